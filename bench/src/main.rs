@@ -1,0 +1,2 @@
+//! Benchmarks: `cargo run --release -p blkswitch-bench -- message` and its siblings.
+fn main() {}

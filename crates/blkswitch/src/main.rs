@@ -1,0 +1,2 @@
+//! blkswitch: daemon and command line in one binary.
+fn main() {}

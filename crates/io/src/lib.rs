@@ -1,0 +1,1 @@
+//! blkswitch-io: moves the bytes.
