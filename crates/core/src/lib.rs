@@ -1,3 +1,47 @@
-//! blkswitch-core: decides which path every sector of a switch device takes.
+//! blkswitch-core decides which path every sector of a switch device takes.
+//!
+//! A *switch* device is cut into *regions* of one size; a packed table says for every region which *path* (one of
+//! several devices that lead to the same volume) its sectors take. The table begins as round robin and is changed
+//! by messages while I/O runs. This is the device-mapper `switch` target of Linux: same table lines, same messages,
+//! same words in errors. The same files are compiled into a daemon, a library and a kernel module.
+//!
+//! Contract of the whole crate: no I/O, no clock, no threads, no allocation, no `unsafe`, no dependency; storage is
+//! an argument. Nothing here panics, whatever the input. Everything a kernel calls (all but `Display`) compiles to
+//! code without a symbol of libcore.
+//!
+//! ```
+//! use core::sync::atomic::AtomicU64;
+//! use blkswitch_core::switch::{Geometry, Map, Message, Route};
+//!
+//! // 2048 sectors, 3 paths, regions of 128 sectors: 16 regions. Zeroed storage is round robin.
+//! let geometry = Geometry::new(2048, 3, 128)?;
+//! let storage: Vec<AtomicU64> = (0..geometry.nr_slots()).map(|_| AtomicU64::new(0)).collect();
+//! let map = Map::new(geometry, storage).expect("the storage is as long as asked for");
+//! assert_eq!(map.route(130), Route { path: 1, left: 126 });
+//!
+//! // The first seven regions to paths 0 1 2 0 1 2 1.
+//! Message::new().apply_text(&map, b"0:0 :1 :2 :0 :1 :2 :1", true).map_err(|(_, error)| error)?;
+//! assert_eq!(map.path(6), Some(1));
+//!
+//! // Read the map back: as runs of equal regions ...
+//! let run = map.runs(6, 16).next().unwrap();
+//! assert_eq!((run.start, run.count, run.path), (6, 2, 1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Inside this crate paths are written `super::`, never from the crate's root: the kernel module takes these files
+//! in as a module of its own.
+
 #![no_std]
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "model")]
+extern crate std;
+
+pub mod args;
+pub mod error;
+#[cfg(feature = "model")]
+pub mod model;
+pub mod switch;
+pub mod table;
+pub mod units;

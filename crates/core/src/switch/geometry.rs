@@ -1,0 +1,225 @@
+//! What is fixed when a table is loaded: sizes, how entries are packed, and how to divide without a division.
+//!
+//! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are below 2^54
+//! ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector or region number are ignored.
+
+use core::num::NonZeroU64;
+
+use super::super::error::Error;
+use super::super::units::MAX_DEVICE_SECTORS;
+
+/// Most paths: the kernel keeps the target's paths in one allocation of at most 4 MiB, 16 bytes a path.
+pub const MAX_PATHS: u32 = 262_141;
+/// Most sectors in a region: what 32 bits hold.
+pub const MAX_REGION_SIZE: u32 = u32::MAX;
+
+/// Bits of a sector or region number: [`MAX_DEVICE_SECTORS`] has as many.
+const NUMBER_BITS: u32 = u64::BITS - MAX_DEVICE_SECTORS.leading_zeros();
+/// Moves a number to the top of a word.
+const TO_TOP: u32 = u64::BITS - NUMBER_BITS;
+/// log2 of the bits in a slot.
+const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
+
+/// Division of a number below 2^54 by a constant: one multiplication, keeping the high half, and a shift.
+///
+/// Exact: let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) / d). Then
+/// m d = 2^(54+L) + e with 0 <= e < d <= 2^L. For n < 2^54 write n = q d + r with r < d:
+///
+/// ```text
+/// n m / 2^(54+L) = n (2^(54+L) + e) / (d 2^(54+L)) = q + r/d + (n / 2^54) (e / 2^L) / d
+/// ```
+///
+/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum lies
+/// in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
+/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: d > 2^(L-1)
+/// gives m <= 2^55 (for L = 0, d = 1, m = 2^54).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reciprocal {
+    multiplier: u64,
+    shift: u32,
+}
+
+impl Reciprocal {
+    fn new(divisor: u32) -> Option<Self> {
+        let divisor = NonZeroU64::new(u64::from(divisor))?;
+        let shift = u64::BITS.wrapping_sub(divisor.get().wrapping_sub(1).leading_zeros());
+        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder is
+        // below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
+        let one = 1u64 << NUMBER_BITS;
+        let (high, remainder) = (one / divisor, (one % divisor).wrapping_shl(shift));
+        let low = remainder.wrapping_add(divisor.get().wrapping_sub(1)) / divisor;
+        Some(Self { multiplier: high.wrapping_shl(shift).wrapping_add(low), shift })
+    }
+
+    #[inline]
+    const fn divide(self, number: u64) -> u64 {
+        let product = (number << TO_TOP) as u128 * self.multiplier as u128;
+        ((product >> u64::BITS) as u64).wrapping_shr(self.shift)
+    }
+}
+
+/// Everything about a switch target that does not change while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    by_region_size: Reciprocal,
+    by_num_paths: Reciprocal,
+    nr_regions: u64,
+    len_sectors: u64,
+    region_size: u32,
+    num_paths: u32,
+    entry_bits_log2: u32,
+}
+
+impl Geometry {
+    /// A target of `len_sectors` sectors with `num_paths` paths and regions of `region_size` sectors.
+    ///
+    /// ```
+    /// use blkswitch_core::switch::Geometry;
+    /// let geometry = Geometry::new(41_963_520, 2, 30_720)?;
+    /// assert_eq!(geometry.nr_regions(), 1366);
+    /// # Ok::<(), blkswitch_core::error::Error>(())
+    /// ```
+    pub fn new(len_sectors: u64, num_paths: u32, region_size: u32) -> Result<Self, Error> {
+        if num_paths > MAX_PATHS {
+            return Err(Error::NumPaths { at: 0 });
+        }
+        let by_num_paths = Reciprocal::new(num_paths).ok_or(Error::NumPaths { at: 0 })?;
+        let by_region_size = Reciprocal::new(region_size).ok_or(Error::RegionSize { at: 1 })?;
+        if len_sectors == 0 {
+            return Err(Error::ZeroLength);
+        }
+        if len_sectors > MAX_DEVICE_SECTORS {
+            return Err(Error::TooLarge { start: 0, len: len_sectors });
+        }
+        let nr_regions = by_region_size.divide(len_sectors.wrapping_sub(1)).wrapping_add(1);
+        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come from
+        // shifts instead of another division, and an entry can be worked on many at a time. It costs at most
+        // twice the memory of the exact width (5 paths: 4 bits instead of 3).
+        let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros());
+        let entry_bits_log2 = u32::BITS.wrapping_sub(path_bits.saturating_sub(1).leading_zeros());
+        let geometry = Self {
+            by_region_size,
+            by_num_paths,
+            nr_regions,
+            len_sectors,
+            region_size,
+            num_paths,
+            entry_bits_log2,
+        };
+        match usize::try_from(geometry.slots()) {
+            Ok(slots) if slots <= isize::MAX as usize / size_of::<u64>() => Ok(geometry),
+            _ => Err(Error::RegionTableTooLarge { regions: nr_regions }),
+        }
+    }
+
+    /// Sectors of the target.
+    #[must_use]
+    pub const fn len_sectors(&self) -> u64 {
+        self.len_sectors
+    }
+
+    /// Sectors in a region; the last one of a target may be shorter.
+    #[must_use]
+    pub const fn region_size(&self) -> u32 {
+        self.region_size
+    }
+
+    /// How many paths there are.
+    #[must_use]
+    pub const fn num_paths(&self) -> u32 {
+        self.num_paths
+    }
+
+    /// How many regions there are, at least 1.
+    #[must_use]
+    pub const fn nr_regions(&self) -> u64 {
+        self.nr_regions
+    }
+
+    /// How many 64-bit words a [`super::Map`] of this geometry needs.
+    #[must_use]
+    pub const fn nr_slots(&self) -> usize {
+        // `new` has seen to it that this loses nothing.
+        self.slots() as usize
+    }
+
+    /// The region a sector (counted from the target's start) lies in.
+    #[inline]
+    #[must_use]
+    pub const fn region_of(&self, sector: u64) -> u64 {
+        self.by_region_size.divide(sector)
+    }
+
+    /// First sector and length in sectors of a region; `None` past the last one.
+    #[must_use]
+    pub const fn region_extent(&self, region: u64) -> Option<(u64, u64)> {
+        if region >= self.nr_regions {
+            return None;
+        }
+        let start = region.wrapping_mul(self.region_size as u64);
+        let left = self.len_sectors.wrapping_sub(start);
+        let size = self.region_size as u64;
+        Some((start, if left < size { left } else { size }))
+    }
+
+    /// The path a region has before any message: round robin.
+    #[inline]
+    #[must_use]
+    pub const fn default_path(&self, region: u64) -> u32 {
+        let region = region & (u64::MAX >> TO_TOP);
+        let rounds = self.by_num_paths.divide(region);
+        region.wrapping_sub(rounds.wrapping_mul(self.num_paths as u64)) as u32
+    }
+
+    /// A sector number without the bits no sector number has.
+    #[inline]
+    pub(super) const fn valid_sector_bits(sector: u64) -> u64 {
+        sector & (u64::MAX >> TO_TOP)
+    }
+
+    /// log2 of the bits of an entry: 0 to 5.
+    #[inline]
+    pub(super) const fn entry_bits_log2(&self) -> u32 {
+        self.entry_bits_log2
+    }
+
+    /// Bits of an entry: 1, 2, 4, 8, 16 or 32.
+    #[inline]
+    pub(super) const fn entry_bits(&self) -> u32 {
+        1u32.wrapping_shl(self.entry_bits_log2)
+    }
+
+    /// The lowest entry's bits in a slot.
+    #[inline]
+    pub(super) const fn entry_mask(&self) -> u64 {
+        u64::MAX.wrapping_shr(u64::BITS.wrapping_sub(self.entry_bits()))
+    }
+
+    /// log2 of the entries in a slot: 1 to 6.
+    #[inline]
+    pub(super) const fn slot_entries_log2(&self) -> u32 {
+        SLOT_BITS_LOG2.wrapping_sub(self.entry_bits_log2)
+    }
+
+    /// Entries in a slot: 64, 32, 16, 8, 4 or 2.
+    #[inline]
+    pub(super) const fn slot_entries(&self) -> u64 {
+        1u64.wrapping_shl(self.slot_entries_log2())
+    }
+
+    /// Which slot a region's entry is in.
+    #[inline]
+    pub(super) const fn slot_of(&self, region: u64) -> u64 {
+        region.wrapping_shr(self.slot_entries_log2())
+    }
+
+    /// How many bits up in its slot a region's entry begins.
+    #[inline]
+    pub(super) const fn bit_of(&self, region: u64) -> u32 {
+        (region as u32).wrapping_shl(self.entry_bits_log2) & (u64::BITS - 1)
+    }
+
+    const fn slots(&self) -> u64 {
+        self.slot_of(self.nr_regions.wrapping_sub(1)).wrapping_add(1)
+    }
+}

@@ -1,0 +1,425 @@
+//! Messages: `set_region_mappings` and its arguments, handled one after the other.
+//!
+//! A [`Message`] is the state of one message, the region index. Its arguments come either as words that are split
+//! already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives ([`Message::apply_text`]), so a
+//! message of any length takes bounded memory. The `check_` functions find the same errors without writing: errors
+//! depend on the message and the geometry alone, never on what the map holds, so a message that was checked whole
+//! can be applied without failing.
+//!
+//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an error the message is
+//! over. The caller holds the message lock: one writer at a time. No allocation, no panic, any bytes.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+use super::super::args::Word;
+use super::super::error::Errno;
+use super::geometry::Geometry;
+use super::hex;
+use super::regions::Map;
+use super::text;
+
+/// The kernel's answer to a word that is no message of the target.
+pub const UNRECOGNISED_MESSAGE: &str = "Unrecognised message received.";
+
+/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but digits past the
+/// sixteenth only ever say what leading zeros say, and a chunk that arrives must hold a word whole.
+pub const MAX_WORD_LEN: usize = 4096;
+
+/// What the first word of a message asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Change the map; the arguments are a [`Message`].
+    SetRegionMappings,
+    /// Read the map back. Ours: the kernel's own target does not know it.
+    GetRegionMappings,
+}
+
+/// The command of a message's first word, in any case; `None` is answered with [`UNRECOGNISED_MESSAGE`].
+#[must_use]
+pub fn command(word: &[u8]) -> Option<Command> {
+    if is_word(word, b"set_region_mappings") {
+        Some(Command::SetRegionMappings)
+    } else if is_word(word, b"get_region_mappings") {
+        Some(Command::GetRegionMappings)
+    } else {
+        None
+    }
+}
+
+fn is_word(word: &[u8], lower: &[u8]) -> bool {
+    word.len() == lower.len() && word.iter().zip(lower).all(|(a, b)| a.to_ascii_lowercase() == *b)
+}
+
+/// Why an argument was refused; the numbers are those the kernel prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageErrorKind {
+    /// The argument has none of the three forms.
+    Argument,
+    /// `R` looks back further than region 0, or 0 regions far.
+    CycleLength {
+        /// The cycle length less one; 2^64 - 1 for a length of 0.
+        last: u64,
+        /// The message's index: there are index + 1 regions to look back at.
+        index: u64,
+    },
+    /// `R` writes past the last region.
+    RepeatRange {
+        /// The message's index.
+        index: u64,
+        /// How many regions were to follow it.
+        count: u64,
+        /// How many regions there are.
+        regions: u64,
+    },
+    /// A region there is not.
+    Region {
+        /// The region asked for.
+        region: u64,
+        /// How many regions there are.
+        regions: u64,
+    },
+    /// A path there is not.
+    Path {
+        /// The path asked for.
+        path: u64,
+        /// How many paths there are.
+        paths: u32,
+    },
+}
+
+/// A refused argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageError {
+    /// What is wrong with it.
+    pub kind: MessageErrorKind,
+    /// Which argument of the message it is, counted from 1 (the command itself does not count).
+    pub position: u64,
+}
+
+impl MessageError {
+    /// What the sender of the message gets.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno::Einval
+    }
+
+    /// With the argument's text: `Display` is then the kernel's text to the letter.
+    #[must_use]
+    pub const fn of_argument<'a>(&'a self, argument: Word<'a>) -> OfArgument<'a> {
+        OfArgument { error: self, argument: Some(argument) }
+    }
+
+    /// One sentence that quotes the argument and says what is allowed.
+    #[must_use]
+    pub const fn explain<'a>(&'a self, argument: Word<'a>) -> ExplainMessage<'a> {
+        ExplainMessage { error: self, argument }
+    }
+}
+
+impl core::error::Error for MessageError {}
+
+impl fmt::Display for MessageError {
+    /// The kernel's text; where that quotes the argument, its position is given instead.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        OfArgument { error: self, argument: None }.fmt(f)
+    }
+}
+
+/// A [`MessageError`] and its argument. `Display` is the kernel's text.
+#[derive(Clone, Copy, Debug)]
+pub struct OfArgument<'a> {
+    error: &'a MessageError,
+    argument: Option<Word<'a>>,
+}
+
+impl fmt::Display for OfArgument<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("invalid set_region_mappings ")?;
+        match self.error.kind {
+            MessageErrorKind::Argument => match self.argument {
+                Some(argument) => write!(f, "argument: '{argument}'"),
+                None => write!(f, "argument: number {}", self.error.position),
+            },
+            MessageErrorKind::CycleLength { last, index } => write!(f, "cycle length: {last} > {index}"),
+            MessageErrorKind::RepeatRange { index, count, regions } => {
+                write!(f, "region number: {index} + {count} >= {regions}")
+            }
+            MessageErrorKind::Region { region, regions } => write!(f, "region number: {region} >= {regions}"),
+            MessageErrorKind::Path { path, paths } => write!(f, "device: {path} >= {paths}"),
+        }
+    }
+}
+
+/// A [`MessageError`] as one sentence for people.
+#[derive(Clone, Copy, Debug)]
+pub struct ExplainMessage<'a> {
+    error: &'a MessageError,
+    argument: Word<'a>,
+}
+
+impl fmt::Display for ExplainMessage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "argument {} '{}': ", self.error.position, self.argument)?;
+        match self.error.kind {
+            MessageErrorKind::Argument => f.write_str(
+                "an argument must be <region>:<path>, :<path> or R<cycle>,<count>, the numbers in hexadecimal \
+                 without a prefix",
+            ),
+            MessageErrorKind::CycleLength { last, index } => write!(
+                f,
+                "the cycle length {} must be from 1 to {}, as region {index} is the last one mapped",
+                last.wrapping_add(1),
+                index.saturating_add(1)
+            ),
+            MessageErrorKind::RepeatRange { index, count, regions } => write!(
+                f,
+                "the count {count} must be at most {}, the regions that follow region {index}",
+                regions.saturating_sub(index).saturating_sub(1)
+            ),
+            MessageErrorKind::Region { region, regions } => {
+                let last = regions.saturating_sub(1);
+                write!(f, "the region {region} (hex {region:x}) must be from 0 to {last} (hex {last:x})")
+            }
+            MessageErrorKind::Path { path, paths } => {
+                let last = paths.saturating_sub(1);
+                write!(f, "the path {path} (hex {path:x}) must be from 0 to {last} (hex {last:x})")
+            }
+        }
+    }
+}
+
+/// The state of one `set_region_mappings` message.
+///
+/// ```
+/// # use core::sync::atomic::AtomicU64;
+/// # use blkswitch_core::switch::{Geometry, Map, Message};
+/// # let geometry = Geometry::new(2048, 3, 128)?;
+/// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
+/// // A chunk that ends within a word: what is left over is handed in again with what follows.
+/// let mut message = Message::new();
+/// assert_eq!(message.apply_text(&map, b"0:2 R1,", false), Ok(4));
+/// assert_eq!(message.apply_text(&map, b"R1,f", true), Ok(4));
+/// assert_eq!(map.runs(0, 16).count(), 1);
+///
+/// // What came before the bad argument stays applied.
+/// let (at, error) = Message::new().apply_text(&map, b"5:1 99:0 6:1", true).unwrap_err();
+/// assert_eq!((at, error.position, map.path(5)), (4, 2, Some(1)));
+/// assert_eq!(error.to_string(), "invalid set_region_mappings region number: 153 >= 16");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    index: u64,
+    words: u64,
+}
+
+impl Message {
+    /// A message none of whose arguments were seen yet: its index is 0, so a first `:<path>` maps region 1.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { index: 0, words: 0 }
+    }
+
+    /// The region mapped last.
+    #[must_use]
+    pub const fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// How many arguments there were so far, a refused one included.
+    #[must_use]
+    pub const fn arguments(&self) -> u64 {
+        self.words
+    }
+
+    /// Applies one argument that is split already; its bytes are meant literally.
+    #[inline]
+    pub fn apply_word<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &Map<S>,
+        word: &[u8],
+    ) -> Result<(), MessageError> {
+        self.word(map, word)
+    }
+
+    /// Would [`Message::apply_word`] take this argument?
+    pub fn check_word(&mut self, geometry: &Geometry, word: &[u8]) -> Result<(), MessageError> {
+        self.word(geometry, word)
+    }
+
+    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole words are taken:
+    /// returns how many bytes were, and the caller puts the rest (at most [`MAX_WORD_LEN`] bytes) before the next
+    /// chunk. With an error comes where in the text its argument begins.
+    pub fn apply_text<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &Map<S>,
+        text: &[u8],
+        last: bool,
+    ) -> Result<usize, (usize, MessageError)> {
+        text::run(self, map, text, last)
+    }
+
+    /// Would [`Message::apply_text`] take this text?
+    pub fn check_text(
+        &mut self,
+        geometry: &Geometry,
+        text: &[u8],
+        last: bool,
+    ) -> Result<usize, (usize, MessageError)> {
+        text::run(self, geometry, text, last)
+    }
+
+    #[inline]
+    pub(super) fn word<T: Table>(&mut self, table: &T, word: &[u8]) -> Result<(), MessageError> {
+        match Argument::parse(word) {
+            Some((argument, [])) => self.execute(table, argument),
+            _ => Err(self.refuse_word()),
+        }
+    }
+
+    /// Counts an argument and refuses it for its form.
+    #[cold]
+    pub(super) fn refuse_word(&mut self) -> MessageError {
+        self.words = self.words.wrapping_add(1);
+        MessageError { kind: MessageErrorKind::Argument, position: self.words }
+    }
+
+    /// Counts an argument, checks its numbers and applies it.
+    #[inline]
+    pub(super) fn execute<T: Table>(&mut self, table: &T, argument: Argument) -> Result<(), MessageError> {
+        self.words = self.words.wrapping_add(1);
+        match argument {
+            Argument::Map { region, path } => self.map(table, region, path),
+            Argument::MapNext { path } => self.map(table, self.index.wrapping_add(1), path),
+            Argument::Repeat { cycle, count } => self.repeat(table, cycle, count),
+        }
+        .map_err(|kind| MessageError { kind, position: self.words })
+    }
+
+    #[inline]
+    fn map<T: Table>(&mut self, table: &T, region: u64, path: u64) -> Result<(), MessageErrorKind> {
+        let (regions, paths) = (table.geometry().nr_regions(), table.geometry().num_paths());
+        if region >= regions {
+            return Err(MessageErrorKind::Region { region, regions });
+        }
+        if path >= u64::from(paths) {
+            return Err(MessageErrorKind::Path { path, paths });
+        }
+        table.map(region, path as u32);
+        self.index = region;
+        Ok(())
+    }
+
+    fn repeat<T: Table>(&mut self, table: &T, cycle: u64, count: u64) -> Result<(), MessageErrorKind> {
+        let (index, regions) = (self.index, table.geometry().nr_regions());
+        let last = cycle.wrapping_sub(1);
+        if last > index {
+            return Err(MessageErrorKind::CycleLength { last, index });
+        }
+        match index.checked_add(count) {
+            Some(end) if end < regions => {
+                table.repeat(index, cycle, count);
+                self.index = end;
+                Ok(())
+            }
+            _ => Err(MessageErrorKind::RepeatRange { index, count, regions }),
+        }
+    }
+
+    /// Counts `count` arguments `:<path>` that something faster has applied.
+    #[inline]
+    pub(super) const fn advance(&mut self, count: u64) {
+        self.index = self.index.wrapping_add(count);
+        self.words = self.words.wrapping_add(count);
+    }
+}
+
+/// An argument by its form; nothing about its numbers is checked yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Argument {
+    /// `<region>:<path>`
+    Map { region: u64, path: u64 },
+    /// `:<path>`
+    MapNext { path: u64 },
+    /// `R<cycle>,<count>`
+    Repeat { cycle: u64, count: u64 },
+}
+
+impl Argument {
+    /// The argument a text begins with, and what follows it.
+    #[inline]
+    pub(super) fn parse(text: &[u8]) -> Option<(Self, &[u8])> {
+        match text.split_first()? {
+            (b':', rest) => {
+                let (path, rest) = hex::number(rest)?;
+                Some((Self::MapNext { path }, rest))
+            }
+            (b'R' | b'r', rest) => {
+                let (cycle, rest) = hex::number(rest)?;
+                let (count, rest) = hex::number(rest.strip_prefix(b",")?)?;
+                Some((Self::Repeat { cycle, count }, rest))
+            }
+            _ => {
+                let (region, rest) = hex::number(text)?;
+                let (path, rest) = hex::number(rest.strip_prefix(b":")?)?;
+                Some((Self::Map { region, path }, rest))
+            }
+        }
+    }
+}
+
+/// What arguments act on: a map, or for a check only its geometry.
+pub(super) trait Table {
+    fn geometry(&self) -> &Geometry;
+    /// Sends a region to a path, both in range.
+    fn map(&self, region: u64, path: u32);
+    /// Repeats the `cycle` regions up to `index` over the `count` regions after it, all in range.
+    fn repeat(&self, index: u64, cycle: u64, count: u64);
+    /// Slot `slot`'s word, where only whole words are changed.
+    fn slot(&self, slot: u64) -> u64;
+    /// Replaces the bits of `mask` in slot `slot`.
+    fn merge_slot(&self, slot: u64, word: u64, mask: u64);
+}
+
+impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
+    #[inline]
+    fn geometry(&self) -> &Geometry {
+        self.geometry()
+    }
+
+    #[inline]
+    fn map(&self, region: u64, path: u32) {
+        self.store_path(region, path);
+    }
+
+    fn repeat(&self, index: u64, cycle: u64, count: u64) {
+        self.repeat(index, cycle, count);
+    }
+
+    #[inline]
+    fn slot(&self, slot: u64) -> u64 {
+        self.slot(slot)
+    }
+
+    #[inline]
+    fn merge_slot(&self, slot: u64, word: u64, mask: u64) {
+        self.merge_slot(slot, word, mask);
+    }
+}
+
+impl Table for Geometry {
+    fn geometry(&self) -> &Geometry {
+        self
+    }
+
+    fn map(&self, _region: u64, _path: u32) {}
+
+    fn repeat(&self, _index: u64, _cycle: u64, _count: u64) {}
+
+    fn slot(&self, _slot: u64) -> u64 {
+        0
+    }
+
+    fn merge_slot(&self, _slot: u64, _word: u64, _mask: u64) {}
+}

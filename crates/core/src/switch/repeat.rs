@@ -1,0 +1,120 @@
+//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time.
+//!
+//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c, and entries are
+//! differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole word is copied from an unaligned place
+//! and the same number subtracted modulo n in all of its entries at once.
+//!
+//! Contract: the ranges are checked by the caller; one writer.
+
+use core::sync::atomic::AtomicU64;
+
+use super::geometry::Geometry;
+use super::regions::Map;
+
+impl<S: AsRef<[AtomicU64]>> Map<S> {
+    /// Repeats the `cycle` regions up to and with `index` over the `count` regions after it.
+    pub(super) fn repeat(&self, index: u64, cycle: u64, count: u64) {
+        let geometry = self.geometry();
+        if geometry.num_paths() == 1 {
+            return;
+        }
+        let slot_entries = geometry.slot_entries();
+        // A word's source must be complete before the word is begun, so words are copied from at least a word
+        // away: the smallest multiple of the cycle that is. The regions before it repeats itself are done singly.
+        let mut distance = cycle;
+        while distance < slot_entries {
+            distance = distance.wrapping_add(cycle);
+        }
+        let mut region = index.wrapping_add(1);
+        let end = region.wrapping_add(count);
+        let periodic = region.wrapping_add(distance.wrapping_sub(cycle));
+        let aligned = periodic.wrapping_add(slot_entries).wrapping_sub(1) & slot_entries.wrapping_neg();
+        let change = u64::from(geometry.default_path(cycle));
+        let num_paths = u64::from(geometry.num_paths());
+        while region < aligned.min(end) {
+            let entry = self.entry(region.wrapping_sub(cycle));
+            let borrow = if entry < change { num_paths } else { 0 };
+            self.store_entry(region, entry.wrapping_add(borrow).wrapping_sub(change));
+            region = region.wrapping_add(1);
+        }
+        if region < end {
+            self.repeat_words(region, end, distance);
+        }
+    }
+
+    /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before it.
+    fn repeat_words(&self, region: u64, end: u64, distance: u64) {
+        let geometry = self.geometry();
+        let slot_entries = geometry.slot_entries();
+        let difference = Difference::new(geometry, distance);
+        let source = region.wrapping_sub(distance);
+        let shift = geometry.bit_of(source);
+        let mut source = geometry.slot_of(source);
+        let mut slot = geometry.slot_of(region);
+        let mut left = end.wrapping_sub(region);
+        while left > 0 {
+            let low = self.slot(source).wrapping_shr(shift);
+            // Up by 64 - shift in two steps, as that may be 64.
+            let high = self.slot(source.wrapping_add(1)).wrapping_shl(63u32.wrapping_sub(shift)) << 1;
+            let word = difference.subtract(low | high);
+            if left < slot_entries {
+                let bits = (left as u32).wrapping_shl(geometry.entry_bits_log2());
+                return self.merge_slot(slot, word, 1u64.wrapping_shl(bits).wrapping_sub(1));
+            }
+            self.store_slot(slot, word);
+            left = left.wrapping_sub(slot_entries);
+            slot = slot.wrapping_add(1);
+            source = source.wrapping_add(1);
+        }
+    }
+}
+
+/// Subtracts one number modulo the number of paths from every entry of a word.
+///
+/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room above it. There
+/// x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits + 1` of t + (2^(bits + 1) - n).
+struct Difference {
+    /// 0 if there is nothing to subtract.
+    change: u32,
+    bits: u32,
+    num_paths: u64,
+    /// A 1 in each even entry.
+    ones: u64,
+}
+
+impl Difference {
+    fn new(geometry: &Geometry, number: u64) -> Self {
+        let bits = geometry.entry_bits();
+        let (mut ones, mut width) = (1u64, bits.wrapping_mul(2));
+        while width < u64::BITS {
+            ones |= ones.wrapping_shl(width);
+            width = width.wrapping_mul(2);
+        }
+        Self { change: geometry.default_path(number), bits, num_paths: u64::from(geometry.num_paths()), ones }
+    }
+
+    #[inline]
+    fn subtract(&self, word: u64) -> u64 {
+        if self.change == 0 {
+            return word;
+        }
+        if self.bits == 1 {
+            // Two paths: 1 is its own negative. (No room for the general way.)
+            return !word;
+        }
+        let even = self.ones.wrapping_shl(self.bits).wrapping_sub(self.ones);
+        let low = self.subtract_even(word & even);
+        let high = self.subtract_even(word.wrapping_shr(self.bits) & even);
+        low | high.wrapping_shl(self.bits)
+    }
+
+    #[inline]
+    fn subtract_even(&self, entries: u64) -> u64 {
+        let top = self.bits.wrapping_add(1);
+        let sum =
+            entries.wrapping_add(self.ones.wrapping_mul(self.num_paths.wrapping_sub(u64::from(self.change))));
+        let bias = self.ones.wrapping_mul(1u64.wrapping_shl(top).wrapping_sub(self.num_paths));
+        let too_large = sum.wrapping_add(bias).wrapping_shr(top) & self.ones;
+        sum.wrapping_sub(too_large.wrapping_mul(self.num_paths))
+    }
+}

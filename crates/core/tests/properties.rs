@@ -1,0 +1,258 @@
+//! The real thing against the naive model, on random input.
+
+use core::sync::atomic::AtomicU64;
+
+use blkswitch_core::args::{Words, split_in_place};
+use blkswitch_core::model::{self, Model};
+use blkswitch_core::switch::{Geometry, Map, Message};
+use blkswitch_core::units::MAX_DEVICE_SECTORS;
+use proptest::prelude::*;
+
+type BoxedMap = Map<Box<[AtomicU64]>>;
+
+fn new_map(len: u64, num_paths: u32, region_size: u32) -> BoxedMap {
+    let geometry = Geometry::new(len, num_paths, region_size).unwrap();
+    Map::new(geometry, bytemuck::zeroed_slice_box(geometry.nr_slots())).unwrap()
+}
+
+fn paths(map: &BoxedMap) -> Vec<u32> {
+    (0..map.geometry().nr_regions()).map(|region| map.path(region).unwrap()).collect()
+}
+
+/// Applies `text` in chunks that end at `cuts`; returns what [`Model::message`] does.
+fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, String)> {
+    let mut message = Message::new();
+    let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
+    ends.push(text.len());
+    ends.sort_unstable();
+    let mut taken = 0;
+    for (number, &end) in ends.iter().enumerate() {
+        let last = number + 1 == ends.len();
+        match message.apply_text(map, &text[taken..end], last) {
+            Ok(len) => taken += len,
+            Err((at, error)) => {
+                let word = Words::new(&text[taken + at..]).next().unwrap();
+                return Err((error.position as usize, error.of_argument(word).to_string()));
+            }
+        }
+    }
+    assert_eq!(taken, text.len());
+    Ok(())
+}
+
+/// The same with words that are split first.
+fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
+    let mut text = text.to_vec();
+    let mut message = Message::new();
+    for word in split_in_place(&mut text) {
+        message.apply_word(map, word).map_err(|error| {
+            let argument = blkswitch_core::args::Word::literal(word);
+            (error.position as usize, error.of_argument(argument).to_string())
+        })?;
+    }
+    Ok(())
+}
+
+fn check(geometry: &Geometry, text: &[u8]) -> Result<(), usize> {
+    match Message::new().check_text(geometry, text, true) {
+        Ok(len) => {
+            assert_eq!(len, text.len());
+            Ok(())
+        }
+        Err((_, error)) => Err(error.position as usize),
+    }
+}
+
+/// Arguments that are mostly right for about this many regions and paths.
+fn argument(regions: u64, num_paths: u32) -> impl Strategy<Value = Vec<u8>> {
+    let path = 0..num_paths;
+    prop_oneof![
+        8 => path.clone().prop_map(|path| format!(":{path:x}")),
+        3 => (0..regions, path.clone()).prop_map(|(region, path)| format!("{region:x}:{path:X}")),
+        3 => (1..40u64, 0..=regions / 2).prop_map(|(cycle, count)| format!("R{cycle:x},{count:x}")),
+        1 => (0..=num_paths).prop_map(|cycle| format!("r{cycle:x},{:x}", u64::from(cycle) * 3)),
+        1 => (any::<u64>(), any::<u64>()).prop_map(|(region, path)| format!("{region:x}:{path:x}")),
+        1 => (0..regions + 2, 0..num_paths + 2).prop_map(|(region, path)| format!("00{region:x}:0{path:x}")),
+        1 => "[0-9a-fR:,x\\\\ ]{1,6}",
+    ]
+    .prop_map(String::into_bytes)
+}
+
+fn message(regions: u64, num_paths: u32) -> impl Strategy<Value = Vec<u8>> {
+    let blank = prop_oneof![20 => Just(&b" "[..]), 1 => Just(&b"\t"[..]), 1 => Just(&b"  \n"[..])];
+    prop::collection::vec((argument(regions, num_paths), blank), 0..60).prop_map(|arguments| {
+        let mut text = Vec::new();
+        for (argument, blank) in arguments {
+            text.extend_from_slice(blank);
+            text.extend_from_slice(&argument);
+        }
+        text
+    })
+}
+
+fn shape() -> impl Strategy<Value = (u64, u32, u32)> {
+    let num_paths = prop_oneof![
+        1u32..20,
+        prop::sample::select(vec![2, 3, 4, 5, 8, 15, 16, 17, 255, 256, 257, 65535, 65536, 65537, 262_141])
+    ];
+    (1u64..700, num_paths, 1u32..4)
+}
+
+fn case() -> impl Strategy<Value = ((u64, u32, u32), Vec<Vec<u8>>, Vec<usize>)> {
+    shape().prop_flat_map(|(len, num_paths, region_size)| {
+        let regions = len.div_ceil(u64::from(region_size));
+        (
+            Just((len, num_paths, region_size)),
+            prop::collection::vec(message(regions, num_paths), 1..5),
+            prop::collection::vec(any::<usize>(), 0..6),
+        )
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn messages_do_what_the_model_does(((len, num_paths, region_size), messages, cuts) in case()) {
+        let mut model = Model::new(len, num_paths, region_size);
+        let whole = new_map(len, num_paths, region_size);
+        let chunked = new_map(len, num_paths, region_size);
+        let words = new_map(len, num_paths, region_size);
+        for text in &messages {
+            let expected = model.message(text);
+            prop_assert_eq!(&apply(&whole, text, &[]), &expected);
+            prop_assert_eq!(&apply(&chunked, text, &cuts), &expected);
+            prop_assert_eq!(&apply_words(&words, text), &expected);
+            prop_assert_eq!(check(whole.geometry(), text), expected.map_err(|(position, _)| position));
+            prop_assert_eq!(&paths(&whole), &model.paths);
+            prop_assert_eq!(&paths(&chunked), &model.paths);
+            prop_assert_eq!(&paths(&words), &model.paths);
+        }
+        for sector in 0..len {
+            let route = whole.route(sector);
+            prop_assert_eq!((route.path, route.left), model.route(sector));
+        }
+    }
+
+    #[test]
+    fn one_repeat_does_what_the_model_does(
+        (len, num_paths, region_size) in shape(),
+        seed in prop::collection::vec(any::<u32>(), 1..200),
+        index in any::<u64>(), cycle in any::<u64>(), count in any::<u64>(),
+    ) {
+        let mut model = Model::new(len, num_paths, region_size);
+        let map = new_map(len, num_paths, region_size);
+        let regions = map.geometry().nr_regions();
+        let index = index % regions;
+        let mut text = Vec::new();
+        for (region, path) in (0..regions).zip(&seed) {
+            text.extend_from_slice(format!("{region:x}:{:x} ", path % num_paths).as_bytes());
+        }
+        let repeat = format!("{index:x}:0 R{:x},{:x}", 1 + cycle % (index + 1), count % (regions - index));
+        text.extend_from_slice(repeat.as_bytes());
+        prop_assert_eq!(model.message(&text), Ok(()));
+        prop_assert_eq!(apply(&map, &text, &[]), Ok(()));
+        prop_assert_eq!(paths(&map), model.paths);
+    }
+
+    #[test]
+    fn words_are_the_model_s(text in prop::collection::vec(
+        prop_oneof![Just(b' '), Just(b'\\'), Just(b'a'), Just(0xa0), any::<u8>()], 0..40)) {
+        let expected = model::split(&text);
+        let words: Vec<Vec<u8>> = Words::new(&text).map(|word| word.bytes().collect()).collect();
+        prop_assert_eq!(&words, &expected);
+        let mut text = text;
+        let words: Vec<Vec<u8>> = split_in_place(&mut text).map(<[u8]>::to_vec).collect();
+        prop_assert_eq!(&words, &expected);
+    }
+
+    #[test]
+    fn runs_cover_the_map((len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
+                          from in 0u64..800, to in 0u64..800) {
+        let map = new_map(len, num_paths, region_size);
+        let regions = map.geometry().nr_regions();
+        for (region, path) in edits {
+            prop_assert!(map.set(region % regions, path % num_paths));
+        }
+        prop_assert!(!map.set(regions, 0) && !map.set(0, num_paths));
+        let mut next = from;
+        let mut before = None;
+        for run in map.runs(from, to) {
+            prop_assert_eq!(run.start, next);
+            prop_assert!(run.count > 0 && Some(run.path) != before);
+            prop_assert!((run.start..run.start + run.count).all(|region| map.path(region) == Some(run.path)));
+            next += run.count;
+            before = Some(run.path);
+        }
+        prop_assert_eq!(next.max(from), to.min(regions).max(from));
+        let changed = (from..to.min(regions)).find(|&region| map.path(region) != Some((region % u64::from(num_paths)) as u32));
+        prop_assert_eq!(map.next_changed(from, to), changed);
+    }
+
+    #[test]
+    fn divisions_are_exact(size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>()) {
+        let Ok(geometry) = Geometry::new(MAX_DEVICE_SECTORS, num_paths, size) else {
+            return Ok(());
+        };
+        let size = u64::from(size);
+        prop_assert_eq!(geometry.nr_regions(), MAX_DEVICE_SECTORS.div_ceil(size));
+        // The sector itself, and the neighbourhood of a region boundary, where a wrong quotient shows first.
+        let boundary = near % geometry.nr_regions() * size;
+        for sector in [sector, boundary.saturating_sub(1), boundary, boundary + 1] {
+            let sector = sector.min(MAX_DEVICE_SECTORS);
+            prop_assert_eq!(geometry.region_of(sector), sector / size);
+            prop_assert_eq!(geometry.default_path(sector), (sector % u64::from(num_paths)) as u32);
+        }
+    }
+
+    #[test]
+    fn any_sector_has_a_route((len, num_paths, region_size) in shape(), sector in any::<u64>()) {
+        let route = new_map(len, num_paths, region_size).route(sector);
+        prop_assert!(route.path < num_paths && route.left >= 1 && route.left <= u64::from(region_size));
+    }
+}
+
+fn interesting_u32() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        1u32..=u32::MAX,
+        (0u32..32, -2i64..3).prop_map(|(bit, near)| ((1i64 << bit) + near).max(1) as u32),
+        (0i64..4).prop_map(|near| (i64::from(u32::MAX) - near) as u32),
+        prop::sample::select(vec![100, 128, 30_720, 1, 2, 3, 7])
+    ]
+}
+
+fn interesting_sector() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..=MAX_DEVICE_SECTORS,
+        (0u32..54, -2i64..3).prop_map(|(bit, near)| ((1i64 << bit) + near).max(0) as u64),
+        (0..4u64).prop_map(|near| MAX_DEVICE_SECTORS - near)
+    ]
+}
+
+#[test]
+fn short_storage_is_given_back() {
+    let geometry = Geometry::new(65, 2, 1).unwrap();
+    assert_eq!(geometry.nr_slots(), 2);
+    let storage: Box<[AtomicU64]> = bytemuck::zeroed_slice_box(1);
+    assert_eq!(Map::new(geometry, storage).unwrap_err().len(), 1);
+}
+
+#[test]
+fn a_word_past_the_limit_is_refused_however_it_arrives() {
+    use blkswitch_core::switch::message::{MAX_WORD_LEN, MessageErrorKind};
+    let map = new_map(16, 3, 1);
+    let longest = format!("5:{:0>1$}", 2, MAX_WORD_LEN - 2);
+    let escaped = format!("5:{:0>1$}\\2", "", MAX_WORD_LEN - 4);
+    for text in [&longest, &escaped] {
+        assert_eq!(apply(&map, text.as_bytes(), &[]), Ok(()));
+        assert_eq!(map.path(5), Some(2));
+        assert!(map.set(5, 0));
+    }
+    for text in [format!("{longest}0"), format!("0{escaped}")] {
+        for (chunk, last) in [(text.clone(), true), (format!("{text} "), false), (text, false)] {
+            let (at, error) = Message::new().apply_text(&map, chunk.as_bytes(), last).unwrap_err();
+            assert_eq!((at, error.kind), (0, MessageErrorKind::Argument));
+        }
+    }
+    assert_eq!(map.path(5), Some(0));
+}
