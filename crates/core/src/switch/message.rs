@@ -22,6 +22,11 @@ use super::text;
 /// The kernel's answer to a word that is no message of the target.
 pub const UNRECOGNISED_MESSAGE: &str = "Unrecognised message received.";
 
+/// The device-mapper core's answer to a message without a word.
+pub const EMPTY_MESSAGE: &str = "Empty message received.";
+/// The device-mapper core's answer to a message for a sector no target has.
+pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
+
 /// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but digits past the
 /// sixteenth only ever say what leading zeros say, and a chunk that arrives must hold a word whole.
 pub const MAX_WORD_LEN: usize = 4096;
