@@ -1,1 +1,3 @@
 //! blkswitch-io: moves the bytes.
+
+pub mod export;

@@ -1,0 +1,3 @@
+//! How a device is offered to its users: one folder per protocol.
+
+pub mod nbd;
