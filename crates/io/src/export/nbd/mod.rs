@@ -22,6 +22,8 @@ pub mod handshake;
 pub mod proto;
 pub mod reply;
 pub mod session;
+#[cfg(test)]
+mod testing;
 
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
