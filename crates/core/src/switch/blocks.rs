@@ -79,10 +79,10 @@ fn paths(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set afterwards says "at least".
     let ascii = text & !TOPS;
     let decimal = ascii ^ (0x30 * ONES);
-    let letter = (ascii | 0x20 * ONES) ^ (0x60 * ONES);
+    let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
     let is_decimal = !(decimal.wrapping_add((0x80 - 10) * ONES));
     let is_letter = letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
-    let values = (ascii & 0x0f * ONES).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
+    let values = (ascii & (0x0f * ONES)).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
     let too_large = values.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(num_paths)));
     let wrong = (!(is_decimal | is_letter) | too_large | text) & TOPS;
     if others | wrong == 0 { Some(values) } else { None }
