@@ -174,7 +174,7 @@ impl<'a> Iterator for SplitInPlace<'a> {
         let (word, rest) = text.split_at_mut_checked(len)?;
         self.rest = rest;
         let len = if escaped { remove_backslashes(word) } else { word.len() };
-        match (&*word).split_at_checked(len) {
+        match word.split_at_checked(len) {
             Some((word, _)) if !word.is_empty() => Some(word),
             _ => None,
         }
