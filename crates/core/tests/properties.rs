@@ -98,7 +98,10 @@ fn shape() -> impl Strategy<Value = (u64, u32, u32)> {
     (1u64..700, num_paths, 1u32..4)
 }
 
-fn case() -> impl Strategy<Value = ((u64, u32, u32), Vec<Vec<u8>>, Vec<usize>)> {
+/// Length, paths and region size of a target, messages for it, and where to cut them.
+type Case = ((u64, u32, u32), Vec<Vec<u8>>, Vec<usize>);
+
+fn case() -> impl Strategy<Value = Case> {
     shape().prop_flat_map(|(len, num_paths, region_size)| {
         let regions = len.div_ceil(u64::from(region_size));
         (
@@ -132,6 +135,31 @@ proptest! {
             let route = whole.route(sector);
             prop_assert_eq!((route.path, route.left), model.route(sector));
         }
+    }
+
+    #[test]
+    fn long_runs_do_what_the_model_does(
+        num_paths in 1u32..18, len in 1u64..400, region_size in 1u32..3, start in 0u64..200,
+        digits in prop::collection::vec(any::<u32>(), 0..300), capital in any::<bool>(),
+        wrong in prop::option::weighted(0.7, (any::<usize>(), prop_oneof![
+            any::<u8>(), prop::sample::select(b" :0123456789abcdefABCDEFgG@/`\\\tRr,".to_vec())])),
+        cuts in prop::collection::vec(any::<usize>(), 0..3),
+    ) {
+        let mut model = Model::new(len, num_paths, region_size);
+        let map = new_map(len, num_paths, region_size);
+        let mut text = format!("{:x}:0", start % map.geometry().nr_regions());
+        for digit in digits {
+            text.push_str(&format!(" :{:x}", digit % num_paths));
+        }
+        let mut text = if capital { text.to_uppercase() } else { text }.into_bytes();
+        if let Some((at, byte)) = wrong {
+            let at = at % text.len();
+            text[at] = byte;
+        }
+        let expected = model.message(&text);
+        prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
+        prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
+        prop_assert_eq!(paths(&map), model.paths);
     }
 
     #[test]

@@ -383,8 +383,8 @@ pub(super) trait Table {
     fn repeat(&self, index: u64, cycle: u64, count: u64);
     /// Slot `slot`'s word, where only whole words are changed.
     fn slot(&self, slot: u64) -> u64;
-    /// Replaces the bits of `mask` in slot `slot`.
-    fn merge_slot(&self, slot: u64, word: u64, mask: u64);
+    /// Replaces slot `slot`'s word.
+    fn store_slot(&self, slot: u64, word: u64);
 }
 
 impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
@@ -408,8 +408,8 @@ impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
     }
 
     #[inline]
-    fn merge_slot(&self, slot: u64, word: u64, mask: u64) {
-        self.merge_slot(slot, word, mask);
+    fn store_slot(&self, slot: u64, word: u64) {
+        self.store_slot(slot, word);
     }
 }
 
@@ -426,5 +426,5 @@ impl Table for Geometry {
         0
     }
 
-    fn merge_slot(&self, _slot: u64, _word: u64, _mask: u64) {}
+    fn store_slot(&self, _slot: u64, _word: u64) {}
 }

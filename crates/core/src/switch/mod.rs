@@ -3,6 +3,7 @@
 //! [`params`] reads the table line, [`geometry`] knows everything that is fixed then, [`regions`] is the table
 //! every request looks at, [`message`] changes it, [`compact`] writes it out again.
 
+mod blocks;
 pub mod geometry;
 mod hex;
 pub mod message;

@@ -1,12 +1,13 @@
 //! Arguments of a message straight from its text.
 //!
-//! Three speeds, one meaning: blocks of `:<digit>` many at a time ([`blocks`], the form a whole map is sent in), an
+//! Three speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is sent in), an
 //! argument read where it stands, and, for whatever is left (backslashes, cut words, errors), a word split off first.
 //! The faster ways only take what they are sure of and leave everything else to the last.
 //!
 //! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
+use super::blocks;
 use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
 
 /// See [`Message::apply_text`].
@@ -18,7 +19,7 @@ pub(super) fn run<T: Table>(
 ) -> Result<usize, (usize, MessageError)> {
     let mut rest = text;
     loop {
-        rest = skip_space(rest);
+        rest = skip_space(blocks::run(message, table, rest));
         let start = text.len().wrapping_sub(rest.len());
         if rest.is_empty() {
             return Ok(start);

@@ -1,0 +1,185 @@
+//! `:<digit>` arguments eight at a time, the form a whole map is sent in.
+//!
+//! Eight arguments, each with one blank before it, are 24 bytes of a known pattern. Their digits stand at every third
+//! byte, and as 3 and 8 have no common factor, the digits of the pattern's three words fall on different bytes: or-ed
+//! together they are one word of eight digits, in a known order (argument k at byte (3 k + 2) mod 8). Everything is done
+//! to all eight at once: are they digits, are they paths, what do they differ from round robin by; then they are
+//! gathered and go to the region table 8, 16 or 32 bits at a time.
+//!
+//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors) is for the slower
+//! ways. For up to 16 paths, whose numbers have one digit. No allocation, no panic.
+
+use super::geometry::Geometry;
+use super::message::{Message, Table};
+
+/// Arguments in a block.
+const BLOCK: u64 = 8;
+/// Most paths whose numbers all have one digit.
+const MAX_BLOCK_PATHS: u32 = 16;
+/// A 1 in every byte.
+const ONES: u64 = 0x0101_0101_0101_0101;
+/// The top bit of every byte.
+const TOPS: u64 = 0x80 * ONES;
+/// The bytes of the digits in the three words of a block.
+const DIGITS: [u64; 3] = [0x0000_ff00_00ff_0000, 0x00ff_0000_ff00_00ff, 0xff00_00ff_0000_ff00];
+/// The three words of a block whose digits are 0 bytes.
+const PATTERN: [u64; 3] = [
+    u64::from_le_bytes(*b" :\0 :\0 :"),
+    u64::from_le_bytes(*b"\0 :\0 :\0 "),
+    u64::from_le_bytes(*b":\0 :\0 :\0"),
+];
+
+/// Applies the blocks `text` begins with; returns what follows them.
+#[inline]
+pub(super) fn run<'a, T: Table>(message: &mut Message, table: &T, text: &'a [u8]) -> &'a [u8] {
+    let geometry = table.geometry();
+    let num_paths = geometry.num_paths();
+    // To begin with blocks takes some work: not for an argument that is in none.
+    match text.first_chunk::<24>() {
+        Some(block) if num_paths <= MAX_BLOCK_PATHS && paths(block, u64::from(num_paths)).is_some() => {}
+        _ => return text,
+    }
+    match geometry.entry_bits() {
+        1 => blocks::<1, T>(message, table, text),
+        2 => blocks::<2, T>(message, table, text),
+        _ => blocks::<4, T>(message, table, text),
+    }
+}
+
+fn blocks<'a, const BITS: u32, T: Table>(message: &mut Message, table: &T, text: &'a [u8]) -> &'a [u8] {
+    let geometry = table.geometry();
+    let first = message.index().wrapping_add(1);
+    let mut room = geometry.nr_regions().saturating_sub(first);
+    let mut lanes = Lanes::new(geometry, first);
+    let mut writer = Writer::new(table, first);
+    let mut rest = text;
+    while room >= BLOCK
+        && let Some((block, after)) = rest.split_first_chunk::<24>()
+        // The last digit must be the last of its argument.
+        && let Some(b' ') = after.first()
+        && let Some(paths) = paths(block, lanes.num_paths)
+    {
+        writer.append(8 * BITS, gather::<BITS>(lanes.entries(paths)));
+        room = room.wrapping_sub(BLOCK);
+        rest = after;
+    }
+    writer.finish();
+    message.advance(geometry.nr_regions().saturating_sub(first).wrapping_sub(room));
+    rest
+}
+
+/// The paths of a block, a byte each, if it has the pattern and all are below `num_paths`.
+#[inline]
+fn paths(block: &[u8; 24], num_paths: u64) -> Option<u64> {
+    let ([a, b, c], []) = block.as_chunks::<8>() else { return None };
+    let (a, b, c) = (u64::from_le_bytes(*a), u64::from_le_bytes(*b), u64::from_le_bytes(*c));
+    let others =
+        (a & !DIGITS[0] ^ PATTERN[0]) | (b & !DIGITS[1] ^ PATTERN[1]) | (c & !DIGITS[2] ^ PATTERN[2]);
+    let text = a & DIGITS[0] | b & DIGITS[1] | c & DIGITS[2];
+    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set afterwards says "at least".
+    let ascii = text & !TOPS;
+    let decimal = ascii ^ (0x30 * ONES);
+    let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
+    let is_decimal = !(decimal.wrapping_add((0x80 - 10) * ONES));
+    let is_letter = letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
+    let values = (ascii & (0x0f * ONES)).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
+    let too_large = values.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(num_paths)));
+    let wrong = (!(is_decimal | is_letter) | too_large | text) & TOPS;
+    if others | wrong == 0 { Some(values) } else { None }
+}
+
+/// What the eight regions of a block have by round robin, a byte each, in the order of a block's digits.
+struct Lanes {
+    /// At most 16.
+    num_paths: u64,
+    round_robin: u64,
+    step: u64,
+}
+
+impl Lanes {
+    #[inline]
+    fn new(geometry: &Geometry, first: u64) -> Self {
+        let mut round_robin = 0u64;
+        let mut argument = 0u64;
+        while argument < BLOCK {
+            let path = u64::from(geometry.default_path(first.wrapping_add(argument)));
+            let byte = argument.wrapping_mul(3).wrapping_add(2) & 7;
+            round_robin |= path.wrapping_shl((byte as u32).wrapping_mul(8));
+            argument = argument.wrapping_add(1);
+        }
+        let step = ONES.wrapping_mul(u64::from(geometry.default_path(BLOCK)));
+        Self { num_paths: u64::from(geometry.num_paths()), round_robin, step }
+    }
+
+    /// The entries for these paths; goes on to the next block.
+    #[inline]
+    fn entries(&mut self, paths: u64) -> u64 {
+        let entries =
+            self.reduce(paths.wrapping_add(ONES.wrapping_mul(self.num_paths)).wrapping_sub(self.round_robin));
+        self.round_robin = self.reduce(self.round_robin.wrapping_add(self.step));
+        entries
+    }
+
+    /// Every byte, less than twice the number of paths, modulo the number of paths.
+    #[inline]
+    fn reduce(&self, bytes: u64) -> u64 {
+        let too_large =
+            bytes.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(self.num_paths))) >> 7 & ONES;
+        bytes.wrapping_sub(too_large.wrapping_mul(self.num_paths))
+    }
+}
+
+/// The entries of a block one behind the other, `BITS` bits each.
+///
+/// In each of the block's words the digits stand three bytes apart; one multiplication moves three of them next to each
+/// other at bit 48. Nothing else gets there: with entries x, y, z at bits 0, 24, 48 the product's other terms are
+/// x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end below bit 36 and overlap nowhere, and terms past bit 64.
+#[inline]
+fn gather<const BITS: u32>(entries: u64) -> u64 {
+    let factor = const { 1 << 48 | 1 << (24 + BITS) | 1 << (2 * BITS) };
+    let from = |word: usize, byte: u32| ((entries & DIGITS[word]) >> (8 * byte)).wrapping_mul(factor) >> 48;
+    from(0, 2) | from(1, 0) << (2 * BITS) | from(2, 1) << (5 * BITS)
+}
+
+/// Writes bits to a table from some region on, whole slots as far as possible.
+struct Writer<'a, T> {
+    table: &'a T,
+    slot: u64,
+    /// The slot's bits up to `fill` as they shall be; 0 above.
+    word: u64,
+    fill: u32,
+}
+
+impl<'a, T: Table> Writer<'a, T> {
+    #[inline]
+    fn new(table: &'a T, first: u64) -> Self {
+        let (slot, fill) = (table.geometry().slot_of(first), table.geometry().bit_of(first));
+        Self { table, slot, word: table.slot(slot) & below(fill), fill }
+    }
+
+    /// Appends `count` bits, fewer than 64.
+    #[inline]
+    fn append(&mut self, count: u32, bits: u64) {
+        self.word |= bits.wrapping_shl(self.fill);
+        let fill = self.fill.wrapping_add(count);
+        if fill >= u64::BITS {
+            self.table.store_slot(self.slot, self.word);
+            self.slot = self.slot.wrapping_add(1);
+            // Down by 64 - fill in two steps, as that may be 64.
+            self.word = (bits >> 1).wrapping_shr(63u32.wrapping_sub(self.fill));
+        }
+        self.fill = fill & (u64::BITS - 1);
+    }
+
+    #[inline]
+    fn finish(self) {
+        let above = self.table.slot(self.slot) & !below(self.fill);
+        self.table.store_slot(self.slot, self.word | above);
+    }
+}
+
+/// The bits below bit `bit`, which is below 64.
+#[inline]
+const fn below(bit: u32) -> u64 {
+    1u64.wrapping_shl(bit).wrapping_sub(1)
+}

@@ -1,0 +1,478 @@
+//! The control side of a device: its names, its live and inactive table, its gate and its message lock.
+//!
+//! Contract: every method may be called from any thread and may block (a suspend waits for requests in flight).
+//! Queues know a device by its id and hold their own copy of what is live; control changes it by messages to all
+//! queues, and a swap happens only while every queue has the gate closed and nothing in flight. So no request ever
+//! sees two tables, and the way of a request takes no lock and no atomic operation for it.
+//!
+//! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a time), `state`
+//! (short, never held while waiting).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::engine::Limits;
+use crate::leaf::Leaf;
+use crate::pool::{Latch, Mailboxes};
+use crate::queue::Command;
+use crate::stats::{Counters, Totals};
+use crate::table::{Live, MAX_DEPTH, RegionMap, Segment, Table, Target};
+
+/// Why control of a device failed. The texts of the kernel's log where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No such device.
+    #[error("Device {0} not found")]
+    NotFound(String),
+    /// The name or uuid is taken.
+    #[error("'{0}' is the name or uuid of another device")]
+    Exists(String),
+    /// In use.
+    #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]
+    Busy {
+        /// Its name.
+        name: String,
+        /// Open count.
+        opens: u32,
+    },
+    /// Nothing live.
+    #[error("The device has no table.")]
+    NoTable,
+    /// Beyond the device.
+    #[error("Target message sector outside device.")]
+    SectorOutside,
+    /// The segment there takes no messages.
+    #[error("Target type does not support messages")]
+    NoMessages,
+    /// Resume of a suspended device that has no table at all.
+    #[error("device '{0}' is suspended and has no table to resume with: load one first")]
+    NothingToResume(String),
+    /// A uuid can be set once.
+    #[error("device '{0}' has a uuid already; a uuid can be set only once")]
+    UuidSet(String),
+    /// A device may not stand on itself.
+    #[error("device '{0}' would stand on itself")]
+    Loop(String),
+    /// Too many devices on one another.
+    #[error("devices stand on one another more than {MAX_DEPTH} deep")]
+    TooDeep,
+    /// The pool is going down.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+impl DeviceError {
+    /// The errno a caller of the kernel would see.
+    pub fn errno(&self) -> i32 {
+        match self {
+            DeviceError::NotFound(_) => libc::ENXIO,
+            DeviceError::Exists(_) | DeviceError::Busy { .. } => libc::EBUSY,
+            DeviceError::Stopping => libc::ESHUTDOWN,
+            DeviceError::NoTable
+            | DeviceError::SectorOutside
+            | DeviceError::NoMessages
+            | DeviceError::NothingToResume(_)
+            | DeviceError::UuidSet(_)
+            | DeviceError::Loop(_)
+            | DeviceError::TooDeep => libc::EINVAL,
+        }
+    }
+}
+
+struct State {
+    name: String,
+    uuid: String,
+    live: Option<Arc<Live>>,
+    inactive: Option<Arc<Table>>,
+    suspended: bool,
+    deferred_remove: bool,
+    removed: bool,
+    event_nr: u32,
+}
+
+/// See the module's text.
+pub struct Device {
+    id: u32,
+    mailboxes: Arc<Mailboxes>,
+    control: Mutex<()>,
+    message: Mutex<()>,
+    state: Mutex<State>,
+    event: Condvar,
+    opens: AtomicU32,
+    /// Per queue, for the device as a whole.
+    counters: Arc<[Counters]>,
+}
+
+/// What `info` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Name.
+    pub name: String,
+    /// Uuid, or empty.
+    pub uuid: String,
+    /// Its id, which stands for the minor number.
+    pub id: u32,
+    /// Requests wait.
+    pub suspended: bool,
+    /// The live table refuses writes.
+    pub read_only: bool,
+    /// There is a live table.
+    pub live: bool,
+    /// There is an inactive table.
+    pub inactive: bool,
+    /// Connections and devices on top.
+    pub opens: u32,
+    /// Event number.
+    pub event_nr: u32,
+    /// Segments of the live table.
+    pub targets: u32,
+    /// It goes when it is closed for the last time.
+    pub deferred_remove: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves no half-done state behind these locks: each critical section is a few assignments.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    pub(crate) fn new(id: u32, name: &str, uuid: &str, mailboxes: Arc<Mailboxes>) -> Device {
+        let queues = mailboxes.len();
+        Device {
+            id,
+            mailboxes,
+            control: Mutex::new(()),
+            message: Mutex::new(()),
+            state: Mutex::new(State {
+                name: name.to_string(),
+                uuid: uuid.to_string(),
+                live: None,
+                inactive: None,
+                suspended: false,
+                deferred_remove: false,
+                removed: false,
+                event_nr: 0,
+            }),
+            event: Condvar::new(),
+            opens: AtomicU32::new(0),
+            counters: Counters::boxed(queues).into(),
+        }
+    }
+
+    /// The number by which queues know it; reused after removal.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        lock(&self.state).name.clone()
+    }
+
+    /// What `info` shows.
+    pub fn info(&self) -> Info {
+        let state = lock(&self.state);
+        let live = state.live.as_ref().map(|live| &live.table);
+        Info {
+            name: state.name.clone(),
+            uuid: state.uuid.clone(),
+            id: self.id,
+            suspended: state.suspended,
+            read_only: live.is_some_and(|t| t.read_only()),
+            live: live.is_some(),
+            inactive: state.inactive.is_some(),
+            opens: self.opens.load(Ordering::Acquire),
+            event_nr: state.event_nr,
+            targets: live.map_or(0, |t| t.segments().len() as u32),
+            deferred_remove: state.deferred_remove,
+        }
+    }
+
+    /// The live table.
+    pub fn live(&self) -> Option<Arc<Table>> {
+        lock(&self.state).live.as_ref().map(|live| live.table.clone())
+    }
+
+    /// The inactive table.
+    pub fn inactive(&self) -> Option<Arc<Table>> {
+        lock(&self.state).inactive.clone()
+    }
+
+    /// Limits of the device as something below another: its length and block size.
+    pub fn limits(&self) -> Limits {
+        let live = self.live();
+        let mut limits = Limits::memory(live.as_ref().map_or(0, |t| t.len() * 512));
+        if let Some(table) = live {
+            limits.logical_block = table.logical_block();
+            limits.read_only = table.read_only();
+            limits.rotational = table.rotational();
+        }
+        limits
+    }
+
+    /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make the device
+    /// stand on itself or the stack too deep.
+    pub fn load(&self, table: Table) -> Result<(), DeviceError> {
+        self.check_below(&table, MAX_DEPTH)?;
+        let mut state = lock(&self.state);
+        if state.removed {
+            return Err(DeviceError::NotFound(state.name.clone()));
+        }
+        let old = state.inactive.replace(Arc::new(table));
+        drop(state);
+        drop(old);
+        Ok(())
+    }
+
+    /// Refuses a table under which this device stands, or more than `levels` levels of tables.
+    fn check_below(&self, table: &Table, levels: usize) -> Result<(), DeviceError> {
+        let Some(left) = levels.checked_sub(1) else { return Err(DeviceError::TooDeep) };
+        for below in table.devices() {
+            if below.id == self.id {
+                return Err(DeviceError::Loop(self.name()));
+            }
+            for table in [below.live(), below.inactive()].into_iter().flatten() {
+                self.check_below(&table, left)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the inactive table.
+    pub fn clear(&self) {
+        let old = lock(&self.state).inactive.take();
+        drop(old);
+    }
+
+    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending twice is fine.
+    pub fn suspend(&self) -> Result<(), DeviceError> {
+        let _control = lock(&self.control);
+        self.close_gate()
+    }
+
+    fn close_gate(&self) -> Result<(), DeviceError> {
+        if lock(&self.state).suspended {
+            return Ok(());
+        }
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Close { device: self.id, ack: latch.ack() });
+        latch.wait().map_err(|_| DeviceError::Stopping)?;
+        lock(&self.state).suspended = true;
+        Ok(())
+    }
+
+    /// Swaps the inactive table in, if there is one, and opens the gate.
+    pub fn resume(&self) -> Result<(), DeviceError> {
+        let _control = lock(&self.control);
+        let (suspended, live, inactive) = {
+            let state = lock(&self.state);
+            (state.suspended, state.live.clone(), state.inactive.clone())
+        };
+        match (inactive, live) {
+            (Some(table), old) => {
+                self.close_gate()?;
+                // A message that is being handled finishes on the table it began with.
+                let _message = lock(&self.message);
+                let live = Arc::new(Live { departed: departed(old.as_deref(), &table), table });
+                drop(old);
+                self.open_gate(Some(live.clone()))?;
+                let mut state = lock(&self.state);
+                let old = (state.live.replace(live), state.inactive.take());
+                drop(state);
+                drop(old);
+                Ok(())
+            }
+            (None, Some(live)) if suspended => self.open_gate(Some(live)),
+            (None, None) if suspended => Err(DeviceError::NothingToResume(self.name())),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Open { device: self.id, live: live.clone(), ack: latch.ack() });
+        drop(live);
+        latch.wait().map_err(|_| DeviceError::Stopping)?;
+        lock(&self.state).suspended = false;
+        Ok(())
+    }
+
+    /// Begins a message to the switch segment that holds `sector`; one at a time per device.
+    pub fn messenger(&self, sector: u64) -> Result<Messenger<'_>, DeviceError> {
+        let lock = lock(&self.message);
+        let table = self.live().ok_or(DeviceError::NoTable)?;
+        let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
+        let Target::Switch { .. } = segment.target else { return Err(DeviceError::NoMessages) };
+        let start = segment.start;
+        Ok(Messenger { _lock: lock, table, start })
+    }
+
+    /// Counts of the device as a whole since it was made.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.counters.iter().for_each(|counters| totals.add(counters));
+        totals
+    }
+
+    pub(crate) fn counters(&self) -> Arc<[Counters]> {
+        self.counters.clone()
+    }
+
+    /// Raises an event: waiters wake.
+    pub fn raise_event(&self) {
+        let mut state = lock(&self.state);
+        state.event_nr = state.event_nr.wrapping_add(1);
+        drop(state);
+        self.event.notify_all();
+    }
+
+    /// Waits until the event number differs from `event_nr` or the device is removed; returns the number, or
+    /// nothing when time ran out.
+    pub fn wait_event(&self, event_nr: u32, at_most: Duration) -> Option<u32> {
+        let until = Instant::now() + at_most;
+        let mut state = lock(&self.state);
+        while state.event_nr == event_nr && !state.removed {
+            let left = until.checked_duration_since(Instant::now())?;
+            state = self.event.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(state.event_nr)
+    }
+
+    pub(crate) fn set_name(&self, name: &str) {
+        lock(&self.state).name = name.to_string();
+        if self.live().is_some() {
+            self.raise_event();
+        }
+    }
+
+    pub(crate) fn set_uuid(&self, uuid: &str) -> Result<(), DeviceError> {
+        let mut state = lock(&self.state);
+        if !state.uuid.is_empty() {
+            return Err(DeviceError::UuidSet(state.name.clone()));
+        }
+        state.uuid = uuid.to_string();
+        Ok(())
+    }
+
+    /// Sets whether the device goes with its last close.
+    pub fn set_deferred_remove(&self, deferred: bool) {
+        lock(&self.state).deferred_remove = deferred;
+    }
+
+    /// Counts a user. Fails on a removed device.
+    pub(crate) fn open(&self) -> bool {
+        let state = lock(&self.state);
+        if !state.removed {
+            self.opens.fetch_add(1, Ordering::AcqRel);
+        }
+        !state.removed
+    }
+
+    /// Takes a user away. True if it was the last and the device is to go with it.
+    pub(crate) fn close(&self) -> bool {
+        let state = lock(&self.state);
+        self.opens.fetch_sub(1, Ordering::AcqRel) == 1 && state.deferred_remove && !state.removed
+    }
+
+    /// Takes the device out of use: nobody has it open, and nobody can open it any more.
+    pub(crate) fn retire(&self) -> Result<(), DeviceError> {
+        let mut state = lock(&self.state);
+        let opens = self.opens.load(Ordering::Acquire);
+        if opens > 0 {
+            return Err(DeviceError::Busy { name: state.name.clone(), opens });
+        }
+        if state.removed {
+            return Err(DeviceError::NotFound(state.name.clone()));
+        }
+        state.removed = true;
+        Ok(())
+    }
+
+    /// Ends a retired device: the queues forget it, its leaves are flushed and closed.
+    pub(crate) fn dismantle(&self) {
+        let _control = lock(&self.control);
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Remove { device: self.id, ack: latch.ack() });
+        // A pool that is stopping has no queues left that could answer; there is nothing more to wait for.
+        let _ = latch.wait();
+        self.flush_all();
+        let mut state = lock(&self.state);
+        let tables = (state.live.take(), state.inactive.take());
+        drop(state);
+        drop(tables);
+        self.event.notify_all();
+    }
+
+    /// Flushes every leaf of the live table from the control side.
+    pub(crate) fn flush_all(&self) {
+        let Some(live) = lock(&self.state).live.clone() else { return };
+        for leaf in live.table.leaves().iter().chain(&live.departed) {
+            if let Err(error) = leaf.flush_blocking() {
+                tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
+            }
+        }
+    }
+}
+
+/// Leaves of `old` that `new` does not have and that a last flush could not make clean.
+fn departed(old: Option<&Live>, new: &Table) -> Box<[Arc<Leaf>]> {
+    let Some(old) = old else { return Box::default() };
+    let stays = |leaf: &Arc<Leaf>| new.leaves().iter().any(|l| Arc::ptr_eq(l, leaf));
+    let mut carried = Vec::new();
+    for leaf in old.table.leaves().iter().chain(&old.departed).filter(|leaf| !stays(leaf)) {
+        if let Err(error) = leaf.flush_blocking() {
+            tracing::error!(leaf = leaf.name(), %error, "a leaf left the table with unflushed writes");
+            carried.push(leaf.clone());
+        }
+    }
+    carried.into()
+}
+
+/// One message to one switch segment; the device's message lock is held while it lives.
+pub struct Messenger<'a> {
+    _lock: MutexGuard<'a, ()>,
+    table: Arc<Table>,
+    start: u64,
+}
+
+impl Messenger<'_> {
+    /// The segment.
+    pub fn segment(&self) -> &Segment {
+        match self.table.segment_at(self.start) {
+            Some(segment) => segment,
+            None => unreachable!("the table does not change"),
+        }
+    }
+
+    /// The segment's map.
+    pub fn map(&self) -> &RegionMap {
+        match &self.segment().target {
+            Target::Switch { map, .. } => map,
+            _ => unreachable!("checked when the messenger was made"),
+        }
+    }
+}
+
+/// A device that somebody uses: it counts as open until this is dropped.
+pub struct OpenDevice(Arc<Device>);
+
+impl OpenDevice {
+    /// Opens it; nothing if it is being removed.
+    pub fn new(device: &Arc<Device>) -> Option<OpenDevice> {
+        device.open().then(|| OpenDevice(device.clone()))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.0
+    }
+}
+
+impl Drop for OpenDevice {
+    fn drop(&mut self) {
+        if self.0.close() {
+            self.0.mailboxes.deferred_removal(&self.0);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The file engine: a regular file or block device by io_uring.
+//!
+//! One descriptor (open file description) per queue: the kernel reports a failed write-back once to *each* open
+//! file description, so a flush on one queue cannot swallow the error that another queue's flush must see. The
+//! first also carries the lock against a second writer. Files that live in memory (tmpfs) are served by plain
+//! system calls: they never wait for a device, and io_uring would hand each to a worker thread because tmpfs has no
+//! non-blocking mode.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use io_uring::{opcode, types};
+
+use super::{LeafIo, LeafOp, Limits, Submitted};
+use crate::leaf::{LeafError, LeafOptions};
+use crate::pipeline::{HOLE, ZERO};
+use crate::ring::{Ring, Tag, user_data};
+
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// `FALLOC_FL_ZERO_RANGE`, `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE` of fallocate(2).
+const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
+const TRANSFER_MAX: u64 = 1 << 30;
+
+// The ioctls of a block device that tell its shape (linux/fs.h).
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+const BLKSSZGET: libc::c_ulong = 0x1268;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+const BLKROGET: libc::c_ulong = 0x125e;
+
+/// See the module's text.
+pub struct FileEngine {
+    /// One per queue, the first with the lock.
+    files: Box<[File]>,
+    /// In memory: plain system calls.
+    in_memory: bool,
+    is_block: bool,
+}
+
+impl FileEngine {
+    /// Two paths with one identity are one leaf.
+    pub(crate) fn identity(path: &Path) -> Option<String> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(if meta.file_type().is_block_device() {
+            format!("block:{:x}", meta.rdev())
+        } else {
+            format!("file:{:x}:{:x}", meta.dev(), meta.ino())
+        })
+    }
+
+    /// Opens and locks, and reads the limits.
+    pub(crate) fn open(path: &Path, options: &LeafOptions) -> Result<(FileEngine, Limits), LeafError> {
+        let name = path.display().to_string();
+        let system = |what| {
+            let name = name.clone();
+            move |source| LeafError::System { what, name, source }
+        };
+        let made = match (std::fs::metadata(path), options.make_bytes) {
+            (Err(e), Some(bytes)) if e.kind() == io::ErrorKind::NotFound => {
+                let file =
+                    OpenOptions::new().write(true).create_new(true).open(path).map_err(system("make"))?;
+                file.set_len(bytes).map_err(system("make"))?;
+                true
+            }
+            _ => false,
+        };
+        let opened = Self::open_existing(path, options, &name);
+        if made && opened.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        opened
+    }
+
+    fn open_existing(
+        path: &Path,
+        options: &LeafOptions,
+        name: &str,
+    ) -> Result<(FileEngine, Limits), LeafError> {
+        let system = |what| move |source| LeafError::System { what, name: name.to_string(), source };
+        let kind = std::fs::metadata(path).map_err(system("open"))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(LeafError::NotBlock(name.to_string()));
+        }
+        let direct = options.direct.unwrap_or(kind.is_block_device());
+        let mut flags = if direct { libc::O_DIRECT } else { 0 };
+        if kind.is_block_device() {
+            flags |= libc::O_EXCL;
+        }
+        let open = |write: bool| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+        let (file, read_only) = match open(!options.read_only) {
+            // A read-only medium in a read-write table is accepted, as the kernel does; writes then fail.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES)) && !options.read_only => {
+                (open(false), true)
+            }
+            other => (other, options.read_only),
+        };
+        let file = file.map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => LeafError::Busy(name.to_string()),
+            _ => LeafError::System { what: "open", name: name.to_string(), source },
+        })?;
+        lock(&file, read_only, name)?;
+        let mut limits =
+            if kind.is_block_device() { block_limits(&file) } else { file_limits(&file, direct) }
+                .map_err(system("read the size of"))?;
+        limits.read_only |= read_only;
+        if limits.sectors == 0 {
+            return Err(LeafError::Empty(name.to_string()));
+        }
+        let in_memory = !kind.is_block_device() && is_in_memory(&file);
+        let files = reopen(file, options.queues, read_only, if direct { libc::O_DIRECT } else { 0 })
+            .map_err(system("open again"))?;
+        Ok((FileEngine { files, in_memory, is_block: kind.is_block_device() }, limits))
+    }
+
+    fn fd(&self, queue: usize) -> RawFd {
+        self.files.get(queue).or(self.files.first()).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// # Safety
+    /// As [`super::Engine::submit`].
+    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+        let fd = self.fd(io.queue);
+        if self.in_memory {
+            // SAFETY: the caller's promise.
+            return Submitted::Done(unsafe { call(fd, io) });
+        }
+        let len = io.len.min(TRANSFER_MAX) as u32;
+        let file = types::Fd(fd);
+        let entry = match io.op {
+            LeafOp::Read => opcode::Read::new(file, io.data.0, len).offset(io.offset).build(),
+            LeafOp::Write => {
+                let flags = if io.fua { libc::RWF_DSYNC } else { 0 };
+                opcode::Write::new(file, io.data.0, len).offset(io.offset).rw_flags(flags).build()
+            }
+            LeafOp::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+            LeafOp::Discard => {
+                opcode::Fallocate::new(file, io.len).offset(io.offset).mode(PUNCH_HOLE).build()
+            }
+            LeafOp::Zero { no_hole } => {
+                let mode = if no_hole { ZERO_RANGE } else { PUNCH_HOLE };
+                opcode::Fallocate::new(file, io.len).offset(io.offset).mode(mode).build()
+            }
+        };
+        // SAFETY: the caller keeps `data` valid until completion; the descriptor lives as long as the leaf, which
+        // the table that routed this operation holds until it has drained.
+        unsafe { ring.push(&entry.user_data(user_data(Tag::Part, u64::from(io.part)))) };
+        Submitted::Pending
+    }
+
+    /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this moves is used
+    /// by nobody.
+    pub(super) fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
+        if self.is_block {
+            return (len, 0);
+        }
+        // SAFETY: seeks on our own descriptor.
+        let seek = |whence| unsafe { libc::lseek(self.fd(queue), offset as i64, whence) };
+        let data = seek(libc::SEEK_DATA);
+        if data < 0 {
+            let no_more_data = io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO);
+            return (len, if no_more_data { HOLE | ZERO } else { 0 });
+        }
+        if data as u64 > offset {
+            return ((data as u64 - offset).min(len), HOLE | ZERO);
+        }
+        match seek(libc::SEEK_HOLE) {
+            hole if hole as u64 > offset && hole > 0 => ((hole as u64 - offset).min(len), 0),
+            _ => (len, 0),
+        }
+    }
+
+    pub(super) fn flush_blocking(&self) -> io::Result<()> {
+        self.files.iter().try_for_each(File::sync_data)
+    }
+}
+
+/// One operation by a plain system call. Counts or negative errno, like a completion.
+///
+/// # Safety
+/// `io.data` is valid for `io.len` bytes.
+unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
+    let (offset, len) = (io.offset as i64, io.len.min(TRANSFER_MAX) as usize);
+    // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
+    let result = unsafe {
+        match io.op {
+            LeafOp::Read => libc::pread(fd, io.data.0.cast(), len, offset) as i64,
+            LeafOp::Write => libc::pwrite(fd, io.data.0.cast(), len, offset) as i64,
+            LeafOp::Flush => i64::from(libc::fdatasync(fd)),
+            LeafOp::Discard | LeafOp::Zero { no_hole: false } => {
+                i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, io.len as i64))
+            }
+            LeafOp::Zero { no_hole: true } => {
+                i64::from(libc::fallocate(fd, ZERO_RANGE, offset, io.len as i64))
+            }
+        }
+    };
+    if result < 0 {
+        -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    } else {
+        result
+    }
+}
+
+/// A lock on the whole file that other processes' locks (ours, QEMU's) run into. Read-only users share it.
+fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
+    // SAFETY: flock is plain data; zero is a valid value of every field (whole file, from the start).
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open and `range` outlives the call.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
+    if result == 0 {
+        return Ok(());
+    }
+    let source = io::Error::last_os_error();
+    match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(LeafError::Busy(name.to_string())),
+        // A filesystem without locks: nothing to hold on to.
+        Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
+        _ => Err(LeafError::System { what: "lock", name: name.to_string(), source }),
+    }
+}
+
+/// The first descriptor and one more open file description for each further queue.
+fn reopen(first: File, queues: usize, read_only: bool, flags: i32) -> io::Result<Box<[File]>> {
+    let path = format!("/proc/self/fd/{}", first.as_raw_fd());
+    let mut files = vec![first];
+    while files.len() < queues {
+        files.push(OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(&path)?);
+    }
+    Ok(files.into())
+}
+
+fn file_limits(file: &File, direct: bool) -> io::Result<Limits> {
+    let meta = file.metadata()?;
+    let logical_block = if direct { direct_alignment(file).unwrap_or(4096) } else { 512 };
+    Ok(Limits {
+        logical_block,
+        physical_block: (meta.blksize() as u32).max(logical_block),
+        ..Limits::memory(meta.len())
+    })
+}
+
+/// Offset alignment that O_DIRECT needs here, if the filesystem says (statx, 6.1).
+fn direct_alignment(file: &File) -> Option<u32> {
+    const STATX_DIOALIGN: u32 = 0x2000;
+    // SAFETY: statx is plain data, filled by the call; the empty path names the descriptor itself.
+    unsafe {
+        let mut out: libc::statx = std::mem::zeroed();
+        let path = c"".as_ptr();
+        let result = libc::statx(file.as_raw_fd(), path, libc::AT_EMPTY_PATH, STATX_DIOALIGN, &raw mut out);
+        (result == 0 && out.stx_mask & STATX_DIOALIGN != 0 && out.stx_dio_offset_align > 0)
+            .then_some(out.stx_dio_offset_align.max(512))
+    }
+}
+
+fn block_limits(file: &File) -> io::Result<Limits> {
+    let fd = file.as_raw_fd();
+    let (mut bytes, mut logical, mut physical, mut read_only) = (0u64, 0i32, 0u32, 0i32);
+    // SAFETY: each ioctl writes one integer of the size given to it.
+    let ok = unsafe {
+        libc::ioctl(fd, BLKGETSIZE64, &raw mut bytes) == 0
+            && libc::ioctl(fd, BLKSSZGET, &raw mut logical) == 0
+            && libc::ioctl(fd, BLKPBSZGET, &raw mut physical) == 0
+            && libc::ioctl(fd, BLKROGET, &raw mut read_only) == 0
+    };
+    if !ok {
+        return Err(io::Error::last_os_error());
+    }
+    let rdev = file.metadata()?.rdev();
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    let rotational = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/rotational"));
+    Ok(Limits {
+        logical_block: logical.max(512) as u32,
+        physical_block: physical,
+        read_only: read_only != 0,
+        rotational: rotational.is_ok_and(|text| text.trim() == "1"),
+        device_numbers: Some((major, minor)),
+        ..Limits::memory(bytes)
+    })
+}
+
+fn is_in_memory(file: &File) -> bool {
+    // SAFETY: statfs is plain data, filled by the call.
+    unsafe {
+        let mut out: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(file.as_raw_fd(), &raw mut out) == 0
+            && matches!(out.f_type as i64, TMPFS_MAGIC | RAMFS_MAGIC)
+    }
+}

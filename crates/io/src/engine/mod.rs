@@ -1,0 +1,171 @@
+//! Engines: how a leaf is reached. One file each; all have the same three entry points.
+//!
+//! `submit` starts one operation and either answers at once or leaves it with the ring; `finish` is called when a
+//! deferred operation's time has come; `flush_blocking` serves the control side. A new engine is one file and one
+//! variant here.
+
+pub mod file;
+pub mod memory;
+pub mod null;
+pub mod sim;
+
+use std::io;
+
+use crate::pipeline::{HOLE, ZERO};
+use crate::request::Span;
+use crate::ring::Ring;
+
+/// Size, block size and abilities of a leaf, read when it is opened.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Size in 512-byte sectors (a last partial sector is not counted).
+    pub sectors: u64,
+    /// Smallest I/O in bytes: offsets and lengths must be multiples.
+    pub logical_block: u32,
+    /// What the medium writes at once, in bytes.
+    pub physical_block: u32,
+    /// Opened for reading only, or a read-only medium.
+    pub read_only: bool,
+    /// Seeks are slow.
+    pub rotational: bool,
+    /// Real device numbers of a block device.
+    pub device_numbers: Option<(u32, u32)>,
+}
+
+impl Limits {
+    /// Limits of something in memory.
+    pub fn memory(bytes: u64) -> Limits {
+        Limits {
+            sectors: bytes / 512,
+            logical_block: 512,
+            physical_block: 4096,
+            read_only: false,
+            rotational: false,
+            device_numbers: None,
+        }
+    }
+}
+
+/// What a part asks of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeafOp {
+    /// Read into the data.
+    Read,
+    /// Write the data.
+    Write,
+    /// Make completed writes stable.
+    Flush,
+    /// Drop the range.
+    Discard,
+    /// Zero the range without transferring zeroes; keep the space if `no_hole`.
+    Zero {
+        /// Keep the space allocated.
+        no_hole: bool,
+    },
+}
+
+/// One operation on a leaf. `data` follows the contract of [`Span`].
+#[derive(Clone, Copy, Debug)]
+pub struct LeafIo {
+    /// What to do.
+    pub op: LeafOp,
+    /// Stable before completion; only with writes, and only if [`Engine::has_fua`].
+    pub fua: bool,
+    /// Byte offset on the leaf.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// The data of a read or write.
+    pub data: Span,
+    /// The part, for the completion.
+    pub part: u32,
+    /// The queue that submits.
+    pub queue: usize,
+}
+
+/// What became of a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// Done: a count of bytes (0 for what has none) or a negative errno.
+    Done(i64),
+    /// The ring will tell.
+    Pending,
+}
+
+/// How a leaf is reached.
+pub enum Engine {
+    /// A file or block device, by io_uring.
+    File(file::FileEngine),
+    /// Memory of this process.
+    Memory(memory::MemoryEngine),
+    /// Nothing.
+    Null(null::NullEngine),
+    /// Memory that misbehaves.
+    Sim(sim::SimEngine),
+}
+
+impl Engine {
+    /// Starts an operation.
+    ///
+    /// # Safety
+    /// `io.data` is valid for `io.len` bytes, and stays so until the operation is complete.
+    pub unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+        // SAFETY: passed on to the caller's promise, in each arm.
+        unsafe {
+            match self {
+                Engine::File(engine) => engine.submit(io, ring),
+                Engine::Memory(engine) => engine.submit(io),
+                Engine::Null(engine) => engine.submit(io),
+                Engine::Sim(engine) => engine.submit(io, ring),
+            }
+        }
+    }
+
+    /// Ends an operation that was deferred with [`Ring::defer`].
+    ///
+    /// # Safety
+    /// As for [`Engine::submit`], with the same `io`.
+    pub unsafe fn finish(&self, io: &LeafIo) -> i64 {
+        match self {
+            // SAFETY: the caller's promise.
+            Engine::Sim(engine) => unsafe { engine.finish(io) },
+            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => 0,
+        }
+    }
+
+    /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's status flags.
+    pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
+        match self {
+            Engine::File(engine) => engine.allocation(queue, offset, len),
+            Engine::Null(_) => (len, HOLE | ZERO),
+            Engine::Memory(_) | Engine::Sim(_) => (len, 0),
+        }
+    }
+
+    /// Makes all completed writes stable, blocking.
+    pub fn flush_blocking(&self) -> io::Result<()> {
+        match self {
+            Engine::File(engine) => engine.flush_blocking(),
+            Engine::Sim(engine) => engine.flush_blocking(),
+            Engine::Memory(_) | Engine::Null(_) => Ok(()),
+        }
+    }
+
+    /// Whether writes can be made stable one by one.
+    pub fn has_fua(&self) -> bool {
+        match self {
+            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            Engine::Sim(engine) => engine.has_fua(),
+        }
+    }
+
+    /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
+    pub fn has_cache(&self) -> bool {
+        matches!(self, Engine::File(_) | Engine::Sim(_))
+    }
+
+    /// Whether a failed flush may have dropped the writes it was to cover, so that a later success means nothing.
+    pub fn forgets_failed_writes(&self) -> bool {
+        matches!(self, Engine::File(_))
+    }
+}

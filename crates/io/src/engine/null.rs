@@ -1,0 +1,23 @@
+//! The null engine: reads give zeroes, writes vanish. The smallest example of an engine.
+
+use super::{LeafIo, LeafOp, Submitted};
+
+/// See the module's text.
+pub struct NullEngine;
+
+impl NullEngine {
+    /// # Safety
+    /// As [`super::Engine::submit`].
+    pub(super) unsafe fn submit(&self, io: &LeafIo) -> Submitted {
+        match io.op {
+            LeafOp::Read => {
+                // Zeroes, not what the buffer held: it may hold another client's bytes.
+                // SAFETY: the caller lends `len` bytes at `data`.
+                unsafe { io.data.0.write_bytes(0, io.len as usize) };
+                Submitted::Done(io.len as i64)
+            }
+            LeafOp::Write => Submitted::Done(io.len as i64),
+            LeafOp::Flush | LeafOp::Discard | LeafOp::Zero { .. } => Submitted::Done(0),
+        }
+    }
+}

@@ -1,0 +1,585 @@
+//! One connection: its socket, what has come in, what has to go out, the requests in between.
+//!
+//! Contract: at most one receive and one send are with the kernel at a time; what they point to (input buffer, the
+//! body of a write, the batch of replies) stays where it is until they complete. Requests are read from the input
+//! while fewer than [`MAX_IN_FLIGHT`] requests and [`MAX_LENT_BYTES`] bytes are between their header and their
+//! sent reply; beyond that nothing is received, so a client that does not read its replies stops itself and costs
+//! no more memory than that.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use io_uring::{opcode, types};
+
+use super::server::token;
+use super::{
+    Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError, Next, Parsed, Request,
+    Session, reply::MAX_STATUS_CHUNK,
+};
+use crate::buffer::{Buffer, Buffers};
+use crate::device::OpenDevice;
+use crate::pipeline::Extents;
+use crate::queue::Context;
+use crate::request::{self, Op, Span};
+use crate::ring::{Tag, user_data};
+use crate::slab::Slab;
+
+/// Requests of a connection between their header and their sent reply. Deeper than any client runs.
+pub(super) const MAX_IN_FLIGHT: usize = 1024;
+/// Bytes of data lent to those requests: two of the largest, or all of a deep queue of small ones.
+pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
+/// Input buffer: a whole option of the handshake with room, or some dozen small writes.
+const INPUT_BYTES: usize = 128 << 10;
+/// A write from here on has its data received in place; what comes with its header is kept short.
+const LARGE_WRITE: usize = 64 << 10;
+/// Bytes received along with headers while a client writes large.
+const SHORT_INPUT: usize = 4 << 10;
+/// Replies sent with one system call.
+const BATCH: usize = 128;
+/// Socket buffer asked for, so that a batch of replies leaves at once.
+const SOCKET_BUFFER: i32 = 4 << 20;
+
+const _: () = assert!(INPUT_BYTES >= 2 * MAX_OPTION_BYTES, "an option must fit, behind the rest of another");
+
+enum Phase {
+    Handshake(Handshake),
+    Transmission { session: Box<Session>, device: OpenDevice },
+}
+
+/// A request between header and reply.
+struct Pending {
+    request: Request,
+    buffer: Option<Buffer>,
+}
+
+/// The body of a write that did not come whole with its header.
+struct Body {
+    slot: u32,
+    filled: usize,
+    len: usize,
+}
+
+/// A reply to be sent: a header, and the data behind it.
+struct Reply {
+    header: [u8; MAX_REPLY_HEADER],
+    header_len: usize,
+    body: Option<(Buffer, usize)>,
+    /// Bytes that leave the account of lent bytes when it is sent.
+    lent: usize,
+}
+
+/// What the kernel is sending.
+#[derive(Default)]
+struct Sending {
+    active: bool,
+    /// Bytes of the handshake, or a batch of replies.
+    text: Vec<u8>,
+    batch: Vec<Reply>,
+    iovecs: Vec<libc::iovec>,
+    /// First of `iovecs` not wholly sent.
+    at: usize,
+    message: Option<Box<libc::msghdr>>,
+}
+
+/// See the module's text.
+pub(super) struct Conn {
+    socket: OwnedFd,
+    phase: Phase,
+    input: Buffer,
+    start: usize,
+    end: usize,
+    input_cap: usize,
+    receiving: bool,
+    body: Option<Body>,
+    /// Payload of a refused request, still to come and to be thrown away.
+    skip: u64,
+    pending: Slab<Pending>,
+    lent_bytes: usize,
+    text: Vec<u8>,
+    replies: VecDeque<Reply>,
+    sending: Sending,
+    /// Nothing more is read; it is over when what is in flight is answered.
+    ending: bool,
+    /// Nothing more can be sent.
+    broken: bool,
+    /// In the server's list of this turn.
+    pub(super) touched: bool,
+}
+
+impl Conn {
+    /// A connection that begins with the greeting.
+    pub(super) fn new(socket: OwnedFd, context: &mut Context<'_>) -> Conn {
+        tune(&socket);
+        let handshake = Handshake::new();
+        let mut text = Vec::new();
+        handshake.greeting(&mut text);
+        Conn {
+            socket,
+            phase: Phase::Handshake(handshake),
+            input: context.buffers.take(INPUT_BYTES),
+            start: 0,
+            end: 0,
+            input_cap: INPUT_BYTES,
+            receiving: false,
+            body: None,
+            skip: 0,
+            pending: Slab::default(),
+            lent_bytes: 0,
+            text,
+            replies: VecDeque::new(),
+            sending: Sending::default(),
+            ending: false,
+            broken: false,
+            touched: false,
+        }
+    }
+
+    /// A receive has completed.
+    pub(super) fn received(&mut self, result: i32) {
+        self.receiving = false;
+        match (result, &mut self.body) {
+            (n, Some(body)) if n > 0 => body.filled += n as usize,
+            (n, None) if n > 0 => self.end += n as usize,
+            (n, _) if n == -libc::EINTR || n == -libc::EAGAIN => {}
+            // The client is gone, or has half-closed: answer what it asked, read nothing more.
+            _ => self.ending = true,
+        }
+    }
+
+    /// A send has completed.
+    pub(super) fn sent(&mut self, result: i32, context: &mut Context<'_>) {
+        self.sending.active = false;
+        if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
+            (self.broken, self.ending) = (true, true);
+        }
+        self.sending.advance(result.max(0) as usize);
+        if self.sending.is_done() || self.broken {
+            self.lent_bytes -= self.sending.clear(context.buffers);
+        }
+    }
+
+    /// The pipeline has answered a request.
+    pub(super) fn answered(&mut self, slot: u32, errno: i32, context: &mut Context<'_>) {
+        let Some(Pending { request, buffer }) = self.pending.remove(slot) else { return };
+        let lent = buffer.as_ref().map_or(0, Buffer::size);
+        let (keep, give) = match request.command {
+            Command::Read if errno == 0 => (buffer, None),
+            _ => (None, buffer),
+        };
+        if let Some(buffer) = give {
+            self.lent_bytes -= lent;
+            context.buffers.put(buffer);
+        }
+        let Phase::Transmission { session, .. } = &self.phase else { return };
+        let mut header = [0; MAX_REPLY_HEADER];
+        let Request { cookie, offset, len, fast_zero, .. } = request;
+        let header_len = match (errno, request.command) {
+            (0, Command::Read) => session.read_ok(cookie, offset, len, &mut header),
+            (0, _) => session.ok(cookie, offset, &mut header),
+            (libc::EOPNOTSUPP, Command::WriteZeroes) if fast_zero => {
+                session.error(cookie, offset, NbdError::NotSup, "zeroing would not be fast", &mut header)
+            }
+            (errno, _) => session.error(cookie, offset, NbdError::from_errno(errno), "", &mut header),
+        };
+        let body = keep.map(|buffer| (buffer, len as usize));
+        let lent = if body.is_some() { lent } else { 0 };
+        self.replies.push_back(Reply { header, header_len, body, lent });
+    }
+
+    /// Reads what has come in, as far as the limits allow.
+    pub(super) fn read_requests(&mut self, id: u32, context: &mut Context<'_>) {
+        if self.ending {
+            return;
+        }
+        if let Phase::Handshake(_) = self.phase {
+            self.shake_hands(context);
+        }
+        if self.body.as_ref().is_some_and(|body| body.filled == body.len)
+            && let Some(Body { slot, .. }) = self.body.take()
+        {
+            self.start(id, slot, context);
+        }
+        while !self.ending && self.body.is_none() && self.read_one(id, context) {}
+    }
+
+    fn shake_hands(&mut self, context: &mut Context<'_>) {
+        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        let Some(input) = self.input.bytes().get(self.start..self.end) else { return };
+        let progress = handshake.input(input, &**context.registry, &mut self.text);
+        self.start += progress.consumed;
+        match progress.next {
+            Next::More => {}
+            Next::Close(reason) => {
+                tracing::debug!(%reason, "connection closed in its handshake");
+                self.ending = true;
+            }
+            Next::Transmission(session) => {
+                let device = context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
+                match device.filter(|open| open.device().id() == session.export.id) {
+                    Some(device) => self.phase = Phase::Transmission { session, device },
+                    // Removed between the answer and now.
+                    None => self.ending = true,
+                }
+            }
+        }
+    }
+
+    /// Reads one request. False if there is none, or none may be read now.
+    fn read_one(&mut self, id: u32, context: &mut Context<'_>) -> bool {
+        let available = self.end - self.start;
+        if self.skip > 0 {
+            let skipped = self.skip.min(available as u64);
+            self.skip -= skipped;
+            self.start += skipped as usize;
+            return self.skip == 0;
+        }
+        let full = self.pending.len() + self.replies.len() + self.sending.batch.len() >= MAX_IN_FLIGHT;
+        let Phase::Transmission { session, .. } = &self.phase else { return false };
+        let header_len = session.header_len();
+        if full || available < header_len {
+            return false;
+        }
+        let Some(header) = self.input.bytes().get(self.start..self.start + header_len) else { return false };
+        match session.parse(header) {
+            Parsed::Request(request) => return self.take_request(id, request, header_len, context),
+            Parsed::Refused { cookie, offset, error, payload, reason, .. } => {
+                let mut header = [0; MAX_REPLY_HEADER];
+                let len = session.error(cookie, offset, error, reason, &mut header);
+                self.replies.push_back(Reply { header, header_len: len, body: None, lent: 0 });
+                self.start += header_len;
+                self.skip = payload;
+            }
+            Parsed::Disconnect => self.ending = true,
+            Parsed::Broken(reason) => {
+                tracing::debug!(reason, "connection dropped");
+                (self.broken, self.ending) = (true, true);
+            }
+        }
+        true
+    }
+
+    /// Takes a request whose header is good. False if its data would be too much now, or is not there yet.
+    fn take_request(
+        &mut self,
+        id: u32,
+        request: Request,
+        header_len: usize,
+        context: &mut Context<'_>,
+    ) -> bool {
+        let data = match request.command {
+            Command::Read | Command::Write | Command::Cache if request.len > 0 => {
+                request.len.min(u64::from(super::MAX_REQUEST_BYTES)) as usize
+            }
+            Command::BlockStatus => MAX_STATUS_CHUNK * MetaContext::ALL.len(),
+            _ => 0,
+        };
+        if self.lent_bytes > 0 && self.lent_bytes + data > MAX_LENT_BYTES {
+            return false;
+        }
+        if request.command == Command::BlockStatus {
+            return self.block_status(request, header_len, context);
+        }
+        self.start += header_len;
+        let write = request.command == Command::Write;
+        let buffer = (data > 0).then(|| context.buffers.take(data));
+        self.lent_bytes += buffer.as_ref().map_or(0, Buffer::size);
+        let slot = self.pending.insert(Pending { request, buffer });
+        if write && data > 0 {
+            self.input_cap = if data >= LARGE_WRITE { SHORT_INPUT } else { INPUT_BYTES };
+            let filled = self.take_body(slot, data);
+            if filled < data {
+                self.body = Some(Body { slot, filled, len: data });
+                return true;
+            }
+        }
+        self.start(id, slot, context);
+        true
+    }
+
+    /// Copies what has come of a write's data. Returns the bytes.
+    fn take_body(&mut self, slot: u32, len: usize) -> usize {
+        let come = len.min(self.end - self.start);
+        let buffer = self.pending.get_mut(slot).and_then(|pending| pending.buffer.as_mut());
+        if let (Some(buffer), Some(from)) = (buffer, self.input.bytes().get(self.start..self.start + come))
+            && let Some(to) = buffer.bytes_mut().get_mut(..come)
+        {
+            to.copy_from_slice(from);
+        }
+        self.start += come;
+        come
+    }
+
+    /// Hands a complete request to the pipeline.
+    fn start(&mut self, id: u32, slot: u32, context: &mut Context<'_>) {
+        let (Phase::Transmission { device, .. }, Some(pending)) = (&self.phase, self.pending.get(slot))
+        else {
+            return self.answered(slot, libc::ESHUTDOWN, context);
+        };
+        let Request { command, offset, len, fua, no_hole, fast_zero, .. } = pending.request;
+        let op = match command {
+            Command::Read => Op::Read,
+            // Read and thrown away: it is in the cache afterwards. More than can be read at once is not worth it.
+            Command::Cache if len <= u64::from(super::MAX_REQUEST_BYTES) => Op::Read,
+            Command::Write => Op::Write,
+            Command::Flush => Op::Flush,
+            Command::Trim => Op::Discard,
+            Command::WriteZeroes => Op::WriteZeroes { no_hole, fast: fast_zero },
+            Command::Cache | Command::BlockStatus => return self.answered(slot, 0, context),
+        };
+        if len == 0 && op != Op::Flush {
+            return self.answered(slot, 0, context);
+        }
+        let data = pending.buffer.as_ref().map_or(Span::NONE, |buffer| Span(buffer.as_ptr()));
+        // The buffer stays in `pending`, untouched, until the answer (contract of Span).
+        let request = request::Request { op, fua, offset, len, data, token: token(id, slot) };
+        context.pipeline.start(device.device().id(), request, context.ring);
+    }
+
+    /// Answers BLOCK_STATUS from the maps and the leaves. False if its payload is not there yet.
+    fn block_status(&mut self, request: Request, header_len: usize, context: &mut Context<'_>) -> bool {
+        let payload = request.payload as usize;
+        let Phase::Transmission { session, device } = &self.phase else { return false };
+        if self.end - self.start < header_len + payload {
+            return false;
+        }
+        let from = self.start + header_len;
+        let parsed = match self.input.bytes().get(from..from + payload) {
+            Some(bytes) if request.payload_len_flag => session.status_payload(&request, bytes),
+            _ => Parsed::Request(request),
+        };
+        self.start = from + payload;
+        let request = match parsed {
+            Parsed::Request(request) => request,
+            Parsed::Refused { cookie, offset, error, reason, .. } => {
+                let mut header = [0; MAX_REPLY_HEADER];
+                let header_len = session.error(cookie, offset, error, reason, &mut header);
+                self.replies.push_back(Reply { header, header_len, body: None, lent: 0 });
+                return true;
+            }
+            Parsed::Disconnect | Parsed::Broken(_) => return false,
+        };
+        for what in MetaContext::ALL.into_iter().filter(|what| request.contexts.contains(*what)) {
+            let mut buffer = context.buffers.take(MAX_STATUS_CHUNK);
+            let extents = match what {
+                MetaContext::Path => Extents::Paths,
+                MetaContext::Allocation => Extents::Allocation,
+            };
+            let mut writer = session.block_status(&request, what, buffer.bytes_mut());
+            let id = device.device().id();
+            context.pipeline.extents(id, request.offset, request.len, extents, &mut |len, status| {
+                writer.extent(len, status)
+            });
+            let written = writer.finish();
+            let lent = buffer.size();
+            self.lent_bytes += lent;
+            let mut header = [0; MAX_REPLY_HEADER];
+            // The chunk carries its own header; without an extent (the table has shrunk) the reply is an error.
+            let reply = match written {
+                Some(len) => Reply { header, header_len: 0, body: Some((buffer, len)), lent },
+                None => {
+                    self.lent_bytes -= lent;
+                    context.buffers.put(buffer);
+                    let (cookie, offset) = (request.cookie, request.offset);
+                    let header_len =
+                        session.error(cookie, offset, NbdError::Inval, "no extents there", &mut header);
+                    Reply { header, header_len, body: None, lent: 0 }
+                }
+            };
+            let failed = reply.body.is_none();
+            self.replies.push_back(reply);
+            if failed {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Gives the kernel what is to be sent, and a place for what comes.
+    pub(super) fn arm(&mut self, id: u32, context: &mut Context<'_>) {
+        if self.broken {
+            self.drop_output(context.buffers);
+        } else if !self.sending.active {
+            self.send(id, context);
+        }
+        if !self.ending {
+            if !self.receiving {
+                self.receive(id, context);
+            }
+        } else if self.receiving {
+            // Ends the receive under way; what is in flight is still answered.
+            let how = if self.broken { libc::SHUT_RDWR } else { libc::SHUT_RD };
+            // SAFETY: a system call on our own descriptor.
+            unsafe { libc::shutdown(self.socket.as_raw_fd(), how) };
+        } else if let Some(body) = self.body.take() {
+            // The rest of this write will never come: it was never started.
+            self.answered(body.slot, libc::ESHUTDOWN, context);
+        }
+    }
+
+    /// Throws away what can no longer be sent.
+    fn drop_output(&mut self, buffers: &mut Buffers) {
+        self.text.clear();
+        if !self.sending.active {
+            self.lent_bytes -= self.sending.clear(buffers);
+        }
+        for reply in self.replies.drain(..) {
+            self.lent_bytes -= reply.lent;
+            if let Some((buffer, _)) = reply.body {
+                buffers.put(buffer);
+            }
+        }
+    }
+
+    fn send(&mut self, id: u32, context: &mut Context<'_>) {
+        if self.sending.is_done() {
+            self.sending.fill(&mut self.text, &mut self.replies);
+        }
+        let Some(message) = self.sending.message() else { return };
+        let fd = types::Fd(self.socket.as_raw_fd());
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = opcode::SendMsg::new(fd, message).flags(flags).build();
+        self.sending.active = true;
+        // SAFETY: header, vectors, replies and text stay in `sending` until the completion (is_over waits for it).
+        unsafe { context.ring.push(&entry.user_data(user_data(Tag::Send, u64::from(id)))) };
+    }
+
+    fn receive(&mut self, id: u32, context: &mut Context<'_>) {
+        let fd = types::Fd(self.socket.as_raw_fd());
+        let (place, len, flags) = match &self.body {
+            Some(body) => {
+                let buffer = self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
+                let Some(buffer) = buffer else { return };
+                (buffer.as_ptr().wrapping_add(body.filled), body.len - body.filled, libc::MSG_WAITALL)
+            }
+            None => {
+                self.compact();
+                let room = self.input.size() - self.end;
+                // No room: requests are held back by the limits, and the client with them.
+                if room == 0 {
+                    return;
+                }
+                (self.input.as_ptr().wrapping_add(self.end), room.min(self.input_cap), 0)
+            }
+        };
+        let entry = opcode::Recv::new(fd, place, len as u32).flags(flags).build();
+        self.receiving = true;
+        // SAFETY: the input buffer and the pending write's buffer stay where they are until the completion.
+        unsafe { context.ring.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
+    }
+
+    /// Moves what is unread to the front when the rest of the buffer gets short.
+    fn compact(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.input.size() - self.end < self.input.size() / 2 {
+            let (start, end) = (self.start, self.end);
+            self.input.bytes_mut().copy_within(start..end, 0);
+            (self.start, self.end) = (0, end - start);
+        }
+    }
+
+    /// The server stops: nothing more is read, what is in flight is still answered.
+    pub(super) fn stop(&mut self) {
+        self.ending = true;
+    }
+
+    fn nothing_to_send(&self) -> bool {
+        !self.sending.active && self.sending.is_done() && self.replies.is_empty() && self.text.is_empty()
+    }
+
+    /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.
+    pub(super) fn is_over(&self) -> bool {
+        self.ending && !self.receiving && self.pending.is_empty() && self.nothing_to_send()
+    }
+
+    /// Gives its buffers back.
+    pub(super) fn release(mut self, context: &mut Context<'_>) {
+        self.drop_output(context.buffers);
+        context.buffers.put(self.input);
+    }
+}
+
+impl Sending {
+    /// Nothing is left of what it held.
+    fn is_done(&self) -> bool {
+        self.at >= self.iovecs.len()
+    }
+
+    /// Takes the next bytes to send: a text, or a batch of replies.
+    fn fill(&mut self, text: &mut Vec<u8>, replies: &mut VecDeque<Reply>) {
+        self.at = 0;
+        if !text.is_empty() {
+            std::mem::swap(&mut self.text, text);
+            self.iovecs.push(iovec(self.text.as_ptr(), self.text.len()));
+            return;
+        }
+        let count = replies.len().min(BATCH);
+        self.batch.extend(replies.drain(..count));
+        // Only now, when the replies stay where they are, their addresses are taken.
+        for reply in &self.batch {
+            if reply.header_len > 0 {
+                self.iovecs.push(iovec(reply.header.as_ptr(), reply.header_len));
+            }
+            if let Some((buffer, len)) = &reply.body {
+                self.iovecs.push(iovec(buffer.as_ptr(), *len));
+            }
+        }
+    }
+
+    /// The header of the message to be sent, if there is anything.
+    fn message(&mut self) -> Option<*const libc::msghdr> {
+        let left = self.iovecs.get_mut(self.at..).filter(|left| !left.is_empty())?;
+        let (first, count) = (left.as_mut_ptr(), left.len());
+        // SAFETY: msghdr is plain data; all zeroes means no address, no control data, no flags.
+        let message = self.message.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }));
+        message.msg_iov = first;
+        message.msg_iovlen = count as _;
+        Some(&raw const **message)
+    }
+
+    /// `bytes` more have been sent.
+    fn advance(&mut self, mut bytes: usize) {
+        while let Some(iovec) = self.iovecs.get_mut(self.at) {
+            if bytes < iovec.iov_len {
+                iovec.iov_base = iovec.iov_base.wrapping_byte_add(bytes);
+                iovec.iov_len -= bytes;
+                return;
+            }
+            bytes -= iovec.iov_len;
+            self.at += 1;
+        }
+    }
+
+    /// Lets go of what was sent (or never will be). Returns the bytes that are lent no more.
+    fn clear(&mut self, buffers: &mut Buffers) -> usize {
+        let mut lent = 0;
+        for reply in self.batch.drain(..) {
+            lent += reply.lent;
+            if let Some((buffer, _)) = reply.body {
+                buffers.put(buffer);
+            }
+        }
+        self.iovecs.clear();
+        self.text.clear();
+        self.at = 0;
+        lent
+    }
+}
+
+fn iovec(from: *const u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len }
+}
+
+/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found out. What a kind
+/// of socket does not have is not missed.
+fn tune(socket: &OwnedFd) {
+    let fd = socket.as_raw_fd();
+    let set = |level, option, value: i32| {
+        // SAFETY: a system call on our own descriptor with a live integer.
+        unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) };
+    };
+    set(libc::SOL_SOCKET, libc::SO_SNDBUF, SOCKET_BUFFER);
+    set(libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
+    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+}

@@ -1,0 +1,297 @@
+//! The handshake: fixed-newstyle negotiation, from the greeting to a [`Session`].
+//!
+//! Contract: [`Handshake::input`] eats whole steps (the client flags, an option header, an option's data) and leaves
+//! the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it; options that are longer, unknown or not
+//! allowed to have data are skipped while they stream and answered then. What is answered does not depend on how the
+//! bytes were cut. Never panics; memory is bounded by the limits in the parent module. Deadlines are the caller's.
+//!
+//! Options are answered in their order and each completely, as the document wants it; a client that does not wait
+//! for answers is served all the same. Without TLS and without oldstyle: both are answered as the document provides.
+
+use self::options::{Refusal, answer, refuse};
+use super::contexts::Contexts;
+use super::proto::{
+    CLIENT_FLAGS_LEN, INIT_MAGIC, OPTION_HEADER_LEN, OPTION_MAGIC, Reader, handshake_flag, opt, rep,
+};
+use super::session::Session;
+use super::{
+    Directory, MAX_ANSWER_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS_PER_CONNECTION, MAX_SKIPPED_OPTION_BYTES,
+    MAX_STRING,
+};
+
+/// One connection before transmission.
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    no_zeroes: bool,
+    structured: bool,
+    extended: bool,
+    /// The last SET_META_CONTEXT that succeeded, for the export name it gave.
+    selected: Option<(String, Contexts)>,
+    shutting_down: bool,
+    options: u32,
+    answered: usize,
+}
+
+/// What [`Handshake::input`] did.
+#[derive(Debug)]
+pub struct Progress {
+    /// Bytes of the input that are done with; the caller gives the rest again, with more behind it.
+    pub consumed: usize,
+    /// How to go on.
+    pub next: Next,
+}
+
+/// How a connection goes on, after what was answered has been sent.
+#[derive(Debug)]
+pub enum Next {
+    /// Read more bytes.
+    More,
+    /// The handshake is over; the rest of the input is the first requests.
+    Transmission(Box<Session>),
+    /// Close the connection.
+    Close(CloseReason),
+}
+
+/// Why the server closes a connection during the handshake.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The client said ABORT.
+    #[error("the client ended the negotiation")]
+    Abort,
+    /// Flags that were not offered.
+    #[error("client flags {0:#x}, of which the server offered only 0x3")]
+    ClientFlags(u32),
+    /// Not an option.
+    #[error("an option begins with {0:#018x}, not with IHAVEOPT")]
+    OptionMagic(u64),
+    /// EXPORT_NAME cannot be refused in any other way.
+    #[error("EXPORT_NAME failed: {0}")]
+    ExportName(String),
+    /// An option that is too long even to skip.
+    #[error("option {option} announces {bytes} bytes, more than {MAX_SKIPPED_OPTION_BYTES}")]
+    OptionTooLong {
+        /// The option.
+        option: u32,
+        /// Its length.
+        bytes: u32,
+    },
+    /// Negotiates without end.
+    #[error("more than {MAX_OPTIONS_PER_CONNECTION} options")]
+    TooManyOptions,
+    /// Asked for more than anybody needs to know.
+    #[error("the answers exceed {MAX_ANSWER_BYTES} bytes")]
+    TooMuchAnswered,
+    /// Input after the end.
+    #[error("the handshake was over already")]
+    Over,
+}
+
+#[derive(Debug)]
+enum State {
+    ClientFlags,
+    Header,
+    Data { option: u32, len: usize },
+    Skip { option: u32, left: u32, verdict: Verdict },
+    Over,
+}
+
+/// What is answered to an option after it was skipped.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    Abort,
+    Unknown,
+    NeedsNoData,
+    NoTls,
+    TooLong(u32),
+    Shutdown,
+}
+
+enum Step {
+    /// The input does not hold the next step.
+    Starved,
+    Ate(usize),
+    End(usize, Next),
+}
+
+const OFFERED_FLAGS: u16 = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+
+impl Handshake {
+    /// A connection that was just accepted.
+    pub fn new() -> Self {
+        Handshake {
+            state: State::ClientFlags,
+            no_zeroes: false,
+            structured: false,
+            extended: false,
+            selected: None,
+            shutting_down: false,
+            options: 0,
+            answered: 0,
+        }
+    }
+
+    /// The bytes the server sends first, without waiting for the client.
+    pub fn greeting(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&INIT_MAGIC.to_be_bytes());
+        out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+        out.extend_from_slice(&OFFERED_FLAGS.to_be_bytes());
+    }
+
+    /// The server is going away: from now on every option but ABORT is answered with `NBD_REP_ERR_SHUTDOWN`.
+    pub fn shut_down(&mut self) {
+        self.shutting_down = true;
+    }
+
+    /// Eats what it can of `input`, appends answers to `out`.
+    pub fn input(&mut self, input: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> Progress {
+        let mut consumed = 0;
+        let mut rest = input;
+        loop {
+            let before = out.len();
+            let (ate, end) = match self.step(rest, dir, out) {
+                Step::Starved => return Progress { consumed, next: Next::More },
+                Step::Ate(ate) => (ate, None),
+                Step::End(ate, next) => (ate, Some(next)),
+            };
+            consumed += ate;
+            rest = rest.get(ate..).unwrap_or_default();
+            self.answered += out.len() - before;
+            if let Some(next) = end {
+                self.state = State::Over;
+                return Progress { consumed, next };
+            }
+            if self.answered > MAX_ANSWER_BYTES {
+                self.state = State::Over;
+                return Progress { consumed, next: Next::Close(CloseReason::TooMuchAnswered) };
+            }
+        }
+    }
+
+    fn step(&mut self, input: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> Step {
+        match self.state {
+            State::ClientFlags => self.client_flags(input),
+            State::Header => self.header(input),
+            State::Data { option, len } => match input.get(..len) {
+                None => Step::Starved,
+                Some(data) => {
+                    self.state = State::Header;
+                    match self.option(option, data, dir, out) {
+                        Next::More => Step::Ate(len),
+                        end => Step::End(len, end),
+                    }
+                }
+            },
+            State::Skip { option, left, verdict } => self.skip(option, left, verdict, input, out),
+            State::Over => Step::End(0, Next::Close(CloseReason::Over)),
+        }
+    }
+
+    /// Unknown flags end the connection: the document leaves no other answer.
+    fn client_flags(&mut self, input: &[u8]) -> Step {
+        let Some(flags) = Reader::new(input).u32() else { return Step::Starved };
+        if flags & !u32::from(OFFERED_FLAGS) != 0 {
+            return Step::End(CLIENT_FLAGS_LEN, Next::Close(CloseReason::ClientFlags(flags)));
+        }
+        self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
+        self.state = State::Header;
+        Step::Ate(CLIENT_FLAGS_LEN)
+    }
+
+    /// Decides, before the data is there, whether an option is looked at or skipped.
+    fn header(&mut self, input: &[u8]) -> Step {
+        let mut reader = Reader::new(input);
+        let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32()) else {
+            return Step::Starved;
+        };
+        let close = |reason| Step::End(OPTION_HEADER_LEN, Next::Close(reason));
+        if magic != OPTION_MAGIC {
+            return close(CloseReason::OptionMagic(magic));
+        }
+        self.options += 1;
+        if self.options > MAX_OPTIONS_PER_CONNECTION {
+            return close(CloseReason::TooManyOptions);
+        }
+        if len > MAX_SKIPPED_OPTION_BYTES {
+            return close(CloseReason::OptionTooLong { option, bytes: len });
+        }
+        if option == opt::EXPORT_NAME {
+            if self.shutting_down {
+                return close(CloseReason::ExportName("the server is shutting down".into()));
+            }
+            if len as usize > MAX_STRING {
+                return close(CloseReason::ExportName(format!(
+                    "a name of {len} bytes; at most {MAX_STRING}"
+                )));
+            }
+        }
+        if option == opt::SET_META_CONTEXT {
+            // Replaces the selection also when it fails.
+            self.selected = None;
+        }
+        self.state = match self.verdict(option, len) {
+            Some(verdict) => State::Skip { option, left: len, verdict },
+            None => State::Data { option, len: len as usize },
+        };
+        Step::Ate(OPTION_HEADER_LEN)
+    }
+
+    /// The answer to an option that can be given without looking at its data.
+    fn verdict(&self, option: u32, len: u32) -> Option<Verdict> {
+        let has_data = match option {
+            // Data is ignored rather than refused.
+            opt::ABORT => return Some(Verdict::Abort),
+            opt::EXPORT_NAME | opt::INFO | opt::GO | opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => true,
+            opt::LIST | opt::STARTTLS | opt::STRUCTURED_REPLY | opt::EXTENDED_HEADERS => false,
+            _ => return Some(Verdict::Unknown),
+        };
+        if self.shutting_down {
+            Some(Verdict::Shutdown)
+        } else if !has_data && len > 0 {
+            Some(Verdict::NeedsNoData)
+        } else if option == opt::STARTTLS {
+            Some(Verdict::NoTls)
+        } else if len as usize > MAX_OPTION_BYTES {
+            Some(Verdict::TooLong(len))
+        } else {
+            None
+        }
+    }
+
+    fn skip(&mut self, option: u32, left: u32, verdict: Verdict, input: &[u8], out: &mut Vec<u8>) -> Step {
+        let ate = input.len().min(left as usize);
+        let left = left - ate as u32;
+        if left > 0 {
+            self.state = State::Skip { option, left, verdict };
+            return if ate == 0 { Step::Starved } else { Step::Ate(ate) };
+        }
+        self.state = State::Header;
+        let refusal = match verdict {
+            Verdict::Abort => {
+                answer(out, option, rep::ACK, &[]);
+                return Step::End(ate, Next::Close(CloseReason::Abort));
+            }
+            Verdict::Unknown => Refusal::new(rep::ERR_UNSUP, format!("option {option} is not known here")),
+            Verdict::NeedsNoData => Refusal::invalid(format!("option {option} has no data")),
+            Verdict::NoTls => Refusal::new(rep::ERR_UNSUP, "there is no TLS here"),
+            Verdict::TooLong(len) => {
+                let text =
+                    format!("option {option} with {len} bytes of data; at most {MAX_OPTION_BYTES} are read");
+                Refusal::new(rep::ERR_TOO_BIG, text)
+            }
+            Verdict::Shutdown => Refusal::new(rep::ERR_SHUTDOWN, "the server is shutting down"),
+        };
+        refuse(out, option, &refusal);
+        Step::Ate(ate)
+    }
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Handshake::new()
+    }
+}
+
+mod options;
+#[cfg(test)]
+mod tests;

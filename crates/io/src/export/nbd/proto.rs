@@ -1,0 +1,349 @@
+//! The numbers of the protocol, and the reader that takes them from bytes.
+//!
+//! Contract: no behaviour beyond translation. Names are those of the document without the prefix that the module
+//! already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is big-endian.
+
+/// First magic of the greeting, `NBDMAGIC`.
+pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// Second magic of the greeting and first word of every option, `IHAVEOPT`.
+pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+/// First word of every option reply.
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+/// First word of a compact request.
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// First word of an extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// First word of a simple reply.
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// First word of a structured reply chunk.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First word of an extended reply chunk.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
+/// Length of a compact request header.
+pub const REQUEST_LEN: usize = 28;
+/// Length of an extended request header.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
+/// Length of the client flags.
+pub const CLIENT_FLAGS_LEN: usize = 4;
+/// Length of an option before its data.
+pub const OPTION_HEADER_LEN: usize = 16;
+/// Zeroes after the answer to EXPORT_NAME, unless `NO_ZEROES` was negotiated.
+pub const EXPORT_NAME_PADDING: usize = 124;
+
+/// Handshake flags, also the client's flags.
+pub mod handshake_flag {
+    /// Options other than EXPORT_NAME exist.
+    pub const FIXED_NEWSTYLE: u16 = 1 << 0;
+    /// No padding after the answer to EXPORT_NAME.
+    pub const NO_ZEROES: u16 = 1 << 1;
+}
+
+/// Transmission flags: what an export offers.
+pub mod transmission_flag {
+    /// Always set.
+    pub const HAS_FLAGS: u16 = 1 << 0;
+    /// No writes.
+    pub const READ_ONLY: u16 = 1 << 1;
+    /// FLUSH.
+    pub const SEND_FLUSH: u16 = 1 << 2;
+    /// The FUA flag on commands.
+    pub const SEND_FUA: u16 = 1 << 3;
+    /// Seeks cost.
+    pub const ROTATIONAL: u16 = 1 << 4;
+    /// TRIM.
+    pub const SEND_TRIM: u16 = 1 << 5;
+    /// WRITE_ZEROES.
+    pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    /// The DF flag on READ.
+    pub const SEND_DF: u16 = 1 << 7;
+    /// Several connections see one another's flushed writes.
+    pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// CACHE.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// The FAST_ZERO flag on WRITE_ZEROES.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// BLOCK_STATUS with a payload that chooses contexts.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
+}
+
+/// Options.
+pub mod opt {
+    /// Choose an export and start, without any way to fail politely.
+    pub const EXPORT_NAME: u32 = 1;
+    /// End the session.
+    pub const ABORT: u32 = 2;
+    /// Which exports are there?
+    pub const LIST: u32 = 3;
+    /// Upgrade to TLS.
+    pub const STARTTLS: u32 = 5;
+    /// What would GO say?
+    pub const INFO: u32 = 6;
+    /// Choose an export and start.
+    pub const GO: u32 = 7;
+    /// Replies come as chunks.
+    pub const STRUCTURED_REPLY: u32 = 8;
+    /// Which metadata contexts are there?
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Select metadata contexts for BLOCK_STATUS.
+    pub const SET_META_CONTEXT: u32 = 10;
+    /// Requests and replies have 64-bit lengths.
+    pub const EXTENDED_HEADERS: u32 = 11;
+}
+
+/// Option replies; errors have bit 31 set.
+pub mod rep {
+    /// Done.
+    pub const ACK: u32 = 1;
+    /// An export.
+    pub const SERVER: u32 = 2;
+    /// A piece of information about an export.
+    pub const INFO: u32 = 3;
+    /// A metadata context.
+    pub const META_CONTEXT: u32 = 4;
+    /// The option is not known here.
+    pub const ERR_UNSUP: u32 = (1 << 31) + 1;
+    /// The option is malformed, or not allowed now.
+    pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// No such export.
+    pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
+    /// The server is going away.
+    pub const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
+    /// The request or its answer is too large.
+    pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+    /// Extended headers were negotiated (or would be needed).
+    pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
+}
+
+/// Kinds of information about an export.
+pub mod info {
+    /// Size and transmission flags.
+    pub const EXPORT: u16 = 0;
+    /// Canonical name.
+    pub const NAME: u16 = 1;
+    /// A sentence for humans.
+    pub const DESCRIPTION: u16 = 2;
+    /// Minimum and preferred block, maximum payload.
+    pub const BLOCK_SIZE: u16 = 3;
+}
+
+/// Command flags.
+pub mod command_flag {
+    /// Answer when the data is on stable storage.
+    pub const FUA: u16 = 1 << 0;
+    /// WRITE_ZEROES must allocate.
+    pub const NO_HOLE: u16 = 1 << 1;
+    /// READ answers in one piece.
+    pub const DF: u16 = 1 << 2;
+    /// BLOCK_STATUS answers one extent per context.
+    pub const REQ_ONE: u16 = 1 << 3;
+    /// WRITE_ZEROES fails rather than being slow.
+    pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length counts payload bytes after the header (extended headers only).
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
+}
+
+/// Chunk flags and types of structured and extended replies.
+pub mod chunk {
+    /// Flag: the last chunk of a reply.
+    pub const FLAG_DONE: u16 = 1 << 0;
+    /// Nothing: success without data.
+    pub const NONE: u16 = 0;
+    /// An offset and the data found there.
+    pub const OFFSET_DATA: u16 = 1;
+    /// Extents with 32-bit lengths.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Extents with 64-bit lengths.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
+    /// An error, perhaps with a text.
+    pub const ERROR: u16 = (1 << 15) + 1;
+}
+
+/// Bits of an extent of `base:allocation`.
+pub mod allocation {
+    /// Not allocated.
+    pub const HOLE: u32 = 1 << 0;
+    /// Reads as zeroes.
+    pub const ZERO: u32 = 1 << 1;
+}
+
+/// Commands that are answered. `NBD_CMD_DISC` is none: it has no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Command {
+    /// `NBD_CMD_READ`.
+    Read = 0,
+    /// `NBD_CMD_WRITE`.
+    Write = 1,
+    /// `NBD_CMD_FLUSH`.
+    Flush = 3,
+    /// `NBD_CMD_TRIM`.
+    Trim = 4,
+    /// `NBD_CMD_CACHE`.
+    Cache = 5,
+    /// `NBD_CMD_WRITE_ZEROES`.
+    WriteZeroes = 6,
+    /// `NBD_CMD_BLOCK_STATUS`.
+    BlockStatus = 7,
+}
+
+impl Command {
+    /// `NBD_CMD_DISC` on the wire.
+    pub const DISCONNECT: u16 = 2;
+    /// One more than the largest number of a command; for tables indexed by command.
+    pub const SLOTS: usize = 8;
+
+    /// The command of that number, if it is one.
+    pub const fn from_wire(number: u16) -> Option<Command> {
+        Some(match number {
+            0 => Command::Read,
+            1 => Command::Write,
+            3 => Command::Flush,
+            4 => Command::Trim,
+            5 => Command::Cache,
+            6 => Command::WriteZeroes,
+            7 => Command::BlockStatus,
+            _ => return None,
+        })
+    }
+
+    /// May it change data?
+    pub const fn writes(self) -> bool {
+        matches!(self, Command::Write | Command::Trim | Command::WriteZeroes)
+    }
+}
+
+/// The errors a reply can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum NbdError {
+    /// `NBD_EPERM`: not permitted, above all writes to a read-only export.
+    Perm = 1,
+    /// `NBD_EIO`: the device failed.
+    Io = 5,
+    /// `NBD_ENOMEM`: no memory.
+    NoMem = 12,
+    /// `NBD_EINVAL`: the request makes no sense, or lies beyond the end.
+    Inval = 22,
+    /// `NBD_ENOSPC`: no space, or a write beyond the end.
+    NoSpc = 28,
+    /// `NBD_EOVERFLOW`: longer than can be answered in one piece.
+    Overflow = 75,
+    /// `NBD_ENOTSUP`: zeroing would not be fast.
+    NotSup = 95,
+    /// `NBD_ESHUTDOWN`: the server is going away.
+    Shutdown = 108,
+}
+
+impl NbdError {
+    /// The number on the wire.
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+
+    /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP` becomes
+    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it.
+    pub const fn from_errno(errno: i32) -> NbdError {
+        match errno {
+            libc::EPERM | libc::EACCES | libc::EROFS => NbdError::Perm,
+            libc::ENOMEM => NbdError::NoMem,
+            libc::EINVAL | libc::EOPNOTSUPP => NbdError::Inval,
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => NbdError::NoSpc,
+            libc::EOVERFLOW => NbdError::Overflow,
+            libc::ESHUTDOWN => NbdError::Shutdown,
+            _ => NbdError::Io,
+        }
+    }
+}
+
+/// Takes big-endian numbers and byte strings from the front of a slice; `None` when it is too short.
+pub(super) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Reader(bytes)
+    }
+
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    pub(super) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    /// Bytes that are left.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn magics_spell_what_the_document_says() {
+        assert_eq!(&INIT_MAGIC.to_be_bytes(), b"NBDMAGIC");
+        assert_eq!(&OPTION_MAGIC.to_be_bytes(), b"IHAVEOPT");
+    }
+
+    #[test]
+    fn commands_keep_their_numbers() {
+        for number in 0..=u16::MAX {
+            match Command::from_wire(number) {
+                Some(command) => {
+                    assert_eq!(command as u16, number);
+                    assert!((command as usize) < Command::SLOTS);
+                }
+                None => assert!(number == Command::DISCONNECT || number > 7, "{number}"),
+            }
+        }
+    }
+
+    #[test]
+    fn errnos_become_the_errors_the_document_names() {
+        for (errno, expected) in [
+            (libc::EPERM, 1),
+            (libc::EROFS, 1),
+            (libc::EIO, 5),
+            (libc::ETIMEDOUT, 5),
+            (libc::ENOMEM, 12),
+            (libc::EINVAL, 22),
+            (libc::EOPNOTSUPP, 22),
+            (libc::ENOSPC, 28),
+            (libc::EDQUOT, 28),
+            (libc::EFBIG, 28),
+            (libc::EOVERFLOW, 75),
+            (libc::ESHUTDOWN, 108),
+        ] {
+            assert_eq!(NbdError::from_errno(errno).code(), expected, "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn reader_stops_at_the_end() {
+        let mut reader = Reader::new(&[0, 1, 2, 3, 4]);
+        assert_eq!(reader.u16(), Some(1));
+        assert_eq!(reader.u32(), None);
+        assert_eq!(reader.bytes(4), None);
+        assert_eq!(reader.bytes(3), Some(&[2, 3, 4][..]));
+        assert_eq!(reader.len(), 0);
+    }
+}

@@ -1,0 +1,354 @@
+//! Leaves: what finally does the I/O. An address, the engine that reaches it, and what is known about its writes.
+//!
+//! Contract: a [`Leaf`] is shared by every table that names it and every queue. Queues submit through
+//! [`Leaf::engine`]; the only shared words a request touches are its queue's line in [`Dirty`].
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::engine::file::FileEngine;
+use crate::engine::memory::MemoryEngine;
+use crate::engine::null::NullEngine;
+use crate::engine::sim::{SimEngine, SimOptions};
+use crate::engine::{Engine, Limits};
+
+/// Why a leaf cannot be used. Each is a sentence that quotes the address.
+#[derive(Debug, thiserror::Error)]
+pub enum LeafError {
+    /// The address is not of a known form.
+    #[error(
+        "'{0}' is no address: give a path that starts with '/', mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+    )]
+    Address(String),
+    /// The size in an address is wrong.
+    #[error(
+        "'{0}': the size must be a number of bytes with an optional K, M, G or T, a multiple of 512 above 0"
+    )]
+    Size(String),
+    /// An option in an address is unknown or has a bad value.
+    #[error("'{address}': bad option '{option}': {allowed}")]
+    Option {
+        /// The whole address.
+        address: String,
+        /// The word that is wrong.
+        option: String,
+        /// What would be right.
+        allowed: &'static str,
+    },
+    /// The system refused.
+    #[error("cannot {what} '{name}': {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The path.
+        name: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Somebody else writes to it.
+    #[error("'{0}' is in use: another process holds a lock on it (or it is mounted); one writer at a time")]
+    Busy(String),
+    /// Neither a regular file nor a block device.
+    #[error("'{0}' is neither a regular file nor a block device")]
+    NotBlock(String),
+    /// A file of no whole sector.
+    #[error(
+        "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
+    )]
+    Empty(String),
+}
+
+impl LeafError {
+    /// The errno a caller of the kernel would see.
+    pub fn errno(&self) -> i32 {
+        match self {
+            LeafError::Address(_) | LeafError::Size(_) | LeafError::Option { .. } => libc::EINVAL,
+            LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            LeafError::Busy(_) => libc::EBUSY,
+            LeafError::NotBlock(_) => libc::ENOTBLK,
+            LeafError::Empty(_) => libc::EINVAL,
+        }
+    }
+}
+
+/// Where a leaf is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Address {
+    /// A regular file or block device.
+    Path(PathBuf),
+    /// Memory of this process, gone with the last table that names it. With a name it is shared by name.
+    Memory {
+        /// Size in bytes.
+        bytes: u64,
+        /// Two addresses with one name are one memory.
+        name: Option<String>,
+    },
+    /// Reads give zeroes, writes vanish.
+    Null {
+        /// Size in bytes.
+        bytes: u64,
+    },
+    /// Memory that misbehaves from a seed.
+    Sim(SimOptions),
+}
+
+/// A size as `4096`, `64K`, `1M`, `2G`, `1T` (powers of 1024).
+pub fn parse_size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' | b'k' => (&text[..text.len() - 1], 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        b'T' | b't' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    (bytes > 0 && bytes % 512 == 0 && bytes <= i64::MAX as u64).then_some(bytes)
+}
+
+impl FromStr for Address {
+    type Err = LeafError;
+
+    fn from_str(text: &str) -> Result<Address, LeafError> {
+        let size = |s: &str| parse_size(s).ok_or_else(|| LeafError::Size(text.to_string()));
+        if let Some(rest) = text.strip_prefix("mem:") {
+            let (bytes, name) = match rest.split_once(':') {
+                Some((bytes, name)) => (bytes, Some(name.to_string())),
+                None => (rest, None),
+            };
+            return Ok(Address::Memory { bytes: size(bytes)?, name });
+        }
+        if let Some(rest) = text.strip_prefix("null:") {
+            return Ok(Address::Null { bytes: size(rest)? });
+        }
+        if let Some(rest) = text.strip_prefix("sim:") {
+            return SimOptions::parse(text, rest).map(Address::Sim);
+        }
+        if text.starts_with('/') {
+            return Ok(Address::Path(PathBuf::from(text)));
+        }
+        Err(LeafError::Address(text.to_string()))
+    }
+}
+
+/// How a leaf is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafOptions {
+    /// Past the page cache (`Some(true)`), through it (`Some(false)`), or what suits: block devices direct,
+    /// regular files through it.
+    pub direct: Option<bool>,
+    /// Open for reading only.
+    pub read_only: bool,
+    /// Number of queues that will submit.
+    pub queues: usize,
+    /// Make a missing file, sparse, of this many bytes.
+    pub make_bytes: Option<u64>,
+}
+
+/// Which completed writes no flush has covered yet. Lock-free; per leaf, so per device whatever the connection.
+///
+/// Each queue counts the writes it completed in its own line, before the write is answered. A flush sums the lines
+/// *before* it starts, and records that sum when it has succeeded: a write that completes while the flush runs is
+/// beyond the sum and stays unflushed. A flush that fails records nothing.
+#[derive(Debug)]
+pub struct Dirty {
+    writes: Box<[Line]>,
+    flushed: AtomicU64,
+}
+
+/// One queue's counter on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+impl Dirty {
+    /// Nothing written yet, `queues` writers.
+    pub fn new(queues: usize) -> Dirty {
+        Dirty { writes: (0..queues.max(1)).map(|_| Line::default()).collect(), flushed: AtomicU64::new(0) }
+    }
+
+    /// A write of `queue` has completed. Called by that queue's thread only, before the write is answered.
+    pub fn wrote(&self, queue: usize) {
+        if let Some(line) = self.writes.get(queue) {
+            // One writer per line: a plain add, published so that a flush elsewhere that hears of the answer sees it.
+            line.0.store(line.0.load(Ordering::Relaxed) + 1, Ordering::Release);
+        }
+    }
+
+    /// What a flush that starts now will cover, or nothing if all is covered.
+    pub fn unflushed(&self) -> Option<u64> {
+        let written = self.writes.iter().map(|line| line.0.load(Ordering::Acquire)).sum();
+        (written > self.flushed.load(Ordering::Acquire)).then_some(written)
+    }
+
+    /// A flush that covered `written` ([`Dirty::unflushed`] before it started) has succeeded.
+    pub fn flushed(&self, written: u64) {
+        self.flushed.fetch_max(written, Ordering::AcqRel);
+    }
+}
+
+/// See the module's text.
+pub struct Leaf {
+    name: String,
+    key: String,
+    engine: Engine,
+    limits: Limits,
+    dirty: Dirty,
+    /// A flush of this leaf failed in a way that may have dropped its writes: say so from now on.
+    lost: AtomicBool,
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaf").field("name", &self.name).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Leaf {
+    /// Opens a leaf. Errors leave nothing open; a file that was made is removed again.
+    pub fn open(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
+        let (engine, limits, name) = match address {
+            Address::Path(path) => {
+                let (engine, limits) = FileEngine::open(path, options)?;
+                (Engine::File(engine), limits, path.display().to_string())
+            }
+            Address::Memory { bytes, name } => {
+                let engine = MemoryEngine::new(*bytes).map_err(|source| LeafError::System {
+                    what: "map",
+                    name: format!("mem:{bytes}"),
+                    source,
+                })?;
+                let shown =
+                    name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
+                (Engine::Memory(engine), Limits::memory(*bytes), shown)
+            }
+            Address::Null { bytes } => {
+                (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
+            }
+            Address::Sim(sim) => {
+                (Engine::Sim(SimEngine::new(sim)), Limits::memory(sim.bytes), sim.to_string())
+            }
+        };
+        static ANONYMOUS: AtomicU64 = AtomicU64::new(0);
+        let key = Self::key_of(address)
+            .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
+        let dirty = Dirty::new(options.queues);
+        Ok(Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) }))
+    }
+
+    /// Two addresses with one key are one leaf: the same file or device, the same named memory. Nothing for what
+    /// is its own leaf each time.
+    pub fn key_of(address: &Address) -> Option<String> {
+        match address {
+            Address::Path(path) => FileEngine::identity(path),
+            Address::Memory { name: Some(name), .. } => Some(format!("mem:{name}")),
+            Address::Sim(sim) => sim.name.as_ref().map(|name| format!("sim:{name}")),
+            Address::Memory { name: None, .. } | Address::Null { .. } => None,
+        }
+    }
+
+    /// The address as it can be written in a table.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// See [`Leaf::key_of`].
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Size, block size and abilities.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// How it is reached.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Its unflushed writes.
+    pub fn dirty(&self) -> &Dirty {
+        &self.dirty
+    }
+
+    /// Whether a flush must reach it.
+    pub fn needs_flush(&self) -> bool {
+        self.lost.load(Ordering::Acquire) || self.dirty.unflushed().is_some()
+    }
+
+    /// The verdict on a flush that covered `written` and ended with `errno` (0: success).
+    ///
+    /// The kernel reports a failed write-back once and then forgets the pages: the next fsync succeeds although
+    /// the data is gone. So once a flush of a cached file has failed, every later one fails too, until the leaf is
+    /// opened anew.
+    pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
+        if errno != 0 {
+            if self.engine.forgets_failed_writes() {
+                self.lost.store(true, Ordering::Release);
+            }
+            return errno;
+        }
+        if self.lost.load(Ordering::Acquire) {
+            return libc::EIO;
+        }
+        self.dirty.flushed(written);
+        0
+    }
+
+    /// Flushes from the control side (a leaf that leaves a table, a clean stop). Blocks.
+    pub fn flush_blocking(&self) -> io::Result<()> {
+        let Some(written) = self.dirty.unflushed() else {
+            return if self.lost.load(Ordering::Acquire) {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            } else {
+                Ok(())
+            };
+        };
+        let errno = self.engine.flush_blocking().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+        match self.judge_flush(written, errno) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_addresses() {
+        assert_eq!(parse_size("64K"), Some(65536));
+        assert_eq!(parse_size("1g"), Some(1 << 30));
+        for bad in ["", "K", "0", "511", "-1", "+512", "1.5M", "99999999999999T", "512 "] {
+            assert_eq!(parse_size(bad), None, "{bad:?}");
+        }
+        assert_eq!("mem:1M".parse::<Address>().unwrap(), Address::Memory { bytes: 1 << 20, name: None });
+        assert_eq!("/dev/sda".parse::<Address>().unwrap(), Address::Path("/dev/sda".into()));
+        let error = "ram0".parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains("'ram0'") && error.contains("mem:SIZE"), "{error}");
+    }
+
+    #[test]
+    fn a_flush_covers_what_was_complete_when_it_started() {
+        let dirty = Dirty::new(2);
+        assert_eq!(dirty.unflushed(), None);
+        dirty.wrote(0);
+        dirty.wrote(1);
+        let first = dirty.unflushed().unwrap();
+        dirty.wrote(1);
+        dirty.flushed(first);
+        let second = dirty.unflushed().expect("the write during the flush is not covered");
+        dirty.flushed(second);
+        assert_eq!(dirty.unflushed(), None);
+        dirty.flushed(first);
+        assert_eq!(dirty.unflushed(), None, "an older flush that ends late takes nothing back");
+    }
+}

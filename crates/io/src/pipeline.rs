@@ -1,0 +1,660 @@
+//! The way of a request on one queue: gate, split, submit, judge, join, answer.
+//!
+//! Contract: one thread owns a pipeline. It takes a [`Request`] with [`Pipeline::start`] and answers each exactly
+//! once in [`Pipeline::take_done`]. It holds its own copy of what is live on each device; control changes that only
+//! through [`Pipeline::close`] and [`Pipeline::open`], so nothing here is locked. In steady state nothing is
+//! allocated: requests and parts live in slabs, pieces in a scratch list.
+//!
+//! Two windows bound the work: a request is split into at most [`WINDOW`] pieces at a time, and goes on when these
+//! are done; and a stack is at most [`MAX_DEPTH`] devices deep.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+
+use crate::engine::{LeafIo, LeafOp, Submitted};
+use crate::leaf::Leaf;
+use crate::pool::Ack;
+use crate::request::{Done, Op, Request};
+use crate::ring::{Completion, Ring};
+use crate::slab::Slab;
+use crate::stats::{Counters, Kind};
+use crate::table::{Below, Live, MAX_DEPTH, Segment, Table, Target, To};
+
+mod judge;
+mod split;
+
+use judge::Verdict;
+use split::{Piece, PieceTo};
+
+/// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
+const WINDOW: usize = 1024;
+
+/// Bytes of a device described at a time.
+const EXTENTS_STEP: u64 = 1 << 30;
+
+/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's base:allocation).
+pub const HOLE: u32 = 1;
+/// See [`HOLE`].
+pub const ZERO: u32 = 2;
+
+/// What [`Pipeline::extents`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extents {
+    /// The number of the path, over all segments.
+    Paths,
+    /// [`HOLE`] and [`ZERO`].
+    Allocation,
+}
+
+/// The devices and paths that a piece has come through, the request's own device first.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hops {
+    depth: usize,
+    hops: [Hop; MAX_DEPTH],
+}
+
+/// One device and the path taken there (numbered over all segments of its table).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Hop {
+    device: u32,
+    path: u32,
+}
+
+impl Hops {
+    fn all(&self) -> &[Hop] {
+        self.hops.get(..self.depth).unwrap_or(&[])
+    }
+
+    /// The devices below the request's own: their gates were entered by the piece.
+    fn below(&self) -> &[Hop] {
+        self.all().get(1..).unwrap_or(&[])
+    }
+
+    /// Nothing when the stack is too deep.
+    fn with(mut self, device: u32, path: u32) -> Option<Hops> {
+        *self.hops.get_mut(self.depth)? = Hop { device, path };
+        self.depth += 1;
+        Some(self)
+    }
+}
+
+/// What this queue knows of a device.
+struct Local {
+    live: Option<Arc<Live>>,
+    open: bool,
+    in_flight: u32,
+    parked: VecDeque<Parked>,
+    closing: Option<Ack>,
+    counters: Arc<[Counters]>,
+}
+
+/// What waits at a closed gate.
+enum Parked {
+    /// A request to the device itself.
+    Request(Request),
+    /// A piece of a request to a device above.
+    Piece { request: u32, piece: Piece },
+}
+
+/// A request under way.
+struct Running {
+    request: Request,
+    device: u32,
+    /// Pieces not done, and 1 while the request is being split.
+    left: u32,
+    errno: i32,
+    /// Bytes already split off.
+    split: u64,
+    started_ns: u64,
+}
+
+/// A leaf by where it is found, so that no reference count is touched per request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LeafAt {
+    device: u32,
+    index: u32,
+    departed: bool,
+}
+
+/// A piece on its leaf.
+struct Part {
+    request: u32,
+    hops: Hops,
+    leaf: LeafAt,
+    io: LeafIo,
+    /// What it was before short transfers and fallbacks changed `io`.
+    whole: Whole,
+    started_ns: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Whole {
+    kind: Kind,
+    len: u64,
+    /// Bytes of a read, write or written-out zero that are done.
+    done: u64,
+    /// The request's FUA, if the leaf must be flushed for it afterwards.
+    then_flush: bool,
+    /// Do not write zeroes out.
+    fast: bool,
+    /// For a flush: the writes it covers.
+    covers: u64,
+    errno: i32,
+}
+
+/// Flushes of one leaf: one runs, the rest wait for the next (group commit). Two at once on one descriptor would
+/// let one swallow the error the other must report.
+struct Flushing {
+    /// The address of the leaf, whatever device it is used by.
+    leaf: *const Leaf,
+    running: u32,
+    /// Answered with `running`.
+    with: Vec<u32>,
+    /// Came while it ran: the next one serves them.
+    next: Vec<u32>,
+}
+
+/// See the module's text.
+pub struct Pipeline {
+    queue: usize,
+    devices: Vec<Option<Local>>,
+    running: Slab<Running>,
+    parts: Slab<Part>,
+    flushing: Vec<Flushing>,
+    done: Vec<Done>,
+    pieces: Vec<Piece>,
+}
+
+impl Pipeline {
+    /// The pipeline of queue number `queue`.
+    pub fn new(queue: usize) -> Pipeline {
+        Pipeline {
+            queue,
+            devices: Vec::new(),
+            running: Slab::default(),
+            parts: Slab::default(),
+            flushing: Vec::new(),
+            done: Vec::new(),
+            pieces: Vec::new(),
+        }
+    }
+
+    /// Makes a device known: open, with no table.
+    pub fn install(&mut self, device: u32, counters: Arc<[Counters]>) {
+        let at = device as usize;
+        if self.devices.len() <= at {
+            self.devices.resize_with(at + 1, || None);
+        }
+        self.devices[at] = Some(Local {
+            live: None,
+            open: true,
+            in_flight: 0,
+            parked: VecDeque::new(),
+            closing: None,
+            counters,
+        });
+    }
+
+    /// Forgets a device that nobody uses any more.
+    pub fn remove(&mut self, device: u32) {
+        if let Some(slot) = self.devices.get_mut(device as usize) {
+            debug_assert!(slot.as_ref().is_none_or(|l| l.in_flight == 0 && l.parked.is_empty()));
+            *slot = None;
+        }
+    }
+
+    /// Closes a device's gate; acknowledged when nothing is in flight.
+    pub fn close(&mut self, device: u32, ack: Ack) {
+        let Some(local) = self.local(device) else { return ack.done() };
+        local.open = false;
+        local.closing = Some(ack);
+        local.settle();
+    }
+
+    /// Opens a device's gate on what is live now, and lets in what has waited.
+    pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
+        let Some(local) = self.local(device) else { return };
+        local.live = live;
+        local.open = true;
+        // What parks again (at a device below) goes to another list.
+        for parked in mem::take(&mut local.parked) {
+            match parked {
+                Parked::Request(request) => self.begin(device, request, ring),
+                Parked::Piece { request, piece } => self.unpark(request, piece, ring),
+            }
+        }
+    }
+
+    /// Answers everything that waits at a closed gate with an error.
+    pub fn reject_parked(&mut self, errno: i32, ring: &mut Ring) {
+        for device in 0..self.devices.len() as u32 {
+            let Some(local) = self.local(device) else { continue };
+            for parked in mem::take(&mut local.parked) {
+                match parked {
+                    Parked::Request(request) => self.done.push(Done { token: request.token, errno }),
+                    Parked::Piece { request, piece } => {
+                        self.leave_below(&piece.hops);
+                        self.piece_done(request, errno, ring);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a request; its answer appears in [`Pipeline::take_done`], perhaps at once.
+    pub fn start(&mut self, device: u32, request: Request, ring: &mut Ring) {
+        match self.local(device) {
+            None => self.done.push(Done { token: request.token, errno: libc::ENXIO }),
+            Some(local) if !local.open => local.parked.push_back(Parked::Request(request)),
+            Some(_) => self.begin(device, request, ring),
+        }
+    }
+
+    /// Takes the answers, in order of completion, into `out`.
+    pub fn take_done(&mut self, out: &mut Vec<Done>) {
+        out.append(&mut self.done);
+    }
+
+    /// Whether there are answers to take.
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// Requests started and not answered, parked ones not counted.
+    pub fn in_flight(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The live table of a device as this queue has it.
+    pub fn table(&self, device: u32) -> Option<&Table> {
+        self.devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
+    }
+
+    /// Describes a range of a device, extent by extent in order, until `each` (bytes, status) says that it has
+    /// enough. The status is the number of the path, or what is known of the allocation.
+    pub fn extents(
+        &self,
+        device: u32,
+        mut offset: u64,
+        mut len: u64,
+        what: Extents,
+        each: &mut dyn FnMut(u64, u32) -> bool,
+    ) {
+        let mut pieces = Vec::new();
+        while len > 0 {
+            // A window at a time: the caller may have enough long before the end of a large device.
+            let at =
+                split::Range { device, sector: offset / 512, sectors: len.min(EXTENTS_STEP) / 512, data: 0 };
+            let taken = split::range(&self.devices, &at, Hops::default(), &mut pieces) * 512;
+            if taken == 0 {
+                return;
+            }
+            for piece in pieces.drain(..) {
+                if !self.describe(&piece, what, each) {
+                    return;
+                }
+            }
+            offset += taken;
+            len -= taken.min(len);
+        }
+    }
+
+    fn describe(&self, piece: &Piece, what: Extents, each: &mut dyn FnMut(u64, u32) -> bool) -> bool {
+        if what == Extents::Paths {
+            return each(piece.len, piece.hops.all().first().map_or(0, |hop| hop.path));
+        }
+        let leaf = match piece.to {
+            PieceTo::Leaf(at) => leaf_at(&self.devices, at),
+            PieceTo::Nowhere => return each(piece.len, HOLE | ZERO),
+            PieceTo::Gate(_) | PieceTo::Fail(_) => None,
+        };
+        let Some(leaf) = leaf else { return each(piece.len, 0) };
+        let mut done = 0;
+        while done < piece.len {
+            let (len, status) = leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
+            done += len;
+            if !each(len, status) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes a completion of a part.
+    pub fn complete(&mut self, completion: &Completion, ring: &mut Ring) {
+        let id = completion.id as u32;
+        let mut result = i64::from(completion.result);
+        if completion.deferred {
+            let Some(part) = self.parts.get(id) else { return };
+            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
+            // SAFETY: the request's data stays lent until the request is answered, which waits for this part.
+            result = unsafe { leaf.engine().finish(&part.io) };
+        }
+        self.drive(id, Some(result), ring);
+    }
+
+    fn local(&mut self, device: u32) -> Option<&mut Local> {
+        self.devices.get_mut(device as usize)?.as_mut()
+    }
+
+    /// The gate is open: the request enters.
+    fn begin(&mut self, device: u32, request: Request, ring: &mut Ring) {
+        let Some(local) = self.local(device) else { return };
+        let errno = check(local.live.as_deref(), &request);
+        local.in_flight += 1;
+        let running = Running { request, device, left: 1, errno, split: 0, started_ns: ring.now_ns() };
+        let id = self.running.insert(running);
+        if errno == 0 {
+            self.split_on(id, ring);
+        }
+        self.piece_done(id, 0, ring);
+    }
+
+    /// Splits the next window of a request and sends it on.
+    fn split_on(&mut self, id: u32, ring: &mut Ring) {
+        let Some(running) = self.running.get_mut(id) else { return };
+        let request = running.request;
+        let mut pieces = mem::take(&mut self.pieces);
+        if request.op == Op::Flush {
+            split::flush(&self.devices, running.device, Hops::default(), &mut pieces);
+        } else {
+            let (at, left) = ((request.offset + running.split) / 512, (request.len - running.split) / 512);
+            let taken = split::range(
+                &self.devices,
+                &split::Range { device: running.device, sector: at, sectors: left, data: running.split },
+                Hops::default(),
+                &mut pieces,
+            );
+            running.split += taken * 512;
+        }
+        self.send_pieces(id, &mut pieces, ring);
+        self.pieces = pieces;
+    }
+
+    /// Sends pieces to their leaves, or parks them. Empties the list.
+    fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, ring: &mut Ring) {
+        for piece in pieces.drain(..) {
+            let Some(running) = self.running.get_mut(id) else { return };
+            let request = running.request;
+            match piece.to {
+                PieceTo::Fail(errno) => running.errno = worst(running.errno, errno),
+                PieceTo::Nowhere => {
+                    if request.op == Op::Read {
+                        let data = request.data.at(piece.data);
+                        // SAFETY: the export lends `request.len` bytes; the piece lies within (split::range).
+                        unsafe { data.0.write_bytes(0, piece.len as usize) };
+                    }
+                }
+                PieceTo::Gate(device) => {
+                    running.left += 1;
+                    self.enter_below(&piece.hops);
+                    if let Some(local) = self.local(device) {
+                        local.parked.push_back(Parked::Piece { request: id, piece });
+                    }
+                }
+                PieceTo::Leaf(leaf) => {
+                    running.left += 1;
+                    self.enter_below(&piece.hops);
+                    let part = self.part(id, &request, leaf, &piece, ring.now_ns());
+                    let part = self.parts.insert(part);
+                    self.drive(part, None, ring);
+                }
+            }
+        }
+    }
+
+    fn part(&self, request: u32, of: &Request, leaf: LeafAt, piece: &Piece, now_ns: u64) -> Part {
+        let has_fua = leaf_at(&self.devices, leaf).is_some_and(|leaf| leaf.engine().has_fua());
+        let (op, kind) = match of.op {
+            Op::Read => (LeafOp::Read, Kind::Read),
+            Op::Write => (LeafOp::Write, Kind::Write),
+            Op::Flush => (LeafOp::Flush, Kind::Flush),
+            Op::Discard => (LeafOp::Discard, Kind::Discard),
+            Op::WriteZeroes { no_hole, .. } => (LeafOp::Zero { no_hole }, Kind::Zeroes),
+        };
+        let fua = of.fua && has_fua && of.op == Op::Write;
+        Part {
+            request,
+            hops: piece.hops,
+            leaf,
+            io: LeafIo {
+                op,
+                fua,
+                offset: piece.offset,
+                len: piece.len,
+                data: of.data.at(piece.data),
+                // Known once it is in the slab: see drive().
+                part: 0,
+                queue: self.queue,
+            },
+            whole: Whole {
+                kind,
+                len: piece.len,
+                done: 0,
+                then_flush: of.fua && !fua && of.op.is_write(),
+                fast: matches!(of.op, Op::WriteZeroes { fast: true, .. }),
+                covers: 0,
+                errno: 0,
+            },
+            started_ns: now_ns,
+        }
+    }
+
+    /// A piece that waited at a gate goes on from there.
+    fn unpark(&mut self, request: u32, piece: Piece, ring: &mut Ring) {
+        let PieceTo::Gate(device) = piece.to else { return };
+        let mut pieces = mem::take(&mut self.pieces);
+        let is_flush = self.running.get(request).is_some_and(|r| r.request.op == Op::Flush);
+        if is_flush {
+            split::flush(&self.devices, device, piece.hops, &mut pieces);
+        } else {
+            // Not windowed: the piece was part of a window already, and its rest has nowhere else to be kept.
+            let mut at = split::Range {
+                device,
+                sector: piece.offset / 512,
+                sectors: piece.len / 512,
+                data: piece.data,
+            };
+            while at.sectors > 0 {
+                let taken = split::range(&self.devices, &at, piece.hops, &mut pieces);
+                at = split::Range {
+                    sector: at.sector + taken,
+                    sectors: at.sectors - taken,
+                    data: at.data + taken * 512,
+                    ..at
+                };
+                self.send_pieces(request, &mut pieces, ring);
+            }
+        }
+        self.send_pieces(request, &mut pieces, ring);
+        self.pieces = pieces;
+        self.leave_below(&piece.hops);
+        self.piece_done(request, 0, ring);
+    }
+
+    /// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done.
+    fn drive(&mut self, id: u32, mut result: Option<i64>, ring: &mut Ring) {
+        loop {
+            let Some(part) = self.parts.get_mut(id) else { return };
+            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
+            if let Some(result) = result.take() {
+                match judge::judge(part, leaf, result) {
+                    Verdict::Done => return self.part_done(id, ring),
+                    Verdict::Submit => {}
+                }
+            }
+            part.io.part = id;
+            if part.io.op == LeafOp::Flush && !self.may_flush(id) {
+                return;
+            }
+            let Some(part) = self.parts.get_mut(id) else { return };
+            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
+            if part.io.op == LeafOp::Flush {
+                // A flush that finds everything covered by another meanwhile is still sent: it is asked for.
+                part.whole.covers = leaf.dirty().unflushed().unwrap_or(0);
+            }
+            // SAFETY: the export lends the data until the request is answered; that waits for all its parts.
+            match unsafe { leaf.engine().submit(&part.io, ring) } {
+                Submitted::Done(done) => result = Some(done),
+                Submitted::Pending => return,
+            }
+        }
+    }
+
+    /// Whether this flush runs now; otherwise it waits for the one that does.
+    fn may_flush(&mut self, id: u32) -> bool {
+        let Some(at) = self.parts.get(id).map(|part| part.leaf) else { return false };
+        let Some(leaf) = leaf_at(&self.devices, at).map(std::ptr::from_ref) else { return false };
+        if let Some(flushing) = self.flushing.iter_mut().find(|f| f.leaf == leaf) {
+            if flushing.running != id {
+                flushing.next.push(id);
+            }
+            return flushing.running == id;
+        }
+        self.flushing.push(Flushing { leaf, running: id, with: Vec::new(), next: Vec::new() });
+        true
+    }
+
+    /// A part is done: those that waited for the same flush are too.
+    fn part_done(&mut self, id: u32, ring: &mut Ring) {
+        let Some(part) = self.parts.get(id) else { return };
+        let (is_flush, errno) = (part.io.op == LeafOp::Flush, part.whole.errno);
+        let at = self.flushing.iter().position(|f| f.running == id);
+        if let (true, Some(at)) = (is_flush, at) {
+            let mut flushing = self.flushing.swap_remove(at);
+            for other in flushing.with.drain(..) {
+                if let Some(part) = self.parts.get_mut(other) {
+                    part.whole.errno = worst(part.whole.errno, errno);
+                }
+                self.answer_part(other, ring);
+            }
+            let mut next = mem::take(&mut flushing.next).into_iter();
+            if let Some(leader) = next.next() {
+                let with = next.collect();
+                self.flushing.push(Flushing { running: leader, with, ..flushing });
+                self.answer_part(id, ring);
+                return self.drive(leader, None, ring);
+            }
+        }
+        self.answer_part(id, ring);
+    }
+
+    /// Counts a part, leaves the gates it went through, and tells its request.
+    fn answer_part(&mut self, id: u32, ring: &mut Ring) {
+        let Some(part) = self.parts.remove(id) else { return };
+        let ns = ring.now_ns().saturating_sub(part.started_ns);
+        let (failed, whole) = (part.whole.errno != 0, &part.whole);
+        for (depth, hop) in part.hops.all().iter().enumerate() {
+            let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
+            let path = local.live.as_ref().and_then(|live| live.table.counters(self.queue, hop.path));
+            let device = local.counters.get(self.queue).filter(|_| depth > 0);
+            for counters in path.into_iter().chain(device) {
+                counters.count(whole.kind, whole.len, failed, ns);
+            }
+        }
+        self.leave_below(&part.hops);
+        self.piece_done(part.request, part.whole.errno, ring);
+    }
+
+    /// One piece of a request is done; with the last, the request goes on or is answered.
+    fn piece_done(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+        let mut errno = errno;
+        loop {
+            let Some(running) = self.running.get_mut(id) else { return };
+            running.errno = worst(running.errno, mem::take(&mut errno));
+            running.left -= 1;
+            if running.left > 0 {
+                return;
+            }
+            if running.errno != 0 || running.split >= running.request.len {
+                break;
+            }
+            running.left = 1;
+            self.split_on(id, ring);
+        }
+        let Some(running) = self.running.remove(id) else { return };
+        let Request { op, len, token, .. } = running.request;
+        let kind = match op {
+            Op::Read => Kind::Read,
+            Op::Write => Kind::Write,
+            Op::Flush => Kind::Flush,
+            Op::Discard => Kind::Discard,
+            Op::WriteZeroes { .. } => Kind::Zeroes,
+        };
+        let ns = ring.now_ns().saturating_sub(running.started_ns);
+        let queue = self.queue;
+        self.done.push(Done { token, errno: running.errno });
+        if let Some(local) = self.local(running.device) {
+            if let Some(counters) = local.counters.get(queue) {
+                counters.count(kind, len, running.errno != 0, ns);
+            }
+            local.leave();
+        }
+    }
+
+    fn enter_below(&mut self, hops: &Hops) {
+        for hop in hops.below() {
+            if let Some(local) = self.local(hop.device) {
+                local.in_flight += 1;
+            }
+        }
+    }
+
+    fn leave_below(&mut self, hops: &Hops) {
+        for hop in hops.below() {
+            if let Some(local) = self.local(hop.device) {
+                local.leave();
+            }
+        }
+    }
+}
+
+impl Local {
+    fn leave(&mut self) {
+        self.in_flight -= 1;
+        self.settle();
+    }
+
+    /// Tells control that the device has drained, if it waits for that.
+    fn settle(&mut self) {
+        if self.in_flight == 0
+            && let Some(ack) = self.closing.take()
+        {
+            ack.done();
+        }
+    }
+}
+
+/// The first error stays: it is the one that explains the rest.
+fn worst(a: i32, b: i32) -> i32 {
+    if a != 0 { a } else { b }
+}
+
+/// Whether the live table can serve a request at all: 0 or an errno.
+fn check(live: Option<&Live>, request: &Request) -> i32 {
+    let Some(live) = live else { return libc::EIO };
+    if request.op == Op::Flush {
+        return 0;
+    }
+    if request.op.is_write() && live.table.read_only() {
+        return libc::EPERM;
+    }
+    let beyond = if request.op == Op::Write { libc::ENOSPC } else { libc::EINVAL };
+    match request.offset.checked_add(request.len) {
+        Some(end) if end <= live.table.len() * 512 => {
+            if (request.offset | request.len).is_multiple_of(512) {
+                0
+            } else {
+                libc::EINVAL
+            }
+        }
+        _ => beyond,
+    }
+}
+
+fn leaf_at(devices: &[Option<Local>], at: LeafAt) -> Option<&Leaf> {
+    let live = devices.get(at.device as usize)?.as_ref()?.live.as_ref()?;
+    let leaves = if at.departed { &live.departed } else { live.table.leaves() };
+    leaves.get(at.index as usize).map(|leaf| &**leaf)
+}

@@ -1,0 +1,173 @@
+//! Splitting: which leaves the sectors of a request lie on. Pure: reads the live tables, changes nothing.
+//!
+//! A request is cut at region, chunk and segment boundaries; neighbours that go through the same path to
+//! neighbouring addresses are one piece again.
+
+use super::{Below, Hops, LeafAt, Local, Segment, Table, Target, To, WINDOW};
+
+/// A piece of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// Where it goes.
+    pub(super) to: PieceTo,
+    /// The devices it came through; for a gate, those above it.
+    pub(super) hops: Hops,
+    /// Byte offset on the leaf, or on the device behind the gate.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) len: u64,
+    /// Byte offset in the request's data.
+    pub(super) data: u64,
+}
+
+/// Where a piece goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PieceTo {
+    /// To a leaf.
+    Leaf(LeafAt),
+    /// To the closed gate of a device below.
+    Gate(u32),
+    /// It fails.
+    Fail(i32),
+    /// Reads give zeroes, writes vanish.
+    Nowhere,
+}
+
+/// Sectors of a device to be split.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    /// The device.
+    pub(super) device: u32,
+    /// First sector there.
+    pub(super) sector: u64,
+    /// How many.
+    pub(super) sectors: u64,
+    /// Byte offset of the first in the request's data.
+    pub(super) data: u64,
+}
+
+/// Splits a range into pieces until the list has a window's worth. Returns the sectors taken, at least one if any
+/// were asked for.
+pub(super) fn range(devices: &[Option<Local>], range: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+    let mut taken = 0;
+    while taken < range.sectors && (out.len() < WINDOW || taken == 0) {
+        let (sector, left) = (range.sector + taken, range.sectors - taken);
+        let data = range.data + taken * 512;
+        let at = Range { sector, sectors: left, data, ..*range };
+        taken += match table(devices, range.device).and_then(|t| t.segment_at(sector)) {
+            Some(segment) => step(devices, &at, segment, hops, out),
+            None => {
+                out.push(Piece { to: PieceTo::Fail(libc::EIO), hops, offset: 0, len: left * 512, data });
+                left
+            }
+        };
+    }
+    taken
+}
+
+/// One step: up to the next boundary. Returns the sectors taken.
+fn step(devices: &[Option<Local>], at: &Range, segment: &Segment, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+    let within = at.sector - segment.start;
+    let left = at.sectors.min(segment.len - within);
+    let (path, to, sector, len) = match &segment.target {
+        Target::Switch { map, paths } => {
+            let route = map.route(within);
+            let to = paths.get(route.path as usize);
+            (route.path, to, within, left.min(route.left))
+        }
+        Target::Linear(to) => (0, Some(to), within, left),
+        Target::Striped { chunk, stripes } => {
+            let (nr, in_chunk) = (within / chunk, within % chunk);
+            let (stripe, row) = (nr % stripes.len() as u64, nr / stripes.len() as u64);
+            let to = stripes.get(stripe as usize);
+            (stripe as u32, to, row * chunk + in_chunk, left.min(chunk - in_chunk))
+        }
+        Target::Error => return nowhere(PieceTo::Fail(libc::EIO), at, left, hops, out),
+        Target::Zero => return nowhere(PieceTo::Nowhere, at, left, hops, out),
+    };
+    let (Some(to), Some(through)) = (to, hops.with(at.device, segment.first_path + path)) else {
+        return nowhere(PieceTo::Fail(libc::EIO), at, len, hops, out);
+    };
+    let To { below, offset } = *to;
+    let there = Range { device: 0, sector: offset + sector, sectors: len, data: at.data };
+    match below {
+        Below::Leaf(index) => {
+            let leaf = LeafAt { device: at.device, index, departed: false };
+            push(
+                Piece {
+                    to: PieceTo::Leaf(leaf),
+                    hops: through,
+                    offset: there.sector * 512,
+                    len: len * 512,
+                    data: at.data,
+                },
+                out,
+            );
+            len
+        }
+        Below::Device(device) => below_device(devices, &Range { device, ..there }, through, out),
+    }
+}
+
+/// Goes on in the device below, or stops at its gate.
+fn below_device(devices: &[Option<Local>], at: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+    let open = devices.get(at.device as usize).and_then(Option::as_ref).map(|local| local.open);
+    match open {
+        Some(true) => range(devices, at, hops, out),
+        Some(false) => {
+            let (offset, len) = (at.sector * 512, at.sectors * 512);
+            push(Piece { to: PieceTo::Gate(at.device), hops, offset, len, data: at.data }, out);
+            at.sectors
+        }
+        None => nowhere(PieceTo::Fail(libc::EIO), at, at.sectors, hops, out),
+    }
+}
+
+fn nowhere(to: PieceTo, at: &Range, sectors: u64, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+    push(Piece { to, hops, offset: at.sector * 512, len: sectors * 512, data: at.data }, out);
+    sectors
+}
+
+/// Adds a piece, or makes the last one longer.
+fn push(piece: Piece, out: &mut Vec<Piece>) {
+    if let Some(last) = out.last_mut()
+        && last.to == piece.to
+        && last.offset + last.len == piece.offset
+        && last.data + last.len == piece.data
+        && last.hops.all() == piece.hops.all()
+    {
+        last.len += piece.len;
+        return;
+    }
+    out.push(piece);
+}
+
+/// The pieces of a flush: one for every leaf under the device that holds unflushed writes.
+pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mut Vec<Piece>) {
+    let Some(Some(local)) = devices.get(device as usize) else { return };
+    let Some(live) = &local.live else { return };
+    let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
+    let departed = live.departed.iter().map(|leaf| (leaf, 0, true));
+    let leaves = live.table.leaves_with_paths().map(|(leaf, path)| (leaf, path, false)).chain(departed);
+    let mut index = [0u32; 2];
+    for (leaf, path, departed) in leaves {
+        let at = LeafAt { device, index: index[usize::from(departed)], departed };
+        index[usize::from(departed)] += 1;
+        if leaf.needs_flush()
+            && let Some(hops) = hops.with(device, path)
+        {
+            out.push(piece(PieceTo::Leaf(at), hops));
+        }
+    }
+    for (below, path) in live.table.devices_with_paths() {
+        let Some(hops) = hops.with(device, path) else { continue };
+        match devices.get(below as usize) {
+            Some(Some(local)) if !local.open => out.push(piece(PieceTo::Gate(below), hops)),
+            _ => flush(devices, below, hops, out),
+        }
+    }
+}
+
+fn table(devices: &[Option<Local>], device: u32) -> Option<&Table> {
+    devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
+}

@@ -1,0 +1,427 @@
+//! The pool: queue threads, the devices they serve, and the mailboxes by which control reaches them.
+//!
+//! Contract: a pool is made once per process (or test) and stopped once. Its methods may be called from any thread
+//! but a queue's, and may block until the queues have answered.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use crate::device::{Device, DeviceError};
+use crate::export::Listener;
+use crate::export::nbd::{Directory, ExportInfo};
+use crate::queue::{Command, Queue};
+
+/// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue memory.
+pub const MAX_QUEUES: usize = 256;
+/// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
+pub const MAX_DEVICES: usize = 1 << 20;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a pool is made.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOptions {
+    /// Queue threads.
+    pub queues: usize,
+}
+
+impl Default for PoolOptions {
+    /// One queue per core.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        PoolOptions { queues: cores.min(MAX_QUEUES) }
+    }
+}
+
+/// A queue that was asked is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+struct LatchState {
+    left: usize,
+    gone: bool,
+}
+
+/// Waits until every queue has answered.
+pub struct Latch {
+    state: Mutex<LatchState>,
+    changed: Condvar,
+}
+
+impl Latch {
+    /// For `count` answers.
+    pub fn new(count: usize) -> Arc<Latch> {
+        Arc::new(Latch {
+            state: Mutex::new(LatchState { left: count, gone: false }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// One of the answers.
+    pub fn ack(self: &Arc<Self>) -> Ack {
+        Ack { latch: Some(self.clone()) }
+    }
+
+    /// Blocks until all answers are in, or one can never come.
+    pub fn wait(&self) -> Result<(), Gone> {
+        let mut state = lock(&self.state);
+        while state.left > 0 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.gone { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Whether all answers are in.
+    pub fn is_done(&self) -> bool {
+        lock(&self.state).left == 0
+    }
+
+    fn count(&self, gone: bool) {
+        let mut state = lock(&self.state);
+        state.left = state.left.saturating_sub(1);
+        state.gone |= gone;
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// One answer to a latch. Dropped without [`Ack::done`], it says that the queue is gone.
+pub struct Ack {
+    latch: Option<Arc<Latch>>,
+}
+
+impl Ack {
+    /// Answers.
+    pub fn done(mut self) {
+        if let Some(latch) = self.latch.take() {
+            latch.count(false);
+        }
+    }
+}
+
+impl Drop for Ack {
+    fn drop(&mut self) {
+        if let Some(latch) = self.latch.take() {
+            latch.count(true);
+        }
+    }
+}
+
+/// Commands to one queue, and the descriptor that wakes it.
+pub struct Mailbox {
+    commands: Mutex<Option<VecDeque<Command>>>,
+    wake: OwnedFd,
+}
+
+impl Mailbox {
+    fn new() -> io::Result<Mailbox> {
+        // SAFETY: eventfd makes a descriptor that nobody else owns.
+        let wake = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake })
+    }
+
+    /// The descriptor that becomes readable (8 bytes) when there are commands.
+    pub fn wake_fd(&self) -> i32 {
+        self.wake.as_raw_fd()
+    }
+
+    /// Sends a command. To a queue that is gone it is dropped, and with it its acknowledgement.
+    pub fn send(&self, command: Command) {
+        match lock(&self.commands).as_mut() {
+            Some(commands) => commands.push_back(command),
+            None => return,
+        }
+        let one = 1u64;
+        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by overflow, when
+        // the queue is awake anyway.
+        unsafe { libc::write(self.wake.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Takes what was sent.
+    pub fn take(&self) -> VecDeque<Command> {
+        lock(&self.commands).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Nothing more is taken: what is there and what comes is dropped.
+    pub fn close(&self) {
+        let commands = lock(&self.commands).take();
+        drop(commands);
+    }
+}
+
+/// The mailboxes of all queues.
+pub struct Mailboxes {
+    boxes: Vec<Mailbox>,
+    reaper: mpsc::Sender<Reap>,
+}
+
+enum Reap {
+    Device(Arc<Device>),
+    Stop,
+}
+
+impl Mailboxes {
+    /// How many queues there are.
+    pub fn len(&self) -> usize {
+        self.boxes.len()
+    }
+
+    /// Whether there are no queues.
+    pub fn is_empty(&self) -> bool {
+        self.boxes.is_empty()
+    }
+
+    /// One queue's mailbox.
+    pub fn get(&self, queue: usize) -> Option<&Mailbox> {
+        self.boxes.get(queue)
+    }
+
+    /// Sends a command to every queue.
+    pub fn send_all(&self, mut command: impl FnMut(usize) -> Command) {
+        self.boxes.iter().enumerate().for_each(|(queue, mailbox)| mailbox.send(command(queue)));
+    }
+
+    /// Has a device removed whose last user is gone; from any thread, without waiting.
+    pub(crate) fn deferred_removal(&self, device: &Arc<Device>) {
+        let _ = self.reaper.send(Reap::Device(device.clone()));
+    }
+}
+
+/// The devices by name: what control and the handshake of an export look at, never a request.
+pub struct Registry {
+    devices: RwLock<Vec<Arc<Device>>>,
+    mailboxes: Arc<Mailboxes>,
+}
+
+impl Registry {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Arc<Device>>> {
+        self.devices.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All devices, oldest first.
+    pub fn list(&self) -> Vec<Arc<Device>> {
+        self.read().clone()
+    }
+
+    /// The device of this name.
+    pub fn find(&self, name: &str) -> Option<Arc<Device>> {
+        self.read().iter().find(|d| d.name() == name).cloned()
+    }
+
+    /// The device with this id.
+    pub fn by_id(&self, id: u32) -> Option<Arc<Device>> {
+        self.read().iter().find(|d| d.id() == id).cloned()
+    }
+
+    /// Makes a device without a table.
+    pub fn create(&self, name: &str, uuid: &str) -> Result<Arc<Device>, DeviceError> {
+        let mut devices = self.write();
+        for device in devices.iter() {
+            let info = device.info();
+            if info.name == name {
+                return Err(DeviceError::Exists(name.to_string()));
+            }
+            if !uuid.is_empty() && info.uuid == uuid {
+                return Err(DeviceError::Exists(uuid.to_string()));
+            }
+        }
+        let id = (0..MAX_DEVICES as u32).find(|id| devices.iter().all(|d| d.id() != *id));
+        let id = id.ok_or(DeviceError::Stopping)?;
+        let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Install {
+            device: id,
+            counters: device.counters(),
+            ack: latch.ack(),
+        });
+        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
+        devices.push(device.clone());
+        Ok(device)
+    }
+
+    /// Gives a device another name.
+    pub fn rename(&self, device: &Device, name: &str) -> Result<(), DeviceError> {
+        let devices = self.write();
+        if devices.iter().any(|d| d.name() == name) {
+            return Err(DeviceError::Exists(name.to_string()));
+        }
+        device.set_name(name);
+        Ok(())
+    }
+
+    /// Gives a device its uuid.
+    pub fn set_uuid(&self, device: &Device, uuid: &str) -> Result<(), DeviceError> {
+        let devices = self.write();
+        if devices.iter().any(|d| d.info().uuid == uuid) {
+            return Err(DeviceError::Exists(uuid.to_string()));
+        }
+        device.set_uuid(uuid)
+    }
+
+    /// Removes a device that nobody has open.
+    pub fn remove(&self, device: &Arc<Device>) -> Result<(), DeviceError> {
+        device.retire()?;
+        device.dismantle();
+        // Only now may the name and the id be used again.
+        self.write().retain(|d| !Arc::ptr_eq(d, device));
+        Ok(())
+    }
+
+    fn export(device: &Device) -> Option<ExportInfo> {
+        let info = device.info();
+        let table = device.live()?;
+        let targets: Vec<&str> = table.segments().iter().map(|s| s.target.name()).collect();
+        Some(ExportInfo {
+            id: info.id,
+            description: format!("{} device of {} sectors", targets.join("+"), table.len()),
+            name: info.name,
+            size_bytes: table.len() * 512,
+            read_only: info.read_only,
+            rotational: table.rotational(),
+            min_block: table.logical_block(),
+            preferred_block: table.logical_block().max(4096),
+            can_discard: true,
+            can_zero: true,
+            can_fast_zero: true,
+            can_cache: true,
+            // Writes are counted per leaf, whatever the connection: a flush on one covers all.
+            can_multi_conn: true,
+        })
+    }
+}
+
+impl Directory for Registry {
+    fn list(&self, each: &mut dyn FnMut(&str, &str)) {
+        for device in self.read().iter() {
+            if let Some(info) = Self::export(device) {
+                each(&info.name, &info.description);
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        let devices = self.read();
+        let device = match (name, devices.as_slice()) {
+            ("", [only]) => only,
+            _ => devices.iter().find(|d| d.name() == name)?,
+        };
+        Self::export(device)
+    }
+}
+
+/// See the module's text.
+pub struct Pool {
+    registry: Arc<Registry>,
+    mailboxes: Arc<Mailboxes>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    reaper: mpsc::Sender<Reap>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Pool {
+    /// Starts the queue threads. Errors: the kernel refuses a ring or a thread.
+    pub fn start(options: PoolOptions) -> io::Result<Pool> {
+        let queues = options.queues.clamp(1, MAX_QUEUES);
+        let (reaper, reap) = mpsc::channel();
+        let boxes = (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
+        let mailboxes = Arc::new(Mailboxes { boxes, reaper: reaper.clone() });
+        let registry = Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
+        let failed = Arc::new(AtomicBool::new(false));
+        let pool = Pool { registry: registry.clone(), mailboxes, threads: Mutex::default(), reaper, failed };
+        for number in 0..queues {
+            pool.start_queue(number)?;
+        }
+        let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
+            while let Ok(Reap::Device(device)) = reap.recv() {
+                if let Err(error) = registry.remove(&device) {
+                    tracing::debug!(%error, "deferred removal");
+                }
+            }
+        })?;
+        lock(&pool.threads).push(thread);
+        Ok(pool)
+    }
+
+    fn start_queue(&self, number: usize) -> io::Result<()> {
+        let (mailboxes, registry) = (self.mailboxes.clone(), self.registry.clone());
+        let (started, starts) = mpsc::channel();
+        let failed = self.failed.clone();
+        let thread = std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
+            // The ring is made on its thread: only that one may use it.
+            let queue = Queue::new(number, mailboxes, registry);
+            let _ = started.send(queue.as_ref().map(|_| ()).map_err(|e| io::Error::from(e.kind())));
+            if let Ok(mut queue) = queue
+                && let Err(error) = queue.run()
+            {
+                tracing::error!(queue = number, %error, "queue stopped: its ring failed");
+                failed.store(true, Ordering::Release);
+            }
+        })?;
+        lock(&self.threads).push(thread);
+        starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// The devices.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// How many queues there are.
+    pub fn queues(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Serves NBD on a listening socket. Connections are dealt to the queues in turn.
+    pub fn listen(&self, listener: Listener) -> Result<(), DeviceError> {
+        let latch = Latch::new(1);
+        if let Some(mailbox) = self.mailboxes.get(0) {
+            mailbox.send(Command::Listen { listener, ack: latch.ack() });
+        }
+        latch.wait().map_err(|Gone| DeviceError::Stopping)
+    }
+
+    /// Whether a queue has failed.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Stops: no new requests, those in flight are finished and answered (those that wait at a closed gate get
+    /// ESHUTDOWN), every leaf is flushed, the threads end.
+    pub fn stop(&self) {
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
+        let _ = latch.wait();
+        let _ = self.reaper.send(Reap::Stop);
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            let _ = thread.join();
+        }
+        for device in self.registry.list() {
+            device.flush_all();
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if !lock(&self.threads).is_empty() {
+            self.stop();
+        }
+    }
+}

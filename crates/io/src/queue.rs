@@ -1,0 +1,260 @@
+//! A queue: one thread, one ring, one pipeline, any number of connections.
+//!
+//! One turn of its loop: wait for completions (this also hands the last turn's submissions to the kernel), give each
+//! to its owner, carry the answers that became ready to their connections, let every touched connection send and
+//! receive. So a batch of requests costs one system call, however many connections and leaves it touches.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::{opcode, types};
+
+use crate::buffer::Buffers;
+use crate::export::Listener;
+use crate::export::nbd::server::Server;
+use crate::pipeline::Pipeline;
+use crate::pool::{Ack, Mailboxes, Registry};
+use crate::request::Done;
+use crate::ring::{Completion, Ring, Tag, user_data};
+use crate::stats::Counters;
+use crate::table::Live;
+
+/// What control asks of a queue.
+pub enum Command {
+    /// A device exists.
+    Install {
+        /// Its id.
+        device: u32,
+        /// Where to count, a line per queue.
+        counters: Arc<[Counters]>,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// A device that nobody uses is gone.
+    Remove {
+        /// Its id.
+        device: u32,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// Let no request in.
+    Close {
+        /// Its id.
+        device: u32,
+        /// Answered when none is in flight.
+        ack: Ack,
+    },
+    /// Let requests in.
+    Open {
+        /// Its id.
+        device: u32,
+        /// What they meet.
+        live: Option<Arc<Live>>,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// Accept connections.
+    Listen {
+        /// Where.
+        listener: Listener,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// Serve a connection.
+    Connect {
+        /// Its socket.
+        socket: OwnedFd,
+    },
+    /// Finish what is in flight and end.
+    Stop {
+        /// Answered when the thread is about to end.
+        ack: Ack,
+    },
+}
+
+/// What the parts of a queue work with, lent for one call.
+pub struct Context<'a> {
+    /// The ring.
+    pub ring: &'a mut Ring,
+    /// The pipeline.
+    pub pipeline: &'a mut Pipeline,
+    /// The buffers.
+    pub buffers: &'a mut Buffers,
+    /// Names of devices, for handshakes.
+    pub registry: &'a Arc<Registry>,
+}
+
+/// See the module's text.
+pub struct Queue {
+    number: usize,
+    mailboxes: Arc<Mailboxes>,
+    registry: Arc<Registry>,
+    ring: Ring,
+    pipeline: Pipeline,
+    buffers: Buffers,
+    server: Server,
+    listeners: Vec<Listener>,
+    /// The queue that the next connection goes to.
+    next_queue: usize,
+    /// Where the kernel writes the eventfd's count; boxed because its address is given away.
+    wake_count: Box<u64>,
+    stopping: Option<Ack>,
+    done: Vec<Done>,
+}
+
+impl Queue {
+    /// Queue number `number`, on the thread that will run it.
+    pub fn new(number: usize, mailboxes: Arc<Mailboxes>, registry: Arc<Registry>) -> io::Result<Queue> {
+        Ok(Queue {
+            number,
+            mailboxes,
+            registry,
+            ring: Ring::new()?,
+            pipeline: Pipeline::new(number),
+            buffers: Buffers::default(),
+            server: Server::default(),
+            listeners: Vec::new(),
+            next_queue: 0,
+            wake_count: Box::new(0),
+            stopping: None,
+            done: Vec::new(),
+        })
+    }
+
+    /// Runs until it is stopped. Errors: the ring fails (nothing can be served any more).
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut completions = Vec::new();
+        self.arm_wake();
+        let result = loop {
+            if let Err(error) = self.ring.wait(false, &mut completions) {
+                break Err(error);
+            }
+            for completion in completions.drain(..) {
+                self.dispatch(&completion);
+            }
+            self.carry_answers();
+            if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
+                break Ok(());
+            }
+        };
+        if let Some(mailbox) = self.mailboxes.get(self.number) {
+            mailbox.close();
+        }
+        if let Some(ack) = self.stopping.take() {
+            ack.done();
+        }
+        result
+    }
+
+    fn dispatch(&mut self, completion: &Completion) {
+        match completion.tag {
+            Tag::Part => self.pipeline.complete(completion, &mut self.ring),
+            Tag::Wake => {
+                for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default() {
+                    self.obey(command);
+                }
+                self.arm_wake();
+            }
+            Tag::Accept => self.accepted(completion),
+            Tag::Receive | Tag::Send => {
+                let (server, mut context) = self.split();
+                server.complete(completion, &mut context);
+            }
+            Tag::Ignored => {}
+        }
+    }
+
+    /// Carries answers to their connections until no more come, then lets the connections send and receive.
+    fn carry_answers(&mut self) {
+        loop {
+            let mut done = std::mem::take(&mut self.done);
+            self.pipeline.take_done(&mut done);
+            let (server, mut context) = self.split();
+            for done in done.drain(..) {
+                server.answered(done, &mut context);
+            }
+            let more = server.turn(&mut context);
+            self.done = done;
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn split(&mut self) -> (&mut Server, Context<'_>) {
+        let context = Context {
+            ring: &mut self.ring,
+            pipeline: &mut self.pipeline,
+            buffers: &mut self.buffers,
+            registry: &self.registry,
+        };
+        (&mut self.server, context)
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Install { device, counters, ack } => {
+                self.pipeline.install(device, counters);
+                ack.done();
+            }
+            Command::Remove { device, ack } => {
+                self.pipeline.remove(device);
+                ack.done();
+            }
+            Command::Close { device, ack } => self.pipeline.close(device, ack),
+            Command::Open { device, live, ack } => {
+                self.pipeline.open(device, live, &mut self.ring);
+                ack.done();
+            }
+            Command::Listen { listener, ack } => {
+                self.listeners.push(listener);
+                self.arm_accept(self.listeners.len() - 1);
+                ack.done();
+            }
+            Command::Connect { socket } => {
+                let (server, mut context) = self.split();
+                server.connect(socket, &mut context);
+            }
+            Command::Stop { ack } => {
+                self.listeners.clear();
+                self.stopping = Some(ack);
+                self.pipeline.reject_parked(libc::ESHUTDOWN, &mut self.ring);
+                self.server.stop();
+            }
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        let Some(mailbox) = self.mailboxes.get(self.number) else { return };
+        let into = (&raw mut *self.wake_count).cast();
+        let entry = opcode::Read::new(types::Fd(mailbox.wake_fd()), into, 8).build();
+        // SAFETY: the count and the descriptor live as long as the queue, which outlives its ring's operations.
+        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Wake, 0))) };
+    }
+
+    fn arm_accept(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get(index) else { return };
+        let fd = types::Fd(listener.socket.as_raw_fd());
+        let none = std::ptr::null_mut();
+        let entry = opcode::Accept::new(fd, none, none.cast()).flags(libc::SOCK_CLOEXEC).build();
+        // SAFETY: nothing is pointed to; a listener that is dropped meanwhile ends the operation with an error.
+        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Accept, index as u64))) };
+    }
+
+    /// A connection came: it goes to the next queue in turn.
+    fn accepted(&mut self, completion: &Completion) {
+        if completion.result >= 0 {
+            // SAFETY: the kernel has just made this descriptor for us.
+            let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
+            if let Some(mailbox) = self.mailboxes.get(self.next_queue) {
+                mailbox.send(Command::Connect { socket });
+            }
+            self.next_queue = (self.next_queue + 1) % self.mailboxes.len();
+        } else if completion.result != -libc::ECANCELED && self.stopping.is_none() {
+            let error = io::Error::from_raw_os_error(-completion.result);
+            tracing::warn!(%error, "accept failed");
+        }
+        self.arm_accept(completion.id as usize);
+    }
+}

@@ -1,0 +1,215 @@
+//! The ring of one queue: io_uring for what the kernel does, a small heap for what only time does.
+//!
+//! Contract: one thread owns a ring and passes it as an argument. Submissions are collected and go to the kernel
+//! with one system call per turn of the queue's loop ([`Ring::wait`]). The clock is read once per turn
+//! ([`Ring::now_ns`]); everything on the way of a request uses that reading. A ring without a kernel side
+//! ([`Ring::simulated`]) has a clock that jumps to the next deferred completion: the simulation runs on it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io;
+use std::time::Instant;
+
+use io_uring::{IoUring, squeue, types};
+
+/// Submissions collected before they must go to the kernel. Twice the deepest batch seen in practice; a fuller
+/// queue only means one more system call.
+const SUBMISSIONS: u32 = 512;
+/// Completions the kernel can hold without its overflow list: several connections' worth of requests in flight.
+const COMPLETIONS: u32 = 8192;
+
+/// What a completion belongs to: the top byte of `user_data`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tag {
+    /// A part of a request; the id is its slab index.
+    Part = 1,
+    /// The mailbox was written to.
+    Wake = 2,
+    /// A listening socket; the id is the listener's index.
+    Accept = 3,
+    /// Bytes from a connection's socket; the id is the connection's index.
+    Receive = 4,
+    /// Bytes to a connection's socket.
+    Send = 5,
+    /// A cancellation or another operation whose result nobody awaits.
+    Ignored = 6,
+}
+
+impl Tag {
+    fn from_byte(byte: u8) -> Tag {
+        match byte {
+            1 => Tag::Part,
+            2 => Tag::Wake,
+            3 => Tag::Accept,
+            4 => Tag::Receive,
+            5 => Tag::Send,
+            _ => Tag::Ignored,
+        }
+    }
+}
+
+/// A completion: what it belongs to and the kernel's result (negative errno or a count).
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// Whose it is.
+    pub tag: Tag,
+    /// The id given at submission (56 bits).
+    pub id: u64,
+    /// Result as the kernel gives it.
+    pub result: i32,
+    /// The kernel will post more completions for the same submission.
+    pub more: bool,
+    /// It came from [`Ring::defer`], not from the kernel: the engine has still to act.
+    pub deferred: bool,
+}
+
+/// `user_data` of a submission.
+pub fn user_data(tag: Tag, id: u64) -> u64 {
+    ((tag as u64) << 56) | (id & ((1 << 56) - 1))
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Deferred {
+    at_ns: u64,
+    /// Insertion order, so that equal times keep it.
+    order: u64,
+    part: u32,
+}
+
+/// See the module's text.
+pub struct Ring {
+    kernel: Option<IoUring>,
+    deferred: BinaryHeap<Reverse<Deferred>>,
+    order: u64,
+    epoch: Instant,
+    now_ns: u64,
+    unsubmitted: bool,
+}
+
+impl Ring {
+    /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it (`kernel.io_uring_disabled`, a
+    /// container's seccomp filter).
+    pub fn new() -> io::Result<Ring> {
+        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work; older kernels
+        // take the plain ring.
+        let kernel = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)
+            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
+        Ok(Ring { kernel: Some(kernel), ..Ring::simulated() })
+    }
+
+    /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
+    pub fn simulated() -> Ring {
+        Ring {
+            kernel: None,
+            deferred: BinaryHeap::new(),
+            order: 0,
+            epoch: Instant::now(),
+            now_ns: 0,
+            unsubmitted: false,
+        }
+    }
+
+    /// Nanoseconds since the ring was made, as read at the last turn.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Queues one submission; it goes to the kernel with the next [`Ring::wait`].
+    ///
+    /// # Safety
+    /// What the entry points to (buffers, message headers, descriptors) stays valid until its completion is taken.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) {
+        let Some(kernel) = self.kernel.as_mut() else {
+            debug_assert!(false, "a simulated ring has no kernel side");
+            return;
+        };
+        self.unsubmitted = true;
+        loop {
+            // SAFETY: the caller keeps what the entry points to alive.
+            if unsafe { kernel.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // Full: hand over what is there. EBUSY (completion queue full) clears as the kernel flushes.
+            if let Err(error) = kernel.submit()
+                && error.raw_os_error() != Some(libc::EBUSY)
+                && error.raw_os_error() != Some(libc::EINTR)
+            {
+                tracing::error!(%error, "io_uring submission failed");
+            }
+        }
+    }
+
+    /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.
+    pub fn defer(&mut self, at_ns: u64, part: u32) {
+        self.order += 1;
+        self.deferred.push(Reverse(Deferred { at_ns, order: self.order, part }));
+    }
+
+    /// Whether a part is deferred.
+    pub fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Submits what was collected, waits for a completion (not at all if `poll`), reads the clock and appends
+    /// what has completed to `out`.
+    pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
+        if self.kernel.is_some() {
+            self.wait_kernel(poll, out)?;
+            self.now_ns = self.epoch.elapsed().as_nanos() as u64;
+        } else if !poll && let Some(Reverse(next)) = self.deferred.peek() {
+            self.now_ns = self.now_ns.max(next.at_ns);
+        }
+        while let Some(Reverse(next)) = self.deferred.peek()
+            && next.at_ns <= self.now_ns
+        {
+            out.push(Completion {
+                tag: Tag::Part,
+                id: u64::from(next.part),
+                result: 0,
+                more: false,
+                deferred: true,
+            });
+            self.deferred.pop();
+        }
+        Ok(())
+    }
+
+    fn wait_kernel(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
+        let Some(kernel) = self.kernel.as_mut() else { return Ok(()) };
+        let ready = !kernel.completion().is_empty();
+        let want = usize::from(!poll && !ready);
+        let result = match self.deferred.peek() {
+            Some(Reverse(next)) if want == 1 => {
+                let now = self.epoch.elapsed().as_nanos() as u64;
+                let ns = next.at_ns.saturating_sub(now);
+                let time = types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
+                let args = types::SubmitArgs::new().timespec(&time);
+                kernel.submitter().submit_with_args(1, &args)
+            }
+            _ => kernel.submit_and_wait(want),
+        };
+        self.unsubmitted = false;
+        match result {
+            Ok(_) => {}
+            // Time ran out, a signal came, or completions must be taken first: all are reasons to go on.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {}
+            Err(e) => return Err(e),
+        }
+        for cqe in kernel.completion() {
+            let data = cqe.user_data();
+            out.push(Completion {
+                tag: Tag::from_byte((data >> 56) as u8),
+                id: data & ((1 << 56) - 1),
+                result: cqe.result(),
+                more: io_uring::cqueue::more(cqe.flags()),
+                deferred: false,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! A slab: values at stable small indices, reused after removal. One owner, no locks.
+//!
+//! Grows by doubling up to the load it has seen once, then allocates nothing.
+
+/// Values at stable indices.
+#[derive(Debug)]
+pub struct Slab<T> {
+    entries: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Slab { entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Puts a value in and returns its index.
+    pub fn insert(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = Some(value);
+            return index;
+        }
+        self.entries.push(Some(value));
+        (self.entries.len() - 1) as u32
+    }
+
+    /// The value at `index`, if there is one.
+    pub fn get(&self, index: u32) -> Option<&T> {
+        self.entries.get(index as usize).and_then(Option::as_ref)
+    }
+
+    /// The value at `index`, if there is one.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.entries.get_mut(index as usize).and_then(Option::as_mut)
+    }
+
+    /// Takes the value at `index` out.
+    pub fn remove(&mut self, index: u32) -> Option<T> {
+        let value = self.entries.get_mut(index as usize).and_then(Option::take)?;
+        self.free.push(index);
+        Some(value)
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All values with their indices.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        self.entries.iter().enumerate().filter_map(|(i, e)| e.as_ref().map(|v| (i as u32, v)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_stable_and_reused() {
+        let mut slab = Slab::default();
+        let (a, b) = (slab.insert('a'), slab.insert('b'));
+        assert_eq!((slab.get(a), slab.get(b), slab.len()), (Some(&'a'), Some(&'b'), 2));
+        assert_eq!(slab.remove(a), Some('a'));
+        assert_eq!((slab.remove(a), slab.len()), (None, 1));
+        assert_eq!(slab.get(a), None);
+        assert_eq!(slab.insert('c'), a);
+        assert_eq!(slab.iter().map(|(i, v)| (i, *v)).collect::<Vec<_>>(), vec![(a, 'c'), (b, 'b')]);
+    }
+}

@@ -1,0 +1,204 @@
+//! Counters: reads, writes, bytes, flushes, discards, errors and latencies.
+//!
+//! Contract: a [`Counters`] is written by one queue thread (plain load, add, store: no locked instruction) and read
+//! by anyone, relaxed. Totals are sums over the queues. Latencies are kept in buckets of a quarter of a power of
+//! two, so a quantile is right to within 25 %.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Buckets per power of two.
+const STEPS: u32 = 4;
+/// Powers of two covered, from 2^SHIFT ns (256 ns) up to above a minute.
+const POWERS: u32 = 28;
+const SHIFT: u32 = 8;
+/// Number of buckets.
+pub const BUCKETS: usize = (STEPS * POWERS) as usize;
+
+/// What is counted for a device, or for one path of it, by one queue.
+#[repr(C)]
+pub struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    read_bytes: AtomicU64,
+    write_bytes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    zeroes: AtomicU64,
+    errors: AtomicU64,
+    latency: [AtomicU64; BUCKETS],
+}
+
+// SAFETY: integers only: all zeroes is the value "nothing counted".
+unsafe impl bytemuck::Zeroable for Counters {}
+
+/// Kind of a counted operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A flush.
+    Flush,
+    /// A discard.
+    Discard,
+    /// A write-zeroes.
+    Zeroes,
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// The bucket of a latency.
+fn bucket(ns: u64) -> usize {
+    let scaled = (ns >> (SHIFT - 2)).max(u64::from(STEPS));
+    let power = scaled.ilog2();
+    let step = (scaled >> (power - 2)) & u64::from(STEPS - 1);
+    let index = (power - 2) * STEPS + step as u32;
+    (index as usize).min(BUCKETS - 1)
+}
+
+/// The upper end of a bucket in ns.
+pub fn bucket_end_ns(bucket: usize) -> u64 {
+    let (power, step) = (bucket as u32 / STEPS, bucket as u64 % u64::from(STEPS));
+    (u64::from(STEPS) + step + 1) << (power + SHIFT - 2)
+}
+
+impl Counters {
+    /// `queues * width` zeroed counters, without touching the memory.
+    pub fn boxed(count: usize) -> Box<[Counters]> {
+        bytemuck::zeroed_slice_box(count)
+    }
+
+    /// Counts one operation. By the owning queue only.
+    pub fn count(&self, kind: Kind, bytes: u64, failed: bool, ns: u64) {
+        match kind {
+            Kind::Read => {
+                add(&self.reads, 1);
+                add(&self.read_bytes, bytes);
+            }
+            Kind::Write => {
+                add(&self.writes, 1);
+                add(&self.write_bytes, bytes);
+            }
+            Kind::Flush => add(&self.flushes, 1),
+            Kind::Discard => add(&self.discards, 1),
+            Kind::Zeroes => add(&self.zeroes, 1),
+        }
+        if failed {
+            add(&self.errors, 1);
+        }
+        if let Some(latency) = self.latency.get(bucket(ns)) {
+            add(latency, 1);
+        }
+    }
+}
+
+/// A sum of counters, for reading.
+#[derive(Clone, Debug)]
+pub struct Totals {
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Discards completed.
+    pub discards: u64,
+    /// Write-zeroes completed.
+    pub zeroes: u64,
+    /// Operations of any kind that failed.
+    pub errors: u64,
+    /// Operations by latency bucket.
+    pub latency: [u64; BUCKETS],
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Totals {
+            reads: 0,
+            writes: 0,
+            read_bytes: 0,
+            write_bytes: 0,
+            flushes: 0,
+            discards: 0,
+            zeroes: 0,
+            errors: 0,
+            latency: [0; BUCKETS],
+        }
+    }
+}
+
+impl Totals {
+    /// Adds one queue's counters.
+    pub fn add(&mut self, counters: &Counters) {
+        for (total, counter) in [
+            (&mut self.reads, &counters.reads),
+            (&mut self.writes, &counters.writes),
+            (&mut self.read_bytes, &counters.read_bytes),
+            (&mut self.write_bytes, &counters.write_bytes),
+            (&mut self.flushes, &counters.flushes),
+            (&mut self.discards, &counters.discards),
+            (&mut self.zeroes, &counters.zeroes),
+            (&mut self.errors, &counters.errors),
+        ] {
+            *total += counter.load(Relaxed);
+        }
+        for (total, counter) in self.latency.iter_mut().zip(&counters.latency) {
+            *total += counter.load(Relaxed);
+        }
+    }
+
+    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing if none ran.
+    pub fn quantile_ns(&self, fraction: f64) -> Option<u64> {
+        let all: u64 = self.latency.iter().sum();
+        let mut left = (all as f64 * fraction).ceil().max(1.0) as u64;
+        for (bucket, n) in self.latency.iter().enumerate() {
+            if *n >= left {
+                return Some(bucket_end_ns(bucket));
+            }
+            left -= n;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_ordered_and_within_a_quarter() {
+        let mut last = 0;
+        for ns in (0..40).flat_map(|p| [1u64 << p, (1 << p) + (1 << p) / 3, (1 << p) + (1 << p) / 2]) {
+            let index = bucket(ns);
+            assert!(index >= last || index == BUCKETS - 1, "{ns}");
+            last = index;
+            if (256..1 << 35).contains(&ns) {
+                let end = bucket_end_ns(index);
+                assert!(end > ns && end <= ns + ns / 4 + 64, "{ns} ends at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantiles_of_what_was_counted() {
+        let counters = Counters::boxed(1);
+        for _ in 0..99 {
+            counters[0].count(Kind::Read, 4096, false, 10_000);
+        }
+        counters[0].count(Kind::Write, 512, true, 5_000_000);
+        let mut totals = Totals::default();
+        totals.add(&counters[0]);
+        assert_eq!((totals.reads, totals.writes, totals.errors), (99, 1, 1));
+        assert_eq!((totals.read_bytes, totals.write_bytes), (99 * 4096, 512));
+        assert!((10_000..12_800).contains(&totals.quantile_ns(0.5).unwrap()));
+        assert!((5_000_000..6_500_000).contains(&totals.quantile_ns(1.0).unwrap()));
+        assert_eq!(Totals::default().quantile_ns(0.5), None);
+    }
+}

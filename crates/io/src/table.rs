@@ -1,0 +1,312 @@
+//! A table as the pipeline runs it: segments, what they send requests to, and the leaves all of them use.
+//!
+//! Contract: a [`Table`] is built by control, checked, and then never changed, but for the region slots of its
+//! switch maps (atomics, written under the device's message lock). Building opens nothing; dropping the last
+//! reference closes the leaves and releases the devices below.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use blkswitch_core::switch::geometry::Geometry;
+use blkswitch_core::switch::regions::Map;
+
+use crate::device::{Device, OpenDevice};
+use crate::engine::Limits;
+use crate::leaf::Leaf;
+use crate::stats::{Counters, Totals};
+
+/// How many devices may stand on one another. Bounds the work per request and the size of a part.
+pub const MAX_DEPTH: usize = 8;
+
+/// The packed map of a switch segment in this process.
+pub type RegionMap = Map<Box<[AtomicU64]>>;
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// A leaf, by its index in the table.
+    Leaf(u32),
+    /// Another device, by its id.
+    Device(u32),
+}
+
+/// A path: what it leads to and the sector there that corresponds to the segment's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct To {
+    /// What it leads to.
+    pub below: Below,
+    /// Offset there, in sectors.
+    pub offset: u64,
+}
+
+/// What a segment does with its requests.
+pub enum Target {
+    /// Each region to the path its map names.
+    Switch {
+        /// The map.
+        map: RegionMap,
+        /// The paths, in the order of the table line.
+        paths: Box<[To]>,
+    },
+    /// All to one place.
+    Linear(To),
+    /// Chunks in turn.
+    Striped {
+        /// Sectors per chunk.
+        chunk: u64,
+        /// The stripes in order.
+        stripes: Box<[To]>,
+    },
+    /// Every request fails.
+    Error,
+    /// Reads give zeroes, writes vanish.
+    Zero,
+}
+
+impl Target {
+    /// The target's name in a table line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Target::Switch { .. } => "switch",
+            Target::Linear(_) => "linear",
+            Target::Striped { .. } => "striped",
+            Target::Error => "error",
+            Target::Zero => "zero",
+        }
+    }
+
+    /// The places it sends to, in the order of the table line.
+    pub fn paths(&self) -> &[To] {
+        match self {
+            Target::Switch { paths, .. } => paths,
+            Target::Linear(to) => std::slice::from_ref(to),
+            Target::Striped { stripes, .. } => stripes,
+            Target::Error | Target::Zero => &[],
+        }
+    }
+}
+
+/// A contiguous piece of a device.
+pub struct Segment {
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub len: u64,
+    /// What it does.
+    pub target: Target,
+    /// The number of its first path among all paths of the table; set by the builder.
+    pub first_path: u32,
+}
+
+/// See the module's text.
+pub struct Table {
+    segments: Box<[Segment]>,
+    leaves: Box<[Arc<Leaf>]>,
+    devices: Box<[OpenDevice]>,
+    read_only: bool,
+    logical_block: u32,
+    rotational: bool,
+    path_count: u32,
+    /// The first path that leads to each leaf, and to each device: where a flush of it is counted.
+    leaf_paths: Box<[u32]>,
+    device_paths: Box<[u32]>,
+    /// Per queue, then per path.
+    counters: Box<[Counters]>,
+}
+
+impl Table {
+    /// Segments in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The segment that holds `sector`.
+    pub fn segment_at(&self, sector: u64) -> Option<&Segment> {
+        let index = match self.segments.len() {
+            0 => return None,
+            1 => 0,
+            _ => self.segments.partition_point(|s| s.start <= sector).checked_sub(1)?,
+        };
+        self.segments.get(index).filter(|s| sector - s.start < s.len)
+    }
+
+    /// Length in sectors.
+    pub fn len(&self) -> u64 {
+        self.segments.last().map_or(0, |s| s.start + s.len)
+    }
+
+    /// Whether there are no segments.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// All leaves that it uses itself (not those of devices below).
+    pub fn leaves(&self) -> &[Arc<Leaf>] {
+        &self.leaves
+    }
+
+    /// Devices directly below.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.devices.iter().map(OpenDevice::device)
+    }
+
+    /// Writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The largest logical block size below, in bytes.
+    pub fn logical_block(&self) -> u32 {
+        self.logical_block
+    }
+
+    /// Something below is rotational.
+    pub fn rotational(&self) -> bool {
+        self.rotational
+    }
+
+    /// Paths of all segments together.
+    pub fn path_count(&self) -> u32 {
+        self.path_count
+    }
+
+    /// Leaves with the first path that leads to each.
+    pub(crate) fn leaves_with_paths(&self) -> impl Iterator<Item = (&Arc<Leaf>, u32)> {
+        self.leaves.iter().zip(self.leaf_paths.iter().copied())
+    }
+
+    /// Ids of the devices below with the first path that leads to each.
+    pub(crate) fn devices_with_paths(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.devices.iter().map(|d| d.device().id()).zip(self.device_paths.iter().copied())
+    }
+
+    /// The counters of a path as `queue` keeps them.
+    pub(crate) fn counters(&self, queue: usize, path: u32) -> Option<&Counters> {
+        self.counters.get(queue * self.path_count as usize + path as usize)
+    }
+
+    /// What was counted for a path (numbered over all segments) since the table was loaded.
+    pub fn path_totals(&self, path: u32) -> Totals {
+        let mut totals = Totals::default();
+        let per_queue = self.path_count.max(1) as usize;
+        self.counters.iter().skip(path as usize).step_by(per_queue).for_each(|c| totals.add(c));
+        totals
+    }
+
+    /// Limits of what a path leads to: a leaf's own, or those of the device's live table.
+    pub fn limits_below(&self, below: Below) -> Option<Limits> {
+        match below {
+            Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
+            Below::Device(id) => self.devices().find(|d| d.id() == id).map(|d| d.limits()),
+        }
+    }
+}
+
+/// Collects what a table uses, then its segments.
+#[derive(Default)]
+pub struct TableBuilder {
+    segments: Vec<Segment>,
+    leaves: Vec<Arc<Leaf>>,
+    devices: Vec<OpenDevice>,
+    read_only: bool,
+}
+
+impl TableBuilder {
+    /// An empty table.
+    pub fn new(read_only: bool) -> TableBuilder {
+        TableBuilder { read_only, ..TableBuilder::default() }
+    }
+
+    /// Uses a leaf; the same leaf twice is one.
+    pub fn leaf(&mut self, leaf: Arc<Leaf>) -> Below {
+        let known = self.leaves.iter().position(|l| Arc::ptr_eq(l, &leaf));
+        let index = known.unwrap_or_else(|| {
+            self.leaves.push(leaf);
+            self.leaves.len() - 1
+        });
+        Below::Leaf(index as u32)
+    }
+
+    /// The leaf with this key, if the table uses it already.
+    pub fn leaf_by_key(&self, key: &str) -> Option<Below> {
+        self.leaves.iter().position(|l| l.key() == key).map(|index| Below::Leaf(index as u32))
+    }
+
+    /// Uses a device below; it counts as open until the table is dropped. Nothing if it is being removed.
+    pub fn device(&mut self, device: &Arc<Device>) -> Option<Below> {
+        if !self.devices.iter().any(|d| Arc::ptr_eq(d.device(), device)) {
+            self.devices.push(OpenDevice::new(device)?);
+        }
+        Some(Below::Device(device.id()))
+    }
+
+    /// The leaf or the device (by its live table) that a path leads to.
+    pub fn limits(&self, below: Below) -> Option<Limits> {
+        match below {
+            Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
+            Below::Device(id) => {
+                self.devices.iter().find(|d| d.device().id() == id).map(|d| d.device().limits())
+            }
+        }
+    }
+
+    /// Adds a segment behind the last.
+    pub fn push(&mut self, len: u64, target: Target) {
+        let start = self.segments.last().map_or(0, |s| s.start + s.len);
+        let first_path = self.segments.last().map_or(0, |s| s.first_path + s.target.paths().len() as u32);
+        self.segments.push(Segment { start, len, target, first_path });
+    }
+
+    /// The table, with counters for `queues` queues.
+    pub fn build(self, queues: usize) -> Table {
+        let limits: Vec<Limits> = self
+            .segments
+            .iter()
+            .flat_map(|s| s.target.paths())
+            .filter_map(|to| self.limits(to.below))
+            .collect();
+        let path_count: u32 = self.segments.iter().map(|s| s.target.paths().len() as u32).sum();
+        let mut leaf_paths = vec![0; self.leaves.len()];
+        let mut device_paths = vec![0; self.devices.len()];
+        let paths = self.segments.iter().flat_map(|s| s.target.paths()).map(|to| to.below);
+        // The last one written is the first path.
+        for (path, below) in paths.enumerate().collect::<Vec<_>>().into_iter().rev() {
+            let slot = match below {
+                Below::Leaf(leaf) => leaf_paths.get_mut(leaf as usize),
+                Below::Device(id) => {
+                    let index = self.devices.iter().position(|d| d.device().id() == id);
+                    index.and_then(|index| device_paths.get_mut(index))
+                }
+            };
+            if let Some(slot) = slot {
+                *slot = path as u32;
+            }
+        }
+        Table {
+            leaf_paths: leaf_paths.into(),
+            device_paths: device_paths.into(),
+            logical_block: limits.iter().map(|l| l.logical_block).max().unwrap_or(512),
+            rotational: limits.iter().any(|l| l.rotational),
+            read_only: self.read_only,
+            segments: self.segments.into(),
+            leaves: self.leaves.into(),
+            devices: self.devices.into(),
+            path_count,
+            counters: Counters::boxed(queues * path_count as usize),
+        }
+    }
+}
+
+/// Storage for a map, zeroed without being touched: a device of a billion regions appears at once. Nothing when
+/// the machine has not that much address space.
+pub fn region_storage(geometry: &Geometry) -> Option<Box<[AtomicU64]>> {
+    bytemuck::allocation::try_zeroed_slice_box(geometry.nr_slots()).ok()
+}
+
+/// A live table and the leaves that earlier tables left behind with writes no flush has covered.
+pub struct Live {
+    /// The table.
+    pub table: Arc<Table>,
+    /// Leaves no longer in the table that a flush must still reach.
+    pub departed: Box<[Arc<Leaf>]>,
+}

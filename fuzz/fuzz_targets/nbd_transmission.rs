@@ -1,0 +1,108 @@
+//! NBD requests of hostile bytes: no panic, accepted requests lie inside the export, and every reply that is written
+//! for them is one that a client can take apart.
+//!
+//! The first byte says what was negotiated, the second and third what the export is like; then come headers, each
+//! without its magic number (which is wrong now and then), and payloads of BLOCK_STATUS.
+
+#![no_main]
+
+use blkswitch_io::export::nbd::session::MAX_STATUS_PAYLOAD;
+use blkswitch_io::export::nbd::{
+    Command, Contexts, ExportInfo, MAX_REPLY_HEADER, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES,
+    MetaContext, Parsed, Request, Session,
+};
+use libfuzzer_sys::fuzz_target;
+
+const SIZE: u64 = 1 << 40;
+
+fuzz_target!(|data: &[u8]| {
+    let [form, flags, block, rest @ ..] = data else { return };
+    let bit = |n: u8| flags & (1 << n) != 0;
+    let export = ExportInfo {
+        size_bytes: SIZE,
+        read_only: bit(0),
+        can_discard: bit(1),
+        can_zero: bit(2),
+        can_fast_zero: bit(3),
+        can_cache: bit(4),
+        min_block: 1 << (block % 17),
+        ..ExportInfo::default()
+    };
+    let contexts: Contexts =
+        MetaContext::ALL.into_iter().filter(|context| form & (1 << context.id()) != 0).collect();
+    let session = Session::new(export, form & 1 != 0, form & 8 != 0, contexts);
+    let body = session.header_len() - 4;
+    let mut rest = rest;
+    while let Some((header, behind)) = rest.split_at_checked(body) {
+        rest = behind;
+        let good: u32 = if session.extended { 0x21e4_1c71 } else { 0x2560_9513 };
+        let magic = if header[0] == 0xff { !good } else { good };
+        match session.parse(&[&magic.to_be_bytes(), header].concat()) {
+            Parsed::Request(request) if request.command == Command::BlockStatus && request.payload > 0 => {
+                assert!(request.payload <= MAX_STATUS_PAYLOAD as u64);
+                let Some((payload, behind)) = rest.split_at_checked(request.payload as usize) else { return };
+                rest = behind;
+                match session.status_payload(&request, payload) {
+                    Parsed::Request(request) => carry_out(&session, &request, payload),
+                    refused => refuse(&session, refused),
+                }
+            }
+            Parsed::Request(request) => carry_out(&session, &request, rest),
+            Parsed::Disconnect | Parsed::Broken(_) => return,
+            refused => refuse(&session, refused),
+        }
+    }
+});
+
+/// Checks the promises of a request and answers it.
+fn carry_out(session: &Session, request: &Request, noise: &[u8]) {
+    assert!(request.offset.checked_add(request.len).is_some_and(|end| end <= SIZE));
+    assert!(!request.command.writes() || !session.export.read_only);
+    let block = u64::from(session.export.block_sizes().0);
+    assert!(request.offset.is_multiple_of(block) && request.len.is_multiple_of(block));
+    let mut out = [0; MAX_REPLY_HEADER];
+    let written = match request.command {
+        Command::Read => {
+            assert!(request.len <= u64::from(MAX_REQUEST_BYTES));
+            session.read_ok(request.cookie, request.offset, request.len, &mut out)
+        }
+        Command::BlockStatus => return report(session, request, noise),
+        _ => session.ok(request.cookie, request.offset, &mut out),
+    };
+    let data = if request.command == Command::Read { request.len } else { 0 };
+    check_reply(session, &out[..written], data);
+}
+
+fn refuse(session: &Session, refused: Parsed) {
+    let Parsed::Refused { cookie, offset, error, payload, reason, .. } = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(payload <= u64::from(MAX_SKIPPED_PAYLOAD_BYTES));
+    let mut out = [0; MAX_REPLY_HEADER];
+    let written = session.error(cookie, offset, error, reason, &mut out);
+    check_reply(session, &out[..written], 0);
+}
+
+/// Answers a BLOCK_STATUS with extents made of noise.
+fn report(session: &Session, request: &Request, noise: &[u8]) {
+    assert!(request.len > 0 && !request.contexts.is_empty());
+    let mut memory = vec![0; noise.len() * 4];
+    for context in request.contexts.iter() {
+        let mut writer = session.block_status(request, context, &mut memory);
+        let _ = noise.iter().all(|&byte| writer.extent(1 << (byte % 64), u32::from(byte >> 6)));
+        if let Some(written) = writer.finish() {
+            check_reply(session, &memory[..written], 0);
+        }
+    }
+}
+
+/// The lengths on the wire add up: what was written, and `data` bytes behind it, are one message.
+fn check_reply(session: &Session, reply: &[u8], data: u64) {
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+    let (header, announced) = match (session.structured, session.extended) {
+        (_, true) => (32, number(&reply[24..32])),
+        (true, false) => (20, number(&reply[16..20])),
+        (false, false) => return assert_eq!(reply.len(), 16),
+    };
+    assert_eq!(reply.len() as u64 - header + data, announced);
+}
