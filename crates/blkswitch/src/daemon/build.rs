@@ -62,6 +62,8 @@ pub(super) struct Builder<'a> {
     site: &'a Site<'a>,
     options: LeafOptions,
     table: TableBuilder,
+    /// The addresses of the table's leaves, in the table's order.
+    leaf_names: Vec<String>,
     areas: Vec<Area>,
 }
 
@@ -81,7 +83,8 @@ pub(super) type LookupError = Failure;
 impl<'a> Builder<'a> {
     fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
         let options = leaf_options(load.leaves, load.read_only, site.queues);
-        Builder { site, options, table: TableBuilder::new(load.read_only), areas: Vec::new() }
+        let table = TableBuilder::new(load.read_only);
+        Builder { site, options, table, leaf_names: Vec::new(), areas: Vec::new() }
     }
 
     fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
@@ -119,7 +122,13 @@ impl<'a> Builder<'a> {
             }),
             Found::Leaf(address) => {
                 let leaf = self.site.leaves.open(&address, &self.options)?;
-                Ok(self.table.leaf(leaf))
+                let name = leaf.name().to_owned();
+                let below = self.table.leaf(leaf);
+                // The table numbers its leaves in the order they come; one it has already keeps its number.
+                if below == Below::Leaf(self.leaf_names.len() as u32) {
+                    self.leaf_names.push(name);
+                }
+                Ok(below)
             }
         }
     }
@@ -147,7 +156,7 @@ impl<'a> Builder<'a> {
     /// The short name that stands in the kernel's log, and the address.
     fn names(&self, below: Below) -> (String, String) {
         let address = match below {
-            Below::Leaf(_) => self.table.leaf_name(below).unwrap_or_default(),
+            Below::Leaf(leaf) => self.leaf_names.get(leaf as usize).cloned().unwrap_or_default(),
             Below::Device(id) => self.site.registry.by_id(id).map(|device| device.name()).unwrap_or_default(),
         };
         (short_name(&address).to_owned(), address)
