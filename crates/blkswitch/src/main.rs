@@ -1,2 +1,5 @@
 //! blkswitch: daemon and command line in one binary.
+
+pub mod protocol;
+
 fn main() {}
