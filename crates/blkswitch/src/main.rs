@@ -1,5 +1,6 @@
 //! blkswitch: daemon and command line in one binary.
 
+mod picture;
 pub mod protocol;
 
 fn main() {}

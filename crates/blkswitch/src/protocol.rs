@@ -267,7 +267,8 @@ pub struct CreateDevice {
     pub leaves: LeafOptions,
 }
 
-/// Body of `PUT /v1/devices/{name}/table`.
+/// Body of `PUT /v1/devices/{name}/table`. The words of a table are literal: libdm doubles every
+/// backslash before the kernel removes one, so here nobody touches them. An empty text is refused with EINVAL.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadTable {
@@ -338,7 +339,9 @@ pub struct Removed {
 }
 
 /// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white space
-/// with the kernel's backslash rule, read as it arrives: it may be of any length.
+/// with the kernel's backslash rule, read as it arrives: it may be of any length. When a word is refused the
+/// daemon still reads the rest and drops it before it answers, so that the client always gets the reason
+/// instead of a broken pipe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
