@@ -1,6 +1,7 @@
 //! blkswitch: daemon and command line in one binary.
 
-mod picture;
-pub mod protocol;
+use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    blkswitch::cli::run(std::env::args_os())
+}
