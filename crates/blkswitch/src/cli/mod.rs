@@ -274,7 +274,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         }
         ErrorKind::MissingRequiredArgument => wrong_number(error),
         ErrorKind::UnknownArgument if !invalid.starts_with('-') => wrong_number(error),
-        _ => eprint!("{error}Couldn't process command line.\n"),
+        _ => eprintln!("{error}Couldn't process command line."),
     }
     ExitCode::FAILURE
 }

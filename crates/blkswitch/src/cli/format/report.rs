@@ -211,7 +211,7 @@ const COLUMNS: &[Column] = &[
         heading: "BlkDevNamesUsed",
         width: 16,
         about: "Names of all it stands on.",
-        value: |row| joined(row.deps().iter().map(|dep| super::lines::block_dependency(dep))),
+        value: |row| joined(row.deps().iter().map(super::lines::block_dependency)),
     },
     Column {
         id: "device_ref_count",
