@@ -1,0 +1,164 @@
+//! Condenses a region map of any length to the cells of a picture: pure, one pass over the runs.
+//!
+//! Contract: memory is proportional to cells and paths, never to regions; runs are taken as they come and may
+//! reach over both ends of the range; no panics.
+
+use crate::protocol::{Cell, PICTURE_CELLS_MAX, Run};
+
+/// The cells of regions `from..=to` (at most `cells` of them, and at most [`PICTURE_CELLS_MAX`]), and how many
+/// of those regions each of `paths` paths has. `runs` cover the range in order without gaps.
+pub fn condense(
+    from: u64,
+    to: u64,
+    cells: usize,
+    paths: u32,
+    runs: impl IntoIterator<Item = Run>,
+) -> (Vec<Cell>, Vec<u64>) {
+    let mut totals = vec![0; paths as usize];
+    let Some(regions) = to.checked_sub(from).map(|last| last.saturating_add(1)) else {
+        return (Vec::new(), totals);
+    };
+    let wanted = regions.min(cells.clamp(1, PICTURE_CELLS_MAX) as u64);
+    let mut counting = Counting::new(from, regions, wanted, paths);
+    for run in runs {
+        let start = run.start.max(from);
+        let end = run.start.saturating_add(run.count).min(to.saturating_add(1));
+        if let (Some(count), Some(total)) = (end.checked_sub(start), totals.get_mut(run.path as usize)) {
+            *total += count;
+            counting.add(run.path, count);
+        }
+    }
+    (counting.done, totals)
+}
+
+/// The cell that is being filled.
+struct Counting {
+    from: u64,
+    regions: u64,
+    cells: u64,
+    /// Regions of each path in the open cell; `touched` lists those that are not 0.
+    counts: Vec<u64>,
+    touched: Vec<u32>,
+    /// Regions that the open cell still lacks.
+    missing: u64,
+    done: Vec<Cell>,
+}
+
+impl Counting {
+    fn new(from: u64, regions: u64, cells: u64, paths: u32) -> Self {
+        let mut counting = Self {
+            from,
+            regions,
+            cells,
+            counts: vec![0; paths as usize],
+            touched: Vec::new(),
+            missing: 0,
+            done: Vec::with_capacity(cells as usize),
+        };
+        counting.missing = counting.bound(1) - counting.bound(0);
+        counting
+    }
+
+    /// Where cell `index` begins: bounds are spread evenly, so sizes differ by at most one.
+    fn bound(&self, index: u64) -> u64 {
+        let offset = u128::from(self.regions) * u128::from(index) / u128::from(self.cells);
+        self.from.saturating_add(offset as u64)
+    }
+
+    fn add(&mut self, path: u32, mut count: u64) {
+        while count > 0 && self.missing > 0 {
+            let here = count.min(self.missing);
+            let slot = &mut self.counts[path as usize];
+            if *slot == 0 {
+                self.touched.push(path);
+            }
+            *slot += here;
+            self.missing -= here;
+            count -= here;
+            if self.missing == 0 {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        let index = self.done.len() as u64;
+        let (start, end) = (self.bound(index), self.bound(index + 1));
+        let mut cell = Cell { start, count: end - start, path: 0, majority: 0 };
+        for path in self.touched.drain(..) {
+            let count = std::mem::take(&mut self.counts[path as usize]);
+            if count > cell.majority || (count == cell.majority && path < cell.path) {
+                (cell.path, cell.majority) = (path, count);
+            }
+        }
+        self.done.push(cell);
+        if index + 1 < self.cells {
+            self.missing = self.bound(index + 2) - end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(of: &[(u64, u32)]) -> Vec<Run> {
+        let mut start = 0;
+        let mut runs = Vec::new();
+        for &(count, path) in of {
+            runs.push(Run { start, count, path });
+            start += count;
+        }
+        runs
+    }
+
+    #[test]
+    fn a_cell_per_region_when_there_is_room() {
+        let (cells, totals) = condense(0, 5, 100, 3, runs(&[(2, 1), (1, 0), (3, 2)]));
+        let paths: Vec<_> =
+            cells.iter().map(|cell| (cell.start, cell.count, cell.path, cell.majority)).collect();
+        assert_eq!(
+            paths,
+            [(0, 1, 1, 1), (1, 1, 1, 1), (2, 1, 0, 1), (3, 1, 2, 1), (4, 1, 2, 1), (5, 1, 2, 1)]
+        );
+        assert_eq!(totals, [1, 2, 3]);
+    }
+
+    #[test]
+    fn mixed_cells_show_the_majority_and_the_lowest_of_equals() {
+        let (cells, totals) = condense(0, 9, 2, 3, runs(&[(2, 2), (3, 1), (1, 0), (2, 2), (2, 1)]));
+        assert_eq!(cells[0], Cell { start: 0, count: 5, path: 1, majority: 3 });
+        assert_eq!(cells[1], Cell { start: 5, count: 5, path: 1, majority: 2 });
+        assert_eq!(totals, [1, 5, 4]);
+    }
+
+    #[test]
+    fn a_range_cuts_the_runs_at_both_ends() {
+        let (cells, totals) = condense(3, 6, 2, 2, runs(&[(5, 0), (1000, 1)]));
+        assert_eq!(cells[0], Cell { start: 3, count: 2, path: 0, majority: 2 });
+        assert_eq!(cells[1], Cell { start: 5, count: 2, path: 1, majority: 2 });
+        assert_eq!(totals, [2, 2]);
+    }
+
+    #[test]
+    fn sizes_differ_by_at_most_one_and_cover_the_range() {
+        for regions in 1..200u64 {
+            for wanted in 1..40 {
+                let (cells, _) =
+                    condense(7, 7 + regions - 1, wanted, 1, [Run { start: 0, count: 1000, path: 0 }]);
+                assert_eq!(cells.len() as u64, regions.min(wanted as u64));
+                assert_eq!(cells.iter().map(|cell| cell.count).sum::<u64>(), regions);
+                let sizes = || cells.iter().map(|cell| cell.count);
+                assert!(sizes().max().unwrap_or(0) - sizes().min().unwrap_or(0) <= 1);
+                assert!(cells.windows(2).all(|pair| pair[0].start + pair[0].count == pair[1].start));
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_input_is_harmless() {
+        assert_eq!(condense(5, 4, 10, 2, []), (vec![], vec![0, 0]));
+        let (cells, totals) = condense(0, u64::MAX, 4, 1, [Run { start: 9, count: u64::MAX, path: 7 }]);
+        assert_eq!((cells.len(), totals), (0, vec![0]));
+    }
+}

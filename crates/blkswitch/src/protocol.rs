@@ -1,0 +1,675 @@
+//! The control protocol: what daemon and client say to each other.
+//!
+//! HTTP/1.1 with JSON bodies over a unix socket; everything lives under `/v1`. The types here are the
+//! only definition of it: the daemon serves them, the client reads them, and the OpenAPI document is
+//! generated from them.
+//!
+//! | method and route | body -> reply | the verb it serves |
+//! |---|---|---|
+//! | `GET /v1/version` | -> [`Version`] | `version` |
+//! | `GET /v1/targets` | -> [`TargetList`] | `targets` |
+//! | `GET /v1/devices` | -> [`DeviceList`], sorted by name | `ls`, `info`, `table`, `status`, `deps` |
+//! | `POST /v1/devices` | [`CreateDevice`] -> 201 [`Device`] | `create` |
+//! | `GET /v1/devices/{name}` | -> [`Device`] | the same verbs for one device |
+//! | `DELETE /v1/devices/{name}?force&deferred` | [`RemoveQuery`] -> 204 | `remove` |
+//! | `PUT /v1/devices/{name}/table` | [`LoadTable`] -> 204 | `load`, `reload` |
+//! | `DELETE /v1/devices/{name}/table` | -> 204 | `clear` |
+//! | `POST /v1/devices/{name}/suspend` | [`Suspend`] -> 204 | `suspend` |
+//! | `POST /v1/devices/{name}/resume` | -> 204 | `resume` |
+//! | `POST /v1/devices/{name}/rename` | [`Rename`] -> 204 | `rename`, `rename --setuuid` |
+//! | `POST /v1/devices/{name}/wipe` | [`Suspend`] -> 204 | `wipe_table` |
+//! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
+//! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
+//! | `GET /v1/devices/{name}/map?from&to&sector` | [`MapQuery`] -> [`RegionMap`] as a stream | `map show --json` |
+//! | `GET /v1/devices/{name}/map/picture?cells&from&to&sector` | [`PictureQuery`] -> [`MapPicture`] | `map show` |
+//! | `GET /v1/devices/{name}/map/message?sector` | [`SegmentQuery`] -> `text/plain` as a stream | `map export` |
+//! | `GET /v1/devices/{name}/stats` | -> [`DeviceStats`] | `stats` |
+//! | `POST /v1/remove_all` | [`RemoveAll`] -> [`Removed`] | `remove_all` |
+//! | `GET /v1/openapi.json` | -> the OpenAPI document of this table | |
+//! | `GET /metrics` | -> Prometheus text | |
+//!
+//! Contract: a reply outside 2xx carries an [`ErrorBody`]. Sectors are 512 bytes everywhere. Names
+//! travel in their stored form, in which a character outside `0-9A-Za-z#+-.:=@_` is written `\xNN` (the client
+//! does that); in a path they are percent-encoded once more. Unknown fields in a request are refused, unknown
+//! fields in a reply are ignored, so an older client understands a newer daemon. Pure data: no I/O, no panics.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
+pub const NAME_MAX_BYTES: usize = 127;
+/// Longest uuid in bytes: what the kernel's 129-byte field holds with its closing zero.
+pub const UUID_MAX_BYTES: usize = 128;
+/// Longest table text of one load in bytes: a switch of the largest path count (262141) with long paths fits.
+pub const TABLE_MAX_BYTES: usize = 64 << 20;
+/// Most cells of a [`MapPicture`]: more than a large terminal has, few enough for one reply.
+pub const PICTURE_CELLS_MAX: usize = 65_536;
+/// The daemon answers an `events` poll after this long even if nothing happened, and the client asks
+/// again: a connection that says nothing for longer is hard to tell from a dead one.
+pub const EVENTS_POLL_SECONDS: u64 = 30;
+
+/// The routes, as axum writes them (`{name}` is a parameter). [`device_path`] and its neighbours fill them in.
+pub mod route {
+    /// `GET`: versions of daemon and protocol.
+    pub const VERSION: &str = "/v1/version";
+    /// `GET`: the target types a table line may name.
+    pub const TARGETS: &str = "/v1/targets";
+    /// `GET` lists, `POST` creates.
+    pub const DEVICES: &str = "/v1/devices";
+    /// `GET` describes, `DELETE` removes.
+    pub const DEVICE: &str = "/v1/devices/{name}";
+    /// `PUT` loads the inactive slot, `DELETE` clears it.
+    pub const TABLE: &str = "/v1/devices/{name}/table";
+    /// `POST`: close the gate and wait for I/O in flight.
+    pub const SUSPEND: &str = "/v1/devices/{name}/suspend";
+    /// `POST`: swap in the inactive table if there is one, and open the gate.
+    pub const RESUME: &str = "/v1/devices/{name}/resume";
+    /// `POST`: a new name, or a uuid where there was none.
+    pub const RENAME: &str = "/v1/devices/{name}/rename";
+    /// `POST`: swap in an `error` table of the same length.
+    pub const WIPE: &str = "/v1/devices/{name}/wipe";
+    /// `POST`: the words of a message, streamed.
+    pub const MESSAGE: &str = "/v1/devices/{name}/message";
+    /// `GET`: long poll until the event number differs.
+    pub const EVENTS: &str = "/v1/devices/{name}/events";
+    /// `GET`: the region map as runs, streamed.
+    pub const MAP: &str = "/v1/devices/{name}/map";
+    /// `GET`: the region map condensed to so many cells.
+    pub const MAP_PICTURE: &str = "/v1/devices/{name}/map/picture";
+    /// `GET`: the region map as a message that makes it again, streamed.
+    pub const MAP_MESSAGE: &str = "/v1/devices/{name}/map/message";
+    /// `GET`: counters and latencies.
+    pub const STATS: &str = "/v1/devices/{name}/stats";
+    /// `POST`: remove every device.
+    pub const REMOVE_ALL: &str = "/v1/remove_all";
+    /// `GET`: the OpenAPI document.
+    pub const OPENAPI: &str = "/v1/openapi.json";
+    /// `GET`: Prometheus text format.
+    pub const METRICS: &str = "/metrics";
+}
+
+/// The request path of `route` (one of [`route`]'s constants with `{name}`) for the device `name`,
+/// percent-encoded.
+pub fn device_path(route: &str, name: &str) -> String {
+    route.replace("{name}", &percent_encode(name))
+}
+
+/// Encodes everything but RFC 3986's unreserved characters, byte by byte.
+pub fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// What the daemon is and where it listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// Version of the daemon, `major.minor.patch`.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// NBD URIs of the listening sockets, without an export name: `nbd+unix:///?socket=/run/blkswitch/nbd.sock`.
+    pub nbd: Vec<String>,
+}
+
+/// Reply of `GET /v1/targets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TargetList {
+    /// One entry per type a table line may name.
+    pub targets: Vec<Target>,
+}
+
+/// A target type and the version of the kernel's target whose behaviour it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Target {
+    /// The word in the table line.
+    pub name: String,
+    /// major, minor, patch.
+    pub version: [u32; 3],
+}
+
+/// Reply of `GET /v1/devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceList {
+    /// All devices, sorted by name (byte order).
+    pub devices: Vec<Device>,
+}
+
+/// A device with all that `info`, `ls`, `table`, `status` and `deps` print.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// Name, in the stored form (see the module's contract).
+    pub name: String,
+    /// Uuid; empty when it has none.
+    pub uuid: String,
+    /// Stands where dmsetup prints the major number. The daemon gives all its devices one number that no
+    /// Linux driver owns: 0, "unnamed".
+    pub major: u32,
+    /// The device's own number: the lowest that was free when it was created, or the one `create` asked for.
+    pub minor: u32,
+    /// Whether the gate is closed: new requests wait for the resume.
+    pub suspended: bool,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether the device goes away with its last user.
+    pub deferred_remove: bool,
+    /// NBD connections that have the device open, plus devices whose live or inactive table names it.
+    pub open_count: u32,
+    /// Raised by target events, renames and the replacement of a live table, as in the kernel.
+    pub event_nr: u32,
+    /// The table that routes I/O.
+    pub live: Option<Table>,
+    /// The table that the next resume makes live.
+    pub inactive: Option<Table>,
+}
+
+/// One slot: the segments of a loaded table and what they stand on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Table {
+    /// In order of their first sector, without gaps.
+    pub segments: Vec<Segment>,
+    /// Every leaf or device the segments use, once each, the one added last first (the kernel's order).
+    pub deps: Vec<Dependency>,
+}
+
+impl Table {
+    /// Length in sectors: where the last segment ends.
+    pub fn sectors(&self) -> u64 {
+        self.segments.last().map_or(0, |segment| segment.start.saturating_add(segment.length))
+    }
+}
+
+/// One line of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Segment {
+    /// First sector.
+    pub start: u64,
+    /// Length in sectors.
+    pub length: u64,
+    /// Target type.
+    pub target: String,
+    /// The target's parameters as `table` prints them. A path stands as the word it was loaded with (an
+    /// address, or `/dev/blkswitch/NAME`), so that a printed table can be loaded again.
+    pub params: String,
+    /// What `status` prints behind the type: empty for `switch`.
+    pub status: String,
+}
+
+/// Something a table stands on: a leaf or another device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Dependency {
+    /// A block device's real major number, 0 for a file or a leaf in memory, [`Device::major`] for our own.
+    pub major: u32,
+    /// A block device's real minor number, 0 for a file or a leaf in memory, [`Device::minor`] for our own.
+    pub minor: u32,
+    /// What stands for the block device's name: the file name of a path (`ram0` of `/dev/ram0`), the whole
+    /// address of another leaf (`mem:1M`), the name of one of our devices.
+    pub name: String,
+    /// The address as the table line has it.
+    pub address: String,
+    /// Whether `name` is one of our devices.
+    pub is_device: bool,
+}
+
+/// How a regular file or block device is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LeafCache {
+    /// Block devices direct, regular files through the page cache.
+    #[default]
+    Auto,
+    /// `O_DIRECT` for all.
+    Direct,
+    /// Through the page cache for all.
+    Buffered,
+}
+
+/// How the leaves of a table are opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeafOptions {
+    /// Make files that are missing, sparse and just large enough.
+    #[serde(default)]
+    pub make_files: bool,
+    /// Around the page cache or through it.
+    #[serde(default)]
+    pub cache: LeafCache,
+}
+
+/// Body of `POST /v1/devices`: create, load and resume in one. When the load or the resume fails the
+/// device is removed again, and [`ErrorBody::ioctl`] names the step (`reload`, `resume`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDevice {
+    /// Name in the stored form: 1 to [`NAME_MAX_BYTES`] bytes, no `/`.
+    pub name: String,
+    /// Uuid: at most [`UUID_MAX_BYTES`] bytes, unique; `None` and empty are the same.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// The number to use; `None`: the lowest free one.
+    #[serde(default)]
+    pub minor: Option<u32>,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Table text, a line per segment. `None` makes a device without a table (`--notable`), and nothing is resumed.
+    #[serde(default)]
+    pub table: Option<String>,
+    /// How leaves are opened.
+    #[serde(default)]
+    pub leaves: LeafOptions,
+}
+
+/// Body of `PUT /v1/devices/{name}/table`. The words of a table are literal: libdm doubles every
+/// backslash before the kernel removes one, so here nobody touches them. An empty text is refused with EINVAL.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadTable {
+    /// Table text, a line per segment.
+    pub table: String,
+    /// Whether the device refuses writes once this table is live.
+    #[serde(default)]
+    pub read_only: bool,
+    /// How leaves are opened.
+    #[serde(default)]
+    pub leaves: LeafOptions,
+}
+
+/// Body of `suspend` and `wipe`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Suspend {
+    /// Do not wait for I/O a target holds back (a multipath without a path): push it back and map it again after the resume.
+    #[serde(default)]
+    pub noflush: bool,
+    /// Accepted for dmsetup's sake: no file system is mounted on a device of ours, so there is none to freeze.
+    #[serde(default)]
+    pub nolockfs: bool,
+}
+
+/// Body of `rename`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Rename {
+    /// The new name, in the stored form.
+    Name(String),
+    /// The uuid of a device that has none yet.
+    Uuid(String),
+}
+
+/// Query of `DELETE /v1/devices/{name}`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveQuery {
+    /// Swap in an `error` table first, so that I/O under way fails instead of holding the device.
+    #[serde(default)]
+    pub force: bool,
+    /// When it is open, remove it with its last user instead of answering EBUSY.
+    #[serde(default)]
+    pub deferred: bool,
+}
+
+/// Body of `remove_all`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveAll {
+    /// As in [`RemoveQuery`].
+    #[serde(default)]
+    pub force: bool,
+    /// As in [`RemoveQuery`].
+    #[serde(default)]
+    pub deferred: bool,
+}
+
+/// Reply of `remove_all`. Devices that are in use stay and are no error, as in the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    /// Names of the devices that are gone.
+    pub removed: Vec<String>,
+    /// Names of the devices that stay because they are in use.
+    pub busy: Vec<String>,
+}
+
+/// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white space
+/// with the kernel's backslash rule, read as it arrives: it may be of any length. When a word is refused the
+/// daemon still reads the rest and drops it before it answers, so that the client always gets the reason
+/// instead of a broken pipe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct MessageQuery {
+    /// An absolute sector of the device; its segment gets the message.
+    #[serde(default)]
+    pub sector: u64,
+    /// All or nothing, instead of the kernel's "applied as far as it was understood".
+    #[serde(default)]
+    pub atomic: bool,
+}
+
+/// Reply of a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MessageReply {
+    /// Text for the caller, for the few messages that answer (`@stats_create`).
+    pub text: Option<String>,
+    /// How many region entries were written (a region written twice counts twice).
+    pub mapped: u64,
+}
+
+/// Query of `GET /v1/devices/{name}/events`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Answer as soon as the event number differs from this, at the latest after [`EVENTS_POLL_SECONDS`].
+    #[serde(default)]
+    pub after: u32,
+}
+
+/// Reply of an `events` poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Events {
+    /// The number now; equal to `after` when the poll timed out.
+    pub event_nr: u32,
+    /// Whether the wait is over: the number differs, or the device was removed meanwhile (an event, as in
+    /// the kernel).
+    pub changed: bool,
+}
+
+/// Chooses the segment of the live table whose map is meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentQuery {
+    /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are several or none.
+    pub sector: Option<u64>,
+}
+
+/// Query of `GET /v1/devices/{name}/map`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct MapQuery {
+    /// First region; absent: 0.
+    pub from: Option<u64>,
+    /// Last region, included; absent: the last there is.
+    pub to: Option<u64>,
+    /// As in [`SegmentQuery`].
+    pub sector: Option<u64>,
+}
+
+/// Query of `GET /v1/devices/{name}/map/picture`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct PictureQuery {
+    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]; fewer when there are fewer regions.
+    pub cells: usize,
+    /// First region; absent: 0.
+    pub from: Option<u64>,
+    /// Last region, included; absent: the last there is.
+    pub to: Option<u64>,
+    /// As in [`SegmentQuery`].
+    pub sector: Option<u64>,
+}
+
+/// The region map of one switch segment. The daemon streams it: a map of alternating paths has as many runs as
+/// regions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegionMap {
+    /// Regions of the whole segment, also when only a range of them is listed.
+    pub regions: u64,
+    /// Paths of the segment.
+    pub paths: u32,
+    /// Sectors per region; the last region may be shorter.
+    pub region_size: u32,
+    /// Neighbouring regions on one path are one run; runs are in order and without gaps.
+    pub runs: Vec<Run>,
+}
+
+/// Neighbouring regions on the same path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Run {
+    /// First region.
+    pub start: u64,
+    /// How many.
+    pub count: u64,
+    /// Where they go.
+    pub path: u32,
+}
+
+/// The map condensed to a size that fits a screen, whatever the number of regions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MapPicture {
+    /// Regions of the whole segment.
+    pub regions: u64,
+    /// Paths of the segment.
+    pub paths: u32,
+    /// Sectors per region.
+    pub region_size: u32,
+    /// First sector of the segment in the device.
+    pub start_sector: u64,
+    /// First region of the picture.
+    pub from: u64,
+    /// Last region of the picture, included.
+    pub to: u64,
+    /// In order, without gaps; each covers at least one region, and their sizes differ by at most one.
+    pub cells: Vec<Cell>,
+    /// Regions per path in the picture, indexed by path.
+    pub totals: Vec<u64>,
+    /// Address of each path as the table has it, indexed by path.
+    pub addresses: Vec<String>,
+}
+
+/// One cell of a picture: some neighbouring regions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cell {
+    /// First region.
+    pub start: u64,
+    /// Regions in the cell, at least 1.
+    pub count: u64,
+    /// The path most of them are on; the lowest of several.
+    pub path: u32,
+    /// How many of them are on that path: equal to `count` when the cell is not mixed.
+    pub majority: u64,
+}
+
+/// Counters and latencies of a device since its live table was first resumed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceStats {
+    /// The device.
+    pub name: String,
+    /// Requests as clients sent them.
+    pub total: IoStats,
+    /// The parts of requests that went to each path, in order of segment and path.
+    pub paths: Vec<PathStats>,
+}
+
+/// Counters of one path of one segment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PathStats {
+    /// First sector of the segment.
+    pub segment: u64,
+    /// Number of the path in its table line, from 0.
+    pub path: u32,
+    /// The path as the table has it.
+    pub address: String,
+    /// Its counters.
+    pub io: IoStats,
+}
+
+/// Counters: completed operations only; failed ones count as `errors` as well.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct IoStats {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Discards.
+    pub discards: u64,
+    /// Write-zeroes.
+    pub write_zeroes: u64,
+    /// Operations of any kind that failed.
+    pub errors: u64,
+    /// How long reads took.
+    pub read_latency: Latency,
+    /// How long writes took.
+    pub write_latency: Latency,
+}
+
+/// Quantiles of a latency in nanoseconds; all 0 when nothing was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Latency {
+    /// Half were faster.
+    pub p50_ns: u64,
+    /// Nine of ten were faster.
+    pub p90_ns: u64,
+    /// 99 % were faster.
+    pub p99_ns: u64,
+    /// 99.9 % were faster.
+    pub p999_ns: u64,
+    /// The slowest.
+    pub max_ns: u64,
+}
+
+/// Body of every reply outside 2xx, and of nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What the kernel's ioctl would have returned.
+    pub errno: Errno,
+    /// The ioctl that failed, by libdm's name: create reload remove remove_all suspend resume info deps rename
+    /// version status table waitevent names clear versions message. A `create` fails as `create`,
+    /// `reload` or `resume`.
+    pub ioctl: String,
+    /// Lines the kernel would have written to its log, with `$DEV` in them replaced by `major:minor`.
+    pub kernel: Vec<String>,
+    /// A sentence for people: quotes the argument and gives the allowed range.
+    pub reason: String,
+    /// major and minor, where libdm prints them although the caller named none: in the `reload` and `resume` of a create.
+    pub device: Option<[u32; 2]>,
+}
+
+macro_rules! errnos {
+    ($($variant:ident = $number:literal, $name:literal, $text:literal, $status:literal;)*) => {
+        /// Error numbers of Linux, by name on the wire. Those that the control path can meet; any other is `EIO`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum Errno {
+            $(#[doc = $text] #[serde(rename = $name)] $variant,)*
+        }
+
+        impl Errno {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The number in Linux' `errno.h`.
+            pub fn number(self) -> i32 {
+                match self { $(Self::$variant => $number,)* }
+            }
+
+            /// The symbol: `EINVAL`.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The text of `strerror`: `Invalid argument`.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// The HTTP status of a reply with this error.
+            pub fn http_status(self) -> u16 {
+                match self { $(Self::$variant => $status,)* }
+            }
+        }
+    };
+}
+
+errnos! {
+    Eperm = 1, "EPERM", "Operation not permitted", 403;
+    Enoent = 2, "ENOENT", "No such file or directory", 404;
+    Eintr = 4, "EINTR", "Interrupted system call", 503;
+    Eio = 5, "EIO", "Input/output error", 500;
+    Enxio = 6, "ENXIO", "No such device or address", 404;
+    E2big = 7, "E2BIG", "Argument list too long", 413;
+    Eagain = 11, "EAGAIN", "Resource temporarily unavailable", 503;
+    Enomem = 12, "ENOMEM", "Cannot allocate memory", 507;
+    Eacces = 13, "EACCES", "Permission denied", 403;
+    Enotblk = 15, "ENOTBLK", "Block device required", 400;
+    Ebusy = 16, "EBUSY", "Device or resource busy", 409;
+    Eexist = 17, "EEXIST", "File exists", 409;
+    Enodev = 19, "ENODEV", "No such device", 404;
+    Enotdir = 20, "ENOTDIR", "Not a directory", 400;
+    Eisdir = 21, "EISDIR", "Is a directory", 400;
+    Einval = 22, "EINVAL", "Invalid argument", 400;
+    Enfile = 23, "ENFILE", "Too many open files in system", 503;
+    Emfile = 24, "EMFILE", "Too many open files", 503;
+    Enotty = 25, "ENOTTY", "Inappropriate ioctl for device", 400;
+    Efbig = 27, "EFBIG", "File too large", 413;
+    Enospc = 28, "ENOSPC", "No space left on device", 507;
+    Erofs = 30, "EROFS", "Read-only file system", 403;
+    Erange = 34, "ERANGE", "Numerical result out of range", 400;
+    Enametoolong = 36, "ENAMETOOLONG", "File name too long", 400;
+    Eloop = 40, "ELOOP", "Too many levels of symbolic links", 400;
+    Eoverflow = 75, "EOVERFLOW", "Value too large for defined data type", 400;
+    Eopnotsupp = 95, "EOPNOTSUPP", "Operation not supported", 400;
+    Etimedout = 110, "ETIMEDOUT", "Connection timed out", 504;
+    Ecanceled = 125, "ECANCELED", "Operation canceled", 503;
+}
+
+impl Errno {
+    /// The error of a number as `std::io::Error::raw_os_error` gives it (positive); [`Errno::Eio`] for one
+    /// that is not in the list.
+    pub fn from_number(number: i32) -> Self {
+        Self::ALL.iter().copied().find(|errno| errno.number() == number).unwrap_or(Self::Eio)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_percent_encoded_in_paths() {
+        assert_eq!(device_path(route::MESSAGE, "a\\x20b"), "/v1/devices/a%5Cx20b/message");
+        assert_eq!(device_path(route::DEVICE, "vg-lv.0_1~"), "/v1/devices/vg-lv.0_1~");
+        assert_eq!(device_path(route::DEVICE, "#+:=@"), "/v1/devices/%23%2B%3A%3D%40");
+    }
+
+    #[test]
+    fn errno_texts_are_those_of_the_c_library() {
+        for errno in Errno::ALL {
+            let system = std::io::Error::from_raw_os_error(errno.number()).to_string();
+            assert_eq!(system, format!("{} (os error {})", errno.text(), errno.number()));
+            assert_eq!(Errno::from_number(errno.number()), *errno);
+            assert_eq!(serde_json::to_string(errno).unwrap(), format!("\"{}\"", errno.name()));
+        }
+        assert_eq!(Errno::from_number(9999), Errno::Eio);
+    }
+
+    #[test]
+    fn requests_with_unknown_fields_are_refused() {
+        let misspelt = r#"{"name": "x", "tabel": "0 1 error"}"#;
+        assert!(serde_json::from_str::<CreateDevice>(misspelt).is_err());
+        let minimal: CreateDevice = serde_json::from_str(r#"{"name": "x"}"#).unwrap();
+        assert_eq!(minimal, CreateDevice { name: "x".into(), ..CreateDevice::default() });
+    }
+}
