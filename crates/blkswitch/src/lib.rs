@@ -1,10 +1,12 @@
-//! blkswitch: the daemon and the command line that drives it.
+//! blkswitch takes orders: daemon and command line of switch devices in user space.
 //!
-//! [`daemon`] owns the devices and answers on a unix socket; [`protocol`] is what daemon and client say to each
-//! other; [`demo`] shows the whole in one command. The binary is this library and a `main` of a few lines.
+//! [`protocol`] is what the two say to each other, [`cli`] the command line, [`daemon`] the devices and the server,
+//! [`demo`] both in one process. The program is `main.rs`, one call of [`cli::run`]; the rest is a library so that
+//! tests can start a daemon inside themselves.
 
+pub mod cli;
 pub mod daemon;
 pub mod demo;
 pub mod nbd_client;
-mod picture;
+pub mod picture;
 pub mod protocol;

@@ -1,3 +1,7 @@
 //! blkswitch: daemon and command line in one binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blkswitch::cli::run(std::env::args_os())
+}

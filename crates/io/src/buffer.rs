@@ -4,7 +4,7 @@
 //! elsewhere while its request runs. Buffers up to [`KEEP_MAX`] are kept for reuse up to [`KEEP_BYTES`] per class;
 //! larger ones go back to the operating system at once, so a burst of 32 MiB requests leaves nothing behind.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 /// Alignment of every buffer: enough for O_DIRECT on any device.
@@ -31,12 +31,10 @@ unsafe impl Send for Buffer {}
 impl Buffer {
     fn new(size: usize) -> Buffer {
         let layout = Self::layout(size);
+        // Zeroed: fresh memory from the allocator may hold what another connection left.
         // SAFETY: the layout has a size of at least SMALLEST.
-        let memory = unsafe { alloc(layout) };
+        let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory) else { std::alloc::handle_alloc_error(layout) };
-        // Never show another connection's bytes: fresh memory from malloc may be recycled.
-        // SAFETY: `size` bytes were just allocated.
-        unsafe { memory.as_ptr().write_bytes(0, size) };
         Buffer { memory, size }
     }
 

@@ -6,7 +6,7 @@
 //! allocated: requests and parts live in slabs, pieces in a scratch list.
 //!
 //! Two windows bound the work: a request is split into at most [`WINDOW`] pieces at a time, and goes on when these
-//! are done; and a stack is at most [`MAX_DEPTH`] devices deep.
+//! are done; and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -19,13 +19,15 @@ use crate::request::{Done, Op, Request};
 use crate::ring::{Completion, Ring};
 use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
-use crate::table::{Below, Live, MAX_DEPTH, Segment, Table, Target, To};
+use crate::table::{Below, Live, Segment, Table, Target, To};
 
 mod judge;
 mod split;
+mod state;
 
 use judge::Verdict;
 use split::{Piece, PieceTo};
+use state::{Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
@@ -45,114 +47,6 @@ pub enum Extents {
     Paths,
     /// [`HOLE`] and [`ZERO`].
     Allocation,
-}
-
-/// The devices and paths that a piece has come through, the request's own device first.
-#[derive(Clone, Copy, Debug, Default)]
-struct Hops {
-    depth: usize,
-    hops: [Hop; MAX_DEPTH],
-}
-
-/// One device and the path taken there (numbered over all segments of its table).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Hop {
-    device: u32,
-    path: u32,
-}
-
-impl Hops {
-    fn all(&self) -> &[Hop] {
-        self.hops.get(..self.depth).unwrap_or(&[])
-    }
-
-    /// The devices below the request's own: their gates were entered by the piece.
-    fn below(&self) -> &[Hop] {
-        self.all().get(1..).unwrap_or(&[])
-    }
-
-    /// Nothing when the stack is too deep.
-    fn with(mut self, device: u32, path: u32) -> Option<Hops> {
-        *self.hops.get_mut(self.depth)? = Hop { device, path };
-        self.depth += 1;
-        Some(self)
-    }
-}
-
-/// What this queue knows of a device.
-struct Local {
-    live: Option<Arc<Live>>,
-    open: bool,
-    in_flight: u32,
-    parked: VecDeque<Parked>,
-    closing: Option<Ack>,
-    counters: Arc<[Counters]>,
-}
-
-/// What waits at a closed gate.
-enum Parked {
-    /// A request to the device itself.
-    Request(Request),
-    /// A piece of a request to a device above.
-    Piece { request: u32, piece: Piece },
-}
-
-/// A request under way.
-struct Running {
-    request: Request,
-    device: u32,
-    /// Pieces not done, and 1 while the request is being split.
-    left: u32,
-    errno: i32,
-    /// Bytes already split off.
-    split: u64,
-    started_ns: u64,
-}
-
-/// A leaf by where it is found, so that no reference count is touched per request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LeafAt {
-    device: u32,
-    index: u32,
-    departed: bool,
-}
-
-/// A piece on its leaf.
-struct Part {
-    request: u32,
-    hops: Hops,
-    leaf: LeafAt,
-    io: LeafIo,
-    /// What it was before short transfers and fallbacks changed `io`.
-    whole: Whole,
-    started_ns: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Whole {
-    kind: Kind,
-    len: u64,
-    /// Bytes of a read, write or written-out zero that are done.
-    done: u64,
-    /// The request's FUA, if the leaf must be flushed for it afterwards.
-    then_flush: bool,
-    /// Do not write zeroes out.
-    fast: bool,
-    /// For a flush: the writes it covers.
-    covers: u64,
-    errno: i32,
-}
-
-/// Flushes of one leaf: one runs, the rest wait for the next (group commit). Two at once on one descriptor would
-/// let one swallow the error the other must report.
-struct Flushing {
-    /// The address of the leaf, whatever device it is used by.
-    leaf: *const Leaf,
-    running: u32,
-    /// Answered with `running`.
-    with: Vec<u32>,
-    /// Came while it ran: the next one serves them.
-    next: Vec<u32>,
 }
 
 /// See the module's text.
@@ -606,22 +500,6 @@ impl Pipeline {
             if let Some(local) = self.local(hop.device) {
                 local.leave();
             }
-        }
-    }
-}
-
-impl Local {
-    fn leave(&mut self) {
-        self.in_flight -= 1;
-        self.settle();
-    }
-
-    /// Tells control that the device has drained, if it waits for that.
-    fn settle(&mut self) {
-        if self.in_flight == 0
-            && let Some(ack) = self.closing.take()
-        {
-            ack.done();
         }
     }
 }

@@ -119,6 +119,13 @@ impl Ring {
         self.now_ns
     }
 
+    /// Reads the clock now: after a system call that took its time.
+    pub fn read_clock(&mut self) {
+        if self.kernel.is_some() {
+            self.now_ns = self.epoch.elapsed().as_nanos() as u64;
+        }
+    }
+
     /// Queues one submission; it goes to the kernel with the next [`Ring::wait`].
     ///
     /// # Safety

@@ -127,7 +127,9 @@ impl FileEngine {
         let fd = self.fd(io.queue);
         if self.in_memory {
             // SAFETY: the caller's promise.
-            return Submitted::Done(unsafe { call(fd, io) });
+            let done = unsafe { call(fd, io) };
+            ring.read_clock();
+            return Submitted::Done(done);
         }
         let len = io.len.min(TRANSFER_MAX) as u32;
         let file = types::Fd(fd);

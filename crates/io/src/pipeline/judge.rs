@@ -21,19 +21,24 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
     if matches!(-result as i32, libc::EINTR | libc::EAGAIN) && result < 0 {
         return Verdict::Submit;
     }
-    let errno = if result < 0 { -result as i32 } else { 0 };
+    let errno = match -result as i32 {
+        _ if result >= 0 => 0,
+        // A write to what could only be opened for reading.
+        libc::EBADF => libc::EPERM,
+        errno => errno,
+    };
     match part.io.op {
         LeafOp::Flush => {
             let errno = leaf.judge_flush(part.whole.covers, errno);
             finish(&mut part.whole, errno)
         }
-        LeafOp::Read => transferred(part, result, libc::EIO),
+        LeafOp::Read => transferred(part, result, errno, libc::EIO),
         LeafOp::Write => {
             // Counted before it is answered, and when it failed too: part of it may have landed.
             if leaf.engine().has_cache() && !(part.io.fua && errno == 0) {
                 leaf.dirty().wrote(part.io.queue);
             }
-            match transferred(part, result, libc::ENOSPC) {
+            match transferred(part, result, errno, libc::ENOSPC) {
                 Verdict::Done if part.whole.errno == 0 => then_flush(part),
                 verdict => verdict,
             }
@@ -64,9 +69,9 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
 }
 
 /// A read or write moved some bytes: on with the rest, if there is one.
-fn transferred(part: &mut Part, result: i64, at_end: i32) -> Verdict {
-    if result < 0 {
-        return finish(&mut part.whole, -result as i32);
+fn transferred(part: &mut Part, result: i64, errno: i32, at_end: i32) -> Verdict {
+    if errno != 0 {
+        return finish(&mut part.whole, errno);
     }
     let moved = (result as u64).min(part.io.len);
     if moved == 0 && part.io.len > 0 {

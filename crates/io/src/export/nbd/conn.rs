@@ -215,9 +215,9 @@ impl Conn {
             }
             Next::Transmission(session) => {
                 let device = context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
-                match device.filter(|open| open.device().id() == session.export.id) {
+                // Between the answer and now it may have been removed, and its id given to another.
+                match device.filter(|open| open.device().name() == session.export.name) {
                     Some(device) => self.phase = Phase::Transmission { session, device },
-                    // Removed between the answer and now.
                     None => self.ending = true,
                 }
             }

@@ -1,0 +1,116 @@
+//! What every verb is given: the daemon, standard output, and the looking up of devices.
+//!
+//! Contract: a verb prints through [`Context::print`] only, so that all output is buffered and a closed pipe is met
+//! in one place. Lives on the thread of `main`.
+
+use std::io::{BufWriter, Stdout, Write};
+
+use hyper::Method;
+use serde::Serialize;
+
+use super::client::{Client, ClientError};
+use super::failure::{Failure, Subject};
+use super::format;
+use super::names::Selector;
+use super::options::Options;
+use crate::protocol::{Device, DeviceList, Errno, device_path, route};
+
+/// What every verb is given.
+pub(super) struct Context {
+    /// The daemon.
+    pub client: Client,
+    out: BufWriter<Stdout>,
+}
+
+impl Context {
+    /// For one run of one verb.
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, out: BufWriter::new(std::io::stdout()) }
+    }
+
+    /// Prints text as it is.
+    pub(super) fn print(&mut self, text: &str) -> Result<(), Failure> {
+        Ok(self.out.write_all(text.as_bytes())?)
+    }
+
+    /// Prints a value as JSON with a newline.
+    pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        serde_json::to_writer_pretty(&mut self.out, value).map_err(std::io::Error::from)?;
+        self.print("\n")
+    }
+
+    /// Everything printed so far reaches standard output.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        Ok(self.out.flush()?)
+    }
+
+    /// Copies a reply to standard output as it arrives.
+    pub(super) async fn print_download(&mut self, path: &str, subject: Subject) -> Result<(), Failure> {
+        let out = &mut self.out;
+        self.client.download(path, |data| out.write_all(data)).await.map_err(|error| error.about(subject))
+    }
+
+    /// All devices, sorted by name.
+    pub(super) async fn devices(&self) -> Result<Vec<Device>, Failure> {
+        let list: DeviceList = self.get(route::DEVICES).await?;
+        Ok(list.devices)
+    }
+
+    /// `GET path`, where no device is concerned.
+    pub(super) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.client.get(path).await.map_err(|error| error.about(Subject::default()))
+    }
+
+    /// The name of a device that was named in any way.
+    pub(super) async fn name_of(&self, selector: &Selector, ioctl: &str) -> Result<String, Failure> {
+        match selector {
+            Selector::Name(name) => Ok(name.clone()),
+            _ => Ok(find(&self.devices().await?, selector, ioctl)?.name.clone()),
+        }
+    }
+
+    /// Prints the `info` block of a device after a verb that was given `-v`.
+    pub(super) async fn show_if_verbose(
+        &mut self,
+        selector: &Selector,
+        options: &Options,
+    ) -> Result<(), Failure> {
+        if options.verbose == 0 {
+            return Ok(());
+        }
+        let devices = self.devices().await?;
+        let device = find(&devices, selector, "info")?;
+        self.print(&format::info::block(device, options.inactive))
+    }
+
+    /// Sends a request about one device, with a JSON body and no interest in the reply's.
+    pub(super) async fn command(
+        &self,
+        method: Method,
+        route: &str,
+        selector: &Selector,
+        ioctl: &str,
+        body: &impl Serialize,
+    ) -> Result<(), Failure> {
+        let path = device_path(route, &self.name_of(selector, ioctl).await?);
+        let sent = self.client.send(method, &path, body).await;
+        sent.map_err(|error: ClientError| error.about(selector.subject()))
+    }
+}
+
+/// The device that `selector` names; when there is none, the failure of `ioctl` that the kernel would give.
+pub(super) fn find<'a>(
+    devices: &'a [Device],
+    selector: &Selector,
+    ioctl: &str,
+) -> Result<&'a Device, Failure> {
+    let wanted = |device: &&Device| match selector {
+        Selector::Name(name) => device.name == *name,
+        Selector::Uuid(uuid) => !uuid.is_empty() && device.uuid == *uuid,
+        Selector::Number(number) => [device.major, device.minor] == *number,
+    };
+    devices.iter().find(wanted).ok_or_else(|| {
+        let reason = format!("There is no such device; there are {} others (blkswitch ls).", devices.len());
+        Failure::refused(ioctl, Errno::Enxio, reason, selector.subject())
+    })
+}

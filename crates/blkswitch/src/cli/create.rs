@@ -1,0 +1,113 @@
+//! `create`: make a device, load its table and resume it, in one request that leaves nothing behind when it fails.
+
+use clap::Args;
+use hyper::Method;
+
+use super::context::Context;
+use super::failure::{Failure, Subject};
+use super::load::LeafSwitches;
+use super::names::{mangle, stored_name};
+use super::options::Options;
+use super::{format, table_text};
+use crate::protocol::{CreateDevice, Device, route};
+
+/// Make a device
+///
+/// The table comes from --table, from a file, or from standard input. With --concise, the one argument (or
+/// standard input) describes any number of devices.
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Name of the device and file with its table
+    #[arg(value_names = ["NAME", "TABLE_FILE"], num_args = 0..=2)]
+    args: Vec<String>,
+    #[command(flatten)]
+    leaves: LeafSwitches,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["table", "notable", "concise", "readonly", "uuid", "minor"];
+
+impl Create {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        for request in self.requests()? {
+            self.create(request, context).await?;
+        }
+        Ok(())
+    }
+
+    /// The devices that the command line describes.
+    fn requests(&self) -> Result<Vec<CreateDevice>, Failure> {
+        if self.options.concise {
+            return self.concise_requests();
+        }
+        let Some(name) = self.args.first() else {
+            return Err(Failure::message("Please provide a name for the new device."));
+        };
+        let file = self.args.get(1).map(String::as_str);
+        let table =
+            if self.options.notable { None } else { table_text::read(self.options.table.as_deref(), file)? };
+        let uuid = self.options.uuid.as_deref().map(|uuid| mangle("UUID", uuid, self.options.manglename));
+        Ok(vec![CreateDevice {
+            name: stored_name(name, self.options.manglename)?,
+            uuid: uuid.transpose()?,
+            minor: self.options.minor,
+            read_only: self.options.readonly,
+            table,
+            leaves: self.leaves.options(),
+        }])
+    }
+
+    fn concise_requests(&self) -> Result<Vec<CreateDevice>, Failure> {
+        let options = &self.options;
+        if options.table.is_some()
+            || options.minor.is_some()
+            || options.uuid.is_some()
+            || options.notable
+            || options.inactive
+        {
+            let text = "--concise is incompatible with --[no]table, --minor, --uuid and --inactive.";
+            return Err(Failure::message(text));
+        }
+        let text = match self.args.as_slice() {
+            [] => table_text::read_stdin()?,
+            [text] => text.clone(),
+            _ => return Err(Failure::message("create --concise takes at most one argument")),
+        };
+        let devices = table_text::parse_concise(&text)?.into_iter();
+        let request = |device: table_text::Concise| {
+            Ok(CreateDevice {
+                name: stored_name(&device.name, options.manglename)?,
+                uuid: Some(mangle("UUID", &device.uuid, options.manglename)?).filter(|uuid| !uuid.is_empty()),
+                minor: device.minor,
+                read_only: options.readonly || device.read_only,
+                table: table_text::canonical(&device.table, "")?,
+                leaves: self.leaves.options(),
+            })
+        };
+        devices.map(request).collect()
+    }
+
+    async fn create(&self, request: CreateDevice, context: &mut Context) -> Result<(), Failure> {
+        let subject = Subject {
+            name: request.name.clone(),
+            uuid: request.uuid.clone().unwrap_or_default(),
+            devno: self
+                .options
+                .major
+                .filter(|major| *major > 0)
+                .zip(request.minor)
+                .map(|(major, minor)| [major, minor]),
+        };
+        let made = context.client.exchange(Method::POST, route::DEVICES, &request).await;
+        let device: Device = made.map_err(|error| error.about(subject))?;
+        if self.options.json {
+            context.print_json(&device)?;
+        } else if self.options.verbose > 0 {
+            context.print(&format::info::block(&device, false))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Why a verb failed, and what dmsetup would have printed.
+//!
+//! Contract: dmsetup's own lines come out byte for byte; what we add stands between them, indented by two
+//! spaces, so that the first line says what failed, the last is `Command failed.`, and
+//! `grep -v '^  '` gives dmsetup's output. Every failure is exit status 1, as dmsetup has it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use crate::protocol::{Errno, ErrorBody};
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// A sentence.
+    Message(String),
+    /// The daemon refused, in the place where dmsetup has an ioctl that failed.
+    Refused(Box<Refusal>),
+    /// Nobody answers on the socket.
+    NoDaemon(PathBuf, io::Error),
+    /// Standard output, or a file of the user.
+    Output(io::Error),
+    /// A switch has a value that it cannot have.
+    CommandLine(String),
+    /// Too many or too few words for the verb.
+    WrongNumberOfArguments(&'static str),
+}
+
+/// An ioctl that failed, by libdm's name for it, and what the command said about the device.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// What the daemon (or the client in its place) answered.
+    pub body: ErrorBody,
+    /// What the user named the device by.
+    pub subject: Subject,
+}
+
+/// What stands between `ioctl on` and `failed`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// The name, if the user gave one.
+    pub name: String,
+    /// The uuid, if the user gave one.
+    pub uuid: String,
+    /// The number, if the user gave one.
+    pub devno: Option<[u32; 2]>,
+}
+
+impl Failure {
+    /// A sentence.
+    pub(super) fn message(text: impl Into<String>) -> Self {
+        Self::Message(text.into())
+    }
+
+    /// A refusal that the client finds out by itself.
+    pub(super) fn refused(ioctl: &str, errno: Errno, reason: String, subject: Subject) -> Self {
+        let body = ErrorBody { errno, ioctl: ioctl.to_owned(), kernel: Vec::new(), reason, device: None };
+        Self::Refused(Box::new(Refusal { body, subject }))
+    }
+
+    /// The error number, when a device was concerned.
+    pub(super) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.body.errno),
+            _ => None,
+        }
+    }
+
+    /// What goes to standard error; empty when nobody reads it any more.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Message(text) => format!("{text}\nCommand failed.\n"),
+            Self::Refused(refusal) => format!("{}Command failed.\n", refusal.text()),
+            Self::NoDaemon(socket, error) => format!(
+                "{}: cannot connect: {error}\n  No daemon answers there. Start it with: blkswitch serve\n  \
+                 (or name its socket with --socket or BLKSWITCH_SOCKET)\nCommand failed.\n",
+                socket.display()
+            ),
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => String::new(),
+            Self::Output(error) => format!("Cannot write the output: {error}.\nCommand failed.\n"),
+            Self::CommandLine(text) => format!("{text}\nCouldn't process command line.\n"),
+            Self::WrongNumberOfArguments(verb) => {
+                format!("Incorrect number of arguments.\n{}", super::usage(Some(verb)))
+            }
+        }
+    }
+}
+
+impl Refusal {
+    fn text(&self) -> String {
+        let ErrorBody { errno, ioctl, kernel, reason, device } = &self.body;
+        let Subject { name, uuid, devno } = &self.subject;
+        // libdm's reload and resume inside a create know the number the device was given, and no longer the uuid.
+        let uuid = if device.is_some() { "" } else { uuid };
+        let number =
+            device.or(*devno).map_or_else(String::new, |[major, minor]| format!("({major}:{minor})"));
+        let mut text = format!("device-mapper: {ioctl} ioctl on {name} {uuid}{number} failed: {errno}\n");
+        for line in kernel.iter().chain((!reason.is_empty()).then_some(reason)) {
+            let _ = writeln!(text, "  {line}");
+        }
+        text
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(subject: Subject, device: Option<[u32; 2]>) -> String {
+        let mut failure = Failure::refused("reload", Errno::Einval, String::new(), subject);
+        if let Failure::Refused(refusal) = &mut failure {
+            refusal.body.device = device;
+        }
+        failure.text()
+    }
+
+    #[test]
+    fn the_lines_of_libdm() {
+        let named = Subject { name: "switch".into(), ..Subject::default() };
+        assert_eq!(
+            refused(named.clone(), None),
+            "device-mapper: reload ioctl on switch  failed: Invalid argument\nCommand failed.\n"
+        );
+        let both = Subject { uuid: "SWITCH-0002".into(), ..named };
+        assert_eq!(
+            refused(both.clone(), Some([253, 0])),
+            "device-mapper: reload ioctl on switch (253:0) failed: Invalid argument\nCommand failed.\n"
+        );
+        assert_eq!(
+            refused(both, None),
+            "device-mapper: reload ioctl on switch SWITCH-0002 failed: Invalid argument\nCommand failed.\n"
+        );
+        let numbered = Subject { devno: Some([0, 3]), ..Subject::default() };
+        assert_eq!(
+            refused(numbered, None),
+            "device-mapper: reload ioctl on  (0:3) failed: Invalid argument\nCommand failed.\n"
+        );
+    }
+
+    #[test]
+    fn what_we_add_stands_between_and_indented() {
+        let body = ErrorBody {
+            errno: Errno::Einval,
+            ioctl: "message".into(),
+            kernel: vec!["device-mapper: switch: invalid set_region_mappings device: 9 >= 3".into()],
+            reason: "`0:9` names path 9; the device has paths 0 to 2.".into(),
+            device: None,
+        };
+        let subject = Subject { name: "switch".into(), ..Subject::default() };
+        let text = Failure::Refused(Box::new(Refusal { body, subject })).text();
+        assert_eq!(
+            text,
+            "device-mapper: message ioctl on switch  failed: Invalid argument\n  \
+             device-mapper: switch: invalid set_region_mappings device: 9 >= 3\n  \
+             `0:9` names path 9; the device has paths 0 to 2.\nCommand failed.\n"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_news() {
+        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).text(), "");
+    }
+}

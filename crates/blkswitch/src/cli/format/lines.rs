@@ -1,0 +1,121 @@
+//! One line per segment, or per device: `table`, `status`, `ls`, `deps`, and `table --concise`.
+
+use std::fmt::Write as _;
+
+use super::{block_name, block_name_of, numbers_or_address};
+use crate::cli::table_text::quote_concise;
+use crate::protocol::{Dependency, Device, Segment, Table};
+
+/// Which of a segment's texts is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The parameters it was loaded with.
+    Table,
+    /// What its target says of its state.
+    Status,
+}
+
+/// How a device is called in `ls` and `deps`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    /// By major and minor number.
+    #[default]
+    Number,
+    /// By the kernel's name for it.
+    Block,
+    /// By its own name if it is one of ours, else by the kernel's.
+    Mapped,
+}
+
+impl DeviceName {
+    /// Reads the list of `-o`, of which the last one holds.
+    pub(crate) fn parse(list: Option<&str>) -> Result<Self, String> {
+        let mut chosen = Self::default();
+        for word in list.into_iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+            chosen = match word {
+                "devno" => Self::Number,
+                "blkdevname" => Self::Block,
+                "devname" => Self::Mapped,
+                _ => return Err(format!("Option not recognised: {word}.")),
+            };
+        }
+        Ok(chosen)
+    }
+}
+
+/// The segments of one slot that are of type `target`, a line each behind `prefix`. A device without a table has one
+/// empty line, unless a type is asked for.
+pub(crate) fn segments(table: Option<&Table>, what: What, target: Option<&str>, prefix: &str) -> String {
+    let mut text = String::new();
+    let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
+    for segment in matching(all, target) {
+        let _ = writeln!(text, "{prefix}{}", segment_line(segment, what));
+    }
+    if all.is_empty() && target.is_none() {
+        let _ = writeln!(text, "{prefix}");
+    }
+    text
+}
+
+/// The segments of type `target`, or all.
+pub(crate) fn matching<'a>(all: &'a [Segment], target: Option<&'a str>) -> impl Iterator<Item = &'a Segment> {
+    all.iter().filter(move |segment| target.is_none_or(|target| segment.target == target))
+}
+
+fn segment_line(segment: &Segment, what: What) -> String {
+    let Segment { start, length, target, params, status } = segment;
+    let params = match what {
+        What::Table => params,
+        What::Status => status,
+    };
+    format!("{start} {length} {target} {params}")
+}
+
+/// A device in the form that `create --concise` reads.
+pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&str>) -> String {
+    let (name, uuid) = (quote_concise(&device.name), quote_concise(&device.uuid));
+    let mut text = format!("{name},{uuid},{},{}", device.minor, if device.read_only { "ro" } else { "rw" });
+    let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
+    for Segment { start, length, target, params, .. } in matching(all, target) {
+        let _ = write!(text, ",{start} {length} {target} {}", quote_concise(params));
+    }
+    text
+}
+
+/// A line of `ls`.
+pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
+    match by {
+        DeviceName::Number => format!("{}\t({}:{})\n", device.name, device.major, device.minor),
+        DeviceName::Block => format!("{}\t({})\n", device.name, block_name(device)),
+        DeviceName::Mapped => format!("{0}\t({0})\n", device.name),
+    }
+}
+
+/// A line of `ls --target`, which dmsetup writes in another way.
+pub(crate) fn ls_target(device: &Device) -> String {
+    format!("{}\t({}, {})\n", device.name, device.major, device.minor)
+}
+
+/// A line of `deps`.
+pub(crate) fn deps(table: Option<&Table>, by: DeviceName, prefix: &str) -> String {
+    let deps = table.map(|table| table.deps.as_slice()).unwrap_or_default();
+    let mut text = format!("{prefix}{} dependencies\t:", deps.len());
+    for dep in deps {
+        let _ = write!(text, " ({})", dependency(dep, by));
+    }
+    text.push('\n');
+    text
+}
+
+fn dependency(dep: &Dependency, by: DeviceName) -> String {
+    match by {
+        DeviceName::Number => numbers_or_address(dep, ", "),
+        DeviceName::Block => block_dependency(dep),
+        DeviceName::Mapped => dep.name.clone(),
+    }
+}
+
+/// What stands for the kernel's name of something a table stands on.
+pub(crate) fn block_dependency(dep: &Dependency) -> String {
+    if dep.is_device { block_name_of(dep.minor) } else { dep.name.clone() }
+}

@@ -1,0 +1,41 @@
+//! `help`: of the program, of a verb, or of the columns of `info -c`.
+
+use clap::Args;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::options::Options;
+
+/// Print help for the program or a verb
+#[derive(Debug, Args)]
+pub(super) struct Help {
+    /// The verb, and a verb of it
+    #[arg(value_name = "VERB")]
+    verbs: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["columns"];
+
+impl Help {
+    /// Runs the verb.
+    pub(super) fn run(&self, context: &mut Context) -> Result<(), Failure> {
+        let mut command = super::command();
+        command.build();
+        for verb in &self.verbs {
+            let Some(found) = command.find_subcommand(verb) else {
+                return Err(Failure::Message(format!(
+                    "There is no verb '{verb}'; blkswitch help lists them."
+                )));
+            };
+            command = found.clone();
+        }
+        context.print(&command.render_long_help().to_string())?;
+        if self.options.columns {
+            context.print(&format!("\n{}", super::format::report::help()))?;
+        }
+        Ok(())
+    }
+}

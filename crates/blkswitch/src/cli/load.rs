@@ -1,0 +1,79 @@
+//! `load` and `reload`: put a table into the inactive slot, where the next resume finds it.
+
+use clap::Args;
+use hyper::Method;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::names::{Selector, named_by_switch};
+use super::options::Options;
+use super::table_text;
+use crate::protocol::{LeafCache, LeafOptions, LoadTable, route};
+
+/// How the leaves of a table are opened.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct LeafSwitches {
+    /// Make files that are missing: sparse, and just large enough for the table
+    #[arg(long)]
+    make_files: bool,
+    /// Go around the page cache, for files too
+    #[arg(long, conflicts_with = "buffered")]
+    direct: bool,
+    /// Go through the page cache, for block devices too
+    #[arg(long)]
+    buffered: bool,
+}
+
+impl LeafSwitches {
+    /// As the protocol has them.
+    pub(super) fn options(self) -> LeafOptions {
+        let cache = match (self.direct, self.buffered) {
+            (true, _) => LeafCache::Direct,
+            (_, true) => LeafCache::Buffered,
+            _ => LeafCache::Auto,
+        };
+        LeafOptions { make_files: self.make_files, cache }
+    }
+}
+
+/// Load a table into the inactive slot of a device
+///
+/// The table comes from --table, from a file, or from standard input. It becomes live with the next resume.
+#[derive(Debug, Args)]
+pub(super) struct Load {
+    /// The device and file with its table
+    #[arg(value_names = ["DEVICE", "TABLE_FILE"], num_args = 0..=2)]
+    args: Vec<String>,
+    #[command(flatten)]
+    leaves: LeafSwitches,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["table", "readonly", "uuid", "major", "minor"];
+
+impl Load {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        if self.options.notable {
+            return Err(Failure::message("--notable only available when creating new device."));
+        }
+        let (device, file) = match (named_by_switch(&self.options), self.args.as_slice()) {
+            (true, []) => (None, None),
+            (true, [file]) => (None, Some(file)),
+            (true, _) => return Err(Failure::message("Too many command line arguments.")),
+            (false, []) => return Err(Failure::message("Please specify device.")),
+            (false, [device, rest @ ..]) => (Some(device.as_str()), rest.first()),
+        };
+        let selector = Selector::of(device, &self.options)?;
+        let table = table_text::read(self.options.table.as_deref(), file.map(String::as_str))?;
+        let request = LoadTable {
+            table: table.unwrap_or_default(),
+            read_only: self.options.readonly,
+            leaves: self.leaves.options(),
+        };
+        context.command(Method::PUT, route::TABLE, &selector, "reload", &request).await?;
+        context.show_if_verbose(&selector, &self.options).await
+    }
+}

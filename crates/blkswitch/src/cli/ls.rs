@@ -1,0 +1,82 @@
+//! `ls`: the devices, as lines or as a tree, or a command run for each.
+
+use std::env;
+
+use clap::Args;
+
+use super::context::Context;
+use super::devices::{Devices, exec};
+use super::failure::Failure;
+use super::format::lines::{DeviceName, ls, ls_target, matching};
+use super::format::{slot, tree};
+use super::options::Options;
+use super::terminal;
+
+/// List devices
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["target", "exec", "tree", "fields"];
+
+/// What dmsetup leaves of the line for the dots that show a cut.
+const TREE_MARGIN: usize = 3;
+
+impl Ls {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let options = &self.options;
+        let by = if options.tree {
+            Ok(DeviceName::default())
+        } else {
+            DeviceName::parse(options.fields.as_deref())
+        };
+        let by = by.map_err(Failure::CommandLine)?;
+        let style = if options.tree { options.fields.as_deref() } else { None };
+        let style = tree::Style::parse(style, utf8_locale()).map_err(Failure::CommandLine)?;
+        let devices = Devices::fetch(&[], &Options::default(), "names", context).await?;
+        if devices.printed(options, context)? {
+            return Ok(());
+        }
+        if options.target.is_some() || options.exec.is_some() {
+            return print_matching(&devices, options, context);
+        }
+        if options.tree {
+            let width =
+                terminal::width().map_or(tree::WIDTH_DEFAULT, |width| width.saturating_sub(TREE_MARGIN));
+            return context.print(&tree::tree(&devices.all, &style, width));
+        }
+        for device in devices.iter() {
+            context.print(&ls(device, by))?;
+        }
+        Ok(())
+    }
+}
+
+fn print_matching(devices: &Devices, options: &Options, context: &mut Context) -> Result<(), Failure> {
+    let target = options.target.as_deref();
+    for device in devices.iter() {
+        let all = slot(device, options.inactive).map(|table| table.segments.as_slice()).unwrap_or_default();
+        if target.is_some() && matching(all, target).next().is_none() {
+            continue;
+        }
+        if options.exec.is_none() || options.verbose > 0 {
+            context.print(&ls_target(device))?;
+        }
+        if let Some(command) = &options.exec {
+            context.flush()?;
+            exec(command, device)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the locale draws in UTF-8, by the three variables that decide it, the strongest first.
+fn utf8_locale() -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| env::var(name).ok());
+    let locale = set.into_iter().find(|value| !value.is_empty()).unwrap_or_default().to_uppercase();
+    locale.contains("UTF-8") || locale.contains("UTF8")
+}

@@ -1,0 +1,24 @@
+//! `man`: manual pages, one for the program and one per verb, from the one definition of the command line.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::failure::Failure;
+
+/// Write the manual pages to a folder
+#[derive(Debug, Args)]
+pub(super) struct Man {
+    /// The folder; made if it is missing
+    folder: PathBuf,
+}
+
+impl Man {
+    /// Runs the verb.
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let couldnt =
+            |error| Failure::Message(format!("Cannot write to '{}': {error}.", self.folder.display()));
+        std::fs::create_dir_all(&self.folder).map_err(couldnt)?;
+        clap_mangen::generate_to(super::command(), &self.folder).map_err(couldnt)
+    }
+}

@@ -1,0 +1,251 @@
+//! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend that counts.
+//!
+//! Contract: pure; knows nothing of the terminal but what [`Look`] says. Without colours a block is the path's
+//! digit (0-9, then a-z, then #), and a `~` behind it says that other paths are in it, too.
+
+use std::fmt::Write as _;
+
+use crate::protocol::{Cell, MapPicture};
+
+/// 256-colour codes that stay apart from each other on dark and light ground, also for most colour-blind eyes in the
+/// first eight; beyond sixteen they come round again.
+const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211, 23, 228, 53, 239];
+/// Ground behind the dots of mixed blocks.
+const MIXED_GROUND: u8 = 236;
+/// Digits for paths.
+const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+/// Columns that the ruler takes.
+const RULER_COLUMNS: usize = 12;
+/// Blocks in a row where there is no terminal to ask, and at the most: rows longer than that are hard to follow.
+const ROW_BLOCKS_MAX: usize = 64;
+/// Rows where there is no terminal to ask, and at the most.
+const ROWS_MAX: usize = 32;
+/// Rows that heading and legend need beside the picture.
+const ROWS_AROUND: usize = 10;
+/// Paths that the legend lists before it sums up the rest.
+const LEGEND_PATHS_MAX: usize = 16;
+/// Columns of the bar in the legend.
+const BAR_COLUMNS: u64 = 30;
+
+/// How much room there is and whether colours are welcome.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    row: usize,
+    rows: usize,
+    colours: bool,
+}
+
+impl Look {
+    /// For a terminal of so many columns and rows, or for none.
+    pub(super) fn new(size: Option<(usize, usize)>, colours: bool) -> Self {
+        let (columns, lines) = size.unwrap_or((usize::MAX, usize::MAX));
+        // A power of two, so that the ruler shows round numbers and repeating patterns line up.
+        let room = (columns.saturating_sub(RULER_COLUMNS) / 2).clamp(8, ROW_BLOCKS_MAX);
+        let row = 1 << room.ilog2();
+        Self { row, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
+    }
+
+    /// How many blocks there is room for.
+    pub(super) fn cells(&self) -> usize {
+        self.row * self.rows
+    }
+}
+
+/// The picture, with a newline at the end.
+pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
+    let mut out = heading(name, picture);
+    let _ = writeln!(out, "\n{:>10}  each block: {}", "region", block_size(picture));
+    for row in picture.cells.chunks(look.row) {
+        let start = row.first().map_or(0, |cell| cell.start);
+        let _ = write!(out, "{start:>10}  ");
+        for cell in row {
+            block(&mut out, cell, look.colours);
+        }
+        while !look.colours && out.ends_with(' ') {
+            out.pop();
+        }
+        out.push('\n');
+    }
+    out.push('\n');
+    legend(&mut out, picture, look.colours);
+    out
+}
+
+fn heading(name: &str, picture: &MapPicture) -> String {
+    let MapPicture { regions, paths, region_size, from, to, start_sector, .. } = *picture;
+    let size = bytes(u64::from(region_size).saturating_mul(512));
+    let mut out = format!("{name}: {regions} regions of {region_size} sectors ({size}) on {paths} paths\n");
+    if from > 0 || to.saturating_add(1) < regions {
+        let sector = |region: u64| start_sector.saturating_add(region.saturating_mul(region_size.into()));
+        let last = sector(to.saturating_add(1)).saturating_sub(1);
+        let _ = writeln!(out, "regions {from} to {to}: sectors {} to {last}", sector(from));
+    }
+    out
+}
+
+fn block_size(picture: &MapPicture) -> String {
+    let sizes = || picture.cells.iter().map(|cell| cell.count);
+    match (sizes().min().unwrap_or(1), sizes().max().unwrap_or(1)) {
+        (1, 1) => "1 region".to_owned(),
+        (least, most) if least == most => format!("{most} regions"),
+        (least, most) => format!("{least} or {most} regions"),
+    }
+}
+
+/// Two columns: full for one path, dense or loose dots where others are mixed in.
+fn block(out: &mut String, cell: &Cell, colours: bool) {
+    let pure = cell.majority == cell.count;
+    let digit = digit(cell.path);
+    if !colours {
+        out.push(digit);
+        out.push(if pure { ' ' } else { '~' });
+        return;
+    }
+    let colour = colour(cell.path);
+    let _ = match (pure, cell.majority.saturating_mul(4) >= cell.count.saturating_mul(3)) {
+        (true, _) => write!(out, "\x1b[38;5;{};48;5;{colour}m{digit} \x1b[0m", ink(colour)),
+        (false, true) => write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m▓▓\x1b[0m"),
+        (false, false) => write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m▒▒\x1b[0m"),
+    };
+}
+
+fn legend(out: &mut String, picture: &MapPicture, colours: bool) {
+    let shown: u64 = picture.totals.iter().sum();
+    let most = picture.totals.iter().copied().max().unwrap_or(0).max(1);
+    for (path, &count) in (0..).zip(&picture.totals).take(LEGEND_PATHS_MAX) {
+        let mark = if colours {
+            format!("\x1b[48;5;{}m  \x1b[0m ", colour(path))
+        } else {
+            format!("{} ", digit(path))
+        };
+        let filled = (u128::from(count) * u128::from(BAR_COLUMNS)).div_ceil(most.into()) as usize;
+        let bar = if colours { "█".repeat(filled) } else { "#".repeat(filled) };
+        let bar = if colours { format!("\x1b[38;5;{}m{bar}\x1b[0m", colour(path)) } else { bar };
+        let address = picture.addresses.get(path as usize).map(String::as_str).unwrap_or_default();
+        let pad = " ".repeat((BAR_COLUMNS as usize).saturating_sub(filled));
+        let share = percent(count, shown);
+        let _ = writeln!(out, "{mark}path {path:<4} {count:>12} {share:>7}  {bar}{pad}  {address}");
+    }
+    if picture.totals.len() > LEGEND_PATHS_MAX {
+        let rest: u64 = picture.totals.iter().skip(LEGEND_PATHS_MAX).sum();
+        let others = picture.totals.len() - LEGEND_PATHS_MAX;
+        let _ = writeln!(out, "  {others} other paths: {rest} regions, {}", percent(rest, shown));
+    }
+    if picture.cells.iter().any(|cell| cell.majority != cell.count) {
+        let mixed = if colours { "▓▓ mostly, ▒▒ less than three quarters" } else { "~ mostly" };
+        let _ = writeln!(out, "{mixed} on the path shown, the rest on others (--range A-B looks closer)");
+    }
+}
+
+fn percent(part: u64, all: u64) -> String {
+    format!("{:.2} %", part as f64 * 100.0 / all.max(1) as f64)
+}
+
+fn digit(path: u32) -> char {
+    DIGITS.get(path as usize).map_or('#', |&digit| char::from(digit))
+}
+
+fn colour(path: u32) -> u8 {
+    PALETTE[path as usize % PALETTE.len()]
+}
+
+/// Black or white, whichever is seen on the colour: by the luminance of the 6x6x6 cube or of the greys.
+fn ink(colour: u8) -> u8 {
+    let luminance = match colour {
+        16..=231 => {
+            let cube = u32::from(colour) - 16;
+            (cube / 36) * 3 + (cube / 6 % 6) * 6 + cube % 6
+        }
+        grey => (u32::from(grey).saturating_sub(232)) * 2,
+    };
+    if luminance > 22 { 16 } else { 231 }
+}
+
+/// A size with a binary unit, exact where that is short: `64 KiB`, `15 MiB`, `25.5 KiB`.
+fn bytes(size: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = (size.max(1).ilog2() / 10) as usize;
+    let scaled = size as f64 / (1_u64 << (10 * unit)) as f64;
+    let digits = usize::from(scaled.fract() != 0.0);
+    format!("{scaled:.digits$} {}", units.get(unit).copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::picture::condense;
+    use crate::protocol::Run;
+
+    fn picture(paths: u32, runs: &[Run], cells: usize) -> MapPicture {
+        let regions = runs.iter().map(|run| run.count).sum::<u64>();
+        let (cells, totals) = condense(0, regions - 1, cells, paths, runs.iter().copied());
+        MapPicture {
+            regions,
+            paths,
+            region_size: 128,
+            to: regions - 1,
+            cells,
+            totals,
+            addresses: (0..paths).map(|path| format!("/dev/ram{path}")).collect(),
+            ..MapPicture::default()
+        }
+    }
+
+    fn round_robin(paths: u32, regions: u64) -> Vec<Run> {
+        (0..regions).map(|start| Run { start, count: 1, path: (start % u64::from(paths)) as u32 }).collect()
+    }
+
+    #[test]
+    fn the_documented_example_without_colours() {
+        let mut runs = round_robin(3, 16);
+        runs[6].path = 1;
+        let look = Look::new(None, false);
+        assert_eq!(
+            draw("switch", &picture(3, &runs, look.cells()), &look),
+            "switch: 16 regions of 128 sectors (64 KiB) on 3 paths\n\n    region  each block: 1 region\n         0  \
+             0 1 2 0 1 2 1 1 2 0 1 2 0 1 2 0\n\n\
+             0 path 0               5 31.25 %  #########################       /dev/ram0\n\
+             1 path 1               6 37.50 %  ##############################  /dev/ram1\n\
+             2 path 2               5 31.25 %  #########################       /dev/ram2\n"
+        );
+    }
+
+    #[test]
+    fn mixed_blocks_are_marked() {
+        let runs = [Run { start: 0, count: 6, path: 0 }, Run { start: 6, count: 2, path: 1 }];
+        let plain = draw("d", &picture(2, &runs, 2), &Look::new(None, false));
+        assert!(plain.contains("each block: 4 regions\n         0  0 0~\n"), "{plain}");
+        assert!(
+            plain.ends_with("~ mostly on the path shown, the rest on others (--range A-B looks closer)\n")
+        );
+        let coloured = draw("d", &picture(2, &runs, 2), &Look::new(None, true));
+        assert!(
+            coloured.contains("\x1b[38;5;231;48;5;33m0 \x1b[0m\x1b[38;5;33;48;5;236m▒▒\x1b[0m"),
+            "{coloured:?}"
+        );
+    }
+
+    #[test]
+    fn blocks_fit_the_terminal() {
+        for (size, row, rows) in
+            [((80, 24), 32, 14), ((200, 100), 64, 32), ((20, 5), 8, 4), ((160, 50), 64, 32)]
+        {
+            let look = Look::new(Some(size), true);
+            assert_eq!((look.row, look.rows), (row, rows), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn many_paths_are_summed_up() {
+        let look = Look::new(None, false);
+        let text = draw("d", &picture(20, &round_robin(20, 40), look.cells()), &look);
+        assert!(text.contains("g h i j 0 1"), "{text}");
+        assert!(text.contains("  4 other paths: 8 regions, 20.00 %\n"), "{text}");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        let sizes = [512, 65_536, 15 << 20, 26_112, 1 << 63, 0].map(bytes);
+        assert_eq!(sizes, ["512 bytes", "64 KiB", "15 MiB", "25.5 KiB", "8 EiB", "0 bytes"]);
+    }
+}

@@ -1,0 +1,51 @@
+//! `map export`: the map as a message that makes it again, on this device or another of the same shape.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::sector_query;
+use crate::cli::client::ClientError;
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::names::Selector;
+use crate::cli::options::Options;
+use crate::protocol::{device_path, route};
+
+/// Print the region map as a message that makes the same map anywhere
+///
+/// One set_region_mappings message that names every region, with R where patterns repeat; map import, message -,
+/// and the kernel's own switch target read it.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// The device
+    device: String,
+    /// Write to this file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// A sector of the segment that is meant, where a device has several
+    #[arg(long)]
+    sector: Option<u64>,
+}
+
+impl Export {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let selector = Selector::of(Some(&self.device), &Options::default())?;
+        let name = context.name_of(&selector, "message").await?;
+        let path = device_path(route::MAP_MESSAGE, &name) + &sector_query(self.sector);
+        let Some(file) = self.output else {
+            return context.print_download(&path, selector.subject()).await;
+        };
+        let couldnt = |error| Failure::Message(format!("Cannot write '{}': {error}.", file.display()));
+        let mut out = BufWriter::new(File::create(&file).map_err(couldnt)?);
+        let copied = context.client.download(&path, |data| out.write_all(data)).await;
+        copied.map_err(|error| match error {
+            ClientError::Io(error) => couldnt(error),
+            error => error.about(selector.subject()),
+        })?;
+        out.flush().map_err(couldnt)
+    }
+}

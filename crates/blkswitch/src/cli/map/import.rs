@@ -1,0 +1,82 @@
+//! `map import`: send an exported map, or any message, from a file.
+
+use std::fs::File;
+use std::io::{IsTerminal, stdin};
+
+use clap::Args;
+
+use crate::cli::context::{Context, find};
+use crate::cli::failure::Failure;
+use crate::cli::names::Selector;
+use crate::cli::options::Options;
+use crate::cli::upload::{self, Source};
+use crate::protocol::{Device, Errno, MessageReply, device_path, route};
+
+/// Send an exported region map to a device
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// The device
+    device: String,
+    /// The file; - for standard input
+    file: String,
+    /// All or nothing: change no region when any of the words is refused
+    #[arg(long)]
+    atomic: bool,
+    /// A sector of the segment that is meant, where a device has several
+    #[arg(long)]
+    sector: Option<u64>,
+    /// Print what the daemon says, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Import {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let selector = Selector::of(Some(&self.device), &Options::default())?;
+        let sector = match self.sector {
+            Some(sector) => sector,
+            None => only_switch(find(&context.devices().await?, &selector, "message")?, &selector)?,
+        };
+        let name = context.name_of(&selector, "message").await?;
+        let path = format!("{}?sector={sector}&atomic={}", device_path(route::MESSAGE, &name), self.atomic);
+        let sent = if self.file == "-" {
+            let source =
+                Source { reader: stdin(), length: upload::length_of_stdin(), bar: !stdin().is_terminal() };
+            context.client.post_text(&path, upload::body(String::new(), source)).await
+        } else {
+            let couldnt =
+                |error| Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file));
+            let file = File::open(&self.file).map_err(couldnt)?;
+            let length = file.metadata().ok().map(|file| file.len());
+            context
+                .client
+                .post_text(&path, upload::body(String::new(), Source { reader: file, length, bar: true }))
+                .await
+        };
+        let reply: MessageReply = sent.map_err(|error| error.about(selector.subject()))?;
+        if self.json { context.print_json(&reply) } else { Ok(()) }
+    }
+}
+
+/// First sector of the one switch segment there is.
+fn only_switch(device: &Device, selector: &Selector) -> Result<u64, Failure> {
+    let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
+    let starts: Vec<_> =
+        segments.iter().filter(|segment| segment.target == "switch").map(|segment| segment.start).collect();
+    match starts.as_slice() {
+        [start] => Ok(*start),
+        [] => Err(refused(selector, format!("{} has no switch segment in its live table.", device.name))),
+        _ => {
+            let reason = format!(
+                "{} has switch segments at sectors {starts:?}: say which with --sector.",
+                device.name
+            );
+            Err(refused(selector, reason))
+        }
+    }
+}
+
+fn refused(selector: &Selector, reason: String) -> Failure {
+    Failure::refused("message", Errno::Einval, reason, selector.subject())
+}

@@ -1,0 +1,116 @@
+//! `message`: words for a target, from the command line or, of any number, from standard input.
+//!
+//! Contract: the words are sent as they are, joined by single spaces; standard input is streamed in pieces, so
+//! memory does not grow with it.
+
+use std::io::IsTerminal;
+
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::Full;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::names::{Selector, named_by_switch};
+use super::options::Options;
+use super::upload::{self, Source};
+use crate::protocol::{MessageReply, device_path, route};
+
+/// Send a message to a target
+///
+/// The device (unless -u or -j -m name it), any sector of the segment whose target is meant, and the words. A last
+/// word of - reads further words from standard input, as many as there are, as in
+/// `generate-layout | blkswitch message switch 0 set_region_mappings -`.
+#[derive(Debug, Args)]
+pub(super) struct Message {
+    /// The device, a sector of it, and the words
+    #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]
+    args: Vec<String>,
+    /// All or nothing: change no region when any of the words is refused
+    #[arg(long)]
+    atomic: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
+
+/// The word that stands for standard input.
+const STDIN: &str = "-";
+
+impl Message {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let (device, rest) = match self.args.as_slice() {
+            [] | [_] => return Err(Failure::WrongNumberOfArguments("message")),
+            rest if named_by_switch(&self.options) => (None, rest),
+            [device, rest @ ..] => (Some(device.as_str()), rest),
+        };
+        let selector = Selector::of(device, &self.options)?;
+        let (sector, words) = match rest {
+            [sector, words @ ..] => (parse_sector(sector)?, words),
+            [] => return Err(Failure::WrongNumberOfArguments("message")),
+        };
+        if words.is_empty() {
+            // dmsetup says so and asks the kernel all the same, which refuses.
+            eprintln!("No message supplied.");
+        }
+        let reply = send(&selector, sector, self.atomic, words, context).await?;
+        self.print(&reply, context)
+    }
+
+    fn print(&self, reply: &MessageReply, context: &mut Context) -> Result<(), Failure> {
+        if self.options.json {
+            return context.print_json(reply);
+        }
+        if self.options.verbose > 0 {
+            context.print(&format!("{} regions mapped.\n", reply.mapped))?;
+        }
+        match &reply.text {
+            Some(text) => context.print(&format!("{}\n", text.strip_suffix('\n').unwrap_or(text))),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn send(
+    selector: &Selector,
+    sector: u64,
+    atomic: bool,
+    words: &[String],
+    context: &Context,
+) -> Result<MessageReply, Failure> {
+    let name = context.name_of(selector, "message").await?;
+    let path = format!("{}?sector={sector}&atomic={atomic}", device_path(route::MESSAGE, &name));
+    let sent = match words {
+        [first @ .., last] if last == STDIN => {
+            let stdin = std::io::stdin();
+            // Somebody who types sees what they type; a bar would only be in the way.
+            let bar = !stdin.is_terminal();
+            let source = Source { reader: stdin, length: upload::length_of_stdin(), bar };
+            context.client.post_text(&path, upload::body(first.join(" "), source)).await
+        }
+        _ => context.client.post_text(&path, Full::new(Bytes::from(words.join(" ")))).await,
+    };
+    sent.map_err(|error| error.about(selector.subject()))
+}
+
+/// A decimal number, as `strtoull` reads it.
+fn parse_sector(word: &str) -> Result<u64, Failure> {
+    word.trim_start().parse().map_err(|_| Failure::message("Invalid sector."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sectors_are_decimal() {
+        assert_eq!(parse_sector("2047").unwrap(), 2047);
+        assert_eq!(parse_sector(" +7").unwrap(), 7);
+        for word in ["x", "", "0x10", "-1", "18446744073709551616", "1 "] {
+            assert_eq!(parse_sector(word).unwrap_err().text(), "Invalid sector.\nCommand failed.\n");
+        }
+    }
+}

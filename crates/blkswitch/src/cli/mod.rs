@@ -1,0 +1,367 @@
+//! The command line: one definition of it, a file per verb, and what they share.
+//!
+//! [`run`] reads the words, runs the verb and gives the exit status. What a verb prints and how it fails is
+//! dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb is a file here, a line in [`Verb`], and a
+//! line in [`Verb::run`] (and in [`shown_switches`] if it takes dmsetup's switches).
+//!
+//! Contract: exit status 0, or 1 for every failure; nothing panics on what a user types.
+
+mod client;
+mod context;
+mod devices;
+mod failure;
+mod format;
+mod map;
+mod names;
+mod options;
+mod table_text;
+mod terminal;
+mod upload;
+
+mod clear;
+mod completions;
+mod create;
+mod demo;
+mod deps;
+mod help;
+mod info;
+mod load;
+mod ls;
+mod man;
+mod message;
+mod remove;
+mod remove_all;
+mod rename;
+mod resume;
+mod serve;
+mod stats;
+mod status;
+mod suspend;
+mod table;
+mod targets;
+mod version;
+mod wait;
+mod wipe_table;
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use self::client::Client;
+use self::context::Context;
+pub use self::demo::DemoOptions;
+use self::failure::Failure;
+use self::options::{SocketOption, options_behind_verb, shown};
+pub use self::serve::{LogFormat, NbdAddress, ServeOptions};
+
+/// What the program is called.
+const PROGRAM: &str = "blkswitch";
+
+/// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
+///
+/// Every region of a switch device is on one of several paths; messages move regions while I/O runs. Start the
+/// daemon with `blkswitch serve`, then use the other verbs as those of dmsetup. `blkswitch demo` shows all of it.
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, infer_long_args = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    socket: SocketOption,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Serve(ServeOptions),
+    Demo(DemoOptions),
+    Create(create::Create),
+    #[command(visible_alias = "reload")]
+    Load(load::Load),
+    Resume(resume::Resume),
+    Suspend(suspend::Suspend),
+    Clear(clear::Clear),
+    Message(message::Message),
+    Map(map::Map),
+    Stats(stats::Stats),
+    Table(table::Table),
+    Status(status::Status),
+    Info(info::Info),
+    Ls(ls::Ls),
+    Deps(deps::Deps),
+    Rename(rename::Rename),
+    Remove(remove::Remove),
+    #[command(name = "remove_all")]
+    RemoveAll(remove_all::RemoveAll),
+    #[command(name = "wipe_table")]
+    WipeTable(wipe_table::WipeTable),
+    Wait(wait::Wait),
+    Targets(targets::Targets),
+    Version(version::Version),
+    Completions(completions::Completions),
+    Man(man::Man),
+    Help(help::Help),
+}
+
+/// Of dmsetup's switches, those that a verb's help shows.
+const fn shown_switches() -> [(&'static str, &'static [&'static str]); 20] {
+    [
+        ("create", create::SHOWN),
+        ("load", load::SHOWN),
+        ("resume", resume::SHOWN),
+        ("suspend", suspend::SHOWN),
+        ("clear", clear::SHOWN),
+        ("message", message::SHOWN),
+        ("stats", stats::SHOWN),
+        ("table", table::SHOWN),
+        ("status", status::SHOWN),
+        ("info", info::SHOWN),
+        ("ls", ls::SHOWN),
+        ("deps", deps::SHOWN),
+        ("rename", rename::SHOWN),
+        ("remove", remove::SHOWN),
+        ("remove_all", remove_all::SHOWN),
+        ("wipe_table", wipe_table::SHOWN),
+        ("wait", wait::SHOWN),
+        ("targets", targets::SHOWN),
+        ("version", version::SHOWN),
+        ("help", help::SHOWN),
+    ]
+}
+
+/// The definition of the command line, for parsing, help, completions and manual pages.
+fn command() -> Command {
+    let define = |command: Command, (verb, ids)| command.mut_subcommand(verb, |command| shown(command, ids));
+    shown_switches().into_iter().fold(Cli::command(), define)
+}
+
+/// Usage of a verb, or of the program.
+fn usage(verb: Option<&str>) -> String {
+    let mut command = command();
+    command.build();
+    let usage = match verb.and_then(|verb| command.find_subcommand_mut(verb)) {
+        Some(command) => command.render_usage(),
+        None => command.render_help(),
+    };
+    format!("{usage}\n")
+}
+
+/// Does what the words say; for `main`.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = options_behind_verb(args);
+    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => cli.run(),
+        Err(error) => refuse(&error),
+    }
+}
+
+impl Cli {
+    fn run(self) -> ExitCode {
+        let socket = match self.socket.socket.map_or_else(default_socket, Ok) {
+            Ok(socket) => socket,
+            Err(failure) => return exit(Err(failure)),
+        };
+        match self.verb {
+            Verb::Serve(options) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
+            Verb::Demo(options) => exit_daemon(crate::demo::run(options)),
+            verb => exit(verb.run(socket)),
+        }
+    }
+}
+
+impl Verb {
+    /// A verb of the client, on a runtime of its own.
+    fn run(self, socket: PathBuf) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut context = Context::new(Client::new(socket));
+        let done = runtime.block_on(self.run_async(&mut context));
+        // What was printed before a failure is printed, and before the failure.
+        let flushed = context.flush();
+        // A thread that still reads standard input must not hold up the end.
+        runtime.shutdown_background();
+        done.and(flushed)
+    }
+
+    async fn run_async(self, context: &mut Context) -> Result<(), Failure> {
+        match self {
+            Self::Create(verb) => verb.run(context).await,
+            Self::Load(verb) => verb.run(context).await,
+            Self::Resume(verb) => verb.run(context).await,
+            Self::Suspend(verb) => verb.run(context).await,
+            Self::Clear(verb) => verb.run(context).await,
+            Self::Message(verb) => verb.run(context).await,
+            Self::Map(verb) => verb.run(context).await,
+            Self::Stats(verb) => verb.run(context).await,
+            Self::Table(verb) => verb.run(context).await,
+            Self::Status(verb) => verb.run(context).await,
+            Self::Info(verb) => verb.run(context).await,
+            Self::Ls(verb) => verb.run(context).await,
+            Self::Deps(verb) => verb.run(context).await,
+            Self::Rename(verb) => verb.run(context).await,
+            Self::Remove(verb) => verb.run(context).await,
+            Self::RemoveAll(verb) => verb.run(context).await,
+            Self::WipeTable(verb) => verb.run(context).await,
+            Self::Wait(verb) => verb.run(context).await,
+            Self::Targets(verb) => verb.run(context).await,
+            Self::Version(verb) => verb.run(context).await,
+            Self::Completions(verb) => verb.run(std::io::stdout()),
+            Self::Man(verb) => verb.run(),
+            Self::Help(verb) => verb.run(context),
+            Self::Serve(_) | Self::Demo(_) => {
+                Err(Failure::message("serve and demo are no verbs of the client."))
+            }
+        }
+    }
+}
+
+/// Where the daemon's sockets are by default.
+pub fn default_folder() -> Option<PathBuf> {
+    let root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    if root {
+        return Some(PathBuf::from("/run/blkswitch"));
+    }
+    let runtime = env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    runtime.map(|folder| PathBuf::from(folder).join("blkswitch"))
+}
+
+fn default_socket() -> Result<PathBuf, Failure> {
+    let nowhere = "XDG_RUNTIME_DIR is not set: name the daemon's socket with --socket or BLKSWITCH_SOCKET.";
+    default_folder().map(|folder| folder.join("control.sock")).ok_or_else(|| Failure::message(nowhere))
+}
+
+fn exit(done: Result<(), Failure>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprint!("{}", failure.text());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn exit_daemon(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{PROGRAM}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what clap did not like: in dmsetup's words where it has some, in clap's otherwise.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Help and version, asked for.
+        return exit(error.print().map_err(Failure::Output));
+    }
+    let invalid = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) => word.as_str(),
+        _ => "",
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => eprint!("Unknown command.\n{}", usage(None)),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            eprint!("{}", usage(None))
+        }
+        ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
+            wrong_number(error)
+        }
+        ErrorKind::MissingRequiredArgument => wrong_number(error),
+        ErrorKind::UnknownArgument if !invalid.starts_with('-') => wrong_number(error),
+        _ => eprintln!("{error}Couldn't process command line."),
+    }
+    ExitCode::FAILURE
+}
+
+fn wrong_number(error: &clap::Error) {
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => format!("{usage}\n"),
+        _ => usage(None),
+    };
+    eprint!("Incorrect number of arguments.\n{usage}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    fn parses(line: &str) -> bool {
+        let args = options_behind_verb(line.split(' ').map(OsString::from));
+        command().try_get_matches_from(&args).is_ok()
+    }
+
+    /// Every command that was recorded, without what the shell does.
+    #[test]
+    fn what_dmsetup_takes_is_taken() {
+        for line in [
+            "blkswitch ls --tree -o device,blkdevname,active,open,rw,uuid,ascii",
+            "blkswitch info -c --noheadings --separator | switch",
+            "blkswitch table -j 253 -m 0",
+            "blkswitch table --noheadings switch",
+            "blkswitch message -u SWITCH-0001 0 set_region_mappings 1:2",
+            "blkswitch suspend --nolockfs --noflush switch",
+            "blkswitch rename --setuuid switch SWITCH-0001",
+            "blkswitch create switch --notable --noudevsync --udevcookie 0x123 -y --readahead none --checks",
+            "blkswitch -v --noheadings info -C switch",
+            "blkswitch remove --deferred -f --retry a b c",
+            "blkswitch reload switch --table x --verifyudev --noudevrules --manglename HEX",
+            "blkswitch create --concise a,,,,0_1_zero",
+            "blkswitch status --target switch --noopencount",
+            "blkswitch wait switch 3",
+            "blkswitch help -c",
+        ] {
+            assert!(parses(line), "{line}");
+        }
+        for line in [
+            "blkswitch bogus",
+            "blkswitch ls x",
+            "blkswitch info --bogus",
+            "blkswitch create a b c",
+            "blkswitch message",
+        ] {
+            assert!(!parses(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_verb_with_switches_shows_some() {
+        let mut command = command();
+        command.build();
+        for (verb, ids) in shown_switches() {
+            let command = command.find_subcommand(verb).unwrap();
+            for id in ids {
+                let arg = command.get_arguments().find(|arg| arg.get_id() == id);
+                assert!(arg.is_some_and(|arg| !arg.is_hide_set()), "{verb} has no switch {id} to show");
+            }
+            let checks = command.get_arguments().find(|arg| arg.get_id() == "checks");
+            assert!(checks.is_some_and(clap::Arg::is_hide_set), "{verb} shows --checks");
+        }
+    }
+
+    #[test]
+    fn manual_pages_and_completions_know_every_verb() {
+        let folder = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(command(), folder.path()).unwrap();
+        for verb in command().get_subcommands() {
+            let page = folder.path().join(format!("blkswitch-{}.1", verb.get_name()));
+            assert!(page.exists(), "{} has no manual page", verb.get_name());
+        }
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command(), PROGRAM, &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("wipe_table") && script.contains("export"), "{shell}");
+        }
+    }
+}

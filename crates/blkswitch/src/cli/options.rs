@@ -1,0 +1,252 @@
+//! dmsetup's switches, one set for all verbs as dmsetup has them, and where they may stand.
+//!
+//! Contract: every verb of dmsetup accepts every switch, whether it has use for it or not, anywhere on the line
+//! ([`options_behind_verb`]); a verb's help shows those it has use for ([`shown`]). Pure.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Command, ValueEnum};
+
+/// Where the daemon is reached.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct SocketOption {
+    /// Control socket of the daemon [default: /run/blkswitch/control.sock as root, else
+    /// $XDG_RUNTIME_DIR/blkswitch/control.sock]
+    #[arg(long, env = "BLKSWITCH_SOCKET", value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+}
+
+/// How `--manglename` treats characters that the kernel's names should not contain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Mangling {
+    /// As they are.
+    None,
+    /// Write them as `\xNN`.
+    Hex,
+    /// Write them as `\xNN` unless the name is written that way already.
+    #[default]
+    Auto,
+}
+
+/// dmsetup's switches.
+#[derive(Debug, Clone, Default, Args)]
+#[command(mut_args(|arg| arg.hide(true)))]
+pub(super) struct Options {
+    /// Print what the daemon says, as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Say more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// The device with this uuid, in place of a name; the new device's uuid for create
+    #[arg(short, long)]
+    pub uuid: Option<String>,
+    /// The device with this major number, in place of a name
+    #[arg(short = 'j', long, requires = "minor")]
+    pub major: Option<u32>,
+    /// The device with this minor number, in place of a name; the new device's number for create
+    #[arg(short, long, requires = "major")]
+    pub minor: Option<u32>,
+
+    /// Table of the device: lines of START LENGTH TYPE PARAMETERS
+    #[arg(long, conflicts_with = "notable")]
+    pub table: Option<String>,
+    /// Make a device without a table
+    #[arg(short, long)]
+    pub notable: bool,
+    /// One line for all: name,uuid,minor,flags,table[,table...][;name...]
+    #[arg(long)]
+    pub concise: bool,
+    /// Refuse writes
+    #[arg(short, long)]
+    pub readonly: bool,
+
+    /// The inactive table instead of the live one
+    #[arg(long)]
+    pub inactive: bool,
+    /// Only devices and segments of this target type
+    #[arg(long, value_name = "TYPE")]
+    pub target: Option<String>,
+    /// Run this command with the path of each device
+    #[arg(long, value_name = "COMMAND")]
+    pub exec: Option<String>,
+    /// As a tree of what stands on what
+    #[arg(long)]
+    pub tree: bool,
+
+    /// A table with a row per device
+    #[arg(short, long, short_alias = 'C')]
+    pub columns: bool,
+    /// What to print: columns of info -c ("help" lists them); devno, blkdevname, devname for ls and deps;
+    /// active, ascii, utf, vt100, blkdevname, [no]device, compact, inverted, notrunc, open, rw, uuid for ls --tree
+    #[arg(short = 'o', long = "options", value_name = "LIST")]
+    pub fields: Option<String>,
+    /// Sort rows by these columns; a - before a column reverses
+    #[arg(short = 'O', long, value_name = "COLUMNS")]
+    pub sort: Option<String>,
+    /// No headings, and a colon between columns
+    #[arg(long)]
+    pub noheadings: bool,
+    /// Print this between columns, without padding
+    #[arg(long)]
+    pub separator: Option<String>,
+    /// Print DM_COLUMN='value'
+    #[arg(long)]
+    pub nameprefixes: bool,
+    /// No quotes with --nameprefixes
+    #[arg(long)]
+    pub unquoted: bool,
+
+    /// Let go of I/O under way by swapping in an error table
+    #[arg(short, long)]
+    pub force: bool,
+    /// Remove a device that is open with its last user
+    #[arg(long)]
+    pub deferred: bool,
+    /// Try for some seconds while the device is open
+    #[arg(long)]
+    pub retry: bool,
+    /// Do not wait for I/O that a target holds back
+    #[arg(long)]
+    pub noflush: bool,
+    /// Accepted: no file system is mounted on a device of ours
+    #[arg(long)]
+    pub nolockfs: bool,
+    /// Give the device a uuid instead of a name
+    #[arg(long)]
+    pub setuuid: bool,
+    /// Characters of names outside 0-9A-Za-z#+-.:=@_ become \xNN: none, hex, auto
+    #[arg(long, value_name = "MODE", ignore_case = true, default_value = "auto")]
+    pub manglename: Mangling,
+
+    /// Accepted without effect.
+    #[command(flatten)]
+    pub without_effect: WithoutEffect,
+}
+
+/// Switches that mean something to the kernel or udev only. A runbook may contain them.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct WithoutEffect {
+    /// Accepted: messages are checked always
+    #[arg(long)]
+    pub checks: bool,
+    /// Accepted: an open count costs nothing here
+    #[arg(long)]
+    pub noopencount: bool,
+    /// Accepted: no udev
+    #[arg(long)]
+    pub noudevrules: bool,
+    /// Accepted: no udev
+    #[arg(long)]
+    pub noudevsync: bool,
+    /// Accepted: no udev
+    #[arg(long)]
+    pub verifyudev: bool,
+    /// Accepted: no udev
+    #[arg(long)]
+    pub udevcookie: Option<String>,
+    /// Accepted: clients of the export read ahead, not the device
+    #[arg(long, allow_hyphen_values = true)]
+    pub readahead: Option<String>,
+    /// Accepted: nothing is asked
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Accepted: no device node
+    #[arg(short = 'U', long)]
+    pub uid: Option<String>,
+    /// Accepted: no device node
+    #[arg(short = 'G', long)]
+    pub gid: Option<String>,
+    /// Accepted: no device node
+    #[arg(short = 'M', long)]
+    pub mode: Option<String>,
+    /// Accepted: no device node
+    #[arg(long, conflicts_with = "addnodeoncreate")]
+    pub addnodeonresume: bool,
+    /// Accepted: no device node
+    #[arg(long)]
+    pub addnodeoncreate: bool,
+    /// Accepted: tables of ours hold no keys
+    #[arg(long)]
+    pub showkeys: bool,
+    /// Accepted: rows are printed at the end
+    #[arg(long)]
+    pub unbuffered: bool,
+}
+
+/// Shows in the help of a verb, of all switches, those named in `ids` and the two that all verbs share.
+pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
+    command.mut_args(|arg| {
+        let id = arg.get_id().as_str();
+        let show = arg.is_positional() || ["json", "verbose"].contains(&id) || ids.contains(&id);
+        if show { arg.hide(false) } else { arg }
+    })
+}
+
+/// Moves what stands before the verb behind it: `-v --target switch status` becomes `status -v --target switch`.
+/// dmsetup takes its switches anywhere, clap takes those of a verb behind the verb.
+pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let with_value = switches_with_value();
+    let mut at = 1;
+    while let Some(text) = args.get(at).and_then(|arg| arg.to_str()) {
+        match switch_words(text, &with_value) {
+            Some(words) => at += words,
+            None => {
+                args[1..=at].rotate_right(1);
+                return args;
+            }
+        }
+    }
+    args
+}
+
+/// How many words the switch `text` takes, itself included; `None` when it is no switch.
+fn switch_words(text: &str, with_value: &HashSet<String>) -> Option<usize> {
+    if let Some(long) = text.strip_prefix("--") {
+        return Some(if with_value.contains(long) { 2 } else { 1 });
+    }
+    let cluster = text.strip_prefix('-').filter(|rest| !rest.is_empty())?;
+    // In a cluster like -vcO the first letter that takes a value has the rest as its value, or the next word.
+    let valued = cluster.char_indices().find(|(_, letter)| with_value.contains(&letter.to_string()));
+    Some(match valued {
+        Some((index, letter)) if index + letter.len_utf8() == cluster.len() => 2,
+        _ => 1,
+    })
+}
+
+/// Names of the switches that take a value: long ones, and short ones as one letter.
+fn switches_with_value() -> HashSet<String> {
+    let command = SocketOption::augment_args(Options::augment_args(Command::new("switches")));
+    let mut names = HashSet::new();
+    for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+        names.extend(arg.get_long().map(str::to_owned));
+        names.extend(arg.get_short().map(String::from));
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(line: &str) -> String {
+        let words = options_behind_verb(line.split(' ').map(OsString::from));
+        words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn switches_may_stand_before_the_verb() {
+        assert_eq!(moved("b status x"), "b status x");
+        assert_eq!(moved("b -v --target switch status x"), "b status -v --target switch x");
+        assert_eq!(moved("b --target=switch status x"), "b status --target=switch x");
+        assert_eq!(moved("b -vcOname info"), "b info -vcOname");
+        assert_eq!(moved("b -vcO name info"), "b info -vcO name");
+        assert_eq!(moved("b -u UUID message 0 x"), "b message -u UUID 0 x");
+        assert_eq!(moved("b --socket /a/b ls"), "b ls --socket /a/b");
+        assert_eq!(moved("b --help"), "b --help");
+        assert_eq!(moved("b - x"), "b - x");
+    }
+}

@@ -1,0 +1,59 @@
+//! `remove`: take a device away.
+
+use std::time::Duration;
+
+use clap::Args;
+use hyper::Method;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::names::Selector;
+use super::options::Options;
+use crate::protocol::{Errno, device_path, route};
+
+/// Remove devices
+///
+/// A device that is open stays, unless --deferred; --force makes its I/O fail first.
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// The devices
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["force", "deferred", "retry", "uuid", "major", "minor"];
+
+/// libdm tries so often with --retry,
+const RETRIES: u32 = 25;
+/// and waits so long in between: five seconds in all.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+impl Remove {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        for selector in Selector::list(&self.devices, &self.options)? {
+            let mut tries = if self.options.retry { RETRIES } else { 1 };
+            loop {
+                tries -= 1;
+                match self.remove(&selector, context).await {
+                    Err(failure) if failure.errno() == Some(Errno::Ebusy) && tries > 0 => {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
+                    done => break done?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, selector: &Selector, context: &Context) -> Result<(), Failure> {
+        let Options { force, deferred, .. } = self.options;
+        let name = context.name_of(selector, "remove").await?;
+        let path = format!("{}?force={force}&deferred={deferred}", device_path(route::DEVICE, &name));
+        let sent = context.client.send(Method::DELETE, &path, &()).await;
+        sent.map_err(|error| error.about(selector.subject()))
+    }
+}

@@ -1,0 +1,100 @@
+//! `serve`: the command line of the daemon.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+/// Run the daemon in the foreground
+///
+/// Devices are made and changed through its control socket, by the other verbs, and offered over NBD. It ends with
+/// SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once.
+#[derive(Debug, Clone, Args)]
+pub struct ServeOptions {
+    /// Control socket; filled in from the switch that all verbs share.
+    #[arg(skip)]
+    pub socket: PathBuf,
+    /// Offer the devices over NBD at unix:PATH or tcp:ADDRESS:PORT; may be given several times
+    /// [default: nbd.sock beside the control socket]
+    #[arg(long, value_name = "ADDRESS")]
+    pub nbd: Vec<NbdAddress>,
+    /// Queue threads, each with a ring of its own [default: one per core]
+    #[arg(long, value_name = "N", value_parser = parse_queues)]
+    pub queues: Option<usize>,
+    /// Form of the log
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter like info,blkswitch_io=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Most queue threads: more than any machine has cores, few enough to start.
+pub(super) const QUEUES_MAX: usize = 1024;
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// An object per line.
+    Json,
+}
+
+/// Where NBD clients connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NbdAddress {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// An address and port.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for NbdAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let address = text.strip_prefix("tcp:").and_then(|address| address.to_socket_addrs().ok()?.next());
+        let complaint =
+            || format!("'{text}' is neither unix:PATH nor tcp:ADDRESS:PORT, like tcp:127.0.0.1:10809");
+        address.map(Self::Tcp).ok_or_else(complaint)
+    }
+}
+
+impl fmt::Display for NbdAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+fn parse_queues(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(queues) if (1..=QUEUES_MAX).contains(&queues) => Ok(queues),
+        _ => Err(format!("'{text}' is not a number of threads from 1 to {QUEUES_MAX}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_and_go() {
+        for text in ["unix:/run/a b.sock", "tcp:127.0.0.1:10809", "tcp:[::1]:10809"] {
+            assert_eq!(text.parse::<NbdAddress>().unwrap().to_string(), text);
+        }
+        for text in ["", "unix:", "/run/nbd.sock", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "10809"] {
+            assert!(text.parse::<NbdAddress>().unwrap_err().starts_with(&format!("'{text}' is neither")));
+        }
+        assert!(parse_queues("0").is_err() && parse_queues("1025").is_err() && parse_queues("two").is_err());
+        assert_eq!(parse_queues("8"), Ok(8));
+    }
+}

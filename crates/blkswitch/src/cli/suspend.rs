@@ -1,0 +1,35 @@
+//! `suspend`: new I/O waits at the gate, and I/O under way is finished, before the verb returns.
+
+use clap::Args;
+use hyper::Method;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::names::Selector;
+use super::options::Options;
+use crate::protocol::{Suspend as Request, route};
+
+/// Hold back new I/O and wait for what is under way
+#[derive(Debug, Args)]
+pub(super) struct Suspend {
+    /// The devices
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &["noflush", "nolockfs", "uuid", "major", "minor"];
+
+impl Suspend {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let request = Request { noflush: self.options.noflush, nolockfs: self.options.nolockfs };
+        for selector in Selector::list(&self.devices, &self.options)? {
+            context.command(Method::POST, route::SUSPEND, &selector, "suspend", &request).await?;
+            context.show_if_verbose(&selector, &self.options).await?;
+        }
+        Ok(())
+    }
+}

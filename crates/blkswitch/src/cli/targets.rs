@@ -1,0 +1,51 @@
+//! `targets`: the types that a table line may name.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::options::Options;
+use crate::protocol::{Target, TargetList, route};
+
+/// Show the target types and their versions
+#[derive(Debug, Args)]
+pub(super) struct Targets {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const SHOWN: &[&str] = &[];
+
+impl Targets {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let list: TargetList = context.get(route::TARGETS).await?;
+        if self.options.json {
+            return context.print_json(&list);
+        }
+        context.print(&lines(&list.targets))
+    }
+}
+
+fn lines(targets: &[Target]) -> String {
+    let mut text = String::new();
+    for Target { name, version: [major, minor, patch] } in targets {
+        let _ = writeln!(text, "{name:<16} v{major}.{minor}.{patch}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_dmsetup_prints_them() {
+        let target = |name: &str, version| Target { name: name.to_owned(), version };
+        let list = [target("error", [1, 7, 0]), target("switch", [1, 1, 0])];
+        assert_eq!(lines(&list), "error            v1.7.0\nswitch           v1.1.0\n");
+    }
+}

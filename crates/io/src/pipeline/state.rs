@@ -1,0 +1,136 @@
+//! What a pipeline keeps: devices as its queue knows them, requests under way, their parts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::split::Piece;
+use crate::engine::LeafIo;
+use crate::leaf::Leaf;
+use crate::pool::Ack;
+use crate::request::Request;
+use crate::stats::{Counters, Kind};
+use crate::table::{Live, MAX_DEPTH};
+
+/// The devices and paths that a piece has come through, the request's own device first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hops {
+    pub(super) depth: usize,
+    pub(super) hops: [Hop; MAX_DEPTH],
+}
+
+/// One device and the path taken there (numbered over all segments of its table).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) device: u32,
+    pub(super) path: u32,
+}
+
+impl Hops {
+    pub(super) fn all(&self) -> &[Hop] {
+        self.hops.get(..self.depth).unwrap_or(&[])
+    }
+
+    /// The devices below the request's own: their gates were entered by the piece.
+    pub(super) fn below(&self) -> &[Hop] {
+        self.all().get(1..).unwrap_or(&[])
+    }
+
+    /// Nothing when the stack is too deep.
+    pub(super) fn with(mut self, device: u32, path: u32) -> Option<Hops> {
+        *self.hops.get_mut(self.depth)? = Hop { device, path };
+        self.depth += 1;
+        Some(self)
+    }
+}
+
+/// What this queue knows of a device.
+pub(super) struct Local {
+    pub(super) live: Option<Arc<Live>>,
+    pub(super) open: bool,
+    pub(super) in_flight: u32,
+    pub(super) parked: VecDeque<Parked>,
+    pub(super) closing: Option<Ack>,
+    pub(super) counters: Arc<[Counters]>,
+}
+
+/// What waits at a closed gate.
+pub(super) enum Parked {
+    /// A request to the device itself.
+    Request(Request),
+    /// A piece of a request to a device above.
+    Piece { request: u32, piece: Piece },
+}
+
+/// A request under way.
+pub(super) struct Running {
+    pub(super) request: Request,
+    pub(super) device: u32,
+    /// Pieces not done, and 1 while the request is being split.
+    pub(super) left: u32,
+    pub(super) errno: i32,
+    /// Bytes already split off.
+    pub(super) split: u64,
+    pub(super) started_ns: u64,
+}
+
+/// A leaf by where it is found, so that no reference count is touched per request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeafAt {
+    pub(super) device: u32,
+    pub(super) index: u32,
+    pub(super) departed: bool,
+}
+
+/// A piece on its leaf.
+pub(super) struct Part {
+    pub(super) request: u32,
+    pub(super) hops: Hops,
+    pub(super) leaf: LeafAt,
+    pub(super) io: LeafIo,
+    /// What it was before short transfers and fallbacks changed `io`.
+    pub(super) whole: Whole,
+    pub(super) started_ns: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Whole {
+    pub(super) kind: Kind,
+    pub(super) len: u64,
+    /// Bytes of a read, write or written-out zero that are done.
+    pub(super) done: u64,
+    /// The request's FUA, if the leaf must be flushed for it afterwards.
+    pub(super) then_flush: bool,
+    /// Do not write zeroes out.
+    pub(super) fast: bool,
+    /// For a flush: the writes it covers.
+    pub(super) covers: u64,
+    pub(super) errno: i32,
+}
+
+/// Flushes of one leaf: one runs, the rest wait for the next (group commit). Two at once on one descriptor would
+/// let one swallow the error the other must report.
+pub(super) struct Flushing {
+    /// The address of the leaf, whatever device it is used by.
+    pub(super) leaf: *const Leaf,
+    pub(super) running: u32,
+    /// Answered with `running`.
+    pub(super) with: Vec<u32>,
+    /// Came while it ran: the next one serves them.
+    pub(super) next: Vec<u32>,
+}
+
+impl Local {
+    pub(super) fn leave(&mut self) {
+        self.in_flight -= 1;
+        self.settle();
+    }
+
+    /// Tells control that the device has drained, if it waits for that.
+    pub(super) fn settle(&mut self) {
+        if self.in_flight == 0
+            && let Some(ack) = self.closing.take()
+        {
+            ack.done();
+        }
+    }
+}
