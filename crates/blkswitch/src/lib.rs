@@ -5,6 +5,7 @@
 //! tests can start a daemon inside themselves.
 
 pub mod cli;
+pub mod compact;
 pub mod daemon;
 pub mod demo;
 pub mod nbd_client;
