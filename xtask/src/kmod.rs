@@ -1,4 +1,6 @@
 //! stub
 use anyhow::Result;
 use std::process::ExitCode;
-pub(crate) fn main(_: &[String]) -> Result<ExitCode> { Ok(ExitCode::SUCCESS) }
+pub(crate) fn main(_: &[String]) -> Result<ExitCode> {
+    Ok(ExitCode::SUCCESS)
+}
