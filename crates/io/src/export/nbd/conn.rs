@@ -93,6 +93,8 @@ pub(super) struct Conn {
     body: Option<Body>,
     /// Payload of a refused request, still to come and to be thrown away.
     skip: u64,
+    /// Its answer, which waits for the payload: to libnbd, a request exists only once it has sent all of it.
+    refusal: Option<Reply>,
     pending: Slab<Pending>,
     lent_bytes: usize,
     text: Vec<u8>,
@@ -123,6 +125,7 @@ impl Conn {
             receiving: false,
             body: None,
             skip: 0,
+            refusal: None,
             pending: Slab::default(),
             lent_bytes: 0,
             text,
@@ -227,10 +230,13 @@ impl Conn {
     /// Reads one request. False if there is none, or none may be read now.
     fn read_one(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let available = self.end - self.start;
-        if self.skip > 0 {
+        if self.refusal.is_some() {
             let skipped = self.skip.min(available as u64);
             self.skip -= skipped;
             self.start += skipped as usize;
+            if self.skip == 0 {
+                self.replies.extend(self.refusal.take());
+            }
             return self.skip == 0;
         }
         let full = self.pending.len() + self.replies.len() + self.sending.batch.len() >= MAX_IN_FLIGHT;
@@ -245,7 +251,7 @@ impl Conn {
             Parsed::Refused { cookie, offset, error, payload, reason, .. } => {
                 let mut header = [0; MAX_REPLY_HEADER];
                 let len = session.error(cookie, offset, error, reason, &mut header);
-                self.replies.push_back(Reply { header, header_len: len, body: None, lent: 0 });
+                self.refusal = Some(Reply { header, header_len: len, body: None, lent: 0 });
                 self.start += header_len;
                 self.skip = payload;
             }
