@@ -410,7 +410,8 @@ pub struct MapQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct PictureQuery {
-    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]; fewer when there are fewer regions.
+    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ... regions, as few as will do
+    /// (`picture::condense` counts them).
     pub cells: usize,
     /// First region; absent: 0.
     pub from: Option<u64>,
@@ -460,7 +461,7 @@ pub struct MapPicture {
     pub from: u64,
     /// Last region of the picture, included.
     pub to: u64,
-    /// In order, without gaps; each covers at least one region, and their sizes differ by at most one.
+    /// In order, without gaps, and of the same size except for the last, which may be smaller.
     pub cells: Vec<Cell>,
     /// Regions per path in the picture, indexed by path.
     pub totals: Vec<u64>,

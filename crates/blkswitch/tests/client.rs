@@ -366,8 +366,8 @@ fn maps_are_drawn_printed_saved_and_restored() {
         _ => Answer::json(&MessageReply::default()),
     });
     let drawn = fake.shell("blkswitch map show s --range 1-2");
-    assert!(drawn.out.contains("\n         0  1\n"), "{drawn:?}");
-    assert_eq!(fake.lines().last().unwrap(), "GET /v1/devices/s/map/picture?cells=2048&from=1&to=2");
+    assert!(drawn.out.contains("\n         0              0  1\n"), "{drawn:?}");
+    assert_eq!(fake.lines().last().unwrap(), "GET /v1/devices/s/map/picture?cells=1600&from=1&to=2");
     assert_eq!(fake.shell("blkswitch map show s --json --sector 9").out, format!("{runs}\n"));
     assert_eq!(fake.lines().last().unwrap(), "GET /v1/devices/s/map?sector=9");
     assert_eq!(fake.shell("blkswitch map export s").out, message);
