@@ -1,2 +1,30 @@
-//! Tasks of the house: `cargo xtask tidy`, `cargo xtask vm`, ...
-fn main() {}
+//! Tasks of the house: `cargo xtask <task> [arguments]`.
+//!
+//! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
+
+mod kmod;
+mod vm;
+
+use std::process::ExitCode;
+
+/// A task: its name, one line of help and the function that takes the words after the name.
+type Task = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<ExitCode>);
+
+const TASKS: &[Task] = &[
+    ("vm", "boot a stock Debian kernel in QEMU and run a script in it", vm::main),
+    ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let task = words.first().and_then(|name| TASKS.iter().find(|task| task.0 == name));
+    let Some((_, _, run)) = task else {
+        eprintln!("Usage: cargo xtask TASK [ARGUMENT]...\n\nTasks (each with --help):");
+        TASKS.iter().for_each(|(name, help, _)| eprintln!("  {name:<14}{help}"));
+        return ExitCode::from(2);
+    };
+    run(&words[1..]).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

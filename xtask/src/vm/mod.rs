@@ -1,0 +1,201 @@
+//! `cargo xtask vm`: the laboratory. A script runs as root under a stock Debian kernel.
+//!
+//! QEMU emulates the processor (no KVM needed), the guest's root is an overlay over the host's own root, which
+//! is shared read-only over 9p: whatever is installed or built on the host runs in the guest under the same path
+//! and what the guest writes is gone when it ends. Nothing is installed on the host and nothing of it is changed
+//! but the cache folder. How a guest starts is in `guest-init.sh`; docs/vm.md is the user's page.
+
+mod initramfs;
+mod packages;
+
+pub(crate) use packages::{Kernel, Tree};
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take unless told otherwise: longer than any of our runs, shorter than a stuck CI.
+const DEFAULT_TIMEOUT_SECONDS: u64 = 600;
+/// Guest memory: enough for the largest region tables of the tests twice over.
+const DEFAULT_MEMORY_MIB: u32 = 1024;
+/// What `timeout(1)` exits with, so ours reads the same.
+const EXIT_TIMEOUT: u8 = 124;
+/// The guest ended without a status: its kernel crashed.
+const EXIT_CRASH: u8 = 125;
+
+const USAGE: &str = "\
+Usage: cargo xtask vm [OPTION]... SCRIPT [ARGUMENT]...
+
+Boots a stock Debian kernel in QEMU, runs SCRIPT in it as root in this folder, prints what it prints and exits
+with its status (124: time ran out, 125: the guest's kernel crashed).
+
+  --kernel 6.12|6.1   which kernel (6.12)
+  --icount            one processor whose clock counts instructions: 1 ns of guest time is 1 instruction
+  --cpus N            processors (2)
+  --memory MIB        memory (1024)
+  --timeout SECONDS   end the guest after that (600)
+  --append WORDS      more words for the kernel's command line
+  --prepare           only fill the cache folder";
+
+/// How a guest is to be.
+pub(crate) struct Vm {
+    /// Which Debian kernel.
+    pub(crate) kernel: Kernel,
+    /// One processor, with a clock that counts instructions.
+    pub(crate) icount: bool,
+    /// Processors; 1 under `icount`.
+    pub(crate) cpus: u32,
+    /// Memory.
+    pub(crate) memory_mib: u32,
+    /// How long it may run.
+    pub(crate) timeout: Duration,
+    /// More words for the kernel's command line.
+    pub(crate) append: String,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::default(),
+            icount: false,
+            cpus: 2,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            timeout: Duration::from_secs(DEFAULT_TIMEOUT_SECONDS),
+            append: String::new(),
+        }
+    }
+}
+
+/// The task.
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let mut vm = Vm::default();
+    let mut words = words.iter();
+    let mut next = |option: &str| words.next().with_context(|| format!("{option} wants a value"));
+    loop {
+        let Ok(word) = next("SCRIPT") else { bail!("no SCRIPT given\n\n{USAGE}") };
+        match word.as_str() {
+            "--kernel" => vm.kernel = next("--kernel")?.parse()?,
+            "--icount" => vm.icount = true,
+            "--cpus" => vm.cpus = number("--cpus", next("--cpus")?)?,
+            "--memory" => vm.memory_mib = number("--memory", next("--memory")?)?,
+            "--timeout" => vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?),
+            "--append" => vm.append = next("--append")?.clone(),
+            "--prepare" => {
+                println!("{}", Tree::get(vm.kernel)?.root.display());
+                return Ok(ExitCode::SUCCESS);
+            }
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            option if option.starts_with('-') => bail!("unknown option '{option}'\n\n{USAGE}"),
+            _ => {
+                let mut command = vec![word.clone()];
+                command.extend(words.cloned());
+                return vm.run(&command).map(ExitCode::from);
+            }
+        }
+    }
+}
+
+pub(crate) fn number<T: std::str::FromStr>(option: &str, word: &str) -> Result<T> {
+    word.parse().ok().with_context(|| format!("{option} wants a number, not '{word}'"))
+}
+
+impl Vm {
+    /// Boots, runs `command` in the current folder with its output on ours, and returns its exit status.
+    pub(crate) fn run(&self, command: &[String]) -> Result<u8> {
+        self.run_with_output(command, Stdio::inherit())
+    }
+
+    /// The same with the guest's output where the caller wants it.
+    pub(crate) fn run_with_output(&self, command: &[String], output: impl Into<Stdio>) -> Result<u8> {
+        let tree = Tree::get(self.kernel)?;
+        let scratch = Scratch::new()?;
+        let initramfs = scratch.0.join("initramfs");
+        let folder = std::env::current_dir().context("the current folder")?;
+        std::fs::write(&initramfs, initramfs::build(&tree, &folder, command)?)?;
+        let mut child = self
+            .qemu(&tree, &initramfs, &scratch.0)
+            // A pipe nobody writes to: at the end of its input QEMU would unplug the port the output comes through.
+            .stdin(Stdio::piped())
+            .stdout(output)
+            .spawn()
+            .context("qemu-system-x86_64 (Debian package qemu-system-x86)")?;
+        if !wait(&mut child, self.timeout)? {
+            eprintln!("xtask: the guest did not end within {} s", self.timeout.as_secs());
+            return Ok(EXIT_TIMEOUT);
+        }
+        let status = std::fs::read_to_string(scratch.0.join("status")).unwrap_or_default();
+        status.trim().parse().or_else(|_| {
+            eprint!("{}", std::fs::read_to_string(scratch.0.join("console")).unwrap_or_default());
+            eprintln!("xtask: the guest ended without a status; above is its console");
+            Ok(EXIT_CRASH)
+        })
+    }
+
+    fn qemu(&self, tree: &Tree, initramfs: &Path, scratch: &Path) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        // The simplest processor that has all a current Debian wants: the fastest to emulate.
+        qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-cpu", "Nehalem"]);
+        if self.icount {
+            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
+        } else {
+            qemu.args(["-accel", "tcg,thread=multi", "-smp", &self.cpus.to_string()]);
+        }
+        qemu.args(["-m", &self.memory_mib.to_string()]);
+        qemu.arg("-kernel").arg(tree.vmlinux()).arg("-initrd").arg(initramfs);
+        // no_timer_check: under load the boot-time check of the emulated timer fails now and then, and panics.
+        // rcu_expedited: device-mapper waits for grace periods on every change; idle emulated processors make them long.
+        // oops=panic: a fault ends the run as a crash and cannot be overlooked.
+        let words = "console=ttyS0 loglevel=5 no_timer_check tsc=reliable rcupdate.rcu_expedited=1 oops=panic panic=-1";
+        qemu.args(["-append", format!("{words} {}", self.append).trim()]);
+        qemu.args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
+        qemu.args(["-device", "virtio-serial-pci"]);
+        for (port, chardev) in [
+            "stdio,id=port0,signal=on".to_owned(),
+            format!("file,id=port1,path={}", scratch.join("status").display()),
+        ]
+        .iter()
+        .enumerate()
+        {
+            qemu.args(["-chardev", chardev]);
+            qemu.arg("-device").arg(format!("virtserialport,chardev=port{port},nr={}", port + 1));
+        }
+        qemu.arg("-serial").arg(format!("file:{}", scratch.join("console").display()));
+        qemu
+    }
+}
+
+/// Whether the child ended in time; one that did not is ended.
+fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+    let end = Instant::now() + timeout;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(true)
+}
+
+/// A folder of this run alone, removed when it goes out of scope.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("blkswitch-vm-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing depends on it: a folder left in the temporary folder is only untidy.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
