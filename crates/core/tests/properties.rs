@@ -2,9 +2,9 @@
 
 use core::sync::atomic::AtomicU64;
 
-use blkswitch_core::args::{Words, split_in_place};
+use blkswitch_core::args::{Word, Words, split_in_place};
 use blkswitch_core::model::{self, Model};
-use blkswitch_core::switch::{Geometry, Map, Message};
+use blkswitch_core::switch::{Geometry, Map, Message, MessageError};
 use blkswitch_core::units::MAX_DEVICE_SECTORS;
 use proptest::prelude::*;
 
@@ -46,11 +46,42 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut message = Message::new();
     for word in split_in_place(&mut text) {
         message.apply_word(map, word).map_err(|error| {
-            let argument = blkswitch_core::args::Word::literal(word);
+            let argument = Word::literal(word);
             (error.position as usize, error.of_argument(argument).to_string())
         })?;
     }
     Ok(())
+}
+
+/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a time
+/// where they lie.
+fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
+    let mut text = [b"\0", text].concat();
+    let base = text.as_ptr().addr();
+    let words: Vec<(usize, usize)> = split_in_place(&mut text[1..])
+        .map(|word| (word.as_ptr().addr() - base, word.as_ptr().addr() - base + word.len()))
+        .collect();
+    let Some(&(_, end)) = words.last() else { return Ok(()) };
+    for &(_, word_end) in &words {
+        if let Some(byte) = text.get_mut(word_end) {
+            *byte = 0;
+        }
+    }
+    let mut message = Message::new();
+    let result = (|| {
+        while let Some(&(at, word_end)) = words.get(message.arguments() as usize) {
+            let before = message.arguments();
+            message.apply_split(map, &text[at - 1..end])?;
+            if message.arguments() == before {
+                message.apply_word(map, &text[at..word_end])?;
+            }
+        }
+        Ok(())
+    })();
+    result.map_err(|error: MessageError| {
+        let (at, end) = words[error.position as usize - 1];
+        (error.position as usize, error.of_argument(Word::literal(&text[at..end])).to_string())
+    })
 }
 
 fn check(geometry: &Geometry, text: &[u8]) -> Result<(), usize> {
@@ -121,15 +152,18 @@ proptest! {
         let whole = new_map(len, num_paths, region_size);
         let chunked = new_map(len, num_paths, region_size);
         let words = new_map(len, num_paths, region_size);
+        let split = new_map(len, num_paths, region_size);
         for text in &messages {
             let expected = model.message(text);
             prop_assert_eq!(&apply(&whole, text, &[]), &expected);
             prop_assert_eq!(&apply(&chunked, text, &cuts), &expected);
             prop_assert_eq!(&apply_words(&words, text), &expected);
+            prop_assert_eq!(&apply_split(&split, text), &expected);
             prop_assert_eq!(check(whole.geometry(), text), expected.map_err(|(position, _)| position));
             prop_assert_eq!(&paths(&whole), &model.paths);
             prop_assert_eq!(&paths(&chunked), &model.paths);
             prop_assert_eq!(&paths(&words), &model.paths);
+            prop_assert_eq!(&paths(&split), &model.paths);
         }
         for sector in 0..len {
             let route = whole.route(sector);
@@ -159,7 +193,13 @@ proptest! {
         let expected = model.message(&text);
         prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
         prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
-        prop_assert_eq!(paths(&map), model.paths);
+        prop_assert_eq!(&paths(&map), &model.paths);
+        // A kernel's string has no NUL in it.
+        if !text.contains(&0) {
+            let split = new_map(len, num_paths, region_size);
+            prop_assert_eq!(&apply_split(&split, &text), &expected);
+            prop_assert_eq!(paths(&split), model.paths);
+        }
     }
 
     #[test]

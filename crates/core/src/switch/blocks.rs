@@ -1,6 +1,7 @@
 //! `:<digit>` arguments eight at a time, the form a whole map is sent in.
 //!
-//! Eight arguments, each with one blank before it, are 24 bytes of a known pattern. Their digits stand at every third
+//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter leaves), are 24
+//! bytes of a known pattern. Their digits stand at every third
 //! byte, and as 3 and 8 have no common factor, the digits of the pattern's three words fall on different bytes: or-ed
 //! together they are one word of eight digits, in a known order (argument k at byte (3 k + 2) mod 8). Everything is done
 //! to all eight at once: are they digits, are they paths, what do they differ from round robin by; then they are
@@ -20,31 +21,44 @@ const MAX_BLOCK_PATHS: u32 = 16;
 /// The bytes of the digits in the three words of a block.
 const DIGITS: [u64; 3] = [0x0000_ff00_00ff_0000, 0x00ff_0000_ff00_00ff, 0xff00_00ff_0000_ff00];
 /// The three words of a block whose digits are 0 bytes.
-const PATTERN: [u64; 3] = [
-    u64::from_le_bytes(*b" :\0 :\0 :"),
-    u64::from_le_bytes(*b"\0 :\0 :\0 "),
-    u64::from_le_bytes(*b":\0 :\0 :\0"),
-];
+const fn pattern(separator: u8) -> [u64; 3] {
+    let s = separator;
+    [
+        u64::from_le_bytes([s, b':', 0, s, b':', 0, s, b':']),
+        u64::from_le_bytes([0, s, b':', 0, s, b':', 0, s]),
+        u64::from_le_bytes([b':', 0, s, b':', 0, s, b':', 0]),
+    ]
+}
 
 /// Applies the blocks `text` begins with; returns what follows them.
 #[inline]
-pub(super) fn run<'a, T: Table>(message: &mut Message, table: &T, text: &'a [u8]) -> &'a [u8] {
+pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
+    message: &mut Message,
+    table: &T,
+    text: &'a [u8],
+) -> &'a [u8] {
     let geometry = table.geometry();
     let num_paths = geometry.num_paths();
     // To begin with blocks takes some work: not for an argument that is in none.
     match text.first_chunk::<24>() {
-        Some(block @ [b' ', b':', ..])
-            if num_paths <= MAX_BLOCK_PATHS && paths(block, u64::from(num_paths)).is_some() => {}
+        Some(block)
+            if block[1] == b':'
+                && num_paths <= MAX_BLOCK_PATHS
+                && paths::<SEPARATOR>(block, u64::from(num_paths)).is_some() => {}
         _ => return text,
     }
     match geometry.entry_bits() {
-        1 => blocks::<1, T>(message, table, text),
-        2 => blocks::<2, T>(message, table, text),
-        _ => blocks::<4, T>(message, table, text),
+        1 => blocks::<1, SEPARATOR, T>(message, table, text),
+        2 => blocks::<2, SEPARATOR, T>(message, table, text),
+        _ => blocks::<4, SEPARATOR, T>(message, table, text),
     }
 }
 
-fn blocks<'a, const BITS: u32, T: Table>(message: &mut Message, table: &T, text: &'a [u8]) -> &'a [u8] {
+fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
+    message: &mut Message,
+    table: &T,
+    text: &'a [u8],
+) -> &'a [u8] {
     let geometry = table.geometry();
     let first = message.index().wrapping_add(1);
     let mut room = geometry.nr_regions().saturating_sub(first);
@@ -54,8 +68,8 @@ fn blocks<'a, const BITS: u32, T: Table>(message: &mut Message, table: &T, text:
     while room >= BLOCK
         && let Some((block, after)) = rest.split_first_chunk::<24>()
         // The last digit must be the last of its argument.
-        && let Some(b' ') = after.first()
-        && let Some(paths) = paths(block, lanes.num_paths)
+        && after.first() == Some(&SEPARATOR)
+        && let Some(paths) = paths::<SEPARATOR>(block, lanes.num_paths)
     {
         writer.append(8 * BITS, gather::<BITS>(lanes.entries(paths)));
         room = room.wrapping_sub(BLOCK);
@@ -68,11 +82,12 @@ fn blocks<'a, const BITS: u32, T: Table>(message: &mut Message, table: &T, text:
 
 /// The paths of a block, a byte each, if it has the pattern and all are below `num_paths`.
 #[inline]
-fn paths(block: &[u8; 24], num_paths: u64) -> Option<u64> {
+fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     let ([a, b, c], []) = block.as_chunks::<8>() else { return None };
     let (a, b, c) = (u64::from_le_bytes(*a), u64::from_le_bytes(*b), u64::from_le_bytes(*c));
+    let pattern = const { pattern(SEPARATOR) };
     let others =
-        (a & !DIGITS[0] ^ PATTERN[0]) | (b & !DIGITS[1] ^ PATTERN[1]) | (c & !DIGITS[2] ^ PATTERN[2]);
+        (a & !DIGITS[0] ^ pattern[0]) | (b & !DIGITS[1] ^ pattern[1]) | (c & !DIGITS[2] ^ pattern[2]);
     let text = a & DIGITS[0] | b & DIGITS[1] | c & DIGITS[2];
     let (values, others_among_digits) = hex::digits_of(text);
     let too_large = values.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(num_paths)));

@@ -275,6 +275,23 @@ impl Message {
         text::run(self, geometry, text, last)
     }
 
+    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with the byte before an
+    /// argument, and each argument ends in a NUL, the last one at the end. Stops, without an error, at the first
+    /// that does not look like this (more than one separator, something left of a removed backslash, bad syntax):
+    /// that one, which is the one after [`Message::arguments`], is then for [`Message::apply_word`].
+    pub fn apply_split<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &Map<S>,
+        text: &[u8],
+    ) -> Result<(), MessageError> {
+        text::run_split(self, map, text)
+    }
+
+    /// Would [`Message::apply_split`] take this text?
+    pub fn check_split(&mut self, geometry: &Geometry, text: &[u8]) -> Result<(), MessageError> {
+        text::run_split(self, geometry, text)
+    }
+
     #[inline]
     pub(super) fn word<T: Table>(&mut self, table: &T, word: &[u8]) -> Result<(), MessageError> {
         match Argument::parse(word) {

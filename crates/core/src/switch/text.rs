@@ -19,7 +19,7 @@ pub(super) fn run<T: Table>(
 ) -> Result<usize, (usize, MessageError)> {
     let mut rest = text;
     loop {
-        rest = skip_space(blocks::run(message, table, rest));
+        rest = skip_space(blocks::run::<b' ', T>(message, table, rest));
         let start = text.len().wrapping_sub(rest.len());
         if rest.is_empty() {
             return Ok(start);
@@ -33,6 +33,22 @@ pub(super) fn run<T: Table>(
             Ok(0) => return Ok(start),
             Ok(len) => rest = rest.split_at_checked(len).map_or(&[], |(_, after)| after),
             Err(error) => return Err((start, error)),
+        }
+    }
+}
+
+/// See [`Message::apply_split`].
+pub(super) fn run_split<T: Table>(message: &mut Message, table: &T, text: &[u8]) -> Result<(), MessageError> {
+    let mut rest = text;
+    loop {
+        rest = blocks::run::<0, T>(message, table, rest);
+        let Some((_separator, word)) = rest.split_first() else { return Ok(()) };
+        match Argument::parse(word) {
+            Some((argument, after)) if after.first().is_none_or(|&byte| byte == 0) => {
+                message.execute(table, argument)?;
+                rest = after;
+            }
+            _ => return Ok(()),
         }
     }
 }
