@@ -15,10 +15,8 @@ use super::blkswitch_core::error::Errno;
 use super::blkswitch_core::switch::{self, Command, Message, MessageError, MessageErrorKind};
 use super::glue::{self, Counts, Words};
 use super::target::{MAX_COUNTED_PATHS, Target};
-use super::text::{Line, Reply};
+use super::text::{Line, MAX_LINE, Reply};
 
-/// Longest log text without a user's word: words, and three numbers of twenty digits.
-const MAX_LINE: usize = 128;
 /// The kernel's kinds of requests: reads, writes, discards, flushes.
 const KINDS: u32 = 4;
 /// What a message with an answer returns.

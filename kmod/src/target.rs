@@ -8,7 +8,8 @@ use core::ffi::{c_int, c_void};
 use super::Text;
 use super::blkswitch_core::error::{Errno, Error};
 use super::blkswitch_core::switch::{Geometry, Map, Params, PathArg};
-use super::glue::{Builder, Slots, Words};
+use super::glue::{self, Builder, Slots, Words};
+use super::text::{Line, MAX_LINE};
 
 /// Where the state of a target has its room, in `struct glue_target`.
 const STATE_SIZE: usize = 16 * size_of::<u64>();
@@ -127,11 +128,18 @@ fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32)
     let block_size = builder.dev_block_size(path.number);
     // A size of 0 says that the device does not know its size yet.
     if dev_size != 0 && start.checked_add(len).is_none_or(|end| end > dev_size) {
+        let line = Line::<MAX_LINE>::new().text(b"path ").decimal(u64::from(path.number));
+        let line = line.text(b" too small for target: start=").decimal(start);
+        let line = line.text(b", len=").decimal(len).text(b", dev_size=").decimal(dev_size);
+        glue::warn(line.as_c_str(), c"", c"");
         return Err(Error::DeviceTooSmall { start, len, dev_size }.into());
     }
     let region_bytes = u64::from(region_size).wrapping_mul(512);
     // Block sizes are powers of two.
     if u64::from(region_size) < len && region_bytes & u64::from(block_size).wrapping_sub(1) != 0 {
+        let line = Line::<MAX_LINE>::new().text(b"region size=").decimal(u64::from(region_size));
+        let line = line.text(b" not aligned to h/w logical block size ").decimal(u64::from(block_size));
+        glue::warn(line.text(b" of path ").decimal(u64::from(path.number)).as_c_str(), c"", c"");
         return Err(Error::RegionUnaligned { region_size, block_size }.into());
     }
     Ok(())
@@ -154,9 +162,9 @@ impl From<Error> for Refusal {
             Error::DeviceLookup { .. } => (c"Device lookup failed", Errno::Einval),
             Error::Offset { .. } => (c"Invalid device starting offset", Errno::Einval),
             Error::RegionTableMemory { .. } => (c"Cannot allocate region table", Errno::Enomem),
-            Error::DeviceTooSmall { .. } => (c"Device too small for target", Errno::Einval),
+            Error::DeviceTooSmall { .. } => (c"Path too small for target", Errno::Einval),
             Error::RegionUnaligned { .. } => {
-                (c"Region size not aligned to a path's logical block size", Errno::Einval)
+                (c"Region size not aligned to logical block size", Errno::Einval)
             }
             // The kernel itself has checked the rest of a table before it makes a target.
             _ => (c"Region table too large", Errno::Einval),

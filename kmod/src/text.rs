@@ -4,6 +4,8 @@
 
 use core::ffi::{CStr, c_uint};
 
+/// Longest log text without a user's word: words, and four numbers of twenty digits.
+pub(crate) const MAX_LINE: usize = 160;
 /// Digits of the largest 64-bit number.
 const MAX_DIGITS: usize = 20;
 
