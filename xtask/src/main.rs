@@ -3,6 +3,7 @@
 //! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
 
 mod kmod;
+mod tidy;
 mod vm;
 
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 type Task = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<ExitCode>);
 
 const TASKS: &[Task] = &[
+    ("tidy", "check the rules of the house that no compiler checks", tidy::main),
     ("vm", "boot a stock Debian kernel in QEMU and run a script in it", vm::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];

@@ -250,13 +250,16 @@ impl Registry {
         };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
         let latch = Latch::new(self.mailboxes.len());
+        // Sent before anybody can find the device, so that it is the first that a queue hears of it; awaited
+        // without the lock, which a queue may want for a handshake before it reads its mail.
         self.mailboxes.send_all(|_| Command::Install {
             device: id,
             counters: device.counters(),
             ack: latch.ack(),
         });
-        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
         devices.push(device.clone());
+        drop(devices);
+        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
         Ok(device)
     }
 

@@ -156,16 +156,19 @@ impl Apt {
         }
         fs::write(folder.join("sources.list"), sources)?;
         let at = folder.display();
-        let options = [
+        let mut options = vec![
             format!("Dir::Etc::sourcelist={at}/sources.list"),
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={at}/lists"),
             format!("Dir::Cache={at}/cache"),
-            format!("APT::Default-Release={}", kernel.suites()[0]),
             // The lists of translations are not worth fetching.
             "Acquire::Languages=none".to_owned(),
         ];
-        let apt = Self { folder: folder.to_owned(), options: options.into() };
+        if kernel == Kernel::V6_12 {
+            // apt takes nothing from backports unless told to.
+            options.push(format!("APT::Default-Release={}", kernel.suites()[0]));
+        }
+        let apt = Self { folder: folder.to_owned(), options };
         apt.run("apt-get", &["-qq", "update"])?;
         Ok(apt)
     }

@@ -22,6 +22,7 @@ use crate::protocol::{MessageReply, device_path, route};
 /// word of - reads further words from standard input, as many as there are, as in
 /// `generate-layout | blkswitch message switch 0 set_region_mappings -`.
 #[derive(Debug, Args)]
+#[command(override_usage = "blkswitch message [OPTIONS] <DEVICE> <SECTOR> <WORD>...")]
 pub(super) struct Message {
     /// The device, a sector of it, and the words
     #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]

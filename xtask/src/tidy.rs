@@ -1,0 +1,94 @@
+//! `cargo xtask tidy`: rules of the house that no compiler checks.
+//!
+//! Reads the files git tracks, prints every breach with its place, fails if there is one.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, ensure};
+
+/// Longest source file, in lines: beyond this a file holds more than one concept. Tests may be longer.
+const MAX_LINES: usize = 700;
+
+/// Words that say that something is not finished. Written in two halves: this file is read too.
+const UNFINISHED: [&str; 5] = [
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("todo", "!("),
+    concat!("unimpl", "emented!("),
+    concat!("#[ign", "ore"),
+];
+
+/// Where unsafe code may be.
+const UNSAFE_HOMES: [&str; 2] = ["crates/io/", "kmod/"];
+
+pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
+    ensure!(words.is_empty(), "'{}': tidy takes no arguments", words.join(" "));
+    let output = Command::new("git").args(["ls-files"]).output().context("cannot run git ls-files")?;
+    let files = String::from_utf8(output.stdout)?;
+    let mut breaches = Vec::new();
+    for file in files.lines().filter(|file| !file.starts_with("tests/golden/")) {
+        let Ok(text) = std::fs::read_to_string(file) else { continue };
+        match Path::new(file).extension().and_then(|e| e.to_str()) {
+            Some("rs") => rust_file(file, &text, &mut breaches),
+            Some("md") => markdown_file(file, &text, &mut breaches),
+            _ => {}
+        }
+        if !file.ends_with("tidy.rs") {
+            unfinished(file, &text, &mut breaches);
+        }
+    }
+    breaches.iter().for_each(|breach| println!("{breach}"));
+    println!("tidy: {} files, {} breaches", files.lines().count(), breaches.len());
+    Ok(if breaches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
+    let is_test = file.contains("/tests/") || file.ends_with("tests.rs");
+    let first = text.lines().find(|line| !line.starts_with("#!"));
+    if !first.is_some_and(|line| line.starts_with("//!")) {
+        breaches.push(format!("{file}:1: opens without //! (what it is, and its contract)"));
+    }
+    let own = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text).lines().count();
+    if own > MAX_LINES && !is_test {
+        breaches.push(format!("{file}: {own} lines, more than {MAX_LINES}: split it by concept"));
+    }
+    let may_be_unsafe = UNSAFE_HOMES.iter().any(|home| file.starts_with(home)) || is_test;
+    for (nr, line) in text.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or("");
+        if !may_be_unsafe
+            && ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| code.contains(word))
+            && !file.ends_with("tidy.rs")
+        {
+            breaches.push(format!("{file}:{}: unsafe code outside {}", nr + 1, UNSAFE_HOMES.join(" and ")));
+        }
+    }
+}
+
+/// Paths in backticks that look like files of ours, and targets of relative links, must exist.
+fn markdown_file(file: &str, text: &str, breaches: &mut Vec<String>) {
+    let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+    for (nr, line) in text.lines().enumerate() {
+        for quoted in line.split('`').skip(1).step_by(2) {
+            let ours = ["crates/", "kmod/", "xtask/", "bench/", "fuzz/", "docs/", "tests/"];
+            let plain = quoted.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            if plain && ours.iter().any(|o| quoted.starts_with(o)) && !Path::new(quoted).exists() {
+                breaches.push(format!("{file}:{}: names `{quoted}`, which does not exist", nr + 1));
+            }
+        }
+        for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or("");
+            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+                breaches.push(format!("{file}:{}: links to {target}, which does not exist", nr + 1));
+            }
+        }
+    }
+}
+
+fn unfinished(file: &str, text: &str, breaches: &mut Vec<String>) {
+    for (nr, line) in text.lines().enumerate() {
+        for word in UNFINISHED.iter().filter(|word| line.contains(**word)) {
+            breaches.push(format!("{file}:{}: '{word}'", nr + 1));
+        }
+    }
+}
