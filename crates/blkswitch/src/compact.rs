@@ -168,10 +168,7 @@ mod tests {
         assert_eq!(round_trip(&map(16, 3), 10), "set_region_mappings 0:0 :1 :2 R3,d\n");
         let documented = map(16, 3);
         Message::new().apply_text(&documented, b"0:0 :1 :2 :0 :1 :2 :1", true).unwrap();
-        assert_eq!(
-            round_trip(&documented, 1000),
-            "set_region_mappings 0:0 :1 :2 R3,3 :1 :1 :2 R3,7\n"
-        );
+        assert_eq!(round_trip(&documented, 1000), "set_region_mappings 0:0 :1 :2 R3,3 :1 R6,5 R3,4\n");
         let uniform = map(1 << 20, 4);
         Message::new().apply_text(&uniform, b"0:3 R1,fffff", true).unwrap();
         assert_eq!(round_trip(&uniform, 5), "set_region_mappings 0:3 R1,fffff\n");

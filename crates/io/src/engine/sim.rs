@@ -19,6 +19,8 @@ use crate::ring::Ring;
 const SECTOR: usize = 512;
 /// Chances are given in millionths.
 const MILLION: u64 = 1_000_000;
+/// Logical block sizes that disks have; the first is the default.
+const BLOCK_SIZES: [u32; 2] = [512, 4096];
 
 /// What a sim leaf does and how badly.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,12 +39,23 @@ pub struct SimOptions {
     pub flush_errors: u64,
     /// Cannot make single writes stable.
     pub no_fua: bool,
+    /// Logical block size in bytes: smallest I/O.
+    pub block: u32,
 }
 
 impl SimOptions {
     /// A well-behaved leaf of `bytes` bytes.
     pub fn new(bytes: u64, seed: u64) -> SimOptions {
-        SimOptions { bytes, name: None, seed, delay_ns: (0, 0), errors: 0, flush_errors: 0, no_fua: false }
+        SimOptions {
+            bytes,
+            name: None,
+            seed,
+            delay_ns: (0, 0),
+            errors: 0,
+            flush_errors: 0,
+            no_fua: false,
+            block: BLOCK_SIZES[0],
+        }
     }
 
     /// Reads `SIZE[,option...]`; `address` is the whole word, for errors.
@@ -71,7 +84,11 @@ impl SimOptions {
                         parse_chance(value).ok_or_else(|| bad("flush-errors=CHANCE from 0 to 1"))?;
                 }
                 "nofua" if value.is_empty() => options.no_fua = true,
-                _ => return Err(bad("name=, seed=, delay=, errors=, flush-errors= or nofua")),
+                "block" => {
+                    let block = value.parse().ok().filter(|block| BLOCK_SIZES.contains(block));
+                    options.block = block.ok_or_else(|| bad("block=512 or block=4096"))?;
+                }
+                _ => return Err(bad("name=, seed=, delay=, errors=, flush-errors=, block= or nofua")),
             }
         }
         Ok(options)
@@ -91,6 +108,9 @@ impl fmt::Display for SimOptions {
             if chance > 0 {
                 write!(f, ",{key}={}", chance as f64 / MILLION as f64)?;
             }
+        }
+        if self.block != BLOCK_SIZES[0] {
+            write!(f, ",block={}", self.block)?;
         }
         if self.no_fua { f.write_str(",nofua") } else { Ok(()) }
     }
