@@ -26,7 +26,7 @@ pub mod routes;
 pub mod server;
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,14 +55,21 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let stopped = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let daemon = Daemon::start(&options)?;
-        println!("ready: control socket {}", options.socket.display());
-        for uri in daemon.nbd() {
-            println!("ready: {uri}");
-        }
+        announce(&options, &daemon);
         daemon.run(async move { signals.first().await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
     stopped
+}
+
+/// Tells whoever started the daemon that it is ready and where.
+fn announce(options: &ServeOptions, daemon: &Daemon) {
+    let mut text = format!("ready: control socket {}\n", options.socket.display());
+    for uri in daemon.nbd() {
+        text.push_str(&format!("ready: {uri}\n"));
+    }
+    // Nobody has to listen.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// The runtime of a daemon: one thread for all control connections, others for what blocks.

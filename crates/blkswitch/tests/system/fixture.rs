@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
-use blkswitch::protocol::{self, RegionMap, device_path, percent_encode, route};
+use blkswitch::protocol::{self, RegionMap, device_path, route};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -201,9 +201,4 @@ pub(crate) fn make_disk(path: &Path, sectors: u64) {
 pub(crate) fn sector_of(disk: &str, sector: u64) -> [u8; SECTOR] {
     let text = format!("{disk:<7.7}{sector:>9}");
     std::array::from_fn(|index| text.as_bytes()[index % text.len()])
-}
-
-/// The URI path of a query parameter's value.
-pub(crate) fn quoted(text: &str) -> String {
-    percent_encode(text)
 }
