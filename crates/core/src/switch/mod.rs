@@ -4,6 +4,7 @@
 //! every request looks at, [`message`] changes it, [`compact`] writes it out again.
 
 mod blocks;
+pub mod compact;
 pub mod geometry;
 mod hex;
 pub mod message;

@@ -1,4 +1,5 @@
-//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time.
+//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time; and the question how far regions are a
+//! copy of earlier ones.
 //!
 //! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c, and entries are
 //! differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole word is copied from an unaligned place
@@ -62,17 +63,11 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     fn repeat_words(&self, region: u64, end: u64, distance: u64) {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
-        let difference = Difference::new(geometry, distance);
-        let source = region.wrapping_sub(distance);
-        let shift = geometry.bit_of(source);
-        let mut source = geometry.slot_of(source);
+        let mut earlier = Earlier::new(self, region, distance);
         let mut slot = geometry.slot_of(region);
         let mut left = end.wrapping_sub(region);
         while left > 0 {
-            let low = self.slot(source).wrapping_shr(shift);
-            // Up by 64 - shift in two steps, as that may be 64.
-            let high = self.slot(source.wrapping_add(1)).wrapping_shl(63u32.wrapping_sub(shift)) << 1;
-            let word = difference.subtract(low | high);
+            let word = earlier.next_word();
             if left < slot_entries {
                 let bits = (left as u32).wrapping_shl(geometry.entry_bits_log2());
                 return self.merge_slot(slot, word, 1u64.wrapping_shl(bits).wrapping_sub(1));
@@ -80,8 +75,58 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             self.store_slot(slot, word);
             left = left.wrapping_sub(slot_entries);
             slot = slot.wrapping_add(1);
-            source = source.wrapping_add(1);
         }
+    }
+
+    /// How many regions from `region` on, below `end`, have the path of the region `distance` before them.
+    pub(super) fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
+        let geometry = self.geometry();
+        let slot_entries = geometry.slot_entries();
+        let mut next = region;
+        while next < end && next & slot_entries.wrapping_sub(1) != 0 {
+            if self.entry_path(next) != self.entry_path(next.wrapping_sub(distance)) {
+                return next.wrapping_sub(region);
+            }
+            next = next.wrapping_add(1);
+        }
+        let mut earlier = Earlier::new(self, next, distance);
+        while next < end {
+            let different = self.slot(geometry.slot_of(next)) ^ earlier.next_word();
+            if different != 0 {
+                let equal = different.trailing_zeros().wrapping_shr(geometry.entry_bits_log2());
+                next = next.wrapping_add(u64::from(equal));
+                break;
+            }
+            next = next.wrapping_add(slot_entries);
+        }
+        next.min(end).wrapping_sub(region)
+    }
+}
+
+/// Slot after slot, the words that copy the regions some distance before.
+struct Earlier<'a, S> {
+    map: &'a Map<S>,
+    difference: Difference,
+    slot: u64,
+    shift: u32,
+}
+
+impl<'a, S: AsRef<[AtomicU64]>> Earlier<'a, S> {
+    /// The first word is for the slot that begins with `region`.
+    fn new(map: &'a Map<S>, region: u64, distance: u64) -> Self {
+        let geometry = map.geometry();
+        let source = region.wrapping_sub(distance);
+        let (slot, shift) = (geometry.slot_of(source), geometry.bit_of(source));
+        Self { map, difference: Difference::new(geometry, distance), slot, shift }
+    }
+
+    #[inline]
+    fn next_word(&mut self) -> u64 {
+        let low = self.map.slot(self.slot).wrapping_shr(self.shift);
+        self.slot = self.slot.wrapping_add(1);
+        // Up by 64 - shift in two steps, as that may be 64.
+        let high = self.map.slot(self.slot).wrapping_shl(63u32.wrapping_sub(self.shift)) << 1;
+        self.difference.subtract(low | high)
     }
 }
 
