@@ -23,40 +23,49 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             return;
         }
         let slot_entries = geometry.slot_entries();
+        let region = index.wrapping_add(1);
+        let end = region.wrapping_add(count);
+        if count < slot_entries.wrapping_mul(2) {
+            return self.repeat_singly(region, end, cycle);
+        }
         // A word's source must be complete before the word is begun, so words are copied from at least a word
         // away: the smallest multiple of the cycle that is. The regions before it repeats itself are done singly.
         let mut distance = cycle;
         while distance < slot_entries {
             distance = distance.wrapping_add(cycle);
         }
-        let mut region = index.wrapping_add(1);
-        let end = region.wrapping_add(count);
         let periodic = region.wrapping_add(distance.wrapping_sub(cycle));
-        let aligned = align_up(periodic, slot_entries);
-        let change = u64::from(geometry.default_path(cycle));
+        let words = align_up(periodic, slot_entries);
+        if words >= end {
+            return self.repeat_singly(region, end, cycle);
+        }
+        self.repeat_singly(region, words, cycle);
         let num_paths = u64::from(geometry.num_paths());
-        while region < aligned.min(end) {
-            let entry = self.entry(region.wrapping_sub(cycle));
-            let borrow = if entry < change { num_paths } else { 0 };
-            self.store_entry(region, entry.wrapping_add(borrow).wrapping_sub(change));
-            region = region.wrapping_add(1);
-        }
-        if region >= end {
-            return;
-        }
         // A word waits for the one it is copied from. After some rounds there is a source further away, which is also a
         // whole number of round robins, so that nothing needs to be subtracted any more.
         let mut far = distance.saturating_mul(num_paths);
         while far < slot_entries.wrapping_mul(FAR_SLOTS) {
             far = far.wrapping_mul(2);
         }
-        let rounds_end = region.saturating_add(far);
+        let rounds_end = words.saturating_add(far);
         if rounds_end >= end {
-            return self.repeat_words(region, end, distance);
+            return self.repeat_words(words, end, distance);
         }
         let rounds_end = align_up(rounds_end, slot_entries).min(end);
-        self.repeat_words(region, rounds_end, distance);
+        self.repeat_words(words, rounds_end, distance);
         self.repeat_words(rounds_end, end, far);
+    }
+
+    /// Regions `region` up to `end`, each from the region `cycle` before it.
+    fn repeat_singly(&self, mut region: u64, end: u64, cycle: u64) {
+        let num_paths = u64::from(self.geometry().num_paths());
+        let change = u64::from(self.geometry().default_path(cycle));
+        while region < end {
+            let entry = self.entry(region.wrapping_sub(cycle));
+            let borrow = if entry < change { num_paths } else { 0 };
+            self.store_entry(region, entry.wrapping_add(borrow).wrapping_sub(change));
+            region = region.wrapping_add(1);
+        }
     }
 
     /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before it.
