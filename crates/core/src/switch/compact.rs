@@ -46,7 +46,7 @@ const MAX_ARGUMENT: usize = 40;
 /// compact::write(&map, 0, u64::MAX, &mut places, |argument| {
 ///     std::str::from_utf8(argument).map(|argument| list.push_str(argument))
 /// }).map_err(|(_, error)| error)?;
-/// assert_eq!(list, "0:0 :1 :2 R3,6 :2 :2 R9,5");
+/// assert_eq!(list, "0:0 :1 :2 R3,6 R1,3 Rc,4");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write<S: AsRef<[AtomicU64]>, E>(

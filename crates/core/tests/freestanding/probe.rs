@@ -86,6 +86,12 @@ pub fn probe_text(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> R
 }
 
 #[unsafe(no_mangle)]
+pub fn probe_split(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> Result<(), MessageError> {
+    message.apply_split(map, text)?;
+    message.check_split(map.geometry(), text)
+}
+
+#[unsafe(no_mangle)]
 pub fn probe_runs(map: &Map<Slots<'_>>, from: u64, to: u64, each: fn(Run)) -> Option<u64> {
     map.runs(from, to).for_each(each);
     map.next_changed(from, to)
