@@ -1,8 +1,8 @@
 //! `lookup`: where does a sector go, for random sectors, by size of the map, number of paths and region size.
 //!
-//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many that do not wait for
-//! each other, as for the requests of a batch; "in a chain" has each sector depend on the route before it, which is the
-//! time until one answer is there.
+//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many that do not
+//! wait for each other, as for the requests of a batch; "in a chain" has each sector depend on the route
+//! before it, which is the time until one answer is there.
 
 use std::hint::black_box;
 

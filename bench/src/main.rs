@@ -1,7 +1,7 @@
 //! Benchmarks: `cargo run --release -p blkswitch-bench -- message` and its siblings, a file each.
 //!
-//! Every figure is the median of several rounds, or with `--best` the best of them, which on a machine that others use as
-//! well says more about the program than about them. `--json` prints figures for machines.
+//! Every figure is the median of several rounds, or with `--best` the best of them, which on a machine that
+//! others use as well says more about the program than about them. `--json` prints figures for machines.
 
 mod create;
 mod lookup;

@@ -1,8 +1,8 @@
-//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same through a plain
-//! parser as the yardstick; and a map of a million regions written out as such a message.
+//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same through a
+//! plain parser as the yardstick; and a map of a million regions written out as such a message.
 //!
-//! The yardstick splits words first and parses each with a table of digits, as one would write it without thinking of
-//! speed; it packs entries by their exact width with ordinary divisions.
+//! The yardstick splits words first and parses each with a table of digits, as one would write it without
+//! thinking of speed; it packs entries by their exact width with ordinary divisions.
 
 use std::fmt::Write;
 use std::hint::black_box;

@@ -1,5 +1,6 @@
-//! Messages against the naive model: whatever the bytes, both make the same map, stop at the same argument with the same
-//! text, and how the message is cut into chunks makes no difference. Afterwards the map is written out and read again.
+//! Messages against the naive model: whatever the bytes, both make the same map, stop at the same argument
+//! with the same text, and how the message is cut into chunks makes no difference. Afterwards the map is
+//! written out and read again.
 //!
 //! The first four bytes choose the target's shape and where to cut; the rest is the arguments.
 

@@ -1,5 +1,5 @@
-//! The core compiled as the kernel module compiles it needs no symbol of libcore: no panic, no formatting, no 128-bit
-//! division, nothing that a kernel has not got.
+//! The core compiled as the kernel module compiles it needs no symbol of libcore: no panic, no formatting, no
+//! 128-bit division, nothing that a kernel has not got.
 
 use std::path::Path;
 use std::process::Command;

@@ -53,8 +53,8 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     Ok(())
 }
 
-/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a time
-/// where they lie.
+/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a
+/// time where they lie.
 fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut text = [b"\0", text].concat();
     let base = text.as_ptr().addr();
@@ -239,8 +239,8 @@ proptest! {
         for (seed, back, count) in pieces {
             for step in 0..count as u64 {
                 let copied = region.checked_sub(back as u64).and_then(|source| map.path(source));
-                let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { (seed.rotate_left(step as u32) % few) % num_paths };
-                map.set(region, path);
+                let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { seed.rotate_left(step as u32) % few };
+                map.set(region, path % num_paths);
                 region += 1;
             }
         }
@@ -256,15 +256,20 @@ proptest! {
             done.map(|()| text)
         };
         let copy = new_map(len, num_paths, region_size);
-        (0..regions).for_each(|region| assert!(copy.set(region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32)));
+        for region in 0..regions {
+            prop_assert!(copy.set(region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32));
+        }
         let before = paths(&copy);
         prop_assert_eq!(apply(&copy, &write(false).unwrap(), &[]), Ok(()));
         let fresh = new_map(len, num_paths, region_size);
         prop_assert_eq!(apply(&fresh, &write(true).unwrap(), &[]), Ok(()));
         for region in 0..regions {
-            let inside = (from..to).contains(&region);
-            prop_assert_eq!(copy.path(region), if inside { map.path(region) } else { Some(before[region as usize]) });
-            prop_assert_eq!(fresh.path(region), if inside { map.path(region) } else { Some((region % u64::from(num_paths)) as u32) });
+            let (in_copy, in_fresh) = if (from..to).contains(&region) {
+                (map.path(region), map.path(region))
+            } else {
+                (Some(before[region as usize]), Some((region % u64::from(num_paths)) as u32))
+            };
+            prop_assert_eq!((copy.path(region), fresh.path(region)), (in_copy, in_fresh));
         }
     }
 
@@ -280,10 +285,15 @@ proptest! {
     }
 
     #[test]
-    fn runs_cover_the_map((len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
-                          from in 0u64..800, to in 0u64..800) {
+    fn runs_cover_the_map(
+        (len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
+        same in prop::option::of((0u64..700, 0u64..700)), from in 0u64..800, to in 0u64..800,
+    ) {
         let map = new_map(len, num_paths, region_size);
         let regions = map.geometry().nr_regions();
+        if let Some((start, end)) = same {
+            (start..end.min(regions)).for_each(|region| assert!(map.set(region, num_paths - 1)));
+        }
         for (region, path) in edits {
             prop_assert!(map.set(region % regions, path % num_paths));
         }
@@ -298,12 +308,15 @@ proptest! {
             before = Some(run.path);
         }
         prop_assert_eq!(next.max(from), to.min(regions).max(from));
-        let changed = (from..to.min(regions)).find(|&region| map.path(region) != Some((region % u64::from(num_paths)) as u32));
+        let is_changed = |&region: &u64| map.path(region) != Some((region % u64::from(num_paths)) as u32);
+        let changed = (from..to.min(regions)).find(is_changed);
         prop_assert_eq!(map.next_changed(from, to), changed);
     }
 
     #[test]
-    fn divisions_are_exact(size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>()) {
+    fn divisions_are_exact(
+        size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>(),
+    ) {
         let Ok(geometry) = Geometry::new(MAX_DEVICE_SECTORS, num_paths, size) else {
             prop_assert!(u128::from(MAX_DEVICE_SECTORS / u64::from(size)) * u128::from(num_paths) >= 1 << 63);
             return Ok(());

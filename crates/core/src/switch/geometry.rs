@@ -29,10 +29,10 @@ const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 /// n m / 2^(54+L) = n (2^(54+L) + e) / (d 2^(54+L)) = q + r/d + (n / 2^54) (e / 2^L) / d
 /// ```
 ///
-/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum lies
-/// in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
-/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: d > 2^(L-1)
-/// gives m <= 2^55 (for L = 0, d = 1, m = 2^54).
+/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum
+/// lies in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
+/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: as
+/// 2^(L-1) is below d, m is at most 2^55 (for L = 0, d = 1, it is 2^54).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Quotient {
     multiplier: u64,
@@ -43,8 +43,8 @@ impl Quotient {
     fn new(divisor: u32) -> Option<Self> {
         let divisor = NonZeroU64::new(u64::from(divisor))?;
         let shift = u64::BITS.wrapping_sub(divisor.get().wrapping_sub(1).leading_zeros());
-        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder is
-        // below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
+        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder
+        // is below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
         let one = 1u64 << NUMBER_BITS;
         let (high, remainder) = (one / divisor, (one % divisor).wrapping_shl(shift));
         let low = remainder.wrapping_add(divisor.get().wrapping_sub(1)) / divisor;
@@ -60,15 +60,15 @@ impl Quotient {
 
 /// Remainders by a constant: two multiplications.
 ///
-/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so m d = 2^64 + e with 0 <= e < d, and n = q d + r with
-/// r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
+/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e < d, and let
+/// n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
 ///
 /// ```text
 /// f d = e q d + (2^64 + e) r = 2^64 r + e n
 /// ```
 ///
-/// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of it was lost, and the
-/// high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the remainder.
+/// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of it was
+/// lost, and the high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the remainder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Remainder {
     multiplier: u64,
@@ -123,9 +123,9 @@ impl Geometry {
             return Err(Error::TooLarge { start: 0, len: len_sectors });
         }
         let nr_regions = region.of(len_sectors.wrapping_sub(1)).wrapping_add(1);
-        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come from
-        // shifts instead of another division, and an entry can be worked on many at a time. It costs at most
-        // twice the memory of the exact width (5 paths: 4 bits instead of 3).
+        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come
+        // from shifts instead of another division, and an entry can be worked on many at a time. It costs at
+        // most twice the memory of the exact width (5 paths: 4 bits instead of 3).
         let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros());
         let entry_bits_log2 = u32::BITS.wrapping_sub(path_bits.saturating_sub(1).leading_zeros());
         let entry_mask = 1u64.wrapping_shl(1u32.wrapping_shl(entry_bits_log2)).wrapping_sub(1);
