@@ -194,6 +194,11 @@ impl Device {
         lock(&self.state).live.as_ref().map(|live| live.table.clone())
     }
 
+    /// What the queues run: the live table and the leaves that earlier tables left behind.
+    pub fn running(&self) -> Option<Arc<Live>> {
+        lock(&self.state).live.clone()
+    }
+
     /// The inactive table.
     pub fn inactive(&self) -> Option<Arc<Table>> {
         lock(&self.state).inactive.clone()
