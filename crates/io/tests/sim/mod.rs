@@ -329,8 +329,11 @@ impl World {
         let (offset, sectors) = match op {
             Op::Flush => (0, 0),
             _ => {
-                let offset = self.random.below(DEVICE_SECTORS);
-                (offset, 1 + self.random.below((DEVICE_SECTORS - offset).min(24)))
+                // Now and then beyond the end.
+                let table = self.tables[device].as_ref().filter(|_| !self.random.chance(50_000));
+                let end = table.map_or(DEVICE_SECTORS, |table| table.len);
+                let offset = self.random.below(end);
+                (offset, 1 + self.random.below((end - offset).min(24)))
             }
         };
         let mut data = vec![0xaa; if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }];

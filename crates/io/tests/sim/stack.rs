@@ -90,17 +90,17 @@ pub fn random(
     devices: &[Arc<Device>],
     queues: usize,
 ) -> (Table, Rc<ModelTable>) {
-    let read_only = random.chance(30_000);
+    let read_only = random.chance(20_000);
     let mut builder = TableBuilder::new(read_only);
     let mut segments = Vec::new();
     let mut start = 0;
-    let len = DEVICE_SECTORS - random.below(DEVICE_SECTORS / 2);
+    let len = DEVICE_SECTORS - random.below(DEVICE_SECTORS / 4);
     while start < len {
-        let segment_len = if random.chance(500_000) { len - start } else { 1 + random.below(len - start) };
-        let kind = random.below(20);
+        let segment_len = if random.chance(600_000) { len - start } else { 1 + random.below(len - start) };
+        let kind = random.below(30);
         let count = match kind {
             0 | 1 => 0,
-            2..=5 => 1,
+            2..=7 => 1,
             _ => 1 + random.below(4),
         };
         let mut way = || {
@@ -124,8 +124,8 @@ pub fn random(
         let (real, target) = match kind {
             0 => (Target::Error, ModelTarget::Error),
             1 => (Target::Zero, ModelTarget::Zero),
-            2..=5 => (Target::Linear(tos[0]), ModelTarget::Linear(ways[0])),
-            6..=9 => {
+            2..=7 => (Target::Linear(tos[0]), ModelTarget::Linear(ways[0])),
+            8..=13 => {
                 let chunk = 1 + random.below(8);
                 (Target::Striped { chunk, stripes: tos.into() }, ModelTarget::Striped { chunk, ways })
             }
