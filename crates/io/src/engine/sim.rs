@@ -308,7 +308,10 @@ impl SimEngine {
         }
         let chance = state.errors;
         let failed = state.random.chance(chance);
-        if matches!(io.op, LeafOp::Read | LeafOp::Write) && len > SECTOR && state.random.chance(self.options.short) {
+        if matches!(io.op, LeafOp::Read | LeafOp::Write)
+            && len > SECTOR
+            && state.random.chance(self.options.short)
+        {
             len = SECTOR * (1 + state.random.below((len / SECTOR - 1) as u64) as usize);
         }
         match io.op {
@@ -385,7 +388,9 @@ mod tests {
         assert_eq!(options.delay_ns, (10_000, 2_000_000));
         let shown = options.to_string();
         assert_eq!(SimOptions::parse(&shown, shown.strip_prefix("sim:").unwrap()).unwrap(), options);
-        for bad in ["0", "8M,delay=5", "8M,errors=2", "8M,bogus", "8M,interrupts=1", "8M,delay=2ms..1ms", "8M,name="] {
+        for bad in
+            ["0", "8M,delay=5", "8M,errors=2", "8M,bogus", "8M,interrupts=1", "8M,delay=2ms..1ms", "8M,name="]
+        {
             let error = SimOptions::parse("sim:x", bad).unwrap_err().to_string();
             assert!(error.contains("sim:x"), "{bad}: {error}");
         }

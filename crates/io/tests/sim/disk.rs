@@ -87,8 +87,7 @@ impl Disk {
 
     /// A new life that begins with what was found.
     pub fn restart(&mut self, sector: usize, value: u64, now: Time) {
-        let found =
-            Version { value, request: 0, through: 0, begin: now, end: now, ok: true, durable: true };
+        let found = Version { value, request: 0, through: 0, begin: now, end: now, ok: true, durable: true };
         self.sectors[sector] = vec![found];
     }
 

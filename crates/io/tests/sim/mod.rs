@@ -257,9 +257,8 @@ impl World {
         self.queues.clear();
         self.devices.clear();
         self.registry = Registry::detached();
-        self.devices = (0..DEVICES)
-            .map(|n| self.registry.create(&format!("d{n}"), "").expect("a new device"))
-            .collect();
+        self.devices =
+            (0..DEVICES).map(|n| self.registry.create(&format!("d{n}"), "").expect("a new device")).collect();
         self.control = (0..DEVICES).map(|_| Control::Open).collect();
         self.tables = vec![None; DEVICES];
         self.inactive = vec![None; DEVICES];
@@ -268,8 +267,7 @@ impl World {
             for device in &self.devices {
                 pipeline.install(device.id(), Counters::boxed(QUEUES).into());
             }
-            let gates =
-                (0..DEVICES).map(|_| Gate { open: true, table: None, waiting: Vec::new() }).collect();
+            let gates = (0..DEVICES).map(|_| Gate { open: true, table: None, waiting: Vec::new() }).collect();
             self.queues.push(Queue { pipeline, ring: Ring::simulated(), gates, mail: VecDeque::new() });
         }
         for device in 0..DEVICES {
@@ -323,7 +321,15 @@ impl World {
         let no_hole = self.random.chance(500_000);
         let zeroes = Op::WriteZeroes { no_hole, fast };
         let op = self.pick(&[
-            Op::Read, Op::Read, Op::Read, Op::Write, Op::Write, Op::Write, Op::Flush, Op::Discard, zeroes,
+            Op::Read,
+            Op::Read,
+            Op::Read,
+            Op::Write,
+            Op::Write,
+            Op::Write,
+            Op::Flush,
+            Op::Discard,
+            zeroes,
         ]);
         let fua = op.is_write() && self.random.chance(200_000);
         let (offset, sectors) = match op {
@@ -336,7 +342,8 @@ impl World {
                 (offset, 1 + self.random.below((end - offset).min(24)))
             }
         };
-        let mut data = vec![0xaa; if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }];
+        let mut data =
+            vec![0xaa; if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }];
         if op == Op::Write {
             for (nth, sector) in data.as_chunks_mut::<SECTOR>().0.iter_mut().enumerate() {
                 sector.as_chunks_mut::<8>().0.fill(stamp(id, nth).to_le_bytes());
@@ -421,7 +428,7 @@ impl World {
             through |= 1 << device;
             let step = gates[device].table.as_ref().map_or(Step::Fail, |table| table.step(sector));
             let way = match step {
-                Step::Below(way) => way,
+                Step::Below(_, way) => way,
                 Step::Zero => return flight.zeroes.push(nth),
                 Step::Fail => {
                     flight.errors.push(libc::EIO);
@@ -591,8 +598,7 @@ impl World {
     }
 
     fn load(&mut self, device: usize) {
-        let (table, model) =
-            stack::random(&mut self.random, device, &self.leaves, &self.devices, QUEUES);
+        let (table, model) = stack::random(&mut self.random, device, &self.leaves, &self.devices, QUEUES);
         say!(self, "d{device} load {model:?}");
         self.devices[device].load(table).expect("no loops: a device stands on those before it");
         self.inactive[device] = Some(model);
@@ -630,7 +636,11 @@ impl World {
             match &self.control[device] {
                 Control::Closing(latch) if latch.is_done() => {
                     let inside = self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
-                    assert!(inside.is_none(), "d{device} has drained, but #{} is in flight", inside.unwrap().0);
+                    assert!(
+                        inside.is_none(),
+                        "d{device} has drained, but #{} is in flight",
+                        inside.unwrap().0
+                    );
                     say!(self, "d{device} is suspended");
                     self.devices[device].suspend().expect("suspend");
                     self.control[device] = Control::Closed;
@@ -693,7 +703,8 @@ impl World {
         let now = self.tick();
         for (number, leaf) in self.leaves.iter().enumerate() {
             for (sector, content) in sim(leaf).image().as_chunks::<SECTOR>().0.iter().enumerate() {
-                let value = value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                let value =
+                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
                 assert!(
                     self.disks[number].may_read(sector, value, now, now),
                     "leaf {number} sector {sector} holds {value:#x}; there were{}",
@@ -711,7 +722,8 @@ impl World {
         for (number, leaf) in self.leaves.iter().enumerate() {
             let image = sim(leaf).power_cut(self.random.bits());
             for (sector, content) in image.as_chunks::<SECTOR>().0.iter().enumerate() {
-                let value = value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                let value =
+                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
                 assert!(
                     self.disks[number].may_survive(sector, value),
                     "leaf {number} sector {sector} held {value:#x} after the power cut; there were{}",

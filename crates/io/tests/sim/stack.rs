@@ -39,6 +39,16 @@ pub enum ModelTarget {
     Zero,
 }
 
+impl ModelTarget {
+    pub fn ways(&self) -> &[Way] {
+        match self {
+            ModelTarget::Switch { ways, .. } | ModelTarget::Striped { ways, .. } => ways,
+            ModelTarget::Linear(way) => std::slice::from_ref(way),
+            ModelTarget::Error | ModelTarget::Zero => &[],
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct ModelSegment {
     pub start: u64,
@@ -54,27 +64,32 @@ pub struct ModelTable {
     pub read_only: bool,
 }
 
-/// One step of a sector's way down.
+/// One step of a sector's way down: the path taken, counted over all segments, and where it leads.
 pub enum Step {
-    Below(Way),
+    Below(usize, Way),
     Fail,
     Zero,
 }
 
 impl ModelTable {
     pub fn step(&self, sector: u64) -> Step {
-        let Some(segment) = self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&sector)) else {
+        let Some(segment) = self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&sector))
+        else {
             return Step::Fail;
         };
         let within = sector - segment.start;
-        let way = |way: Way, sector| Step::Below(Way { offset: way.offset + sector, ..way });
+        let before = self.segments.iter().filter(|other| other.start < segment.start);
+        let first: usize = before.map(|other| other.target.ways().len()).sum();
+        let below = |path: usize, sector| {
+            let way = segment.target.ways()[path];
+            Step::Below(first + path, Way { offset: way.offset + sector, ..way })
+        };
         match &segment.target {
-            ModelTarget::Switch { map, ways } => way(ways[map.borrow().route(within).0 as usize], within),
-            ModelTarget::Linear(to) => way(*to, within),
+            ModelTarget::Switch { map, .. } => below(map.borrow().route(within).0 as usize, within),
+            ModelTarget::Linear(_) => below(0, within),
             ModelTarget::Striped { chunk, ways } => {
                 let (nr, in_chunk) = (within / chunk, within % chunk);
-                let stripe = nr as usize % ways.len();
-                way(ways[stripe], nr / ways.len() as u64 * chunk + in_chunk)
+                below(nr as usize % ways.len(), nr / ways.len() as u64 * chunk + in_chunk)
             }
             ModelTarget::Error => Step::Fail,
             ModelTarget::Zero => Step::Zero,
