@@ -207,6 +207,13 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// A registry without queues: its devices know everything but requests. For whoever runs pipelines himself, as
+    /// the simulation does.
+    pub fn detached() -> Registry {
+        let mailboxes = Arc::new(Mailboxes { boxes: Vec::new(), reaper: mpsc::channel().0 });
+        Registry { devices: RwLock::default(), mailboxes }
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
