@@ -6,6 +6,7 @@
 mod create;
 mod lookup;
 mod message;
+mod nbd;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,10 @@ enum Bench {
     Lookup,
     /// Make a map of a billion regions.
     Create,
+    /// Serve NBD beside other servers.
+    Nbd(nbd::NbdOptions),
+    /// Run every benchmark once, short: do they work?
+    Smoke,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,7 +44,18 @@ fn main() -> anyhow::Result<()> {
         Bench::Message => message::run(cli.rounds)?,
         Bench::Lookup => lookup::run(cli.rounds)?,
         Bench::Create => create::run(cli.rounds)?,
+        Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
+        Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
     Ok(())
+}
+
+/// A round of everything, in well under a minute.
+fn smoke() -> anyhow::Result<Vec<report::Figure>> {
+    let mut figures = message::run(1)?;
+    figures.extend(lookup::run(1)?);
+    figures.extend(create::run(1)?);
+    figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
+    Ok(figures)
 }

@@ -33,7 +33,8 @@ enum Outcome {
 
 /// The task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
-    let (options, mut names): (Vec<_>, Vec<_>) = words.iter().cloned().partition(|word| word.starts_with('-'));
+    let (options, mut names): (Vec<_>, Vec<_>) =
+        words.iter().cloned().partition(|word| word.starts_with('-'));
     let (mut verbose, mut list) = (false, false);
     for option in &options {
         match option.as_str() {
