@@ -18,8 +18,8 @@ pub fn condense(
     let Some(regions) = to.checked_sub(from).map(|last| last.saturating_add(1)) else {
         return (Vec::new(), totals);
     };
-    let wanted = regions.min(cells.clamp(1, PICTURE_CELLS_MAX) as u64);
-    let mut counting = Counting::new(from, regions, wanted, paths);
+    let size = cell_size(regions, cells.clamp(1, PICTURE_CELLS_MAX) as u64);
+    let mut counting = Counting::new(from, regions, size, paths);
     for run in runs {
         let start = run.start.max(from);
         let end = run.start.saturating_add(run.count).min(to.saturating_add(1));
@@ -31,38 +31,46 @@ pub fn condense(
     (counting.done, totals)
 }
 
+/// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... with which `cells` cells are enough. Round numbers are worth
+/// more to a reader than a filled screen.
+fn cell_size(regions: u64, cells: u64) -> u64 {
+    let mut decade = 1_u64;
+    loop {
+        for step in [1, 2, 5] {
+            let size = decade.saturating_mul(step);
+            if regions.div_ceil(size) <= cells {
+                return size;
+            }
+        }
+        decade = decade.saturating_mul(10);
+    }
+}
+
 /// The cell that is being filled.
 struct Counting {
-    from: u64,
-    regions: u64,
-    cells: u64,
+    size: u64,
     /// Regions of each path in the open cell; `touched` lists those that are not 0.
     counts: Vec<u64>,
     touched: Vec<u32>,
-    /// Regions that the open cell still lacks.
+    open: Cell,
+    /// Regions that the open cell still lacks, and those behind it.
     missing: u64,
+    behind: u64,
     done: Vec<Cell>,
 }
 
 impl Counting {
-    fn new(from: u64, regions: u64, cells: u64, paths: u32) -> Self {
-        let mut counting = Self {
-            from,
-            regions,
-            cells,
+    fn new(from: u64, regions: u64, size: u64, paths: u32) -> Self {
+        let first = size.min(regions);
+        Self {
+            size,
             counts: vec![0; paths as usize],
             touched: Vec::new(),
-            missing: 0,
-            done: Vec::with_capacity(cells as usize),
-        };
-        counting.missing = counting.bound(1) - counting.bound(0);
-        counting
-    }
-
-    /// Where cell `index` begins: bounds are spread evenly, so sizes differ by at most one.
-    fn bound(&self, index: u64) -> u64 {
-        let offset = u128::from(self.regions) * u128::from(index) / u128::from(self.cells);
-        self.from.saturating_add(offset as u64)
+            open: Cell { start: from, count: first, path: 0, majority: 0 },
+            missing: first,
+            behind: regions - first,
+            done: Vec::new(),
+        }
     }
 
     fn add(&mut self, path: u32, mut count: u64) {
@@ -81,20 +89,21 @@ impl Counting {
         }
     }
 
+    /// Puts the open cell, which is full, with the others and opens the next.
     fn close(&mut self) {
-        let index = self.done.len() as u64;
-        let (start, end) = (self.bound(index), self.bound(index + 1));
-        let mut cell = Cell { start, count: end - start, path: 0, majority: 0 };
         for path in self.touched.drain(..) {
             let count = std::mem::take(&mut self.counts[path as usize]);
-            if count > cell.majority || (count == cell.majority && path < cell.path) {
-                (cell.path, cell.majority) = (path, count);
+            let Cell { path: leader, majority, .. } = self.open;
+            if count > majority || (count == majority && path < leader) {
+                (self.open.path, self.open.majority) = (path, count);
             }
         }
-        self.done.push(cell);
-        if index + 1 < self.cells {
-            self.missing = self.bound(index + 2) - end;
-        }
+        self.done.push(self.open);
+        let count = self.size.min(self.behind);
+        self.open =
+            Cell { start: self.open.start.saturating_add(self.open.count), count, path: 0, majority: 0 };
+        self.missing = count;
+        self.behind -= count;
     }
 }
 
@@ -134,25 +143,28 @@ mod tests {
 
     #[test]
     fn a_range_cuts_the_runs_at_both_ends() {
-        let (cells, totals) = condense(3, 6, 2, 2, runs(&[(5, 0), (1000, 1)]));
+        let (cells, totals) = condense(3, 7, 3, 2, runs(&[(5, 0), (1000, 1)]));
         assert_eq!(cells[0], Cell { start: 3, count: 2, path: 0, majority: 2 });
         assert_eq!(cells[1], Cell { start: 5, count: 2, path: 1, majority: 2 });
-        assert_eq!(totals, [2, 2]);
+        assert_eq!(cells[2], Cell { start: 7, count: 1, path: 1, majority: 1 });
+        assert_eq!((cells.len(), totals), (3, vec![2, 3]));
     }
 
     #[test]
-    fn sizes_differ_by_at_most_one_and_cover_the_range() {
-        for regions in 1..200u64 {
+    fn cells_have_a_round_size_and_cover_the_range() {
+        for regions in 1..200 {
             for wanted in 1..40 {
-                let (cells, _) =
-                    condense(7, 7 + regions - 1, wanted, 1, [Run { start: 0, count: 1000, path: 0 }]);
-                assert_eq!(cells.len() as u64, regions.min(wanted as u64));
-                assert_eq!(cells.iter().map(|cell| cell.count).sum::<u64>(), regions);
-                let sizes = || cells.iter().map(|cell| cell.count);
-                assert!(sizes().max().unwrap_or(0) - sizes().min().unwrap_or(0) <= 1);
+                let everything = [Run { start: 0, count: 1000, path: 0 }];
+                let (cells, _) = condense(7, 7 + regions - 1, wanted, 1, everything);
+                assert!(cells.len() <= wanted);
+                assert_eq!((cells[0].start, cells.iter().map(|cell| cell.count).sum::<u64>()), (7, regions));
                 assert!(cells.windows(2).all(|pair| pair[0].start + pair[0].count == pair[1].start));
+                assert!(cells.windows(3).all(|three| three[0].count == three[1].count));
             }
         }
+        let sizes = [(16, 2048), (1366, 1024), (1_000_000, 2048), (u64::MAX, 1), (u64::MAX, 1 << 16)];
+        let sizes = sizes.map(|(regions, cells)| cell_size(regions, cells));
+        assert_eq!(sizes, [1, 2, 500, u64::MAX, 500_000_000_000_000]);
     }
 
     #[test]

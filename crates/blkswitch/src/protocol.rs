@@ -33,10 +33,12 @@
 //! does that); in a path they are percent-encoded once more. Unknown fields in a request are refused, unknown
 //! fields in a reply are ignored, so an older client understands a newer daemon. Pure data: no I/O, no panics.
 
-use std::fmt;
+mod errno;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+pub use self::errno::Errno;
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
 pub const NAME_MAX_BYTES: usize = 127;
@@ -195,8 +197,8 @@ pub struct Segment {
     pub length: u64,
     /// Target type.
     pub target: String,
-    /// The target's parameters as `table` prints them. A path stands as the word it was loaded with (an
-    /// address, or `/dev/blkswitch/NAME`), so that a printed table can be loaded again.
+    /// The target's parameters as `table` prints them. A path stands as the address its leaf was opened by, or as
+    /// `/dev/blkswitch/NAME`, so that a printed table can be loaded again.
     pub params: String,
     /// What `status` prints behind the type: empty for `switch`.
     pub status: String,
@@ -359,8 +361,8 @@ pub struct MessageQuery {
 pub struct MessageReply {
     /// Text for the caller, for the few messages that answer (`@stats_create`).
     pub text: Option<String>,
-    /// How many region entries were written (a region written twice counts twice).
-    pub mapped: u64,
+    /// How many arguments were applied (`R2,10` is one).
+    pub arguments: u64,
 }
 
 /// Query of `GET /v1/devices/{name}/events`.
@@ -410,7 +412,8 @@ pub struct MapQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct PictureQuery {
-    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]; fewer when there are fewer regions.
+    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ... regions, as few as will do
+    /// (`picture::condense` counts them).
     pub cells: usize,
     /// First region; absent: 0.
     pub from: Option<u64>,
@@ -460,7 +463,7 @@ pub struct MapPicture {
     pub from: u64,
     /// Last region of the picture, included.
     pub to: u64,
-    /// In order, without gaps; each covers at least one region, and their sizes differ by at most one.
+    /// In order, without gaps, and of the same size except for the last, which may be smaller.
     pub cells: Vec<Cell>,
     /// Regions per path in the picture, indexed by path.
     pub totals: Vec<u64>,
@@ -562,87 +565,6 @@ pub struct ErrorBody {
     pub device: Option<[u32; 2]>,
 }
 
-macro_rules! errnos {
-    ($($variant:ident = $number:literal, $name:literal, $text:literal, $status:literal;)*) => {
-        /// Error numbers of Linux, by name on the wire. Those that the control path can meet; any other is `EIO`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-        pub enum Errno {
-            $(#[doc = $text] #[serde(rename = $name)] $variant,)*
-        }
-
-        impl Errno {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The number in Linux' `errno.h`.
-            pub fn number(self) -> i32 {
-                match self { $(Self::$variant => $number,)* }
-            }
-
-            /// The symbol: `EINVAL`.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-
-            /// The text of `strerror`: `Invalid argument`.
-            pub fn text(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// The HTTP status of a reply with this error.
-            pub fn http_status(self) -> u16 {
-                match self { $(Self::$variant => $status,)* }
-            }
-        }
-    };
-}
-
-errnos! {
-    Eperm = 1, "EPERM", "Operation not permitted", 403;
-    Enoent = 2, "ENOENT", "No such file or directory", 404;
-    Eintr = 4, "EINTR", "Interrupted system call", 503;
-    Eio = 5, "EIO", "Input/output error", 500;
-    Enxio = 6, "ENXIO", "No such device or address", 404;
-    E2big = 7, "E2BIG", "Argument list too long", 413;
-    Eagain = 11, "EAGAIN", "Resource temporarily unavailable", 503;
-    Enomem = 12, "ENOMEM", "Cannot allocate memory", 507;
-    Eacces = 13, "EACCES", "Permission denied", 403;
-    Enotblk = 15, "ENOTBLK", "Block device required", 400;
-    Ebusy = 16, "EBUSY", "Device or resource busy", 409;
-    Eexist = 17, "EEXIST", "File exists", 409;
-    Enodev = 19, "ENODEV", "No such device", 404;
-    Enotdir = 20, "ENOTDIR", "Not a directory", 400;
-    Eisdir = 21, "EISDIR", "Is a directory", 400;
-    Einval = 22, "EINVAL", "Invalid argument", 400;
-    Enfile = 23, "ENFILE", "Too many open files in system", 503;
-    Emfile = 24, "EMFILE", "Too many open files", 503;
-    Enotty = 25, "ENOTTY", "Inappropriate ioctl for device", 400;
-    Efbig = 27, "EFBIG", "File too large", 413;
-    Enospc = 28, "ENOSPC", "No space left on device", 507;
-    Erofs = 30, "EROFS", "Read-only file system", 403;
-    Erange = 34, "ERANGE", "Numerical result out of range", 400;
-    Enametoolong = 36, "ENAMETOOLONG", "File name too long", 400;
-    Eloop = 40, "ELOOP", "Too many levels of symbolic links", 400;
-    Eoverflow = 75, "EOVERFLOW", "Value too large for defined data type", 400;
-    Eopnotsupp = 95, "EOPNOTSUPP", "Operation not supported", 400;
-    Etimedout = 110, "ETIMEDOUT", "Connection timed out", 504;
-    Ecanceled = 125, "ECANCELED", "Operation canceled", 503;
-}
-
-impl Errno {
-    /// The error of a number as `std::io::Error::raw_os_error` gives it (positive); [`Errno::Eio`] for one
-    /// that is not in the list.
-    pub fn from_number(number: i32) -> Self {
-        Self::ALL.iter().copied().find(|errno| errno.number() == number).unwrap_or(Self::Eio)
-    }
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -652,17 +574,6 @@ mod tests {
         assert_eq!(device_path(route::MESSAGE, "a\\x20b"), "/v1/devices/a%5Cx20b/message");
         assert_eq!(device_path(route::DEVICE, "vg-lv.0_1~"), "/v1/devices/vg-lv.0_1~");
         assert_eq!(device_path(route::DEVICE, "#+:=@"), "/v1/devices/%23%2B%3A%3D%40");
-    }
-
-    #[test]
-    fn errno_texts_are_those_of_the_c_library() {
-        for errno in Errno::ALL {
-            let system = std::io::Error::from_raw_os_error(errno.number()).to_string();
-            assert_eq!(system, format!("{} (os error {})", errno.text(), errno.number()));
-            assert_eq!(Errno::from_number(errno.number()), *errno);
-            assert_eq!(serde_json::to_string(errno).unwrap(), format!("\"{}\"", errno.name()));
-        }
-        assert_eq!(Errno::from_number(9999), Errno::Eio);
     }
 
     #[test]

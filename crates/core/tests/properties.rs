@@ -204,10 +204,13 @@ proptest! {
 
     #[test]
     fn one_repeat_does_what_the_model_does(
-        (len, num_paths, region_size) in shape(),
+        (len, num_paths, region_size) in shape(), long in prop::option::weighted(0.3, 1u64..20_000),
         seed in prop::collection::vec(any::<u32>(), 1..200),
-        index in any::<u64>(), cycle in any::<u64>(), count in any::<u64>(),
+        index in any::<u64>(), cycle in prop_oneof![any::<u64>(), 0u64..100], count in any::<u64>(),
     ) {
+        // Long enough for every way to copy, or short for every way to end.
+        let len = long.unwrap_or(len) * u64::from(region_size);
+        let index = if long.is_some() { index % 300 } else { index };
         let mut model = Model::new(len, num_paths, region_size);
         let map = new_map(len, num_paths, region_size);
         let regions = map.geometry().nr_regions();

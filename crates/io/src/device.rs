@@ -25,9 +25,15 @@ pub enum DeviceError {
     /// No such device.
     #[error("Device {0} not found")]
     NotFound(String),
-    /// The name or uuid is taken.
-    #[error("'{0}' is the name or uuid of another device")]
+    /// The name, uuid or number is taken.
+    #[error("'{0}' is the name, uuid or number of another device")]
     Exists(String),
+    /// No number of a device.
+    #[error("the number {0} is too large: it must be below {max}", max = crate::pool::MAX_DEVICES)]
+    Number(u32),
+    /// All numbers are taken.
+    #[error("there are {max} devices: no more is possible", max = crate::pool::MAX_DEVICES)]
+    TooMany,
     /// In use.
     #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]
     Busy {
@@ -69,7 +75,9 @@ impl DeviceError {
             DeviceError::NotFound(_) => libc::ENXIO,
             DeviceError::Exists(_) | DeviceError::Busy { .. } => libc::EBUSY,
             DeviceError::Stopping => libc::ESHUTDOWN,
-            DeviceError::NoTable
+            DeviceError::TooMany => libc::ENOSPC,
+            DeviceError::Number(_)
+            | DeviceError::NoTable
             | DeviceError::SectorOutside
             | DeviceError::NoMessages
             | DeviceError::NothingToResume(_)

@@ -230,8 +230,8 @@ impl Registry {
         self.read().iter().find(|d| d.id() == id).cloned()
     }
 
-    /// Makes a device without a table.
-    pub fn create(&self, name: &str, uuid: &str) -> Result<Arc<Device>, DeviceError> {
+    /// Makes a device without a table, with the lowest free id or the one that is asked for.
+    pub fn create(&self, name: &str, uuid: &str, id: Option<u32>) -> Result<Arc<Device>, DeviceError> {
         let mut devices = self.write();
         for device in devices.iter() {
             let info = device.info();
@@ -242,17 +242,24 @@ impl Registry {
                 return Err(DeviceError::Exists(uuid.to_string()));
             }
         }
-        let id = (0..MAX_DEVICES as u32).find(|id| devices.iter().all(|d| d.id() != *id));
-        let id = id.ok_or(DeviceError::Stopping)?;
+        let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
+        let id = match id {
+            Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
+            Some(id) => Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?,
+            None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
+        };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
         let latch = Latch::new(self.mailboxes.len());
+        // Sent before anybody can find the device, so that it is the first that a queue hears of it; awaited
+        // without the lock, which a queue may want for a handshake before it reads its mail.
         self.mailboxes.send_all(|_| Command::Install {
             device: id,
             counters: device.counters(),
             ack: latch.ack(),
         });
-        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
         devices.push(device.clone());
+        drop(devices);
+        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
         Ok(device)
     }
 

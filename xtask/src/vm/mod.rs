@@ -8,7 +8,7 @@
 mod initramfs;
 mod packages;
 
-pub(crate) use packages::{Kernel, Tree};
+pub(crate) use packages::{Kernel, Tree, run};
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};

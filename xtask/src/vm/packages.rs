@@ -124,9 +124,7 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     let headers = format!("linux-headers-{release}");
     let mut names = vec!["busybox-static".to_owned(), format!("linux-image-{release}"), headers.clone()];
     let parts = apt.depends(&headers)?;
-    names.extend(
-        parts.into_iter().filter(|name| name.ends_with("-common") || name.starts_with("linux-kbuild-")),
-    );
+    names.extend(parts.into_iter().filter(|name| name.ends_with("-common") || name.starts_with("linux-kbuild-")));
     for package in apt.download(&names)? {
         run(Command::new("dpkg").arg("-x").arg(package).arg(root))?;
     }
@@ -158,16 +156,19 @@ impl Apt {
         }
         fs::write(folder.join("sources.list"), sources)?;
         let at = folder.display();
-        let options = [
+        let mut options = vec![
             format!("Dir::Etc::sourcelist={at}/sources.list"),
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={at}/lists"),
             format!("Dir::Cache={at}/cache"),
-            format!("APT::Default-Release={}", kernel.suites()[0]),
             // The lists of translations are not worth fetching.
             "Acquire::Languages=none".to_owned(),
         ];
-        let apt = Self { folder: folder.to_owned(), options: options.into() };
+        if kernel == Kernel::V6_12 {
+            // apt takes nothing from backports unless told to.
+            options.push(format!("APT::Default-Release={}", kernel.suites()[0]));
+        }
+        let apt = Self { folder: folder.to_owned(), options };
         apt.run("apt-get", &["-qq", "update"])?;
         Ok(apt)
     }
@@ -198,8 +199,7 @@ impl Apt {
 /// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the host's configuration.
 fn mirror(suffix: &str) -> Result<String> {
     let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(REPO_URI)";
-    let targets =
-        run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let targets = run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
     for line in targets.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [suite, "main", "Debian", address] = words[..] {
@@ -208,9 +208,7 @@ fn mirror(suffix: &str) -> Result<String> {
             }
         }
     }
-    bail!(
-        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help"
-    )
+    bail!("apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help")
 }
 
 /// Takes the ELF file out of the bzImage (Documentation/arch/x86/boot.rst: the payload fields of the setup header).

@@ -16,6 +16,9 @@ use crate::protocol::{CreateDevice, Device, route};
 /// The table comes from --table, from a file, or from standard input. With --concise, the one argument (or
 /// standard input) describes any number of devices.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "blkswitch create [OPTIONS] <NAME> [TABLE_FILE]\n       blkswitch create --concise [DESCRIPTION]"
+)]
 pub(super) struct Create {
     /// Name of the device and file with its table
     #[arg(value_names = ["NAME", "TABLE_FILE"], num_args = 0..=2)]

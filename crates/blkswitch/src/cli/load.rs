@@ -40,6 +40,7 @@ impl LeafSwitches {
 ///
 /// The table comes from --table, from a file, or from standard input. It becomes live with the next resume.
 #[derive(Debug, Args)]
+#[command(override_usage = "blkswitch load [OPTIONS] <DEVICE> [TABLE_FILE]")]
 pub(super) struct Load {
     /// The device and file with its table
     #[arg(value_names = ["DEVICE", "TABLE_FILE"], num_args = 0..=2)]

@@ -22,6 +22,7 @@ use crate::protocol::{MessageReply, device_path, route};
 /// word of - reads further words from standard input, as many as there are, as in
 /// `generate-layout | blkswitch message switch 0 set_region_mappings -`.
 #[derive(Debug, Args)]
+#[command(override_usage = "blkswitch message [OPTIONS] <DEVICE> <SECTOR> <WORD>...")]
 pub(super) struct Message {
     /// The device, a sector of it, and the words
     #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]
@@ -65,7 +66,7 @@ impl Message {
             return context.print_json(reply);
         }
         if self.options.verbose > 0 {
-            context.print(&format!("{} regions mapped.\n", reply.mapped))?;
+            context.print(&format!("{} arguments applied.\n", reply.arguments))?;
         }
         match &reply.text {
             Some(text) => context.print(&format!("{}\n", text.strip_suffix('\n').unwrap_or(text))),

@@ -266,9 +266,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
     };
     match error.kind() {
         ErrorKind::InvalidSubcommand => eprint!("Unknown command.\n{}", usage(None)),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            eprint!("{}", usage(None))
-        }
+        // The help of what lacks a verb.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => eprint!("{error}"),
         ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
             wrong_number(error)
         }
@@ -320,6 +319,8 @@ mod tests {
             "blkswitch status --target switch --noopencount",
             "blkswitch wait switch 3",
             "blkswitch help -c",
+            "blkswitch info --col --noh --sep | switch",
+            "blkswitch --targ switch table",
         ] {
             assert!(parses(line), "{line}");
         }

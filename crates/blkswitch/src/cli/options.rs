@@ -3,11 +3,10 @@
 //! Contract: every verb of dmsetup accepts every switch, whether it has use for it or not, anywhere on the line
 //! ([`options_behind_verb`]); a verb's help shows those it has use for ([`shown`]). Pure.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Command, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 
 /// Where the daemon is reached.
 #[derive(Debug, Clone, Default, Args)]
@@ -189,10 +188,10 @@ pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
 /// dmsetup takes its switches anywhere, clap takes those of a verb behind the verb.
 pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
-    let with_value = switches_with_value();
+    let switches = leading_switches();
     let mut at = 1;
     while let Some(text) = args.get(at).and_then(|arg| arg.to_str()) {
-        match switch_words(text, &with_value) {
+        match switch_words(text, &switches) {
             Some(words) => at += words,
             None => {
                 args[1..=at].rotate_right(1);
@@ -204,28 +203,29 @@ pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> V
 }
 
 /// How many words the switch `text` takes, itself included; `None` when it is no switch.
-fn switch_words(text: &str, with_value: &HashSet<String>) -> Option<usize> {
-    if let Some(long) = text.strip_prefix("--") {
-        return Some(if with_value.contains(long) { 2 } else { 1 });
+fn switch_words(text: &str, switches: &Command) -> Option<usize> {
+    let takes_value = |found: Option<&Arg>| found.is_some_and(|arg| arg.get_action().takes_values());
+    if let Some(name) = text.strip_prefix("--") {
+        let long = |matches: &dyn Fn(&str) -> bool| {
+            switches.get_arguments().find(|arg| arg.get_long().is_some_and(matches))
+        };
+        // A switch may be shortened; one that is spelt out is no abbreviation of a longer one.
+        let found = long(&|long| long == name).or_else(|| long(&|long| long.starts_with(name)));
+        return Some(if takes_value(found) { 2 } else { 1 });
     }
     let cluster = text.strip_prefix('-').filter(|rest| !rest.is_empty())?;
     // In a cluster like -vcO the first letter that takes a value has the rest as its value, or the next word.
-    let valued = cluster.char_indices().find(|(_, letter)| with_value.contains(&letter.to_string()));
+    let short = |letter| switches.get_arguments().find(|arg| arg.get_short() == Some(letter));
+    let valued = cluster.char_indices().find(|&(_, letter)| takes_value(short(letter)));
     Some(match valued {
         Some((index, letter)) if index + letter.len_utf8() == cluster.len() => 2,
         _ => 1,
     })
 }
 
-/// Names of the switches that take a value: long ones, and short ones as one letter.
-fn switches_with_value() -> HashSet<String> {
-    let command = SocketOption::augment_args(Options::augment_args(Command::new("switches")));
-    let mut names = HashSet::new();
-    for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
-        names.extend(arg.get_long().map(str::to_owned));
-        names.extend(arg.get_short().map(String::from));
-    }
-    names
+/// The switches that may stand before the verb.
+fn leading_switches() -> Command {
+    SocketOption::augment_args(Options::augment_args(Command::new("switches")))
 }
 
 #[cfg(test)]
@@ -241,6 +241,7 @@ mod tests {
     fn switches_may_stand_before_the_verb() {
         assert_eq!(moved("b status x"), "b status x");
         assert_eq!(moved("b -v --target switch status x"), "b status -v --target switch x");
+        assert_eq!(moved("b --targ switch status x"), "b status --targ switch x");
         assert_eq!(moved("b --target=switch status x"), "b status --target=switch x");
         assert_eq!(moved("b -vcOname info"), "b info -vcOname");
         assert_eq!(moved("b -vcO name info"), "b info -vcO name");

@@ -11,6 +11,7 @@ use crate::protocol::{Rename as Request, route};
 
 /// Rename a device, or give it a uuid with --setuuid
 #[derive(Debug, Args)]
+#[command(override_usage = "blkswitch rename [OPTIONS] <DEVICE> <NEW_NAME_OR_UUID>")]
 pub(super) struct Rename {
     /// The device (unless -u or -j -m name it) and its new name or uuid
     #[arg(value_names = ["DEVICE", "NEW_NAME_OR_UUID"], num_args = 1..=2, required = true)]

@@ -10,6 +10,7 @@ use crate::protocol::{Events, device_path, route};
 
 /// Wait until the event number of a device differs from the one given
 #[derive(Debug, Args)]
+#[command(override_usage = "blkswitch wait [OPTIONS] <DEVICE> [EVENT_NR]")]
 pub(super) struct Wait {
     /// The device (unless -u or -j -m name it) and an event number [default: 0]
     #[arg(value_names = ["DEVICE", "EVENT_NR"], num_args = 0..=2)]

@@ -11,16 +11,13 @@
 //! ways. For up to 16 paths, whose numbers have one digit. No allocation, no panic.
 
 use super::geometry::Geometry;
+use super::hex::{self, ONES, TOPS};
 use super::message::{Message, Table};
 
 /// Arguments in a block.
 const BLOCK: u64 = 8;
 /// Most paths whose numbers all have one digit.
 const MAX_BLOCK_PATHS: u32 = 16;
-/// A 1 in every byte.
-const ONES: u64 = 0x0101_0101_0101_0101;
-/// The top bit of every byte.
-const TOPS: u64 = 0x80 * ONES;
 /// The bytes of the digits in the three words of a block.
 const DIGITS: [u64; 3] = [0x0000_ff00_00ff_0000, 0x00ff_0000_ff00_00ff, 0xff00_00ff_0000_ff00];
 /// The three words of a block whose digits are 0 bytes.
@@ -92,16 +89,9 @@ fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     let others =
         (a & !DIGITS[0] ^ pattern[0]) | (b & !DIGITS[1] ^ pattern[1]) | (c & !DIGITS[2] ^ pattern[2]);
     let text = a & DIGITS[0] | b & DIGITS[1] | c & DIGITS[2];
-    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set afterwards says "at least".
-    let ascii = text & !TOPS;
-    let decimal = ascii ^ (0x30 * ONES);
-    let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
-    let is_decimal = !(decimal.wrapping_add((0x80 - 10) * ONES));
-    let is_letter = letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
-    let values = (ascii & (0x0f * ONES)).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
+    let (values, others_among_digits) = hex::digits_of(text);
     let too_large = values.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(num_paths)));
-    let wrong = (!(is_decimal | is_letter) | too_large | text) & TOPS;
-    if others | wrong == 0 { Some(values) } else { None }
+    if others | others_among_digits | (too_large & TOPS) == 0 { Some(values) } else { None }
 }
 
 /// What the eight regions of a block have by round robin, a byte each, in the order of a block's digits.

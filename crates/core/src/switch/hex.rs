@@ -20,21 +20,79 @@ const fn digits() -> [u8; 256] {
     table
 }
 
-/// The number a text begins with, and what follows it; `None` if it does not begin with a digit.
+/// A 1 in every byte.
+pub(super) const ONES: u64 = 0x0101_0101_0101_0101;
+/// The top bit of every byte.
+pub(super) const TOPS: u64 = 0x80 * ONES;
+
+/// Eight bytes as digits, all at once: their values, and the top bit set in each byte that is no digit (whose value then
+/// means nothing).
 #[inline]
+pub(super) const fn digits_of(text: u64) -> (u64, u64) {
+    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set afterwards says "at least".
+    let ascii = text & !TOPS;
+    let decimal = ascii ^ (0x30 * ONES);
+    let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
+    let is_decimal = !decimal.wrapping_add((0x80 - 10) * ONES);
+    let is_letter = letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
+    let values = (ascii & (0x0f * ONES)).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
+    (values, (!(is_decimal | is_letter) | text) & TOPS)
+}
+
+/// The number a text begins with, and what follows it; `None` if it does not begin with a digit.
+///
+/// A digit at a time: as long as numbers have much the same length, which those of regions have, the processor guesses
+/// where they end and is ahead of this loop. (Eight digits at once would make each number wait for the one before it.)
+#[inline(always)]
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
-    let (&first, mut rest) = text.split_first()?;
-    let mut value = u64::from(DIGITS[first as usize]);
-    if value == u64::from(NO_DIGIT) {
-        return None;
+    // Most numbers are short: without asking for the end of the text at every digit.
+    let (mut value, mut len) = (0u64, 0usize);
+    if let Some(bytes) = text.first_chunk::<8>() {
+        for &byte in bytes {
+            let digit = DIGITS[byte as usize];
+            if digit == NO_DIGIT {
+                let (_, rest) = text.split_at_checked(len)?;
+                return if len == 0 { None } else { Some((value, rest)) };
+            }
+            value = value << 4 | u64::from(digit);
+            len = len.wrapping_add(1);
+        }
     }
-    while let Some((&byte, after)) = rest.split_first() {
+    long_number(text)
+}
+
+/// [`number`] for numbers that mostly have one or two digits, at random: no branch on which.
+#[inline(always)]
+pub(super) fn short_number(text: &[u8]) -> Option<(u64, &[u8])> {
+    if let Some((&[first, second, third], _)) = text.split_first_chunk::<3>() {
+        let (digit, next) = (DIGITS[first as usize], DIGITS[second as usize]);
+        if digit == NO_DIGIT {
+            return None;
+        }
+        let two = next != NO_DIGIT;
+        // Unless both are digits: `NO_DIGIT` has all bits set.
+        if next | DIGITS[third as usize] == NO_DIGIT {
+            let value =
+                u64::from(digit) << (4 * u32::from(two)) | u64::from(next & u8::from(two).wrapping_neg());
+            let (_, rest) = text.split_at_checked(1 + usize::from(two))?;
+            return Some((value, rest));
+        }
+    }
+    number(text)
+}
+
+/// [`number`] of any length.
+#[inline]
+fn long_number(mut text: &[u8]) -> Option<(u64, &[u8])> {
+    let (mut value, mut any) = (0u64, false);
+    while let Some((&byte, rest)) = text.split_first() {
         let digit = DIGITS[byte as usize];
         if digit == NO_DIGIT {
             break;
         }
         value = value << 4 | u64::from(digit);
-        rest = after;
+        any = true;
+        text = rest;
     }
-    Some((value, rest))
+    if any { Some((value, text)) } else { None }
 }

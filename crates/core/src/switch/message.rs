@@ -308,7 +308,7 @@ impl Message {
     }
 
     /// Counts an argument, checks its numbers and applies it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn execute<T: Table>(&mut self, table: &T, argument: Argument) -> Result<(), MessageError> {
         self.words = self.words.wrapping_add(1);
         match argument {
@@ -333,6 +333,7 @@ impl Message {
         Ok(())
     }
 
+    #[inline(never)]
     fn repeat<T: Table>(&mut self, table: &T, cycle: u64, count: u64) -> Result<(), MessageErrorKind> {
         let (index, regions) = (self.index, table.geometry().nr_regions());
         let last = cycle.wrapping_sub(1);
@@ -369,12 +370,13 @@ pub(super) enum Argument {
 }
 
 impl Argument {
-    /// The argument a text begins with, and what follows it.
-    #[inline]
+    /// The argument a text begins with, and what follows it. Always inlined, here and where it is acted upon: an
+    /// argument that passes through memory costs more than it takes to read it.
+    #[inline(always)]
     pub(super) fn parse(text: &[u8]) -> Option<(Self, &[u8])> {
         match text.split_first()? {
             (b':', rest) => {
-                let (path, rest) = hex::number(rest)?;
+                let (path, rest) = hex::short_number(rest)?;
                 Some((Self::MapNext { path }, rest))
             }
             (b'R' | b'r', rest) => {
@@ -384,7 +386,7 @@ impl Argument {
             }
             _ => {
                 let (region, rest) = hex::number(text)?;
-                let (path, rest) = hex::number(rest.strip_prefix(b":")?)?;
+                let (path, rest) = hex::short_number(rest.strip_prefix(b":")?)?;
                 Some((Self::Map { region, path }, rest))
             }
         }

@@ -11,6 +11,9 @@ use core::sync::atomic::AtomicU64;
 use super::geometry::Geometry;
 use super::regions::Map;
 
+/// Slots between a copied word and its source from which on one does not wait for the other.
+const FAR_SLOTS: u64 = 8;
+
 impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// Repeats the `cycle` regions up to and with `index` over the `count` regions after it.
     pub(super) fn repeat(&self, index: u64, cycle: u64, count: u64) {
@@ -28,7 +31,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         let mut region = index.wrapping_add(1);
         let end = region.wrapping_add(count);
         let periodic = region.wrapping_add(distance.wrapping_sub(cycle));
-        let aligned = periodic.wrapping_add(slot_entries).wrapping_sub(1) & slot_entries.wrapping_neg();
+        let aligned = align_up(periodic, slot_entries);
         let change = u64::from(geometry.default_path(cycle));
         let num_paths = u64::from(geometry.num_paths());
         while region < aligned.min(end) {
@@ -37,9 +40,22 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             self.store_entry(region, entry.wrapping_add(borrow).wrapping_sub(change));
             region = region.wrapping_add(1);
         }
-        if region < end {
-            self.repeat_words(region, end, distance);
+        if region >= end {
+            return;
         }
+        // A word waits for the one it is copied from. After some rounds there is a source further away, which is also a
+        // whole number of round robins, so that nothing needs to be subtracted any more.
+        let mut far = distance.saturating_mul(num_paths);
+        while far < slot_entries.wrapping_mul(FAR_SLOTS) {
+            far = far.wrapping_mul(2);
+        }
+        let rounds_end = region.saturating_add(far);
+        if rounds_end >= end {
+            return self.repeat_words(region, end, distance);
+        }
+        let rounds_end = align_up(rounds_end, slot_entries).min(end);
+        self.repeat_words(region, rounds_end, distance);
+        self.repeat_words(rounds_end, end, far);
     }
 
     /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before it.
@@ -67,6 +83,11 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             source = source.wrapping_add(1);
         }
     }
+}
+
+/// The next multiple of a power of two.
+const fn align_up(region: u64, slot_entries: u64) -> u64 {
+    region.wrapping_add(slot_entries).wrapping_sub(1) & slot_entries.wrapping_neg()
 }
 
 /// Subtracts one number modulo the number of paths from every entry of a word.

@@ -54,7 +54,7 @@ pub(super) fn run_split<T: Table>(message: &mut Message, table: &T, text: &[u8])
 }
 
 /// An argument that ends in white space, or in the end of the message, without a backslash in it.
-#[inline]
+#[inline(always)]
 fn in_place(text: &[u8], last: bool) -> Option<(Argument, &[u8])> {
     let (argument, rest) = Argument::parse(text)?;
     let ends = rest.first().map_or(last, |&byte| is_space(byte));

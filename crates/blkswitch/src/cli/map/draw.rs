@@ -14,10 +14,12 @@ const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211
 const MIXED_GROUND: u8 = 236;
 /// Digits for paths.
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-/// Columns that the ruler takes.
-const RULER_COLUMNS: usize = 12;
-/// Blocks in a row where there is no terminal to ask, and at the most: rows longer than that are hard to follow.
-const ROW_BLOCKS_MAX: usize = 64;
+/// Columns that the ruler takes: region, sector, and the space around them.
+const RULER_COLUMNS: usize = 27;
+/// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard to follow.
+const ROW_BLOCKS: [usize; 4] = [100, 50, 20, 10];
+/// Columns of the terminal where there is none to ask: room for fifty blocks of two columns.
+const COLUMNS_DEFAULT: usize = 130;
 /// Rows where there is no terminal to ask, and at the most.
 const ROWS_MAX: usize = 32;
 /// Rows that heading and legend need beside the picture.
@@ -30,7 +32,7 @@ const BAR_COLUMNS: u64 = 30;
 /// How much room there is and whether colours are welcome.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
-    row: usize,
+    columns: usize,
     rows: usize,
     colours: bool,
 }
@@ -38,28 +40,37 @@ pub(super) struct Look {
 impl Look {
     /// For a terminal of so many columns and rows, or for none.
     pub(super) fn new(size: Option<(usize, usize)>, colours: bool) -> Self {
-        let (columns, lines) = size.unwrap_or((usize::MAX, usize::MAX));
-        // A power of two, so that the ruler shows round numbers and repeating patterns line up.
-        let room = (columns.saturating_sub(RULER_COLUMNS) / 2).clamp(8, ROW_BLOCKS_MAX);
-        let row = 1 << room.ilog2();
-        Self { row, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
+        let (columns, lines) = size.unwrap_or((COLUMNS_DEFAULT, usize::MAX));
+        Self { columns, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
     }
 
     /// How many blocks there is room for.
     pub(super) fn cells(&self) -> usize {
-        self.row * self.rows
+        self.row(if self.colours { 1 } else { 2 }) * self.rows
+    }
+
+    /// Blocks in a row when each has `width` columns.
+    fn row(&self, width: usize) -> usize {
+        let room = self.columns.saturating_sub(RULER_COLUMNS) / width;
+        ROW_BLOCKS.into_iter().find(|&blocks| blocks <= room).unwrap_or(ROW_BLOCKS[ROW_BLOCKS.len() - 1])
+    }
+
+    /// Columns of a block: two where so many fit, one otherwise. Without colours the second shows the mark.
+    fn block_width(&self, cells: usize) -> usize {
+        if !self.colours || cells <= self.row(2) * self.rows { 2 } else { 1 }
     }
 }
 
 /// The picture, with a newline at the end.
 pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
     let mut out = heading(name, picture);
-    let _ = writeln!(out, "\n{:>10}  each block: {}", "region", block_size(picture));
-    for row in picture.cells.chunks(look.row) {
+    let width = look.block_width(picture.cells.len());
+    let _ = writeln!(out, "\n{:>10} {:>14}  each block: {}", "region", "sector", block_size(picture));
+    for row in picture.cells.chunks(look.row(width)) {
         let start = row.first().map_or(0, |cell| cell.start);
-        let _ = write!(out, "{start:>10}  ");
+        let _ = write!(out, "{start:>10} {:>14}  ", first_sector(picture, start));
         for cell in row {
-            block(&mut out, cell, look.colours);
+            block(&mut out, cell, width, look.colours);
         }
         while !look.colours && out.ends_with(' ') {
             out.pop();
@@ -71,29 +82,30 @@ pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
     out
 }
 
+/// Where a region begins in the device.
+fn first_sector(picture: &MapPicture, region: u64) -> u64 {
+    picture.start_sector.saturating_add(region.saturating_mul(picture.region_size.into()))
+}
+
 fn heading(name: &str, picture: &MapPicture) -> String {
-    let MapPicture { regions, paths, region_size, from, to, start_sector, .. } = *picture;
+    let MapPicture { regions, paths, region_size, from, to, .. } = *picture;
     let size = bytes(u64::from(region_size).saturating_mul(512));
     let mut out = format!("{name}: {regions} regions of {region_size} sectors ({size}) on {paths} paths\n");
     if from > 0 || to.saturating_add(1) < regions {
-        let sector = |region: u64| start_sector.saturating_add(region.saturating_mul(region_size.into()));
-        let last = sector(to.saturating_add(1)).saturating_sub(1);
-        let _ = writeln!(out, "regions {from} to {to}: sectors {} to {last}", sector(from));
+        let _ = writeln!(out, "only regions {from} to {to}");
     }
     out
 }
 
 fn block_size(picture: &MapPicture) -> String {
-    let sizes = || picture.cells.iter().map(|cell| cell.count);
-    match (sizes().min().unwrap_or(1), sizes().max().unwrap_or(1)) {
-        (1, 1) => "1 region".to_owned(),
-        (least, most) if least == most => format!("{most} regions"),
-        (least, most) => format!("{least} or {most} regions"),
+    match picture.cells.first().map_or(1, |cell| cell.count) {
+        1 => "1 region".to_owned(),
+        size => format!("{size} regions"),
     }
 }
 
-/// Two columns: full for one path, dense or loose dots where others are mixed in.
-fn block(out: &mut String, cell: &Cell, colours: bool) {
+/// Full for one path; dense or loose dots where others are mixed in.
+fn block(out: &mut String, cell: &Cell, width: usize, colours: bool) {
     let pure = cell.majority == cell.count;
     let digit = digit(cell.path);
     if !colours {
@@ -102,10 +114,12 @@ fn block(out: &mut String, cell: &Cell, colours: bool) {
         return;
     }
     let colour = colour(cell.path);
-    let _ = match (pure, cell.majority.saturating_mul(4) >= cell.count.saturating_mul(3)) {
-        (true, _) => write!(out, "\x1b[38;5;{};48;5;{colour}m{digit} \x1b[0m", ink(colour)),
-        (false, true) => write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m▓▓\x1b[0m"),
-        (false, false) => write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m▒▒\x1b[0m"),
+    let _ = if pure {
+        write!(out, "\x1b[38;5;{};48;5;{colour}m{digit:<width$}\x1b[0m", ink(colour))
+    } else {
+        let mostly = cell.majority.saturating_mul(4) >= cell.count.saturating_mul(3);
+        let dots = if mostly { "▓" } else { "▒" }.repeat(width);
+        write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m{dots}\x1b[0m")
     };
 }
 
@@ -132,7 +146,7 @@ fn legend(out: &mut String, picture: &MapPicture, colours: bool) {
         let _ = writeln!(out, "  {others} other paths: {rest} regions, {}", percent(rest, shown));
     }
     if picture.cells.iter().any(|cell| cell.majority != cell.count) {
-        let mixed = if colours { "▓▓ mostly, ▒▒ less than three quarters" } else { "~ mostly" };
+        let mixed = if colours { "▓ mostly, ▒ less than three quarters" } else { "~ mostly" };
         let _ = writeln!(out, "{mixed} on the path shown, the rest on others (--range A-B looks closer)");
     }
 }
@@ -202,7 +216,8 @@ mod tests {
         let look = Look::new(None, false);
         assert_eq!(
             draw("switch", &picture(3, &runs, look.cells()), &look),
-            "switch: 16 regions of 128 sectors (64 KiB) on 3 paths\n\n    region  each block: 1 region\n         0  \
+            "switch: 16 regions of 128 sectors (64 KiB) on 3 paths\n\n    \
+             region         sector  each block: 1 region\n         0              0  \
              0 1 2 0 1 2 1 1 2 0 1 2 0 1 2 0\n\n\
              0 path 0               5 31.25 %  #########################       /dev/ram0\n\
              1 path 1               6 37.50 %  ##############################  /dev/ram1\n\
@@ -212,9 +227,9 @@ mod tests {
 
     #[test]
     fn mixed_blocks_are_marked() {
-        let runs = [Run { start: 0, count: 6, path: 0 }, Run { start: 6, count: 2, path: 1 }];
+        let runs = [Run { start: 0, count: 8, path: 0 }, Run { start: 8, count: 2, path: 1 }];
         let plain = draw("d", &picture(2, &runs, 2), &Look::new(None, false));
-        assert!(plain.contains("each block: 4 regions\n         0  0 0~\n"), "{plain}");
+        assert!(plain.contains("each block: 5 regions\n         0              0  0 0~\n"), "{plain}");
         assert!(
             plain.ends_with("~ mostly on the path shown, the rest on others (--range A-B looks closer)\n")
         );
@@ -227,12 +242,30 @@ mod tests {
 
     #[test]
     fn blocks_fit_the_terminal() {
-        for (size, row, rows) in
-            [((80, 24), 32, 14), ((200, 100), 64, 32), ((20, 5), 8, 4), ((160, 50), 64, 32)]
-        {
-            let look = Look::new(Some(size), true);
-            assert_eq!((look.row, look.rows), (row, rows), "{size:?}");
+        for (size, colours, cells) in [
+            ((80, 24), true, 50 * 14),
+            ((80, 24), false, 20 * 14),
+            ((200, 100), true, 100 * 32),
+            ((20, 5), true, 10 * 4),
+            ((130, 50), false, 50 * 32),
+        ] {
+            let look = Look::new(Some(size), colours);
+            assert_eq!(look.cells(), cells, "{size:?}");
+            let runs = round_robin(3, cells as u64);
+            let text = draw("d", &picture(3, &runs, cells), &look);
+            let width = |line: &str| {
+                line.split('\x1b').map(|part| part.rsplit('m').next().unwrap_or(part).len()).sum::<usize>()
+            };
+            let widest = text.lines().skip(3).take(look.rows).map(width).max().unwrap();
+            assert!(widest <= size.0.max(RULER_COLUMNS + 20), "{size:?}: {widest}");
         }
+    }
+
+    #[test]
+    fn few_blocks_are_wide_and_many_are_narrow() {
+        let look = Look::new(Some((80, 24)), true);
+        assert_eq!((look.block_width(20 * 14), look.block_width(20 * 14 + 1)), (2, 1));
+        assert_eq!(Look::new(Some((80, 24)), false).block_width(1000), 2);
     }
 
     #[test]

@@ -59,6 +59,15 @@ struct Body {
     len: usize,
 }
 
+/// Where the bytes of the receive under way go. A write whose data is awaited may begin while a receive into the
+/// input is under way (its header waited for the limits there): what comes then is taken from the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    Nothing,
+    Input,
+    Body,
+}
+
 /// A reply to be sent: a header, and the data behind it.
 struct Reply {
     header: [u8; MAX_REPLY_HEADER],
@@ -89,7 +98,7 @@ pub(super) struct Conn {
     start: usize,
     end: usize,
     input_cap: usize,
-    receiving: bool,
+    receiving: Receiving,
     body: Option<Body>,
     /// Payload of a refused request, still to come and to be thrown away.
     skip: u64,
@@ -122,7 +131,7 @@ impl Conn {
             start: 0,
             end: 0,
             input_cap: INPUT_BYTES,
-            receiving: false,
+            receiving: Receiving::Nothing,
             body: None,
             skip: 0,
             refusal: None,
@@ -139,11 +148,11 @@ impl Conn {
 
     /// A receive has completed.
     pub(super) fn received(&mut self, result: i32) {
-        self.receiving = false;
-        match (result, &mut self.body) {
-            (n, Some(body)) if n > 0 => body.filled += n as usize,
-            (n, None) if n > 0 => self.end += n as usize,
-            (n, _) if n == -libc::EINTR || n == -libc::EAGAIN => {}
+        let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
+        match (result, into, &mut self.body) {
+            (n, Receiving::Body, Some(body)) if n > 0 => body.filled += n as usize,
+            (n, Receiving::Input, _) if n > 0 => self.end += n as usize,
+            (n, ..) if n == -libc::EINTR || n == -libc::EAGAIN => {}
             // The client is gone, or has half-closed: answer what it asked, read nothing more.
             _ => self.ending = true,
         }
@@ -197,11 +206,7 @@ impl Conn {
         if let Phase::Handshake(_) = self.phase {
             self.shake_hands(context);
         }
-        if self.body.as_ref().is_some_and(|body| body.filled == body.len)
-            && let Some(Body { slot, .. }) = self.body.take()
-        {
-            self.start(id, slot, context);
-        }
+        self.fill_body(id, context);
         while !self.ending && self.body.is_none() && self.read_one(id, context) {}
     }
 
@@ -292,27 +297,32 @@ impl Conn {
         let slot = self.pending.insert(Pending { request, buffer });
         if write && data > 0 {
             self.input_cap = if data >= LARGE_WRITE { SHORT_INPUT } else { INPUT_BYTES };
-            let filled = self.take_body(slot, data);
-            if filled < data {
-                self.body = Some(Body { slot, filled, len: data });
-                return true;
-            }
+            self.body = Some(Body { slot, filled: 0, len: data });
+            self.fill_body(id, context);
+            return true;
         }
         self.start(id, slot, context);
         true
     }
 
-    /// Copies what has come of a write's data. Returns the bytes.
-    fn take_body(&mut self, slot: u32, len: usize) -> usize {
-        let come = len.min(self.end - self.start);
-        let buffer = self.pending.get_mut(slot).and_then(|pending| pending.buffer.as_mut());
+    /// Copies what has come of the awaited data of a write; the write starts when it is whole.
+    fn fill_body(&mut self, id: u32, context: &mut Context<'_>) {
+        // While the kernel fills the body itself, it is left alone.
+        let Some(body) = self.body.as_mut().filter(|_| self.receiving != Receiving::Body) else { return };
+        let come = (body.len - body.filled).min(self.end - self.start);
+        let buffer = self.pending.get_mut(body.slot).and_then(|pending| pending.buffer.as_mut());
         if let (Some(buffer), Some(from)) = (buffer, self.input.bytes().get(self.start..self.start + come))
-            && let Some(to) = buffer.bytes_mut().get_mut(..come)
+            && let Some(to) = buffer.bytes_mut().get_mut(body.filled..body.filled + come)
         {
             to.copy_from_slice(from);
         }
         self.start += come;
-        come
+        body.filled += come;
+        if body.filled == body.len
+            && let Some(Body { slot, .. }) = self.body.take()
+        {
+            self.start(id, slot, context);
+        }
     }
 
     /// Hands a complete request to the pipeline.
@@ -408,10 +418,10 @@ impl Conn {
             self.send(id, context);
         }
         if !self.ending {
-            if !self.receiving {
+            if self.receiving == Receiving::Nothing {
                 self.receive(id, context);
             }
-        } else if self.receiving {
+        } else if self.receiving != Receiving::Nothing {
             // Ends the receive under way; what is in flight is still answered.
             let how = if self.broken { libc::SHUT_RDWR } else { libc::SHUT_RD };
             // SAFETY: a system call on our own descriptor.
@@ -451,11 +461,12 @@ impl Conn {
 
     fn receive(&mut self, id: u32, context: &mut Context<'_>) {
         let fd = types::Fd(self.socket.as_raw_fd());
-        let (place, len, flags) = match &self.body {
+        let (into, place, len, flags) = match &self.body {
             Some(body) => {
                 let buffer = self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
                 let Some(buffer) = buffer else { return };
-                (buffer.as_ptr().wrapping_add(body.filled), body.len - body.filled, libc::MSG_WAITALL)
+                let place = buffer.as_ptr().wrapping_add(body.filled);
+                (Receiving::Body, place, body.len - body.filled, libc::MSG_WAITALL)
             }
             None => {
                 self.compact();
@@ -464,11 +475,12 @@ impl Conn {
                 if room == 0 {
                     return;
                 }
-                (self.input.as_ptr().wrapping_add(self.end), room.min(self.input_cap), 0)
+                let place = self.input.as_ptr().wrapping_add(self.end);
+                (Receiving::Input, place, room.min(self.input_cap), 0)
             }
         };
         let entry = opcode::Recv::new(fd, place, len as u32).flags(flags).build();
-        self.receiving = true;
+        self.receiving = into;
         // SAFETY: the input buffer and the pending write's buffer stay where they are until the completion.
         unsafe { context.ring.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
     }
@@ -495,7 +507,10 @@ impl Conn {
 
     /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.
     pub(super) fn is_over(&self) -> bool {
-        self.ending && !self.receiving && self.pending.is_empty() && self.nothing_to_send()
+        self.ending
+            && self.receiving == Receiving::Nothing
+            && self.pending.is_empty()
+            && self.nothing_to_send()
     }
 
     /// Gives its buffers back.

@@ -1,0 +1,159 @@
+//! A daemon for tests of the client: answers what the test tells it to, and remembers what it was asked.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::response::Response;
+use blkswitch::protocol::ErrorBody;
+use serde::Serialize;
+use tokio::net::UnixListener;
+
+/// A request as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Method and path with query.
+    pub(crate) line: String,
+    /// The whole body.
+    pub(crate) body: String,
+}
+
+/// What the test answers.
+pub(crate) struct Answer {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// 200 with JSON.
+    pub(crate) fn json(value: &impl Serialize) -> Self {
+        Self { status: 200, body: serde_json::to_vec(value).unwrap() }
+    }
+
+    /// 200 with text.
+    pub(crate) fn text(text: &str) -> Self {
+        Self { status: 200, body: text.into() }
+    }
+
+    /// 204.
+    pub(crate) fn done() -> Self {
+        Self { status: 204, body: Vec::new() }
+    }
+
+    /// An error.
+    pub(crate) fn refused(error: &ErrorBody) -> Self {
+        Self { status: error.errno.http_status(), body: serde_json::to_vec(error).unwrap() }
+    }
+
+    /// Something that no daemon of ours says.
+    pub(crate) fn garbage(status: u16, text: &str) -> Self {
+        Self { status, body: text.into() }
+    }
+}
+
+/// The daemon. It lives as long as the process.
+pub(crate) struct Fake {
+    folder: tempfile::TempDir,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Fake {
+    /// Starts one that answers with `answer`.
+    pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (socket, log, answer) = (folder.path().join("control.sock"), asked.clone(), Arc::new(answer));
+        let (ready, started) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(socket).unwrap();
+                ready.send(()).unwrap();
+                let handler = move |request: Request| {
+                    let (log, answer) = (log.clone(), answer.clone());
+                    async move {
+                        let line = format!("{} {}", request.method(), request.uri());
+                        let body = to_bytes(request.into_body(), usize::MAX).await.unwrap();
+                        let asked = Asked { line, body: String::from_utf8(body.into()).unwrap() };
+                        let Answer { status, body } = answer(&asked);
+                        log.lock().unwrap().push(asked);
+                        Response::builder().status(status).body(Body::from(body)).unwrap()
+                    }
+                };
+                axum::serve(listener, Router::new().fallback(handler)).await.unwrap();
+            });
+        });
+        started.recv().unwrap();
+        Self { folder, asked }
+    }
+
+    /// Method, path and query of all requests so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.asked.lock().unwrap().iter().map(|asked| asked.line.clone()).collect()
+    }
+
+    /// The bodies of all requests so far.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.asked.lock().unwrap().iter().map(|asked| asked.body.clone()).collect()
+    }
+
+    /// A folder for the files of a test.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// The client, ready to be given words.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = client();
+        command.env("BLKSWITCH_SOCKET", self.folder.path().join("control.sock"));
+        command
+    }
+
+    /// Runs a shell line in which `blkswitch` is the client.
+    pub(crate) fn shell(&self, line: &str) -> Ran {
+        let folder = PathBuf::from(env!("CARGO_BIN_EXE_blkswitch")).parent().unwrap().to_owned();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).env("PATH", path).env("LC_ALL", "C").env("NO_COLOR", "1");
+        command.env("BLKSWITCH_SOCKET", self.folder.path().join("control.sock")).stdin(Stdio::null());
+        Ran::from(command.output().unwrap())
+    }
+}
+
+/// The client without a daemon.
+pub(crate) fn client() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blkswitch"));
+    command.env_remove("BLKSWITCH_SOCKET").env("LC_ALL", "C").stdin(Stdio::null());
+    command
+}
+
+/// What a run left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    /// Exit status.
+    pub(crate) rc: i32,
+    /// Standard output.
+    pub(crate) out: String,
+    /// Standard error.
+    pub(crate) err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            rc: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Whether the test runs as root, for whom the default socket is elsewhere.
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}

@@ -1,0 +1,234 @@
+//! What the tests with real threads share: a pool with devices over any addresses, and an NBD client of a page.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blkswitch_io::core::switch::geometry::Geometry;
+use blkswitch_io::core::switch::regions::Map;
+use blkswitch_io::table::region_storage;
+use blkswitch_io::{Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To};
+
+/// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two cores needs.
+pub const HANG: Duration = Duration::from_secs(20);
+
+/// A pool that listens on a unix socket in a temporary folder.
+pub struct World {
+    pub pool: Pool,
+    pub dir: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new(queues: usize) -> World {
+        let world =
+            World { pool: Pool::start(PoolOptions { queues }).unwrap(), dir: tempfile::tempdir().unwrap() };
+        world.pool.listen(UnixListener::bind(world.socket()).unwrap().into()).unwrap();
+        world
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("nbd.sock")
+    }
+
+    pub fn leaf(&self, address: &str) -> Arc<Leaf> {
+        let options = LeafOptions { queues: self.pool.queues(), ..options() };
+        Leaf::open(&address.parse().unwrap(), &options).unwrap()
+    }
+
+    /// A file in the folder, of zeroes.
+    pub fn file(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    pub fn file_leaf(&self, name: &str, bytes: u64) -> Arc<Leaf> {
+        let path = self.file(name, bytes);
+        self.leaf(path.to_str().unwrap())
+    }
+
+    /// A device without a table.
+    pub fn create(&self, name: &str) -> Arc<Device> {
+        self.pool.registry().create(name, "").unwrap()
+    }
+
+    /// A table that sends everything to one leaf.
+    pub fn linear(&self, leaf: &Arc<Leaf>) -> Table {
+        let mut table = TableBuilder::new(false);
+        let below = table.leaf(leaf.clone());
+        table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
+        table.build(self.pool.queues())
+    }
+
+    /// A table that sends everything to another device, `sectors` long.
+    pub fn linear_on(&self, device: &Arc<Device>, sectors: u64) -> Table {
+        let mut table = TableBuilder::new(false);
+        let below = table.device(device).unwrap();
+        table.push(sectors, Target::Linear(To { below, offset: 0 }));
+        table.build(self.pool.queues())
+    }
+
+    /// A switch over leaves, as long as the shortest.
+    pub fn switch(&self, leaves: &[Arc<Leaf>], region_size: u32) -> Table {
+        let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap();
+        let mut table = TableBuilder::new(false);
+        let below: Vec<Below> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
+        table.push(sectors, switch(sectors, region_size, &below));
+        table.build(self.pool.queues())
+    }
+
+    /// A live device.
+    pub fn device(&self, name: &str, table: Table) -> Arc<Device> {
+        let device = self.create(name);
+        device.load(table).unwrap();
+        device.resume().unwrap();
+        device
+    }
+
+    pub fn connect(&self, name: &str) -> Client {
+        Client::connect(&self.socket(), name).unwrap()
+    }
+}
+
+/// Leaf options of one queue.
+pub fn options() -> LeafOptions {
+    LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None }
+}
+
+/// A switch target of `sectors` sectors over these, each from its start.
+pub fn switch(sectors: u64, region_size: u32, below: &[Below]) -> Target {
+    let geometry = Geometry::new(sectors, below.len() as u32, region_size).unwrap();
+    let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap_or_else(|_| unreachable!());
+    Target::Switch { map, paths: below.iter().map(|&below| To { below, offset: 0 }).collect() }
+}
+
+/// Waits until something is so, and fails the test if it never is.
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < HANG, "this never happened: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs something that must not hang, on a thread of its own.
+#[track_caller]
+pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(work()));
+    is_done.recv_timeout(HANG).unwrap_or_else(|error| panic!("this hangs or panics: {what}: {error}"))
+}
+
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISCONNECT: u16 = 2;
+pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const WRITE_ZEROES: u16 = 6;
+pub const FUA: u16 = 1;
+
+/// A client that negotiates nothing: EXPORT_NAME, compact headers, simple replies.
+pub struct Client {
+    pub socket: UnixStream,
+    pub bytes: u64,
+    cookie: u64,
+}
+
+impl Client {
+    /// Errors: refused, or closed because there is no such export.
+    pub fn connect(path: &Path, export: &str) -> io::Result<Client> {
+        let mut socket = UnixStream::connect(path)?;
+        socket.set_read_timeout(Some(HANG))?;
+        socket.set_write_timeout(Some(HANG))?;
+        let mut greeting = [0; 18];
+        socket.read_exact(&mut greeting)?;
+        let mut hello = 3u32.to_be_bytes().to_vec();
+        hello.extend(option(1, export.as_bytes()));
+        socket.write_all(&hello)?;
+        let mut answer = [0; 10];
+        socket.read_exact(&mut answer)?;
+        let bytes = u64::from_be_bytes(answer[..8].try_into().unwrap());
+        Ok(Client { socket, bytes, cookie: 0 })
+    }
+
+    /// Sends a request and returns its cookie.
+    pub fn send(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        len: u32,
+        payload: &[u8],
+    ) -> io::Result<u64> {
+        self.cookie += 1;
+        let mut bytes = request(flags, command, self.cookie, offset, len).to_vec();
+        bytes.extend_from_slice(payload);
+        self.socket.write_all(&bytes)?;
+        Ok(self.cookie)
+    }
+
+    /// The header of the next reply: (error, cookie).
+    pub fn reply(&mut self) -> io::Result<(u32, u64)> {
+        let mut header = [0; 16];
+        self.socket.read_exact(&mut header)?;
+        assert_eq!(header[..4], 0x6744_6698u32.to_be_bytes(), "not a simple reply");
+        Ok((
+            u32::from_be_bytes(header[4..8].try_into().unwrap()),
+            u64::from_be_bytes(header[8..].try_into().unwrap()),
+        ))
+    }
+
+    /// One request and its answer; the data of a read that succeeded. The error is NBD's number.
+    pub fn call(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        len: u32,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, u32> {
+        let cookie = self.send(flags, command, offset, len, payload).expect("send");
+        let (error, answered) = self.reply().expect("reply");
+        assert_eq!(answered, cookie, "an answer to another request");
+        if error != 0 {
+            return Err(error);
+        }
+        let mut data = vec![0; if command == READ { len as usize } else { 0 }];
+        self.socket.read_exact(&mut data).expect("data");
+        Ok(data)
+    }
+
+    pub fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+        self.call(0, READ, offset, len, &[])
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
+        self.call(0, WRITE, offset, data.len() as u32, data).map(|_| ())
+    }
+
+    pub fn flush(&mut self) -> Result<(), u32> {
+        self.call(0, FLUSH, 0, 0, &[]).map(|_| ())
+    }
+}
+
+/// The bytes of an option.
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    [b"IHAVEOPT", &number.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+/// The bytes of a compact request header.
+pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
+    bytes[4..6].copy_from_slice(&flags.to_be_bytes());
+    bytes[6..8].copy_from_slice(&command.to_be_bytes());
+    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+    bytes[24..].copy_from_slice(&len.to_be_bytes());
+    bytes
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The device-mapper's side of the switch target: what only C can say to a kernel (macros, inlines, module
+ * parameters). Everything that is decided, parsed or looked up is in the Rust object; its functions are those
+ * named blkswitch_*, the ones it calls back are named glue_*. src/glue.rs declares them on the other side.
+ */
+#include <linux/blk_types.h>
+#include <linux/blkdev.h>
+#include <linux/device-mapper.h>
+#include <linux/init.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#define DM_MSG_PREFIX "switch"
+
+/* Room for the Rust side's state, in 64-bit words; src/target.rs refuses to be compiled if it does not fit. */
+#define BLKSWITCH_STATE_WORDS 16
+
+struct glue_path {
+	struct dm_dev *dev;
+	sector_t start;
+};
+
+/* What a path was sent, by kind of request. */
+struct glue_count {
+	u64 ios[NR_STAT_GROUPS];
+	u64 sectors[NR_STAT_GROUPS];
+};
+
+struct glue_target {
+	u64 state[BLKSWITCH_STATE_WORDS];
+	void *table;
+	struct glue_count __percpu *counts;
+	struct mutex message_lock;
+	u32 num_paths;
+	struct glue_path paths[];
+};
+
+/* The Rust object. */
+int blkswitch_name_is_valid(const char *name);
+int blkswitch_ctr(struct dm_target *ti, unsigned int argc, char **argv, sector_t len, bool strict);
+u32 blkswitch_route(const u64 *state, sector_t sector);
+u32 blkswitch_extent(const u64 *state, sector_t sector, u32 sectors);
+int blkswitch_message(u64 *state, struct glue_target *gt, unsigned int argc, char **argv, char *result,
+		      unsigned int maxlen);
+u32 blkswitch_region_size(const u64 *state);
+int blkswitch_passes_ioctl(const u64 *state, sector_t start, sector_t dev_size);
+
+/* What the Rust object calls; modpost wants them declared. */
+struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted);
+int glue_open(struct dm_target *ti, u32 path, const char *device);
+void glue_set_start(struct dm_target *ti, u32 path, sector_t start);
+sector_t glue_dev_size(const struct dm_target *ti, u32 path);
+u32 glue_dev_block_size(const struct dm_target *ti, u32 path);
+void *glue_alloc_table(struct dm_target *ti, size_t size);
+void glue_set_limits(struct dm_target *ti, u32 region_size, u32 flush_bios, u32 discard_bios,
+		     u32 write_zeroes_bios);
+void glue_set_error(struct dm_target *ti, char *text);
+void glue_free(struct dm_target *ti);
+void glue_warn(const char *head, const char *middle, const char *tail);
+u64 glue_count(const struct glue_target *gt, u32 path, u32 group, bool sectors);
+
+static char *name = "switch";
+module_param(name, charp, 0444);
+MODULE_PARM_DESC(name, "name of the target in table lines (switch)");
+
+static bool strict;
+module_param(strict, bool, 0644);
+MODULE_PARM_DESC(strict, "tables loaded from now on do exactly what the kernel's own switch target does (N)");
+
+struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted)
+{
+	struct glue_target *gt = kvzalloc(struct_size(gt, paths, num_paths), GFP_KERNEL);
+
+	if (!gt)
+		return NULL;
+	if (counted) {
+		gt->counts = __alloc_percpu(array_size(num_paths, sizeof(struct glue_count)),
+					    __alignof__(struct glue_count));
+		if (!gt->counts) {
+			kvfree(gt);
+			return NULL;
+		}
+	}
+	mutex_init(&gt->message_lock);
+	gt->num_paths = num_paths;
+	ti->private = gt;
+	return gt;
+}
+
+int glue_open(struct dm_target *ti, u32 path, const char *device)
+{
+	struct glue_target *gt = ti->private;
+
+	return dm_get_device(ti, device, dm_table_get_mode(ti->table), &gt->paths[path].dev);
+}
+
+void glue_set_start(struct dm_target *ti, u32 path, sector_t start)
+{
+	struct glue_target *gt = ti->private;
+
+	gt->paths[path].start = start;
+}
+
+sector_t glue_dev_size(const struct dm_target *ti, u32 path)
+{
+	const struct glue_target *gt = ti->private;
+
+	return bdev_nr_sectors(gt->paths[path].dev->bdev);
+}
+
+u32 glue_dev_block_size(const struct dm_target *ti, u32 path)
+{
+	const struct glue_target *gt = ti->private;
+
+	return bdev_logical_block_size(gt->paths[path].dev->bdev);
+}
+
+/* Zeroed. */
+void *glue_alloc_table(struct dm_target *ti, size_t size)
+{
+	struct glue_target *gt = ti->private;
+	gfp_t gfp = GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN;
+
+	/* kvmalloc() refuses more than INT_MAX bytes, and warns. */
+	gt->table = size <= INT_MAX ? kvmalloc(size, gfp) : __vmalloc(size, gfp);
+	return gt->table;
+}
+
+void glue_set_limits(struct dm_target *ti, u32 region_size, u32 flush_bios, u32 discard_bios,
+		     u32 write_zeroes_bios)
+{
+	ti->max_io_len = region_size;
+	ti->num_flush_bios = flush_bios;
+	ti->num_discard_bios = discard_bios;
+	ti->num_secure_erase_bios = write_zeroes_bios;
+	ti->num_write_zeroes_bios = write_zeroes_bios;
+}
+
+void glue_set_error(struct dm_target *ti, char *text)
+{
+	ti->error = text;
+}
+
+void glue_free(struct dm_target *ti)
+{
+	struct glue_target *gt = ti->private;
+	u32 path;
+
+	for (path = 0; path < gt->num_paths; path++)
+		if (gt->paths[path].dev)
+			dm_put_device(ti, gt->paths[path].dev);
+	kvfree(gt->table);
+	free_percpu(gt->counts);
+	mutex_destroy(&gt->message_lock);
+	kvfree(gt);
+}
+
+void glue_warn(const char *head, const char *middle, const char *tail)
+{
+	DMWARN("%s%s%s", head, middle, tail);
+}
+
+u64 glue_count(const struct glue_target *gt, u32 path, u32 group, bool sectors)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		const struct glue_count *count = per_cpu_ptr(gt->counts, cpu) + path;
+
+		sum += READ_ONCE(*(sectors ? &count->sectors[group] : &count->ios[group]));
+	}
+	return sum;
+}
+
+static int glue_ctr(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	return blkswitch_ctr(ti, argc, argv, ti->len, READ_ONCE(strict));
+}
+
+static int glue_send(struct bio *bio, const struct glue_target *gt, u32 path, u32 group, sector_t sector)
+{
+	if (likely(gt->counts)) {
+		struct glue_count __percpu *count = gt->counts + path;
+
+		this_cpu_inc(count->ios[group]);
+		this_cpu_add(count->sectors[group], bio_sectors(bio));
+	}
+	bio_set_dev(bio, gt->paths[path].dev->bdev);
+	bio->bi_iter.bi_sector = gt->paths[path].start + sector;
+	return DM_MAPIO_REMAPPED;
+}
+
+/* A flush is one of as many as glue_set_limits() asked for; of the rest, an extent of one path is taken. */
+static noinline int glue_map_special(struct bio *bio, const struct glue_target *gt, sector_t sector)
+{
+	u32 sectors;
+
+	if (bio->bi_opf & REQ_PREFLUSH)
+		return glue_send(bio, gt, dm_bio_get_target_bio_nr(bio), STAT_FLUSH, 0);
+	sectors = blkswitch_extent(gt->state, sector, bio_sectors(bio));
+	if (sectors < bio_sectors(bio))
+		dm_accept_partial_bio(bio, sectors);
+	return glue_send(bio, gt, blkswitch_route(gt->state, sector), op_stat_group(bio_op(bio)), sector);
+}
+
+static int glue_map(struct dm_target *ti, struct bio *bio)
+{
+	const struct glue_target *gt = ti->private;
+	sector_t sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+
+	/* Neither a read nor a write: one test for all of them. */
+	if (unlikely(bio->bi_opf & (REQ_PREFLUSH | (REQ_OP_MASK & ~REQ_OP_WRITE))))
+		return glue_map_special(bio, gt, sector);
+	return glue_send(bio, gt, blkswitch_route(gt->state, sector), bio_data_dir(bio), sector);
+}
+
+static int glue_message(struct dm_target *ti, unsigned int argc, char **argv, char *result, unsigned int maxlen)
+{
+	struct glue_target *gt = ti->private;
+	int ret;
+
+	mutex_lock(&gt->message_lock);
+	ret = blkswitch_message(gt->state, gt, argc, argv, result, maxlen);
+	mutex_unlock(&gt->message_lock);
+	return ret;
+}
+
+static void glue_status(struct dm_target *ti, status_type_t type, unsigned int status_flags, char *result,
+			unsigned int maxlen)
+{
+	const struct glue_target *gt = ti->private;
+	unsigned int sz = 0;
+	u32 path;
+
+	result[0] = '\0';
+	if (type != STATUSTYPE_TABLE)
+		return;
+	DMEMIT("%u %u 0", gt->num_paths, blkswitch_region_size(gt->state));
+	for (path = 0; path < gt->num_paths; path++)
+		DMEMIT(" %s %llu", gt->paths[path].dev->name, (unsigned long long)gt->paths[path].start);
+}
+
+static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
+{
+	const struct glue_target *gt = ti->private;
+	const struct glue_path *path = &gt->paths[blkswitch_route(gt->state, 0)];
+
+	*bdev = path->dev->bdev;
+	return !blkswitch_passes_ioctl(gt->state, path->start, bdev_nr_sectors(*bdev));
+}
+
+static int glue_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
+{
+	const struct glue_target *gt = ti->private;
+	u32 path;
+	int ret = 0;
+
+	for (path = 0; path < gt->num_paths && !ret; path++)
+		ret = fn(ti, gt->paths[path].dev, gt->paths[path].start, ti->len, data);
+	return ret;
+}
+
+/* name is filled in at the start. */
+static struct target_type glue_target_type = {
+	.version = { 1, 1, 0 },
+	.features = DM_TARGET_NOWAIT,
+	.module = THIS_MODULE,
+	.ctr = glue_ctr,
+	.dtr = glue_free,
+	.map = glue_map,
+	.message = glue_message,
+	.status = glue_status,
+	.prepare_ioctl = glue_prepare_ioctl,
+	.iterate_devices = glue_iterate_devices,
+};
+
+static int __init glue_init(void)
+{
+	if (!blkswitch_name_is_valid(name)) {
+		DMERR("invalid target name '%s': 1 to %d printable characters without a blank", name,
+		      DM_MAX_TYPE_NAME - 1);
+		return -EINVAL;
+	}
+	glue_target_type.name = name;
+	return dm_register_target(&glue_target_type);
+}
+
+static void __exit glue_exit(void)
+{
+	dm_unregister_target(&glue_target_type);
+}
+
+module_init(glue_init);
+module_exit(glue_exit);
+
+MODULE_DESCRIPTION("device-mapper target that sends every region of a device to the path that owns it");
+MODULE_AUTHOR("the blkswitch authors");
+/* The Rust object may also be had under MIT or Apache-2.0; linked into a kernel the whole is under the GPL. */
+MODULE_LICENSE("GPL");

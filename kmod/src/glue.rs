@@ -1,0 +1,232 @@
+//! The border to C: what `glue.c` has, declared once and made safe to call.
+//!
+//! Contract: the raw pointers in here are valid because the entries in [`super`] say so, for the call they were
+//! made for; none is kept after it. Functions here cannot panic.
+
+use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::sync::atomic::AtomicU64;
+
+/// The kernel's `struct dm_target`.
+#[repr(C)]
+pub struct Device {
+    _opaque: [u8; 0],
+}
+
+/// The C part of a target, `struct glue_target`.
+#[repr(C)]
+pub struct RawTarget {
+    _opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn glue_alloc(ti: *mut Device, num_paths: u32, counted: bool) -> *mut c_void;
+    fn glue_open(ti: *mut Device, path: u32, device: *const c_char) -> c_int;
+    fn glue_set_start(ti: *mut Device, path: u32, start: u64);
+    fn glue_dev_size(ti: *const Device, path: u32) -> u64;
+    fn glue_dev_block_size(ti: *const Device, path: u32) -> u32;
+    fn glue_alloc_table(ti: *mut Device, size: usize) -> *mut AtomicU64;
+    fn glue_set_limits(ti: *mut Device, region_size: u32, flushes: u32, discards: u32, write_zeroes: u32);
+    fn glue_set_error(ti: *mut Device, text: *const c_char);
+    fn glue_free(ti: *mut Device);
+    fn glue_warn(head: *const c_char, middle: *const c_char, tail: *const c_char);
+    fn glue_count(target: *const RawTarget, path: u32, group: u32, sectors: bool) -> u64;
+    fn strlen(string: *const c_char) -> usize;
+}
+
+/// The bytes of a string.
+///
+/// # Safety
+/// `string` ends in a NUL and lives as long as `'a`.
+pub(crate) unsafe fn bytes<'a>(string: *const c_char) -> &'a [u8] {
+    // SAFETY: promised by the caller.
+    unsafe { core::slice::from_raw_parts(string.cast(), strlen(string)) }
+}
+
+/// Says something in the kernel's log, in three parts: `middle` may be the user's own word.
+pub(crate) fn warn(head: &CStr, middle: &CStr, tail: &CStr) {
+    // SAFETY: three strings that end in a NUL.
+    unsafe { glue_warn(head.as_ptr(), middle.as_ptr(), tail.as_ptr()) }
+}
+
+/// The words of a constructor or a message, as the kernel split them.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<'a> {
+    argv: &'a [*const c_char],
+}
+
+impl<'a> Words<'a> {
+    /// # Safety
+    /// `argv` has `argc` strings that end in a NUL and live as long as `'a`.
+    pub(crate) unsafe fn new(argc: c_uint, argv: *const *const c_char) -> Self {
+        if argc == 0 {
+            return Self { argv: &[] };
+        }
+        // SAFETY: promised by the caller.
+        Self { argv: unsafe { core::slice::from_raw_parts(argv, argc as usize) } }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.argv.len()
+    }
+
+    /// A word; empty (which none is) past the last.
+    pub(crate) fn get(&self, index: usize) -> &'a [u8] {
+        // SAFETY: the strings end in a NUL.
+        self.argv.get(index).map_or(&[], |&word| unsafe { bytes(word) })
+    }
+
+    /// The same, to be handed back to C.
+    pub(crate) fn c_str(&self, index: usize) -> &'a CStr {
+        // SAFETY: the strings end in a NUL.
+        self.argv.get(index).map_or(c"", |&word| unsafe { CStr::from_ptr(word) })
+    }
+
+    /// From the byte before word `index` to the end of the last word, as the splitter left it. Empty if there is
+    /// no such word.
+    ///
+    /// # Safety
+    /// The words are one behind the other in one buffer, and `index` is not that of the first.
+    pub(crate) unsafe fn text_from(&self, index: usize) -> &'a [u8] {
+        let (Some(&first), Some(&last)) = (self.argv.get(index), self.argv.last()) else { return &[] };
+        // SAFETY: all within the buffer, as the words are in order and a word comes before this one.
+        unsafe {
+            let start = first.sub(1).cast::<u8>();
+            let end = last.add(strlen(last)).cast::<u8>();
+            core::slice::from_raw_parts(start, end.offset_from(start) as usize)
+        }
+    }
+
+    /// An iterator of the words.
+    pub(crate) fn iter(self) -> WordsIter<'a> {
+        WordsIter { words: self, next: 0 }
+    }
+}
+
+/// Iterator of [`Words::iter`].
+pub(crate) struct WordsIter<'a> {
+    words: Words<'a>,
+    next: usize,
+}
+
+impl<'a> Iterator for WordsIter<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.next >= self.words.len() {
+            return None;
+        }
+        let word = self.words.get(self.next);
+        self.next = self.next.wrapping_add(1);
+        Some(word)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.words.len().wrapping_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for WordsIter<'_> {}
+
+/// The memory of a region table.
+#[derive(Clone, Copy)]
+pub(crate) struct Slots {
+    first: *const AtomicU64,
+    len: usize,
+}
+
+impl AsRef<[AtomicU64]> for Slots {
+    #[inline(always)]
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: made by `Builder::alloc_table`, which was given this many; it lives as long as the target.
+        unsafe { core::slice::from_raw_parts(self.first, self.len) }
+    }
+}
+
+/// A target being made. What is taken is given back by [`Builder::give_back`].
+pub(crate) struct Builder {
+    device: *mut Device,
+}
+
+impl Builder {
+    /// # Safety
+    /// `device` is a `dm_target` being made, for as long as this lives.
+    pub(crate) unsafe fn new(device: *mut Device) -> Self {
+        Self { device }
+    }
+
+    /// Memory for the target: where its state will be.
+    pub(crate) fn alloc(&self, num_paths: u32, counted: bool) -> Option<*mut c_void> {
+        // SAFETY: `device` is being made.
+        let state = unsafe { glue_alloc(self.device, num_paths, counted) };
+        if state.is_null() { None } else { Some(state) }
+    }
+
+    /// Opens a path's device: 0 or a negative errno.
+    pub(crate) fn open(&self, path: u32, device: &CStr) -> c_int {
+        // SAFETY: `alloc` made room for this path.
+        unsafe { glue_open(self.device, path, device.as_ptr()) }
+    }
+
+    pub(crate) fn set_start(&self, path: u32, start: u64) {
+        // SAFETY: `alloc` made room for this path.
+        unsafe { glue_set_start(self.device, path, start) }
+    }
+
+    /// Sectors of a path's device.
+    pub(crate) fn dev_size(&self, path: u32) -> u64 {
+        // SAFETY: the path is open.
+        unsafe { glue_dev_size(self.device, path) }
+    }
+
+    /// Bytes of a block of a path's device.
+    pub(crate) fn dev_block_size(&self, path: u32) -> u32 {
+        // SAFETY: the path is open.
+        unsafe { glue_dev_block_size(self.device, path) }
+    }
+
+    /// Zeroed memory for a region table.
+    pub(crate) fn alloc_table(&self, slots: usize) -> Option<Slots> {
+        let size = slots.checked_mul(size_of::<AtomicU64>())?;
+        // SAFETY: `alloc` made the target.
+        let first = unsafe { glue_alloc_table(self.device, size) };
+        if first.is_null() { None } else { Some(Slots { first, len: slots }) }
+    }
+
+    /// Longest read or write, and how many bios a flush, a discard, a write-zeroes or secure erase become.
+    pub(crate) fn set_limits(&self, region_size: u32, flushes: u32, discards: u32, write_zeroes: u32) {
+        // SAFETY: `device` is being made.
+        unsafe { glue_set_limits(self.device, region_size, flushes, discards, write_zeroes) }
+    }
+
+    /// The text the kernel's log gets.
+    pub(crate) fn set_error(&self, text: super::Text) {
+        // SAFETY: a text that lives as long as the module, which outlives its targets.
+        unsafe { glue_set_error(self.device, text.as_ptr()) }
+    }
+
+    /// Gives everything back that was taken since [`Builder::alloc`].
+    pub(crate) fn give_back(&self) {
+        // SAFETY: `alloc` made the target, and nothing uses it after this.
+        unsafe { glue_free(self.device) }
+    }
+}
+
+/// What the paths of a target were sent.
+pub(crate) struct Counts {
+    target: *const RawTarget,
+}
+
+impl Counts {
+    /// # Safety
+    /// `target` was made, and lives as long as this.
+    pub(crate) unsafe fn new(target: *const RawTarget) -> Self {
+        Self { target }
+    }
+
+    /// Requests and sectors of one kind.
+    pub(crate) fn get(&self, path: u32, kind: u32) -> (u64, u64) {
+        // SAFETY: called for counted targets only, with their paths and the kernel's four kinds.
+        unsafe { (glue_count(self.target, path, kind, false), glue_count(self.target, path, kind, true)) }
+    }
+}

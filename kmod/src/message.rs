@@ -1,0 +1,174 @@
+//! Messages: which there are, and what they answer.
+//!
+//! | message | does |
+//! |---|---|
+//! | `set_region_mappings <argument>...` | the reference's: what comes before a bad argument stays applied |
+//! | `set_region_mappings_atomic <argument>...` | the same, but checked whole first: all of it or nothing |
+//! | `get_region_mappings [<first> [<count>]]` | answers with arguments that make this map again |
+//! | `get_path_counters` | answers with a line for each path, see [`path_counters`] |
+//!
+//! The words of a message are in any case, numbers are hexadecimal. Contract: the caller holds the message lock.
+
+use core::ffi::c_int;
+
+use super::blkswitch_core::error::Errno;
+use super::blkswitch_core::switch::{self, Command, Message, MessageError, MessageErrorKind};
+use super::glue::{self, Counts, Words};
+use super::target::{MAX_COUNTED_PATHS, Target};
+use super::text::{Line, MAX_LINE, Reply};
+
+/// The kernel's kinds of requests: reads, writes, discards, flushes.
+const KINDS: u32 = 4;
+/// What a message with an answer returns.
+const ANSWERED: c_int = 1;
+
+/// Handles a message: 0, 1 if there is an answer, or a negative errno.
+pub(crate) fn handle(target: &Target, counts: Counts, words: Words<'_>, reply: Reply) -> c_int {
+    let name = words.get(0);
+    match switch::command(name) {
+        Some(Command::SetRegionMappings) => apply(target, words),
+        Some(Command::GetRegionMappings) => region_mappings(target, words, reply),
+        None if name.eq_ignore_ascii_case(b"set_region_mappings_atomic") => {
+            match check(target, words) {
+                0 => apply(target, words),
+                errno => errno,
+            }
+        }
+        None if name.eq_ignore_ascii_case(b"get_path_counters") => path_counters(target, &counts, words, reply),
+        None => {
+            glue::warn(c"Unrecognised message received.", c"", c"");
+            failure(Errno::Einval)
+        }
+    }
+}
+
+fn failure(errno: Errno) -> c_int {
+    errno.number().wrapping_neg()
+}
+
+/// Applies arguments one after the other.
+fn apply(target: &Target, words: Words<'_>) -> c_int {
+    run(
+        words,
+        |message, text| message.apply_split(&target.map, text),
+        |message, word| message.apply_word(&target.map, word),
+    )
+}
+
+/// Would [`apply`] take all of them? What is wrong depends on the words alone, never on what the map holds.
+fn check(target: &Target, words: Words<'_>) -> c_int {
+    run(
+        words,
+        |message, text| message.check_split(target.map.geometry(), text),
+        |message, word| message.check_word(target.map.geometry(), word),
+    )
+}
+
+/// Hands the arguments to `many` as they lie in the message's buffer, and to `one` what that does not take.
+#[inline(always)]
+fn run(
+    words: Words<'_>,
+    many: impl Fn(&mut Message, &[u8]) -> Result<(), MessageError>,
+    one: impl Fn(&mut Message, &[u8]) -> Result<(), MessageError>,
+) -> c_int {
+    let mut message = Message::new();
+    loop {
+        let before = message.arguments();
+        // The message's own name is a word, too.
+        let next = (before as usize).wrapping_add(1);
+        if next >= words.len() {
+            return 0;
+        }
+        // SAFETY: the words of a message are in one buffer, and `next` is not the first.
+        let text = unsafe { words.text_from(next) };
+        let result = match many(&mut message, text) {
+            Ok(()) if message.arguments() == before => one(&mut message, words.get(next)),
+            result => result,
+        };
+        if let Err(error) = result {
+            report(&error, words);
+            return failure(error.errno());
+        }
+    }
+}
+
+/// The reference's texts.
+fn report(error: &MessageError, words: Words<'_>) {
+    let line = Line::<MAX_LINE>::new().text(b"invalid set_region_mappings ");
+    let line = match error.kind {
+        MessageErrorKind::Argument => {
+            let argument = words.c_str(error.position as usize);
+            return glue::warn(c"invalid set_region_mappings argument: '", argument, c"'");
+        }
+        MessageErrorKind::CycleLength { last, index } => {
+            line.text(b"cycle length: ").decimal(last).text(b" > ").decimal(index)
+        }
+        MessageErrorKind::RepeatRange { index, count, regions } => {
+            let line = line.text(b"region number: ").decimal(index).text(b" + ").decimal(count);
+            line.text(b" >= ").decimal(regions)
+        }
+        MessageErrorKind::Region { region, regions } => {
+            line.text(b"region number: ").decimal(region).text(b" >= ").decimal(regions)
+        }
+        MessageErrorKind::Path { path, paths } => {
+            line.text(b"device: ").decimal(path).text(b" >= ").decimal(u64::from(paths))
+        }
+    };
+    glue::warn(line.as_c_str(), c"", c"");
+}
+
+/// The arguments of a `set_region_mappings` that makes this map again: of all regions, or of `count` from `first` on.
+fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int {
+    let nr_regions = target.map.geometry().nr_regions();
+    let (from, to) = (0, nr_regions);
+    let _ = words;
+    for run in target.map.runs(from, to) {
+        if reply.is_full() {
+            break;
+        }
+        reply.hex(run.start);
+        reply.text(b":");
+        reply.hex(u64::from(run.path));
+        if run.count > 1 {
+            reply.text(b" R1,");
+            reply.hex(run.count.wrapping_sub(1));
+        }
+        if run.start.wrapping_add(run.count) < to {
+            reply.text(b" ");
+        }
+    }
+    reply.end();
+    ANSWERED
+}
+
+/// A line for each path: its number, then requests and sectors for reads, writes (write-zeroes and secure erase
+/// among them), discards and flushes, in decimal.
+fn path_counters(target: &Target, counts: &Counts, words: Words<'_>, mut reply: Reply) -> c_int {
+    let num_paths = target.map.geometry().num_paths();
+    if words.len() != 1 {
+        glue::warn(c"get_path_counters takes no argument: '", words.c_str(1), c"'");
+        return failure(Errno::Einval);
+    }
+    if num_paths > MAX_COUNTED_PATHS {
+        glue::warn(c"get_path_counters: nothing is counted with more than 512 paths", c"", c"");
+        return failure(Errno::Eopnotsupp);
+    }
+    for path in 0..num_paths {
+        if reply.is_full() {
+            break;
+        }
+        if path > 0 {
+            reply.text(b"\n");
+        }
+        reply.decimal(u64::from(path));
+        for kind in 0..KINDS {
+            let (requests, sectors) = counts.get(path, kind);
+            reply.text(b" ");
+            reply.decimal(requests);
+            reply.text(b" ");
+            reply.decimal(sectors);
+        }
+    }
+    reply.end();
+    ANSWERED
+}

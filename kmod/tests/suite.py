@@ -1,0 +1,55 @@
+"""All guest tests of the module, one after the other: `suite.py MODULE [TEST]...`."""
+
+import platform
+import sys
+import time
+
+import behaviour
+import differential
+import dm
+import golden
+
+SEEDS = (1, 20240607)
+
+
+def main():
+    module, only = sys.argv[1], sys.argv[2:]
+    kernel = platform.release()
+    dm.run("modprobe dm-mod")
+    golden.set_up()
+    recorded_here = kernel.startswith("6.12.")
+    tests = {
+        "golden": lambda: with_module(module, "", lambda: golden.replay(False, recorded_here)),
+        "golden-strict": lambda: with_module(module, "strict=1", lambda: golden.replay(True, recorded_here)),
+        "differential": lambda: beside(module, lambda: sum(differential.run(seed) for seed in SEEDS)),
+        "behaviour": lambda: with_module(module, "", lambda: behaviour.run(False)),
+        "behaviour-strict": lambda: with_module(module, "strict=1", lambda: behaviour.run(True)),
+        "loading": lambda: behaviour.loading(module),
+    }
+    failures = 0
+    for name, test in tests.items():
+        if not only or name in only:
+            started = time.monotonic()
+            failures += test()
+            print(f"  {name}: {time.monotonic() - started:.1f} s", flush=True)
+    return min(failures, 1)
+
+
+def beside(module, test):
+    """Runs a test with the kernel's own target as `switch` and the module as `blkswitch`."""
+    dm.run("modprobe dm-switch")
+    failures = with_module(module, "name=blkswitch", test)
+    dm.run("rmmod dm-switch")
+    return failures
+
+
+def with_module(module, options, test):
+    """Runs a test with the module loaded, and unloads it."""
+    dm.run(f"insmod {module} {options}")
+    failures = test()
+    dm.run("rmmod blkswitch")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
