@@ -6,6 +6,7 @@
 mod create;
 mod lookup;
 mod message;
+mod nbd;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +35,10 @@ enum Bench {
     Lookup,
     /// Make a map of a billion regions.
     Create,
+    /// Serve NBD beside other servers.
+    Nbd(nbd::NbdOptions),
+    /// Run every benchmark once, short: do they work?
+    Smoke,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,7 +48,19 @@ fn main() -> anyhow::Result<()> {
         Bench::Message => message::run(rounds)?,
         Bench::Lookup => lookup::run(rounds)?,
         Bench::Create => create::run(rounds)?,
+        Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
+        Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
     Ok(())
+}
+
+/// A round of everything, in well under a minute.
+fn smoke() -> anyhow::Result<Vec<report::Figure>> {
+    let once = report::Rounds { count: 1, best: false };
+    let mut figures = message::run(once)?;
+    figures.extend(lookup::run(once)?);
+    figures.extend(create::run(once)?);
+    figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
+    Ok(figures)
 }
