@@ -155,6 +155,11 @@ def set_up():
         if "-r" in options:
             dm.run(f"losetup -d /dev/loop{number}; losetup -r /dev/loop{number} /run/loop{number}")
     dm.run("ln -s ram0 /dev/link0; mknod '/dev/spa ce0' b 1 0; touch /tmp/plain")
+    make_zero()
+
+
+def make_zero():
+    """A device as long as the device-mapper can make one."""
     dm.Dm().make("zero", f"0 {(1 << 54) - 1} zero ")
 
 
