@@ -8,7 +8,7 @@ import random
 
 import dm
 
-TABLES = 120
+TABLES = 80
 MESSAGES = 25
 MAX_SECTORS = 1024
 
