@@ -252,7 +252,9 @@ impl Registry {
         let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
         let id = match id {
             Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
-            Some(id) => Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?,
+            Some(id) => {
+                Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?
+            }
             None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
         };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
