@@ -183,7 +183,8 @@ mod tests {
             for region in 0..4099 {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 // Stretches of one path and stretches of noise.
-                let path = if state >> 63 == 0 { (state >> 33) as u32 % paths } else { region as u32 / 500 % paths };
+                let path =
+                    if state >> 63 == 0 { (state >> 33) as u32 % paths } else { region as u32 / 500 % paths };
                 random.set(region, path);
             }
             assert_eq!(round_trip(&random, 1), round_trip(&random, 1 << 20));

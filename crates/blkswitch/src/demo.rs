@@ -41,7 +41,10 @@ pub fn run(options: DemoOptions) -> anyhow::Result<()> {
         let made = fs::File::create_new(file).and_then(|made| made.set_len((REGION * REGIONS) as u64));
         made.with_context(|| format!("cannot make '{}'", file.display()))?;
     }
-    say(&format!("Three files of 1 MiB stand for three paths to one volume: {}/switch0..2", folder.0.display()))?;
+    say(&format!(
+        "Three files of 1 MiB stand for three paths to one volume: {}/switch0..2",
+        folder.0.display()
+    ))?;
     let daemon = Running::start(&socket)?;
     let shown = show(&socket, &files).and_then(|()| prove(&folder.0.join("nbd.sock"), &files));
     let ended = shown.and_then(|()| {
@@ -85,9 +88,13 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     say("Wrote and read back every region over NBD. Looked up in the files, past the daemon:")?;
     let images: Vec<Vec<u8>> = files.iter().map(fs::read).collect::<Result<_, _>>()?;
     for (region, expected) in PATHS.iter().enumerate() {
-        let here = |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
+        let here =
+            |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
         let found: Vec<usize> = (0..images.len()).filter(|path| here(&images[*path])).collect();
-        ensure!(found == [*expected], "region {region} is in the files {found:?}, it should be in {expected}");
+        ensure!(
+            found == [*expected],
+            "region {region} is in the files {found:?}, it should be in {expected}"
+        );
     }
     for (path, image) in images.iter().enumerate() {
         let regions: Vec<usize> = (0..REGIONS).filter(|region| PATHS[*region] == path).collect();

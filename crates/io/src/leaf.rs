@@ -233,7 +233,7 @@ impl Leaf {
             }
             Address::Sim(sim) => {
                 let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
-                (Engine::Sim(SimEngine::new(sim)), limits, sim.to_string())
+                (Engine::Sim(Box::new(SimEngine::new(sim))), limits, sim.to_string())
             }
         };
         static ANONYMOUS: AtomicU64 = AtomicU64::new(0);

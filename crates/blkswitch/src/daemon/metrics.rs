@@ -164,7 +164,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
         .collect();
     // The last bucket also holds what took longer than its end.
     if let Some(last) = buckets.last_mut() {
-        last.0 = f64::MAX;
+        last.0 = f64::INFINITY;
     }
     let count = latency.buckets.iter().sum();
     metric.encode_histogram::<NoLabelSet>(latency.sum_ns as f64 / NS, count, &buckets, None)
@@ -222,6 +222,7 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
 }
 
 fn with_op<'a>(path: &'a SeenPath, op: &'a str) -> [(&'static str, &'a str); 5] {
-    let [device, segment, number, address] = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let [device, segment, number, address] =
+        path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
     [device, segment, number, address, ("op", op)]
 }

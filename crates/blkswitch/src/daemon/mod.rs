@@ -74,7 +74,10 @@ fn announce(options: &ServeOptions, daemon: &Daemon) {
 
 /// The runtime of a daemon: one thread for all control connections, others for what blocks.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")
 }
 
 /// A daemon whose sockets listen.
@@ -132,7 +135,9 @@ impl Daemon {
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }
         let devices = self.devices.clone();
-        tokio::task::spawn_blocking(move || devices.pool().stop()).await.context("the queues failed to stop")?;
+        tokio::task::spawn_blocking(move || devices.pool().stop())
+            .await
+            .context("the queues failed to stop")?;
         tracing::info!("stopped: everything is flushed");
         Ok(())
     }
@@ -156,7 +161,10 @@ impl Signals {
     /// From now on the signals do not end the process by themselves.
     pub fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the first; from then on a second one ends the process at once.

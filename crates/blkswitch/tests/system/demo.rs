@@ -36,10 +36,15 @@ fn keep_serves_until_it_is_interrupted() {
     let (mut command, folder) = demo();
     let mut child = command.arg("--keep").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let socket = lines.find_map(|line| line.trim().strip_prefix("export BLKSWITCH_SOCKET=").map(str::to_owned));
+    let socket =
+        lines.find_map(|line| line.trim().strip_prefix("export BLKSWITCH_SOCKET=").map(str::to_owned));
     let words = ["message", "switch", "0", "set_region_mappings", "0:2", "R1,f"];
     let client = |words: &[&str]| {
-        Command::new(program()).env("BLKSWITCH_SOCKET", socket.as_ref().unwrap()).args(words).output().unwrap()
+        Command::new(program())
+            .env("BLKSWITCH_SOCKET", socket.as_ref().unwrap())
+            .args(words)
+            .output()
+            .unwrap()
     };
     assert!(client(&words).status.success());
     let exported = client(&["map", "export", "switch"]);

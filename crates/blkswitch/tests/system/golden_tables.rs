@@ -37,7 +37,9 @@ struct Stage {
 impl Stage {
     fn new() -> Stage {
         let daemon = Daemon::start();
-        for (name, sectors) in [("loop0", 4096), ("loop1", 100), ("loop3", 8192), ("plain", 8192), ("ram99", 8192)] {
+        for (name, sectors) in
+            [("loop0", 4096), ("loop1", 100), ("loop3", 8192), ("plain", 8192), ("ram99", 8192)]
+        {
             make_disk(&daemon.path(name), sectors);
         }
         std::os::unix::fs::symlink(daemon.path("ram0"), daemon.path("link0")).unwrap();
@@ -68,7 +70,10 @@ impl Stage {
             "01:00" => file("ram0"),
             _ => match word.strip_prefix("1:").filter(|minor| minor.parse::<u32>().is_ok()) {
                 Some(minor) => file(&format!("ram{minor}")),
-                None if ["/dev/ra", "/dev/loop", "/dev/link", "/dev/spa"].iter().any(|p| word.starts_with(p)) => {
+                None if ["/dev/ra", "/dev/loop", "/dev/link", "/dev/spa"]
+                    .iter()
+                    .any(|p| word.starts_with(p)) =>
+                {
                     file(word.trim_start_matches("/dev/"))
                 }
                 None => word.to_owned(),
@@ -95,7 +100,8 @@ impl Stage {
     fn table_lines(&self, device: &Device) -> Vec<String> {
         let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
         let line = |segment: &blkswitch::protocol::Segment| {
-            let params = segment.params.split(' ').map(|word| self.their_word(word)).collect::<Vec<_>>().join(" ");
+            let params =
+                segment.params.split(' ').map(|word| self.their_word(word)).collect::<Vec<_>>().join(" ");
             format!("{} {} {} {params}", segment.start, segment.length, segment.target).trim_end().to_owned()
         };
         segments.iter().map(line).collect()
@@ -122,8 +128,12 @@ impl Stage {
             let (disk, offset) = &paths[*path as usize];
             let at = start as usize * SECTOR;
             let disk = if disk == "link0" { "ram0" } else { disk };
-            differs("first sector of a region", &image[at..at + SECTOR], &sector_of(disk, start + offset)[..])
-                .map_err(|text| format!("region {region}, {text}"))?;
+            differs(
+                "first sector of a region",
+                &image[at..at + SECTOR],
+                &sector_of(disk, start + offset)[..],
+            )
+            .map_err(|text| format!("region {region}, {text}"))?;
         }
         Ok(())
     }
@@ -173,7 +183,8 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
     // Where a disk's sectors had not been written, the record has no map but the raw bytes that were read.
     match case["map"].as_str().filter(|map| !map.starts_with('b')) {
         Some(map) => {
-            let size = device.live.as_ref().unwrap().segments[0].params.split(' ').nth(1).unwrap().parse().unwrap();
+            let size =
+                device.live.as_ref().unwrap().segments[0].params.split(' ').nth(1).unwrap().parse().unwrap();
             stage.check_map(map, size, &stage.paths(&device))
         }
         None => Ok(()),

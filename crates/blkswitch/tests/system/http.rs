@@ -59,8 +59,12 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &Value) -> 
 /// Sends a request with any body.
 pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Reply {
     let mut stream = connect(socket);
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len())
-        .unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
     stream.write_all(body).unwrap();
     read_reply(&mut stream)
 }

@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::fixture::{Daemon, SECTOR, serve, signal, spawn};
 
 fn switch_over_rams(daemon: &Daemon) -> String {
-    let paths: String = (0..3).map(|ram| format!(" {} 0", daemon.path(&format!("ram{ram}")).display())).collect();
+    let paths: String =
+        (0..3).map(|ram| format!(" {} 0", daemon.path(&format!("ram{ram}")).display())).collect();
     format!("0 8192 switch 3 128 0{paths}")
 }
 
@@ -71,7 +72,10 @@ fn a_folder_is_made_for_the_sockets_and_logs_can_be_json() {
 #[test]
 fn a_device_is_offered_over_tcp_when_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = spawn(folder.path(), &["--nbd", "tcp:127.0.0.1:0", "--nbd", &format!("unix:{}/other nbd", folder.path().display())]);
+    let mut child = spawn(
+        folder.path(),
+        &["--nbd", "tcp:127.0.0.1:0", "--nbd", &format!("unix:{}/other nbd", folder.path().display())],
+    );
     let socket = folder.path().join("control.sock");
     let table = json!({"name": "m", "table": "0 2048 linear mem:1M 0"});
     crate::http::request(&socket, "POST", "/v1/devices", &table).expect_ok();
@@ -111,7 +115,8 @@ fn write_rounds(mut client: NbdClient, first: u64, sectors: u64) -> (u64, u64) {
 
 /// The smallest and largest round found in a range of the volume, looked up in the files.
 fn rounds_on_disk(daemon: &Daemon, first: u64, sectors: u64) -> (u64, u64) {
-    let images: Vec<Vec<u8>> = (0..3).map(|ram| std::fs::read(daemon.path(&format!("ram{ram}"))).unwrap()).collect();
+    let images: Vec<Vec<u8>> =
+        (0..3).map(|ram| std::fs::read(daemon.path(&format!("ram{ram}"))).unwrap()).collect();
     let round = |sector: u64| {
         let path = (sector / 128 % 3) as usize;
         let at = sector as usize * SECTOR;
@@ -146,7 +151,10 @@ fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
         let (answered, flushed) = writer.join().unwrap();
         let (oldest, newest) = rounds_on_disk(&daemon, first, RANGE);
         assert!(flushed >= 4, "the writer at {first} got no further than round {answered}");
-        assert!(oldest >= flushed, "round {flushed} at {first} was flushed, but round {oldest} is on the disk");
+        assert!(
+            oldest >= flushed,
+            "round {flushed} at {first} was flushed, but round {oldest} is on the disk"
+        );
         // A file keeps what was written to it when its writer dies, so every answered write is there.
         assert!(oldest >= answered, "round {answered} at {first} was answered, but {oldest} is on the disk");
         assert!(newest <= answered + 1, "round {newest} at {first} was never sent");
