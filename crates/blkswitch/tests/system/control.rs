@@ -85,7 +85,11 @@ fn an_atomic_message_is_applied_whole_or_not_at_all() {
 fn stall(daemon: &Daemon, name: &str, words: &str) -> std::os::unix::net::UnixStream {
     let mut stream = http::connect(&daemon.socket());
     let path = device_path(route::MESSAGE, name);
-    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    .unwrap();
     write!(stream, "{:x}\r\n{words}\r\n", words.len()).unwrap();
     stream
 }
@@ -140,7 +144,9 @@ fn exported_maps_are_imported_anywhere() {
 #[test]
 fn parts_of_a_map_and_wrong_parts() {
     let daemon = Daemon::start();
-    daemon.create("s", "0 1000 switch 2 10 0 mem:1M 0 mem:1M 0\n1000 100 zero\n1100 20 switch 1 1 0 mem:1M 0").expect_ok();
+    daemon
+        .create("s", "0 1000 switch 2 10 0 mem:1M 0 mem:1M 0\n1000 100 zero\n1100 20 switch 1 1 0 mem:1M 0")
+        .expect_ok();
     let get = |query: &str| daemon.request("GET", &format!("/v1/devices/s/map?{query}"), Value::Null);
     let map: protocol::RegionMap = get("sector=5&from=98&to=99").json();
     assert_eq!((map.regions, map.paths, map.region_size), (100, 2, 10));
@@ -171,15 +177,39 @@ fn tables_of_other_targets_are_refused_with_the_kernels_words() {
         ("0 8 linear /dev/nosuch 0", "linear: Device lookup failed (-ENOENT)", "cannot open '/dev/nosuch'"),
         ("0 8 linear mem:100 0", "linear: Device lookup failed (-EINVAL)", "a multiple of 512"),
         ("0 8 linear sim:1M,luck=none 0", "linear: Device lookup failed (-EINVAL)", "luck=none"),
-        ("0 9000 linear RAM 0", "ram0 too small for target: start=0, len=9000, dev_size=8192", "has only 8192 sectors"),
+        (
+            "0 9000 linear RAM 0",
+            "ram0 too small for target: start=0, len=9000, dev_size=8192",
+            "has only 8192 sectors",
+        ),
         ("0 8 striped 2", "striped: Not enough arguments (-EINVAL)", "a stripe count and a chunk size"),
         ("0 8 striped 0 4 RAM 0", "striped: Invalid stripe count (-EINVAL)", "'0' must be"),
         ("0 8 striped 2 x RAM 0", "striped: Invalid chunk_size (-EINVAL)", "'x' must be"),
-        ("0 9 striped 2 4 RAM 0 RAM 8", "striped: Target length not divisible by number of stripes (-EINVAL)", "2 stripes"),
-        ("0 16 striped 2 3 RAM 0 RAM 8", "striped: Target length not divisible by chunk size (-EINVAL)", "chunk of 3"),
-        ("0 16 striped 2 4 RAM 0 RAM", "striped: Not enough destinations specified (-EINVAL)", "but 3 words follow"),
-        ("0 16 striped 2 4 RAM 0 RAM x", "striped: Couldn't parse stripe destination (-EINVAL)", "'x' must be"),
-        ("0 16 striped 2 4 RAM 0 /dev/nosuch 0", "striped: Couldn't parse stripe destination (-ENOENT)", "/dev/nosuch"),
+        (
+            "0 9 striped 2 4 RAM 0 RAM 8",
+            "striped: Target length not divisible by number of stripes (-EINVAL)",
+            "2 stripes",
+        ),
+        (
+            "0 16 striped 2 3 RAM 0 RAM 8",
+            "striped: Target length not divisible by chunk size (-EINVAL)",
+            "chunk of 3",
+        ),
+        (
+            "0 16 striped 2 4 RAM 0 RAM",
+            "striped: Not enough destinations specified (-EINVAL)",
+            "but 3 words follow",
+        ),
+        (
+            "0 16 striped 2 4 RAM 0 RAM x",
+            "striped: Couldn't parse stripe destination (-EINVAL)",
+            "'x' must be",
+        ),
+        (
+            "0 16 striped 2 4 RAM 0 /dev/nosuch 0",
+            "striped: Couldn't parse stripe destination (-ENOENT)",
+            "/dev/nosuch",
+        ),
         ("0 8 zero 1", "zero: No arguments required (-EINVAL)", "no parameters"),
         ("0 8 error 1", "error: Invalid argument count (-EINVAL)", "no parameters"),
         ("0 8 zero\n0 8 zero", "zero: Gap in table (-EINVAL)", "line 2: the target starts at sector 0"),
@@ -191,7 +221,10 @@ fn tables_of_other_targets_are_refused_with_the_kernels_words() {
         assert!(error.reason.contains(reason), "{table}: {}", error.reason);
         assert_eq!((error.ioctl.as_str(), error.device), ("reload", Some([0, 0])));
     }
-    assert_eq!(daemon.create("t", " \n# nothing\n").error().kernel, ["device-mapper: ioctl: populate_table: no targets specified"]);
+    assert_eq!(
+        daemon.create("t", " \n# nothing\n").error().kernel,
+        ["device-mapper: ioctl: populate_table: no targets specified"]
+    );
     assert_eq!(daemon.run(&["ls"]).stdout, b"No devices found\n");
 }
 
@@ -249,7 +282,8 @@ fn remove_all_takes_stacks_apart_and_leaves_what_is_open() {
     let removed: Removed = daemon.request("POST", route::REMOVE_ALL, json!({})).json();
     assert_eq!((removed.removed, removed.busy), (vec!["b".into(), "a".into()], vec!["open".into()]));
     // With force it is wiped, though it stays while it is open; with deferred it goes with its last user.
-    let removed: Removed = daemon.request("POST", route::REMOVE_ALL, json!({"force": true, "deferred": true})).json();
+    let removed: Removed =
+        daemon.request("POST", route::REMOVE_ALL, json!({"force": true, "deferred": true})).json();
     assert_eq!(removed.busy, ["open"]);
     let device = daemon.describe("open");
     assert_eq!((device.deferred_remove, device.live.unwrap().segments[0].target.as_str()), (true, "error"));
@@ -286,7 +320,11 @@ fn missing_files_are_made_when_asked_for_and_not_left_by_a_refused_table() {
     let daemon = Daemon::start();
     let file = daemon.path("new").display().to_string();
     let create = |table: String| {
-        daemon.request("POST", route::DEVICES, json!({"name": "n", "table": table, "leaves": {"make_files": true}}))
+        daemon.request(
+            "POST",
+            route::DEVICES,
+            json!({"name": "n", "table": table, "leaves": {"make_files": true}}),
+        )
     };
     assert_eq!(create(format!("0 100 linear {file} 8\n100 8 nosuch")).error().errno, Errno::Einval);
     assert!(!daemon.path("new").exists());
@@ -298,7 +336,8 @@ fn missing_files_are_made_when_asked_for_and_not_left_by_a_refused_table() {
 #[test]
 fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
     let daemon = Daemon::start();
-    let paths: String = (0..3).map(|ram| format!(" {} 0", daemon.path(&format!("ram{ram}")).display())).collect();
+    let paths: String =
+        (0..3).map(|ram| format!(" {} 0", daemon.path(&format!("ram{ram}")).display())).collect();
     daemon.create("s", &format!("0 2048 switch 3 128 0{paths}")).expect_ok();
     let mut client = daemon.nbd("s");
     client.write(0, &[1; 512], false).unwrap();
@@ -349,7 +388,10 @@ fn names_uuids_and_numbers_are_one_devices_own() {
     let rename = |body: Value| daemon.on("POST", route::RENAME, "b", body);
     let error = rename(json!({"name": "a"})).error();
     assert_eq!(error.errno, Errno::Ebusy);
-    assert_eq!(error.kernel, ["device-mapper: ioctl: Unable to change name on mapped device b to one that already exists: a"]);
+    assert_eq!(
+        error.kernel,
+        ["device-mapper: ioctl: Unable to change name on mapped device b to one that already exists: a"]
+    );
     assert_eq!(rename(json!({"uuid": "U"})).error().errno, Errno::Ebusy);
     rename(json!({"uuid": "V"})).expect_ok();
     assert_eq!(rename(json!({"uuid": "W"})).error().errno, Errno::Einval);
@@ -406,7 +448,12 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
     // Longer than any table may be.
     let long = format!("{{\"name\": \"x\", \"table\": \"{}\"}}", "#".repeat(2 * protocol::TABLE_MAX_BYTES));
     let mut stream = http::connect(&daemon.socket());
-    write!(stream, "POST /v1/devices HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", long.len()).unwrap();
+    write!(
+        stream,
+        "POST /v1/devices HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        long.len()
+    )
+    .unwrap();
     // The daemon may close before it has all of it.
     let _ = stream.write_all(long.as_bytes());
     assert_eq!(http::read_reply(&mut stream).error().errno, Errno::E2big);

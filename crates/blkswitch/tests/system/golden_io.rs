@@ -58,9 +58,8 @@ fn operation(case: &Value) -> Operation {
         ("regions count from the target", "read"),
     ];
     let verb = known.iter().find(|(part, _)| name.contains(part)).unwrap_or_else(|| panic!("{name}?")).1;
-    let (at, sectors) = range_in(name)
-        .or_else(|| case["bios"][0].as_str().and_then(range_in))
-        .unwrap_or((0, 0));
+    let (at, sectors) =
+        range_in(name).or_else(|| case["bios"][0].as_str().and_then(range_in)).unwrap_or((0, 0));
     Operation { verb, at, sectors }
 }
 
@@ -82,7 +81,9 @@ fn runs(sectors: impl IntoIterator<Item = (String, u64, String)>) -> Vec<String>
     let mut runs: Vec<(String, u64, u64, String)> = Vec::new();
     for (disk, sector, what) in sectors {
         match runs.last_mut() {
-            Some((d, start, count, w)) if *d == disk && *start + *count == sector && *w == what => *count += 1,
+            Some((d, start, count, w)) if *d == disk && *start + *count == sector && *w == what => {
+                *count += 1
+            }
             _ => runs.push((disk, sector, 1, what)),
         }
     }
@@ -123,8 +124,11 @@ impl Stage {
     /// Disks as new, and the device over them. The table may be refused.
     fn set_up(&self, case: &Value) -> Result<Vec<String>, String> {
         let table = text(case, "table");
-        let mut disks: Vec<String> =
-            table.split_whitespace().filter_map(|word| word.strip_prefix("/dev/")).map(str::to_owned).collect();
+        let mut disks: Vec<String> = table
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("/dev/"))
+            .map(str::to_owned)
+            .collect();
         disks.sort();
         disks.dedup();
         disks.retain(|disk| !disk.starts_with("mapper/"));

@@ -149,7 +149,11 @@ impl Stage {
         if let (Some(ours_at), Some(kernel_at)) = (usage(&ours), usage(&kernel)) {
             return differs("stderr before the usage", &ours[..ours_at], &kernel[..kernel_at]);
         }
-        differs("stderr", ours.iter().map(|line| self.as_recorded(line)).collect::<Vec<_>>(), owned(&kernel))?;
+        differs(
+            "stderr",
+            ours.iter().map(|line| self.as_recorded(line)).collect::<Vec<_>>(),
+            owned(&kernel),
+        )?;
         let before = self.added_before.replace(owned(&added));
         for line in step["kmsg"].as_array().into_iter().flatten().filter(|_| status.code() == Some(1)) {
             let line = line[1].as_str().unwrap();
@@ -174,7 +178,9 @@ impl Stage {
             }
             // Wherever the number of a device stands: in a tree, in deps and ls, in the log, in info, in columns.
             for minor in 0..3 {
-                for form in ["(M:N)", "(M, N)", "table: M:N:", "minor:      M, N", "switch:M:N:", "switch|M|N|"] {
+                for form in
+                    ["(M:N)", "(M, N)", "table: M:N:", "minor:      M, N", "switch:M:N:", "switch|M|N|"]
+                {
                     let number = |major: &str| form.replace('M', major).replace('N', &minor.to_string());
                     line = line.replace(&number("0"), &number("253"));
                 }
@@ -371,7 +377,8 @@ fn sessions() {
     let mut commands = BTreeMap::<bool, usize>::new();
     check_suite("tools", 44, |case| {
         for step in case["steps"].as_array().unwrap() {
-            *commands.entry(step["cmd"].as_str().is_some_and(|cmd| cmd.contains("dmsetup"))).or_default() += 1;
+            *commands.entry(step["cmd"].as_str().is_some_and(|cmd| cmd.contains("dmsetup"))).or_default() +=
+                1;
         }
         stage.replay(case)
     });
