@@ -79,7 +79,7 @@ while any(os.path.exists(f"/proc/{pid}") for pid in pids):
     change()
     counts[change.__name__] = counts.get(change.__name__, 0) + 1
 print(counts)
-assert all(counts.get(c.__name__, 0) > 2 for c in (scatter, repeat_map, migrate, suspend_resume, reload)), counts
+assert all(counts.get(c.__name__, 0) > 0 for c in (scatter, repeat_map, migrate, suspend_resume, reload)), counts
 PYTHON
 cat changes.log
 
