@@ -53,7 +53,7 @@ pub(crate) fn median_seconds<T>(
         .skip(1)
         .collect();
     seconds.sort_unstable_by(f64::total_cmp);
-    seconds.get(if std::env::var("MIN").is_ok() {0} else {seconds.len() / 2}).copied().unwrap_or(f64::NAN)
+    seconds.get(if std::env::var("MIN").is_ok() { 0 } else { seconds.len() / 2 }).copied().unwrap_or(f64::NAN)
 }
 
 /// A map of `regions` regions of one size, round robin.
