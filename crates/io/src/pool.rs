@@ -207,6 +207,13 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// A registry without queues: its devices know everything but requests. For whoever runs pipelines himself, as
+    /// the simulation does.
+    pub fn detached() -> Registry {
+        let mailboxes = Arc::new(Mailboxes { boxes: Vec::new(), reaper: mpsc::channel().0 });
+        Registry { devices: RwLock::default(), mailboxes }
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -245,7 +252,9 @@ impl Registry {
         let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
         let id = match id {
             Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
-            Some(id) => Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?,
+            Some(id) => {
+                Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?
+            }
             None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
         };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
