@@ -161,6 +161,10 @@ fn path_counters(target: &Target, counts: &Counts, words: Words<'_>, mut reply: 
         glue::warn(c"get_path_counters takes no argument: '", words.c_str(1), c"'");
         return failure(Errno::Einval);
     }
+    if !counts.is_on() {
+        glue::warn(c"get_path_counters: nothing is counted, as the module's parameter counters is N", c"", c"");
+        return failure(Errno::Eopnotsupp);
+    }
     if num_paths > MAX_COUNTED_PATHS {
         glue::warn(c"get_path_counters: nothing is counted with more than 512 paths", c"", c"");
         return failure(Errno::Eopnotsupp);

@@ -28,8 +28,8 @@ def main():
         "behaviour": lambda: with_module(module, "", lambda: behaviour.run(False)),
         "behaviour-strict": lambda: with_module(module, "strict=1", lambda: behaviour.run(True)),
         "tools": lambda: with_module(module, "", no_zero(tools.run)),
-        "hierarchy": lambda: with_module(module, "", lambda: hierarchy()),
-        "stress": lambda: with_module(module, "", stress.run),
+        "hierarchy": lambda: with_module(module, "counters=1", hierarchy),
+        "stress": lambda: with_module(module, "counters=1", stress.run),
         "loading": lambda: behaviour.loading(module),
     }
     failures = 0

@@ -240,6 +240,10 @@ impl Leaf {
         let key = Self::key_of(address)
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let dirty = Dirty::new(options.queues);
+        if engine.has_cache() && !limits.read_only {
+            // An earlier process may have answered writes, been killed, and left them in the cache: as good as ours.
+            dirty.wrote(0);
+        }
         Ok(Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) }))
     }
 
