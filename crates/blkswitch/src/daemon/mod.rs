@@ -30,7 +30,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use blkswitch_io::{Pool, PoolOptions};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};

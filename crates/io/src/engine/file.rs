@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
@@ -26,6 +27,12 @@ const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
 const TRANSFER_MAX: u64 = 1 << 30;
+
+/// How long a lock may be held before the file counts as in use: a daemon that was killed holds its files until the
+/// kernel has taken its rings down, a moment after the process is gone.
+const LOCK_TIME: Duration = Duration::from_millis(500);
+/// Pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 // The ioctls of a block device that tell its shape (linux/fs.h).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
@@ -214,12 +221,20 @@ fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open and `range` outlives the call.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
-    if result == 0 {
-        return Ok(());
+    let until = Instant::now() + LOCK_TIME;
+    loop {
+        // SAFETY: the descriptor is open and `range` outlives the call.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
+        let source = io::Error::last_os_error();
+        match source.raw_os_error() {
+            _ if result == 0 => return Ok(()),
+            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            _ => return refused_lock(source, name),
+        }
     }
-    let source = io::Error::last_os_error();
+}
+
+fn refused_lock(source: io::Error, name: &str) -> Result<(), LeafError> {
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(LeafError::Busy(name.to_string())),
         // A filesystem without locks: nothing to hold on to.
