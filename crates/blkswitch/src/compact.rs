@@ -75,7 +75,12 @@ impl Compact {
         let short = 1..=CYCLE_MAX.min(self.next);
         let round_robin = (CYCLE_MAX < self.paths && self.paths <= self.next).then_some(self.paths);
         let (mut best, mut longest) = (None, REPEAT_MIN - 1);
+        let path = map.path(self.next);
         for cycle in short.chain(round_robin) {
+            // Nearly always the first region tells already.
+            if path != Some(self.written(self.next - cycle)) {
+                continue;
+            }
             let repeats = self.repeats(map, cycle, LOOK_AHEAD);
             if repeats > longest {
                 (best, longest) = (Some(cycle), repeats);
