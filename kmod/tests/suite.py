@@ -32,12 +32,17 @@ def main():
         "stress": lambda: with_module(module, "counters=1", stress.run),
         "loading": lambda: behaviour.loading(module),
     }
-    failures = 0
+    if not set(only) <= set(tests):
+        raise SystemExit(f"unknown test among {only}: there are {', '.join(tests)}")
+    failures = passed = 0
     for name, test in tests.items():
         if not only or name in only:
             started = time.monotonic()
-            failures += test()
+            found = test()
+            failures += found
+            passed += not found
             print(f"  {name}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"vm-test: {passed} passed, {len(only or tests) - passed} failed")
     return min(failures, 1)
 
 
