@@ -27,7 +27,7 @@ def main():
         "differential": lambda: beside(module, lambda: sum(differential.run(seed) for seed in SEEDS)),
         "behaviour": lambda: with_module(module, "", lambda: behaviour.run(False)),
         "behaviour-strict": lambda: with_module(module, "strict=1", lambda: behaviour.run(True)),
-        "tools": lambda: with_module(module, "", no_zero(tools.run)),
+        "tools": lambda: with_module(module, "", no_zero(lambda: tools.run(recorded_here))),
         "hierarchy": lambda: with_module(module, "counters=1", hierarchy),
         "stress": lambda: with_module(module, "counters=1", stress.run),
         "loading": lambda: behaviour.loading(module),
