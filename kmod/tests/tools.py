@@ -23,7 +23,7 @@ NOT_COMPARED = {
 LOOK_UPS = ("tools-024", "tools-036")
 NO_TABLE = "device-mapper: ioctl: The device has no table."
 # Long for an emulated processor that others use, too.
-BLOCKED_AFTER_S = 1.5
+BLOCKED_AFTER_S = 3
 
 
 class Transcript:
