@@ -197,7 +197,8 @@ impl FileEngine {
     }
 }
 
-/// One operation by a plain system call. Counts or negative errno, like a completion.
+/// One operation by a plain system call. Counts or negative errno, like a completion. Reads and writes go around
+/// libc's functions, which make themselves points where a thread can be cancelled: a tenth of a small read.
 ///
 /// # Safety
 /// `io.data` is valid for `io.len` bytes.
@@ -206,8 +207,8 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
     let result = unsafe {
         match io.op {
-            LeafOp::Read => libc::pread(fd, io.data.0.cast(), len, offset) as i64,
-            LeafOp::Write => libc::pwrite(fd, io.data.0.cast(), len, offset) as i64,
+            LeafOp::Read => libc::syscall(libc::SYS_pread64, fd, io.data.0, len, offset),
+            LeafOp::Write => libc::syscall(libc::SYS_pwrite64, fd, io.data.0, len, offset),
             LeafOp::Flush => i64::from(libc::fdatasync(fd)),
             LeafOp::Discard | LeafOp::Zero { no_hole: false } => {
                 i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, io.len as i64))
