@@ -19,6 +19,7 @@ pub mod request;
 pub mod ring;
 pub mod slab;
 pub mod stats;
+mod sync;
 pub mod table;
 
 pub use blkswitch_core as core;

@@ -104,6 +104,25 @@ fn devices_are_made_while_clients_connect() {
     clients.into_iter().for_each(|client| client.join().unwrap());
 }
 
+/// More requests than a connection may have in flight, read as fast as they are answered or not: those that were held
+/// back go on when answers have left, whether they left at once or through the ring.
+#[test]
+fn requests_held_back_by_the_limits_go_on() {
+    for pause in [Duration::ZERO, Duration::from_millis(100)] {
+        let world = memory(1);
+        let mut client = world.connect("disk");
+        let (count, len) = (3000, 4096);
+        let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, len)).collect();
+        client.socket.write_all(&requests).unwrap();
+        std::thread::sleep(pause);
+        let mut data = vec![0; len as usize];
+        for n in 0..count {
+            assert_eq!(client.reply().expect("an answer to every request"), (0, n));
+            client.socket.read_exact(&mut data).unwrap();
+        }
+    }
+}
+
 /// More requests than a connection may have in flight, then the end of what the client says: it gets every answer.
 #[test]
 fn a_client_that_has_said_all_gets_all_answers() {

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use blkswitch_io::{Pool, PoolOptions};
 use support::{Client, READ, WRITE, World, eventually, option, request};
 
 const MIB: u64 = 1 << 20;
@@ -161,7 +162,20 @@ fn a_process_without_descriptors_waits_for_one() {
     waiting.read_exact(&mut [0; 18]).unwrap();
 }
 
-/// All descriptors this process may have, but one.
+/// A machine that has descriptors for some of the queues only: an error, no hang.
+#[test]
+fn a_pool_that_cannot_start_says_so() {
+    let _alone = alone();
+    let queues = 32;
+    let mut spare = use_up_descriptors();
+    // For the mailboxes, and half of the rings.
+    spare.0.truncate(spare.0.len() - queues * 3 / 2);
+    let started = support::in_time("starting", move || Pool::start(PoolOptions { queues }).map(|_| ()));
+    drop(spare);
+    started.unwrap_err();
+}
+
+/// All descriptors this process may have.
 struct Spare(Vec<std::fs::File>, libc::rlimit);
 
 fn use_up_descriptors() -> Spare {
@@ -169,7 +183,7 @@ fn use_up_descriptors() -> Spare {
     let limit = unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();
         libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        let low = libc::rlimit { rlim_cur: descriptors() as u64 + 50, ..limit };
+        let low = libc::rlimit { rlim_cur: descriptors() as u64 + 100, ..limit };
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const low);
         limit
     };
