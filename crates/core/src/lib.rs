@@ -44,6 +44,7 @@ pub mod args;
 pub mod error;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "multipath")]
 pub mod multipath;
 pub mod switch;
 pub mod table;

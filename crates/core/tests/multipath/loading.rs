@@ -3,7 +3,7 @@
 use blkswitch_core::args::split_in_place;
 use blkswitch_core::error::Errno;
 use blkswitch_core::multipath::selector::RepeatCountDeprecated;
-use blkswitch_core::multipath::{Group, Item, Multipath, Params, ParamsError, Path};
+use blkswitch_core::multipath::{Attempt, Choice, Group, Item, Multipath, Params, ParamsError, Path};
 
 pub(crate) type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
 
@@ -43,4 +43,17 @@ pub(crate) fn load(
     let multipath = Multipath::new(*params.features(), params.initial_group(), groups.into(), paths.into())
         .expect("what was handed out fits together");
     Ok(Loaded { multipath, devices, warnings })
+}
+
+/// A target whose devices have the names that the line gives them.
+pub(crate) fn new(params: &str) -> Owned {
+    load(params, |name| Ok(name.to_owned())).unwrap().multipath
+}
+
+/// The attempt, if there is one.
+pub(crate) fn send(choice: Choice) -> Option<Attempt> {
+    match choice {
+        Choice::Send(attempt) => Some(attempt),
+        Choice::Hold | Choice::Fail(_) => None,
+    }
 }

@@ -1,10 +1,6 @@
 //! Replays what a real kernel did with multipath targets (`tests/golden/mpath.jsonl`): tables, messages, which disk
 //! every read went to, and the status afterwards. Cases of one device follow each other and so do they here.
 
-mod common;
-#[path = "common/multipath.rs"]
-mod loading;
-
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 
@@ -14,9 +10,10 @@ use blkswitch_core::multipath::outcome::EIO;
 use blkswitch_core::multipath::{Ask, Choice, Command, MessageError, Multipath, Verdict};
 use blkswitch_core::switch::{Geometry, Map, Message};
 use blkswitch_core::table::{self, check_area};
-use common::{check_suite, differs, text};
-use loading::{Loaded, Owned, load};
 use serde_json::Value;
+
+use super::common::{check_suite, differs, text};
+use super::loading::{Loaded, Owned, load};
 
 /// The disks of the recorded machine: name, number, sectors. (Two of them are ram disks.)
 const DISKS: [(&str, &str, u64); 6] = [
