@@ -2,7 +2,7 @@
 //!
 //! Contract: lock-free; numbers count from 1, 0 is none.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use super::sync::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Bits of a group's number: more than [`super::params::MAX_GROUPS`] needs.
 const NUMBER_BITS: u32 = u16::BITS;
@@ -50,7 +50,7 @@ impl Chosen {
 pub(super) struct ChosenGroup(AtomicU64);
 
 impl ChosenGroup {
-    pub(super) const fn new(chosen: Chosen) -> Self {
+    pub(super) fn new(chosen: Chosen) -> Self {
         Self(AtomicU64::new(chosen.pack()))
     }
 

@@ -4,7 +4,7 @@
 //! Contract: as [`super::path`]. A group knows which paths are its own by their numbers; the paths themselves are
 //! handed in.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use super::sync::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::path::Path;
 use super::selector::{Ask, Selector};
@@ -22,7 +22,7 @@ pub struct Group {
 impl Group {
     /// A group of the paths `first_path ..  first_path + num_paths`.
     #[must_use]
-    pub(super) const fn new(selector: Selector, first_path: u32, num_paths: u32) -> Self {
+    pub(super) fn new(selector: Selector, first_path: u32, num_paths: u32) -> Self {
         Self { selector, first_path, num_paths, bypassed: AtomicBool::new(false), misses: AtomicU32::new(0) }
     }
 

@@ -40,8 +40,7 @@ pub mod params;
 pub mod path;
 pub mod selector;
 pub mod status;
-
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+mod sync;
 
 pub use error::{ExplainParams, ParamsError, ParamsErrorKind};
 pub use event::Event;
@@ -55,6 +54,7 @@ pub use selector::{Ask, Selector};
 use chosen::{Chosen, ChosenGroup};
 use outcome::{EIO, is_path_error};
 use params::MAX_GROUPS;
+use sync::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// How often one request is sent for each path of the device, at most. Each time but the last a path fails, so once
 /// for each path is enough as long as none comes back; twice lets every path come back once while the request runs.

@@ -117,7 +117,7 @@ pub struct GroupArg {
 impl GroupArg {
     /// The group, for [`super::Multipath::new`].
     #[must_use]
-    pub const fn group(&self) -> Group {
+    pub fn group(&self) -> Group {
         Group::new(self.selector, self.first_path, self.num_paths)
     }
 

@@ -4,7 +4,7 @@
 //! The words a choice looks at lie together, and no two paths share a cache line: a queue that uses one path does
 //! not slow down a queue that uses another.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use super::sync::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::selector::PathArgs;
 
@@ -42,7 +42,7 @@ pub struct Path {
 impl Path {
     /// A path that is up, as [`super::PathArg`] describes it: in group `group` (counted from 0), the `place`-th there.
     #[must_use]
-    pub(super) const fn new(group: u32, place: u32, args: PathArgs) -> Self {
+    pub(super) fn new(group: u32, place: u32, args: PathArgs) -> Self {
         Self {
             health: AtomicU64::new(0),
             turn: AtomicU64::new(FIRST_TURN.wrapping_add(place as u64)),

@@ -262,6 +262,7 @@ proptest! {
             prop_assert!(multipath.paths()[attempt.path() as usize].is_up());
             prop_assert_eq!(attempt.sent_before(), sends);
             sends += 1;
+            prop_assert!(sends <= multipath.num_paths() * SENDS_PER_PATH);
             // While it is under way some of the paths that are down come back.
             let bits = back[sends as usize % back.len()];
             for path in (0..multipath.num_paths()).filter(|path| bits >> path & 1 != 0) {
@@ -273,7 +274,6 @@ proptest! {
                 end => prop_assert_eq!(end, expected_end),
             }
         }
-        prop_assert!(sends <= multipath.num_paths() * SENDS_PER_PATH);
     }
 }
 
@@ -284,6 +284,7 @@ fn a_request_that_is_sent_too_often_fails_although_a_path_is_up() {
     let mut next = send(multipath.select(Ask::default(), &mut |_| {}));
     while let Some(attempt) = next.take() {
         sends += 1;
+        assert!(sends <= multipath.max_sends());
         // All come back at once, always.
         (0..2).for_each(|path| assert!(!multipath.reinstate_path(path, &mut |_| {}) || sends > 1));
         match multipath.judge(attempt, EIO, 0, &mut |_| {}) {
