@@ -1,5 +1,8 @@
 //! Every order in which two threads can take their steps through the multipath target, up to a bound of preemptions:
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_multipath`.
+//!
+//! What loom 0.7 does not see: orders in which another thread comes between a load and an exchange of one thread on the
+//! same atomic (`fetch_update`). So the state of a path is changed by single steps only.
 #![cfg(loom)]
 
 use blkswitch_core::multipath::outcome::EIO;

@@ -21,7 +21,7 @@ const ONE_FAILURE: u64 = 2;
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Path {
-    /// [`FAILED`] and the count of failures in one word, so that status never shows one without the other.
+    /// [`FAILED`] and the count of failures.
     health: AtomicU64,
     /// Order of use within the group: of equally good paths the one with the lowest turn is next.
     turn: AtomicU64,
@@ -81,7 +81,7 @@ impl Path {
         self.health.load(Relaxed) / ONE_FAILURE
     }
 
-    /// `(is it up, how often it has failed)` at one moment.
+    /// `(is it up, how often it has failed)`. A failure that is just happening may not be counted yet.
     #[must_use]
     pub fn health(&self) -> (bool, u64) {
         let health = self.health.load(Relaxed);
@@ -123,10 +123,11 @@ impl Path {
 
     /// Marks it failed. `false` if it was already: of several queues that report it, one is told `true`.
     pub(super) fn mark_failed(&self) -> bool {
-        let fail = |health: u64| {
-            if health & FAILED == 0 { Some(health.wrapping_add(ONE_FAILURE) | FAILED) } else { None }
-        };
-        self.health.fetch_update(SeqCst, SeqCst, fail).is_ok()
+        let was_up = self.health.fetch_or(FAILED, SeqCst) & FAILED == 0;
+        if was_up {
+            self.health.fetch_add(ONE_FAILURE, SeqCst);
+        }
+        was_up
     }
 
     /// Marks it up. `false` if it was already.

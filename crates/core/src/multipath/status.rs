@@ -1,7 +1,6 @@
 //! The texts of `status` and `table`, to the letter.
 //!
-//! Contract: read while requests run; every number is right at some moment, not all at the same one. Each path's
-//! state and count of failures belong together.
+//! Contract: read while requests run; every number is right at some moment, not all at the same one.
 
 use core::fmt;
 
