@@ -12,6 +12,38 @@
 //!
 //! [`params`] reads the table line, [`message`] changes the state, [`status`] writes it out, [`event`] tells.
 //!
+//! ```
+//! use blkswitch_core::multipath::{Ask, Choice, Event, Item, Multipath, Params, Verdict, outcome};
+//!
+//! let line = "0 0 2 1 round-robin 0 1 0 /dev/sda queue-length 0 1 0 /dev/sdb";
+//! let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+//! let mut params = Params::parse(&words)?;
+//! let (mut groups, mut paths) = (Vec::new(), Vec::new());
+//! while let Some(item) = params.next_item()? {
+//!     match item {
+//!         Item::Group(group) => groups.push(group.group()),
+//!         Item::Path(path) => paths.push(path.path()?.path), // after opening path.device
+//!     }
+//! }
+//! let multipath = Multipath::new(*params.features(), params.initial_group(), groups, paths).unwrap();
+//!
+//! let mut events = Vec::new();
+//! let ask = Ask { bytes: 4096, now_ns: 0, cpu: 0 };
+//! let Choice::Send(attempt) = multipath.select(ask, &mut |event| events.push(event)) else { panic!() };
+//! assert_eq!(attempt.path(), 0);
+//!
+//! // The path does not answer: the request goes on over the other group.
+//! assert!(attempt.is_overdue(30_000_000_000, 30_000_000_000));
+//! let verdict = multipath.judge(attempt, outcome::ETIMEDOUT, 30_000_000_000, &mut |event| events.push(event));
+//! let Verdict::Retry(attempt) = verdict else { panic!() };
+//! assert_eq!(attempt.path(), 1);
+//! assert_eq!(events, [Event::PathFailed { path: 0, left: 1 }, Event::GroupSwitched { group: 2 }]);
+//! assert_eq!(multipath.judge(attempt, 0, 30_000_100_000, &mut |_| {}), Verdict::Done);
+//! let status = multipath.info(|path, f| write!(f, "8:{}", path * 16)).to_string();
+//! assert_eq!(status, "2 0 0 0 2 2 E 0 1 0 8:0 F 1 A 0 1 1 8:16 A 0 0 ");
+//! # Ok::<(), blkswitch_core::multipath::ParamsError>(())
+//! ```
+//!
 //! # What is shared, and how
 //!
 //! Everything is used through `&self` by any number of queues at once. Choosing and judging take no lock, allocate
