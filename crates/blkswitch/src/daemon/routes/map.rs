@@ -271,8 +271,7 @@ pub async fn export(
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<MessageText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
-        let compact = Compact::new(switch.map()?.geometry());
-        Ok(MessageText { switch, compact: Some(compact) })
+        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::default()) })
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
     Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
@@ -280,6 +279,7 @@ pub async fn export(
 
 /// The map as a message.
 struct MessageText {
+    device: Arc<Device>,
     switch: Switch,
     /// Nothing when all is written.
     compact: Option<Compact>,
@@ -289,6 +289,9 @@ impl Pieces for MessageText {
     fn next_piece(&mut self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
         let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else { return out };
+        // No message changes the map while a piece is made. Without a messenger (the device was reloaded with another
+        // kind of table, or is gone) the table has no writers any more.
+        let _messenger = self.device.messenger(self.switch.start);
         if !compact.write(map, PIECE_BYTES, &mut out) {
             self.compact = None;
         }
