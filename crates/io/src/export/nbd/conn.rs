@@ -34,6 +34,9 @@ const INPUT_BYTES: usize = 128 << 10;
 const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
+/// Data asked for between two sends. What has been read is sent while it is still in the processor's cache, and the
+/// client takes it while the next is read; a deep queue of small requests still leaves in one batch.
+const SEND_BYTES: usize = 256 << 10;
 /// Replies sent with one system call.
 const BATCH: usize = 128;
 /// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
@@ -123,6 +126,8 @@ pub(super) struct Conn {
     deadline_ns: Option<u64>,
     /// In the server's list of this turn.
     pub(super) touched: bool,
+    /// Has read as much as is sent at a time: to be called again when the answers there are have been carried.
+    pub(super) has_more: bool,
 }
 
 impl Conn {
@@ -153,6 +158,7 @@ impl Conn {
             broken: false,
             deadline_ns: Some(context.ring.now_ns() + HANDSHAKE_TIMEOUT_NS),
             touched: false,
+            has_more: false,
         }
     }
 
@@ -210,14 +216,20 @@ impl Conn {
 
     /// Reads what has come in, as far as the limits allow.
     pub(super) fn read_requests(&mut self, id: u32, context: &mut Context<'_>) {
+        self.has_more = false;
         if self.ending {
             return;
         }
         if let Phase::Handshake(_) = self.phase {
             self.shake_hands(context);
         }
+        if self.lent_bytes >= SEND_BYTES && !self.replies.is_empty() {
+            self.send(id, context);
+        }
         self.fill_body(id, context);
-        while !self.ending && self.body.is_none() && self.read_one(id, context) {}
+        let enough = self.lent_bytes + SEND_BYTES;
+        while !self.ending && self.body.is_none() && self.lent_bytes < enough && self.read_one(id, context) {}
+        self.has_more = self.lent_bytes >= enough;
         // With nothing in flight no limit holds requests back: what is left is no whole request.
         if self.at_end && (self.body.is_some() || self.in_flight() == 0) {
             self.ending = true;

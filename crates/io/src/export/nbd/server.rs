@@ -75,7 +75,7 @@ impl Server {
             let id = self.touched[at];
             let Some(conn) = self.conns.get_mut(id) else { continue };
             conn.read_requests(id, context);
-            more |= context.pipeline.has_done();
+            more |= conn.has_more || context.pipeline.has_done();
         }
         if more {
             return true;
