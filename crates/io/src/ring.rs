@@ -34,6 +34,8 @@ pub enum Tag {
     Send = 5,
     /// A cancellation or another operation whose result nobody awaits.
     Ignored = 6,
+    /// A command of a ublk hardware queue; the id is its place and the tag.
+    Ublk = 7,
 }
 
 impl Tag {
@@ -44,6 +46,7 @@ impl Tag {
             3 => Tag::Accept,
             4 => Tag::Receive,
             5 => Tag::Send,
+            7 => Tag::Ublk,
             _ => Tag::Ignored,
         }
     }

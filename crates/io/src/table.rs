@@ -105,6 +105,7 @@ pub struct Table {
     devices: Box<[OpenDevice]>,
     read_only: bool,
     logical_block: u32,
+    physical_block: u32,
     rotational: bool,
     path_count: u32,
     /// The first path that leads to each leaf, and to each device: where a flush of it is counted.
@@ -158,6 +159,11 @@ impl Table {
     /// The largest logical block size below, in bytes.
     pub fn logical_block(&self) -> u32 {
         self.logical_block
+    }
+
+    /// The largest physical block size below, in bytes.
+    pub fn physical_block(&self) -> u32 {
+        self.physical_block
     }
 
     /// Something below is rotational.
@@ -286,6 +292,7 @@ impl TableBuilder {
             leaf_paths: leaf_paths.into(),
             device_paths: device_paths.into(),
             logical_block: limits.iter().map(|l| l.logical_block).max().unwrap_or(512),
+            physical_block: limits.iter().map(|l| l.physical_block).max().unwrap_or(512),
             rotational: limits.iter().any(|l| l.rotational),
             read_only: self.read_only,
             segments: self.segments.into(),
