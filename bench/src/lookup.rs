@@ -1,16 +1,16 @@
 //! `lookup`: where does a sector go, for random sectors, by size of the map, number of paths and region size.
 //!
-//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many that do not wait for
-//! each other, as for the requests of a batch; "in a chain" has each sector depend on the route before it, which is the
-//! time until one answer is there.
+//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many that do not
+//! wait for each other, as for the requests of a batch; "in a chain" has each sector depend on the route
+//! before it, which is the time until one answer is there.
 
 use std::hint::black_box;
 
-use crate::report::{Figure, LazyMap, Random, lazy_map, median_seconds};
+use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map};
 
 const LOOKUPS: usize = 1_000_000;
 
-pub(crate) fn run(rounds: usize) -> anyhow::Result<Vec<Figure>> {
+pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for regions in [1_000_000, 100_000_000] {
         for num_paths in [2, 3, 5, 16] {
@@ -41,12 +41,11 @@ fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<Lazy
 }
 
 /// Nanoseconds of a lookup: of many at once, and one after the other.
-fn measure(rounds: usize, map: &LazyMap) -> (f64, f64) {
+fn measure(rounds: Rounds, map: &LazyMap) -> (f64, f64) {
     let sectors = map.geometry().len_sectors();
     let mut random = Random(7);
     let places: Vec<u64> = (0..LOOKUPS).map(|_| random.below(sectors)).collect();
-    let batch = median_seconds(
-        rounds,
+    let batch = rounds.seconds(
         || (),
         |()| {
             let mut sum = 0;
@@ -57,8 +56,7 @@ fn measure(rounds: usize, map: &LazyMap) -> (f64, f64) {
             black_box(sum);
         },
     );
-    let chain = median_seconds(
-        rounds,
+    let chain = rounds.seconds(
         || (),
         |()| {
             let mut before = 0;

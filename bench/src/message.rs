@@ -1,30 +1,64 @@
-//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same through a plain
-//! parser as the yardstick.
+//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same through a
+//! plain parser as the yardstick; and a map of a million regions written out as such a message.
 //!
-//! The yardstick splits words first and parses each with a table of digits, as one would write it without thinking of
-//! speed; it packs entries by their exact width with ordinary divisions.
+//! The yardstick splits words first and parses each with a table of digits, as one would write it without
+//! thinking of speed; it packs entries by their exact width with ordinary divisions.
 
 use std::fmt::Write;
 use std::hint::black_box;
 
 use anyhow::{Context, ensure};
-use blkswitch_core::switch::Message;
+use blkswitch_core::switch::{Message, compact};
 
-use crate::report::{Figure, LazyMap, Random, lazy_map, median_seconds};
+use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map};
 
 const ENTRIES: u64 = 1_000_000;
 const REGION_SIZE: u32 = 30_720;
+/// Length of the table of places for writing out.
+const PLACES: usize = 1 << 14;
 /// Bytes at a time when a message arrives in pieces.
 const CHUNK: usize = 64 << 10;
 
-pub(crate) fn run(rounds: usize) -> anyhow::Result<Vec<Figure>> {
+pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for num_paths in [3, 16, 40] {
         for (name, text) in messages(num_paths)? {
             compare(&mut figures, rounds, &format!("{name}, {num_paths} paths"), num_paths, &text)?;
         }
     }
+    for num_paths in [3, 16] {
+        for every in [1, 100, 1_000_000] {
+            write_out(&mut figures, rounds, num_paths, every)?;
+        }
+    }
     Ok(figures)
+}
+
+/// Writes out a map in which one region in `every` was sent somewhere at random.
+fn write_out(figures: &mut Vec<Figure>, rounds: Rounds, num_paths: u32, every: u64) -> anyhow::Result<()> {
+    let map = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;
+    let mut random = Random(3);
+    for _ in 0..ENTRIES / every {
+        map.set(random.below(ENTRIES), random.below(num_paths.into()) as u32);
+    }
+    let mut places = vec![0; PLACES];
+    let mut text = Vec::new();
+    let mut write = || {
+        text.clear();
+        compact::write(&map, 0, ENTRIES, &mut places, |argument| {
+            text.extend_from_slice(argument);
+            Ok::<(), std::convert::Infallible>(())
+        })
+        .map_err(|(_, never)| never)
+    };
+    let seconds = rounds.seconds(|| (), |()| write().unwrap_or_else(|never| match never {}));
+    let again = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;
+    apply_chunks(&again, &text);
+    ensure!(again.runs(0, ENTRIES).eq(map.runs(0, ENTRIES)), "what was written out makes another map");
+    let name = format!("write out 1M regions, {num_paths} paths, {} changed", ENTRIES / every);
+    figures.push(Figure::new(&name, seconds * 1e3, "ms"));
+    figures.push(Figure::new(format!("{name}, length"), text.len() as f64 / 1024.0, "KiB"));
+    Ok(())
 }
 
 /// A message of each form, by name.
@@ -50,7 +84,7 @@ fn messages(num_paths: u32) -> anyhow::Result<Vec<(&'static str, String)>> {
 
 fn compare(
     figures: &mut Vec<Figure>,
-    rounds: usize,
+    rounds: Rounds,
     name: &str,
     num_paths: u32,
     text: &str,
@@ -63,12 +97,11 @@ fn compare(
         map
     };
     let text = text.as_bytes();
-    let ours = median_seconds(rounds, prepare, |map| {
+    let ours = rounds.seconds(prepare, |map| {
         black_box(Message::new().apply_text(map, black_box(text), true)).expect("the message is right");
     });
-    let chunked = median_seconds(rounds, prepare, |map| apply_chunks(map, black_box(text)));
-    let yardstick = median_seconds(
-        rounds,
+    let chunked = rounds.seconds(prepare, |map| apply_chunks(map, black_box(text)));
+    let yardstick = rounds.seconds(
         || std::cell::RefCell::new(Plain::new(num_paths)),
         |plain| plain.borrow_mut().apply(black_box(text)).expect("the message is right"),
     );

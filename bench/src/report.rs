@@ -37,23 +37,29 @@ pub(crate) fn print(figures: &[Figure], as_json: bool) {
     }
 }
 
-/// Median seconds of `rounds` calls of `work`, each on what `prepare` made; a first call is not counted.
-pub(crate) fn median_seconds<T>(
-    rounds: usize,
-    mut prepare: impl FnMut() -> T,
-    mut work: impl FnMut(&T),
-) -> f64 {
-    let mut seconds: Vec<f64> = (0..=rounds)
-        .map(|_| {
-            let input = prepare();
-            let start = Instant::now();
-            work(&input);
-            start.elapsed().as_secs_f64()
-        })
-        .skip(1)
-        .collect();
-    seconds.sort_unstable_by(f64::total_cmp);
-    seconds.get(if std::env::var("MIN").is_ok() {0} else {seconds.len() / 2}).copied().unwrap_or(f64::NAN)
+/// How often each thing is done, and which of the times counts.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounds {
+    pub(crate) count: usize,
+    pub(crate) best: bool,
+}
+
+impl Rounds {
+    /// Seconds of a call of `work`, each on what `prepare` made; a first call is not counted.
+    pub(crate) fn seconds<T>(self, mut prepare: impl FnMut() -> T, mut work: impl FnMut(&T)) -> f64 {
+        let mut seconds: Vec<f64> = (0..=self.count)
+            .map(|_| {
+                let input = prepare();
+                let start = Instant::now();
+                work(&input);
+                start.elapsed().as_secs_f64()
+            })
+            .skip(1)
+            .collect();
+        seconds.sort_unstable_by(f64::total_cmp);
+        let counts = if self.best { 0 } else { seconds.len() / 2 };
+        seconds.get(counts).copied().unwrap_or(f64::NAN)
+    }
 }
 
 /// A map of `regions` regions of one size, round robin.

@@ -12,13 +12,15 @@
 use core::ffi::c_int;
 
 use super::blkswitch_core::error::Errno;
-use super::blkswitch_core::switch::{self, Command, Message, MessageError, MessageErrorKind};
+use super::blkswitch_core::switch::{self, Command, Message, MessageError, MessageErrorKind, compact};
 use super::glue::{self, Counts, Words};
 use super::target::{MAX_COUNTED_PATHS, Target};
 use super::text::{Line, MAX_LINE, Reply};
 
 /// The kernel's kinds of requests: reads, writes, discards, flushes.
 const KINDS: u32 = 4;
+/// Places the compact writer remembers: 1 KiB of a kernel stack.
+const PLACES: usize = 128;
 /// What a message with an answer returns.
 const ANSWERED: c_int = 1;
 
@@ -117,28 +119,38 @@ fn report(error: &MessageError, words: Words<'_>) {
     glue::warn(line.as_c_str(), c"", c"");
 }
 
-/// The arguments of a `set_region_mappings` that makes this map again: of all regions, or of `count` from `first` on.
+/// Arguments for `set_region_mappings` that make this map again: all regions, or `count` from `first` on.
 fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int {
     let nr_regions = target.map.geometry().nr_regions();
-    let (from, to) = (0, nr_regions);
-    let _ = words;
-    for run in target.map.runs(from, to) {
-        if reply.is_full() {
-            break;
+    let (first, count) = match (hex(words, 1, 0), hex(words, 2, nr_regions)) {
+        (Some(first), Some(count)) if words.len() <= 3 && first < nr_regions => (first, count),
+        _ => {
+            glue::warn(c"get_region_mappings wants [<first region> [<number of regions>]]: '", words.c_str(1), c"'");
+            return failure(Errno::Einval);
         }
-        reply.hex(run.start);
-        reply.text(b":");
-        reply.hex(u64::from(run.path));
-        if run.count > 1 {
-            reply.text(b" R1,");
-            reply.hex(run.count.wrapping_sub(1));
-        }
-        if run.start.wrapping_add(run.count) < to {
-            reply.text(b" ");
-        }
-    }
+    };
+    let mut places = [0u64; PLACES];
+    let end = first.saturating_add(count);
+    // A reply that is full ends the list: the kernel will ask again with more room.
+    let _ = compact::write(&target.map, first, end, &mut places, |argument| {
+        reply.text(argument);
+        if reply.is_full() { Err(()) } else { Ok(()) }
+    });
     reply.end();
     ANSWERED
+}
+
+/// Word `index` as a hexadecimal number, or what stands for it if there is no such word.
+fn hex(words: Words<'_>, index: usize, absent: u64) -> Option<u64> {
+    if index >= words.len() {
+        return Some(absent);
+    }
+    let mut value = 0u64;
+    for &byte in words.get(index) {
+        let digit = char::from(byte).to_digit(16)?;
+        value = value.checked_mul(16)?.checked_add(u64::from(digit))?;
+    }
+    Some(value)
 }
 
 /// A line for each path: its number, then requests and sectors for reads, writes (write-zeroes and secure erase

@@ -26,7 +26,7 @@ impl<const LEN: usize> Line<LEN> {
     }
 
     pub(crate) fn decimal(mut self, number: u64) -> Self {
-        write_number::<10>(number, |byte| self.push(byte));
+        write_decimal(number, |byte| self.push(byte));
         self
     }
 
@@ -53,14 +53,13 @@ impl<const LEN: usize> Line<LEN> {
 }
 
 /// A number's digits, the first first.
-fn write_number<const BASE: u64>(mut number: u64, mut push: impl FnMut(u8)) {
+fn write_decimal(mut number: u64, mut push: impl FnMut(u8)) {
     let mut digits = [0u8; MAX_DIGITS];
     let mut used = 0usize;
     for slot in digits.iter_mut().rev() {
-        let digit = (number % BASE) as u8;
-        *slot = digit.wrapping_add(if digit < 10 { b'0' } else { b'a' - 10 });
+        *slot = b'0'.wrapping_add((number % 10) as u8);
         used = used.wrapping_add(1);
-        number /= BASE;
+        number /= 10;
         if number == 0 {
             break;
         }
@@ -99,12 +98,7 @@ impl Reply {
     }
 
     pub(crate) fn decimal(&mut self, number: u64) {
-        write_number::<10>(number, |byte| self.push(byte));
-    }
-
-    /// As messages write numbers.
-    pub(crate) fn hex(&mut self, number: u64) {
-        write_number::<16>(number, |byte| self.push(byte));
+        write_decimal(number, |byte| self.push(byte));
     }
 
     fn push(&mut self, byte: u8) {

@@ -143,7 +143,8 @@ class Log:
 
 def run(command, check=True):
     """A shell command: (exit status, output, errors)."""
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    environment = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     if check and done.returncode:
         raise SystemExit(f"{command}: {done.returncode}: {done.stdout}{done.stderr}")
     return done.returncode, done.stdout, done.stderr
@@ -156,6 +157,7 @@ def mark(device, sectors):
     content = b"".join(label + struct.pack("<Q", sector) + pad for sector in range(sectors))
     with open(device, "wb") as file:
         file.write(content)
+        os.fsync(file.fileno())
 
 
 def read_direct(device, sector, count):

@@ -145,7 +145,7 @@ def zero_number(_match):
 
 def set_up():
     """The devices of the recorded cases."""
-    dm.run("modprobe brd rd_nr=4 rd_size=4096; modprobe loop max_loop=8; modprobe dm-zero")
+    dm.run("modprobe brd rd_nr=4 rd_size=4096; modprobe loop max_loop=32; modprobe dm-zero")
     for number in range(4):
         dm.mark(f"/dev/ram{number}", RAM_SECTORS)
     for number, sectors, options in ((0, 4096, ""), (1, 100, ""), (2, 8192, "-b 4096"), (3, 8192, "-r")):
@@ -155,6 +155,11 @@ def set_up():
         if "-r" in options:
             dm.run(f"losetup -d /dev/loop{number}; losetup -r /dev/loop{number} /run/loop{number}")
     dm.run("ln -s ram0 /dev/link0; mknod '/dev/spa ce0' b 1 0; touch /tmp/plain")
+    make_zero()
+
+
+def make_zero():
+    """A device as long as the device-mapper can make one."""
     dm.Dm().make("zero", f"0 {(1 << 54) - 1} zero ")
 
 

@@ -1,5 +1,6 @@
 """All guest tests of the module, one after the other: `suite.py MODULE [TEST]...`."""
 
+import os
 import platform
 import sys
 import time
@@ -8,6 +9,8 @@ import behaviour
 import differential
 import dm
 import golden
+import stress
+import tools
 
 SEEDS = (1, 20240607)
 
@@ -24,6 +27,9 @@ def main():
         "differential": lambda: beside(module, lambda: sum(differential.run(seed) for seed in SEEDS)),
         "behaviour": lambda: with_module(module, "", lambda: behaviour.run(False)),
         "behaviour-strict": lambda: with_module(module, "strict=1", lambda: behaviour.run(True)),
+        "tools": lambda: with_module(module, "", no_zero(tools.run)),
+        "hierarchy": lambda: with_module(module, "", lambda: hierarchy()),
+        "stress": lambda: with_module(module, "", stress.run),
         "loading": lambda: behaviour.loading(module),
     }
     failures = 0
@@ -33,6 +39,24 @@ def main():
             failures += test()
             print(f"  {name}: {time.monotonic() - started:.1f} s", flush=True)
     return min(failures, 1)
+
+
+def hierarchy():
+    code, out, err = dm.run(os.path.join(os.path.dirname(os.path.abspath(__file__)), "hierarchy.sh"), check=False)
+    print(out + err, end="", flush=True)
+    return code
+
+
+def no_zero(test):
+    """The transcripts want to see their own devices alone."""
+
+    def alone():
+        dm.run("dmsetup remove zero")
+        failures = test()
+        golden.make_zero()
+        return failures
+
+    return alone
 
 
 def beside(module, test):

@@ -3,6 +3,7 @@
 //! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
 
 mod kmod;
+mod system;
 mod tidy;
 mod vm;
 
@@ -14,6 +15,7 @@ type Task = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<ExitCod
 const TASKS: &[Task] = &[
     ("tidy", "check the rules of the house that no compiler checks", tidy::main),
     ("vm", "boot a stock Debian kernel in QEMU and run a script in it", vm::main),
+    ("system-test", "run stock programs against the daemon", system::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];
 

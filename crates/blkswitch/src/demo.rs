@@ -1,8 +1,207 @@
-//! The demonstration.
+//! The demonstration: the whole in one command, without root, set-up or arguments.
+//!
+//! It makes three backing files, starts a daemon inside itself, and drives it as a user would: every verb it shows is
+//! this program run once more, with the words that it prints. It writes and reads through the NBD export and then
+//! looks into the backing files, past the daemon, to prove which path each region landed on.
+//!
+//! Contract: everything lives in one new folder below the temporary one, which is removed at the end. Any
+//! surprise is an error, and so an exit status that is not zero.
 
-use crate::cli::DemoOptions;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder};
+use std::io::{IsTerminal, Write as _, stdout};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, bail, ensure};
+use tokio::sync::oneshot;
+
+use crate::cli::{DemoOptions, LogFormat, NbdAddress, ServeOptions};
+use crate::daemon::listen::uri_of_device;
+use crate::daemon::{Daemon, Signals, runtime};
+use crate::nbd_client::NbdClient;
+
+/// Bytes in a region: the documented example's 128 sectors.
+const REGION: usize = 64 << 10;
+/// Regions of the device.
+const REGIONS: usize = 16;
+/// The paths of the regions after the documented message: seven as it names them, the rest round robin.
+const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
+/// The device.
+const NAME: &str = "switch";
 
 /// Shows a switch device at work.
 pub fn run(options: DemoOptions) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no daemon to show (keep: {})", options.keep)
+    let folder = Folder::new()?;
+    let socket = folder.0.join("control.sock");
+    let files: Vec<PathBuf> = (0..3).map(|path| folder.0.join(format!("switch{path}"))).collect();
+    for file in &files {
+        let made = fs::File::create_new(file).and_then(|made| made.set_len((REGION * REGIONS) as u64));
+        made.with_context(|| format!("cannot make '{}'", file.display()))?;
+    }
+    say(&format!("Three files of 1 MiB stand for three paths to one volume: {}/switch0..2", folder.0.display()));
+    let daemon = Running::start(&socket)?;
+    let shown = show(&socket, &files).and_then(|()| prove(&folder.0.join("nbd.sock"), &files));
+    let ended = shown.and_then(|()| {
+        say("I/O per path, as the daemon counted it:");
+        verb(&socket, &["stats", NAME])?;
+        let uri = uri_of_device(&daemon.uri, NAME);
+        say(&format!("NBD URI, for any NBD client: {uri}"));
+        if options.keep { keep(&socket, &uri) } else { Ok(()) }
+    });
+    daemon.stop()?;
+    ended?;
+    say("All of it was as it should be.");
+    Ok(())
+}
+
+/// Makes the documented example and sends the documented message.
+fn show(socket: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+    let paths: String = files.iter().map(|file| format!(" {} 0", file.display())).collect();
+    let table = format!("0 {} switch 3 128 0{paths}", REGION * REGIONS / 512);
+    say("A switch device over them, in regions of 128 sectors (64 KiB):");
+    verb(socket, &["create", NAME, "--table", &table])?;
+    verb(socket, &["table", NAME])?;
+    say("Regions start round robin. A message moves the first seven:");
+    verb(socket, &["message", NAME, "0", "set_region_mappings", "0:0", ":1", ":2", ":0", ":1", ":2", ":1"])?;
+    verb(socket, &["map", "show", NAME])
+}
+
+/// Writes and reads through the export, then finds every region in the backing files.
+fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+    let mut client = NbdClient::unix(nbd, NAME).context("cannot connect to the NBD export")?;
+    ensure!(client.size() == (REGION * REGIONS) as u64, "the export has {} bytes", client.size());
+    for region in 0..REGIONS {
+        client.write((region * REGION) as u64, &content(region), false).context("a write failed")?;
+    }
+    client.flush().context("the flush failed")?;
+    for region in 0..REGIONS {
+        let read = client.read((region * REGION) as u64, REGION).context("a read failed")?;
+        ensure!(read == content(region), "region {region} reads back differently");
+    }
+    client.disconnect().context("the client could not take its leave")?;
+    say("Wrote and read back every region over NBD. Looked up in the files, past the daemon:");
+    let images: Vec<Vec<u8>> = files.iter().map(fs::read).collect::<Result<_, _>>()?;
+    for (region, expected) in PATHS.iter().enumerate() {
+        let here = |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
+        let found: Vec<usize> = (0..images.len()).filter(|path| here(&images[*path])).collect();
+        ensure!(found == [*expected], "region {region} is in the files {found:?}, it should be in {expected}");
+    }
+    for (path, image) in images.iter().enumerate() {
+        let regions: Vec<usize> = (0..REGIONS).filter(|region| PATHS[*region] == path).collect();
+        for region in (0..REGIONS).filter(|region| !regions.contains(region)) {
+            let blank = image[region * REGION..(region + 1) * REGION].iter().all(|byte| *byte == 0);
+            ensure!(blank, "path {path} holds something in region {region}, which was never sent there");
+        }
+        println!("  switch{path} holds the regions {regions:?} and nothing else");
+    }
+    Ok(())
+}
+
+/// What a region is filled with: its number in every word, so that no two regions are alike.
+fn content(region: usize) -> Vec<u8> {
+    format!("region {region:08} ").into_bytes().into_iter().cycle().take(REGION).collect()
+}
+
+/// Serves until Ctrl-C.
+fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
+    let program = program()?.display().to_string();
+    let socket = socket.display();
+    say("Serving until Ctrl-C. To try in another terminal:");
+    println!("  export BLKSWITCH_SOCKET={socket}");
+    println!("  nbdinfo '{uri}'");
+    println!("  nbdinfo --map=blkswitch:path '{uri}'");
+    println!("  {program} message {NAME} 0 set_region_mappings 0:2 R1,f");
+    println!("  {program} map show {NAME}");
+    stdout().flush()?;
+    runtime()?.block_on(async { anyhow::Ok(Signals::new()?.first().await) })
+}
+
+/// Runs a verb of this program and shows what it says.
+fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
+    let shown: Vec<String> = words
+        .iter()
+        .map(|word| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() })
+        .collect();
+    println!("$ blkswitch {}", shown.join(" "));
+    // What the verb prints must come behind what was printed here.
+    stdout().flush()?;
+    let status = Command::new(program()?)
+        .args(words)
+        .env("BLKSWITCH_SOCKET", socket)
+        .status()
+        .context("cannot run this program once more")?;
+    if !status.success() {
+        bail!("`blkswitch {}` failed: {status}", shown.join(" "));
+    }
+    Ok(())
+}
+
+fn program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+/// A line of explanation, bold on a terminal.
+fn say(text: &str) {
+    if stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new("")) {
+        println!("\n\x1b[1m{text}\x1b[0m");
+    } else {
+        println!("\n{text}");
+    }
+}
+
+/// A folder of our own that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Folder> {
+        let path = std::env::temp_dir().join(format!("blkswitch-demo-{}", std::process::id()));
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make the folder '{}'", path.display()))?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("cannot remove '{}': {error}", self.0.display());
+        }
+    }
+}
+
+/// A daemon on a thread of this process.
+struct Running {
+    uri: String,
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    fn start(socket: &Path) -> anyhow::Result<Running> {
+        let options = ServeOptions {
+            socket: socket.to_owned(),
+            nbd: vec![NbdAddress::Unix(socket.with_file_name("nbd.sock"))],
+            queues: None,
+            log_format: LogFormat::Human,
+            log_level: String::new(),
+        };
+        let runtime = runtime()?;
+        let daemon = runtime.block_on(async { Daemon::start(&options) })?;
+        let uri = daemon.nbd().first().context("the daemon offers nothing")?.clone();
+        let (stop, stopped) = oneshot::channel();
+        let until = async move {
+            // A sender that is gone means the same.
+            let _ = stopped.await;
+        };
+        let thread = thread::spawn(move || runtime.block_on(daemon.run(until)));
+        Ok(Running { uri, stop, thread })
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        drop(self.stop);
+        self.thread.join().unwrap_or_else(|_| bail!("the daemon's thread panicked"))
+    }
 }

@@ -5,7 +5,9 @@
 //! tests can start a daemon inside themselves.
 
 pub mod cli;
+pub mod compact;
 pub mod daemon;
 pub mod demo;
+pub mod nbd_client;
 pub mod picture;
 pub mod protocol;

@@ -197,8 +197,8 @@ pub struct Segment {
     pub length: u64,
     /// Target type.
     pub target: String,
-    /// The target's parameters as `table` prints them. A path stands as the word it was loaded with (an
-    /// address, or `/dev/blkswitch/NAME`), so that a printed table can be loaded again.
+    /// The target's parameters as `table` prints them. A path stands as the address its leaf was opened by, or as
+    /// `/dev/blkswitch/NAME`, so that a printed table can be loaded again.
     pub params: String,
     /// What `status` prints behind the type: empty for `switch`.
     pub status: String,
@@ -361,8 +361,8 @@ pub struct MessageQuery {
 pub struct MessageReply {
     /// Text for the caller, for the few messages that answer (`@stats_create`).
     pub text: Option<String>,
-    /// How many region entries were written (a region written twice counts twice).
-    pub mapped: u64,
+    /// How many arguments were applied (`R2,10` is one).
+    pub arguments: u64,
 }
 
 /// Query of `GET /v1/devices/{name}/events`.

@@ -1,4 +1,5 @@
-//! Words and numbers as the kernel reads them: splitting of table parameters and messages, and number parsers.
+//! Words and numbers as the kernel reads them: splitting of table parameters and messages, and number
+//! parsers.
 //!
 //! Words are separated by the kernel's white space; a backslash makes the next byte literal and is itself
 //! removed; a lone trailing backslash stays; there are no quotes, so there is no empty word. [`Words`] leaves
@@ -145,8 +146,8 @@ fn word_extent(text: &[u8]) -> (usize, bool) {
     (text.len(), escaped)
 }
 
-/// Splits `text` into words, removing backslashes in the text itself. What is left in the text afterwards is of
-/// no use but through the words.
+/// Splits `text` into words, removing backslashes in the text itself. What is left in the text afterwards is
+/// of no use but through the words.
 ///
 /// ```
 /// let mut text = *br"3 128 0 /dev/spa\ ce 0";

@@ -1,9 +1,10 @@
-//! Errors of tables and constructors: what was wrong, the kernel's words for it, its errno, and a longer sentence.
+//! Errors of tables and constructors: what was wrong, the kernel's words for it, its errno, and a longer
+//! sentence.
 //!
 //! Contract: errors are small and `Copy`; they keep numbers and the position of a word, never text, so the
 //! caller that still has the words formats them. [`Error`]'s `Display` is the kernel's text to the letter
-//! (texts that name a device need [`Error::of_device`]); [`Error::explain`] says what would have been allowed.
-//! Messages have their own error, [`super::switch::MessageError`].
+//! (texts that name a device need [`Error::of_device`]); [`Error::explain`] says what would have been
+//! allowed. Messages have their own error, [`super::switch::MessageError`].
 
 use core::fmt;
 
@@ -169,7 +170,8 @@ pub enum Error {
         /// Logical block size in bytes.
         block_size: u32,
     },
-    /// Regions would cut a path's logical blocks. Ours: the kernel loads such a table and then fails I/O in part.
+    /// Regions would cut a path's logical blocks. Ours: the kernel loads such a table and then fails I/O in
+    /// part.
     RegionUnaligned {
         /// Region size in sectors.
         region_size: u32,

@@ -1,6 +1,6 @@
-//! The naive model: a `Vec` with the path of every region. Property tests, fuzzers and the simulation compare the
-//! real thing with it, so it is written to be obviously right: no packing, no reciprocals, no shortcuts, and none of
-//! the crate's own code.
+//! The naive model: a `Vec` with the path of every region. Property tests, fuzzers and the simulation compare
+//! the real thing with it, so it is written to be obviously right: no packing, no reciprocals, no shortcuts,
+//! and none of the crate's own code.
 //!
 //! Contract: only built with the feature `model`, which needs std. Panics are allowed here.
 
@@ -33,8 +33,8 @@ impl Model {
         (self.paths[(sector / size) as usize], size - sector % size)
     }
 
-    /// Applies the arguments of a `set_region_mappings` message as far as they are right. The error is the kernel's
-    /// text and the position of the argument, counted from 1.
+    /// Applies the arguments of a `set_region_mappings` message as far as they are right. The error is the
+    /// kernel's text and the position of the argument, counted from 1.
     pub fn message(&mut self, text: &[u8]) -> Result<(), (usize, String)> {
         let mut index = 0u64;
         for (number, word) in split(text).iter().enumerate() {

@@ -1,8 +1,8 @@
-//! The table: lines as `dmsetup` reads them, and the rules the device-mapper core has for their sectors and for
-//! the devices below.
+//! The table: lines as `dmsetup` reads them, and the rules the device-mapper core has for their sectors and
+//! for the devices below.
 //!
-//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers; nothing of a
-//! table is used before the whole table has been read, so the first error ends the reading.
+//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers; nothing of
+//! a table is used before the whole table has been read, so the first error ends the reading.
 
 use core::fmt;
 
@@ -239,8 +239,8 @@ impl Layout {
     }
 }
 
-/// Does a device of `dev_size` sectors with this logical block size (bytes, a power of two) have room for `len`
-/// sectors from sector `start` on, in whole blocks?
+/// Does a device of `dev_size` sectors with this logical block size (bytes, a power of two) have room for
+/// `len` sectors from sector `start` on, in whole blocks?
 pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) -> Result<(), Error> {
     match start.checked_add(len) {
         Some(end) if start < dev_size && end <= dev_size => {}
@@ -255,8 +255,8 @@ pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) ->
     Ok(())
 }
 
-/// Do region boundaries fall on boundaries of blocks of this size (bytes, a power of two)? Ours, the kernel does
-/// not ask; with a single region there is no boundary to fall anywhere.
+/// Do region boundaries fall on boundaries of blocks of this size (bytes, a power of two)? Ours, the kernel
+/// does not ask; with a single region there is no boundary to fall anywhere.
 pub const fn check_region_size(region_size: u32, nr_regions: u64, block_size: u32) -> Result<(), Error> {
     if nr_regions > 1 && !is_block_multiple(region_size as u64, block_size) {
         return Err(Error::RegionUnaligned { region_size, block_size });

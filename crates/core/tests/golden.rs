@@ -1,5 +1,6 @@
-//! Replays what a real kernel did (`tests/golden/`), as far as the core decides it: constructors, table rules and
-//! messages. Cases that come out differently must be listed in `docs/kernel-differences.md`, and only those.
+//! Replays what a real kernel did (`tests/golden/`), as far as the core decides it: constructors, table rules
+//! and messages. Cases that come out differently must be listed in `docs/kernel-differences.md`, and only
+//! those.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -235,7 +236,8 @@ fn replay_constructor(case: &Value) -> Result<(), String> {
         (&targets[..], case["nr_regions"].as_u64())
     {
         differs("regions", geometry.nr_regions(), regions)?;
-        // Where sectors of a disk were not written first, the record has no map but what the disk read back as.
+        // Where sectors of a disk were not written first, the record has no map but what the disk read back
+        // as.
         if let Some(map) = case["map"].as_str().filter(|map| !map.starts_with('b')) {
             differs("map", paths(&new_map(*geometry)), expand(map))?;
         }

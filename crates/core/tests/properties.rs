@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 
 use blkswitch_core::args::{Word, Words, split_in_place};
 use blkswitch_core::model::{self, Model};
-use blkswitch_core::switch::{Geometry, Map, Message, MessageError};
+use blkswitch_core::switch::{Geometry, Map, Message, MessageError, compact};
 use blkswitch_core::units::MAX_DEVICE_SECTORS;
 use proptest::prelude::*;
 
@@ -53,8 +53,8 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     Ok(())
 }
 
-/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a time
-/// where they lie.
+/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a
+/// time where they lie.
 fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut text = [b"\0", text].concat();
     let base = text.as_ptr().addr();
@@ -227,6 +227,53 @@ proptest! {
     }
 
     #[test]
+    fn what_is_written_out_makes_the_same_map(
+        (len, num_paths, region_size) in shape(), few in 1u32..5,
+        pieces in prop::collection::vec((any::<u32>(), 0usize..300, 1usize..90), 0..8),
+        (from, to) in (0u64..300, 0u64..900), length in 0usize..300, garbage in any::<u64>(),
+    ) {
+        let map = new_map(len, num_paths, region_size);
+        let regions = map.geometry().nr_regions();
+        // Stretches of a few paths, and copies of earlier stretches: there is something to find.
+        let mut region = 0u64;
+        for (seed, back, count) in pieces {
+            for step in 0..count as u64 {
+                let copied = region.checked_sub(back as u64).and_then(|source| map.path(source));
+                let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { seed.rotate_left(step as u32) % few };
+                map.set(region, path % num_paths);
+                region += 1;
+            }
+        }
+        let write = |changes: bool| {
+            let mut text = Vec::new();
+            let mut places = vec![garbage % 1000; length];
+            let sink = |argument: &[u8]| { text.extend_from_slice(argument); Ok::<(), ()>(()) };
+            let done = if changes {
+                compact::write_changes(&map, from, to, &mut places, sink)
+            } else {
+                compact::write(&map, from, to, &mut places, sink)
+            };
+            done.map(|()| text)
+        };
+        let copy = new_map(len, num_paths, region_size);
+        for region in 0..regions {
+            prop_assert!(copy.set(region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32));
+        }
+        let before = paths(&copy);
+        prop_assert_eq!(apply(&copy, &write(false).unwrap(), &[]), Ok(()));
+        let fresh = new_map(len, num_paths, region_size);
+        prop_assert_eq!(apply(&fresh, &write(true).unwrap(), &[]), Ok(()));
+        for region in 0..regions {
+            let (in_copy, in_fresh) = if (from..to).contains(&region) {
+                (map.path(region), map.path(region))
+            } else {
+                (Some(before[region as usize]), Some((region % u64::from(num_paths)) as u32))
+            };
+            prop_assert_eq!((copy.path(region), fresh.path(region)), (in_copy, in_fresh));
+        }
+    }
+
+    #[test]
     fn words_are_the_model_s(text in prop::collection::vec(
         prop_oneof![Just(b' '), Just(b'\\'), Just(b'a'), Just(0xa0), any::<u8>()], 0..40)) {
         let expected = model::split(&text);
@@ -238,10 +285,15 @@ proptest! {
     }
 
     #[test]
-    fn runs_cover_the_map((len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
-                          from in 0u64..800, to in 0u64..800) {
+    fn runs_cover_the_map(
+        (len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
+        same in prop::option::of((0u64..700, 0u64..700)), from in 0u64..800, to in 0u64..800,
+    ) {
         let map = new_map(len, num_paths, region_size);
         let regions = map.geometry().nr_regions();
+        if let Some((start, end)) = same {
+            (start..end.min(regions)).for_each(|region| assert!(map.set(region, num_paths - 1)));
+        }
         for (region, path) in edits {
             prop_assert!(map.set(region % regions, path % num_paths));
         }
@@ -256,13 +308,17 @@ proptest! {
             before = Some(run.path);
         }
         prop_assert_eq!(next.max(from), to.min(regions).max(from));
-        let changed = (from..to.min(regions)).find(|&region| map.path(region) != Some((region % u64::from(num_paths)) as u32));
+        let is_changed = |&region: &u64| map.path(region) != Some((region % u64::from(num_paths)) as u32);
+        let changed = (from..to.min(regions)).find(is_changed);
         prop_assert_eq!(map.next_changed(from, to), changed);
     }
 
     #[test]
-    fn divisions_are_exact(size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>()) {
+    fn divisions_are_exact(
+        size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>(),
+    ) {
         let Ok(geometry) = Geometry::new(MAX_DEVICE_SECTORS, num_paths, size) else {
+            prop_assert!(u128::from(MAX_DEVICE_SECTORS / u64::from(size)) * u128::from(num_paths) >= 1 << 63);
             return Ok(());
         };
         let size = u64::from(size);
@@ -272,7 +328,8 @@ proptest! {
         for sector in [sector, boundary.saturating_sub(1), boundary, boundary + 1] {
             let sector = sector.min(MAX_DEVICE_SECTORS);
             prop_assert_eq!(geometry.region_of(sector), sector / size);
-            prop_assert_eq!(geometry.default_path(sector), (sector % u64::from(num_paths)) as u32);
+            let region = sector % geometry.nr_regions();
+            prop_assert_eq!(geometry.default_path(region), (region % u64::from(num_paths)) as u32);
         }
     }
 
@@ -326,4 +383,59 @@ fn a_word_past_the_limit_is_refused_however_it_arrives() {
         }
     }
     assert_eq!(map.path(5), Some(0));
+}
+
+#[test]
+fn a_list_that_breaks_off_can_be_gone_on_with() {
+    let map = new_map(5000, 16, 1);
+    (0..5000).for_each(|region| {
+        assert!(map.set(region, (region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u32))
+    });
+    let copy = new_map(5000, 16, 1);
+    let mut places = [0; 512];
+    let (mut from, mut lists) = (0, 0);
+    while from < 5000 {
+        let mut text = Vec::new();
+        let done = compact::write(&map, from, u64::MAX, &mut places, |argument| {
+            let fits = text.len() + argument.len() <= 200;
+            if fits {
+                text.extend_from_slice(argument)
+            };
+            if fits { Ok(()) } else { Err(()) }
+        });
+        from = done.map_or_else(|(region, ())| region, |()| 5000);
+        assert_eq!(apply(&copy, &text, &[]), Ok(()));
+        lists += 1;
+    }
+    assert!(lists > 10);
+    assert_eq!(paths(&copy), paths(&map));
+}
+
+#[test]
+fn lists_are_short() {
+    let list = |map: &BoxedMap, changes: bool| {
+        let mut text = String::new();
+        let mut places = vec![0; 4096];
+        let sink = |argument: &[u8]| {
+            text.push_str(std::str::from_utf8(argument).unwrap());
+            Ok::<(), ()>(())
+        };
+        if changes {
+            compact::write_changes(map, 0, u64::MAX, &mut places, sink)
+        } else {
+            compact::write(map, 0, u64::MAX, &mut places, sink)
+        }
+        .unwrap();
+        text
+    };
+    let map = new_map(1_000_000, 3, 1);
+    assert_eq!(list(&map, false), "0:0 :1 :2 R3,f423d");
+    assert_eq!(list(&map, true), "");
+    assert!(map.set(500_000, 0));
+    assert_eq!(list(&map, true), "7a120:0");
+    assert_eq!(apply(&map, b"0:2 :1 :1 :0 :1 R5,f423b", &[]), Ok(()));
+    assert_eq!(list(&map, false), "0:2 :1 :1 :0 :1 R5,f423b");
+    let map = new_map(1_000_000, 262_141, 1);
+    assert_eq!(apply(&map, b"0:3fffc R1,f423f", &[]), Ok(()));
+    assert_eq!(list(&map, false), "0:3fffc R1,f423f");
 }

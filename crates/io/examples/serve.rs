@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let map = Map::new(geometry, storage).map_err(|_| "the storage is too small")?;
         table.push(len, Target::Switch { map, paths: paths.into() });
     }
-    let device = pool.registry().create("switch", "")?;
+    let device = pool.registry().create("switch", "", None)?;
     device.load(table.build(pool.queues()))?;
     device.resume()?;
     let _ = std::fs::remove_file(&socket);

@@ -25,9 +25,15 @@ pub enum DeviceError {
     /// No such device.
     #[error("Device {0} not found")]
     NotFound(String),
-    /// The name or uuid is taken.
-    #[error("'{0}' is the name or uuid of another device")]
+    /// The name, uuid or number is taken.
+    #[error("'{0}' is the name, uuid or number of another device")]
     Exists(String),
+    /// No number of a device.
+    #[error("the number {0} is too large: it must be below {max}", max = crate::pool::MAX_DEVICES)]
+    Number(u32),
+    /// All numbers are taken.
+    #[error("there are {max} devices: no more is possible", max = crate::pool::MAX_DEVICES)]
+    TooMany,
     /// In use.
     #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]
     Busy {
@@ -69,7 +75,9 @@ impl DeviceError {
             DeviceError::NotFound(_) => libc::ENXIO,
             DeviceError::Exists(_) | DeviceError::Busy { .. } => libc::EBUSY,
             DeviceError::Stopping => libc::ESHUTDOWN,
-            DeviceError::NoTable
+            DeviceError::TooMany => libc::ENOSPC,
+            DeviceError::Number(_)
+            | DeviceError::NoTable
             | DeviceError::SectorOutside
             | DeviceError::NoMessages
             | DeviceError::NothingToResume(_)
@@ -192,6 +200,11 @@ impl Device {
     /// The live table.
     pub fn live(&self) -> Option<Arc<Table>> {
         lock(&self.state).live.as_ref().map(|live| live.table.clone())
+    }
+
+    /// What the queues run: the live table and the leaves that earlier tables left behind.
+    pub fn running(&self) -> Option<Arc<Live>> {
+        lock(&self.state).live.clone()
     }
 
     /// The inactive table.
@@ -416,18 +429,36 @@ impl Device {
     }
 }
 
-/// Leaves of `old` that `new` does not have and that a last flush could not make clean.
+/// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach and that a last
+/// flush could not make clean.
 fn departed(old: Option<&Live>, new: &Table) -> Box<[Arc<Leaf>]> {
-    let Some(old) = old else { return Box::default() };
-    let stays = |leaf: &Arc<Leaf>| new.leaves().iter().any(|l| Arc::ptr_eq(l, leaf));
-    let mut carried = Vec::new();
-    for leaf in old.table.leaves().iter().chain(&old.departed).filter(|leaf| !stays(leaf)) {
-        if let Err(error) = leaf.flush_blocking() {
-            tracing::error!(leaf = leaf.name(), %error, "a leaf left the table with unflushed writes");
-            carried.push(leaf.clone());
-        }
+    let (mut reached, mut stays) = (Vec::new(), Vec::new());
+    if let Some(old) = old {
+        reach(&old.table, MAX_DEPTH, &mut reached);
+        reached.extend(old.departed.iter().cloned());
     }
-    carried.into()
+    reach(new, MAX_DEPTH, &mut stays);
+    reached.sort_by_key(Arc::as_ptr);
+    reached.dedup_by_key(|leaf| Arc::as_ptr(leaf));
+    reached.retain(|leaf| !stays.iter().any(|stays| Arc::ptr_eq(stays, leaf)));
+    reached.retain(|leaf| match leaf.flush_blocking() {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::error!(leaf = leaf.name(), %error, "a leaf left the table with unflushed writes");
+            true
+        }
+    });
+    reached.into()
+}
+
+/// Adds the leaves of a table and of the devices below it, as far as a request can go.
+fn reach(table: &Table, levels: usize, leaves: &mut Vec<Arc<Leaf>>) {
+    let Some(left) = levels.checked_sub(1) else { return };
+    leaves.extend(table.leaves().iter().cloned());
+    for live in table.devices().filter_map(|device| device.running()) {
+        leaves.extend(live.departed.iter().cloned());
+        reach(&live.table, left, leaves);
+    }
 }
 
 /// One message to one switch segment; the device's message lock is held while it lives.

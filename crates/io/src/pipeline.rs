@@ -32,8 +32,9 @@ use state::{Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
 
-/// Bytes of a device described at a time.
-const EXTENTS_STEP: u64 = 1 << 30;
+/// Pieces of a device described at a time, at most: each may cost system calls. What was not described is asked for
+/// again.
+const EXTENTS_PIECES: usize = 4096;
 
 /// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's base:allocation).
 pub const HOLE: u32 = 1;
@@ -58,6 +59,8 @@ pub struct Pipeline {
     flushing: Vec<Flushing>,
     done: Vec<Done>,
     pieces: Vec<Piece>,
+    /// What comes to a closed gate gets this errno and does not wait.
+    refusal: Option<i32>,
 }
 
 impl Pipeline {
@@ -71,6 +74,7 @@ impl Pipeline {
             flushing: Vec::new(),
             done: Vec::new(),
             pieces: Vec::new(),
+            refusal: None,
         }
     }
 
@@ -120,6 +124,12 @@ impl Pipeline {
         }
     }
 
+    /// Answers everything that waits at a closed gate with an error, and what comes to one from now on.
+    pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
+        self.refusal = Some(errno);
+        self.reject_parked(errno, |_| true, ring);
+    }
+
     /// Answers with an error what waits at a closed gate, of those requests that `is_of` names by their token.
     pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
         for device in 0..self.devices.len() as u32 {
@@ -148,10 +158,12 @@ impl Pipeline {
 
     /// Takes a request; its answer appears in [`Pipeline::take_done`], perhaps at once.
     pub fn start(&mut self, device: u32, request: Request, ring: &mut Ring) {
-        match self.local(device) {
-            None => self.done.push(Done { token: request.token, errno: libc::ENXIO }),
-            Some(local) if !local.open => local.parked.push_back(Parked::Request(request)),
-            Some(_) => self.begin(device, request, ring),
+        let refusal = self.refusal;
+        match (self.local(device), refusal) {
+            (None, _) => self.done.push(Done { token: request.token, errno: libc::ENXIO }),
+            (Some(local), _) if local.open => self.begin(device, request, ring),
+            (Some(_), Some(errno)) => self.done.push(Done { token: request.token, errno }),
+            (Some(local), None) => local.parked.push_back(Parked::Request(request)),
         }
     }
 
@@ -175,32 +187,34 @@ impl Pipeline {
         self.devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
     }
 
-    /// Describes a range of a device, extent by extent in order, until `each` (bytes, status) says that it has
-    /// enough. The status is the number of the path, or what is known of the allocation.
+    /// Describes a range of a device from its start, extent by extent in order, until `each` (bytes, status) says
+    /// that it has enough, or as much was looked at as a queue may spend on it. The status is the number of the path,
+    /// or what is known of the allocation.
     pub fn extents(
         &self,
         device: u32,
-        mut offset: u64,
-        mut len: u64,
+        offset: u64,
+        len: u64,
         what: Extents,
         each: &mut dyn FnMut(u64, u32) -> bool,
     ) {
         let mut pieces = Vec::new();
-        while len > 0 {
-            // A window at a time: the caller may have enough long before the end of a large device.
-            let at =
-                split::Range { device, sector: offset / 512, sectors: len.min(EXTENTS_STEP) / 512, data: 0 };
+        let (mut done, mut described) = (0, 0);
+        while done < len && described < EXTENTS_PIECES {
+            let (sector, sectors) = ((offset + done) / 512, (len - done) / 512);
+            let at = split::Range { device, sector, sectors, data: 0 };
             let taken = split::range(&self.devices, &at, Hops::default(), &mut pieces) * 512;
             if taken == 0 {
                 return;
             }
+            // A list that is not full has cost all the steps there are, or is the rest.
+            described += if pieces.len() < WINDOW { EXTENTS_PIECES } else { pieces.len() };
             for piece in pieces.drain(..) {
                 if !self.describe(&piece, what, each) {
                     return;
                 }
             }
-            offset += taken;
-            len -= taken.min(len);
+            done += taken;
         }
     }
 
@@ -289,6 +303,9 @@ impl Pipeline {
                         // SAFETY: the export lends `request.len` bytes; the piece lies within (split::range).
                         unsafe { data.0.write_bytes(0, piece.len as usize) };
                     }
+                }
+                PieceTo::Gate(_) if let Some(errno) = self.refusal => {
+                    running.errno = worst(running.errno, errno)
                 }
                 PieceTo::Gate(device) => {
                     running.left += 1;

@@ -208,6 +208,13 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// A registry without queues: its devices know everything but requests. For whoever runs pipelines himself, as
+    /// the simulation does.
+    pub fn detached() -> Registry {
+        let mailboxes = Arc::new(Mailboxes { boxes: Vec::new(), reaper: mpsc::channel().0 });
+        Registry { devices: RwLock::default(), mailboxes }
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -231,8 +238,8 @@ impl Registry {
         self.read().iter().find(|d| d.id() == id).cloned()
     }
 
-    /// Makes a device without a table.
-    pub fn create(&self, name: &str, uuid: &str) -> Result<Arc<Device>, DeviceError> {
+    /// Makes a device without a table, with the lowest free id or the one that is asked for.
+    pub fn create(&self, name: &str, uuid: &str, id: Option<u32>) -> Result<Arc<Device>, DeviceError> {
         let mut devices = self.write();
         for device in devices.iter() {
             let info = device.info();
@@ -243,8 +250,14 @@ impl Registry {
                 return Err(DeviceError::Exists(uuid.to_string()));
             }
         }
-        let id = (0..MAX_DEVICES as u32).find(|id| devices.iter().all(|d| d.id() != *id));
-        let id = id.ok_or(DeviceError::Stopping)?;
+        let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
+        let id = match id {
+            Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
+            Some(id) => {
+                Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?
+            }
+            None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
+        };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
         let latch = Latch::new(self.mailboxes.len());
         // Sent before anybody can find the device, so that it is the first that a queue hears of it; awaited

@@ -254,7 +254,7 @@ impl Queue {
                 self.stopping = Some(ack);
                 // First: what waits at a gate is not to be refused but left to the next server.
                 self.ublk.stop();
-                self.pipeline.reject_parked(libc::ESHUTDOWN, |_| true, &mut self.ring);
+                self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
                 self.server.stop();
             }
         }

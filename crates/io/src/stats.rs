@@ -25,7 +25,24 @@ pub struct Counters {
     discards: AtomicU64,
     zeroes: AtomicU64,
     errors: AtomicU64,
-    latency: [AtomicU64; BUCKETS],
+    read_latency: Latencies,
+    write_latency: Latencies,
+}
+
+/// How often operations of one kind took how long.
+#[repr(C)]
+struct Latencies {
+    sum_ns: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+impl Latencies {
+    fn count(&self, ns: u64) {
+        add(&self.sum_ns, ns);
+        if let Some(bucket) = self.buckets.get(bucket(ns)) {
+            add(bucket, 1);
+        }
+    }
 }
 
 // SAFETY: integers only: all zeroes is the value "nothing counted".
@@ -77,10 +94,12 @@ impl Counters {
             Kind::Read => {
                 add(&self.reads, 1);
                 add(&self.read_bytes, bytes);
+                self.read_latency.count(ns);
             }
             Kind::Write => {
                 add(&self.writes, 1);
                 add(&self.write_bytes, bytes);
+                self.write_latency.count(ns);
             }
             Kind::Flush => add(&self.flushes, 1),
             Kind::Discard => add(&self.discards, 1),
@@ -89,14 +108,48 @@ impl Counters {
         if failed {
             add(&self.errors, 1);
         }
-        if let Some(latency) = self.latency.get(bucket(ns)) {
-            add(latency, 1);
+    }
+}
+
+/// A sum of latencies, for reading.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    /// All of them together, in ns.
+    pub sum_ns: u64,
+    /// Operations by bucket; a bucket ends at [`bucket_end_ns`].
+    pub buckets: [u64; BUCKETS],
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram { sum_ns: 0, buckets: [0; BUCKETS] }
+    }
+}
+
+impl Histogram {
+    fn add(&mut self, latencies: &Latencies) {
+        self.sum_ns = self.sum_ns.wrapping_add(latencies.sum_ns.load(Relaxed));
+        for (total, bucket) in self.buckets.iter_mut().zip(&latencies.buckets) {
+            *total += bucket.load(Relaxed);
         }
+    }
+
+    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing if none ran.
+    pub fn quantile_ns(&self, fraction: f64) -> Option<u64> {
+        let all: u64 = self.buckets.iter().sum();
+        let mut left = (all as f64 * fraction).ceil().max(1.0) as u64;
+        for (bucket, n) in self.buckets.iter().enumerate() {
+            if *n >= left {
+                return Some(bucket_end_ns(bucket));
+            }
+            left -= n;
+        }
+        None
     }
 }
 
 /// A sum of counters, for reading.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Totals {
     /// Reads completed.
     pub reads: u64,
@@ -114,24 +167,10 @@ pub struct Totals {
     pub zeroes: u64,
     /// Operations of any kind that failed.
     pub errors: u64,
-    /// Operations by latency bucket.
-    pub latency: [u64; BUCKETS],
-}
-
-impl Default for Totals {
-    fn default() -> Self {
-        Totals {
-            reads: 0,
-            writes: 0,
-            read_bytes: 0,
-            write_bytes: 0,
-            flushes: 0,
-            discards: 0,
-            zeroes: 0,
-            errors: 0,
-            latency: [0; BUCKETS],
-        }
-    }
+    /// How long reads took.
+    pub read_latency: Histogram,
+    /// How long writes took.
+    pub write_latency: Histogram,
 }
 
 impl Totals {
@@ -149,22 +188,8 @@ impl Totals {
         ] {
             *total += counter.load(Relaxed);
         }
-        for (total, counter) in self.latency.iter_mut().zip(&counters.latency) {
-            *total += counter.load(Relaxed);
-        }
-    }
-
-    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing if none ran.
-    pub fn quantile_ns(&self, fraction: f64) -> Option<u64> {
-        let all: u64 = self.latency.iter().sum();
-        let mut left = (all as f64 * fraction).ceil().max(1.0) as u64;
-        for (bucket, n) in self.latency.iter().enumerate() {
-            if *n >= left {
-                return Some(bucket_end_ns(bucket));
-            }
-            left -= n;
-        }
-        None
+        self.read_latency.add(&counters.read_latency);
+        self.write_latency.add(&counters.write_latency);
     }
 }
 
@@ -197,8 +222,9 @@ mod tests {
         totals.add(&counters[0]);
         assert_eq!((totals.reads, totals.writes, totals.errors), (99, 1, 1));
         assert_eq!((totals.read_bytes, totals.write_bytes), (99 * 4096, 512));
-        assert!((10_000..12_800).contains(&totals.quantile_ns(0.5).unwrap()));
-        assert!((5_000_000..6_500_000).contains(&totals.quantile_ns(1.0).unwrap()));
-        assert_eq!(Totals::default().quantile_ns(0.5), None);
+        assert!((10_000..12_800).contains(&totals.read_latency.quantile_ns(0.99).unwrap()));
+        assert!((5_000_000..6_500_000).contains(&totals.write_latency.quantile_ns(0.5).unwrap()));
+        assert_eq!((totals.read_latency.sum_ns, totals.write_latency.sum_ns), (990_000, 5_000_000));
+        assert_eq!(Totals::default().read_latency.quantile_ns(0.5), None);
     }
 }

@@ -18,7 +18,7 @@ fn a_refusal_waits_for_the_payload() {
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(2048, Target::Linear(To { below, offset: 0 }));
-    let device = pool.registry().create("disk", "").unwrap();
+    let device = pool.registry().create("disk", "", None).unwrap();
     device.load(table.build(1)).unwrap();
     device.resume().unwrap();
     pool.listen(UnixListener::bind(&path).unwrap().into()).unwrap();

@@ -10,6 +10,11 @@ mount -t sysfs sys /sys
 exec 2>/dev/ttyS0
 . /run
 
+# The kernel itself asks for modules, too, and does so from here.
+mkdir -p /sbin /lib
+ln -s /bin/busybox /sbin/modprobe
+ln -s "/host${MODULES%/*}" /lib/modules
+
 for module in /modules/*.ko; do
     insmod "$module"
 done

@@ -202,11 +202,10 @@ fn mirror(suffix: &str) -> Result<String> {
     let targets = run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
     for line in targets.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [suite, "main", "Debian", address] = words[..] {
-            if suite.ends_with(suffix) && (!suffix.is_empty() || !suite.contains('-')) {
+        if let [suite, "main", "Debian", address] = words[..]
+            && suite.ends_with(suffix) && (!suffix.is_empty() || !suite.contains('-')) {
                 return Ok(address.to_owned());
             }
-        }
     }
     bail!("apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help")
 }

@@ -66,7 +66,7 @@ impl Message {
             return context.print_json(reply);
         }
         if self.options.verbose > 0 {
-            context.print(&format!("{} regions mapped.\n", reply.mapped))?;
+            context.print(&format!("{} arguments applied.\n", reply.arguments))?;
         }
         match &reply.text {
             Some(text) => context.print(&format!("{}\n", text.strip_suffix('\n').unwrap_or(text))),

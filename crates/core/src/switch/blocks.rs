@@ -1,14 +1,14 @@
 //! `:<digit>` arguments eight at a time, the form a whole map is sent in.
 //!
-//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter leaves), are 24
-//! bytes of a known pattern. Their digits stand at every third
-//! byte, and as 3 and 8 have no common factor, the digits of the pattern's three words fall on different bytes: or-ed
-//! together they are one word of eight digits, in a known order (argument k at byte (3 k + 2) mod 8). Everything is done
-//! to all eight at once: are they digits, are they paths, what do they differ from round robin by; then they are
-//! gathered and go to the region table 8, 16 or 32 bits at a time.
+//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter leaves),
+//! are 24 bytes of a known pattern. Their digits stand at every third byte, and as 3 and 8 have no common
+//! factor, the digits of the pattern's three words fall on different bytes: or-ed together they are one word
+//! of eight digits, in a known order (argument k at byte (3 k + 2) mod 8). Everything is done to all eight at
+//! once: are they digits, are they paths, what do they differ from round robin by; then they are gathered and
+//! go to the region table 8, 16 or 32 bits at a time.
 //!
-//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors) is for the slower
-//! ways. For up to 16 paths, whose numbers have one digit. No allocation, no panic.
+//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors) is for the
+//! slower ways. For up to 16 paths, whose numbers have one digit. No allocation, no panic.
 
 use super::geometry::Geometry;
 use super::hex::{self, ONES, TOPS};
@@ -137,9 +137,10 @@ impl Lanes {
 
 /// The entries of a block one behind the other, `BITS` bits each.
 ///
-/// In each of the block's words the digits stand three bytes apart; one multiplication moves three of them next to each
-/// other at bit 48. Nothing else gets there: with entries x, y, z at bits 0, 24, 48 the product's other terms are
-/// x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end below bit 36 and overlap nowhere, and terms past bit 64.
+/// In each of the block's words the digits stand three bytes apart; one multiplication moves three of them
+/// next to each other at bit 48. Nothing else gets there: with entries x, y, z at bits 0, 24, 48 the
+/// product's other terms are x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end below bit 36 and
+/// overlap nowhere, and terms past bit 64.
 #[inline]
 fn gather<const BITS: u32>(entries: u64) -> u64 {
     let factor = const { 1 << 48 | 1 << (24 + BITS) | 1 << (2 * BITS) };

@@ -1,0 +1,274 @@
+//! The map written out again: a short list of `set_region_mappings` arguments that makes the same map.
+//!
+//! `R<cycle>,<count>` copies regions from any distance, also onto what it has just copied, so a list of
+//! arguments is what data compressors of the Lempel-Ziv kind write: new regions, and copies of earlier ones.
+//! The map itself is the window to search. Where a copy may come from is guessed: the region before (runs),
+//! the distance of the last copy, the number of paths (round robin), and the place where the next few paths
+//! stood last, which a table of the caller's remembers. The best guess is taken if it is shorter than writing
+//! the paths.
+//!
+//! Contract: the caller holds the message lock, so that the map stays as it is meanwhile. No allocation, no
+//! panic. The table of places may hold anything to begin with, has no influence on what map the list makes,
+//! and the longer it is the shorter the list (a few thousand places are good, none are allowed).
+
+use core::sync::atomic::AtomicU64;
+
+use super::regions::Map;
+
+/// Bits of paths that are looked up together in the table of places: as many as there are regions in a large
+/// map, so that a find is not by chance.
+const KEY_BITS: u32 = 20;
+/// A key has at least this many paths: a copy of fewer is hardly shorter than the paths. Of the longest, 18
+/// bits each, three and a bit still fit a word.
+const MIN_KEY_PATHS: u32 = 4;
+/// A copy of this many regions is good enough not to look for a better one.
+const LONG_COPY: u64 = 64;
+/// Of a copy, this many regions are remembered in the table of places.
+const REMEMBERED: u64 = 16;
+/// Changed regions this close to each other are written as one stretch.
+const STRETCH_GAP: u64 = 4;
+/// Bytes of the longest argument: two numbers of 16 digits, and ` R,`.
+const MAX_ARGUMENT: usize = 40;
+
+/// Writes arguments for the regions from `from` up to but not including `to` (or the last one). Applied to
+/// any map of the same geometry, whatever it holds, they make these regions what they are here and leave the
+/// others.
+///
+/// `sink` gets the list argument by argument, each but the first beginning with a blank. If it fails, that is
+/// passed on with the first region the list does not name yet, from which another list could go on.
+///
+/// ```
+/// # use core::sync::atomic::AtomicU64;
+/// # use blkswitch_core::switch::{Geometry, Map, Message, compact};
+/// # let geometry = Geometry::new(2048, 3, 128)?;
+/// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
+/// Message::new().apply_text(&map, b"9:2 :2", true).map_err(|(_, error)| error)?;
+/// let mut places = [0; 64];
+/// let mut list = String::new();
+/// compact::write(&map, 0, u64::MAX, &mut places, |argument| {
+///     std::str::from_utf8(argument).map(|argument| list.push_str(argument))
+/// }).map_err(|(_, error)| error)?;
+/// assert_eq!(list, "0:0 :1 :2 R3,6 R1,3 Rc,4");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn write<S: AsRef<[AtomicU64]>, E>(
+    map: &Map<S>,
+    from: u64,
+    to: u64,
+    places: &mut [u64],
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), (u64, E)> {
+    Writer::new(map, from, places).stretch(from, to.min(map.geometry().nr_regions()), &mut sink)
+}
+
+/// As [`write()`], but only for regions that differ from round robin: applied to a map that is round robin,
+/// the arguments make it the same as this one from `from` up to `to`. What is written, and the time it takes,
+/// go by how much was changed.
+pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
+    map: &Map<S>,
+    from: u64,
+    to: u64,
+    places: &mut [u64],
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), (u64, E)> {
+    // What comes before is round robin here and there, or was written: all of it can be copied from.
+    let mut writer = Writer::new(map, from, places);
+    let mut region = from;
+    while let Some(start) = map.next_changed(region, to) {
+        region = start.wrapping_add(1);
+        while let Some(next) = map.next_changed(region, region.saturating_add(STRETCH_GAP).min(to)) {
+            region = next.wrapping_add(1);
+        }
+        writer.stretch(start, region, &mut sink)?;
+    }
+    Ok(())
+}
+
+/// A copy: `count` regions from `distance` before.
+#[derive(Clone, Copy)]
+struct Copy {
+    distance: u64,
+    count: u64,
+    /// Bytes it saves against the paths themselves.
+    saved: u64,
+}
+
+struct Writer<'a, S> {
+    map: &'a Map<S>,
+    places: Places<'a>,
+    /// The first region that may be copied from.
+    floor: u64,
+    last_distance: u64,
+    began: bool,
+}
+
+impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
+    fn new(map: &'a Map<S>, floor: u64, places: &'a mut [u64]) -> Self {
+        let places = Places::new(places, map.geometry().num_paths());
+        Self { map, places, floor, last_distance: 1, began: false }
+    }
+
+    /// Writes the regions from `start` up to `end`, the first of them with its number.
+    fn stretch<E>(
+        &mut self,
+        start: u64,
+        end: u64,
+        sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), (u64, E)> {
+        let mut region = start;
+        while region < end {
+            let place = self.places.slot(self.map, region);
+            let copy = if region > start { self.copy(region, end, self.places.get(place)) } else { None };
+            let mut argument = Argument::new(self.began);
+            let next = match copy {
+                Some(Copy { distance, count, .. }) => {
+                    argument.push(b'R');
+                    argument.push_hex(distance);
+                    argument.push(b',');
+                    argument.push_hex(count);
+                    self.last_distance = distance;
+                    region.wrapping_add(count)
+                }
+                None => {
+                    if region == start {
+                        argument.push_hex(region);
+                    }
+                    argument.push(b':');
+                    argument.push_hex(u64::from(self.map.entry_path(region)));
+                    region.wrapping_add(1)
+                }
+            };
+            sink(argument.bytes()).map_err(|error| (region, error))?;
+            self.began = true;
+            self.places.set(place, region);
+            let remembered = next.min(region.wrapping_add(REMEMBERED));
+            region = region.wrapping_add(1);
+            while region < remembered {
+                let place = self.places.slot(self.map, region);
+                self.places.set(place, region);
+                region = region.wrapping_add(1);
+            }
+            region = next;
+        }
+        Ok(())
+    }
+
+    /// The copy that saves most, if one does. `place` is where the next paths may have stood before.
+    fn copy(&self, region: u64, end: u64, place: u64) -> Option<Copy> {
+        let num_paths = u64::from(self.map.geometry().num_paths());
+        let distances = [self.last_distance, 1, num_paths, region.wrapping_sub(place)];
+        let mut best: Option<Copy> = None;
+        for distance in distances {
+            if distance == 0 || distance > region.saturating_sub(self.floor) {
+                continue;
+            }
+            let count = self.map.repeated(region, end, distance);
+            if count == 0 {
+                continue;
+            }
+            // ` R<distance>,<count>` against ` :<path>` for each, of paths of usual length.
+            let length = hex_len(distance).wrapping_add(hex_len(count)).wrapping_add(3);
+            let literal = hex_len(num_paths.wrapping_sub(1)).wrapping_add(2);
+            let saved = count.saturating_mul(u64::from(literal)).saturating_sub(u64::from(length));
+            if saved > best.map_or(0, |copy| copy.saved) {
+                best = Some(Copy { distance, count, saved });
+                if count >= LONG_COPY {
+                    break;
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Where the next few paths stood last, by a hash of them. What is found there is checked, so it may be
+/// anything.
+struct Places<'a> {
+    table: &'a mut [u64],
+    /// 64 less log2 of the table's length.
+    shift: u32,
+    path_bits: u32,
+    key_paths: u64,
+    key_mask: u64,
+    /// The paths of the regions from `key_region` on.
+    key: u64,
+    key_region: u64,
+}
+
+impl<'a> Places<'a> {
+    fn new(table: &'a mut [u64], num_paths: u32) -> Self {
+        let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros()).max(1);
+        // Counted, not divided: as many paths as make up the bits.
+        let (mut key_paths, mut key_bits) = (0u32, 0u32);
+        while key_bits < KEY_BITS || key_paths < MIN_KEY_PATHS {
+            key_paths = key_paths.wrapping_add(1);
+            key_bits = key_bits.wrapping_add(path_bits);
+        }
+        let key_mask = u64::MAX.checked_shr(u64::BITS.saturating_sub(key_bits)).unwrap_or(0);
+        let shift = (table.len() as u64).leading_zeros().wrapping_add(1);
+        let (key_paths, key_region) = (u64::from(key_paths), u64::MAX - 1);
+        Self { table, shift, path_bits, key_paths, key_mask, key: 0, key_region }
+    }
+
+    fn get(&self, slot: usize) -> u64 {
+        self.table.get(slot).copied().unwrap_or(u64::MAX)
+    }
+
+    fn set(&mut self, slot: usize, region: u64) {
+        if let Some(place) = self.table.get_mut(slot) {
+            *place = region;
+        }
+    }
+
+    /// Which of the table's places is for the paths from `region` on.
+    fn slot<S: AsRef<[AtomicU64]>>(&mut self, map: &Map<S>, region: u64) -> usize {
+        let end = region.wrapping_add(self.key_paths);
+        // From one region to the next, all paths but one are in the key already.
+        let mut next = if region == self.key_region.wrapping_add(1) { end.wrapping_sub(1) } else { region };
+        while next != end {
+            let path = u64::from(map.entry_path(next));
+            self.key = (self.key.wrapping_shl(self.path_bits) | path) & self.key_mask;
+            next = next.wrapping_add(1);
+        }
+        self.key_region = region;
+        // Multiplied by 2^64 over the golden ratio, the top bits are a hash of all of them.
+        self.key.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(self.shift).unwrap_or(0) as usize
+    }
+}
+
+/// How many hexadecimal digits a number has.
+const fn hex_len(number: u64) -> u32 {
+    u64::BITS.wrapping_sub((number | 1).leading_zeros()).wrapping_add(3) / 4
+}
+
+/// One argument as it is put together.
+struct Argument {
+    buffer: [u8; MAX_ARGUMENT],
+    len: usize,
+}
+
+impl Argument {
+    fn new(blank: bool) -> Self {
+        Self { buffer: [b' '; MAX_ARGUMENT], len: usize::from(blank) }
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.buffer.get_mut(self.len) {
+            *place = byte;
+            self.len = self.len.wrapping_add(1);
+        }
+    }
+
+    fn push_hex(&mut self, number: u64) {
+        let mut digits = hex_len(number);
+        while digits > 0 {
+            digits = digits.wrapping_sub(1);
+            let digit = (number.wrapping_shr(digits.wrapping_mul(4)) & 0xf) as u8;
+            self.push(if digit < 10 { digit.wrapping_add(b'0') } else { digit.wrapping_add(b'a' - 10) });
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer.split_at_checked(self.len).map_or(&[], |(bytes, _)| bytes)
+    }
+}

@@ -1,7 +1,7 @@
 //! What is fixed when a table is loaded: sizes, how entries are packed, and how to divide without a division.
 //!
 //! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are below 2^54
-//! ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector or region number are ignored.
+//! ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector number are ignored.
 
 use core::num::NonZeroU64;
 
@@ -20,7 +20,7 @@ const TO_TOP: u32 = u64::BITS - NUMBER_BITS;
 /// log2 of the bits in a slot.
 const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 
-/// Division of a number below 2^54 by a constant: one multiplication, keeping the high half, and a shift.
+/// Quotients by a constant of numbers below 2^54: one multiplication, keeping the high half, and a shift.
 ///
 /// Exact: let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) / d). Then
 /// m d = 2^(54+L) + e with 0 <= e < d <= 2^L. For n < 2^54 write n = q d + r with r < d:
@@ -29,22 +29,22 @@ const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 /// n m / 2^(54+L) = n (2^(54+L) + e) / (d 2^(54+L)) = q + r/d + (n / 2^54) (e / 2^L) / d
 /// ```
 ///
-/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum lies
-/// in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
-/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: d > 2^(L-1)
-/// gives m <= 2^55 (for L = 0, d = 1, m = 2^54).
+/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum
+/// lies in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
+/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: as
+/// 2^(L-1) is below d, m is at most 2^55 (for L = 0, d = 1, it is 2^54).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reciprocal {
+struct Quotient {
     multiplier: u64,
     shift: u32,
 }
 
-impl Reciprocal {
+impl Quotient {
     fn new(divisor: u32) -> Option<Self> {
         let divisor = NonZeroU64::new(u64::from(divisor))?;
         let shift = u64::BITS.wrapping_sub(divisor.get().wrapping_sub(1).leading_zeros());
-        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder is
-        // below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
+        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder
+        // is below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
         let one = 1u64 << NUMBER_BITS;
         let (high, remainder) = (one / divisor, (one % divisor).wrapping_shl(shift));
         let low = remainder.wrapping_add(divisor.get().wrapping_sub(1)) / divisor;
@@ -52,22 +52,53 @@ impl Reciprocal {
     }
 
     #[inline]
-    const fn divide(self, number: u64) -> u64 {
+    const fn of(self, number: u64) -> u64 {
         let product = (number << TO_TOP) as u128 * self.multiplier as u128;
         ((product >> u64::BITS) as u64).wrapping_shr(self.shift)
+    }
+}
+
+/// Remainders by a constant: two multiplications.
+///
+/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e < d, and let
+/// n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
+///
+/// ```text
+/// f d = e q d + (2^64 + e) r = 2^64 r + e n
+/// ```
+///
+/// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of it was
+/// lost, and the high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the remainder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Remainder {
+    multiplier: u64,
+    divisor: u32,
+}
+
+impl Remainder {
+    fn new(divisor: u32) -> Option<Self> {
+        // ceil(2^64 / d) is floor((2^64 - 1) / d) + 1 for every d.
+        let multiplier = (u64::MAX / NonZeroU64::new(u64::from(divisor))?).wrapping_add(1);
+        Some(Self { multiplier, divisor })
+    }
+
+    #[inline]
+    const fn of(self, number: u64) -> u32 {
+        let fraction = self.multiplier.wrapping_mul(number);
+        ((fraction as u128 * self.divisor as u128) >> u64::BITS) as u32
     }
 }
 
 /// Everything about a switch target that does not change while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    by_region_size: Reciprocal,
-    by_num_paths: Reciprocal,
+    region: Quotient,
+    round_robin: Remainder,
+    entry_mask: u64,
+    entry_bits_log2: u32,
+    region_size: u32,
     nr_regions: u64,
     len_sectors: u64,
-    region_size: u32,
-    num_paths: u32,
-    entry_bits_log2: u32,
 }
 
 impl Geometry {
@@ -83,32 +114,29 @@ impl Geometry {
         if num_paths > MAX_PATHS {
             return Err(Error::NumPaths { at: 0 });
         }
-        let by_num_paths = Reciprocal::new(num_paths).ok_or(Error::NumPaths { at: 0 })?;
-        let by_region_size = Reciprocal::new(region_size).ok_or(Error::RegionSize { at: 1 })?;
+        let round_robin = Remainder::new(num_paths).ok_or(Error::NumPaths { at: 0 })?;
+        let region = Quotient::new(region_size).ok_or(Error::RegionSize { at: 1 })?;
         if len_sectors == 0 {
             return Err(Error::ZeroLength);
         }
         if len_sectors > MAX_DEVICE_SECTORS {
             return Err(Error::TooLarge { start: 0, len: len_sectors });
         }
-        let nr_regions = by_region_size.divide(len_sectors.wrapping_sub(1)).wrapping_add(1);
-        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come from
-        // shifts instead of another division, and an entry can be worked on many at a time. It costs at most
-        // twice the memory of the exact width (5 paths: 4 bits instead of 3).
+        let nr_regions = region.of(len_sectors.wrapping_sub(1)).wrapping_add(1);
+        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come
+        // from shifts instead of another division, and an entry can be worked on many at a time. It costs at
+        // most twice the memory of the exact width (5 paths: 4 bits instead of 3).
         let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros());
         let entry_bits_log2 = u32::BITS.wrapping_sub(path_bits.saturating_sub(1).leading_zeros());
-        let geometry = Self {
-            by_region_size,
-            by_num_paths,
-            nr_regions,
-            len_sectors,
-            region_size,
-            num_paths,
-            entry_bits_log2,
-        };
+        let entry_mask = 1u64.wrapping_shl(1u32.wrapping_shl(entry_bits_log2)).wrapping_sub(1);
+        let geometry =
+            Self { region, round_robin, entry_mask, entry_bits_log2, region_size, nr_regions, len_sectors };
+        let too_large = Error::RegionTableTooLarge { regions: nr_regions };
+        // What remainders are exact for. No table of that many regions and paths fits any memory.
+        nr_regions.checked_mul(u64::from(num_paths)).ok_or(too_large)?;
         match usize::try_from(geometry.slots()) {
             Ok(slots) if slots <= isize::MAX as usize / size_of::<u64>() => Ok(geometry),
-            _ => Err(Error::RegionTableTooLarge { regions: nr_regions }),
+            _ => Err(too_large),
         }
     }
 
@@ -127,7 +155,7 @@ impl Geometry {
     /// How many paths there are.
     #[must_use]
     pub const fn num_paths(&self) -> u32 {
-        self.num_paths
+        self.round_robin.divisor
     }
 
     /// How many regions there are, at least 1.
@@ -147,7 +175,7 @@ impl Geometry {
     #[inline]
     #[must_use]
     pub const fn region_of(&self, sector: u64) -> u64 {
-        self.by_region_size.divide(sector)
+        self.region.of(sector)
     }
 
     /// First sector and length in sectors of a region; `None` past the last one.
@@ -162,13 +190,11 @@ impl Geometry {
         Some((start, if left < size { left } else { size }))
     }
 
-    /// The path a region has before any message: round robin.
+    /// The path a region of the target has before any message: round robin. Below `num_paths` for any number.
     #[inline]
     #[must_use]
     pub const fn default_path(&self, region: u64) -> u32 {
-        let region = region & (u64::MAX >> TO_TOP);
-        let rounds = self.by_num_paths.divide(region);
-        region.wrapping_sub(rounds.wrapping_mul(self.num_paths as u64)) as u32
+        self.round_robin.of(region)
     }
 
     /// A sector number without the bits no sector number has.
@@ -192,31 +218,25 @@ impl Geometry {
     /// The lowest entry's bits in a slot.
     #[inline]
     pub(super) const fn entry_mask(&self) -> u64 {
-        u64::MAX.wrapping_shr(u64::BITS.wrapping_sub(self.entry_bits()))
-    }
-
-    /// log2 of the entries in a slot: 1 to 6.
-    #[inline]
-    pub(super) const fn slot_entries_log2(&self) -> u32 {
-        SLOT_BITS_LOG2.wrapping_sub(self.entry_bits_log2)
+        self.entry_mask
     }
 
     /// Entries in a slot: 64, 32, 16, 8, 4 or 2.
     #[inline]
     pub(super) const fn slot_entries(&self) -> u64 {
-        1u64.wrapping_shl(self.slot_entries_log2())
+        (u64::BITS as u64).wrapping_shr(self.entry_bits_log2)
     }
 
     /// Which slot a region's entry is in.
     #[inline]
     pub(super) const fn slot_of(&self, region: u64) -> u64 {
-        region.wrapping_shr(self.slot_entries_log2())
+        region.wrapping_shl(self.entry_bits_log2) >> SLOT_BITS_LOG2
     }
 
     /// How many bits up in its slot a region's entry begins.
     #[inline]
     pub(super) const fn bit_of(&self, region: u64) -> u32 {
-        (region as u32).wrapping_shl(self.entry_bits_log2) & (u64::BITS - 1)
+        region.wrapping_shl(self.entry_bits_log2) as u32 & (u64::BITS - 1)
     }
 
     const fn slots(&self) -> u64 {

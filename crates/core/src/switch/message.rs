@@ -1,13 +1,14 @@
 //! Messages: `set_region_mappings` and its arguments, handled one after the other.
 //!
-//! A [`Message`] is the state of one message, the region index. Its arguments come either as words that are split
-//! already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives ([`Message::apply_text`]), so a
-//! message of any length takes bounded memory. The `check_` functions find the same errors without writing: errors
-//! depend on the message and the geometry alone, never on what the map holds, so a message that was checked whole
-//! can be applied without failing.
+//! A [`Message`] is the state of one message, the region index. Its arguments come either as words that are
+//! split already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives
+//! ([`Message::apply_text`]), so a message of any length takes bounded memory. The `check_` functions find
+//! the same errors without writing: errors depend on the message and the geometry alone, never on what the
+//! map holds, so a message that was checked whole can be applied without failing.
 //!
-//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an error the message is
-//! over. The caller holds the message lock: one writer at a time. No allocation, no panic, any bytes.
+//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an error the
+//! message is over. The caller holds the message lock: one writer at a time. No allocation, no panic, any
+//! bytes.
 
 use core::fmt;
 use core::sync::atomic::AtomicU64;
@@ -27,8 +28,8 @@ pub const EMPTY_MESSAGE: &str = "Empty message received.";
 /// The device-mapper core's answer to a message for a sector no target has.
 pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
 
-/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but digits past the
-/// sixteenth only ever say what leading zeros say, and a chunk that arrives must hold a word whole.
+/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but digits past
+/// the sixteenth only ever say what leading zeros say, and a chunk that arrives must hold a word whole.
 pub const MAX_WORD_LEN: usize = 4096;
 
 /// What the first word of a message asks for.
@@ -253,9 +254,9 @@ impl Message {
         self.word(geometry, word)
     }
 
-    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole words are taken:
-    /// returns how many bytes were, and the caller puts the rest (at most [`MAX_WORD_LEN`] bytes) before the next
-    /// chunk. With an error comes where in the text its argument begins.
+    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole words are
+    /// taken: returns how many bytes were, and the caller puts the rest (at most [`MAX_WORD_LEN`] bytes)
+    /// before the next chunk. With an error comes where in the text its argument begins.
     pub fn apply_text<S: AsRef<[AtomicU64]>>(
         &mut self,
         map: &Map<S>,
@@ -275,10 +276,11 @@ impl Message {
         text::run(self, geometry, text, last)
     }
 
-    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with the byte before an
-    /// argument, and each argument ends in a NUL, the last one at the end. Stops, without an error, at the first
-    /// that does not look like this (more than one separator, something left of a removed backslash, bad syntax):
-    /// that one, which is the one after [`Message::arguments`], is then for [`Message::apply_word`].
+    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with the byte
+    /// before an argument, and each argument ends in a NUL, the last one at the end. Stops, without an error,
+    /// at the first that does not look like this (more than one separator, something left of a removed
+    /// backslash, bad syntax): that one, which is the one after [`Message::arguments`], is then for
+    /// [`Message::apply_word`].
     pub fn apply_split<S: AsRef<[AtomicU64]>>(
         &mut self,
         map: &Map<S>,
@@ -370,8 +372,8 @@ pub(super) enum Argument {
 }
 
 impl Argument {
-    /// The argument a text begins with, and what follows it. Always inlined, here and where it is acted upon: an
-    /// argument that passes through memory costs more than it takes to read it.
+    /// The argument a text begins with, and what follows it. Always inlined, here and where it is acted upon:
+    /// an argument that passes through memory costs more than it takes to read it.
     #[inline(always)]
     pub(super) fn parse(text: &[u8]) -> Option<(Self, &[u8])> {
         match text.split_first()? {

@@ -1,13 +1,13 @@
 //! The region table: which path every region takes.
 //!
-//! An entry holds the difference of its path from round robin, `(path - region mod n) mod n`, in a power-of-two
-//! number of bits. Zeroed storage is round robin, so a table can be lazily zeroed memory: it appears at once however
-//! many regions it has, and takes memory only where it departs from round robin.
+//! An entry holds the difference of its path from round robin, `(path - region mod n) mod n`, in a
+//! power-of-two number of bits. Zeroed storage is round robin, so a table can be lazily zeroed memory: it
+//! appears at once however many regions it has, and takes memory only where it departs from round robin.
 //!
-//! Contract: the storage belongs to the caller; it must be zeroed, or hold what a map of the same geometry left in
-//! it. Any number of threads may read at any time, each with one relaxed load: an entry means something on its own.
-//! One thread at a time may write (the caller holds the message lock). Nothing panics; a region past the end reads
-//! as round robin and cannot be written.
+//! Contract: the storage belongs to the caller; it must be zeroed, or hold what a map of the same geometry
+//! left in it. Any number of threads may read at any time, each with one relaxed load: an entry means
+//! something on its own. One thread at a time may write (the caller holds the message lock). Nothing panics;
+//! a region past the end reads as round robin and cannot be written.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -18,8 +18,8 @@ use super::geometry::Geometry;
 pub struct Route {
     /// The path, below the geometry's `num_paths`.
     pub path: u32,
-    /// Sectors from this one to the end of its region, this one included; at least 1. In a short last region this
-    /// reaches past the end of the target, where no request does.
+    /// Sectors from this one to the end of its region, this one included; at least 1. In a short last region
+    /// this reaches past the end of the target, where no request does.
     pub left: u64,
 }
 
@@ -31,8 +31,8 @@ pub struct Map<S> {
 }
 
 impl<S: AsRef<[AtomicU64]>> Map<S> {
-    /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same geometry. Storage
-    /// of fewer than [`Geometry::nr_slots`] words is given back.
+    /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same geometry.
+    /// Storage of fewer than [`Geometry::nr_slots`] words is given back.
     pub fn new(geometry: Geometry, storage: S) -> Result<Self, S> {
         if storage.as_ref().len() < geometry.nr_slots() {
             Err(storage)
@@ -89,14 +89,16 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
     }
 
-    /// The regions from `from` up to but not including `to` (or the last one), neighbours with the same path in one
-    /// run. Under a writer each region is read once, at some moment.
+    /// The regions from `from` up to but not including `to` (or the last one), neighbours with the same path in
+    /// one run. While somebody writes, a run may be of different moments: who needs better holds the message
+    /// lock.
     pub fn runs(&self, from: u64, to: u64) -> Runs<'_, S> {
         Runs { map: self, next: from, end: to.min(self.geometry.nr_regions()) }
     }
 
-    /// The first region from `from` on, below `to`, that may differ from round robin: whole words of zeroes are
-    /// passed over at a glance, so this finds the little that was changed in a large table. `None` if there is none.
+    /// The first region from `from` on, below `to`, that may differ from round robin: whole words of zeroes
+    /// are passed over at a glance, so this finds the little that was changed in a large table. `None` if
+    /// there is none.
     pub fn next_changed(&self, from: u64, to: u64) -> Option<u64> {
         let end = to.min(self.geometry.nr_regions());
         let mut region = from;
@@ -198,10 +200,8 @@ impl<S: AsRef<[AtomicU64]>> Iterator for Runs<'_, S> {
         }
         let start = self.next;
         let path = self.map.entry_path(start);
-        self.next = start.wrapping_add(1);
-        while self.next < self.end && self.map.entry_path(self.next) == path {
-            self.next = self.next.wrapping_add(1);
-        }
-        Some(Run { start, count: self.next.wrapping_sub(start), path })
+        let same = self.map.repeated(start.wrapping_add(1), self.end, 1);
+        self.next = start.wrapping_add(same).wrapping_add(1);
+        Some(Run { start, count: same.wrapping_add(1), path })
     }
 }

@@ -1,8 +1,9 @@
-//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time.
+//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time; and the question how far
+//! regions are a copy of earlier ones.
 //!
-//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c, and entries are
-//! differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole word is copied from an unaligned place
-//! and the same number subtracted modulo n in all of its entries at once.
+//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c, and entries
+//! are differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole word is copied from an
+//! unaligned place and the same number subtracted modulo n in all of its entries at once.
 //!
 //! Contract: the ranges are checked by the caller; one writer.
 
@@ -22,57 +23,61 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             return;
         }
         let slot_entries = geometry.slot_entries();
+        let region = index.wrapping_add(1);
+        let end = region.wrapping_add(count);
+        if count < slot_entries.wrapping_mul(2) {
+            return self.repeat_singly(region, end, cycle);
+        }
         // A word's source must be complete before the word is begun, so words are copied from at least a word
-        // away: the smallest multiple of the cycle that is. The regions before it repeats itself are done singly.
+        // away: the smallest multiple of the cycle that is. The regions before it repeats itself are done
+        // singly.
         let mut distance = cycle;
         while distance < slot_entries {
             distance = distance.wrapping_add(cycle);
         }
-        let mut region = index.wrapping_add(1);
-        let end = region.wrapping_add(count);
         let periodic = region.wrapping_add(distance.wrapping_sub(cycle));
-        let aligned = align_up(periodic, slot_entries);
-        let change = u64::from(geometry.default_path(cycle));
+        let words = align_up(periodic, slot_entries);
+        if words >= end {
+            return self.repeat_singly(region, end, cycle);
+        }
+        self.repeat_singly(region, words, cycle);
         let num_paths = u64::from(geometry.num_paths());
-        while region < aligned.min(end) {
+        // A word waits for the one it is copied from. After some rounds there is a source further away, which
+        // is also a whole number of round robins, so that nothing needs to be subtracted any more.
+        let mut far = distance.saturating_mul(num_paths);
+        while far < slot_entries.wrapping_mul(FAR_SLOTS) {
+            far = far.wrapping_mul(2);
+        }
+        let rounds_end = words.saturating_add(far);
+        if rounds_end >= end {
+            return self.repeat_words(words, end, distance);
+        }
+        let rounds_end = align_up(rounds_end, slot_entries).min(end);
+        self.repeat_words(words, rounds_end, distance);
+        self.repeat_words(rounds_end, end, far);
+    }
+
+    /// Regions `region` up to `end`, each from the region `cycle` before it.
+    fn repeat_singly(&self, mut region: u64, end: u64, cycle: u64) {
+        let num_paths = u64::from(self.geometry().num_paths());
+        let change = u64::from(self.geometry().default_path(cycle));
+        while region < end {
             let entry = self.entry(region.wrapping_sub(cycle));
             let borrow = if entry < change { num_paths } else { 0 };
             self.store_entry(region, entry.wrapping_add(borrow).wrapping_sub(change));
             region = region.wrapping_add(1);
         }
-        if region >= end {
-            return;
-        }
-        // A word waits for the one it is copied from. After some rounds there is a source further away, which is also a
-        // whole number of round robins, so that nothing needs to be subtracted any more.
-        let mut far = distance.saturating_mul(num_paths);
-        while far < slot_entries.wrapping_mul(FAR_SLOTS) {
-            far = far.wrapping_mul(2);
-        }
-        let rounds_end = region.saturating_add(far);
-        if rounds_end >= end {
-            return self.repeat_words(region, end, distance);
-        }
-        let rounds_end = align_up(rounds_end, slot_entries).min(end);
-        self.repeat_words(region, rounds_end, distance);
-        self.repeat_words(rounds_end, end, far);
     }
 
     /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before it.
     fn repeat_words(&self, region: u64, end: u64, distance: u64) {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
-        let difference = Difference::new(geometry, distance);
-        let source = region.wrapping_sub(distance);
-        let shift = geometry.bit_of(source);
-        let mut source = geometry.slot_of(source);
+        let mut earlier = Earlier::new(self, region, distance);
         let mut slot = geometry.slot_of(region);
         let mut left = end.wrapping_sub(region);
         while left > 0 {
-            let low = self.slot(source).wrapping_shr(shift);
-            // Up by 64 - shift in two steps, as that may be 64.
-            let high = self.slot(source.wrapping_add(1)).wrapping_shl(63u32.wrapping_sub(shift)) << 1;
-            let word = difference.subtract(low | high);
+            let word = earlier.next_word();
             if left < slot_entries {
                 let bits = (left as u32).wrapping_shl(geometry.entry_bits_log2());
                 return self.merge_slot(slot, word, 1u64.wrapping_shl(bits).wrapping_sub(1));
@@ -80,8 +85,58 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             self.store_slot(slot, word);
             left = left.wrapping_sub(slot_entries);
             slot = slot.wrapping_add(1);
-            source = source.wrapping_add(1);
         }
+    }
+
+    /// How many regions from `region` on, below `end`, have the path of the region `distance` before them.
+    pub(super) fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
+        let geometry = self.geometry();
+        let slot_entries = geometry.slot_entries();
+        let mut next = region;
+        while next < end && next & slot_entries.wrapping_sub(1) != 0 {
+            if self.entry_path(next) != self.entry_path(next.wrapping_sub(distance)) {
+                return next.wrapping_sub(region);
+            }
+            next = next.wrapping_add(1);
+        }
+        let mut earlier = Earlier::new(self, next, distance);
+        while next < end {
+            let different = self.slot(geometry.slot_of(next)) ^ earlier.next_word();
+            if different != 0 {
+                let equal = different.trailing_zeros().wrapping_shr(geometry.entry_bits_log2());
+                next = next.wrapping_add(u64::from(equal));
+                break;
+            }
+            next = next.wrapping_add(slot_entries);
+        }
+        next.min(end).wrapping_sub(region)
+    }
+}
+
+/// Slot after slot, the words that copy the regions some distance before.
+struct Earlier<'a, S> {
+    map: &'a Map<S>,
+    difference: Difference,
+    slot: u64,
+    shift: u32,
+}
+
+impl<'a, S: AsRef<[AtomicU64]>> Earlier<'a, S> {
+    /// The first word is for the slot that begins with `region`.
+    fn new(map: &'a Map<S>, region: u64, distance: u64) -> Self {
+        let geometry = map.geometry();
+        let source = region.wrapping_sub(distance);
+        let (slot, shift) = (geometry.slot_of(source), geometry.bit_of(source));
+        Self { map, difference: Difference::new(geometry, distance), slot, shift }
+    }
+
+    #[inline]
+    fn next_word(&mut self) -> u64 {
+        let low = self.map.slot(self.slot).wrapping_shr(self.shift);
+        self.slot = self.slot.wrapping_add(1);
+        // Up by 64 - shift in two steps, as that may be 64.
+        let high = self.map.slot(self.slot).wrapping_shl(63u32.wrapping_sub(self.shift)) << 1;
+        self.difference.subtract(low | high)
     }
 }
 
@@ -92,8 +147,9 @@ const fn align_up(region: u64, slot_entries: u64) -> u64 {
 
 /// Subtracts one number modulo the number of paths from every entry of a word.
 ///
-/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room above it. There
-/// x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits + 1` of t + (2^(bits + 1) - n).
+/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room above it.
+/// There x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits + 1` of t + (2^(bits +
+/// 1) - n).
 struct Difference {
     /// 0 if there is nothing to subtract.
     change: u32,

@@ -1,8 +1,9 @@
 //! Arguments of a message straight from its text.
 //!
-//! Three speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is sent in), an
-//! argument read where it stands, and, for whatever is left (backslashes, cut words, errors), a word split off first.
-//! The faster ways only take what they are sure of and leave everything else to the last.
+//! Three speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is
+//! sent in), an argument read where it stands, and, for whatever is left (backslashes, cut words, errors), a
+//! word split off first. The faster ways only take what they are sure of and leave everything else to the
+//! last.
 //!
 //! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the result.
 

@@ -1,8 +1,8 @@
 //! The sim engine: memory that misbehaves from a seed. Product code: a leaf `sim:SIZE[,option...]` for trying out
 //! what faults do, and the disk under our own simulation.
 //!
-//! It delays and reorders completions, fails operations, tears failed writes at sector boundaries, and has a
-//! volatile cache: a completed write is stable only once a flush that started after its completion has succeeded,
+//! It delays and reorders completions, fails operations, tears failed writes at sector boundaries, cuts transfers
+//! short, interrupts operations before they do anything, may be unable to discard or zero, and has a volatile cache: a completed write is stable only once a flush that started after its completion has succeeded,
 //! or when it was FUA. [`SimEngine::power_cut`] keeps what is stable plus an arbitrary choice of the rest.
 //!
 //! One mutex per leaf: the engine is for tests, its speed is of no interest.
@@ -35,14 +35,34 @@ pub struct SimOptions {
     pub errors: u64,
     /// Chance that a flush fails, in millionths.
     pub flush_errors: u64,
+    /// Chance that a read or write of several sectors ends early, in millionths.
+    pub short: u64,
+    /// Chance that an operation is interrupted (EINTR, EAGAIN) before it did anything, in millionths.
+    pub interrupts: u64,
     /// Cannot make single writes stable.
     pub no_fua: bool,
+    /// Cannot discard.
+    pub no_discard: bool,
+    /// Cannot zero without being sent zeroes.
+    pub no_zero: bool,
 }
 
 impl SimOptions {
     /// A well-behaved leaf of `bytes` bytes.
     pub fn new(bytes: u64, seed: u64) -> SimOptions {
-        SimOptions { bytes, name: None, seed, delay_ns: (0, 0), errors: 0, flush_errors: 0, no_fua: false }
+        SimOptions {
+            bytes,
+            name: None,
+            seed,
+            delay_ns: (0, 0),
+            errors: 0,
+            flush_errors: 0,
+            short: 0,
+            interrupts: 0,
+            no_fua: false,
+            no_discard: false,
+            no_zero: false,
+        }
     }
 
     /// Reads `SIZE[,option...]`; `address` is the whole word, for errors.
@@ -70,8 +90,21 @@ impl SimOptions {
                     options.flush_errors =
                         parse_chance(value).ok_or_else(|| bad("flush-errors=CHANCE from 0 to 1"))?;
                 }
+                "short" => {
+                    options.short = parse_chance(value).ok_or_else(|| bad("short=CHANCE from 0 to 1"))?
+                }
+                "interrupts" => {
+                    // Not always: an operation that is always interrupted never ends.
+                    let chance = parse_chance(value).filter(|chance| *chance <= MILLION / 2);
+                    options.interrupts = chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?
+                }
                 "nofua" if value.is_empty() => options.no_fua = true,
-                _ => return Err(bad("name=, seed=, delay=, errors=, flush-errors= or nofua")),
+                "nodiscard" if value.is_empty() => options.no_discard = true,
+                "nozero" if value.is_empty() => options.no_zero = true,
+                _ => {
+                    return Err(bad("name=, seed=, delay=, errors=, flush-errors=, short=, interrupts=, \
+                                    nofua, nodiscard or nozero"));
+                }
             }
         }
         Ok(options)
@@ -87,12 +120,17 @@ impl fmt::Display for SimOptions {
         if self.delay_ns != (0, 0) {
             write!(f, ",delay={}ns..{}ns", self.delay_ns.0, self.delay_ns.1)?;
         }
-        for (key, chance) in [("errors", self.errors), ("flush-errors", self.flush_errors)] {
-            if chance > 0 {
-                write!(f, ",{key}={}", chance as f64 / MILLION as f64)?;
-            }
+        let chances = [
+            ("errors", self.errors),
+            ("flush-errors", self.flush_errors),
+            ("short", self.short),
+            ("interrupts", self.interrupts),
+        ];
+        for (key, chance) in chances.into_iter().filter(|(_, chance)| *chance > 0) {
+            write!(f, ",{key}={}", chance as f64 / MILLION as f64)?;
         }
-        if self.no_fua { f.write_str(",nofua") } else { Ok(()) }
+        let lacks = [(self.no_fua, ",nofua"), (self.no_discard, ",nodiscard"), (self.no_zero, ",nozero")];
+        lacks.into_iter().filter(|(lacks, _)| *lacks).try_for_each(|(_, word)| f.write_str(word))
     }
 }
 
@@ -164,8 +202,8 @@ struct State {
 /// See the module's text.
 pub struct SimEngine {
     state: Mutex<State>,
-    delay_ns: (u64, u64),
-    no_fua: bool,
+    /// As it was opened; the chances of errors may have changed since.
+    options: SimOptions,
 }
 
 impl SimEngine {
@@ -183,8 +221,7 @@ impl SimEngine {
                 errors: options.errors,
                 flush_errors: options.flush_errors,
             }),
-            delay_ns: options.delay_ns,
-            no_fua: options.no_fua,
+            options: options.clone(),
         }
     }
 
@@ -223,7 +260,7 @@ impl SimEngine {
     }
 
     pub(super) fn has_fua(&self) -> bool {
-        !self.no_fua
+        !self.options.no_fua
     }
 
     pub(super) fn flush_blocking(&self) -> io::Result<()> {
@@ -241,7 +278,7 @@ impl SimEngine {
     /// As [`super::Engine::submit`].
     pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
         let mut state = self.lock();
-        let (low, high) = self.delay_ns;
+        let (low, high) = self.options.delay_ns;
         let delay = low + state.random.below(high - low + 1);
         if io.op == LeafOp::Flush {
             let order = state.order;
@@ -255,15 +292,28 @@ impl SimEngine {
     /// As [`super::Engine::submit`].
     pub(super) unsafe fn finish(&self, io: &LeafIo) -> i64 {
         let mut state = self.lock();
-        if io.op == LeafOp::Flush {
-            return state.finish_flush(io);
+        if state.random.chance(self.options.interrupts) {
+            state.flushes.remove(&(io.queue, io.part));
+            return -i64::from(if state.random.chance(MILLION / 2) { libc::EINTR } else { libc::EAGAIN });
         }
-        let (offset, len) = (io.offset as usize, io.len as usize);
+        match io.op {
+            LeafOp::Flush => return state.finish_flush(io),
+            LeafOp::Discard if self.options.no_discard => return -i64::from(libc::EOPNOTSUPP),
+            LeafOp::Zero { .. } if self.options.no_zero => return -i64::from(libc::EOPNOTSUPP),
+            _ => {}
+        }
+        let (offset, mut len) = (io.offset as usize, io.len as usize);
         if offset.checked_add(len).is_none_or(|end| end > state.current.len()) {
             return -i64::from(libc::EIO);
         }
         let chance = state.errors;
         let failed = state.random.chance(chance);
+        if matches!(io.op, LeafOp::Read | LeafOp::Write)
+            && len > SECTOR
+            && state.random.chance(self.options.short)
+        {
+            len = SECTOR * (1 + state.random.below((len / SECTOR - 1) as u64) as usize);
+        }
         match io.op {
             LeafOp::Read if failed => {}
             LeafOp::Read => {
@@ -332,12 +382,15 @@ mod tests {
 
     #[test]
     fn addresses_round_trip() {
-        let text = "sim:8M,seed=7,name=a,delay=10us..2ms,errors=0.01,flush-errors=0.5,nofua";
+        let text = "sim:8M,seed=7,name=a,delay=10us..2ms,errors=0.01,flush-errors=0.5,short=0.1,interrupts=0.2,\
+                    nofua,nodiscard,nozero";
         let options = SimOptions::parse(text, text.strip_prefix("sim:").unwrap()).unwrap();
         assert_eq!(options.delay_ns, (10_000, 2_000_000));
         let shown = options.to_string();
         assert_eq!(SimOptions::parse(&shown, shown.strip_prefix("sim:").unwrap()).unwrap(), options);
-        for bad in ["0", "8M,delay=5", "8M,errors=2", "8M,bogus", "8M,delay=2ms..1ms", "8M,name="] {
+        for bad in
+            ["0", "8M,delay=5", "8M,errors=2", "8M,bogus", "8M,interrupts=1", "8M,delay=2ms..1ms", "8M,name="]
+        {
             let error = SimOptions::parse("sim:x", bad).unwrap_err().to_string();
             assert!(error.contains("sim:x"), "{bad}: {error}");
         }

@@ -5,6 +5,10 @@
 
 use super::{Below, Hops, LeafAt, Local, Segment, Table, Target, To, WINDOW};
 
+/// Boundaries passed before a request's split is put off until what was found is done: neighbours that are one piece
+/// again cost time all the same, and a request may span a billion of them.
+pub(super) const STEPS: usize = 64 << 10;
+
 /// A piece of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
@@ -46,16 +50,27 @@ pub(super) struct Range {
     pub(super) data: u64,
 }
 
-/// Splits a range into pieces until the list has a window's worth. Returns the sectors taken, at least one if any
-/// were asked for.
-pub(super) fn range(devices: &[Option<Local>], range: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+/// Splits a range into pieces until the list has a window's worth, or [`STEPS`] were taken. Returns the sectors
+/// taken, at least one if any were asked for.
+pub(super) fn range(devices: &[Option<Local>], at: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+    range_in(devices, at, hops, out, &mut 0)
+}
+
+fn range_in(
+    devices: &[Option<Local>],
+    range: &Range,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+    steps: &mut usize,
+) -> u64 {
     let mut taken = 0;
-    while taken < range.sectors && (out.len() < WINDOW || taken == 0) {
+    while taken < range.sectors && (taken == 0 || out.len() < WINDOW && *steps < STEPS) {
+        *steps += 1;
         let (sector, left) = (range.sector + taken, range.sectors - taken);
         let data = range.data + taken * 512;
         let at = Range { sector, sectors: left, data, ..*range };
         taken += match table(devices, range.device).and_then(|t| t.segment_at(sector)) {
-            Some(segment) => step(devices, &at, segment, hops, out),
+            Some(segment) => step(devices, &at, segment, hops, out, steps),
             None => {
                 out.push(Piece { to: PieceTo::Fail(libc::EIO), hops, offset: 0, len: left * 512, data });
                 left
@@ -66,7 +81,14 @@ pub(super) fn range(devices: &[Option<Local>], range: &Range, hops: Hops, out: &
 }
 
 /// One step: up to the next boundary. Returns the sectors taken.
-fn step(devices: &[Option<Local>], at: &Range, segment: &Segment, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+fn step(
+    devices: &[Option<Local>],
+    at: &Range,
+    segment: &Segment,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+    steps: &mut usize,
+) -> u64 {
     let within = at.sector - segment.start;
     let left = at.sectors.min(segment.len - within);
     let (path, to, sector, len) = match &segment.target {
@@ -105,15 +127,21 @@ fn step(devices: &[Option<Local>], at: &Range, segment: &Segment, hops: Hops, ou
             );
             len
         }
-        Below::Device(device) => below_device(devices, &Range { device, ..there }, through, out),
+        Below::Device(device) => below_device(devices, &Range { device, ..there }, through, out, steps),
     }
 }
 
 /// Goes on in the device below, or stops at its gate.
-fn below_device(devices: &[Option<Local>], at: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+fn below_device(
+    devices: &[Option<Local>],
+    at: &Range,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+    steps: &mut usize,
+) -> u64 {
     let open = devices.get(at.device as usize).and_then(Option::as_ref).map(|local| local.open);
     match open {
-        Some(true) => range(devices, at, hops, out),
+        Some(true) => range_in(devices, at, hops, out, steps),
         Some(false) => {
             let (offset, len) = (at.sector * 512, at.sectors * 512);
             push(Piece { to: PieceTo::Gate(at.device), hops, offset, len, data: at.data }, out);

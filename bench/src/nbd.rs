@@ -1,0 +1,119 @@
+//! `nbd`: blkswitch and other NBD servers under the same load from the same client.
+//!
+//! Every server runs in its own process over files of its own in memory, all with the same content. In each round
+//! every load meets every server once, the order of the servers turned by one from round to round, so that what
+//! else the machine does falls on all alike. The server's processor time per request is the honest figure where the
+//! client is the limit.
+
+mod client;
+mod results;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use self::client::{Load, run};
+use self::results::{Cell, Layer, Results};
+use self::server::{Kind, Server};
+use crate::report::Figure;
+
+/// Pairs of runs per round for the cost of the switch layer: what is looked for is smaller than the noise of one run.
+const LAYER_PAIRS_PER_ROUND: usize = 8;
+/// Of those runs: long enough for some ten thousand requests.
+const LAYER_SECONDS: f64 = 0.25;
+
+/// What may be chosen.
+#[derive(Args)]
+pub(crate) struct NbdOptions {
+    /// Seconds of each run
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Keep the results: bench/results/DATE-nbd.json and .md
+    #[arg(long)]
+    save: bool,
+}
+
+impl NbdOptions {
+    /// As short as a run can be: does everything work?
+    pub(crate) fn smoke() -> Self {
+        NbdOptions { seconds: 0.1, save: false }
+    }
+}
+
+pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>> {
+    let blkswitch = build()?;
+    let folder = Scratch::new()?;
+    let servers: Vec<Server> =
+        Kind::ALL.iter().map(|kind| Server::start(*kind, &folder.0, &blkswitch)).collect::<Result<_>>()?;
+    let mut cells: Vec<Cell> = Load::ALL
+        .iter()
+        .flat_map(|load| Kind::ALL.map(|kind| Cell { load: *load, kind, runs: Vec::new() }))
+        .collect();
+    for round in 0..rounds {
+        for (nr, load) in Load::ALL.iter().enumerate() {
+            for turn in 0..servers.len() {
+                let at = (round + turn) % servers.len();
+                cells[nr * servers.len() + at].runs.push(run(&servers[at], load, options.seconds)?);
+            }
+        }
+        eprintln!("round {} of {rounds}", round + 1);
+    }
+    let layer = layer(&servers, rounds * LAYER_PAIRS_PER_ROUND)?;
+    let results = Results { cells, layer, rounds, seconds: options.seconds };
+    if options.save {
+        results.save()?;
+    }
+    Ok(results.figures())
+}
+
+/// Switch against bare file, in pairs of short runs, each first in every other pair.
+fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
+    let find = |kind| servers.iter().find(|server| server.kind == kind).context("a server is missing");
+    let (switch, linear) = (find(Kind::SwitchOneQueue)?, find(Kind::LinearOneQueue)?);
+    let cost = |server| Ok::<_, anyhow::Error>(run(server, &Load::LAYER, LAYER_SECONDS)?.server_cpu_us);
+    let mut cpu_ratios = Vec::with_capacity(pairs);
+    for pair in 0..pairs {
+        let (with, without) = if pair % 2 == 0 {
+            let with = cost(switch)?;
+            (with, cost(linear)?)
+        } else {
+            let without = cost(linear)?;
+            (cost(switch)?, without)
+        };
+        cpu_ratios.push(with / without);
+    }
+    Ok(Layer { cpu_ratios })
+}
+
+/// Builds the daemon, in the folder this program is in.
+fn build() -> Result<PathBuf> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--package", "blkswitch"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "blkswitch does not build");
+    let own = std::env::current_exe()?;
+    let target = own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
+    Ok(target.join("release/blkswitch"))
+}
+
+/// A folder in memory that goes with its value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let folder = Path::new("/dev/shm").join(format!("blkswitch-bench-{}", std::process::id()));
+        std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left is found under its name.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

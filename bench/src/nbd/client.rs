@@ -1,0 +1,111 @@
+//! The load: fio with its nbd engine, one connection, one job.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::server::Server;
+
+/// One kind of load.
+#[derive(Clone, Copy)]
+pub(super) struct Load {
+    pub(super) name: &'static str,
+    rw: &'static str,
+    block_kib: u32,
+    depth: u32,
+}
+
+impl Load {
+    const fn new(name: &'static str, rw: &'static str, block_kib: u32, depth: u32) -> Self {
+        Load { name, rw, block_kib, depth }
+    }
+
+    pub(super) const ALL: [Load; 6] = [
+        Load::new("4 KiB random read, depth 1", "randread", 4, 1),
+        Load::new("4 KiB random write, depth 1", "randwrite", 4, 1),
+        Load::new("4 KiB random read, depth 32", "randread", 4, 32),
+        Load::new("4 KiB random write, depth 32", "randwrite", 4, 32),
+        Load::new("128 KiB sequential read, depth 8", "read", 128, 8),
+        Load::new("128 KiB sequential write, depth 8", "write", 128, 8),
+    ];
+    /// What the cost of the switch layer is measured with.
+    pub(super) const LAYER: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
+
+    fn words(&self) -> Vec<String> {
+        [
+            format!("--rw={}", self.rw),
+            format!("--bs={}k", self.block_kib),
+            format!("--iodepth={}", self.depth),
+        ]
+        .into()
+    }
+}
+
+/// What one run gave.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// Requests per second.
+    pub(super) per_second: f64,
+    /// Bytes per second.
+    pub(super) bytes_per_second: f64,
+    /// Latency by fio's clock, from submission to completion, in microseconds.
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
+    /// The server's processor time per request, in microseconds.
+    pub(super) server_cpu_us: f64,
+    /// The client's.
+    pub(super) client_cpu_us: f64,
+}
+
+/// Runs `load` for `seconds`.
+pub(super) fn run(server: &Server, load: &Load, seconds: f64) -> Result<Run> {
+    let before = server.cpu_ns()?;
+    let json = fio(server, load, seconds)?;
+    let cpu_ns = server.cpu_ns()? - before;
+    let job = &json["jobs"][0];
+    let side = if load.rw.ends_with("read") { &job["read"] } else { &job["write"] };
+    let number = |value: &Value| value.as_f64().context("fio's JSON has not the expected form");
+    let requests = number(&side["total_ios"])?;
+    ensure!(requests > 0.0 && job["error"] == 0, "{}: no request was answered", server.kind.name());
+    let client_cpu = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?) / 100.0;
+    Ok(Run {
+        per_second: number(&side["iops"])?,
+        bytes_per_second: number(&side["bw_bytes"])?,
+        p50_us: number(&side["clat_ns"]["percentile"]["50.000000"])? / 1e3,
+        p99_us: number(&side["clat_ns"]["percentile"]["99.000000"])? / 1e3,
+        server_cpu_us: cpu_ns as f64 / 1e3 / requests,
+        client_cpu_us: client_cpu * number(&job["job_runtime"])? * 1e3 / requests,
+    })
+}
+
+fn fio(server: &Server, load: &Load, seconds: f64) -> Result<Value> {
+    // Every run has other random offsets, the same ones in every series.
+    static SEED: AtomicU32 = AtomicU32::new(1);
+    let seed = SEED.fetch_add(1, Ordering::Relaxed);
+    let output = Command::new("fio")
+        .args(["--name=load", "--ioengine=nbd", "--time_based", "--norandommap", "--randrepeat=0"])
+        .args(["--output-format=json", &format!("--randseed={seed}")])
+        .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
+        .arg(format!("--uri={}", server.uri))
+        .args(load.words())
+        .output()
+        .context("cannot run fio (Debian package fio)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // The engine greets on standard output.
+    let json = text.find('{').map(|start| &text[start..]).unwrap_or_default();
+    ensure!(
+        output.status.success() && !json.is_empty(),
+        "fio on {}: {text}{}",
+        server.kind.name(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_str(json).context("fio's JSON")
+}
+
+/// fio's version.
+pub(super) fn version() -> Result<String> {
+    let output = Command::new("fio").arg("--version").output().context("fio (Debian package fio)")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

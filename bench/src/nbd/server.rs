@@ -1,0 +1,194 @@
+//! The servers under comparison: each a process of its own over files in memory, with an NBD socket.
+//!
+//! Contract: a [`Server`] answers on its URI once it is made, and its process ends with it. All of them serve
+//! [`DEVICE_BYTES`] bytes of the same content; all but blkswitch are started as their manuals advise for speed.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::report::Random;
+
+/// Larger than a processor's caches, small enough for several in memory.
+pub(super) const DEVICE_BYTES: u64 = 256 << 20;
+/// Of the switch device: the kernel document's example.
+const REGION_SECTORS: u64 = 128;
+/// A server that does not answer after this will not.
+const START: Duration = Duration::from_secs(10);
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A switch device of three paths, a queue per core.
+    Switch,
+    /// The same with one queue.
+    SwitchOneQueue,
+    /// One file through a linear target with one queue: what the switch costs is the difference.
+    LinearOneQueue,
+    /// nbdkit with its file plugin.
+    Nbdkit,
+    /// qemu-nbd with io_uring.
+    QemuNbd,
+    /// qemu-storage-daemon with io_uring.
+    QemuStorageDaemon,
+}
+
+impl Kind {
+    pub(super) const ALL: [Kind; 6] = [
+        Kind::Switch,
+        Kind::SwitchOneQueue,
+        Kind::LinearOneQueue,
+        Kind::Nbdkit,
+        Kind::QemuNbd,
+        Kind::QemuStorageDaemon,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Switch => "blkswitch, switch",
+            Kind::SwitchOneQueue => "blkswitch, switch, 1 queue",
+            Kind::LinearOneQueue => "blkswitch, linear, 1 queue",
+            Kind::Nbdkit => "nbdkit",
+            Kind::QemuNbd => "qemu-nbd",
+            Kind::QemuStorageDaemon => "qemu-storage-daemon",
+        }
+    }
+
+    pub(super) fn is_peer(self) -> bool {
+        matches!(self, Kind::Nbdkit | Kind::QemuNbd | Kind::QemuStorageDaemon)
+    }
+
+    /// Its program and what makes it say its version.
+    pub(super) fn version(self) -> Result<String> {
+        let program = match self {
+            Kind::Nbdkit => "nbdkit",
+            Kind::QemuNbd => "qemu-nbd",
+            Kind::QemuStorageDaemon => "qemu-storage-daemon",
+            Kind::Switch | Kind::SwitchOneQueue | Kind::LinearOneQueue => {
+                return Ok(format!("blkswitch {}", env!("CARGO_PKG_VERSION")));
+            }
+        };
+        let output = Command::new(program).arg("--version").output().with_context(|| program.to_owned())?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or(program).to_owned())
+    }
+}
+
+/// A running server.
+pub(super) struct Server {
+    pub(super) kind: Kind,
+    child: Child,
+    pub(super) uri: String,
+}
+
+impl Server {
+    /// Starts one over files of its own in `folder`.
+    pub(super) fn start(kind: Kind, folder: &Path, blkswitch: &Path) -> Result<Server> {
+        let at = |what: &str| folder.join(format!("{}.{what}", kind.name().replace([' ', ','], "")));
+        let (socket, image) = (at("sock"), at("image"));
+        let (nbd, file) = (socket.display(), image.display());
+        let files: Vec<PathBuf> = match kind {
+            Kind::Switch | Kind::SwitchOneQueue => ["a", "b", "c"].map(at).into(),
+            _ => vec![image.clone()],
+        };
+        files.iter().try_for_each(|file| fill(file))?;
+        let mut command = match kind {
+            Kind::Switch | Kind::SwitchOneQueue | Kind::LinearOneQueue => {
+                let mut command = Command::new(blkswitch);
+                command.args(["serve", "--log-level", "warn", "--socket"]).arg(at("control"));
+                command.arg("--nbd").arg(format!("unix:{nbd}"));
+                if kind != Kind::Switch {
+                    command.args(["--queues", "1"]);
+                }
+                command
+            }
+            Kind::Nbdkit => words(&format!("nbdkit --foreground --unix {nbd} file {file}")),
+            Kind::QemuNbd => words(&format!(
+                "qemu-nbd --format raw --aio io_uring --persistent --shared 8 --socket {nbd} {file}"
+            )),
+            Kind::QemuStorageDaemon => words(&format!(
+                "qemu-storage-daemon --blockdev driver=file,node-name=disk,filename={file},aio=io_uring \
+                 --nbd-server addr.type=unix,addr.path={nbd},max-connections=8 \
+                 --export type=nbd,id=disk,node-name=disk,name=,writable=on"
+            )),
+        };
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let mut server = Server { kind, child, uri: format!("nbd+unix:///?socket={nbd}") };
+        server.wait_for(&socket)?;
+        if !kind.is_peer() {
+            let sectors = DEVICE_BYTES / 512;
+            let table = if let [a, b, c] = &files[..] {
+                let (a, b, c) = (a.display(), b.display(), c.display());
+                format!("0 {sectors} switch 3 {REGION_SECTORS} 0 {a} 0 {b} 0 {c} 0")
+            } else {
+                format!("0 {sectors} linear {file} 0")
+            };
+            let status = Command::new(blkswitch)
+                .args(["create", "disk", "--table", &table, "--socket"])
+                .arg(at("control"))
+                .status()?;
+            ensure!(status.success(), "blkswitch create has failed");
+        }
+        Ok(server)
+    }
+
+    fn wait_for(&mut self, socket: &Path) -> Result<()> {
+        let end = Instant::now() + START;
+        while std::os::unix::net::UnixStream::connect(socket).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended at once: {status}", self.kind.name());
+            }
+            ensure!(Instant::now() < end, "{} does not answer", self.kind.name());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Processor time the server has taken so far, in nanoseconds: user and system, all threads that live.
+    pub(super) fn cpu_ns(&self) -> Result<u64> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let mut sum = 0;
+        for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+            // schedstat is utime + stime before they are rounded to ticks.
+            let text = std::fs::read_to_string(task?.path().join("schedstat")).context("schedstat")?;
+            let ns = text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
+            sum += ns.context("schedstat does not begin with a number")?;
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has nothing to save, and the files go with their folder.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A command out of words without spaces in them.
+fn words(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
+    command
+}
+
+/// Writes the content that all files have.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut random = Random(1);
+    let mut block = vec![0; 1 << 20];
+    for _ in 0..DEVICE_BYTES / block.len() as u64 {
+        block.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_ne_bytes()));
+        file.write_all(&block)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! From the text of a table to a table that can route requests.
+//!
+//! The checks come in the kernel's order with the kernel's texts: line by line the place of the target, its type,
+//! its own constructor ([`super::constructors`]); when all targets stand, whether every device below is large enough
+//! and aligned.
+//!
+//! Contract: a refused table leaves everything as it was: leaves that only it used are closed again, files that
+//! were made for it are removed. May block (opening leaves); any thread.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blkswitch_core::args::{Printable, is_space};
+use blkswitch_core::error::Error;
+use blkswitch_core::table::{self, Layout, check_area, check_region_size};
+use blkswitch_core::units::SECTOR_SIZE;
+use blkswitch_io::pool::Registry;
+use blkswitch_io::{Address, Below, Device, LeafOptions, Table, TableBuilder, To};
+
+use super::constructors;
+use super::failure::{Failure, errno_of};
+use super::lookup::{Found, Leaves, find};
+use crate::protocol::{self, Errno, LeafCache, LoadTable};
+
+/// What a table is built from beside its text.
+pub struct Site<'a> {
+    /// The devices it may stand on.
+    pub registry: &'a Registry,
+    /// The leaves that are open already.
+    pub leaves: &'a Leaves,
+    /// The device it is for: it may not stand on itself.
+    pub device: &'a Arc<Device>,
+    /// Queue threads.
+    pub queues: usize,
+}
+
+/// The table of a load.
+pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {
+    let mut made = MadeFiles::default();
+    if load.leaves.make_files {
+        made.make_missing(site, load)?;
+    }
+    let mut builder = Builder::new(site, load);
+    let mut layout = Layout::new();
+    for line in table::lines(load.table.as_bytes()) {
+        let line = line.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?;
+        builder.target(&mut layout, &line)?;
+    }
+    layout.finish().map_err(|error| {
+        let reason = error.explain(None).to_string();
+        Failure::new(errno_of(&error), reason).logged("populate_table: no targets specified")
+    })?;
+    builder.check_areas()?;
+    made.keep();
+    Ok(builder.table.build(site.queues))
+}
+
+/// A table in the making.
+pub(super) struct Builder<'a> {
+    site: &'a Site<'a>,
+    options: LeafOptions,
+    table: TableBuilder,
+    /// The addresses of the table's leaves, in the table's order.
+    leaf_names: Vec<String>,
+    areas: Vec<Area>,
+}
+
+/// What a target needs of a device below.
+pub(super) struct Area {
+    /// The device and where on it.
+    pub(super) to: To,
+    /// Sectors from there.
+    pub(super) len: u64,
+    /// Region size in sectors and number of regions, for a switch.
+    pub(super) regions: Option<(u32, u64)>,
+}
+
+/// A device below that could not be had: the errno and the reason, for the constructor to put in its words.
+pub(super) type LookupError = Failure;
+
+impl<'a> Builder<'a> {
+    fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
+        let options = leaf_options(load.leaves, load.read_only, site.queues);
+        let table = TableBuilder::new(load.read_only);
+        Builder { site, options, table, leaf_names: Vec::new(), areas: Vec::new() }
+    }
+
+    fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
+        let kind = Printable(line.kind).to_string();
+        let refuse = |error: Error| {
+            let text = match error {
+                Error::ZeroLength | Error::TooLarge { .. } => error.to_string(),
+                Error::UnknownType => format!("{kind}: {error}"),
+                _ => format!("{kind}: {error} ({})", error.errno()),
+            };
+            let word = matches!(error, Error::UnknownType).then_some(line.kind);
+            let reason = format!("line {}: {}", line.line, error.explain(word));
+            Failure::target(errno_of(&error), text, reason)
+        };
+        Layout::extent(line.start, line.len).map_err(refuse)?;
+        let constructor = constructors::by_name(line.kind).ok_or(Error::UnknownType).map_err(refuse)?;
+        layout.append(line.start, line.len).map_err(refuse)?;
+        let target = constructor(self, line.len, &words(line.params)).map_err(|mut failure| {
+            failure.reason = format!("line {}: {}", line.line, failure.reason);
+            failure
+        })?;
+        self.table.push(line.len, target);
+        Ok(())
+    }
+
+    /// The device that a word names, made part of the table.
+    pub(super) fn below(&mut self, word: &[u8]) -> Result<Below, LookupError> {
+        match find(word, self.site.registry)? {
+            Found::Device(device) if Arc::ptr_eq(&device, self.site.device) => {
+                let reason = format!("'{}' is the device itself: it cannot stand on itself", Printable(word));
+                Err(Failure::new(Errno::Einval, reason))
+            }
+            Found::Device(device) => self.table.device(&device).ok_or_else(|| {
+                Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
+            }),
+            Found::Leaf(address) => {
+                let leaf = self.site.leaves.open(&address, &self.options)?;
+                let name = leaf.name().to_owned();
+                let below = self.table.leaf(leaf);
+                // The table numbers its leaves in the order they come; one it has already keeps its number.
+                if below == Below::Leaf(self.leaf_names.len() as u32) {
+                    self.leaf_names.push(name);
+                }
+                Ok(below)
+            }
+        }
+    }
+
+    /// Notes what a target needs of a device below, to be checked when all targets stand.
+    pub(super) fn needs(&mut self, area: Area) {
+        self.areas.push(area);
+    }
+
+    fn check_areas(&self) -> Result<(), Failure> {
+        for area in &self.areas {
+            let Some(limits) = self.table.limits(area.to.below) else { continue };
+            let block = limits.logical_block;
+            let checked = check_area(area.to.offset, area.len, limits.sectors, block).and_then(|()| {
+                area.regions.map_or(Ok(()), |(size, count)| check_region_size(size, count, block))
+            });
+            checked.map_err(|error| {
+                let (name, address) = self.names(area.to.below);
+                Failure::limits(&error, &name, format!("path '{address}': {}", error.explain(None)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The short name that stands in the kernel's log, and the address.
+    fn names(&self, below: Below) -> (String, String) {
+        let address = match below {
+            Below::Leaf(leaf) => self.leaf_names.get(leaf as usize).cloned().unwrap_or_default(),
+            Below::Device(id) => self.site.registry.by_id(id).map(|device| device.name()).unwrap_or_default(),
+        };
+        (short_name(&address).to_owned(), address)
+    }
+}
+
+/// What stands for a block device's name: the file name of a path, any other address as it is.
+pub(super) fn short_name(address: &str) -> &str {
+    match address.rsplit_once('/') {
+        Some((_, name)) if address.starts_with('/') => name,
+        _ => address,
+    }
+}
+
+fn leaf_options(leaves: protocol::LeafOptions, read_only: bool, queues: usize) -> LeafOptions {
+    let direct = match leaves.cache {
+        LeafCache::Auto => None,
+        LeafCache::Direct => Some(true),
+        LeafCache::Buffered => Some(false),
+    };
+    LeafOptions { direct, read_only, queues, make_bytes: None }
+}
+
+/// The words of a target. Nothing is an escape: `dmsetup` doubles the backslashes of a table before the kernel
+/// takes one of each pair away.
+pub(super) fn words(params: &[u8]) -> Vec<&[u8]> {
+    params.split(|byte| is_space(*byte)).filter(|word| !word.is_empty()).collect()
+}
+
+/// Files made for a table; removed again unless the table is kept.
+#[derive(Default)]
+struct MadeFiles {
+    paths: Vec<PathBuf>,
+}
+
+impl MadeFiles {
+    /// Makes the files that the table names and that are missing, sparse, as long as the table needs them.
+    fn make_missing(&mut self, site: &Site<'_>, load: &LoadTable) -> Result<(), Failure> {
+        let mut needed = HashMap::<PathBuf, u64>::new();
+        for line in table::lines(load.table.as_bytes()).flatten() {
+            for (word, sectors) in constructors::needed_sectors(&line) {
+                if let Ok(Found::Leaf(Address::Path(path))) = find(word, site.registry) {
+                    let most = needed.entry(path).or_default();
+                    *most = sectors.max(*most);
+                }
+            }
+        }
+        for (path, sectors) in needed {
+            if !path.exists() {
+                self.make(path, sectors)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, path: PathBuf, sectors: u64) -> Result<(), Failure> {
+        let failed = |path: &PathBuf, error: std::io::Error| {
+            let errno = Errno::from_number(error.raw_os_error().unwrap_or(0));
+            Failure::new(errno, format!("cannot make '{}': {error}", path.display()))
+        };
+        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = made.map_err(|error| failed(&path, error))?;
+        let sized = file.set_len(sectors.saturating_mul(SECTOR_SIZE)).map_err(|error| failed(&path, error));
+        self.paths.push(path);
+        sized
+    }
+
+    fn keep(&mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for MadeFiles {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "a file made for a refused table stays behind");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backslashes_of_a_table_are_literal() {
+        assert_eq!(words(br" 1  128\ 0 /dev/a\b "), [b"1".as_slice(), br"128\", b"0", br"/dev/a\b"]);
+    }
+
+    #[test]
+    fn short_names_are_those_of_block_devices() {
+        assert_eq!(short_name("/dev/vg1/switch0"), "switch0");
+        assert_eq!(short_name("sim:1M,seed=1"), "sim:1M,seed=1");
+        assert_eq!(short_name("low0"), "low0");
+    }
+}

@@ -1,0 +1,163 @@
+//! Devices and tables as the control protocol describes them.
+//!
+//! Everything is read from the table that runs, nothing is remembered beside it: a parameter text cannot disagree
+//! with what the pipeline does, and a device below is shown under the name it has now. A path stands as the address
+//! its leaf was opened by, so a printed table can be loaded again.
+//!
+//! Contract: reads only; takes the short locks of [`Device`]. Any thread.
+
+use blkswitch_io::stats::{Histogram, Totals};
+use blkswitch_io::{Below, Device, Segment, Table, Target, To};
+
+use super::build::short_name;
+use super::failure::MAJOR;
+use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
+
+/// A device with all that `info`, `ls`, `table`, `status` and `deps` print.
+pub fn device(device: &Device) -> protocol::Device {
+    let info = device.info();
+    protocol::Device {
+        name: info.name,
+        uuid: info.uuid,
+        major: MAJOR,
+        minor: info.id,
+        suspended: info.suspended,
+        read_only: info.read_only,
+        deferred_remove: info.deferred_remove,
+        open_count: info.opens,
+        event_nr: info.event_nr,
+        live: device.live().as_deref().map(table),
+        inactive: device.inactive().as_deref().map(table),
+    }
+}
+
+fn table(table: &Table) -> protocol::Table {
+    protocol::Table {
+        segments: table.segments().iter().map(|one| segment(table, one)).collect(),
+        deps: dependencies(table),
+    }
+}
+
+fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
+    protocol::Segment {
+        start: segment.start,
+        length: segment.len,
+        target: segment.target.name().to_owned(),
+        params: params(table, &segment.target),
+        status: status(table, &segment.target),
+    }
+}
+
+/// What `table` prints behind the type.
+fn params(table: &Table, target: &Target) -> String {
+    let mut text = match target {
+        Target::Switch { map, paths } => format!("{} {} 0", paths.len(), map.geometry().region_size()),
+        Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
+        Target::Linear(_) | Target::Error | Target::Zero => String::new(),
+    };
+    for to in target.paths() {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(&format!("{} {}", address(table, *to), to.offset));
+    }
+    text
+}
+
+/// What `status` prints behind the type.
+fn status(table: &Table, target: &Target) -> String {
+    match target {
+        Target::Striped { stripes, .. } => {
+            let addresses: String = stripes.iter().map(|to| format!("{} ", address(table, *to))).collect();
+            // One word of status: a letter per stripe. We know of no dead ones.
+            format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
+        }
+        Target::Switch { .. } | Target::Linear(_) | Target::Error | Target::Zero => String::new(),
+    }
+}
+
+/// A path as a word that can stand in a table.
+pub fn address(table: &Table, to: To) -> String {
+    match to.below {
+        Below::Leaf(leaf) => table.leaves().get(leaf as usize).map(|leaf| leaf.name().to_owned()),
+        Below::Device(id) => {
+            let below = table.devices().find(|device| device.id() == id);
+            below.map(|device| format!("/dev/blkswitch/{}", device.name()))
+        }
+    }
+    .unwrap_or_default()
+}
+
+/// Each leaf and device once, the one added last first.
+fn dependencies(table: &Table) -> Vec<Dependency> {
+    let mut seen = Vec::<Below>::new();
+    for to in table.segments().iter().flat_map(|segment| segment.target.paths()) {
+        if !seen.contains(&to.below) {
+            seen.push(to.below);
+        }
+    }
+    seen.into_iter().rev().map(|below| dependency(table, below)).collect()
+}
+
+fn dependency(table: &Table, below: Below) -> Dependency {
+    let address = address(table, To { below, offset: 0 });
+    let name = short_name(&address).to_owned();
+    let (major, minor, is_device) = match below {
+        Below::Device(id) => (MAJOR, id, true),
+        Below::Leaf(leaf) => {
+            let numbers = table.leaves().get(leaf as usize).and_then(|leaf| leaf.limits().device_numbers);
+            let (major, minor) = numbers.unwrap_or_default();
+            (major, minor, false)
+        }
+    };
+    Dependency { major, minor, name, address, is_device }
+}
+
+/// Counters and latencies of a device and its paths.
+pub fn stats(device: &Device) -> DeviceStats {
+    let live = device.live();
+    DeviceStats {
+        name: device.name(),
+        total: io_stats(&device.totals()),
+        paths: live.as_deref().map(path_stats).unwrap_or_default(),
+    }
+}
+
+fn path_stats(table: &Table) -> Vec<PathStats> {
+    let paths = table.segments().iter().flat_map(|segment| {
+        let paths = segment.target.paths().iter().zip(0u32..);
+        paths.map(move |(to, path)| PathStats {
+            segment: segment.start,
+            path,
+            address: address(table, *to),
+            io: io_stats(&table.path_totals(segment.first_path + path)),
+        })
+    });
+    paths.collect()
+}
+
+fn io_stats(totals: &Totals) -> IoStats {
+    IoStats {
+        reads: totals.reads,
+        read_bytes: totals.read_bytes,
+        writes: totals.writes,
+        written_bytes: totals.write_bytes,
+        flushes: totals.flushes,
+        discards: totals.discards,
+        write_zeroes: totals.zeroes,
+        errors: totals.errors,
+        read_latency: latency(&totals.read_latency),
+        write_latency: latency(&totals.write_latency),
+    }
+}
+
+fn latency(histogram: &Histogram) -> Latency {
+    let quantile = |fraction| histogram.quantile_ns(fraction).unwrap_or(0);
+    Latency {
+        p50_ns: quantile(0.5),
+        p90_ns: quantile(0.9),
+        p99_ns: quantile(0.99),
+        p999_ns: quantile(0.999),
+        max_ns: quantile(1.0),
+    }
+}

@@ -1,0 +1,215 @@
+//! What the daemon can do with devices: make, load, resume, suspend, rename, wipe and remove them.
+//!
+//! Contract: plain functions that may block (a suspend waits for requests in flight); the server calls them on
+//! threads that may. Nothing here knows HTTP.
+
+use std::sync::Arc;
+
+use blkswitch_io::pool::Registry;
+use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
+
+use super::build::{Site, build};
+use super::describe;
+use super::failure::{Failure, MAJOR};
+use super::lookup::Leaves;
+use crate::protocol::{
+    self, CreateDevice, Errno, ErrorBody, LoadTable, NAME_MAX_BYTES, RemoveAll, RemoveQuery, Removed, Rename,
+    UUID_MAX_BYTES,
+};
+
+/// The devices of one daemon and what they stand on.
+pub struct Devices {
+    pool: Pool,
+    leaves: Leaves,
+}
+
+impl Devices {
+    /// No devices, on the queues of `pool`.
+    pub fn new(pool: Pool) -> Devices {
+        Devices { pool, leaves: Leaves::default() }
+    }
+
+    /// The queues.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn registry(&self) -> &Registry {
+        self.pool.registry()
+    }
+
+    /// All devices, sorted by name.
+    pub fn list(&self) -> Vec<Arc<Device>> {
+        let mut devices = self.registry().list();
+        devices.sort_by_cached_key(|device| device.name());
+        devices
+    }
+
+    /// The device of this name.
+    pub fn find(&self, name: &str) -> Result<Arc<Device>, Failure> {
+        let missing = || Failure::new(Errno::Enxio, format!("there is no device '{name}'"));
+        self.registry().find(name).ok_or_else(missing)
+    }
+
+    /// Makes a device, loads its table and resumes it, all or nothing.
+    pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
+        let uuid = request.uuid.unwrap_or_default();
+        let made = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
+            self.registry().create(&request.name, &uuid, request.minor).map_err(Failure::from)
+        });
+        let device = made.map_err(|failure| failure.of("create", None))?;
+        let Some(table) = request.table else { return Ok(describe::device(&device)) };
+        let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
+        let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
+        let loaded = self.load(&device, &load).map_err(step("reload"));
+        let done = loaded.and_then(|()| Ok(device.resume()).and_then(|resumed| {
+            resumed.map_err(|error| ("resume", Failure::from(error)))
+        }));
+        match done {
+            Ok(()) => Ok(describe::device(&device)),
+            Err((ioctl, failure)) => {
+                let number = device.id();
+                if let Err(error) = self.registry().remove(&device) {
+                    tracing::warn!(device = %request.name, %error, "a device that could not be made stays behind");
+                }
+                let mut body = failure.of(ioctl, Some(number));
+                body.device = Some([MAJOR, number]);
+                Err(body)
+            }
+        }
+    }
+
+    /// Builds a table and puts it into the inactive slot.
+    pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
+        let site =
+            Site { registry: self.registry(), leaves: &self.leaves, device, queues: self.pool.queues() };
+        let table = build(&site, load)?;
+        Ok(device.load(table)?)
+    }
+
+    /// Gives a device another name or its uuid.
+    pub fn rename(&self, device: &Device, rename: &Rename) -> Result<(), Failure> {
+        match rename {
+            Rename::Name(new) => {
+                check_name(new)?;
+                let old = device.name();
+                self.registry().rename(device, new).map_err(|error| {
+                    let line = format!(
+                        "Unable to change name on mapped device {old} to one that already exists: {new}"
+                    );
+                    logged_if_taken(error, line)
+                })
+            }
+            Rename::Uuid(new) => {
+                check_uuid(new)?;
+                if new.is_empty() {
+                    return Err(Failure::new(Errno::Einval, "the new uuid is empty"));
+                }
+                let name = device.name();
+                self.registry().set_uuid(device, new).map_err(|error| {
+                    let line =
+                        format!("Unable to change uuid on mapped device {name} to one that already exists: {new}");
+                    logged_if_taken(error, line)
+                })
+            }
+        }
+    }
+
+    /// Swaps in a table of the same length in which every request fails.
+    pub fn wipe(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let live = device.live().ok_or(DeviceError::NoTable)?;
+        let mut table = TableBuilder::new(live.read_only());
+        table.push(live.len(), Target::Error);
+        device.load(table.build(self.pool.queues()))?;
+        Ok(device.resume()?)
+    }
+
+    /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one that is.
+    pub fn remove(&self, device: &Arc<Device>, how: RemoveQuery) -> Result<(), Failure> {
+        if how.force && device.live().is_some() {
+            self.wipe(device)?;
+        }
+        // First the mark, then the try: a last close in between sees the mark and removes the device itself.
+        if how.deferred {
+            device.set_deferred_remove(true);
+        }
+        match self.registry().remove(device) {
+            Err(DeviceError::Busy { .. } | DeviceError::NotFound(_)) if how.deferred => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    /// Removes every device that nobody has open. Devices that stand on others go first, so it goes round until a
+    /// round has removed none.
+    pub fn remove_all(&self, how: RemoveAll) -> Removed {
+        let how = RemoveQuery { force: how.force, deferred: how.deferred };
+        let mut removed = Vec::new();
+        loop {
+            let before = removed.len();
+            for device in self.list() {
+                let name = device.name();
+                match self.remove(&device, how) {
+                    Ok(()) if self.registry().by_id(device.id()).is_none() => removed.push(name),
+                    Ok(()) => {}
+                    Err(failure) => tracing::debug!(device = %name, reason = %failure.reason, "stays"),
+                }
+            }
+            if removed.len() == before {
+                let busy = self.list().iter().map(|device| device.name()).collect();
+                return Removed { removed, busy };
+            }
+        }
+    }
+}
+
+fn logged_if_taken(error: DeviceError, line: String) -> Failure {
+    match error {
+        DeviceError::Exists(_) => Failure::from(error).logged(line),
+        other => other.into(),
+    }
+}
+
+/// The kernel's rules for names.
+fn check_name(name: &str) -> Result<(), Failure> {
+    if name.contains('/') {
+        let reason = format!("the name '{name}' must not contain '/'");
+        return Err(Failure::new(Errno::Einval, reason).logged("device name cannot contain '/'"));
+    }
+    if ["control", ".", ".."].contains(&name) {
+        let reason = format!("the name '{name}' is not free for a device");
+        let line = "device name cannot be \"control\", \".\", or \"..\"";
+        return Err(Failure::new(Errno::Einval, reason).logged(line));
+    }
+    match name.len() {
+        0 => Err(Failure::new(Errno::Einval, "the name is empty")),
+        1..=NAME_MAX_BYTES => Ok(()),
+        long => {
+            let reason = format!("the name has {long} bytes: {NAME_MAX_BYTES} is the most");
+            Err(Failure::new(Errno::Enametoolong, reason))
+        }
+    }
+}
+
+fn check_uuid(uuid: &str) -> Result<(), Failure> {
+    if uuid.len() <= UUID_MAX_BYTES {
+        return Ok(());
+    }
+    let reason = format!("the uuid has {} bytes: {UUID_MAX_BYTES} is the most", uuid.len());
+    Err(Failure::new(Errno::Enametoolong, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_kernels_rules() {
+        for good in ["switch", "a\\x20b", "...", &"n".repeat(127)] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a/b", ".", "..", "control", &"n".repeat(128)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        assert!(check_uuid("").is_ok() && check_uuid(&"u".repeat(129)).is_err());
+    }
+}

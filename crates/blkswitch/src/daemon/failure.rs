@@ -1,0 +1,123 @@
+//! Why the daemon refuses something: the kernel's errno, the lines the kernel would have logged, and a sentence.
+//!
+//! Contract: every refusal of the daemon is a [`Failure`]; which ioctl it belongs to is known only where a request
+//! is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
+
+use std::fmt;
+
+use blkswitch_core::error::Error;
+use blkswitch_io::{DeviceError, LeafError};
+
+use crate::protocol::{Errno, ErrorBody};
+
+/// What stands for the device's number in a line of the kernel's log until the number is known.
+pub const DEV: &str = "$DEV";
+
+/// See the module's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the kernel's ioctl would have returned.
+    pub errno: Errno,
+    /// The lines the kernel would have logged, with [`DEV`] for the device's number.
+    pub kernel: Vec<String>,
+    /// A sentence for people.
+    pub reason: String,
+}
+
+impl Failure {
+    /// A refusal that the kernel would not have logged.
+    pub fn new(errno: Errno, reason: impl Into<String>) -> Failure {
+        Failure { errno, kernel: Vec::new(), reason: reason.into() }
+    }
+
+    /// The same with a line that the ioctl layer of the device-mapper core logs.
+    pub fn logged(mut self, line: impl fmt::Display) -> Failure {
+        self.kernel.push(format!("device-mapper: ioctl: {line}"));
+        self
+    }
+
+    /// A target that could not be made; `text` is the line behind the device's number.
+    pub fn target(errno: Errno, text: impl fmt::Display, reason: impl Into<String>) -> Failure {
+        let line = format!("device-mapper: table: {DEV}: {text}");
+        Failure { errno, kernel: vec![line], reason: reason.into() }.logged("error adding target to table")
+    }
+
+    /// A complete table whose devices do not suit it; `text` is the line behind the device's number.
+    pub fn limits(error: &Error, name: &str, reason: impl Into<String>) -> Failure {
+        let kernel = vec![
+            format!("device-mapper: table: {DEV}: {}", error.of_device(name)),
+            "device-mapper: core: Cannot calculate initial queue limits".to_owned(),
+            "device-mapper: ioctl: unable to set up device queue for new table.".to_owned(),
+        ];
+        Failure { errno: errno_of(error), kernel, reason: reason.into() }
+    }
+
+    /// The body of the answer: this failure in the ioctl of libdm's name, on the device of this minor number.
+    pub fn of(self, ioctl: &str, minor: Option<u32>) -> ErrorBody {
+        let number = minor.map_or(DEV.to_owned(), |minor| format!("{MAJOR}:{minor}"));
+        let kernel = self.kernel.into_iter().map(|line| line.replace(DEV, &number)).collect();
+        ErrorBody { errno: self.errno, ioctl: ioctl.to_owned(), kernel, reason: self.reason, device: None }
+    }
+}
+
+/// The major number of all our devices: "unnamed", which no Linux driver owns.
+pub const MAJOR: u32 = 0;
+
+/// The protocol's errno of an error of the core.
+pub fn errno_of(error: &Error) -> Errno {
+    Errno::from_number(error.errno().number())
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Failure {
+        let errno = match error {
+            // Nobody calls an ioctl of a daemon that is going down: to the caller it is an interruption.
+            DeviceError::Stopping => Errno::Eintr,
+            _ => Errno::from_number(error.errno()),
+        };
+        let failure = Failure::new(errno, sentence(&error));
+        match error {
+            DeviceError::NoTable | DeviceError::SectorOutside | DeviceError::NoMessages => failure.logged(error),
+            _ => failure,
+        }
+    }
+}
+
+/// What a [`DeviceError`] means for the caller, where the kernel's text alone says little.
+fn sentence(error: &DeviceError) -> String {
+    match error {
+        DeviceError::NoTable => "the device has no live table: load one and resume the device first".to_owned(),
+        DeviceError::SectorOutside => "the sector is past the end of the device's live table".to_owned(),
+        DeviceError::NoMessages => "the segment that holds the sector takes no messages: only switch does".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+impl From<LeafError> for Failure {
+    fn from(error: LeafError) -> Failure {
+        Failure::new(Errno::from_number(error.errno()), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_name_the_device_once_it_is_known() {
+        let failure = Failure::target(Errno::Einval, "switch: Invalid number of paths (-EINVAL)", "because");
+        let body = failure.clone().of("reload", Some(3));
+        assert_eq!(body.kernel, [
+            "device-mapper: table: 0:3: switch: Invalid number of paths (-EINVAL)",
+            "device-mapper: ioctl: error adding target to table",
+        ]);
+        assert!(failure.of("reload", None).kernel[0].contains("$DEV"));
+    }
+
+    #[test]
+    fn a_missing_table_is_logged_as_the_kernel_does() {
+        let failure = Failure::from(DeviceError::NoTable);
+        assert_eq!(failure.kernel, ["device-mapper: ioctl: The device has no table."]);
+        assert_eq!(failure.errno, Errno::Einval);
+    }
+}

@@ -1,0 +1,188 @@
+//! Listening sockets: made private, made once, and removed again.
+//!
+//! A unix socket's file outlives a daemon that was killed. Such a file is replaced; one that somebody listens on is
+//! not. The two cannot be told apart by looking, so a connection is tried, and the try, the removal and the new
+//! socket happen under a lock on the folder: of two daemons that start at once one gets the path and the other is
+//! told.
+//!
+//! Contract: blocking; called before the daemon serves anything.
+
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use blkswitch_io::export::Listener;
+
+use crate::cli::NbdAddress;
+use crate::protocol::percent_encode;
+
+/// How long to wait for another daemon that is about to make its socket in the same folder.
+const LOCK_TIME: Duration = Duration::from_secs(5);
+/// Pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Sockets are their user's alone.
+const SOCKET_MODE: u32 = 0o600;
+/// So is a folder made for them.
+const FOLDER_MODE: u32 = 0o700;
+
+/// The file of a unix socket; removed when this is dropped, unless it is another one by then.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode of the file.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the socket's file stays behind");
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Listens on a unix socket of mode 0600. Makes the folder if it is missing; replaces a socket that nobody listens on.
+pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(folder)
+        .with_context(|| format!("cannot make the folder '{}'", folder.display()))?;
+    let _lock = lock(folder)?;
+    remove_stale(path)?;
+    let cannot = || format!("cannot listen on '{}'", path.display());
+    let listener = UnixListener::bind(path).with_context(cannot)?;
+    // To connect one needs the right to write, which the usual umask gives to nobody else from the start.
+    std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).with_context(cannot)?;
+    let identity = identity(path).with_context(cannot)?;
+    Ok((listener, SocketFile { path: path.to_owned(), identity }))
+}
+
+/// A lock on the folder, until it is dropped.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let cannot = || format!("cannot lock the folder '{}'", folder.display());
+    let file = File::open(folder).with_context(cannot)?;
+    let until = Instant::now() + LOCK_TIME;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(io::Error::from(error)).with_context(cannot),
+        }
+    }
+}
+
+/// Removes a socket's file that nobody listens on.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(file) => file.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at '{}'", path.display())),
+    };
+    if !kind.is_socket() {
+        bail!("'{}' is there and is no socket: it is left alone", path.display());
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("'{}': somebody listens there already, perhaps another blkswitch serve", path.display()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            tracing::info!(path = %path.display(), "replacing the socket of a daemon that is gone");
+            std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket '{}'", path.display()))
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot tell whether anybody listens on '{}'", path.display())),
+    }
+}
+
+/// A socket for NBD clients: the listener, its URI without an export name, and the file of a unix socket.
+pub fn nbd(address: &NbdAddress) -> anyhow::Result<(Listener, String, Option<SocketFile>)> {
+    match address {
+        NbdAddress::Unix(path) => {
+            let (listener, file) = unix(path)?;
+            Ok((listener.into(), uri_of_path(path), Some(file)))
+        }
+        NbdAddress::Tcp(address) => {
+            let cannot = || format!("cannot listen on tcp:{address}");
+            let listener = TcpListener::bind(address).with_context(cannot)?;
+            let bound = listener.local_addr().with_context(cannot)?;
+            Ok((listener.into(), format!("nbd://{bound}"), None))
+        }
+    }
+}
+
+/// The URI of NBD's specification for a unix socket; slashes stay readable.
+fn uri_of_path(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let text = percent_encode(&path.to_string_lossy()).replace("%2F", "/");
+    format!("nbd+unix:///?socket={text}")
+}
+
+/// The URI of one device at a socket's URI.
+pub fn uri_of_device(socket: &str, name: &str) -> String {
+    let name = percent_encode(name);
+    match socket.strip_prefix("nbd+unix:///") {
+        Some(query) => format!("nbd+unix:///{name}{query}"),
+        None => format!("{socket}/{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_socket_is_refused_and_a_stale_one_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/control.sock");
+        let (listener, file) = unix(&path).unwrap();
+        let modes = [&path, path.parent().unwrap()].map(|path| path.metadata().unwrap().mode() & 0o777);
+        assert_eq!(modes, [0o600, 0o700]);
+        let error = unix(&path).unwrap_err().to_string();
+        assert!(error.contains("somebody listens there already"), "{error}");
+        // Killed: the listener is gone, the file is not.
+        drop(listener);
+        std::mem::forget(file);
+        let (_listener, file) = unix(&path).unwrap();
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        let error = unix(&path).unwrap_err().to_string();
+        assert!(error.contains("is no socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_file_that_another_daemon_made_since_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let (_listener, file) = unix(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn uris_name_socket_and_device() {
+        let uri = uri_of_path(Path::new("/run/a b/nbd.sock"));
+        assert_eq!(uri, "nbd+unix:///?socket=/run/a%20b/nbd.sock");
+        assert_eq!(uri_of_device(&uri, "x y"), "nbd+unix:///x%20y?socket=/run/a%20b/nbd.sock");
+        assert_eq!(uri_of_device("nbd://[::1]:10809", "sw"), "nbd://[::1]:10809/sw");
+    }
+}

@@ -1,0 +1,164 @@
+//! From a word of a table to what it stands for: a leaf, or another device of this daemon.
+//!
+//! | word | stands for |
+//! |---|---|
+//! | `/dev/blkswitch/NAME`, `/dev/mapper/NAME` | our device of that name, if there is one |
+//! | `0:MINOR` | our device of that number |
+//! | `MAJOR:MINOR` | the block device of that number |
+//! | `mem:`, `null:`, `sim:` | a leaf in memory |
+//! | any other absolute path | a regular file or block device |
+//!
+//! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`] knows every open
+//! one by [`Leaf::key`]. The options of whoever opened it first hold. May block (opening); any thread.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use blkswitch_io::pool::Registry;
+use blkswitch_io::{Address, Device, Leaf, LeafError, LeafOptions};
+
+use super::failure::{Failure, MAJOR};
+use crate::protocol::Errno;
+
+/// Folders whose entries name our devices. The second is the kernel's, so that a runbook's words keep working.
+const DEVICE_FOLDERS: [&[u8]; 2] = [b"/dev/blkswitch/", b"/dev/mapper/"];
+/// Bits of a minor number in the kernel; a larger number is no device number at all.
+const MINOR_BITS: u32 = 20;
+/// Bits of a major number in the kernel.
+const MAJOR_BITS: u32 = 12;
+/// How long a busy file is tried again: it may be our own of a moment ago. A queue drops its last reference to a
+/// table shortly after control has, and closing a file may take a write-back.
+const RELEASE_WAIT: Duration = Duration::from_millis(200);
+/// Pause between the tries.
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a word stands for.
+pub enum Found {
+    /// One of our devices.
+    Device(Arc<Device>),
+    /// Something to open.
+    Leaf(Address),
+}
+
+/// Finds what `word` stands for, without opening anything.
+pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
+    if let Some(device) = own_device(word, registry) {
+        return Ok(Found::Device(device));
+    }
+    if let Some(numbers) = device_numbers(word) {
+        return by_numbers(numbers, registry);
+    }
+    if word.starts_with(b"/") {
+        return Ok(Found::Leaf(Address::Path(PathBuf::from(OsStr::from_bytes(word)))));
+    }
+    let text = String::from_utf8_lossy(word);
+    match text.parse::<Address>() {
+        Ok(address) => Ok(Found::Leaf(address)),
+        // The kernel looks such a word up as a path below its working directory.
+        Err(error @ LeafError::Address(_)) => Err(Failure::new(Errno::Enoent, error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Our device that a path names.
+fn own_device(word: &[u8], registry: &Registry) -> Option<Arc<Device>> {
+    let name = DEVICE_FOLDERS.iter().find_map(|folder| word.strip_prefix(*folder))?;
+    registry.find(std::str::from_utf8(name).ok()?)
+}
+
+/// The numbers of `MAJOR:MINOR`, nothing else around them.
+fn device_numbers(word: &[u8]) -> Option<(Option<u32>, Option<u32>)> {
+    let (major, minor) = std::str::from_utf8(word).ok()?.split_once(':')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let limited = |text: &str, bits: u32| text.parse::<u32>().ok().filter(|number| *number < 1 << bits);
+    (is_number(major) && is_number(minor)).then(|| (limited(major, MAJOR_BITS), limited(minor, MINOR_BITS)))
+}
+
+fn by_numbers(numbers: (Option<u32>, Option<u32>), registry: &Registry) -> Result<Found, Failure> {
+    let (Some(major), Some(minor)) = numbers else {
+        let reason = "a device number must be below 4096 before the colon and below 1048576 behind it";
+        return Err(Failure::new(Errno::Eoverflow, reason));
+    };
+    let none = |whose: &str| Failure::new(Errno::Enxio, format!("there is no {whose} device {major}:{minor}"));
+    if major == MAJOR {
+        return registry.by_id(minor).map(Found::Device).ok_or_else(|| none("blkswitch"));
+    }
+    block_device_node(major, minor).map(|node| Found::Leaf(Address::Path(node))).ok_or_else(|| none("block"))
+}
+
+/// The node of a block device, by the name the kernel gives it.
+fn block_device_node(major: u32, minor: u32) -> Option<PathBuf> {
+    let properties = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
+    let name = properties.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    let node = Path::new("/dev").join(name);
+    node.exists().then_some(node)
+}
+
+/// The open leaves, by [`Leaf::key`].
+#[derive(Debug, Default)]
+pub struct Leaves {
+    open: Mutex<HashMap<String, Weak<Leaf>>>,
+}
+
+impl Leaves {
+    /// The leaf at `address`: the one that is open already, or a new one.
+    pub fn open(&self, address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
+        // Held while opening: two loads that name one file must not both open it.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = Leaf::key_of(address);
+        if let Some(leaf) = key.and_then(|key| open.get(&key)).and_then(Weak::upgrade) {
+            return Ok(leaf);
+        }
+        let leaf = open_when_released(address, options)?;
+        open.retain(|_, leaf| leaf.strong_count() > 0);
+        open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
+        Ok(leaf)
+    }
+}
+
+/// Opens a leaf; a busy one is tried again for [`RELEASE_WAIT`].
+fn open_when_released(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
+    let until = Instant::now() + RELEASE_WAIT;
+    loop {
+        match Leaf::open(address, options) {
+            Err(LeafError::Busy(_)) if Instant::now() < until => std::thread::sleep(RELEASE_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_two_plain_numbers() {
+        assert_eq!(device_numbers(b"01:00"), Some((Some(1), Some(0))));
+        assert_eq!(device_numbers(b"4095:1048575"), Some((Some(4095), Some(1_048_575))));
+        assert_eq!(device_numbers(b"4096:1048576"), Some((None, None)));
+        assert_eq!(device_numbers(b"99999999999:0"), Some((None, Some(0))));
+        for not_numbers in ["1", "1:", ":", ":1", "1:0:0", "-1:0", "+1:0", "1:0 ", "a:b", "mem:1"] {
+            assert_eq!(device_numbers(not_numbers.as_bytes()), None, "{not_numbers}");
+        }
+    }
+
+    #[test]
+    fn one_file_is_one_leaf_under_every_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, [0; 4096]).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let leaves = Leaves::default();
+        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let first = leaves.open(&Address::Path(file.clone()), &options).unwrap();
+        let second = leaves.open(&Address::Path(link), &options).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        drop((first, second));
+        leaves.open(&Address::Path(file), &options).unwrap();
+        assert_eq!(leaves.open.lock().unwrap().len(), 1);
+    }
+}

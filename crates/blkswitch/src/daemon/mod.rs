@@ -1,0 +1,189 @@
+//! The daemon: it owns the devices, offers them over NBD, and answers the control protocol on a unix socket.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
+//! | [`devices`] | what can be done with devices |
+//! | [`build`], [`constructors`], [`lookup`] | from the text of a table to a table that runs |
+//! | [`describe`], [`metrics`] | devices and tables as others see them |
+//! | [`listen`] | sockets |
+//! | [`failure`] | why something was refused |
+//!
+//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended it: nothing new is
+//! accepted, requests in flight are finished and answered, every leaf is flushed, the sockets' files are gone. A
+//! second signal ends the process at once.
+
+pub mod build;
+pub mod constructors;
+pub mod describe;
+pub mod devices;
+pub mod failure;
+pub mod listen;
+pub mod lookup;
+pub mod metrics;
+pub mod reply;
+pub mod routes;
+pub mod server;
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blkswitch_io::{Pool, PoolOptions};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+use self::devices::Devices;
+use self::listen::SocketFile;
+use self::server::{App, router};
+use crate::cli::{LogFormat, NbdAddress, ServeOptions};
+
+/// How long control requests under way may take once the daemon is to stop: long polls end by themselves, a message
+/// may stall for so long.
+const CONTROL_GRACE: Duration = Duration::from_secs(10);
+/// How long threads of control requests that are not done then are waited for.
+const THREAD_GRACE: Duration = Duration::from_secs(1);
+
+/// Serves devices until SIGTERM or SIGINT.
+pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    init_log(&options)?;
+    let runtime = runtime()?;
+    let stopped = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let daemon = Daemon::start(&options)?;
+        println!("ready: control socket {}", options.socket.display());
+        for uri in daemon.nbd() {
+            println!("ready: {uri}");
+        }
+        daemon.run(async move { signals.first().await }).await
+    });
+    runtime.shutdown_timeout(THREAD_GRACE);
+    stopped
+}
+
+/// The runtime of a daemon: one thread for all control connections, others for what blocks.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")
+}
+
+/// A daemon whose sockets listen.
+pub struct Daemon {
+    devices: Arc<Devices>,
+    nbd: Vec<String>,
+    control: UnixListener,
+    stop: watch::Sender<bool>,
+    /// Removed when the daemon has stopped.
+    _files: Vec<SocketFile>,
+}
+
+impl Daemon {
+    /// Opens the sockets and starts the queues. Within a runtime.
+    pub fn start(options: &ServeOptions) -> anyhow::Result<Daemon> {
+        let (control, control_file) = listen::unix(&options.socket)?;
+        control.set_nonblocking(true).context("cannot use the control socket")?;
+        let control = UnixListener::from_std(control).context("cannot use the control socket")?;
+        let pool = PoolOptions { queues: options.queues.unwrap_or(PoolOptions::default().queues) };
+        let pool = Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
+        let (mut nbd, mut files) = (Vec::new(), vec![control_file]);
+        for address in nbd_addresses(options) {
+            let (listener, uri, file) = listen::nbd(&address)?;
+            pool.listen(listener)?;
+            tracing::info!(%uri, "NBD");
+            nbd.push(uri);
+            files.extend(file);
+        }
+        let (stop, _) = watch::channel(false);
+        tracing::info!(socket = %options.socket.display(), queues = pool.queues(), "control");
+        Ok(Daemon { devices: Arc::new(Devices::new(pool)), nbd, control, stop, _files: files })
+    }
+
+    /// NBD URIs of the listening sockets, without an export name.
+    pub fn nbd(&self) -> &[String] {
+        &self.nbd
+    }
+
+    /// Serves until `until` is done, then stops in good order.
+    pub async fn run(self, until: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+        let app = App::new(self.devices.clone(), self.nbd.clone(), self.stop.subscribe());
+        let stop = self.stop.clone();
+        let mut stopping = self.stop.subscribe();
+        let server = axum::serve(self.control, router(app)).with_graceful_shutdown(async move {
+            until.await;
+            stop.send_replace(true);
+        });
+        let served = tokio::spawn(server.into_future());
+        // Ends when the signal has come; an error means that the sender is gone, which is the end as well.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        tracing::info!("stopping: finishing what is under way");
+        match tokio::time::timeout(CONTROL_GRACE, served).await {
+            Ok(Ok(done)) => done.context("the control server failed")?,
+            Ok(Err(error)) => return Err(error).context("the control server failed"),
+            Err(_) => tracing::warn!("control requests were not done in time and are given up"),
+        }
+        let devices = self.devices.clone();
+        tokio::task::spawn_blocking(move || devices.pool().stop()).await.context("the queues failed to stop")?;
+        tracing::info!("stopped: everything is flushed");
+        Ok(())
+    }
+}
+
+/// Where NBD clients connect: what was asked for, or a socket beside the control socket.
+fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
+    if options.nbd.is_empty() {
+        return vec![NbdAddress::Unix(options.socket.with_file_name("nbd.sock"))];
+    }
+    options.nbd.clone()
+}
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on the signals do not end the process by themselves.
+    pub fn new() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the first; from then on a second one ends the process at once.
+    pub async fn first(&mut self) {
+        let name = self.next().await;
+        tracing::info!(signal = name, "a second signal ends at once");
+        if let Ok(mut second) = Signals::new() {
+            tokio::spawn(async move {
+                let name = second.next().await;
+                tracing::warn!(signal = name, "ended at once: what was in flight may be lost");
+                std::process::exit(EXIT_AT_ONCE);
+            });
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Exit status of a daemon that did not stop in good order.
+const EXIT_AT_ONCE: i32 = 130;
+
+/// Logs go to standard error.
+fn init_log(options: &ServeOptions) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&options.log_level)
+        .with_context(|| format!("'{}' is no log level and no filter", options.log_level))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Reading the region map back: as runs, as a picture, as a message.
+//!
+//! Contract: maps may have a billion regions. Nothing is made before the client takes what came before: each piece
+//! is computed on a thread that may block, when it is asked for, so a slow client holds neither a thread nor memory.
+//! The table stays in memory while its map is read, even if the device is reloaded or removed meanwhile.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::response::Response;
+use blkswitch_io::table::RegionMap as IoMap;
+use blkswitch_io::{Device, DeviceError, Segment, Table, Target};
+use futures_util::stream;
+
+use crate::compact::Compact;
+use crate::daemon::describe::address;
+use crate::daemon::failure::Failure;
+use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
+use crate::daemon::server::App;
+use crate::picture;
+use crate::protocol::{
+    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run, SegmentQuery, route,
+};
+
+/// What libdm would call the request if it knew it.
+const IOCTL: &str = "status";
+/// Bytes of text made at a time: a few milliseconds of work, a few writes to the socket.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A switch segment of a live table.
+#[derive(Clone)]
+pub struct Switch {
+    table: Arc<Table>,
+    start: u64,
+}
+
+impl Switch {
+    /// The one at a sector, or the only one.
+    pub fn of(device: &Device, sector: Option<u64>) -> Result<Switch, Failure> {
+        let table = device.live().ok_or(DeviceError::NoTable)?;
+        let is_switch = |segment: &&Segment| matches!(segment.target, Target::Switch { .. });
+        let start = match sector {
+            Some(sector) => {
+                let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
+                Some(segment).filter(is_switch).ok_or(DeviceError::NoMessages)?.start
+            }
+            None => {
+                let starts: Vec<u64> = table.segments().iter().filter(is_switch).map(|s| s.start).collect();
+                let [start] = starts.as_slice() else {
+                    let reason = format!(
+                        "the device has {} switch segments, at sectors {starts:?}: say which by a sector",
+                        starts.len()
+                    );
+                    return Err(Failure::new(Errno::Einval, reason));
+                };
+                *start
+            }
+        };
+        Ok(Switch { table, start })
+    }
+
+    fn segment(&self) -> Option<(&Segment, &IoMap)> {
+        let segment = self.table.segment_at(self.start)?;
+        match &segment.target {
+            Target::Switch { map, .. } => Some((segment, map)),
+            _ => None,
+        }
+    }
+
+    /// Its map. Whoever made the `Switch` has seen it; the table does not change.
+    pub fn map(&self) -> Result<&IoMap, Failure> {
+        let gone = || Failure::new(Errno::Eio, "the segment has no map");
+        self.segment().map(|(_, map)| map).ok_or_else(gone)
+    }
+}
+
+/// The first and last region of a range, checked.
+fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), Failure> {
+    let last = map.geometry().nr_regions() - 1;
+    let (from, to) = (from.unwrap_or(0), to.unwrap_or(last));
+    if from <= to && to <= last {
+        return Ok((from, to));
+    }
+    let reason = format!("the regions {from} to {to}: the first must not be above the last, nor the last above {last}");
+    Err(Failure::new(Errno::Einval, reason))
+}
+
+/// The region map as runs.
+#[utoipa::path(
+    get,
+    path = route::MAP,
+    params(("name" = String, Path, description = "The device"), MapQuery),
+    responses((status = 200, body = RegionMap), (status = "default", body = ErrorBody))
+)]
+pub async fn runs(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<MapQuery>,
+) -> Result<Response, Refused> {
+    let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+    let begin = || -> Result<RunsText, Failure> {
+        let switch = Switch::of(&device, query.sector)?;
+        let (from, to) = range(switch.map()?, query.from, query.to)?;
+        Ok(RunsText { switch, next: from, to, begun: false })
+    };
+    let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
+    Ok(reply::text("application/json", in_pieces(text)))
+}
+
+/// A text that is made piece by piece.
+trait Pieces: Send + 'static {
+    /// The next piece; empty when there is no more.
+    fn next_piece(&mut self) -> Vec<u8>;
+}
+
+/// A body of pieces, each made when the client has taken the one before.
+fn in_pieces(text: impl Pieces) -> Body {
+    Body::from_stream(stream::unfold(text, |mut text| async {
+        let made = blocking(move || {
+            let piece = text.next_piece();
+            (piece, text)
+        });
+        // A piece that could not be made ends the body early; the client sees that it is cut.
+        let (piece, text) = made.await.ok()?;
+        (!piece.is_empty()).then(|| (Ok::<Bytes, Infallible>(Bytes::from(piece)), text))
+    }))
+}
+
+/// [`RegionMap`] as JSON.
+struct RunsText {
+    switch: Switch,
+    next: u64,
+    to: u64,
+    begun: bool,
+}
+
+impl Pieces for RunsText {
+    fn next_piece(&mut self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PIECE_BYTES + 128);
+        let Ok(map) = self.switch.map() else { return out };
+        if self.begun && self.next > self.to {
+            return out;
+        }
+        let mut separator = if self.begun { "," } else { "" };
+        if !self.begun {
+            self.begun = true;
+            let geometry = map.geometry();
+            let _ = write!(
+                out,
+                r#"{{"regions":{},"paths":{},"region_size":{},"runs":["#,
+                geometry.nr_regions(),
+                geometry.num_paths(),
+                geometry.region_size()
+            );
+        }
+        for run in map.runs(self.next, self.to + 1) {
+            // Writing to a Vec cannot fail.
+            let _ = write!(
+                out,
+                r#"{separator}{{"start":{},"count":{},"path":{}}}"#,
+                run.start, run.count, run.path
+            );
+            separator = ",";
+            self.next = run.start + run.count;
+            if out.len() >= PIECE_BYTES {
+                break;
+            }
+        }
+        if self.next > self.to {
+            out.extend_from_slice(b"]}");
+        }
+        out
+    }
+}
+
+/// The region map condensed to so many cells.
+#[utoipa::path(
+    get,
+    path = route::MAP_PICTURE,
+    params(("name" = String, Path, description = "The device"), PictureQuery),
+    responses((status = 200, body = MapPicture), (status = "default", body = ErrorBody))
+)]
+pub async fn picture(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<PictureQuery>,
+) -> Result<Json<MapPicture>, Refused> {
+    blocking(move || {
+        let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+        draw(&device, query).map(Json).map_err(refuse(IOCTL, Some(device.id())))
+    })
+    .await?
+}
+
+fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
+    if !(1..=PICTURE_CELLS_MAX).contains(&query.cells) {
+        let reason = format!("{} cells: from 1 to {PICTURE_CELLS_MAX} can be drawn", query.cells);
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    let switch = Switch::of(device, query.sector)?;
+    let map = switch.map()?;
+    let (from, to) = range(map, query.from, query.to)?;
+    let geometry = map.geometry();
+    let runs = map.runs(from, to + 1).map(|run| Run { start: run.start, count: run.count, path: run.path });
+    let (cells, totals) = picture::condense(from, to, query.cells, geometry.num_paths(), runs);
+    let paths = switch.segment().map(|(segment, _)| segment.target.paths()).unwrap_or_default();
+    Ok(MapPicture {
+        regions: geometry.nr_regions(),
+        paths: geometry.num_paths(),
+        region_size: geometry.region_size(),
+        start_sector: switch.start,
+        from,
+        to,
+        cells,
+        totals,
+        addresses: paths.iter().map(|to| address(&switch.table, *to)).collect(),
+    })
+}
+
+/// The region map as a `set_region_mappings` message that makes it again.
+#[utoipa::path(
+    get,
+    path = route::MAP_MESSAGE,
+    params(("name" = String, Path, description = "The device"), SegmentQuery),
+    responses(
+        (status = 200, description = "Words of a message", body = String, content_type = "text/plain"),
+        (status = "default", body = ErrorBody)
+    )
+)]
+pub async fn export(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<SegmentQuery>,
+) -> Result<Response, Refused> {
+    let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+    let begin = || -> Result<MessageText, Failure> {
+        let switch = Switch::of(&device, query.sector)?;
+        let compact = Compact::new(switch.map()?.geometry());
+        Ok(MessageText { switch, compact: Some(compact) })
+    };
+    let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
+    Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
+}
+
+/// The map as a message.
+struct MessageText {
+    switch: Switch,
+    /// Nothing when all is written.
+    compact: Option<Compact>,
+}
+
+impl Pieces for MessageText {
+    fn next_piece(&mut self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PIECE_BYTES + 128);
+        let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else { return out };
+        if !compact.write(map, PIECE_BYTES, &mut out) {
+            self.compact = None;
+        }
+        out
+    }
+}

@@ -1,0 +1,9 @@
+//! The handlers of the control protocol, a file per group of routes.
+
+pub mod devices;
+pub mod events;
+pub mod map;
+pub mod message;
+pub mod meta;
+pub mod stats;
+pub mod tables;

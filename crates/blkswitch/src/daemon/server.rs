@@ -1,0 +1,138 @@
+//! The control server: its routes, its state, and the document that describes it.
+//!
+//! Handlers live in [`super::routes`], a file per group; each reads its request with the extractors of
+//! [`super::reply`], does its work on a thread that may block, and answers a type of [`crate::protocol`].
+//!
+//! Contract: one runtime thread drives all connections; nothing on it blocks. Every connection belongs to the
+//! daemon's own user (the socket is mode 0600).
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post, put};
+use tokio::sync::{Semaphore, watch};
+use utoipa::OpenApi;
+
+use super::devices::Devices;
+use super::reply::{no_such_method, no_such_route};
+use super::routes::{devices, events, map, message, meta, stats, tables};
+use crate::protocol::{self, route};
+
+/// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio starts at most, so
+/// that other requests always find one.
+pub const EVENT_POLLS_MAX: usize = 256;
+
+/// What every handler is given.
+#[derive(Clone)]
+pub struct App {
+    /// The devices.
+    pub devices: Arc<Devices>,
+    /// NBD URIs of the listening sockets.
+    pub nbd: Arc<[String]>,
+    /// True once the daemon is to stop: whoever waits for something else gives up.
+    pub stopping: watch::Receiver<bool>,
+    /// A place for each poll for events.
+    pub event_polls: Arc<Semaphore>,
+}
+
+impl App {
+    /// The server's state.
+    pub fn new(devices: Arc<Devices>, nbd: Vec<String>, stopping: watch::Receiver<bool>) -> App {
+        App { devices, nbd: nbd.into(), stopping, event_polls: Arc::new(Semaphore::new(EVENT_POLLS_MAX)) }
+    }
+}
+
+/// All routes of the protocol.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route(route::VERSION, get(meta::version))
+        .route(route::TARGETS, get(meta::targets))
+        .route(route::OPENAPI, get(meta::openapi))
+        .route(route::METRICS, get(stats::metrics))
+        .route(route::DEVICES, get(devices::list).post(devices::create))
+        .route(route::DEVICE, get(devices::show).delete(devices::remove))
+        .route(route::REMOVE_ALL, post(devices::remove_all))
+        .route(route::RENAME, post(devices::rename))
+        .route(route::TABLE, put(tables::load).delete(tables::clear))
+        .route(route::SUSPEND, post(tables::suspend))
+        .route(route::RESUME, post(tables::resume))
+        .route(route::WIPE, post(tables::wipe))
+        .route(route::MESSAGE, post(message::message))
+        .route(route::EVENTS, get(events::events))
+        .route(route::MAP, get(map::runs))
+        .route(route::MAP_PICTURE, get(map::picture))
+        .route(route::MAP_MESSAGE, get(map::export))
+        .route(route::STATS, get(stats::stats))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(app)
+}
+
+/// The OpenAPI document, generated from the handlers and the types of the protocol.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "blkswitch control protocol",
+        description = "HTTP/1.1 with JSON bodies over a unix socket. See docs/control-api.md."
+    ),
+    paths(
+        meta::version,
+        meta::targets,
+        meta::openapi,
+        stats::metrics,
+        devices::list,
+        devices::create,
+        devices::show,
+        devices::remove,
+        devices::remove_all,
+        devices::rename,
+        tables::load,
+        tables::clear,
+        tables::suspend,
+        tables::resume,
+        tables::wipe,
+        message::message,
+        events::events,
+        map::runs,
+        map::picture,
+        map::export,
+        stats::stats,
+    ),
+    components(schemas(protocol::ErrorBody, protocol::Errno))
+)]
+pub struct Document;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// `docs/openapi.json` is what the code says; `UPDATE_EXPECT=1` writes it.
+    #[test]
+    fn the_document_in_the_repository_is_up_to_date() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+        let generated = Document::openapi().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            std::fs::write(&file, &generated).unwrap();
+        }
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(kept == generated, "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it");
+    }
+
+    #[test]
+    fn the_document_has_every_route_of_the_protocol() {
+        let document = Document::openapi();
+        let source = include_str!("../protocol.rs");
+        let routes: Vec<&str> = source
+            .lines()
+            .filter(|line| line.trim_start().starts_with("pub const ") && line.contains("&str = \"/"))
+            .filter_map(|line| line.split('"').nth(1))
+            .collect();
+        assert!(routes.len() >= 16, "{routes:?}");
+        for route in &routes {
+            assert!(document.paths.paths.contains_key(*route), "{route} is not in the document");
+        }
+        assert_eq!(document.paths.paths.len(), routes.len());
+    }
+}

@@ -1,0 +1,108 @@
+//! Compiled by `freestanding.rs` the way the kernel module compiles the core: taken in as a module, without
+//! std, and then looked at for symbols it needs. Everything the kernel module calls is called here.
+#![no_std]
+
+#[path = "../../src/lib.rs"]
+mod blkswitch;
+
+use core::sync::atomic::AtomicU64;
+
+use blkswitch::error::Error;
+use blkswitch::switch::{
+    Command, Geometry, Map, Message, MessageError, Params, Route, Run, command, compact,
+};
+use blkswitch::table::{Layout, check_area, check_region_size};
+
+type Slots<'a> = &'a [AtomicU64];
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_geometry(len: u64, num_paths: u32, region_size: u32) -> Result<Geometry, Error> {
+    Geometry::new(len, num_paths, region_size)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Result<Map<Slots<'a>>, Slots<'a>> {
+    Map::new(geometry, slots)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_params(
+    words: &[&[u8]],
+    open: fn(&[u8]) -> bool,
+    offset: fn(u64),
+) -> Result<(u32, u32), Error> {
+    let params = Params::parse(words.iter().copied())?;
+    let head = (params.num_paths(), params.region_size());
+    for path in params {
+        if !open(path.device) {
+            return Err(path.lookup_failed(blkswitch::error::Errno::Enoent));
+        }
+        offset(path.offset()?);
+    }
+    Ok(head)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_checks(layout: &mut Layout, geometry: &Geometry, start: u64, size: u64, block: u32) -> Result<(), Error> {
+    Layout::extent(start, size)?;
+    layout.append(start, size)?;
+    check_area(start, geometry.len_sectors(), size, block)?;
+    check_region_size(geometry.region_size(), geometry.nr_regions(), block)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_route(map: &Map<Slots<'_>>, sector: u64) -> Route {
+    map.route(sector)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_set(map: &Map<Slots<'_>>, region: u64, path: u32) -> (bool, Option<u32>) {
+    (map.set(region, path), map.path(region))
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_command(word: &[u8]) -> Option<Command> {
+    command(word)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_word(message: &mut Message, map: &Map<Slots<'_>>, word: &[u8]) -> Result<(), MessageError> {
+    message.apply_word(map, word)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_check(message: &mut Message, geometry: &Geometry, word: &[u8]) -> Result<(), MessageError> {
+    message.check_word(geometry, word)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_text(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> Result<usize, (usize, MessageError)> {
+    message.apply_text(map, text, true)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_split(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> Result<(), MessageError> {
+    message.apply_split(map, text)?;
+    message.check_split(map.geometry(), text)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_runs(map: &Map<Slots<'_>>, from: u64, to: u64, each: fn(Run)) -> Option<u64> {
+    map.runs(from, to).for_each(each);
+    map.next_changed(from, to)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_compact(
+    map: &Map<Slots<'_>>,
+    places: &mut [u64],
+    sink: fn(&[u8]) -> Result<(), i32>,
+) -> Result<(), (u64, i32)> {
+    compact::write(map, 0, u64::MAX, places, sink)?;
+    compact::write_changes(map, 0, u64::MAX, places, sink)
+}

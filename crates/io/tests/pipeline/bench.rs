@@ -1,0 +1,190 @@
+//! A few pipelines, the devices they serve, and the requests under way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blkswitch_io::engine::Engine;
+use blkswitch_io::engine::sim::SimEngine;
+use blkswitch_io::pipeline::Pipeline;
+use blkswitch_io::pool::{Latch, Registry};
+use blkswitch_io::request::{Done, Op, Request, Span};
+use blkswitch_io::ring::Ring;
+use blkswitch_io::stats::Counters;
+use blkswitch_io::{Device, Leaf, LeafOptions, Table, TableBuilder, Target, To};
+
+pub(crate) const SECTOR: usize = 512;
+
+pub(crate) struct Bench {
+    pub(crate) queues: Vec<(Pipeline, Ring)>,
+    registry: Registry,
+    next: u64,
+    data: BTreeMap<u64, Vec<u8>>,
+    answers: BTreeMap<u64, i32>,
+}
+
+impl Bench {
+    pub(crate) fn new(queues: usize) -> Bench {
+        Bench {
+            queues: (0..queues).map(|queue| (Pipeline::new(queue), Ring::simulated())).collect(),
+            registry: Registry::detached(),
+            next: 0,
+            data: BTreeMap::new(),
+            answers: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn leaf(&self, address: &str) -> Arc<Leaf> {
+        let options =
+            LeafOptions { direct: None, read_only: false, queues: self.queues.len(), make_bytes: None };
+        let leaf = Leaf::open(&address.parse().unwrap(), &options).unwrap();
+        // Whatever a file may hold that an earlier process wrote: nothing here.
+        leaf.flush_blocking().unwrap();
+        leaf
+    }
+
+    pub(crate) fn create(&mut self, name: &str) -> Arc<Device> {
+        let device = self.registry.create(name, "").unwrap();
+        for (pipeline, _) in &mut self.queues {
+            pipeline.install(device.id(), Counters::boxed(8).into());
+        }
+        device
+    }
+
+    pub(crate) fn device(&mut self, name: &str, table: Table) -> Arc<Device> {
+        let device = self.create(name);
+        self.reload(&device, table);
+        device
+    }
+
+    pub(crate) fn linear(&self, leaf: &Arc<Leaf>) -> Table {
+        let mut table = TableBuilder::new(false);
+        let below = table.leaf(leaf.clone());
+        table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
+        table.build(self.queues.len())
+    }
+
+    pub(crate) fn linear_on(&self, device: &Arc<Device>, sectors: u64) -> Table {
+        let mut table = TableBuilder::new(false);
+        let below = table.device(device).unwrap();
+        table.push(sectors, Target::Linear(To { below, offset: 0 }));
+        table.build(self.queues.len())
+    }
+
+    pub(crate) fn close(&mut self, device: &Device) -> Arc<Latch> {
+        let latch = Latch::new(self.queues.len());
+        for (pipeline, _) in &mut self.queues {
+            pipeline.close(device.id(), latch.ack());
+        }
+        latch
+    }
+
+    /// Opens the gates on what the control side runs.
+    pub(crate) fn open(&mut self, device: &Device) {
+        device.resume().unwrap();
+        for (pipeline, ring) in &mut self.queues {
+            pipeline.open(device.id(), device.running(), ring);
+        }
+        self.collect();
+    }
+
+    pub(crate) fn reload(&mut self, device: &Device, table: Table) {
+        device.load(table).unwrap();
+        let latch = self.close(device);
+        while !latch.is_done() {
+            self.turn();
+        }
+        device.suspend().unwrap();
+        self.open(device);
+    }
+
+    /// Starts a request; the data of a write, or a buffer of that length for a read.
+    pub(crate) fn start(
+        &mut self,
+        queue: usize,
+        device: &Device,
+        op: Op,
+        fua: bool,
+        at: u64,
+        data: Vec<u8>,
+    ) -> u64 {
+        let sectors = data.len() / SECTOR;
+        let (data, len) = match op {
+            Op::Read | Op::Write => (data, sectors * SECTOR),
+            _ => (Vec::new(), sectors * SECTOR),
+        };
+        self.next += 1;
+        let token = self.next;
+        let data = self.data.entry(token).or_insert(data);
+        let span = if data.is_empty() { Span::NONE } else { Span(data.as_mut_ptr()) };
+        let request = Request { op, fua, offset: at * SECTOR as u64, len: len as u64, data: span, token };
+        let (pipeline, ring) = &mut self.queues[queue];
+        pipeline.start(device.id(), request, ring);
+        self.collect();
+        token
+    }
+
+    pub(crate) fn flush(&mut self, queue: usize, device: &Device) -> u64 {
+        self.start(queue, device, Op::Flush, false, 0, Vec::new())
+    }
+
+    /// Every queue goes on to its next completions.
+    pub(crate) fn turn(&mut self) {
+        for queue in 0..self.queues.len() {
+            self.turn_queue(queue);
+        }
+    }
+
+    pub(crate) fn turn_queue(&mut self, queue: usize) {
+        let mut completions = Vec::new();
+        let (pipeline, ring) = &mut self.queues[queue];
+        ring.wait(false, &mut completions).unwrap();
+        completions.iter().for_each(|completion| pipeline.complete(completion, ring));
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        let mut done = Vec::new();
+        self.queues.iter_mut().for_each(|(pipeline, _)| pipeline.take_done(&mut done));
+        for Done { token, errno } in done {
+            assert_eq!(self.answers.insert(token, errno), None, "answered twice");
+        }
+    }
+
+    /// The answer, if there is one yet.
+    pub(crate) fn answer(&self, token: u64) -> Option<i32> {
+        self.answers.get(&token).copied()
+    }
+
+    /// Runs all queues until nothing is in flight, and gives the answer and the data.
+    #[track_caller]
+    pub(crate) fn finish(&mut self, token: u64) -> (i32, Vec<u8>) {
+        self.run();
+        (self.answers[&token], self.data.remove(&token).unwrap())
+    }
+
+    /// Runs all queues until nothing moves.
+    #[track_caller]
+    pub(crate) fn run(&mut self) {
+        for _ in 0..1_000_000 {
+            if !self.queues.iter().any(|(_, ring)| ring.has_deferred()) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("this never ends");
+    }
+
+    /// A whole write that succeeds.
+    #[track_caller]
+    pub(crate) fn write(&mut self, device: &Device, at: u64, sectors: usize, byte: u8) {
+        let token = self.start(0, device, Op::Write, false, at, vec![byte; sectors * SECTOR]);
+        assert_eq!(self.finish(token).0, 0);
+    }
+}
+
+pub(crate) fn sim(leaf: &Leaf) -> &SimEngine {
+    match leaf.engine() {
+        Engine::Sim(engine) => engine,
+        _ => panic!("not a sim leaf"),
+    }
+}

@@ -1,0 +1,260 @@
+//! Splitting against the model: where each sector goes, and into how few pieces.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use blkswitch_io::engine::sim::Random;
+use blkswitch_io::request::Op;
+use blkswitch_io::table::region_storage;
+use blkswitch_io::{Device, Leaf, TableBuilder, Target, To};
+
+use crate::bench::{Bench, SECTOR, sim};
+use crate::stack::{self, Below, LEAF_SECTORS, ModelTable, Step, Way};
+
+const CASES: u64 = 400;
+const LEAVES: usize = 3;
+const DEVICES: usize = 3;
+
+/// Runs a case for every seed, or for the one in `CASE`.
+fn cases(test: &str, case: impl Fn(u64)) {
+    struct Replay<'a>(&'a str, u64);
+    impl Drop for Replay<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("replay: CASE={} cargo test -p blkswitch-io --test pipeline {}", self.1, self.0);
+            }
+        }
+    }
+    let one = std::env::var("CASE").ok().map(|seed| seed.parse().expect("CASE is a number"));
+    for seed in one.map_or(0..CASES, |seed| seed..seed + 1) {
+        let _replay = Replay(test, seed);
+        case(seed);
+    }
+}
+
+/// Where a sector ends: the (device, path) it went through and the leaf's sector.
+#[derive(Clone, PartialEq, Debug)]
+enum End {
+    Leaf { hops: Vec<(usize, usize)>, leaf: usize, sector: u64 },
+    Zero,
+    Fail,
+}
+
+fn end(tables: &[Rc<ModelTable>], mut device: usize, mut sector: u64) -> End {
+    let mut hops = Vec::new();
+    loop {
+        let (path, Way { below, offset }) = match tables[device].step(sector) {
+            Step::Below(path, way) => (path, way),
+            Step::Zero => return End::Zero,
+            Step::Fail => return End::Fail,
+        };
+        hops.push((device, path));
+        match below {
+            Below::Leaf(leaf) => return End::Leaf { hops, leaf, sector: offset },
+            Below::Device(below) => (device, sector) = (below, offset),
+        }
+    }
+}
+
+/// Whether `b`, the end of the next sector, belongs to the same piece as `a`.
+fn merges(a: &End, b: &End) -> bool {
+    match (a, b) {
+        (End::Leaf { hops, leaf, sector }, End::Leaf { hops: h, leaf: l, sector: s }) => {
+            hops == h && leaf == l && sector + 1 == *s
+        }
+        _ => false,
+    }
+}
+
+struct Stack {
+    bench: Bench,
+    leaves: Vec<Arc<Leaf>>,
+    devices: Vec<Arc<Device>>,
+    tables: Vec<Rc<ModelTable>>,
+    random: Random,
+}
+
+fn stack(seed: u64) -> Stack {
+    let mut random = Random::new(seed);
+    let mut bench = Bench::new(1);
+    let leaves: Vec<_> = (0..LEAVES).map(|_| bench.leaf(&format!("sim:{}", LEAF_SECTORS * 512))).collect();
+    let devices: Vec<_> = (0..DEVICES).map(|n| bench.create(&format!("d{n}"))).collect();
+    let mut tables = Vec::new();
+    for (n, device) in devices.iter().enumerate() {
+        let (table, mut model) = stack::random(&mut random, n, &leaves, &devices, 1);
+        Rc::get_mut(&mut model).unwrap().read_only = false;
+        let table = if table.read_only() {
+            stack::random(&mut random, n, &leaves, &devices, 1)
+        } else {
+            (table, model)
+        };
+        bench.reload(device, table.0);
+        tables.push(table.1);
+    }
+    Stack { bench, leaves, devices, tables, random }
+}
+
+#[test]
+fn every_sector_of_a_write_lands_where_the_model_says_in_as_few_pieces_as_can_be() {
+    cases("every_sector_of_a_write", |seed| {
+        let Stack { mut bench, leaves, devices, tables, mut random } = stack(seed);
+        let top = random.below(DEVICES as u64) as usize;
+        if tables[top].read_only {
+            return;
+        }
+        let len = tables[top].len;
+        let offset = random.below(len);
+        let sectors = 1 + random.below(len - offset);
+        let data: Vec<u8> = (0..sectors).flat_map(|n| [n as u8 + 1; SECTOR]).collect();
+        let token = bench.start(0, &devices[top], Op::Write, false, offset, data.clone());
+        let (errno, _) = bench.finish(token);
+
+        let ends: Vec<End> = (0..sectors).map(|n| end(&tables, top, offset + n)).collect();
+        let mut images = vec![vec![0u8; LEAF_SECTORS as usize]; LEAVES];
+        // Two sectors of one request may meet on one leaf sector; the pieces of the later ones complete later.
+        for (n, end) in ends.iter().enumerate() {
+            if let End::Leaf { leaf, sector, .. } = end {
+                images[*leaf][*sector as usize] = n as u8 + 1;
+            }
+        }
+        assert_eq!(errno != 0, ends.contains(&End::Fail), "{errno}");
+        for (leaf, image) in leaves.iter().zip(&images) {
+            let real: Vec<u8> = sim(leaf).image().chunks(SECTOR).map(|sector| sector[0]).collect();
+            assert_eq!(real, *image);
+        }
+        let mut pieces = vec![0; 16];
+        for (n, end) in ends.iter().enumerate() {
+            if let End::Leaf { hops, .. } = end {
+                let starts = n == 0 || !merges(&ends[n - 1], end);
+                pieces[hops[0].1] += u64::from(starts);
+            }
+        }
+        let table = devices[top].live().unwrap();
+        let counted: Vec<u64> = (0..16)
+            .map(|path| if path < table.path_count() { table.path_totals(path).writes } else { 0 })
+            .collect();
+        assert_eq!(counted, pieces);
+    });
+}
+
+/// Neither a sector's neighbours nor the other leaves have the same.
+fn marker(leaf: usize, sector: u64) -> u8 {
+    ((leaf as u64 * 83 + sector) % 251) as u8
+}
+
+#[test]
+fn every_sector_of_a_read_comes_from_where_the_model_says() {
+    cases("every_sector_of_a_read", |seed| {
+        let Stack { mut bench, leaves, devices, tables, mut random } = stack(seed);
+        for (n, leaf) in leaves.iter().enumerate() {
+            let direct = bench.device(&format!("leaf{n}"), bench.linear(leaf));
+            let data = (0..LEAF_SECTORS).flat_map(|sector| [marker(n, sector); SECTOR]).collect();
+            let token = bench.start(0, &direct, Op::Write, false, 0, data);
+            assert_eq!(bench.finish(token).0, 0);
+        }
+        let top = random.below(DEVICES as u64) as usize;
+        let len = tables[top].len;
+        let offset = random.below(len);
+        let sectors = 1 + random.below(len - offset);
+        let token =
+            bench.start(0, &devices[top], Op::Read, false, offset, vec![0xee; sectors as usize * SECTOR]);
+        let (errno, data) = bench.finish(token);
+        for n in 0..sectors {
+            let expected = match end(&tables, top, offset + n) {
+                End::Leaf { leaf, sector, .. } => marker(leaf, sector),
+                End::Zero => 0,
+                End::Fail => {
+                    assert_eq!(errno, libc::EIO);
+                    continue;
+                }
+            };
+            assert_eq!(data[n as usize * SECTOR..][..SECTOR], [expected; SECTOR], "sector {n}");
+        }
+        assert!(errno == 0 || (0..sectors).any(|n| end(&tables, top, offset + n) == End::Fail), "{errno}");
+    });
+}
+
+/// A device whose neighbouring sectors are all on different leaves, behind a closed gate or not.
+fn striped(bench: &mut Bench, sectors: u64) -> (Vec<Arc<Leaf>>, Arc<Device>) {
+    let leaves: Vec<_> = (0..2).map(|_| bench.leaf(&format!("sim:{},delay=1us", sectors * 512))).collect();
+    let mut table = TableBuilder::new(false);
+    let stripes = leaves.iter().map(|leaf| To { below: table.leaf(leaf.clone()), offset: 0 }).collect();
+    table.push(sectors, Target::Striped { chunk: 1, stripes });
+    let device = bench.device("striped", table.build(1));
+    (leaves, device)
+}
+
+/// 4000 pieces are several windows.
+#[test]
+fn a_request_of_many_windows_is_whole() {
+    let mut bench = Bench::new(1);
+    let (_, device) = striped(&mut bench, 4000);
+    let data: Vec<u8> = (0..4000 * SECTOR).map(|n| (n / 512 % 251) as u8).collect();
+    let token = bench.start(0, &device, Op::Write, false, 0, data.clone());
+    assert_eq!(bench.finish(token).0, 0);
+    let table = device.live().unwrap();
+    assert_eq!((table.path_totals(0).writes, table.path_totals(1).writes), (2000, 2000));
+    let token = bench.start(0, &device, Op::Read, false, 0, vec![0; data.len()]);
+    assert!(bench.finish(token) == (0, data));
+}
+
+/// A stop answers what waits at gates; a request whose later windows come to a closed gate afterwards must not wait
+/// there for ever either.
+#[test]
+fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
+    let mut bench = Bench::new(1);
+    let (_, below) = striped(&mut bench, 4000);
+    let (leaves, device) = {
+        let leaf = bench.leaf("sim:4M,delay=1us");
+        let mut table = TableBuilder::new(false);
+        let (to_leaf, to_device) = (table.leaf(leaf.clone()), table.device(&below).unwrap());
+        let stripes = [to_leaf, to_leaf].map(|below| To { below, offset: 0 }).into();
+        table.push(2000, Target::Striped { chunk: 1, stripes });
+        table.push(1000, Target::Linear(To { below: to_device, offset: 0 }));
+        (leaf, bench.device("top", table.build(1)))
+    };
+    let closed = bench.close(&below);
+    assert!(closed.is_done());
+    let token = bench.start(0, &device, Op::Read, false, 0, vec![0; 3000 * SECTOR]);
+    let (pipeline, ring) = &mut bench.queues[0];
+    pipeline.refuse(libc::ESHUTDOWN, ring);
+    bench.run();
+    assert_eq!(bench.answer(token), Some(libc::ESHUTDOWN));
+    assert_eq!(bench.queues[0].0.in_flight(), 0);
+    drop(leaves);
+}
+
+/// The longest discard there is over the smallest regions: a queue must not be away for long, however it is split.
+#[test]
+fn a_huge_request_is_split_a_little_at_a_time() {
+    let mut bench = Bench::new(1);
+    let leaf = bench.leaf("null:1T");
+    let sectors = leaf.limits().sectors;
+    let mut table = TableBuilder::new(false);
+    let below = table.leaf(leaf);
+    let geometry = blkswitch_io::core::switch::geometry::Geometry::new(sectors, 1, 1).unwrap();
+    let map = blkswitch_io::core::switch::regions::Map::new(geometry, region_storage(&geometry).unwrap());
+    let map = map.unwrap_or_else(|_| unreachable!());
+    table.push(sectors, Target::Switch { map, paths: [To { below, offset: 0 }].into() });
+    let device = bench.device("huge", table.build(1));
+    let describe = |bench: &Bench, offset: u64| {
+        let mut described = 0;
+        let mut each = |bytes, path| {
+            assert_eq!(path, 0);
+            described += bytes;
+            true
+        };
+        let what = blkswitch_io::pipeline::Extents::Paths;
+        bench.queues[0].0.extents(device.id(), offset, sectors * 512 - offset, what, &mut each);
+        described
+    };
+    let start = std::time::Instant::now();
+    let first = describe(&bench, 0);
+    assert!(
+        start.elapsed() < std::time::Duration::from_millis(200),
+        "{first} bytes in {:?}",
+        start.elapsed()
+    );
+    assert!(first > 0 && describe(&bench, first) > 0, "whoever asks on gets on");
+    assert_eq!(describe(&bench, sectors * 512 - 1024), 1024);
+}

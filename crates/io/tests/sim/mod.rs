@@ -1,0 +1,776 @@
+//! The whole data path from one seed, in one thread.
+//!
+//! Several real pipelines (queues) on simulated rings run over sim leaves; real devices without queues of their own
+//! are the control side, whose commands reach the pipelines through mailboxes of the simulation, in order, late. A
+//! scheduler that follows the seed interleaves requests of all kinds with completions, messages, suspends, resumes,
+//! reloads, errors of leaves, lost clients, stops and power cuts. The model (stack.rs, disk.rs) says what each read
+//! may return, where each write must be found, which requests must fail, and what must survive.
+
+pub mod disk;
+pub mod stack;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use blkswitch_io::core::switch::message::Message;
+use blkswitch_io::engine::Engine;
+use blkswitch_io::engine::sim::{Random, SimEngine, SimOptions};
+use blkswitch_io::leaf::Address;
+use blkswitch_io::pipeline::Pipeline;
+use blkswitch_io::pool::{Ack, Latch, Registry};
+use blkswitch_io::request::{Done, Op, Request, Span};
+use blkswitch_io::ring::Ring;
+use blkswitch_io::stats::Counters;
+use blkswitch_io::table::Live;
+use blkswitch_io::{Device, Leaf, LeafOptions};
+
+use disk::{Disk, Through, Time};
+use stack::{Below, DEVICE_SECTORS, LEAF_SECTORS, ModelTable, ModelTarget, Step};
+
+const QUEUES: usize = 3;
+const LEAVES: usize = 4;
+const DEVICES: usize = 5;
+const IN_FLIGHT: usize = 24;
+const SECTOR: usize = 512;
+/// Turns within which everything in flight must be answered once nothing holds it up.
+const DRAIN_TURNS: usize = 100_000;
+
+/// What a run has done, so that a test can see that it did something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub failed: u64,
+    pub parked: u64,
+    pub messages: u64,
+    pub swaps: u64,
+    pub power_cuts: u64,
+    pub stops: u64,
+}
+
+impl Summary {
+    pub fn add(&mut self, other: &Summary) {
+        let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops } = other;
+        self.reads += reads;
+        self.writes += writes;
+        self.flushes += flushes;
+        self.failed += failed;
+        self.parked += parked;
+        self.messages += messages;
+        self.swaps += swaps;
+        self.power_cuts += power_cuts;
+        self.stops += stops;
+    }
+}
+
+/// Prints how to replay when a run fails.
+struct Replay {
+    seed: u64,
+    steps: usize,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Replay { seed, steps } = self;
+            eprintln!(
+                "replay: cargo run --release -p blkswitch-io --example simulate -- --seed {seed} --steps {steps}"
+            );
+        }
+    }
+}
+
+/// Runs one seed. Panics, and says how to replay, when the data path and the model disagree.
+pub fn run(seed: u64, steps: usize, verbose: bool) -> Summary {
+    let _replay = Replay { seed, steps };
+    let mut world = World::new(seed, verbose);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.settle();
+    world.summary
+}
+
+/// A piece of a request on its leaf: one sector.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Which sector of the request.
+    nth: usize,
+    leaf: usize,
+    sector: usize,
+    /// When it was routed there.
+    begin: Time,
+}
+
+struct InFlight {
+    queue: usize,
+    device: usize,
+    op: Op,
+    fua: bool,
+    offset: u64,
+    sectors: u64,
+    data: Vec<u8>,
+    started: Time,
+    places: Vec<Place>,
+    /// Sectors that read as zeroes.
+    zeroes: Vec<usize>,
+    /// Waits at its own device's gate.
+    parked: bool,
+    /// Answers it may be given; the first errors of its pieces.
+    errors: Vec<i32>,
+    /// One of `errors` must be the answer.
+    must_fail: bool,
+    /// The client is gone.
+    orphan: bool,
+}
+
+/// What waits at a closed gate, in order.
+enum Waiting {
+    Request(u64),
+    Sector { request: u64, nth: usize, sector: u64, through: Through },
+}
+
+struct Gate {
+    open: bool,
+    table: Option<Rc<ModelTable>>,
+    waiting: Vec<Waiting>,
+}
+
+struct Queue {
+    pipeline: Pipeline,
+    ring: Ring,
+    gates: Vec<Gate>,
+    mail: VecDeque<Mail>,
+}
+
+enum Mail {
+    Close { device: usize, ack: Ack },
+    Open { device: usize, live: Option<Arc<Live>>, table: Option<Rc<ModelTable>>, ack: Ack },
+}
+
+enum Control {
+    Open,
+    Closing(Arc<Latch>),
+    Closed,
+    Opening(Arc<Latch>),
+}
+
+struct World {
+    random: Random,
+    verbose: bool,
+    now: Time,
+    next_request: u64,
+    registry: Registry,
+    leaves: Vec<Arc<Leaf>>,
+    disks: Vec<Disk>,
+    /// Leaves that cannot discard, that cannot zero.
+    no_discard: Vec<bool>,
+    no_zero: Vec<bool>,
+    devices: Vec<Arc<Device>>,
+    control: Vec<Control>,
+    tables: Vec<Option<Rc<ModelTable>>>,
+    inactive: Vec<Option<Rc<ModelTable>>>,
+    queues: Vec<Queue>,
+    in_flight: BTreeMap<u64, InFlight>,
+    /// This seed has leaves that fail at times.
+    faulty: bool,
+    summary: Summary,
+}
+
+macro_rules! say {
+    ($world:expr, $($text:tt)*) => {
+        if $world.verbose {
+            eprintln!("{:>6} {}", $world.now, format_args!($($text)*));
+        }
+    };
+}
+
+fn sim(leaf: &Leaf) -> &SimEngine {
+    match leaf.engine() {
+        Engine::Sim(engine) => engine,
+        _ => unreachable!("all leaves are sim"),
+    }
+}
+
+/// The value a sector holds, if it is whole.
+fn value_of(sector: &[u8]) -> Option<u64> {
+    let words = sector.as_chunks::<8>().0;
+    let first = u64::from_le_bytes(words[0]);
+    words.iter().all(|word| u64::from_le_bytes(*word) == first).then_some(first)
+}
+
+/// The value that request `request` writes into its sector `nth`.
+fn stamp(request: u64, nth: usize) -> u64 {
+    request << 16 | nth as u64 + 1
+}
+
+impl World {
+    fn new(seed: u64, verbose: bool) -> World {
+        let mut random = Random::new(seed);
+        let faulty = random.chance(500_000);
+        let rough = random.chance(500_000);
+        let mut leaves = Vec::new();
+        let (mut no_discard, mut no_zero) = (Vec::new(), Vec::new());
+        for _ in 0..LEAVES {
+            let options = SimOptions {
+                delay_ns: (0, random.below(100_000)),
+                short: if rough { random.below(500_000) } else { 0 },
+                interrupts: if rough { random.below(300_000) } else { 0 },
+                no_fua: random.chance(500_000),
+                no_discard: random.chance(200_000),
+                no_zero: random.chance(300_000),
+                ..SimOptions::new(LEAF_SECTORS * SECTOR as u64, random.bits())
+            };
+            no_discard.push(options.no_discard);
+            no_zero.push(options.no_zero);
+            let how = LeafOptions { direct: None, read_only: false, queues: QUEUES, make_bytes: None };
+            leaves.push(Leaf::open(&Address::Sim(options), &how).expect("a sim leaf opens"));
+        }
+        let mut world = World {
+            random,
+            verbose,
+            now: 1,
+            next_request: 1,
+            registry: Registry::detached(),
+            leaves,
+            disks: (0..LEAVES).map(|_| Disk::new(LEAF_SECTORS as usize)).collect(),
+            no_discard,
+            no_zero,
+            devices: Vec::new(),
+            control: Vec::new(),
+            tables: Vec::new(),
+            inactive: Vec::new(),
+            queues: Vec::new(),
+            in_flight: BTreeMap::new(),
+            faulty,
+            summary: Summary::default(),
+        };
+        world.boot();
+        world
+    }
+
+    /// A daemon starts: devices without tables, queues that know them.
+    fn boot(&mut self) {
+        self.in_flight.clear();
+        self.queues.clear();
+        self.devices.clear();
+        self.registry = Registry::detached();
+        self.devices =
+            (0..DEVICES).map(|n| self.registry.create(&format!("d{n}"), "").expect("a new device")).collect();
+        self.control = (0..DEVICES).map(|_| Control::Open).collect();
+        self.tables = vec![None; DEVICES];
+        self.inactive = vec![None; DEVICES];
+        for number in 0..QUEUES {
+            let mut pipeline = Pipeline::new(number);
+            for device in &self.devices {
+                pipeline.install(device.id(), Counters::boxed(QUEUES).into());
+            }
+            let gates = (0..DEVICES).map(|_| Gate { open: true, table: None, waiting: Vec::new() }).collect();
+            self.queues.push(Queue { pipeline, ring: Ring::simulated(), gates, mail: VecDeque::new() });
+        }
+        for device in 0..DEVICES {
+            self.load(device);
+            self.close(device);
+            self.drain();
+        }
+    }
+
+    fn tick(&mut self) -> Time {
+        self.now += 1;
+        self.now
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.random.below(of.len() as u64) as usize]
+    }
+
+    fn step(&mut self) {
+        match self.random.below(1000) {
+            0..400 if self.in_flight.len() < IN_FLIGHT => self.request(),
+            400..700 => {
+                let queue = self.random.below(QUEUES as u64) as usize;
+                self.turn(queue);
+            }
+            700..850 => {
+                let queue = self.random.below(QUEUES as u64) as usize;
+                self.deliver(queue);
+            }
+            850..900 => self.message(),
+            900..975 => self.manage(),
+            975..985 => self.faults(),
+            985..990 => self.lose_a_client(),
+            990..994 => self.settle(),
+            994..996 => self.power_cut(),
+            996..997 => self.stop(),
+            _ => {}
+        }
+        self.follow_up();
+    }
+
+    // ---- requests
+
+    fn request(&mut self) {
+        let now = self.tick();
+        let id = self.next_request;
+        self.next_request += 1;
+        let queue = self.random.below(QUEUES as u64) as usize;
+        let device = self.random.below(DEVICES as u64) as usize;
+        let fast = self.random.chance(300_000);
+        let no_hole = self.random.chance(500_000);
+        let zeroes = Op::WriteZeroes { no_hole, fast };
+        let op = self.pick(&[
+            Op::Read,
+            Op::Read,
+            Op::Read,
+            Op::Write,
+            Op::Write,
+            Op::Write,
+            Op::Flush,
+            Op::Discard,
+            zeroes,
+        ]);
+        let fua = op.is_write() && self.random.chance(200_000);
+        let (offset, sectors) = match op {
+            Op::Flush => (0, 0),
+            _ => {
+                // Now and then beyond the end.
+                let table = self.tables[device].as_ref().filter(|_| !self.random.chance(50_000));
+                let end = table.map_or(DEVICE_SECTORS, |table| table.len);
+                let offset = self.random.below(end);
+                (offset, 1 + self.random.below((end - offset).min(24)))
+            }
+        };
+        let mut data =
+            vec![0xaa; if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }];
+        if op == Op::Write {
+            for (nth, sector) in data.as_chunks_mut::<SECTOR>().0.iter_mut().enumerate() {
+                sector.as_chunks_mut::<8>().0.fill(stamp(id, nth).to_le_bytes());
+            }
+        }
+        let span = if data.is_empty() { Span::NONE } else { Span(data.as_mut_ptr()) };
+        say!(self, "q{queue} d{device} #{id} {op:?} fua={fua} {offset}+{sectors}");
+        let mut flight = InFlight {
+            queue,
+            device,
+            op,
+            fua,
+            offset,
+            sectors,
+            data,
+            started: now,
+            places: Vec::new(),
+            zeroes: Vec::new(),
+            parked: false,
+            errors: Vec::new(),
+            must_fail: false,
+            orphan: false,
+        };
+        match op {
+            Op::Read => self.summary.reads += 1,
+            Op::Flush => self.summary.flushes += 1,
+            _ => self.summary.writes += 1,
+        }
+        let gate = &mut self.queues[queue].gates[device];
+        flight.parked = !gate.open;
+        if flight.parked {
+            gate.waiting.push(Waiting::Request(id));
+            self.summary.parked += 1;
+            self.in_flight.insert(id, flight);
+        } else {
+            self.in_flight.insert(id, flight);
+            self.enter(id);
+        }
+        let request = Request {
+            op,
+            fua,
+            offset: offset * SECTOR as u64,
+            len: sectors * SECTOR as u64,
+            data: span,
+            token: id,
+        };
+        let Queue { pipeline, ring, .. } = &mut self.queues[queue];
+        pipeline.start(device as u32, request, ring);
+        self.answers(queue);
+    }
+
+    /// The model of a request that has passed its own gate.
+    fn enter(&mut self, id: u64) {
+        let flight = self.in_flight.get_mut(&id).expect("in flight");
+        flight.parked = false;
+        let (queue, device, op) = (flight.queue, flight.device, flight.op);
+        let refused = match &self.queues[queue].gates[device].table {
+            None => Some(libc::EIO),
+            Some(_) if op == Op::Flush => None,
+            Some(table) if op.is_write() && table.read_only => Some(libc::EPERM),
+            Some(table) if flight.offset + flight.sectors > table.len => {
+                Some(if op == Op::Write { libc::ENOSPC } else { libc::EINVAL })
+            }
+            Some(_) => None,
+        };
+        if let Some(errno) = refused {
+            flight.errors.push(errno);
+            flight.must_fail = true;
+            return;
+        }
+        let (offset, sectors) = (flight.offset, flight.sectors);
+        for nth in 0..sectors as usize {
+            self.route(id, nth, device, offset + nth as u64, 0);
+        }
+    }
+
+    /// Sends one sector of a request down from a device whose gate it has passed.
+    fn route(&mut self, id: u64, nth: usize, mut device: usize, mut sector: u64, mut through: Through) {
+        let flight = self.in_flight.get_mut(&id).expect("in flight");
+        let gates = &mut self.queues[flight.queue].gates;
+        loop {
+            through |= 1 << device;
+            let step = gates[device].table.as_ref().map_or(Step::Fail, |table| table.step(sector));
+            let way = match step {
+                Step::Below(_, way) => way,
+                Step::Zero => return flight.zeroes.push(nth),
+                Step::Fail => {
+                    flight.errors.push(libc::EIO);
+                    flight.must_fail = true;
+                    return;
+                }
+            };
+            match way.below {
+                Below::Device(below) if !gates[below].open => {
+                    let waiting = Waiting::Sector { request: id, nth, sector: way.offset, through };
+                    return gates[below].waiting.push(waiting);
+                }
+                Below::Device(below) => (device, sector) = (below, way.offset),
+                Below::Leaf(leaf) => {
+                    let sector = way.offset as usize;
+                    flight.places.push(Place { nth, leaf, sector, begin: self.now });
+                    let value = match flight.op {
+                        Op::Write => stamp(id, nth),
+                        Op::Discard if self.no_discard[leaf] => return,
+                        Op::WriteZeroes { fast: true, .. } if self.no_zero[leaf] => {
+                            flight.errors.push(libc::EOPNOTSUPP);
+                            flight.must_fail = true;
+                            return;
+                        }
+                        Op::Discard | Op::WriteZeroes { .. } => 0,
+                        Op::Read | Op::Flush => return,
+                    };
+                    return self.disks[leaf].begin(sector, value, id, through, self.now);
+                }
+            }
+        }
+    }
+
+    fn answers(&mut self, queue: usize) {
+        let mut done = Vec::new();
+        self.queues[queue].pipeline.take_done(&mut done);
+        for Done { token, errno } in done {
+            let now = self.tick();
+            say!(self, "q{queue} #{token} answered {errno}");
+            let flight = self.in_flight.remove(&token);
+            let flight = flight.unwrap_or_else(|| panic!("#{token} was answered twice, or never asked"));
+            assert_eq!(flight.queue, queue, "#{token} was answered on another queue");
+            self.judge(token, &flight, errno, now);
+        }
+    }
+
+    /// Compares an answer with what the model allows.
+    fn judge(&mut self, id: u64, flight: &InFlight, errno: i32, now: Time) {
+        assert!(!flight.parked, "#{id} was answered ({errno}) at a closed gate");
+        let expected = flight.errors.contains(&errno) || self.faulty && errno == libc::EIO;
+        match errno {
+            0 => assert!(!flight.must_fail, "#{id} {:?} succeeded; expected {:?}", flight.op, flight.errors),
+            _ => assert!(expected, "#{id} {:?} failed with {errno}; expected {:?}", flight.op, flight.errors),
+        }
+        let ok = errno == 0;
+        self.summary.failed += u64::from(!ok);
+        match flight.op {
+            Op::Read if ok => self.check_read(id, flight, now),
+            Op::Read => {}
+            // What a client that is gone was promised, nobody knows.
+            Op::Flush if ok && !flight.orphan => {
+                self.disks.iter_mut().for_each(|disk| disk.flushed(1 << flight.device, flight.started));
+            }
+            Op::Flush => {}
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
+                let durable = ok && flight.fua && !flight.orphan;
+                for place in &flight.places {
+                    self.disks[place.leaf].end(place.sector, id, ok, durable, now);
+                }
+            }
+        }
+    }
+
+    fn check_read(&mut self, id: u64, flight: &InFlight, now: Time) {
+        let sectors = flight.data.as_chunks::<SECTOR>().0;
+        assert_eq!(flight.places.len() + flight.zeroes.len(), sectors.len(), "#{id}: the model routed all");
+        for nth in &flight.zeroes {
+            assert_eq!(value_of(&sectors[*nth]), Some(0), "#{id}: sector {nth} of it is on a zero target");
+        }
+        for Place { nth, leaf, sector, begin } in &flight.places {
+            let value = value_of(&sectors[*nth]).unwrap_or_else(|| panic!("#{id}: sector {nth} is torn"));
+            assert!(
+                self.disks[*leaf].may_read(*sector, value, *begin, now),
+                "#{id} read {value:#x} at its sector {nth}, which is leaf {leaf} sector {sector}; there were{}",
+                self.disks[*leaf].describe(*sector)
+            );
+        }
+    }
+
+    // ---- queues
+
+    /// The ring of a queue moves on to its next completions.
+    fn turn(&mut self, queue: usize) {
+        let mut completions = Vec::new();
+        let Queue { pipeline, ring, .. } = &mut self.queues[queue];
+        ring.wait(false, &mut completions).expect("a simulated ring");
+        while !completions.is_empty() {
+            let at = self.random.below(completions.len() as u64) as usize;
+            pipeline.complete(&completions.swap_remove(at), ring);
+        }
+        self.answers(queue);
+    }
+
+    /// The next command in a queue's mailbox is obeyed.
+    fn deliver(&mut self, queue: usize) {
+        let Some(mail) = self.queues[queue].mail.pop_front() else { return };
+        self.tick();
+        match mail {
+            Mail::Close { device, ack } => {
+                say!(self, "q{queue} d{device} gate closes");
+                self.queues[queue].gates[device].open = false;
+                self.queues[queue].pipeline.close(device as u32, ack);
+            }
+            Mail::Open { device, live, table, ack } => {
+                say!(self, "q{queue} d{device} gate opens");
+                let gate = &mut self.queues[queue].gates[device];
+                (gate.open, gate.table) = (true, table);
+                for waiting in std::mem::take(&mut gate.waiting) {
+                    match waiting {
+                        Waiting::Request(id) => self.enter(id),
+                        Waiting::Sector { request, nth, sector, through } => {
+                            self.route(request, nth, device, sector, through);
+                        }
+                    }
+                }
+                let Queue { pipeline, ring, .. } = &mut self.queues[queue];
+                pipeline.open(device as u32, live, ring);
+                ack.done();
+            }
+        }
+        self.answers(queue);
+    }
+
+    // ---- control
+
+    fn message(&mut self) {
+        let device = self.random.below(DEVICES as u64) as usize;
+        let Some(table) = self.tables[device].clone() else { return };
+        let nth = self.random.below(table.segments.len() as u64) as usize;
+        let segment = &table.segments[nth];
+        let real = self.devices[device].messenger(segment.start);
+        let ModelTarget::Switch { map, ways } = &segment.target else {
+            return assert!(real.is_err(), "only a switch takes messages");
+        };
+        let regions = map.borrow().paths.len() as u64;
+        let text = stack::message(&mut self.random, regions, ways.len() as u64);
+        say!(self, "d{device} segment {nth}: {text}");
+        let real = Message::new().apply_text(real.expect("a switch").map(), text.as_bytes(), true);
+        let model = map.borrow_mut().message(text.as_bytes());
+        assert_eq!(real.map(|_| ()).map_err(|e| e.1.position as usize), model.map_err(|e| e.0), "{text}");
+        self.summary.messages += 1;
+    }
+
+    /// Suspends, resumes or reloads a device.
+    fn manage(&mut self) {
+        let device = self.random.below(DEVICES as u64) as usize;
+        match (&self.control[device], self.random.below(3)) {
+            (Control::Open, 0) => self.close(device),
+            (Control::Open, 1) => {
+                self.load(device);
+                self.close(device);
+            }
+            (Control::Closed, 0) => self.load(device),
+            (Control::Closed, _) => self.open(device),
+            _ => {}
+        }
+    }
+
+    fn load(&mut self, device: usize) {
+        let (table, model) = stack::random(&mut self.random, device, &self.leaves, &self.devices, QUEUES);
+        say!(self, "d{device} load {model:?}");
+        self.devices[device].load(table).expect("no loops: a device stands on those before it");
+        self.inactive[device] = Some(model);
+    }
+
+    fn close(&mut self, device: usize) {
+        say!(self, "d{device} suspend");
+        let latch = Latch::new(QUEUES);
+        for queue in &mut self.queues {
+            queue.mail.push_back(Mail::Close { device, ack: latch.ack() });
+        }
+        self.control[device] = Control::Closing(latch);
+    }
+
+    /// Resume of a device whose gates are closed: the control side swaps tables, the queues hear of it later.
+    fn open(&mut self, device: usize) {
+        if let Some(model) = self.inactive[device].take() {
+            self.tables[device] = Some(model);
+            self.summary.swaps += 1;
+        }
+        say!(self, "d{device} resume");
+        self.devices[device].resume().expect("resume");
+        let latch = Latch::new(QUEUES);
+        let live = self.devices[device].running();
+        for queue in &mut self.queues {
+            let (live, table) = (live.clone(), self.tables[device].clone());
+            queue.mail.push_back(Mail::Open { device, live, table, ack: latch.ack() });
+        }
+        self.control[device] = Control::Opening(latch);
+    }
+
+    /// Goes on where the queues have answered.
+    fn follow_up(&mut self) {
+        for device in 0..DEVICES {
+            match &self.control[device] {
+                Control::Closing(latch) if latch.is_done() => {
+                    let inside = self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
+                    assert!(
+                        inside.is_none(),
+                        "d{device} has drained, but #{} is in flight",
+                        inside.unwrap().0
+                    );
+                    say!(self, "d{device} is suspended");
+                    self.devices[device].suspend().expect("suspend");
+                    self.control[device] = Control::Closed;
+                    if self.inactive[device].is_some() {
+                        self.open(device);
+                    }
+                }
+                Control::Opening(latch) if latch.is_done() => self.control[device] = Control::Open,
+                _ => {}
+            }
+        }
+    }
+
+    fn faults(&mut self) {
+        let leaf = self.random.below(LEAVES as u64) as usize;
+        if self.faulty {
+            let mut chance = || if self.random.chance(500_000) { 0 } else { self.random.below(400_000) };
+            let (errors, flush_errors) = (chance(), chance());
+            sim(&self.leaves[leaf]).set_errors(errors, flush_errors);
+        }
+    }
+
+    fn lose_a_client(&mut self) {
+        let queue = self.random.below(QUEUES as u64) as usize;
+        self.in_flight.values_mut().filter(|f| f.queue == queue).for_each(|f| f.orphan = true);
+    }
+
+    // ---- ends
+
+    /// Lets everything in flight finish: gates open, nothing else happens.
+    fn drain(&mut self) {
+        for _ in 0..DRAIN_TURNS {
+            let idle = |queue: &Queue| queue.mail.is_empty() && !queue.ring.has_deferred();
+            let open = self.control.iter().all(|control| matches!(control, Control::Open));
+            if open && self.queues.iter().all(idle) {
+                let stuck: Vec<_> = self.in_flight.keys().collect();
+                assert!(stuck.is_empty(), "never answered: {stuck:?}");
+                let busy: usize = self.queues.iter().map(|queue| queue.pipeline.in_flight()).sum();
+                assert_eq!(busy, 0, "requests that nobody asked");
+                return;
+            }
+            for queue in 0..QUEUES {
+                self.deliver(queue);
+                self.turn(queue);
+            }
+            for device in 0..DEVICES {
+                if matches!(self.control[device], Control::Closed) {
+                    self.open(device);
+                }
+            }
+            self.follow_up();
+        }
+        panic!("never idle; in flight: {:?}", self.in_flight.keys().collect::<Vec<_>>());
+    }
+
+    /// Everything finishes, and every leaf is looked at.
+    fn settle(&mut self) {
+        say!(self, "-- settle");
+        self.drain();
+        let now = self.tick();
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            for (sector, content) in sim(leaf).image().as_chunks::<SECTOR>().0.iter().enumerate() {
+                let value =
+                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                assert!(
+                    self.disks[number].may_read(sector, value, now, now),
+                    "leaf {number} sector {sector} holds {value:#x}; there were{}",
+                    self.disks[number].describe(sector)
+                );
+            }
+            self.disks[number].forget();
+        }
+    }
+
+    /// The power goes in the middle of everything, and comes back.
+    fn power_cut(&mut self) {
+        say!(self, "-- power cut");
+        let now = self.tick();
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            let image = sim(leaf).power_cut(self.random.bits());
+            for (sector, content) in image.as_chunks::<SECTOR>().0.iter().enumerate() {
+                let value =
+                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                assert!(
+                    self.disks[number].may_survive(sector, value),
+                    "leaf {number} sector {sector} held {value:#x} after the power cut; there were{}",
+                    self.disks[number].describe(sector)
+                );
+                self.disks[number].restart(sector, value, now);
+            }
+        }
+        self.summary.power_cuts += 1;
+        self.boot();
+    }
+
+    /// The daemon stops: what waits at gates is refused, the rest finishes without a gate being opened.
+    fn stop(&mut self) {
+        say!(self, "-- stop");
+        // A flush may have come to a closed gate below; the model does not follow it.
+        let flushes = self.in_flight.values_mut().filter(|flight| flight.op == Op::Flush);
+        flushes.for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
+        for number in 0..QUEUES {
+            for device in 0..DEVICES {
+                for waiting in std::mem::take(&mut self.queues[number].gates[device].waiting) {
+                    let (Waiting::Request(id) | Waiting::Sector { request: id, .. }) = waiting;
+                    let flight = self.in_flight.get_mut(&id).expect("in flight");
+                    flight.parked = false;
+                    flight.must_fail = true;
+                    flight.errors.push(libc::ESHUTDOWN);
+                }
+            }
+            let Queue { pipeline, ring, .. } = &mut self.queues[number];
+            pipeline.refuse(libc::ESHUTDOWN, ring);
+            self.answers(number);
+        }
+        for number in 0..QUEUES {
+            while self.queues[number].ring.has_deferred() {
+                self.turn(number);
+            }
+        }
+        let stuck: Vec<_> = self.in_flight.keys().collect();
+        assert!(stuck.is_empty(), "never answered: {stuck:?}");
+        let now = self.tick();
+        for (leaf, disk) in self.leaves.iter().zip(&mut self.disks) {
+            if leaf.flush_blocking().is_ok() {
+                disk.flushed(Through::MAX, now);
+            }
+            disk.forget_devices();
+        }
+        self.summary.stops += 1;
+        self.boot();
+    }
+}

@@ -1,0 +1,177 @@
+//! Tables at random, each twice: the real one, and the model of it that is asked where a single sector goes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use blkswitch_io::core::model::Model;
+use blkswitch_io::core::switch::geometry::Geometry;
+use blkswitch_io::core::switch::regions::Map;
+use blkswitch_io::engine::sim::Random;
+use blkswitch_io::table::region_storage;
+use blkswitch_io::{Device, Leaf, Table, TableBuilder, Target, To};
+
+/// Sectors of every leaf.
+pub const LEAF_SECTORS: u64 = 96;
+/// Longest device. A leaf has room for one behind any offset, a device below may not.
+pub const DEVICE_SECTORS: u64 = 64;
+
+/// What a path leads to: a leaf or a device, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    Leaf(usize),
+    Device(usize),
+}
+
+/// A path and its offset in sectors.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub below: Below,
+    pub offset: u64,
+}
+
+#[derive(Debug)]
+pub enum ModelTarget {
+    Switch { map: RefCell<Model>, ways: Vec<Way> },
+    Linear(Way),
+    Striped { chunk: u64, ways: Vec<Way> },
+    Error,
+    Zero,
+}
+
+impl ModelTarget {
+    pub fn ways(&self) -> &[Way] {
+        match self {
+            ModelTarget::Switch { ways, .. } | ModelTarget::Striped { ways, .. } => ways,
+            ModelTarget::Linear(way) => std::slice::from_ref(way),
+            ModelTarget::Error | ModelTarget::Zero => &[],
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct ModelSegment {
+    pub start: u64,
+    pub len: u64,
+    pub target: ModelTarget,
+}
+
+/// The model of a table.
+#[derive(Debug)]
+pub struct ModelTable {
+    pub segments: Vec<ModelSegment>,
+    pub len: u64,
+    pub read_only: bool,
+}
+
+/// One step of a sector's way down: the path taken, counted over all segments, and where it leads.
+pub enum Step {
+    Below(usize, Way),
+    Fail,
+    Zero,
+}
+
+impl ModelTable {
+    pub fn step(&self, sector: u64) -> Step {
+        let Some(segment) = self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&sector))
+        else {
+            return Step::Fail;
+        };
+        let within = sector - segment.start;
+        let before = self.segments.iter().filter(|other| other.start < segment.start);
+        let first: usize = before.map(|other| other.target.ways().len()).sum();
+        let below = |path: usize, sector| {
+            let way = segment.target.ways()[path];
+            Step::Below(first + path, Way { offset: way.offset + sector, ..way })
+        };
+        match &segment.target {
+            ModelTarget::Switch { map, .. } => below(map.borrow().route(within).0 as usize, within),
+            ModelTarget::Linear(_) => below(0, within),
+            ModelTarget::Striped { chunk, ways } => {
+                let (nr, in_chunk) = (within / chunk, within % chunk);
+                below(nr as usize % ways.len(), nr / ways.len() as u64 * chunk + in_chunk)
+            }
+            ModelTarget::Error => Step::Fail,
+            ModelTarget::Zero => Step::Zero,
+        }
+    }
+}
+
+/// A table for device `number`, which may stand on the leaves and on the devices before it.
+pub fn random(
+    random: &mut Random,
+    number: usize,
+    leaves: &[Arc<Leaf>],
+    devices: &[Arc<Device>],
+    queues: usize,
+) -> (Table, Rc<ModelTable>) {
+    let read_only = random.chance(20_000);
+    let mut builder = TableBuilder::new(read_only);
+    let mut segments = Vec::new();
+    let mut start = 0;
+    let len = DEVICE_SECTORS - random.below(DEVICE_SECTORS / 4);
+    while start < len {
+        let segment_len = if random.chance(600_000) { len - start } else { 1 + random.below(len - start) };
+        let kind = random.below(30);
+        let count = match kind {
+            0 | 1 => 0,
+            2..=7 => 1,
+            _ => 1 + random.below(4),
+        };
+        let mut way = || {
+            let (below, room) = match random.below(number as u64 * 2 + 3) {
+                pick if pick < number as u64 * 2 => (Below::Device(pick as usize / 2), 8),
+                _ => (Below::Leaf(random.below(leaves.len() as u64) as usize), LEAF_SECTORS - DEVICE_SECTORS),
+            };
+            Way { below, offset: random.below(room + 1) }
+        };
+        let ways: Vec<Way> = (0..count).map(|_| way()).collect();
+        let tos: Vec<To> = ways
+            .iter()
+            .map(|way| To {
+                below: match way.below {
+                    Below::Leaf(leaf) => builder.leaf(leaves[leaf].clone()),
+                    Below::Device(device) => builder.device(&devices[device]).expect("nothing is removed"),
+                },
+                offset: way.offset,
+            })
+            .collect();
+        let (real, target) = match kind {
+            0 => (Target::Error, ModelTarget::Error),
+            1 => (Target::Zero, ModelTarget::Zero),
+            2..=7 => (Target::Linear(tos[0]), ModelTarget::Linear(ways[0])),
+            8..=13 => {
+                let chunk = 1 + random.below(8);
+                (Target::Striped { chunk, stripes: tos.into() }, ModelTarget::Striped { chunk, ways })
+            }
+            _ => {
+                let size = 1 + random.below(12) as u32;
+                let geometry = Geometry::new(segment_len, ways.len() as u32, size).expect("geometry");
+                let storage = region_storage(&geometry).expect("memory");
+                let map = Map::new(geometry, storage).unwrap_or_else(|_| unreachable!("large enough"));
+                let model = Model::new(segment_len, ways.len() as u32, size);
+                let real = Target::Switch { map, paths: tos.into() };
+                (real, ModelTarget::Switch { map: RefCell::new(model), ways })
+            }
+        };
+        builder.push(segment_len, real);
+        segments.push(ModelSegment { start, len: segment_len, target });
+        start += segment_len;
+    }
+    (builder.build(queues), Rc::new(ModelTable { segments, len, read_only }))
+}
+
+/// The arguments of a message, mostly right ones.
+pub fn message(random: &mut Random, regions: u64, paths: u64) -> String {
+    let mut words = Vec::new();
+    for _ in 0..1 + random.below(6) {
+        let wrong = random.chance(20_000);
+        let path = random.below(paths + u64::from(wrong));
+        words.push(match random.below(4) {
+            0 => format!(":{path:x}"),
+            1 => format!("R{:x},{:x}", 1 + random.below(3), random.below(regions / 2 + 1)),
+            _ => format!("{:x}:{path:x}", random.below(regions)),
+        });
+    }
+    words.join(" ")
+}

@@ -1,0 +1,7 @@
+# nbd-client: the kernel's own NBD client, under a stock Debian kernel in the laboratory of `cargo xtask vm`.
+. "$(dirname "$0")/lib.sh"
+need nbd-client nbd-client
+need qemu-system-x86_64 qemu-system-x86
+need blkdiscard util-linux
+cd "$REPOSITORY"
+"$XTASK" vm tests/system/guest/nbd-client.sh "$(command -v blkswitch)"

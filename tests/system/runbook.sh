@@ -1,0 +1,47 @@
+# A runbook for dmsetup, with that one word replaced. The first part is the example of the kernel's own document
+# (Documentation/admin-guide/device-mapper/switch.rst); what is printed is what dmsetup prints.
+. "$(dirname "$0")/lib.sh"
+serve
+truncate -s 1G switch0 switch1 switch2
+
+# step COMMANDS WANTED: what stands in a runbook prints what it prints there.
+step() {
+    local said
+    said=$(sed 's/\bdmsetup\b/blkswitch/g' <<<"$1" | bash -e 2>&1) || fail "$1"$'\n'"$said"
+    equal "$said" "$2"
+}
+# blockdev is for block devices.
+blockdev() { stat -c %s "$2" | awk '{ print $1 / 512 }'; }
+export -f blockdev
+
+step 'dmsetup create switch --table "0 `blockdev --getsz switch0`
+    switch 3 128 0 '"$HERE"'/switch0 0 '"$HERE"'/switch1 0 '"$HERE"'/switch2 0"' ''
+step 'dmsetup message switch 0 set_region_mappings 0:0 :1 :2 :0 :1 :2 :1' ''
+step 'dmsetup message switch 0 set_region_mappings 1000:1 :2 R2,10' ''
+step 'dmsetup table switch' "0 2097152 switch 3 128 0 $HERE/switch0 0 $HERE/switch1 0 $HERE/switch2 0"
+step 'dmsetup status' 'switch: 0 2097152 switch '
+step 'dmsetup ls' "switch"$'\t'"(0:0)"
+step 'dmsetup info switch | grep -v "^Read Ahead"' "Name:              switch
+State:             ACTIVE
+Tables present:    LIVE
+Open count:        0
+Event number:      0
+Major, minor:      0, 0
+Number of targets: 1"
+step 'dmsetup info -c --noheadings -o name,attr,open,segments,events' 'switch:L--w:0:1:0'
+step 'dmsetup suspend switch; dmsetup info switch | grep State' 'State:             SUSPENDED'
+step 'dmsetup table switch | dmsetup load switch; dmsetup info switch | grep Tables' \
+    'Tables present:    LIVE & INACTIVE'
+step 'dmsetup resume switch; dmsetup info switch | grep -e Event -e State' "State:             ACTIVE
+Event number:      1"
+step 'dmsetup rename switch volume; dmsetup ls' "volume"$'\t'"(0:0)"
+step 'echo "0 2048 linear '"$HERE"'/switch0 0
+2048 2048 error" | dmsetup create two; dmsetup table two' "0 2048 linear $HERE/switch0 0
+2048 2048 error "
+step 'dmsetup remove two && dmsetup remove volume; dmsetup ls' 'No devices found'
+
+# Failures have dmsetup's words and status.
+equal "$(refused blkswitch message none 0 set_region_mappings 0:0 | head -n 1)" \
+    'device-mapper: message ioctl on none  failed: No such device or address'
+equal "$(refused blkswitch remove none | head -n 1)" \
+    'device-mapper: remove ioctl on none  failed: No such device or address'

@@ -1,0 +1,173 @@
+//! `cargo xtask system-test`: stock programs against the real daemon.
+//!
+//! Every `tests/system/*.sh` is a test: a bash script, run in a folder of its own that goes away with it, with the
+//! release build of `blkswitch` first in `PATH` and `tests/system/lib.sh` to be sourced. Exit status 0 is a pass and
+//! [`EXIT_SKIP`] says that something the test needs is not here (its last line says what); under `CI=true` that is a
+//! failure too, for there everything is installed. A failed test's output is shown, a passed one's with `--verbose`.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const FOLDER: &str = "tests/system";
+/// What automake's tests exit with when they cannot run, so ours reads the same.
+const EXIT_SKIP: i32 = 77;
+/// Longer than the longest test (a guest that boots under emulation) on a busy machine, shorter than a stuck CI.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+const USAGE: &str = "\
+Usage: cargo xtask system-test [--verbose] [--list] [NAME]...
+
+Builds blkswitch and runs the scripts tests/system/NAME.sh (all without a NAME) against it.";
+
+/// How a test ended.
+enum Outcome {
+    Passed,
+    Skipped(String),
+    Failed(String),
+}
+
+/// The task.
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let (options, mut names): (Vec<_>, Vec<_>) =
+        words.iter().cloned().partition(|word| word.starts_with('-'));
+    let (mut verbose, mut list) = (false, false);
+    for option in &options {
+        match option.as_str() {
+            "-v" | "--verbose" => verbose = true,
+            "--list" => list = true,
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            _ => bail!("unknown option '{option}'\n\n{USAGE}"),
+        }
+    }
+    let known = tests()?;
+    if list {
+        known.iter().for_each(|name| println!("{name}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for name in &names {
+        ensure!(known.contains(name), "there is no test '{name}'; there are {}", known.join(", "));
+    }
+    if names.is_empty() {
+        names = known;
+    }
+    run_all(&names, verbose)
+}
+
+/// The names of all tests, sorted.
+fn tests() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(FOLDER).with_context(|| format!("{FOLDER} (run this in the repository)"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // The library is no test.
+        names.extend(name.strip_suffix(".sh").filter(|name| *name != "lib").map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn run_all(names: &[String], verbose: bool) -> Result<ExitCode> {
+    let programs = build()?;
+    let strict = std::env::var("CI").is_ok_and(|ci| ci == "true");
+    let (mut failed, mut skipped) = (0, 0);
+    for name in names {
+        let start = Instant::now();
+        let (outcome, output) = run(name, &programs)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if verbose || matches!(outcome, Outcome::Failed(_)) {
+            output.lines().for_each(|line| println!("    {line}"));
+        }
+        match outcome {
+            Outcome::Passed => println!("ok    {name:<22}{seconds:6.1} s"),
+            Outcome::Skipped(reason) => {
+                println!("skip  {name:<22}{reason}");
+                skipped += 1;
+            }
+            Outcome::Failed(reason) => {
+                println!("FAIL  {name:<22}{seconds:6.1} s, {reason}");
+                failed += 1;
+            }
+        }
+    }
+    println!("system-test: {} passed, {failed} failed, {skipped} skipped", names.len() - failed - skipped);
+    if strict && skipped > 0 {
+        println!("system-test: CI=true, so a skipped test is a failure");
+    }
+    Ok(if failed == 0 && !(strict && skipped > 0) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds the daemon and returns the folder it is in.
+fn build() -> Result<PathBuf> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--package", "blkswitch"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "blkswitch does not build");
+    // This program is in <target>/<profile>/.
+    let own = std::env::current_exe()?;
+    let target = own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
+    Ok(target.join("release"))
+}
+
+/// Runs a test and returns how it ended and what it printed.
+fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
+    let scratch = std::env::temp_dir().join(format!("blkswitch-{name}-{}", std::process::id()));
+    fs::create_dir(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+    let output_path = scratch.join("output");
+    let output = File::create(&output_path)?;
+    let repository = std::env::current_dir()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut child = Command::new("bash")
+        .arg(repository.join(FOLDER).join(format!("{name}.sh")))
+        .current_dir(&scratch)
+        .env("PATH", format!("{}:/usr/bin:/usr/sbin:{path}", programs.display()))
+        .env("REPOSITORY", &repository)
+        .env("XTASK", std::env::current_exe()?)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A group of its own, so that nothing it started outlives it.
+        .process_group(0)
+        .spawn()
+        .context("cannot run bash")?;
+    let status = wait(&mut child)?;
+    end_group(child.id());
+    child.wait()?;
+    let text = String::from_utf8_lossy(&fs::read(&output_path)?).into_owned();
+    fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
+    let outcome = match status {
+        None => Outcome::Failed(format!("not finished within {} s", TIMEOUT.as_secs())),
+        Some(status) if status.success() => Outcome::Passed,
+        Some(status) if status.code() == Some(EXIT_SKIP) => {
+            Outcome::Skipped(text.lines().last().unwrap_or("no reason given").to_owned())
+        }
+        Some(status) => Outcome::Failed(status.to_string()),
+    };
+    Ok((outcome, text))
+}
+
+/// The status of a test that ended in time.
+fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
+    let end = Instant::now() + TIMEOUT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= end {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends what is left of a test's process group; usually nothing is.
+fn end_group(leader: u32) {
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{leader}")]).stderr(Stdio::null()).status();
+}
