@@ -19,15 +19,21 @@
 /* Room for the Rust side's state, in 64-bit words; src/target.rs refuses to be compiled if it does not fit. */
 #define BLKSWITCH_STATE_WORDS 16
 
-struct glue_path {
-	struct dm_dev *dev;
-	sector_t start;
-};
-
 /* What a path was sent, by kind of request. */
 struct glue_count {
-	u64 ios[NR_STAT_GROUPS];
-	u64 sectors[NR_STAT_GROUPS];
+	struct {
+		u64 ios;
+		u64 sectors;
+	} of[NR_STAT_GROUPS];
+};
+
+/* Every request looks at one of these: all that it needs of its path, in half a cache line. */
+struct glue_path {
+	struct dm_dev *dev;
+	/* From a sector of the mapped device to that of the path. */
+	sector_t shift;
+	struct glue_count __percpu *count;
+	sector_t start;
 };
 
 struct glue_target {
@@ -42,7 +48,7 @@ struct glue_target {
 /* The Rust object. */
 int blkswitch_name_is_valid(const char *name);
 int blkswitch_ctr(struct dm_target *ti, unsigned int argc, char **argv, sector_t len, bool strict);
-u32 blkswitch_route(const u64 *state, sector_t sector);
+unsigned long blkswitch_route(const u64 *state, sector_t sector);
 u32 blkswitch_extent(const u64 *state, sector_t sector, u32 sectors);
 int blkswitch_message(u64 *state, struct glue_target *gt, unsigned int argc, char **argv, char *result,
 		      unsigned int maxlen);
@@ -74,17 +80,19 @@ MODULE_PARM_DESC(strict, "tables loaded from now on do exactly what the kernel's
 struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted)
 {
 	struct glue_target *gt = kvzalloc(struct_size(gt, paths, num_paths), GFP_KERNEL);
+	u32 path;
 
 	if (!gt)
 		return NULL;
-	if (counted) {
-		gt->counts = __alloc_percpu(array_size(num_paths, sizeof(struct glue_count)),
-					    __alignof__(struct glue_count));
-		if (!gt->counts) {
-			kvfree(gt);
-			return NULL;
-		}
+	/* Not counted: all paths in one, so that no request has to ask. */
+	gt->counts = __alloc_percpu(array_size(counted ? num_paths : 1, sizeof(struct glue_count)),
+				    __alignof__(struct glue_count));
+	if (!gt->counts) {
+		kvfree(gt);
+		return NULL;
 	}
+	for (path = 0; path < num_paths; path++)
+		gt->paths[path].count = gt->counts + (counted ? path : 0);
 	mutex_init(&gt->message_lock);
 	gt->num_paths = num_paths;
 	ti->private = gt;
@@ -103,6 +111,7 @@ void glue_set_start(struct dm_target *ti, u32 path, sector_t start)
 	struct glue_target *gt = ti->private;
 
 	gt->paths[path].start = start;
+	gt->paths[path].shift = start - ti->begin;
 }
 
 sector_t glue_dev_size(const struct dm_target *ti, u32 path)
@@ -172,7 +181,7 @@ u64 glue_count(const struct glue_target *gt, u32 path, u32 group, bool sectors)
 	for_each_possible_cpu(cpu) {
 		const struct glue_count *count = per_cpu_ptr(gt->counts, cpu) + path;
 
-		sum += READ_ONCE(*(sectors ? &count->sectors[group] : &count->ios[group]));
+		sum += READ_ONCE(*(sectors ? &count->of[group].sectors : &count->of[group].ios));
 	}
 	return sum;
 }
@@ -182,41 +191,47 @@ static int glue_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	return blkswitch_ctr(ti, argc, argv, ti->len, READ_ONCE(strict));
 }
 
-static int glue_send(struct bio *bio, const struct glue_target *gt, u32 path, u32 group, sector_t sector)
+static __always_inline int glue_send(struct bio *bio, const struct glue_path *path, u32 group)
 {
-	if (likely(gt->counts)) {
-		struct glue_count __percpu *count = gt->counts + path;
+	struct glue_count __percpu *count = path->count;
 
-		this_cpu_inc(count->ios[group]);
-		this_cpu_add(count->sectors[group], bio_sectors(bio));
-	}
-	bio_set_dev(bio, gt->paths[path].dev->bdev);
-	bio->bi_iter.bi_sector = gt->paths[path].start + sector;
+	this_cpu_inc(count->of[group].ios);
+	this_cpu_add(count->of[group].sectors, bio_sectors(bio));
+	bio_set_dev(bio, path->dev->bdev);
+	bio->bi_iter.bi_sector += path->shift;
 	return DM_MAPIO_REMAPPED;
 }
 
 /* A flush is one of as many as glue_set_limits() asked for; of the rest, an extent of one path is taken. */
-static noinline int glue_map_special(struct bio *bio, const struct glue_target *gt, sector_t sector)
+static noinline int glue_map_special(struct dm_target *ti, struct bio *bio)
 {
+	const struct glue_target *gt = ti->private;
+	sector_t sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	const struct glue_path *path;
 	u32 sectors;
 
-	if (bio->bi_opf & REQ_PREFLUSH)
-		return glue_send(bio, gt, dm_bio_get_target_bio_nr(bio), STAT_FLUSH, 0);
+	if (bio->bi_opf & REQ_PREFLUSH) {
+		/* It has no place; whatever is set here is not looked at. */
+		path = &gt->paths[dm_bio_get_target_bio_nr(bio)];
+		return glue_send(bio, path, STAT_FLUSH);
+	}
 	sectors = blkswitch_extent(gt->state, sector, bio_sectors(bio));
 	if (sectors < bio_sectors(bio))
 		dm_accept_partial_bio(bio, sectors);
-	return glue_send(bio, gt, blkswitch_route(gt->state, sector), op_stat_group(bio_op(bio)), sector);
+	path = &gt->paths[blkswitch_route(gt->state, sector)];
+	return glue_send(bio, path, op_stat_group(bio_op(bio)));
 }
 
 static int glue_map(struct dm_target *ti, struct bio *bio)
 {
 	const struct glue_target *gt = ti->private;
-	sector_t sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	const struct glue_path *path;
 
 	/* Neither a read nor a write: one test for all of them. */
 	if (unlikely(bio->bi_opf & (REQ_PREFLUSH | (REQ_OP_MASK & ~REQ_OP_WRITE))))
-		return glue_map_special(bio, gt, sector);
-	return glue_send(bio, gt, blkswitch_route(gt->state, sector), bio_data_dir(bio), sector);
+		return glue_map_special(ti, bio);
+	path = &gt->paths[blkswitch_route(gt->state, dm_target_offset(ti, bio->bi_iter.bi_sector))];
+	return glue_send(bio, path, bio_data_dir(bio));
 }
 
 static int glue_message(struct dm_target *ti, unsigned int argc, char **argv, char *result, unsigned int maxlen)

@@ -4,6 +4,7 @@
 //! made for; none is kept after it. Functions here cannot panic.
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
 /// The kernel's `struct dm_target`.
@@ -131,7 +132,7 @@ impl ExactSizeIterator for WordsIter<'_> {}
 /// The memory of a region table.
 #[derive(Clone, Copy)]
 pub(crate) struct Slots {
-    first: *const AtomicU64,
+    first: NonNull<AtomicU64>,
     len: usize,
 }
 
@@ -139,7 +140,7 @@ impl AsRef<[AtomicU64]> for Slots {
     #[inline(always)]
     fn as_ref(&self) -> &[AtomicU64] {
         // SAFETY: made by `Builder::alloc_table`, which was given this many; it lives as long as the target.
-        unsafe { core::slice::from_raw_parts(self.first, self.len) }
+        unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
 
@@ -190,7 +191,7 @@ impl Builder {
         let size = slots.checked_mul(size_of::<AtomicU64>())?;
         // SAFETY: `alloc` made the target.
         let first = unsafe { glue_alloc_table(self.device, size) };
-        if first.is_null() { None } else { Some(Slots { first, len: slots }) }
+        Some(Slots { first: NonNull::new(first)?, len: slots })
     }
 
     /// Longest read or write, and how many bios a flush, a discard, a write-zeroes or secure erase become.

@@ -19,7 +19,7 @@ mod message;
 mod target;
 mod text;
 
-use core::ffi::{CStr, c_char, c_int, c_uint};
+use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong};
 use glue::{Device, RawTarget, Words};
 use target::Target;
 
@@ -60,9 +60,9 @@ pub unsafe extern "C" fn blkswitch_ctr(
 /// # Safety
 /// `state` is that of a target that was made.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn blkswitch_route(state: *const Target, sector: u64) -> u32 {
+pub unsafe extern "C" fn blkswitch_route(state: *const Target, sector: u64) -> c_ulong {
     // SAFETY: promised by the caller; nobody has a mutable reference, the table is of atomics.
-    unsafe { (*state).route(sector) }
+    c_ulong::from(unsafe { (*state).route(sector) })
 }
 
 /// How many of `sectors` sectors, at least 1, take the path of the first.

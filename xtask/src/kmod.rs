@@ -57,7 +57,14 @@ pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
 /// The Rust part under clippy, as the kernel's build mutes rustc.
 fn lint(kmod: &Path) -> Result<()> {
     let mut clippy = Command::new("clippy-driver");
-    clippy.args(["--edition=2024", "--crate-name=switch", "--crate-type=staticlib", "-Cpanic=abort", "--emit=metadata", "-Dwarnings"]);
+    clippy.args([
+        "--edition=2024",
+        "--crate-name=switch",
+        "--crate-type=staticlib",
+        "-Cpanic=abort",
+        "--emit=metadata",
+        "-Dwarnings",
+    ]);
     run(clippy.arg("-o").arg(kmod.join("lint.rmeta")).arg(kmod.join("src/lib.rs"))).map(drop)
 }
 

@@ -168,10 +168,7 @@ mod tests {
         assert_eq!(round_trip(&map(16, 3), 10), "set_region_mappings 0:0 :1 :2 R3,d\n");
         let documented = map(16, 3);
         Message::new().apply_text(&documented, b"0:0 :1 :2 :0 :1 :2 :1", true).unwrap();
-        assert_eq!(
-            round_trip(&documented, 1000),
-            "set_region_mappings 0:0 :1 :2 R3,3 :1 :1 :2 R3,7\n"
-        );
+        assert_eq!(round_trip(&documented, 1000), "set_region_mappings 0:0 :1 :2 R3,3 :1 R6,5 R3,4\n");
         let uniform = map(1 << 20, 4);
         Message::new().apply_text(&uniform, b"0:3 R1,fffff", true).unwrap();
         assert_eq!(round_trip(&uniform, 5), "set_region_mappings 0:3 R1,fffff\n");
@@ -186,7 +183,8 @@ mod tests {
             for region in 0..4099 {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 // Stretches of one path and stretches of noise.
-                let path = if state >> 63 == 0 { (state >> 33) as u32 % paths } else { region as u32 / 500 % paths };
+                let path =
+                    if state >> 63 == 0 { (state >> 33) as u32 % paths } else { region as u32 / 500 % paths };
                 random.set(region, path);
             }
             assert_eq!(round_trip(&random, 1), round_trip(&random, 1 << 20));

@@ -9,7 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
-use std::io::{IsTerminal, Write as _, stdout};
+use std::io::{self, IsTerminal, Write as _, stdout};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,19 +41,22 @@ pub fn run(options: DemoOptions) -> anyhow::Result<()> {
         let made = fs::File::create_new(file).and_then(|made| made.set_len((REGION * REGIONS) as u64));
         made.with_context(|| format!("cannot make '{}'", file.display()))?;
     }
-    say(&format!("Three files of 1 MiB stand for three paths to one volume: {}/switch0..2", folder.0.display()));
+    say(&format!(
+        "Three files of 1 MiB stand for three paths to one volume: {}/switch0..2",
+        folder.0.display()
+    ))?;
     let daemon = Running::start(&socket)?;
     let shown = show(&socket, &files).and_then(|()| prove(&folder.0.join("nbd.sock"), &files));
     let ended = shown.and_then(|()| {
-        say("I/O per path, as the daemon counted it:");
+        say("I/O per path, as the daemon counted it:")?;
         verb(&socket, &["stats", NAME])?;
         let uri = uri_of_device(&daemon.uri, NAME);
-        say(&format!("NBD URI, for any NBD client: {uri}"));
+        say(&format!("NBD URI, for any NBD client: {uri}"))?;
         if options.keep { keep(&socket, &uri) } else { Ok(()) }
     });
     daemon.stop()?;
     ended?;
-    say("All of it was as it should be.");
+    say("All of it was as it should be.")?;
     Ok(())
 }
 
@@ -61,10 +64,10 @@ pub fn run(options: DemoOptions) -> anyhow::Result<()> {
 fn show(socket: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     let paths: String = files.iter().map(|file| format!(" {} 0", file.display())).collect();
     let table = format!("0 {} switch 3 128 0{paths}", REGION * REGIONS / 512);
-    say("A switch device over them, in regions of 128 sectors (64 KiB):");
+    say("A switch device over them, in regions of 128 sectors (64 KiB):")?;
     verb(socket, &["create", NAME, "--table", &table])?;
     verb(socket, &["table", NAME])?;
-    say("Regions start round robin. A message moves the first seven:");
+    say("Regions start round robin. A message moves the first seven:")?;
     verb(socket, &["message", NAME, "0", "set_region_mappings", "0:0", ":1", ":2", ":0", ":1", ":2", ":1"])?;
     verb(socket, &["map", "show", NAME])
 }
@@ -82,12 +85,16 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
         ensure!(read == content(region), "region {region} reads back differently");
     }
     client.disconnect().context("the client could not take its leave")?;
-    say("Wrote and read back every region over NBD. Looked up in the files, past the daemon:");
+    say("Wrote and read back every region over NBD. Looked up in the files, past the daemon:")?;
     let images: Vec<Vec<u8>> = files.iter().map(fs::read).collect::<Result<_, _>>()?;
     for (region, expected) in PATHS.iter().enumerate() {
-        let here = |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
+        let here =
+            |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
         let found: Vec<usize> = (0..images.len()).filter(|path| here(&images[*path])).collect();
-        ensure!(found == [*expected], "region {region} is in the files {found:?}, it should be in {expected}");
+        ensure!(
+            found == [*expected],
+            "region {region} is in the files {found:?}, it should be in {expected}"
+        );
     }
     for (path, image) in images.iter().enumerate() {
         let regions: Vec<usize> = (0..REGIONS).filter(|region| PATHS[*region] == path).collect();
@@ -95,7 +102,7 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
             let blank = image[region * REGION..(region + 1) * REGION].iter().all(|byte| *byte == 0);
             ensure!(blank, "path {path} holds something in region {region}, which was never sent there");
         }
-        println!("  switch{path} holds the regions {regions:?} and nothing else");
+        writeln!(stdout(), "  switch{path} holds the regions {regions:?} and nothing else")?;
     }
     Ok(())
 }
@@ -109,12 +116,12 @@ fn content(region: usize) -> Vec<u8> {
 fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     let program = program()?.display().to_string();
     let socket = socket.display();
-    say("Serving until Ctrl-C. To try in another terminal:");
-    println!("  export BLKSWITCH_SOCKET={socket}");
-    println!("  nbdinfo '{uri}'");
-    println!("  nbdinfo --map=blkswitch:path '{uri}'");
-    println!("  {program} message {NAME} 0 set_region_mappings 0:2 R1,f");
-    println!("  {program} map show {NAME}");
+    say("Serving until Ctrl-C. To try in another terminal:")?;
+    writeln!(stdout(), "  export BLKSWITCH_SOCKET={socket}")?;
+    writeln!(stdout(), "  nbdinfo '{uri}'")?;
+    writeln!(stdout(), "  nbdinfo --map=blkswitch:path '{uri}'")?;
+    writeln!(stdout(), "  {program} message {NAME} 0 set_region_mappings 0:2 R1,f")?;
+    writeln!(stdout(), "  {program} map show {NAME}")?;
     stdout().flush()?;
     runtime()?.block_on(async { anyhow::Ok(Signals::new()?.first().await) })
 }
@@ -125,7 +132,7 @@ fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
         .iter()
         .map(|word| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() })
         .collect();
-    println!("$ blkswitch {}", shown.join(" "));
+    writeln!(stdout(), "$ blkswitch {}", shown.join(" "))?;
     // What the verb prints must come behind what was printed here.
     stdout().flush()?;
     let status = Command::new(program()?)
@@ -144,11 +151,11 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 /// A line of explanation, bold on a terminal.
-fn say(text: &str) {
+fn say(text: &str) -> io::Result<()> {
     if stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new("")) {
-        println!("\n\x1b[1m{text}\x1b[0m");
+        writeln!(stdout(), "\n\x1b[1m{text}\x1b[0m")
     } else {
-        println!("\n{text}");
+        writeln!(stdout(), "\n{text}")
     }
 }
 

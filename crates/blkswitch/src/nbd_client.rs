@@ -162,7 +162,10 @@ impl NbdClient {
         let errno = u32::from_be_bytes(self.take()?);
         let cookie = u64::from_be_bytes(self.take()?);
         if magic != SIMPLE_REPLY || cookie != self.cookie {
-            return Err(broken(format!("a reply with magic {magic:#x} and cookie {cookie}, not {}", self.cookie)));
+            return Err(broken(format!(
+                "a reply with magic {magic:#x} and cookie {cookie}, not {}",
+                self.cookie
+            )));
         }
         if errno != 0 {
             return Err(io::Error::from_raw_os_error(errno as i32));
@@ -184,7 +187,9 @@ impl NbdClient {
         let greeting = (u64::from_be_bytes(client.take()?), u64::from_be_bytes(client.take()?));
         let flags = u16::from_be_bytes(client.take()?);
         if greeting != (NBDMAGIC, IHAVEOPT) || flags & FIXED_NEWSTYLE == 0 || flags & NO_ZEROES == 0 {
-            return Err(broken(format!("no fixed-newstyle NBD server: greeting {greeting:x?}, flags {flags:#x}")));
+            return Err(broken(format!(
+                "no fixed-newstyle NBD server: greeting {greeting:x?}, flags {flags:#x}"
+            )));
         }
         let mut go = Vec::new();
         go.extend_from_slice(&u32::from(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());

@@ -122,7 +122,7 @@ fn transcripts_of_messages_that_fail() {
 
 #[test]
 fn words_are_joined_by_single_spaces_and_sent_as_they_are() {
-    let fake = Fake::start(|_| Answer::json(&MessageReply { text: Some("0: 0+2048".into()), mapped: 2 }));
+    let fake = Fake::start(|_| Answer::json(&MessageReply { text: Some("0: 0+2048".into()), arguments: 2 }));
     for line in
         ["message /dev/mapper/switch 2047 'a  b' c\\\\d", "message 'a b' 0 x --atomic", "-v message s 1 x"]
     {
@@ -138,10 +138,10 @@ fn words_are_joined_by_single_spaces_and_sent_as_they_are() {
     );
     assert_eq!(fake.bodies(), ["a  b c\\d", "x", "x"]);
     assert_eq!(fake.shell("blkswitch message s 1 x").out, "0: 0+2048\n");
-    assert_eq!(fake.shell("blkswitch -v message s 1 x").out, "2 regions mapped.\n0: 0+2048\n");
+    assert_eq!(fake.shell("blkswitch -v message s 1 x").out, "2 arguments applied.\n0: 0+2048\n");
     let reply: MessageReply =
         serde_json::from_str(&fake.shell("blkswitch message s 1 x --json").out).unwrap();
-    assert_eq!(reply.mapped, 2);
+    assert_eq!(reply.arguments, 2);
 }
 
 /// Peak memory of a process in KiB, of which the program itself needs some thousand.
@@ -159,7 +159,7 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
     let fake = Fake::start(|asked| {
         // The client waits for this answer: its peak is what streaming took.
         *PEAK_KIB.lock().unwrap() = peak_kib(CLIENT.load(Ordering::SeqCst));
-        Answer::json(&MessageReply { text: None, mapped: asked.body.matches(':').count() as u64 })
+        Answer::json(&MessageReply { text: None, arguments: asked.body.matches(':').count() as u64 })
     });
     let mut command = fake.command();
     command.args(["message", "switch", "0", "set_region_mappings", "-", "--json"]);
@@ -173,7 +173,7 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
     drop(stdin);
     let ran = Ran::from(child.wait_with_output().unwrap());
     assert_eq!((ran.rc, ran.err.as_str()), (0, ""));
-    assert_eq!(serde_json::from_str::<MessageReply>(&ran.out).unwrap().mapped, ENTRIES as u64);
+    assert_eq!(serde_json::from_str::<MessageReply>(&ran.out).unwrap().arguments, ENTRIES as u64);
     assert!(fake.bodies()[0].starts_with("set_region_mappings :1 :1 "));
     let (peak, sent) = (*PEAK_KIB.lock().unwrap(), (ENTRIES * 3) as u64 >> 10);
     assert!(peak < sent, "the client took {peak} KiB to send {sent} KiB");

@@ -232,7 +232,8 @@ impl Leaf {
                 (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
             }
             Address::Sim(sim) => {
-                (Engine::Sim(SimEngine::new(sim)), Limits::memory(sim.bytes), sim.to_string())
+                let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
+                (Engine::Sim(Box::new(SimEngine::new(sim))), limits, sim.to_string())
             }
         };
         static ANONYMOUS: AtomicU64 = AtomicU64::new(0);

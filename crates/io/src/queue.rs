@@ -115,6 +115,10 @@ pub struct Queue {
     /// Where the kernel writes the eventfd's count; boxed because its address is given away.
     wake_count: Box<u64>,
     stopping: Option<Ack>,
+    /// A tick is to come.
+    ticking: bool,
+    /// Listeners whose last accept failed: tried again at the next tick, for the reason (no descriptors) may last.
+    refused: Vec<usize>,
     done: Vec<Done>,
 }
 
@@ -134,6 +138,8 @@ impl Queue {
             next_queue: 0,
             wake_count: Box::new(0),
             stopping: None,
+            ticking: false,
+            refused: Vec::new(),
             done: Vec::new(),
         })
     }
@@ -180,6 +186,12 @@ impl Queue {
             Tag::Ublk => {
                 let (_, ublk, mut context) = self.split();
                 ublk.complete(completion, &mut context);
+            }
+            Tag::Tick => {
+                self.ticking = false;
+                self.server.tick(self.ring.now_ns());
+                std::mem::take(&mut self.refused).into_iter().for_each(|listener| self.arm_accept(listener));
+                self.keep_ticking();
             }
             Tag::Ignored => {}
         }
@@ -238,6 +250,7 @@ impl Queue {
             Command::Connect { socket } => {
                 let (server, _, mut context) = self.split();
                 server.connect(socket, &mut context);
+                self.keep_ticking();
             }
             Command::ServeUblk { queue, ack } => {
                 let (_, ublk, mut context) = self.split();
@@ -255,8 +268,17 @@ impl Queue {
                 // First: what waits at a gate is not to be refused but left to the next server.
                 self.ublk.stop();
                 self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
-                self.server.stop();
+                self.server.stop(self.ring.now_ns());
+                self.keep_ticking();
             }
+        }
+    }
+
+    /// Has a tick come if there is something to look at then.
+    fn keep_ticking(&mut self) {
+        if !self.ticking && (self.server.is_timed() || !self.refused.is_empty()) {
+            self.ticking = true;
+            self.ring.tick();
         }
     }
 
@@ -286,10 +308,12 @@ impl Queue {
                 mailbox.send(Command::Connect { socket });
             }
             self.next_queue = (self.next_queue + 1) % self.mailboxes.len();
+            self.arm_accept(completion.id as usize);
         } else if completion.result != -libc::ECANCELED && self.stopping.is_none() {
             let error = io::Error::from_raw_os_error(-completion.result);
             tracing::warn!(%error, "accept failed");
+            self.refused.push(completion.id as usize);
+            self.keep_ticking();
         }
-        self.arm_accept(completion.id as usize);
     }
 }

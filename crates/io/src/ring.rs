@@ -10,13 +10,16 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::time::Instant;
 
-use io_uring::{IoUring, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 
 /// Submissions collected before they must go to the kernel. Twice the deepest batch seen in practice; a fuller
 /// queue only means one more system call.
 const SUBMISSIONS: u32 = 512;
 /// Completions the kernel can hold without its overflow list: several connections' worth of requests in flight.
 const COMPLETIONS: u32 = 8192;
+
+/// How often a queue looks at deadlines, while it has any: all are a matter of seconds.
+pub const TICK_SECONDS: u64 = 1;
 
 /// What a completion belongs to: the top byte of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +35,12 @@ pub enum Tag {
     Receive = 4,
     /// Bytes to a connection's socket.
     Send = 5,
+    /// A second has passed ([`Ring::tick`]).
+    Tick = 6,
     /// A cancellation or another operation whose result nobody awaits.
-    Ignored = 6,
+    Ignored = 7,
     /// A command of a ublk hardware queue; the id is its place and the tag.
-    Ublk = 7,
+    Ublk = 8,
 }
 
 impl Tag {
@@ -46,7 +51,8 @@ impl Tag {
             3 => Tag::Accept,
             4 => Tag::Receive,
             5 => Tag::Send,
-            7 => Tag::Ublk,
+            6 => Tag::Tick,
+            8 => Tag::Ublk,
             _ => Tag::Ignored,
         }
     }
@@ -152,6 +158,14 @@ impl Ring {
                 tracing::error!(%error, "io_uring submission failed");
             }
         }
+    }
+
+    /// Has a [`Tag::Tick`] come after [`TICK_SECONDS`].
+    pub fn tick(&mut self) {
+        static TICK: types::Timespec = types::Timespec::new().sec(TICK_SECONDS);
+        let entry = opcode::Timeout::new(&raw const TICK).build().user_data(user_data(Tag::Tick, 0));
+        // SAFETY: the time it points to is static.
+        unsafe { self.push(&entry) };
     }
 
     /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.

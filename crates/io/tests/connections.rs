@@ -3,22 +3,57 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::{Client, WRITE, World, in_time};
+use support::{
+    Client, DISCONNECT, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, option,
+    request,
+};
 
 const MIB: usize = 1 << 20;
+// NBD's numbers of errors.
+const EPERM: u32 = 1;
+const EIO: u32 = 5;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+
+/// A world with one device `disk` over memory.
+fn memory(queues: usize) -> World {
+    let world = World::new(queues);
+    world.device("disk", world.linear(&world.leaf("mem:128M")));
+    world
+}
+
+/// Another client finds the device in order.
+#[track_caller]
+fn assert_serves(world: &World) {
+    let mut client = world.connect("disk");
+    client.write(4096, &[0x5a; 4096]).unwrap();
+    assert_eq!(client.read(4096, 4096).unwrap(), [0x5a; 4096]);
+    client.flush().unwrap();
+}
+
+/// The server has ended the connection.
+#[track_caller]
+fn assert_closed(socket: &mut UnixStream) {
+    let mut rest = Vec::new();
+    match socket.read_to_end(&mut rest) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}"),
+    }
+}
 
 /// Three writes of 32 MiB are more than a connection may have lent, so the third waits in the input buffer, and while
 /// it waits a receive into that buffer is under way. The body that comes then belongs to the write, not behind it.
 #[test]
 fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
-    let world = World::new(1);
-    let leaf = world.leaf("mem:128M");
-    let device = world.device("disk", world.linear(&leaf));
+    let world = memory(1);
+    let device = world.pool.registry().find("disk").unwrap();
     device.suspend().unwrap();
     let mut client = world.connect("disk");
     let data: Vec<u8> = (0..96 * MIB).map(|n| (n / 4093) as u8).collect();
@@ -44,9 +79,7 @@ fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
 /// A handshake looks devices up while another is being made: neither may wait for the other.
 #[test]
 fn devices_are_made_while_clients_connect() {
-    let world = Arc::new(World::new(2));
-    let leaf = world.leaf("mem:1M");
-    let _device = world.device("disk", world.linear(&leaf));
+    let world = Arc::new(memory(2));
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..3)
         .map(|_| {
@@ -69,4 +102,330 @@ fn devices_are_made_while_clients_connect() {
     });
     stop.store(true, Ordering::Relaxed);
     clients.into_iter().for_each(|client| client.join().unwrap());
+}
+
+/// More requests than a connection may have in flight, then the end of what the client says: it gets every answer.
+#[test]
+fn a_client_that_has_said_all_gets_all_answers() {
+    let world = memory(1);
+    let mut client = world.connect("disk");
+    let count = 3000;
+    let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, 512)).collect();
+    client.socket.write_all(&requests).unwrap();
+    client.socket.shutdown(Shutdown::Write).unwrap();
+    // What is not read holds the server up: everything it may lend is under way, the rest waits in its buffer.
+    std::thread::sleep(Duration::from_millis(100));
+    let mut data = [0; 512];
+    for n in 0..count {
+        assert_eq!(client.reply().expect("an answer to every request"), (0, n));
+        client.socket.read_exact(&mut data).unwrap();
+    }
+    assert_closed(&mut client.socket);
+}
+
+#[test]
+fn requests_in_flight_are_answered_before_a_disconnect() {
+    let world = memory(1);
+    let mut client = world.connect("disk");
+    let mut bytes: Vec<u8> = (0..100).flat_map(|n| request(0, READ, n, 0, 512)).collect();
+    bytes.extend(request(0, DISCONNECT, 100, 0, 0));
+    bytes.extend(request(0, WRITE, 101, 0, 512));
+    bytes.extend([1; 512]);
+    client.socket.write_all(&bytes).unwrap();
+    let mut data = [0; 512];
+    for n in 0..100 {
+        assert_eq!(client.reply().unwrap(), (0, n));
+        client.socket.read_exact(&mut data).unwrap();
+    }
+    assert_closed(&mut client.socket);
+    assert_eq!(world.connect("disk").read(0, 512).unwrap(), [0; 512], "what follows DISC is not carried out");
+}
+
+#[test]
+fn half_a_request_is_not_carried_out() {
+    let world = memory(2);
+    let mut write = request(0, WRITE, 1, 0, 64 << 10).to_vec();
+    write.extend([0xee; 64 << 10]);
+    for cut in [0, 1, 27, 28, 29, 4096, (64 << 10) + 27] {
+        for how in [None, Some(Shutdown::Write)] {
+            let mut client = world.connect("disk");
+            client.socket.write_all(&write[..cut]).unwrap();
+            match how {
+                None => drop(client),
+                Some(how) => {
+                    client.socket.shutdown(how).unwrap();
+                    assert_closed(&mut client.socket);
+                }
+            }
+        }
+    }
+    eventually("all connections are gone", || world.pool.registry().find("disk").unwrap().info().opens == 0);
+    assert_eq!(world.connect("disk").read(0, 64 << 10).unwrap(), vec![0; 64 << 10]);
+}
+
+#[test]
+fn clients_that_die_with_requests_in_flight_harm_nobody() {
+    let world = World::new(2);
+    let device = world.device("disk", world.linear(&world.leaf("sim:1M,delay=1ms..5ms")));
+    for round in 0..30u64 {
+        let mut client = world.connect("disk");
+        for n in 0..20 {
+            client.send(0, READ, n * 4096, 4096, &[]).unwrap();
+            client.send(0, WRITE, (512 << 10) + n * 4096, 4096, &[round as u8; 4096]).unwrap();
+            client.send(FUA, WRITE_ZEROES, (768 << 10) + n * 4096, 4096, &[]).unwrap();
+            client.send(0, FLUSH, 0, 0, &[]).unwrap();
+        }
+        drop(client);
+        if round % 10 == 0 {
+            assert_serves(&world);
+        }
+    }
+    assert_serves(&world);
+    eventually("all connections are gone", || device.info().opens == 0);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_and_the_connection_goes_on() {
+    let world = memory(1);
+    let size = 128 << 20;
+    let mut client = world.connect("disk");
+    for (flags, command, offset, len, error) in [
+        (0, READ, 0, u32::MAX, EINVAL),
+        (0, READ, size, 512, EINVAL),
+        (0, READ, u64::MAX, 512, EINVAL),
+        (0, READ, u64::MAX - 511, 512, EINVAL),
+        (0, READ, 1, 512, EINVAL),
+        (0, READ, 0, 513, EINVAL),
+        (0, TRIM, size - 512, 1024, EINVAL),
+        (0, WRITE_ZEROES, size - 512, 1024, ENOSPC),
+        (0, WRITE_ZEROES, 0, u32::MAX - 511, ENOSPC),
+        (0, FLUSH, 512, 512, EINVAL),
+        (1 << 15, READ, 0, 512, EINVAL),
+        (0, 9, 0, 512, EINVAL),
+        (0, u16::MAX, 0, u32::MAX, EINVAL),
+    ] {
+        let answer = client.call(flags, command, offset, len, &[]);
+        assert_eq!(answer, Err(error), "flags {flags} command {command} offset {offset} len {len}");
+    }
+    let answer = client.call(0, WRITE, size, 512, &[1; 512]);
+    assert_eq!(answer, Err(ENOSPC));
+    let large = vec![1; 33 * MIB];
+    assert_eq!(client.call(0, WRITE, 0, large.len() as u32, &large), Err(EINVAL));
+    assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
+    for len in [0, 512] {
+        client.call(0, TRIM, 0, len, &[]).unwrap();
+    }
+    assert_serves(&world);
+}
+
+#[test]
+fn requests_that_cannot_be_read_end_their_connection_only() {
+    let world = memory(1);
+    let huge = request(0, WRITE, 1, 0, u32::MAX);
+    let nonsense = [0x55; 28];
+    for bytes in [huge, nonsense] {
+        let mut client = world.connect("disk");
+        client.socket.write_all(&bytes).unwrap();
+        assert_closed(&mut client.socket);
+        assert_serves(&world);
+    }
+}
+
+/// A client that is dropped while it does not read: its connection ends all the same.
+#[test]
+fn a_client_that_lies_and_does_not_read_is_dropped() {
+    let world = memory(1);
+    let device = world.pool.registry().find("disk").unwrap();
+    let mut client = world.connect("disk");
+    for _ in 0..4 {
+        client.send(0, READ, 0, 32 * MIB as u32, &[]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let mut bytes = vec![0x55; 28];
+    bytes.resize(1 << 20, 0x55);
+    client.socket.set_nonblocking(true).unwrap();
+    let _ = client.socket.write(&bytes);
+    // Two reads are all that may be lent; once they are sent, the nonsense behind the others is met.
+    client.socket.set_nonblocking(false).unwrap();
+    let mut sink = vec![0; 2 * (32 * MIB + 16)];
+    client.socket.read_exact(&mut sink).unwrap();
+    eventually("the connection is gone", || device.info().opens == 0);
+    assert_serves(&world);
+}
+
+#[test]
+fn a_flood_of_options_ends() {
+    let world = memory(1);
+    let floods: [(&str, Vec<u8>); 4] = [
+        ("LIST without end", option(3, &[]).repeat(100_000)),
+        ("unknown options", option(99, &[7; 100]).repeat(100_000)),
+        ("an option of 4 GiB", [b"IHAVEOPT", &7u32.to_be_bytes()[..], &[0xff; 4]].concat()),
+        ("no option", vec![0x20; 1 << 20]),
+    ];
+    for (what, bytes) in floods {
+        let mut socket = UnixStream::connect(world.socket()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut greeting = [0; 18];
+        socket.read_exact(&mut greeting).unwrap();
+        let mut reader = socket.try_clone().unwrap();
+        let reading = std::thread::spawn(move || assert_closed(&mut reader));
+        // The server may have hung up long before all is sent.
+        let _ = socket.write_all(&[&3u32.to_be_bytes()[..], &bytes].concat());
+        reading.join().unwrap_or_else(|_| panic!("{what}: the connection stays"));
+        assert_serves(&world);
+    }
+}
+
+/// Handshakes that get nowhere are dropped after ten seconds, connections that are idle after theirs are not.
+#[test]
+fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
+    let world = memory(2);
+    let mut idle = world.connect("disk");
+    let start = Instant::now();
+    let mut silent: Vec<UnixStream> = (0..4).map(|_| UnixStream::connect(world.socket()).unwrap()).collect();
+    for socket in &mut silent {
+        socket.set_read_timeout(Some(support::HANG)).unwrap();
+    }
+    silent[1].write_all(&3u32.to_be_bytes()).unwrap();
+    silent[2].write_all(&[&3u32.to_be_bytes()[..], &option(3, &[])].concat()).unwrap();
+    silent[3].write_all(&[&3u32.to_be_bytes()[..], &option(1, b"disk")[..19]].concat()).unwrap();
+    for socket in &mut silent {
+        assert_closed(socket);
+        let took = start.elapsed();
+        assert!((8..15).contains(&took.as_secs()), "dropped after {took:?}");
+    }
+    assert_eq!(idle.read(0, 512).unwrap(), [0; 512]);
+}
+
+/// Nor does a client that never reads keep the server from stopping.
+#[test]
+fn a_stop_waits_for_no_client_that_does_not_read() {
+    let world = memory(2);
+    let mut client = world.connect("disk");
+    for _ in 0..8 {
+        client.send(0, READ, 0, 32 * MIB as u32, &[]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let world = in_time("stopping", move || {
+        world.pool.stop();
+        world
+    });
+    drop((client, world));
+}
+
+/// A stop in the middle of everything: every request that was answered with success is carried out, none hangs.
+#[test]
+fn a_stop_under_load_finishes_what_it_answers() {
+    let world = World::new(2);
+    let leaves = [world.file_leaf("a", 1 << 20), world.file_leaf("b", 1 << 20)];
+    world.device("disk", world.switch(&leaves, 8));
+    let suspended = world.device("suspended", world.linear(&world.leaf("mem:1M")));
+    suspended.suspend().unwrap();
+    let mut parked = world.connect("suspended");
+    parked.send(0, READ, 0, 512, &[]).unwrap();
+    // The answers of a body that never comes whole, and of a request at a closed gate, are not waited for.
+    let mut torn = world.connect("disk");
+    torn.send(0, WRITE, 0, 64 << 10, &[1; 100]).unwrap();
+
+    let writers: Vec<_> = (0..4u64)
+        .map(|writer| {
+            let mut client = world.connect("disk");
+            std::thread::spawn(move || {
+                let mut written = 0u64;
+                loop {
+                    let offset = (writer * 64 + written % 64) * 4096;
+                    let data = [(1 + written / 64 % 250) as u8; 4096];
+                    if client.send(0, WRITE, offset, 4096, &data).is_err() {
+                        return written;
+                    }
+                    match client.reply() {
+                        Ok((0, _)) => written += 1,
+                        _ => return written,
+                    }
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let world = in_time("stopping", move || {
+        world.pool.stop();
+        world
+    });
+    let (a, b) = (world.dir.path().join("a"), world.dir.path().join("b"));
+    let files = [std::fs::read(a).unwrap(), std::fs::read(b).unwrap()];
+    for (writer, thread) in writers.into_iter().enumerate() {
+        let written = thread.join().unwrap();
+        assert!(written > 0);
+        for slot in 0..written.min(64) {
+            let offset = ((writer as u64 * 64 + slot) * 4096) as usize;
+            // The last write to this slot that was answered, or the one that was not any more.
+            let last = (written - 1 - slot) / 64 + 1;
+            let byte = files[offset / 4096 % 2][offset];
+            let fits = [last, last + 1].map(|n| (1 + (n - 1) % 250) as u8);
+            assert!(fits.contains(&byte), "writer {writer} slot {slot}: {byte} is none of {fits:?}");
+        }
+    }
+    assert!(leaves.iter().all(|leaf| !leaf.needs_flush()), "a clean stop flushes");
+    assert_ne!(parked.reply().map(|(error, _)| error).ok(), Some(0));
+}
+
+/// Far more pieces in one turn than the rings hold.
+#[test]
+fn more_pieces_at_once_than_the_rings_hold() {
+    let world = World::new(1);
+    let leaves = [world.file_leaf("a", 4 << 20), world.file_leaf("b", 4 << 20)];
+    world.device("disk", world.switch(&leaves, 1));
+    let len = 512 << 10;
+    let mut client = world.connect("disk");
+    let data: Vec<Vec<u8>> =
+        (0..8usize).map(|n| (0..len).map(|at| (at / 512 + n * 7) as u8).collect()).collect();
+    for round in 0..3 {
+        for (n, data) in data.iter().enumerate() {
+            client.send(0, WRITE, (n * len) as u64, len as u32, data).unwrap();
+        }
+        for _ in 0..8 {
+            assert_eq!(client.reply().unwrap().0, 0, "round {round}");
+        }
+        // All at once, by a single call.
+        let reads: Vec<u8> =
+            (0..32u64).flat_map(|n| request(0, READ, 1000 + n, n % 8 * len as u64, len as u32)).collect();
+        client.socket.write_all(&reads).unwrap();
+        let mut got = vec![0; len];
+        for _ in 0..32 {
+            let (error, cookie) = client.reply().unwrap();
+            assert_eq!(error, 0);
+            client.socket.read_exact(&mut got).unwrap();
+            assert!(got == data[(cookie as usize - 1000) % 8], "read {cookie}");
+        }
+    }
+}
+
+#[test]
+fn a_read_only_table_and_a_shrunken_one_refuse_writes() {
+    let world = World::new(1);
+    let leaf = world.leaf("mem:1M");
+    let mut table = blkswitch_io::TableBuilder::new(true);
+    let below = table.leaf(leaf.clone());
+    table.push(2048, blkswitch_io::Target::Linear(blkswitch_io::To { below, offset: 0 }));
+    let device = world.device("disk", table.build(1));
+    let mut before = world.connect("disk");
+    assert_eq!(before.write(0, &[1; 512]), Err(EPERM));
+    device.load(world.linear(&leaf)).unwrap();
+    device.resume().unwrap();
+    let mut after = world.connect("disk");
+    after.write((1 << 20) - 512, &[1; 512]).unwrap();
+    assert_eq!(before.write(0, &[1; 512]), Err(EPERM), "what was announced holds for the connection");
+    let mut short = blkswitch_io::TableBuilder::new(false);
+    let below = short.leaf(leaf);
+    short.push(8, blkswitch_io::Target::Linear(blkswitch_io::To { below, offset: 0 }));
+    device.load(short.build(1)).unwrap();
+    device.resume().unwrap();
+    assert_eq!(after.write(4096, &[1; 512]), Err(ENOSPC));
+    assert_eq!(after.read(4096, 512), Err(EINVAL));
+    assert_eq!(after.read(3584, 512).unwrap(), [0; 512]);
+    let mut error = blkswitch_io::TableBuilder::new(false);
+    error.push(2048, blkswitch_io::Target::Error);
+    device.load(error.build(1)).unwrap();
+    device.resume().unwrap();
+    assert_eq!(after.read(0, 512), Err(EIO));
 }

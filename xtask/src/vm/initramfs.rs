@@ -38,7 +38,8 @@ fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
     for module in BOOT_MODULES {
         let file = format!("/{module}.ko");
-        let Some((path, needs)) = index.lines().filter_map(|line| line.split_once(':')).find(|(path, _)| path.ends_with(&file))
+        let Some((path, needs)) =
+            index.lines().filter_map(|line| line.split_once(':')).find(|(path, _)| path.ends_with(&file))
         else {
             continue; // built in
         };

@@ -124,7 +124,9 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     let headers = format!("linux-headers-{release}");
     let mut names = vec!["busybox-static".to_owned(), format!("linux-image-{release}"), headers.clone()];
     let parts = apt.depends(&headers)?;
-    names.extend(parts.into_iter().filter(|name| name.ends_with("-common") || name.starts_with("linux-kbuild-")));
+    names.extend(
+        parts.into_iter().filter(|name| name.ends_with("-common") || name.starts_with("linux-kbuild-")),
+    );
     for package in apt.download(&names)? {
         run(Command::new("dpkg").arg("-x").arg(package).arg(root))?;
     }
@@ -199,15 +201,20 @@ impl Apt {
 /// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the host's configuration.
 fn mirror(suffix: &str) -> Result<String> {
     let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(REPO_URI)";
-    let targets = run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let targets =
+        run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
     for line in targets.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [suite, "main", "Debian", address] = words[..]
-            && suite.ends_with(suffix) && (!suffix.is_empty() || !suite.contains('-')) {
-                return Ok(address.to_owned());
-            }
+            && suite.ends_with(suffix)
+            && (!suffix.is_empty() || !suite.contains('-'))
+        {
+            return Ok(address.to_owned());
+        }
     }
-    bail!("apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help")
+    bail!(
+        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help"
+    )
 }
 
 /// Takes the ELF file out of the bzImage (Documentation/arch/x86/boot.rst: the payload fields of the setup header).

@@ -117,9 +117,10 @@ impl<'a> Builder<'a> {
                 let reason = format!("'{}' is the device itself: it cannot stand on itself", Printable(word));
                 Err(Failure::new(Errno::Einval, reason))
             }
-            Found::Device(device) => self.table.device(&device).ok_or_else(|| {
-                Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
-            }),
+            Found::Device(device) => self
+                .table
+                .device(&device)
+                .ok_or_else(|| Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))),
             Found::Leaf(address) => {
                 let leaf = self.site.leaves.open(&address, &self.options)?;
                 let name = leaf.name().to_owned();

@@ -66,11 +66,16 @@ fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
 
 fn linear(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
     let [device, offset] = words else {
-        return Err(refuse("linear", "Invalid argument count", "linear needs a device and an offset".to_owned()));
+        return Err(refuse(
+            "linear",
+            "Invalid argument count",
+            "linear needs a device and an offset".to_owned(),
+        ));
     };
-    let offset = sector(offset)
-        .ok_or_else(|| refuse("linear", "Invalid device sector", bad_offset(offset)))?;
-    let below = table.below(device).map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
+    let offset =
+        sector(offset).ok_or_else(|| refuse("linear", "Invalid device sector", bad_offset(offset)))?;
+    let below =
+        table.below(device).map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
     let to = To { below, offset };
     table.needs(Area { to, len, regions: None });
     Ok(Target::Linear(to))
@@ -79,14 +84,17 @@ fn linear(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
 fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
     let refuse = |text, reason: String| refuse("striped", text, reason);
     let [count, chunk, rest @ ..] = words else {
-        return Err(refuse("Not enough arguments", "striped needs a stripe count and a chunk size".to_owned()));
+        return Err(refuse(
+            "Not enough arguments",
+            "striped needs a stripe count and a chunk size".to_owned(),
+        ));
     };
-    let stripes = parse_u32(count).filter(|count| *count > 0).ok_or_else(|| {
-        refuse("Invalid stripe count", bad_number("stripe count", count))
-    })?;
-    let chunk = parse_u32(chunk).filter(|chunk| *chunk > 0).ok_or_else(|| {
-        refuse("Invalid chunk_size", bad_number("chunk size in sectors", chunk))
-    })?;
+    let stripes = parse_u32(count)
+        .filter(|count| *count > 0)
+        .ok_or_else(|| refuse("Invalid stripe count", bad_number("stripe count", count)))?;
+    let chunk = parse_u32(chunk)
+        .filter(|chunk| *chunk > 0)
+        .ok_or_else(|| refuse("Invalid chunk_size", bad_number("chunk size in sectors", chunk)))?;
     let (stripes, chunk) = (u64::from(stripes), u64::from(chunk));
     if len % stripes != 0 {
         let reason = format!("the length of {len} sectors must be a multiple of the {stripes} stripes");
@@ -94,11 +102,13 @@ fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target,
     }
     let width = len / stripes;
     if width % chunk != 0 {
-        let reason = format!("a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors");
+        let reason =
+            format!("a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors");
         return Err(refuse("Target length not divisible by chunk size", reason));
     }
     if rest.len() as u64 != stripes.saturating_mul(2) {
-        let reason = format!("{stripes} stripes need as many devices with offsets, but {} words follow", rest.len());
+        let reason =
+            format!("{stripes} stripes need as many devices with offsets, but {} words follow", rest.len());
         return Err(refuse("Not enough destinations specified", reason));
     }
     let mut places = Vec::with_capacity(rest.len() / 2);

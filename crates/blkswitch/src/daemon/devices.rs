@@ -62,9 +62,9 @@ impl Devices {
         let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
         let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
         let loaded = self.load(&device, &load).map_err(step("reload"));
-        let done = loaded.and_then(|()| Ok(device.resume()).and_then(|resumed| {
-            resumed.map_err(|error| ("resume", Failure::from(error)))
-        }));
+        let done = loaded.and_then(|()| {
+            Ok(device.resume()).and_then(|resumed| resumed.map_err(|error| ("resume", Failure::from(error))))
+        });
         match done {
             Ok(()) => Ok(describe::device(&device)),
             Err((ioctl, failure)) => {
@@ -107,8 +107,9 @@ impl Devices {
                 }
                 let name = device.name();
                 self.registry().set_uuid(device, new).map_err(|error| {
-                    let line =
-                        format!("Unable to change uuid on mapped device {name} to one that already exists: {new}");
+                    let line = format!(
+                        "Unable to change uuid on mapped device {name} to one that already exists: {new}"
+                    );
                     logged_if_taken(error, line)
                 })
             }

@@ -77,7 +77,9 @@ impl From<DeviceError> for Failure {
         };
         let failure = Failure::new(errno, sentence(&error));
         match error {
-            DeviceError::NoTable | DeviceError::SectorOutside | DeviceError::NoMessages => failure.logged(error),
+            DeviceError::NoTable | DeviceError::SectorOutside | DeviceError::NoMessages => {
+                failure.logged(error)
+            }
             _ => failure,
         }
     }
@@ -86,9 +88,13 @@ impl From<DeviceError> for Failure {
 /// What a [`DeviceError`] means for the caller, where the kernel's text alone says little.
 fn sentence(error: &DeviceError) -> String {
     match error {
-        DeviceError::NoTable => "the device has no live table: load one and resume the device first".to_owned(),
+        DeviceError::NoTable => {
+            "the device has no live table: load one and resume the device first".to_owned()
+        }
         DeviceError::SectorOutside => "the sector is past the end of the device's live table".to_owned(),
-        DeviceError::NoMessages => "the segment that holds the sector takes no messages: only switch does".to_owned(),
+        DeviceError::NoMessages => {
+            "the segment that holds the sector takes no messages: only switch does".to_owned()
+        }
         other => other.to_string(),
     }
 }
@@ -107,10 +113,13 @@ mod tests {
     fn lines_name_the_device_once_it_is_known() {
         let failure = Failure::target(Errno::Einval, "switch: Invalid number of paths (-EINVAL)", "because");
         let body = failure.clone().of("reload", Some(3));
-        assert_eq!(body.kernel, [
-            "device-mapper: table: 0:3: switch: Invalid number of paths (-EINVAL)",
-            "device-mapper: ioctl: error adding target to table",
-        ]);
+        assert_eq!(
+            body.kernel,
+            [
+                "device-mapper: table: 0:3: switch: Invalid number of paths (-EINVAL)",
+                "device-mapper: ioctl: error adding target to table",
+            ]
+        );
         assert!(failure.of("reload", None).kernel[0].contains("$DEV"));
     }
 

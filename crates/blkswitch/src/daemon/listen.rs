@@ -95,12 +95,17 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         bail!("'{}' is there and is no socket: it is left alone", path.display());
     }
     match UnixStream::connect(path) {
-        Ok(_) => bail!("'{}': somebody listens there already, perhaps another blkswitch serve", path.display()),
+        Ok(_) => {
+            bail!("'{}': somebody listens there already, perhaps another blkswitch serve", path.display())
+        }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             tracing::info!(path = %path.display(), "replacing the socket of a daemon that is gone");
-            std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket '{}'", path.display()))
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove the stale socket '{}'", path.display()))
         }
-        Err(error) => Err(error).with_context(|| format!("cannot tell whether anybody listens on '{}'", path.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot tell whether anybody listens on '{}'", path.display()))
+        }
     }
 }
 

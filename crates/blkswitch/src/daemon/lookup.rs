@@ -83,7 +83,8 @@ fn by_numbers(numbers: (Option<u32>, Option<u32>), registry: &Registry) -> Resul
         let reason = "a device number must be below 4096 before the colon and below 1048576 behind it";
         return Err(Failure::new(Errno::Eoverflow, reason));
     };
-    let none = |whose: &str| Failure::new(Errno::Enxio, format!("there is no {whose} device {major}:{minor}"));
+    let none =
+        |whose: &str| Failure::new(Errno::Enxio, format!("there is no {whose} device {major}:{minor}"));
     if major == MAJOR {
         return registry.by_id(minor).map(Found::Device).ok_or_else(|| none("blkswitch"));
     }

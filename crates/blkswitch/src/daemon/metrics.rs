@@ -222,6 +222,7 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
 }
 
 fn with_op<'a>(path: &'a SeenPath, op: &'a str) -> [(&'static str, &'a str); 5] {
-    let [device, segment, number, address] = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let [device, segment, number, address] =
+        path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
     [device, segment, number, address, ("op", op)]
 }

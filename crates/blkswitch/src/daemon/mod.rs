@@ -26,7 +26,7 @@ pub mod routes;
 pub mod server;
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,19 +55,29 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let stopped = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let daemon = Daemon::start(&options)?;
-        println!("ready: control socket {}", options.socket.display());
-        for uri in daemon.nbd() {
-            println!("ready: {uri}");
-        }
+        announce(&options, &daemon);
         daemon.run(async move { signals.first().await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
     stopped
 }
 
+/// Tells whoever started the daemon that it is ready and where.
+fn announce(options: &ServeOptions, daemon: &Daemon) {
+    let mut text = format!("ready: control socket {}\n", options.socket.display());
+    for uri in daemon.nbd() {
+        text.push_str(&format!("ready: {uri}\n"));
+    }
+    // Nobody has to listen.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 /// The runtime of a daemon: one thread for all control connections, others for what blocks.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")
 }
 
 /// A daemon whose sockets listen.
@@ -125,7 +135,9 @@ impl Daemon {
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }
         let devices = self.devices.clone();
-        tokio::task::spawn_blocking(move || devices.pool().stop()).await.context("the queues failed to stop")?;
+        tokio::task::spawn_blocking(move || devices.pool().stop())
+            .await
+            .context("the queues failed to stop")?;
         tracing::info!("stopped: everything is flushed");
         Ok(())
     }
@@ -149,7 +161,10 @@ impl Signals {
     /// From now on the signals do not end the process by themselves.
     pub fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the first; from then on a second one ends the process at once.

@@ -101,7 +101,7 @@ pub enum Engine {
     /// Nothing.
     Null(null::NullEngine),
     /// Memory that misbehaves.
-    Sim(sim::SimEngine),
+    Sim(Box<sim::SimEngine>),
 }
 
 impl Engine {

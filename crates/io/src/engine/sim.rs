@@ -19,6 +19,8 @@ use crate::ring::Ring;
 const SECTOR: usize = 512;
 /// Chances are given in millionths.
 const MILLION: u64 = 1_000_000;
+/// Logical block sizes that disks have; the first is the default.
+const BLOCK_SIZES: [u32; 2] = [512, 4096];
 
 /// What a sim leaf does and how badly.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +47,8 @@ pub struct SimOptions {
     pub no_discard: bool,
     /// Cannot zero without being sent zeroes.
     pub no_zero: bool,
+    /// Logical block size in bytes: smallest I/O.
+    pub block: u32,
 }
 
 impl SimOptions {
@@ -62,6 +66,7 @@ impl SimOptions {
             no_fua: false,
             no_discard: false,
             no_zero: false,
+            block: BLOCK_SIZES[0],
         }
     }
 
@@ -99,11 +104,15 @@ impl SimOptions {
                     options.interrupts = chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?
                 }
                 "nofua" if value.is_empty() => options.no_fua = true,
+                "block" => {
+                    let block = value.parse().ok().filter(|block| BLOCK_SIZES.contains(block));
+                    options.block = block.ok_or_else(|| bad("block=512 or block=4096"))?;
+                }
                 "nodiscard" if value.is_empty() => options.no_discard = true,
                 "nozero" if value.is_empty() => options.no_zero = true,
                 _ => {
                     return Err(bad("name=, seed=, delay=, errors=, flush-errors=, short=, interrupts=, \
-                                    nofua, nodiscard or nozero"));
+                                    block=, nofua, nodiscard or nozero"));
                 }
             }
         }
@@ -128,6 +137,9 @@ impl fmt::Display for SimOptions {
         ];
         for (key, chance) in chances.into_iter().filter(|(_, chance)| *chance > 0) {
             write!(f, ",{key}={}", chance as f64 / MILLION as f64)?;
+        }
+        if self.block != BLOCK_SIZES[0] {
+            write!(f, ",block={}", self.block)?;
         }
         let lacks = [(self.no_fua, ",nofua"), (self.no_discard, ",nodiscard"), (self.no_zero, ",nozero")];
         lacks.into_iter().filter(|(lacks, _)| *lacks).try_for_each(|(_, word)| f.write_str(word))

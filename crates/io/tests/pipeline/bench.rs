@@ -43,7 +43,7 @@ impl Bench {
     }
 
     pub(crate) fn create(&mut self, name: &str) -> Arc<Device> {
-        let device = self.registry.create(name, "").unwrap();
+        let device = self.registry.create(name, "", None).unwrap();
         for (pipeline, _) in &mut self.queues {
             pipeline.install(device.id(), Counters::boxed(8).into());
         }

@@ -257,8 +257,9 @@ impl World {
         self.queues.clear();
         self.devices.clear();
         self.registry = Registry::detached();
-        self.devices =
-            (0..DEVICES).map(|n| self.registry.create(&format!("d{n}"), "").expect("a new device")).collect();
+        self.devices = (0..DEVICES)
+            .map(|n| self.registry.create(&format!("d{n}"), "", None).expect("a new device"))
+            .collect();
         self.control = (0..DEVICES).map(|_| Control::Open).collect();
         self.tables = vec![None; DEVICES];
         self.inactive = vec![None; DEVICES];

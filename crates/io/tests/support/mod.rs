@@ -53,7 +53,7 @@ impl World {
 
     /// A device without a table.
     pub fn create(&self, name: &str) -> Arc<Device> {
-        self.pool.registry().create(name, "").unwrap()
+        self.pool.registry().create(name, "", None).unwrap()
     }
 
     /// A table that sends everything to one leaf.

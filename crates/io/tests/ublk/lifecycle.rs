@@ -15,7 +15,7 @@ fn what_makes_no_sense_is_refused() {
     }
     let lab = Lab::new(1, Under::Null);
     assert!(matches!(lab.pool.detach_ublk(&lab.device, true), Err(UblkError::NotAttached(_))));
-    let bare = lab.pool.registry().create("bare", "").unwrap();
+    let bare = lab.pool.registry().create("bare", "", None).unwrap();
     let options = Options::default();
     assert!(matches!(lab.pool.attach_ublk(&bare, &options), Err(UblkError::Table(_))));
     lab.device.suspend().unwrap();
@@ -52,7 +52,7 @@ fn two_devices_share_the_queues() {
         return;
     }
     let lab = Lab::new(1, Under::Memories);
-    let other = lab.pool.registry().create("other", "").unwrap();
+    let other = lab.pool.registry().create("other", "", None).unwrap();
     other.load(lab::table(1, &Under::Memories, 40, false)).unwrap();
     other.resume().unwrap();
     let nodes = [lab.attach(None).unwrap(), lab.pool.attach_ublk(&other, &Options::default()).unwrap()];

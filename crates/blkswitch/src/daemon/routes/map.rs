@@ -23,7 +23,8 @@ use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::picture;
 use crate::protocol::{
-    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run, SegmentQuery, route,
+    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run, SegmentQuery,
+    route,
 };
 
 /// What libdm would call the request if it knew it.
@@ -85,7 +86,9 @@ fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), 
     if from <= to && to <= last {
         return Ok((from, to));
     }
-    let reason = format!("the regions {from} to {to}: the first must not be above the last, nor the last above {last}");
+    let reason = format!(
+        "the regions {from} to {to}: the first must not be above the last, nor the last above {last}"
+    );
     Err(Failure::new(Errno::Einval, reason))
 }
 

@@ -36,6 +36,10 @@ const LARGE_WRITE: usize = 64 << 10;
 const SHORT_INPUT: usize = 4 << 10;
 /// Replies sent with one system call.
 const BATCH: usize = 128;
+/// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
+const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
+/// Time for a client to take the last replies when the server stops.
+const STOP_TIMEOUT_NS: u64 = 5_000_000_000;
 /// Socket buffer asked for, so that a batch of replies leaves at once.
 const SOCKET_BUFFER: i32 = 4 << 20;
 
@@ -109,10 +113,14 @@ pub(super) struct Conn {
     text: Vec<u8>,
     replies: VecDeque<Reply>,
     sending: Sending,
-    /// Nothing more is read; it is over when what is in flight is answered.
+    /// The client sends no more; what it has sent is still answered.
+    at_end: bool,
+    /// No request is read any more; it is over when what is in flight is answered.
     ending: bool,
     /// Nothing more can be sent.
     broken: bool,
+    /// When it is dropped whatever it is doing, on the ring's clock.
+    deadline_ns: Option<u64>,
     /// In the server's list of this turn.
     pub(super) touched: bool,
 }
@@ -140,8 +148,10 @@ impl Conn {
             text,
             replies: VecDeque::new(),
             sending: Sending::default(),
+            at_end: false,
             ending: false,
             broken: false,
+            deadline_ns: Some(context.ring.now_ns() + HANDSHAKE_TIMEOUT_NS),
             touched: false,
         }
     }
@@ -153,8 +163,8 @@ impl Conn {
             (n, Receiving::Body, Some(body)) if n > 0 => body.filled += n as usize,
             (n, Receiving::Input, _) if n > 0 => self.end += n as usize,
             (n, ..) if n == -libc::EINTR || n == -libc::EAGAIN => {}
-            // The client is gone, or has half-closed: answer what it asked, read nothing more.
-            _ => self.ending = true,
+            // The client is gone, or has half-closed.
+            _ => self.at_end = true,
         }
     }
 
@@ -208,6 +218,15 @@ impl Conn {
         }
         self.fill_body(id, context);
         while !self.ending && self.body.is_none() && self.read_one(id, context) {}
+        // With nothing in flight no limit holds requests back: what is left is no whole request.
+        if self.at_end && (self.body.is_some() || self.in_flight() == 0) {
+            self.ending = true;
+        }
+    }
+
+    /// Requests between their header and their sent reply.
+    fn in_flight(&self) -> usize {
+        self.pending.len() + self.replies.len() + self.sending.batch.len()
     }
 
     fn shake_hands(&mut self, context: &mut Context<'_>) {
@@ -225,7 +244,10 @@ impl Conn {
                 let device = context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
                 // Between the answer and now it may have been removed, and its id given to another.
                 match device.filter(|open| open.device().name() == session.export.name) {
-                    Some(device) => self.phase = Phase::Transmission { session, device },
+                    Some(device) => {
+                        self.phase = Phase::Transmission { session, device };
+                        self.deadline_ns = None;
+                    }
                     None => self.ending = true,
                 }
             }
@@ -244,7 +266,7 @@ impl Conn {
             }
             return self.skip == 0;
         }
-        let full = self.pending.len() + self.replies.len() + self.sending.batch.len() >= MAX_IN_FLIGHT;
+        let full = self.in_flight() >= MAX_IN_FLIGHT;
         let Phase::Transmission { session, .. } = &self.phase else { return false };
         let header_len = session.header_len();
         if full || available < header_len {
@@ -412,24 +434,33 @@ impl Conn {
 
     /// Gives the kernel what is to be sent, and a place for what comes.
     pub(super) fn arm(&mut self, id: u32, context: &mut Context<'_>) {
+        if self.ending
+            && self.receiving == Receiving::Nothing
+            && let Some(body) = self.body.take()
+        {
+            // The rest of this write will never come: it was never started.
+            self.answered(body.slot, libc::ESHUTDOWN, context);
+        }
         if self.broken {
             self.drop_output(context.buffers);
         } else if !self.sending.active {
             self.send(id, context);
         }
-        if !self.ending {
-            if self.receiving == Receiving::Nothing {
+        if self.broken && (self.receiving != Receiving::Nothing || self.sending.active) {
+            self.shutdown(libc::SHUT_RDWR);
+        } else if !self.ending {
+            if self.receiving == Receiving::Nothing && !self.at_end {
                 self.receive(id, context);
             }
         } else if self.receiving != Receiving::Nothing {
             // Ends the receive under way; what is in flight is still answered.
-            let how = if self.broken { libc::SHUT_RDWR } else { libc::SHUT_RD };
-            // SAFETY: a system call on our own descriptor.
-            unsafe { libc::shutdown(self.socket.as_raw_fd(), how) };
-        } else if let Some(body) = self.body.take() {
-            // The rest of this write will never come: it was never started.
-            self.answered(body.slot, libc::ESHUTDOWN, context);
+            self.shutdown(libc::SHUT_RD);
         }
+    }
+
+    fn shutdown(&self, how: libc::c_int) {
+        // SAFETY: a system call on our own descriptor.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), how) };
     }
 
     /// Throws away what can no longer be sent.
@@ -496,9 +527,25 @@ impl Conn {
         }
     }
 
-    /// The server stops: nothing more is read, what is in flight is still answered.
-    pub(super) fn stop(&mut self) {
+    /// The server stops: nothing more is read, what is in flight is still answered, if the client takes it soon.
+    pub(super) fn stop(&mut self, now_ns: u64) {
         self.ending = true;
+        self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
+    }
+
+    /// Whether it has a deadline.
+    pub(super) fn is_timed(&self) -> bool {
+        self.deadline_ns.is_some() && !self.broken
+    }
+
+    /// Drops the connection if its time is up. True if so.
+    pub(super) fn expire(&mut self, now_ns: u64) -> bool {
+        let is_up = self.is_timed() && self.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
+        if is_up {
+            tracing::debug!("connection dropped: its handshake, or its last replies, took too long");
+            (self.broken, self.ending) = (true, true);
+        }
+        is_up
     }
 
     fn nothing_to_send(&self) -> bool {

@@ -93,15 +93,32 @@ impl Server {
     }
 
     /// No new requests; connections close when what is in flight is answered.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, now_ns: u64) {
         self.stopping = true;
-        let ids: Vec<u32> = self.conns.iter().map(|(id, _)| id).collect();
-        for id in ids {
+        for id in self.ids() {
             if let Some(conn) = self.conns.get_mut(id) {
-                conn.stop();
+                conn.stop(now_ns);
             }
             self.touch(id);
         }
+    }
+
+    /// Whether a connection has a deadline: then [`Server::tick`] is to be called every second or so.
+    pub fn is_timed(&self) -> bool {
+        self.conns.iter().any(|(_, conn)| conn.is_timed())
+    }
+
+    /// Drops connections whose time is up.
+    pub fn tick(&mut self, now_ns: u64) {
+        for id in self.ids() {
+            if self.conns.get_mut(id).is_some_and(|conn| conn.expire(now_ns)) {
+                self.touch(id);
+            }
+        }
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.conns.iter().map(|(id, _)| id).collect()
     }
 
     fn touch(&mut self, id: u32) {

@@ -1,0 +1,204 @@
+//! A daemon of its own for a test: the program in a temporary folder, with files in place of ram disks.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use blkswitch::nbd_client::NbdClient;
+use blkswitch::protocol::{self, RegionMap, device_path, route};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::http::{self, Reply};
+
+/// Sectors of every ram disk.
+pub(crate) const RAM_SECTORS: u64 = 8192;
+/// Bytes in a sector.
+pub(crate) const SECTOR: usize = 512;
+/// How long to wait for something that must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A daemon that runs.
+pub(crate) struct Daemon {
+    pub(crate) folder: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    /// In a folder of its own, with `ram0` to `ram3`.
+    pub(crate) fn start() -> Daemon {
+        let folder = tempfile::tempdir().unwrap();
+        for ram in 0..4 {
+            make_disk(&folder.path().join(format!("ram{ram}")), RAM_SECTORS);
+        }
+        Daemon { child: spawn(folder.path(), &[]), folder }
+    }
+
+    /// Again in the same folder, after the daemon there has ended.
+    pub(crate) fn restart(mut self) -> Daemon {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        Daemon { child: spawn(folder.path(), &[]), folder }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path("control.sock")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A request to the control socket.
+    pub(crate) fn request(&self, method: &str, path: &str, body: Value) -> Reply {
+        http::request(&self.socket(), method, path, &body)
+    }
+
+    /// A request to a route of one device.
+    pub(crate) fn on(&self, method: &str, route: &str, name: &str, body: Value) -> Reply {
+        self.request(method, &device_path(route, name), body)
+    }
+
+    pub(crate) fn create(&self, name: &str, table: &str) -> Reply {
+        self.request("POST", route::DEVICES, json!({"name": name, "table": table}))
+    }
+
+    pub(crate) fn describe(&self, name: &str) -> protocol::Device {
+        self.on("GET", route::DEVICE, name, Value::Null).json()
+    }
+
+    /// Removes a device; a client that has just gone may still be counted for a moment.
+    pub(crate) fn remove(&self, name: &str) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let reply = self.on("DELETE", route::DEVICE, name, Value::Null);
+            if reply.is_ok() {
+                return;
+            }
+            assert!(reply.error().errno == protocol::Errno::Ebusy && Instant::now() < until, "{reply}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn message(&self, name: &str, sector: u64, words: &[u8]) -> Reply {
+        let path = format!("{}?sector={sector}", device_path(route::MESSAGE, name));
+        http::send(&self.socket(), "POST", &path, words)
+    }
+
+    /// The paths of all regions, as the daemon tells them.
+    pub(crate) fn map(&self, name: &str, sector: u64) -> Vec<u32> {
+        let path = format!("{}?sector={sector}", device_path(route::MAP, name));
+        let map: RegionMap = self.request("GET", &path, Value::Null).json();
+        let mut paths = Vec::new();
+        for run in &map.runs {
+            assert_eq!(run.start, paths.len() as u64, "runs are in order and without gaps");
+            paths.extend((0..run.count).map(|_| run.path));
+        }
+        assert_eq!(paths.len() as u64, map.regions);
+        paths
+    }
+
+    pub(crate) fn nbd(&self, name: &str) -> NbdClient {
+        NbdClient::unix(&self.path("nbd.sock"), name).unwrap()
+    }
+
+    /// The program as a client of this daemon.
+    pub(crate) fn client(&self) -> Command {
+        let mut command = Command::new(program());
+        command.env("BLKSWITCH_SOCKET", self.socket()).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a verb.
+    pub(crate) fn run(&self, words: &[&str]) -> Output {
+        self.client().args(words).output().unwrap()
+    }
+
+    /// Kills the daemon as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks the daemon to end.
+    pub(crate) fn terminate(&self) {
+        signal(self.pid(), "TERM");
+    }
+
+    /// Waits for the daemon's end; its exit status and its log.
+    pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let mut log = String::new();
+                self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+                return (status.code(), log);
+            }
+            assert!(Instant::now() < until, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program under test.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_blkswitch"))
+}
+
+/// Sends a signal without unsafe code, as a shell would.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let status = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Starts a daemon in a folder and waits until it says that it is ready.
+pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Child {
+    let mut child = serve(folder, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for what in ["control socket", "nbd"] {
+        match lines.next() {
+            Some(Ok(line)) if line.starts_with("ready: ") && line.contains(what) => {}
+            other => {
+                let mut log = String::new();
+                let _ = child.kill();
+                let _ = child.stderr.take().unwrap().read_to_string(&mut log);
+                panic!("the daemon says {other:?}\n{log}");
+            }
+        }
+    }
+    child
+}
+
+/// The command of a daemon in a folder.
+pub(crate) fn serve(folder: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.arg("serve").arg("--socket").arg(folder.join("control.sock")).args(["--queues", "2"]).args(more);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A disk on which every sector says where it is.
+pub(crate) fn make_disk(path: &Path, sectors: u64) {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let image: Vec<u8> = (0..sectors).flat_map(|sector| sector_of(name, sector)).collect();
+    std::fs::write(path, image).unwrap();
+}
+
+/// What a sector of a disk holds.
+pub(crate) fn sector_of(disk: &str, sector: u64) -> [u8; SECTOR] {
+    let text = format!("{disk:<7.7}{sector:>9}");
+    std::array::from_fn(|index| text.as_bytes()[index % text.len()])
+}

@@ -1,0 +1,87 @@
+//! The recorded cases and the list of deliberate differences, and the check of one against the other.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+pub(crate) fn cases(suite: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Ids of the cases that come out differently through the daemon: those that it decides itself, and those that the
+/// core decides for it.
+fn listed_differences(suite: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
+    let mut ids = BTreeSet::new();
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, id, by, ..] = cells.as_slice() else { continue };
+        if ["core", "daemon"].contains(by) && id.starts_with(&format!("{suite}-")) {
+            assert!(ids.insert((*id).to_owned()), "{id} is listed twice");
+        }
+    }
+    ids
+}
+
+/// What became of a case.
+pub(crate) type Verdict = Result<(), String>;
+
+/// Compares every case of a suite with the list: a listed one must differ, any other must agree.
+pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Value) -> Verdict) {
+    let listed = listed_differences(suite);
+    let mut seen = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for case in &cases(suite) {
+        let id = text(case, "id");
+        seen.insert(id.to_owned());
+        match (replay(case), listed.contains(id)) {
+            (Err(difference), false) => wrong.push(format!("{id} ({}): {difference}", text(case, "name"))),
+            (Ok(()), true) => wrong.push(format!("{id}: listed as a difference, but there is none")),
+            _ => {}
+        }
+    }
+    assert!(seen.len() >= least, "only {} cases in {suite}", seen.len());
+    wrong.extend(listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")));
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), seen.len(), wrong.join("\n"));
+}
+
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("{key} missing in {value}"))
+}
+
+/// Recorded text is Latin-1: a character is a byte.
+pub(crate) fn latin1(text: &str) -> Vec<u8> {
+    text.chars().map(|c| u8::try_from(c).unwrap()).collect()
+}
+
+/// `0 1 2*3` and `(0 1)*5`: a cycle up to that many regions.
+pub(crate) fn expand(map: &str) -> Vec<u32> {
+    let number = |word: &str| word.parse::<u32>().unwrap();
+    if let Some((cycle, count)) = map.strip_prefix('(').and_then(|rest| rest.split_once(")*")) {
+        let cycle: Vec<u32> = cycle.split(' ').map(number).collect();
+        return cycle.into_iter().cycle().take(count.parse().unwrap()).collect();
+    }
+    map.split(' ')
+        .flat_map(|word| match word.split_once('*') {
+            Some((path, count)) => vec![number(path); count.parse().unwrap()],
+            None => vec![number(word)],
+        })
+        .collect()
+}
+
+pub(crate) fn differs<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, kernel: T) -> Verdict {
+    if ours == kernel { Ok(()) } else { Err(format!("{what}:\n    ours   {ours:?}\n    kernel {kernel:?}")) }
+}
+
+/// Lines of the kernel's log at the level of errors, as a set of texts with `$DEV` for the device.
+pub(crate) fn errors_logged(kmsg: &Value) -> Vec<String> {
+    let lines = kmsg.as_array().map(Vec::as_slice).unwrap_or_default();
+    let error = |line: &&Value| line[0].as_i64() == Some(3);
+    lines.iter().filter(error).map(|line| line[1].as_str().unwrap().to_owned()).collect()
+}

@@ -1,0 +1,102 @@
+//! A request to the control socket, byte by byte, with the types of the protocol in and out.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use blkswitch::protocol::ErrorBody;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Longer than anything in a test takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// The body of an answer that must be a success.
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
+        assert!(self.is_ok(), "{self}");
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    /// The body of an answer that must be a refusal.
+    pub(crate) fn error(&self) -> ErrorBody {
+        assert!(!self.is_ok(), "{self}");
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    pub(crate) fn is_ok(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// Panics with the daemon's words unless it is a success.
+    #[track_caller]
+    pub(crate) fn expect_ok(self) -> Reply {
+        assert!(self.is_ok(), "{self}");
+        self
+    }
+}
+
+impl std::fmt::Display for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.status, String::from_utf8_lossy(&self.body))
+    }
+}
+
+/// Sends a request with a JSON body (none for `Null`).
+pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &Value) -> Reply {
+    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
+    send(socket, method, path, &body)
+}
+
+/// Sends a request with any body.
+pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Reply {
+    let mut stream = connect(socket);
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
+    stream.write_all(body).unwrap();
+    read_reply(&mut stream)
+}
+
+/// A connection to the control socket.
+pub(crate) fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads an answer to the end of the connection.
+pub(crate) fn read_reply(stream: &mut UnixStream) -> Reply {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a head has a status");
+    let body = &bytes[end + 4..];
+    let body = if head.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_vec() };
+    Reply { status, body }
+}
+
+fn unchunk(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let line = rest.windows(2).position(|two| two == b"\r\n").expect("a chunk has a length");
+        let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        if length == 0 {
+            return body;
+        }
+        body.extend_from_slice(&rest[line + 2..line + 2 + length]);
+        rest = &rest[line + 4 + length..];
+    }
+}

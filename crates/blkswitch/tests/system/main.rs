@@ -1,0 +1,14 @@
+//! The whole of it: the program as a user runs it, driven through its sockets and its command line.
+//!
+//! One test program, so that its parts share one build of the fixture. Needs nothing but the Rust toolchain:
+//! backing devices are files in a temporary folder. Every test has a daemon of its own.
+
+mod control;
+mod demo;
+mod fixture;
+mod golden;
+mod golden_io;
+mod golden_tables;
+mod golden_tools;
+mod http;
+mod lifecycle;
