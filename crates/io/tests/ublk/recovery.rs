@@ -1,8 +1,8 @@
 //! Servers that die. Each is a process: this program again, with [`CHILD`] set.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -24,14 +24,19 @@ fn server() {
         Err(_) => lab.attach(None).unwrap(),
     };
     println!("serving {}", node.id);
-    loop {
-        std::thread::park();
-    }
+    // A line, or the end of input, is the order to stop in good order; here with requests waiting at the gate.
+    let _ = std::io::stdin().read_line(&mut String::new());
+    lab.device.suspend().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    lab.pool.stop();
+    println!("stopped");
 }
 
 struct Server {
     process: Child,
     id: u32,
+    /// What it prints.
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Server {
@@ -40,12 +45,21 @@ impl Server {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["recovery::server", "--exact", "--nocapture"])
             .env(CHILD, format!("{} {id}", folder.display()))
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let id = lines.find_map(|line| line.unwrap().split_once("serving ")?.1.parse().ok());
-        Server { id: id.expect("the server serves"), process }
+        Server { id: id.expect("the server serves"), process, lines }
+    }
+
+    /// Has it stop in good order.
+    fn stop(mut self) -> u32 {
+        drop(self.process.stdin.take());
+        assert!(self.lines.any(|line| line.unwrap().contains("stopped")));
+        assert!(self.process.wait().unwrap().success());
+        self.id
     }
 
     fn kill(mut self) -> u32 {
@@ -128,9 +142,21 @@ fn a_pool_that_stops_leaves_its_disks_to_the_next() {
     let error = other.pool.recover_ublk(&other.device, server.id).unwrap_err().to_string();
     assert!(error.contains(&format!("process {} serves it", server.process.id())), "{error}");
     assert_eq!(other.device.info().opens, 0);
-    let id = server.kill();
-    let lab = Lab::new(2, Under::Files(&files.0));
-    lab.pool.recover_ublk(&lab.device, id).unwrap();
-    lab::verify_while(&node, 2, |_| std::thread::sleep(Duration::from_millis(200)));
+    // The last of them is this process, which then detaches in good order.
+    let lab = lab::verify_while(&node, 2, |rounds| {
+        let mut server = server;
+        for _ in 0..3 {
+            let before = rounds.load(Ordering::Relaxed);
+            while rounds.load(Ordering::Relaxed) < before + 50 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let id = server.stop();
+            server = Server::start(&files.0, Some(id));
+        }
+        let id = server.stop();
+        let lab = Lab::new(2, Under::Files(&files.0));
+        lab.pool.recover_ublk(&lab.device, id).unwrap();
+        lab
+    });
     lab.detach();
 }
