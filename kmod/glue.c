@@ -8,10 +8,13 @@
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
 #include <linux/init.h>
+#include <linux/jump_label.h>
+#include <linux/kstrtox.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
+#include <linux/sysfs.h>
 #include <linux/vmalloc.h>
 
 #define DM_MSG_PREFIX "switch"
@@ -29,11 +32,11 @@ struct glue_count {
 
 /* Every request looks at one of these: all that it needs of its path, in half a cache line. */
 struct glue_path {
-	struct dm_dev *dev;
+	struct block_device *bdev;
 	/* From a sector of the mapped device to that of the path. */
 	sector_t shift;
 	struct glue_count __percpu *count;
-	sector_t start;
+	struct dm_dev *dev;
 };
 
 struct glue_target {
@@ -68,6 +71,7 @@ void glue_set_error(struct dm_target *ti, char *text);
 void glue_free(struct dm_target *ti);
 void glue_warn(const char *head, const char *middle, const char *tail);
 u64 glue_count(const struct glue_target *gt, u32 path, u32 group, bool sectors);
+bool glue_is_counting(void);
 
 static char *name = "switch";
 module_param(name, charp, 0444);
@@ -76,6 +80,40 @@ MODULE_PARM_DESC(name, "name of the target in table lines (switch)");
 static bool strict;
 module_param(strict, bool, 0644);
 MODULE_PARM_DESC(strict, "tables loaded from now on do exactly what the kernel's own switch target does (N)");
+
+/* A branch that is patched in and out: what is not counted costs no request anything. */
+static DEFINE_STATIC_KEY_FALSE(glue_counting);
+
+static int glue_set_counters(const char *value, const struct kernel_param *param)
+{
+	bool on;
+	int ret = kstrtobool(value, &on);
+
+	if (ret)
+		return ret;
+	if (on)
+		static_branch_enable(&glue_counting);
+	else
+		static_branch_disable(&glue_counting);
+	return 0;
+}
+
+static int glue_get_counters(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%c\n", static_key_enabled(&glue_counting) ? 'Y' : 'N');
+}
+
+static const struct kernel_param_ops glue_counters_ops = {
+	.set = glue_set_counters,
+	.get = glue_get_counters,
+};
+module_param_cb(counters, &glue_counters_ops, NULL, 0644);
+MODULE_PARM_DESC(counters, "count the requests and sectors of every path, see get_path_counters (N)");
+
+bool glue_is_counting(void)
+{
+	return static_key_enabled(&glue_counting);
+}
 
 struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted)
 {
@@ -103,29 +141,37 @@ int glue_open(struct dm_target *ti, u32 path, const char *device)
 {
 	struct glue_target *gt = ti->private;
 
-	return dm_get_device(ti, device, dm_table_get_mode(ti->table), &gt->paths[path].dev);
+	int ret = dm_get_device(ti, device, dm_table_get_mode(ti->table), &gt->paths[path].dev);
+
+	if (!ret)
+		gt->paths[path].bdev = gt->paths[path].dev->bdev;
+	return ret;
 }
 
 void glue_set_start(struct dm_target *ti, u32 path, sector_t start)
 {
 	struct glue_target *gt = ti->private;
 
-	gt->paths[path].start = start;
 	gt->paths[path].shift = start - ti->begin;
+}
+
+static sector_t glue_start(const struct dm_target *ti, const struct glue_path *path)
+{
+	return path->shift + ti->begin;
 }
 
 sector_t glue_dev_size(const struct dm_target *ti, u32 path)
 {
 	const struct glue_target *gt = ti->private;
 
-	return bdev_nr_sectors(gt->paths[path].dev->bdev);
+	return bdev_nr_sectors(gt->paths[path].bdev);
 }
 
 u32 glue_dev_block_size(const struct dm_target *ti, u32 path)
 {
 	const struct glue_target *gt = ti->private;
 
-	return bdev_logical_block_size(gt->paths[path].dev->bdev);
+	return bdev_logical_block_size(gt->paths[path].bdev);
 }
 
 /* Zeroed. */
@@ -193,11 +239,11 @@ static int glue_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 static __always_inline int glue_send(struct bio *bio, const struct glue_path *path, u32 group)
 {
-	struct glue_count __percpu *count = path->count;
-
-	this_cpu_inc(count->of[group].ios);
-	this_cpu_add(count->of[group].sectors, bio_sectors(bio));
-	bio_set_dev(bio, path->dev->bdev);
+	if (static_branch_unlikely(&glue_counting)) {
+		this_cpu_inc(path->count->of[group].ios);
+		this_cpu_add(path->count->of[group].sectors, bio_sectors(bio));
+	}
+	bio_set_dev(bio, path->bdev);
 	bio->bi_iter.bi_sector += path->shift;
 	return DM_MAPIO_REMAPPED;
 }
@@ -231,6 +277,8 @@ static int glue_map(struct dm_target *ti, struct bio *bio)
 	if (unlikely(bio->bi_opf & (REQ_PREFLUSH | (REQ_OP_MASK & ~REQ_OP_WRITE))))
 		return glue_map_special(ti, bio);
 	path = &gt->paths[blkswitch_route(gt->state, dm_target_offset(ti, bio->bi_iter.bi_sector))];
+	/* Keeps gcc from working the address out at each use. */
+	OPTIMIZER_HIDE_VAR(path);
 	return glue_send(bio, path, bio_data_dir(bio));
 }
 
@@ -257,7 +305,7 @@ static void glue_status(struct dm_target *ti, status_type_t type, unsigned int s
 		return;
 	DMEMIT("%u %u 0", gt->num_paths, blkswitch_region_size(gt->state));
 	for (path = 0; path < gt->num_paths; path++)
-		DMEMIT(" %s %llu", gt->paths[path].dev->name, (unsigned long long)gt->paths[path].start);
+		DMEMIT(" %s %llu", gt->paths[path].dev->name, (unsigned long long)glue_start(ti, &gt->paths[path]));
 }
 
 static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
@@ -265,8 +313,8 @@ static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
 	const struct glue_target *gt = ti->private;
 	const struct glue_path *path = &gt->paths[blkswitch_route(gt->state, 0)];
 
-	*bdev = path->dev->bdev;
-	return !blkswitch_passes_ioctl(gt->state, path->start, bdev_nr_sectors(*bdev));
+	*bdev = path->bdev;
+	return !blkswitch_passes_ioctl(gt->state, glue_start(ti, path), bdev_nr_sectors(*bdev));
 }
 
 static int glue_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
@@ -276,7 +324,7 @@ static int glue_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn
 	int ret = 0;
 
 	for (path = 0; path < gt->num_paths && !ret; path++)
-		ret = fn(ti, gt->paths[path].dev, gt->paths[path].start, ti->len, data);
+		ret = fn(ti, gt->paths[path].dev, glue_start(ti, &gt->paths[path]), ti->len, data);
 	return ret;
 }
 

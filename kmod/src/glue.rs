@@ -31,6 +31,7 @@ unsafe extern "C" {
     fn glue_free(ti: *mut Device);
     fn glue_warn(head: *const c_char, middle: *const c_char, tail: *const c_char);
     fn glue_count(target: *const RawTarget, path: u32, group: u32, sectors: bool) -> u64;
+    fn glue_is_counting() -> bool;
     fn strlen(string: *const c_char) -> usize;
 }
 
@@ -223,6 +224,12 @@ impl Counts {
     /// `target` was made, and lives as long as this.
     pub(crate) unsafe fn new(target: *const RawTarget) -> Self {
         Self { target }
+    }
+
+    /// Is anything counted now?
+    pub(crate) fn is_on(&self) -> bool {
+        // SAFETY: asks for a parameter of the module.
+        unsafe { glue_is_counting() }
     }
 
     /// Requests and sectors of one kind.

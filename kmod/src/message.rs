@@ -30,13 +30,13 @@ pub(crate) fn handle(target: &Target, counts: Counts, words: Words<'_>, reply: R
     match switch::command(name) {
         Some(Command::SetRegionMappings) => apply(target, words),
         Some(Command::GetRegionMappings) => region_mappings(target, words, reply),
-        None if name.eq_ignore_ascii_case(b"set_region_mappings_atomic") => {
-            match check(target, words) {
-                0 => apply(target, words),
-                errno => errno,
-            }
+        None if name.eq_ignore_ascii_case(b"set_region_mappings_atomic") => match check(target, words) {
+            0 => apply(target, words),
+            errno => errno,
+        },
+        None if name.eq_ignore_ascii_case(b"get_path_counters") => {
+            path_counters(target, &counts, words, reply)
         }
-        None if name.eq_ignore_ascii_case(b"get_path_counters") => path_counters(target, &counts, words, reply),
         None => {
             glue::warn(c"Unrecognised message received.", c"", c"");
             failure(Errno::Einval)
@@ -125,7 +125,11 @@ fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int
     let (first, count) = match (hex(words, 1, 0), hex(words, 2, nr_regions)) {
         (Some(first), Some(count)) if words.len() <= 3 && first < nr_regions => (first, count),
         _ => {
-            glue::warn(c"get_region_mappings wants [<first region> [<number of regions>]]: '", words.c_str(1), c"'");
+            glue::warn(
+                c"get_region_mappings wants [<first region> [<number of regions>]]: '",
+                words.c_str(1),
+                c"'",
+            );
             return failure(Errno::Einval);
         }
     };
@@ -160,6 +164,14 @@ fn path_counters(target: &Target, counts: &Counts, words: Words<'_>, mut reply: 
     if words.len() != 1 {
         glue::warn(c"get_path_counters takes no argument: '", words.c_str(1), c"'");
         return failure(Errno::Einval);
+    }
+    if !counts.is_on() {
+        glue::warn(
+            c"get_path_counters: nothing is counted, as the module's parameter counters is N",
+            c"",
+            c"",
+        );
+        return failure(Errno::Eopnotsupp);
     }
     if num_paths > MAX_COUNTED_PATHS {
         glue::warn(c"get_path_counters: nothing is counted with more than 512 paths", c"", c"");

@@ -13,6 +13,7 @@ import struct
 import dm
 
 TRACING = "/sys/kernel/tracing"
+COUNTERS = "/sys/module/blkswitch/parameters/counters"
 BLKDISCARD, BLKZEROOUT, SG_IO = 0x1277, 0x127F, 0x2285
 SECTORS = 2048
 LOOPS = ("loop4", "loop5", "loop6")
@@ -176,6 +177,8 @@ class Behaviour:
 
     def counters(self):
         self.device()
+        self.results.check("nothing is counted unless asked for", self.send("get_path_counters")[0], errno.EOPNOTSUPP)
+        write(COUNTERS, "1")
         self.results.check("counters begin at 0", self.send("get_path_counters"), (0, "\n".join(f"{p} 0 0 0 0 0 0 0 0" for p in range(3))))
         dm.read_direct("/dev/mapper/t", 0, 384)
         fd = os.open("/dev/mapper/t", os.O_RDWR | os.O_DIRECT)
@@ -190,6 +193,7 @@ class Behaviour:
         self.dm.remove("t")
         self.device("0 4096 switch 513 8 0 " + " ".join("/dev/ram0 0" for _ in range(513)))
         self.results.check("513 paths are not counted", self.send("get_path_counters")[0], errno.EOPNOTSUPP)
+        write(COUNTERS, "0")
         self.dm.remove("t")
 
     def read_back(self):

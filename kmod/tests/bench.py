@@ -66,7 +66,7 @@ class Bench:
                     self.dm.make("b", table)
                     spent.append(self.read("/dev/mapper/b") - base)
                     self.dm.remove("b")
-                worse += spent[1] > spent[0]
+                worse += round(spent[1] - spent[0]) > 0
                 print(f"| {region_size}, {paths} | {spent[0]:.0f} | {spent[1]:.0f} | {spent[1] - spent[0]:+.0f} |", flush=True)
         return worse
 

@@ -27,17 +27,22 @@ def main():
         "differential": lambda: beside(module, lambda: sum(differential.run(seed) for seed in SEEDS)),
         "behaviour": lambda: with_module(module, "", lambda: behaviour.run(False)),
         "behaviour-strict": lambda: with_module(module, "strict=1", lambda: behaviour.run(True)),
-        "tools": lambda: with_module(module, "", no_zero(tools.run)),
-        "hierarchy": lambda: with_module(module, "", lambda: hierarchy()),
-        "stress": lambda: with_module(module, "", stress.run),
+        "tools": lambda: with_module(module, "", no_zero(lambda: tools.run(recorded_here))),
+        "hierarchy": lambda: with_module(module, "counters=1", hierarchy),
+        "stress": lambda: with_module(module, "counters=1", stress.run),
         "loading": lambda: behaviour.loading(module),
     }
-    failures = 0
+    if not set(only) <= set(tests):
+        raise SystemExit(f"unknown test among {only}: there are {', '.join(tests)}")
+    failures = passed = 0
     for name, test in tests.items():
         if not only or name in only:
             started = time.monotonic()
-            failures += test()
+            found = test()
+            failures += found
+            passed += not found
             print(f"  {name}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"vm-test: {passed} passed, {len(only or tests) - passed} failed")
     return min(failures, 1)
 
 

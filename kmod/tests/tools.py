@@ -19,9 +19,11 @@ NOT_COMPARED = {
     "dmsetup targets | sort": "which other targets are loaded",
     "mkdir -p /tmp/m; mount -t ext4 /dev/ram0 /tmp/m": "the words of another mount command",
 }
+# Cases whose errno is that of a device which cannot be opened, which is the kernel's affair.
+LOOK_UPS = ("tools-024", "tools-036")
 NO_TABLE = "device-mapper: ioctl: The device has no table."
 # Long for an emulated processor that others use, too.
-BLOCKED_AFTER_S = 1.5
+BLOCKED_AFTER_S = 3
 
 
 class Transcript:
@@ -208,14 +210,16 @@ def four_threads():
     }
 
 
-def run():
-    """Returns the number of failures. Needs the module as `switch`, no other mapped device, and the ram disks."""
+def run(reference):
+    """Replays all; on another kernel than the reference without what depends on the errno of a device look-up. Returns the number of failures. Needs the module as `switch`, no other mapped device, and the ram disks."""
     for number in range(3):
         dm.mark(f"/dev/ram{number}", golden.RAM_SECTORS)
     results = dm.Results("tools")
     differences = golden.listed_differences(False)
     transcript = Transcript(results, differences)
     for case in golden.cases("tools"):
+        if not reference and case["id"] in LOOK_UPS:
+            continue
         transcript.writes = case["name"] == "write while suspended"
         transcript.replay(case)
     return results.end()

@@ -21,7 +21,7 @@ http GET /v1/version >/dev/null
 equal "$(cat status) $(json 'r["pid"]')" "200 $DAEMON"
 table="0 1024 switch 3 128 0 $HERE/a 0 $HERE/b 0 $HERE/c 0"
 http POST /v1/devices "{\"name\": \"disk\", \"table\": \"$table\", \"leaves\": {\"make_files\": true}}" >/dev/null
-equal "$(cat status) $(json 'r["name"], r["suspended"], r["open_count"]')" "201 ('disk', False, 0)"
+equal "$(cat status) $(json 'r["name"], r["suspended"], r["open_count"]')" "201 disk False 0"
 http GET /v1/devices >/dev/null
 equal "$(json '[d["name"] for d in r["devices"]]')" "['disk']"
 
@@ -30,7 +30,7 @@ printf 'set_region_mappings 0:2 :2 :2' | curl --silent --fail --unix-socket "$BL
     --header 'content-type: text/plain' 'http://localhost/v1/devices/disk/message?sector=0' >body
 http GET /v1/devices/disk/map >/dev/null
 equal "$(json 'r["regions"], r["paths"], r["region_size"], r["runs"][0]')" \
-    "(8, 3, 128, {'start': 0, 'count': 3, 'path': 2})"
+    "8 3 128 {'start': 0, 'count': 3, 'path': 2}"
 
 # Errors have a status outside 2xx and say what was wrong with what.
 http POST '/v1/devices/disk/message?sector=0' 'set_region_mappings 8:0' >/dev/null

@@ -33,9 +33,10 @@ rng, region, counts = random.Random(os.getpid()), 65536, {}
 def blkswitch(*words):
     return subprocess.run(["blkswitch", *words], check=True, capture_output=True, text=True).stdout
 
-def path_of(number):
-    shape = json.loads(blkswitch("map", "show", "files", "--json"))
-    return next(r["path"] for r in shape["runs"] if r["start"] <= number < r["start"] + r["count"])
+def paths():
+    "The path of every region."
+    runs = json.loads(blkswitch("map", "show", "files", "--json"))["runs"]
+    return [run["path"] for run in runs for _ in range(run["count"])]
 
 def scatter():
     "Any region of the device whose paths are one file goes anywhere."
@@ -50,19 +51,17 @@ def repeat_map():
                    stdout=subprocess.DEVNULL)
 
 def migrate():
-    "A region moves with its data: suspended, copied, mapped anew, resumed."
-    number, to = rng.randrange(regions), rng.randrange(3)
+    "Regions move with their data: suspended, copied, mapped anew, resumed. What is left behind is spoilt."
+    leaves = [open(f"{here}/files.{name}", "r+b", buffering=0) for name in "abc"]
     blkswitch("suspend", "files")
-    source = path_of(number)
-    with open(f"{here}/files.{'abc'[source]}", "rb") as old, open(f"{here}/files.{'abc'[to]}", "r+b") as new:
-        old.seek(number * region)
-        new.seek(number * region)
-        new.write(old.read(region))
-    blkswitch("message", "files", "0", "set_region_mappings", f"{number:x}:{to}")
-    if source != to:  # what reads from the old place is caught
-        with open(f"{here}/files.{'abc'[source]}", "r+b") as old:
-            old.seek(number * region)
-            old.write(b"\xde" * region)
+    words, now = [], paths()
+    for number in rng.sample(range(regions), 128):
+        source, to = now[number], (now[number] + rng.choice([1, 2])) % 3
+        data = os.pread(leaves[source].fileno(), region, number * region)
+        os.pwrite(leaves[to].fileno(), data, number * region)
+        os.pwrite(leaves[source].fileno(), b"\xde" * region, number * region)
+        words.append(f"{number:x}:{to}")
+    blkswitch("message", "files", "0", "set_region_mappings", *words)
     blkswitch("resume", "files")
 
 def suspend_resume():
@@ -80,7 +79,7 @@ while any(os.path.exists(f"/proc/{pid}") for pid in pids):
     change()
     counts[change.__name__] = counts.get(change.__name__, 0) + 1
 print(counts)
-assert all(counts.get(c.__name__, 0) > 2 for c in (scatter, repeat_map, migrate, suspend_resume, reload)), counts
+assert all(counts.get(c.__name__, 0) > 0 for c in (scatter, repeat_map, migrate, suspend_resume, reload)), counts
 PYTHON
 cat changes.log
 

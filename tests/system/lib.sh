@@ -68,23 +68,34 @@ serve() {
 
 # stop: ends the daemon as a service manager would.
 stop() {
-    local daemon=$DAEMON
+    local daemon=$DAEMON status=0
     DAEMON=
     kill -TERM "$daemon"
-    wait "$daemon" || fail "the daemon ended with status $?"
-    if grep -n -e panicked -e ' ERROR ' daemon.log; then
-        fail "the daemon's log has errors"
+    wait "$daemon" || status=$?
+    if [ $status != 0 ]; then
+        echo "FAILED: the daemon ended with status $status"
+        return 1
     fi
-    [ ! -e "$NBD" ] || fail "the daemon left its socket"
+    if grep -n -e panicked -e ' ERROR ' daemon.log; then
+        echo "FAILED: the daemon's log has errors"
+        return 1
+    fi
+    if [ -e "$NBD" ] || [ -e "$BLKSWITCH_SOCKET" ]; then
+        echo "FAILED: the daemon left its sockets"
+        return 1
+    fi
 }
 
 finish() {
     local status=$?
     trap - EXIT
-    if [ $status = 0 ] && [ -n "$DAEMON" ]; then
-        (stop) || status=1
-    elif [ -n "$DAEMON" ]; then
-        kill -KILL "$DAEMON" 2>/dev/null || true
+    if [ -n "$DAEMON" ]; then
+        if [ $status = 0 ]; then
+            stop || status=1
+        else
+            kill -KILL "$DAEMON" || true
+            wait "$DAEMON" 2>/dev/null || true
+        fi
     fi
     if [ $status != 0 ] && [ $status != 77 ] && [ -e daemon.log ]; then
         echo "--- the daemon's log:"

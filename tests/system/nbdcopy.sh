@@ -17,7 +17,7 @@ for path in a b c; do
 done
 
 # Another map, other places, the same image; from a pipe, and without extents and multi-conn.
-blkswitch message disk 0 set_region_mappings 1:0 :0 :0 :2 :2 R5,3e3
+blkswitch message disk 0 set_region_mappings 1:0 :0 :0 :2 :2 R5,3e2
 nbdcopy --synchronous - "$(uri disk)" <image
 nbdcopy --no-extents --connections=1 "$(uri disk)" - >out
 cmp image out

@@ -38,7 +38,7 @@ equal "$(map disk)" "$(printf '%s\n' '0 8 0')"
 
 # A big map comes in several answers and is the map that the daemon shows.
 three big 20000
-blkswitch message big 0 set_region_mappings 5:2 17:0 :0 :0 :1 1000:1 R1,4e20
+blkswitch message big 0 set_region_mappings 5:2 17:0 :0 :0 :1 3e8:1 R1,4a37
 nbdinfo --map=blkswitch:path --json "$(uri big)" >nbd.json
 blkswitch map show big --json >map.json
 python3 - <<'PYTHON'

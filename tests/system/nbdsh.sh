@@ -7,8 +7,8 @@ for form in structured simple; do
     for script in commands negotiation; do
         three "$form-$script" 128
         DEVICE=$form-$script FORM=$form URI=$(uri "$form-$script") NBD=$NBD \
-            nbdsh -n <"$SYSTEM/nbdsh/$script.py"
+            nbdsh -n -c - <"$SYSTEM/nbdsh/$script.py"
         blkswitch remove "$form-$script"
     done
 done
-FORM=structured NBD=$NBD nbdsh -n <"$SYSTEM/nbdsh/changes.py"
+FORM=structured NBD=$NBD nbdsh -n -c - <"$SYSTEM/nbdsh/changes.py"

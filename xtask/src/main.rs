@@ -2,10 +2,12 @@
 //!
 //! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
 
+mod bench_kernel;
 mod kmod;
 mod system;
 mod tidy;
 mod vm;
+mod vm_test;
 
 use std::process::ExitCode;
 
@@ -16,6 +18,8 @@ const TASKS: &[Task] = &[
     ("tidy", "check the rules of the house that no compiler checks", tidy::main),
     ("vm", "boot a stock Debian kernel in QEMU and run a script in it", vm::main),
     ("system-test", "run stock programs against the daemon", system::main),
+    ("vm-test", "run the kernel module's tests in a guest", vm_test::main),
+    ("bench-kernel", "count the kernel module's instructions beside dm-switch's", bench_kernel::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];
 

@@ -61,9 +61,10 @@ pub(super) struct Run {
 
 /// Runs `load` for `seconds`.
 pub(super) fn run(server: &Server, load: &Load, seconds: f64) -> Result<Run> {
-    let before = server.cpu_ns()?;
+    let read_cpu = if server.kind.is_peer() { Server::cpu_ns } else { Server::threads_cpu_ns };
+    let before = read_cpu(server)?;
     let json = fio(server, load, seconds)?;
-    let cpu_ns = server.cpu_ns()? - before;
+    let cpu_ns = read_cpu(server)? - before;
     let job = &json["jobs"][0];
     let side = if load.rw.ends_with("read") { &job["read"] } else { &job["write"] };
     let number = |value: &Value| value.as_f64().context("fio's JSON has not the expected form");

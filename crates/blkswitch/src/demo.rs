@@ -123,7 +123,10 @@ fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     writeln!(stdout(), "  {program} message {NAME} 0 set_region_mappings 0:2 R1,f")?;
     writeln!(stdout(), "  {program} map show {NAME}")?;
     stdout().flush()?;
-    runtime()?.block_on(async { anyhow::Ok(Signals::new()?.first().await) })
+    runtime()?.block_on(async {
+        Signals::new()?.first().await;
+        Ok(())
+    })
 }
 
 /// Runs a verb of this program and shows what it says.

@@ -285,9 +285,10 @@ impl Device {
         };
         match (inactive, live) {
             (Some(table), old) => {
-                self.close_gate()?;
-                // A message that is being handled finishes on the table it began with.
+                // A message that is being handled finishes on the table it began with. It may take its time (its
+                // words come from a client), so the gate is open until then.
                 let _message = lock(&self.message);
+                self.close_gate()?;
                 let live = Arc::new(Live { departed: departed(old.as_deref(), &table), table });
                 drop(old);
                 self.open_gate(Some(live.clone()))?;

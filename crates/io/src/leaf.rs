@@ -8,13 +8,14 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicBool};
 
 use crate::engine::file::FileEngine;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Why a leaf cannot be used. Each is a sentence that quotes the address.
 #[derive(Debug, thiserror::Error)]
@@ -236,10 +237,14 @@ impl Leaf {
                 (Engine::Sim(Box::new(SimEngine::new(sim))), limits, sim.to_string())
             }
         };
-        static ANONYMOUS: AtomicU64 = AtomicU64::new(0);
+        static ANONYMOUS: atomic::AtomicU64 = atomic::AtomicU64::new(0);
         let key = Self::key_of(address)
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let dirty = Dirty::new(options.queues);
+        if engine.has_cache() && !limits.read_only {
+            // An earlier process may have answered writes, been killed, and left them in the cache: as good as ours.
+            dirty.wrote(0);
+        }
         Ok(Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) }))
     }
 

@@ -20,6 +20,7 @@ pub mod ring;
 pub mod slab;
 pub mod slots;
 pub mod stats;
+mod sync;
 pub mod table;
 
 pub use blkswitch_core as core;

@@ -371,7 +371,11 @@ impl Pool {
             ublk: ublk::Exports::default(),
         };
         for number in 0..queues {
-            pool.start_queue(number)?;
+            if let Err(error) = pool.start_queue(number) {
+                // Nobody reads their mail: whoever asks them (the stop of those that run) is told so.
+                pool.mailboxes.boxes.iter().skip(number).for_each(Mailbox::close);
+                return Err(error);
+            }
         }
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
             while let Ok(Reap::Device(device)) = reap.recv() {

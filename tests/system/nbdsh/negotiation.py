@@ -45,14 +45,15 @@ if structured:
     contexts = []
     h.opt_list_meta_context(lambda name: contexts.append(name))
     assert contexts == ["base:allocation", "blkswitch:path"], contexts
+    for wanted in ("blkswitch:", "other:thing", "blkswitch:paths"):
+        h.add_meta_context(wanted)
     contexts = []
-    h.opt_list_meta_context_queries(["blkswitch:"], lambda name: contexts.append(name))
+    h.opt_list_meta_context(lambda name: contexts.append(name))
     assert contexts == ["blkswitch:path"], contexts
-    contexts = []
-    h.opt_set_meta_context_queries(["blkswitch:path", "other:thing"], lambda name: contexts.append(name))
-    assert contexts == ["blkswitch:path"], contexts
-    # The selection above is what counts, not one that libnbd would make while it connects.
-    h.set_request_meta_context(False)
+    h.clear_meta_contexts()
+    # One there is, and one there is not: the session has the one.
+    h.add_meta_context("other:thing")
+    h.add_meta_context("blkswitch:path")
 h.opt_go()
 assert len(h.pread(512, 0)) == 512
 if structured:

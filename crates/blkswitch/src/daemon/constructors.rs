@@ -95,12 +95,12 @@ fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target,
         .filter(|chunk| *chunk > 0)
         .ok_or_else(|| refuse("Invalid chunk_size", bad_number("chunk size in sectors", chunk)))?;
     let (stripes, chunk) = (u64::from(stripes), u64::from(chunk));
-    if len % stripes != 0 {
+    if !len.is_multiple_of(stripes) {
         let reason = format!("the length of {len} sectors must be a multiple of the {stripes} stripes");
         return Err(refuse("Target length not divisible by number of stripes", reason));
     }
     let width = len / stripes;
-    if width % chunk != 0 {
+    if !width.is_multiple_of(chunk) {
         let reason =
             format!("a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors");
         return Err(refuse("Target length not divisible by chunk size", reason));

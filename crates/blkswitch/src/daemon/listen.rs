@@ -25,6 +25,11 @@ use crate::protocol::percent_encode;
 const LOCK_TIME: Duration = Duration::from_secs(5);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How long a daemon that was killed may seem to listen: the kernel takes its rings down, and with them the last
+/// hold on its sockets, after the process itself is gone.
+const GONE_TIME: Duration = Duration::from_secs(2);
+/// Pause between two tries whether it still does.
+const GONE_PAUSE: Duration = Duration::from_millis(100);
 /// Sockets are their user's alone.
 const SOCKET_MODE: u32 = 0o600;
 /// So is a folder made for them.
@@ -94,7 +99,13 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     if !kind.is_socket() {
         bail!("'{}' is there and is no socket: it is left alone", path.display());
     }
-    match UnixStream::connect(path) {
+    let until = Instant::now() + GONE_TIME;
+    let mut connected = UnixStream::connect(path);
+    while connected.is_ok() && Instant::now() < until {
+        std::thread::sleep(GONE_PAUSE);
+        connected = UnixStream::connect(path);
+    }
+    match connected {
         Ok(_) => {
             bail!("'{}': somebody listens there already, perhaps another blkswitch serve", path.display())
         }

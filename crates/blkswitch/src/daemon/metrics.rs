@@ -164,7 +164,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
         .collect();
     // The last bucket also holds what took longer than its end.
     if let Some(last) = buckets.last_mut() {
-        last.0 = f64::MAX;
+        last.0 = f64::INFINITY;
     }
     let count = latency.buckets.iter().sum();
     metric.encode_histogram::<NoLabelSet>(latency.sum_ns as f64 / NS, count, &buckets, None)

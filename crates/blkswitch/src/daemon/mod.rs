@@ -50,6 +50,8 @@ use crate::protocol::AttachUblk;
 /// How long control requests under way may take once the daemon is to stop: long polls end by themselves, a message
 /// may stall for so long.
 const CONTROL_GRACE: Duration = Duration::from_secs(10);
+/// How often the queues are looked after. They never fail but when the kernel takes their ring away.
+const HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// How long threads of control requests that are not done then are waited for.
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
@@ -129,9 +131,13 @@ impl Daemon {
     pub async fn run(self, until: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
         let app = App::new(self.devices.clone(), self.nbd.clone(), self.stop.subscribe());
         let stop = self.stop.clone();
+        let devices = self.devices.clone();
         let mut stopping = self.stop.subscribe();
         let server = axum::serve(self.control, router(app)).with_graceful_shutdown(async move {
-            until.await;
+            tokio::select! {
+                () = until => {}
+                () = queue_failure(&devices) => tracing::error!("a queue has failed: the daemon ends"),
+            }
             stop.send_replace(true);
         });
         let served = tokio::spawn(server.into_future());
@@ -150,6 +156,13 @@ impl Daemon {
             .context("the queues failed to stop")?;
         tracing::info!("stopped: everything is flushed");
         Ok(())
+    }
+}
+
+/// Waits until a queue has failed: its connections are dead, and so is everything else soon.
+async fn queue_failure(devices: &Devices) {
+    while !devices.pool().failed() {
+        tokio::time::sleep(HEALTH_CHECK).await;
     }
 }
 

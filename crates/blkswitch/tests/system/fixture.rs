@@ -193,12 +193,18 @@ pub(crate) fn serve(folder: &Path, more: &[&str]) -> Command {
 /// A disk on which every sector says where it is.
 pub(crate) fn make_disk(path: &Path, sectors: u64) {
     let name = path.file_name().unwrap().to_str().unwrap();
-    let image: Vec<u8> = (0..sectors).flat_map(|sector| sector_of(name, sector)).collect();
+    let mut image = Vec::with_capacity(sectors as usize * SECTOR);
+    for sector in 0..sectors {
+        image.extend_from_slice(&sector_of(name, sector));
+    }
     std::fs::write(path, image).unwrap();
 }
 
 /// What a sector of a disk holds.
 pub(crate) fn sector_of(disk: &str, sector: u64) -> [u8; SECTOR] {
     let text = format!("{disk:<7.7}{sector:>9}");
-    std::array::from_fn(|index| text.as_bytes()[index % text.len()])
+    // A word of 16 bytes, 32 times.
+    let mut sector = [0; SECTOR];
+    sector.chunks_exact_mut(16).for_each(|word| word.copy_from_slice(text.as_bytes()));
+    sector
 }

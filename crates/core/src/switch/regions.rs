@@ -125,7 +125,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         let entry = self.entry(region);
         let num_paths = u64::from(self.geometry.num_paths());
         let path = entry.wrapping_add(u64::from(self.geometry.default_path(region)));
-        path.wrapping_sub(if path < num_paths { 0 } else { num_paths }) as u32
+        // One of the two is not a path but a number near 2^64: the other is the smaller.
+        path.min(path.wrapping_sub(num_paths)) as u32
     }
 
     /// Sends a region to a path, both known to be the map's.

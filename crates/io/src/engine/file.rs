@@ -1,8 +1,9 @@
 //! The file engine: a regular file or block device by io_uring.
 //!
-//! One descriptor (open file description) per queue: the kernel reports a failed write-back once to *each* open
-//! file description, so a flush on one queue cannot swallow the error that another queue's flush must see. The
-//! first also carries the lock against a second writer. Files that live in memory (tmpfs) are served by plain
+//! The kernel reports a failed write-back once to *each* open file description, so everybody who may be told has his
+//! own: each queue for its flushes (and all that reports nothing), all queues together for stable writes, the control
+//! side for its flushes. None can swallow an error that another must see. The first also carries the lock against a
+//! second writer. Files that live in memory (tmpfs) are served by plain
 //! system calls: they never wait for a device, and io_uring would hand each to a worker thread because tmpfs has no
 //! non-blocking mode.
 
@@ -11,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
@@ -24,8 +26,16 @@ const RAMFS_MAGIC: i64 = 0x8584_58f6;
 /// `FALLOC_FL_ZERO_RANGE`, `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE` of fallocate(2).
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// Descriptors beyond one per queue.
+const SHARED: usize = 2;
 /// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
 const TRANSFER_MAX: u64 = 1 << 30;
+
+/// How long a lock may be held before the file counts as in use: a daemon that was killed holds its files until the
+/// kernel has taken its rings down, a moment after the process is gone.
+const LOCK_TIME: Duration = Duration::from_millis(500);
+/// Pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 // The ioctls of a block device that tell its shape (linux/fs.h).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
@@ -35,7 +45,7 @@ const BLKROGET: libc::c_ulong = 0x125e;
 
 /// See the module's text.
 pub struct FileEngine {
-    /// One per queue, the first with the lock.
+    /// One per queue, the first with the lock; then that for stable writes and that of the control side.
     files: Box<[File]>,
     /// In memory: plain system calls.
     in_memory: bool,
@@ -112,19 +122,25 @@ impl FileEngine {
             return Err(LeafError::Empty(name.to_string()));
         }
         let in_memory = !kind.is_block_device() && is_in_memory(&file);
-        let files = reopen(file, options.queues, read_only, if direct { libc::O_DIRECT } else { 0 })
-            .map_err(system("open again"))?;
+        let files =
+            reopen(file, options.queues.max(1) + SHARED, read_only, if direct { libc::O_DIRECT } else { 0 })
+                .map_err(system("open again"))?;
         Ok((FileEngine { files, in_memory, is_block: kind.is_block_device() }, limits))
     }
 
     fn fd(&self, queue: usize) -> RawFd {
-        self.files.get(queue).or(self.files.first()).map_or(-1, AsRawFd::as_raw_fd)
+        let queue = queue.min(self.files.len() - SHARED - 1);
+        self.files.get(queue).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    fn stable_fd(&self) -> RawFd {
+        self.files.iter().nth_back(1).map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// # Safety
     /// As [`super::Engine::submit`].
     pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
-        let fd = self.fd(io.queue);
+        let fd = if io.fua { self.stable_fd() } else { self.fd(io.queue) };
         if self.in_memory {
             // SAFETY: the caller's promise.
             let done = unsafe { call(fd, io) };
@@ -177,11 +193,12 @@ impl FileEngine {
     }
 
     pub(super) fn flush_blocking(&self) -> io::Result<()> {
-        self.files.iter().try_for_each(File::sync_data)
+        self.files.last().map_or(Ok(()), File::sync_data)
     }
 }
 
-/// One operation by a plain system call. Counts or negative errno, like a completion.
+/// One operation by a plain system call. Counts or negative errno, like a completion. Reads and writes go around
+/// libc's functions, which make themselves points where a thread can be cancelled: a tenth of a small read.
 ///
 /// # Safety
 /// `io.data` is valid for `io.len` bytes.
@@ -190,8 +207,8 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
     let result = unsafe {
         match io.op {
-            LeafOp::Read => libc::pread(fd, io.data.0.cast(), len, offset) as i64,
-            LeafOp::Write => libc::pwrite(fd, io.data.0.cast(), len, offset) as i64,
+            LeafOp::Read => libc::syscall(libc::SYS_pread64, fd, io.data.0, len, offset),
+            LeafOp::Write => libc::syscall(libc::SYS_pwrite64, fd, io.data.0, len, offset),
             LeafOp::Flush => i64::from(libc::fdatasync(fd)),
             LeafOp::Discard | LeafOp::Zero { no_hole: false } => {
                 i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, io.len as i64))
@@ -214,12 +231,20 @@ fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open and `range` outlives the call.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
-    if result == 0 {
-        return Ok(());
+    let until = Instant::now() + LOCK_TIME;
+    loop {
+        // SAFETY: the descriptor is open and `range` outlives the call.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
+        let source = io::Error::last_os_error();
+        match source.raw_os_error() {
+            _ if result == 0 => return Ok(()),
+            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            _ => return refused_lock(source, name),
+        }
     }
-    let source = io::Error::last_os_error();
+}
+
+fn refused_lock(source: io::Error, name: &str) -> Result<(), LeafError> {
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(LeafError::Busy(name.to_string())),
         // A filesystem without locks: nothing to hold on to.
@@ -228,11 +253,11 @@ fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
     }
 }
 
-/// The first descriptor and one more open file description for each further queue.
-fn reopen(first: File, queues: usize, read_only: bool, flags: i32) -> io::Result<Box<[File]>> {
+/// The first descriptor and further ones, `count` in all, each an open file description of its own.
+fn reopen(first: File, count: usize, read_only: bool, flags: i32) -> io::Result<Box<[File]>> {
     let path = format!("/proc/self/fd/{}", first.as_raw_fd());
     let mut files = vec![first];
-    while files.len() < queues {
+    while files.len() < count {
         files.push(OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(&path)?);
     }
     Ok(files.into())

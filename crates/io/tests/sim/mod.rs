@@ -7,6 +7,7 @@
 //! may return, where each write must be found, which requests must fail, and what must survive.
 
 pub mod disk;
+#[allow(dead_code, reason = "the path a step took is for the pipeline's tests")]
 pub mod stack;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -203,7 +204,7 @@ fn value_of(sector: &[u8]) -> Option<u64> {
 
 /// The value that request `request` writes into its sector `nth`.
 fn stamp(request: u64, nth: usize) -> u64 {
-    request << 16 | nth as u64 + 1
+    (request << 16) | (nth as u64 + 1)
 }
 
 impl World {

@@ -67,7 +67,8 @@ impl Server {
         self.touch(id);
     }
 
-    /// Lets every touched connection go on. True if that gave answers that are to be carried first.
+    /// Lets every touched connection go on. True if it is to be called again at once, after the answers there are have
+    /// been carried.
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
         let mut more = false;
         for at in 0..self.touched.len() {
@@ -79,17 +80,20 @@ impl Server {
         if more {
             return true;
         }
-        for id in self.touched.drain(..) {
-            let Some(conn) = self.conns.get_mut(id) else { continue };
-            conn.touched = false;
-            conn.arm(id, context);
+        let Server { conns, touched, .. } = self;
+        touched.retain(|&id| {
+            let Some(conn) = conns.get_mut(id) else { return false };
+            conn.touched = conn.arm(id, context);
+            let again = conn.touched;
             if conn.is_over()
-                && let Some(conn) = self.conns.remove(id)
+                && let Some(conn) = conns.remove(id)
             {
                 conn.release(context);
+                return false;
             }
-        }
-        false
+            again
+        });
+        !touched.is_empty()
     }
 
     /// No new requests; connections close when what is in flight is answered.

@@ -1,0 +1,7 @@
+//! The atomics of lock-free code: the standard library's, or loom's, which tries every interleaving of a test
+//! (`RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_dirty`).
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,240 @@
+//! Control against real queue threads while clients are at work: messages, suspends, reloads, removals.
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use blkswitch_io::core::switch::message::Message;
+use blkswitch_io::engine::sim::Random;
+use blkswitch_io::{Device, Leaf, Table, TableBuilder};
+
+use support::{Client, FLUSH, FUA, READ, WRITE, World, eventually, in_time, switch};
+
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 256;
+/// Sectors of a region: two blocks.
+const REGION: u32 = 16;
+const STORM: Duration = Duration::from_secs(4);
+
+/// Block `block` as it is written for the `count`th time.
+fn content(block: u64, count: u64) -> Vec<u8> {
+    [block + 1, count].map(u64::to_le_bytes).concat().repeat(BLOCK / 16)
+}
+
+/// How often the block had been written; panics if this is no content of that block.
+fn count(data: &[u8], block: u64) -> u64 {
+    let count = u64::from_le_bytes(data[8..16].try_into().unwrap());
+    if count == 0 {
+        assert!(data.iter().all(|byte| *byte == 0), "block {block} is torn");
+    } else {
+        assert!(data == content(block, count), "block {block} holds something else: {:?}", &data[..16]);
+    }
+    count
+}
+
+/// Tables over the same leaves: a switch with its paths in any order, alone or split in two, or through a device.
+fn table(world: &World, leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Table {
+    let sectors = BLOCKS * 8;
+    let mut table = TableBuilder::new(false);
+    let mut paths: Vec<_> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
+    let len = paths.len() as u64;
+    paths.rotate_left(random.below(len) as usize);
+    if random.chance(300_000) {
+        paths.push(table.device(below).unwrap());
+    }
+    let half = switch(sectors, REGION, &paths);
+    table.push(sectors, half);
+    table.build(world.pool.queues())
+}
+
+/// Clients write blocks of their own, know the last count that was acknowledged, and read them back, while regions
+/// are remapped, the device is suspended, resumed and reloaded, and so is one below. Then: nothing stands at a wrong
+/// address on any leaf, and the last acknowledged write of every block stands on one of them.
+#[test]
+fn a_storm_of_control_loses_and_misplaces_nothing() {
+    let world = Arc::new(World::new(3));
+    let leaves: Vec<Arc<Leaf>> = vec![
+        world.file_leaf("a", BLOCKS * BLOCK as u64),
+        world.file_leaf("b", BLOCKS * BLOCK as u64),
+        world.leaf("mem:1M"),
+    ];
+    let below = world.device("below", world.linear(&leaves[1]));
+    let mut random = Random::new(1);
+    let device = world.device("disk", table(&world, &leaves, &below, &mut random));
+    let stop = Arc::new(AtomicBool::new(false));
+    let messages = Arc::new(AtomicU64::new(0));
+
+    let control: Vec<_> = (0..3u64)
+        .map(|kind| {
+            let (world, leaves, below, device) =
+                (world.clone(), leaves.clone(), below.clone(), device.clone());
+            let (stop, messages) = (stop.clone(), messages.clone());
+            std::thread::spawn(move || {
+                let mut random = Random::new(kind + 2);
+                while !stop.load(Ordering::Relaxed) {
+                    match kind {
+                        0 => {
+                            let messenger = device.messenger(0).unwrap();
+                            let paths = messenger.map().geometry().num_paths();
+                            let (at, path) = (random.below(BLOCKS / 2), random.below(u64::from(paths)));
+                            let text = format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
+                            Message::new().apply_text(messenger.map(), text.as_bytes(), true).unwrap();
+                            messages.fetch_add(1, Ordering::Relaxed);
+                        }
+                        1 => {
+                            let device = if random.chance(500_000) { &device } else { &below };
+                            device.suspend().unwrap();
+                            std::thread::sleep(Duration::from_micros(random.below(2000)));
+                            device.resume().unwrap();
+                            std::thread::sleep(Duration::from_micros(random.below(5000)));
+                        }
+                        _ => {
+                            device.load(table(&world, &leaves, &below, &mut random)).unwrap();
+                            device.resume().unwrap();
+                            std::thread::sleep(Duration::from_micros(random.below(3000)));
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+
+    let writers: Vec<_> = (0..4u64)
+        .map(|writer| {
+            let (stop, mut client) = (stop.clone(), world.connect("disk"));
+            std::thread::spawn(move || {
+                let mut random = Random::new(writer + 100);
+                let mut counts: HashMap<u64, u64> = HashMap::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let block = random.below(BLOCKS / 4) * 4 + writer;
+                    let (at, count_now) = (block * BLOCK as u64, counts.get(&block).copied().unwrap_or(0));
+                    match random.below(8) {
+                        0 => client.flush().unwrap(),
+                        1..4 => {
+                            let data = client.read(at, BLOCK as u32).unwrap();
+                            assert!(count(&data, block) <= count_now, "block {block}");
+                        }
+                        kind => {
+                            let flags = if kind == 4 { FUA } else { 0 };
+                            let data = content(block, count_now + 1);
+                            client.call(flags, WRITE, at, BLOCK as u32, &data).unwrap();
+                            counts.insert(block, count_now + 1);
+                        }
+                    }
+                }
+                counts
+            })
+        })
+        .collect();
+
+    std::thread::sleep(STORM);
+    stop.store(true, Ordering::Relaxed);
+    let counts: HashMap<u64, u64> = in_time("the storm's end", move || {
+        control.into_iter().for_each(|thread| thread.join().unwrap());
+        writers.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let written: u64 = counts.values().sum();
+    assert!(written > 500 && messages.load(Ordering::Relaxed) > 500, "a breeze: {written} writes");
+
+    let mut latest: HashMap<u64, u64> = HashMap::new();
+    for (n, leaf) in leaves.iter().enumerate() {
+        let name = format!("leaf{n}");
+        world.device(&name, world.linear(leaf));
+        let mut client = world.connect(&name);
+        for block in 0..BLOCKS {
+            let found = count(&client.read(block * BLOCK as u64, BLOCK as u32).unwrap(), block);
+            let latest = latest.entry(block).or_default();
+            *latest = found.max(*latest);
+        }
+    }
+    for block in 0..BLOCKS {
+        let (found, last) = (latest[&block], counts.get(&block).copied().unwrap_or(0));
+        assert_eq!(found, last, "block {block}: the last write is nowhere");
+    }
+}
+
+/// A message may come in slowly. A resume waits for it, the clients do not.
+#[test]
+fn a_slow_message_holds_up_a_resume_and_no_request() {
+    let world = World::new(2);
+    let leaves = [world.leaf("mem:1M"), world.leaf("mem:1M")];
+    let device = world.device("disk", world.switch(&leaves, 8));
+    let mut client = world.connect("disk");
+    device.load(world.switch(&leaves, 8)).unwrap();
+    let messenger = device.messenger(0).unwrap();
+    let resume = std::thread::spawn({
+        let device = device.clone();
+        move || device.resume()
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    client.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.read(0, 512).unwrap();
+    assert!(!resume.is_finished() && messenger.map().set(1, 0));
+    drop(messenger);
+    resume.join().unwrap().unwrap();
+    client.read(0, 512).unwrap();
+}
+
+#[test]
+fn a_device_in_use_stays_and_goes_with_its_last_client_when_told_to() {
+    let world = World::new(2);
+    let device = world.device("disk", world.linear(&world.leaf("mem:1M")));
+    let (one, mut two) = (world.connect("disk"), world.connect("disk"));
+    assert_eq!(world.pool.registry().remove(&device).unwrap_err().errno(), libc::EBUSY);
+    two.read(0, 512).unwrap();
+    device.set_deferred_remove(true);
+    drop(one);
+    std::thread::sleep(Duration::from_millis(50));
+    two.read(0, 512).unwrap();
+    drop(two);
+    eventually("it is gone", || world.pool.registry().find("disk").is_none());
+    assert!(Client::connect(&world.socket(), "disk").is_err());
+    let again = world.device("disk", world.linear(&world.leaf("mem:1M")));
+    assert_eq!(again.id(), device.id(), "its number is free again");
+    world.connect("disk").read(0, 512).unwrap();
+}
+
+/// A suspended device with clients that wait: they get their answers when it is resumed, and may leave before.
+#[test]
+fn clients_wait_at_a_closed_gate_and_may_leave() {
+    let world = World::new(2);
+    let device = world.device("disk", world.linear(&world.leaf("mem:1M")));
+    let mut clients: Vec<Client> = (0..4).map(|_| world.connect("disk")).collect();
+    device.suspend().unwrap();
+    device.suspend().unwrap();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(0, WRITE, n as u64 * 512, 512, &[n as u8 + 1; 512]).unwrap();
+        client.send(0, FLUSH, 0, 0, &[]).unwrap();
+        client.send(0, READ, n as u64 * 512, 512, &[]).unwrap();
+    }
+    drop(clients.drain(..2));
+    std::thread::sleep(Duration::from_millis(50));
+    clients[0].socket.set_nonblocking(true).unwrap();
+    assert!(clients[0].reply().is_err(), "nothing is answered while it is suspended");
+    clients[0].socket.set_nonblocking(false).unwrap();
+    assert_eq!(device.info().opens, 4, "what waits holds the device");
+    device.resume().unwrap();
+    for client in &mut clients {
+        for cookie in 1..=3 {
+            assert_eq!(client.reply().unwrap(), (0, cookie));
+        }
+    }
+    eventually("the two that left are gone", || device.info().opens == 2);
+    let data = world.connect("disk").read(0, 2048).unwrap();
+    assert!((0..4).all(|n| data[n * 512] == n as u8 + 1), "what was asked before leaving is done");
+}
+
+/// A file leaf may hold what an earlier process wrote and never flushed: the first flush reaches it.
+#[test]
+fn the_first_flush_after_opening_reaches_a_file() {
+    let world = World::new(1);
+    let device = world.device("disk", world.linear(&world.file_leaf("a", 1 << 20)));
+    let mut client = world.connect("disk");
+    client.flush().unwrap();
+    assert_eq!(device.live().unwrap().path_totals(0).flushes, 1);
+    client.flush().unwrap();
+    assert_eq!(device.live().unwrap().path_totals(0).flushes, 1, "and the second need not");
+}
