@@ -119,7 +119,8 @@ dd if=bytes of=/dev/blkswitch/upper oflag=direct bs=256k status=none
 die
 serve
 [ "$(bs map export lower | cksum)" = "$map" ] || fail "the map below is lost"
-cmp bytes <(dd if=/dev/blkswitch/upper iflag=direct bs=256k count=16 status=none)
+dd if=/dev/blkswitch/upper of=read iflag=direct bs=256k count=16 status=none
+cmp bytes read
 
 # By force, while it is mounted.
 mkfs.ext4 -q /dev/blkswitch/upper
