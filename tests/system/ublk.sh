@@ -1,12 +1,7 @@
-# ublk: devices as disks of the machine, under a stock Debian kernel in the laboratory of `cargo xtask vm`: the export
-# by itself (crates/io/tests/ublk), and on 6.1 the error that says what is missing.
+# ublk: devices of the daemon as disks of the machine, under a stock Debian kernel in the laboratory of `cargo xtask vm`.
 . "$(dirname "$0")/lib.sh"
 need qemu-system-x86_64 qemu-system-x86
 need mkfs.ext4 e2fsprogs
-need blkdiscard util-linux
-need dmsetup dmsetup
+need fio fio
 cd "$REPOSITORY"
-test=$(cargo test --quiet --package blkswitch-io --test ublk --no-run --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
-"$XTASK" vm tests/system/guest/ublk.sh "$test"
-"$XTASK" vm --kernel 6.1 "$test" without_a_driver --nocapture
+"$XTASK" vm --timeout 280 tests/system/guest/ublk.sh "$(command -v blkswitch)"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # In the guest: devices of the daemon as disks. What is refused without a driver; a file system; messages, suspends and
 # reloads under a verifying load; ten deaths of the daemon under it, each after a remap that was acknowledged; devices
-# on devices; what happens to disks that cannot be taken over. Then the export's own tests, by the program in $2.
+# on devices; what happens to disks that cannot be taken over.
 set -euo pipefail
 blkswitch=$1
 cd "$(mktemp -d)"
@@ -164,5 +164,3 @@ bs remove_all
 kill $daemon
 wait $daemon
 echo "the daemon's disks: ok"
-
-[ -z "${2:-}" ] || "$2" --test-threads=1 --nocapture

@@ -27,7 +27,7 @@ pub(crate) const REGION: u32 = 24;
 pub(crate) fn ready() -> bool {
     let ready = Lab::has_driver();
     if !ready {
-        println!("skipped: no ublk driver here (cargo xtask ublk runs this in a guest)");
+        println!("skipped: no ublk driver here (cargo xtask system-test ublk-export runs this in a guest)");
     }
     ready
 }

@@ -1,6 +1,6 @@
 //! The ublk export against a real driver: disks, filesystems on them, servers that die.
 //!
-//! `cargo xtask ublk` runs this in a guest, as root with `ublk_drv` loaded. Elsewhere each test says why it does
+//! `cargo xtask system-test ublk-export` runs this in a guest, as root with `ublk_drv` loaded. Elsewhere each test says why it does
 //! nothing, but those that are about a machine without a driver: these run there.
 
 mod lab;
