@@ -176,7 +176,7 @@ pub struct Device {
     /// The table that the next resume makes live.
     pub inactive: Option<Table>,
     /// The disk of this machine that the device is.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
 }
 
@@ -311,7 +311,7 @@ pub struct CreateDevice {
     #[serde(default)]
     pub leaves: LeafOptions,
     /// Make a disk of it too. When that fails the device stays, and the answer is the failure of `attach`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ublk: Option<AttachUblk>,
 }
 
