@@ -56,7 +56,12 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
         for (nr, load) in Load::ALL.iter().enumerate() {
             for turn in 0..servers.len() {
                 let at = (round + turn) % servers.len();
-                cells[nr * servers.len() + at].runs.push(run(&servers[at], load, options.seconds)?);
+                cells[nr * servers.len() + at].runs.push(run(
+                    &servers[at],
+                    Kind::ALL[at].device(),
+                    load,
+                    options.seconds,
+                )?);
             }
         }
         eprintln!("round {} of {rounds}", round + 1);
@@ -71,17 +76,17 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
 
 /// Switch against bare file, in pairs of short runs, each first in every other pair.
 fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
-    let find = |kind| servers.iter().find(|server| server.kind == kind).context("a server is missing");
-    let (switch, linear) = (find(Kind::SwitchOneQueue)?, find(Kind::LinearOneQueue)?);
-    let cost = |server| Ok::<_, anyhow::Error>(run(server, &Load::LAYER, LAYER_SECONDS)?.server_cpu_us);
+    let server = servers.iter().find(|server| server.kind == Kind::OneFile).context("a server is missing")?;
+    let cost =
+        |device| Ok::<_, anyhow::Error>(run(server, device, &Load::LAYER, LAYER_SECONDS)?.server_cpu_us);
     let mut cpu_ratios = Vec::with_capacity(pairs);
     for pair in 0..pairs {
         let (with, without) = if pair % 2 == 0 {
-            let with = cost(switch)?;
-            (with, cost(linear)?)
+            let with = cost("switch")?;
+            (with, cost("linear")?)
         } else {
-            let without = cost(linear)?;
-            (cost(switch)?, without)
+            let without = cost("linear")?;
+            (cost("switch")?, without)
         };
         cpu_ratios.push(with / without);
     }

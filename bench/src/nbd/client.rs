@@ -59,11 +59,11 @@ pub(super) struct Run {
     pub(super) client_cpu_us: f64,
 }
 
-/// Runs `load` for `seconds`.
-pub(super) fn run(server: &Server, load: &Load, seconds: f64) -> Result<Run> {
+/// Runs `load` for `seconds` on one of the server's devices.
+pub(super) fn run(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Run> {
     let read_cpu = if server.kind.is_peer() { Server::cpu_ns } else { Server::threads_cpu_ns };
     let before = read_cpu(server)?;
-    let json = fio(server, load, seconds)?;
+    let json = fio(server, device, load, seconds)?;
     let cpu_ns = read_cpu(server)? - before;
     let job = &json["jobs"][0];
     let side = if load.rw.ends_with("read") { &job["read"] } else { &job["write"] };
@@ -81,7 +81,7 @@ pub(super) fn run(server: &Server, load: &Load, seconds: f64) -> Result<Run> {
     })
 }
 
-fn fio(server: &Server, load: &Load, seconds: f64) -> Result<Value> {
+fn fio(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Value> {
     // Every run has other random offsets, the same ones in every series.
     static SEED: AtomicU32 = AtomicU32::new(1);
     let seed = SEED.fetch_add(1, Ordering::Relaxed);
@@ -89,7 +89,7 @@ fn fio(server: &Server, load: &Load, seconds: f64) -> Result<Value> {
         .args(["--name=load", "--ioengine=nbd", "--time_based", "--norandommap", "--randrepeat=0"])
         .args(["--output-format=json", &format!("--randseed={seed}")])
         .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
-        .arg(format!("--uri={}", server.uri))
+        .arg(format!("--uri={}", server.uri(device)))
         .args(load.words())
         .output()
         .context("cannot run fio (Debian package fio)")?;

@@ -188,8 +188,8 @@ impl Results {
         let [low, middle, high] = self.layer.quartiles();
         writeln!(
             text,
-            "\n## The switch layer\n\nServer time per request ({}), a switch of three paths against a bare file, both \
-             with one queue, {} pairs of runs:\n{middle:+.1} % (half of the pairs between {low:+.1} and {high:+.1} %).",
+            "\n## The switch layer\n\nServer time per request ({}), a switch of three paths against the bare file that \
+             they all are, one queue, {} pairs of runs:\n{middle:+.1} % (half of the pairs between {low:+.1} and {high:+.1} %).",
             Load::LAYER.name,
             self.layer.cpu_ratios.len(),
         )?;

@@ -29,8 +29,9 @@ pub(super) enum Kind {
     Switch,
     /// The same with one queue.
     SwitchOneQueue,
-    /// One file through a linear target with one queue: what the switch costs is the difference.
-    LinearOneQueue,
+    /// One file, one queue, two devices: `linear`, and `switch` whose three paths are that file. They touch the same
+    /// memory (other files, at other places, make a difference of several per cent), so what differs is the switch.
+    OneFile,
     /// nbdkit with its file plugin.
     Nbdkit,
     /// qemu-nbd with io_uring.
@@ -43,7 +44,7 @@ impl Kind {
     pub(super) const ALL: [Kind; 6] = [
         Kind::Switch,
         Kind::SwitchOneQueue,
-        Kind::LinearOneQueue,
+        Kind::OneFile,
         Kind::Nbdkit,
         Kind::QemuNbd,
         Kind::QemuStorageDaemon,
@@ -53,11 +54,16 @@ impl Kind {
         match self {
             Kind::Switch => "blkswitch, switch",
             Kind::SwitchOneQueue => "blkswitch, switch, 1 queue",
-            Kind::LinearOneQueue => "blkswitch, linear, 1 queue",
+            Kind::OneFile => "blkswitch, linear, 1 queue",
             Kind::Nbdkit => "nbdkit",
             Kind::QemuNbd => "qemu-nbd",
             Kind::QemuStorageDaemon => "qemu-storage-daemon",
         }
+    }
+
+    /// The device that is compared with the others'.
+    pub(super) fn device(self) -> &'static str {
+        if self == Kind::OneFile { "linear" } else { "" }
     }
 
     pub(super) fn is_peer(self) -> bool {
@@ -70,7 +76,7 @@ impl Kind {
             Kind::Nbdkit => "nbdkit",
             Kind::QemuNbd => "qemu-nbd",
             Kind::QemuStorageDaemon => "qemu-storage-daemon",
-            Kind::Switch | Kind::SwitchOneQueue | Kind::LinearOneQueue => {
+            Kind::Switch | Kind::SwitchOneQueue | Kind::OneFile => {
                 return Ok(format!("blkswitch {}", env!("CARGO_PKG_VERSION")));
             }
         };
@@ -83,7 +89,7 @@ impl Kind {
 pub(super) struct Server {
     pub(super) kind: Kind,
     child: Child,
-    pub(super) uri: String,
+    socket: PathBuf,
 }
 
 impl Server {
@@ -98,7 +104,7 @@ impl Server {
         };
         files.iter().try_for_each(|file| fill(file))?;
         let mut command = match kind {
-            Kind::Switch | Kind::SwitchOneQueue | Kind::LinearOneQueue => {
+            Kind::Switch | Kind::SwitchOneQueue | Kind::OneFile => {
                 let mut command = Command::new(blkswitch);
                 command.args(["serve", "--log-level", "warn", "--socket"]).arg(at("control"));
                 command.arg("--nbd").arg(format!("unix:{nbd}"));
@@ -122,21 +128,17 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        let mut server = Server { kind, child, uri: format!("nbd+unix:///?socket={nbd}") };
+        let mut server = Server { kind, child, socket: socket.clone() };
         server.wait_for(&socket)?;
         if !kind.is_peer() {
+            let paths = files.iter().chain(&files).chain(&files).take(3);
+            let paths: String = paths.map(|path| format!(" {} 0", path.display())).collect();
             let sectors = DEVICE_BYTES / 512;
-            let table = if let [a, b, c] = &files[..] {
-                let (a, b, c) = (a.display(), b.display(), c.display());
-                format!("0 {sectors} switch 3 {REGION_SECTORS} 0 {a} 0 {b} 0 {c} 0")
-            } else {
-                format!("0 {sectors} linear {file} 0")
-            };
-            let status = Command::new(blkswitch)
-                .args(["create", "disk", "--table", &table, "--socket"])
-                .arg(at("control"))
-                .status()?;
-            ensure!(status.success(), "blkswitch create has failed");
+            let switch = format!("0 {sectors} switch 3 {REGION_SECTORS} 0{paths}");
+            create(blkswitch, &at("control"), "switch", &switch)?;
+            if kind == Kind::OneFile {
+                create(blkswitch, &at("control"), "linear", &format!("0 {sectors} linear {file} 0"))?;
+            }
         }
         Ok(server)
     }
@@ -151,6 +153,11 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// Its URI for `device`; the empty name is its only one.
+    pub(super) fn uri(&self, device: &str) -> String {
+        format!("nbd+unix:///{device}?socket={}", self.socket.display())
     }
 
     /// Processor time the server has taken so far, user and system, in nanoseconds: also that of threads that have
@@ -184,6 +191,13 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn create(blkswitch: &Path, control: &Path, name: &str, table: &str) -> Result<()> {
+    let words = ["create", name, "--table", table, "--socket"];
+    let status = Command::new(blkswitch).args(words).arg(control).status()?;
+    ensure!(status.success(), "blkswitch create {name} has failed");
+    Ok(())
 }
 
 /// A command out of words without spaces in them.

@@ -33,7 +33,7 @@ pub fn condense(
 
 /// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... with which `cells` cells are enough. Round numbers are worth
 /// more to a reader than a filled screen.
-fn cell_size(regions: u64, cells: u64) -> u64 {
+pub fn cell_size(regions: u64, cells: u64) -> u64 {
     let mut decade = 1_u64;
     loop {
         for step in [1, 2, 5] {

@@ -1,9 +1,11 @@
-//! blkswitch-core decides which path every sector of a switch device takes.
+//! blkswitch-core decides which path every sector of a switch device takes, and which of several paths to
+//! one volume a request takes.
 //!
 //! A *switch* device is cut into *regions* of one size; a packed table says for every region which *path*
 //! (one of several devices that lead to the same volume) its sectors take. The table begins as round robin
 //! and is changed by messages while I/O runs. This is the device-mapper `switch` target of Linux: same table
-//! lines, same messages, same words in errors. The same files are compiled into a daemon, a library and a
+//! lines, same messages, same words in errors. [`multipath`] does the same for the lower tier, the
+//! `multipath` target. The same files are compiled into a daemon, a library and, without `multipath`, a
 //! kernel module.
 //!
 //! Contract of the whole crate: no I/O, no clock, no threads, no allocation, no `unsafe`, no dependency;
@@ -43,6 +45,8 @@ pub mod args;
 pub mod error;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "multipath")]
+pub mod multipath;
 pub mod switch;
 pub mod table;
 pub mod units;

@@ -4,6 +4,8 @@
 //!
 //! Contract: only built with the feature `model`, which needs std. Panics are allowed here.
 
+pub mod multipath;
+
 use std::format;
 use std::string::String;
 use std::vec::Vec;

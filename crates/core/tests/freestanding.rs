@@ -17,6 +17,7 @@ fn needs_no_symbol() {
     let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probe.o");
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let compiled = Command::new(rustc)
+        .args(["--cfg=feature=\"multipath\""])
         .args(["--edition=2024", "--crate-type=staticlib", "--emit=obj", "-Cpanic=abort", "-Copt-level=2"])
         .args([
             "-Ccodegen-units=1",

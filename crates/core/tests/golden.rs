@@ -2,8 +2,8 @@
 //! and messages. Cases that come out differently must be listed in `docs/kernel-differences.md`, and only
 //! those.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+mod common;
+
 use std::sync::atomic::AtomicU64;
 
 use blkswitch_core::args::{Word, split_in_place};
@@ -11,59 +11,13 @@ use blkswitch_core::error::{Errno, Error};
 use blkswitch_core::switch::message::{EMPTY_MESSAGE, SECTOR_OUTSIDE_DEVICE, UNRECOGNISED_MESSAGE};
 use blkswitch_core::switch::{Command, Geometry, Map, Message, Params, command};
 use blkswitch_core::table::{self, Layout, Target, check_area, check_region_size};
+use common::{check_suite, differs, text};
 use serde_json::Value;
 
 type BoxedMap = Map<Box<[AtomicU64]>>;
 
 /// Memory of the recorded machine, as far as a region table can tell.
 const MEMORY_BYTES: usize = 1 << 32;
-
-fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn cases(suite: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Ids of the cases listed as decided differently by the core.
-fn listed_differences() -> BTreeSet<String> {
-    let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
-    let mut ids = BTreeSet::new();
-    for line in text.lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        if cells.len() > 3 && cells[2] == "core" {
-            assert!(ids.insert(cells[1].to_owned()), "{} is listed twice", cells[1]);
-        }
-    }
-    ids
-}
-
-/// Compares every case of `suite` with the list; `replay` says how a case differs.
-fn check_suite(suite: &str, least: usize, replay: impl Fn(&Value) -> Result<(), String>) {
-    let listed: BTreeSet<String> =
-        listed_differences().into_iter().filter(|id| id.starts_with(&format!("{suite}-"))).collect();
-    let mut wrong = Vec::new();
-    let mut seen = BTreeSet::new();
-    let cases = cases(suite);
-    assert!(cases.len() >= least, "only {} cases in {suite}", cases.len());
-    for case in &cases {
-        let id = text(case, "id");
-        seen.insert(id.to_owned());
-        match (replay(case), listed.contains(id)) {
-            (Err(difference), false) => wrong.push(format!("{id} ({}): {difference}", text(case, "name"))),
-            (Ok(()), true) => wrong.push(format!("{id}: listed as a difference, but there is none")),
-            _ => {}
-        }
-    }
-    wrong.extend(listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")));
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_else(|| panic!("{key} missing in {value}"))
-}
 
 /// `0 1 2*3` and `(0 1)*5`: a cycle up to that many regions.
 fn expand(map: &str) -> Vec<u32> {
@@ -78,10 +32,6 @@ fn expand(map: &str) -> Vec<u32> {
             None => vec![number(word)],
         })
         .collect()
-}
-
-fn differs<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, kernel: T) -> Result<(), String> {
-    if ours == kernel { Ok(()) } else { Err(format!("{what}: ours {ours:?}, the kernel's {kernel:?}")) }
 }
 
 // ---- Constructors ----

@@ -33,7 +33,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use blkswitch_io::{Pool, PoolOptions};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -154,6 +154,7 @@ impl Daemon {
         tokio::task::spawn_blocking(move || devices.pool().stop())
             .await
             .context("the queues failed to stop")?;
+        ensure!(!self.devices.pool().failed(), "a queue failed: see the log");
         tracing::info!("stopped: everything is flushed");
         Ok(())
     }

@@ -106,3 +106,50 @@ pub fn probe_compact(
     compact::write(map, 0, u64::MAX, places, sink)?;
     compact::write_changes(map, 0, u64::MAX, places, sink)
 }
+
+// The multipath target, which the kernel module leaves out, keeps the same promise.
+use blkswitch::multipath::{
+    Ask, Attempt, Choice, Event, Group, Item, MessageError as MpathMessageError, Multipath, Params as MpathParams,
+    ParamsError, Path, Verdict,
+};
+
+type Mpath<'a> = Multipath<&'a [Group], &'a [Path]>;
+
+#[unsafe(no_mangle)]
+pub fn probe_mpath_params(
+    words: &[&[u8]],
+    open: fn(&[u8]) -> bool,
+    group: fn(Group),
+    path: fn(Path),
+) -> Result<u32, ParamsError> {
+    let mut params = MpathParams::parse(words)?;
+    while let Some(item) = params.next_item()? {
+        match item {
+            Item::Group(arg) => group(arg.group()),
+            Item::Path(arg) if open(arg.device) => path(arg.path()?.path),
+            Item::Path(arg) => return Err(arg.lookup_failed(blkswitch::error::Errno::Enoent)),
+        }
+    }
+    Ok(params.initial_group())
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_mpath_select(mpath: &Mpath<'_>, ask: Ask, on: fn(Event)) -> Choice {
+    mpath.select(ask, &mut |event| on(event))
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_mpath_judge(mpath: &Mpath<'_>, attempt: Attempt, errno: i32, now_ns: u64, on: fn(Event)) -> Verdict {
+    mpath.judge(attempt, errno, now_ns, &mut |event| on(event))
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_mpath_message(
+    mpath: &Mpath<'_>,
+    words: &[&[u8]],
+    is_meant: fn(u32) -> bool,
+    on: fn(Event),
+) -> Result<(), MpathMessageError> {
+    let command = blkswitch::multipath::Command::parse(words)?;
+    mpath.apply(&command, is_meant, &mut |event| on(event))
+}

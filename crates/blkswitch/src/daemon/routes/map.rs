@@ -4,8 +4,10 @@
 //! is computed on a thread that may block, when it is asked for, so a slow client holds neither a thread nor memory.
 //! The table stays in memory while its map is read, even if the device is reloaded or removed meanwhile.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::iter;
 use std::sync::Arc;
 
 use axum::Json;
@@ -208,7 +210,7 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
     let map = switch.map()?;
     let (from, to) = range(map, query.from, query.to)?;
     let geometry = map.geometry();
-    let runs = map.runs(from, to + 1).map(|run| Run { start: run.start, count: run.count, path: run.path });
+    let runs = shares(map, from, to, picture::cell_size(to - from + 1, query.cells as u64));
     let (cells, totals) = picture::condense(from, to, query.cells, geometry.num_paths(), runs);
     let paths = switch.segment().map(|(segment, _)| segment.target.paths()).unwrap_or_default();
     Ok(MapPicture {
@@ -221,6 +223,33 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
         cells,
         totals,
         addresses: paths.iter().map(|to| address(&switch.table, *to)).collect(),
+    })
+}
+
+/// Runs to count cells of `cell` regions with. A stretch of round robin within one cell comes as one run for each
+/// path, with that path's share: for counting it is the same, and a map of a billion regions that was hardly changed
+/// need not be looked at region by region.
+fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Run> + '_ {
+    let paths = u64::from(map.geometry().num_paths());
+    let mut next = from;
+    let mut queue = VecDeque::new();
+    iter::from_fn(move || {
+        if queue.is_empty() && next <= to {
+            let cell_end = next.saturating_add(cell - (next - from) % cell).min(to + 1);
+            let unchanged = map.next_changed(next, cell_end).unwrap_or(cell_end) - next;
+            if unchanged >= paths {
+                let first = u64::from(map.geometry().default_path(next));
+                for index in 0..paths {
+                    let count = unchanged / paths + u64::from(index < unchanged % paths);
+                    queue.push_back(Run { start: next, count, path: ((first + index) % paths) as u32 });
+                    next += count;
+                }
+            } else if let Some(run) = map.runs(next, cell_end).next() {
+                queue.push_back(Run { start: run.start, count: run.count, path: run.path });
+                next += run.count;
+            }
+        }
+        queue.pop_front()
     })
 }
 
@@ -242,8 +271,7 @@ pub async fn export(
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<MessageText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
-        let compact = Compact::new(switch.map()?.geometry());
-        Ok(MessageText { switch, compact: Some(compact) })
+        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::default()) })
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
     Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
@@ -251,6 +279,7 @@ pub async fn export(
 
 /// The map as a message.
 struct MessageText {
+    device: Arc<Device>,
     switch: Switch,
     /// Nothing when all is written.
     compact: Option<Compact>,
@@ -260,9 +289,41 @@ impl Pieces for MessageText {
     fn next_piece(&mut self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
         let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else { return out };
+        // No message changes the map while a piece is made. Without a messenger (the device was reloaded with another
+        // kind of table, or is gone) the table has no writers any more.
+        let _messenger = self.device.messenger(self.switch.start);
         if !compact.write(map, PIECE_BYTES, &mut out) {
             self.compact = None;
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blkswitch_core::switch::{Geometry, Map, Message};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_counts_shares_as_it_counts_runs() {
+        for (paths, regions) in [(1, 50), (2, 1000), (3, 1000), (16, 4099), (300, 4099)] {
+            let geometry = Geometry::new(regions, paths, 1).unwrap();
+            let map: IoMap =
+                Map::new(geometry, blkswitch_io::table::region_storage(&geometry).unwrap()).ok().unwrap();
+            Message::new().apply_text(&map, b"7:0 R1,5 20:0", true).unwrap();
+            for (from, to, cells) in
+                [(0, regions - 1, 10), (0, regions - 1, 4096), (9, regions - 3, 3), (40, 40, 1)]
+            {
+                let runs = map.runs(from, to + 1);
+                let runs = runs.map(|run| Run { start: run.start, count: run.count, path: run.path });
+                let cell = picture::cell_size(to - from + 1, cells as u64);
+                assert_eq!(
+                    picture::condense(from, to, cells, paths, shares(&map, from, to, cell)),
+                    picture::condense(from, to, cells, paths, runs),
+                    "{paths} paths, {regions} regions, {from} to {to}, {cells} cells"
+                );
+            }
+        }
     }
 }

@@ -263,7 +263,7 @@ fn core_message(device: &Device, text: &[u8], complete: bool) -> Result<MessageR
 }
 
 fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
-    let (mut text, mut compact) = (Vec::new(), Compact::new(map.geometry()));
+    let (mut text, mut compact) = (Vec::new(), Compact::default());
     if compact.write(map, ANSWER_MAX_BYTES, &mut text) {
         let reason =
             format!("the map takes more than {ANSWER_MAX_BYTES} bytes: read it with blkswitch map export");

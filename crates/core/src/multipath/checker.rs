@@ -1,0 +1,165 @@
+//! What the kernel leaves to multipathd: when to look after a path, when to go back to a better group, how long to
+//! hold requests while no path is up.
+//!
+//! Contract: pure functions of what they are told; the time is an argument. Who calls them has the timers, sends
+//! the probes, and passes the answers on to [`super::Multipath`].
+
+/// Time between two probes of a path whose state has just changed: multipathd's `polling_interval`.
+pub const FIRST_INTERVAL_NS: u64 = 5_000_000_000;
+/// Longest time between two probes: multipathd's `max_polling_interval`.
+pub const LAST_INTERVAL_NS: u64 = 20_000_000_000;
+
+/// How often paths are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// After the path's state has changed.
+    pub first_ns: u64,
+    /// At most; each interval is twice the one before until this is reached.
+    pub last_ns: u64,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { first_ns: FIRST_INTERVAL_NS, last_ns: LAST_INTERVAL_NS }
+    }
+}
+
+/// When a path is to be probed: seldom while nothing changes, soon after something did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    due_ns: u64,
+    interval_ns: u64,
+}
+
+impl Probe {
+    /// A path whose state has just changed, or is just becoming known.
+    #[must_use]
+    pub const fn new(intervals: &Intervals, now_ns: u64) -> Self {
+        Self { due_ns: now_ns.saturating_add(intervals.first_ns), interval_ns: intervals.first_ns }
+    }
+
+    /// When the next probe is due.
+    #[must_use]
+    pub const fn due_ns(&self) -> u64 {
+        self.due_ns
+    }
+
+    /// The path was probed, and is as it was before. (If it is not, it gets a new [`Probe`].)
+    pub fn unchanged(&mut self, intervals: &Intervals, now_ns: u64) {
+        let longest = intervals.last_ns.max(intervals.first_ns);
+        self.interval_ns = self.interval_ns.saturating_mul(2).min(longest);
+        self.due_ns = now_ns.saturating_add(self.interval_ns);
+    }
+}
+
+/// When to go back to a better group that has a path again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Failback {
+    /// At once.
+    #[default]
+    Immediate,
+    /// Once it has had one for so long without a break.
+    After {
+        /// How long.
+        delay_ns: u64,
+    },
+    /// Only by message.
+    Manual,
+}
+
+/// Watches for a group to go back to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FailbackTimer {
+    better_since_ns: Option<u64>,
+}
+
+impl FailbackTimer {
+    /// Nothing seen yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { better_since_ns: None }
+    }
+
+    /// To be asked whenever a path changed, and at [`FailbackTimer::due_ns`]. `better` is
+    /// [`super::Multipath::better_group`]. Returns the group to give to [`super::Multipath::choose_group`].
+    pub fn poll(&mut self, policy: Failback, better: Option<u32>, now_ns: u64) -> Option<u32> {
+        let Some(group) = better else {
+            self.better_since_ns = None;
+            return None;
+        };
+        let since_ns = *self.better_since_ns.get_or_insert(now_ns);
+        let is_time = match policy {
+            Failback::Immediate => true,
+            Failback::After { delay_ns } => now_ns.saturating_sub(since_ns) >= delay_ns,
+            Failback::Manual => false,
+        };
+        if is_time {
+            self.better_since_ns = None;
+            return Some(group);
+        }
+        None
+    }
+
+    /// When to ask again if nothing changes before.
+    #[must_use]
+    pub const fn due_ns(&self, policy: Failback) -> Option<u64> {
+        match (policy, self.better_since_ns) {
+            (Failback::After { delay_ns }, Some(since_ns)) => Some(since_ns.saturating_add(delay_ns)),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with requests while no path is up: multipathd's `no_path_retry`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPathRetry {
+    /// Fail them.
+    Fail,
+    /// Hold them, however long it takes.
+    Queue,
+    /// Hold them for so many rounds of the checker, then fail them. 0 is [`NoPathRetry::Fail`].
+    Rounds(u32),
+}
+
+impl NoPathRetry {
+    /// Whether requests are held when the last path goes down: for [`super::Multipath::set_queueing`] when the policy
+    /// is set.
+    #[must_use]
+    pub const fn queues_first(self) -> bool {
+        match self {
+            Self::Fail | Self::Rounds(0) => false,
+            Self::Queue | Self::Rounds(_) => true,
+        }
+    }
+}
+
+/// Counts the rounds without a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoPathTimer {
+    rounds: u32,
+}
+
+impl NoPathTimer {
+    /// No round without a path yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { rounds: 0 }
+    }
+
+    /// A round of the checker ends with so many paths up. Returns what to give to
+    /// [`super::Multipath::set_queueing`]; nothing if that is to stay as it is, as somebody may have set it by
+    /// message. When paths are back after all rounds were used up, requests are held again from the next time on.
+    pub fn round(&mut self, policy: NoPathRetry, live_paths: u32) -> Option<bool> {
+        let NoPathRetry::Rounds(limit @ 1..) = policy else { return None };
+        if live_paths > 0 {
+            let gave_up = self.rounds >= limit;
+            self.rounds = 0;
+            return gave_up.then_some(true);
+        }
+        if self.rounds >= limit {
+            return None;
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        if self.rounds == limit { Some(false) } else { None }
+    }
+}

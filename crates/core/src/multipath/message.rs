@@ -1,0 +1,289 @@
+//! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`, `queue_if_no_path` and
+//! `fail_if_no_path`.
+//!
+//! A message is read ([`Command::parse`]) and then applied ([`Multipath::apply`]). In between the caller looks up the
+//! device that a message about a path names: only the caller knows which of its paths that is.
+//!
+//! Contract: messages are applied one at a time (the caller holds the message lock); requests run on meanwhile.
+
+use core::fmt;
+
+use super::super::args::{Printable, parse_u32};
+use super::super::error::Errno;
+use super::Multipath;
+use super::event::Event;
+use super::group::Group;
+use super::path::Path;
+
+/// What a message asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Fail every path over this device.
+    FailPath {
+        /// Its name or number.
+        device: &'a [u8],
+    },
+    /// Reinstate every path over this device.
+    ReinstatePath {
+        /// Its name or number.
+        device: &'a [u8],
+    },
+    /// Use this group next. All groups are enabled.
+    SwitchGroup {
+        /// The word of its number.
+        group: &'a [u8],
+    },
+    /// Pass over this group while another has a path that is up.
+    DisableGroup {
+        /// The word of its number.
+        group: &'a [u8],
+    },
+    /// Do not.
+    EnableGroup {
+        /// The word of its number.
+        group: &'a [u8],
+    },
+    /// Hold requests while no path is up.
+    QueueIfNoPath,
+    /// Fail them.
+    FailIfNoPath,
+}
+
+impl<'a> Command<'a> {
+    /// Reads the words of a message. A device that is suspended answers [`MessageError::Suspended`] before this.
+    ///
+    /// ```
+    /// use blkswitch_core::multipath::Command;
+    /// assert_eq!(Command::parse(&[b"Fail_Path", b"8:0"]), Ok(Command::FailPath { device: b"8:0" }));
+    /// let error = Command::parse(&[b"fail_path"]).unwrap_err();
+    /// let text = "Invalid multipath message arguments. Expected 2 arguments, got 1.";
+    /// assert_eq!(error.of_word(b"fail_path").to_string(), text);
+    /// ```
+    pub fn parse(words: &[&'a [u8]]) -> Result<Self, MessageError> {
+        match *words {
+            [word] if word.eq_ignore_ascii_case(b"queue_if_no_path") => Ok(Self::QueueIfNoPath),
+            [word] if word.eq_ignore_ascii_case(b"fail_if_no_path") => Ok(Self::FailIfNoPath),
+            [word, argument] => Self::with_argument(word, argument),
+            _ => Err(MessageError::Arguments { found: words.len() }),
+        }
+    }
+
+    fn with_argument(word: &[u8], argument: &'a [u8]) -> Result<Self, MessageError> {
+        let is = |command: &str| word.eq_ignore_ascii_case(command.as_bytes());
+        if is("disable_group") {
+            Ok(Self::DisableGroup { group: argument })
+        } else if is("enable_group") {
+            Ok(Self::EnableGroup { group: argument })
+        } else if is("switch_group") {
+            Ok(Self::SwitchGroup { group: argument })
+        } else if is("reinstate_path") {
+            Ok(Self::ReinstatePath { device: argument })
+        } else if is("fail_path") {
+            Ok(Self::FailPath { device: argument })
+        } else {
+            Err(MessageError::Unrecognised)
+        }
+    }
+
+    /// The device the caller has to look up.
+    #[must_use]
+    pub const fn device(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::FailPath { device } | Self::ReinstatePath { device } => Some(device),
+            _ => None,
+        }
+    }
+}
+
+/// Why a message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageError {
+    /// The device is suspended; whatever the message says, that is the answer.
+    Suspended,
+    /// Not a word that stands alone, nor two words.
+    Arguments {
+        /// How many words there are.
+        found: usize,
+    },
+    /// No such message.
+    Unrecognised,
+    /// The device of a path could not be looked up.
+    Device {
+        /// What looking it up gave.
+        errno: Errno,
+    },
+    /// No path is over this device.
+    NoSuchPath,
+    /// `switch_group` with a group there is not.
+    SwitchGroup {
+        /// How many groups there are.
+        groups: u32,
+    },
+    /// `disable_group` or `enable_group` with a group there is not.
+    BypassGroup {
+        /// How many groups there are.
+        groups: u32,
+    },
+}
+
+impl MessageError {
+    /// What the sender of the message gets.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Suspended => Errno::Ebusy,
+            Self::Device { errno } => *errno,
+            _ => Errno::Einval,
+        }
+    }
+
+    /// With the word it is about ([`MessageError::word`]): `Display` is then the kernel's text, which is empty where
+    /// the kernel says nothing.
+    #[must_use]
+    pub const fn of_word<'a>(&'a self, word: &'a [u8]) -> OfWord<'a> {
+        OfWord { error: self, word }
+    }
+
+    /// One sentence that quotes the word and says what is allowed.
+    #[must_use]
+    pub const fn explain<'a>(&'a self, word: &'a [u8]) -> ExplainMessage<'a> {
+        ExplainMessage { error: self, word }
+    }
+
+    /// The one of the message's words that the error is about; nothing if there are no words.
+    #[must_use]
+    pub fn word<'a>(&self, words: &[&'a [u8]]) -> &'a [u8] {
+        let at = match self {
+            Self::Suspended | Self::Arguments { .. } | Self::Unrecognised => 0,
+            Self::Device { .. } | Self::NoSuchPath | Self::SwitchGroup { .. } | Self::BypassGroup { .. } => 1,
+        };
+        words.get(at).copied().unwrap_or(&[])
+    }
+}
+
+impl core::error::Error for MessageError {}
+
+impl fmt::Display for MessageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.of_word(b"").fmt(f)
+    }
+}
+
+/// A [`MessageError`] and its word. `Display` is the kernel's text.
+#[derive(Clone, Copy, Debug)]
+pub struct OfWord<'a> {
+    error: &'a MessageError,
+    word: &'a [u8],
+}
+
+impl fmt::Display for OfWord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = Printable(self.word);
+        match *self.error {
+            MessageError::Suspended | MessageError::NoSuchPath => Ok(()),
+            MessageError::Arguments { found } => {
+                write!(f, "Invalid multipath message arguments. Expected 2 arguments, got {found}.")
+            }
+            MessageError::Unrecognised => write!(f, "Unrecognised multipath message received: {word}"),
+            MessageError::Device { .. } => write!(f, "message: error getting device {word}"),
+            MessageError::SwitchGroup { .. } => f.write_str("invalid PG number supplied to switch_pg_num"),
+            MessageError::BypassGroup { .. } => f.write_str("invalid PG number supplied to bypass_pg"),
+        }
+    }
+}
+
+/// A [`MessageError`] as one sentence for people.
+#[derive(Clone, Copy, Debug)]
+pub struct ExplainMessage<'a> {
+    error: &'a MessageError,
+    word: &'a [u8],
+}
+
+impl fmt::Display for ExplainMessage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = Printable(self.word);
+        match *self.error {
+            MessageError::Suspended => {
+                write!(f, "'{word}': the device is suspended and takes messages again after resume")
+            }
+            MessageError::Arguments { found } => write!(
+                f,
+                "'{word}': a message is queue_if_no_path, fail_if_no_path or a word and its argument, but there \
+                 are {found} words"
+            ),
+            MessageError::Unrecognised => write!(
+                f,
+                "'{word}' is no message with one argument: these are fail_path, reinstate_path, switch_group, \
+                 disable_group and enable_group"
+            ),
+            MessageError::Device { errno } => {
+                write!(f, "the device '{word}' cannot be looked up: {}", errno.description())
+            }
+            MessageError::NoSuchPath => write!(f, "no path leads over the device '{word}'"),
+            MessageError::SwitchGroup { groups } | MessageError::BypassGroup { groups } => {
+                write!(f, "the priority group '{word}' must be a decimal number from 1 to {groups}")
+            }
+        }
+    }
+}
+
+impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
+    /// Applies a message. `is_meant` says of a path's number whether the path is over the message's device; it is
+    /// asked for messages about paths only.
+    pub fn apply(
+        &self,
+        command: &Command<'_>,
+        mut is_meant: impl FnMut(u32) -> bool,
+        on: &mut impl FnMut(Event),
+    ) -> Result<(), MessageError> {
+        match *command {
+            Command::QueueIfNoPath => self.set_queueing(true, on),
+            Command::FailIfNoPath => self.set_queueing(false, on),
+            Command::SwitchGroup { group } => {
+                let groups = self.num_groups();
+                let group = self.group_number(group).ok_or(MessageError::SwitchGroup { groups })?;
+                self.switch_group(group, on);
+            }
+            Command::DisableGroup { group } => self.bypass_group(group, true, on)?,
+            Command::EnableGroup { group } => self.bypass_group(group, false, on)?,
+            Command::FailPath { .. } => self.each_path(&mut is_meant, |path| self.fail_path(path, on))?,
+            Command::ReinstatePath { .. } => {
+                self.each_path(&mut is_meant, |path| self.reinstate_path(path, on))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn each_path(
+        &self,
+        is_meant: &mut impl FnMut(u32) -> bool,
+        mut act: impl FnMut(u32) -> bool,
+    ) -> Result<(), MessageError> {
+        let mut found = false;
+        for path in 0..self.num_paths() {
+            if is_meant(path) {
+                found = true;
+                act(path);
+            }
+        }
+        if found { Ok(()) } else { Err(MessageError::NoSuchPath) }
+    }
+
+    fn bypass_group(
+        &self,
+        word: &[u8],
+        bypassed: bool,
+        on: &mut impl FnMut(Event),
+    ) -> Result<(), MessageError> {
+        let groups = self.num_groups();
+        let group = self.group_number(word).ok_or(MessageError::BypassGroup { groups })?;
+        self.set_bypassed(group, bypassed, on);
+        Ok(())
+    }
+
+    /// A group's number, counted from 1. As in the constructor, a number beyond 32 bits is refused, where the kernel
+    /// keeps the low 32 bits.
+    fn group_number(&self, word: &[u8]) -> Option<u32> {
+        parse_u32(word).filter(|number| (1..=self.num_groups()).contains(number))
+    }
+}

@@ -1,0 +1,486 @@
+//! The multipath target: which of several paths to one volume a request takes, and what its answer means.
+//!
+//! Paths stand in *priority groups*. Requests take the paths of one group, the current one, spread by its selector;
+//! when no path of it is up another group takes over. The kernel's rule, in order: the group a message named; the
+//! current group while it has a path that is up; the first group that is not disabled; the first that is. Nothing
+//! goes back to a better group by itself: that is [`checker`]'s business, which in the kernel's world is multipathd.
+//!
+//! One request: [`Multipath::select`] gives an [`Attempt`], the path with everything there is to remember about it;
+//! the answer and the attempt go to [`Multipath::judge`], which gives the next attempt if there is to be one. An
+//! attempt cannot be copied, so a request cannot be counted or judged twice, and an answer that comes after its
+//! attempt was given up for lost has nothing to be judged with.
+//!
+//! [`params`] reads the table line, [`message`] changes the state, [`status`] writes it out, [`event`] tells.
+//!
+//! ```
+//! use blkswitch_core::multipath::{Ask, Choice, Event, Item, Multipath, Params, Verdict, outcome};
+//!
+//! let line = "0 0 2 1 round-robin 0 1 0 /dev/sda queue-length 0 1 0 /dev/sdb";
+//! let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+//! let mut params = Params::parse(&words)?;
+//! let (mut groups, mut paths) = (Vec::new(), Vec::new());
+//! while let Some(item) = params.next_item()? {
+//!     match item {
+//!         Item::Group(group) => groups.push(group.group()),
+//!         Item::Path(path) => paths.push(path.path()?.path), // after opening path.device
+//!     }
+//! }
+//! let multipath = Multipath::new(*params.features(), params.initial_group(), groups, paths).unwrap();
+//!
+//! let mut events = Vec::new();
+//! let ask = Ask { bytes: 4096, now_ns: 0, cpu: 0 };
+//! let Choice::Send(attempt) = multipath.select(ask, &mut |event| events.push(event)) else { panic!() };
+//! assert_eq!(attempt.path(), 0);
+//!
+//! // The path does not answer: the request goes on over the other group.
+//! assert!(attempt.is_overdue(30_000_000_000, 30_000_000_000));
+//! let verdict = multipath.judge(attempt, outcome::ETIMEDOUT, 30_000_000_000, &mut |event| events.push(event));
+//! let Verdict::Retry(attempt) = verdict else { panic!() };
+//! assert_eq!(attempt.path(), 1);
+//! assert_eq!(events, [Event::PathFailed { path: 0, left: 1 }, Event::GroupSwitched { group: 2 }]);
+//! assert_eq!(multipath.judge(attempt, 0, 30_000_100_000, &mut |_| {}), Verdict::Done);
+//! let status = multipath.info(|path, f| write!(f, "8:{}", path * 16)).to_string();
+//! assert_eq!(status, "2 0 0 0 2 2 E 0 1 0 8:0 F 1 A 0 1 1 8:16 A 0 0 ");
+//! # Ok::<(), blkswitch_core::multipath::ParamsError>(())
+//! ```
+//!
+//! # What is shared, and how
+//!
+//! Everything is used through `&self` by any number of queues at once. Choosing and judging take no lock, allocate
+//! nothing, and on the usual way write to nothing but the path that is used: its turn, and what the selector counts.
+//! A word for all (which group is current) is only read there; it changes when a group runs out of paths and by
+//! message. Messages and the checker's calls are made one at a time, under the device's message lock; queues fail
+//! paths while they run.
+//!
+//! # Storage
+//!
+//! Groups and paths are two slices of the caller's, so this needs no allocator: how many there are is known from one
+//! look at the words ([`Params`] can be cloned and counted first), and neither grows afterwards. A daemon uses boxed
+//! slices.
+//!
+//! Contract: no I/O, no clock, no allocation, no panic; the time is an argument and never goes back by more than
+//! queues differ in reading it.
+
+pub mod checker;
+mod chosen;
+mod error;
+pub mod event;
+pub mod group;
+pub mod message;
+pub mod outcome;
+pub mod params;
+pub mod path;
+pub mod selector;
+pub mod status;
+mod sync;
+
+pub use error::{ExplainParams, ParamsError, ParamsErrorKind};
+pub use event::Event;
+pub use group::Group;
+pub use message::{Command, MessageError};
+pub use params::{Features, Item, Params, PathArg};
+pub use path::Path;
+pub use selector::io_affinity::CpuMask;
+pub use selector::{Ask, Selector};
+
+use chosen::{Chosen, ChosenGroup};
+use outcome::{EIO, is_path_error};
+use params::MAX_GROUPS;
+use sync::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+
+/// How often one request is sent for each path of the device, at most. Each time but the last a path fails, so once
+/// for each path is enough as long as none comes back; twice lets every path come back once while the request runs.
+/// Then it is failed, or held until something changes: it must not go round for ever between paths that break as
+/// soon as they are used.
+pub const SENDS_PER_PATH: u32 = 2;
+
+/// A request on its way down a path. It is to be judged, or withdrawn, exactly once.
+#[must_use = "an attempt that is neither judged nor withdrawn stays counted as in flight"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Attempt {
+    path: u32,
+    /// How often the request was sent before.
+    sent_before: u32,
+    started_ns: u64,
+    bytes: u64,
+    cpu: u16,
+}
+
+impl Attempt {
+    /// The number of the path to take.
+    #[inline]
+    #[must_use]
+    pub const fn path(&self) -> u32 {
+        self.path
+    }
+
+    /// How often the request was sent before.
+    #[must_use]
+    pub const fn sent_before(&self) -> u32 {
+        self.sent_before
+    }
+
+    /// When it was sent.
+    #[must_use]
+    pub const fn started_ns(&self) -> u64 {
+        self.started_ns
+    }
+
+    /// Has the path been silent for too long? Then the request is to be judged with
+    /// [`outcome::ETIMEDOUT`]. `timeout_ns` 0 is no limit.
+    #[inline]
+    #[must_use]
+    pub const fn is_overdue(&self, now_ns: u64, timeout_ns: u64) -> bool {
+        timeout_ns != 0 && now_ns.saturating_sub(self.started_ns) >= timeout_ns
+    }
+}
+
+/// Where a request goes.
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Down a path.
+    Send(Attempt),
+    /// Nowhere for now. Ask again after the next event that [releases](Event::releases_held), and at each round of the
+    /// checker.
+    Hold,
+    /// Nowhere: it fails with this errno.
+    Fail(i32),
+}
+
+/// What an answer means.
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The request is done.
+    Done,
+    /// It is to be sent again.
+    Retry(Attempt),
+    /// As [`Choice::Hold`].
+    Hold,
+    /// It fails with this errno.
+    Fail(i32),
+}
+
+/// A multipath target: its groups, its paths, and its state.
+#[derive(Debug)]
+pub struct Multipath<G, P> {
+    features: Features,
+    groups: G,
+    paths: P,
+    chosen: ChosenGroup,
+    queueing: AtomicBool,
+    /// A request has asked for a path since the table was loaded.
+    used: AtomicBool,
+    /// Paths that are up.
+    live: AtomicU32,
+    /// Counts reinstated paths, so that a search that found none knows whether it may have missed one.
+    reinstated: AtomicU32,
+}
+
+impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
+    /// A target of what [`Params`] handed out: all groups, all paths, each in that order. `None` if there are others
+    /// or too many.
+    pub fn new(features: Features, initial_group: u32, groups: G, paths: P) -> Option<Self> {
+        let mut next_path = 0u32;
+        for (group, number) in groups.as_ref().iter().zip(0u32..) {
+            let own = group.paths(paths.as_ref());
+            let fits = group.first_path() == next_path && own.len() == group.num_paths() as usize;
+            if !fits || own.iter().any(|path| path.group() != number) {
+                return None;
+            }
+            next_path = next_path.checked_add(group.num_paths())?;
+        }
+        let num_groups = groups.as_ref().len();
+        if paths.as_ref().len() != next_path as usize || num_groups > MAX_GROUPS as usize {
+            return None;
+        }
+        // The kernel takes a first group past the last for none: the search then begins with the first.
+        let next = u16::try_from(initial_group).unwrap_or(0);
+        let next = if usize::from(next) <= num_groups { next } else { 0 };
+        Some(Self {
+            chosen: ChosenGroup::new(Chosen { next, ..Chosen::default() }),
+            queueing: AtomicBool::new(features.queue_if_no_path),
+            used: AtomicBool::new(false),
+            live: AtomicU32::new(next_path),
+            reinstated: AtomicU32::new(0),
+            features,
+            groups,
+            paths,
+        })
+    }
+
+    /// The path for a request.
+    #[inline]
+    pub fn select(&self, ask: Ask, on: &mut impl FnMut(Event)) -> Choice {
+        self.select_for(ask, 0, on)
+    }
+
+    #[inline]
+    fn select_for(&self, ask: Ask, sent_before: u32, on: &mut impl FnMut(Event)) -> Choice {
+        let found = match self.group(self.chosen.load().settled()) {
+            Some(group) => group.pick(self.paths(), &ask).map(|path| (group, path)),
+            None => None,
+        };
+        match found.or_else(|| self.change_group(&ask, on)) {
+            Some((group, number)) => {
+                if let Some(path) = self.path(number) {
+                    group.selector().started(path, ask.bytes);
+                }
+                let (started_ns, bytes, cpu) = (ask.now_ns, ask.bytes, ask.cpu);
+                Choice::Send(Attempt { path: number, sent_before, started_ns, bytes, cpu })
+            }
+            None if self.queues_if_no_path() => Choice::Hold,
+            None => Choice::Fail(EIO),
+        }
+    }
+
+    /// Makes the right group the current one and picks a path of it; nothing if no path is up.
+    ///
+    /// Each time round but the last somebody else has changed the group or the state of a path meanwhile.
+    #[cold]
+    fn change_group(&self, ask: &Ask, on: &mut impl FnMut(Event)) -> Option<(&Group, u32)> {
+        self.used.store(true, Relaxed);
+        loop {
+            let reinstated = self.reinstated.load(SeqCst);
+            let before = self.chosen.load_ordered();
+            let number = self.search(before);
+            let after = before.moved_to(number);
+            if !self.chosen.replace(before, after) {
+                continue;
+            }
+            let Some(group) = self.group(number) else {
+                // A path that came back behind the search, while the last one the search hoped for went down: look
+                // again, as no request may fail while there was a path at every moment.
+                if self.reinstated.load(SeqCst) == reinstated {
+                    return None;
+                }
+                continue;
+            };
+            if before.last != 0 && before.last != number {
+                on(Event::GroupSwitched { group: u32::from(number) });
+            }
+            if let Some(path) = group.pick(self.paths(), ask) {
+                return Some((group, path));
+            }
+        }
+    }
+
+    /// The group to use, 0 if no path is up.
+    fn search(&self, chosen: Chosen) -> u16 {
+        let has_path = |number: u16| self.group(number).is_some_and(|group| group.has_path(self.paths()));
+        for number in [chosen.next, chosen.current] {
+            if has_path(number) {
+                return number;
+            }
+        }
+        for bypassed in [false, true] {
+            let groups = self.groups().iter().zip(1u16..);
+            let mut found =
+                groups.filter(|(group, _)| group.is_bypassed() == bypassed && group.has_path(self.paths()));
+            if let Some((_, number)) = found.next() {
+                return number;
+            }
+        }
+        0
+    }
+
+    /// What it means that a request was answered with `errno`, 0 or positive.
+    #[inline]
+    pub fn judge(&self, attempt: Attempt, errno: i32, now_ns: u64, on: &mut impl FnMut(Event)) -> Verdict {
+        let goes_up = errno == 0 || !is_path_error(errno);
+        if let Some((group, path)) = self.used_by(&attempt) {
+            group.selector().ended(path, attempt.bytes);
+            if goes_up {
+                group.selector().answered(path, attempt.started_ns, now_ns);
+            }
+        }
+        match errno {
+            0 => Verdict::Done,
+            errno if goes_up => Verdict::Fail(errno),
+            _ => self.send_again(attempt, now_ns, on),
+        }
+    }
+
+    /// The path of the attempt is no good.
+    #[cold]
+    fn send_again(&self, attempt: Attempt, now_ns: u64, on: &mut impl FnMut(Event)) -> Verdict {
+        self.fail_path(attempt.path, on);
+        let sent = attempt.sent_before.saturating_add(1);
+        if sent >= self.max_sends() {
+            return if self.queues_if_no_path() { Verdict::Hold } else { Verdict::Fail(EIO) };
+        }
+        match self.select_for(Ask { bytes: attempt.bytes, cpu: attempt.cpu, now_ns }, sent, on) {
+            Choice::Send(attempt) => Verdict::Retry(attempt),
+            Choice::Hold => Verdict::Hold,
+            Choice::Fail(errno) => Verdict::Fail(errno),
+        }
+    }
+
+    /// The attempt was never sent, or its request is given up: it counts no more, and says nothing about its path.
+    pub fn withdraw(&self, attempt: Attempt) {
+        if let Some((group, path)) = self.used_by(&attempt) {
+            group.selector().ended(path, attempt.bytes);
+        }
+    }
+
+    #[inline]
+    fn used_by(&self, attempt: &Attempt) -> Option<(&Group, &Path)> {
+        let path = self.path(attempt.path)?;
+        Some((self.groups().get(path.group() as usize)?, path))
+    }
+
+    /// How often one request is sent at most, before it is failed or held.
+    #[must_use]
+    pub fn max_sends(&self) -> u32 {
+        self.num_paths().saturating_mul(SENDS_PER_PATH)
+    }
+
+    /// Marks a path as failed. `false` if there is none of this number, or it was failed already.
+    pub fn fail_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
+        if !self.path(path).is_some_and(Path::mark_failed) {
+            return false;
+        }
+        let left = self.live.fetch_sub(1, SeqCst).wrapping_sub(1);
+        on(Event::PathFailed { path, left });
+        true
+    }
+
+    /// Marks a path as up. `false` if there is none of this number, or it was up already. The caller holds the
+    /// message lock.
+    pub fn reinstate_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
+        let number = path;
+        let Some(path) = self.path(number).filter(|path| !path.is_up()) else { return false };
+        if let Some(group) = self.groups().get(path.group() as usize) {
+            group.selector().line_up(path, group.paths(self.paths()));
+        }
+        if !path.mark_up() {
+            return false;
+        }
+        self.reinstated.fetch_add(1, SeqCst);
+        let left = self.live.fetch_add(1, SeqCst).wrapping_add(1);
+        on(Event::PathReinstated { path: number, left });
+        true
+    }
+
+    /// Whether requests are held while no path is up.
+    pub fn set_queueing(&self, queueing: bool, on: &mut impl FnMut(Event)) {
+        if self.queueing.swap(queueing, SeqCst) != queueing {
+            on(if queueing { Event::QueueingOn } else { Event::QueueingOff });
+        }
+    }
+
+    /// Enables all groups and uses this one, counted from 1, next.
+    fn switch_group(&self, group: u32, on: &mut impl FnMut(Event)) {
+        self.groups().iter().for_each(|group| group.set_bypassed(false));
+        self.choose_group(group, on);
+    }
+
+    /// Uses this group, counted from 1, next: the way back to a better group. Disabled groups stay disabled. `false`
+    /// if there is no such group.
+    pub fn choose_group(&self, group: u32, on: &mut impl FnMut(Event)) -> bool {
+        let Some(next) = u16::try_from(group).ok().filter(|number| self.group(*number).is_some()) else {
+            return false;
+        };
+        self.chosen.update(|chosen| Chosen { next, current: 0, ..chosen });
+        on(Event::GroupChosen { group });
+        true
+    }
+
+    fn set_bypassed(&self, group: u32, bypassed: bool, on: &mut impl FnMut(Event)) {
+        if let Some(group) = u16::try_from(group).ok().and_then(|number| self.group(number)) {
+            group.set_bypassed(bypassed);
+        }
+        // As in the kernel the search begins anew, so a better group that has a path again is used again.
+        self.chosen.update(|chosen| Chosen { next: 0, current: 0, ..chosen });
+        on(if bypassed { Event::GroupDisabled { group } } else { Event::GroupEnabled { group } });
+    }
+
+    /// A group that is better than the one in use: it comes first of those that are not disabled and have a path that
+    /// is up, and comes before the current one, or the current one is disabled. Counted from 1. What
+    /// [`checker::FailbackTimer`] is asked about.
+    #[must_use]
+    pub fn better_group(&self) -> Option<u32> {
+        let current = self.current_group()?;
+        let mut groups = self.groups().iter().zip(1u32..);
+        let (_, best) = groups.find(|(group, _)| !group.is_bypassed() && group.has_path(self.paths()))?;
+        let in_use = u16::try_from(current).ok().and_then(|number| self.group(number))?;
+        if best < current || (in_use.is_bypassed() && best != current) { Some(best) } else { None }
+    }
+
+    /// The group in use, counted from 1. Nothing before the first request, and while no path is up.
+    #[must_use]
+    pub fn current_group(&self) -> Option<u32> {
+        Some(u32::from(self.chosen.load().current)).filter(|number| *number != 0)
+    }
+
+    /// The group that status names: the current one, or else the one to be used next, or else the first.
+    fn shown_group(&self) -> u32 {
+        let chosen = self.chosen.load();
+        match (chosen.next, chosen.current) {
+            (0, 0) => self.num_groups().min(1),
+            (0, current) => u32::from(current),
+            (next, _) => u32::from(next),
+        }
+    }
+
+    /// Are requests held while no path is up?
+    #[inline]
+    #[must_use]
+    pub fn queues_if_no_path(&self) -> bool {
+        self.queueing.load(SeqCst)
+    }
+
+    /// How many paths are up.
+    #[must_use]
+    pub fn live_paths(&self) -> u32 {
+        self.live.load(SeqCst)
+    }
+
+    /// What the table line said before its groups.
+    #[must_use]
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// All groups.
+    #[inline]
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        self.groups.as_ref()
+    }
+
+    /// All paths, those of the first group first.
+    #[inline]
+    #[must_use]
+    pub fn paths(&self) -> &[Path] {
+        self.paths.as_ref()
+    }
+
+    /// How many groups there are.
+    #[must_use]
+    pub fn num_groups(&self) -> u32 {
+        self.groups().len() as u32
+    }
+
+    /// How many paths there are.
+    #[must_use]
+    pub fn num_paths(&self) -> u32 {
+        self.paths().len() as u32
+    }
+
+    fn was_used(&self) -> bool {
+        self.used.load(Relaxed)
+    }
+
+    #[inline]
+    fn path(&self, number: u32) -> Option<&Path> {
+        self.paths().get(number as usize)
+    }
+
+    /// The group of a number counted from 1.
+    #[inline]
+    fn group(&self, number: u16) -> Option<&Group> {
+        self.groups().get(usize::from(number).checked_sub(1)?)
+    }
+}

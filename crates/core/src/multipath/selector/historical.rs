@@ -1,0 +1,99 @@
+//! `historical-service-time`: the path that is expected to answer first, from how long it took so far.
+//!
+//! Measured is the time a path spends on a request once it is done with the one before: from the later of "sent" and
+//! "previous answer" to "answered". An average that forgets, `base_weight`/1024 old and the rest new, times
+//! (requests in flight + 1), is the expected time. The kernel weighs by the length of the time as well; the numbers
+//! differ, the choice seldom does.
+//!
+//! An average too old to be trusted ([`STALE_AFTER`] times itself without an answer) sends one request to find out,
+//! and only one: with a request in flight the old average counts again. A path that never answered counts as the
+//! fastest one known.
+//!
+//! Fairness: of paths that take equally long, the chosen one has the fewest requests in flight. A path that takes r
+//! times as long as another has, when both are busy, about 1/r as many requests in flight and so does its share of
+//! the work.
+
+use core::cmp::Ordering;
+
+use super::super::super::args::parse_u32;
+use super::super::path::Path;
+use super::turn;
+
+/// `base_weight` of everything old and nothing new; weights are below this.
+const ONE: u32 = 1024;
+/// 0.95: twenty requests make most of the average.
+const DEFAULT_WEIGHT: u32 = 972;
+/// How many times its average a path may be silent before it is tried again: a slow path that nobody would use is
+/// busy a thousandth of the time with finding out whether it still is slow.
+pub const STALE_AFTER: u64 = 1000;
+/// Longest time that counts, an hour: keeps the products below 2^64, and no request takes as long.
+const MAX_TIME_NS: u64 = 3_600_000_000_000;
+
+/// The arguments of the selector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// Weight of what is old, in 1/1024: 0..=1023.
+    pub base_weight: u32,
+    /// Two expected times differ only if one is more than this many times the other; 0 and 1: always.
+    pub threshold_multiplier: u32,
+}
+
+impl Weights {
+    /// `[<base_weight> [<threshold_multiplier>]]`
+    pub(super) fn parse(args: &[&[u8]]) -> Option<Self> {
+        let (weight, threshold) = match *args {
+            [] => (DEFAULT_WEIGHT, 0),
+            [weight] => (parse_u32(weight)?, 0),
+            [weight, threshold] => (parse_u32(weight)?, parse_u32(threshold)?),
+            _ => return None,
+        };
+        if weight >= ONE {
+            return None;
+        }
+        Some(Self { base_weight: weight, threshold_multiplier: threshold })
+    }
+
+    #[inline]
+    pub(super) fn pick(&self, paths: &[Path], now_ns: u64) -> Option<u32> {
+        let known = paths.iter().filter(|path| path.is_up()).map(Path::average_ns);
+        let fastest_ns = known.filter(|average| *average != 0).min().unwrap_or(1);
+        turn::pick(paths, |a, b| {
+            let (time_a, time_b) = (expected_ns(a, fastest_ns, now_ns), expected_ns(b, fastest_ns, now_ns));
+            self.compare(time_a, time_b).then(a.in_flight().cmp(&b.in_flight()))
+        })
+    }
+
+    fn compare(&self, a: u64, b: u64) -> Ordering {
+        let threshold = u64::from(self.threshold_multiplier.max(1));
+        if a.max(b) > a.min(b).saturating_mul(threshold) { a.cmp(&b) } else { Ordering::Equal }
+    }
+
+    /// A path has answered what was sent at `started_ns`. Two queues at once may lose one measurement: an average
+    /// can do without one.
+    #[inline]
+    pub(super) fn measured(&self, path: &Path, started_ns: u64, now_ns: u64) {
+        let began_ns = path.swap_last_end(now_ns).max(started_ns);
+        let new = now_ns.saturating_sub(began_ns).clamp(1, MAX_TIME_NS);
+        let old = path.average_ns();
+        let weight = u64::from(self.base_weight);
+        let mix = old
+            .saturating_mul(weight)
+            .saturating_add(new.saturating_mul(u64::from(ONE).wrapping_sub(weight)));
+        let average = if old == 0 { new } else { (mix / u64::from(ONE)).max(1) };
+        path.set_average(average, now_ns.saturating_add(average.saturating_mul(STALE_AFTER)));
+    }
+}
+
+/// When a path is expected to have answered one request more, in ns from now.
+#[inline]
+fn expected_ns(path: &Path, fastest_ns: u64, now_ns: u64) -> u64 {
+    let in_flight = u64::from(path.in_flight());
+    if in_flight == 0 && now_ns > path.stale_after_ns() {
+        return 0;
+    }
+    let average = match path.average_ns() {
+        0 => fastest_ns,
+        average => average,
+    };
+    average.saturating_mul(in_flight.wrapping_add(1))
+}

@@ -1,0 +1,276 @@
+//! Path selectors: how requests are spread over the paths of a group that are up.
+//!
+//! A selector is a file here: its arguments, its arguments per path, the order in which it prefers paths, and what
+//! it counts. All but `io-affinity` say only which of two paths is better and leave equal ones to [`turn`].
+//!
+//! | selector | prefers | with several queues |
+//! |---|---|---|
+//! | `round-robin` | whose turn it is | a path is at most one turn per queue ahead of another |
+//! | `queue-length` | fewest requests in flight | a choice may not see those being made at the same moment |
+//! | `service-time` | (bytes in flight + the request's) / throughput | the same |
+//! | `historical-service-time` | average time of service x (requests in flight + 1) | the same |
+//! | `io-affinity` | the path of the request's CPU | exact |
+//!
+//! Contract: choosing allocates nothing, takes no lock, and is bounded in time: [`turn::MAX_SCANS`] looks at the
+//! group's paths.
+
+pub mod historical;
+pub mod io_affinity;
+mod queue_length;
+mod round_robin;
+mod service_time;
+pub mod turn;
+
+use core::fmt;
+
+use super::super::args::parse_u32;
+use super::group::Group;
+use super::path::Path;
+use historical::Weights;
+use io_affinity::CpuMask;
+
+/// What is known about a request when a path is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// The time, in ns of a clock that does not go back.
+    pub now_ns: u64,
+    /// The CPU (or queue) it came from; for `io-affinity`.
+    pub cpu: u16,
+}
+
+/// A selector with its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// In turn.
+    RoundRobin,
+    /// Fewest requests in flight.
+    QueueLength,
+    /// Fewest bytes in flight for its throughput.
+    ServiceTime,
+    /// Shortest expected time of service, from what was measured.
+    HistoricalServiceTime(Weights),
+    /// Each CPU its path.
+    IoAffinity,
+}
+
+/// A path's arguments. What its selector has no use for is at its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathArgs {
+    /// Only ever 0 or 1: the kernel has given up sending more than one request at a time down a path.
+    pub repeat_count: u32,
+    /// Throughput relative to the other paths, 0..=100; 0: only if there is no other (`service-time`).
+    pub relative_throughput: u32,
+    /// The CPUs whose requests it takes (`io-affinity`).
+    pub cpus: CpuMask,
+}
+
+impl Default for PathArgs {
+    fn default() -> Self {
+        Self { repeat_count: 1, relative_throughput: 1, cpus: CpuMask::NONE }
+    }
+}
+
+/// What is wrong with a path's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathArgsError {
+    /// Too many words, or too few.
+    Count,
+    /// The repeat count is no number.
+    RepeatCount,
+    /// The throughput is not in 0..=100.
+    Throughput,
+    /// Not a mask of CPUs.
+    CpuMask,
+}
+
+impl PathArgsError {
+    /// Which of the path's words it is about, counted from its device.
+    pub(super) const fn word(self) -> usize {
+        match self {
+            Self::Count => 0,
+            Self::RepeatCount | Self::CpuMask => 1,
+            Self::Throughput => 2,
+        }
+    }
+}
+
+impl Selector {
+    /// The selector of this name, with its arguments.
+    pub fn parse(name: &[u8], args: &[&[u8]]) -> Result<Self, SelectorError> {
+        // As in the kernel, selectors without arguments do not look at those they are given.
+        match name {
+            b"round-robin" => Ok(Self::RoundRobin),
+            b"queue-length" => Ok(Self::QueueLength),
+            b"service-time" => Ok(Self::ServiceTime),
+            b"historical-service-time" => {
+                Weights::parse(args).map(Self::HistoricalServiceTime).ok_or(SelectorError::Arguments)
+            }
+            b"io-affinity" => Ok(Self::IoAffinity),
+            _ => Err(SelectorError::Name),
+        }
+    }
+
+    /// Its name in a table.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::QueueLength => "queue-length",
+            Self::ServiceTime => "service-time",
+            Self::HistoricalServiceTime(_) => "historical-service-time",
+            Self::IoAffinity => "io-affinity",
+        }
+    }
+
+    /// Reads a path's arguments. With them comes `true` if the repeat count was above 1 and is now 1, which is
+    /// worth the warning [`RepeatCountDeprecated`].
+    pub fn path_args(&self, words: &[&[u8]]) -> Result<(PathArgs, bool), PathArgsError> {
+        let mut args = PathArgs::default();
+        let repeat_word = match (self, words) {
+            (Self::IoAffinity, [mask]) => {
+                args.cpus = CpuMask::parse(mask).ok_or(PathArgsError::CpuMask)?;
+                None
+            }
+            (Self::ServiceTime, [repeat, _]) => Some(repeat),
+            (Self::IoAffinity, _) | (_, [_, _, ..]) => return Err(PathArgsError::Count),
+            (_, words) => words.first(),
+        };
+        let mut deprecated = false;
+        if let Some(word) = repeat_word {
+            let count = parse_u32(word).ok_or(PathArgsError::RepeatCount)?;
+            deprecated = count > 1;
+            args.repeat_count = count.min(1);
+        }
+        if let (Self::ServiceTime, [_, word]) = (self, words) {
+            args.relative_throughput = service_time::throughput(word).ok_or(PathArgsError::Throughput)?;
+        }
+        Ok((args, deprecated))
+    }
+
+    /// The place in `paths`, all those of `group`, of the path for a request.
+    #[inline]
+    pub(super) fn pick(&self, group: &Group, paths: &[Path], ask: &Ask) -> Option<u32> {
+        match self {
+            Self::RoundRobin => turn::pick(paths, round_robin::better),
+            Self::QueueLength => turn::pick(paths, queue_length::better),
+            Self::ServiceTime => turn::pick(paths, |a, b| service_time::better(a, b, ask.bytes)),
+            Self::HistoricalServiceTime(weights) => weights.pick(paths, ask.now_ns),
+            Self::IoAffinity => io_affinity::pick(group, paths, ask.cpu),
+        }
+    }
+
+    /// A request goes down the path.
+    #[inline]
+    pub(super) fn started(&self, path: &Path, bytes: u64) {
+        match self {
+            Self::RoundRobin | Self::IoAffinity => {}
+            Self::QueueLength | Self::HistoricalServiceTime(_) => path.count_request(),
+            Self::ServiceTime => path.count_bytes(bytes),
+        }
+    }
+
+    /// It came back, or was given up.
+    #[inline]
+    pub(super) fn ended(&self, path: &Path, bytes: u64) {
+        match self {
+            Self::RoundRobin | Self::IoAffinity => {}
+            Self::QueueLength | Self::HistoricalServiceTime(_) => path.uncount_request(),
+            Self::ServiceTime => path.uncount_bytes(bytes),
+        }
+    }
+
+    /// The path has answered a request.
+    #[inline]
+    pub(super) fn answered(&self, path: &Path, started_ns: u64, now_ns: u64) {
+        if let Self::HistoricalServiceTime(weights) = self {
+            weights.measured(path, started_ns, now_ns);
+        }
+    }
+
+    /// A path that comes back takes its place among the others.
+    pub(super) fn line_up(&self, path: &Path, paths: &[Path]) {
+        match self {
+            Self::RoundRobin => turn::put_first(path, paths),
+            _ => turn::put_last(path, paths),
+        }
+    }
+
+    /// How many words [`Selector::write_path_status`] writes.
+    #[must_use]
+    pub const fn info_args(&self) -> u32 {
+        match self {
+            Self::RoundRobin => 0,
+            Self::QueueLength | Self::IoAffinity => 1,
+            Self::ServiceTime => 2,
+            Self::HistoricalServiceTime(_) => 3,
+        }
+    }
+
+    /// How many words [`Selector::write_path_table`] writes.
+    #[must_use]
+    pub const fn table_args(&self) -> u32 {
+        match self {
+            Self::ServiceTime => 2,
+            _ => 1,
+        }
+    }
+
+    /// The selector's own arguments with their count, in table and status alike.
+    pub(super) fn write_args(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HistoricalServiceTime(weights) => {
+                write!(f, "2 {} {} ", weights.base_weight, weights.threshold_multiplier)
+            }
+            _ => f.write_str("0 "),
+        }
+    }
+
+    pub(super) fn write_path_table(&self, f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
+        let args = path.args();
+        match self {
+            Self::IoAffinity => write!(f, "{} ", args.cpus),
+            Self::ServiceTime => write!(f, "{} {} ", args.repeat_count, args.relative_throughput),
+            _ => write!(f, "{} ", args.repeat_count),
+        }
+    }
+
+    pub(super) fn write_path_status(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        group: &Group,
+        path: &Path,
+    ) -> fmt::Result {
+        match self {
+            Self::RoundRobin => Ok(()),
+            Self::QueueLength => write!(f, "{} ", path.in_flight()),
+            Self::ServiceTime => {
+                write!(f, "{} {} ", path.bytes_in_flight(), path.args().relative_throughput)
+            }
+            Self::HistoricalServiceTime(_) => {
+                write!(f, "{} {} {} ", path.average_ns(), path.in_flight(), path.stale_after_ns())
+            }
+            Self::IoAffinity => write!(f, "{} ", group.misses()),
+        }
+    }
+}
+
+/// Why [`Selector::parse`] refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectorError {
+    /// There is no selector of this name.
+    Name,
+    /// Its arguments are wrong.
+    Arguments,
+}
+
+/// The kernel's warning for a repeat count above 1. `Display` is its line, without `device-mapper: ` before it.
+#[derive(Clone, Copy, Debug)]
+pub struct RepeatCountDeprecated<'a>(pub &'a Selector);
+
+impl fmt::Display for RepeatCountDeprecated<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "multipath {}: repeat_count > 1 is deprecated, using 1 instead", self.0.name())
+    }
+}

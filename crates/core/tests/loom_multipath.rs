@@ -1,0 +1,135 @@
+//! Every order in which two threads can take their steps through the multipath target, up to a bound of preemptions:
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_multipath`.
+//!
+//! What loom 0.7 does not see: orders in which another thread comes between a load and an exchange of one thread on the
+//! same atomic (`fetch_update`). So the state of a path is changed by single steps only.
+#![cfg(loom)]
+
+use blkswitch_core::multipath::outcome::EIO;
+use blkswitch_core::multipath::{
+    Attempt, Choice, Command, Event, Group, Item, Multipath, Params, Path, Verdict,
+};
+use loom::sync::Arc;
+use loom::thread;
+
+type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
+
+/// How often a thread may be interrupted where it does not wait by itself. Each miss of a path that is up takes one.
+const PREEMPTIONS: usize = 4;
+
+fn new(line: &str) -> Owned {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut params = Params::parse(&words).unwrap();
+    let (mut groups, mut paths) = (Vec::new(), Vec::new());
+    while let Some(item) = params.next_item().unwrap() {
+        match item {
+            Item::Group(group) => groups.push(group.group()),
+            Item::Path(path) => paths.push(path.path().unwrap().path),
+        }
+    }
+    Multipath::new(*params.features(), params.initial_group(), groups.into(), paths.into()).unwrap()
+}
+
+fn check(run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.check(run);
+}
+
+fn sent(choice: Choice) -> Attempt {
+    match choice {
+        Choice::Send(attempt) => attempt,
+        other => panic!("there is always a path, but: {other:?}"),
+    }
+}
+
+/// One of two paths is up at every moment, though never the same for long.
+#[test]
+fn finds_the_path_that_is_up() {
+    check(|| {
+        let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
+        multipath.fail_path(0, &mut |_| {});
+        // No group is named or in use: the search then looks at every path once, so one miss is a wrong answer.
+        let command = Command::parse(&[b"enable_group", b"1"]).unwrap();
+        multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
+        let queue = {
+            let multipath = multipath.clone();
+            thread::spawn(move || {
+                let attempt = sent(multipath.select(Default::default(), &mut |_| {}));
+                assert_eq!(multipath.judge(attempt, 0, 0, &mut |_| {}), Verdict::Done);
+            })
+        };
+        for (up, down) in [(0, 1), (1, 0)] {
+            assert!(multipath.reinstate_path(up, &mut |_| {}));
+            assert!(multipath.fail_path(down, &mut |_| {}));
+        }
+        queue.join().unwrap();
+        assert_eq!(multipath.live_paths(), 1);
+    });
+}
+
+/// Two queues report the same path: it fails once, both requests go on over the other group, and one is told that the
+/// group has changed.
+#[test]
+fn fails_a_path_once() {
+    check(|| {
+        let multipath = Arc::new(new("0 0 2 1 queue-length 0 1 0 a queue-length 0 1 0 b"));
+        let attempts = [(); 2].map(|()| sent(multipath.select(Default::default(), &mut |_| {})));
+        let queues = attempts.map(|attempt| {
+            let multipath = multipath.clone();
+            thread::spawn(move || {
+                let mut events = Vec::new();
+                let verdict = multipath.judge(attempt, EIO, 0, &mut |event| events.push(event));
+                let Verdict::Retry(attempt) = verdict else { panic!("{verdict:?}") };
+                assert_eq!((attempt.path(), attempt.sent_before()), (1, 1));
+                assert_eq!(multipath.judge(attempt, 0, 0, &mut |_| {}), Verdict::Done);
+                events
+            })
+        });
+        let events: Vec<Event> = queues.into_iter().flat_map(|queue| queue.join().unwrap()).collect();
+        let count = |event| events.iter().filter(|other| **other == event).count();
+        assert_eq!(count(Event::PathFailed { path: 0, left: 1 }), 1);
+        assert_eq!((count(Event::GroupSwitched { group: 2 }), events.len()), (1, 2));
+        assert_eq!(multipath.paths().iter().map(Path::in_flight).collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(multipath.paths()[0].health(), (false, 1));
+    });
+}
+
+/// A message that names a group is not lost in a queue's own change of groups.
+#[test]
+fn a_message_wins_over_a_change_of_groups() {
+    check(|| {
+        let multipath = Arc::new(new("0 0 3 1 round-robin 0 1 0 a round-robin 0 1 0 b round-robin 0 1 0 c"));
+        let attempt = sent(multipath.select(Default::default(), &mut |_| {}));
+        let queue = {
+            let multipath = multipath.clone();
+            thread::spawn(move || {
+                let verdict = multipath.judge(attempt, EIO, 0, &mut |_| {});
+                let Verdict::Retry(attempt) = verdict else { panic!("{verdict:?}") };
+                assert!([1, 2].contains(&attempt.path()));
+                multipath.withdraw(attempt);
+            })
+        };
+        let command = Command::parse(&[b"switch_group", b"3"]).unwrap();
+        multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
+        queue.join().unwrap();
+        assert_eq!(sent(multipath.select(Default::default(), &mut |_| {})).path(), 2);
+    });
+}
+
+/// Two queues that choose at the same time take both paths, or one of them has looked in vain too often.
+#[test]
+fn round_robin_hands_out_each_turn_once() {
+    check(|| {
+        let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
+        // The group is in use, so what follows is the usual way.
+        multipath.withdraw(sent(multipath.select(Default::default(), &mut |_| {})));
+        multipath.withdraw(sent(multipath.select(Default::default(), &mut |_| {})));
+        let other = {
+            let multipath = multipath.clone();
+            thread::spawn(move || sent(multipath.select(Default::default(), &mut |_| {})).path())
+        };
+        let mine = sent(multipath.select(Default::default(), &mut |_| {})).path();
+        assert_eq!(mine + other.join().unwrap(), 1, "one got path 0, the other path 1");
+    });
+}
