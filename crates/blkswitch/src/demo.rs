@@ -195,6 +195,8 @@ impl Running {
             socket: socket.to_owned(),
             nbd: vec![NbdAddress::Unix(socket.with_file_name("nbd.sock"))],
             queues: None,
+            ublk: false,
+            abandon_disks: false,
             log_format: LogFormat::Human,
             log_level: String::new(),
         };

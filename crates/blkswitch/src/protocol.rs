@@ -18,6 +18,8 @@
 //! | `POST /v1/devices/{name}/resume` | -> 204 | `resume` |
 //! | `POST /v1/devices/{name}/rename` | [`Rename`] -> 204 | `rename`, `rename --setuuid` |
 //! | `POST /v1/devices/{name}/wipe` | [`Suspend`] -> 204 | `wipe_table` |
+//! | `PUT /v1/devices/{name}/ublk` | [`AttachUblk`] -> [`Disk`] | `attach` |
+//! | `DELETE /v1/devices/{name}/ublk?force` | [`DetachQuery`] -> 204 | `detach` |
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/devices/{name}/map?from&to&sector` | [`MapQuery`] -> [`RegionMap`] as a stream | `map show --json` |
@@ -72,6 +74,8 @@ pub mod route {
     pub const RENAME: &str = "/v1/devices/{name}/rename";
     /// `POST`: swap in an `error` table of the same length.
     pub const WIPE: &str = "/v1/devices/{name}/wipe";
+    /// `PUT` makes a disk of a device, `DELETE` ends that.
+    pub const UBLK: &str = "/v1/devices/{name}/ublk";
     /// `POST`: the words of a message, streamed.
     pub const MESSAGE: &str = "/v1/devices/{name}/message";
     /// `GET`: long poll until the event number differs.
@@ -162,7 +166,8 @@ pub struct Device {
     pub read_only: bool,
     /// Whether the device goes away with its last user.
     pub deferred_remove: bool,
-    /// NBD connections that have the device open, plus devices whose live or inactive table names it.
+    /// NBD connections that have the device open, plus devices whose live or inactive table names it, plus the disk
+    /// that it is.
     pub open_count: u32,
     /// Raised by target events, renames and the replacement of a live table, as in the kernel.
     pub event_nr: u32,
@@ -170,6 +175,44 @@ pub struct Device {
     pub live: Option<Table>,
     /// The table that the next resume makes live.
     pub inactive: Option<Table>,
+    /// The disk of this machine that the device is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+}
+
+/// A device as a disk of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    /// The block device: `/dev/ublkb0`.
+    pub node: String,
+    /// The name that stays the same: `/dev/blkswitch/NAME`.
+    pub link: String,
+    /// Hardware queues.
+    pub queues: u16,
+    /// Requests per hardware queue.
+    pub depth: u16,
+}
+
+/// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the kernel's ublk driver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachUblk {
+    /// Hardware queues; absent: as many as the daemon has queues. The kernel makes no more than it has processors.
+    #[serde(default)]
+    pub queues: Option<u16>,
+    /// Requests per hardware queue, 1 to 4096; absent: 128.
+    #[serde(default)]
+    pub depth: Option<u16>,
+}
+
+/// Query of `DELETE /v1/devices/{name}/ublk`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct DetachQuery {
+    /// Also while the disk is in use: its users get errors from now on, and what the kernel has not written is lost.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.
@@ -267,6 +310,9 @@ pub struct CreateDevice {
     /// How leaves are opened.
     #[serde(default)]
     pub leaves: LeafOptions,
+    /// Make a disk of it too. When that fails the device stays, and the answer is the failure of `attach`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ublk: Option<AttachUblk>,
 }
 
 /// Body of `PUT /v1/devices/{name}/table`. The words of a table are literal: libdm doubles every
@@ -554,8 +600,8 @@ pub struct ErrorBody {
     /// What the kernel's ioctl would have returned.
     pub errno: Errno,
     /// The ioctl that failed, by libdm's name: create reload remove remove_all suspend resume info deps rename
-    /// version status table waitevent names clear versions message. A `create` fails as `create`,
-    /// `reload` or `resume`.
+    /// version status table waitevent names clear versions message; or, of no ioctl, attach and detach. A `create`
+    /// fails as `create`, `reload`, `resume` or `attach`.
     pub ioctl: String,
     /// Lines the kernel would have written to its log, with `$DEV` in them replaced by `major:minor`.
     pub kernel: Vec<String>,

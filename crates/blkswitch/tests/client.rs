@@ -208,6 +208,13 @@ fn create_sends_what_the_command_line_says() {
             "leaves": {"make_files": true, "cache": "direct"},
         })
     );
+    // Sent only when asked for: an older daemon knows nothing of it.
+    let ublk = request("blkswitch create s --ublk --notable");
+    assert_eq!(ublk["ublk"], json!({"queues": null, "depth": null}));
+    assert_eq!(request("blkswitch attach s --ublk --queues 4"), json!({"queues": 4, "depth": null}));
+    assert_eq!(fake.shell("blkswitch attach s").rc, 1, "how, is not said");
+    assert_eq!(fake.shell("blkswitch attach s --ublk --depth 4097").rc, 1);
+    assert_eq!(fake.shell("blkswitch detach --force s").rc, 0);
     let concise = "blkswitch create --concise 'a,U,3,ro,0 8 zero;b,,,,0 8 zero,8 8 error'";
     assert_eq!(request(concise), expected("b", json!("0 8 zero\n8 8 error\n")));
     let first: Value = serde_json::from_str(&fake.bodies()[fake.bodies().len() - 2]).unwrap();

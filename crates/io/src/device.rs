@@ -218,6 +218,7 @@ impl Device {
         let mut limits = Limits::memory(live.as_ref().map_or(0, |t| t.len() * 512));
         if let Some(table) = live {
             limits.logical_block = table.logical_block();
+            limits.physical_block = table.physical_block();
             limits.read_only = table.read_only();
             limits.rotational = table.rotational();
         }

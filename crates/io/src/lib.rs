@@ -18,6 +18,7 @@ pub mod queue;
 pub mod request;
 pub mod ring;
 pub mod slab;
+pub mod slots;
 pub mod stats;
 mod sync;
 pub mod table;

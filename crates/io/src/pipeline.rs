@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
 use crate::pool::Ack;
-use crate::request::{Done, Op, Request};
+use crate::request::{Done, Op, Request, Token};
 use crate::ring::{Completion, Ring};
 use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
@@ -125,11 +125,26 @@ impl Pipeline {
     }
 
     /// Answers everything that waits at a closed gate with an error, and what comes to one from now on.
-    pub fn reject_parked(&mut self, errno: i32, ring: &mut Ring) {
+    pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
         self.refusal = Some(errno);
+        self.reject_parked(errno, |_| true, ring);
+    }
+
+    /// Answers with an error what waits at a closed gate, of those requests that `is_of` names by their token.
+    pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
         for device in 0..self.devices.len() as u32 {
             let Some(local) = self.local(device) else { continue };
             for parked in mem::take(&mut local.parked) {
+                let token = match parked {
+                    Parked::Request(request) => Some(request.token),
+                    Parked::Piece { request, .. } => self.running.get(request).map(|r| r.request.token),
+                };
+                if !token.is_none_or(&is_of) {
+                    if let Some(local) = self.local(device) {
+                        local.parked.push_back(parked);
+                    }
+                    continue;
+                }
                 match parked {
                     Parked::Request(request) => self.done.push(Done { token: request.token, errno }),
                     Parked::Piece { request, piece } => {

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use crate::device::{Device, DeviceError};
 use crate::export::Listener;
 use crate::export::nbd::{Directory, ExportInfo};
+use crate::export::ublk::{self, UblkError};
 use crate::queue::{Command, Queue};
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue memory.
@@ -349,6 +350,7 @@ pub struct Pool {
     threads: Mutex<Vec<JoinHandle<()>>>,
     reaper: mpsc::Sender<Reap>,
     failed: Arc<AtomicBool>,
+    ublk: ublk::Exports,
 }
 
 impl Pool {
@@ -360,7 +362,14 @@ impl Pool {
         let mailboxes = Arc::new(Mailboxes { boxes, reaper: reaper.clone() });
         let registry = Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
         let failed = Arc::new(AtomicBool::new(false));
-        let pool = Pool { registry: registry.clone(), mailboxes, threads: Mutex::default(), reaper, failed };
+        let pool = Pool {
+            registry: registry.clone(),
+            mailboxes,
+            threads: Mutex::default(),
+            reaper,
+            failed,
+            ublk: ublk::Exports::default(),
+        };
         for number in 0..queues {
             if let Err(error) = pool.start_queue(number) {
                 // Nobody reads their mail: whoever asks them (the stop of those that run) is told so.
@@ -417,13 +426,38 @@ impl Pool {
         latch.wait().map_err(|Gone| DeviceError::Stopping)
     }
 
+    /// Makes a disk of this machine of a device; it counts as open while it is one.
+    pub fn attach_ublk(
+        &self,
+        device: &Arc<Device>,
+        options: &ublk::Options,
+    ) -> Result<ublk::Node, UblkError> {
+        self.ublk.attach(device, options, &self.mailboxes)
+    }
+
+    /// The device is no disk any more. Refused while the disk is in use, unless by force: then whoever uses it gets
+    /// errors from now on, and what the kernel has not written yet is lost.
+    pub fn detach_ublk(&self, device: &Device, force: bool) -> Result<(), UblkError> {
+        self.ublk.detach(device, force, &self.mailboxes)
+    }
+
+    /// The disk that a device is.
+    pub fn ublk_node(&self, device: &Device) -> Option<ublk::Node> {
+        self.ublk.node(device)
+    }
+
+    /// Puts a device behind a disk that a dead server has left ([`ublk::leftovers`]): its requests go on.
+    pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
+        self.ublk.recover(device, id, &self.mailboxes)
+    }
+
     /// Whether a queue has failed.
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
 
     /// Stops: no new requests, those in flight are finished and answered (those that wait at a closed gate get
-    /// ESHUTDOWN), every leaf is flushed, the threads end.
+    /// ESHUTDOWN), every leaf is flushed, the threads end. Disks stay: their requests wait for the next server.
     pub fn stop(&self) {
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });

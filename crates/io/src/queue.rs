@@ -1,4 +1,4 @@
-//! A queue: one thread, one ring, one pipeline, any number of connections.
+//! A queue: one thread, one ring, one pipeline, any number of connections and ublk hardware queues.
 //!
 //! One turn of its loop: wait for completions (this also hands the last turn's submissions to the kernel), give each
 //! to its owner, carry the answers that became ready to their connections, let every touched connection send and
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use io_uring::{opcode, types};
 
 use crate::buffer::Buffers;
-use crate::export::Listener;
 use crate::export::nbd::server::Server;
+use crate::export::{Listener, UBLK_TOKEN, ublk};
 use crate::pipeline::Pipeline;
 use crate::pool::{Ack, Mailboxes, Registry};
 use crate::request::Done;
@@ -66,6 +66,20 @@ pub enum Command {
         /// Its socket.
         socket: OwnedFd,
     },
+    /// Serve a hardware queue of a ublk device.
+    ServeUblk {
+        /// It.
+        queue: Box<ublk::HwQueue>,
+        /// Answered when its first commands are on their way.
+        ack: Ack,
+    },
+    /// Refuse the requests that ublk has for a device, those that wait at a gate included.
+    FailUblk {
+        /// Its id.
+        device: u32,
+        /// Answered at once.
+        ack: Ack,
+    },
     /// Finish what is in flight and end.
     Stop {
         /// Answered when the thread is about to end.
@@ -94,6 +108,7 @@ pub struct Queue {
     pipeline: Pipeline,
     buffers: Buffers,
     server: Server,
+    ublk: ublk::server::Server,
     listeners: Vec<Listener>,
     /// The queue that the next connection goes to.
     next_queue: usize,
@@ -118,6 +133,7 @@ impl Queue {
             pipeline: Pipeline::new(number),
             buffers: Buffers::default(),
             server: Server::default(),
+            ublk: ublk::server::Server::default(),
             listeners: Vec::new(),
             next_queue: 0,
             wake_count: Box::new(0),
@@ -164,8 +180,12 @@ impl Queue {
             }
             Tag::Accept => self.accepted(completion),
             Tag::Receive | Tag::Send => {
-                let (server, mut context) = self.split();
+                let (server, _, mut context) = self.split();
                 server.complete(completion, &mut context);
+            }
+            Tag::Ublk => {
+                let (_, ublk, mut context) = self.split();
+                ublk.complete(completion, &mut context);
             }
             Tag::Tick => {
                 self.ticking = false;
@@ -177,16 +197,19 @@ impl Queue {
         }
     }
 
-    /// Carries answers to their connections until no more come, then lets the connections send and receive.
+    /// Carries answers to those who asked until no more come, then lets the connections send and receive.
     fn carry_answers(&mut self) {
         loop {
             let mut done = std::mem::take(&mut self.done);
             self.pipeline.take_done(&mut done);
-            let (server, mut context) = self.split();
+            let (server, ublk, mut context) = self.split();
             for done in done.drain(..) {
-                server.answered(done, &mut context);
+                match done.token & UBLK_TOKEN {
+                    0 => server.answered(done, &mut context),
+                    _ => ublk.answered(done.token, done.errno, &mut context),
+                }
             }
-            let more = server.turn(&mut context);
+            let more = server.turn(&mut context) || context.pipeline.has_done();
             self.done = done;
             if !more {
                 return;
@@ -194,14 +217,14 @@ impl Queue {
         }
     }
 
-    fn split(&mut self) -> (&mut Server, Context<'_>) {
+    fn split(&mut self) -> (&mut Server, &mut ublk::server::Server, Context<'_>) {
         let context = Context {
             ring: &mut self.ring,
             pipeline: &mut self.pipeline,
             buffers: &mut self.buffers,
             registry: &self.registry,
         };
-        (&mut self.server, context)
+        (&mut self.server, &mut self.ublk, context)
     }
 
     fn obey(&mut self, command: Command) {
@@ -225,14 +248,26 @@ impl Queue {
                 ack.done();
             }
             Command::Connect { socket } => {
-                let (server, mut context) = self.split();
+                let (server, _, mut context) = self.split();
                 server.connect(socket, &mut context);
                 self.keep_ticking();
+            }
+            Command::ServeUblk { queue, ack } => {
+                let (_, ublk, mut context) = self.split();
+                ublk.serve(queue, &mut context);
+                ack.done();
+            }
+            Command::FailUblk { device, ack } => {
+                let (_, ublk, mut context) = self.split();
+                ublk.fail(device, &mut context);
+                ack.done();
             }
             Command::Stop { ack } => {
                 self.listeners.clear();
                 self.stopping = Some(ack);
-                self.pipeline.reject_parked(libc::ESHUTDOWN, &mut self.ring);
+                // First: what waits at a gate is not to be refused but left to the next server.
+                self.ublk.stop();
+                self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
                 self.server.stop(self.ring.now_ns());
                 self.keep_ticking();
             }

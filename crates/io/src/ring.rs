@@ -39,6 +39,8 @@ pub enum Tag {
     Tick = 6,
     /// A cancellation or another operation whose result nobody awaits.
     Ignored = 7,
+    /// A command of a ublk hardware queue; the id is its place and the tag.
+    Ublk = 8,
 }
 
 impl Tag {
@@ -50,6 +52,7 @@ impl Tag {
             4 => Tag::Receive,
             5 => Tag::Send,
             6 => Tag::Tick,
+            8 => Tag::Ublk,
             _ => Tag::Ignored,
         }
     }

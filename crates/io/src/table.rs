@@ -5,7 +5,6 @@
 //! reference closes the leaves and releases the devices below.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use blkswitch_core::switch::geometry::Geometry;
 use blkswitch_core::switch::regions::Map;
@@ -13,13 +12,14 @@ use blkswitch_core::switch::regions::Map;
 use crate::device::{Device, OpenDevice};
 use crate::engine::Limits;
 use crate::leaf::Leaf;
+use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
 
 /// How many devices may stand on one another. Bounds the work per request and the size of a part.
 pub const MAX_DEPTH: usize = 8;
 
 /// The packed map of a switch segment in this process.
-pub type RegionMap = Map<Box<[AtomicU64]>>;
+pub type RegionMap = Map<Slots>;
 
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,7 @@ pub struct Table {
     devices: Box<[OpenDevice]>,
     read_only: bool,
     logical_block: u32,
+    physical_block: u32,
     rotational: bool,
     path_count: u32,
     /// The first path that leads to each leaf, and to each device: where a flush of it is counted.
@@ -158,6 +159,11 @@ impl Table {
     /// The largest logical block size below, in bytes.
     pub fn logical_block(&self) -> u32 {
         self.logical_block
+    }
+
+    /// The largest physical block size below, in bytes.
+    pub fn physical_block(&self) -> u32 {
+        self.physical_block
     }
 
     /// Something below is rotational.
@@ -286,6 +292,7 @@ impl TableBuilder {
             leaf_paths: leaf_paths.into(),
             device_paths: device_paths.into(),
             logical_block: limits.iter().map(|l| l.logical_block).max().unwrap_or(512),
+            physical_block: limits.iter().map(|l| l.physical_block).max().unwrap_or(512),
             rotational: limits.iter().any(|l| l.rotational),
             read_only: self.read_only,
             segments: self.segments.into(),
@@ -299,8 +306,8 @@ impl TableBuilder {
 
 /// Storage for a map, zeroed without being touched: a device of a billion regions appears at once. Nothing when
 /// the machine has not that much address space.
-pub fn region_storage(geometry: &Geometry) -> Option<Box<[AtomicU64]>> {
-    bytemuck::allocation::try_zeroed_slice_box(geometry.nr_slots()).ok()
+pub fn region_storage(geometry: &Geometry) -> Option<Slots> {
+    Slots::in_memory(geometry.nr_slots())
 }
 
 /// A live table and the leaves that earlier tables left behind with writes no flush has covered.

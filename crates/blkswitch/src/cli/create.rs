@@ -9,7 +9,7 @@ use super::load::LeafSwitches;
 use super::names::{mangle, stored_name};
 use super::options::Options;
 use super::{format, table_text};
-use crate::protocol::{CreateDevice, Device, route};
+use crate::protocol::{AttachUblk, CreateDevice, Device, route};
 
 /// Make a device
 ///
@@ -25,6 +25,9 @@ pub(super) struct Create {
     args: Vec<String>,
     #[command(flatten)]
     leaves: LeafSwitches,
+    /// Make a disk of this machine of it, /dev/blkswitch/NAME, as attach does
+    #[arg(long)]
+    ublk: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -60,6 +63,7 @@ impl Create {
             read_only: self.options.readonly,
             table,
             leaves: self.leaves.options(),
+            ublk: self.ublk.then(AttachUblk::default),
         }])
     }
 
@@ -88,6 +92,7 @@ impl Create {
                 read_only: options.readonly || device.read_only,
                 table: table_text::canonical(&device.table, "")?,
                 leaves: self.leaves.options(),
+                ublk: self.ublk.then(AttachUblk::default),
             })
         };
         devices.map(request).collect()

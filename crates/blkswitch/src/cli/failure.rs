@@ -95,7 +95,11 @@ impl Refusal {
         let uuid = if device.is_some() { "" } else { uuid };
         let number =
             device.or(*devno).map_or_else(String::new, |[major, minor]| format!("({major}:{minor})"));
-        let mut text = format!("device-mapper: {ioctl} ioctl on {name} {uuid}{number} failed: {errno}\n");
+        let mut text = match ioctl.as_str() {
+            // Of which libdm knows nothing.
+            "attach" | "detach" => format!("{ioctl} of {name} failed: {errno}\n"),
+            _ => format!("device-mapper: {ioctl} ioctl on {name} {uuid}{number} failed: {errno}\n"),
+        };
         for line in kernel.iter().chain((!reason.is_empty()).then_some(reason)) {
             let _ = writeln!(text, "  {line}");
         }

@@ -18,6 +18,7 @@ mod table_text;
 mod terminal;
 mod upload;
 
+mod attach;
 mod clear;
 mod completions;
 mod create;
@@ -85,6 +86,8 @@ enum Verb {
     Resume(resume::Resume),
     Suspend(suspend::Suspend),
     Clear(clear::Clear),
+    Attach(attach::Attach),
+    Detach(attach::Detach),
     Message(message::Message),
     Map(map::Map),
     Stats(stats::Stats),
@@ -108,13 +111,15 @@ enum Verb {
 }
 
 /// Of dmsetup's switches, those that a verb's help shows.
-const fn shown_switches() -> [(&'static str, &'static [&'static str]); 20] {
+const fn shown_switches() -> [(&'static str, &'static [&'static str]); 22] {
     [
         ("create", create::SHOWN),
         ("load", load::SHOWN),
         ("resume", resume::SHOWN),
         ("suspend", suspend::SHOWN),
         ("clear", clear::SHOWN),
+        ("attach", attach::ATTACH_SHOWN),
+        ("detach", attach::DETACH_SHOWN),
         ("message", message::SHOWN),
         ("stats", stats::SHOWN),
         ("table", table::SHOWN),
@@ -194,6 +199,8 @@ impl Verb {
             Self::Resume(verb) => verb.run(context).await,
             Self::Suspend(verb) => verb.run(context).await,
             Self::Clear(verb) => verb.run(context).await,
+            Self::Attach(verb) => verb.run(context).await,
+            Self::Detach(verb) => verb.run(context).await,
             Self::Message(verb) => verb.run(context).await,
             Self::Map(verb) => verb.run(context).await,
             Self::Stats(verb) => verb.run(context).await,

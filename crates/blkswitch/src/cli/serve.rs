@@ -10,7 +10,9 @@ use clap::{Args, ValueEnum};
 /// Run the daemon in the foreground
 ///
 /// Devices are made and changed through its control socket, by the other verbs, and offered over NBD. It ends with
-/// SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once.
+/// SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once. Disks (attach) outlive it however it
+/// ends: their I/O waits until serve runs again and takes them over with their tables and maps. To end them too,
+/// remove_all before.
 #[derive(Debug, Clone, Args)]
 pub struct ServeOptions {
     /// Control socket; filled in from the switch that all verbs share.
@@ -23,6 +25,12 @@ pub struct ServeOptions {
     /// Queue threads, each with a ring of its own [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_queues)]
     pub queues: Option<usize>,
+    /// Make a disk of this machine of every device (needs root and the kernel's ublk driver)
+    #[arg(long)]
+    pub ublk: bool,
+    /// Do not take over the disks that a daemon has left behind: let their requests fail, and forget them
+    #[arg(long)]
+    pub abandon_disks: bool,
     /// Form of the log
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub log_format: LogFormat,

@@ -7,9 +7,10 @@
 //! Contract: a refused table leaves everything as it was: leaves that only it used are closed again, files that
 //! were made for it are removed. May block (opening leaves); any thread.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blkswitch_core::args::{Printable, is_space};
@@ -17,11 +18,13 @@ use blkswitch_core::error::Error;
 use blkswitch_core::table::{self, Layout, check_area, check_region_size};
 use blkswitch_core::units::SECTOR_SIZE;
 use blkswitch_io::pool::Registry;
+use blkswitch_io::slots::Slots;
 use blkswitch_io::{Address, Below, Device, LeafOptions, Table, TableBuilder, To};
 
 use super::constructors;
 use super::failure::{Failure, errno_of};
 use super::lookup::{Found, Leaves, find};
+use super::state::Folder;
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
 
 /// What a table is built from beside its text.
@@ -34,7 +37,57 @@ pub struct Site<'a> {
     pub device: &'a Arc<Device>,
     /// Queue threads.
     pub queues: usize,
+    /// Where the words of its maps come from.
+    pub maps: Maps<'a>,
 }
+
+/// Where the words of a table's region maps come from.
+pub struct Maps<'a> {
+    folder: &'a Folder,
+    /// The names of the saved ones, segment by segment, if there are any, and which is next.
+    saved: Option<(&'a [PathBuf], Cell<usize>)>,
+}
+
+impl<'a> Maps<'a> {
+    /// New ones. In files where disks are made of devices, so that they survive a daemon that is killed.
+    pub fn new(folder: &'a Folder) -> Maps<'a> {
+        Maps { folder, saved: None }
+    }
+
+    /// Those that were saved.
+    pub fn saved(folder: &'a Folder, names: &'a [PathBuf]) -> Maps<'a> {
+        Maps { folder, saved: Some((names, Cell::new(0))) }
+    }
+
+    /// The table is built again from its first map.
+    pub(super) fn rewind(&self) {
+        if let Some((_, next)) = &self.saved {
+            next.set(0);
+        }
+    }
+
+    /// The words of the next map; nothing if there is no room for them.
+    pub(super) fn next(&self, len: usize) -> Option<Slots> {
+        if let Some((names, next)) = &self.saved {
+            let name = names.get(next.replace(next.get() + 1))?;
+            let complain = |error: &std::io::Error| {
+                tracing::error!(map = %name.display(), %error, "a saved region map is of no use");
+            };
+            return self.folder.saved_map(name, len).inspect_err(complain).ok();
+        }
+        if !Path::new(UBLK_CONTROL).exists() {
+            return Slots::in_memory(len);
+        }
+        self.folder.new_map(len).or_else(|error| {
+            let folder = self.folder.path().display();
+            tracing::warn!(%folder, %error, "a region map is kept in memory, and does not survive the daemon");
+            Slots::in_memory(len).ok_or(error)
+        }).ok()
+    }
+}
+
+/// There is a ublk driver where this is.
+const UBLK_CONTROL: &str = "/dev/ublk-control";
 
 /// The table of a load.
 pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {
@@ -132,6 +185,11 @@ impl<'a> Builder<'a> {
                 Ok(below)
             }
         }
+    }
+
+    /// The words of the next region map; nothing if there is no room for them.
+    pub(super) fn slots(&self, len: usize) -> Option<Slots> {
+        self.site.maps.next(len)
     }
 
     /// Notes what a target needs of a device below, to be checked when all targets stand.

@@ -9,7 +9,6 @@ use blkswitch_core::args::{Printable, parse_u32, parse_u64};
 use blkswitch_core::error::{Errno as CoreErrno, Error};
 use blkswitch_core::switch::{Geometry, Map, Params};
 use blkswitch_core::table;
-use blkswitch_io::table::region_storage;
 use blkswitch_io::{Target, To};
 
 use super::build::{Area, Builder, words};
@@ -56,7 +55,7 @@ fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
     }
     let geometry = Geometry::new(len, num_paths, region_size).map_err(refuse)?;
     let no_memory = || refuse(Error::RegionTableMemory { regions: geometry.nr_regions() });
-    let storage = region_storage(&geometry).ok_or_else(no_memory)?;
+    let storage = table.slots(geometry.nr_slots()).ok_or_else(no_memory)?;
     let map = Map::new(geometry, storage).map_err(|_| no_memory())?;
     for to in &paths {
         table.needs(Area { to: *to, len, regions: Some((region_size, geometry.nr_regions())) });

@@ -13,7 +13,7 @@ use super::build::short_name;
 use super::failure::MAJOR;
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
 
-/// A device with all that `info`, `ls`, `table`, `status` and `deps` print.
+/// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that it may be.
 pub fn device(device: &Device) -> protocol::Device {
     let info = device.info();
     protocol::Device {
@@ -28,7 +28,17 @@ pub fn device(device: &Device) -> protocol::Device {
         event_nr: info.event_nr,
         live: device.live().as_deref().map(table),
         inactive: device.inactive().as_deref().map(table),
+        disk: None,
     }
+}
+
+/// A table as the text that makes it again.
+pub fn text(table: &Table) -> String {
+    let line = |one: &Segment| {
+        let protocol::Segment { start, length, target, params, .. } = segment(table, one);
+        format!("{start} {length} {target} {params}\n")
+    };
+    table.segments().iter().map(line).collect()
 }
 
 fn table(table: &Table) -> protocol::Table {

@@ -3,30 +3,64 @@
 //! Contract: plain functions that may block (a suspend waits for requests in flight); the server calls them on
 //! threads that may. Nothing here knows HTTP.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blkswitch_io::pool::Registry;
 use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
 
-use super::build::{Site, build};
-use super::describe;
+use super::build::{Maps, Site, build};
+use super::disks::{link, unlink};
 use super::failure::{Failure, MAJOR};
 use super::lookup::Leaves;
+use super::state::Folder;
 use crate::protocol::{
-    self, CreateDevice, Errno, ErrorBody, LoadTable, NAME_MAX_BYTES, RemoveAll, RemoveQuery, Removed, Rename,
-    UUID_MAX_BYTES,
+    self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES, RemoveAll,
+    RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
 };
 
 /// The devices of one daemon and what they stand on.
 pub struct Devices {
     pool: Pool,
     leaves: Leaves,
+    /// How the leaves of each device were opened last, by its number.
+    caches: Mutex<HashMap<u32, LeafCache>>,
+    /// What the next daemon needs.
+    pub(super) folder: Folder,
+    /// Held while it is written.
+    pub(super) saving: Mutex<()>,
+    /// How a device is made a disk when it first has a table.
+    pub(super) default_disk: Option<AttachUblk>,
 }
 
 impl Devices {
-    /// No devices, on the queues of `pool`.
-    pub fn new(pool: Pool) -> Devices {
-        Devices { pool, leaves: Leaves::default() }
+    /// No devices, on the queues of `pool`. What the next daemon needs goes to `folder`; devices become disks by
+    /// themselves if `default_disk` says how.
+    pub fn new(pool: Pool, folder: Folder, default_disk: Option<AttachUblk>) -> Devices {
+        Devices {
+            pool,
+            leaves: Leaves::default(),
+            caches: Mutex::default(),
+            folder,
+            saving: Mutex::default(),
+            default_disk,
+        }
+    }
+
+    /// How the leaves of a device were opened last.
+    pub(super) fn cache_of(&self, device: &Device) -> LeafCache {
+        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.get(&device.id()).copied().unwrap_or_default()
+    }
+
+    pub(super) fn remember_cache(&self, device: &Device, cache: LeafCache) {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).insert(device.id(), cache);
+    }
+
+    /// What a table of `device` is built from.
+    pub(super) fn site<'a>(&'a self, device: &'a Arc<Device>) -> Site<'a> {
+        let (registry, queues) = (self.registry(), self.pool.queues());
+        Site { registry, leaves: &self.leaves, device, queues, maps: Maps::new(&self.folder) }
     }
 
     /// The queues.
@@ -58,7 +92,7 @@ impl Devices {
             self.registry().create(&request.name, &uuid, request.minor).map_err(Failure::from)
         });
         let device = made.map_err(|failure| failure.of("create", None))?;
-        let Some(table) = request.table else { return Ok(describe::device(&device)) };
+        let Some(table) = request.table else { return Ok(self.describe(&device)) };
         let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
         let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
         let loaded = self.load(&device, &load).map_err(step("reload"));
@@ -66,7 +100,18 @@ impl Devices {
             Ok(device.resume()).and_then(|resumed| resumed.map_err(|error| ("resume", Failure::from(error))))
         });
         match done {
-            Ok(()) => Ok(describe::device(&device)),
+            Ok(()) => {
+                let how = request.ublk.or(self.default_disk);
+                if let Some(Err(mut failure)) = how.map(|how| self.attach(&device, how)) {
+                    // A device is worth having without being a disk.
+                    failure.reason = format!(
+                        "device '{}' is made and served over NBD, but is no disk: {}",
+                        request.name, failure.reason
+                    );
+                    return Err(failure.of("attach", Some(device.id())));
+                }
+                Ok(self.describe(&device))
+            }
             Err((ioctl, failure)) => {
                 let number = device.id();
                 if let Err(error) = self.registry().remove(&device) {
@@ -81,10 +126,10 @@ impl Devices {
 
     /// Builds a table and puts it into the inactive slot.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
-        let site =
-            Site { registry: self.registry(), leaves: &self.leaves, device, queues: self.pool.queues() };
-        let table = build(&site, load)?;
-        Ok(device.load(table)?)
+        let table = build(&self.site(device), load)?;
+        device.load(table)?;
+        self.remember_cache(device, load.leaves.cache);
+        Ok(())
     }
 
     /// Gives a device another name or its uuid.
@@ -93,12 +138,17 @@ impl Devices {
             Rename::Name(new) => {
                 check_name(new)?;
                 let old = device.name();
-                self.registry().rename(device, new).map_err(|error| {
+                let renamed = self.registry().rename(device, new);
+                renamed.map_err(|error| {
                     let line = format!(
                         "Unable to change name on mapped device {old} to one that already exists: {new}"
                     );
                     logged_if_taken(error, line)
-                })
+                })?;
+                if let Some(node) = self.pool.ublk_node(device) {
+                    unlink(&old);
+                    link(new, &node);
+                }
             }
             Rename::Uuid(new) => {
                 check_uuid(new)?;
@@ -111,9 +161,10 @@ impl Devices {
                         "Unable to change uuid on mapped device {name} to one that already exists: {new}"
                     );
                     logged_if_taken(error, line)
-                })
+                })?;
             }
         }
+        self.save(None)
     }
 
     /// Swaps in a table of the same length in which every request fails.
@@ -122,7 +173,7 @@ impl Devices {
         let mut table = TableBuilder::new(live.read_only());
         table.push(live.len(), Target::Error);
         device.load(table.build(self.pool.queues()))?;
-        Ok(device.resume()?)
+        self.resume(device)
     }
 
     /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one that is.
@@ -133,6 +184,13 @@ impl Devices {
         // First the mark, then the try: a last close in between sees the mark and removes the device itself.
         if how.deferred {
             device.set_deferred_remove(true);
+        }
+        // A disk that nobody uses is no reason to stay; by force one that somebody uses is none either.
+        if self.pool.ublk_node(device).is_some() {
+            match self.detach(device, how.force) {
+                Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
+                detached => detached?,
+            }
         }
         match self.registry().remove(device) {
             Err(DeviceError::Busy { .. } | DeviceError::NotFound(_)) if how.deferred => Ok(()),

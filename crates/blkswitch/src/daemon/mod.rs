@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
 //! | [`devices`] | what can be done with devices |
+//! | [`disks`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`build`], [`constructors`], [`lookup`] | from the text of a table to a table that runs |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`listen`] | sockets |
@@ -17,6 +18,7 @@ pub mod build;
 pub mod constructors;
 pub mod describe;
 pub mod devices;
+pub mod disks;
 pub mod failure;
 pub mod listen;
 pub mod lookup;
@@ -24,6 +26,7 @@ pub mod metrics;
 pub mod reply;
 pub mod routes;
 pub mod server;
+pub mod state;
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
@@ -40,7 +43,9 @@ use tracing_subscriber::EnvFilter;
 use self::devices::Devices;
 use self::listen::SocketFile;
 use self::server::{App, router};
+use self::state::Folder;
 use crate::cli::{LogFormat, NbdAddress, ServeOptions};
+use crate::protocol::AttachUblk;
 
 /// How long control requests under way may take once the daemon is to stop: long polls end by themselves, a message
 /// may stall for so long.
@@ -108,9 +113,13 @@ impl Daemon {
             nbd.push(uri);
             files.extend(file);
         }
+        let folder = Folder::new(options.socket.with_file_name("disks"));
+        let default_disk = options.ublk.then(AttachUblk::default);
+        let devices = Devices::new(pool, folder, default_disk);
+        devices.recover(options.abandon_disks)?;
         let (stop, _) = watch::channel(false);
-        tracing::info!(socket = %options.socket.display(), queues = pool.queues(), "control");
-        Ok(Daemon { devices: Arc::new(Devices::new(pool)), nbd, control, stop, _files: files })
+        tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
+        Ok(Daemon { devices: Arc::new(devices), nbd, control, stop, _files: files })
     }
 
     /// NBD URIs of the listening sockets, without an export name.
@@ -141,6 +150,7 @@ impl Daemon {
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }
         let devices = self.devices.clone();
+        devices.leave_disks();
         tokio::task::spawn_blocking(move || devices.pool().stop())
             .await
             .context("the queues failed to stop")?;

@@ -15,7 +15,7 @@ use utoipa::OpenApi;
 
 use super::devices::Devices;
 use super::reply::{no_such_method, no_such_route};
-use super::routes::{devices, events, map, message, meta, stats, tables};
+use super::routes::{devices, disks, events, map, message, meta, stats, tables};
 use crate::protocol::{self, route};
 
 /// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio starts at most, so
@@ -57,6 +57,7 @@ pub fn router(app: App) -> Router {
         .route(route::SUSPEND, post(tables::suspend))
         .route(route::RESUME, post(tables::resume))
         .route(route::WIPE, post(tables::wipe))
+        .route(route::UBLK, put(disks::attach).delete(disks::detach))
         .route(route::MESSAGE, post(message::message))
         .route(route::EVENTS, get(events::events))
         .route(route::MAP, get(map::runs))
@@ -91,6 +92,8 @@ pub fn router(app: App) -> Router {
         tables::suspend,
         tables::resume,
         tables::wipe,
+        disks::attach,
+        disks::detach,
         message::message,
         events::events,
         map::runs,

@@ -47,6 +47,11 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         &self.geometry
     }
 
+    /// The storage as it is: the words themselves say nothing without the geometry.
+    pub const fn storage(&self) -> &S {
+        &self.storage
+    }
+
     /// The storage, for a later [`Map::new`].
     pub fn into_storage(self) -> S {
         self.storage

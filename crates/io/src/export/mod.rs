@@ -1,9 +1,18 @@
-//! Exports: how a device is offered. NBD here; others beside it.
+//! Exports: how a device is offered. A folder each; what they share is here.
+//!
+//! An export makes requests with tokens of its own. The top bit of a token says which export made it, so that a
+//! queue carries an answer there without a table: NBD's tokens leave it clear.
 
 pub mod nbd;
+pub mod ublk;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+
+use crate::request::Token;
+
+/// The mark of a token that the ublk export made.
+pub const UBLK_TOKEN: Token = 1 << 63;
 
 /// A listening socket.
 pub struct Listener {

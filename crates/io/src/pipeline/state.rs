@@ -54,6 +54,7 @@ pub(super) struct Local {
 }
 
 /// What waits at a closed gate.
+#[derive(Clone, Copy)]
 pub(super) enum Parked {
     /// A request to the device itself.
     Request(Request),

@@ -217,7 +217,7 @@ fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
     assert!(closed.is_done());
     let token = bench.start(0, &device, Op::Read, false, 0, vec![0; 3000 * SECTOR]);
     let (pipeline, ring) = &mut bench.queues[0];
-    pipeline.reject_parked(libc::ESHUTDOWN, ring);
+    pipeline.refuse(libc::ESHUTDOWN, ring);
     bench.run();
     assert_eq!(bench.answer(token), Some(libc::ESHUTDOWN));
     assert_eq!(bench.queues[0].0.in_flight(), 0);

@@ -755,7 +755,7 @@ impl World {
                 }
             }
             let Queue { pipeline, ring, .. } = &mut self.queues[number];
-            pipeline.reject_parked(libc::ESHUTDOWN, ring);
+            pipeline.refuse(libc::ESHUTDOWN, ring);
             self.answers(number);
         }
         for number in 0..QUEUES {

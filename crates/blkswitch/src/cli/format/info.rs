@@ -31,6 +31,9 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
     if !device.uuid.is_empty() {
         let _ = writeln!(text, "UUID: {}", device.uuid);
     }
+    if let Some(disk) = &device.disk {
+        let _ = writeln!(text, "Disk:              {} ({}, {} queues)", disk.node, disk.link, disk.queues);
+    }
     text.push('\n');
     text
 }

@@ -85,7 +85,11 @@ pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&st
 /// A line of `ls`.
 pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     match by {
-        DeviceName::Number => format!("{}\t({}:{})\n", device.name, device.major, device.minor),
+        DeviceName::Number => {
+            // Only a device that dmsetup could not have shows more than dmsetup would.
+            let disk = device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
+            format!("{}\t({}:{}){disk}\n", device.name, device.major, device.minor)
+        }
         DeviceName::Block => format!("{}\t({})\n", device.name, block_name(device)),
         DeviceName::Mapped => format!("{0}\t({0})\n", device.name),
     }

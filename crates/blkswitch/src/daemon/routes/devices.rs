@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::describe;
 use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{
@@ -14,7 +13,7 @@ use crate::protocol::{
 /// All devices, sorted by name.
 #[utoipa::path(get, path = route::DEVICES, responses((status = 200, body = DeviceList)))]
 pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
-    let describe = move || app.devices.list().iter().map(|device| describe::device(device)).collect();
+    let describe = move || app.devices.list().iter().map(|device| app.devices.describe(device)).collect();
     Ok(Json(DeviceList { devices: blocking(describe).await? }))
 }
 
@@ -28,7 +27,7 @@ pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
 pub async fn show(State(app): State<App>, Name(name): Name) -> Result<Json<Device>, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse("info", None))?;
-        Ok(Json(describe::device(&device)))
+        Ok(Json(app.devices.describe(&device)))
     })
     .await?
 }

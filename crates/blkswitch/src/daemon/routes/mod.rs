@@ -1,6 +1,7 @@
 //! The handlers of the control protocol, a file per group of routes.
 
 pub mod devices;
+pub mod disks;
 pub mod events;
 pub mod map;
 pub mod message;

@@ -54,7 +54,7 @@ pub async fn suspend(
 ) -> Result<StatusCode, Refused> {
     // No target of ours holds requests back, and no file system is mounted: neither switch has anything to do.
     tracing::debug!(?how, "suspend");
-    on_device(app, name, "suspend", |_, device| Ok(device.suspend()?)).await
+    on_device(app, name, "suspend", |app, device| app.devices.suspend(device)).await
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.
@@ -65,7 +65,7 @@ pub async fn suspend(
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
 pub async fn resume(State(app): State<App>, Name(name): Name) -> Result<StatusCode, Refused> {
-    on_device(app, name, "resume", |_, device| Ok(device.resume()?)).await
+    on_device(app, name, "resume", |app, device| app.devices.resume(device)).await
 }
 
 /// Swap in an `error` table of the same length.

@@ -1,0 +1,76 @@
+//! `attach` and `detach`: a device becomes a disk of this machine, and ceases to be one.
+
+use clap::Args;
+use hyper::Method;
+
+use super::context::Context;
+use super::failure::Failure;
+use super::names::Selector;
+use super::options::Options;
+use crate::protocol::{AttachUblk, device_path, route};
+
+/// Make a disk of this machine of devices
+///
+/// The disk is /dev/ublkbN and, by the device's name, /dev/blkswitch/NAME. It outlives the daemon: see serve. Needs
+/// root and the kernel's ublk driver (Linux 6.5 or newer, modprobe ublk_drv).
+#[derive(Debug, Args)]
+pub(super) struct Attach {
+    /// The devices
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// By the kernel's ublk driver; the only way there is
+    #[arg(long, required = true)]
+    ublk: bool,
+    /// Hardware queues [default: as many as the daemon has queues; the kernel makes no more than processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    queues: Option<u16>,
+    /// Requests per hardware queue [default: 128]
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    depth: Option<u16>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// End devices' being disks
+///
+/// A disk that is mounted, or below another device, stays, unless --force: then its users get errors from now on,
+/// and what the kernel has not written yet is lost. The device stays in any case.
+#[derive(Debug, Args)]
+pub(super) struct Detach {
+    /// The devices
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The switches that its help shows.
+pub(super) const ATTACH_SHOWN: &[&str] = &["uuid", "major", "minor"];
+/// The switches that its help shows.
+pub(super) const DETACH_SHOWN: &[&str] = &["force", "uuid", "major", "minor"];
+
+impl Attach {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        let how = AttachUblk { queues: self.queues, depth: self.depth };
+        for selector in Selector::list(&self.devices, &self.options)? {
+            context.command(Method::PUT, route::UBLK, &selector, "attach", &how).await?;
+            context.show_if_verbose(&selector, &self.options).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Detach {
+    /// Runs the verb.
+    pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+        for selector in Selector::list(&self.devices, &self.options)? {
+            let name = context.name_of(&selector, "detach").await?;
+            let path = format!("{}?force={}", device_path(route::UBLK, &name), self.options.force);
+            let sent = context.client.send(Method::DELETE, &path, &()).await;
+            sent.map_err(|error| error.about(selector.subject()))?;
+            context.show_if_verbose(&selector, &self.options).await?;
+        }
+        Ok(())
+    }
+}

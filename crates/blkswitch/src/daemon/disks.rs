@@ -1,0 +1,288 @@
+//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was killed.
+//!
+//! The description for the next daemon ([`super::state`]) is written before a change of a disk's table takes effect
+//! and after any other change is made; so a daemon that is killed in between leaves a description that fits what
+//! the disk's users have been told.
+//!
+//! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory cannot be taken
+//! over, which is said when it is attached.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use blkswitch_io::export::ublk::{self, Node, Options, UblkError};
+use blkswitch_io::{Device, Table, Target};
+
+use super::build::{Maps, Site, build};
+use super::describe;
+use super::devices::Devices;
+use super::failure::Failure;
+use super::state::{SavedDevice, State};
+use crate::protocol::{self, AttachUblk, Disk, Errno, LeafOptions, LoadTable};
+
+/// Where the disks have the names of their devices.
+const LINKS: &str = "/dev/blkswitch";
+/// How long a killed daemon's leaving may take.
+const LEAVING: Duration = Duration::from_secs(30);
+/// Pause between two looks whether it has left.
+const PAUSE: Duration = Duration::from_millis(10);
+
+impl From<UblkError> for Failure {
+    fn from(error: UblkError) -> Failure {
+        Failure::new(Errno::from_number(error.errno()), error.to_string())
+    }
+}
+
+impl Devices {
+    /// A device as the protocol describes it.
+    pub fn describe(&self, device: &Device) -> protocol::Device {
+        let disk = self.pool().ublk_node(device).map(|node| disk(device, node));
+        protocol::Device { disk, ..describe::device(device) }
+    }
+
+    /// Makes a disk of a device.
+    pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
+        let node = self.pool().attach_ublk(device, &Options { queues: how.queues, depth: how.depth })?;
+        if let Err(failure) = self.save(None) {
+            // A disk that cannot be taken over would be a surprise when it matters.
+            self.pool().detach_ublk(device, true)?;
+            return Err(failure);
+        }
+        let survives = device.live().is_some_and(|table| survives(&table));
+        if !survives {
+            tracing::warn!(device = %device.name(), node = %node.path(),
+                "a leaf or a region map of this disk is in the daemon's memory: it cannot be taken over");
+        }
+        link(&device.name(), &node);
+        Ok(disk(device, node))
+    }
+
+    /// The device is no disk any more; by force also while it is in use.
+    pub fn detach(&self, device: &Arc<Device>, force: bool) -> Result<(), Failure> {
+        self.pool().detach_ublk(device, force)?;
+        unlink(&device.name());
+        self.save(None)
+    }
+
+    /// Closes the gate and waits for the requests in flight.
+    pub fn suspend(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        device.suspend()?;
+        self.save(None)
+    }
+
+    /// Swaps in the inactive table, if there is one, and opens the gate.
+    pub fn resume(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let first = device.live().is_none();
+        let swaps = device.inactive().is_some();
+        if swaps && device.info().opens > 0 {
+            // What is answered from here on is answered by the new table; so nothing is, until that is saved.
+            device.suspend()?;
+            self.save(Some(device))?;
+        }
+        if let Err(error) = device.resume() {
+            self.save(None)?;
+            return Err(error.into());
+        }
+        self.save(None)?;
+        match self.default_disk {
+            Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Describes the disks for the next daemon. `swapping` is about to run its inactive table.
+    pub(super) fn save(&self, swapping: Option<&Arc<Device>>) -> Result<(), Failure> {
+        let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut saved = Vec::new();
+        for device in self.list() {
+            let mut stack = Vec::new();
+            // One that would not survive is not promised to.
+            if self.pool().ublk_node(&device).is_some() && self.describe_stack(&device, swapping, &mut stack)
+            {
+                saved.extend(stack);
+            }
+        }
+        let mut known = HashSet::new();
+        saved.retain(|device| known.insert(device.minor));
+        self.folder.save(saved).map_err(|error| {
+            let errno = Errno::from_number(error.raw_os_error().unwrap_or(Errno::Eio.number()));
+            let path = self.folder.path().display();
+            Failure::new(errno, format!("cannot save in '{path}' what the next daemon needs: {error}"))
+        })
+    }
+
+    /// A device and what it stands on, what is below first. False if something of it is in memory.
+    fn describe_stack(
+        &self,
+        device: &Arc<Device>,
+        swapping: Option<&Arc<Device>>,
+        out: &mut Vec<SavedDevice>,
+    ) -> bool {
+        let swaps = swapping.is_some_and(|swapping| Arc::ptr_eq(swapping, device));
+        let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
+        let Some(table) = table else { return false };
+        if !survives_alone(&table) || !table.devices().all(|below| self.describe_stack(below, swapping, out))
+        {
+            return false;
+        }
+        let info = device.info();
+        out.push(SavedDevice {
+            name: info.name,
+            uuid: info.uuid,
+            minor: info.id,
+            read_only: table.read_only(),
+            // A swap closes the gate for a moment of its own; what the user did before that counts.
+            suspended: info.suspended && !swaps,
+            cache: self.cache_of(device),
+            table: describe::text(&table),
+            maps: maps(&table).filter_map(|path| path?.file_name().map(PathBuf::from)).collect(),
+            disk: self.pool().ublk_node(device).map(|node| node.id),
+        });
+        true
+    }
+
+    /// Takes over the disks that a daemon before this one has left, with their tables and maps. `abandon` lets go of
+    /// all that were left behind instead: their requests fail.
+    pub fn recover(&self, abandon: bool) -> anyhow::Result<()> {
+        let left = match ublk::leftovers() {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::debug!(%error, "no disks to take over");
+                return Ok(());
+            }
+        };
+        if left.is_empty() {
+            self.folder.save(Vec::new()).context("cannot forget disks that are gone")?;
+            self.folder.sweep(&State::default());
+            return Ok(());
+        }
+        if abandon {
+            for leftover in &left {
+                ublk::remove_leftover(leftover.node.id)?;
+                tracing::warn!(node = %leftover.node.path(), "abandoned");
+            }
+            self.folder.save(Vec::new())?;
+            self.folder.sweep(&State::default());
+            return Ok(());
+        }
+        let state = self.folder.load().with_context(|| {
+            format!("cannot read the state of the disks in '{}'", self.folder.path().display())
+        })?;
+        let is_left = |disk: Option<u32>| disk.is_some_and(|id| left.iter().any(|l| l.node.id == id));
+        let known = |id: u32| state.devices.iter().any(|saved| saved.disk == Some(id));
+        for leftover in left.iter().filter(|leftover| !known(leftover.node.id)) {
+            tracing::warn!(node = %leftover.node.path(), pid = leftover.pid,
+                "left behind by a blkswitch of which nothing is known here; serve --abandon-disks removes it");
+        }
+        self.folder.sweep(&state);
+        if state.devices.iter().any(|saved| is_left(saved.disk)) {
+            self.restore_all(&state, is_left)?;
+        }
+        self.save(None).map_err(|failure| anyhow::anyhow!(failure.reason))
+    }
+
+    fn restore_all(&self, state: &State, is_left: impl Fn(Option<u32>) -> bool) -> anyhow::Result<()> {
+        for saved in &state.devices {
+            if let Err(error) = self.restore(saved, is_left(saved.disk)) {
+                // What has been taken over so far is left to the next as well.
+                self.folder.keep();
+                bail!(
+                    "cannot make device '{}' again, which disks wait for: {error:#}. Mend that and start again, or \
+                     let their requests fail with serve --abandon-disks",
+                    saved.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
+        let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
+        let leaves = LeafOptions { make_files: false, cache: saved.cache };
+        self.remember_cache(&device, saved.cache);
+        let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
+        let maps = Maps::saved(&self.folder, &saved.maps);
+        let site = Site { maps, ..self.site(&device) };
+        device.load(build_when_free(&site, &load)?)?;
+        device.resume()?;
+        if saved.suspended {
+            device.suspend()?;
+        }
+        if let (true, Some(id)) = (is_left, saved.disk) {
+            let node = self.pool().recover_ublk(&device, id)?;
+            link(&saved.name, &node);
+        }
+        Ok(())
+    }
+
+    /// Before the end: the disks are left to the next daemon, their requests wait.
+    pub fn leave_disks(&self) {
+        let disks = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
+        if disks > 0 {
+            tracing::warn!(disks, "disks stay, and wait for the next serve; remove_all ends them");
+            self.folder.keep();
+        }
+    }
+}
+
+/// A table whose leaves the killed daemon may not have let go of yet: the kernel first ends what it had under way.
+fn build_when_free(site: &Site<'_>, load: &LoadTable) -> anyhow::Result<Table> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        match build(site, load) {
+            Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => site.maps.rewind(),
+            built => return built.map_err(|failure| anyhow::anyhow!(failure.reason)),
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether another process can go on with a table and all below it.
+fn survives(table: &Table) -> bool {
+    survives_alone(table) && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
+}
+
+fn survives_alone(table: &Table) -> bool {
+    // Leaves without a path are in memory; null has nothing to lose.
+    let leaves =
+        table.leaves().iter().all(|leaf| leaf.name().starts_with('/') || leaf.name().starts_with("null:"));
+    leaves && maps(table).all(|file| file.is_some())
+}
+
+/// The files of a table's maps, segment by segment.
+fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
+    table.segments().iter().filter_map(|segment| match &segment.target {
+        Target::Switch { map, .. } => Some(map.storage().file()),
+        Target::Linear(_) | Target::Striped { .. } | Target::Error | Target::Zero => None,
+    })
+}
+
+fn disk(device: &Device, node: Node) -> Disk {
+    let link = Path::new(LINKS).join(device.name()).display().to_string();
+    Disk { node: node.path(), link, queues: node.queues, depth: node.depth }
+}
+
+/// Gives a disk the name of its device. Without it the disk can be used all the same.
+pub(super) fn link(name: &str, node: &Node) {
+    let path = Path::new(LINKS).join(name);
+    unlink(name);
+    let made = std::fs::create_dir_all(LINKS).and_then(|()| std::os::unix::fs::symlink(node.path(), &path));
+    if let Err(error) = made {
+        tracing::warn!(path = %path.display(), %error, "a disk has no name");
+    }
+}
+
+/// Takes the name away.
+pub(super) fn unlink(name: &str) {
+    let path = Path::new(LINKS).join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "the name of a disk stays behind");
+        }
+        _ => {}
+    }
+}

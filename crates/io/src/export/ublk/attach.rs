@@ -1,0 +1,385 @@
+//! From a device to a disk and back: attaching, detaching, taking over.
+//!
+//! Contract: the methods block and may be called from any thread but a queue's. A device is one disk at most; while
+//! it is one it counts as open. No lock is held while the driver works.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::abi::{DevInfo, feature, state};
+use super::control::{Control, kernel_release};
+use super::{
+    DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError, block_node,
+    char_node, params,
+};
+use crate::device::{Device, OpenDevice};
+use crate::pool::{Gone, Latch, Mailboxes};
+use crate::queue::Command;
+
+/// What the driver keeps for us with each of our disks, to know them again: "blkswtch".
+const MARK: u64 = u64::from_be_bytes(*b"blkswtch");
+/// Features without which we do not make a disk.
+const FEATURES: u64 = feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
+/// How long a dead server's leaving may take: its ring and what it had under way must be gone.
+const LEAVING: Duration = Duration::from_secs(30);
+/// How often to look whether it has left.
+const LOOK: Duration = Duration::from_millis(10);
+/// Where the driver lists its devices.
+const CLASS: &str = "/sys/class/ublk-char";
+
+/// A disk that we serve.
+struct Attached {
+    node: Node,
+    /// Its hardware queues are over.
+    over: Arc<Latch>,
+    open: OpenDevice,
+}
+
+/// The disks of a pool.
+#[derive(Default)]
+pub(crate) struct Exports {
+    /// By the device's id; nothing while it is being attached or detached.
+    slots: Mutex<Vec<(u32, Option<Attached>)>>,
+}
+
+/// A disk that a server of ours has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// The disk.
+    pub node: Node,
+    /// The process that served it.
+    pub pid: i32,
+}
+
+/// Keeps a device's slot, and frees it again unless it is filled.
+struct Reserved<'a> {
+    exports: &'a Exports,
+    device: u32,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.exports.lock().retain(|(device, attached)| *device != self.device || attached.is_some());
+    }
+}
+
+/// A device of the driver's that goes again unless it is kept.
+struct Added<'a> {
+    control: &'a mut Control,
+    id: Option<u32>,
+}
+
+impl Drop for Added<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id
+            && let Err(error) = self.control.delete(id)
+        {
+            tracing::warn!(id, %error, "a ublk device that could not be started stays behind");
+        }
+    }
+}
+
+impl Exports {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u32, Option<Attached>)>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reserve(&self, device: &Device) -> Result<Reserved<'_>, UblkError> {
+        let mut slots = self.lock();
+        if slots.iter().any(|(id, _)| *id == device.id()) {
+            return Err(UblkError::Attached(device.name()));
+        }
+        slots.push((device.id(), None));
+        Ok(Reserved { exports: self, device: device.id() })
+    }
+
+    fn fill(&self, reserved: Reserved<'_>, attached: Attached) -> Node {
+        let node = attached.node;
+        if let Some((_, slot)) = self.lock().iter_mut().find(|(id, _)| *id == reserved.device) {
+            *slot = Some(attached);
+        }
+        node
+    }
+
+    /// The disk that a device is.
+    pub(crate) fn node(&self, device: &Device) -> Option<Node> {
+        let slots = self.lock();
+        let (_, attached) = slots.iter().find(|(id, _)| *id == device.id())?;
+        attached.as_ref().map(|attached| attached.node)
+    }
+
+    /// Makes a disk of a device.
+    pub(crate) fn attach(
+        &self,
+        device: &Arc<Device>,
+        options: &Options,
+        mailboxes: &Mailboxes,
+    ) -> Result<Node, UblkError> {
+        let reserved = self.reserve(device)?;
+        let mut info = wanted(options, mailboxes.len())?;
+        let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
+        let params = params::params(&table, MAX_IO_BYTES).ok_or_else(|| UblkError::Table(device.name()))?;
+        drop(table);
+        let open = OpenDevice::new(device).ok_or_else(|| UblkError::Stopping(device.name()))?;
+        let mut control = Control::open()?;
+        need(control.features()?)?;
+        if device.info().suspended {
+            return Err(UblkError::Suspended(device.name()));
+        }
+        control.add(&mut info)?;
+        let mut added = Added { control: &mut control, id: Some(info.dev_id) };
+        need(info.flags)?;
+        added.control.set_params(info.dev_id, &params)?;
+        let over = serve(device, &info, mailboxes)?;
+        added.control.start(info.dev_id)?;
+        added.id = None;
+        let node = self.fill(reserved, Attached { node: node(&info), over, open });
+        tracing::info!(device = %device.name(), node = %node.path(), queues = node.queues, "attached");
+        Ok(node)
+    }
+
+    /// Takes over a disk that a dead server of ours has left: `device` is behind it from now on.
+    pub(crate) fn recover(
+        &self,
+        device: &Arc<Device>,
+        id: u32,
+        mailboxes: &Mailboxes,
+    ) -> Result<Node, UblkError> {
+        let reserved = self.reserve(device)?;
+        if device.live().is_none() {
+            return Err(UblkError::Table(device.name()));
+        }
+        let open = OpenDevice::new(device).ok_or_else(|| UblkError::Stopping(device.name()))?;
+        let mut control = Control::open()?;
+        let info = begin_recovery(&mut control, id)?;
+        let over = serve(device, &info, mailboxes)?;
+        control.end_recovery(id)?;
+        let node = self.fill(reserved, Attached { node: node(&info), over, open });
+        tracing::info!(device = %device.name(), node = %node.path(), "taken over");
+        Ok(node)
+    }
+
+    /// The device is no disk any more. Refused while the disk is in use, unless by force: then whoever uses it gets
+    /// errors from now on, and what the kernel has not written yet is lost.
+    pub(crate) fn detach(
+        &self,
+        device: &Device,
+        force: bool,
+        mailboxes: &Mailboxes,
+    ) -> Result<(), UblkError> {
+        let attached = self
+            .lock()
+            .iter_mut()
+            .find(|(id, _)| *id == device.id())
+            .and_then(|(_, attached)| attached.take())
+            .ok_or_else(|| UblkError::NotAttached(device.name()))?;
+        match end(&attached, force, mailboxes) {
+            Ok(()) => {
+                drop(Reserved { exports: self, device: device.id() });
+                tracing::info!(device = %device.name(), node = %attached.node.path(), "detached");
+                // The last use may have been what a removal waited for.
+                drop(attached);
+                Ok(())
+            }
+            Err(error) => {
+                self.fill(Reserved { exports: self, device: device.id() }, attached);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn end(attached: &Attached, force: bool, mailboxes: &Mailboxes) -> Result<(), UblkError> {
+    let (device, node) = (attached.open.device(), &attached.node);
+    // Held until the disk is gone, so that nobody can mount it in between.
+    let held = match force {
+        true => {
+            let latch = Latch::new(mailboxes.len());
+            mailboxes.send_all(|_| Command::FailUblk { device: device.id(), ack: latch.ack() });
+            // Queues that are gone have nothing to refuse.
+            let _ = latch.wait();
+            None
+        }
+        false if device.info().suspended => return Err(UblkError::Suspended(device.name())),
+        false => Some(hold(node)?),
+    };
+    let mut control = Control::open()?;
+    control.stop(node.id)?;
+    drop(held);
+    let _ = attached.over.wait();
+    control.delete(node.id)
+}
+
+/// Opens the disk for nobody else, and has written what its cache still holds.
+fn hold(node: &Node) -> Result<File, UblkError> {
+    let name = node.path();
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&name);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            return Err(UblkError::InUse { node: name });
+        }
+        other => other.map_err(|source| UblkError::System { what: "open", name: name.clone(), source })?,
+    };
+    file.sync_all().map_err(|source| UblkError::System { what: "flush", name, source })?;
+    Ok(file)
+}
+
+/// The device to ask the driver for.
+fn wanted(options: &Options, pool_queues: usize) -> Result<DevInfo, UblkError> {
+    let own = u16::try_from(pool_queues).unwrap_or(MAX_QUEUES);
+    let queues = in_range("queues", options.queues.unwrap_or(own), MAX_QUEUES)?;
+    let depth = in_range("depth", options.depth.unwrap_or(DEFAULT_DEPTH), MAX_DEPTH)?;
+    Ok(DevInfo {
+        nr_hw_queues: queues,
+        queue_depth: depth,
+        max_io_buf_bytes: MAX_IO_BYTES,
+        // Any that is free.
+        dev_id: u32::MAX,
+        flags: FEATURES,
+        ublksrv_flags: MARK,
+        ..DevInfo::default()
+    })
+}
+
+fn in_range(what: &'static str, given: u16, most: u16) -> Result<u16, UblkError> {
+    if (1..=most).contains(&given) { Ok(given) } else { Err(UblkError::Range { what, given, most }) }
+}
+
+/// The driver drops what it does not know without a word.
+fn need(features: u64) -> Result<(), UblkError> {
+    if features & FEATURES == FEATURES {
+        return Ok(());
+    }
+    Err(UblkError::TooOld { release: kernel_release(), lacks: "user recovery" })
+}
+
+fn node(info: &DevInfo) -> Node {
+    Node { id: info.dev_id, queues: info.nr_hw_queues, depth: info.queue_depth }
+}
+
+/// Gives each hardware queue to a queue of ours; returns what tells when all are over.
+fn serve(device: &Arc<Device>, info: &DevInfo, mailboxes: &Mailboxes) -> Result<Arc<Latch>, UblkError> {
+    let name = char_node(info.dev_id);
+    let system = |what| {
+        let name = name.clone();
+        move |source: io::Error| UblkError::System { what, name, source }
+    };
+    let file = OpenOptions::new().read(true).write(true).open(&name).map_err(system("open"))?;
+    let file = Arc::new(file);
+    let over = Latch::new(usize::from(info.nr_hw_queues));
+    let taken = Latch::new(usize::from(info.nr_hw_queues));
+    for number in 0..info.nr_hw_queues {
+        let queue =
+            HwQueue::new(file.clone(), info, number, device.id(), over.ack()).map_err(system("map"))?;
+        if let Some(mailbox) = mailboxes.get(usize::from(number) % mailboxes.len().max(1)) {
+            mailbox.send(Command::ServeUblk { queue: Box::new(queue), ack: taken.ack() });
+        }
+    }
+    taken.wait().map_err(|Gone| UblkError::Stopping(device.name()))?;
+    Ok(over)
+}
+
+/// Waits until the dead server has left, then tells the driver of the next.
+fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, UblkError> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        let info = control.info(id)?;
+        let refuse = |why: &str| Err(UblkError::NotLeftover { id, why: why.to_string() });
+        if info.ublksrv_flags != MARK {
+            return refuse("it is not a device of blkswitch");
+        }
+        if info.state == state::QUIESCED {
+            match control.start_recovery(id) {
+                Ok(()) => return Ok(info),
+                Err(UblkError::Command { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => return Err(error),
+            }
+        } else if is_alive(info.ublksrv_pid) {
+            return refuse(&format!("process {} serves it", info.ublksrv_pid));
+        }
+        if Instant::now() >= until {
+            return refuse("its last server is dead but has not let go of it");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether a process runs (and is not merely unreaped).
+fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may hold any character.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The disks that dead servers of ours have left behind. None if there is no driver.
+pub fn leftovers() -> Result<Vec<Leftover>, UblkError> {
+    let Ok(entries) = std::fs::read_dir(CLASS) else { return Ok(Vec::new()) };
+    let ids: Vec<u32> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok())
+        .collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut control = Control::open()?;
+    let mut found = Vec::new();
+    for id in ids {
+        // One that goes just now is none.
+        let Ok(info) = control.info(id) else { continue };
+        if info.ublksrv_flags == MARK && !is_alive(info.ublksrv_pid) {
+            found.push(Leftover { node: node(&info), pid: info.ublksrv_pid });
+        }
+    }
+    found.sort_by_key(|leftover| leftover.node.id);
+    Ok(found)
+}
+
+/// Removes a disk that a dead server of ours has left behind: requests that wait for another server fail.
+pub fn remove_leftover(id: u32) -> Result<(), UblkError> {
+    let mut control = Control::open()?;
+    let info = control.info(id)?;
+    if info.ublksrv_flags != MARK || is_alive(info.ublksrv_pid) {
+        let node = block_node(id);
+        let why = format!("{node} was not left behind by a blkswitch that is dead");
+        return Err(UblkError::NotLeftover { id, why });
+    }
+    control.stop(id)?;
+    control.delete(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_have_defaults_and_ranges() {
+        let info = wanted(&Options::default(), 3).unwrap();
+        assert_eq!((info.nr_hw_queues, info.queue_depth), (3, DEFAULT_DEPTH));
+        let options = Options { queues: Some(1), depth: Some(MAX_DEPTH) };
+        let info = wanted(&options, 3).unwrap();
+        assert_eq!((info.nr_hw_queues, info.queue_depth), (1, MAX_DEPTH));
+        for options in [
+            Options { queues: Some(0), depth: None },
+            Options { queues: None, depth: Some(0) },
+            Options { queues: None, depth: Some(MAX_DEPTH + 1) },
+        ] {
+            let error = wanted(&options, 3).unwrap_err();
+            assert!(matches!(error, UblkError::Range { .. }), "{options:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_driver_without_recovery_is_refused() {
+        assert!(need(FEATURES | 1 << 40).is_ok());
+        assert!(matches!(need(FEATURES & !feature::USER_RECOVERY), Err(UblkError::TooOld { .. })));
+    }
+
+    #[test]
+    fn this_process_is_alive_and_an_impossible_one_is_not() {
+        assert!(is_alive(std::process::id() as i32));
+        assert!(!is_alive(-1));
+    }
+}

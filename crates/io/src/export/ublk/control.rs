@@ -1,0 +1,198 @@
+//! Commands to the driver: one call each, on the thread of whoever controls.
+//!
+//! Contract: every method blocks until the driver has answered, which for a start means that the device's first
+//! reads (of a partition table) were served, and for a stop that its last requests were: never call one on a queue's
+//! thread. The ring is this object's own, because control commands need submissions of 128 bytes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::UblkError;
+use super::abi::{self, ControlCommand, DevInfo, Params};
+
+/// Commands under way at a time: one, and its cancellation.
+const SUBMISSIONS: u32 = 2;
+/// How long a device may take to come up or go away before the command is taken back.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a removal waits for the last user of the device: the driver goes on with it afterwards by itself.
+const REMOVAL: Duration = Duration::from_secs(2);
+
+const COMMAND: u64 = 1;
+const CANCEL: u64 = 2;
+
+/// See the module's text.
+pub(super) struct Control {
+    device: File,
+    ring: IoUring<squeue::Entry128, cqueue::Entry>,
+}
+
+impl Control {
+    /// Opens the control device. Errors: no driver, no permission, no io_uring.
+    pub(super) fn open() -> Result<Control, UblkError> {
+        let device = OpenOptions::new().read(true).write(true).open(abi::CONTROL).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                    UblkError::NoDriver { release: kernel_release() }
+                }
+                Some(libc::EACCES | libc::EPERM) => UblkError::NotPermitted(source),
+                _ => UblkError::System { what: "open", name: abi::CONTROL.into(), source },
+            }
+        })?;
+        let ring = IoUring::builder().build(SUBMISSIONS).map_err(|source| UblkError::System {
+            what: "make",
+            name: "an io_uring".into(),
+            source,
+        })?;
+        Ok(Control { device, ring })
+    }
+
+    /// The features that the driver knows. Errors: it is too old to say.
+    pub(super) fn features(&mut self) -> Result<u64, UblkError> {
+        let mut features = 0u64;
+        let command = ControlCommand {
+            // The driver wants exactly this length.
+            len: size_of::<u64>() as u16,
+            addr: (&raw mut features).addr() as u64,
+            queue_id: ControlCommand::NO_QUEUE,
+            ..ControlCommand::default()
+        };
+        match self.run(abi::Control::GetFeatures, command, PATIENCE) {
+            Ok(()) => Ok(features),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)) => {
+                Err(UblkError::TooOld { release: kernel_release(), lacks: "the GET_FEATURES command" })
+            }
+            Err(source) => Err(UblkError::command(abi::Control::GetFeatures, source)),
+        }
+    }
+
+    /// Makes a device; `info` is what was asked for and becomes what was given.
+    pub(super) fn add(&mut self, info: &mut DevInfo) -> Result<(), UblkError> {
+        let (id, len, addr) =
+            (info.dev_id, size_of::<DevInfo>() as u16, std::ptr::from_mut(info).addr() as u64);
+        self.device_command(abi::Control::AddDev, id, len, addr, 0)
+    }
+
+    /// What a device is.
+    pub(super) fn info(&mut self, id: u32) -> Result<DevInfo, UblkError> {
+        let mut info = DevInfo::default();
+        let addr = (&raw mut info).addr() as u64;
+        self.device_command(abi::Control::GetDevInfo, id, size_of::<DevInfo>() as u16, addr, 0)?;
+        Ok(info)
+    }
+
+    /// Sets what the device is to the block layer; before it is started.
+    pub(super) fn set_params(&mut self, id: u32, params: &Params) -> Result<(), UblkError> {
+        let addr = std::ptr::from_ref(params).addr() as u64;
+        self.device_command(abi::Control::SetParams, id, size_of::<Params>() as u16, addr, 0)
+    }
+
+    /// The disk appears. Waits until every tag of every queue was fetched.
+    pub(super) fn start(&mut self, id: u32) -> Result<(), UblkError> {
+        self.device_command(abi::Control::StartDev, id, 0, 0, std::process::id().into())
+    }
+
+    /// The disk goes away, once its requests have been answered.
+    pub(super) fn stop(&mut self, id: u32) -> Result<(), UblkError> {
+        self.device_command(abi::Control::StopDev, id, 0, 0, 0)
+    }
+
+    /// Forgets the device. One that somebody still has open goes when they close it.
+    pub(super) fn delete(&mut self, id: u32) -> Result<(), UblkError> {
+        let command =
+            ControlCommand { dev_id: id, queue_id: ControlCommand::NO_QUEUE, ..ControlCommand::default() };
+        match self.run(abi::Control::DelDev, command, REMOVAL) {
+            Err(error) if error.raw_os_error() != Some(libc::EINTR) => {
+                Err(UblkError::command(abi::Control::DelDev, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A device whose server has died is to get another one.
+    pub(super) fn start_recovery(&mut self, id: u32) -> Result<(), UblkError> {
+        self.device_command(abi::Control::StartUserRecovery, id, 0, 0, 0)
+    }
+
+    /// The other one is us. Waits until every tag of every queue was fetched.
+    pub(super) fn end_recovery(&mut self, id: u32) -> Result<(), UblkError> {
+        self.device_command(abi::Control::EndUserRecovery, id, 0, 0, std::process::id().into())
+    }
+
+    fn device_command(
+        &mut self,
+        what: abi::Control,
+        dev_id: u32,
+        len: u16,
+        addr: u64,
+        data: u64,
+    ) -> Result<(), UblkError> {
+        let command = ControlCommand {
+            dev_id,
+            queue_id: ControlCommand::NO_QUEUE,
+            len,
+            addr,
+            data,
+            ..ControlCommand::default()
+        };
+        self.run(what, command, PATIENCE).map_err(|source| UblkError::command(what, source))
+    }
+
+    /// Runs a command to its end; one that takes longer than `patience` is asked to end (EINTR).
+    fn run(&mut self, what: abi::Control, command: ControlCommand, patience: Duration) -> io::Result<()> {
+        let fd = types::Fd(self.device.as_raw_fd());
+        let entry = opcode::UringCmd80::new(fd, what as u32).cmd(command.bytes()).build().user_data(COMMAND);
+        // SAFETY: what `command.addr` points to belongs to our caller, and we return only when the command is over.
+        unsafe { self.push(&entry)? };
+        if let Some(result) = self.wait(Some(patience))? {
+            return result;
+        }
+        let cancel = opcode::AsyncCancel::new(COMMAND).build().user_data(CANCEL);
+        // SAFETY: a cancellation points to nothing.
+        unsafe { self.push(&cancel.into())? };
+        loop {
+            if let Some(result) = self.wait(None)? {
+                return result;
+            }
+        }
+    }
+
+    /// # Safety
+    /// What the entry points to stays valid until its completion is taken.
+    unsafe fn push(&mut self, entry: &squeue::Entry128) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Waits for a completion. Nothing if time ran out, or another than the command's came.
+    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<Option<io::Result<()>>> {
+        let result = match at_most {
+            Some(time) => {
+                let time = types::Timespec::from(time);
+                self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
+            }
+            None => self.ring.submit_and_wait(1),
+        };
+        match result {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ETIME) => return Ok(None),
+            // A signal: the command goes on, and so do we.
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => return self.wait(at_most),
+            Err(e) => return Err(e),
+        }
+        let done = self.ring.completion().find(|cqe| cqe.user_data() == COMMAND);
+        Ok(done.map(|cqe| match cqe.result() {
+            errno if errno < 0 => Err(io::Error::from_raw_os_error(-errno)),
+            _ => Ok(()),
+        }))
+    }
+}
+
+/// `uname -r`, for messages.
+pub(super) fn kernel_release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.map_or_else(|_| "of unknown release".into(), |text| text.trim().to_string())
+}

@@ -1,0 +1,279 @@
+//! One hardware queue of one device: its tags, their descriptors and their data.
+//!
+//! Contract: used by one queue thread, from its first fetch until it is over; the driver accepts the commands of a
+//! hardware queue from one thread only. A tag is at any time either with the driver (a command waits there for a
+//! request) or with the pipeline, and its data area is lent accordingly: the driver copies a write's data in before
+//! the command completes, and a read's data out when the answer is committed. So a request costs one submission and
+//! one completion beside its leaf's, and no memory is taken or given.
+
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use io_uring::{opcode, types};
+
+use super::abi::{self, DevInfo, IoCommand, IoDesc, io_flag, op};
+use crate::pool::Ack;
+use crate::queue::Context;
+use crate::request::{Op, Request, Span, Token};
+use crate::ring::{Ring, Tag, user_data};
+
+/// Distance of the queues' descriptors in the character device's address space (`UBLKSRV_CMD_BUF_OFFSET`, and room
+/// for the largest depth).
+fn descriptors_at(queue: u16) -> usize {
+    usize::from(queue) * usize::from(abi::MAX_QUEUE_DEPTH) * size_of::<IoDesc>()
+}
+
+/// Memory of the kernel's making.
+struct Mapping {
+    memory: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a Mapping is the only owner of its address range, and may be used and unmapped by any thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// The descriptors of a queue: written by the driver, read by us.
+    fn descriptors(char_device: &File, queue: u16, depth: u16) -> io::Result<Mapping> {
+        // SAFETY: sysconf has no preconditions.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let bytes = (usize::from(depth) * size_of::<IoDesc>()).next_multiple_of(page);
+        let (flags, fd) = (libc::MAP_SHARED | libc::MAP_POPULATE, char_device.as_raw_fd());
+        Self::map(bytes, libc::PROT_READ, flags, fd, descriptors_at(queue))
+    }
+
+    /// Data areas; pages come as they are touched.
+    fn data(bytes: usize) -> io::Result<Mapping> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    }
+
+    fn map(bytes: usize, protection: i32, flags: i32, fd: i32, offset: usize) -> io::Result<Mapping> {
+        let (none, offset) = (std::ptr::null_mut(), offset as libc::off_t);
+        // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
+        let memory = unsafe { libc::mmap(none, bytes, protection, flags, fd, offset) };
+        match NonNull::new(memory.cast::<u8>()) {
+            Some(at) if memory != libc::MAP_FAILED => Ok(Mapping { memory: at, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in map() with this length; nobody uses it after its owner.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// See the module's text.
+pub struct HwQueue {
+    char_device: Arc<File>,
+    /// The blkswitch device behind it.
+    device: u32,
+    /// The driver's number of the device, for messages.
+    id: u32,
+    number: u16,
+    depth: u16,
+    /// Bytes of a tag's data area.
+    max_io_bytes: usize,
+    descriptors: Mapping,
+    data: ManuallyDrop<Mapping>,
+    /// Commands that the driver holds.
+    armed: u16,
+    /// Requests that the pipeline holds.
+    busy: u16,
+    /// New requests are refused: the device is being torn down by force.
+    failing: bool,
+    /// Answered when it is over.
+    over: Option<Ack>,
+}
+
+impl HwQueue {
+    /// Queue `number` of the device that `info` tells of. `over` is answered when the queue is over.
+    pub(super) fn new(
+        char_device: Arc<File>,
+        info: &DevInfo,
+        number: u16,
+        device: u32,
+        over: Ack,
+    ) -> io::Result<HwQueue> {
+        let max_io_bytes = info.max_io_buf_bytes as usize;
+        Ok(HwQueue {
+            descriptors: Mapping::descriptors(&char_device, number, info.queue_depth)?,
+            data: ManuallyDrop::new(Mapping::data(max_io_bytes * usize::from(info.queue_depth))?),
+            char_device,
+            device,
+            id: info.dev_id,
+            number,
+            depth: info.queue_depth,
+            max_io_bytes,
+            armed: 0,
+            busy: 0,
+            failing: false,
+            over: Some(over),
+        })
+    }
+
+    /// The blkswitch device behind it.
+    pub(super) fn device(&self) -> u32 {
+        self.device
+    }
+
+    /// Neither the driver nor the pipeline has anything of it: it was stopped.
+    pub(super) fn is_over(&self) -> bool {
+        self.armed == 0 && self.busy == 0
+    }
+
+    /// From now on requests are refused.
+    pub(super) fn fail(&mut self) {
+        self.failing = true;
+    }
+
+    /// Asks the driver for a request for each tag. `at` is the queue's place in the server.
+    pub(super) fn fetch_all(&mut self, at: u32, ring: &mut Ring) {
+        for tag in 0..self.depth {
+            self.command(abi::Io::Fetch, at, tag, 0, ring);
+        }
+    }
+
+    /// A command has completed: a request has come, or the tag is given up.
+    pub(super) fn completed(&mut self, at: u32, tag: u16, result: i32, context: &mut Context<'_>) {
+        self.armed = self.armed.saturating_sub(1);
+        match result {
+            abi::IO_RES_OK => {}
+            abi::IO_RES_ABORT => return,
+            errno => {
+                let error = io::Error::from_raw_os_error(-errno);
+                tracing::error!(node = %super::block_node(self.id), queue = self.number, tag, %error,
+                    "the ublk driver refused a command: the tag is lost");
+                return;
+            }
+        }
+        let Some((desc, data)) = self.tag(tag) else { return };
+        let request = match request(&desc, data, self.max_io_bytes, super::server::token(at, tag)) {
+            Ok(_) if self.failing => Err(libc::EIO),
+            request => request,
+        };
+        self.busy += 1;
+        match request {
+            // The data area stays untouched until the answer (contract of Span).
+            Ok(request) => context.pipeline.start(self.device, request, context.ring),
+            Err(errno) => self.answered(at, tag, errno, context),
+        }
+    }
+
+    /// A request was answered: so is the kernel's.
+    pub(super) fn answered(&mut self, at: u32, tag: u16, errno: i32, context: &mut Context<'_>) {
+        let Some((desc, _)) = self.tag(tag) else { return };
+        self.busy = self.busy.saturating_sub(1);
+        let result = match (errno, desc.op()) {
+            // Not more than `max_io_bytes`, or it would not have been started.
+            (0, op::READ | op::WRITE) => desc.bytes() as i32,
+            (0, _) => 0,
+            (errno, _) => -errno,
+        };
+        self.command(abi::Io::CommitAndFetch, at, tag, result, context.ring);
+    }
+
+    fn command(&mut self, what: abi::Io, at: u32, tag: u16, result: i32, ring: &mut Ring) {
+        let Some((_, data)) = self.tag(tag) else { return };
+        let command = IoCommand { queue: self.number, tag, result, addr: data.0.addr() as u64 };
+        let fd = types::Fd(self.char_device.as_raw_fd());
+        let entry = opcode::UringCmd16::new(fd, what as u32).cmd(command.bytes()).build();
+        self.armed += 1;
+        // SAFETY: the data area stays mapped while the driver holds a command (see Drop), and so does the descriptor.
+        unsafe { ring.push(&entry.user_data(user_data(Tag::Ublk, super::server::id(at, tag)))) };
+    }
+
+    /// The descriptor and the data area of a tag.
+    fn tag(&self, tag: u16) -> Option<(IoDesc, Span)> {
+        if tag >= self.depth {
+            return None;
+        }
+        let at = self.descriptors.memory.cast::<IoDesc>();
+        // SAFETY: `depth` descriptors are mapped. Volatile, because the driver writes them: not while the tag is
+        // ours, and any bit pattern is a descriptor.
+        let desc = unsafe { at.add(usize::from(tag)).read_volatile() };
+        let data = Span(self.data.memory.as_ptr()).at(u64::from(tag) * self.max_io_bytes as u64);
+        Some((desc, data))
+    }
+}
+
+impl Drop for HwQueue {
+    fn drop(&mut self) {
+        // A queue that ends with the process leaves commands with the driver, which copies to the data areas until
+        // it has noticed: their addresses must not become those of something else.
+        if self.armed == 0 {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.data) };
+        }
+        if let Some(over) = self.over.take() {
+            over.done();
+        }
+    }
+}
+
+/// The request that a descriptor describes, or the errno to refuse it with.
+fn request(desc: &IoDesc, data: Span, max_io_bytes: usize, token: Token) -> Result<Request, i32> {
+    let flag = |flag: u32| desc.op_flags & flag != 0;
+    let op = match desc.op() {
+        op::READ => Op::Read,
+        op::WRITE => Op::Write,
+        op::FLUSH => Op::Flush,
+        op::DISCARD => Op::Discard,
+        op::WRITE_ZEROES => Op::WriteZeroes { no_hole: flag(io_flag::NOUNMAP), fast: false },
+        _ => return Err(libc::EOPNOTSUPP),
+    };
+    let has_data = matches!(op, Op::Read | Op::Write);
+    let (offset, len) = match op {
+        Op::Flush => (0, 0),
+        _ => (desc.start_sector.checked_mul(512).ok_or(libc::EINVAL)?, desc.bytes()),
+    };
+    // The kernel keeps to the limits it was given; a data area must not depend on it.
+    if has_data && len > max_io_bytes as u64 {
+        return Err(libc::EINVAL);
+    }
+    let data = if has_data { data } else { Span::NONE };
+    Ok(Request { op, fua: flag(io_flag::FUA) && op.is_write(), offset, len, data, token })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(op_flags: u32, start_sector: u64, nr_sectors: u32) -> Result<Request, i32> {
+        let desc = IoDesc { op_flags, nr_sectors, start_sector, addr: 0 };
+        request(&desc, Span(NonNull::<u8>::dangling().as_ptr()), 4096, 7)
+    }
+
+    #[test]
+    fn descriptors_become_requests() {
+        let read = of(op::READ.into(), 8, 8).unwrap();
+        assert_eq!((read.op, read.offset, read.len, read.fua, read.token), (Op::Read, 4096, 4096, false, 7));
+        assert!(!read.data.0.is_null());
+        let write = of(u32::from(op::WRITE) | io_flag::FUA, 1, 1).unwrap();
+        assert_eq!((write.op, write.offset, write.len, write.fua), (Op::Write, 512, 512, true));
+        // The kernel leaves whatever was there in the sectors of a flush.
+        let flush = of(u32::from(op::FLUSH), u64::MAX, u32::MAX).unwrap();
+        assert_eq!((flush.op, flush.offset, flush.len), (Op::Flush, 0, 0));
+        assert!(flush.data.0.is_null());
+        let discard = of(op::DISCARD.into(), 0, 1 << 21).unwrap();
+        assert_eq!((discard.op, discard.len), (Op::Discard, 1 << 30));
+        for (flags, no_hole) in [(0, false), (io_flag::NOUNMAP, true)] {
+            let zeroes = of(u32::from(op::WRITE_ZEROES) | flags, 0, 1).unwrap();
+            assert_eq!(zeroes.op, Op::WriteZeroes { no_hole, fast: false });
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert_eq!(of(15, 0, 8).unwrap_err(), libc::EOPNOTSUPP, "a zone operation");
+        assert_eq!(of(op::READ.into(), 0, 9).unwrap_err(), libc::EINVAL, "more than a data area");
+        assert_eq!(of(op::WRITE.into(), u64::MAX / 512 + 1, 1).unwrap_err(), libc::EINVAL, "no byte offset");
+    }
+}

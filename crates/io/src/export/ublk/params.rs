@@ -1,0 +1,103 @@
+//! What a table is to the block layer: sizes, boundaries, abilities. Pure.
+
+use super::abi::{BasicParams, DiscardParams, Params, param};
+use crate::table::{Table, Target};
+
+/// Largest and smallest logical block that the driver takes (a page; a sector).
+const LOGICAL_BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
+/// Largest discard or write-zeroes in one request: few requests for a large device, and yet a bounded piece of work.
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// Smallest boundary that is announced: the block layer wants to send a page in one piece.
+const MIN_CHUNK_SECTORS: u64 = 8;
+
+/// The parameters of a device that runs `table`, with requests of at most `max_io_bytes`. Nothing when the logical
+/// block size is none that the driver takes, or nothing of that size fits in the device.
+pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
+    let logical = table.logical_block();
+    if !LOGICAL_BLOCK_BYTES.contains(&logical) || !logical.is_power_of_two() {
+        return None;
+    }
+    let physical = table.physical_block().max(logical).next_power_of_two();
+    let sectors_per_block = u64::from(logical / 512);
+    let dev_sectors = table.len() / sectors_per_block * sectors_per_block;
+    let flags = [
+        (table.read_only(), param::ATTR_READ_ONLY),
+        (table.rotational(), param::ATTR_ROTATIONAL),
+        // What a table has no need of today it may need after a reload, when this cannot be changed any more.
+        (true, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA),
+    ];
+    let basic = BasicParams {
+        attrs: flags.into_iter().filter(|(is, _)| *is).fold(0, |attrs, (_, flag)| attrs | flag),
+        logical_bs_shift: logical.ilog2() as u8,
+        physical_bs_shift: physical.ilog2() as u8,
+        io_opt_shift: physical.ilog2() as u8,
+        io_min_shift: physical.ilog2() as u8,
+        max_sectors: max_io_bytes / 512,
+        chunk_sectors: chunk_sectors(table, sectors_per_block),
+        dev_sectors,
+        virt_boundary_mask: 0,
+    };
+    let discard = DiscardParams {
+        discard_alignment: 0,
+        discard_granularity: physical,
+        max_discard_sectors: MAX_DISCARD_SECTORS,
+        max_write_zeroes_sectors: MAX_DISCARD_SECTORS,
+        max_discard_segments: 1,
+        reserved0: 0,
+    };
+    let types = param::TYPE_BASIC | param::TYPE_DISCARD;
+    (dev_sectors > 0).then_some(Params { len: size_of::<Params>() as u32, types, basic, discard, pad: 0 })
+}
+
+/// The distance of the boundaries at which requests are split anyway; 0 if there are none, or none that the block
+/// layer can go by. It need not be a power of two (Linux 5.10 and later).
+fn chunk_sectors(table: &Table, sectors_per_block: u64) -> u32 {
+    let [segment] = table.segments() else { return 0 };
+    let chunk = match &segment.target {
+        Target::Switch { map, .. } => u64::from(map.geometry().region_size()),
+        Target::Striped { chunk, .. } => *chunk,
+        Target::Linear(_) | Target::Error | Target::Zero => 0,
+    };
+    let usable = chunk >= MIN_CHUNK_SECTORS && chunk.is_multiple_of(sectors_per_block);
+    if usable { u32::try_from(chunk).unwrap_or(0) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{TableBuilder, To, region_storage};
+    use crate::{Leaf, LeafOptions};
+    use blkswitch_core::switch::geometry::Geometry;
+    use blkswitch_core::switch::regions::Map;
+
+    fn switch(len: u64, region_size: u32, read_only: bool) -> Table {
+        let mut table = TableBuilder::new(read_only);
+        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let leaf = Leaf::open(&"mem:1M".parse().unwrap(), &options).unwrap();
+        let paths = [To { below: table.leaf(leaf), offset: 0 }; 2];
+        let geometry = Geometry::new(len, 2, region_size).unwrap();
+        let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
+        table.push(len, Target::Switch { map, paths: paths.into() });
+        table.build(1)
+    }
+
+    #[test]
+    fn a_switch_announces_its_regions() {
+        // Regions of 15 MiB are no power of two; regions below a page are no boundary that the block layer can keep.
+        for (region_size, chunk) in [(8, 8), (24, 24), (30720, 30720), (1, 0), (4, 0)] {
+            let params = params(&switch(2048, region_size, false), 512 << 10).unwrap();
+            assert_eq!(params.basic.chunk_sectors, chunk, "regions of {region_size} sectors");
+            assert_eq!(params.basic.dev_sectors, 2048);
+            assert_eq!(params.basic.max_sectors, 1024);
+            assert_eq!((params.basic.logical_bs_shift, params.basic.physical_bs_shift), (9, 12));
+        }
+    }
+
+    #[test]
+    fn attributes_are_those_of_the_table() {
+        let attrs = |read_only| params(&switch(64, 8, read_only), 4096).unwrap().basic.attrs;
+        let cache = param::ATTR_VOLATILE_CACHE | param::ATTR_FUA;
+        assert_eq!(attrs(false), cache);
+        assert_eq!(attrs(true), cache | param::ATTR_READ_ONLY);
+    }
+}

@@ -1,0 +1,184 @@
+//! The words of a region map: in memory of this process, or in a file that outlives it.
+//!
+//! A map in a file is what a disk needs whose server may be killed ([`crate::export::ublk`]): a change is a store to
+//! memory that is the file's, so it is there for the next server as soon as it is made, at no cost. It does not
+//! outlive the machine, and need not: neither does the disk.
+//!
+//! Contract: the words are zero at first and stay where they are. The file belongs to its [`Slots`] while these
+//! live: it is removed with them, unless [`Keep`] says that somebody else will come for it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Whether files stay behind when their maps go; shared by whoever decides that and all the maps.
+#[derive(Clone, Debug, Default)]
+pub struct Keep(Arc<AtomicBool>);
+
+impl Keep {
+    /// From now on files stay.
+    pub fn keep(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Slots {
+    memory: NonNull<AtomicU64>,
+    len: usize,
+    file: Option<(PathBuf, Keep)>,
+}
+
+// SAFETY: the words are atomics at a fixed address, owned by this alone.
+unsafe impl Send for Slots {}
+// SAFETY: as above; shared access is by their atomic operations only.
+unsafe impl Sync for Slots {}
+
+impl Slots {
+    /// Words in memory, zeroed without being touched: a device of a billion regions appears at once. Nothing when the
+    /// machine has not that much address space.
+    pub fn in_memory(len: usize) -> Option<Slots> {
+        let words: Box<[AtomicU64]> = bytemuck::allocation::try_zeroed_slice_box(len).ok()?;
+        let memory = NonNull::from(Box::leak(words)).cast();
+        Some(Slots { memory, len, file: None })
+    }
+
+    /// Words in a new file, which has room for all of them from the start: a store to a file that cannot grow would
+    /// end the process. Errors: there is such a file already, or no room.
+    pub fn in_new_file(path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let made = bytes(len).and_then(|bytes| {
+            // SAFETY: a system call with integers, on our own descriptor.
+            match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
+                0 => Self::map(&file, path, len, keep),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        made
+    }
+
+    /// The words that another process has left in a file. Errors: it has not room for so many.
+    pub fn in_file(path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if file.metadata()?.len() < bytes(len)? as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too short for the map"));
+        }
+        Self::map(&file, path, len, keep)
+    }
+
+    fn map(file: &File, path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+        let (none, fd) = (std::ptr::null_mut(), file.as_raw_fd());
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
+        let memory = unsafe { libc::mmap(none, bytes(len)?, protection, libc::MAP_SHARED, fd, 0) };
+        match NonNull::new(memory.cast::<AtomicU64>()) {
+            Some(at) if memory != libc::MAP_FAILED => {
+                Ok(Slots { memory: at, len, file: Some((path.to_owned(), keep.clone())) })
+            }
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The file that the words are in.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, _)| path.as_path())
+    }
+}
+
+/// Bytes of so many words, at least one: there is no empty mapping.
+fn bytes(len: usize) -> io::Result<usize> {
+    len.max(1).checked_mul(size_of::<u64>()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+impl AsRef<[AtomicU64]> for Slots {
+    #[inline]
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: `len` words are allocated or mapped there as long as we live; any bits are an AtomicU64.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        let Some((path, keep)) = &self.file else {
+            let words = NonNull::slice_from_raw_parts(self.memory, self.len);
+            // SAFETY: leaked from a box of this length by in_memory().
+            drop(unsafe { Box::from_raw(words.as_ptr()) });
+            return;
+        };
+        // The length was good when it was mapped.
+        let bytes = self.len.max(1) * size_of::<u64>();
+        // SAFETY: mapped in map() with this length; nobody uses it after its owner.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), bytes) };
+        if !keep.is_set()
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the file of a region map stays behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(slots: &Slots, at: usize, value: u64) {
+        slots.as_ref()[at].store(value, Ordering::Relaxed);
+    }
+
+    fn get(slots: &Slots, at: usize) -> u64 {
+        slots.as_ref()[at].load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn words_are_zero_and_keep_what_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("map");
+        for slots in
+            [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &Keep::default()).unwrap()]
+        {
+            assert_eq!(slots.as_ref().len(), 1000);
+            assert!((0..1000).all(|at| get(&slots, at) == 0));
+            set(&slots, 999, u64::MAX);
+            assert_eq!((get(&slots, 998), get(&slots, 999)), (0, u64::MAX));
+        }
+        assert!(!path.exists(), "the file goes with its words");
+        assert!(Slots::in_memory(0).unwrap().as_ref().is_empty());
+        assert!(Slots::in_memory(usize::MAX / 8).is_none());
+        assert!(Slots::in_new_file(&path, usize::MAX, &Keep::default()).is_err());
+        assert!(!path.exists(), "and when it could not be made");
+    }
+
+    #[test]
+    fn a_file_that_is_kept_has_the_words_for_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("map");
+        let keep = Keep::default();
+        let slots = Slots::in_new_file(&path, 600, &keep).unwrap();
+        set(&slots, 599, 7);
+        assert!(Slots::in_new_file(&path, 600, &keep).is_err(), "a file is one map's");
+        // What another process sees that maps it while the first one still runs, or was killed.
+        let other = std::fs::read(&path).unwrap();
+        assert_eq!(other[599 * 8..], 7u64.to_ne_bytes());
+        keep.keep();
+        drop(slots);
+        assert!(Slots::in_file(&path, 601, &Keep::default()).is_err(), "too short");
+        let slots = Slots::in_file(&path, 600, &Keep::default()).unwrap();
+        assert_eq!(get(&slots, 599), 7);
+        assert_eq!(slots.file(), Some(path.as_path()));
+        drop(slots);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,237 @@
+//! What the tests share: a pool with one switch device, programs, and a writer that knows what it must read.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blkswitch_core::switch::geometry::Geometry;
+use blkswitch_core::switch::regions::Map;
+use blkswitch_io::export::ublk::{Node, Options, UblkError};
+use blkswitch_io::table::region_storage;
+use blkswitch_io::{
+    Device, Leaf, LeafError, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To,
+    core as blkswitch_core,
+};
+
+/// Size of the device.
+pub(crate) const BYTES: u64 = 96 << 20;
+/// Sectors of a region unless a test wants others: no power of two, so boundaries fall everywhere.
+pub(crate) const REGION: u32 = 24;
+
+/// Whether the tests can run; prints why not.
+pub(crate) fn ready() -> bool {
+    let ready = Lab::has_driver();
+    if !ready {
+        println!("skipped: no ublk driver here (cargo xtask system-test ublk-export runs this in a guest)");
+    }
+    ready
+}
+
+/// What is under the switch: three paths each.
+pub(crate) enum Under<'a> {
+    /// Nothing.
+    Null,
+    /// Three memories, a third of the regions each.
+    Memories,
+    /// One memory under all paths, so that every map shows the same data.
+    OneMemory,
+    /// Three files in this folder, made if they are not there.
+    Files(&'a Path),
+}
+
+/// A pool and a device with a live switch table of three paths.
+pub(crate) struct Lab {
+    pub(crate) pool: Pool,
+    pub(crate) device: Arc<Device>,
+}
+
+impl Lab {
+    pub(crate) fn has_driver() -> bool {
+        Path::new("/dev/ublk-control").exists()
+    }
+
+    pub(crate) fn new(queues: usize, under: Under<'_>) -> Lab {
+        Lab::with_regions(queues, under, REGION)
+    }
+
+    pub(crate) fn with_regions(queues: usize, under: Under<'_>, region: u32) -> Lab {
+        let pool = Pool::start(PoolOptions { queues }).unwrap();
+        let device = pool.registry().create("switch", "", None).unwrap();
+        device.load(table(queues, &under, region, false)).unwrap();
+        device.resume().unwrap();
+        Lab { pool, device }
+    }
+
+    pub(crate) fn attach(&self, queues: Option<u16>) -> Result<Node, UblkError> {
+        self.pool.attach_ublk(&self.device, &Options { queues, depth: Some(32) })
+    }
+
+    pub(crate) fn detach(&self) {
+        self.pool.detach_ublk(&self.device, false).unwrap();
+    }
+}
+
+/// A switch table of three paths.
+pub(crate) fn table(queues: usize, under: &Under<'_>, region: u32, read_only: bool) -> Table {
+    let mut table = TableBuilder::new(read_only);
+    let leaves: Vec<Arc<Leaf>> = match under {
+        Under::Null => (0..3).map(|_| open(&format!("null:{BYTES}"), queues)).collect(),
+        Under::Memories => (0..3).map(|_| open(&format!("mem:{BYTES}"), queues)).collect(),
+        Under::OneMemory => vec![open(&format!("mem:{BYTES}"), queues); 3],
+        Under::Files(folder) => {
+            (0..3).map(|n| open(&format!("{}/leaf{n}", folder.display()), queues)).collect()
+        }
+    };
+    let paths: Box<[To]> = leaves.into_iter().map(|leaf| To { below: table.leaf(leaf), offset: 0 }).collect();
+    let geometry = Geometry::new(BYTES / 512, 3, region).unwrap();
+    let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
+    table.push(BYTES / 512, Target::Switch { map, paths });
+    table.build(queues)
+}
+
+fn open(address: &str, queues: usize) -> Arc<Leaf> {
+    let options = LeafOptions { direct: None, read_only: false, queues, make_bytes: Some(BYTES) };
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Leaf::open(&address.parse().unwrap(), &options) {
+            // The server that died a moment ago may still hold its lock.
+            Err(LeafError::Busy(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            leaf => return leaf.unwrap(),
+        }
+    }
+}
+
+/// Runs a program that must succeed; returns what it printed.
+pub(crate) fn run(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {words:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// What sysfs says of a disk's queue.
+pub(crate) fn limit(node: &Node, name: &str) -> String {
+    let path = format!("/sys/block/ublkb{}/queue/{name}", node.id);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_string()
+}
+
+/// A folder, empty and gone at the end.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("ublk-test-{name}"));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// This thread is nobody from now on. (The C library would change all threads.)
+pub(crate) fn drop_root() {
+    // SAFETY: a system call with integers.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+    assert_eq!(result, 0);
+}
+
+/// Block size of the writer: what O_DIRECT takes everywhere, and more than one region now and then.
+const BLOCK: usize = 8192;
+
+/// Memory that O_DIRECT takes.
+#[repr(C, align(4096))]
+struct Aligned([u8; BLOCK]);
+
+/// Opens a disk past the page cache.
+pub(crate) fn open_direct(node: &str) -> File {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(node).unwrap()
+}
+
+/// Writes and reads random blocks of a disk, past the page cache, from several threads with blocks of their own, until
+/// told to stop. Every acknowledged write must be there, whatever is done to the device meanwhile.
+pub(crate) fn verify_while<T>(node: &str, threads: u64, during: impl FnOnce(&AtomicU64) -> T) -> T {
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|worker| {
+                let (stop, rounds) = (&stop, &rounds);
+                scope.spawn(move || verify(node, worker, threads, stop, rounds))
+            })
+            .collect();
+        // A worker's panic is the better message than whatever it makes of `during`.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| during(&rounds)));
+        stop.store(true, Ordering::Relaxed);
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn verify(node: &str, worker: u64, workers: u64, stop: &AtomicBool, rounds: &AtomicU64) {
+    let disk = open_direct(node);
+    let blocks = BYTES / BLOCK as u64 / workers;
+    // The generation last acknowledged of each block; 0 is: never written.
+    let mut known = vec![0u64; blocks as usize];
+    let mut data = Box::new(Aligned([0; BLOCK]));
+    let mut random = worker + 1;
+    while !stop.load(Ordering::Relaxed) {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let block = (random >> 33) % blocks;
+        let at = (block * workers + worker) * BLOCK as u64;
+        if known[block as usize] > 0 && random >> 62 == 0 {
+            check(&disk, at, known[block as usize], &mut data);
+        } else {
+            let generation = known[block as usize] + 1;
+            stamp(&mut data.0, at, generation);
+            disk.write_all_at(&data.0, at).unwrap_or_else(|e| panic!("write at {at}: {e}"));
+            known[block as usize] = generation;
+        }
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
+    for (block, generation) in known.iter().enumerate().filter(|(_, generation)| **generation > 0) {
+        check(&disk, (block as u64 * workers + worker) * BLOCK as u64, *generation, &mut data);
+    }
+}
+
+/// Every word says where it is and which write wrote it.
+fn stamp(data: &mut [u8], at: u64, generation: u64) {
+    for (n, word) in data.chunks_exact_mut(16).enumerate() {
+        word[..8].copy_from_slice(&(at + n as u64 * 16).to_le_bytes());
+        word[8..].copy_from_slice(&generation.to_le_bytes());
+    }
+}
+
+fn check(disk: &File, at: u64, generation: u64, data: &mut Aligned) {
+    disk.read_exact_at(&mut data.0, at).unwrap_or_else(|e| panic!("read at {at}: {e}"));
+    let mut expected = [0; BLOCK];
+    stamp(&mut expected, at, generation);
+    if let Some(wrong) = data.0.iter().zip(&expected).position(|(is, should)| is != should) {
+        let word = &data.0[wrong / 16 * 16..][..16];
+        panic!("block at {at}: generation {generation} was acknowledged; from byte {wrong} it has {word:x?}");
+    }
+}
+
+/// An ioctl with a range, as BLKDISCARD and BLKZEROOUT take it.
+pub(crate) fn range_ioctl(disk: &File, number: libc::c_ulong, offset: u64, len: u64) {
+    let range = [offset, len];
+    // SAFETY: the kernel reads two integers that live.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), number, range.as_ptr()) };
+    assert_eq!(result, 0, "ioctl {number:#x}: {}", std::io::Error::last_os_error());
+}

@@ -1,0 +1,47 @@
+//! The ublk export against a real driver: disks, filesystems on them, servers that die.
+//!
+//! `cargo xtask system-test ublk-export` runs this in a guest, as root with `ublk_drv` loaded. Elsewhere each test says why it does
+//! nothing, but those that are about a machine without a driver: these run there.
+
+mod lab;
+mod lifecycle;
+mod recovery;
+mod use_as_disk;
+
+use lab::{Lab, Under};
+
+#[test]
+fn without_a_driver_the_error_says_so() {
+    if Lab::has_driver() {
+        println!("skipped: this machine has a ublk driver");
+        return;
+    }
+    let lab = Lab::new(1, Under::Null);
+    let error = lab.attach(None).unwrap_err();
+    assert!(matches!(error, blkswitch_io::export::ublk::UblkError::NoDriver { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("/dev/ublk-control does not exist") && text.contains("modprobe ublk_drv"),
+        "{text}"
+    );
+    assert_eq!(lab.device.info().opens, 0, "a failed attach leaves nothing behind");
+    assert_eq!(blkswitch_io::export::ublk::leftovers().unwrap(), []);
+}
+
+#[test]
+fn without_root_the_error_says_so() {
+    if !lab::ready() {
+        return;
+    }
+    let lab = Lab::new(1, Under::Null);
+    std::thread::scope(|scope| {
+        let error = scope.spawn(|| {
+            lab::drop_root();
+            lab.attach(None).unwrap_err()
+        });
+        let text = error.join().unwrap().to_string();
+        assert!(text.contains("ublk needs root"), "{text}");
+    });
+    assert_eq!(lab.device.info().opens, 0);
+    lab.attach(None).unwrap();
+}

@@ -1,0 +1,267 @@
+//! What one does with a disk: limits, filesystems, partitions, other devices on it.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::lab::{self, BYTES, Folder, Lab, REGION, Under, limit, run};
+
+const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKZEROOUT: libc::c_ulong = 0x127f;
+
+#[test]
+fn the_block_layer_is_told_the_truth() {
+    if !lab::ready() {
+        return;
+    }
+    // 24 sectors and 15 MiB are no powers of two; one sector is no boundary that the block layer can keep.
+    for (region, chunk) in [(REGION, "24"), (30720, "30720"), (1, "0")] {
+        let lab = Lab::with_regions(2, Under::Memories, region);
+        let node = lab.attach(None).unwrap();
+        let expected = [
+            ("chunk_sectors", chunk),
+            ("logical_block_size", "512"),
+            ("physical_block_size", "4096"),
+            ("max_hw_sectors_kb", "512"),
+            ("discard_granularity", "4096"),
+            ("discard_max_hw_bytes", "1073741824"),
+            ("write_zeroes_max_bytes", "1073741824"),
+            ("rotational", "0"),
+            ("write_cache", "write back"),
+            ("fua", "1"),
+        ];
+        for (name, value) in expected {
+            assert_eq!(limit(&node, name), value, "{name} with regions of {region}");
+        }
+        assert_eq!(run("blockdev", &["--getsize64", "--getro", &node.path()]), format!("{BYTES}\n0\n"));
+        assert_eq!(lab.pool.ublk_node(&lab.device), Some(node));
+        assert_eq!(lab.device.info().opens, 1);
+        lab.detach();
+        assert_eq!(lab.pool.ublk_node(&lab.device), None);
+        assert_eq!(lab.device.info().opens, 0);
+        assert!(!std::path::Path::new(&node.path()).exists());
+    }
+    let lab = Lab::new(1, Under::Memories);
+    lab.device.load(lab::table(1, &Under::Memories, REGION, true)).unwrap();
+    lab.device.resume().unwrap();
+    let node = lab.attach(None).unwrap();
+    assert_eq!(run("blockdev", &["--getro", &node.path()]), "1\n");
+    let disk = OpenOptions::new().write(true).open(node.path());
+    assert!(
+        disk.and_then(|disk| disk.write_all_at(&[0; 512], 0)).is_err(),
+        "a read-only table takes no writes"
+    );
+}
+
+#[test]
+fn requests_of_every_kind_reach_the_leaves() {
+    if !lab::ready() {
+        return;
+    }
+    let files = Folder::new("kinds");
+    let lab = Lab::new(1, Under::Files(&files.0));
+    let node = lab.attach(None).unwrap();
+    let table = lab.device.live().unwrap();
+    let counted = |of: fn(&blkswitch_io::stats::Totals) -> u64| -> u64 {
+        (0..3).map(|path| of(&table.path_totals(path))).sum()
+    };
+    let disk = lab::open_direct(&node.path());
+    let flushes = counted(|t| t.flushes);
+    let sync = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(node.path());
+    let data = AlignedMegabyte::new(0x5a);
+    sync.unwrap().write_all_at(data.bytes(), 0).unwrap();
+    assert_eq!(counted(|t| t.flushes), flushes, "FUA goes with the writes: the file leaf needs no flush");
+    disk.write_all_at(data.bytes(), 2 << 20).unwrap();
+    disk.sync_all().unwrap();
+    let each: Vec<u64> = (0..3).map(|path| table.path_totals(path).flushes).collect();
+    assert!(each.iter().all(|flushes| *flushes > 0), "an fsync flushes every leaf written to: {each:?}");
+    let flushes = counted(|t| t.flushes);
+    disk.sync_all().unwrap();
+    assert_eq!(counted(|t| t.flushes), flushes, "nothing was written since: nothing is flushed");
+    lab::range_ioctl(&disk, BLKDISCARD, 0, 1 << 20);
+    assert!(counted(|t| t.discards) >= 3);
+    lab::range_ioctl(&disk, BLKZEROOUT, 2 << 20, 1 << 20);
+    assert!(counted(|t| t.zeroes) >= 3);
+    let mut read = AlignedMegabyte::new(0xff);
+    for at in [0, 2 << 20] {
+        disk.read_exact_at(read.bytes_mut(), at).unwrap();
+        assert!(read.bytes().iter().all(|byte| *byte == 0), "a file reads as zeroes where it was discarded");
+    }
+    let left = || -> u64 { (0..3).map(|n| allocated(&files.0.join(format!("leaf{n}")))).sum() };
+    assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&left()), "BLKZEROOUT keeps the space: {}", left());
+    let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: a system call with integers, on a descriptor of ours.
+    assert_eq!(unsafe { libc::fallocate(disk.as_raw_fd(), hole, 2 << 20, 1 << 20) }, 0);
+    assert!(left() < 64 << 10, "a hole frees it: {} bytes are left", left());
+    drop(disk);
+    lab.detach();
+}
+
+fn allocated(path: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// A mebibyte that O_DIRECT takes.
+struct AlignedMegabyte(Vec<u8>, usize);
+
+impl AlignedMegabyte {
+    fn new(byte: u8) -> AlignedMegabyte {
+        let memory = vec![byte; (1 << 20) + 4096];
+        let at = memory.as_ptr().align_offset(4096);
+        AlignedMegabyte(memory, at)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0[self.1..][..1 << 20]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0[self.1..][..1 << 20]
+    }
+}
+
+#[test]
+fn a_filesystem_lives_on_it() {
+    if !lab::ready() {
+        return;
+    }
+    run("modprobe", &["ext4"]);
+    for queues in [1, 2, 4] {
+        let files = Folder::new("filesystem");
+        let lab = Lab::new(queues, Under::Files(&files.0));
+        let node = lab.attach(Some(queues as u16)).unwrap();
+        // The kernel makes no more hardware queues than it has processors.
+        let processors = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(usize::from(node.queues), queues.min(processors));
+        run("mkfs.ext4", &["-q", "-F", &node.path()]);
+        let at = Folder::new("mount");
+        let mount = at.0.to_str().unwrap();
+        run("mount", &[&node.path(), mount]);
+        let content = |n: usize| -> Vec<u8> {
+            (0..n * 7919 % (1 << 20)).map(|byte| (byte.wrapping_mul(n + 3) >> 3) as u8).collect()
+        };
+        for n in 0..60 {
+            let mut file = std::fs::File::create(at.0.join(n.to_string())).unwrap();
+            file.write_all(&content(n)).unwrap();
+            if n % 8 == 0 {
+                file.sync_all().unwrap();
+            }
+        }
+        run("umount", &[mount]);
+        run("fsck.ext4", &["-f", "-n", &node.path()]);
+        run("mount", &[&node.path(), mount]);
+        for n in 0..60 {
+            assert!(
+                std::fs::read(at.0.join(n.to_string())).unwrap() == content(n),
+                "file {n}, {queues} queues"
+            );
+        }
+        (0..60).filter(|n| n % 2 == 0).for_each(|n| std::fs::remove_file(at.0.join(n.to_string())).unwrap());
+        let table = lab.device.live().unwrap();
+        let discards = |path| table.path_totals(path).discards;
+        let before: Vec<u64> = (0..3).map(discards).collect();
+        run("fstrim", &[mount]);
+        assert!((0..3).all(|path| discards(path) > before[path as usize]), "a trim reaches every leaf");
+        assert!((0..3).all(|path| table.path_totals(path).writes > 0 && table.path_totals(path).reads > 0));
+        run("umount", &[mount]);
+        run("fsck.ext4", &["-f", "-n", &node.path()]);
+        run("blkdiscard", &[&node.path()]);
+        lab.detach();
+    }
+}
+
+#[test]
+fn remaps_and_reloads_go_on_under_io() {
+    if !lab::ready() {
+        return;
+    }
+    let lab = Lab::new(2, Under::OneMemory);
+    let node = lab.attach(None).unwrap();
+    let table = lab.device.live().unwrap();
+    let leaf = table.leaves()[0].clone();
+    lab::verify_while(&node.path(), 4, |rounds| {
+        let until = Instant::now() + Duration::from_secs(8);
+        let (mut region, mut turns) = (0u64, 0u32);
+        while Instant::now() < until {
+            let messenger = lab.device.messenger(0).unwrap();
+            let geometry = *messenger.map().geometry();
+            for _ in 0..1000 {
+                region = (region * 31 + 7) % geometry.nr_regions();
+                assert!(messenger.map().set(region, (region % 3) as u32));
+            }
+            drop(messenger);
+            turns += 1;
+            if turns.is_multiple_of(16) {
+                lab.device.suspend().unwrap();
+                let before = rounds.load(Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+                // Each worker may have had an answer on its way to it.
+                assert!(
+                    rounds.load(Ordering::Relaxed) - before <= 4,
+                    "nothing is served while it is suspended"
+                );
+                if turns.is_multiple_of(32) {
+                    lab.device.load(reloaded(&leaf)).unwrap();
+                }
+                lab.device.resume().unwrap();
+            }
+        }
+        assert!(turns > 64, "{turns} turns");
+        assert!(rounds.load(Ordering::Relaxed) > 100);
+    });
+    assert!((0..3).all(|path| table.path_totals(path).writes > 0), "every path was used");
+    lab.detach();
+}
+
+/// Another table with the same memory under it, and other regions.
+fn reloaded(leaf: &std::sync::Arc<blkswitch_io::Leaf>) -> blkswitch_io::Table {
+    use blkswitch_io::core::switch::{geometry::Geometry, regions::Map};
+    use blkswitch_io::{TableBuilder, Target, To, table::region_storage};
+    let mut table = TableBuilder::new(false);
+    let paths = [To { below: table.leaf(leaf.clone()), offset: 0 }; 3];
+    let geometry = Geometry::new(BYTES / 512, 3, 40).unwrap();
+    let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
+    table.push(BYTES / 512, Target::Switch { map, paths: paths.into() });
+    table.build(2)
+}
+
+#[test]
+fn partitions_and_other_devices_stand_on_it() {
+    if !lab::ready() {
+        return;
+    }
+    run("modprobe", &["dm_mod"]);
+    let lab = Lab::new(2, Under::Memories);
+    let node = lab.attach(None).unwrap();
+    let disk = OpenOptions::new().read(true).write(true).open(node.path()).unwrap();
+    // A partition table with one entry: Linux, from sector 2048 on, 4096 sectors.
+    let mut mbr = [0; 512];
+    mbr[446 + 4] = 0x83;
+    mbr[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    mbr[446 + 12..446 + 16].copy_from_slice(&4096u32.to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk.write_all_at(&mbr, 0).unwrap();
+    disk.sync_all().unwrap();
+    drop(disk);
+    run("blockdev", &["--rereadpt", &node.path()]);
+    let part = format!("{}p1", node.path());
+    assert_eq!(run("blockdev", &["--getsize64", &part]), "2097152\n");
+    run("dmsetup", &["create", "on-ublk", "--table", &format!("0 8192 linear {} 4096", node.path())]);
+    let error = lab.pool.detach_ublk(&lab.device, false).unwrap_err().to_string();
+    assert!(error.contains("is in use"), "{error}");
+    let dm = OpenOptions::new().read(true).write(true).open("/dev/mapper/on-ublk").unwrap();
+    dm.write_all_at(b"through dm-linear", 4096).unwrap();
+    dm.sync_all().unwrap();
+    drop(dm);
+    run("dmsetup", &["remove", "on-ublk"]);
+    let disk = OpenOptions::new().read(true).open(node.path()).unwrap();
+    let mut read = [0; 17];
+    disk.read_exact_at(&mut read, (4096 + 8) * 512).unwrap();
+    assert_eq!(&read, b"through dm-linear");
+    drop(disk);
+    lab.detach();
+}

@@ -1,0 +1,166 @@
+#!/bin/bash
+# In the guest: devices of the daemon as disks. What is refused without a driver; a file system; messages, suspends and
+# reloads under a verifying load; ten deaths of the daemon under it, each after a remap that was acknowledged; devices
+# on devices; what happens to disks that cannot be taken over.
+set -euo pipefail
+blkswitch=$1
+cd "$(mktemp -d)"
+export BLKSWITCH_SOCKET=$PWD/run/control.sock
+fail() { echo "FAILED: $*"; tail -n 30 daemon.log; dmesg | tail -n 20; exit 1; }
+trap 'fail "line $LINENO"' ERR
+has() { case $1 in *"$2"*) ;; *) fail "'$2' is not in: $1" ;; esac; }
+bs() { "$blkswitch" "$@"; }
+
+serve() {
+    "$blkswitch" serve --nbd "unix:$PWD/nbd.sock" "$@" >>daemon.log 2>&1 &
+    daemon=$!
+    for _ in $(seq 300); do
+        bs version >/dev/null 2>&1 && return
+        kill -0 $daemon 2>/dev/null || return 0
+        sleep 0.05
+    done
+    fail "the daemon does not answer"
+}
+die() { kill -9 $daemon; wait $daemon 2>/dev/null || true; }
+
+# Without a driver the device is made all the same.
+serve
+text=$(bs create disk --ublk --make-files --table "0 32768 switch 1 128 0 $PWD/early 0" 2>&1) && fail "made a disk"
+has "$text" "device 'disk' is made and served over NBD, but is no disk: no ublk driver: /dev/ublk-control does not exist"
+has "$(bs ls)" disk
+bs remove disk
+modprobe ublk_drv
+modprobe ext4
+
+# A disk by its name.
+bs create disk --ublk --make-files --table "0 65536 switch 3 24 0 $PWD/a 0 $PWD/b 0 $PWD/c 0"
+[ "$(readlink /dev/blkswitch/disk)" = /dev/ublkb0 ] || fail "link"
+has "$(bs info disk)" "Disk:              /dev/ublkb0 (/dev/blkswitch/disk, "
+[ "$(bs ls)" = "disk	(0:0)	/dev/ublkb0" ] || fail "ls: $(bs ls)"
+[ "$(blockdev --getsize64 /dev/blkswitch/disk)" = $((65536 * 512)) ] || fail "size"
+[ "$(cat /sys/block/ublkb0/queue/chunk_sectors)" = 24 ] || fail "chunk_sectors"
+mkfs.ext4 -q /dev/blkswitch/disk
+mkdir mnt
+mount /dev/blkswitch/disk mnt
+cp -r /etc/terminfo mnt/ 2>/dev/null || cp /bin/busybox mnt/
+sync
+text=$(bs detach disk 2>&1) && fail "detached what is mounted"
+has "$text" "/dev/ublkb0 is in use"
+text=$(bs remove disk 2>&1) && fail "removed what is mounted"
+umount mnt
+fsck.ext4 -f -n /dev/blkswitch/disk >/dev/null 2>&1
+bs rename disk other
+[ "$(readlink /dev/blkswitch/other)" = /dev/ublkb0 ] && [ ! -e /dev/blkswitch/disk ] || fail "rename"
+bs detach other
+[ ! -e /dev/blkswitch/other ] && [ ! -e /dev/ublkb0 ] || fail "detach"
+for queues in 1 2; do
+    bs attach other --ublk --queues $queues --depth 16
+    [ "$(ls /sys/block/ublkb0/mq | wc -l)" = $queues ] || fail "queues"
+    bs detach other
+done
+bs attach other --ublk
+bs remove other
+[ ! -e /dev/ublkb0 ] || fail "remove"
+
+# Three paths to one file: whatever the map says, the bytes are the same.
+bs create disk --ublk --make-files --table "0 65536 switch 3 40 0 $PWD/one 0 $PWD/one 0 $PWD/one 0"
+load() {
+    while [ ! -e enough ]; do
+        fio --name=verify --filename=/dev/blkswitch/disk --rw=randwrite --bs=4k-64k --direct=1 --ioengine=libaio \
+            --iodepth=16 --io_size=8m --verify=crc32c --verify_backlog=32 --verify_fatal=1 --randseed=$RANDOM \
+            >fio.log 2>&1 && grep -q "err= 0" fio.log || return 1
+        echo >>fio.rounds
+    done
+}
+load &
+load=$!
+remap() {
+    local words="" word
+    for _ in {1..200}; do
+        printf -v word ' %x:%x' $((RANDOM % 1639)) $((RANDOM % 3))
+        words+=$word
+    done
+    # shellcheck disable=SC2086
+    bs message disk 0 set_region_mappings $words
+}
+for round in $(seq 10); do
+    remap
+    bs suspend disk
+    bs load disk --table "0 65536 switch 3 40 0 $PWD/one 0 $PWD/one 0 $PWD/one 0"
+    bs resume disk
+    remap
+    map=$(bs map export disk | cksum)
+    start=$(date +%s%N)
+    if [ "$round" = 5 ]; then kill $daemon; wait $daemon || true; else die; fi
+    kill -0 $load || fail "fio in round $round: $(cat fio.log)"
+    serve
+    echo "round $round: $((($(date +%s%N) - start) / 1000000)) ms without a daemon"
+    [ "$(bs map export disk | cksum)" = "$map" ] || fail "round $round: acknowledged remaps are lost"
+    has "$(bs info disk)" "/dev/ublkb0"
+done
+touch enough
+wait $load || fail "fio: $(cat fio.log)"
+echo "fio verified $(wc -l <fio.rounds) times"
+[ "$(ls run/disks | wc -l)" = 2 ] || fail "files are left: $(ls run/disks)"
+
+# A closed gate stays closed, and devices below come back too.
+bs suspend disk
+die
+serve
+has "$(bs info disk)" SUSPENDED
+bs resume disk
+bs remove disk
+bs create lower --make-files --table "0 65536 switch 2 16 0 $PWD/l0 0 $PWD/l1 0"
+bs create upper --ublk --table "0 65536 linear /dev/blkswitch/lower 0"
+bs message lower 0 set_region_mappings 0:1 R1,10
+map=$(bs map export lower | cksum)
+dd if=/dev/urandom of=bytes bs=1M count=4 status=none
+dd if=bytes of=/dev/blkswitch/upper oflag=direct bs=256k status=none
+die
+serve
+[ "$(bs map export lower | cksum)" = "$map" ] || fail "the map below is lost"
+dd if=/dev/blkswitch/upper of=read iflag=direct bs=256k count=16 status=none
+cmp bytes read
+
+# By force, while it is mounted.
+mkfs.ext4 -q /dev/blkswitch/upper
+mount /dev/blkswitch/upper mnt
+bs detach --force upper
+[ ! -e /dev/ublkb0 ] || fail "detach --force"
+umount mnt
+bs remove upper
+bs remove lower
+
+# What is in the daemon's memory dies with it: that is said, and the disk can be let go of.
+bs create disk --ublk --table "0 65536 linear mem:32M 0"
+grep -q "cannot be taken over" daemon.log || fail "nothing said"
+die
+serve
+grep -q "nothing is known here" daemon.log || fail "nothing said of what is left"
+[ -e /dev/ublkb0 ] || fail "gone"
+kill $daemon
+wait $daemon
+serve --abandon-disks
+[ ! -e /dev/ublkb0 ] || fail "abandon"
+
+# A leaf that is gone: no take-over, a reason, and nothing is forgotten.
+bs create disk --ublk --make-files --table "0 2048 linear $PWD/leaf 0"
+die
+mv leaf away
+serve
+wait $daemon && fail "took over without a leaf"
+tail -n 1 daemon.log | grep -q "cannot make device 'disk' again.*leaf" || fail "no reason"
+mv away leaf
+serve --ublk
+has "$(bs info disk)" "/dev/ublkb0"
+bs create second --make-files --table "0 2048 linear $PWD/second 0"
+has "$(bs info second)" "/dev/ublkb1"
+bs create third --notable
+bs load third --make-files --table "0 2048 linear $PWD/third 0"
+bs resume third
+has "$(bs info third)" "/dev/ublkb2"
+bs remove_all
+[ ! -e /dev/ublkb0 ] && [ ! -e /dev/ublkb1 ] && [ ! -e /dev/ublkb2 ] || fail "remove_all"
+kill $daemon
+wait $daemon
+echo "the daemon's disks: ok"

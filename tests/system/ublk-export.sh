@@ -1,0 +1,12 @@
+# ublk-export: the export by itself (crates/io/tests/ublk) under a stock Debian kernel that has a ublk driver, and under
+# one that has none, where the error says so.
+. "$(dirname "$0")/lib.sh"
+need qemu-system-x86_64 qemu-system-x86
+need mkfs.ext4 e2fsprogs
+need blkdiscard util-linux
+need dmsetup dmsetup
+cd "$REPOSITORY"
+test=$(cargo test --quiet --package blkswitch-io --test ublk --no-run --message-format=json |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+"$XTASK" vm --timeout 200 tests/system/guest/ublk-export.sh "$test" --test-threads=1 --nocapture
+"$XTASK" vm --timeout 60 --kernel 6.1 "$test" without_a_driver --nocapture
