@@ -7,6 +7,7 @@ mod create;
 mod lookup;
 mod message;
 mod nbd;
+mod pipeline;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Bench {
     Lookup,
     /// Make a map of a billion regions.
     Create,
+    /// Carry requests from an export to leaves that do nothing.
+    Pipeline,
     /// Serve NBD beside other servers.
     Nbd(nbd::NbdOptions),
     /// Run every benchmark once, short: do they work?
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Message => message::run(rounds)?,
         Bench::Lookup => lookup::run(rounds)?,
         Bench::Create => create::run(rounds)?,
+        Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
         Bench::Smoke => smoke()?,
     };
@@ -61,6 +65,7 @@ fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     let mut figures = message::run(once)?;
     figures.extend(lookup::run(once)?);
     figures.extend(create::run(once)?);
+    figures.extend(pipeline::run(once)?);
     figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
     Ok(figures)
 }

@@ -20,9 +20,7 @@ use self::results::{Cell, Layer, Results};
 use self::server::{Kind, Server};
 use crate::report::Figure;
 
-/// Pairs of runs per round for the cost of the switch layer: what is looked for is smaller than the noise of one run.
-const LAYER_PAIRS_PER_ROUND: usize = 8;
-/// Of those runs: long enough for some ten thousand requests.
+/// Of the runs for the cost of the switch layer: long enough for some ten thousand requests.
 const LAYER_SECONDS: f64 = 0.25;
 
 /// What may be chosen.
@@ -34,12 +32,15 @@ pub(crate) struct NbdOptions {
     /// Keep the results: bench/results/DATE-nbd.json and .md
     #[arg(long)]
     save: bool,
+    /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller than one run's noise
+    #[arg(long, default_value_t = 8)]
+    pairs: usize,
 }
 
 impl NbdOptions {
     /// As short as a run can be: does everything work?
     pub(crate) fn smoke() -> Self {
-        NbdOptions { seconds: 0.1, save: false }
+        NbdOptions { seconds: 0.1, save: false, pairs: 1 }
     }
 }
 
@@ -66,7 +67,7 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
         }
         eprintln!("round {} of {rounds}", round + 1);
     }
-    let layer = layer(&servers, rounds * LAYER_PAIRS_PER_ROUND)?;
+    let layer = layer(&servers, rounds * options.pairs.max(1))?;
     let results = Results { cells, layer, rounds, seconds: options.seconds };
     if options.save {
         results.save()?;

@@ -2,7 +2,7 @@
 //!
 //! One turn of its loop: wait for completions (this also hands the last turn's submissions to the kernel), give each
 //! to its owner, carry the answers that became ready to their connections, let every touched connection send and
-//! receive. So a batch of requests costs one system call, however many connections and leaves it touches.
+//! receive. So a batch of requests costs one system call, however many leaves it touches, and a send per connection.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -1,0 +1,118 @@
+//! `pipeline`: what our own code takes for a request, and how much of it the switch layer is.
+//!
+//! One pipeline without a kernel: requests of one sector at random offsets go in, 32 at a time, to leaves that do
+//! nothing, and the answers are taken out. A linear target and a switch of three paths take turns, so that what else
+//! the machine does falls on both; the difference is too small to be seen with a kernel and a client in the way.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use blkswitch_core::switch::{Geometry, Map};
+use blkswitch_io::pipeline::Pipeline;
+use blkswitch_io::request::{Op, Request, Span};
+use blkswitch_io::ring::Ring;
+use blkswitch_io::stats::Counters;
+use blkswitch_io::table::{Live, region_storage};
+use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+
+use crate::report::{Figure, Random, Rounds};
+
+/// A million regions of 64 KiB: a table that fits a core's own cache.
+const REGIONS: u64 = 1 << 20;
+const REGION_SECTORS: u32 = 128;
+const SECTORS: u64 = REGIONS * REGION_SECTORS as u64;
+const BATCH: u64 = 32;
+/// Batches of one measurement: a few milliseconds.
+const BATCHES: u64 = 2000;
+/// Measurements of a round, each of both devices. The lowest counts: what disturbs only adds.
+const TURNS: usize = 20;
+
+/// The devices' numbers.
+const LINEAR: u32 = 0;
+const SWITCH: u32 = 1;
+
+pub(crate) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
+    let mut bench = Bench::new()?;
+    let (mut linear, mut switch) = (f64::MAX, f64::MAX);
+    for turn in 0..rounds.count * TURNS {
+        let order = if turn % 2 == 0 { [LINEAR, SWITCH] } else { [SWITCH, LINEAR] };
+        for device in order {
+            let ns = bench.request_ns(device)?;
+            let lowest = if device == LINEAR { &mut linear } else { &mut switch };
+            *lowest = lowest.min(ns);
+        }
+    }
+    Ok(vec![
+        Figure::new("linear", linear, "ns/request"),
+        Figure::new("switch of three paths", switch, "ns/request"),
+        Figure::new("switch layer", switch - linear, "ns/request"),
+    ])
+}
+
+struct Bench {
+    pipeline: Pipeline,
+    ring: Ring,
+    random: Random,
+    data: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Result<Bench> {
+        let mut bench = Bench {
+            pipeline: Pipeline::new(0),
+            ring: Ring::simulated(),
+            random: Random(1),
+            data: vec![0; 512 * BATCH as usize],
+        };
+        bench.device(LINEAR, 1, |paths| Ok(Target::Linear(paths[0])))?;
+        bench.device(SWITCH, 3, |paths| {
+            let geometry = Geometry::new(SECTORS, 3, REGION_SECTORS)?;
+            let storage = region_storage(&geometry).context("no memory for the map")?;
+            let map = Map::new(geometry, storage).ok().context("the storage is too short")?;
+            Ok(Target::Switch { map, paths: paths.into() })
+        })?;
+        Ok(bench)
+    }
+
+    /// Makes a live device over `paths` leaves.
+    fn device(
+        &mut self,
+        number: u32,
+        paths: usize,
+        target: impl FnOnce(&[To]) -> Result<Target>,
+    ) -> Result<()> {
+        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let mut table = TableBuilder::new(false);
+        let mut to = Vec::new();
+        for _ in 0..paths {
+            let leaf = Leaf::open(&format!("null:{}", SECTORS * 512).parse()?, &options)?;
+            to.push(To { below: table.leaf(leaf), offset: 0 });
+        }
+        table.push(SECTORS, target(&to)?);
+        let live = Live { table: Arc::new(table.build(1)), departed: Box::default() };
+        self.pipeline.install(number, Counters::boxed(8).into());
+        self.pipeline.open(number, Some(Arc::new(live)), &mut self.ring);
+        Ok(())
+    }
+
+    fn request_ns(&mut self, device: u32) -> Result<f64> {
+        let mut done = Vec::new();
+        let (mut answers, mut failed) = (0, 0);
+        let start = Instant::now();
+        for _ in 0..BATCHES {
+            for token in 0..BATCH {
+                let data = Span(self.data.as_mut_ptr().wrapping_add(512 * token as usize));
+                let offset = self.random.below(SECTORS) * 512;
+                let request = Request { op: Op::Read, fua: false, offset, len: 512, data, token };
+                self.pipeline.start(device, request, &mut self.ring);
+            }
+            self.pipeline.take_done(&mut done);
+            answers += done.len() as u64;
+            failed += done.drain(..).filter(|done| done.errno != 0).count();
+        }
+        let ns = start.elapsed().as_nanos() as f64;
+        ensure!(answers == BATCHES * BATCH && failed == 0, "{answers} answers, {failed} of them failed");
+        Ok(ns / answers as f64)
+    }
+}
