@@ -178,5 +178,7 @@ def replay(strict, reference):
         for case in cases(suite):
             replay.messages(case)
     unseen = {i for i in replay.differences - replay.seen if not i.startswith(("tools", "io"))}
+    # The multipath cases are another target's: the module has nothing to say of them.
+    unseen = {case for case in unseen if not case.startswith("mpath-")}
     replay.results.check("every listed case was replayed", unseen, set())
     return replay.results.end()
