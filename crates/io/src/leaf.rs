@@ -12,6 +12,7 @@ use std::sync::atomic::{self, AtomicBool};
 
 use crate::engine::file::FileEngine;
 use crate::engine::memory::MemoryEngine;
+use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
@@ -22,7 +23,8 @@ use crate::sync::{AtomicU64, Ordering};
 pub enum LeafError {
     /// The address is not of a known form.
     #[error(
-        "'{0}' is no address: give a path that starts with '/', mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+        "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
+         mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
     /// The size in an address is wrong.
@@ -88,6 +90,8 @@ pub enum Address {
         /// Two addresses with one name are one memory.
         name: Option<String>,
     },
+    /// An export of an NBD server.
+    Nbd(NbdAddress),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -130,6 +134,9 @@ impl FromStr for Address {
         }
         if let Some(rest) = text.strip_prefix("sim:") {
             return SimOptions::parse(text, rest).map(Address::Sim);
+        }
+        if NbdAddress::is_one(text) {
+            return NbdAddress::parse(text).map(Address::Nbd);
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
@@ -229,6 +236,10 @@ impl Leaf {
                     name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
                 (Engine::Memory(engine), Limits::memory(*bytes), shown)
             }
+            Address::Nbd(address) => {
+                let (engine, limits) = NbdEngine::open(address, options)?;
+                (Engine::Nbd(Box::new(engine)), limits, address.to_string())
+            }
             Address::Null { bytes } => {
                 (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
             }
@@ -258,6 +269,7 @@ impl Leaf {
                 Some(path) => format!("sim:{name}/{path}"),
                 None => format!("sim:{name}"),
             }),
+            Address::Nbd(address) => Some(address.to_string()),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }
@@ -299,7 +311,7 @@ impl Leaf {
     /// opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
-            if self.engine.forgets_failed_writes() {
+            if self.engine.forgets_failed_writes(errno) {
                 self.lost.store(true, Ordering::Release);
             }
             return errno;

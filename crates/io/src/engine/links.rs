@@ -154,6 +154,11 @@ impl Links {
         self.finished.0.pop()
     }
 
+    /// Whether there are operations to take.
+    pub fn has_finished(&self) -> bool {
+        !self.finished.0.is_empty()
+    }
+
     /// Whether a link has a deadline: then [`Links::tick`] is to be called every second or so.
     pub fn is_timed(&self) -> bool {
         self.links.iter().any(|(_, link)| link.is_timed())
@@ -196,7 +201,7 @@ impl Drop for Links {
     fn drop(&mut self) {
         for id in self.links.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             // The ring has failed before the links ended: the kernel may still write to their memory.
-            self.links.remove(id).map(mem::forget);
+            mem::forget(self.links.remove(id));
         }
     }
 }

@@ -28,7 +28,8 @@ const TCP: &str = "nbd://";
 const UNIX: &str = "nbd+unix://";
 
 const FORMS: &str = "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, what is not plain as %XX";
-const OPTIONS: &str = "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600 or reconnect=0..86400";
+const OPTIONS: &str =
+    "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600 or reconnect=0..86400";
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +94,9 @@ impl NbdAddress {
             };
             let seconds = |least, most| number(least, most).map(Duration::from_secs);
             let known = match key {
-                "socket" if is_unix => decode(value).filter(|path| path.starts_with('/')).map(|path| socket = Some(path)),
+                "socket" if is_unix => {
+                    decode(value).filter(|path| path.starts_with('/')).map(|path| socket = Some(path))
+                }
                 "connections" => number(1, MAX_CONNECTIONS as u64).map(|n| address.connections = n as usize),
                 "timeout" => seconds(1, MAX_TIMEOUT).map(|time| address.timeout = time),
                 "reconnect" => seconds(0, MAX_RECONNECT).map(|time| address.reconnect = time),
@@ -117,7 +120,9 @@ fn tcp(authority: &str) -> Option<Place> {
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     let port = match port.strip_prefix(':') {
-        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => port.parse().ok().filter(|port| *port > 0)?,
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            port.parse().ok().filter(|port| *port > 0)?
+        }
         None if port.is_empty() => PORT,
         _ => return None,
     };
@@ -196,7 +201,10 @@ mod tests {
             ("nbd://192.0.2.1:9/", "nbd://192.0.2.1:9/"),
             ("nbd://[2001:db8::1]/a/b", "nbd://[2001:db8::1]/a/b"),
             ("nbd://[::1]:7/a%20b%3f?timeout=30", "nbd://[::1]:7/a%20b%3F"),
-            ("nbd://h/d?reconnect=5&timeout=2&connections=4", "nbd://h/d?connections=4&timeout=2&reconnect=5"),
+            (
+                "nbd://h/d?reconnect=5&timeout=2&connections=4",
+                "nbd://h/d?connections=4&timeout=2&reconnect=5",
+            ),
             ("nbd+unix:///?socket=/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"),
             ("nbd+unix:///v%C3%A9?timeout=1&socket=/a%26b", "nbd+unix:///v%C3%A9?socket=/a%26b&timeout=1"),
         ] {

@@ -80,8 +80,7 @@ impl Conn {
         let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
         // SAFETY: receives at most one byte into a live one.
         let got = unsafe { libc::recv(self.socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-        got == 0
-            || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+        got == 0 || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
     }
 
     /// What has come and was not consumed.

@@ -129,7 +129,9 @@ fn checked(mut offer: Offer) -> io::Result<Offer> {
     offer.max_block = offer.max_block.min(MAX_REQUEST_BYTES);
     let Offer { size, flags, min_block, max_block, .. } = offer;
     if flags & flag::HAS_FLAGS == 0 {
-        return Err(broken(format!("transmission flags {flags:#x} without the one that says there are some")));
+        return Err(broken(format!(
+            "transmission flags {flags:#x} without the one that says there are some"
+        )));
     }
     if !min_block.is_power_of_two() || min_block > MAX_MIN_BLOCK || max_block < min_block.max(512) {
         return Err(broken(format!("blocks of {min_block} to {max_block} bytes")));
@@ -166,7 +168,9 @@ impl Reader<'_> {
     fn greeting(&mut self) -> io::Result<u16> {
         match (self.u64(), self.u64(), self.u16()) {
             (Some(INIT_MAGIC), Some(OPTION_MAGIC), Some(flags)) => Ok(flags),
-            (first, second, _) => Err(broken(format!("no NBD server: it greets with {first:x?} {second:x?}"))),
+            (first, second, _) => {
+                Err(broken(format!("no NBD server: it greets with {first:x?} {second:x?}")))
+            }
         }
     }
 }
@@ -177,7 +181,11 @@ fn text(reader: &mut Reader<'_>) -> String {
 }
 
 fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).chars().take(MAX_STRING).map(|c| if c.is_control() { '?' } else { c }).collect()
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .take(MAX_STRING)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 fn refused(export: &str, kind: u32, text: &[u8]) -> io::Error {

@@ -405,6 +405,9 @@ impl Op {
         if self.io.op == (LeafOp::Zero { no_hole: true }) {
             flags |= command_flag::NO_HOLE;
         }
+        if self.io.fast {
+            flags |= command_flag::FAST_ZERO;
+        }
         self.piece = left.min(most);
         // The document wants a flush to have no offset.
         let offset = if command == Command::Flush { 0 } else { self.io.offset + self.done };
@@ -502,13 +505,18 @@ impl Link for NbdLink {
             let errno = *errno;
             self.bury(errno, now_ns, out);
         }
-        if !self.bell_armed && !self.closing && let Some(seat) = self.shared.connector.seat(self.berth) {
+        if !self.bell_armed
+            && !self.closing
+            && let Some(seat) = self.shared.connector.seat(self.berth)
+        {
             self.bell_armed = true;
             let entry = seat.bell().entry(&mut self.bell_count);
             // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.
             unsafe { port.push(Part::Bell, entry) };
         }
-        if self.is_over() && let Some(seat) = self.shared.connector.seat(self.berth) {
+        if self.is_over()
+            && let Some(seat) = self.shared.connector.seat(self.berth)
+        {
             seat.leave();
         }
     }

@@ -58,14 +58,16 @@ pub struct NbdEngine {
 /// How the server is reached.
 enum Route {
     /// Each queue by connections of its own.
-    Own {
-        per_queue: usize,
-        /// Whose turn it is, of a queue's connections.
-        turns: Box<[Turn]>,
-        control: Mutex<Control>,
-    },
+    Own(Box<Own>),
     /// All by one.
     Relay(Arc<Relay>),
+}
+
+struct Own {
+    per_queue: usize,
+    /// Whose turn it is, of a queue's connections.
+    turns: Box<[Turn]>,
+    control: Mutex<Control>,
 }
 
 /// A queue's own, on a cache line of its own.
@@ -75,7 +77,10 @@ struct Turn(AtomicUsize);
 
 impl NbdEngine {
     /// Connects, for so many queues. Errors quote the address.
-    pub(crate) fn open(address: &NbdAddress, options: &LeafOptions) -> Result<(NbdEngine, Limits), LeafError> {
+    pub(crate) fn open(
+        address: &NbdAddress,
+        options: &LeafOptions,
+    ) -> Result<(NbdEngine, Limits), LeafError> {
         let system = |source| LeafError::System { what: "reach", name: address.to_string(), source };
         Self::connect(address, options).map_err(system)
     }
@@ -103,11 +108,11 @@ impl NbdEngine {
             reconnect_ns: address.reconnect.as_nanos() as u64,
         });
         let route = match own {
-            Some(control) => Route::Own {
+            Some(control) => Route::Own(Box::new(Own {
                 per_queue: address.connections,
                 turns: (0..queues).map(|_| Turn::default()).collect(),
                 control: Mutex::new(control),
-            },
+            })),
             None => Route::Relay(Relay::start(shared.clone(), queues)?),
         };
         let read_only = limits.read_only;
@@ -118,11 +123,14 @@ impl NbdEngine {
     /// As [`super::Engine::submit`].
     pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
         let (needs, lacks) = match io.op {
-            LeafOp::Read => (0, 0),
-            LeafOp::Write => (0, 0),
+            LeafOp::Read | LeafOp::Write => (0, 0),
             // Nothing to be made stable, as far as anybody can say.
             LeafOp::Flush => (flag::SEND_FLUSH, 0),
             LeafOp::Discard => (flag::SEND_TRIM, -libc::EOPNOTSUPP),
+            // A server that does not tell might write zeroes out.
+            LeafOp::Zero { .. } if io.fast => {
+                (flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO, -libc::EOPNOTSUPP)
+            }
             LeafOp::Zero { .. } => (flag::SEND_WRITE_ZEROES, -libc::EOPNOTSUPP),
         };
         if self.read_only && matches!(io.op, LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. }) {
@@ -131,12 +139,14 @@ impl NbdEngine {
         if !self.shared.offer.has(needs) {
             return Submitted::Done(i64::from(lacks));
         }
-        let (per_queue, turns) = match &self.route {
-            Route::Own { per_queue, turns, .. } => (*per_queue, turns),
+        let Own { per_queue, turns, .. } = match &self.route {
+            Route::Own(own) => &**own,
             Route::Relay(relay) => return relay.submit(io, ring),
         };
         let mut berth = io.queue * per_queue;
-        if per_queue > 1 && let Some(Turn(turn)) = turns.get(io.queue) {
+        if *per_queue > 1
+            && let Some(Turn(turn)) = turns.get(io.queue)
+        {
             let next = (turn.load(Ordering::Relaxed) + 1) % per_queue;
             turn.store(next, Ordering::Relaxed);
             berth += next;
@@ -155,7 +165,7 @@ impl NbdEngine {
         }
         let deadline = Instant::now() + self.timeout;
         match &self.route {
-            Route::Own { control, .. } => lock(control).flush(deadline),
+            Route::Own(own) => lock(&own.control).flush(deadline),
             // The relay needs a moment more to say that the server was silent for so long.
             Route::Relay(relay) => relay.call(LeafOp::Flush, 0, deadline + FURTHER_TIMEOUT),
         }
@@ -166,8 +176,8 @@ impl NbdEngine {
         let deadline = Instant::now() + timeout;
         let block = self.shared.offer.min_block.max(512) as usize;
         match &self.route {
-            Route::Own { control, .. } => {
-                lock(control).read(&mut vec![0; block], deadline)?;
+            Route::Own(own) => {
+                lock(&own.control).read(&mut vec![0; block], deadline)?;
                 self.shared.connector.wait_connected(deadline)
             }
             Route::Relay(relay) => {
@@ -214,7 +224,7 @@ fn further(
     connections: &mut Vec<OwnedFd>,
 ) -> Option<Control> {
     let timeout = address.timeout.min(FURTHER_TIMEOUT);
-    let mut connect = || control::dial_again(address, offer, Instant::now() + timeout);
+    let connect = || control::dial_again(address, offer, Instant::now() + timeout);
     let mut all = || {
         while connections.len() < count {
             connections.push(connect()?.into());

@@ -74,7 +74,8 @@ impl Relay {
             let ring = Ring::new();
             let _ = started.send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
             if let Ok(ring) = ring {
-                Worker { relay: worker, ring, asked: Slab::default(), count: Box::new(0), ticking: false }.run();
+                Worker { relay: worker, ring, asked: Slab::default(), count: Box::new(0), ticking: false }
+                    .run();
             }
         })?;
         starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
@@ -95,7 +96,8 @@ impl Relay {
         let (answer, answers) = mpsc::channel();
         let buffer = Buffers::default().take(bytes);
         let data = if op == LeafOp::Read { Span(buffer.as_ptr()) } else { Span::NONE };
-        let io = LeafIo { op, fua: false, offset: 0, len: bytes as u64, data, part: 0, queue: 0 };
+        let io =
+            LeafIo { op, fua: false, fast: false, offset: 0, len: bytes as u64, data, part: 0, queue: 0 };
         self.send([Order { io, from: From::Control(buffer, answer) }]);
         match answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok((_, result)) if result >= 0 => Ok(()),
@@ -249,7 +251,8 @@ impl Link for RelayEnd {
             self.relay.send(self.orders.drain(..));
         }
         let Some(end) = self.relay.ends.get(self.queue) else { return };
-        if !self.armed && !(self.closing && self.left == 0) {
+        let has_ended = self.closing && self.left == 0;
+        if !self.armed && !has_ended {
             self.armed = true;
             let entry = end.seat.bell().entry(&mut self.count);
             // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.

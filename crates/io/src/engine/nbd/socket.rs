@@ -80,7 +80,9 @@ impl Socket {
             let left = left(self.deadline)?;
             let wrote = match &mut self.stream {
                 Stream::Tcp(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)),
-                Stream::Unix(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)),
+                Stream::Unix(stream) => {
+                    stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest))
+                }
             };
             written += progress(wrote)?.unwrap_or(0);
         }
@@ -116,7 +118,9 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 fn progress(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -20,7 +20,7 @@ const HOLE_LEN: u32 = 12;
 const ERROR_HEAD: u32 = 6;
 /// Pieces of one read that may be ahead of a piece that is missing. Servers that answer in pieces send them in order;
 /// the protocol does not ask for it.
-const MAX_AHEAD: usize = 256;
+const MAX_AHEAD: usize = 1024;
 
 /// The header of a request.
 pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
@@ -186,7 +186,8 @@ impl Covered {
             return true;
         }
         let at = self.ahead.partition_point(|piece| piece.0 < start);
-        let overlaps_before = at.checked_sub(1).and_then(|at| self.ahead.get(at)).is_some_and(|p| p.1 > start);
+        let overlaps_before =
+            at.checked_sub(1).and_then(|at| self.ahead.get(at)).is_some_and(|p| p.1 > start);
         let overlaps_behind = self.ahead.get(at).is_some_and(|piece| piece.0 < end);
         if overlaps_before || overlaps_behind || self.ahead.len() >= MAX_AHEAD {
             return false;
@@ -249,10 +250,20 @@ mod tests {
             (simple(0, 7), 16, true, What::Simple),
             (simple(28, 7), 16, true, What::Error { code: 28, skip: 0 }),
             (piece(1, 0, 7, &[]), 20, true, What::Nothing),
-            (piece(0, 1, 7, &[&offset[..], b"abcd"].concat()), 28, false, What::Data { offset: 4096, len: 4 }),
+            (
+                piece(0, 1, 7, &[&offset[..], b"abcd"].concat()),
+                28,
+                false,
+                What::Data { offset: 4096, len: 4 },
+            ),
             (piece(1, 2, 7, &hole), 32, true, What::Hole { offset: 4096, len: 512 }),
             (piece(1, 0x8001, 7, &error), 26, true, What::Error { code: 5, skip: 2 }),
-            (piece(0, 0x8002, 7, &[&error[..], &offset].concat()), 26, false, What::Error { code: 5, skip: 10 }),
+            (
+                piece(0, 0x8002, 7, &[&error[..], &offset].concat()),
+                26,
+                false,
+                What::Error { code: 5, skip: 10 },
+            ),
         ] {
             for cut in 0..header {
                 assert_eq!(parse(&bytes[..cut]), Parsed::More, "{what:?} cut at {cut}");
@@ -290,7 +301,12 @@ mod tests {
             let magic = magics[random.below(3) as usize].to_be_bytes();
             bytes.splice(..bytes.len().min(4), magic);
             if bytes.len() > 8 && random.chance(500_000) {
-                bytes[4..8].copy_from_slice(&[0, random.below(2) as u8, (random.below(2) * 128) as u8, random.below(4) as u8]);
+                bytes[4..8].copy_from_slice(&[
+                    0,
+                    random.below(2) as u8,
+                    (random.below(2) * 128) as u8,
+                    random.below(4) as u8,
+                ]);
             }
             if let Parsed::Reply(reply) = parse(&bytes) {
                 assert!(reply.header <= bytes.len());

@@ -570,7 +570,10 @@ impl Conn {
     }
 
     fn nothing_to_send(&self) -> bool {
-        !self.sending.active && self.sending.gather.is_done() && self.replies.is_empty() && self.text.is_empty()
+        !self.sending.active
+            && self.sending.gather.is_done()
+            && self.replies.is_empty()
+            && self.text.is_empty()
     }
 
     /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.

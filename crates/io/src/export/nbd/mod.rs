@@ -26,10 +26,10 @@ pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use contexts::{Contexts, MetaContext};
-pub use handshake::{CloseReason, Handshake, Next, Progress};
 pub use crate::nbd as proto;
 pub use crate::nbd::{Command, NbdError};
+pub use contexts::{Contexts, MetaContext};
+pub use handshake::{CloseReason, Handshake, Next, Progress};
 pub use reply::{MAX_REPLY_HEADER, StatusWriter};
 pub use session::{Parsed, Request, Session};
 
