@@ -101,6 +101,16 @@ pub enum Address {
     Sim(SimOptions),
 }
 
+impl Address {
+    /// Whether opening it waits for another machine, or another process of this one.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Address::Nbd(_) => true,
+            Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
+        }
+    }
+}
+
 /// A size as `4096`, `64K`, `1M`, `2G`, `1T` (powers of 1024).
 pub fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {

@@ -93,10 +93,16 @@ impl Port<'_> {
     }
 }
 
+/// A link, and whether something happened to it in this turn.
+struct Entry {
+    link: Box<dyn Link>,
+    touched: bool,
+}
+
 /// See the module's text.
 #[derive(Default)]
 pub struct Links {
-    links: Slab<Box<dyn Link>>,
+    links: Slab<Entry>,
     /// Links that something happened to in this turn.
     touched: Vec<u32>,
     finished: Finished,
@@ -105,7 +111,7 @@ pub struct Links {
 impl Links {
     /// A further link; operations are submitted to it by the number.
     pub fn join(&mut self, link: Box<dyn Link>) -> u32 {
-        let id = self.links.insert(link);
+        let id = self.links.insert(Entry { link, touched: false });
         self.touch(id);
         id
     }
@@ -113,7 +119,7 @@ impl Links {
     /// Takes an operation for a link.
     pub fn submit(&mut self, link: u32, io: &LeafIo, now_ns: u64) {
         match self.links.get_mut(link) {
-            Some(to) => to.submit(io, now_ns, &mut self.finished),
+            Some(to) => to.link.submit(io, now_ns, &mut self.finished),
             None => self.finished.push(io, -i64::from(libc::ENOTCONN)),
         }
         self.touch(link);
@@ -122,7 +128,7 @@ impl Links {
     /// Takes a completion with [`Tag::Link`].
     pub fn complete(&mut self, completion: &Completion) {
         let id = completion.id as u32;
-        let Some(link) = self.links.get_mut(id) else { return };
+        let Some(Entry { link, .. }) = self.links.get_mut(id) else { return };
         let part = match completion.id >> 32 {
             0 => Part::Receive,
             1 => Part::Send,
@@ -140,7 +146,8 @@ impl Links {
         let mut links = mem::take(&mut ring.links);
         let Links { links: all, touched, finished } = &mut links;
         for id in touched.drain(..) {
-            let Some(link) = all.get_mut(id) else { continue };
+            let Some(Entry { link, touched }) = all.get_mut(id) else { continue };
+            *touched = false;
             link.turn(&mut Port { ring, link: id }, finished);
             if link.is_over() {
                 all.remove(id);
@@ -161,7 +168,7 @@ impl Links {
 
     /// Whether a link has a deadline: then [`Links::tick`] is to be called every second or so.
     pub fn is_timed(&self) -> bool {
-        self.links.iter().any(|(_, link)| link.is_timed())
+        self.links.iter().any(|(_, entry)| entry.link.is_timed())
     }
 
     /// Gives up on what has taken too long.
@@ -182,16 +189,18 @@ impl Links {
     fn each(&mut self, mut call: impl FnMut(&mut dyn Link, &mut Finished)) {
         let ids: Vec<u32> = self.links.iter().map(|(id, _)| id).collect();
         for id in ids {
-            if let Some(link) = self.links.get_mut(id) {
-                call(&mut **link, &mut self.finished);
+            if let Some(entry) = self.links.get_mut(id) {
+                call(&mut *entry.link, &mut self.finished);
             }
             self.touch(id);
         }
     }
 
     fn touch(&mut self, id: u32) {
-        // Mostly the last one again: the list stays short, and a link that is in it twice has nothing to do then.
-        if self.touched.last() != Some(&id) {
+        if let Some(entry) = self.links.get_mut(id)
+            && !entry.touched
+        {
+            entry.touched = true;
             self.touched.push(id);
         }
     }
