@@ -11,6 +11,7 @@ pub mod memory;
 pub mod nbd;
 pub mod null;
 pub mod sim;
+pub mod uri;
 
 use std::io;
 use std::time::Duration;

@@ -2,13 +2,12 @@
 //! `nbd+unix:///EXPORT?socket=PATH[&OPTION=VALUE...]`, as the NBD project writes them
 //! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>), with options of our own.
 //!
-//! Contract: an address is one word of a table line, so what is not plain in a name is percent-encoded.
-//! [`NbdAddress`]'s text is the address again, in one form for all ways to write it.
+//! Contract: [`NbdAddress`]'s text is the address again, in one form for all ways to write it.
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use crate::engine::uri::{Patience, Query, decode, encode, host_and_port, number, options, write_host};
 use crate::leaf::LeafError;
 
 /// The port of NBD.
@@ -16,12 +15,7 @@ const PORT: u16 = 10809;
 /// Longest name of an export: the protocol's limit.
 const MAX_NAME: usize = crate::export::nbd::MAX_STRING;
 /// Most connections that one queue makes: more than make a difference.
-const MAX_CONNECTIONS: usize = 16;
-/// How long an answer may take, by default and at most, in seconds.
-const TIMEOUT: u64 = 30;
-const MAX_TIMEOUT: u64 = 3600;
-/// Longest time that operations may wait for a server to come back, in seconds.
-const MAX_RECONNECT: u64 = 86_400;
+const MAX_CONNECTIONS: u64 = 16;
 
 /// The schemes.
 const TCP: &str = "nbd://";
@@ -54,10 +48,8 @@ pub struct NbdAddress {
     pub export: String,
     /// Connections that each queue makes, if the server can have several.
     pub connections: usize,
-    /// How long a connection, its handshake and an answer may take.
-    pub timeout: Duration,
-    /// How long operations wait for a lost connection to come back. 0: they fail at once.
-    pub reconnect: Duration,
+    /// How long to wait for what.
+    pub patience: Patience,
 }
 
 impl NbdAddress {
@@ -68,124 +60,62 @@ impl NbdAddress {
 
     /// Reads an address. Errors quote the part that is wrong.
     pub fn parse(text: &str) -> Result<NbdAddress, LeafError> {
-        let bad = |option: &str, allowed| LeafError::Option {
+        let bad = |option: &str| LeafError::Option {
             address: text.to_string(),
             option: option.to_string(),
-            allowed,
+            allowed: FORMS,
         };
         let is_unix = text.starts_with(UNIX);
-        let rest = text.strip_prefix(if is_unix { UNIX } else { TCP }).ok_or_else(|| bad(text, FORMS))?;
+        let rest = text.strip_prefix(if is_unix { UNIX } else { TCP }).ok_or_else(|| bad(text))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, name) = rest.split_once('/').ok_or_else(|| bad(rest, FORMS))?;
+        let (authority, name) = rest.split_once('/').ok_or_else(|| bad(rest))?;
         let export = decode(name).filter(|name| name.len() <= MAX_NAME && !name.contains('\0'));
-        let mut address = NbdAddress {
-            place: Place::Unix(PathBuf::new()),
-            export: export.ok_or_else(|| bad(name, FORMS))?,
-            connections: 1,
-            timeout: Duration::from_secs(TIMEOUT),
-            reconnect: Duration::ZERO,
-        };
-        let mut socket = None;
-        for word in query.split('&').filter(|word| !word.is_empty()) {
-            let (key, value) = word.split_once('=').unwrap_or((word, ""));
-            let number = |least: u64, most: u64| {
-                let plain = value.bytes().all(|b| b.is_ascii_digit());
-                value.parse().ok().filter(|number| plain && (least..=most).contains(number))
-            };
-            let seconds = |least, most| number(least, most).map(Duration::from_secs);
-            let known = match key {
-                "socket" if is_unix => {
-                    decode(value).filter(|path| path.starts_with('/')).map(|path| socket = Some(path))
-                }
-                "connections" => number(1, MAX_CONNECTIONS as u64).map(|n| address.connections = n as usize),
-                "timeout" => seconds(1, MAX_TIMEOUT).map(|time| address.timeout = time),
-                "reconnect" => seconds(0, MAX_RECONNECT).map(|time| address.reconnect = time),
-                _ => None,
-            };
-            known.ok_or_else(|| bad(word, OPTIONS))?;
-        }
-        address.place = match (is_unix, authority, socket) {
+        let export = export.ok_or_else(|| bad(name))?;
+        let (mut connections, mut socket, mut patience) = (1, None, Patience::default());
+        options(text, query, OPTIONS, |key, value| match key {
+            "socket" if is_unix => {
+                let path = decode(value).filter(|path| path.starts_with('/'))?;
+                socket = Some(path);
+                Some(())
+            }
+            "connections" => number(value, 1, MAX_CONNECTIONS).map(|n| connections = n as usize),
+            key => patience.option(key, value),
+        })?;
+        let place = match (is_unix, authority, socket) {
             (true, "", Some(socket)) => Place::Unix(socket.into()),
-            (false, authority, _) => tcp(authority).ok_or_else(|| bad(authority, FORMS))?,
-            _ => return Err(bad(rest, FORMS)),
+            (false, authority, _) => {
+                let (host, port) = host_and_port(authority, PORT).ok_or_else(|| bad(authority))?;
+                Place::Tcp { host, port }
+            }
+            _ => return Err(bad(rest)),
         };
-        Ok(address)
+        Ok(NbdAddress { place, export, connections, patience })
     }
-}
-
-/// `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT`.
-fn tcp(authority: &str) -> Option<Place> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']')?,
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
-    let port = match port.strip_prefix(':') {
-        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
-            port.parse().ok().filter(|port| *port > 0)?
-        }
-        None if port.is_empty() => PORT,
-        _ => return None,
-    };
-    let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c));
-    plain.then(|| Place::Tcp { host: host.to_string(), port })
-}
-
-/// Undoes percent-encoding. Nothing if it is none, or not UTF-8.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        bytes.push((digit()? * 16 + digit()?) as u8);
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// Writes a name with everything percent-encoded that means something in an address or in a table line.
-fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    name.bytes().try_for_each(|byte| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => write!(f, "{}", char::from(byte)),
-        b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b',' | b'+' => write!(f, "{}", char::from(byte)),
-        _ => write!(f, "%{byte:02X}"),
-    })
 }
 
 impl fmt::Display for NbdAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = '?';
-        let mut next = || std::mem::replace(&mut separator, '&');
-        match &self.place {
+        let socket = match &self.place {
             Place::Tcp { host, port } => {
-                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-                write!(f, "{TCP}{open}{host}{close}")?;
-                if *port != PORT {
-                    write!(f, ":{port}")?;
-                }
-                f.write_str("/")?;
-                encode(&self.export, f)?;
+                f.write_str(TCP)?;
+                write_host(f, host, *port, PORT)?;
+                None
             }
             Place::Unix(socket) => {
-                write!(f, "{UNIX}/")?;
-                encode(&self.export, f)?;
-                write!(f, "{}socket=", next())?;
-                // Read from text, so it is text.
-                encode(&socket.to_string_lossy(), f)?;
+                f.write_str(UNIX)?;
+                Some(socket.to_string_lossy())
             }
+        };
+        f.write_str("/")?;
+        encode(&self.export, f)?;
+        let mut query = Query::new(f);
+        if let Some(socket) = socket {
+            query.text("socket", &socket)?;
         }
         if self.connections != 1 {
-            write!(f, "{}connections={}", next(), self.connections)?;
+            query.number("connections", self.connections as u64)?;
         }
-        if self.timeout.as_secs() != TIMEOUT {
-            write!(f, "{}timeout={}", next(), self.timeout.as_secs())?;
-        }
-        if self.reconnect > Duration::ZERO {
-            write!(f, "{}reconnect={}", next(), self.reconnect.as_secs())?;
-        }
-        Ok(())
+        self.patience.write(&mut query)
     }
 }
 

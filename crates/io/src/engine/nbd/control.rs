@@ -15,7 +15,7 @@ use crate::nbd::{Command, SIMPLE_REPLY_LEN};
 
 /// Connects to the export of an address and negotiates its use.
 pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socket, Offer)> {
-    let mut socket = Socket::connect(&address.place, address.timeout, deadline)?;
+    let mut socket = Socket::connect(&address.place, address.patience.timeout, deadline)?;
     let offer = shake_hands(&mut socket, &address.export)?;
     Ok((socket, offer))
 }
@@ -31,7 +31,7 @@ pub(super) fn dial_again(address: &NbdAddress, offer: &Offer, deadline: Instant)
 
 /// The same, for a link.
 pub(super) fn dial_for_link(address: &NbdAddress, offer: &Offer) -> io::Result<OwnedFd> {
-    dial_again(address, offer, Instant::now() + address.timeout).map(OwnedFd::from)
+    dial_again(address, offer, Instant::now() + address.patience.timeout).map(OwnedFd::from)
 }
 
 /// See the module's text.

@@ -86,7 +86,7 @@ impl NbdEngine {
     }
 
     fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Limits)> {
-        let (first, offer) = dial(address, Instant::now() + address.timeout)?;
+        let (first, offer) = dial(address, Instant::now() + address.patience.timeout)?;
         let limits = limits(&offer, options.read_only);
         if limits.sectors == 0 {
             let reason = format!("the export has {} bytes: less than a block", offer.size);
@@ -104,8 +104,8 @@ impl NbdEngine {
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), berths, connections, dial)?,
             offer,
-            timeout_ns: address.timeout.as_nanos() as u64,
-            reconnect_ns: address.reconnect.as_nanos() as u64,
+            timeout_ns: address.patience.timeout.as_nanos() as u64,
+            reconnect_ns: address.patience.reconnect.as_nanos() as u64,
         });
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {
@@ -116,7 +116,7 @@ impl NbdEngine {
             None => Route::Relay(Relay::start(shared.clone(), queues)?),
         };
         let read_only = limits.read_only;
-        Ok((NbdEngine { shared, timeout: address.timeout, read_only, route }, limits))
+        Ok((NbdEngine { shared, timeout: address.patience.timeout, read_only, route }, limits))
     }
 
     /// # Safety
@@ -223,7 +223,7 @@ fn further(
     count: usize,
     connections: &mut Vec<OwnedFd>,
 ) -> Option<Control> {
-    let timeout = address.timeout.min(FURTHER_TIMEOUT);
+    let timeout = address.patience.timeout.min(FURTHER_TIMEOUT);
     let connect = || control::dial_again(address, offer, Instant::now() + timeout);
     let mut all = || {
         while connections.len() < count {
