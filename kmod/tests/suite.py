@@ -38,12 +38,20 @@ def main():
     for name, test in tests.items():
         if not only or name in only:
             started = time.monotonic()
+            begin(name)
             found = test()
             failures += found
             passed += not found
             print(f"  {name}: {time.monotonic() - started:.1f} s", flush=True)
     print(f"vm-test: {passed} passed, {len(only or tests) - passed} failed")
     return min(failures, 1)
+
+
+def begin(name):
+    """Says which test begins, here and on the console: whatever crashes a guest takes the last output along."""
+    print(f"  {name} ...", flush=True)
+    with open("/dev/kmsg", "w") as log:
+        log.write(f"<4>vm-test: {name} begins")
 
 
 def hierarchy():
