@@ -55,6 +55,11 @@ pub(super) fn show_console(scratch: &Path) {
     if console.is_empty() {
         eprintln!("    (nothing was printed)");
     }
+    if console.contains("Oops: int3") {
+        eprintln!(
+            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: docs/vm.md"
+        );
+    }
     let resets = text(scratch, super::RESETS);
     if resets.contains("Triple fault") {
         eprintln!(
