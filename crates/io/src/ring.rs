@@ -26,7 +26,7 @@ const COMPLETIONS: u32 = 8192;
 pub const TICK_SECONDS: u64 = 1;
 
 /// What a completion belongs to: the top byte of `user_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Tag {
     /// A part of a request; the id is its slab index.
@@ -45,6 +45,8 @@ pub enum Tag {
     Ignored = 7,
     /// A command of a ublk hardware queue; the id is its place and the tag.
     Ublk = 8,
+    /// A request goes on with its next window; the id is its slab index.
+    Window = 9,
 }
 
 impl Tag {
@@ -87,7 +89,8 @@ struct Deferred {
     at_ns: u64,
     /// Insertion order, so that equal times keep it.
     order: u64,
-    part: u32,
+    tag: Tag,
+    id: u32,
 }
 
 /// See the module's text.
@@ -177,11 +180,20 @@ impl Ring {
 
     /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.
     pub fn defer(&mut self, at_ns: u64, part: u32) {
-        self.order += 1;
-        self.deferred.push(Reverse(Deferred { at_ns, order: self.order, part }));
+        self.defer_as(at_ns, Tag::Part, part);
     }
 
-    /// Whether a part is deferred.
+    /// Has a [`Tag::Window`] for `request` come with the next turn, after what others wait for.
+    pub fn defer_window(&mut self, request: u32) {
+        self.defer_as(self.now_ns, Tag::Window, request);
+    }
+
+    fn defer_as(&mut self, at_ns: u64, tag: Tag, id: u32) {
+        self.order += 1;
+        self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
+    }
+
+    /// Whether something is deferred.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
     }
@@ -199,8 +211,8 @@ impl Ring {
             && next.at_ns <= self.now_ns
         {
             out.push(Completion {
-                tag: Tag::Part,
-                id: u64::from(next.part),
+                tag: next.tag,
+                id: u64::from(next.id),
                 result: 0,
                 more: false,
                 deferred: true,
