@@ -252,9 +252,12 @@ impl Leaf {
     /// is its own leaf each time.
     pub fn key_of(address: &Address) -> Option<String> {
         match address {
-            Address::Path(path) => FileEngine::identity(path),
+            Address::Path(path) => FileEngine::key(path),
             Address::Memory { name: Some(name), .. } => Some(format!("mem:{name}")),
-            Address::Sim(sim) => sim.name.as_ref().map(|name| format!("sim:{name}")),
+            Address::Sim(sim) => sim.name.as_ref().map(|name| match &sim.path {
+                Some(path) => format!("sim:{name}/{path}"),
+                None => format!("sim:{name}"),
+            }),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }

@@ -10,13 +10,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
 use super::{LeafIo, LeafOp, Limits, Submitted};
+use crate::buffer::Buffers;
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
 use crate::ring::{Ring, Tag, user_data};
@@ -37,6 +38,9 @@ const LOCK_TIME: Duration = Duration::from_millis(500);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
+/// What a probe reads: a block of any disk.
+const PROBE_BYTES: usize = 4096;
+
 // The ioctls of a block device that tell its shape (linux/fs.h).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKSSZGET: libc::c_ulong = 0x1268;
@@ -53,8 +57,8 @@ pub struct FileEngine {
 }
 
 impl FileEngine {
-    /// Two paths with one identity are one leaf.
-    pub(crate) fn identity(path: &Path) -> Option<String> {
+    /// Two paths with one key are one leaf.
+    pub(crate) fn key(path: &Path) -> Option<String> {
         let meta = std::fs::metadata(path).ok()?;
         Some(if meta.file_type().is_block_device() {
             format!("block:{:x}", meta.rdev())
@@ -190,6 +194,33 @@ impl FileEngine {
             hole if hole as u64 > offset && hole > 0 => ((hole as u64 - offset).min(len), 0),
             _ => (len, 0),
         }
+    }
+
+    /// Reads the first block, past the page cache where the file system can do that: what is cached says nothing about
+    /// the medium.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let Some(control) = self.files.last() else { return Ok(()) };
+        let path = format!("/proc/self/fd/{}", control.as_raw_fd());
+        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+        let mut buffers = Buffers::default();
+        let mut buffer = buffers.take(PROBE_BYTES);
+        let memory = buffer.bytes_mut();
+        let read = match direct {
+            Ok(file) => file.read_at(memory, 0),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => control.read_at(memory, 0),
+            Err(error) => Err(error),
+        }?;
+        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    /// The world wide name of a disk, as the kernel knows it.
+    pub(super) fn volume(&self) -> Option<String> {
+        let rdev = self.files.first().filter(|_| self.is_block)?.metadata().ok()?.rdev();
+        let disk = format!("/sys/dev/block/{}:{}", libc::major(rdev), libc::minor(rdev));
+        // Of SCSI disks; of NVMe namespaces.
+        let mut names = ["device/wwid", "wwid"].iter();
+        let name = names.find_map(|name| std::fs::read_to_string(format!("{disk}/{name}")).ok())?;
+        Some(name.trim().to_owned()).filter(|name| !name.is_empty())
     }
 
     pub(super) fn flush_blocking(&self) -> io::Result<()> {

@@ -1,8 +1,8 @@
-//! Engines: how a leaf is reached. One file each; all have the same three entry points.
+//! Engines: how a leaf is reached. One file each; all have the same entry points.
 //!
 //! `submit` starts one operation and either answers at once or leaves it with the ring; `finish` is called when a
-//! deferred operation's time has come; `flush_blocking` serves the control side. A new engine is one file and one
-//! variant here.
+//! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
+//! is one file and one variant here.
 
 pub mod file;
 pub mod memory;
@@ -10,6 +10,7 @@ pub mod null;
 pub mod sim;
 
 use std::io;
+use std::time::Duration;
 
 use crate::pipeline::{HOLE, ZERO};
 use crate::request::Span;
@@ -148,6 +149,28 @@ impl Engine {
             Engine::File(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
+        }
+    }
+
+    /// Looks whether the leaf can be reached: what a path checker asks, of a path that is up as of one that failed.
+    /// Blocks, for `timeout` at most where that can be limited (a read of a file or block device cannot). Called from
+    /// the control side, also while queues submit; one at a time. Errors: it cannot be reached, or is not what it
+    /// was when it was opened.
+    pub fn probe(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Engine::File(engine) => engine.probe(),
+            Engine::Sim(engine) => engine.probe(timeout),
+            Engine::Memory(_) | Engine::Null(_) => Ok(()),
+        }
+    }
+
+    /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name); nothing if that is
+    /// not known. Two leaves whose identities are known and differ are two volumes.
+    pub fn identity(&self) -> Option<String> {
+        match self {
+            Engine::File(engine) => engine.volume(),
+            Engine::Sim(engine) => engine.volume(),
+            Engine::Memory(_) | Engine::Null(_) => None,
         }
     }
 
