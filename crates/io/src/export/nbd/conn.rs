@@ -6,6 +6,8 @@
 //! sent reply; beyond that nothing is received, so a client that does not read its replies stops itself and costs
 //! no more memory than that.
 
+mod sending;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -18,12 +20,14 @@ use super::{
 };
 use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
-use crate::gather::{Gather, shutdown, tune};
+use crate::gather::{shutdown, tune};
 use crate::pipeline::Extents;
 use crate::queue::Context;
 use crate::request::{self, Op, Span};
 use crate::ring::{Ring, Tag, user_data};
 use crate::slab::Slab;
+
+use sending::{Reply, Sending};
 
 /// Requests of a connection between their header and their sent reply. Deeper than any client runs.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
@@ -38,8 +42,6 @@ const SHORT_INPUT: usize = 4 << 10;
 /// Data asked for between two sends. What has been read is sent while it is still in the processor's cache, and the
 /// client takes it while the next is read; a deep queue of small requests still leaves in one batch.
 const SEND_BYTES: usize = 256 << 10;
-/// Replies sent with one system call.
-const BATCH: usize = 128;
 /// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Time for a client to take the last replies when the server stops.
@@ -72,25 +74,6 @@ enum Receiving {
     Nothing,
     Input,
     Body,
-}
-
-/// A reply to be sent: a header, and the data behind it.
-struct Reply {
-    header: [u8; MAX_REPLY_HEADER],
-    header_len: usize,
-    body: Option<(Buffer, usize)>,
-    /// Bytes that leave the account of lent bytes when it is sent.
-    lent: usize,
-}
-
-/// What the kernel is sending.
-#[derive(Default)]
-struct Sending {
-    active: bool,
-    /// Bytes of the handshake, or a batch of replies.
-    text: Vec<u8>,
-    batch: Vec<Reply>,
-    gather: Gather,
 }
 
 /// See the module's text.
@@ -177,7 +160,7 @@ impl Conn {
             (self.broken, self.ending) = (true, true);
         }
         self.sending.gather.advance(result.max(0) as usize);
-        if self.sending.gather.is_done() || self.broken {
+        if self.sending.is_done() || self.broken {
             self.lent_bytes -= self.sending.clear(context.buffers);
         }
     }
@@ -234,7 +217,7 @@ impl Conn {
 
     /// Requests between their header and their sent reply.
     fn in_flight(&self) -> usize {
-        self.pending.len() + self.replies.len() + self.sending.batch.len()
+        self.pending.len() + self.replies.len() + self.sending.replies()
     }
 
     fn shake_hands(&mut self, context: &mut Context<'_>) {
@@ -487,14 +470,14 @@ impl Conn {
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
         while !self.sending.active {
-            if self.sending.gather.is_done() {
+            if self.sending.is_done() {
                 self.sending.fill(&mut self.text, &mut self.replies);
             }
-            if self.sending.gather.is_done() {
+            if self.sending.is_done() {
                 break;
             }
             self.sending.gather.send_now(self.socket.as_fd());
-            if self.sending.gather.is_done() {
+            if self.sending.is_done() {
                 self.lent_bytes -= self.sending.clear(context.buffers);
                 has_left = true;
             } else {
@@ -570,10 +553,7 @@ impl Conn {
     }
 
     fn nothing_to_send(&self) -> bool {
-        !self.sending.active
-            && self.sending.gather.is_done()
-            && self.replies.is_empty()
-            && self.text.is_empty()
+        !self.sending.active && self.sending.is_done() && self.replies.is_empty() && self.text.is_empty()
     }
 
     /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.
@@ -588,42 +568,5 @@ impl Conn {
     pub(super) fn release(mut self, context: &mut Context<'_>) {
         self.drop_output(context.buffers);
         context.buffers.put(self.input);
-    }
-}
-
-impl Sending {
-    /// Takes the next bytes to send: a text, or a batch of replies.
-    fn fill(&mut self, text: &mut Vec<u8>, replies: &mut VecDeque<Reply>) {
-        self.gather.clear();
-        if !text.is_empty() {
-            std::mem::swap(&mut self.text, text);
-            self.gather.push(self.text.as_ptr(), self.text.len());
-            return;
-        }
-        let count = replies.len().min(BATCH);
-        self.batch.extend(replies.drain(..count));
-        // Only now, when the replies stay where they are, their addresses are taken.
-        for reply in &self.batch {
-            if reply.header_len > 0 {
-                self.gather.push(reply.header.as_ptr(), reply.header_len);
-            }
-            if let Some((buffer, len)) = &reply.body {
-                self.gather.push(buffer.as_ptr(), *len);
-            }
-        }
-    }
-
-    /// Lets go of what was sent (or never will be). Returns the bytes that are lent no more.
-    fn clear(&mut self, buffers: &mut Buffers) -> usize {
-        let mut lent = 0;
-        for reply in self.batch.drain(..) {
-            lent += reply.lent;
-            if let Some((buffer, _)) = reply.body {
-                buffers.put(buffer);
-            }
-        }
-        self.gather.clear();
-        self.text.clear();
-        lent
     }
 }

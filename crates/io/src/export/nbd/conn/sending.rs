@@ -1,0 +1,79 @@
+//! What goes out on a connection: replies in batches, each batch with one system call.
+//!
+//! Contract: while a send is with the kernel ([`Sending::active`]), headers, list, replies and text stay where they
+//! are and are not touched.
+
+use std::collections::VecDeque;
+
+use super::MAX_REPLY_HEADER;
+use crate::buffer::{Buffer, Buffers};
+use crate::gather::Gather;
+
+/// Replies sent with one system call.
+const BATCH: usize = 128;
+
+/// A reply to be sent: a header, and the data behind it.
+pub(super) struct Reply {
+    pub(super) header: [u8; MAX_REPLY_HEADER],
+    pub(super) header_len: usize,
+    pub(super) body: Option<(Buffer, usize)>,
+    /// Bytes that leave the account of lent bytes when it is sent.
+    pub(super) lent: usize,
+}
+
+/// What the kernel is sending.
+#[derive(Default)]
+pub(super) struct Sending {
+    pub(super) active: bool,
+    /// Bytes of the handshake, or a batch of replies.
+    text: Vec<u8>,
+    batch: Vec<Reply>,
+    pub(super) gather: Gather,
+}
+
+impl Sending {
+    /// Replies being sent.
+    pub(super) fn replies(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Nothing is left of what it held.
+    pub(super) fn is_done(&self) -> bool {
+        self.gather.is_done()
+    }
+
+    /// Takes the next bytes to send: a text, or a batch of replies.
+    pub(super) fn fill(&mut self, text: &mut Vec<u8>, replies: &mut VecDeque<Reply>) {
+        self.gather.clear();
+        if !text.is_empty() {
+            std::mem::swap(&mut self.text, text);
+            self.gather.push(self.text.as_ptr(), self.text.len());
+            return;
+        }
+        let count = replies.len().min(BATCH);
+        self.batch.extend(replies.drain(..count));
+        // Only now, when the replies stay where they are, their addresses are taken.
+        for reply in &self.batch {
+            if reply.header_len > 0 {
+                self.gather.push(reply.header.as_ptr(), reply.header_len);
+            }
+            if let Some((buffer, len)) = &reply.body {
+                self.gather.push(buffer.as_ptr(), *len);
+            }
+        }
+    }
+
+    /// Lets go of what was sent (or never will be). Returns the bytes that are lent no more.
+    pub(super) fn clear(&mut self, buffers: &mut Buffers) -> usize {
+        let mut lent = 0;
+        for reply in self.batch.drain(..) {
+            lent += reply.lent;
+            if let Some((buffer, _)) = reply.body {
+                buffers.put(buffer);
+            }
+        }
+        self.gather.clear();
+        self.text.clear();
+        lent
+    }
+}
