@@ -73,15 +73,13 @@ for case in memory: file: slow: qemu:vol qemu8:vol qsd:vol; do
 done
 
 # Over TCP, with a percent-encoded name.
-nbdkit --foreground --ipaddr 127.0.0.1 --port 0 --pidfile tcp.pid memory 1M >>servers.log 2>&1 &
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+nbdkit --foreground --ipaddr 127.0.0.1 --port "$port" --pidfile tcp.pid memory 1M >>servers.log 2>&1 &
 SERVERS+=($!)
 until_true test -s tcp.pid
-port=$(ss -Hltnp 2>/dev/null | sed -n "s/.*:\([0-9]*\) .*pid=$(cat tcp.pid),.*/\1/p")
-if [ -n "$port" ]; then
-    blkswitch create tcp --table "0 2048 linear nbd://127.0.0.1:$port/any%20name 0"
-    qemu-io -f raw -c 'write -P 7 0 1M' -c 'read -P 7 0 1M' "$(uri tcp)" >/dev/null || fail "TCP"
-    blkswitch remove tcp
-fi
+blkswitch create tcp --table "0 2048 linear nbd://127.0.0.1:$port/any%20name 0"
+qemu-io -f raw -c 'write -P 7 0 1M' -c 'read -P 7 0 1M' "$(uri tcp)" >/dev/null || fail "TCP"
+blkswitch remove tcp
 
 # Errors of a server are errors of the request: the leaf goes on.
 kit "$HERE/errors" --filter=error memory 16M error-rate=0 error-pread-rate=50% error=EIO error-file="$HERE/fault"
