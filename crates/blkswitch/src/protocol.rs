@@ -169,7 +169,7 @@ pub struct Device {
     /// NBD connections that have the device open, plus devices whose live or inactive table names it, plus the disk
     /// that it is.
     pub open_count: u32,
-    /// Raised by target events, renames and the replacement of a live table, as in the kernel.
+    /// Raised by target events and renames, as in the kernel.
     pub event_nr: u32,
     /// The table that routes I/O.
     pub live: Option<Table>,

@@ -233,6 +233,9 @@ impl Device {
     /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make the device
     /// stand on itself or the stack too deep.
     pub fn load(&self, table: Table) -> Result<(), DeviceError> {
+        /// Two loads at once could each find no loop and make one together.
+        static LOADING: Mutex<()> = Mutex::new(());
+        let _loading = lock(&LOADING);
         self.check_below(&table, MAX_DEPTH)?;
         let mut state = lock(&self.state);
         if state.removed {

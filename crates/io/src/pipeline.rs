@@ -18,7 +18,7 @@ use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
 use crate::pool::Ack;
 use crate::request::{Done, Op, Request, Token};
-use crate::ring::{Completion, Ring};
+use crate::ring::{Completion, Ring, Tag};
 use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
 use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
@@ -266,9 +266,13 @@ impl Pipeline {
         true
     }
 
-    /// Takes a completion of a part.
+    /// Takes a completion of a part, or goes on with a request whose next window's turn it is.
     pub fn complete(&mut self, completion: &Completion, ring: &mut Ring) {
         let id = completion.id as u32;
+        if completion.tag == Tag::Window {
+            self.split_on(id, ring);
+            return self.piece_done(id, 0, ring);
+        }
         let mut result = i64::from(completion.result);
         if completion.deferred {
             let Some(part) = self.parts.get(id) else { return };
@@ -542,19 +546,16 @@ impl Pipeline {
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
     fn piece_done(&mut self, id: u32, errno: i32, ring: &mut Ring) {
-        let mut errno = errno;
-        loop {
-            let Some(running) = self.running.get_mut(id) else { return };
-            running.errno = worst(running.errno, mem::take(&mut errno));
-            running.left -= 1;
-            if running.left > 0 {
-                return self.uncount_if_held(id);
-            }
-            if running.errno != 0 || running.split >= running.request.len {
-                break;
-            }
+        let Some(running) = self.running.get_mut(id) else { return };
+        running.errno = worst(running.errno, errno);
+        running.left -= 1;
+        if running.left > 0 {
+            return self.uncount_if_held(id);
+        }
+        if running.errno == 0 && running.split < running.request.len {
+            // Not at once: leaves that answer at once would have one request keep the queue from all others.
             running.left = 1;
-            self.split_on(id, ring);
+            return ring.defer_window(id);
         }
         let Some(running) = self.running.remove(id) else { return };
         let Request { op, len, token, .. } = running.request;

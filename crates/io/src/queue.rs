@@ -181,7 +181,7 @@ impl Queue {
 
     fn dispatch(&mut self, completion: &Completion) {
         match completion.tag {
-            Tag::Part => self.pipeline.complete(completion, &mut self.ring),
+            Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.ring),
             Tag::Wake => {
                 for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default() {
                     self.obey(command);

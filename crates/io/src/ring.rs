@@ -5,12 +5,16 @@
 //! ([`Ring::now_ns`]); everything on the way of a request uses that reading. A ring without a kernel side
 //! ([`Ring::simulated`]) has a clock that jumps to the next deferred completion: the simulation runs on it.
 
+mod polling;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
+
+use polling::Polling;
 
 /// Submissions collected before they must go to the kernel. Twice the deepest batch seen in practice; a fuller
 /// queue only means one more system call.
@@ -22,7 +26,7 @@ const COMPLETIONS: u32 = 8192;
 pub const TICK_SECONDS: u64 = 1;
 
 /// What a completion belongs to: the top byte of `user_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Tag {
     /// A part of a request; the id is its slab index.
@@ -41,6 +45,8 @@ pub enum Tag {
     Ignored = 7,
     /// A command of a ublk hardware queue; the id is its place and the tag.
     Ublk = 8,
+    /// A request goes on with its next window; the id is its slab index.
+    Window = 9,
 }
 
 impl Tag {
@@ -83,7 +89,8 @@ struct Deferred {
     at_ns: u64,
     /// Insertion order, so that equal times keep it.
     order: u64,
-    part: u32,
+    tag: Tag,
+    id: u32,
 }
 
 /// See the module's text.
@@ -94,17 +101,19 @@ pub struct Ring {
     epoch: Instant,
     now_ns: u64,
     unsubmitted: bool,
+    polling: Polling,
 }
 
 impl Ring {
     /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it (`kernel.io_uring_disabled`, a
     /// container's seccomp filter).
     pub fn new() -> io::Result<Ring> {
-        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work; older kernels
-        // take the plain ring.
+        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work, and the flag in
+        // the ring says that there are some; older kernels take the plain ring.
         let kernel = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
@@ -120,6 +129,7 @@ impl Ring {
             epoch: Instant::now(),
             now_ns: 0,
             unsubmitted: false,
+            polling: Polling::default(),
         }
     }
 
@@ -170,11 +180,20 @@ impl Ring {
 
     /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.
     pub fn defer(&mut self, at_ns: u64, part: u32) {
-        self.order += 1;
-        self.deferred.push(Reverse(Deferred { at_ns, order: self.order, part }));
+        self.defer_as(at_ns, Tag::Part, part);
     }
 
-    /// Whether a part is deferred.
+    /// Has a [`Tag::Window`] for `request` come with the next turn, after what others wait for.
+    pub fn defer_window(&mut self, request: u32) {
+        self.defer_as(self.now_ns, Tag::Window, request);
+    }
+
+    fn defer_as(&mut self, at_ns: u64, tag: Tag, id: u32) {
+        self.order += 1;
+        self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
+    }
+
+    /// Whether something is deferred.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
     }
@@ -192,8 +211,8 @@ impl Ring {
             && next.at_ns <= self.now_ns
         {
             out.push(Completion {
-                tag: Tag::Part,
-                id: u64::from(next.part),
+                tag: next.tag,
+                id: u64::from(next.id),
                 result: 0,
                 more: false,
                 deferred: true,
@@ -207,16 +226,23 @@ impl Ring {
         let Some(kernel) = self.kernel.as_mut() else { return Ok(()) };
         let ready = !kernel.completion().is_empty();
         let want = usize::from(!poll && !ready);
-        let result = match self.deferred.peek() {
-            Some(Reverse(next)) if want == 1 => {
+        let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
+        let began_ns = if want == 1 { self.epoch.elapsed().as_nanos() as u64 } else { 0 };
+        let until_ns = (began_ns + self.polling.look_ns()).min(next_ns.unwrap_or(u64::MAX));
+        let found = want == 1 && look(kernel, self.epoch, until_ns)?;
+        let result = match next_ns {
+            Some(next_ns) if want == 1 => {
                 let now = self.epoch.elapsed().as_nanos() as u64;
-                let ns = next.at_ns.saturating_sub(now);
+                let ns = next_ns.saturating_sub(now);
                 let time = types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
                 let args = types::SubmitArgs::new().timespec(&time);
                 kernel.submitter().submit_with_args(1, &args)
             }
             _ => kernel.submit_and_wait(want),
         };
+        if want == 1 {
+            self.polling.waited(found, self.epoch.elapsed().as_nanos() as u64 - began_ns);
+        }
         self.unsubmitted = false;
         match result {
             Ok(_) => {}
@@ -235,5 +261,30 @@ impl Ring {
             });
         }
         Ok(())
+    }
+}
+
+/// Looks for a completion until `until_ns` after `epoch`, without sleeping. Whether there is one.
+fn look(kernel: &mut IoUring, epoch: Instant, until_ns: u64) -> io::Result<bool> {
+    /// Looks between two readings of the clock.
+    const LOOKS: u32 = 32;
+    let is_over = || epoch.elapsed().as_nanos() as u64 >= until_ns;
+    if is_over() {
+        return Ok(false);
+    }
+    match kernel.submit() {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => return Err(e),
+        _ => {}
+    }
+    loop {
+        for _ in 0..LOOKS {
+            if kernel.submission().taskrun() || !kernel.completion().is_empty() {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        if is_over() {
+            return Ok(false);
+        }
     }
 }

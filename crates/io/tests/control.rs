@@ -81,7 +81,9 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                             let paths = messenger.map().unwrap().geometry().num_paths();
                             let (at, path) = (random.below(BLOCKS / 2), random.below(u64::from(paths)));
                             let text = format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
-                            Message::new().apply_text(messenger.map().unwrap(), text.as_bytes(), true).unwrap();
+                            Message::new()
+                                .apply_text(messenger.map().unwrap(), text.as_bytes(), true)
+                                .unwrap();
                             messages.fetch_add(1, Ordering::Relaxed);
                         }
                         1 => {

@@ -258,3 +258,29 @@ fn a_huge_request_is_split_a_little_at_a_time() {
     assert!(first > 0 && describe(&bench, first) > 0, "whoever asks on gets on");
     assert_eq!(describe(&bench, sectors * 512 - 1024), 1024);
 }
+
+/// Leaves that answer at once must not have one long request keep a queue from all others.
+#[test]
+fn a_long_request_lets_others_pass() {
+    let mut bench = Bench::new(1);
+    let (leaf, other) = (bench.leaf("null:1G"), bench.leaf("null:1M"));
+    let sectors = leaf.limits().sectors;
+    let mut table = TableBuilder::new(false);
+    let stripe = table.leaf(leaf);
+    // Alternating offsets, so that no two chunks are one piece again.
+    let stripes = [0, 8].map(|offset| To { below: stripe, offset }).into();
+    table.push(sectors / 2, Target::Striped { chunk: 1, stripes });
+    let long = bench.device("long", table.build(1));
+    let short = bench.device("short", bench.linear(&other));
+    let len = sectors as usize / 4;
+    let discard = bench.start(0, &long, Op::Discard, false, 0, vec![0; len * SECTOR]);
+    let mut turns = 0;
+    while bench.answer(discard).is_none() {
+        let read = bench.start(0, &short, Op::Read, false, 0, vec![0; SECTOR]);
+        assert_eq!(bench.answer(read), Some(0), "a read beside the discard waits");
+        bench.turn();
+        turns += 1;
+    }
+    assert_eq!(bench.answer(discard), Some(0));
+    assert!(turns > 100, "{len} pieces in {turns} turns");
+}

@@ -6,6 +6,8 @@
 //! sent reply; beyond that nothing is received, so a client that does not read its replies stops itself and costs
 //! no more memory than that.
 
+mod sending;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -24,6 +26,8 @@ use crate::request::{self, Op, Span};
 use crate::ring::{Ring, Tag, user_data};
 use crate::slab::Slab;
 
+use sending::{Reply, Sending};
+
 /// Requests of a connection between their header and their sent reply. Deeper than any client runs.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
 /// Bytes of data lent to those requests: two of the largest, or all of a deep queue of small ones.
@@ -37,8 +41,6 @@ const SHORT_INPUT: usize = 4 << 10;
 /// Data asked for between two sends. What has been read is sent while it is still in the processor's cache, and the
 /// client takes it while the next is read; a deep queue of small requests still leaves in one batch.
 const SEND_BYTES: usize = 256 << 10;
-/// Replies sent with one system call.
-const BATCH: usize = 128;
 /// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Time for a client to take the last replies when the server stops.
@@ -73,28 +75,6 @@ enum Receiving {
     Nothing,
     Input,
     Body,
-}
-
-/// A reply to be sent: a header, and the data behind it.
-struct Reply {
-    header: [u8; MAX_REPLY_HEADER],
-    header_len: usize,
-    body: Option<(Buffer, usize)>,
-    /// Bytes that leave the account of lent bytes when it is sent.
-    lent: usize,
-}
-
-/// What the kernel is sending.
-#[derive(Default)]
-struct Sending {
-    active: bool,
-    /// Bytes of the handshake, or a batch of replies.
-    text: Vec<u8>,
-    batch: Vec<Reply>,
-    iovecs: Vec<libc::iovec>,
-    /// First of `iovecs` not wholly sent.
-    at: usize,
-    message: Option<Box<libc::msghdr>>,
 }
 
 /// See the module's text.
@@ -238,7 +218,7 @@ impl Conn {
 
     /// Requests between their header and their sent reply.
     fn in_flight(&self) -> usize {
-        self.pending.len() + self.replies.len() + self.sending.batch.len()
+        self.pending.len() + self.replies.len() + self.sending.replies()
     }
 
     fn shake_hands(&mut self, context: &mut Context<'_>) {
@@ -602,77 +582,6 @@ impl Conn {
         self.drop_output(context.buffers);
         context.buffers.put(self.input);
     }
-}
-
-impl Sending {
-    /// Nothing is left of what it held.
-    fn is_done(&self) -> bool {
-        self.at >= self.iovecs.len()
-    }
-
-    /// Takes the next bytes to send: a text, or a batch of replies.
-    fn fill(&mut self, text: &mut Vec<u8>, replies: &mut VecDeque<Reply>) {
-        self.at = 0;
-        if !text.is_empty() {
-            std::mem::swap(&mut self.text, text);
-            self.iovecs.push(iovec(self.text.as_ptr(), self.text.len()));
-            return;
-        }
-        let count = replies.len().min(BATCH);
-        self.batch.extend(replies.drain(..count));
-        // Only now, when the replies stay where they are, their addresses are taken.
-        for reply in &self.batch {
-            if reply.header_len > 0 {
-                self.iovecs.push(iovec(reply.header.as_ptr(), reply.header_len));
-            }
-            if let Some((buffer, len)) = &reply.body {
-                self.iovecs.push(iovec(buffer.as_ptr(), *len));
-            }
-        }
-    }
-
-    /// The header of the message to be sent, if there is anything.
-    fn message(&mut self) -> Option<*const libc::msghdr> {
-        let left = self.iovecs.get_mut(self.at..).filter(|left| !left.is_empty())?;
-        let (first, count) = (left.as_mut_ptr(), left.len());
-        // SAFETY: msghdr is plain data; all zeroes means no address, no control data, no flags.
-        let message = self.message.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }));
-        message.msg_iov = first;
-        message.msg_iovlen = count as _;
-        Some(&raw const **message)
-    }
-
-    /// `bytes` more have been sent.
-    fn advance(&mut self, mut bytes: usize) {
-        while let Some(iovec) = self.iovecs.get_mut(self.at) {
-            if bytes < iovec.iov_len {
-                iovec.iov_base = iovec.iov_base.wrapping_byte_add(bytes);
-                iovec.iov_len -= bytes;
-                return;
-            }
-            bytes -= iovec.iov_len;
-            self.at += 1;
-        }
-    }
-
-    /// Lets go of what was sent (or never will be). Returns the bytes that are lent no more.
-    fn clear(&mut self, buffers: &mut Buffers) -> usize {
-        let mut lent = 0;
-        for reply in self.batch.drain(..) {
-            lent += reply.lent;
-            if let Some((buffer, _)) = reply.body {
-                buffers.put(buffer);
-            }
-        }
-        self.iovecs.clear();
-        self.text.clear();
-        self.at = 0;
-        lent
-    }
-}
-
-fn iovec(from: *const u8, len: usize) -> libc::iovec {
-    libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len }
 }
 
 /// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found out. What a kind

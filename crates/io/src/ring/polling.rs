@@ -1,0 +1,82 @@
+//! How long a queue looks for a completion before it sleeps: adaptive polling, as KVM's `halt_poll_ns` and QEMU's
+//! `poll-max-ns` do it.
+//!
+//! On an idle machine falling asleep and being woken takes longer than a small request, so a client that sends one
+//! request at a time waits mostly for that. Looking pays only where the next completion comes soon: it starts after a
+//! short sleep, stops when it has found nothing, and is then tried again the more rarely the more often it failed.
+//! A queue that has nothing to do sleeps; one that always has something never gets here.
+
+/// A look takes this long at most: twice what a client needs from an answer to its next request.
+const LOOK_NS: u64 = 50_000;
+/// A sleep this short would have been shorter as a look: the wake-up itself takes half of it.
+const SHORT_SLEEP_NS: u64 = 100_000;
+/// Short sleeps to let pass after the n-th look in vain are 2^n; n is at most this. So looks in vain cost less than
+/// one part in a thousand of the time.
+const MAX_FAILURES: u32 = 10;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Polling {
+    active: bool,
+    failures: u32,
+    /// Short sleeps before the next try.
+    pause: u32,
+}
+
+impl Polling {
+    /// How long to look before this sleep.
+    pub(super) fn look_ns(&self) -> u64 {
+        if self.active { LOOK_NS } else { 0 }
+    }
+
+    /// The look before a sleep of the whole duration `waited_ns` found something, or did not, or there was none.
+    pub(super) fn waited(&mut self, found: bool, waited_ns: u64) {
+        match (self.active, found) {
+            (true, true) => self.failures = self.failures.saturating_sub(1),
+            (true, false) => {
+                self.active = false;
+                self.pause = 1 << self.failures;
+                self.failures = (self.failures + 1).min(MAX_FAILURES);
+            }
+            (false, _) if waited_ns > SHORT_SLEEP_NS => {}
+            (false, _) if self.pause > 0 => self.pause -= 1,
+            (false, _) => self.active = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits for completions that come `gap_ns` after the last; returns the looks in vain.
+    fn run(polling: &mut Polling, gap_ns: u64, times: u32) -> u32 {
+        let mut in_vain = 0;
+        for _ in 0..times {
+            let look = polling.look_ns();
+            let found = look >= gap_ns;
+            in_vain += u32::from(look > 0 && !found);
+            polling.waited(found, gap_ns);
+        }
+        in_vain
+    }
+
+    #[test]
+    fn looks_where_it_pays_only() {
+        let mut polling = Polling::default();
+        assert_eq!(polling.look_ns(), 0, "a new queue sleeps");
+        run(&mut polling, 20_000, 10);
+        assert_eq!(polling.look_ns(), LOOK_NS, "requests follow one another closely");
+        assert_eq!(run(&mut polling, 5_000_000, 1000), 1, "a client that went away costs one look");
+        assert_eq!(polling.look_ns(), 0);
+    }
+
+    #[test]
+    fn looks_in_vain_become_rare() {
+        let mut polling = Polling::default();
+        let in_vain = run(&mut polling, 80_000, 1_000_000);
+        assert!(in_vain < 1010, "short sleeps, but longer than a look: {in_vain} of a million");
+        run(&mut polling, 20_000, 2000);
+        assert_eq!(polling.look_ns(), LOOK_NS, "it recovers");
+    }
+}
