@@ -321,7 +321,7 @@ impl Leaf {
     /// opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
-            if self.engine.forgets_failed_writes(errno) {
+            if self.engine.may_have_dropped_writes(errno) {
                 self.lost.store(true, Ordering::Release);
             }
             return errno;

@@ -16,8 +16,6 @@ pub mod uri;
 use std::io;
 use std::time::Duration;
 
-use blkswitch_core::multipath::outcome::is_path_error;
-
 use crate::pipeline::{HOLE, ZERO};
 use crate::request::Span;
 use crate::ring::Ring;
@@ -206,13 +204,22 @@ impl Engine {
         }
     }
 
+    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not write back: a later
+    /// flush succeeds, and no other path knows of them.
+    pub fn forgets_failed_writes(&self) -> bool {
+        match self {
+            Engine::File(engine) => engine.forgets_failed_writes(),
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
+        }
+    }
+
     /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later success means
     /// nothing.
-    pub fn forgets_failed_writes(&self, errno: i32) -> bool {
+    pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
         match self {
-            Engine::File(_) => true,
-            // A flush that got no answer from the server says nothing about what it would have covered.
-            Engine::Nbd(_) => !is_path_error(errno),
+            Engine::File(engine) => engine.forgets_failed_writes(),
+            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
