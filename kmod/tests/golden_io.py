@@ -18,8 +18,14 @@ import golden
 NODE = "/dev/mapper/sw"
 # Cases that say nothing about the module.
 NO_MEANING = {"control, linear": "of dm-linear, recorded for comparison"}
-# On another kernel than the reference.
-NOT_ELSEWHERE = {"queue limits": "the block layer's defaults are others", "fallocate": "the block layer asks for other things"}
+# What other kernels than the reference do differently by themselves, 6.1 that is.
+NOT_ELSEWHERE = {
+    "queue limits": "the block layer's defaults are others",
+    "fallocate": "the block layer asks for other things",
+    "4096-byte blocks": "nothing is refused for its alignment",
+    "ram disks: discard": "ram disks have no discard",
+    "O_DSYNC": "FUA is taken off where no flush is forwarded",
+}
 HDIO_GETGEO = 0x0301
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16
 BLKSECDISCARD = 0x127D
@@ -305,15 +311,13 @@ def run(strict, reference):
     behaviour.make_loops()
     behaviour.scsi_disks()
     replay.dm.make("bad", "0 8192 error ")
-    left_out = 0
+    left_out = NO_MEANING if reference else NO_MEANING | NOT_ELSEWHERE
     for case in golden.cases("io"):
-        if any(part in case["name"] for part in NO_MEANING | (NOT_ELSEWHERE if not reference else {})):
-            left_out += 1
-            continue
-        replay.replay(case)
+        if not any(part in case["name"] for part in left_out):
+            replay.replay(case)
     replay.trace.switch("0")
     replay.dm.remove("bad")
-    unseen = {i for i in replay.differences - replay.seen if i.startswith("io")}
-    replay.results.check("every listed case was replayed", unseen, set())
-    print(f"  {left_out} left out: {'; '.join(NO_MEANING.values())}", flush=True)
+    if reference:
+        unseen = {i for i in replay.differences - replay.seen if i.startswith("io")}
+        replay.results.check("every listed case was replayed", unseen, set())
     return replay.results.end()
