@@ -18,7 +18,7 @@ use std::thread;
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
-use crate::cli::{DemoOptions, LogFormat, NbdAddress, ServeOptions};
+use crate::cli::{DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::daemon::listen::uri_of_device;
 use crate::daemon::{Daemon, Signals, runtime};
 use crate::nbd_client::NbdClient;
@@ -197,6 +197,7 @@ impl Running {
             queues: None,
             ublk: false,
             abandon_disks: false,
+            paths: PathOptions::default(),
             log_format: LogFormat::Human,
             log_level: String::new(),
         };

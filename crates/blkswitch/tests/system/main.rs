@@ -13,3 +13,4 @@ mod golden_tables;
 mod golden_tools;
 mod http;
 mod lifecycle;
+mod multipath;
