@@ -4,6 +4,7 @@
 //! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
 //! is one file and one variant here.
 
+mod carrier;
 mod connector;
 pub mod file;
 pub mod links;
