@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
 
 use crate::engine::file::FileEngine;
+use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
@@ -24,7 +25,7 @@ pub enum LeafError {
     /// The address is not of a known form.
     #[error(
         "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
-         mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+         iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
     /// The size in an address is wrong.
@@ -58,6 +59,9 @@ pub enum LeafError {
     /// Neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
     NotBlock(String),
+    /// A leaf that this build cannot reach.
+    #[error("'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)")]
+    NoIscsi(String),
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -73,6 +77,7 @@ impl LeafError {
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
+            LeafError::NoIscsi(_) => libc::EOPNOTSUPP,
             LeafError::Empty(_) => libc::EINVAL,
         }
     }
@@ -92,6 +97,8 @@ pub enum Address {
     },
     /// An export of an NBD server.
     Nbd(NbdAddress),
+    /// A logical unit of an iSCSI target.
+    Iscsi(IscsiAddress),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -105,7 +112,7 @@ impl Address {
     /// Whether opening it waits for another machine, or another process of this one.
     pub fn is_remote(&self) -> bool {
         match self {
-            Address::Nbd(_) => true,
+            Address::Nbd(_) | Address::Iscsi(_) => true,
             Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
         }
     }
@@ -147,6 +154,9 @@ impl FromStr for Address {
         }
         if NbdAddress::is_one(text) {
             return NbdAddress::parse(text).map(Address::Nbd);
+        }
+        if IscsiAddress::is_one(text) {
+            return IscsiAddress::parse(text).map(Address::Iscsi);
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
@@ -250,6 +260,13 @@ impl Leaf {
                 let (engine, limits) = NbdEngine::open(address, options)?;
                 (Engine::Nbd(Box::new(engine)), limits, address.to_string())
             }
+            #[cfg(feature = "iscsi")]
+            Address::Iscsi(address) => {
+                let (engine, limits) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
+                (Engine::Iscsi(Box::new(engine)), limits, address.to_string())
+            }
+            #[cfg(not(feature = "iscsi"))]
+            Address::Iscsi(address) => return Err(LeafError::NoIscsi(address.to_string())),
             Address::Null { bytes } => {
                 (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
             }
@@ -280,6 +297,7 @@ impl Leaf {
                 None => format!("sim:{name}"),
             }),
             Address::Nbd(address) => Some(address.to_string()),
+            Address::Iscsi(address) => Some(address.to_string()),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }

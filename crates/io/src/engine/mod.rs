@@ -7,6 +7,7 @@
 mod carrier;
 mod connector;
 pub mod file;
+pub mod iscsi;
 pub mod links;
 pub mod memory;
 pub mod nbd;
@@ -104,6 +105,9 @@ pub enum Submitted {
 pub enum Engine {
     /// A file or block device, by io_uring.
     File(file::FileEngine),
+    /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
+    #[cfg(feature = "iscsi")]
+    Iscsi(Box<iscsi::IscsiEngine>),
     /// Memory of this process.
     Memory(memory::MemoryEngine),
     /// An export of an NBD server, by connections on the queues' rings.
@@ -124,6 +128,8 @@ impl Engine {
         unsafe {
             match self {
                 Engine::File(engine) => engine.submit(io, ring),
+                #[cfg(feature = "iscsi")]
+                Engine::Iscsi(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
                 Engine::Nbd(engine) => engine.submit(io, ring),
                 Engine::Null(engine) => engine.submit(io),
@@ -140,6 +146,8 @@ impl Engine {
         match self {
             // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => 0,
             Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
     }
@@ -149,6 +157,8 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => (len, 0),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
         }
     }
@@ -157,6 +167,8 @@ impl Engine {
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
             Engine::File(engine) => engine.flush_blocking(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.flush_blocking(),
             Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
@@ -170,6 +182,8 @@ impl Engine {
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Engine::File(engine) => engine.probe(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.probe(timeout),
             Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
@@ -181,6 +195,8 @@ impl Engine {
     pub fn identity(&self) -> Option<String> {
         match self {
             Engine::File(engine) => engine.volume(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.identity(),
             Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,
@@ -191,6 +207,8 @@ impl Engine {
     pub fn has_fua(&self) -> bool {
         match self {
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_fua(),
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
         }
@@ -200,6 +218,8 @@ impl Engine {
     pub fn has_cache(&self) -> bool {
         match self {
             Engine::File(_) | Engine::Sim(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_cache(),
             Engine::Nbd(engine) => engine.has_cache(),
             Engine::Memory(_) | Engine::Null(_) => false,
         }
@@ -210,6 +230,8 @@ impl Engine {
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
             Engine::File(engine) => engine.forgets_failed_writes(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => false,
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
@@ -220,6 +242,8 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.forgets_failed_writes(),
             // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
