@@ -4,14 +4,13 @@
 //! their owners; the layout ([`layout`]) that moves regions under load; cables ([`cable`]) between them that can be
 //! pulled out; and the host, a daemon with the two tiers: a switch device over one multipath device per member, each
 //! with the straight way to that member as its preferred group and the ways through the others as the other one. A load
-//! ([`load`]) writes and verifies on the host's device all the time.
+//! ([`crate::load`]) writes and verifies on the host's device all the time.
 //!
 //! Contract: as the other demonstration's: one folder, which is removed, and an error for whatever is not as expected.
 
 mod cable;
 mod figure;
 mod layout;
-mod load;
 mod member;
 mod watch;
 
@@ -23,11 +22,11 @@ use anyhow::{Context, ensure};
 
 use self::cable::{Cable, Cables};
 use self::layout::{Layout, Move};
-use self::load::Load;
 use self::member::Member;
 use self::watch::{Sample, Watch};
 use super::{Folder, Running, quiet, say, verb};
 use crate::cli::GroupOptions;
+use crate::load::{Load, LoadOptions};
 use crate::nbd_client::NbdClient;
 
 /// Sectors of the volume: 64 MiB.
@@ -44,6 +43,9 @@ const STORE: &str = "store";
 const MOVED: u32 = 4;
 /// Everything random comes from this.
 const SEED: u64 = 20_061_123;
+/// Clients of the host's device. No request may fail, whatever happens to the group.
+const LOAD: LoadOptions =
+    LoadOptions { clients: 8, seed: SEED, errors: false, patience: Duration::from_secs(60) };
 /// Seconds without an answer after which the host takes a path for lost.
 const PATH_TIMEOUT: u64 = 1;
 
@@ -60,26 +62,28 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     let host = folder.0.join("host").join("control.sock");
     let daemon = Running::start(&host, None)?;
     let shown = make_host(&host, &group, &layout).and_then(|()| {
-        let load = Load::start(&host.with_file_name("nbd.sock"), VOLUME, SEED);
+        let load = Load::start(&host.with_file_name("nbd.sock"), VOLUME, LOAD);
         let mut watch = Watch::new(stdout().is_terminal());
         let shown = show(options, &host, &group, &mut layout, &load, &mut watch);
         // The load's own error says more than that it has ended.
-        load.verify().and(shown)?;
-        Ok(watch)
+        let report = load.verify()?;
+        shown?;
+        Ok((watch, report))
     });
     let stopped = daemon.stop();
     group.stop()?;
     stopped?;
-    let watch = shown?;
+    let (watch, report) = shown?;
     if let Some(file) = &options.figure {
         let figure = figure::draw(members, &watch.samples, &watch.events);
         std::fs::write(file, figure).with_context(|| format!("cannot write '{}'", file.display()))?;
         say(&format!("The figure: {}", file.display()))?;
     }
-    let longest = watch.samples.iter().map(|sample| sample.longest).max().unwrap_or_default();
     say(&format!(
-        "All blocks were read back: each holds what was written last. No request failed; the longest waited {:.1} s.",
-        longest.as_secs_f64()
+        "All blocks were read back: each holds what was written last. Of {} requests none failed; the longest waited \
+         {:.1} s.",
+        report.done,
+        report.longest.as_secs_f64()
     ))?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::load::Random;
+
 /// Which member owns each region.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -59,22 +61,6 @@ impl Layout {
 pub(super) fn words(moves: &[Move]) -> String {
     let words: Vec<String> = moves.iter().map(|moved| format!("{:x}:{:x}", moved.region, moved.to)).collect();
     words.join(" ")
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-#[derive(Debug, Clone)]
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    /// A number below `end`, which is not 0.
-    pub(super) fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        ((u128::from(mixed) * u128::from(end)) >> 64) as u32
-    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::load::Load;
 use super::member::Member;
+use crate::load::Load;
 
 /// Time between two samples.
 pub(super) const INTERVAL: Duration = Duration::from_millis(250);
