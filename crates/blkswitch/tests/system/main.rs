@@ -12,3 +12,4 @@ mod golden_tables;
 mod golden_tools;
 mod http;
 mod lifecycle;
+mod survival;
