@@ -203,6 +203,35 @@ proptest! {
     }
 
     #[test]
+    fn runs_of_regions_do_what_the_model_does(
+        num_paths in 1u32..18, len in prop_oneof![1u64..300, 4000u64..4200, 65_500u64..70_000],
+        entries in prop::collection::vec((any::<u64>(), any::<u32>()), 1..80), capital in any::<bool>(),
+        wrong in prop::option::weighted(0.7, (any::<usize>(), prop_oneof![
+            any::<u8>(), prop::sample::select(b" :0123456789abcdefABCDEFgG@/`\\\tRr,".to_vec())])),
+        cuts in prop::collection::vec(any::<usize>(), 0..3),
+    ) {
+        let mut model = Model::new(len, num_paths, 1);
+        let (map, split) = (new_map(len, num_paths, 1), new_map(len, num_paths, 1));
+        let entries = entries.iter().map(|(region, path)| format!("{:x}:{:x}", region % len, path % num_paths));
+        let mut text = entries.collect::<Vec<String>>().join(" ");
+        // More than the last window, which is for the slower way.
+        text.push_str(" 0:0 0:0 0:0 0:0");
+        let mut text = if capital { text.to_uppercase() } else { text }.into_bytes();
+        if let Some((at, byte)) = wrong {
+            let at = at % text.len();
+            text[at] = byte;
+        }
+        let expected = model.message(&text);
+        prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
+        prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
+        prop_assert_eq!(&paths(&map), &model.paths);
+        if !text.contains(&0) {
+            prop_assert_eq!(&apply_split(&split, &text), &expected);
+            prop_assert_eq!(paths(&split), model.paths);
+        }
+    }
+
+    #[test]
     fn one_repeat_does_what_the_model_does(
         (len, num_paths, region_size) in shape(), long in prop::option::weighted(0.3, 1u64..20_000),
         seed in prop::collection::vec(any::<u32>(), 1..200),

@@ -5,14 +5,18 @@
 //! and what the guest writes is gone when it ends. Nothing is installed on the host and nothing of it is changed
 //! but the cache folder. How a guest starts is in `guest-init.sh`; docs/vm.md is the user's page.
 
+mod ending;
 mod initramfs;
 mod packages;
 
 pub(crate) use packages::{Kernel, Tree, run};
 
 use anyhow::{Context, Result, bail};
+use ending::Ending;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a guest may take unless told otherwise: longer than any of our runs, shorter than a stuck CI.
@@ -23,6 +27,15 @@ const DEFAULT_MEMORY_MIB: u32 = 1024;
 const EXIT_TIMEOUT: u8 = 124;
 /// The guest ended without a status: its kernel crashed.
 const EXIT_CRASH: u8 = 125;
+/// An emulator that is killed is not what is tested: it gets a second chance.
+const MAX_BOOTS: u32 = 2;
+
+/// The guest's console, in the folder of a run.
+const CONSOLE: &str = "console";
+/// What the emulator prints.
+const ERRORS: &str = "errors";
+/// What the emulator notes about processors that are reset.
+const RESETS: &str = "resets";
 
 const USAGE: &str = "\
 Usage: cargo xtask vm [OPTION]... SCRIPT [ARGUMENT]...
@@ -105,34 +118,59 @@ pub(crate) fn number<T: std::str::FromStr>(option: &str, word: &str) -> Result<T
 
 impl Vm {
     /// Boots, runs `command` in the current folder with its output on ours, and returns its exit status.
+    ///
+    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a finding.
     pub(crate) fn run(&self, command: &[String]) -> Result<u8> {
-        self.run_with_output(command, Stdio::inherit())
+        let tree = Tree::get(self.kernel)?;
+        let folder = std::env::current_dir().context("the current folder")?;
+        let initramfs = initramfs::build(&tree, &folder, command)?;
+        let mut boot = 1;
+        loop {
+            let scratch = Scratch::new()?;
+            let ending = self.boot(&tree, &initramfs, &scratch.0)?;
+            ending::show_complaints(&scratch.0);
+            if !matches!(ending, Ending::Script(_)) {
+                ending::show_console(&scratch.0);
+            }
+            match ending {
+                Ending::Script(status) => return Ok(status),
+                Ending::Timeout => {
+                    eprintln!("xtask: the guest did not end within {} s", self.timeout.as_secs());
+                    return Ok(EXIT_TIMEOUT);
+                }
+                Ending::Crash => {
+                    eprintln!(
+                        "xtask: the guest ended without a status: its kernel crashed, see its console above"
+                    );
+                    return Ok(EXIT_CRASH);
+                }
+                Ending::Killed(signal) if boot < MAX_BOOTS => {
+                    boot += 1;
+                    eprintln!(
+                        "xtask: THE EMULATOR WAS KILLED BY SIGNAL {signal}. This says nothing about what is tested: BOOTING AGAIN"
+                    );
+                }
+                Ending::Killed(signal) => {
+                    bail!("the emulator was killed by signal {signal}, {MAX_BOOTS} times")
+                }
+                Ending::Gave(exit) => bail!("the emulator ended by itself: {exit}"),
+            }
+        }
     }
 
-    /// The same with the guest's output where the caller wants it.
-    pub(crate) fn run_with_output(&self, command: &[String], output: impl Into<Stdio>) -> Result<u8> {
-        let tree = Tree::get(self.kernel)?;
-        let scratch = Scratch::new()?;
-        let initramfs = scratch.0.join("initramfs");
-        let folder = std::env::current_dir().context("the current folder")?;
-        std::fs::write(&initramfs, initramfs::build(&tree, &folder, command)?)?;
+    /// One boot, its files in `scratch`.
+    fn boot(&self, tree: &Tree, initramfs: &[u8], scratch: &Path) -> Result<Ending> {
+        let path = scratch.join("initramfs");
+        fs::write(&path, initramfs)?;
         let mut child = self
-            .qemu(&tree, &initramfs, &scratch.0)
+            .qemu(tree, &path, scratch)
             // A pipe nobody writes to: at the end of its input QEMU would unplug the port the output comes through.
             .stdin(Stdio::piped())
-            .stdout(output)
+            .stderr(File::create(scratch.join(ERRORS))?)
             .spawn()
             .context("qemu-system-x86_64 (Debian package qemu-system-x86)")?;
-        if !wait(&mut child, self.timeout)? {
-            eprintln!("xtask: the guest did not end within {} s", self.timeout.as_secs());
-            return Ok(EXIT_TIMEOUT);
-        }
-        let status = std::fs::read_to_string(scratch.0.join("status")).unwrap_or_default();
-        status.trim().parse().or_else(|_| {
-            eprint!("{}", std::fs::read_to_string(scratch.0.join("console")).unwrap_or_default());
-            eprintln!("xtask: the guest ended without a status; above is its console");
-            Ok(EXIT_CRASH)
-        })
+        let exit = wait(&mut child, self.timeout)?;
+        Ok(ending::of(scratch, exit))
     }
 
     fn qemu(&self, tree: &Tree, initramfs: &Path, scratch: &Path) -> Command {
@@ -165,23 +203,26 @@ impl Vm {
             qemu.args(["-chardev", chardev]);
             qemu.arg("-device").arg(format!("virtserialport,chardev=port{port},nr={}", port + 1));
         }
-        qemu.arg("-serial").arg(format!("file:{}", scratch.join("console").display()));
+        qemu.arg("-serial").arg(format!("file:{}", scratch.join(CONSOLE).display()));
+        qemu.args(["-d", "cpu_reset", "-D"]).arg(scratch.join(RESETS));
         qemu
     }
 }
 
-/// Whether the child ended in time; one that did not is ended.
-fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+/// The child's status; none if it did not end in time, and was ended.
+fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + timeout;
-    while child.try_wait()?.is_none() {
+    loop {
+        if let Some(exit) = child.try_wait()? {
+            return Ok(Some(exit));
+        }
         if Instant::now() >= end {
             child.kill()?;
             child.wait()?;
-            return Ok(false);
+            return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(true)
 }
 
 /// A folder of this run alone, removed when it goes out of scope.
@@ -189,8 +230,13 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("blkswitch-vm-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        // Process numbers alone do not do: containers that share a temporary folder have the same ones.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (next, now) =
+            (NEXT.fetch_add(1, Ordering::Relaxed), std::time::SystemTime::UNIX_EPOCH.elapsed()?);
+        let name = format!("blkswitch-vm-{}-{next}-{:x}", std::process::id(), now.as_nanos());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
         Ok(Self(folder))
     }
 }
@@ -198,6 +244,6 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // Nothing depends on it: a folder left in the temporary folder is only untidy.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

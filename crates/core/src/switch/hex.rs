@@ -20,6 +20,32 @@ const fn digits() -> [u8; 256] {
     table
 }
 
+/// What [`value`] gives for a byte that is no digit: more than any number of seven digits, and a number of seven
+/// places with such a byte in it is at least this, too.
+pub(super) const NO_VALUE: u64 = 1 << 32;
+
+/// Value of each digit, as wide as what it is added to; [`NO_VALUE`] for every other byte.
+static VALUES: [u64; 256] = values();
+
+const fn values() -> [u64; 256] {
+    let digits = digits();
+    let mut table = [NO_VALUE; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if digits[byte] != NO_DIGIT {
+            table[byte] = digits[byte] as u64;
+        }
+        byte += 1;
+    }
+    table
+}
+
+/// A digit's value, or [`NO_VALUE`].
+#[inline(always)]
+pub(super) fn value(byte: u8) -> u64 {
+    VALUES[byte as usize]
+}
+
 /// A 1 in every byte.
 pub(super) const ONES: u64 = 0x0101_0101_0101_0101;
 /// The top bit of every byte.

@@ -352,6 +352,13 @@ impl Message {
         }
     }
 
+    /// Counts `count` arguments that something faster has applied, the last of them to region `index`.
+    #[inline]
+    pub(super) const fn mapped(&mut self, index: u64, count: u64) {
+        self.index = index;
+        self.words = self.words.wrapping_add(count);
+    }
+
     /// Counts `count` arguments `:<path>` that something faster has applied.
     #[inline]
     pub(super) const fn advance(&mut self, count: u64) {
@@ -398,8 +405,8 @@ impl Argument {
 /// What arguments act on: a map, or for a check only its geometry.
 pub(super) trait Table {
     fn geometry(&self) -> &Geometry;
-    /// Sends a region to a path, both in range.
-    fn map(&self, region: u64, path: u32);
+    /// Sends a region to a path, both in range; `false` if there is no such region after all.
+    fn map(&self, region: u64, path: u32) -> bool;
     /// Repeats the `cycle` regions up to `index` over the `count` regions after it, all in range.
     fn repeat(&self, index: u64, cycle: u64, count: u64);
     /// Slot `slot`'s word, where only whole words are changed.
@@ -415,8 +422,8 @@ impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
     }
 
     #[inline]
-    fn map(&self, region: u64, path: u32) {
-        self.store_path(region, path);
+    fn map(&self, region: u64, path: u32) -> bool {
+        self.store_path(region, path)
     }
 
     fn repeat(&self, index: u64, cycle: u64, count: u64) {
@@ -439,7 +446,9 @@ impl Table for Geometry {
         self
     }
 
-    fn map(&self, _region: u64, _path: u32) {}
+    fn map(&self, _region: u64, _path: u32) -> bool {
+        true
+    }
 
     fn repeat(&self, _index: u64, _cycle: u64, _count: u64) {}
 

@@ -5,6 +5,7 @@
 
 mod blocks;
 pub mod compact;
+mod entries;
 pub mod geometry;
 mod hex;
 pub mod message;

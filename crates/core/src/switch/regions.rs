@@ -80,8 +80,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         if region >= self.geometry.nr_regions() || path >= self.geometry.num_paths() {
             return false;
         }
-        self.store_path(region, path);
-        true
+        self.store_path(region, path)
     }
 
     /// Sends every region back to round robin.
@@ -131,10 +130,10 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
 
     /// Sends a region to a path, both known to be the map's.
     #[inline]
-    pub(super) fn store_path(&self, region: u64, path: u32) {
+    pub(super) fn store_path(&self, region: u64, path: u32) -> bool {
         let default = self.geometry.default_path(region);
         let borrow = if path < default { self.geometry.num_paths() } else { 0 };
-        self.store_entry(region, u64::from(path.wrapping_add(borrow).wrapping_sub(default)));
+        self.store_entry(region, u64::from(path.wrapping_add(borrow).wrapping_sub(default)))
     }
 
     /// A region's difference from round robin.
@@ -144,11 +143,15 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         slot.wrapping_shr(self.geometry.bit_of(region)) & self.geometry.entry_mask()
     }
 
+    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so that neither the
+    /// entry nor its mask has to be moved.
     #[inline]
-    pub(super) fn store_entry(&self, region: u64, entry: u64) {
+    pub(super) fn store_entry(&self, region: u64, entry: u64) -> bool {
         let bit = self.geometry.bit_of(region);
-        let mask = self.geometry.entry_mask().wrapping_shl(bit);
-        self.merge_slot(self.geometry.slot_of(region), entry.wrapping_shl(bit), mask);
+        let Some(slot) = self.slot_ref(self.geometry.slot_of(region)) else { return false };
+        let others = slot.load(Relaxed).rotate_right(bit) & !self.geometry.entry_mask();
+        slot.store((others | entry).rotate_left(bit), Relaxed);
+        true
     }
 
     /// Slot `index`, or 0 past the end.

@@ -1,15 +1,15 @@
 //! Arguments of a message straight from its text.
 //!
-//! Three speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is
-//! sent in), an argument read where it stands, and, for whatever is left (backslashes, cut words, errors), a
-//! word split off first. The faster ways only take what they are sure of and leave everything else to the
+//! Four speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is
+//! sent in), runs of `<region>:<digit>` ([`super::entries`], the form single changes are sent in), an argument
+//! read where it stands, and, for whatever is left (backslashes, cut words, errors), a word split off first. The faster ways only take what they are sure of and leave everything else to the
 //! last.
 //!
 //! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
-use super::blocks;
 use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
+use super::{blocks, entries};
 
 /// See [`Message::apply_text`].
 pub(super) fn run<T: Table>(
@@ -20,7 +20,8 @@ pub(super) fn run<T: Table>(
 ) -> Result<usize, (usize, MessageError)> {
     let mut rest = text;
     loop {
-        rest = skip_space(blocks::run::<b' ', T>(message, table, rest));
+        rest = blocks::run::<b' ', T>(message, table, rest);
+        rest = skip_space(entries::run::<b' ', T>(message, table, rest));
         let start = text.len().wrapping_sub(rest.len());
         if rest.is_empty() {
             return Ok(start);
@@ -43,6 +44,7 @@ pub(super) fn run_split<T: Table>(message: &mut Message, table: &T, text: &[u8])
     let mut rest = text;
     loop {
         rest = blocks::run::<0, T>(message, table, rest);
+        rest = entries::run::<0, T>(message, table, rest);
         let Some((_separator, word)) = rest.split_first() else { return Ok(()) };
         match Argument::parse(word) {
             Some((argument, after)) if after.first().is_none_or(|&byte| byte == 0) => {

@@ -1,0 +1,98 @@
+//! How a guest ended, and what can be said about it when it did not end well.
+//!
+//! A script's status comes through a port of its own. Where there is none, either the emulator died (a signal: the
+//! host's OOM killer, an assertion), or it ended in good order because the guest's kernel did not: it panicked, which
+//! its console tells, or the processor reset itself, which only the emulator's own log tells.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+/// Lines of a console that are shown: a panic with the traces of all processors, and what came before it.
+const CONSOLE_LINES: usize = 200;
+
+/// How a boot ended.
+pub(super) enum Ending {
+    /// The script did, with this status.
+    Script(u8),
+    /// Not in time.
+    Timeout,
+    /// The guest's kernel did, without a status.
+    Crash,
+    /// The emulator was killed, or killed itself: this signal.
+    Killed(i32),
+    /// The emulator gave up by itself.
+    Gave(ExitStatus),
+}
+
+/// What a boot left in its folder; `exit` is the emulator's status, none if it was ended for taking too long.
+pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
+    let Some(exit) = exit else { return Ending::Timeout };
+    if let Ok(status) = text(scratch, "status").trim().parse() {
+        return Ending::Script(status);
+    }
+    match exit.signal() {
+        Some(signal) => Ending::Killed(signal),
+        None if exit.success() => Ending::Crash,
+        None => Ending::Gave(exit),
+    }
+}
+
+/// Prints what the emulator said, which is nothing as a rule.
+pub(super) fn show_complaints(scratch: &Path) {
+    for line in text(scratch, super::ERRORS).lines() {
+        eprintln!("xtask: qemu says: {line}");
+    }
+}
+
+/// Prints the end of the guest's console, and what the emulator noted about its processors.
+pub(super) fn show_console(scratch: &Path) {
+    let console = text(scratch, super::CONSOLE);
+    let skipped = console.lines().count().saturating_sub(CONSOLE_LINES);
+    eprintln!("xtask: the guest's console, {skipped} lines before this left out:");
+    console.lines().skip(skipped).for_each(|line| eprintln!("    {line}"));
+    if console.is_empty() {
+        eprintln!("    (nothing was printed)");
+    }
+    if console.contains("Oops: int3") {
+        eprintln!(
+            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: docs/vm.md"
+        );
+    }
+    let resets = text(scratch, super::RESETS);
+    if resets.contains("Triple fault") {
+        eprintln!(
+            "xtask: a processor could not handle a fault and reset itself (a triple fault): no kernel prints that"
+        );
+    }
+}
+
+/// A file, whatever bytes are in it: the console has those of every bad message that a test sends.
+fn text(scratch: &Path, name: &str) -> String {
+    String::from_utf8_lossy(&fs::read(scratch.join(name)).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_are_told_apart() {
+        let scratch = super::super::Scratch::new().unwrap();
+        let of = |raw: i32| of(&scratch.0, Some(ExitStatus::from_raw(raw)));
+        assert!(matches!(super::of(&scratch.0, None), Ending::Timeout));
+        assert!(matches!(of(0), Ending::Crash));
+        assert!(matches!(of(9), Ending::Killed(9)));
+        assert!(matches!(of(1 << 8), Ending::Gave(_)));
+        fs::write(scratch.0.join("status"), "3\n").unwrap();
+        assert!(matches!(of(9), Ending::Script(3)), "what the script said counts");
+    }
+
+    #[test]
+    fn a_console_is_no_utf8() {
+        let scratch = super::super::Scratch::new().unwrap();
+        fs::write(scratch.0.join(super::super::CONSOLE), b"argument: '\xe9'\nKernel panic\n").unwrap();
+        assert_eq!(text(&scratch.0, super::super::CONSOLE), "argument: '\u{fffd}'\nKernel panic\n");
+    }
+}
