@@ -334,7 +334,8 @@ pub struct LoadTable {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Suspend {
-    /// Do not wait for I/O a target holds back (a multipath without a path): push it back and map it again after the resume.
+    /// I/O that finds no path of a multipath while it is waited for is held until after the resume, whatever the
+    /// multipath's policy is. (What is held already stays held in any case.)
     #[serde(default)]
     pub noflush: bool,
     /// Accepted for dmsetup's sake: no file system is mounted on a device of ours, so there is none to freeze.

@@ -8,16 +8,18 @@
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a time), `state`
 //! (short, never held while waiting).
 
+mod leaving;
+mod paths;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::Limits;
-use crate::leaf::Leaf;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
 use crate::stats::{Counters, Totals};
-use crate::table::{Live, MAX_DEPTH, RegionMap, Segment, Table, Target};
+use crate::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
 
 /// Why control of a device failed. The texts of the kernel's log where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +96,8 @@ struct State {
     live: Option<Arc<Live>>,
     inactive: Option<Arc<Table>>,
     suspended: bool,
+    /// Whether the multipath held requests before the suspend: a suspend with flush turns that off.
+    queued: Option<bool>,
     deferred_remove: bool,
     removed: bool,
     event_nr: u32,
@@ -158,6 +162,7 @@ impl Device {
                 live: None,
                 inactive: None,
                 suspended: false,
+                queued: None,
                 deferred_remove: false,
                 removed: false,
                 event_nr: 0,
@@ -263,23 +268,33 @@ impl Device {
     }
 
     /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending twice is fine.
+    /// What a multipath device holds for want of a path stays held; what finds none meanwhile fails.
     pub fn suspend(&self) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
-        self.close_gate()
+        self.close_gate(false)
     }
 
-    fn close_gate(&self) -> Result<(), DeviceError> {
+    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's policy is.
+    pub fn suspend_noflush(&self) -> Result<(), DeviceError> {
+        let _control = lock(&self.control);
+        self.close_gate(true)
+    }
+
+    fn close_gate(&self, noflush: bool) -> Result<(), DeviceError> {
         if lock(&self.state).suspended {
             return Ok(());
         }
+        let queued = if noflush { None } else { self.stop_queueing() };
         let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Close { device: self.id, ack: latch.ack() });
+        self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
         latch.wait().map_err(|_| DeviceError::Stopping)?;
-        lock(&self.state).suspended = true;
+        let mut state = lock(&self.state);
+        (state.suspended, state.queued) = (true, queued);
         Ok(())
     }
 
-    /// Swaps the inactive table in, if there is one, and opens the gate.
+    /// Swaps the inactive table in, if there is one, and opens the gate. For a swap a gate that is open is closed as by
+    /// [`Device::suspend_noflush`]: the new table may have the path that a request finds no more.
     pub fn resume(&self) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
         let (suspended, live, inactive) = {
@@ -291,8 +306,8 @@ impl Device {
                 // A message that is being handled finishes on the table it began with. It may take its time (its
                 // words come from a client), so the gate is open until then.
                 let _message = lock(&self.message);
-                self.close_gate()?;
-                let live = Arc::new(Live { departed: departed(old.as_deref(), &table), table });
+                self.close_gate(true)?;
+                let live = Arc::new(Live { departed: leaving::departed(old.as_deref(), &table), table });
                 drop(old);
                 self.open_gate(Some(live.clone()))?;
                 let mut state = lock(&self.state);
@@ -308,6 +323,7 @@ impl Device {
     }
 
     fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
+        self.queue_again();
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Open { device: self.id, live: live.clone(), ack: latch.ack() });
         drop(live);
@@ -316,14 +332,16 @@ impl Device {
         Ok(())
     }
 
-    /// Begins a message to the switch segment that holds `sector`; one at a time per device.
+    /// Begins a message to the segment that holds `sector`, a switch or multipath; one at a time per device.
     pub fn messenger(&self, sector: u64) -> Result<Messenger<'_>, DeviceError> {
         let lock = lock(&self.message);
         let table = self.live().ok_or(DeviceError::NoTable)?;
         let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
-        let Target::Switch { .. } = segment.target else { return Err(DeviceError::NoMessages) };
+        let (Target::Switch { .. } | Target::Multipath { .. }) = segment.target else {
+            return Err(DeviceError::NoMessages);
+        };
         let start = segment.start;
-        Ok(Messenger { _lock: lock, table, start })
+        Ok(Messenger { _lock: lock, device: self, table, start })
     }
 
     /// Counts of the device as a whole since it was made.
@@ -421,53 +439,12 @@ impl Device {
         drop(tables);
         self.event.notify_all();
     }
-
-    /// Flushes every leaf of the live table from the control side.
-    pub(crate) fn flush_all(&self) {
-        let Some(live) = lock(&self.state).live.clone() else { return };
-        for leaf in live.table.leaves().iter().chain(&live.departed) {
-            if let Err(error) = leaf.flush_blocking() {
-                tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
-            }
-        }
-    }
 }
 
-/// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach and that a last
-/// flush could not make clean.
-fn departed(old: Option<&Live>, new: &Table) -> Box<[Arc<Leaf>]> {
-    let (mut reached, mut stays) = (Vec::new(), Vec::new());
-    if let Some(old) = old {
-        reach(&old.table, MAX_DEPTH, &mut reached);
-        reached.extend(old.departed.iter().cloned());
-    }
-    reach(new, MAX_DEPTH, &mut stays);
-    reached.sort_by_key(Arc::as_ptr);
-    reached.dedup_by_key(|leaf| Arc::as_ptr(leaf));
-    reached.retain(|leaf| !stays.iter().any(|stays| Arc::ptr_eq(stays, leaf)));
-    reached.retain(|leaf| match leaf.flush_blocking() {
-        Ok(()) => false,
-        Err(error) => {
-            tracing::error!(leaf = leaf.name(), %error, "a leaf left the table with unflushed writes");
-            true
-        }
-    });
-    reached.into()
-}
-
-/// Adds the leaves of a table and of the devices below it, as far as a request can go.
-fn reach(table: &Table, levels: usize, leaves: &mut Vec<Arc<Leaf>>) {
-    let Some(left) = levels.checked_sub(1) else { return };
-    leaves.extend(table.leaves().iter().cloned());
-    for live in table.devices().filter_map(|device| device.running()) {
-        leaves.extend(live.departed.iter().cloned());
-        reach(&live.table, left, leaves);
-    }
-}
-
-/// One message to one switch segment; the device's message lock is held while it lives.
+/// One message to one segment; the device's message lock is held while it lives.
 pub struct Messenger<'a> {
     _lock: MutexGuard<'a, ()>,
+    device: &'a Device,
     table: Arc<Table>,
     start: u64,
 }
@@ -481,12 +458,22 @@ impl Messenger<'_> {
         }
     }
 
-    /// The segment's map.
-    pub fn map(&self) -> &RegionMap {
+    /// The map, if the segment is a switch.
+    pub fn map(&self) -> Option<&RegionMap> {
         match &self.segment().target {
-            Target::Switch { map, .. } => map,
-            _ => unreachable!("checked when the messenger was made"),
+            Target::Switch { map, .. } => Some(map),
+            _ => None,
         }
+    }
+
+    /// The groups, if the segment is a multipath.
+    pub fn groups(&self) -> Option<&PathGroups> {
+        self.table.multipath().map(|(groups, _)| groups)
+    }
+
+    /// The table that the segment is of.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod buffer;
 pub mod device;
 pub mod engine;
+pub mod event;
 pub mod export;
 pub mod leaf;
 pub mod pipeline;

@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 
+use blkswitch_core::multipath::{Attempt, Event};
+
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
 use crate::pool::Ack;
@@ -19,15 +21,16 @@ use crate::request::{Done, Op, Request, Token};
 use crate::ring::{Completion, Ring, Tag};
 use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
-use crate::table::{Below, Live, Segment, Table, Target, To};
+use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 
 mod judge;
+mod multipath;
 mod split;
 mod state;
 
 use judge::Verdict;
 use split::{Piece, PieceTo};
-use state::{Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
+use state::{Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
@@ -56,6 +59,11 @@ pub struct Pipeline {
     devices: Vec<Option<Local>>,
     running: Slab<Running>,
     parts: Slab<Part>,
+    /// By part: where a multipath device has sent it.
+    attempts: Vec<Option<Attempt>>,
+    covering: Vec<Covering>,
+    /// What has changed on multipath devices, by their ids.
+    events: Vec<(u32, Event)>,
     flushing: Vec<Flushing>,
     done: Vec<Done>,
     pieces: Vec<Piece>,
@@ -71,6 +79,9 @@ impl Pipeline {
             devices: Vec::new(),
             running: Slab::default(),
             parts: Slab::default(),
+            attempts: Vec::new(),
+            covering: Vec::new(),
+            events: Vec::new(),
             flushing: Vec::new(),
             done: Vec::new(),
             pieces: Vec::new(),
@@ -89,6 +100,8 @@ impl Pipeline {
             open: true,
             in_flight: 0,
             parked: VecDeque::new(),
+            held: VecDeque::new(),
+            noflush: false,
             closing: None,
             counters,
         });
@@ -97,15 +110,18 @@ impl Pipeline {
     /// Forgets a device that nobody uses any more.
     pub fn remove(&mut self, device: u32) {
         if let Some(slot) = self.devices.get_mut(device as usize) {
-            debug_assert!(slot.as_ref().is_none_or(|l| l.in_flight == 0 && l.parked.is_empty()));
+            let idle = |l: &Local| l.in_flight == 0 && l.parked.is_empty() && l.held.is_empty();
+            debug_assert!(slot.as_ref().is_none_or(idle));
             *slot = None;
         }
     }
 
-    /// Closes a device's gate; acknowledged when nothing is in flight.
-    pub fn close(&mut self, device: u32, ack: Ack) {
+    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a path is not; with
+    /// `noflush`, what finds no path is held from now on whatever the device's policy is.
+    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
+        local.noflush = noflush;
         local.closing = Some(ack);
         local.settle();
     }
@@ -115,6 +131,9 @@ impl Pipeline {
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
+        local.noflush = false;
+        self.release(device, ring);
+        let Some(local) = self.local(device) else { return };
         // What parks again (at a device below) goes to another list.
         for parked in mem::take(&mut local.parked) {
             match parked {
@@ -124,15 +143,18 @@ impl Pipeline {
         }
     }
 
-    /// Answers everything that waits at a closed gate with an error, and what comes to one from now on.
+    /// Answers everything that waits at a closed gate or for a path with an error, and what comes to one or finds none
+    /// from now on.
     pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
         self.refusal = Some(errno);
         self.reject_parked(errno, |_| true, ring);
     }
 
-    /// Answers with an error what waits at a closed gate, of those requests that `is_of` names by their token.
+    /// Answers with an error what waits at a closed gate or for a path, of those requests that `is_of` names by their
+    /// token.
     pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
         for device in 0..self.devices.len() as u32 {
+            self.reject_held(device, errno, &is_of, ring);
             let Some(local) = self.local(device) else { continue };
             for parked in mem::take(&mut local.parked) {
                 let token = match parked {
@@ -170,6 +192,11 @@ impl Pipeline {
     /// Takes the answers, in order of completion, into `out`.
     pub fn take_done(&mut self, out: &mut Vec<Done>) {
         out.append(&mut self.done);
+    }
+
+    /// What has changed on multipath devices since this was last called: the device's id, and the change.
+    pub fn take_events(&mut self) -> impl Iterator<Item = (u32, Event)> + '_ {
+        self.events.drain(..)
     }
 
     /// Whether there are answers to take.
@@ -225,7 +252,7 @@ impl Pipeline {
         let leaf = match piece.to {
             PieceTo::Leaf(at) => leaf_at(&self.devices, at),
             PieceTo::Nowhere => return each(piece.len, HOLE | ZERO),
-            PieceTo::Gate(_) | PieceTo::Fail(_) => None,
+            PieceTo::Gate(_) | PieceTo::Fail(_) | PieceTo::Multipath { .. } => None,
         };
         let Some(leaf) = leaf else { return each(piece.len, 0) };
         let mut done = 0;
@@ -265,7 +292,8 @@ impl Pipeline {
         let Some(local) = self.local(device) else { return };
         let errno = check(local.live.as_deref(), &request);
         local.in_flight += 1;
-        let running = Running { request, device, left: 1, errno, split: 0, started_ns: ring.now_ns() };
+        let running =
+            Running { request, device, left: 1, held: 0, errno, split: 0, started_ns: ring.now_ns() };
         let id = self.running.insert(running);
         if errno == 0 {
             self.split_on(id, ring);
@@ -317,6 +345,11 @@ impl Pipeline {
                     if let Some(local) = self.local(device) {
                         local.parked.push_back(Parked::Piece { request: id, piece });
                     }
+                }
+                PieceTo::Multipath { device, path } => {
+                    running.left += 1;
+                    self.enter_below(&piece.hops);
+                    self.choose(id, &request, piece, (device, path), ring);
                 }
                 PieceTo::Leaf(leaf) => {
                     running.left += 1;
@@ -402,29 +435,40 @@ impl Pipeline {
     fn drive(&mut self, id: u32, mut result: Option<i64>, ring: &mut Ring) {
         loop {
             let Some(part) = self.parts.get_mut(id) else { return };
-            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
             if let Some(result) = result.take() {
-                match judge::judge(part, leaf, result) {
-                    Verdict::Done => return self.part_done(id, ring),
-                    Verdict::Submit => {}
+                let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
+                if judge::judge(part, leaf, result) == Verdict::Done {
+                    if self.part_done(id, ring) {
+                        continue;
+                    }
+                    return;
                 }
             }
             part.io.part = id;
-            if part.io.op == LeafOp::Flush && !self.may_flush(id) {
+            if part.io.op == LeafOp::Flush && !self.start_flush(id) {
                 return;
             }
-            let Some(part) = self.parts.get_mut(id) else { return };
+            let Some(part) = self.parts.get(id) else { return };
             let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
-            if part.io.op == LeafOp::Flush {
-                // A flush that finds everything covered by another meanwhile is still sent: it is asked for.
-                part.whole.covers = leaf.dirty().unflushed().unwrap_or(0);
-            }
             // SAFETY: the export lends the data until the request is answered; that waits for all its parts.
             match unsafe { leaf.engine().submit(&part.io, ring) } {
                 Submitted::Done(done) => result = Some(done),
                 Submitted::Pending => return,
             }
         }
+    }
+
+    /// Whether this flush runs now, and if so, what it will cover.
+    fn start_flush(&mut self, id: u32) -> bool {
+        if !self.may_flush(id) {
+            return false;
+        }
+        let Some(part) = self.parts.get_mut(id) else { return false };
+        let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return false };
+        // A flush that finds everything covered by another meanwhile is still sent: it is asked for.
+        part.whole.covers = leaf.dirty().unflushed().unwrap_or(0);
+        self.cover_failed(id);
+        true
     }
 
     /// Whether this flush runs now; otherwise it waits for the one that does.
@@ -441,9 +485,9 @@ impl Pipeline {
         true
     }
 
-    /// A part is done: those that waited for the same flush are too.
-    fn part_done(&mut self, id: u32, ring: &mut Ring) {
-        let Some(part) = self.parts.get(id) else { return };
+    /// A part is done: those that waited for the same flush are too. True: it is to be driven again, on another path.
+    fn part_done(&mut self, id: u32, ring: &mut Ring) -> bool {
+        let Some(part) = self.parts.get(id) else { return false };
         let (is_flush, errno) = (part.io.op == LeafOp::Flush, part.whole.errno);
         let at = self.flushing.iter().position(|f| f.running == id);
         if let (true, Some(at)) = (is_flush, at) {
@@ -452,27 +496,45 @@ impl Pipeline {
                 if let Some(part) = self.parts.get_mut(other) {
                     part.whole.errno = worst(part.whole.errno, errno);
                 }
-                self.answer_part(other, ring);
+                if self.answer_part(other, ring) {
+                    self.drive(other, None, ring);
+                }
             }
             let mut next = mem::take(&mut flushing.next).into_iter();
             if let Some(leader) = next.next() {
                 let with = next.collect();
                 self.flushing.push(Flushing { running: leader, with, ..flushing });
-                self.answer_part(id, ring);
-                return self.drive(leader, None, ring);
+                let again = self.answer_part(id, ring);
+                self.drive(leader, None, ring);
+                return again;
             }
         }
-        self.answer_part(id, ring);
+        self.answer_part(id, ring)
     }
 
-    /// Counts a part, leaves the gates it went through, and tells its request.
-    fn answer_part(&mut self, id: u32, ring: &mut Ring) {
+    /// Ends a part, unless it went down a path of a multipath device and that has other plans. True: it is to be driven
+    /// again.
+    fn answer_part(&mut self, id: u32, ring: &mut Ring) -> bool {
+        match self.attempts.get_mut(id as usize).and_then(Option::take) {
+            Some(attempt) => self.judge_attempt(id, attempt, ring),
+            None => {
+                self.end_part(id, false, ring);
+                false
+            }
+        }
+    }
+
+    /// Counts a part, leaves the gates it went through, and tells its request. `attempted`: the last path was counted
+    /// for each attempt.
+    fn end_part(&mut self, id: u32, attempted: bool, ring: &mut Ring) {
         let Some(part) = self.parts.remove(id) else { return };
         let ns = ring.now_ns().saturating_sub(part.started_ns);
         let (failed, whole) = (part.whole.errno != 0, &part.whole);
         for (depth, hop) in part.hops.all().iter().enumerate() {
             let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
-            let path = local.live.as_ref().and_then(|live| live.table.counters(self.queue, hop.path));
+            let counted = attempted && depth + 1 == part.hops.depth;
+            let live = local.live.as_ref().filter(|_| !counted);
+            let path = live.and_then(|live| live.table.counters(self.queue, hop.path));
             let device = local.counters.get(self.queue).filter(|_| depth > 0);
             for counters in path.into_iter().chain(device) {
                 counters.count(whole.kind, whole.len, failed, ns);
@@ -488,7 +550,7 @@ impl Pipeline {
         running.errno = worst(running.errno, errno);
         running.left -= 1;
         if running.left > 0 {
-            return;
+            return self.uncount_if_held(id);
         }
         if running.errno == 0 && running.split < running.request.len {
             // Not at once: leaves that answer at once would have one request keep the queue from all others.

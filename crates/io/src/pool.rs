@@ -8,10 +8,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+use blkswitch_core::multipath::Event;
+
 use crate::device::{Device, DeviceError};
+use crate::event::{Observer, What};
 use crate::export::Listener;
 use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
@@ -167,10 +170,18 @@ impl Mailbox {
 pub struct Mailboxes {
     boxes: Vec<Mailbox>,
     reaper: mpsc::Sender<Reap>,
+    watcher: mpsc::Sender<Watch>,
+    observer: OnceLock<Observer>,
 }
 
 enum Reap {
     Device(Arc<Device>),
+    Stop,
+}
+
+/// What a queue has found out: the device's id, and what.
+enum Watch {
+    Event(u32, Event),
     Stop,
 }
 
@@ -195,6 +206,18 @@ impl Mailboxes {
         self.boxes.iter().enumerate().for_each(|(queue, mailbox)| mailbox.send(command(queue)));
     }
 
+    /// A queue has changed something on a multipath device: the watcher will tell. Without waiting.
+    pub(crate) fn report(&self, device: u32, event: Event) {
+        let _ = self.watcher.send(Watch::Event(device, event));
+    }
+
+    /// Tells who watches.
+    pub(crate) fn tell(&self, device: &Device, what: What) {
+        if let Some(observer) = self.observer.get() {
+            observer(device, what);
+        }
+    }
+
     /// Has a device removed whose last user is gone; from any thread, without waiting.
     pub(crate) fn deferred_removal(&self, device: &Arc<Device>) {
         let _ = self.reaper.send(Reap::Device(device.clone()));
@@ -211,7 +234,12 @@ impl Registry {
     /// A registry without queues: its devices know everything but requests. For whoever runs pipelines himself, as
     /// the simulation does.
     pub fn detached() -> Registry {
-        let mailboxes = Arc::new(Mailboxes { boxes: Vec::new(), reaper: mpsc::channel().0 });
+        let mailboxes = Arc::new(Mailboxes {
+            boxes: Vec::new(),
+            reaper: mpsc::channel().0,
+            watcher: mpsc::channel().0,
+            observer: OnceLock::new(),
+        });
         Registry { devices: RwLock::default(), mailboxes }
     }
 
@@ -358,8 +386,10 @@ impl Pool {
     pub fn start(options: PoolOptions) -> io::Result<Pool> {
         let queues = options.queues.clamp(1, MAX_QUEUES);
         let (reaper, reap) = mpsc::channel();
+        let (watcher, watch) = mpsc::channel();
         let boxes = (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
-        let mailboxes = Arc::new(Mailboxes { boxes, reaper: reaper.clone() });
+        let mailboxes =
+            Arc::new(Mailboxes { boxes, reaper: reaper.clone(), watcher, observer: OnceLock::new() });
         let registry = Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
         let failed = Arc::new(AtomicBool::new(false));
         let pool = Pool {
@@ -377,6 +407,15 @@ impl Pool {
                 return Err(error);
             }
         }
+        let devices = registry.clone();
+        let thread = std::thread::Builder::new().name("watcher".into()).spawn(move || {
+            while let Ok(Watch::Event(device, event)) = watch.recv() {
+                if let Some(device) = devices.by_id(device) {
+                    device.happened(event);
+                }
+            }
+        })?;
+        lock(&pool.threads).push(thread);
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
             while let Ok(Reap::Device(device)) = reap.recv() {
                 if let Err(error) = registry.remove(&device) {
@@ -410,6 +449,11 @@ impl Pool {
     /// The devices.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// Has everything that happens told to `observer`. `false` if somebody else watches already.
+    pub fn observe(&self, observer: Observer) -> bool {
+        self.mailboxes.observer.set(observer).is_ok()
     }
 
     /// How many queues there are.
@@ -463,6 +507,7 @@ impl Pool {
         self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
         let _ = latch.wait();
         let _ = self.reaper.send(Reap::Stop);
+        let _ = self.mailboxes.watcher.send(Watch::Stop);
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
         }

@@ -42,8 +42,15 @@ pub enum Command {
     Close {
         /// Its id.
         device: u32,
+        /// Hold what finds no path of a multipath device.
+        noflush: bool,
         /// Answered when none is in flight.
         ack: Ack,
+    },
+    /// Let what waits for a path of a multipath device ask again.
+    Release {
+        /// Its id.
+        device: u32,
     },
     /// Let requests in.
     Open {
@@ -156,6 +163,9 @@ impl Queue {
                 self.dispatch(&completion);
             }
             self.carry_answers();
+            for (device, event) in self.pipeline.take_events() {
+                self.mailboxes.report(device, event);
+            }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 break Ok(());
             }
@@ -237,7 +247,8 @@ impl Queue {
                 self.pipeline.remove(device);
                 ack.done();
             }
-            Command::Close { device, ack } => self.pipeline.close(device, ack),
+            Command::Close { device, noflush, ack } => self.pipeline.close(device, noflush, ack),
+            Command::Release { device } => self.pipeline.release(device, &mut self.ring),
             Command::Open { device, live, ack } => {
                 self.pipeline.open(device, live, &mut self.ring);
                 ack.done();

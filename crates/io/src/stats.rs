@@ -25,6 +25,7 @@ pub struct Counters {
     discards: AtomicU64,
     zeroes: AtomicU64,
     errors: AtomicU64,
+    held: AtomicU64,
     read_latency: Latencies,
     write_latency: Latencies,
 }
@@ -86,6 +87,11 @@ impl Counters {
     /// `queues * width` zeroed counters, without touching the memory.
     pub fn boxed(count: usize) -> Box<[Counters]> {
         bytemuck::zeroed_slice_box(count)
+    }
+
+    /// So many pieces wait for a path of the device now. By the owning queue only.
+    pub fn set_held(&self, held: u64) {
+        self.held.store(held, Relaxed);
     }
 
     /// Counts one operation. By the owning queue only.
@@ -167,6 +173,8 @@ pub struct Totals {
     pub zeroes: u64,
     /// Operations of any kind that failed.
     pub errors: u64,
+    /// Pieces of requests that wait for a path of a multipath device now.
+    pub held: u64,
     /// How long reads took.
     pub read_latency: Histogram,
     /// How long writes took.
@@ -185,6 +193,7 @@ impl Totals {
             (&mut self.discards, &counters.discards),
             (&mut self.zeroes, &counters.zeroes),
             (&mut self.errors, &counters.errors),
+            (&mut self.held, &counters.held),
         ] {
             *total += counter.load(Relaxed);
         }

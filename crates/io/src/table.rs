@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use blkswitch_core::multipath::{Group, Multipath, Path};
 use blkswitch_core::switch::geometry::Geometry;
 use blkswitch_core::switch::regions::Map;
 
@@ -20,6 +21,9 @@ pub const MAX_DEPTH: usize = 8;
 
 /// The packed map of a switch segment in this process.
 pub type RegionMap = Map<Slots>;
+
+/// The priority groups of a multipath device in this process.
+pub type PathGroups = Multipath<Box<[Group]>, Box<[Path]>>;
 
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,14 @@ pub enum Target {
         /// The stripes in order.
         stripes: Box<[To]>,
     },
+    /// All to one of several paths to one volume. The only segment of its table; its paths are leaves, each from its
+    /// first sector.
+    Multipath {
+        /// Which of them, and what their answers mean.
+        groups: PathGroups,
+        /// The paths, in the order of the table line.
+        paths: Box<[To]>,
+    },
     /// Every request fails.
     Error,
     /// Reads give zeroes, writes vanish.
@@ -70,6 +82,7 @@ impl Target {
             Target::Switch { .. } => "switch",
             Target::Linear(_) => "linear",
             Target::Striped { .. } => "striped",
+            Target::Multipath { .. } => "multipath",
             Target::Error => "error",
             Target::Zero => "zero",
         }
@@ -78,7 +91,7 @@ impl Target {
     /// The places it sends to, in the order of the table line.
     pub fn paths(&self) -> &[To] {
         match self {
-            Target::Switch { paths, .. } => paths,
+            Target::Switch { paths, .. } | Target::Multipath { paths, .. } => paths,
             Target::Linear(to) => std::slice::from_ref(to),
             Target::Striped { stripes, .. } => stripes,
             Target::Error | Target::Zero => &[],
@@ -129,6 +142,22 @@ impl Table {
             _ => self.segments.partition_point(|s| s.start <= sector).checked_sub(1)?,
         };
         self.segments.get(index).filter(|s| sector - s.start < s.len)
+    }
+
+    /// The groups and paths of a multipath device.
+    pub fn multipath(&self) -> Option<(&PathGroups, &[To])> {
+        match &self.segments.first()?.target {
+            Target::Multipath { groups, paths } => Some((groups, paths)),
+            _ => None,
+        }
+    }
+
+    /// The leaf of a path.
+    pub fn leaf_of(&self, to: To) -> Option<&Arc<Leaf>> {
+        match to.below {
+            Below::Leaf(leaf) => self.leaves.get(leaf as usize),
+            Below::Device(_) => None,
+        }
     }
 
     /// Length in sectors.
@@ -231,6 +260,14 @@ impl TableBuilder {
             self.leaves.len() - 1
         });
         Below::Leaf(index as u32)
+    }
+
+    /// A leaf that is used.
+    pub fn leaf_at(&self, below: Below) -> Option<&Arc<Leaf>> {
+        match below {
+            Below::Leaf(leaf) => self.leaves.get(leaf as usize),
+            Below::Device(_) => None,
+        }
     }
 
     /// The leaf with this key, if the table uses it already.

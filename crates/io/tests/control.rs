@@ -78,10 +78,12 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                     match kind {
                         0 => {
                             let messenger = device.messenger(0).unwrap();
-                            let paths = messenger.map().geometry().num_paths();
+                            let paths = messenger.map().unwrap().geometry().num_paths();
                             let (at, path) = (random.below(BLOCKS / 2), random.below(u64::from(paths)));
                             let text = format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
-                            Message::new().apply_text(messenger.map(), text.as_bytes(), true).unwrap();
+                            Message::new()
+                                .apply_text(messenger.map().unwrap(), text.as_bytes(), true)
+                                .unwrap();
                             messages.fetch_add(1, Ordering::Relaxed);
                         }
                         1 => {
@@ -172,7 +174,7 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     std::thread::sleep(Duration::from_millis(100));
     client.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     client.read(0, 512).unwrap();
-    assert!(!resume.is_finished() && messenger.map().set(1, 0));
+    assert!(!resume.is_finished() && messenger.map().unwrap().set(1, 0));
     drop(messenger);
     resume.join().unwrap().unwrap();
     client.read(0, 512).unwrap();

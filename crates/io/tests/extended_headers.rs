@@ -210,7 +210,7 @@ fn the_region_map_in_long_extents() {
     let expected: Vec<(u64, u64)> = (0..16).map(|n| (region, n % 2)).collect();
     assert_eq!(client.extents(0, 8 * GIB, context), expected);
     let message = device.messenger(0).unwrap();
-    blkswitch_io::core::switch::Message::new().apply_text(message.map(), b"0:1 R1,f", true).unwrap();
+    blkswitch_io::core::switch::Message::new().apply_text(message.map().unwrap(), b"0:1 R1,f", true).unwrap();
     drop(message);
     assert_eq!(client.extents(0, 8 * GIB, context), [(8 * GIB, 1)], "one extent of 8 GiB");
 }

@@ -19,7 +19,7 @@ use blkswitch_core::table::{self, Layout, check_area, check_region_size};
 use blkswitch_core::units::SECTOR_SIZE;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::slots::Slots;
-use blkswitch_io::{Address, Below, Device, LeafOptions, Table, TableBuilder, To};
+use blkswitch_io::{Address, Below, Device, Leaf, LeafOptions, Table, TableBuilder, To};
 
 use super::constructors;
 use super::failure::{Failure, errno_of};
@@ -118,6 +118,7 @@ pub(super) struct Builder<'a> {
     /// The addresses of the table's leaves, in the table's order.
     leaf_names: Vec<String>,
     areas: Vec<Area>,
+    has_multipath: bool,
 }
 
 /// What a target needs of a device below.
@@ -137,7 +138,7 @@ impl<'a> Builder<'a> {
     fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
         let options = leaf_options(load.leaves, load.read_only, site.queues);
         let table = TableBuilder::new(load.read_only);
-        Builder { site, options, table, leaf_names: Vec::new(), areas: Vec::new() }
+        Builder { site, options, table, leaf_names: Vec::new(), areas: Vec::new(), has_multipath: false }
     }
 
     fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
@@ -155,12 +156,37 @@ impl<'a> Builder<'a> {
         Layout::extent(line.start, line.len).map_err(refuse)?;
         let constructor = constructors::by_name(line.kind).ok_or(Error::UnknownType).map_err(refuse)?;
         layout.append(line.start, line.len).map_err(refuse)?;
+        self.check_alone(line)?;
         let target = constructor(self, line.len, &words(line.params)).map_err(|mut failure| {
             failure.reason = format!("line {}: {}", line.line, failure.reason);
             failure
         })?;
         self.table.push(line.len, target);
         Ok(())
+    }
+
+    /// A multipath is the only target of its table.
+    fn check_alone(&mut self, line: &table::Target<'_>) -> Result<(), Failure> {
+        let is_multipath = line.kind == b"multipath";
+        if line.start > 0 && (is_multipath || self.has_multipath) {
+            let text = "multipath: must be the only target of its table (-EINVAL)";
+            let reason =
+                format!("line {}: a multipath is the only line of its table: put a device on top", line.line);
+            return Err(Failure::target(Errno::Einval, text, reason));
+        }
+        self.has_multipath = is_multipath;
+        Ok(())
+    }
+
+    /// The leaf that a word names, made part of the table.
+    pub(super) fn leaf_below(&mut self, word: &[u8]) -> Result<(Below, Arc<Leaf>), LookupError> {
+        if let Found::Device(_) = find(word, self.site.registry)? {
+            let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let below = self.below(word)?;
+        let gone = || Failure::new(Errno::Enxio, format!("'{}' is no leaf", Printable(word)));
+        self.table.leaf_at(below).map(|leaf| (below, leaf.clone())).ok_or_else(gone)
     }
 
     /// The device that a word names, made part of the table.

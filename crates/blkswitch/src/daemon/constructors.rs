@@ -1,5 +1,6 @@
 //! The constructors of the target types: their words to an [`io::Target`](blkswitch_io::Target), with the kernel's
-//! order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6, dm-error 1.5, dm-zero 1.1).
+//! order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6, dm-error 1.5, dm-zero 1.1; dm-multipath 1.14
+//! in [`super::multipath`]).
 //!
 //! Contract: a constructor opens what its words name ([`Builder::below`]) and notes what it needs of it
 //! ([`Builder::needs`]); whether that is there is checked when all targets of the table stand. A further type is a
@@ -7,21 +8,24 @@
 
 use blkswitch_core::args::{Printable, parse_u32, parse_u64};
 use blkswitch_core::error::{Errno as CoreErrno, Error};
+use blkswitch_core::multipath::{self, Item};
 use blkswitch_core::switch::{Geometry, Map, Params};
 use blkswitch_core::table;
 use blkswitch_io::{Target, To};
 
 use super::build::{Area, Builder, words};
 use super::failure::{Failure, errno_of};
+use super::multipath::multipath;
 use crate::protocol::Errno;
 
 /// A constructor: the table in the making, the target's length in sectors, its words.
 pub(super) type Constructor = fn(&mut Builder<'_>, u64, &[&[u8]]) -> Result<Target, Failure>;
 
 /// Name, version of the kernel's target that it follows, constructor.
-pub(super) const TYPES: [(&str, [u32; 3], Constructor); 5] = [
+pub(super) const TYPES: [(&str, [u32; 3], Constructor); 6] = [
     ("error", [1, 5, 0], error),
     ("linear", [1, 4, 0], linear),
+    ("multipath", [1, 14, 0], multipath),
     ("striped", [1, 6, 0], striped),
     ("switch", [1, 1, 0], switch),
     ("zero", [1, 1, 0], zero),
@@ -164,6 +168,17 @@ fn bad_number(what: &str, word: &[u8]) -> String {
 /// How many sectors a line needs of each device it names. Wrong lines need nothing: they are refused later.
 pub(super) fn needed_sectors<'a>(line: &table::Target<'a>) -> Vec<(&'a [u8], u64)> {
     let words = words(line.params);
+    if line.kind == b"multipath" {
+        let mut devices = Vec::new();
+        let Ok(mut params) = multipath::Params::parse(&words) else { return devices };
+        while let Ok(Some(item)) = params.next_item() {
+            if let Item::Path(path) = item {
+                // The same word, but of the line's own life.
+                devices.extend(words.iter().find(|word| **word == path.device).map(|word| (*word, line.len)));
+            }
+        }
+        return devices;
+    }
     let (devices, len) = match (line.kind, words.as_slice()) {
         (b"switch", [_, _, _, devices @ ..]) => (devices, line.len),
         (b"linear", devices) => (devices, line.len),
@@ -197,6 +212,7 @@ mod tests {
         assert_eq!(needed("0 100 striped 2 10 /a 0 /b 5"), [("/a".to_owned(), 50), ("/b".to_owned(), 55)]);
         assert_eq!(needed("0 100 striped 0 10 /a 0"), []);
         assert_eq!(needed("0 100 switch 1 8 0 /a x"), []);
+        assert_eq!(needed("0 100 multipath 0 0 1 1 round-robin 0 1 0 /a"), [("/a".to_owned(), 100)]);
         assert_eq!(needed("0 100 zero"), []);
     }
 }

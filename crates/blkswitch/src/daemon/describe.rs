@@ -11,6 +11,7 @@ use blkswitch_io::{Below, Device, Segment, Table, Target, To};
 
 use super::build::short_name;
 use super::failure::MAJOR;
+use super::multipath;
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
 
 /// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that it may be.
@@ -63,6 +64,7 @@ fn params(table: &Table, target: &Target) -> String {
     let mut text = match target {
         Target::Switch { map, paths } => format!("{} {} 0", paths.len(), map.geometry().region_size()),
         Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
+        Target::Multipath { groups, paths } => return multipath::params(table, groups, paths),
         Target::Linear(_) | Target::Error | Target::Zero => String::new(),
     };
     for to in target.paths() {
@@ -82,6 +84,7 @@ fn status(table: &Table, target: &Target) -> String {
             // One word of status: a letter per stripe. We know of no dead ones.
             format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
         }
+        Target::Multipath { groups, paths } => multipath::status(table, groups, paths),
         Target::Switch { .. } | Target::Linear(_) | Target::Error | Target::Zero => String::new(),
     }
 }

@@ -68,9 +68,13 @@ impl Devices {
         self.save(None)
     }
 
-    /// Closes the gate and waits for the requests in flight.
-    pub fn suspend(&self, device: &Arc<Device>) -> Result<(), Failure> {
-        device.suspend()?;
+    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no path meanwhile.
+    pub fn suspend(&self, device: &Arc<Device>, noflush: bool) -> Result<(), Failure> {
+        if noflush {
+            device.suspend_noflush()?;
+        } else {
+            device.suspend()?;
+        }
         self.save(None)
     }
 
@@ -80,7 +84,7 @@ impl Devices {
         let swaps = device.inactive().is_some();
         if swaps && device.info().opens > 0 {
             // What is answered from here on is answered by the new table; so nothing is, until that is saved.
-            device.suspend()?;
+            device.suspend_noflush()?;
             self.save(Some(device))?;
         }
         if let Err(error) = device.resume() {
@@ -257,7 +261,11 @@ fn survives_alone(table: &Table) -> bool {
 fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
     table.segments().iter().filter_map(|segment| match &segment.target {
         Target::Switch { map, .. } => Some(map.storage().file()),
-        Target::Linear(_) | Target::Striped { .. } | Target::Error | Target::Zero => None,
+        Target::Linear(_)
+        | Target::Striped { .. }
+        | Target::Multipath { .. }
+        | Target::Error
+        | Target::Zero => None,
     })
 }
 

@@ -5,7 +5,7 @@
 //! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
 //! | [`devices`] | what can be done with devices |
 //! | [`disks`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
-//! | [`build`], [`constructors`], [`lookup`] | from the text of a table to a table that runs |
+//! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`listen`] | sockets |
 //! | [`failure`] | why something was refused |
@@ -23,6 +23,7 @@ pub mod failure;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
+pub mod multipath;
 pub mod reply;
 pub mod routes;
 pub mod server;

@@ -8,6 +8,7 @@ mod demo;
 mod fixture;
 mod golden;
 mod golden_io;
+mod golden_multipath;
 mod golden_tables;
 mod golden_tools;
 mod http;

@@ -216,6 +216,16 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.select_for(ask, 0, on)
     }
 
+    /// An attempt down this path, if it is up: for what has to go where earlier requests went, as a flush has while
+    /// each path may have a cache of its own.
+    pub fn select_path(&self, path: u32, ask: Ask) -> Option<Attempt> {
+        let number = path;
+        let path = self.path(number).filter(|path| path.is_up())?;
+        self.groups().get(path.group() as usize)?.selector().started(path, ask.bytes);
+        let (started_ns, bytes, cpu) = (ask.now_ns, ask.bytes, ask.cpu);
+        Some(Attempt { path: number, sent_before: 0, started_ns, bytes, cpu })
+    }
+
     #[inline]
     fn select_for(&self, ask: Ask, sent_before: u32, on: &mut impl FnMut(Event)) -> Choice {
         let found = match self.group(self.chosen.load().settled()) {

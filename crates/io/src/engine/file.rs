@@ -54,6 +54,8 @@ pub struct FileEngine {
     /// In memory: plain system calls.
     in_memory: bool,
     is_block: bool,
+    /// Past the page cache.
+    direct: bool,
 }
 
 impl FileEngine {
@@ -129,7 +131,7 @@ impl FileEngine {
         let files =
             reopen(file, options.queues.max(1) + SHARED, read_only, if direct { libc::O_DIRECT } else { 0 })
                 .map_err(system("open again"))?;
-        Ok((FileEngine { files, in_memory, is_block: kind.is_block_device() }, limits))
+        Ok((FileEngine { files, in_memory, is_block: kind.is_block_device(), direct }, limits))
     }
 
     fn fd(&self, queue: usize) -> RawFd {
@@ -194,6 +196,12 @@ impl FileEngine {
             hole if hole as u64 > offset && hole > 0 => ((hole as u64 - offset).min(len), 0),
             _ => (len, 0),
         }
+    }
+
+    /// The page cache does, once it has told of a failed write-back. A disk past the cache keeps what it could not flush,
+    /// or has told of it when it was written; a file system may fall back to its cache.
+    pub(super) fn forgets_failed_writes(&self) -> bool {
+        !(self.is_block && self.direct)
     }
 
     /// Reads the first block, past the page cache where the file system can do that: what is cached says nothing about

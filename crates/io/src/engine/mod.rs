@@ -189,6 +189,9 @@ impl Engine {
 
     /// Whether a failed flush may have dropped the writes it was to cover, so that a later success means nothing.
     pub fn forgets_failed_writes(&self) -> bool {
-        matches!(self, Engine::File(_))
+        match self {
+            Engine::File(engine) => engine.forgets_failed_writes(),
+            Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
+        }
     }
 }

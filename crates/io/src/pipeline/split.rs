@@ -3,7 +3,7 @@
 //! A request is cut at region, chunk and segment boundaries; neighbours that go through the same path to
 //! neighbouring addresses are one piece again.
 
-use super::{Below, Hops, LeafAt, Local, Segment, Table, Target, To, WINDOW};
+use super::{Below, Hops, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
 
 /// Boundaries passed before a request's split is put off until what was found is done: neighbours that are one piece
 /// again cost time all the same, and a request may span a billion of them.
@@ -29,6 +29,13 @@ pub(super) struct Piece {
 pub(super) enum PieceTo {
     /// To a leaf.
     Leaf(LeafAt),
+    /// Down a path of a multipath device. The path of the piece's last hop is known when it is chosen.
+    Multipath {
+        /// The device.
+        device: u32,
+        /// The path it should take, while that is up.
+        path: Option<u32>,
+    },
     /// To the closed gate of a device below.
     Gate(u32),
     /// It fails.
@@ -104,6 +111,12 @@ fn step(
             let to = stripes.get(stripe as usize);
             (stripe as u32, to, row * chunk + in_chunk, left.min(chunk - in_chunk))
         }
+        Target::Multipath { .. } => {
+            let to = PieceTo::Multipath { device: at.device, path: None };
+            let through = hops.with(at.device, segment.first_path);
+            let (to, hops) = through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
+            return nowhere(to, at, left, hops, out);
+        }
         Target::Error => return nowhere(PieceTo::Fail(libc::EIO), at, left, hops, out),
         Target::Zero => return nowhere(PieceTo::Nowhere, at, left, hops, out),
     };
@@ -176,7 +189,11 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
     let Some(live) = &local.live else { return };
     let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
     let departed = live.departed.iter().map(|leaf| (leaf, 0, true));
-    let leaves = live.table.leaves_with_paths().map(|(leaf, path)| (leaf, path, false)).chain(departed);
+    let own = live.table.leaves_with_paths().filter(|_| live.table.multipath().is_none());
+    let leaves = own.map(|(leaf, path)| (leaf, path, false)).chain(departed);
+    if let Some((groups, paths)) = live.table.multipath() {
+        flush_multipath(&live.table, (groups, paths), device, hops, out);
+    }
     let mut index = [0u32; 2];
     for (leaf, path, departed) in leaves {
         let at = LeafAt { device, index: index[usize::from(departed)], departed };
@@ -193,6 +210,45 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
             Some(Some(local)) if !local.open => out.push(piece(PieceTo::Gate(below), hops)),
             _ => flush(devices, below, hops, out),
         }
+    }
+}
+
+/// The pieces of a flush of a multipath device. It is one volume, but its paths may lead to servers with a cache each:
+/// so every path that is up and holds unflushed writes is flushed. What went over paths that are down is covered by
+/// a flush over another ([`super::multipath`]).
+fn flush_multipath(
+    table: &Table,
+    (groups, paths): (&PathGroups, &[To]),
+    device: u32,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+) {
+    let Some(hops) = hops.with(device, 0) else { return };
+    let mut push = |to, path| {
+        let mut hops = hops;
+        hops.set_last_path(path);
+        out.push(Piece { to, hops, offset: 0, len: 0, data: 0 });
+    };
+    let (mut flushed, mut is_down) = (false, false);
+    for ((leaf, first), index) in table.leaves_with_paths().zip(0u32..) {
+        if !leaf.needs_flush() {
+            continue;
+        }
+        if leaf.engine().forgets_failed_writes() {
+            // Its cache is on this side: no other path can answer for it.
+            push(PieceTo::Leaf(LeafAt { device, index, departed: false }), first);
+            continue;
+        }
+        let mut ways = paths.iter().zip(groups.paths()).zip(0u32..);
+        let up = ways.find(|((to, path), _)| to.below == Below::Leaf(index) && path.is_up());
+        match up {
+            Some((_, path)) => push(PieceTo::Multipath { device, path: Some(path) }, path),
+            None => is_down = true,
+        }
+        flushed |= up.is_some();
+    }
+    if is_down && !flushed {
+        push(PieceTo::Multipath { device, path: None }, 0);
     }
 }
 

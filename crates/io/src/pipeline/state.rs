@@ -35,6 +35,19 @@ impl Hops {
         self.all().get(1..).unwrap_or(&[])
     }
 
+    /// The path taken at the last device is another.
+    pub(super) fn set_last_path(&mut self, path: u32) {
+        if let Some(hop) = self.depth.checked_sub(1).and_then(|last| self.hops.get_mut(last)) {
+            hop.path = path;
+        }
+    }
+
+    /// Without the last device.
+    pub(super) fn without_last(mut self) -> Hops {
+        self.depth = self.depth.saturating_sub(1);
+        self
+    }
+
     /// Nothing when the stack is too deep.
     pub(super) fn with(mut self, device: u32, path: u32) -> Option<Hops> {
         *self.hops.get_mut(self.depth)? = Hop { device, path };
@@ -49,6 +62,10 @@ pub(super) struct Local {
     pub(super) open: bool,
     pub(super) in_flight: u32,
     pub(super) parked: VecDeque<Parked>,
+    /// Pieces that no path of this multipath device takes for now, of the requests named.
+    pub(super) held: VecDeque<(u32, Piece)>,
+    /// The gate was closed for a suspend that pushes back what finds no path.
+    pub(super) noflush: bool,
     pub(super) closing: Option<Ack>,
     pub(super) counters: Arc<[Counters]>,
 }
@@ -68,6 +85,8 @@ pub(super) struct Running {
     pub(super) device: u32,
     /// Pieces not done, and 1 while the request is being split.
     pub(super) left: u32,
+    /// Those of them that its own device holds. While that is all of them, the request is not counted as in flight.
+    pub(super) held: u32,
     pub(super) errno: i32,
     /// Bytes already split off.
     pub(super) split: u64,
@@ -118,6 +137,16 @@ pub(super) struct Flushing {
     pub(super) with: Vec<u32>,
     /// Came while it ran: the next one serves them.
     pub(super) next: Vec<u32>,
+}
+
+/// Unflushed writes of a path that is down, which a flush over another path will cover.
+pub(super) struct Covering {
+    /// The flush.
+    pub(super) part: u32,
+    /// The path's leaf, by its index in the table.
+    pub(super) leaf: u32,
+    /// See [`crate::leaf::Dirty`].
+    pub(super) writes: u64,
 }
 
 impl Local {

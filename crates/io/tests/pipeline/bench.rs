@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::engine::Engine;
 use blkswitch_io::engine::sim::SimEngine;
 use blkswitch_io::pipeline::Pipeline;
@@ -63,6 +64,29 @@ impl Bench {
         table.build(self.queues.len())
     }
 
+    /// A multipath device by the words of its table line, in which leaves stand by their places here.
+    pub(crate) fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
+        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let mut params = Params::parse(&words).unwrap();
+        let (mut groups, mut paths, mut tos) = (Vec::new(), Vec::new(), Vec::new());
+        let mut table = TableBuilder::new(false);
+        while let Some(item) = params.next_item().unwrap() {
+            match item {
+                Item::Group(group) => groups.push(group.group()),
+                Item::Path(path) => {
+                    let place: usize = std::str::from_utf8(path.device).unwrap().parse().unwrap();
+                    tos.push(To { below: table.leaf(leaves[place].clone()), offset: 0 });
+                    paths.push(path.path().unwrap().path);
+                }
+            }
+        }
+        let (features, initial) = (*params.features(), params.initial_group());
+        let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
+        let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap_or(128);
+        table.push(sectors, Target::Multipath { groups, paths: tos.into() });
+        table.build(self.queues.len())
+    }
+
     pub(crate) fn linear_on(&self, device: &Arc<Device>, sectors: u64) -> Table {
         let mut table = TableBuilder::new(false);
         let below = table.device(device).unwrap();
@@ -71,9 +95,13 @@ impl Bench {
     }
 
     pub(crate) fn close(&mut self, device: &Device) -> Arc<Latch> {
+        self.close_as(device, false)
+    }
+
+    pub(crate) fn close_as(&mut self, device: &Device, noflush: bool) -> Arc<Latch> {
         let latch = Latch::new(self.queues.len());
         for (pipeline, _) in &mut self.queues {
-            pipeline.close(device.id(), latch.ack());
+            pipeline.close(device.id(), noflush, latch.ack());
         }
         latch
     }
@@ -83,6 +111,14 @@ impl Bench {
         device.resume().unwrap();
         for (pipeline, ring) in &mut self.queues {
             pipeline.open(device.id(), device.running(), ring);
+        }
+        self.collect();
+    }
+
+    /// What is held for want of a path asks again, on all queues.
+    pub(crate) fn release(&mut self, device: &Device) {
+        for (pipeline, ring) in &mut self.queues {
+            pipeline.release(device.id(), ring);
         }
         self.collect();
     }
@@ -142,7 +178,7 @@ impl Bench {
         self.collect();
     }
 
-    fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) {
         let mut done = Vec::new();
         self.queues.iter_mut().for_each(|(pipeline, _)| pipeline.take_done(&mut done));
         for Done { token, errno } in done {

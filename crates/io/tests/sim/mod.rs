@@ -542,7 +542,7 @@ impl World {
             Mail::Close { device, ack } => {
                 say!(self, "q{queue} d{device} gate closes");
                 self.queues[queue].gates[device].open = false;
-                self.queues[queue].pipeline.close(device as u32, ack);
+                self.queues[queue].pipeline.close(device as u32, false, ack);
             }
             Mail::Open { device, live, table, ack } => {
                 say!(self, "q{queue} d{device} gate opens");
@@ -578,7 +578,7 @@ impl World {
         let regions = map.borrow().paths.len() as u64;
         let text = stack::message(&mut self.random, regions, ways.len() as u64);
         say!(self, "d{device} segment {nth}: {text}");
-        let real = Message::new().apply_text(real.expect("a switch").map(), text.as_bytes(), true);
+        let real = Message::new().apply_text(real.expect("a switch").map().unwrap(), text.as_bytes(), true);
         let model = map.borrow_mut().message(text.as_bytes());
         assert_eq!(real.map(|_| ()).map_err(|e| e.1.position as usize), model.map_err(|e| e.0), "{text}");
         self.summary.messages += 1;

@@ -190,10 +190,10 @@ fn remaps_and_reloads_go_on_under_io() {
         let (mut region, mut turns) = (0u64, 0u32);
         while Instant::now() < until {
             let messenger = lab.device.messenger(0).unwrap();
-            let geometry = *messenger.map().geometry();
+            let geometry = *messenger.map().unwrap().geometry();
             for _ in 0..1000 {
                 region = (region * 31 + 7) % geometry.nr_regions();
-                assert!(messenger.map().set(region, (region % 3) as u32));
+                assert!(messenger.map().unwrap().set(region, (region % 3) as u32));
             }
             drop(messenger);
             turns += 1;

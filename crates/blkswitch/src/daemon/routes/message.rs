@@ -20,6 +20,7 @@ use blkswitch_core::switch::message::{EMPTY_MESSAGE, MAX_WORD_LEN, UNRECOGNISED_
 use blkswitch_core::switch::{Command, Message, MessageError, command};
 use blkswitch_io::Device;
 use blkswitch_io::device::Messenger;
+use blkswitch_io::pool::Registry;
 use blkswitch_io::table::RegionMap;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
@@ -27,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::compact::Compact;
 use crate::daemon::failure::Failure;
+use crate::daemon::multipath;
 use crate::daemon::reply::{Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{Errno, ErrorBody, MessageQuery, MessageReply, route};
@@ -95,7 +97,7 @@ pub async fn message(
         }
     };
     let number = device.id();
-    let reply = receive(device, query, &mut incoming).await?;
+    let reply = receive(&app, device, query, &mut incoming).await?;
     if reply.is_err() {
         incoming.drain().await;
     }
@@ -104,6 +106,7 @@ pub async fn message(
 
 /// Reads the body and has it applied.
 async fn receive(
+    app: &App,
     device: Arc<Device>,
     query: MessageQuery,
     incoming: &mut Incoming,
@@ -118,7 +121,8 @@ async fn receive(
         return Ok(Err(Failure::new(Errno::E2big, reason)));
     }
     let (sender, pieces) = mpsc::channel(BLOCKS_AHEAD);
-    let applied = blocking(move || apply(&device, query, head, complete, pieces));
+    let devices = app.devices.clone();
+    let applied = blocking(move || apply(&device, devices.pool().registry(), query, head, complete, pieces));
     if complete {
         return applied.await;
     }
@@ -208,6 +212,7 @@ impl Incoming {
 /// Applies a message: its head, and what follows unless that is all.
 fn apply(
     device: &Device,
+    registry: &Registry,
     query: MessageQuery,
     head: Vec<u8>,
     complete: bool,
@@ -222,12 +227,18 @@ fn apply(
         return core_message(device, &head, complete);
     }
     let messenger = device.messenger(query.sector)?;
+    let Some(map) = messenger.map() else { return to_multipath(&messenger, &head, complete, registry) };
     match command(&first) {
         Some(Command::SetRegionMappings) => {
             let begin = head.len() - words.rest().len();
-            set_region_mappings(&messenger, query.atomic, head, begin, complete, pieces)
+            let reply = set_region_mappings(map, query.atomic, head, begin, complete, pieces);
+            let applied = reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
+            if applied > 0 {
+                device.remapped(messenger.segment().start, applied);
+            }
+            reply.map_err(|(failure, _)| failure)
         }
-        Some(Command::GetRegionMappings) => get_region_mappings(messenger.map()),
+        Some(Command::GetRegionMappings) => get_region_mappings(map),
         None => {
             let word = String::from_utf8_lossy(&first).chars().take(64).collect::<String>();
             let reason = format!("'{word}' is no message of switch: it must be set_region_mappings");
@@ -262,6 +273,21 @@ fn core_message(device: &Device, text: &[u8], complete: bool) -> Result<MessageR
     Ok(MessageReply::default())
 }
 
+/// A message to a multipath: a few words.
+fn to_multipath(
+    messenger: &Messenger<'_>,
+    text: &[u8],
+    complete: bool,
+    registry: &Registry,
+) -> Result<MessageReply, Failure> {
+    if !complete {
+        let reason = format!("a message to a multipath may have at most {BLOCK_BYTES} bytes");
+        return Err(Failure::new(Errno::E2big, reason));
+    }
+    let words: Vec<Vec<u8>> = Words::new(text).map(|word| word.bytes().collect()).collect();
+    multipath::message(messenger, &words, registry)
+}
+
 fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
     let (mut text, mut compact) = (Vec::new(), Compact::default());
     if compact.write(map, ANSWER_MAX_BYTES, &mut text) {
@@ -272,26 +298,27 @@ fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
     Ok(MessageReply { text: Some(String::from_utf8_lossy(&text).into_owned()), ..MessageReply::default() })
 }
 
-/// Changes the map. The arguments begin at `begin` of `head`.
+/// Changes the map. The arguments begin at `begin` of `head`. With a refusal comes how many were applied.
 fn set_region_mappings(
-    messenger: &Messenger<'_>,
+    map: &RegionMap,
     atomic: bool,
     mut head: Vec<u8>,
     begin: usize,
     complete: bool,
     mut pieces: mpsc::Receiver<Piece>,
-) -> Result<MessageReply, Failure> {
+) -> Result<MessageReply, (Failure, u64)> {
     head.drain(..begin);
-    let map = messenger.map();
     if atomic {
         let mut check = Message::new();
-        check.check_text(map.geometry(), &head, true).map_err(|refused| bad_argument(&head, refused))?;
+        let checked = check.check_text(map.geometry(), &head, true);
+        checked.map_err(|refused| (bad_argument(&head, refused), 0))?;
     }
     let mut state = Message::new();
     let mut text = head;
     let mut last = complete;
     loop {
-        let taken = state.apply_text(map, &text, last).map_err(|refused| bad_argument(&text, refused))?;
+        let taken = state.apply_text(map, &text, last);
+        let taken = taken.map_err(|refused| (bad_argument(&text, refused), state.arguments()))?;
         if last {
             return Ok(MessageReply { arguments: state.arguments(), ..MessageReply::default() });
         }
@@ -300,7 +327,7 @@ fn set_region_mappings(
             Some(Piece::Block(block)) => text.extend_from_slice(&block),
             Some(Piece::End) => last = true,
             // The reading side knows why the message was cut and answers.
-            None => return Ok(MessageReply::default()),
+            None => return Ok(MessageReply { arguments: state.arguments(), ..MessageReply::default() }),
         }
     }
 }

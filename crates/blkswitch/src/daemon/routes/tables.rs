@@ -52,9 +52,8 @@ pub async fn suspend(
     Name(name): Name,
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
-    // No target of ours holds requests back, and no file system is mounted: neither switch has anything to do.
     tracing::debug!(?how, "suspend");
-    on_device(app, name, "suspend", |app, device| app.devices.suspend(device)).await
+    on_device(app, name, "suspend", move |app, device| app.devices.suspend(device, how.noflush)).await
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.

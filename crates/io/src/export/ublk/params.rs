@@ -56,7 +56,7 @@ fn chunk_sectors(table: &Table, sectors_per_block: u64) -> u32 {
     let chunk = match &segment.target {
         Target::Switch { map, .. } => u64::from(map.geometry().region_size()),
         Target::Striped { chunk, .. } => *chunk,
-        Target::Linear(_) | Target::Error | Target::Zero => 0,
+        Target::Linear(_) | Target::Multipath { .. } | Target::Error | Target::Zero => 0,
     };
     let usable = chunk >= MIN_CHUNK_SECTORS && chunk.is_multiple_of(sectors_per_block);
     if usable { u32::try_from(chunk).unwrap_or(0) } else { 0 }

@@ -1,0 +1,179 @@
+//! The multipath target: its constructor, its messages and its texts, all as the core has them.
+//!
+//! The paths of a multipath are leaves. In the kernel they may be any block device; here a device of ours in between
+//! would have a gate, flushes and errors of its own, and nothing it could add.
+//!
+//! Contract: as [`super::constructors`] and [`super::describe`].
+
+use blkswitch_core::error::Errno as CoreErrno;
+use blkswitch_core::multipath::selector::RepeatCountDeprecated;
+use blkswitch_core::multipath::{Command, Item, MessageError, Multipath, Params, ParamsError};
+use blkswitch_io::device::Messenger;
+use blkswitch_io::pool::Registry;
+use blkswitch_io::table::PathGroups;
+use blkswitch_io::{Address, Leaf, Table, Target, To};
+
+use super::build::{Area, Builder};
+use super::describe::address;
+use super::failure::Failure;
+use super::lookup::{Found, find};
+use crate::protocol::{Errno, MessageReply};
+
+/// The constructor.
+pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
+    let refuse = |error: ParamsError| {
+        let word = words.get(error.at).copied();
+        let errno = Errno::from_number(error.errno().number());
+        let text = format!("multipath: {error} ({})", error.errno());
+        Failure::target(errno, text, error.explain(word).to_string())
+    };
+    let mut params = Params::parse(words).map_err(refuse)?;
+    let (mut groups, mut paths, mut tos) = (Vec::new(), Vec::new(), Vec::new());
+    let mut volume = Volume::default();
+    while let Some(item) = params.next_item().map_err(refuse)? {
+        let path = match item {
+            Item::Group(group) => {
+                groups.push(group.group());
+                continue;
+            }
+            Item::Path(path) => path,
+        };
+        let opened = table.leaf_below(path.device).and_then(|(below, leaf)| {
+            volume.check(&leaf)?;
+            Ok(below)
+        });
+        let below = opened.map_err(|found| {
+            let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
+            let mut failure = refuse(path.lookup_failed(errno));
+            failure.errno = found.errno;
+            failure.reason = format!("path {}: {}", path.number, found.reason);
+            failure
+        })?;
+        let new = path.path().map_err(refuse)?;
+        if let Some(selector) = new.repeat_count_deprecated {
+            tracing::warn!("{}", RepeatCountDeprecated(&selector));
+        }
+        paths.push(new.path);
+        tos.push(To { below, offset: 0 });
+    }
+    for to in &tos {
+        table.needs(Area { to: *to, len, regions: None });
+    }
+    let (features, initial) = (*params.features(), params.initial_group());
+    let groups = Multipath::new(features, initial, groups.into(), paths.into());
+    // What one line has handed out fits together.
+    let groups = groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
+    Ok(Target::Multipath { groups, paths: tos.into() })
+}
+
+/// What is known of the volume that all paths must lead to. A region sent to the wrong one is the worst there is.
+#[derive(Default)]
+struct Volume {
+    sectors: Option<(u64, String)>,
+    identity: Option<(String, String)>,
+}
+
+impl Volume {
+    /// Refuses a path that leads to another volume than those before it, or that caches what it should not.
+    fn check(&mut self, leaf: &Leaf) -> Result<(), Failure> {
+        let (name, sectors) = (leaf.name(), leaf.limits().sectors);
+        if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
+            let reason = format!(
+                "'{name}' goes through the page cache, where no other path sees what is written: open it with \
+                 --cache auto or direct"
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let (first, other) = self.sectors.get_or_insert_with(|| (sectors, name.to_owned()));
+        if *first != sectors {
+            let reason = format!(
+                "'{name}' has {sectors} sectors and '{other}' has {first}: paths to one volume have one size"
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let Some(identity) = leaf.engine().identity() else { return Ok(()) };
+        let (first, other) = self.identity.get_or_insert_with(|| (identity.clone(), name.to_owned()));
+        if *first != identity {
+            let reason =
+                format!("'{name}' leads to the volume '{identity}' and '{other}' to '{first}': not to one");
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        Ok(())
+    }
+}
+
+/// What `table` prints behind the type.
+pub(super) fn params(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
+    let address = |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
+    groups.table(|path, f| f.write_str(&address(path))).to_string()
+}
+
+/// What `status` prints behind the type.
+pub(super) fn status(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
+    let address = |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
+    groups.info(|path, f| f.write_str(&address(path))).to_string()
+}
+
+/// Applies the words of a message.
+pub(super) fn message(
+    messenger: &Messenger<'_>,
+    words: &[Vec<u8>],
+    registry: &Registry,
+) -> Result<MessageReply, Failure> {
+    let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+    let applied = if messenger.is_suspended() {
+        Err(MessageError::Suspended)
+    } else {
+        apply(messenger, &words, registry)
+    };
+    applied.map(|()| MessageReply { arguments: words.len() as u64, ..MessageReply::default() }).map_err(
+        |error| {
+            let word = error.word(&words);
+            let errno = Errno::from_number(error.errno().number());
+            let mut failure = Failure::new(errno, error.explain(word).to_string());
+            let line = error.of_word(word).to_string();
+            if !line.is_empty() {
+                failure.kernel.push(format!("device-mapper: multipath: {line}"));
+            }
+            failure
+        },
+    )
+}
+
+fn apply(messenger: &Messenger<'_>, words: &[&[u8]], registry: &Registry) -> Result<(), MessageError> {
+    let command = Command::parse(words)?;
+    let table = messenger.table();
+    let Some((_, paths)) = table.multipath() else { return Err(MessageError::Unrecognised) };
+    let meant = match command.device() {
+        Some(word) => meant(word, table, paths, registry)?,
+        None => Vec::new(),
+    };
+    messenger.apply(&command, |path| meant.contains(&path)).unwrap_or(Err(MessageError::Unrecognised))
+}
+
+/// The paths over the device that a word names.
+fn meant(word: &[u8], table: &Table, paths: &[To], registry: &Registry) -> Result<Vec<u32>, MessageError> {
+    let found = match find(word, registry) {
+        Ok(found) => found,
+        // The kernel takes a number as it is; if there is no such device, no path is over it.
+        Err(failure) if failure.errno == Errno::Enxio => return Ok(Vec::new()),
+        Err(failure) => {
+            let errno = CoreErrno::from_number(failure.errno.number()).unwrap_or(CoreErrno::Eio);
+            return Err(MessageError::Device { errno });
+        }
+    };
+    let Found::Leaf(named) = found else { return Ok(Vec::new()) };
+    let key = Leaf::key_of(&named);
+    let leads = |to: &To| {
+        let leaf = table.leaf_of(*to);
+        // The name, too: a file may be gone from where it was when it was opened.
+        leaf.is_some_and(|leaf| leaf.name().as_bytes() == word || key.as_deref() == Some(leaf.key()))
+    };
+    let meant: Vec<u32> = paths.iter().zip(0..).filter(|(to, _)| leads(to)).map(|(_, path)| path).collect();
+    match named {
+        Address::Path(path) if meant.is_empty() && !path.exists() => {
+            Err(MessageError::Device { errno: CoreErrno::Enoent })
+        }
+        _ => Ok(meant),
+    }
+}

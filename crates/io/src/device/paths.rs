@@ -1,0 +1,99 @@
+//! Multipath devices from the control side: messages and the checker change them, and what happens is told.
+//!
+//! Contract: as [`super`]. Changes are made under the message lock, which [`Messenger`] holds.
+
+use blkswitch_core::multipath::Event;
+use blkswitch_core::multipath::message::{Command as Words, MessageError};
+
+use super::{Device, Messenger, lock};
+use crate::event::What;
+use crate::queue::Command;
+use crate::table::PathGroups;
+
+impl Device {
+    /// Before a suspend with flush: what finds no path fails until the resume. What is held already stays held, as the
+    /// gate closes over it. Returns whether it was to be held before; nothing if the device is no multipath.
+    pub(super) fn stop_queueing(&self) -> Option<bool> {
+        let table = self.live()?;
+        let (groups, _) = table.multipath()?;
+        let queued = groups.queues_if_no_path();
+        // Nobody is told: it is for the time of the suspend.
+        groups.set_queueing(false, &mut |_| {});
+        Some(queued)
+    }
+
+    /// Before the gate is opened again: the policy is what it was.
+    pub(super) fn queue_again(&self) {
+        let (queued, live) = {
+            let mut state = lock(&self.state);
+            (state.queued.take(), state.live.clone())
+        };
+        if let (Some(queued), Some(live)) = (queued, live)
+            && let Some((groups, _)) = live.table.multipath()
+        {
+            groups.set_queueing(queued, &mut |_| {});
+        }
+    }
+
+    /// Has the queues ask for a path again for what they hold.
+    pub fn release_held(&self) {
+        self.mailboxes.send_all(|_| Command::Release { device: self.id });
+    }
+
+    /// Something has changed on this multipath device: it is counted, logged, and told to who watches.
+    pub(crate) fn happened(&self, event: Event) {
+        let path = event.path().and_then(|path| {
+            let table = self.live()?;
+            let (_, paths) = table.multipath()?;
+            Some(table.leaf_of(*paths.get(path as usize)?)?.name().to_owned())
+        });
+        if event.is_counted() {
+            self.raise_event();
+        }
+        let name = self.name();
+        let line = event.log_line(&name, path.as_deref().unwrap_or_default());
+        match event {
+            Event::PathFailed { .. } | Event::QueueingOff => tracing::warn!("{line}"),
+            _ => tracing::info!("{line}"),
+        }
+        self.mailboxes.tell(self, What::Multipath { event, path });
+    }
+
+    /// A message has changed the map of the switch segment that begins at `sector`, by so many arguments.
+    pub fn remapped(&self, sector: u64, arguments: u64) {
+        self.mailboxes.tell(self, What::Remapped { sector, arguments });
+    }
+}
+
+impl Messenger<'_> {
+    /// Changes the multipath; nothing if the segment is none. What happened is told, and held requests are released if
+    /// that is called for.
+    pub fn change<R>(&self, act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)) -> R) -> Option<R> {
+        let groups = self.groups()?;
+        let mut events = Vec::new();
+        let result = act(groups, &mut |event| events.push(event));
+        if events.iter().any(Event::releases_held) {
+            self.device.release_held();
+        }
+        events.into_iter().for_each(|event| self.device.happened(event));
+        Some(result)
+    }
+
+    /// Applies a message to the multipath, unless the device is suspended; nothing if the segment is none. `is_meant`
+    /// says of a path's number whether the path is over the message's device.
+    pub fn apply(
+        &self,
+        command: &Words<'_>,
+        is_meant: impl FnMut(u32) -> bool,
+    ) -> Option<Result<(), MessageError>> {
+        if self.is_suspended() {
+            return Some(Err(MessageError::Suspended));
+        }
+        self.change(|groups, mut on| groups.apply(command, is_meant, &mut on))
+    }
+
+    /// Whether the device is suspended.
+    pub fn is_suspended(&self) -> bool {
+        lock(&self.device.state).suspended
+    }
+}

@@ -1,0 +1,302 @@
+//! Multipath devices: which path a piece takes, what the path's answer means, and the pieces that no path takes.
+//!
+//! All decisions are the core's ([`blkswitch_core::multipath`]); here they are carried out. A piece that goes down a
+//! path is a part like any other, with an attempt beside it; when the leaf has answered it (short transfers,
+//! fallbacks and flushes for FUA included) the attempt is judged, and the part ends, or is what it was at first and
+//! goes down another path.
+//!
+//! A piece that no path takes is *held*, in the device's own list. It is not in flight there: the gate closes over
+//! it, and when it opens again the piece is routed by the table that is live then.
+
+use blkswitch_core::multipath::outcome::EIO;
+use blkswitch_core::multipath::{Ask, Attempt, Choice, Verdict};
+
+use super::split::{Piece, PieceTo};
+use super::state::{Covering, LeafAt, Local};
+use super::{Below, Kind, Part, PathGroups, Pipeline, Table, To, leaf_at};
+use crate::request::{Request, Token};
+use crate::ring::Ring;
+
+impl Pipeline {
+    /// Sends a piece, which has entered, down a path of the multipath device: the one that is wanted, if it is up.
+    pub(super) fn choose(
+        &mut self,
+        id: u32,
+        request: &Request,
+        piece: Piece,
+        (device, wanted): (u32, Option<u32>),
+        ring: &mut Ring,
+    ) {
+        let Some((groups, paths)) = multipath_at(&self.devices, device) else {
+            return self.fail_piece(id, &piece, libc::EIO, ring);
+        };
+        let ask = Ask { bytes: piece.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
+        let events = &mut self.events;
+        let choice = match wanted.and_then(|path| groups.select_path(path, ask)) {
+            Some(attempt) => Choice::Send(attempt),
+            None => groups.select(ask, &mut |event| events.push((device, event))),
+        };
+        match choice {
+            Choice::Send(attempt) => {
+                let Some(leaf) = leaf_of(device, paths, &attempt) else {
+                    groups.withdraw(attempt);
+                    return self.fail_piece(id, &piece, libc::EIO, ring);
+                };
+                let mut part = self.part(id, request, leaf, &piece, ring.now_ns());
+                part.hops.set_last_path(attempt.path());
+                let part = self.parts.insert(part);
+                self.remember(part, attempt);
+                self.drive(part, None, ring);
+            }
+            Choice::Hold => self.hold(id, piece, device, ring),
+            Choice::Fail(errno) => self.no_path(id, piece, device, errno, ring),
+        }
+    }
+
+    fn remember(&mut self, part: u32, attempt: Attempt) {
+        let at = part as usize;
+        if self.attempts.len() <= at {
+            self.attempts.resize_with(at + 1, || None);
+        }
+        self.attempts[at] = Some(attempt);
+    }
+
+    /// The leaf has answered the part. True: it is to be driven again, on another leaf.
+    pub(super) fn judge_attempt(&mut self, id: u32, attempt: Attempt, ring: &mut Ring) -> bool {
+        let Some(part) = self.parts.get(id) else { return false };
+        let (device, errno, now_ns) = (part.leaf.device, part.whole.errno, ring.now_ns());
+        self.count_attempt(part, &attempt, now_ns);
+        let is_flush = part.whole.kind == Kind::Flush;
+        if is_flush {
+            self.covered(id, device, errno == 0);
+        }
+        let Some((groups, paths)) = multipath_at(&self.devices, device) else { return false };
+        let events = &mut self.events;
+        let verdict = groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
+        match verdict {
+            Verdict::Done => self.end_part(id, true, ring),
+            Verdict::Retry(attempt) => {
+                if let Some(leaf) = leaf_of(device, paths, &attempt) {
+                    self.restore(id, leaf, attempt);
+                    return true;
+                }
+                groups.withdraw(attempt);
+                self.end_part(id, true, ring);
+            }
+            Verdict::Hold => {
+                if let Some((request, piece)) = self.take_back(id) {
+                    self.hold(request, piece, device, ring);
+                }
+            }
+            Verdict::Fail(EIO) if self.pushes_back(device) => {
+                if let Some((request, piece)) = self.take_back(id) {
+                    self.hold(request, piece, device, ring);
+                }
+            }
+            Verdict::Fail(errno) => {
+                if let Some(part) = self.parts.get_mut(id) {
+                    part.whole.errno = errno;
+                }
+                self.end_part(id, true, ring);
+            }
+        }
+        false
+    }
+
+    fn count_attempt(&self, part: &Part, attempt: &Attempt, now_ns: u64) {
+        let live =
+            self.devices.get(part.leaf.device as usize).and_then(|local| local.as_ref()?.live.as_ref());
+        if let Some(counters) = live.and_then(|live| live.table.counters(self.queue, attempt.path())) {
+            let ns = now_ns.saturating_sub(attempt.started_ns());
+            counters.count(part.whole.kind, part.whole.len, part.whole.errno != 0, ns);
+        }
+    }
+
+    /// What a part was at first: its request, and the piece.
+    fn piece_of(&self, part: &Part) -> Option<(Request, Piece)> {
+        let request = self.running.get(part.request)?.request;
+        let done = part.whole.done;
+        let data = match part.whole.kind {
+            Kind::Read | Kind::Write => {
+                (part.io.data.0 as u64).wrapping_sub(request.data.0 as u64).wrapping_sub(done)
+            }
+            Kind::Flush | Kind::Discard | Kind::Zeroes => 0,
+        };
+        // A path begins at the first sector of its leaf, so an offset there is one on the device.
+        let offset = part.io.offset - done;
+        let to = PieceTo::Gate(part.leaf.device);
+        Some((request, Piece { to, hops: part.hops, offset, len: part.whole.len, data }))
+    }
+
+    /// The part becomes what it was at first, on another leaf.
+    fn restore(&mut self, id: u32, leaf: LeafAt, attempt: Attempt) {
+        let Some(part) = self.parts.get(id) else { return };
+        let Some((request, mut piece)) = self.piece_of(part) else { return };
+        piece.hops.set_last_path(attempt.path());
+        let again = self.part(part.request, &request, leaf, &piece, part.started_ns);
+        if let Some(part) = self.parts.get_mut(id) {
+            *part = again;
+        }
+        self.remember(id, attempt);
+    }
+
+    /// The part is a piece of its request again.
+    fn take_back(&mut self, id: u32) -> Option<(u32, Piece)> {
+        let part = self.parts.remove(id)?;
+        Some((part.request, self.piece_of(&part)?.1))
+    }
+
+    /// A suspend is under way that holds what finds no path.
+    fn pushes_back(&self, device: u32) -> bool {
+        self.devices.get(device as usize).and_then(Option::as_ref).is_some_and(|local| local.noflush)
+    }
+
+    fn no_path(&mut self, id: u32, piece: Piece, device: u32, errno: i32, ring: &mut Ring) {
+        if self.pushes_back(device) {
+            return self.hold(id, piece, device, ring);
+        }
+        self.fail_piece(id, &piece, errno, ring);
+    }
+
+    fn fail_piece(&mut self, id: u32, piece: &Piece, errno: i32, ring: &mut Ring) {
+        self.leave_below(&piece.hops);
+        self.piece_done(id, errno, ring);
+    }
+
+    // ---- pieces that are held
+
+    /// Holds a piece, whose last hop is the multipath device: it leaves that device again.
+    fn hold(&mut self, id: u32, mut piece: Piece, device: u32, ring: &mut Ring) {
+        if let Some(errno) = self.refusal {
+            return self.fail_piece(id, &piece, errno, ring);
+        }
+        (piece.to, piece.hops) = (PieceTo::Gate(device), piece.hops.without_last());
+        let is_own = piece.hops.depth == 0;
+        let Some(local) = self.local(device) else { return };
+        local.held.push_back((id, piece));
+        if !is_own {
+            local.leave();
+        } else if let Some(running) = self.running.get_mut(id) {
+            running.held += 1;
+            self.uncount_if_held(id);
+        }
+        self.count_held(device);
+    }
+
+    /// A request all of whose pieces its own device holds is not in flight there.
+    pub(super) fn uncount_if_held(&mut self, id: u32) {
+        let Some(running) = self.running.get(id) else { return };
+        let device = running.device;
+        if running.held > 0
+            && running.held == running.left
+            && let Some(local) = self.local(device)
+        {
+            local.leave();
+        }
+    }
+
+    /// A held piece goes on, or ends: its request counts again.
+    fn unhold(&mut self, id: u32, piece: &Piece) {
+        let Some(running) = self.running.get_mut(id) else { return };
+        if piece.hops.depth > 0 {
+            return;
+        }
+        let (device, was_uncounted) = (running.device, running.held == running.left);
+        running.held -= 1;
+        if was_uncounted && let Some(local) = self.local(device) {
+            local.in_flight += 1;
+        }
+    }
+
+    /// What a multipath device holds asks for a path again: one came back, or nothing is to be held any more. At a
+    /// closed gate it waits on.
+    pub fn release(&mut self, device: u32, ring: &mut Ring) {
+        let Some(local) = self.local(device).filter(|local| local.open) else { return };
+        // What is held again goes to another list.
+        for (id, piece) in std::mem::take(&mut local.held) {
+            self.unhold(id, &piece);
+            self.unpark(id, piece, ring);
+        }
+        self.count_held(device);
+    }
+
+    /// Answers held pieces with an error, of those requests that `is_of` names.
+    pub(super) fn reject_held(
+        &mut self,
+        device: u32,
+        errno: i32,
+        is_of: &impl Fn(Token) -> bool,
+        ring: &mut Ring,
+    ) {
+        let Some(local) = self.local(device) else { return };
+        for (id, piece) in std::mem::take(&mut local.held) {
+            let token = self.running.get(id).map(|running| running.request.token);
+            if token.is_none_or(is_of) {
+                self.unhold(id, &piece);
+                self.fail_piece(id, &piece, errno, ring);
+            } else if let Some(local) = self.local(device) {
+                local.held.push_back((id, piece));
+            }
+        }
+        self.count_held(device);
+    }
+
+    fn count_held(&mut self, device: u32) {
+        let queue = self.queue;
+        if let Some(local) = self.local(device)
+            && let Some(counters) = local.counters.get(queue)
+        {
+            counters.set_held(local.held.len() as u64);
+        }
+    }
+
+    // ---- flushes
+
+    /// A flush goes to its leaf: if over a path of a multipath device, it will also cover what was written over paths
+    /// that are down. They lead to the same volume.
+    pub(super) fn cover_failed(&mut self, id: u32) {
+        let attempt = self.attempts.get(id as usize).is_some_and(Option::is_some);
+        let Some(part) = self.parts.get(id).filter(|part| attempt && part.whole.kind == Kind::Flush) else {
+            return;
+        };
+        let device = part.leaf.device;
+        let Some((groups, paths)) = multipath_at(&self.devices, device) else { return };
+        let Some(table) = table_at(&self.devices, device) else { return };
+        for (leaf, index) in table.leaves().iter().zip(0u32..) {
+            let mut ways = paths.iter().zip(groups.paths());
+            let is_up = ways.any(|(to, path)| to.below == Below::Leaf(index) && path.is_up());
+            // A cache on this side is not the volume's.
+            if is_up || leaf.engine().forgets_failed_writes() {
+                continue;
+            }
+            if let Some(writes) = leaf.dirty().unflushed() {
+                self.covering.push(Covering { part: id, leaf: index, writes });
+            }
+        }
+    }
+
+    /// A flush over a path has ended.
+    fn covered(&mut self, id: u32, device: u32, is_stable: bool) {
+        for covering in self.covering.extract_if(.., |covering| covering.part == id) {
+            let at = LeafAt { device, index: covering.leaf, departed: false };
+            if is_stable && let Some(leaf) = leaf_at(&self.devices, at) {
+                leaf.dirty().flushed(covering.writes);
+            }
+        }
+    }
+}
+
+fn table_at(devices: &[Option<Local>], device: u32) -> Option<&Table> {
+    devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
+}
+
+fn multipath_at(devices: &[Option<Local>], device: u32) -> Option<(&PathGroups, &[To])> {
+    table_at(devices, device)?.multipath()
+}
+
+fn leaf_of(device: u32, paths: &[To], attempt: &Attempt) -> Option<LeafAt> {
+    match paths.get(attempt.path() as usize)?.below {
+        Below::Leaf(index) => Some(LeafAt { device, index, departed: false }),
+        Below::Device(_) => None,
+    }
+}
