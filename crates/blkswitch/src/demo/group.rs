@@ -31,8 +31,8 @@ use crate::nbd_client::NbdClient;
 
 /// Sectors of the volume: 64 MiB.
 const SECTORS: u64 = 131_072;
-/// Sectors of a region: 64 KiB.
-const REGION_SECTORS: u64 = 128;
+/// Sectors of a region: 256 KiB.
+const REGION_SECTORS: u64 = 512;
 /// Regions of the volume.
 const REGIONS: usize = (SECTORS / REGION_SECTORS) as usize;
 /// The device that members and host serve.
@@ -166,10 +166,10 @@ fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> 
     for number in 0..group.front.len() {
         table.push_str(&format!(" /dev/blkswitch/member{number} 0"));
     }
-    say("The host: a switch device over a multipath device per member.")?;
+    say("The host: a multipath device per member, and a switch device over them.")?;
+    verb(host, &["table", "member1"])?;
     verb(host, &["create", VOLUME, "--table", &table])?;
     send(host, &layout.words())?;
-    verb(host, &["ls", "--tree"])?;
     verb(host, &["map", "show", VOLUME])
 }
 

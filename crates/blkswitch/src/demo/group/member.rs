@@ -74,12 +74,13 @@ impl Member {
     pub(super) fn counted(&self) -> anyhow::Result<(u64, u64)> {
         let device = self.volume()?;
         let table = device.live().context("the volume of a member has no table")?;
-        let requests = |path| {
+        let (mut own, mut forwarded) = (0, 0);
+        for path in 0..table.path_count() {
             let totals = table.path_totals(path);
-            totals.reads + totals.writes
-        };
-        let (own, all) = (requests(self.number), (0..table.path_count()).map(requests).sum::<u64>());
-        Ok((all, all - own))
+            let count = if path == self.number { &mut own } else { &mut forwarded };
+            *count += totals.reads + totals.writes;
+        }
+        Ok((own + forwarded, forwarded))
     }
 
     /// Ends it.
