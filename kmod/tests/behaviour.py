@@ -50,9 +50,7 @@ class Behaviour:
         self.dm, self.results, self.strict = dm.Dm(), dm.Results(title), strict
         if not os.path.exists(f"{TRACING}/trace"):
             dm.run(f"mount -t tracefs tracefs {TRACING}")
-        for loop in LOOPS:
-            if not os.path.exists(f"/run/{loop}"):
-                dm.run(f"truncate -s 1M /run/{loop}; losetup /dev/{loop} /run/{loop}")
+        make_loops()
 
     def device(self, table=TABLE):
         self.dm.make("t", table)
@@ -147,11 +145,7 @@ class Behaviour:
         self.results.check("and writes zeroes where it should", [self.zeroed(disk) for disk in disks], [[], [1], []])
         self.send("set_region_mappings 0:2")
         fd = os.open("/dev/mapper/t", os.O_RDONLY)
-        # A TEST UNIT READY; struct sg_io_hdr of <scsi/sg.h>.
-        command = dm.mmap.mmap(-1, 4096)
-        address = buffer_address(command)
-        header = struct.pack("=iiBBHIQQQIIi", ord("S"), -1, 6, 0, 0, 0, 0, address, 0, 20000, 0, 0).ljust(88, b"\0")
-        _, seen = traced(lambda: fcntl.ioctl(fd, SG_IO, header), "block_rq_issue")
+        _, seen = traced(lambda: test_unit_ready(fd), "block_rq_issue")
         os.close(fd)
         self.results.check("an ioctl goes to the path of region 0", [rq[0] for rq in seen], [disks[2]])
         self.dm.remove("t")
@@ -270,16 +264,26 @@ READ_BACK = (
 )
 
 
-def buffer_address(buffer):
+def make_loops():
+    for loop in LOOPS:
+        if not os.path.exists(f"/run/{loop}"):
+            dm.run(f"truncate -s 1M /run/{loop}; losetup /dev/{loop} /run/{loop}")
+
+
+def test_unit_ready(fd):
+    """A SCSI command that does nothing; struct sg_io_hdr of <scsi/sg.h>."""
     import ctypes
 
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    command = ctypes.create_string_buffer(6)
+    address = ctypes.addressof(command)
+    header = struct.pack("=iiBBHIQQQIIi", ord("S"), -1, 6, 0, 0, 0, 0, address, 0, 20000, 0, 0).ljust(88, b"\0")
+    fcntl.ioctl(fd, SG_IO, header)
 
 
 def scsi_disks():
-    """Three SCSI disks of 1 MiB with write-zeroes, each with memory of its own."""
+    """Three SCSI disks of 8 MiB with write-zeroes, each with memory of its own."""
     if not os.path.exists("/sys/bus/pseudo/drivers/scsi_debug"):
-        dm.run("modprobe sd_mod; modprobe scsi_debug num_tgts=1 add_host=3 per_host_store=1 dev_size_mb=1 lbpws=1 lbpws10=1 lbpu=1")
+        dm.run("modprobe sd_mod; modprobe scsi_debug num_tgts=1 add_host=3 per_host_store=1 dev_size_mb=8 lbpws=1 lbpws10=1 lbpu=1")
         dm.run("for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/sdc ] && break; sleep 0.3; done")
     return ("sda", "sdb", "sdc")
 

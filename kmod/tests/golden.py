@@ -130,7 +130,8 @@ def own(records):
 
 
 def name_of(error):
-    return errno.errorcode[error] if error else "ok"
+    """As the kernel names it: Python has another name for one number."""
+    return errno.errorcode[error].replace("ENOTSUP", "EOPNOTSUPP") if error else "ok"
 
 
 def plain(lines):

@@ -10,6 +10,7 @@ import behaviour
 import differential
 import dm
 import golden
+import golden_io
 import stress
 import tools
 
@@ -25,6 +26,8 @@ def main():
     tests = {
         "golden": lambda: with_module(module, "", lambda: golden.replay(False, recorded_here)),
         "golden-strict": lambda: with_module(module, "strict=1", lambda: golden.replay(True, recorded_here)),
+        "io": lambda: with_module(module, "", on_one_processor(lambda: golden_io.run(False, recorded_here))),
+        "io-strict": lambda: with_module(module, "strict=1", on_one_processor(lambda: golden_io.run(True, recorded_here))),
         "differential": lambda: beside(module, lambda: sum(differential.run(seed) for seed in SEEDS)),
         "behaviour": lambda: with_module(module, "", on_one_processor(lambda: behaviour.run(False))),
         "behaviour-strict": lambda: with_module(module, "strict=1", on_one_processor(lambda: behaviour.run(True))),

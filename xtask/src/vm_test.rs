@@ -13,7 +13,7 @@ const USAGE: &str = "\
 Usage: cargo xtask vm-test [--kernel 6.12|6.1] [TEST]...
 
 Builds the kernel module and runs its tests in a guest with that kernel (6.12); all of them, or those named:
-golden, golden-strict, differential, behaviour, behaviour-strict, tools, hierarchy, stress, loading.";
+golden, golden-strict, io, io-strict, differential, behaviour, behaviour-strict, tools, hierarchy, stress, loading.";
 
 /// The task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
