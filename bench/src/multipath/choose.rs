@@ -15,7 +15,7 @@ const SELECTORS: [(&str, &str); 5] = [
     ("round-robin", "1"),
     ("queue-length", "1"),
     ("service-time", "1 1"),
-    ("historical-service-time", "1 1"),
+    ("historical-service-time", "1"),
     ("io-affinity", "MASK"),
 ];
 /// Paths of a device.

@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
-use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, ServeOptions};
+use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::daemon::devices::Devices;
 use crate::daemon::listen::uri_of_device;
 use crate::daemon::{Daemon, Signals, runtime};
@@ -33,6 +34,8 @@ const REGION: usize = 64 << 10;
 const REGIONS: usize = 16;
 /// The paths of the regions after the documented message: seven as it names them, the rest round robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
+/// Time between two probes of a path: nobody wants to watch for long.
+const PROBES: Duration = Duration::from_millis(250);
 /// The device.
 const NAME: &str = "switch";
 
@@ -222,6 +225,7 @@ impl Running {
             queues,
             ublk: false,
             abandon_disks: false,
+            paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },
             log_format: LogFormat::Human,
             log_level: String::new(),
         };
