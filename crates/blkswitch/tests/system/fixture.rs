@@ -28,16 +28,11 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// In a folder of its own, with `ram0` to `ram3`.
     pub(crate) fn start() -> Daemon {
-        Self::start_with(&[])
-    }
-
-    /// With more arguments.
-    pub(crate) fn start_with(more: &[&str]) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         for ram in 0..4 {
             make_disk(&folder.path().join(format!("ram{ram}")), RAM_SECTORS);
         }
-        Daemon { child: spawn(folder.path(), more), folder }
+        Daemon { child: spawn(folder.path(), &[]), folder }
     }
 
     /// Again, after it was killed.

@@ -12,6 +12,8 @@ use crate::load::Load;
 pub(super) const INTERVAL: Duration = Duration::from_millis(250);
 /// Samples to a line.
 const SAMPLES_PER_LINE: u32 = 2;
+/// Fewer requests in an interval are no load: they are the probes of the host's paths.
+const FEW: u64 = 50;
 /// Cells of the bar.
 const BAR: usize = 30;
 
@@ -101,7 +103,7 @@ impl Watch {
         let sample = Sample {
             at,
             per_second: (done - self.done) as f64 / (at - self.at).max(1e-9),
-            forwarded: if all == 0 { 0.0 } else { forwarded as f64 / all as f64 },
+            forwarded: if all < FEW { 0.0 } else { forwarded as f64 / all as f64 },
             longest: load.take_longest(),
         };
         (self.counted, self.done, self.at) = (counted, done, at);
