@@ -1,7 +1,7 @@
 //! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another one is taken.
 //!
 //! Three parts. Choosing: our own code alone, as in `pipeline`. Carrying: fio on nbdkit, straight and through leaves of
-//! ours, in alternating rounds; its answers take [`DELAY_US`], as on a network, because on a machine of few cores a
+//! ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because on a machine of few cores a
 //! server without delay measures how processor time is shared. Failing over: a server that is killed, and one that
 //! stops answering, while a client reads.
 
@@ -15,8 +15,8 @@ use clap::Args;
 
 use crate::report::{Figure, Rounds};
 
-/// What an answer takes besides its way, in microseconds.
-const DELAY_US: u32 = 500;
+/// What an answer takes besides its way, in milliseconds.
+const DELAY_MS: u32 = 1;
 
 /// What may be chosen.
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::DELAY_US;
+use super::DELAY_MS;
 use super::servers::Server;
 use crate::nbd::Scratch;
 use crate::nbd::client::{Load, per_second};
@@ -12,7 +12,7 @@ use crate::report::Figure;
 
 pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<Figure>> {
     let folder = Scratch::new()?;
-    let servers = [Server::nbdkit(&folder.0, "a", DELAY_US)?, Server::nbdkit(&folder.0, "b", DELAY_US)?];
+    let servers = [Server::nbdkit(&folder.0, "a", DELAY_MS)?, Server::nbdkit(&folder.0, "b", DELAY_MS)?];
     let ours = Server::daemon(&folder.0, "ours", blkswitch)?;
     let [a, b] = [&servers[0], &servers[1]].map(|server| server.leaf(""));
     ours.create("one", &format!("linear {a} 0"))?;

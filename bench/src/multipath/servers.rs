@@ -19,16 +19,16 @@ pub(super) struct Server {
 
 impl Server {
     /// nbdkit with a volume in memory, whose answers take so long.
-    pub(super) fn nbdkit(folder: &Path, name: &str, delay_us: u32) -> Result<Server> {
+    pub(super) fn nbdkit(folder: &Path, name: &str, delay_ms: u32) -> Result<Server> {
         let socket = folder.join(format!("{name}.sock"));
         let mut command = Command::new("nbdkit");
         command.args(["--foreground", "--threads", "64", "--unix"]).arg(&socket);
-        if delay_us > 0 {
+        if delay_ms > 0 {
             command.arg("--filter=delay");
         }
         command.args(["memory", &BYTES.to_string()]);
-        if delay_us > 0 {
-            command.arg(format!("delay-read={delay_us}us"));
+        if delay_ms > 0 {
+            command.arg(format!("delay-read={delay_ms}ms"));
         }
         Server::start(command, socket)
     }

@@ -7,7 +7,7 @@ use super::watch::{Event, Sample};
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 40.0;
-const TOP: f64 = 56.0;
+const TOP: f64 = 88.0;
 const PLOT_HEIGHT: f64 = 150.0;
 const GAP: f64 = 64.0;
 const LINE: f64 = 19.0;
@@ -97,10 +97,14 @@ fn points(points: &[(f64, f64)]) -> String {
     text.trim_end().to_owned()
 }
 
-/// The next of 1, 2, 5, 10, 20, ... from a number on.
+/// The next round number from a number on.
 fn nice(number: f64) -> f64 {
     let decade = 10f64.powf(number.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * decade).find(|nice| *nice >= number).unwrap_or(number)
+    [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]
+        .into_iter()
+        .map(|step| step * decade)
+        .find(|nice| *nice >= number)
+        .unwrap_or(number)
 }
 
 fn thousands(number: f64) -> String {
