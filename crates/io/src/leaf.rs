@@ -12,6 +12,7 @@ use std::sync::atomic::{self, AtomicBool};
 
 use crate::engine::file::FileEngine;
 use crate::engine::memory::MemoryEngine;
+use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
@@ -22,7 +23,8 @@ use crate::sync::{AtomicU64, Ordering};
 pub enum LeafError {
     /// The address is not of a known form.
     #[error(
-        "'{0}' is no address: give a path that starts with '/', mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+        "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
+         mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
     /// The size in an address is wrong.
@@ -88,6 +90,8 @@ pub enum Address {
         /// Two addresses with one name are one memory.
         name: Option<String>,
     },
+    /// An export of an NBD server.
+    Nbd(NbdAddress),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -95,6 +99,16 @@ pub enum Address {
     },
     /// Memory that misbehaves from a seed.
     Sim(SimOptions),
+}
+
+impl Address {
+    /// Whether opening it waits for another machine, or another process of this one.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Address::Nbd(_) => true,
+            Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
+        }
+    }
 }
 
 /// A size as `4096`, `64K`, `1M`, `2G`, `1T` (powers of 1024).
@@ -130,6 +144,9 @@ impl FromStr for Address {
         }
         if let Some(rest) = text.strip_prefix("sim:") {
             return SimOptions::parse(text, rest).map(Address::Sim);
+        }
+        if NbdAddress::is_one(text) {
+            return NbdAddress::parse(text).map(Address::Nbd);
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
@@ -229,6 +246,10 @@ impl Leaf {
                     name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
                 (Engine::Memory(engine), Limits::memory(*bytes), shown)
             }
+            Address::Nbd(address) => {
+                let (engine, limits) = NbdEngine::open(address, options)?;
+                (Engine::Nbd(Box::new(engine)), limits, address.to_string())
+            }
             Address::Null { bytes } => {
                 (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
             }
@@ -258,6 +279,7 @@ impl Leaf {
                 Some(path) => format!("sim:{name}/{path}"),
                 None => format!("sim:{name}"),
             }),
+            Address::Nbd(address) => Some(address.to_string()),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }
@@ -299,7 +321,7 @@ impl Leaf {
     /// opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
-            if self.engine.forgets_failed_writes() {
+            if self.engine.may_have_dropped_writes(errno) {
                 self.lost.store(true, Ordering::Release);
             }
             return errno;

@@ -372,6 +372,7 @@ impl Pipeline {
             Op::WriteZeroes { no_hole, .. } => (LeafOp::Zero { no_hole }, Kind::Zeroes),
         };
         let fua = of.fua && has_fua && of.op == Op::Write;
+        let fast = matches!(of.op, Op::WriteZeroes { fast: true, .. });
         Part {
             request,
             hops: piece.hops,
@@ -379,6 +380,7 @@ impl Pipeline {
             io: LeafIo {
                 op,
                 fua,
+                fast,
                 offset: piece.offset,
                 len: piece.len,
                 data: of.data.at(piece.data),
@@ -391,7 +393,7 @@ impl Pipeline {
                 len: piece.len,
                 done: 0,
                 then_flush: of.fua && !fua && of.op.is_write(),
-                fast: matches!(of.op, Op::WriteZeroes { fast: true, .. }),
+                fast,
                 covers: 0,
                 errno: 0,
             },

@@ -4,10 +4,14 @@
 //! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
 //! is one file and one variant here.
 
+mod connector;
 pub mod file;
+pub mod links;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 pub mod sim;
+pub mod uri;
 
 use std::io;
 use std::time::Duration;
@@ -72,6 +76,8 @@ pub struct LeafIo {
     pub op: LeafOp,
     /// Stable before completion; only with writes, and only if [`Engine::has_fua`].
     pub fua: bool,
+    /// Fail with EOPNOTSUPP rather than be as slow as a write; only with zeroing.
+    pub fast: bool,
     /// Byte offset on the leaf.
     pub offset: u64,
     /// Bytes.
@@ -99,6 +105,8 @@ pub enum Engine {
     File(file::FileEngine),
     /// Memory of this process.
     Memory(memory::MemoryEngine),
+    /// An export of an NBD server, by connections on the queues' rings.
+    Nbd(Box<nbd::NbdEngine>),
     /// Nothing.
     Null(null::NullEngine),
     /// Memory that misbehaves.
@@ -116,6 +124,7 @@ impl Engine {
             match self {
                 Engine::File(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
+                Engine::Nbd(engine) => engine.submit(io, ring),
                 Engine::Null(engine) => engine.submit(io),
                 Engine::Sim(engine) => engine.submit(io, ring),
             }
@@ -130,7 +139,7 @@ impl Engine {
         match self {
             // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
-            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => 0,
+            Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
     }
 
@@ -139,7 +148,7 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
-            Engine::Memory(_) | Engine::Sim(_) => (len, 0),
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
         }
     }
 
@@ -147,6 +156,7 @@ impl Engine {
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
             Engine::File(engine) => engine.flush_blocking(),
+            Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
         }
@@ -159,6 +169,7 @@ impl Engine {
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Engine::File(engine) => engine.probe(),
+            Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
         }
@@ -169,6 +180,7 @@ impl Engine {
     pub fn identity(&self) -> Option<String> {
         match self {
             Engine::File(engine) => engine.volume(),
+            Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,
         }
@@ -178,19 +190,36 @@ impl Engine {
     pub fn has_fua(&self) -> bool {
         match self {
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
         }
     }
 
     /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
     pub fn has_cache(&self) -> bool {
-        matches!(self, Engine::File(_) | Engine::Sim(_))
+        match self {
+            Engine::File(_) | Engine::Sim(_) => true,
+            Engine::Nbd(engine) => engine.has_cache(),
+            Engine::Memory(_) | Engine::Null(_) => false,
+        }
     }
 
-    /// Whether a failed flush may have dropped the writes it was to cover, so that a later success means nothing.
+    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not write back: a later
+    /// flush succeeds, and no other path knows of them.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
             Engine::File(engine) => engine.forgets_failed_writes(),
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
+        }
+    }
+
+    /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later success means
+    /// nothing.
+    pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
+        match self {
+            Engine::File(engine) => engine.forgets_failed_writes(),
+            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
