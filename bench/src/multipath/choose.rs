@@ -37,7 +37,7 @@ pub(super) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
         }
     }
     let one_tier = names.len() as u32;
-    bench.device(one_tier, MEMBERS, |paths| switch(paths))?;
+    bench.device(one_tier, MEMBERS, switch)?;
     names.push(format!("switch of {MEMBERS}"));
     two_tiers(&mut bench, one_tier + 1)?;
     names.push(format!("switch of {MEMBERS} over multipaths of {WAYS}"));
