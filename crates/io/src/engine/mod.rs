@@ -4,6 +4,7 @@
 //! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
 //! is one file and one variant here.
 
+pub mod absent;
 mod connector;
 pub mod file;
 pub mod links;
@@ -101,6 +102,8 @@ pub enum Submitted {
 
 /// How a leaf is reached.
 pub enum Engine {
+    /// One that could not be reached when it was wanted.
+    Absent(Box<absent::AbsentEngine>),
     /// A file or block device, by io_uring.
     File(file::FileEngine),
     /// Memory of this process.
@@ -122,6 +125,7 @@ impl Engine {
         // SAFETY: passed on to the caller's promise, in each arm.
         unsafe {
             match self {
+                Engine::Absent(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
                 Engine::Nbd(engine) => engine.submit(io, ring),
@@ -138,6 +142,8 @@ impl Engine {
     pub unsafe fn finish(&self, io: &LeafIo) -> i64 {
         match self {
             // SAFETY: the caller's promise.
+            Engine::Absent(engine) => unsafe { engine.finish(io) },
+            // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
             Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
@@ -146,6 +152,7 @@ impl Engine {
     /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's status flags.
     pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
         match self {
+            Engine::Absent(_) => (len, 0),
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
@@ -155,6 +162,7 @@ impl Engine {
     /// Makes all completed writes stable, blocking.
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
             Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
@@ -168,6 +176,7 @@ impl Engine {
     /// was when it was opened.
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.probe(timeout),
             Engine::File(engine) => engine.probe(),
             Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
@@ -179,6 +188,7 @@ impl Engine {
     /// not known. Two leaves whose identities are known and differ are two volumes.
     pub fn identity(&self) -> Option<String> {
         match self {
+            Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
             Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
@@ -189,6 +199,7 @@ impl Engine {
     /// Whether writes can be made stable one by one.
     pub fn has_fua(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
@@ -198,6 +209,8 @@ impl Engine {
     /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
     pub fn has_cache(&self) -> bool {
         match self {
+            // Not known yet: an earlier process may have written.
+            Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
             Engine::File(_) | Engine::Sim(_) => true,
             Engine::Nbd(engine) => engine.has_cache(),
             Engine::Memory(_) | Engine::Null(_) => false,
@@ -208,6 +221,7 @@ impl Engine {
     /// flush succeeds, and no other path knows of them.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
@@ -217,6 +231,9 @@ impl Engine {
     /// nothing.
     pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
         match self {
+            Engine::Absent(engine) => {
+                engine.found().is_some_and(|found| found.may_have_dropped_writes(errno))
+            }
             Engine::File(engine) => engine.forgets_failed_writes(),
             // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
