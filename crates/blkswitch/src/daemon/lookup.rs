@@ -131,6 +131,17 @@ impl Leaves {
         Ok(leaf)
     }
 
+    /// The leaf at an address that cannot be reached: another path to the volume of `other`.
+    pub fn absent(&self, address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
+        let mut open = self.lock();
+        let known = Leaf::key_of(address).and_then(|key| open.get(&key)?.upgrade());
+        known.unwrap_or_else(|| {
+            let leaf = Leaf::absent(address, options, other);
+            open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
+            leaf
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<Leaf>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -223,6 +223,32 @@ fn held_io_goes_on_when_the_checker_finds_a_path_and_survives_a_reload() {
 }
 
 #[test]
+fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_it_can() {
+    let daemon = Daemon::start_with(&QUICK);
+    cut(&daemon, "a", "");
+    let mut client = make(&daemon, "absent", "0");
+    assert!(status(&daemon, "absent").contains("F 1"), "{}", status(&daemon, "absent"));
+    client.write(0, &[5; SECTOR], false).unwrap();
+    client.flush().unwrap();
+    join(&daemon, "a");
+    eventually("the path comes", || status(&daemon, "absent").contains("A 1"));
+    cut(&daemon, "b", "");
+    assert_eq!(client.read(0, SECTOR).unwrap(), [5; SECTOR]);
+    // One that leads elsewhere never comes.
+    cut(&daemon, "c", "");
+    let [a, c] = ["a", "c"].map(|path| address(&daemon, "absent", path));
+    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 2 0 {a} {}", c.replace("sim:1M", "sim:2M"));
+    daemon.create("elsewhere", &table).expect_ok();
+    join(&daemon, "c");
+    std::thread::sleep(3 * BLOCKED);
+    assert!(status(&daemon, "elsewhere").ends_with("F 1"));
+    // And without any there is nothing to be had.
+    ["a", "c"].iter().for_each(|path| cut(&daemon, path, ""));
+    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 1 0 {}", address(&daemon, "none", "a"));
+    assert_eq!(daemon.create("none", &table).error().errno.name(), "EIO");
+}
+
+#[test]
 fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
     let daemon = Daemon::start();
     daemon.create("below", "0 2048 zero").expect_ok();

@@ -4,6 +4,7 @@
 //! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
 //! is one file and one variant here.
 
+pub mod absent;
 mod carrier;
 mod connector;
 pub mod file;
@@ -103,6 +104,8 @@ pub enum Submitted {
 
 /// How a leaf is reached.
 pub enum Engine {
+    /// One that could not be reached when it was wanted.
+    Absent(Box<absent::AbsentEngine>),
     /// A file or block device, by io_uring.
     File(file::FileEngine),
     /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
@@ -127,6 +130,7 @@ impl Engine {
         // SAFETY: passed on to the caller's promise, in each arm.
         unsafe {
             match self {
+                Engine::Absent(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
                 #[cfg(feature = "iscsi")]
                 Engine::Iscsi(engine) => engine.submit(io, ring),
@@ -145,6 +149,8 @@ impl Engine {
     pub unsafe fn finish(&self, io: &LeafIo) -> i64 {
         match self {
             // SAFETY: the caller's promise.
+            Engine::Absent(engine) => unsafe { engine.finish(io) },
+            // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => 0,
@@ -155,6 +161,7 @@ impl Engine {
     /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's status flags.
     pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
         match self {
+            Engine::Absent(_) => (len, 0),
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
             #[cfg(feature = "iscsi")]
@@ -166,6 +173,7 @@ impl Engine {
     /// Makes all completed writes stable, blocking.
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.flush_blocking(),
@@ -181,6 +189,7 @@ impl Engine {
     /// was when it was opened.
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.probe(timeout),
             Engine::File(engine) => engine.probe(),
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.probe(timeout),
@@ -194,6 +203,7 @@ impl Engine {
     /// not known. Two leaves whose identities are known and differ are two volumes.
     pub fn identity(&self) -> Option<String> {
         match self {
+            Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.identity(),
@@ -206,6 +216,7 @@ impl Engine {
     /// Whether writes can be made stable one by one.
     pub fn has_fua(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.has_fua(),
@@ -217,6 +228,8 @@ impl Engine {
     /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
     pub fn has_cache(&self) -> bool {
         match self {
+            // Not known yet: an earlier process may have written.
+            Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
             Engine::File(_) | Engine::Sim(_) => true,
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.has_cache(),
@@ -229,6 +242,7 @@ impl Engine {
     /// flush succeeds, and no other path knows of them.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => false,
@@ -240,10 +254,14 @@ impl Engine {
     /// nothing.
     pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
         match self {
+            Engine::Absent(engine) => {
+                engine.found().is_some_and(|found| found.may_have_dropped_writes(errno))
+            }
             Engine::File(engine) => engine.forgets_failed_writes(),
-            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            // As with NBD: the target's storage failed.
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
+            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }

@@ -189,7 +189,10 @@ impl Session {
             let text = ffi::iscsi_get_error(self.context);
             if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
         };
-        io::Error::other(text.trim().to_string())
+        // What the target says to a login is an answer; anything else is that it cannot be reached.
+        let refused = text.contains("Failed to log in");
+        let kind = if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotConnected };
+        io::Error::new(kind, text.trim().to_string())
     }
 
     /// The answer to a question.
