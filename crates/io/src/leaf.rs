@@ -107,7 +107,7 @@ pub enum Address {
     /// An export of an NBD server.
     Nbd(NbdAddress),
     /// A logical unit of an iSCSI target.
-    Iscsi(IscsiAddress),
+    Iscsi(Box<IscsiAddress>),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -185,7 +185,7 @@ impl FromStr for Address {
             return NbdAddress::parse(text).map(Address::Nbd);
         }
         if IscsiAddress::is_one(text) {
-            return IscsiAddress::parse(text).map(Address::Iscsi);
+            return IscsiAddress::parse(text).map(|address| Address::Iscsi(Box::new(address)));
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
