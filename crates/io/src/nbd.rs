@@ -257,7 +257,9 @@ impl NbdError {
     }
 
     /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP` becomes
-    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it.
+    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it. Errors that say
+    /// that a leaf cannot be reached from here become `NBD_ESHUTDOWN`, not `NBD_EIO`: the volume is well, and a client
+    /// with another way to it should take that, as it would if this server went away.
     pub const fn from_errno(errno: i32) -> NbdError {
         match errno {
             libc::EPERM | libc::EACCES | libc::EROFS => NbdError::Perm,
@@ -265,7 +267,17 @@ impl NbdError {
             libc::EINVAL | libc::EOPNOTSUPP => NbdError::Inval,
             libc::ENOSPC | libc::EDQUOT | libc::EFBIG => NbdError::NoSpc,
             libc::EOVERFLOW => NbdError::Overflow,
-            libc::ESHUTDOWN => NbdError::Shutdown,
+            libc::ESHUTDOWN
+            | libc::ENOTCONN
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ECONNABORTED
+            | libc::EPIPE
+            | libc::ETIMEDOUT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH => NbdError::Shutdown,
             _ => NbdError::Io,
         }
     }

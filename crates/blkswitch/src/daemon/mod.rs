@@ -138,6 +138,11 @@ impl Daemon {
         &self.nbd
     }
 
+    /// What it serves.
+    pub fn devices(&self) -> &Arc<Devices> {
+        &self.devices
+    }
+
     /// Serves until `until` is done, then stops in good order.
     pub async fn run(self, until: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
         let app =

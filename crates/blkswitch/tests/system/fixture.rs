@@ -35,6 +35,11 @@ impl Daemon {
         Daemon { child: spawn(folder.path(), &[]), folder }
     }
 
+    /// Again, after it was killed.
+    pub(crate) fn start_again(&mut self) {
+        self.child = spawn(self.folder.path(), &[]);
+    }
+
     /// In an empty folder, with further options.
     pub(crate) fn start_with(options: &[&str]) -> Daemon {
         let folder = tempfile::tempdir().unwrap();

@@ -14,4 +14,4 @@ mod golden_tools;
 mod http;
 mod lifecycle;
 mod multipath;
-mod multipath_nbd;
+mod survival;
