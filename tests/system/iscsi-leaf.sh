@@ -5,6 +5,8 @@ PATH=$PATH:/usr/sbin:/sbin
 need tgtd tgt
 need tgtadm tgt
 need fio fio
+need nbdcopy libnbd-bin
+need curl curl
 fio --enghelp 2>/dev/null | grep -q '\bnbd\b' || { echo "this fio has no nbd engine"; exit 77; }
 [ "$(id -u)" = 0 ] || { echo "tgtd needs root"; exit 77; }
 SECRET=correct-horse-battery

@@ -175,7 +175,7 @@ impl Daemon {
             .await
             .context("the queues failed to stop")?;
         ensure!(!self.devices.pool().failed(), "a queue failed: see the log");
-        tracing::info!("stopped: everything is flushed");
+        tracing::info!("stopped");
         Ok(())
     }
 }

@@ -4,17 +4,25 @@
 //! are the control side, whose commands reach the pipelines through mailboxes of the simulation, in order, late. A
 //! scheduler that follows the seed interleaves requests of all kinds with completions, messages, suspends, resumes,
 //! reloads, errors of leaves, paths of a multipath that are cut, failed and reinstated, lost clients, stops and power
-//! cuts. The model (stack.rs, disk.rs) says what each read
-//! may return, where each write must be found, which requests must fail, and what must survive.
+//! cuts. The model (stack.rs, disk.rs) says what each read may return, where each write must be found, which requests
+//! must fail, and what must survive.
+
+macro_rules! say {
+    ($world:expr, $($text:tt)*) => {
+        if $world.verbose {
+            eprintln!("{:>6} {}", $world.now, format_args!($($text)*));
+        }
+    };
+}
 
 pub mod disk;
+mod paths;
 #[allow(dead_code, reason = "the path a step took is for the pipeline's tests")]
 pub mod stack;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blkswitch_io::core::multipath::Event;
 use blkswitch_io::core::switch::message::Message;
@@ -25,11 +33,12 @@ use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::{Ack, Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
-use blkswitch_io::stats::{Counters, Totals};
+use blkswitch_io::stats::Counters;
 use blkswitch_io::table::Live;
 use blkswitch_io::{Device, Leaf, LeafOptions};
 
 use disk::{Disk, Through, Time};
+use paths::volume_name;
 use stack::{Below, DEVICE_SECTORS, LEAF_SECTORS, ModelTable, ModelTarget, Step};
 
 const QUEUES: usize = 3;
@@ -198,27 +207,6 @@ struct World {
     /// This seed has leaves that fail at times.
     faulty: bool,
     summary: Summary,
-}
-
-macro_rules! say {
-    ($world:expr, $($text:tt)*) => {
-        if $world.verbose {
-            eprintln!("{:>6} {}", $world.now, format_args!($($text)*));
-        }
-    };
-}
-
-/// A name for the memory of a seed: seeds run side by side in one process must not share it.
-fn volume_name() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("simulated-{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Pieces that wait for a path.
-fn held(counters: &[Counters]) -> u64 {
-    let mut totals = Totals::default();
-    counters.iter().for_each(|counters| totals.add(counters));
-    totals.held
 }
 
 fn sim(leaf: &Leaf) -> &SimEngine {
@@ -560,14 +548,6 @@ impl World {
         }
     }
 
-    /// Whether a request may be given this answer because a path, or all of them, went.
-    fn may_lose_its_path(&self, flight: &InFlight, errno: i32) -> bool {
-        let on_paths = flight.places.iter().any(|place| place.leaf == VOLUME);
-        // A path that left the table unflushed is flushed by itself.
-        let departed = flight.op == Op::Flush && [libc::ENOTCONN, libc::ETIMEDOUT].contains(&errno);
-        !self.paths.is_empty() && (errno == libc::EIO && (on_paths || flight.op == Op::Flush) || departed)
-    }
-
     fn check_read(&mut self, id: u64, flight: &InFlight, now: Time) {
         let sectors = flight.data.as_chunks::<SECTOR>().0;
         assert_eq!(flight.places.len() + flight.zeroes.len(), sectors.len(), "#{id}: the model routed all");
@@ -630,74 +610,6 @@ impl World {
             }
         }
         self.answers(queue);
-    }
-
-    // ---- paths
-
-    fn is_multipath(&self, device: usize) -> bool {
-        device == MULTIPATH && !self.paths.is_empty()
-    }
-
-    /// A path is cut or joined again.
-    fn cut(&mut self) {
-        if self.paths.is_empty() {
-            return;
-        }
-        let path = self.random.below(PATHS as u64) as usize;
-        let link = self.pick(&[Link::Up, Link::Up, Link::Down, Link::Silent]);
-        say!(self, "path {path} is {link:?}");
-        sim(&self.paths[path]).set_link(link);
-    }
-
-    /// A message or the checker changes something on the multipath.
-    fn change_paths(&mut self) {
-        if self.paths.is_empty() {
-            return;
-        }
-        let (what, path) = (self.random.below(8), self.random.below(PATHS as u64) as u32);
-        let Ok(messenger) = self.devices[MULTIPATH].messenger(0) else { return };
-        let mut events = Vec::new();
-        messenger.change(|groups, on| {
-            let mut on = |event| {
-                events.push(event);
-                on(event);
-            };
-            let group = path % groups.num_groups().max(1) + 1;
-            match what {
-                0 => drop(groups.fail_path(path, &mut on)),
-                1 => groups.set_queueing(true, &mut on),
-                2 => groups.set_queueing(false, &mut on),
-                3 => drop(groups.choose_group(group, &mut on)),
-                _ => drop(groups.reinstate_path(path, &mut on)),
-            }
-        });
-        drop(messenger);
-        say!(self, "paths: {events:?}");
-        self.summary.reinstated +=
-            events.iter().filter(|event| matches!(event, Event::PathReinstated { .. })).count() as u64;
-        // A round of the checker lets what is held ask, too.
-        if events.iter().any(Event::releases_held) || what == 7 {
-            self.release();
-        }
-    }
-
-    fn release(&mut self) {
-        self.summary.held += held(&self.counters);
-        self.queues.iter_mut().for_each(|queue| queue.mail.push_back(Mail::Release));
-    }
-
-    /// All paths are joined and reinstated.
-    fn mend(&mut self) {
-        self.paths.iter().for_each(|path| sim(path).set_link(Link::Up));
-        let Some(device) = self.devices.get(MULTIPATH).filter(|_| !self.paths.is_empty()) else { return };
-        let mended = device.messenger(0).ok().and_then(|messenger| {
-            messenger.change(|groups, mut on| {
-                (0..groups.num_paths()).filter(|path| groups.reinstate_path(*path, &mut on)).count()
-            })
-        });
-        if mended.is_some_and(|mended| mended > 0) || held(&self.counters) > 0 {
-            self.release();
-        }
     }
 
     // ---- control
