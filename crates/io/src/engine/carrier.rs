@@ -8,14 +8,22 @@
 //! Contract: as [`Link`]. What goes over the wire is the [`Protocol`]'s matter, what becomes of operations without a
 //! connection is decided here. Operations are repeated only as wholes; reads, writes, discards, zeroes and flushes may be.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::LeafIo;
+use io_uring::{opcode, types};
+
 use super::connector::Connector;
 use super::links::{Finished, Link, Part, Port};
 use super::uri::Patience;
+use super::{LeafIo, LeafOp};
 use crate::slab::Slab;
+
+/// What had reached a server when its connection was lost, it carries out in this time, if it is well. Before that no
+/// write that was under way is answered or sent again: a second copy, over another connection or another path, must not be
+/// overtaken by the first, for by then something newer may have been written. For a server that is not well there is no
+/// such time (docs/leaves.md, requests in doubt).
+static SETTLING: types::Timespec = types::Timespec::new().nsec(100_000_000);
 
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
 pub(super) type Lost = (i32, &'static str);
@@ -78,6 +86,8 @@ pub(super) struct Op<R> {
     since_ns: u64,
     /// When the connection was lost that it was to use first.
     lost_ns: Option<u64>,
+    /// It changes the volume, and was sent on a connection that was lost.
+    in_doubt: bool,
 }
 
 /// The operations of a carrier, as its protocol sees them.
@@ -125,7 +135,18 @@ pub(super) struct Carrier<P: Protocol> {
     /// Where the kernel writes the bell's count.
     bell_count: Box<u64>,
     bell_armed: bool,
+    settling: Option<Settling>,
+    /// The timer is over.
+    settled: bool,
     closing: bool,
+}
+
+/// Operations in doubt wait ([`SETTLING`]).
+struct Settling {
+    /// What they are answered with.
+    errno: i32,
+    /// The ring has the timer.
+    armed: bool,
 }
 
 /// Borrows the fields that a protocol works with, beside its own.
@@ -146,12 +167,17 @@ impl<P: Protocol> Carrier<P> {
             ready: VecDeque::new(),
             bell_count: Box::new(0),
             bell_armed: false,
+            settling: None,
+            settled: false,
             closing: false,
         }
     }
 
-    /// Uses the connection that is ready, if there is one.
+    /// Uses the connection that is ready, if there is one; not while operations in doubt wait.
     fn adopt(&mut self, now_ns: u64) {
+        if self.settling.is_some() {
+            return;
+        }
         let connector = &self.shared.connector;
         match connector.take(self.berth).map(P::new) {
             Some(protocol) if !protocol.is_stale() => {
@@ -159,6 +185,7 @@ impl<P: Protocol> Carrier<P> {
                 for &slot in &self.ready {
                     if let Some(op) = self.ops.get_mut(slot) {
                         op.since_ns = now_ns;
+                        op.in_doubt = false;
                     }
                 }
             }
@@ -188,12 +215,17 @@ impl<P: Protocol> Carrier<P> {
         if let State::Up(protocol) | State::Ending(protocol, _) = before {
             protocol.bury(&mut work!(self, out));
         }
-        self.ready.clear();
+        let unsent: BTreeSet<u32> = self.ready.drain(..).collect();
         let slots: Vec<u32> = self.ops.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             let Some(op) = self.ops.get_mut(slot) else { continue };
             op.lost_ns.get_or_insert(now_ns);
             op.request = P::Request::default();
+            let changes = !matches!(op.io.op, LeafOp::Read | LeafOp::Flush);
+            if changes && !unsent.contains(&slot) {
+                op.in_doubt = true;
+                self.settling.get_or_insert(Settling { errno, armed: false });
+            }
             self.ready.push_back(slot);
         }
         self.give_up(now_ns, errno, out);
@@ -205,8 +237,10 @@ impl<P: Protocol> Carrier<P> {
     /// Answers what has waited for a connection for as long as it may.
     fn give_up(&mut self, now_ns: u64, errno: i32, out: &mut Finished) {
         let patience_ns = if self.closing { 0 } else { self.reconnect_ns() };
+        let settling = self.settling.is_some();
         self.answer_ready(errno, out, |op| {
-            op.lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) >= patience_ns)
+            let is_over = op.lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) >= patience_ns);
+            is_over && !(settling && op.in_doubt)
         });
     }
 
@@ -224,6 +258,23 @@ impl<P: Protocol> Carrier<P> {
 
     fn reconnect_ns(&self) -> u64 {
         self.shared.patience.reconnect.as_nanos() as u64
+    }
+
+    /// What was in doubt is not any more.
+    fn settle(&mut self, now_ns: u64, out: &mut Finished) {
+        if let Some(Settling { errno, .. }) = self.settling.take() {
+            self.give_up(now_ns, errno, out);
+        }
+    }
+
+    /// Has the ring say when operations in doubt have waited long enough.
+    fn time(&mut self, port: &mut Port<'_>) {
+        if let Some(settling) = self.settling.as_mut().filter(|settling| !settling.armed) {
+            settling.armed = true;
+            let entry = opcode::Timeout::new(&raw const SETTLING).build();
+            // SAFETY: the time it points to is static.
+            unsafe { port.push(Part::Timer, entry) };
+        }
     }
 
     /// No attempt to connect had failed so far; now one has.
@@ -260,13 +311,15 @@ impl<P: Protocol> Link for Carrier<P> {
             }
         }
         let request = P::Request::default();
-        let slot = self.ops.insert(Op { io: *io, done: 0, request, since_ns: now_ns, lost_ns });
+        let op = Op { io: *io, done: 0, request, since_ns: now_ns, lost_ns, in_doubt: false };
+        let slot = self.ops.insert(op);
         self.ready.push_back(slot);
     }
 
     fn completed(&mut self, part: Part, result: i32, out: &mut Finished) {
         match &mut self.state {
             _ if part == Part::Bell => self.bell_armed = false,
+            _ if part == Part::Timer => self.settled = true,
             State::Up(protocol) => {
                 if let Err(lost) = protocol.completed(part, result, &mut work!(self, out)) {
                     self.lose(lost);
@@ -279,6 +332,9 @@ impl<P: Protocol> Link for Carrier<P> {
 
     fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished) {
         let now_ns = port.now_ns();
+        if std::mem::take(&mut self.settled) {
+            self.settle(now_ns, out);
+        }
         if self.shared.connector.is_closed() && !self.closing {
             self.close(now_ns, out);
         }
@@ -306,6 +362,7 @@ impl<P: Protocol> Link for Carrier<P> {
         if !self.closing {
             self.listen(port);
         }
+        self.time(port);
         if self.is_over()
             && let Some(seat) = self.shared.connector.seat(self.berth)
         {
@@ -347,6 +404,10 @@ impl<P: Protocol> Link for Carrier<P> {
     }
 
     fn is_over(&self) -> bool {
-        self.closing && !self.bell_armed && self.ops.is_empty() && matches!(self.state, State::Down { .. })
+        self.closing
+            && !self.bell_armed
+            && self.settling.is_none()
+            && self.ops.is_empty()
+            && matches!(self.state, State::Down { .. })
     }
 }

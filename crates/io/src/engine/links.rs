@@ -28,6 +28,8 @@ pub enum Part {
     Send = 1,
     /// Somebody rang its [`Bell`].
     Bell = 2,
+    /// Its timer is over.
+    Timer = 3,
 }
 
 /// What a link does for its queue. All calls come from the queue's thread.
@@ -132,7 +134,8 @@ impl Links {
         let part = match completion.id >> 32 {
             0 => Part::Receive,
             1 => Part::Send,
-            _ => Part::Bell,
+            2 => Part::Bell,
+            _ => Part::Timer,
         };
         link.completed(part, completion.result, &mut self.finished);
         self.touch(id);

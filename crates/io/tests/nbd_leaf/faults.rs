@@ -258,6 +258,27 @@ fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
     }
 }
 
+/// A write that was sent on a connection that is lost may still be carried out by a server that is well. Whoever made it
+/// hears of the loss only when that must have happened: sent again by another path, the second copy is the later one.
+#[test]
+fn a_write_in_doubt_waits_until_the_server_must_have_done_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let settling = Duration::from_millis(100);
+    for options in both_routes() {
+        for reconnect in ["", "&reconnect=5"] {
+            let server = Server::start(&dir.path().join("s"), options.clone(), first(1, Action::Close));
+            let world = world_over(&server, reconnect);
+            let mut client = world.connect("disk");
+            let start = Instant::now();
+            let written = client.write(4096, &[7; 4096]);
+            assert!(start.elapsed() >= settling, "{reconnect}: known after {:?}", start.elapsed());
+            assert_eq!(written, if reconnect.is_empty() { Err(ESHUTDOWN) } else { Ok(()) });
+            eventually("it goes on", || client.write(4096, &[8; 4096]).is_ok());
+            assert_eq!(client.read(4096, 4096).unwrap(), [8; 4096]);
+        }
+    }
+}
+
 #[test]
 fn with_reconnect_requests_wait_for_the_server_and_only_so_long() {
     let dir = tempfile::tempdir().unwrap();
