@@ -95,6 +95,14 @@ pub(crate) fn tune(socket: BorrowedFd<'_>) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
+/// Whether the other side has closed a socket from which nothing is expected.
+pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
+    let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    // SAFETY: receives at most one byte into a live one.
+    let got = unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+    got == 0 || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+}
+
 /// Ends what is under way on a socket, in one direction or both.
 pub(crate) fn shutdown(socket: BorrowedFd<'_>, how: libc::c_int) {
     // SAFETY: a system call on a live descriptor.

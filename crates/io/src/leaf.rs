@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::engine::absent::AbsentEngine;
 use crate::engine::file::FileEngine;
+use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
@@ -26,7 +27,7 @@ pub enum LeafError {
     /// The address is not of a known form.
     #[error(
         "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
-         mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+         iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
     /// The size in an address is wrong.
@@ -60,6 +61,9 @@ pub enum LeafError {
     /// Neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
     NotBlock(String),
+    /// A leaf that this build cannot reach.
+    #[error("'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)")]
+    NoIscsi(String),
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -71,7 +75,8 @@ impl LeafError {
     /// Whether it cannot be reached, rather than being wrong.
     pub fn is_unreachable(&self) -> bool {
         let LeafError::System { source, .. } = self else { return false };
-        source.raw_os_error().is_some() || source.kind() == io::ErrorKind::TimedOut
+        let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::NotConnected, io::ErrorKind::UnexpectedEof];
+        source.raw_os_error().is_some() || kinds.contains(&source.kind())
     }
 
     /// The errno a caller of the kernel would see.
@@ -81,6 +86,7 @@ impl LeafError {
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
+            LeafError::NoIscsi(_) => libc::EOPNOTSUPP,
             LeafError::Empty(_) => libc::EINVAL,
         }
     }
@@ -100,6 +106,8 @@ pub enum Address {
     },
     /// An export of an NBD server.
     Nbd(NbdAddress),
+    /// A logical unit of an iSCSI target.
+    Iscsi(Box<IscsiAddress>),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -118,7 +126,7 @@ impl Address {
     /// Whether opening it waits for another machine, or another process of this one.
     pub fn is_remote(&self) -> bool {
         match self {
-            Address::Nbd(_) => true,
+            Address::Nbd(_) | Address::Iscsi(_) => true,
             Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
         }
     }
@@ -132,6 +140,7 @@ impl fmt::Display for Address {
             Address::Memory { bytes, name: None } => write!(f, "mem:{bytes}"),
             Address::Memory { bytes, name: Some(name) } => write!(f, "mem:{bytes}:{name}"),
             Address::Nbd(address) => address.fmt(f),
+            Address::Iscsi(address) => address.fmt(f),
             Address::Null { bytes } => write!(f, "null:{bytes}"),
             Address::Sim(sim) => sim.fmt(f),
         }
@@ -174,6 +183,9 @@ impl FromStr for Address {
         }
         if NbdAddress::is_one(text) {
             return NbdAddress::parse(text).map(Address::Nbd);
+        }
+        if IscsiAddress::is_one(text) {
+            return IscsiAddress::parse(text).map(|address| Address::Iscsi(Box::new(address)));
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
@@ -278,6 +290,13 @@ pub(crate) fn open_engine(
             let (engine, limits) = NbdEngine::open(address, options)?;
             (Engine::Nbd(Box::new(engine)), limits, address.to_string())
         }
+        #[cfg(feature = "iscsi")]
+        Address::Iscsi(address) => {
+            let (engine, limits) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
+            (Engine::Iscsi(Box::new(engine)), limits, address.to_string())
+        }
+        #[cfg(not(feature = "iscsi"))]
+        Address::Iscsi(address) => return Err(LeafError::NoIscsi(address.to_string())),
         Address::Null { bytes } => {
             (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
         }
@@ -335,6 +354,7 @@ impl Leaf {
                 None => format!("sim:{name}"),
             }),
             Address::Nbd(address) => Some(address.to_string()),
+            Address::Iscsi(address) => Some(address.to_string()),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }

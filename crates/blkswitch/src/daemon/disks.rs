@@ -252,7 +252,7 @@ fn survives(table: &Table) -> bool {
 
 fn survives_alone(table: &Table) -> bool {
     // Other leaves are in memory; null has nothing to lose.
-    const OUTLIVE: [&str; 3] = ["/", "nbd", "null:"];
+    const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
     let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
     let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
     leaves && maps(table).all(|file| file.is_some())

@@ -6,6 +6,7 @@
 //! | `0:MINOR` | our device of that number |
 //! | `MAJOR:MINOR` | the block device of that number |
 //! | `nbd://`, `nbd+unix://` | an export of an NBD server |
+//! | `iscsi://` | a logical unit of an iSCSI target |
 //! | `mem:`, `null:`, `sim:` | a leaf in memory |
 //! | any other absolute path | a regular file or block device |
 //!

@@ -5,8 +5,10 @@
 //! is one file and one variant here.
 
 pub mod absent;
+mod carrier;
 mod connector;
 pub mod file;
+pub mod iscsi;
 pub mod links;
 pub mod memory;
 pub mod nbd;
@@ -106,6 +108,9 @@ pub enum Engine {
     Absent(Box<absent::AbsentEngine>),
     /// A file or block device, by io_uring.
     File(file::FileEngine),
+    /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
+    #[cfg(feature = "iscsi")]
+    Iscsi(Box<iscsi::IscsiEngine>),
     /// Memory of this process.
     Memory(memory::MemoryEngine),
     /// An export of an NBD server, by connections on the queues' rings.
@@ -127,6 +132,8 @@ impl Engine {
             match self {
                 Engine::Absent(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
+                #[cfg(feature = "iscsi")]
+                Engine::Iscsi(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
                 Engine::Nbd(engine) => engine.submit(io, ring),
                 Engine::Null(engine) => engine.submit(io),
@@ -145,6 +152,8 @@ impl Engine {
             Engine::Absent(engine) => unsafe { engine.finish(io) },
             // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => 0,
             Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
     }
@@ -155,6 +164,8 @@ impl Engine {
             Engine::Absent(_) => (len, 0),
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => (len, 0),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
         }
     }
@@ -164,6 +175,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.flush_blocking(),
             Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
@@ -178,6 +191,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
             Engine::File(engine) => engine.probe(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.probe(timeout),
             Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
@@ -190,6 +205,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.identity(),
             Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,
@@ -201,6 +218,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_fua(),
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
         }
@@ -212,6 +231,8 @@ impl Engine {
             // Not known yet: an earlier process may have written.
             Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
             Engine::File(_) | Engine::Sim(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_cache(),
             Engine::Nbd(engine) => engine.has_cache(),
             Engine::Memory(_) | Engine::Null(_) => false,
         }
@@ -223,6 +244,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => false,
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
@@ -235,6 +258,9 @@ impl Engine {
                 engine.found().is_some_and(|found| found.may_have_dropped_writes(errno))
             }
             Engine::File(engine) => engine.forgets_failed_writes(),
+            // As with NBD: the target's storage failed.
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
             // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,

@@ -13,6 +13,8 @@ use crate::server::{self, Action, Options, Request, Server, chunk, simple};
 use crate::support::{READ, WRITE, World, eventually, in_time, options};
 
 const EIO: u32 = 5;
+/// What our own export says of a leaf that is out of reach.
+const ESHUTDOWN: u32 = 108;
 /// A server with one connection for all queues.
 const ONE: u16 = server::GOOD & !server::MULTI_CONN;
 
@@ -204,7 +206,7 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
         }
         let start = Instant::now();
         for _ in 0..5 {
-            assert_eq!(client.reply().unwrap().0, EIO);
+            assert_eq!(client.reply().unwrap().0, ESHUTDOWN);
         }
         let time = start.elapsed();
         assert!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&time), "{time:?}");
@@ -240,13 +242,13 @@ fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
             let server = Server::start(&path, options.clone(), first(0, action.clone()));
             let world = world_over(&server, "");
             let mut client = world.connect("disk");
-            assert_eq!(client.read(0, 65536), Err(EIO), "{action:?}");
+            assert_eq!(client.read(0, 65536), Err(ESHUTDOWN), "{action:?}");
             eventually("it is connected again", || client.read(0, 65536).is_ok());
             let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
             let disk = server.kill();
             eventually("it knows", || client.read(0, 512).is_err());
             let start = Instant::now();
-            (0..100).for_each(|_| assert_eq!(client.read(0, 512), Err(EIO)));
+            (0..100).for_each(|_| assert_eq!(client.read(0, 512), Err(ESHUTDOWN)));
             assert!(start.elapsed() < Duration::from_secs(2), "at once: {:?}", start.elapsed());
             assert!(leaf.engine().probe(Duration::from_secs(5)).is_err());
             let _server = Server::again(&path, disk, options.clone(), |_| Action::Do);
@@ -288,11 +290,11 @@ fn with_reconnect_requests_wait_for_the_server_and_only_so_long() {
             true
         });
         let start = Instant::now();
-        assert_eq!(client.read(0, 512), Err(EIO));
+        assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
         let time = start.elapsed();
         assert!((Duration::from_millis(1500)..Duration::from_secs(9)).contains(&time), "{time:?}");
         let start = Instant::now();
-        assert_eq!(client.read(0, 512), Err(EIO));
+        assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
         assert!(start.elapsed() < Duration::from_secs(2), "its time is over for all: {:?}", start.elapsed());
     }
 }
@@ -305,7 +307,7 @@ fn reconnecting_to_a_server_that_hangs_ends() {
     let world = world_over(&server, "&timeout=1&reconnect=2");
     let mut client = world.connect("disk");
     let start = Instant::now();
-    assert_eq!(client.read(0, 512), Err(EIO));
+    assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
     assert!(server.count(0) > 1, "it was tried again");
 }
@@ -324,8 +326,8 @@ fn a_server_that_comes_back_as_another_is_not_used() {
     let error = leaf.engine().probe(Duration::from_secs(5)).unwrap_err().to_string();
     assert!(error.contains("not what it was") && error.contains("2097152"), "{error}");
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(client.read(0, 512), Err(EIO));
-    assert_eq!(client.write(0, &[1; 512]), Err(EIO));
+    assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+    assert_eq!(client.write(0, &[1; 512]), Err(ESHUTDOWN));
     assert_eq!(other.disk.requests.lock().unwrap().len(), 0, "nothing was asked of it");
     other.kill();
     let _good = Server::start(&path, Options::default(), |_| Action::Do);
@@ -344,7 +346,7 @@ fn a_lost_flush_is_asked_for_again() {
         let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
         let mut client = world.connect("disk");
         client.write(0, &[1; 512]).unwrap();
-        assert_eq!(client.flush(), Err(EIO));
+        assert_eq!(client.flush(), Err(ESHUTDOWN));
         assert!(leaf.needs_flush(), "nothing was recorded as flushed");
         eventually("it is connected again", || client.read(0, 512).is_ok());
         client.flush().unwrap();

@@ -19,8 +19,10 @@ pub(crate) enum Way {
     Up,
     /// Connections are dropped, new ones at once: a server that was killed.
     Cut,
-    /// Nothing passes, in both directions, and nothing is dropped: a server that hangs. Up again, it passes on what
-    /// came meanwhile: late answers.
+    /// Nothing passes, in both directions: a network that does not deliver. Up again, it passes on what came meanwhile,
+    /// late answers among it, on connections whose ends are still there. What was sent on a connection that its client has
+    /// given up is dropped, as it is with a connection of TCP: a server that carries it out late is what no client of NBD
+    /// can exclude (docs/leaves.md, requests in doubt).
     Silent,
     /// Answers come late by these milliseconds.
     Slow(u64),
@@ -108,19 +110,26 @@ fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
             Err(_) => break,
         };
-        let bytes = loop {
-            match way() {
-                Way::Cut => break 'pump,
-                Way::Silent => thread::sleep(LOOK),
-                Way::Half if answers => break &buffer[..read / 2],
-                Way::Slow(ms) if answers => {
-                    thread::sleep(Duration::from_millis(ms));
-                    break &buffer[..read];
-                }
-                Way::Up | Way::Half | Way::Slow(_) => break &buffer[..read],
+        let mut held = buffer[..read].to_vec();
+        while way() == Way::Silent {
+            match from.read(&mut buffer) {
+                // Its end is gone.
+                Ok(0) => break 'pump,
+                Ok(more) => held.extend_from_slice(&buffer[..more]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => break 'pump,
             }
+        }
+        let passed = match way() {
+            Way::Cut => break,
+            Way::Half if answers => held.len() / 2,
+            Way::Slow(ms) if answers => {
+                thread::sleep(Duration::from_millis(ms));
+                held.len()
+            }
+            Way::Up | Way::Silent | Way::Half | Way::Slow(_) => held.len(),
         };
-        if to.write_all(bytes).is_err() || bytes.len() < read {
+        if to.write_all(&held[..passed]).is_err() || passed < held.len() {
             break;
         }
     }

@@ -10,7 +10,7 @@ use io_uring::{opcode, types};
 
 use crate::buffer::{Buffer, Buffers};
 use crate::engine::links::{Part, Port};
-use crate::gather::{Gather, shutdown};
+use crate::gather::{Gather, is_closed, shutdown};
 use crate::nbd::{Command, REQUEST_LEN};
 
 use super::wire;
@@ -77,10 +77,7 @@ impl Conn {
 
     /// Whether the server has closed a connection that nobody has used for a while.
     pub(super) fn is_stale(&self) -> bool {
-        let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
-        // SAFETY: receives at most one byte into a live one.
-        let got = unsafe { libc::recv(self.socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-        got == 0 || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+        is_closed(self.socket.as_fd())
     }
 
     /// What has come and was not consumed.

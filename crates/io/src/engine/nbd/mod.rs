@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open    socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
-//! I/O     link.rs (operations) -> conn.rs (bytes)        a queue's thread and ring
+//! I/O     engine/carrier.rs -> link.rs -> conn.rs (bytes)  a queue's thread and ring
 //!         wire.rs: requests to bytes, bytes to replies   pure
 //! lost    engine/connector.rs: another connection        a thread of its own, while one is missing
 //! control control.rs: probe, flush                       control thread, blocking, with a deadline
@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
 
+use super::carrier::{self, Carrier};
 use super::connector::Connector;
 use super::links::Link;
 use super::{LeafIo, LeafOp, Limits, Submitted};
@@ -40,8 +41,10 @@ use crate::nbd::transmission_flag as flag;
 use crate::ring::Ring;
 use control::{Control, dial, dial_for_link};
 use handshake::Offer;
-use link::{NbdLink, Shared};
+use link::NbdLink;
 use relay::Relay;
+
+type Shared = carrier::Shared<NbdLink>;
 
 /// How long a further connection may take when the leaf is opened. A server that limits their number lets those above
 /// it wait.
@@ -50,7 +53,6 @@ const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
 /// See the module's text.
 pub struct NbdEngine {
     shared: Arc<Shared>,
-    timeout: Duration,
     read_only: bool,
     route: Route,
 }
@@ -103,9 +105,8 @@ impl NbdEngine {
         let dial = Box::new(move || dial_for_link(&again.0, &again.1));
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), berths, connections, dial)?,
-            offer,
-            timeout_ns: address.patience.timeout.as_nanos() as u64,
-            reconnect_ns: address.patience.reconnect.as_nanos() as u64,
+            facts: offer,
+            patience: address.patience,
         });
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {
@@ -116,7 +117,7 @@ impl NbdEngine {
             None => Route::Relay(Relay::start(shared.clone(), queues)?),
         };
         let read_only = limits.read_only;
-        Ok((NbdEngine { shared, timeout: address.patience.timeout, read_only, route }, limits))
+        Ok((NbdEngine { shared, read_only, route }, limits))
     }
 
     /// # Safety
@@ -136,7 +137,7 @@ impl NbdEngine {
         if self.read_only && matches!(io.op, LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. }) {
             return Submitted::Done(-i64::from(libc::EPERM));
         }
-        if !self.shared.offer.has(needs) {
+        if !self.shared.facts.has(needs) {
             return Submitted::Done(i64::from(lacks));
         }
         let Own { per_queue, turns, .. } = match &self.route {
@@ -151,7 +152,7 @@ impl NbdEngine {
             turn.store(next, Ordering::Relaxed);
             berth += next;
         }
-        let make = || Box::new(NbdLink::new(self.shared.clone(), berth)) as Box<dyn Link>;
+        let make = || Box::new(Carrier::new(self.shared.clone(), berth)) as Box<dyn Link>;
         match self.shared.connector.seat(berth) {
             Some(seat) => seat.submit(io, ring, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
@@ -163,7 +164,7 @@ impl NbdEngine {
         if !self.has_cache() {
             return Ok(());
         }
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.shared.patience.timeout;
         match &self.route {
             Route::Own(own) => lock(&own.control).flush(deadline),
             // The relay needs a moment more to say that the server was silent for so long.
@@ -174,7 +175,7 @@ impl NbdEngine {
     /// Whether the server is there and answers a read, and every queue is connected to it again. Blocks.
     pub(super) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
-        let block = self.shared.offer.min_block.max(512) as usize;
+        let block = self.shared.facts.min_block.max(512) as usize;
         match &self.route {
             Route::Own(own) => {
                 lock(&own.control).read(&mut vec![0; block], deadline)?;
@@ -190,16 +191,16 @@ impl NbdEngine {
     /// What the volume is known by: paths that differ in it do not lead to one volume. The other way round it is no
     /// proof: the protocol has no identity of a volume.
     pub(super) fn identity(&self) -> String {
-        let Offer { size, name, description, .. } = &self.shared.offer;
+        let Offer { size, name, description, .. } = &self.shared.facts;
         format!("nbd export '{name}' of {size} bytes ('{description}')")
     }
 
     pub(super) fn has_fua(&self) -> bool {
-        self.shared.offer.has(flag::SEND_FUA)
+        self.shared.facts.has(flag::SEND_FUA)
     }
 
     pub(super) fn has_cache(&self) -> bool {
-        self.shared.offer.has(flag::SEND_FLUSH)
+        self.shared.facts.has(flag::SEND_FLUSH)
     }
 }
 

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
-use super::link::{NbdLink, Shared};
+use super::Shared;
 use crate::buffer::{Buffer, Buffers};
+use crate::engine::carrier::Carrier;
 use crate::engine::links::{Bell, Finished, Link, Links, Part, Port, Seat};
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;
@@ -189,7 +190,7 @@ impl Worker {
         let part = self.asked.insert((order.from, order.io.part));
         let io = LeafIo { part, queue: 0, ..order.io };
         let shared = &self.relay.shared;
-        let make = || Box::new(NbdLink::new(shared.clone(), 0)) as Box<dyn Link>;
+        let make = || Box::new(Carrier::new(shared.clone(), 0)) as Box<dyn Link>;
         if let Some(seat) = shared.connector.seat(0) {
             seat.submit(&io, &mut self.ring, make);
         }
