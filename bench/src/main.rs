@@ -6,6 +6,7 @@
 mod create;
 mod lookup;
 mod message;
+mod multipath;
 mod nbd;
 mod pipeline;
 mod report;
@@ -40,6 +41,8 @@ enum Bench {
     Pipeline,
     /// Serve NBD beside other servers.
     Nbd(nbd::NbdOptions),
+    /// Choose among paths, carry requests over NBD leaves, fail over.
+    Multipath(multipath::MultipathOptions),
     /// Run every benchmark once, short: do they work?
     Smoke,
 }
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Create => create::run(rounds)?,
         Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
+        Bench::Multipath(options) => multipath::run_all(rounds, &options)?,
         Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
@@ -67,5 +71,6 @@ fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     figures.extend(create::run(once)?);
     figures.extend(pipeline::run(once)?);
     figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
+    figures.extend(multipath::run_all(once, &multipath::MultipathOptions::smoke())?);
     Ok(figures)
 }

@@ -5,7 +5,7 @@
 //! else the machine does falls on all alike. The server's processor time per request is the honest figure where the
 //! client is the limit.
 
-mod client;
+pub(crate) mod client;
 mod results;
 mod server;
 
@@ -95,7 +95,7 @@ fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
 }
 
 /// Builds the daemon, in the folder this program is in.
-fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
         .status()
@@ -107,10 +107,10 @@ fn build() -> Result<PathBuf> {
 }
 
 /// A folder in memory that goes with its value.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let folder = Path::new("/dev/shm").join(format!("blkswitch-bench-{}", std::process::id()));
         std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         Ok(Self(folder))

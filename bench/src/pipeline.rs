@@ -20,13 +20,13 @@ use crate::report::{Figure, Random, Rounds};
 
 /// A million regions of 64 KiB: a table that fits a core's own cache.
 const REGIONS: u64 = 1 << 20;
-const REGION_SECTORS: u32 = 128;
-const SECTORS: u64 = REGIONS * REGION_SECTORS as u64;
+pub(crate) const REGION_SECTORS: u32 = 128;
+pub(crate) const SECTORS: u64 = REGIONS * REGION_SECTORS as u64;
 const BATCH: u64 = 32;
 /// Batches of one measurement: a few milliseconds.
 const BATCHES: u64 = 2000;
 /// Measurements of a round, each of both devices. The lowest counts: what disturbs only adds.
-const TURNS: usize = 20;
+pub(crate) const TURNS: usize = 20;
 
 /// The devices' numbers.
 const LINEAR: u32 = 0;
@@ -50,7 +50,7 @@ pub(crate) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
     ])
 }
 
-struct Bench {
+pub(crate) struct Bench {
     pipeline: Pipeline,
     ring: Ring,
     random: Random,
@@ -58,13 +58,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Bench> {
-        let mut bench = Bench {
+    /// With no device.
+    pub(crate) fn empty() -> Bench {
+        Bench {
             pipeline: Pipeline::new(0),
             ring: Ring::simulated(),
             random: Random(1),
             data: vec![0; 512 * BATCH as usize],
-        };
+        }
+    }
+
+    fn new() -> Result<Bench> {
+        let mut bench = Bench::empty();
         bench.device(LINEAR, 1, |paths| Ok(Target::Linear(paths[0])))?;
         bench.device(SWITCH, 3, |paths| {
             let geometry = Geometry::new(SECTORS, 3, REGION_SECTORS)?;
@@ -76,7 +81,7 @@ impl Bench {
     }
 
     /// Makes a live device over `paths` leaves.
-    fn device(
+    pub(crate) fn device(
         &mut self,
         number: u32,
         paths: usize,
@@ -90,13 +95,19 @@ impl Bench {
             to.push(To { below: table.leaf(leaf), offset: 0 });
         }
         table.push(SECTORS, target(&to)?);
-        let live = Live { table: Arc::new(table.build(1)), departed: Box::default() };
-        self.pipeline.install(number, Counters::boxed(8).into());
-        self.pipeline.open(number, Some(Arc::new(live)), &mut self.ring);
+        self.install(number, table);
         Ok(())
     }
 
-    fn request_ns(&mut self, device: u32) -> Result<f64> {
+    /// Makes a table live on a device.
+    pub(crate) fn install(&mut self, number: u32, table: TableBuilder) {
+        let live = Live { table: Arc::new(table.build(1)), departed: Box::default() };
+        self.pipeline.install(number, Counters::boxed(8).into());
+        self.pipeline.open(number, Some(Arc::new(live)), &mut self.ring);
+    }
+
+    /// What a request takes, the mean of many.
+    pub(crate) fn request_ns(&mut self, device: u32) -> Result<f64> {
         let mut done = Vec::new();
         let (mut answers, mut failed) = (0, 0);
         let start = Instant::now();

@@ -10,7 +10,7 @@ use super::server::Server;
 
 /// One kind of load.
 #[derive(Clone, Copy)]
-pub(super) struct Load {
+pub(crate) struct Load {
     pub(super) name: &'static str,
     rw: &'static str,
     block_kib: u32,
@@ -31,7 +31,7 @@ impl Load {
         Load::new("128 KiB sequential write, depth 8", "write", 128, 8),
     ];
     /// What the cost of the switch layer is measured with.
-    pub(super) const LAYER: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
+    pub(crate) const LAYER: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
 
     fn words(&self) -> Vec<String> {
         [
@@ -63,7 +63,7 @@ pub(super) struct Run {
 pub(super) fn run(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Run> {
     let read_cpu = if server.kind.is_peer() { Server::cpu_ns } else { Server::threads_cpu_ns };
     let before = read_cpu(server)?;
-    let json = fio(server, device, load, seconds)?;
+    let json = fio(&server.uri(device), load, seconds)?;
     let cpu_ns = read_cpu(server)? - before;
     let job = &json["jobs"][0];
     let side = if load.rw.ends_with("read") { &job["read"] } else { &job["write"] };
@@ -81,7 +81,14 @@ pub(super) fn run(server: &Server, device: &str, load: &Load, seconds: f64) -> R
     })
 }
 
-fn fio(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Value> {
+/// Requests per second at a URI.
+pub(crate) fn per_second(uri: &str, load: &Load, seconds: f64) -> Result<f64> {
+    let json = fio(uri, load, seconds)?;
+    let side = if load.rw.ends_with("read") { "read" } else { "write" };
+    json["jobs"][0][side]["iops"].as_f64().context("fio's JSON has not the expected form")
+}
+
+fn fio(uri: &str, load: &Load, seconds: f64) -> Result<Value> {
     // Every run has other random offsets, the same ones in every series.
     static SEED: AtomicU32 = AtomicU32::new(1);
     let seed = SEED.fetch_add(1, Ordering::Relaxed);
@@ -89,19 +96,15 @@ fn fio(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Value
         .args(["--name=load", "--ioengine=nbd", "--time_based", "--norandommap", "--randrepeat=0"])
         .args(["--output-format=json", &format!("--randseed={seed}")])
         .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
-        .arg(format!("--uri={}", server.uri(device)))
+        .arg(format!("--uri={uri}"))
         .args(load.words())
         .output()
         .context("cannot run fio (Debian package fio)")?;
     let text = String::from_utf8_lossy(&output.stdout);
     // The engine greets on standard output.
     let json = text.find('{').map(|start| &text[start..]).unwrap_or_default();
-    ensure!(
-        output.status.success() && !json.is_empty(),
-        "fio on {}: {text}{}",
-        server.kind.name(),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && !json.is_empty(), "fio on {uri}: {text}{errors}");
     serde_json::from_str(json).context("fio's JSON")
 }
 

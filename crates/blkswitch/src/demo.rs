@@ -7,18 +7,23 @@
 //! Contract: everything lives in one new folder below the temporary one, which is removed at the end. Any
 //! surprise is an error, and so an exit status that is not zero.
 
+mod group;
+
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::{self, IsTerminal, Write as _, stdout};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
-use crate::cli::{DemoOptions, LogFormat, NbdAddress, ServeOptions};
+use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
+use crate::daemon::devices::Devices;
 use crate::daemon::listen::uri_of_device;
 use crate::daemon::{Daemon, Signals, runtime};
 use crate::nbd_client::NbdClient;
@@ -29,11 +34,20 @@ const REGION: usize = 64 << 10;
 const REGIONS: usize = 16;
 /// The paths of the regions after the documented message: seven as it names them, the rest round robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
+/// Time between two probes of a path: nobody wants to watch for long.
+const PROBES: Duration = Duration::from_millis(250);
 /// The device.
 const NAME: &str = "switch";
 
-/// Shows a switch device at work.
+/// Shows a switch device at work, or what was asked for.
 pub fn run(options: DemoOptions) -> anyhow::Result<()> {
+    match &options.what {
+        Some(DemoOf::Group(group)) => group::run(group),
+        None => run_switch(options.keep),
+    }
+}
+
+fn run_switch(keep_serving: bool) -> anyhow::Result<()> {
     let folder = Folder::new()?;
     let socket = folder.0.join("control.sock");
     let files: Vec<PathBuf> = (0..3).map(|path| folder.0.join(format!("switch{path}"))).collect();
@@ -45,14 +59,14 @@ pub fn run(options: DemoOptions) -> anyhow::Result<()> {
         "Three files of 1 MiB stand for three paths to one volume: {}/switch0..2",
         folder.0.display()
     ))?;
-    let daemon = Running::start(&socket)?;
+    let daemon = Running::start(&socket, None)?;
     let shown = show(&socket, &files).and_then(|()| prove(&folder.0.join("nbd.sock"), &files));
     let ended = shown.and_then(|()| {
         say("I/O per path, as the daemon counted it:")?;
         verb(&socket, &["stats", NAME])?;
         let uri = uri_of_device(&daemon.uri, NAME);
         say(&format!("NBD URI, for any NBD client: {uri}"))?;
-        if options.keep { keep(&socket, &uri) } else { Ok(()) }
+        if keep_serving { keep(&socket, &uri) } else { Ok(()) }
     });
     daemon.stop()?;
     ended?;
@@ -149,6 +163,18 @@ fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs a verb of this program; what it says is shown only if it fails.
+fn quiet(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new(program()?);
+    let run = command.args(words).env("BLKSWITCH_SOCKET", socket).stdin(Stdio::null()).output();
+    let run = run.context("cannot run this program once more")?;
+    if !run.status.success() {
+        let first: Vec<&str> = words.iter().take(4).copied().collect();
+        bail!("`blkswitch {}` failed: {}", first.join(" "), String::from_utf8_lossy(&run.stderr).trim());
+    }
+    Ok(())
+}
+
 fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's own file")
 }
@@ -185,35 +211,43 @@ impl Drop for Folder {
 /// A daemon on a thread of this process.
 struct Running {
     uri: String,
+    devices: Arc<Devices>,
     stop: oneshot::Sender<()>,
     thread: thread::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
-    fn start(socket: &Path) -> anyhow::Result<Running> {
+    /// With a control socket there, `nbd.sock` beside it, and so many queues.
+    fn start(socket: &Path, queues: Option<usize>) -> anyhow::Result<Running> {
         let options = ServeOptions {
             socket: socket.to_owned(),
             nbd: vec![NbdAddress::Unix(socket.with_file_name("nbd.sock"))],
-            queues: None,
+            queues,
             ublk: false,
             abandon_disks: false,
+            paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },
             log_format: LogFormat::Human,
             log_level: String::new(),
         };
         let runtime = runtime()?;
         let daemon = runtime.block_on(async { Daemon::start(&options) })?;
         let uri = daemon.nbd().first().context("the daemon offers nothing")?.clone();
+        let devices = daemon.devices().clone();
         let (stop, stopped) = oneshot::channel();
         let until = async move {
             // A sender that is gone means the same.
             let _ = stopped.await;
         };
         let thread = thread::spawn(move || runtime.block_on(daemon.run(until)));
-        Ok(Running { uri, stop, thread })
+        Ok(Running { uri, devices, stop, thread })
+    }
+
+    fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     fn stop(self) -> anyhow::Result<()> {
-        drop(self.stop);
+        drop((self.stop, self.devices));
         self.thread.join().unwrap_or_else(|_| bail!("the daemon's thread panicked"))
     }
 }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod compact;
 pub mod daemon;
 pub mod demo;
+pub mod load;
 pub mod nbd_client;
 pub mod picture;
 pub mod protocol;

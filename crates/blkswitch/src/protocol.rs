@@ -22,6 +22,7 @@
 //! | `DELETE /v1/devices/{name}/ublk?force` | [`DetachQuery`] -> 204 | `detach` |
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
+//! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
 //! | `GET /v1/devices/{name}/map?from&to&sector` | [`MapQuery`] -> [`RegionMap`] as a stream | `map show --json` |
 //! | `GET /v1/devices/{name}/map/picture?cells&from&to&sector` | [`PictureQuery`] -> [`MapPicture`] | `map show` |
 //! | `GET /v1/devices/{name}/map/message?sector` | [`SegmentQuery`] -> `text/plain` as a stream | `map export` |
@@ -88,6 +89,8 @@ pub mod route {
     pub const MAP_MESSAGE: &str = "/v1/devices/{name}/map/message";
     /// `GET`: counters and latencies.
     pub const STATS: &str = "/v1/devices/{name}/stats";
+    /// `GET`: what happens, streamed.
+    pub const MONITOR: &str = "/v1/monitor";
     /// `POST`: remove every device.
     pub const REMOVE_ALL: &str = "/v1/remove_all";
     /// `GET`: the OpenAPI document.
@@ -430,6 +433,50 @@ pub struct Events {
     /// Whether the wait is over: the number differs, or the device was removed meanwhile (an event, as in
     /// the kernel).
     pub changed: bool,
+}
+
+/// Query of `GET /v1/monitor`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorQuery {
+    /// Names of devices with commas in between; absent or empty: all devices.
+    #[serde(default)]
+    pub devices: String,
+}
+
+/// Something that happened to a device: a line of `GET /v1/monitor`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MonitorEvent {
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The device; empty for `EVENTS_LOST`.
+    pub device: String,
+    /// Its number.
+    pub minor: u32,
+    /// What: `PATH_FAILED`, `PATH_REINSTATED`, `GROUP_SWITCHED`, `GROUP_CHOSEN`, `GROUP_DISABLED`, `GROUP_ENABLED`,
+    /// `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, or `EVENTS_LOST`: the watcher was too slow.
+    pub event: String,
+    /// The device's event number then.
+    pub event_nr: u32,
+    /// The path that failed or is back, as the table has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Paths of the device that are up now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths_up: Option<u32>,
+    /// The priority group, counted from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    /// First sector of the switch segment that was remapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector: Option<u64>,
+    /// Arguments of its message that were applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<u64>,
+    /// How many events are missing here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
 }
 
 /// Chooses the segment of the live table whose map is meant.

@@ -11,7 +11,7 @@
 mod leaving;
 mod paths;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,8 @@ pub struct Device {
     state: Mutex<State>,
     event: Condvar,
     opens: AtomicU32,
+    /// How often another priority group of a multipath took over.
+    group_switches: AtomicU64,
     /// Per queue, for the device as a whole.
     counters: Arc<[Counters]>,
 }
@@ -169,6 +171,7 @@ impl Device {
             }),
             event: Condvar::new(),
             opens: AtomicU32::new(0),
+            group_switches: AtomicU64::new(0),
             counters: Counters::boxed(queues).into(),
         }
     }

@@ -9,9 +9,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
+use std::time::Duration;
 
+use crate::engine::absent::AbsentEngine;
 use crate::engine::file::FileEngine;
+use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
+use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
@@ -22,7 +26,8 @@ use crate::sync::{AtomicU64, Ordering};
 pub enum LeafError {
     /// The address is not of a known form.
     #[error(
-        "'{0}' is no address: give a path that starts with '/', mem:SIZE, null:SIZE or sim:SIZE[,option...]"
+        "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
+         iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
     /// The size in an address is wrong.
@@ -56,6 +61,9 @@ pub enum LeafError {
     /// Neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
     NotBlock(String),
+    /// A leaf that this build cannot reach.
+    #[error("'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)")]
+    NoIscsi(String),
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -64,6 +72,13 @@ pub enum LeafError {
 }
 
 impl LeafError {
+    /// Whether it cannot be reached, rather than being wrong.
+    pub fn is_unreachable(&self) -> bool {
+        let LeafError::System { source, .. } = self else { return false };
+        let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::NotConnected, io::ErrorKind::UnexpectedEof];
+        source.raw_os_error().is_some() || kinds.contains(&source.kind())
+    }
+
     /// The errno a caller of the kernel would see.
     pub fn errno(&self) -> i32 {
         match self {
@@ -71,6 +86,7 @@ impl LeafError {
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
+            LeafError::NoIscsi(_) => libc::EOPNOTSUPP,
             LeafError::Empty(_) => libc::EINVAL,
         }
     }
@@ -88,6 +104,10 @@ pub enum Address {
         /// Two addresses with one name are one memory.
         name: Option<String>,
     },
+    /// An export of an NBD server.
+    Nbd(NbdAddress),
+    /// A logical unit of an iSCSI target.
+    Iscsi(Box<IscsiAddress>),
     /// Reads give zeroes, writes vanish.
     Null {
         /// Size in bytes.
@@ -95,6 +115,36 @@ pub enum Address {
     },
     /// Memory that misbehaves from a seed.
     Sim(SimOptions),
+}
+
+impl Address {
+    /// Whether it may be down for a while and come back, so that a multipath can be had without it.
+    pub fn may_be_absent(&self) -> bool {
+        self.is_remote() || matches!(self, Address::Sim(sim) if sim.path.is_some())
+    }
+
+    /// Whether opening it waits for another machine, or another process of this one.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Address::Nbd(_) | Address::Iscsi(_) => true,
+            Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    /// As it can be written in a table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Path(path) => write!(f, "{}", path.display()),
+            Address::Memory { bytes, name: None } => write!(f, "mem:{bytes}"),
+            Address::Memory { bytes, name: Some(name) } => write!(f, "mem:{bytes}:{name}"),
+            Address::Nbd(address) => address.fmt(f),
+            Address::Iscsi(address) => address.fmt(f),
+            Address::Null { bytes } => write!(f, "null:{bytes}"),
+            Address::Sim(sim) => sim.fmt(f),
+        }
+    }
 }
 
 /// A size as `4096`, `64K`, `1M`, `2G`, `1T` (powers of 1024).
@@ -130,6 +180,12 @@ impl FromStr for Address {
         }
         if let Some(rest) = text.strip_prefix("sim:") {
             return SimOptions::parse(text, rest).map(Address::Sim);
+        }
+        if NbdAddress::is_one(text) {
+            return NbdAddress::parse(text).map(Address::Nbd);
+        }
+        if IscsiAddress::is_one(text) {
+            return IscsiAddress::parse(text).map(|address| Address::Iscsi(Box::new(address)));
         }
         if text.starts_with('/') {
             return Ok(Address::Path(PathBuf::from(text)));
@@ -211,32 +267,71 @@ impl fmt::Debug for Leaf {
     }
 }
 
+/// The engine of an address, what is known of it, and the address as it can be written in a table.
+pub(crate) fn open_engine(
+    address: &Address,
+    options: &LeafOptions,
+) -> Result<(Engine, Limits, String), LeafError> {
+    Ok(match address {
+        Address::Path(path) => {
+            let (engine, limits) = FileEngine::open(path, options)?;
+            (Engine::File(engine), limits, path.display().to_string())
+        }
+        Address::Memory { bytes, name } => {
+            let engine = MemoryEngine::new(*bytes).map_err(|source| LeafError::System {
+                what: "map",
+                name: format!("mem:{bytes}"),
+                source,
+            })?;
+            let shown = name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
+            (Engine::Memory(engine), Limits::memory(*bytes), shown)
+        }
+        Address::Nbd(address) => {
+            let (engine, limits) = NbdEngine::open(address, options)?;
+            (Engine::Nbd(Box::new(engine)), limits, address.to_string())
+        }
+        #[cfg(feature = "iscsi")]
+        Address::Iscsi(address) => {
+            let (engine, limits) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
+            (Engine::Iscsi(Box::new(engine)), limits, address.to_string())
+        }
+        #[cfg(not(feature = "iscsi"))]
+        Address::Iscsi(address) => return Err(LeafError::NoIscsi(address.to_string())),
+        Address::Null { bytes } => {
+            (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
+        }
+        Address::Sim(sim) => {
+            let engine = SimEngine::new(sim);
+            let reached = engine.probe(Duration::ZERO);
+            reached.map_err(|source| LeafError::System { what: "reach", name: sim.to_string(), source })?;
+            let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
+            (Engine::Sim(Box::new(engine)), limits, sim.to_string())
+        }
+    })
+}
+
 impl Leaf {
     /// Opens a leaf. Errors leave nothing open; a file that was made is removed again.
     pub fn open(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
-        let (engine, limits, name) = match address {
-            Address::Path(path) => {
-                let (engine, limits) = FileEngine::open(path, options)?;
-                (Engine::File(engine), limits, path.display().to_string())
-            }
-            Address::Memory { bytes, name } => {
-                let engine = MemoryEngine::new(*bytes).map_err(|source| LeafError::System {
-                    what: "map",
-                    name: format!("mem:{bytes}"),
-                    source,
-                })?;
-                let shown =
-                    name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
-                (Engine::Memory(engine), Limits::memory(*bytes), shown)
-            }
-            Address::Null { bytes } => {
-                (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
-            }
-            Address::Sim(sim) => {
-                let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
-                (Engine::Sim(Box::new(SimEngine::new(sim))), limits, sim.to_string())
-            }
-        };
+        let (engine, limits, name) = open_engine(address, options)?;
+        Ok(Leaf::new(address, options, engine, limits, name))
+    }
+
+    /// A leaf that cannot be reached, and becomes what it should be once a probe reaches it: a path to the same volume
+    /// as `other`.
+    pub fn absent(address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
+        let (limits, identity) = (other.limits.clone(), other.engine.identity());
+        let engine = Engine::Absent(Box::new(AbsentEngine::new(address, options, &limits, identity)));
+        Leaf::new(address, options, engine, limits, address.to_string())
+    }
+
+    fn new(
+        address: &Address,
+        options: &LeafOptions,
+        engine: Engine,
+        limits: Limits,
+        name: String,
+    ) -> Arc<Leaf> {
         static ANONYMOUS: atomic::AtomicU64 = atomic::AtomicU64::new(0);
         let key = Self::key_of(address)
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
@@ -245,7 +340,7 @@ impl Leaf {
             // An earlier process may have answered writes, been killed, and left them in the cache: as good as ours.
             dirty.wrote(0);
         }
-        Ok(Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) }))
+        Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) })
     }
 
     /// Two addresses with one key are one leaf: the same file or device, the same named memory. Nothing for what
@@ -258,6 +353,8 @@ impl Leaf {
                 Some(path) => format!("sim:{name}/{path}"),
                 None => format!("sim:{name}"),
             }),
+            Address::Nbd(address) => Some(address.to_string()),
+            Address::Iscsi(address) => Some(address.to_string()),
             Address::Memory { name: None, .. } | Address::Null { .. } => None,
         }
     }
@@ -287,6 +384,11 @@ impl Leaf {
         &self.dirty
     }
 
+    /// Whether a flush has failed so that writes may be gone: from then on it fails whenever it is flushed.
+    pub fn is_lossy(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// Whether a flush must reach it.
     pub fn needs_flush(&self) -> bool {
         self.lost.load(Ordering::Acquire) || self.dirty.unflushed().is_some()
@@ -299,7 +401,7 @@ impl Leaf {
     /// opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
-            if self.engine.forgets_failed_writes() {
+            if self.engine.may_have_dropped_writes(errno) {
                 self.lost.store(true, Ordering::Release);
             }
             return errno;

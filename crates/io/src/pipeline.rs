@@ -23,35 +23,20 @@ use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
 use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 
+mod extents;
+mod flush;
 mod judge;
 mod multipath;
 mod split;
 mod state;
 
+pub use extents::{Extents, HOLE, ZERO};
 use judge::Verdict;
 use split::{Piece, PieceTo};
 use state::{Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
-
-/// Pieces of a device described at a time, at most: each may cost system calls. What was not described is asked for
-/// again.
-const EXTENTS_PIECES: usize = 4096;
-
-/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's base:allocation).
-pub const HOLE: u32 = 1;
-/// See [`HOLE`].
-pub const ZERO: u32 = 2;
-
-/// What [`Pipeline::extents`] tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extents {
-    /// The number of the path, over all segments.
-    Paths,
-    /// [`HOLE`] and [`ZERO`].
-    Allocation,
-}
 
 /// See the module's text.
 pub struct Pipeline {
@@ -214,58 +199,6 @@ impl Pipeline {
         self.devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
     }
 
-    /// Describes a range of a device from its start, extent by extent in order, until `each` (bytes, status) says
-    /// that it has enough, or as much was looked at as a queue may spend on it. The status is the number of the path,
-    /// or what is known of the allocation.
-    pub fn extents(
-        &self,
-        device: u32,
-        offset: u64,
-        len: u64,
-        what: Extents,
-        each: &mut dyn FnMut(u64, u32) -> bool,
-    ) {
-        let mut pieces = Vec::new();
-        let (mut done, mut described) = (0, 0);
-        while done < len && described < EXTENTS_PIECES {
-            let (sector, sectors) = ((offset + done) / 512, (len - done) / 512);
-            let at = split::Range { device, sector, sectors, data: 0 };
-            let taken = split::range(&self.devices, &at, Hops::default(), &mut pieces) * 512;
-            if taken == 0 {
-                return;
-            }
-            // A list that is not full has cost all the steps there are, or is the rest.
-            described += if pieces.len() < WINDOW { EXTENTS_PIECES } else { pieces.len() };
-            for piece in pieces.drain(..) {
-                if !self.describe(&piece, what, each) {
-                    return;
-                }
-            }
-            done += taken;
-        }
-    }
-
-    fn describe(&self, piece: &Piece, what: Extents, each: &mut dyn FnMut(u64, u32) -> bool) -> bool {
-        if what == Extents::Paths {
-            return each(piece.len, piece.hops.all().first().map_or(0, |hop| hop.path));
-        }
-        let leaf = match piece.to {
-            PieceTo::Leaf(at) => leaf_at(&self.devices, at),
-            PieceTo::Nowhere => return each(piece.len, HOLE | ZERO),
-            PieceTo::Gate(_) | PieceTo::Fail(_) | PieceTo::Multipath { .. } => None,
-        };
-        let Some(leaf) = leaf else { return each(piece.len, 0) };
-        let mut done = 0;
-        while done < piece.len {
-            let (len, status) = leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
-            done += len;
-            if !each(len, status) {
-                return false;
-            }
-        }
-        true
-    }
-
     /// Takes a completion of a part, or goes on with a request whose next window's turn it is.
     pub fn complete(&mut self, completion: &Completion, ring: &mut Ring) {
         let id = completion.id as u32;
@@ -372,6 +305,7 @@ impl Pipeline {
             Op::WriteZeroes { no_hole, .. } => (LeafOp::Zero { no_hole }, Kind::Zeroes),
         };
         let fua = of.fua && has_fua && of.op == Op::Write;
+        let fast = matches!(of.op, Op::WriteZeroes { fast: true, .. });
         Part {
             request,
             hops: piece.hops,
@@ -379,6 +313,7 @@ impl Pipeline {
             io: LeafIo {
                 op,
                 fua,
+                fast,
                 offset: piece.offset,
                 len: piece.len,
                 data: of.data.at(piece.data),
@@ -391,7 +326,7 @@ impl Pipeline {
                 len: piece.len,
                 done: 0,
                 then_flush: of.fua && !fua && of.op.is_write(),
-                fast: matches!(of.op, Op::WriteZeroes { fast: true, .. }),
+                fast,
                 covers: 0,
                 errno: 0,
             },
@@ -456,33 +391,6 @@ impl Pipeline {
                 Submitted::Pending => return,
             }
         }
-    }
-
-    /// Whether this flush runs now, and if so, what it will cover.
-    fn start_flush(&mut self, id: u32) -> bool {
-        if !self.may_flush(id) {
-            return false;
-        }
-        let Some(part) = self.parts.get_mut(id) else { return false };
-        let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return false };
-        // A flush that finds everything covered by another meanwhile is still sent: it is asked for.
-        part.whole.covers = leaf.dirty().unflushed().unwrap_or(0);
-        self.cover_failed(id);
-        true
-    }
-
-    /// Whether this flush runs now; otherwise it waits for the one that does.
-    fn may_flush(&mut self, id: u32) -> bool {
-        let Some(at) = self.parts.get(id).map(|part| part.leaf) else { return false };
-        let Some(leaf) = leaf_at(&self.devices, at).map(std::ptr::from_ref) else { return false };
-        if let Some(flushing) = self.flushing.iter_mut().find(|f| f.leaf == leaf) {
-            if flushing.running != id {
-                flushing.next.push(id);
-            }
-            return flushing.running == id;
-        }
-        self.flushing.push(Flushing { leaf, running: id, with: Vec::new(), next: Vec::new() });
-        true
     }
 
     /// A part is done: those that waited for the same flush are too. True: it is to be driven again, on another path.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use io_uring::{opcode, types};
 
 use crate::buffer::Buffers;
+use crate::engine::links::Links;
 use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
 use crate::pipeline::Pipeline;
@@ -167,7 +168,12 @@ impl Queue {
                 self.mailboxes.report(device, event);
             }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
-                break Ok(());
+                // What the kernel still has of their connections it gives back in a moment.
+                self.ring.links.close(self.ring.now_ns());
+                self.carry_answers();
+                if self.ring.links.is_empty() {
+                    break Ok(());
+                }
             }
         };
         if let Some(mailbox) = self.mailboxes.get(self.number) {
@@ -193,6 +199,7 @@ impl Queue {
                 let (server, _, mut context) = self.split();
                 server.complete(completion, &mut context);
             }
+            Tag::Link => self.ring.links.complete(completion),
             Tag::Ublk => {
                 let (_, ublk, mut context) = self.split();
                 ublk.complete(completion, &mut context);
@@ -200,6 +207,7 @@ impl Queue {
             Tag::Tick => {
                 self.ticking = false;
                 self.server.tick(self.ring.now_ns());
+                self.ring.links.tick(self.ring.now_ns());
                 std::mem::take(&mut self.refused).into_iter().for_each(|listener| self.arm_accept(listener));
                 self.keep_ticking();
             }
@@ -207,9 +215,14 @@ impl Queue {
         }
     }
 
-    /// Carries answers to those who asked until no more come, then lets the connections send and receive.
+    /// Carries answers to those who asked until no more come, then lets the connections send and receive, those of
+    /// links last: what the others have asked for leaves in one batch.
     fn carry_answers(&mut self) {
         loop {
+            while let Some((part, result)) = self.ring.links.take_finished() {
+                let completion = Completion::of_part(part, result);
+                self.pipeline.complete(&completion, &mut self.ring);
+            }
             let mut done = std::mem::take(&mut self.done);
             self.pipeline.take_done(&mut done);
             let (server, ublk, mut context) = self.split();
@@ -221,8 +234,12 @@ impl Queue {
             }
             let more = server.turn(&mut context) || context.pipeline.has_done();
             self.done = done;
-            if !more {
-                return;
+            if more {
+                continue;
+            }
+            Links::turn(&mut self.ring);
+            if !self.ring.links.has_finished() {
+                return self.keep_ticking();
             }
         }
     }
@@ -287,7 +304,8 @@ impl Queue {
 
     /// Has a tick come if there is something to look at then.
     fn keep_ticking(&mut self) {
-        if !self.ticking && (self.server.is_timed() || !self.refused.is_empty()) {
+        if !self.ticking && (self.server.is_timed() || self.ring.links.is_timed() || !self.refused.is_empty())
+        {
             self.ticking = true;
             self.ring.tick();
         }

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use crate::engine::links::Links;
 use polling::Polling;
 
 /// Submissions collected before they must go to the kernel. Twice the deepest batch seen in practice; a fuller
@@ -47,6 +48,8 @@ pub enum Tag {
     Ublk = 8,
     /// A request goes on with its next window; the id is its slab index.
     Window = 9,
+    /// An operation of a leaf's link; the id is [`Links`]' matter.
+    Link = 10,
 }
 
 impl Tag {
@@ -59,6 +62,7 @@ impl Tag {
             5 => Tag::Send,
             6 => Tag::Tick,
             8 => Tag::Ublk,
+            10 => Tag::Link,
             _ => Tag::Ignored,
         }
     }
@@ -79,6 +83,15 @@ pub struct Completion {
     pub deferred: bool,
 }
 
+impl Completion {
+    /// Of a part whose result did not come from the ring.
+    pub(crate) fn of_part(part: u32, result: i64) -> Completion {
+        // No transfer is longer than a request, which is far below 2^31.
+        let result = result.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+        Completion { tag: Tag::Part, id: u64::from(part), result, more: false, deferred: false }
+    }
+}
+
 /// `user_data` of a submission.
 pub fn user_data(tag: Tag, id: u64) -> u64 {
     ((tag as u64) << 56) | (id & ((1 << 56) - 1))
@@ -95,6 +108,8 @@ struct Deferred {
 
 /// See the module's text.
 pub struct Ring {
+    /// The links that engines have here.
+    pub(crate) links: Links,
     kernel: Option<IoUring>,
     deferred: BinaryHeap<Reverse<Deferred>>,
     order: u64,
@@ -123,6 +138,7 @@ impl Ring {
     /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
     pub fn simulated() -> Ring {
         Ring {
+            links: Links::default(),
             kernel: None,
             deferred: BinaryHeap::new(),
             order: 0,

@@ -262,14 +262,6 @@ impl TableBuilder {
         Below::Leaf(index as u32)
     }
 
-    /// A leaf that is used.
-    pub fn leaf_at(&self, below: Below) -> Option<&Arc<Leaf>> {
-        match below {
-            Below::Leaf(leaf) => self.leaves.get(leaf as usize),
-            Below::Device(_) => None,
-        }
-    }
-
     /// The leaf with this key, if the table uses it already.
     pub fn leaf_by_key(&self, key: &str) -> Option<Below> {
         self.leaves.iter().position(|l| l.key() == key).map(|index| Below::Leaf(index as u32))

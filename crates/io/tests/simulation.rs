@@ -16,8 +16,12 @@ fn the_data_path_agrees_with_the_model() {
         total.add(&sim::run(seed, STEPS, false));
     }
     println!("{total:?}");
-    let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops } = total;
-    for count in [reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops] {
+    let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops, .. } = total;
+    let Summary { path_failures, reinstated, held, .. } = total;
+    let paths = [path_failures, reinstated, held];
+    for count in
+        [reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops].into_iter().chain(paths)
+    {
         assert!(count >= SEEDS, "something is hardly ever tried: {total:?}");
     }
 }

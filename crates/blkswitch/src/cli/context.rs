@@ -50,6 +50,27 @@ impl Context {
         self.client.download(path, |data| out.write_all(data)).await.map_err(|error| error.about(subject))
     }
 
+    /// Prints the lines of a reply as they arrive, each as `line` makes it of what came; flushed line by line.
+    pub(super) async fn print_lines(
+        &mut self,
+        path: &str,
+        subject: Subject,
+        line: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), Failure> {
+        let (out, mut rest) = (&mut self.out, Vec::new());
+        let sink = |data: &[u8]| {
+            rest.extend_from_slice(data);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let text: Vec<u8> = rest.drain(..=end).collect();
+                if let Some(text) = line(String::from_utf8_lossy(&text).trim_end()) {
+                    writeln!(out, "{text}")?;
+                }
+            }
+            out.flush()
+        };
+        self.client.download(path, sink).await.map_err(|error| error.about(subject))
+    }
+
     /// All devices, sorted by name.
     pub(super) async fn devices(&self) -> Result<Vec<Device>, Failure> {
         let list: DeviceList = self.get(route::DEVICES).await?;

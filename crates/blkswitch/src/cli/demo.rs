@@ -1,13 +1,50 @@
 //! `demo`: the command line of the demonstration.
 
-use clap::Args;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
 
 /// Show all of it in one go: a switch device over three files, remapped and proved
 ///
 /// Needs neither root nor arguments and leaves nothing behind.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoOptions {
+    /// Something else to show
+    #[command(subcommand)]
+    pub what: Option<DemoOf>,
     /// Keep serving until Ctrl-C, and print commands to try
     #[arg(long)]
     pub keep: bool,
+}
+
+/// What else there is to show.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DemoOf {
+    /// A storage group.
+    Group(GroupOptions),
+}
+
+/// Show a storage group whose regions move, and a host that follows them
+///
+/// Members that own the regions of one volume and forward requests to each other, and a host with a switch device over
+/// a multipath device per member, all in this process. Regions move under load, a network is cut, a member dies.
+#[derive(Debug, Clone, Args)]
+pub struct GroupOptions {
+    /// Members of the group
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=16))]
+    pub members: u32,
+    /// Seconds to look on after each event
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = parse_act)]
+    pub act: f64,
+    /// Draw what was seen into this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub figure: Option<PathBuf>,
+}
+
+fn parse_act(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.5..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("'{text}' is no number of seconds from 0.5 to 3600")),
+    }
 }

@@ -12,6 +12,7 @@ mod devices;
 mod failure;
 mod format;
 mod map;
+mod monitor;
 mod names;
 mod options;
 mod table_text;
@@ -55,10 +56,10 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::client::Client;
 use self::context::Context;
-pub use self::demo::DemoOptions;
+pub use self::demo::{DemoOf, DemoOptions, GroupOptions};
 use self::failure::Failure;
 use self::options::{SocketOption, options_behind_verb, shown};
-pub use self::serve::{LogFormat, NbdAddress, ServeOptions};
+pub use self::serve::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 
 /// What the program is called.
 const PROGRAM: &str = "blkswitch";
@@ -103,6 +104,7 @@ enum Verb {
     #[command(name = "wipe_table")]
     WipeTable(wipe_table::WipeTable),
     Wait(wait::Wait),
+    Monitor(monitor::Monitor),
     Targets(targets::Targets),
     Version(version::Version),
     Completions(completions::Completions),
@@ -111,7 +113,7 @@ enum Verb {
 }
 
 /// Of dmsetup's switches, those that a verb's help shows.
-const fn shown_switches() -> [(&'static str, &'static [&'static str]); 22] {
+const fn shown_switches() -> [(&'static str, &'static [&'static str]); 23] {
     [
         ("create", create::SHOWN),
         ("load", load::SHOWN),
@@ -132,6 +134,7 @@ const fn shown_switches() -> [(&'static str, &'static [&'static str]); 22] {
         ("remove_all", remove_all::SHOWN),
         ("wipe_table", wipe_table::SHOWN),
         ("wait", wait::SHOWN),
+        ("monitor", monitor::SHOWN),
         ("targets", targets::SHOWN),
         ("version", version::SHOWN),
         ("help", help::SHOWN),
@@ -214,6 +217,7 @@ impl Verb {
             Self::RemoveAll(verb) => verb.run(context).await,
             Self::WipeTable(verb) => verb.run(context).await,
             Self::Wait(verb) => verb.run(context).await,
+            Self::Monitor(verb) => verb.run(context).await,
             Self::Targets(verb) => verb.run(context).await,
             Self::Version(verb) => verb.run(context).await,
             Self::Completions(verb) => verb.run(std::io::stdout()),

@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
+use blkswitch_core::multipath::checker::{FIRST_INTERVAL_NS, Failback, NoPathRetry};
 use clap::{Args, ValueEnum};
 
 /// Run the daemon in the foreground
@@ -31,12 +33,71 @@ pub struct ServeOptions {
     /// Do not take over the disks that a daemon has left behind: let their requests fail, and forget them
     #[arg(long)]
     pub abandon_disks: bool,
+    /// What is done about paths of multipath devices.
+    #[command(flatten)]
+    pub paths: PathOptions,
     /// Form of the log
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter like info,blkswitch_io=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// What is done about paths of multipath devices; for the kernel's devices multipathd does it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct PathOptions {
+    /// Probe every path of a multipath after this time, and then less and less often while it stays as it is, up to
+    /// four times the time; 0: never
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
+    pub path_checker_interval: Duration,
+    /// Go back to a better priority group that has a path again: immediate, manual (by message only), or after it has
+    /// had one for so many seconds
+    #[arg(long, value_name = "WHEN", default_value = "immediate", value_parser = parse_failback)]
+    pub failback: Failback,
+    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker and then fail it
+    /// [default: as queue_if_no_path in the table or a message says]
+    #[arg(long, value_name = "fail|queue|N", value_parser = parse_no_path_retry)]
+    pub no_path_retry: Option<NoPathRetry>,
+}
+
+impl Default for PathOptions {
+    fn default() -> Self {
+        let path_checker_interval = Duration::from_nanos(FIRST_INTERVAL_NS);
+        PathOptions { path_checker_interval, failback: Failback::Immediate, no_path_retry: None }
+    }
+}
+
+/// Longest time that an option takes: a day. Who wants to wait longer means never.
+const SECONDS_MAX: f64 = 86_400.0;
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=SECONDS_MAX).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("'{text}' is not a number of seconds from 0 to {SECONDS_MAX}"))
+}
+
+fn parse_failback(text: &str) -> Result<Failback, String> {
+    match text {
+        "immediate" => Ok(Failback::Immediate),
+        "manual" => Ok(Failback::Manual),
+        _ => match parse_seconds(text) {
+            Ok(delay) => Ok(Failback::After { delay_ns: delay.as_nanos() as u64 }),
+            Err(error) => Err(format!("{error}, nor immediate, nor manual")),
+        },
+    }
+}
+
+fn parse_no_path_retry(text: &str) -> Result<NoPathRetry, String> {
+    match text {
+        "fail" => Ok(NoPathRetry::Fail),
+        "queue" => Ok(NoPathRetry::Queue),
+        _ => text
+            .parse()
+            .map(NoPathRetry::Rounds)
+            .map_err(|_| format!("'{text}' is neither fail nor queue nor a number of intervals")),
+    }
 }
 
 /// Most queue threads: more than any machine has cores, few enough to start.
@@ -102,6 +163,13 @@ mod tests {
         for text in ["", "unix:", "/run/nbd.sock", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "10809"] {
             assert!(text.parse::<NbdAddress>().unwrap_err().starts_with(&format!("'{text}' is neither")));
         }
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert!(["-1", "x", "", "NaN", "86401"].iter().all(|text| parse_seconds(text).is_err()));
+        assert_eq!(parse_failback("manual"), Ok(Failback::Manual));
+        assert_eq!(parse_failback("3"), Ok(Failback::After { delay_ns: 3_000_000_000 }));
+        assert!(parse_failback("never").is_err());
+        assert_eq!(parse_no_path_retry("12"), Ok(NoPathRetry::Rounds(12)));
+        assert!(parse_no_path_retry("-1").is_err());
         assert!(parse_queues("0").is_err() && parse_queues("1025").is_err() && parse_queues("two").is_err());
         assert_eq!(parse_queues("8"), Ok(8));
     }

@@ -121,6 +121,14 @@ pub(super) struct Builder<'a> {
     has_multipath: bool,
 }
 
+/// A path of a multipath.
+pub(super) enum PathLeaf {
+    /// It can be reached.
+    Open(Arc<Leaf>),
+    /// It cannot, and why.
+    Absent(Address, Failure),
+}
+
 /// What a target needs of a device below.
 pub(super) struct Area {
     /// The device and where on it.
@@ -178,15 +186,35 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The leaf that a word names, made part of the table.
-    pub(super) fn leaf_below(&mut self, word: &[u8]) -> Result<(Below, Arc<Leaf>), LookupError> {
-        if let Found::Device(_) = find(word, self.site.registry)? {
+    /// The leaf that a word names. One that may come back later and cannot be reached now is told by its address.
+    pub(super) fn path(&mut self, word: &[u8]) -> Result<PathLeaf, LookupError> {
+        let Found::Leaf(address) = find(word, self.site.registry)? else {
             let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
             return Err(Failure::new(Errno::Einval, reason));
+        };
+        match self.site.leaves.open(&address, &self.options) {
+            Ok(leaf) => Ok(PathLeaf::Open(leaf)),
+            Err(error) if address.may_be_absent() && error.is_unreachable() => {
+                Ok(PathLeaf::Absent(address, error.into()))
+            }
+            Err(error) => Err(error.into()),
         }
-        let below = self.below(word)?;
-        let gone = || Failure::new(Errno::Enxio, format!("'{}' is no leaf", Printable(word)));
-        self.table.leaf_at(below).map(|leaf| (below, leaf.clone())).ok_or_else(gone)
+    }
+
+    /// A leaf for a path that cannot be reached: another way to the volume of `other`.
+    pub(super) fn absent(&self, address: &Address, other: &Leaf) -> Arc<Leaf> {
+        self.site.leaves.absent(address, &self.options, other)
+    }
+
+    /// Makes a leaf part of the table.
+    pub(super) fn adopt(&mut self, leaf: Arc<Leaf>) -> Below {
+        let name = leaf.name().to_owned();
+        let below = self.table.leaf(leaf);
+        // The table numbers its leaves in the order they come; one it has already keeps its number.
+        if below == Below::Leaf(self.leaf_names.len() as u32) {
+            self.leaf_names.push(name);
+        }
+        below
     }
 
     /// The device that a word names, made part of the table.
@@ -202,13 +230,7 @@ impl<'a> Builder<'a> {
                 .ok_or_else(|| Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))),
             Found::Leaf(address) => {
                 let leaf = self.site.leaves.open(&address, &self.options)?;
-                let name = leaf.name().to_owned();
-                let below = self.table.leaf(leaf);
-                // The table numbers its leaves in the order they come; one it has already keeps its number.
-                if below == Below::Leaf(self.leaf_names.len() as u32) {
-                    self.leaf_names.push(name);
-                }
-                Ok(below)
+                Ok(self.adopt(leaf))
             }
         }
     }

@@ -251,9 +251,10 @@ fn survives(table: &Table) -> bool {
 }
 
 fn survives_alone(table: &Table) -> bool {
-    // Leaves without a path are in memory; null has nothing to lose.
-    let leaves =
-        table.leaves().iter().all(|leaf| leaf.name().starts_with('/') || leaf.name().starts_with("null:"));
+    // Other leaves are in memory; null has nothing to lose.
+    const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
+    let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
+    let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
     leaves && maps(table).all(|file| file.is_some())
 }
 

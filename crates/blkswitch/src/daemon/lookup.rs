@@ -5,6 +5,8 @@
 //! | `/dev/blkswitch/NAME`, `/dev/mapper/NAME` | our device of that name, if there is one |
 //! | `0:MINOR` | our device of that number |
 //! | `MAJOR:MINOR` | the block device of that number |
+//! | `nbd://`, `nbd+unix://` | an export of an NBD server |
+//! | `iscsi://` | a logical unit of an iSCSI target |
 //! | `mem:`, `null:`, `sim:` | a leaf in memory |
 //! | any other absolute path | a regular file or block device |
 //!
@@ -15,7 +17,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use blkswitch_io::pool::Registry;
@@ -109,15 +111,39 @@ impl Leaves {
     /// The leaf at `address`: the one that is open already, or a new one.
     pub fn open(&self, address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
         // Held while opening: two loads that name one file must not both open it.
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.lock();
         let key = Leaf::key_of(address);
-        if let Some(leaf) = key.and_then(|key| open.get(&key)).and_then(Weak::upgrade) {
+        let known = |open: &HashMap<_, Weak<Leaf>>| open.get(key.as_ref()?).and_then(Weak::upgrade);
+        if let Some(leaf) = known(&open) {
             return Ok(leaf);
         }
-        let leaf = open_when_released(address, options)?;
+        let leaf = if address.is_remote() {
+            // Not held: a server that is silent would hold up every load. Of two that came first one is used.
+            drop(open);
+            let leaf = Leaf::open(address, options)?;
+            open = self.lock();
+            known(&open).unwrap_or(leaf)
+        } else {
+            open_when_released(address, options)?
+        };
         open.retain(|_, leaf| leaf.strong_count() > 0);
         open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
         Ok(leaf)
+    }
+
+    /// The leaf at an address that cannot be reached: another path to the volume of `other`.
+    pub fn absent(&self, address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
+        let mut open = self.lock();
+        let known = Leaf::key_of(address).and_then(|key| open.get(&key)?.upgrade());
+        known.unwrap_or_else(|| {
+            let leaf = Leaf::absent(address, options, other);
+            open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
+            leaf
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<Leaf>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

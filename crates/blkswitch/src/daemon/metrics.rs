@@ -7,6 +7,8 @@
 //! | `blkswitch_latency_seconds` (histogram) | device, op |
 //! | `blkswitch_path_requests_total`, `blkswitch_path_bytes_total` | device, segment, path, address, op |
 //! | `blkswitch_path_errors_total` | device, segment, path, address |
+//! | `blkswitch_path_up`, `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
+//! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
 //! | `blkswitch_open_count`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
 //!
 //! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between two calls.
@@ -64,6 +66,8 @@ struct Seen {
 struct SeenPath {
     labels: [(&'static str, String); 4],
     totals: Totals,
+    /// Of a multipath's path: whether it is up, and how often it has failed.
+    health: Option<(bool, u64)>,
 }
 
 impl Collector for Scrape {
@@ -92,6 +96,12 @@ fn see_paths(seen: &Seen) -> Vec<SeenPath> {
                 ("address", address(table, *to)),
             ],
             totals: table.path_totals(segment.first_path + path),
+            health: match &segment.target {
+                Target::Multipath { groups, .. } => {
+                    groups.paths().get(path as usize).map(|path| path.health())
+                }
+                _ => None,
+            },
         })
     });
     paths.collect()
@@ -131,6 +141,14 @@ fn device_counters(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::R
         for (op, value) in bytes(&device.totals) {
             counter(&mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?, value)?;
         }
+    }
+    let help = "How often another priority group of a multipath took over";
+    let mut metric = encoder.encode_descriptor("group_switches", help, None, MetricType::Counter)?;
+    for device in seen {
+        counter(
+            &mut metric.encode_family(&[("device", device.name.as_str())])?,
+            device.device.group_switches(),
+        )?;
     }
     let help = "Requests that were answered with an error";
     let mut metric = encoder.encode_descriptor("errors", help, None, MetricType::Counter)?;
@@ -172,9 +190,10 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
 
 fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
     type Read = fn(&Seen) -> u64;
-    let gauges: [(&str, &str, Read); 4] = [
+    let gauges: [(&str, &str, Read); 5] = [
         ("open_count", "Connections and devices on top", |seen| seen.device.info().opens.into()),
         ("suspended", "1 while requests wait for a resume", |seen| seen.device.info().suspended.into()),
+        ("held_requests", "Parts of requests that wait for a path of a multipath", |seen| seen.totals.held),
         ("size_bytes", "Length of the live table", |seen| {
             seen.live.as_ref().map_or(0, |table| table.len().saturating_mul(512))
         }),
@@ -217,6 +236,24 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
     for path in paths {
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         counter(&mut metric.encode_family(&labels)?, path.totals.errors)?;
+    }
+    path_health(encoder, paths)
+}
+
+/// Of the paths of multipath devices.
+fn path_health(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
+    let known = || paths.iter().filter_map(|path| Some((path, path.health?)));
+    let mut metric =
+        encoder.encode_descriptor("path_up", "1 unless the path has failed", None, MetricType::Gauge)?;
+    for (path, (is_up, _)) in known() {
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        metric.encode_family(&labels)?.encode_gauge(&f64::from(u8::from(is_up)))?;
+    }
+    let help = "How often the path has failed since the table was loaded";
+    let mut metric = encoder.encode_descriptor("path_failures", help, None, MetricType::Counter)?;
+    for (path, (_, failures)) in known() {
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        counter(&mut metric.encode_family(&labels)?, failures)?;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 //! | [`disks`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
+//! | [`checker`] | the paths of multipath devices are looked after |
+//! | [`monitor`] | what happens, for who watches |
 //! | [`listen`] | sockets |
 //! | [`failure`] | why something was refused |
 //!
@@ -15,6 +17,7 @@
 //! second signal ends the process at once.
 
 pub mod build;
+pub mod checker;
 pub mod constructors;
 pub mod describe;
 pub mod devices;
@@ -23,6 +26,7 @@ pub mod failure;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
+pub mod monitor;
 pub mod multipath;
 pub mod reply;
 pub mod routes;
@@ -43,9 +47,10 @@ use tracing_subscriber::EnvFilter;
 
 use self::devices::Devices;
 use self::listen::SocketFile;
+use self::monitor::Monitor;
 use self::server::{App, router};
 use self::state::Folder;
-use crate::cli::{LogFormat, NbdAddress, ServeOptions};
+use crate::cli::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::protocol::AttachUblk;
 
 /// How long control requests under way may take once the daemon is to stop: long polls end by themselves, a message
@@ -94,6 +99,8 @@ pub struct Daemon {
     nbd: Vec<String>,
     control: UnixListener,
     stop: watch::Sender<bool>,
+    monitor: Monitor,
+    paths: PathOptions,
     /// Removed when the daemon has stopped.
     _files: Vec<SocketFile>,
 }
@@ -116,11 +123,14 @@ impl Daemon {
         }
         let folder = Folder::new(options.socket.with_file_name("disks"));
         let default_disk = options.ublk.then(AttachUblk::default);
+        let monitor = Monitor::default();
+        pool.observe(monitor.observer());
         let devices = Devices::new(pool, folder, default_disk);
         devices.recover(options.abandon_disks)?;
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
-        Ok(Daemon { devices: Arc::new(devices), nbd, control, stop, _files: files })
+        let paths = options.paths;
+        Ok(Daemon { devices: Arc::new(devices), nbd, control, stop, monitor, paths, _files: files })
     }
 
     /// NBD URIs of the listening sockets, without an export name.
@@ -128,9 +138,17 @@ impl Daemon {
         &self.nbd
     }
 
+    /// What it serves.
+    pub fn devices(&self) -> &Arc<Devices> {
+        &self.devices
+    }
+
     /// Serves until `until` is done, then stops in good order.
     pub async fn run(self, until: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let app = App::new(self.devices.clone(), self.nbd.clone(), self.stop.subscribe());
+        let app =
+            App::new(self.devices.clone(), self.nbd.clone(), self.monitor.clone(), self.stop.subscribe());
+        let changed = self.monitor.paths_changed.clone();
+        let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
         let stop = self.stop.clone();
         let devices = self.devices.clone();
         let mut stopping = self.stop.subscribe();
@@ -145,6 +163,7 @@ impl Daemon {
         // Ends when the signal has come; an error means that the sender is gone, which is the end as well.
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tracing::info!("stopping: finishing what is under way");
+        checker.abort();
         match tokio::time::timeout(CONTROL_GRACE, served).await {
             Ok(Ok(done)) => done.context("the control server failed")?,
             Ok(Err(error)) => return Err(error).context("the control server failed"),
@@ -156,7 +175,7 @@ impl Daemon {
             .await
             .context("the queues failed to stop")?;
         ensure!(!self.devices.pool().failed(), "a queue failed: see the log");
-        tracing::info!("stopped: everything is flushed");
+        tracing::info!("stopped");
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use blkswitch_io::pool::Registry;
 use blkswitch_io::table::PathGroups;
 use blkswitch_io::{Address, Leaf, Table, Target, To};
 
-use super::build::{Area, Builder};
+use super::build::{Area, Builder, PathLeaf};
 use super::describe::address;
 use super::failure::Failure;
 use super::lookup::{Found, find};
@@ -28,7 +28,7 @@ pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> R
         Failure::target(errno, text, error.explain(word).to_string())
     };
     let mut params = Params::parse(words).map_err(refuse)?;
-    let (mut groups, mut paths, mut tos) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut groups, mut paths, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
     let mut volume = Volume::default();
     while let Some(item) = params.next_item().map_err(refuse)? {
         let path = match item {
@@ -38,24 +38,27 @@ pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> R
             }
             Item::Path(path) => path,
         };
-        let opened = table.leaf_below(path.device).and_then(|(below, leaf)| {
-            volume.check(&leaf)?;
-            Ok(below)
-        });
-        let below = opened.map_err(|found| {
+        let refuse_path = |found: Failure| {
             let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
             let mut failure = refuse(path.lookup_failed(errno));
             failure.errno = found.errno;
             failure.reason = format!("path {}: {}", path.number, found.reason);
             failure
-        })?;
+        };
+        leaves.push(match table.path(path.device).map_err(refuse_path)? {
+            PathLeaf::Open(leaf) => {
+                volume.check(&leaf).map_err(refuse_path)?;
+                PathLeaf::Open(leaf)
+            }
+            PathLeaf::Absent(address, failure) => PathLeaf::Absent(address, refuse_path(failure)),
+        });
         let new = path.path().map_err(refuse)?;
         if let Some(selector) = new.repeat_count_deprecated {
             tracing::warn!("{}", RepeatCountDeprecated(&selector));
         }
         paths.push(new.path);
-        tos.push(To { below, offset: 0 });
     }
+    let (tos, absent) = adopt(table, leaves)?;
     for to in &tos {
         table.needs(Area { to: *to, len, regions: None });
     }
@@ -63,7 +66,33 @@ pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> R
     let groups = Multipath::new(features, initial, groups.into(), paths.into());
     // What one line has handed out fits together.
     let groups = groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
+    for path in absent {
+        groups.fail_path(path, &mut |_| {});
+    }
     Ok(Target::Multipath { groups, paths: tos.into() })
+}
+
+/// Makes the paths part of the table. Those that cannot be reached are had as failed ones, which come when they can, as
+/// long as there is one that says what they are: one member that is down must not keep a host from its volume.
+fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec<u32>), Failure> {
+    let open = leaves.iter().find_map(|leaf| match leaf {
+        PathLeaf::Open(leaf) => Some(leaf.clone()),
+        PathLeaf::Absent(..) => None,
+    });
+    let (mut tos, mut absent) = (Vec::new(), Vec::new());
+    for (leaf, path) in leaves.into_iter().zip(0..) {
+        let leaf = match (leaf, &open) {
+            (PathLeaf::Open(leaf), _) => leaf,
+            (PathLeaf::Absent(_, failure), None) => return Err(failure),
+            (PathLeaf::Absent(address, failure), Some(other)) => {
+                tracing::warn!(reason = %failure.reason, "a path is down and begins as failed");
+                absent.push(path);
+                table.absent(&address, other)
+            }
+        };
+        tos.push(To { below: table.adopt(leaf), offset: 0 });
+    }
+    Ok((tos, absent))
 }
 
 /// What is known of the volume that all paths must lead to. A region sent to the wrong one is the worst there is.

@@ -14,8 +14,9 @@ use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi;
 
 use super::devices::Devices;
+use super::monitor::Monitor;
 use super::reply::{no_such_method, no_such_route};
-use super::routes::{devices, disks, events, map, message, meta, stats, tables};
+use super::routes::{devices, disks, events, map, message, meta, monitor, stats, tables};
 use crate::protocol::{self, route};
 
 /// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio starts at most, so
@@ -31,14 +32,22 @@ pub struct App {
     pub nbd: Arc<[String]>,
     /// True once the daemon is to stop: whoever waits for something else gives up.
     pub stopping: watch::Receiver<bool>,
+    /// What happens.
+    pub monitor: Monitor,
     /// A place for each poll for events.
     pub event_polls: Arc<Semaphore>,
 }
 
 impl App {
     /// The server's state.
-    pub fn new(devices: Arc<Devices>, nbd: Vec<String>, stopping: watch::Receiver<bool>) -> App {
-        App { devices, nbd: nbd.into(), stopping, event_polls: Arc::new(Semaphore::new(EVENT_POLLS_MAX)) }
+    pub fn new(
+        devices: Arc<Devices>,
+        nbd: Vec<String>,
+        monitor: Monitor,
+        stopping: watch::Receiver<bool>,
+    ) -> App {
+        let event_polls = Arc::new(Semaphore::new(EVENT_POLLS_MAX));
+        App { devices, nbd: nbd.into(), stopping, monitor, event_polls }
     }
 }
 
@@ -60,6 +69,7 @@ pub fn router(app: App) -> Router {
         .route(route::UBLK, put(disks::attach).delete(disks::detach))
         .route(route::MESSAGE, post(message::message))
         .route(route::EVENTS, get(events::events))
+        .route(route::MONITOR, get(monitor::monitor))
         .route(route::MAP, get(map::runs))
         .route(route::MAP_PICTURE, get(map::picture))
         .route(route::MAP_MESSAGE, get(map::export))
@@ -96,6 +106,7 @@ pub fn router(app: App) -> Router {
         disks::detach,
         message::message,
         events::events,
+        monitor::monitor,
         map::runs,
         map::picture,
         map::export,

@@ -55,3 +55,23 @@ fn keep_serves_until_it_is_interrupted() {
     assert!(rest.iter().any(|line| line.contains("All of it was as it should be")), "{rest:?}");
     assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
+
+#[test]
+fn a_group_moves_regions_and_loses_members_under_load() {
+    let (mut command, folder) = demo();
+    let figure = tempfile::tempdir().unwrap();
+    let file = figure.path().join("group.svg");
+    let run =
+        command.args(["group", "--members", "3", "--act", "0.5", "--figure"]).arg(&file).output().unwrap();
+    let out = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{out}\n{}", String::from_utf8_lossy(&run.stderr));
+    for part in
+        ["one message tells the host", "member 2 dies", "none failed", "each holds what was written last"]
+    {
+        assert!(out.contains(part), "'{part}' is missing in:\n{out}");
+    }
+    let figure = std::fs::read_to_string(&file).unwrap();
+    assert!(figure.starts_with("<svg") && figure.trim_end().ends_with("</svg>"));
+    assert_eq!(figure.matches("<circle").count(), 8, "one mark an event");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}

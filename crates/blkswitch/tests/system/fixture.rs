@@ -35,6 +35,17 @@ impl Daemon {
         Daemon { child: spawn(folder.path(), &[]), folder }
     }
 
+    /// Again, after it was killed.
+    pub(crate) fn start_again(&mut self) {
+        self.child = spawn(self.folder.path(), &[]);
+    }
+
+    /// In an empty folder, with further options.
+    pub(crate) fn start_with(options: &[&str]) -> Daemon {
+        let folder = tempfile::tempdir().unwrap();
+        Daemon { child: spawn(folder.path(), options), folder }
+    }
+
     /// Again in the same folder, after the daemon there has ended.
     pub(crate) fn restart(mut self) -> Daemon {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());

@@ -59,6 +59,12 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &Value) -> 
 /// Sends a request with any body.
 pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Reply {
     let mut stream = connect(socket);
+    write_request(&mut stream, method, path, body);
+    read_reply(&mut stream)
+}
+
+/// Writes a request, the only one of its connection.
+pub(crate) fn write_request(stream: &mut UnixStream, method: &str, path: &str, body: &[u8]) {
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -66,7 +72,6 @@ pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Repl
     )
     .unwrap();
     stream.write_all(body).unwrap();
-    read_reply(&mut stream)
 }
 
 /// A connection to the control socket.

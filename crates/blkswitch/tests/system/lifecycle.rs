@@ -26,7 +26,7 @@ fn sockets_are_private_and_gone_after_a_clean_end() {
     daemon.terminate();
     let (status, log) = daemon.wait();
     assert_eq!(status, Some(0), "{log}");
-    assert!(log.contains("everything is flushed"), "{log}");
+    assert!(log.contains("blkswitch::daemon: stopped"), "{log}");
     for name in ["control.sock", "nbd.sock"] {
         assert!(!daemon.path(name).exists(), "{name} stays behind");
     }
@@ -179,7 +179,7 @@ fn sigterm_under_load_ends_in_good_order() {
         daemon.terminate();
         let (status, log) = daemon.wait();
         assert_eq!(status, Some(0), "{log}");
-        assert!(log.contains("everything is flushed"), "{log}");
+        assert!(log.contains("blkswitch::daemon: stopped"), "{log}");
     });
 }
 

@@ -13,3 +13,5 @@ mod golden_tables;
 mod golden_tools;
 mod http;
 mod lifecycle;
+mod multipath;
+mod survival;

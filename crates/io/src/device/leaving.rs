@@ -70,7 +70,8 @@ fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut
 /// table that takes the place of that.
 fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     let Reached { leaf, multipath } = reached;
-    let Some(old) = multipath.as_ref().filter(|_| !leaf.engine().forgets_failed_writes()) else {
+    let alone = leaf.engine().forgets_failed_writes() || leaf.is_lossy();
+    let Some(old) = multipath.as_ref().filter(|_| !alone) else {
         return leaf.flush_blocking();
     };
     let Some(writes) = leaf.dirty().unflushed() else { return leaf.flush_blocking() };

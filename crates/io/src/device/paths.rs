@@ -2,6 +2,8 @@
 //!
 //! Contract: as [`super`]. Changes are made under the message lock, which [`Messenger`] holds.
 
+use std::sync::atomic::Ordering;
+
 use blkswitch_core::multipath::Event;
 use blkswitch_core::multipath::message::{Command as Words, MessageError};
 
@@ -47,6 +49,9 @@ impl Device {
             let (_, paths) = table.multipath()?;
             Some(table.leaf_of(*paths.get(path as usize)?)?.name().to_owned())
         });
+        if let Event::GroupSwitched { .. } = event {
+            self.group_switches.fetch_add(1, Ordering::Relaxed);
+        }
         if event.is_counted() {
             self.raise_event();
         }
@@ -57,6 +62,11 @@ impl Device {
             _ => tracing::info!("{line}"),
         }
         self.mailboxes.tell(self, What::Multipath { event, path });
+    }
+
+    /// How often another priority group took over since the device was made.
+    pub fn group_switches(&self) -> u64 {
+        self.group_switches.load(Ordering::Relaxed)
     }
 
     /// A message has changed the map of the switch segment that begins at `sector`, by so many arguments.

@@ -4,10 +4,17 @@
 //! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
 //! is one file and one variant here.
 
+pub mod absent;
+mod carrier;
+mod connector;
 pub mod file;
+pub mod iscsi;
+pub mod links;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 pub mod sim;
+pub mod uri;
 
 use std::io;
 use std::time::Duration;
@@ -72,6 +79,8 @@ pub struct LeafIo {
     pub op: LeafOp,
     /// Stable before completion; only with writes, and only if [`Engine::has_fua`].
     pub fua: bool,
+    /// Fail with EOPNOTSUPP rather than be as slow as a write; only with zeroing.
+    pub fast: bool,
     /// Byte offset on the leaf.
     pub offset: u64,
     /// Bytes.
@@ -95,10 +104,17 @@ pub enum Submitted {
 
 /// How a leaf is reached.
 pub enum Engine {
+    /// One that could not be reached when it was wanted.
+    Absent(Box<absent::AbsentEngine>),
     /// A file or block device, by io_uring.
     File(file::FileEngine),
+    /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
+    #[cfg(feature = "iscsi")]
+    Iscsi(Box<iscsi::IscsiEngine>),
     /// Memory of this process.
     Memory(memory::MemoryEngine),
+    /// An export of an NBD server, by connections on the queues' rings.
+    Nbd(Box<nbd::NbdEngine>),
     /// Nothing.
     Null(null::NullEngine),
     /// Memory that misbehaves.
@@ -114,8 +130,12 @@ impl Engine {
         // SAFETY: passed on to the caller's promise, in each arm.
         unsafe {
             match self {
+                Engine::Absent(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
+                #[cfg(feature = "iscsi")]
+                Engine::Iscsi(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
+                Engine::Nbd(engine) => engine.submit(io, ring),
                 Engine::Null(engine) => engine.submit(io),
                 Engine::Sim(engine) => engine.submit(io, ring),
             }
@@ -129,24 +149,35 @@ impl Engine {
     pub unsafe fn finish(&self, io: &LeafIo) -> i64 {
         match self {
             // SAFETY: the caller's promise.
+            Engine::Absent(engine) => unsafe { engine.finish(io) },
+            // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
-            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => 0,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => 0,
+            Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
     }
 
     /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's status flags.
     pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
         match self {
+            Engine::Absent(_) => (len, 0),
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
-            Engine::Memory(_) | Engine::Sim(_) => (len, 0),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => (len, 0),
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
         }
     }
 
     /// Makes all completed writes stable, blocking.
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.flush_blocking(),
+            Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
         }
@@ -158,7 +189,11 @@ impl Engine {
     /// was when it was opened.
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
+            Engine::Absent(engine) => engine.probe(timeout),
             Engine::File(engine) => engine.probe(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.probe(timeout),
+            Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
         }
@@ -168,7 +203,11 @@ impl Engine {
     /// not known. Two leaves whose identities are known and differ are two volumes.
     pub fn identity(&self) -> Option<String> {
         match self {
+            Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.identity(),
+            Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,
         }
@@ -177,20 +216,53 @@ impl Engine {
     /// Whether writes can be made stable one by one.
     pub fn has_fua(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_fua(),
+            Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
         }
     }
 
     /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
     pub fn has_cache(&self) -> bool {
-        matches!(self, Engine::File(_) | Engine::Sim(_))
+        match self {
+            // Not known yet: an earlier process may have written.
+            Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
+            Engine::File(_) | Engine::Sim(_) => true,
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(engine) => engine.has_cache(),
+            Engine::Nbd(engine) => engine.has_cache(),
+            Engine::Memory(_) | Engine::Null(_) => false,
+        }
     }
 
-    /// Whether a failed flush may have dropped the writes it was to cover, so that a later success means nothing.
+    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not write back: a later
+    /// flush succeeds, and no other path knows of them.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => false,
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
+        }
+    }
+
+    /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later success means
+    /// nothing.
+    pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
+        match self {
+            Engine::Absent(engine) => {
+                engine.found().is_some_and(|found| found.may_have_dropped_writes(errno))
+            }
+            Engine::File(engine) => engine.forgets_failed_writes(),
+            // As with NBD: the target's storage failed.
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
+            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }

@@ -124,7 +124,7 @@ impl SimEngine {
     }
 
     /// A silent path is known to be silent without waiting for it.
-    pub(super) fn probe(&self, _: Duration) -> io::Result<()> {
+    pub(crate) fn probe(&self, _: Duration) -> io::Result<()> {
         match self.link() {
             Link::Up => Ok(()),
             Link::Down => Err(io::Error::from_raw_os_error(libc::ENOTCONN)),

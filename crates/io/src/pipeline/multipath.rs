@@ -265,8 +265,8 @@ impl Pipeline {
         for (leaf, index) in table.leaves().iter().zip(0u32..) {
             let mut ways = paths.iter().zip(groups.paths());
             let is_up = ways.any(|(to, path)| to.below == Below::Leaf(index) && path.is_up());
-            // A cache on this side is not the volume's.
-            if is_up || leaf.engine().forgets_failed_writes() {
+            // A cache on this side is not the volume's, and what is gone is gone.
+            if is_up || leaf.engine().forgets_failed_writes() || leaf.is_lossy() {
                 continue;
             }
             if let Some(writes) = leaf.dirty().unflushed() {

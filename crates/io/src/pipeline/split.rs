@@ -234,8 +234,8 @@ fn flush_multipath(
         if !leaf.needs_flush() {
             continue;
         }
-        if leaf.engine().forgets_failed_writes() {
-            // Its cache is on this side: no other path can answer for it.
+        if leaf.engine().forgets_failed_writes() || leaf.is_lossy() {
+            // Its cache is on this side, or its writes are gone: no other path can answer for it.
             push(PieceTo::Leaf(LeafAt { device, index, departed: false }), first);
             continue;
         }

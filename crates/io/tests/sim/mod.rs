@@ -3,10 +3,20 @@
 //! Several real pipelines (queues) on simulated rings run over sim leaves; real devices without queues of their own
 //! are the control side, whose commands reach the pipelines through mailboxes of the simulation, in order, late. A
 //! scheduler that follows the seed interleaves requests of all kinds with completions, messages, suspends, resumes,
-//! reloads, errors of leaves, lost clients, stops and power cuts. The model (stack.rs, disk.rs) says what each read
-//! may return, where each write must be found, which requests must fail, and what must survive.
+//! reloads, errors of leaves, paths of a multipath that are cut, failed and reinstated, lost clients, stops and power
+//! cuts. The model (stack.rs, disk.rs) says what each read may return, where each write must be found, which requests
+//! must fail, and what must survive.
+
+macro_rules! say {
+    ($world:expr, $($text:tt)*) => {
+        if $world.verbose {
+            eprintln!("{:>6} {}", $world.now, format_args!($($text)*));
+        }
+    };
+}
 
 pub mod disk;
+mod paths;
 #[allow(dead_code, reason = "the path a step took is for the pipeline's tests")]
 pub mod stack;
 
@@ -14,9 +24,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use blkswitch_io::core::multipath::Event;
 use blkswitch_io::core::switch::message::Message;
 use blkswitch_io::engine::Engine;
-use blkswitch_io::engine::sim::{Random, SimEngine, SimOptions};
+use blkswitch_io::engine::sim::{Link, Random, SimEngine, SimOptions};
 use blkswitch_io::leaf::Address;
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::{Ack, Latch, Registry};
@@ -27,11 +38,16 @@ use blkswitch_io::table::Live;
 use blkswitch_io::{Device, Leaf, LeafOptions};
 
 use disk::{Disk, Through, Time};
+use paths::volume_name;
 use stack::{Below, DEVICE_SECTORS, LEAF_SECTORS, ModelTable, ModelTarget, Step};
 
 const QUEUES: usize = 3;
 const LEAVES: usize = 4;
 const DEVICES: usize = 5;
+/// In some seeds the first device is a multipath. Its volume is one more leaf to the model, with so many paths.
+const MULTIPATH: usize = 0;
+const VOLUME: usize = LEAVES;
+const PATHS: usize = 3;
 const IN_FLIGHT: usize = 24;
 const SECTOR: usize = 512;
 /// Turns within which everything in flight must be answered once nothing holds it up.
@@ -49,11 +65,16 @@ pub struct Summary {
     pub swaps: u64,
     pub power_cuts: u64,
     pub stops: u64,
+    pub path_failures: u64,
+    pub reinstated: u64,
+    pub held: u64,
 }
 
 impl Summary {
     pub fn add(&mut self, other: &Summary) {
-        let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops } = other;
+        let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops, .. } =
+            other;
+        let Summary { path_failures, reinstated, held, .. } = other;
         self.reads += reads;
         self.writes += writes;
         self.flushes += flushes;
@@ -63,6 +84,9 @@ impl Summary {
         self.swaps += swaps;
         self.power_cuts += power_cuts;
         self.stops += stops;
+        self.path_failures += path_failures;
+        self.reinstated += reinstated;
+        self.held += held;
     }
 }
 
@@ -147,7 +171,8 @@ struct Queue {
 }
 
 enum Mail {
-    Close { device: usize, ack: Ack },
+    Close { device: usize, noflush: bool, ack: Ack },
+    Release,
     Open { device: usize, live: Option<Arc<Live>>, table: Option<Rc<ModelTable>>, ack: Ack },
 }
 
@@ -165,6 +190,10 @@ struct World {
     next_request: u64,
     registry: Registry,
     leaves: Vec<Arc<Leaf>>,
+    /// The paths of the multipath, if this seed has one; the first is the last of `leaves`.
+    paths: Vec<Arc<Leaf>>,
+    /// What the multipath counts on each queue.
+    counters: Arc<[Counters]>,
     disks: Vec<Disk>,
     /// Leaves that cannot discard, that cannot zero.
     no_discard: Vec<bool>,
@@ -178,14 +207,6 @@ struct World {
     /// This seed has leaves that fail at times.
     faulty: bool,
     summary: Summary,
-}
-
-macro_rules! say {
-    ($world:expr, $($text:tt)*) => {
-        if $world.verbose {
-            eprintln!("{:>6} {}", $world.now, format_args!($($text)*));
-        }
-    };
 }
 
 fn sim(leaf: &Leaf) -> &SimEngine {
@@ -214,8 +235,10 @@ impl World {
         let rough = random.chance(500_000);
         let mut leaves = Vec::new();
         let (mut no_discard, mut no_zero) = (Vec::new(), Vec::new());
-        for _ in 0..LEAVES {
-            let options = SimOptions {
+        let mut paths = Vec::new();
+        let count = if random.chance(600_000) { LEAVES + 1 } else { LEAVES };
+        for number in 0..count {
+            let mut options = SimOptions {
                 delay_ns: (0, random.below(100_000)),
                 short: if rough { random.below(500_000) } else { 0 },
                 interrupts: if rough { random.below(300_000) } else { 0 },
@@ -227,6 +250,16 @@ impl World {
             no_discard.push(options.no_discard);
             no_zero.push(options.no_zero);
             let how = LeafOptions { direct: None, read_only: false, queues: QUEUES, make_bytes: None };
+            if number == VOLUME {
+                options.name = Some(volume_name());
+                options.timeout_ns = random.below(2_000_000);
+                paths.extend((0..PATHS).map(|path| {
+                    let options = SimOptions { path: Some(path.to_string()), ..options.clone() };
+                    Leaf::open(&Address::Sim(options), &how).expect("a path opens")
+                }));
+                leaves.push(paths[0].clone());
+                continue;
+            }
             leaves.push(Leaf::open(&Address::Sim(options), &how).expect("a sim leaf opens"));
         }
         let mut world = World {
@@ -236,7 +269,9 @@ impl World {
             next_request: 1,
             registry: Registry::detached(),
             leaves,
-            disks: (0..LEAVES).map(|_| Disk::new(LEAF_SECTORS as usize)).collect(),
+            paths,
+            counters: Counters::boxed(QUEUES).into(),
+            disks: (0..=LEAVES).map(|_| Disk::new(LEAF_SECTORS as usize)).collect(),
             no_discard,
             no_zero,
             devices: Vec::new(),
@@ -266,8 +301,10 @@ impl World {
         self.inactive = vec![None; DEVICES];
         for number in 0..QUEUES {
             let mut pipeline = Pipeline::new(number);
-            for device in &self.devices {
-                pipeline.install(device.id(), Counters::boxed(QUEUES).into());
+            for (number, device) in self.devices.iter().enumerate() {
+                let own =
+                    if number == MULTIPATH { self.counters.clone() } else { Counters::boxed(QUEUES).into() };
+                pipeline.install(device.id(), own);
             }
             let gates = (0..DEVICES).map(|_| Gate { open: true, table: None, waiting: Vec::new() }).collect();
             self.queues.push(Queue { pipeline, ring: Ring::simulated(), gates, mail: VecDeque::new() });
@@ -299,9 +336,11 @@ impl World {
                 let queue = self.random.below(QUEUES as u64) as usize;
                 self.deliver(queue);
             }
-            850..900 => self.message(),
+            850..875 => self.message(),
+            875..900 => self.change_paths(),
             900..975 => self.manage(),
-            975..985 => self.faults(),
+            975..980 => self.faults(),
+            980..985 => self.cut(),
             985..990 => self.lose_a_client(),
             990..994 => self.settle(),
             994..996 => self.power_cut(),
@@ -466,7 +505,10 @@ impl World {
 
     fn answers(&mut self, queue: usize) {
         let mut done = Vec::new();
-        self.queues[queue].pipeline.take_done(&mut done);
+        let pipeline = &mut self.queues[queue].pipeline;
+        pipeline.take_done(&mut done);
+        let failed = pipeline.take_events().filter(|(_, event)| matches!(event, Event::PathFailed { .. }));
+        self.summary.path_failures += failed.count() as u64;
         for Done { token, errno } in done {
             let now = self.tick();
             say!(self, "q{queue} #{token} answered {errno}");
@@ -480,7 +522,9 @@ impl World {
     /// Compares an answer with what the model allows.
     fn judge(&mut self, id: u64, flight: &InFlight, errno: i32, now: Time) {
         assert!(!flight.parked, "#{id} was answered ({errno}) at a closed gate");
-        let expected = flight.errors.contains(&errno) || self.faulty && errno == libc::EIO;
+        let expected = flight.errors.contains(&errno)
+            || self.faulty && errno == libc::EIO
+            || self.may_lose_its_path(flight, errno);
         match errno {
             0 => assert!(!flight.must_fail, "#{id} {:?} succeeded; expected {:?}", flight.op, flight.errors),
             _ => assert!(expected, "#{id} {:?} failed with {errno}; expected {:?}", flight.op, flight.errors),
@@ -539,10 +583,14 @@ impl World {
         let Some(mail) = self.queues[queue].mail.pop_front() else { return };
         self.tick();
         match mail {
-            Mail::Close { device, ack } => {
+            Mail::Release => {
+                let Queue { pipeline, ring, .. } = &mut self.queues[queue];
+                pipeline.release(MULTIPATH as u32, ring);
+            }
+            Mail::Close { device, noflush, ack } => {
                 say!(self, "q{queue} d{device} gate closes");
                 self.queues[queue].gates[device].open = false;
-                self.queues[queue].pipeline.close(device as u32, false, ack);
+                self.queues[queue].pipeline.close(device as u32, noflush, ack);
             }
             Mail::Open { device, live, table, ack } => {
                 say!(self, "q{queue} d{device} gate opens");
@@ -568,6 +616,9 @@ impl World {
 
     fn message(&mut self) {
         let device = self.random.below(DEVICES as u64) as usize;
+        if self.is_multipath(device) {
+            return;
+        }
         let Some(table) = self.tables[device].clone() else { return };
         let nth = self.random.below(table.segments.len() as u64) as usize;
         let segment = &table.segments[nth];
@@ -600,17 +651,26 @@ impl World {
     }
 
     fn load(&mut self, device: usize) {
-        let (table, model) = stack::random(&mut self.random, device, &self.leaves, &self.devices, QUEUES);
+        let (table, model) = if self.is_multipath(device) {
+            stack::multipath(&mut self.random, &self.paths, VOLUME, QUEUES)
+        } else {
+            stack::random(&mut self.random, device, &self.leaves[..LEAVES], &self.devices, QUEUES)
+        };
         say!(self, "d{device} load {model:?}");
         self.devices[device].load(table).expect("no loops: a device stands on those before it");
         self.inactive[device] = Some(model);
     }
 
     fn close(&mut self, device: usize) {
-        say!(self, "d{device} suspend");
+        let noflush = self.random.chance(500_000);
+        say!(self, "d{device} suspend noflush={noflush}");
+        // The control side's own part: a device without queues is suspended at once.
+        let suspended =
+            if noflush { self.devices[device].suspend_noflush() } else { self.devices[device].suspend() };
+        suspended.expect("suspend");
         let latch = Latch::new(QUEUES);
         for queue in &mut self.queues {
-            queue.mail.push_back(Mail::Close { device, ack: latch.ack() });
+            queue.mail.push_back(Mail::Close { device, noflush, ack: latch.ack() });
         }
         self.control[device] = Control::Closing(latch);
     }
@@ -638,13 +698,13 @@ impl World {
             match &self.control[device] {
                 Control::Closing(latch) if latch.is_done() => {
                     let inside = self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
+                    // What a multipath holds is not in flight.
                     assert!(
-                        inside.is_none(),
+                        inside.is_none() || self.is_multipath(device),
                         "d{device} has drained, but #{} is in flight",
                         inside.unwrap().0
                     );
                     say!(self, "d{device} is suspended");
-                    self.devices[device].suspend().expect("suspend");
                     self.control[device] = Control::Closed;
                     if self.inactive[device].is_some() {
                         self.open(device);
@@ -657,11 +717,12 @@ impl World {
     }
 
     fn faults(&mut self) {
-        let leaf = self.random.below(LEAVES as u64) as usize;
+        let all: Vec<Arc<Leaf>> = self.leaves.iter().chain(self.paths.iter().skip(1)).cloned().collect();
+        let leaf = self.random.below(all.len() as u64) as usize;
         if self.faulty {
             let mut chance = || if self.random.chance(500_000) { 0 } else { self.random.below(400_000) };
             let (errors, flush_errors) = (chance(), chance());
-            sim(&self.leaves[leaf]).set_errors(errors, flush_errors);
+            sim(&all[leaf]).set_errors(errors, flush_errors);
         }
     }
 
@@ -675,6 +736,7 @@ impl World {
     /// Lets everything in flight finish: gates open, nothing else happens.
     fn drain(&mut self) {
         for _ in 0..DRAIN_TURNS {
+            self.mend();
             let idle = |queue: &Queue| queue.mail.is_empty() && !queue.ring.has_deferred();
             let open = self.control.iter().all(|control| matches!(control, Control::Open));
             if open && self.queues.iter().all(idle) {
@@ -723,6 +785,10 @@ impl World {
         let now = self.tick();
         for (number, leaf) in self.leaves.iter().enumerate() {
             let image = sim(leaf).power_cut(self.random.bits());
+            if number == VOLUME {
+                // The other paths forget what was under way.
+                self.paths.iter().for_each(|path| drop(sim(path).power_cut(0)));
+            }
             for (sector, content) in image.as_chunks::<SECTOR>().0.iter().enumerate() {
                 let value =
                     value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
@@ -744,6 +810,9 @@ impl World {
         // A flush may have come to a closed gate below; the model does not follow it.
         let flushes = self.in_flight.values_mut().filter(|flight| flight.op == Op::Flush);
         flushes.for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
+        // What is held, or would be from now on, is refused.
+        let on_paths = |flight: &&mut InFlight| flight.places.iter().any(|place| place.leaf == VOLUME);
+        self.in_flight.values_mut().filter(on_paths).for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
         for number in 0..QUEUES {
             for device in 0..DEVICES {
                 for waiting in std::mem::take(&mut self.queues[number].gates[device].waiting) {
@@ -766,8 +835,13 @@ impl World {
         let stuck: Vec<_> = self.in_flight.keys().collect();
         assert!(stuck.is_empty(), "never answered: {stuck:?}");
         let now = self.tick();
-        for (leaf, disk) in self.leaves.iter().zip(&mut self.disks) {
-            if leaf.flush_blocking().is_ok() {
+        self.paths.iter().for_each(|path| sim(path).set_link(Link::Up));
+        for (number, (leaf, disk)) in self.leaves.iter().zip(&mut self.disks).enumerate() {
+            let others = self.paths.iter().skip(1).filter(|_| number == VOLUME);
+            // All of them, as each knows of its own writes only.
+            let failed =
+                std::iter::once(leaf).chain(others).filter(|leaf| leaf.flush_blocking().is_err()).count();
+            if failed == 0 {
                 disk.flushed(Through::MAX, now);
             }
             disk.forget_devices();

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use blkswitch_io::core::model::Model;
+use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::geometry::Geometry;
 use blkswitch_io::core::switch::regions::Map;
 use blkswitch_io::engine::sim::Random;
@@ -159,6 +160,48 @@ pub fn random(
         start += segment_len;
     }
     (builder.build(queues), Rc::new(ModelTable { segments, len, read_only }))
+}
+
+/// A multipath over some of these paths, in groups at random. To the model it is its volume, the leaf `volume`.
+pub fn multipath(
+    random: &mut Random,
+    paths: &[Arc<Leaf>],
+    volume: usize,
+    queues: usize,
+) -> (Table, Rc<ModelTable>) {
+    let mut left: Vec<usize> = (0..paths.len()).collect();
+    left.truncate(1 + random.below(paths.len() as u64 * 2) as usize);
+    let mut groups = Vec::new();
+    while !left.is_empty() {
+        let selector = ["round-robin", "queue-length", "service-time"][random.below(3) as usize];
+        let count = 1 + random.below(left.len() as u64) as usize;
+        let members: Vec<String> = (0..count)
+            .map(|_| left.swap_remove(random.below(left.len() as u64) as usize).to_string())
+            .collect();
+        groups.push(format!("{selector} 0 {count} 0 {}", members.join(" ")));
+    }
+    let features = if random.chance(600_000) { "1 queue_if_no_path" } else { "0" };
+    let line = format!("{features} 0 {} 1 {}", groups.len(), groups.join(" "));
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut params = Params::parse(&words).expect("a line");
+    let (mut groups, mut real, mut tos) = (Vec::new(), Vec::new(), Vec::new());
+    let mut builder = TableBuilder::new(false);
+    while let Some(item) = params.next_item().expect("a line") {
+        match item {
+            Item::Group(group) => groups.push(group.group()),
+            Item::Path(path) => {
+                let number: usize = std::str::from_utf8(path.device).unwrap().parse().unwrap();
+                tos.push(To { below: builder.leaf(paths[number].clone()), offset: 0 });
+                real.push(path.path().expect("a path").path);
+            }
+        }
+    }
+    let (features, initial) = (*params.features(), params.initial_group());
+    let groups = Multipath::new(features, initial, groups.into(), real.into()).expect("they fit");
+    builder.push(DEVICE_SECTORS, Target::Multipath { groups, paths: tos.into() });
+    let target = ModelTarget::Linear(Way { below: Below::Leaf(volume), offset: 0 });
+    let segments = vec![ModelSegment { start: 0, len: DEVICE_SECTORS, target }];
+    (builder.build(queues), Rc::new(ModelTable { segments, len: DEVICE_SECTORS, read_only: false }))
 }
 
 /// The arguments of a message, mostly right ones.

@@ -6,5 +6,6 @@ pub mod events;
 pub mod map;
 pub mod message;
 pub mod meta;
+pub mod monitor;
 pub mod stats;
 pub mod tables;

@@ -9,7 +9,7 @@
 mod sending;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
+use crate::gather::{shutdown, tune};
 use crate::pipeline::Extents;
 use crate::queue::Context;
 use crate::request::{self, Op, Span};
@@ -45,8 +46,6 @@ const SEND_BYTES: usize = 256 << 10;
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Time for a client to take the last replies when the server stops.
 const STOP_TIMEOUT_NS: u64 = 5_000_000_000;
-/// Socket buffer asked for, so that a batch of replies leaves at once.
-const SOCKET_BUFFER: i32 = 4 << 20;
 
 const _: () = assert!(INPUT_BYTES >= 2 * MAX_OPTION_BYTES, "an option must fit, behind the rest of another");
 
@@ -113,7 +112,7 @@ pub(super) struct Conn {
 impl Conn {
     /// A connection that begins with the greeting.
     pub(super) fn new(socket: OwnedFd, context: &mut Context<'_>) -> Conn {
-        tune(&socket);
+        tune(socket.as_fd());
         let handshake = Handshake::new();
         let mut text = Vec::new();
         handshake.greeting(&mut text);
@@ -160,7 +159,7 @@ impl Conn {
         if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
             (self.broken, self.ending) = (true, true);
         }
-        self.sending.advance(result.max(0) as usize);
+        self.sending.gather.advance(result.max(0) as usize);
         if self.sending.is_done() || self.broken {
             self.lent_bytes -= self.sending.clear(context.buffers);
         }
@@ -440,21 +439,16 @@ impl Conn {
             return true;
         }
         if self.broken && (self.receiving != Receiving::Nothing || self.sending.active) {
-            self.shutdown(libc::SHUT_RDWR);
+            shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
         } else if !self.ending {
             if self.receiving == Receiving::Nothing && !self.at_end {
                 self.receive(id, context);
             }
         } else if self.receiving != Receiving::Nothing {
             // Ends the receive under way; what is in flight is still answered.
-            self.shutdown(libc::SHUT_RD);
+            shutdown(self.socket.as_fd(), libc::SHUT_RD);
         }
         false
-    }
-
-    fn shutdown(&self, how: libc::c_int) {
-        // SAFETY: a system call on our own descriptor.
-        unsafe { libc::shutdown(self.socket.as_raw_fd(), how) };
     }
 
     /// Throws away what can no longer be sent.
@@ -471,22 +465,18 @@ impl Conn {
         }
     }
 
-    /// Sends what there is: what the socket takes at once by a plain system call, which is nearly always all (a send
-    /// through the ring would complete while it is submitted, and cost a turn of the loop of its own), the rest
-    /// through the ring, which also finds out errors. True if something has left at once: that may have made room
-    /// for requests which the limits held back.
+    /// Sends what there is: what the socket takes at once, the rest through the ring, which also finds out errors. True
+    /// if something has left at once: that may have made room for requests which the limits held back.
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
         while !self.sending.active {
             if self.sending.is_done() {
                 self.sending.fill(&mut self.text, &mut self.replies);
             }
-            let Some(message) = self.sending.message() else { break };
-            let (fd, flags) = (self.socket.as_raw_fd(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
-            // SAFETY: a system call on our own descriptor; what the header points to is in `sending` and only read.
-            // Not libc's function, which makes itself a point where a thread can be cancelled (some 35 ns).
-            let sent = unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) };
-            self.sending.advance(sent.max(0) as usize);
+            if self.sending.is_done() {
+                break;
+            }
+            self.sending.gather.send_now(self.socket.as_fd());
             if self.sending.is_done() {
                 self.lent_bytes -= self.sending.clear(context.buffers);
                 has_left = true;
@@ -498,10 +488,7 @@ impl Conn {
     }
 
     fn send_by_ring(&mut self, id: u32, ring: &mut Ring) {
-        let Some(message) = self.sending.message() else { return };
-        let fd = types::Fd(self.socket.as_raw_fd());
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        let entry = opcode::SendMsg::new(fd, message).flags(flags).build();
+        let Some(entry) = self.sending.gather.entry(self.socket.as_fd()) else { return };
         self.sending.active = true;
         // SAFETY: header, vectors, replies and text stay in `sending` until the completion (is_over waits for it).
         unsafe { ring.push(&entry.user_data(user_data(Tag::Send, u64::from(id)))) };
@@ -582,18 +569,4 @@ impl Conn {
         self.drop_output(context.buffers);
         context.buffers.put(self.input);
     }
-}
-
-/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found out. What a kind
-/// of socket does not have is not missed.
-fn tune(socket: &OwnedFd) {
-    let fd = socket.as_raw_fd();
-    let set = |level, option, value: i32| {
-        // SAFETY: a system call on our own descriptor with a live integer.
-        unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) };
-    };
-    set(libc::SOL_SOCKET, libc::SO_SNDBUF, SOCKET_BUFFER);
-    set(libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
-    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-    set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }

@@ -20,16 +20,16 @@
 mod conn;
 pub mod contexts;
 pub mod handshake;
-pub mod proto;
 pub mod reply;
 pub mod server;
 pub mod session;
 #[cfg(test)]
 mod testing;
 
+pub use crate::nbd as proto;
+pub use crate::nbd::{Command, NbdError};
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
-pub use proto::{Command, NbdError};
 pub use reply::{MAX_REPLY_HEADER, StatusWriter};
 pub use session::{Parsed, Request, Session};
 

@@ -1,7 +1,8 @@
-//! The numbers of the protocol, and the reader that takes them from bytes.
+//! The numbers of the NBD protocol, and the reader that takes them from bytes: for both sides, the export
+//! ([`crate::export::nbd`]) and the leaf ([`crate::engine::nbd`]).
 //!
-//! Contract: no behaviour beyond translation. Names are those of the document without the prefix that the module
-//! already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is big-endian.
+//! Contract: no behaviour beyond translation. Names are those of the protocol's document without the prefix that the
+//! module already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is big-endian.
 
 /// First magic of the greeting, `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -22,12 +23,18 @@ pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Length of a compact request header.
 pub const REQUEST_LEN: usize = 28;
+/// Length of a simple reply.
+pub const SIMPLE_REPLY_LEN: usize = 16;
+/// Length of the header of a structured reply chunk.
+pub const STRUCTURED_REPLY_LEN: usize = 20;
 /// Length of an extended request header.
 pub const EXTENDED_REQUEST_LEN: usize = 32;
 /// Length of the client flags.
 pub const CLIENT_FLAGS_LEN: usize = 4;
 /// Length of an option before its data.
 pub const OPTION_HEADER_LEN: usize = 16;
+/// Length of an option reply before its data.
+pub const OPTION_REPLY_LEN: usize = 20;
 /// Zeroes after the answer to EXPORT_NAME, unless `NO_ZEROES` was negotiated.
 pub const EXPORT_NAME_PADDING: usize = 124;
 
@@ -103,6 +110,10 @@ pub mod rep {
     pub const META_CONTEXT: u32 = 4;
     /// The option is not known here.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
+    /// TLS must come first.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
+    /// The bit of every reply that is an error.
+    pub const ERROR_BIT: u32 = 1 << 31;
     /// The option is malformed, or not allowed now.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
     /// No such export.
@@ -151,12 +162,16 @@ pub mod chunk {
     pub const NONE: u16 = 0;
     /// An offset and the data found there.
     pub const OFFSET_DATA: u16 = 1;
+    /// An offset and the length of the zeroes found there.
+    pub const OFFSET_HOLE: u16 = 2;
     /// Extents with 32-bit lengths.
     pub const BLOCK_STATUS: u16 = 5;
     /// Extents with 64-bit lengths.
     pub const BLOCK_STATUS_EXT: u16 = 6;
+    /// The bit of every type that is an error.
+    pub const ERROR_BIT: u16 = 1 << 15;
     /// An error, perhaps with a text.
-    pub const ERROR: u16 = (1 << 15) + 1;
+    pub const ERROR: u16 = ERROR_BIT + 1;
 }
 
 /// Bits of an extent of `base:allocation`.
@@ -242,7 +257,9 @@ impl NbdError {
     }
 
     /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP` becomes
-    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it.
+    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it. Errors that say
+    /// that a leaf cannot be reached from here become `NBD_ESHUTDOWN`, not `NBD_EIO`: the volume is well, and a client
+    /// with another way to it should take that, as it would if this server went away.
     pub const fn from_errno(errno: i32) -> NbdError {
         match errno {
             libc::EPERM | libc::EACCES | libc::EROFS => NbdError::Perm,
@@ -250,40 +267,65 @@ impl NbdError {
             libc::EINVAL | libc::EOPNOTSUPP => NbdError::Inval,
             libc::ENOSPC | libc::EDQUOT | libc::EFBIG => NbdError::NoSpc,
             libc::EOVERFLOW => NbdError::Overflow,
-            libc::ESHUTDOWN => NbdError::Shutdown,
+            libc::ESHUTDOWN
+            | libc::ENOTCONN
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ECONNABORTED
+            | libc::EPIPE
+            | libc::ETIMEDOUT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH => NbdError::Shutdown,
             _ => NbdError::Io,
         }
+    }
+
+    /// The error of that number, if it is one.
+    pub const fn from_code(code: u32) -> Option<NbdError> {
+        Some(match code {
+            1 => NbdError::Perm,
+            5 => NbdError::Io,
+            12 => NbdError::NoMem,
+            22 => NbdError::Inval,
+            28 => NbdError::NoSpc,
+            75 => NbdError::Overflow,
+            95 => NbdError::NotSup,
+            108 => NbdError::Shutdown,
+            _ => return None,
+        })
     }
 }
 
 /// Takes big-endian numbers and byte strings from the front of a slice; `None` when it is too short.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Reader(bytes)
     }
 
-    pub(super) fn u16(&mut self) -> Option<u16> {
+    pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
-    pub(super) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (bytes, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(bytes)
     }
 
     /// Bytes that are left.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
@@ -323,7 +365,8 @@ mod tests {
             (libc::EPERM, 1),
             (libc::EROFS, 1),
             (libc::EIO, 5),
-            (libc::ETIMEDOUT, 5),
+            (libc::ETIMEDOUT, 108),
+            (libc::ENOTCONN, 108),
             (libc::ENOMEM, 12),
             (libc::EINVAL, 22),
             (libc::EOPNOTSUPP, 22),

@@ -1,0 +1,45 @@
+//! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another one is taken.
+//!
+//! Three parts. Choosing: our own code alone, as in `pipeline`. Carrying: fio on nbdkit, straight and through leaves of
+//! ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because on a machine of few cores a
+//! server without delay measures how processor time is shared. Failing over: a server that is killed, and one that
+//! stops answering, while a client reads.
+
+mod carry;
+mod choose;
+mod fail_over;
+mod servers;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::report::{Figure, Rounds};
+
+/// What an answer takes besides its way, in milliseconds.
+const DELAY_MS: u32 = 1;
+
+/// What may be chosen.
+#[derive(Args)]
+pub(crate) struct MultipathOptions {
+    /// Seconds of each run of fio
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Leave out what takes long: a silent server with the default time limit of half a minute
+    #[arg(long)]
+    short: bool,
+}
+
+impl MultipathOptions {
+    /// As short as a run can be: does everything work?
+    pub(crate) fn smoke() -> Self {
+        MultipathOptions { seconds: 0.2, short: true }
+    }
+}
+
+pub(crate) fn run_all(rounds: Rounds, options: &MultipathOptions) -> Result<Vec<Figure>> {
+    let blkswitch = crate::nbd::build()?;
+    let mut figures = choose::run(rounds)?;
+    figures.extend(carry::run(rounds.count, options.seconds, &blkswitch)?);
+    figures.extend(fail_over::run(&blkswitch, options.short)?);
+    Ok(figures)
+}

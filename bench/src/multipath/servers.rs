@@ -1,0 +1,101 @@
+//! The processes: nbdkit with memory, and a daemon with devices over it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+/// Of every volume.
+pub(super) const BYTES: u64 = 64 << 20;
+/// A server that does not answer after this will not.
+const START: Duration = Duration::from_secs(10);
+
+/// A process with an NBD socket; it ends with its value.
+pub(super) struct Server {
+    child: Child,
+    pub(super) socket: PathBuf,
+}
+
+impl Server {
+    /// nbdkit with a volume in memory, whose answers take so long.
+    pub(super) fn nbdkit(folder: &Path, name: &str, delay_ms: u32) -> Result<Server> {
+        let socket = folder.join(format!("{name}.sock"));
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--threads", "64", "--unix"]).arg(&socket);
+        if delay_ms > 0 {
+            command.arg("--filter=delay");
+        }
+        command.args(["memory", &BYTES.to_string()]);
+        if delay_ms > 0 {
+            command.arg(format!("delay-read={delay_ms}ms"));
+        }
+        Server::start(command, socket)
+    }
+
+    /// A daemon of ours, without devices.
+    pub(super) fn daemon(folder: &Path, name: &str, blkswitch: &Path) -> Result<Daemon> {
+        let (socket, control) = (folder.join(format!("{name}.sock")), folder.join(format!("{name}.control")));
+        let mut command = Command::new(blkswitch);
+        command.args(["serve", "--queues", "1", "--log-level", "error", "--path-checker-interval", "1"]);
+        command.arg("--socket").arg(&control).arg(format!("--nbd=unix:{}", socket.display()));
+        Ok(Daemon { server: Server::start(command, socket)?, blkswitch: blkswitch.to_owned(), control })
+    }
+
+    fn start(mut command: Command, socket: PathBuf) -> Result<Server> {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let started = command.spawn();
+        let child = started.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let server = Server { child, socket };
+        let end = Instant::now() + START;
+        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
+            ensure!(Instant::now() < end, "{} does not answer", command.get_program().display());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// Its address as a leaf.
+    pub(super) fn leaf(&self, options: &str) -> String {
+        format!("nbd+unix:///?socket={}{options}", self.socket.display())
+    }
+
+    /// Its address for a client.
+    pub(super) fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// Sends it a signal by its name.
+    pub(super) fn signal(&self, name: &str) -> Result<()> {
+        let status =
+            Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        ensure!(status.success(), "kill -{name} has failed");
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has nothing to save.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A daemon of ours.
+pub(super) struct Daemon {
+    pub(super) server: Server,
+    blkswitch: PathBuf,
+    control: PathBuf,
+}
+
+impl Daemon {
+    /// Makes a device as long as a volume.
+    pub(super) fn create(&self, name: &str, target: &str) -> Result<()> {
+        let table = format!("0 {} {target}", BYTES / 512);
+        let words = ["create", name, "--table", &table, "--socket"];
+        let status = Command::new(&self.blkswitch).args(words).arg(&self.control).status()?;
+        ensure!(status.success(), "blkswitch create {name} --table '{table}' has failed");
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices, reinstates those
+//! that answer and fails those that do not, goes back to a better group, and ends queueing when no path came back.
+//!
+//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here are the clock and the threads. A probe
+//! blocks a thread of its own and changes the path's state itself, under the message lock, if the table it was started
+//! for is still live.
+//!
+//! Contract: one task per daemon; what it knows of a device is forgotten when the device has another table.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use blkswitch_core::multipath::checker::{
+    Failback, FailbackTimer, Intervals, NoPathRetry, NoPathTimer, Probe,
+};
+use blkswitch_io::table::PathGroups;
+use blkswitch_io::{Device, Leaf, Table};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use super::devices::Devices;
+use crate::cli::PathOptions;
+
+/// How long a path may take to answer a probe.
+const PROBE_TIME: Duration = Duration::from_secs(10);
+/// Probes at a time: each blocks a thread. A host has a few hundred paths at most, and most answer at once.
+const PROBES_MAX: usize = 64;
+/// The longest interval of probes in units of the first, as multipathd's polling_interval and max_polling_interval are.
+const BACKOFF: u32 = 4;
+/// How often is looked at least for devices that are new.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The settings.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    /// Nothing: paths are not probed.
+    intervals: Option<Intervals>,
+    failback: Failback,
+    /// Nothing: as the table or a message says.
+    no_path_retry: Option<NoPathRetry>,
+}
+
+impl Policy {
+    fn new(options: &PathOptions) -> Policy {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let first = options.path_checker_interval;
+        let intervals = Intervals { first_ns: ns(first), last_ns: ns(first.saturating_mul(BACKOFF)) };
+        Policy {
+            intervals: (!first.is_zero()).then_some(intervals),
+            failback: options.failback,
+            no_path_retry: options.no_path_retry,
+        }
+    }
+}
+
+/// What is known of one multipath device.
+struct Watched {
+    table: Weak<Table>,
+    paths: Vec<WatchedPath>,
+    failback: FailbackTimer,
+    no_path: NoPathTimer,
+    next_round_ns: u64,
+}
+
+struct WatchedPath {
+    probe: Probe,
+    /// Since when one is under way.
+    since_ns: Option<u64>,
+    was_up: bool,
+}
+
+/// A probe has ended: the device, its table then, the path.
+type Probed = (u32, Weak<Table>, u32);
+
+struct Checker {
+    devices: Arc<Devices>,
+    policy: Policy,
+    watched: HashMap<u32, Watched>,
+    ended: mpsc::UnboundedSender<Probed>,
+    places: Arc<Semaphore>,
+    epoch: Instant,
+}
+
+/// Checks for as long as it is polled. `changed` is notified when something happens on a multipath device.
+pub async fn run(devices: Arc<Devices>, options: PathOptions, changed: Arc<Notify>) {
+    let (ended, mut probed) = mpsc::unbounded_channel();
+    let mut checker = Checker {
+        devices,
+        policy: Policy::new(&options),
+        watched: HashMap::new(),
+        ended,
+        places: Arc::new(Semaphore::new(PROBES_MAX)),
+        epoch: Instant::now(),
+    };
+    loop {
+        let next = checker.look();
+        tokio::select! {
+            () = tokio::time::sleep(next) => {}
+            () = changed.notified() => {}
+            Some(ended) = probed.recv() => checker.ended(&ended),
+        }
+    }
+}
+
+impl Checker {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Does what is due. Returns when to look again.
+    fn look(&mut self) -> Duration {
+        let now_ns = self.now_ns();
+        let mut due_ns = now_ns.saturating_add(LOOK.as_nanos() as u64);
+        let devices = self.devices.list();
+        self.watched.retain(|id, _| devices.iter().any(|device| device.id() == *id));
+        for device in devices {
+            let Some(table) = device.live().filter(|table| table.multipath().is_some()) else {
+                self.watched.remove(&device.id());
+                continue;
+            };
+            if let Some((groups, _)) = table.multipath() {
+                due_ns = due_ns.min(self.look_at(&device, &table, groups, now_ns));
+            }
+        }
+        Duration::from_nanos(due_ns.saturating_sub(now_ns))
+    }
+
+    fn look_at(&mut self, device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups, now_ns: u64) -> u64 {
+        let policy = self.policy;
+        let is_known = |watched: &Watched| std::ptr::eq(watched.table.as_ptr(), Arc::as_ptr(table));
+        if !self.watched.get(&device.id()).is_some_and(is_known) {
+            if let Some(retry) = policy.no_path_retry {
+                change(device, table, move |groups, mut on| {
+                    groups.set_queueing(retry.queues_first(), &mut on);
+                });
+            }
+            self.watched.insert(device.id(), Watched::new(table, groups, &policy, now_ns));
+        }
+        let Some(watched) = self.watched.get_mut(&device.id()) else { return u64::MAX };
+        let mut due_ns = u64::MAX;
+        if let Some(intervals) = policy.intervals {
+            for (number, path) in (0u32..).zip(&mut watched.paths) {
+                let is_up = groups.paths().get(number as usize).is_some_and(|path| path.is_up());
+                if is_up != path.was_up {
+                    (path.was_up, path.probe) = (is_up, Probe::new(&intervals, now_ns));
+                }
+                if path.since_ns.is_none() && path.probe.due_ns() <= now_ns {
+                    path.since_ns = Some(now_ns);
+                    start_probe(device, table, number, self.ended.clone(), self.places.clone());
+                }
+                due_ns = due_ns.min(if path.since_ns.is_some() { u64::MAX } else { path.probe.due_ns() });
+            }
+            if watched.next_round_ns <= now_ns {
+                watched.next_round_ns = now_ns.saturating_add(intervals.first_ns);
+                end_round(device, table, watched, &policy, groups);
+            }
+            due_ns = due_ns.min(watched.next_round_ns);
+        }
+        if let Some(group) = watched.failback.poll(policy.failback, groups.better_group(), now_ns) {
+            change(device, table, move |groups, mut on| {
+                // Unless that was done meanwhile.
+                if groups.better_group() == Some(group) {
+                    groups.choose_group(group, &mut on);
+                }
+            });
+        }
+        due_ns.min(watched.failback.due_ns(policy.failback).unwrap_or(u64::MAX))
+    }
+
+    /// A path was probed.
+    fn ended(&mut self, (device, table, number): &Probed) {
+        let now_ns = self.now_ns();
+        let watched = self.watched.get_mut(device).filter(|watched| watched.table.ptr_eq(table));
+        let Some(path) = watched.and_then(|watched| watched.paths.get_mut(*number as usize)) else { return };
+        path.since_ns = None;
+        if let Some(intervals) = self.policy.intervals {
+            // If its state has changed, the next look begins anew.
+            path.probe.unchanged(&intervals, now_ns);
+        }
+    }
+}
+
+impl Watched {
+    fn new(table: &Arc<Table>, groups: &PathGroups, policy: &Policy, now_ns: u64) -> Watched {
+        let intervals = policy.intervals.unwrap_or_default();
+        let path =
+            |is_up| WatchedPath { probe: Probe::new(&intervals, now_ns), since_ns: None, was_up: is_up };
+        Watched {
+            table: Arc::downgrade(table),
+            paths: groups.paths().iter().map(|one| path(one.is_up())).collect(),
+            failback: FailbackTimer::new(),
+            no_path: NoPathTimer::new(),
+            next_round_ns: now_ns.saturating_add(intervals.first_ns),
+        }
+    }
+}
+
+/// A round is over: without a path one more was waited for; what is held asks again.
+fn end_round(
+    device: &Arc<Device>,
+    table: &Arc<Table>,
+    watched: &mut Watched,
+    policy: &Policy,
+    groups: &PathGroups,
+) {
+    let retry = policy.no_path_retry.unwrap_or(NoPathRetry::Queue);
+    if let Some(queueing) = watched.no_path.round(retry, groups.live_paths()) {
+        change(device, table, move |groups, mut on| groups.set_queueing(queueing, &mut on));
+    }
+    if device.totals().held > 0 {
+        device.release_held();
+    }
+}
+
+/// Changes the multipath where blocking is allowed: another message may be under way.
+fn change(
+    device: &Arc<Device>,
+    table: &Arc<Table>,
+    act: impl FnOnce(&PathGroups, &mut dyn FnMut(blkswitch_core::multipath::Event)) + Send + 'static,
+) {
+    let (device, table) = (device.clone(), table.clone());
+    tokio::task::spawn_blocking(move || change_now(&device, &table, act));
+}
+
+fn change_now(
+    device: &Device,
+    table: &Arc<Table>,
+    act: impl FnOnce(&PathGroups, &mut dyn FnMut(blkswitch_core::multipath::Event)),
+) {
+    if let Ok(messenger) = device.messenger(0)
+        && Arc::ptr_eq(messenger.table(), table)
+    {
+        messenger.change(act);
+    }
+}
+
+/// Probes a path on a thread of its own and changes its state.
+fn start_probe(
+    device: &Arc<Device>,
+    table: &Arc<Table>,
+    number: u32,
+    ended: mpsc::UnboundedSender<Probed>,
+    places: Arc<Semaphore>,
+) {
+    let (device, table) = (device.clone(), table.clone());
+    tokio::spawn(async move {
+        let _place = places.acquire_owned().await;
+        let id = device.id();
+        let weak = Arc::downgrade(&table);
+        let probed = tokio::task::spawn_blocking(move || probe(&device, &table, number));
+        // A probe that panics has said nothing; the path is probed again.
+        let _ = probed.await;
+        let _ = ended.send((id, weak, number));
+    });
+}
+
+fn probe(device: &Device, table: &Arc<Table>, number: u32) {
+    let to = table.multipath().and_then(|(_, paths)| paths.get(number as usize));
+    let Some(leaf): Option<&Arc<Leaf>> = to.and_then(|to| table.leaf_of(*to)) else { return };
+    let answer = leaf.engine().probe(PROBE_TIME);
+    if let Err(error) = &answer {
+        tracing::debug!(device = %device.name(), path = leaf.name(), %error, "a path does not answer");
+    }
+    change_now(device, table, |groups, mut on| {
+        if answer.is_ok() {
+            groups.reinstate_path(number, &mut on);
+        } else {
+            groups.fail_path(number, &mut on);
+        }
+    });
+}

@@ -1,0 +1,96 @@
+//! What happens to devices, for those who watch: `GET /v1/monitor` streams it.
+//!
+//! Contract: telling never blocks and costs next to nothing while nobody watches. A watcher that reads too slowly
+//! misses the oldest events, and is told how many.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use blkswitch_core::multipath::Event;
+use blkswitch_io::Device;
+use blkswitch_io::event::{Observer, What};
+use tokio::sync::{Notify, broadcast};
+
+use crate::protocol::MonitorEvent;
+
+/// Events that are kept for a watcher that is behind.
+const KEPT: usize = 1024;
+/// The name of the event that says that others are missing.
+const LOST: &str = "EVENTS_LOST";
+/// The name of a changed region map.
+const REMAPPED: &str = "REMAPPED";
+
+/// Where events go.
+#[derive(Clone)]
+pub struct Monitor {
+    events: broadcast::Sender<MonitorEvent>,
+    /// Notified when something happens on a multipath device.
+    pub paths_changed: Arc<Notify>,
+}
+
+impl Default for Monitor {
+    fn default() -> Self {
+        Monitor { events: broadcast::channel(KEPT).0, paths_changed: Arc::default() }
+    }
+}
+
+impl Monitor {
+    /// From now on.
+    pub fn watch(&self) -> broadcast::Receiver<MonitorEvent> {
+        self.events.subscribe()
+    }
+
+    /// What the pool tells.
+    pub fn observer(&self) -> Observer {
+        let monitor = self.clone();
+        Box::new(move |device, what| {
+            if matches!(what, What::Multipath { .. }) {
+                monitor.paths_changed.notify_one();
+            }
+            if monitor.events.receiver_count() > 0 {
+                // Nobody has to listen.
+                let _ = monitor.events.send(event(device, what));
+            }
+        })
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn event(device: &Device, what: What) -> MonitorEvent {
+    let info = device.info();
+    let told = MonitorEvent {
+        time_ms: now_ms(),
+        device: info.name,
+        minor: info.id,
+        event_nr: info.event_nr,
+        ..MonitorEvent::default()
+    };
+    match what {
+        What::Remapped { sector, arguments } => MonitorEvent {
+            event: REMAPPED.to_owned(),
+            sector: Some(sector),
+            arguments: Some(arguments),
+            ..told
+        },
+        What::Multipath { event, path } => {
+            let (group, paths_up) = match event {
+                Event::PathFailed { left, .. } | Event::PathReinstated { left, .. } => (None, Some(left)),
+                Event::GroupSwitched { group }
+                | Event::GroupChosen { group }
+                | Event::GroupDisabled { group }
+                | Event::GroupEnabled { group } => (Some(group), None),
+                Event::QueueingOn | Event::QueueingOff => (None, None),
+            };
+            MonitorEvent { event: event.name().to_owned(), path, group, paths_up, ..told }
+        }
+    }
+}
+
+/// What a watcher is told that has missed events.
+pub fn lost(count: u64) -> MonitorEvent {
+    MonitorEvent { time_ms: now_ms(), event: LOST.to_owned(), lost: Some(count), ..MonitorEvent::default() }
+}

@@ -1,0 +1,236 @@
+//! The demonstration of the whole: a storage group, and a host that sends every request straight to the right member.
+//!
+//! In this process: members ([`member`]), each a server that owns some regions of one volume and forwards the rest to
+//! their owners; the layout ([`layout`]) that moves regions under load; cables ([`cable`]) between them that can be
+//! pulled out; and the host, a daemon with the two tiers: a switch device over one multipath device per member, each
+//! with the straight way to that member as its preferred group and the ways through the others as the other one. A load
+//! ([`crate::load`]) writes and verifies on the host's device all the time.
+//!
+//! Contract: as the other demonstration's: one folder, which is removed, and an error for whatever is not as expected.
+
+mod cable;
+mod figure;
+mod layout;
+mod member;
+mod watch;
+
+use std::io::{IsTerminal, stdout};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use self::cable::{Cable, Cables};
+use self::layout::{Layout, Move};
+use self::member::Member;
+use self::watch::{Sample, Watch};
+use super::{Folder, Running, quiet, say, verb};
+use crate::cli::GroupOptions;
+use crate::load::{Load, LoadOptions};
+use crate::nbd_client::NbdClient;
+
+/// Sectors of the volume: 64 MiB.
+const SECTORS: u64 = 131_072;
+/// Sectors of a region: 256 KiB.
+const REGION_SECTORS: u64 = 512;
+/// Regions of the volume.
+const REGIONS: usize = (SECTORS / REGION_SECTORS) as usize;
+/// The device that members and host serve.
+const VOLUME: &str = "volume";
+/// The device with a member's own regions.
+const STORE: &str = "store";
+/// One region in so many moves at a time.
+const MOVED: u32 = 4;
+/// Everything random comes from this.
+const SEED: u64 = 20_061_123;
+/// Probes of the ways that are not in use are forwarded reads, too: less than this share of all.
+const PROBED: f64 = 0.02;
+/// Times to look on for something that must happen.
+const PATIENCE: usize = 5;
+/// Clients of the host's device. No request may fail, whatever happens to the group.
+const LOAD: LoadOptions =
+    LoadOptions { clients: 8, seed: SEED, errors: false, patience: Duration::from_secs(60) };
+/// Seconds without an answer after which the host takes a path for lost.
+const PATH_TIMEOUT: u64 = 1;
+
+/// Shows a group at work.
+pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
+    let members = options.members;
+    let folder = Folder::new()?;
+    say(&format!(
+        "A storage group of {members} members, and a host with the two tiers, all in this process.\n\
+         One volume of 64 MiB in {REGIONS} regions; each region lies on one member, without a pattern."
+    ))?;
+    let mut layout = Layout::new(REGIONS, members, SEED);
+    let group = Group::start(&folder.0, &layout)?;
+    let host = folder.0.join("host").join("control.sock");
+    let daemon = Running::start(&host, None)?;
+    let shown = make_host(&host, &group, &layout).and_then(|()| {
+        let load = Load::start(&host.with_file_name("nbd.sock"), VOLUME, LOAD);
+        let mut watch = Watch::new(stdout().is_terminal());
+        let shown = show(options, &host, &group, &mut layout, &load, &mut watch);
+        // The load's own error says more than that it has ended.
+        let report = load.verify()?;
+        shown?;
+        Ok((watch, report))
+    });
+    let stopped = daemon.stop();
+    group.stop()?;
+    stopped?;
+    let (watch, report) = shown?;
+    if let Some(file) = &options.figure {
+        let figure = figure::draw(members, &watch.samples, &watch.events);
+        std::fs::write(file, figure).with_context(|| format!("cannot write '{}'", file.display()))?;
+        say(&format!("The figure: {}", file.display()))?;
+    }
+    say(&format!(
+        "All blocks were read back: each holds what was written last. Of {} requests none failed; the longest waited \
+         {:.1} s.",
+        report.done,
+        report.longest.as_secs_f64()
+    ))?;
+    Ok(())
+}
+
+/// The members, and the cables to them.
+struct Group {
+    members: Vec<Member>,
+    /// From the host to each member.
+    front: Vec<Cable>,
+    /// From the other members to each member's store.
+    back: Vec<Cable>,
+    cables: Cables,
+}
+
+impl Group {
+    fn start(folder: &Path, layout: &Layout) -> anyhow::Result<Group> {
+        let numbers = 0..layout.members();
+        let members = numbers.clone().map(|number| Member::start(folder, number));
+        let members = members.collect::<Result<Vec<_>, _>>()?;
+        let way = |end: &'static str| {
+            let way = move |number| (folder.join(format!("{end}{number}.sock")), Member::nbd(folder, number));
+            numbers.clone().map(way)
+        };
+        let (cables, mut front) = Cables::lay(way("front").chain(way("back")).collect())?;
+        let back = front.split_off(members.len());
+        let stores: Vec<PathBuf> = back.iter().map(|cable| cable.path().to_owned()).collect();
+        for member in &members {
+            member.make_volume(&stores, &layout.words())?;
+        }
+        Ok(Group { members, front, back, cables })
+    }
+
+    /// Moves regions to their new owners. Requests wait meanwhile, at every member's gate, so none sees a region in two
+    /// places; the host is told nothing.
+    fn move_regions(&self, moves: &[Move]) -> anyhow::Result<()> {
+        for member in &self.members {
+            member.verb(&["suspend", VOLUME])?;
+        }
+        let store = |member: &Member| NbdClient::unix(&member.socket(), STORE);
+        let mut stores = self.members.iter().map(store).collect::<Result<Vec<_>, _>>()?;
+        let bytes = (REGION_SECTORS * 512) as usize;
+        for moved in moves {
+            let at = (moved.region * bytes) as u64;
+            let content = stores[moved.from as usize].read(at, bytes)?;
+            stores[moved.to as usize].write(at, &content, false)?;
+        }
+        for member in &self.members {
+            member.message(&layout::words(moves))?;
+        }
+        for member in &self.members {
+            member.verb(&["resume", VOLUME])?;
+        }
+        Ok(())
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        for member in self.members {
+            member.stop()?;
+        }
+        self.cables.end(self.front.into_iter().chain(self.back).collect())
+    }
+}
+
+/// Builds the two tiers on the host.
+fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> {
+    let way = |cable: &Cable| {
+        format!("nbd+unix:///{VOLUME}?socket={}&timeout={PATH_TIMEOUT}", cable.path().display())
+    };
+    let others = group.front.len() - 1;
+    for number in 0..group.front.len() {
+        // The straight way first, the ways through the others as a second group, for when it is lost.
+        let mut table = format!("0 {SECTORS} multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1");
+        table.push_str(&format!(" {} 1 round-robin 0 {others} 1", way(&group.front[number])));
+        for (_, other) in group.front.iter().enumerate().filter(|(other, _)| *other != number) {
+            table.push_str(&format!(" {} 1", way(other)));
+        }
+        quiet(host, &["create", &format!("member{number}"), "--table", &table])?;
+    }
+    let mut table = format!("0 {SECTORS} switch {} {REGION_SECTORS} 0", group.front.len());
+    for number in 0..group.front.len() {
+        table.push_str(&format!(" /dev/blkswitch/member{number} 0"));
+    }
+    say("The host: a multipath device per member, and a switch device over them.")?;
+    verb(host, &["table", "member1"])?;
+    verb(host, &["create", VOLUME, "--table", &table])?;
+    send(host, &layout.words())?;
+    verb(host, &["map", "show", VOLUME])
+}
+
+/// Tells the host's switch where regions are.
+fn send(host: &Path, words: &str) -> anyhow::Result<()> {
+    let mut all = vec!["message", VOLUME, "0", "set_region_mappings"];
+    all.extend(words.split(' '));
+    quiet(host, &all)
+}
+
+/// The acts.
+fn show(
+    options: &GroupOptions,
+    host: &Path,
+    group: &Group,
+    layout: &mut Layout,
+    load: &Load,
+    watch: &mut Watch,
+) -> anyhow::Result<()> {
+    let act = Duration::from_secs_f64(options.act);
+    let look = |watch: &mut Watch| watch.look_on(act, load, &group.members);
+    // Looks on until it is so: what comes back by itself takes the time between two probes.
+    let until = |watch: &mut Watch, is_so: fn(&Sample) -> bool, what: &str| {
+        for _ in 0..PATIENCE {
+            let sample = look(watch)?;
+            if sample.per_second > 0.0 && is_so(&sample) {
+                return Ok(());
+            }
+        }
+        bail!("{what} is not what happened")
+    };
+    let straight = |sample: &Sample| sample.forwarded < PROBED;
+    let forwarded = |sample: &Sample| sample.forwarded > PROBED;
+    say("Eight clients write and verify on the host's device without a pause.")?;
+    until(watch, straight, "that nothing is forwarded while the host's map is the layout")?;
+    for _ in 0..2 {
+        let moves = layout.shuffle(MOVED);
+        watch.event(&format!("{} regions move; the host does not know", moves.len()))?;
+        group.move_regions(&moves)?;
+        until(watch, forwarded, "that requests are forwarded after regions have moved")?;
+        watch.event("one message tells the host")?;
+        send(host, &layout::words(&moves))?;
+        until(watch, straight, "that nothing is forwarded after the message")?;
+    }
+    let (cut, dead) = (1, layout.members() as usize - 1);
+    watch.event(&format!("member {cut}'s network is cut"))?;
+    group.front[cut].plug(false);
+    until(watch, forwarded, "that a member is reached through the others while its own network is cut")?;
+    watch.event("it is back")?;
+    group.front[cut].plug(true);
+    until(watch, straight, "that the straight way is taken again")?;
+    watch.event(&format!("member {dead} dies: requests for its regions wait"))?;
+    group.front[dead].plug(false);
+    group.back[dead].plug(false);
+    look(watch)?;
+    watch.event("it is back")?;
+    group.back[dead].plug(true);
+    group.front[dead].plug(true);
+    until(watch, straight, "that all is as before")
+}

@@ -1,0 +1,99 @@
+//! A member of the group: a server that owns some regions of the volume and forwards requests for the rest to their
+//! owners.
+//!
+//! It is made of what this project has: its daemon serves `store`, the memory that its own regions lie in, and `volume`,
+//! a switch device whose path to itself is that memory and whose other paths are the stores of the others, over NBD.
+//! So what a member forwards is what its switch sends down the other paths.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use blkswitch_io::Device;
+use std::sync::Arc;
+
+use super::super::{Running, quiet};
+use super::{REGION_SECTORS, SECTORS, STORE, VOLUME};
+
+/// Seconds without an answer after which a member takes another's store for lost.
+const STORE_TIMEOUT: u64 = 1;
+
+/// See the module's text.
+pub(super) struct Member {
+    number: u32,
+    socket: PathBuf,
+    daemon: Running,
+}
+
+impl Member {
+    /// Where member `number` serves NBD, in the folder of the group.
+    pub(super) fn nbd(folder: &Path, number: u32) -> PathBuf {
+        folder.join(format!("member{number}")).join("nbd.sock")
+    }
+
+    /// Starts it; it has its store and no volume yet.
+    pub(super) fn start(folder: &Path, number: u32) -> anyhow::Result<Member> {
+        let socket = folder.join(format!("member{number}")).join("control.sock");
+        let daemon = Running::start(&socket, Some(1))?;
+        let member = Member { number, socket, daemon };
+        member.verb(&["create", STORE, "--table", &format!("0 {SECTORS} linear {} 0", member.memory())])?;
+        Ok(member)
+    }
+
+    /// Makes its volume: it reaches the others' stores through these sockets.
+    pub(super) fn make_volume(&self, stores: &[PathBuf], words: &str) -> anyhow::Result<()> {
+        let mut table = format!("0 {SECTORS} switch {} {REGION_SECTORS} 0", stores.len());
+        for (store, number) in stores.iter().zip(0u32..) {
+            let path = match number == self.number {
+                true => self.memory(),
+                false => format!("nbd+unix:///{STORE}?socket={}&timeout={STORE_TIMEOUT}", store.display()),
+            };
+            table.push_str(&format!(" {path} 0"));
+        }
+        self.verb(&["create", VOLUME, "--table", &table])?;
+        self.message(words)
+    }
+
+    /// Sends its volume's regions elsewhere.
+    pub(super) fn message(&self, words: &str) -> anyhow::Result<()> {
+        let mut all = vec!["message", VOLUME, "0", "set_region_mappings"];
+        all.extend(words.split(' '));
+        self.verb(&all)
+    }
+
+    /// Runs a verb on its daemon.
+    pub(super) fn verb(&self, words: &[&str]) -> anyhow::Result<()> {
+        quiet(&self.socket, words).with_context(|| format!("member {}", self.number))
+    }
+
+    /// The socket of its own NBD server.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.socket.with_file_name("nbd.sock")
+    }
+
+    /// Requests that came to its volume, and how many of them it forwarded.
+    pub(super) fn counted(&self) -> anyhow::Result<(u64, u64)> {
+        let device = self.volume()?;
+        let table = device.live().context("the volume of a member has no table")?;
+        let (mut own, mut forwarded) = (0, 0);
+        for path in 0..table.path_count() {
+            let totals = table.path_totals(path);
+            let count = if path == self.number { &mut own } else { &mut forwarded };
+            *count += totals.reads + totals.writes;
+        }
+        Ok((own + forwarded, forwarded))
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self) -> anyhow::Result<()> {
+        self.daemon.stop()
+    }
+
+    fn volume(&self) -> anyhow::Result<Arc<Device>> {
+        self.daemon.devices().pool().registry().find(VOLUME).context("a member has no volume")
+    }
+
+    /// The memory that its regions lie in: one name, one memory.
+    fn memory(&self) -> String {
+        format!("mem:{}:store{}", SECTORS * 512, self.number)
+    }
+}

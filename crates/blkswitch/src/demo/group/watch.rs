@@ -1,0 +1,126 @@
+//! Watching: what the group and the host did in each interval, as a line on the terminal and as numbers for the figure.
+
+use std::io::{Write as _, stdout};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::member::Member;
+use crate::load::Load;
+
+/// Time between two samples.
+pub(super) const INTERVAL: Duration = Duration::from_millis(250);
+/// Samples to a line.
+const SAMPLES_PER_LINE: u32 = 2;
+/// Fewer requests in an interval are no load: they are the probes of the host's paths.
+const FEW: u64 = 50;
+/// Cells of the bar.
+const BAR: usize = 30;
+
+/// What happened in one interval.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sample {
+    /// Its end, in seconds since the start.
+    pub(super) at: f64,
+    /// Requests of the load that were answered, per second.
+    pub(super) per_second: f64,
+    /// Of the requests that came to members, the share that they forwarded: 0 to 1.
+    pub(super) forwarded: f64,
+    /// The longest that a request had to wait, ended or not.
+    pub(super) longest: Duration,
+}
+
+/// Something that was done to the group.
+#[derive(Debug, Clone)]
+pub(super) struct Event {
+    pub(super) at: f64,
+    pub(super) text: String,
+}
+
+/// See the module's text.
+pub(super) struct Watch {
+    started: Instant,
+    counted: (u64, u64),
+    done: u64,
+    at: f64,
+    pub(super) samples: Vec<Sample>,
+    pub(super) events: Vec<Event>,
+    colour: bool,
+}
+
+impl Watch {
+    /// Begins now.
+    pub(super) fn new(colour: bool) -> Watch {
+        let (samples, events) = (Vec::new(), Vec::new());
+        Watch { started: Instant::now(), counted: (0, 0), done: 0, at: 0.0, samples, events, colour }
+    }
+
+    /// Notes what is about to be done.
+    pub(super) fn event(&mut self, text: &str) -> anyhow::Result<()> {
+        let at = self.started.elapsed().as_secs_f64();
+        self.events.push(Event { at, text: text.to_owned() });
+        super::super::say(&format!("[{}] {text}", self.events.len()))?;
+        Ok(())
+    }
+
+    /// Looks on for a while. Returns the last sample.
+    pub(super) fn look_on(
+        &mut self,
+        time: Duration,
+        load: &Load,
+        members: &[Member],
+    ) -> anyhow::Result<Sample> {
+        let end = Instant::now() + time;
+        // The interval begins now: what happened before does not count to it.
+        self.sample(load, members)?;
+        let mut number = 0;
+        loop {
+            std::thread::sleep(INTERVAL);
+            if load.has_failed() {
+                bail!("a client of the load has ended");
+            }
+            let sample = self.sample(load, members)?;
+            self.samples.push(sample);
+            number += 1;
+            let is_over = Instant::now() >= end;
+            if number % SAMPLES_PER_LINE == 0 || is_over {
+                self.show(&sample)?;
+            }
+            if is_over {
+                return Ok(sample);
+            }
+        }
+    }
+
+    fn sample(&mut self, load: &Load, members: &[Member]) -> anyhow::Result<Sample> {
+        let mut counted = (0, 0);
+        for member in members {
+            let (all, forwarded) = member.counted()?;
+            counted = (counted.0 + all, counted.1 + forwarded);
+        }
+        let (at, done) = (self.started.elapsed().as_secs_f64(), load.done());
+        let (all, forwarded) = (counted.0 - self.counted.0, counted.1 - self.counted.1);
+        let sample = Sample {
+            at,
+            per_second: (done - self.done) as f64 / (at - self.at).max(1e-9),
+            forwarded: if all < FEW { 0.0 } else { forwarded as f64 / all as f64 },
+            longest: load.take_longest(),
+        };
+        (self.counted, self.done, self.at) = (counted, done, at);
+        Ok(sample)
+    }
+
+    fn show(&self, sample: &Sample) -> anyhow::Result<()> {
+        let filled = ((sample.forwarded * BAR as f64).round() as usize).min(BAR);
+        let bar = format!("{}{}", "█".repeat(filled), "·".repeat(BAR - filled));
+        let bar = if self.colour { format!("\x1b[33m{bar}\x1b[0m") } else { bar };
+        let (at, per_second, forwarded) = (sample.at, sample.per_second, sample.forwarded * 100.0);
+        let longest = sample.longest.as_secs_f64() * 1e3;
+        writeln!(
+            stdout(),
+            "{at:6.1} s {per_second:8.0} I/O/s   forwarded {forwarded:5.1} % {bar}   longest wait {longest:7.1} ms"
+        )?;
+        stdout().flush()?;
+        Ok(())
+    }
+}

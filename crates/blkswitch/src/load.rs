@@ -1,0 +1,253 @@
+//! A load that verifies: clients that write, read, flush and check without a pause. For the demonstration and the tests.
+//!
+//! Every client owns blocks of its own, so it knows what each must hold: what was written last. A write that fails
+//! leaves its block in doubt: it holds what it held or what should have been written, until a write of it succeeds.
+//! An older content than that, or anything else, is a failure of verification, whenever it is read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::nbd_client::NbdClient;
+
+/// Bytes of a block: the unit of all requests.
+const BLOCK: usize = 4096;
+/// One request in so many is a flush.
+const FLUSHES: u32 = 64;
+
+/// How a load is to be.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Clients, each with one request at a time.
+    pub clients: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Whether requests may fail; if not, the first error ends its client.
+    pub errors: bool,
+    /// How long a request may be held back before its client gives up.
+    pub patience: Duration,
+}
+
+/// What a load has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Requests answered, failed ones included.
+    pub done: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// The longest that one had to wait.
+    pub longest: Duration,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<anyhow::Result<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: LoadOptions,
+    socket: PathBuf,
+    export: String,
+    stop: AtomicBool,
+    started: Instant,
+    done: AtomicU64,
+    failed: AtomicU64,
+    longest_ns: AtomicU64,
+    /// The longest since somebody looked.
+    recent_ns: AtomicU64,
+    /// When each client's request was sent, in ns since the start; 0: none is under way.
+    under_way: Box<[AtomicU64]>,
+}
+
+impl Load {
+    /// Starts on an export behind a socket, whose blocks are zero.
+    pub fn start(socket: &Path, export: &str, options: LoadOptions) -> Load {
+        let number = options.clients;
+        let shared = Arc::new(Shared {
+            options,
+            socket: socket.to_owned(),
+            export: export.to_owned(),
+            stop: AtomicBool::new(false),
+            started: Instant::now(),
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            longest_ns: AtomicU64::new(0),
+            recent_ns: AtomicU64::new(0),
+            under_way: (0..number).map(|_| AtomicU64::new(0)).collect(),
+        });
+        let client = |number| {
+            let shared = shared.clone();
+            thread::spawn(move || Client::connect(&shared, number)?.run())
+        };
+        Load { clients: (0..number).map(client).collect(), shared }
+    }
+
+    /// Requests answered so far.
+    pub fn done(&self) -> u64 {
+        self.shared.done.load(Relaxed)
+    }
+
+    /// The longest wait for an answer since the last look, those that still wait included.
+    pub fn take_longest(&self) -> Duration {
+        let now = self.shared.now_ns();
+        let waits = self.shared.under_way.iter().map(|since| match since.load(Relaxed) {
+            0 => 0,
+            since => now.saturating_sub(since),
+        });
+        let waiting = waits.max().unwrap_or(0);
+        Duration::from_nanos(waiting.max(self.shared.recent_ns.swap(0, Relaxed)))
+    }
+
+    /// Whether a client has ended, which it should not.
+    pub fn has_failed(&self) -> bool {
+        self.clients.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Ends the load: every client reads back all it has written. Errors: a request failed that must not, or a block
+    /// does not hold what it should.
+    pub fn verify(self) -> anyhow::Result<Report> {
+        self.shared.stop.store(true, Relaxed);
+        for client in self.clients {
+            client.join().unwrap_or_else(|_| bail!("a client of the load panicked"))?;
+        }
+        let shared = &self.shared;
+        Ok(Report {
+            done: shared.done.load(Relaxed),
+            failed: shared.failed.load(Relaxed),
+            longest: Duration::from_nanos(shared.longest_ns.load(Relaxed)),
+        })
+    }
+}
+
+impl Shared {
+    fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+}
+
+/// What a block may hold: its content after so many writes, from the last that succeeded to the last that was tried.
+#[derive(Debug, Clone, Copy, Default)]
+struct Versions {
+    sure: u64,
+    tried: u64,
+}
+
+struct Client<'a> {
+    shared: &'a Shared,
+    number: usize,
+    connection: NbdClient,
+    versions: Vec<Versions>,
+    random: Random,
+}
+
+impl Client<'_> {
+    fn connect(shared: &Shared, number: usize) -> anyhow::Result<Client<'_>> {
+        let connection =
+            NbdClient::unix(&shared.socket, &shared.export).context("the load cannot connect")?;
+        connection.set_patience(shared.options.patience)?;
+        let blocks = connection.size() as usize / BLOCK / shared.options.clients;
+        let versions = vec![Versions::default(); blocks];
+        let random = Random(shared.options.seed.wrapping_add(number as u64));
+        Ok(Client { shared, number, connection, versions, random })
+    }
+
+    fn run(mut self) -> anyhow::Result<()> {
+        while !self.shared.stop.load(Relaxed) {
+            let own = self.random.below(self.versions.len() as u32) as usize;
+            let began = self.shared.now_ns();
+            self.shared.under_way[self.number].store(began, Relaxed);
+            match self.random.below(FLUSHES) {
+                0 => {
+                    let flushed = self.connection.flush();
+                    self.judge(flushed, || "a flush failed".to_owned())?;
+                }
+                kind if kind % 2 == 0 => self.write(own)?,
+                _ => self.check(own)?,
+            }
+            let (shared, took) = (self.shared, self.shared.now_ns() - began);
+            shared.under_way[self.number].store(0, Relaxed);
+            shared.longest_ns.fetch_max(took, Relaxed);
+            shared.recent_ns.fetch_max(took, Relaxed);
+            shared.done.fetch_add(1, Relaxed);
+        }
+        for own in 0..self.versions.len() {
+            let failed = self.shared.failed.load(Relaxed);
+            self.check(own)?;
+            ensure!(self.shared.failed.load(Relaxed) == failed, "a block cannot be read back at the end");
+        }
+        self.connection.flush().context("the last flush failed")
+    }
+
+    /// Counts an error of the server, if there may be errors; others end the client.
+    fn judge<T>(&self, answer: io::Result<T>, what: impl Fn() -> String) -> anyhow::Result<Option<T>> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if self.shared.options.errors && error.raw_os_error().is_some() => {
+                self.shared.failed.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(what),
+        }
+    }
+
+    fn block(&self, own: usize) -> usize {
+        own * self.shared.options.clients + self.number
+    }
+
+    fn write(&mut self, own: usize) -> anyhow::Result<()> {
+        let block = self.block(own);
+        let version = self.versions[own].tried + 1;
+        self.versions[own].tried = version;
+        let fua = self.random.below(16) == 0;
+        let written = self.connection.write((block * BLOCK) as u64, &content(block, version), fua);
+        if self.judge(written, || format!("a write to block {block} failed"))?.is_some() {
+            self.versions[own].sure = version;
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, own: usize) -> anyhow::Result<()> {
+        let (block, Versions { sure, tried }) = (self.block(own), self.versions[own]);
+        let read = self.connection.read((block * BLOCK) as u64, BLOCK);
+        let Some(read) = self.judge(read, || format!("a read of block {block} failed"))? else {
+            return Ok(());
+        };
+        let holds = (sure..=tried).any(|version| read == content(block, version));
+        ensure!(holds, "block {block} holds none of its contents {sure} to {tried}: {:x?}", &read[..16]);
+        Ok(())
+    }
+}
+
+/// What a block holds after so many writes.
+fn content(block: usize, version: u64) -> Vec<u8> {
+    let mut stamp = [0; 16];
+    if version != 0 {
+        stamp[..8].copy_from_slice(&(block as u64).to_le_bytes());
+        stamp[8..].copy_from_slice(&version.to_le_bytes());
+    }
+    stamp.into_iter().cycle().take(BLOCK).collect()
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        ((u128::from(mixed) * u128::from(end)) >> 64) as u32
+    }
+}

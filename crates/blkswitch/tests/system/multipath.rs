@@ -1,0 +1,305 @@
+//! Multipath devices as their user meets them: the checker, failback, queueing, events, and tables that are refused.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use blkswitch::nbd_client::NbdClient;
+use blkswitch::protocol::{MonitorEvent, route};
+use serde_json::Value;
+
+use crate::fixture::{Daemon, SECTOR};
+
+const QUICK: [&str; 2] = ["--path-checker-interval", "0.1"];
+/// Far above what a loaded machine needs.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A request that is not answered after this long waits for something.
+const BLOCKED: Duration = Duration::from_millis(150);
+
+/// A path to the memory `volume`.
+fn address(daemon: &Daemon, volume: &str, path: &str) -> String {
+    let cut = daemon.path(path).with_extension("cut");
+    format!("sim:1M,name={volume},path={path},timeout=50ms,cut={}", cut.display())
+}
+
+/// `volume` over the paths a and b in a group each.
+fn make(daemon: &Daemon, volume: &str, features: &str) -> NbdClient {
+    let [a, b] = ["a", "b"].map(|path| address(daemon, volume, path));
+    let table = format!("0 2048 multipath {features} 0 2 1 round-robin 0 1 0 {a} round-robin 0 1 0 {b}");
+    daemon.create(volume, &table).expect_ok();
+    daemon.nbd(volume)
+}
+
+fn cut(daemon: &Daemon, path: &str, how: &str) {
+    std::fs::write(daemon.path(path).with_extension("cut"), how).unwrap();
+}
+
+fn join(daemon: &Daemon, path: &str) {
+    std::fs::remove_file(daemon.path(path).with_extension("cut")).unwrap();
+}
+
+/// The status without the addresses: `A`, `E`, `F` and numbers.
+fn status(daemon: &Daemon, volume: &str) -> String {
+    let device = daemon.describe(volume);
+    let words = device.live.unwrap().segments[0].status.clone();
+    words.split(' ').filter(|word| !word.starts_with("sim:")).collect::<Vec<_>>().join(" ").trim().to_owned()
+}
+
+#[track_caller]
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "this never happened: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// `blkswitch monitor`, which watches already.
+struct Watcher {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Watcher {
+    fn new(daemon: &Daemon, words: &[&str]) -> Watcher {
+        let mut command = daemon.client();
+        let mut child = command.arg("monitor").args(words).stdout(Stdio::piped()).spawn().unwrap();
+        let (send, lines) = channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let watcher = Watcher { child, lines };
+        // It watches once it tells of this.
+        daemon.create("noise", "0 64 switch 2 32 0 null:1M 0 null:1M 0").expect_ok();
+        eventually("the monitor watches", || {
+            daemon.message("noise", 0, b"set_region_mappings 0:1").expect_ok();
+            watcher.lines.recv_timeout(Duration::from_millis(100)).is_ok()
+        });
+        daemon.remove("noise");
+        watcher
+    }
+
+    /// What it tells until `last` is told, without the time.
+    #[track_caller]
+    fn until(&self, last: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{last}; only {told:?}"));
+            if line.contains("noise") {
+                continue;
+            }
+            let line = line.split_once("] ").map_or(line.as_str(), |(_, line)| line).to_owned();
+            let is_last = line.contains(last);
+            told.push(line);
+            if is_last {
+                return told;
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_path_that_fails_is_noticed_reinstated_and_used_again_and_all_is_told() {
+    let daemon = Daemon::start_with(&QUICK);
+    let mut client = make(&daemon, "told", "0");
+    let watcher = Watcher::new(&daemon, &[]);
+    client.write(0, &[7; SECTOR], false).unwrap();
+    cut(&daemon, "a", "");
+    assert_eq!(client.read(0, SECTOR).unwrap(), [7; SECTOR]);
+    eventually("the other group", || status(&daemon, "told") == "2 0 0 0 2 2 E 0 1 0 F 1 A 0 1 0 A 0");
+    join(&daemon, "a");
+    let told = watcher.until("GROUP_CHOSEN");
+    let events: Vec<&str> = told.iter().filter_map(|line| line.split(' ').nth(1)).collect();
+    assert_eq!(events, ["PATH_FAILED", "GROUP_SWITCHED", "PATH_REINSTATED", "GROUP_CHOSEN"], "{told:?}");
+    assert!(told[0].ends_with("paths_up=1") && told[0].contains("path=a") && told[3].ends_with("group=1"));
+    assert_eq!(client.read(0, SECTOR).unwrap(), [7; SECTOR]);
+    assert_eq!(status(&daemon, "told"), "2 0 0 0 2 1 A 0 1 0 A 1 E 0 1 0 A 0");
+    let metrics = daemon.request("GET", route::METRICS, Value::Null);
+    let metrics = String::from_utf8(metrics.body).unwrap();
+    let has = |name: &str, value: &str| {
+        metrics.lines().any(|line| line.starts_with(name) && line.contains("told") && line.ends_with(value))
+    };
+    assert!(has("blkswitch_path_up{", " 1.0") && has("blkswitch_path_failures_total{", " 1"), "{metrics}");
+    assert!(
+        has("blkswitch_group_switches_total{", " 2") && has("blkswitch_held_requests{", " 0.0"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_path_that_nobody_uses_is_checked_too() {
+    let daemon = Daemon::start_with(&QUICK);
+    let _client = make(&daemon, "idle", "0");
+    cut(&daemon, "b", "silent");
+    eventually("the silent path fails", || status(&daemon, "idle").ends_with("E 0 1 0 F 1"));
+    join(&daemon, "b");
+    eventually("and is back", || status(&daemon, "idle").ends_with("E 0 1 0 A 1"));
+}
+
+#[test]
+fn failback_waits_for_its_time_or_for_a_message() {
+    for (option, comes_back) in [("manual", false), ("0.3", true)] {
+        let daemon = Daemon::start_with(&[QUICK[0], QUICK[1], "--failback", option]);
+        let mut client = make(&daemon, "failback", "0");
+        client.read(0, SECTOR).unwrap();
+        cut(&daemon, "a", "");
+        client.read(0, SECTOR).unwrap();
+        join(&daemon, "a");
+        eventually("the path is back", || status(&daemon, "failback").contains("A 1 A 0"));
+        if comes_back {
+            let ready = Instant::now();
+            eventually("the group is back", || {
+                client.read(0, SECTOR).unwrap();
+                status(&daemon, "failback").starts_with("2 0 0 0 2 1 A")
+            });
+            assert!(ready.elapsed() > Duration::from_millis(100), "not at once");
+            continue;
+        }
+        std::thread::sleep(3 * BLOCKED);
+        client.read(0, SECTOR).unwrap();
+        assert!(status(&daemon, "failback").starts_with("2 0 0 0 2 2 E"));
+        daemon.message("failback", 0, b"switch_group 1").expect_ok();
+        client.read(0, SECTOR).unwrap();
+        assert!(status(&daemon, "failback").starts_with("2 0 0 0 2 1 A"));
+    }
+}
+
+#[test]
+fn without_a_path_io_waits_for_so_many_rounds() {
+    let daemon = Daemon::start_with(&["--path-checker-interval", "0.4", "--no-path-retry", "2"]);
+    let mut client = make(&daemon, "rounds", "0");
+    eventually("queueing is on", || {
+        daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
+    });
+    ["a", "b"].iter().for_each(|path| cut(&daemon, path, ""));
+    let started = Instant::now();
+    assert_eq!(client.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
+    assert!(started.elapsed() > Duration::from_millis(350), "held for a while: {:?}", started.elapsed());
+    ["a", "b"].iter().for_each(|path| join(&daemon, path));
+    eventually("queueing is on again", || {
+        daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
+    });
+    client.read(0, SECTOR).unwrap();
+}
+
+#[test]
+fn held_io_goes_on_when_the_checker_finds_a_path_and_survives_a_reload() {
+    let daemon = Daemon::start_with(&QUICK);
+    let mut client = make(&daemon, "held", "1 queue_if_no_path");
+    ["a", "b"].iter().for_each(|path| cut(&daemon, path, ""));
+    client.send_write(0, &[3; SECTOR]).unwrap();
+    client.set_patience(BLOCKED).unwrap();
+    assert!(client.receive(0).is_err(), "held");
+    let ok = |words: &[&str]| assert!(daemon.run(words).status.success(), "{words:?}");
+    ok(&["suspend", "--noflush", "held"]);
+    let [b, c] = ["b", "c"].map(|path| address(&daemon, "held", path));
+    let table = format!("0 2048 multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 0 {b} {c}");
+    ok(&["load", "held", "--table", &table]);
+    ok(&["resume", "held"]);
+    client.set_patience(PATIENCE).unwrap();
+    client.receive(0).unwrap();
+    ["a", "b"].iter().for_each(|path| join(&daemon, path));
+    eventually("the path is back", || status(&daemon, "held").ends_with("A 1 A 0"));
+    assert_eq!(client.read(0, SECTOR).unwrap(), [3; SECTOR]);
+    // All gone again, and back.
+    ["b", "c"].iter().for_each(|path| cut(&daemon, path, ""));
+    client.send_write(0, &[4; SECTOR]).unwrap();
+    client.set_patience(BLOCKED).unwrap();
+    assert!(client.receive(0).is_err(), "held");
+    join(&daemon, "c");
+    client.set_patience(PATIENCE).unwrap();
+    client.receive(0).unwrap();
+}
+
+#[test]
+fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_it_can() {
+    let daemon = Daemon::start_with(&QUICK);
+    cut(&daemon, "a", "");
+    let mut client = make(&daemon, "absent", "0");
+    assert!(status(&daemon, "absent").contains("F 1"), "{}", status(&daemon, "absent"));
+    client.write(0, &[5; SECTOR], false).unwrap();
+    client.flush().unwrap();
+    join(&daemon, "a");
+    eventually("the path comes", || status(&daemon, "absent").contains("A 1"));
+    cut(&daemon, "b", "");
+    assert_eq!(client.read(0, SECTOR).unwrap(), [5; SECTOR]);
+    // One that leads elsewhere never comes.
+    cut(&daemon, "c", "");
+    let [a, c] = ["a", "c"].map(|path| address(&daemon, "absent", path));
+    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 2 0 {a} {}", c.replace("sim:1M", "sim:2M"));
+    daemon.create("elsewhere", &table).expect_ok();
+    join(&daemon, "c");
+    std::thread::sleep(3 * BLOCKED);
+    assert!(status(&daemon, "elsewhere").ends_with("F 1"));
+    // And without any there is nothing to be had.
+    ["a", "c"].iter().for_each(|path| cut(&daemon, path, ""));
+    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 1 0 {}", address(&daemon, "none", "a"));
+    assert_eq!(daemon.create("none", &table).error().errno.name(), "EIO");
+}
+
+#[test]
+fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
+    let daemon = Daemon::start();
+    daemon.create("below", "0 2048 zero").expect_ok();
+    let group = |words: &str| format!("0 2048 multipath 0 0 1 1 round-robin 0 2 0 {words}");
+    for (table, errno, reason) in [
+        (group("sim:1M,name=x,path=a sim:2M,name=x,path=b"), "EINVAL", "one size"),
+        (group("sim:1M,name=x,path=a sim:1M,name=y,path=b"), "EINVAL", "not to one"),
+        (group("null:1M /dev/blkswitch/below"), "EINVAL", "paths are leaves"),
+        (group("null:1M /nonexistent"), "ENOENT", "/nonexistent"),
+        (group("null:512K null:512K"), "EINVAL", "1024"),
+        (format!("{}\n2048 8 zero", group("null:1M null:1M")), "EINVAL", "the only line"),
+        ("0 8 zero\n8 2048 multipath 0 0 0 0".to_owned(), "EINVAL", "the only line"),
+    ] {
+        let error = daemon.create("refused", &table).error();
+        assert_eq!(error.errno.name(), errno, "{table}: {error:?}");
+        assert!(error.reason.contains(reason), "{table}: {}", error.reason);
+    }
+    // Known to be one volume, or not known at all.
+    daemon.create("x", &group("sim:1M,name=x,path=a sim:1M,name=x,path=b")).expect_ok();
+    daemon.create("y", &group("mem:1M null:1M")).expect_ok();
+}
+
+#[test]
+fn the_monitor_tells_of_the_devices_that_are_named() {
+    let daemon = Daemon::start();
+    for name in ["one", "two"] {
+        daemon.create(name, "0 64 switch 2 32 0 null:1M 0 null:1M 0").expect_ok();
+    }
+    let path = format!("{}?devices=two", route::MONITOR);
+    let mut stream = crate::http::connect(&daemon.socket());
+    crate::http::write_request(&mut stream, "GET", &path, &[]);
+    // The head of the answer comes when the daemon watches.
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0);
+    }
+    daemon.message("one", 0, b"set_region_mappings 0:1").expect_ok();
+    daemon.message("two", 0, b"set_region_mappings 0:1 :1").expect_ok();
+    let mut event: Option<MonitorEvent> = None;
+    while event.is_none() {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0);
+        event = serde_json::from_str(line.trim()).ok();
+    }
+    let event = event.unwrap();
+    assert_eq!((event.device.as_str(), event.event.as_str(), event.arguments), ("two", "REMAPPED", Some(2)));
+    daemon.terminate();
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    let refused = daemon.run(&["monitor", "missing"]);
+    assert!(!refused.status.success());
+}

@@ -1,0 +1,139 @@
+//! A way to a server that can be broken in many manners: a socket that passes bytes on, or does not.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+/// How often a pump looks whether its way has changed.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What a way does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It passes everything on.
+    Up,
+    /// Connections are dropped, new ones at once: a server that was killed.
+    Cut,
+    /// Nothing passes, in both directions: a network that does not deliver. Up again, it passes on what came meanwhile,
+    /// late answers among it, on connections whose ends are still there. What was sent on a connection that its client has
+    /// given up is dropped, as it is with a connection of TCP: a server that carries it out late is what no client of NBD
+    /// can exclude (docs/leaves.md, requests in doubt).
+    Silent,
+    /// Answers come late by these milliseconds.
+    Slow(u64),
+    /// Half of the next answer passes, then the connection is dropped, and so on with each connection.
+    Half,
+}
+
+impl Way {
+    fn to_word(self) -> u64 {
+        match self {
+            Way::Up => 0,
+            Way::Cut => 1,
+            Way::Silent => 2,
+            Way::Half => 3,
+            Way::Slow(ms) => 4 | ms << 8,
+        }
+    }
+
+    fn from_word(word: u64) -> Way {
+        match word & 0xff {
+            0 => Way::Up,
+            1 => Way::Cut,
+            2 => Way::Silent,
+            3 => Way::Half,
+            _ => Way::Slow(word >> 8),
+        }
+    }
+}
+
+/// See the module's text.
+pub(crate) struct Proxy {
+    path: PathBuf,
+    way: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    /// At `path`, to the server at `server`; up.
+    pub(crate) fn start(path: PathBuf, server: PathBuf) -> Proxy {
+        let listener = UnixListener::bind(&path).unwrap();
+        let way = Arc::new(AtomicU64::new(Way::Up.to_word()));
+        let state = way.clone();
+        // Ends with the test process.
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                // Who connects while it is silent waits.
+                if Way::from_word(state.load(SeqCst)) == Way::Cut {
+                    continue;
+                }
+                // A server that is not there drops its clients.
+                let Ok(server) = UnixStream::connect(&server) else { continue };
+                for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let state = state.clone();
+                    thread::spawn(move || pump(from, to, answers, &state));
+                }
+            }
+        });
+        Proxy { path, way }
+    }
+
+    /// Where to connect.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// From now on the way is like this.
+    pub(crate) fn set(&self, way: Way) {
+        self.way.store(way.to_word(), SeqCst);
+    }
+}
+
+/// Carries one direction of a connection to its end.
+fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU64) {
+    let way = || Way::from_word(state.load(SeqCst));
+    let mut buffer = vec![0; 256 << 10];
+    from.set_read_timeout(Some(LOOK)).unwrap();
+    'pump: loop {
+        if way() == Way::Cut {
+            break;
+        }
+        let read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(_) => break,
+        };
+        let mut held = buffer[..read].to_vec();
+        while way() == Way::Silent {
+            match from.read(&mut buffer) {
+                // Its end is gone.
+                Ok(0) => break 'pump,
+                Ok(more) => held.extend_from_slice(&buffer[..more]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => break 'pump,
+            }
+        }
+        let passed = match way() {
+            Way::Cut => break,
+            Way::Half if answers => held.len() / 2,
+            Way::Slow(ms) if answers => {
+                thread::sleep(Duration::from_millis(ms));
+                held.len()
+            }
+            Way::Up | Way::Silent | Way::Half | Way::Slow(_) => held.len(),
+        };
+        if to.write_all(&held[..passed]).is_err() || passed < held.len() {
+            break;
+        }
+    }
+    // Both ends may have gone already.
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}

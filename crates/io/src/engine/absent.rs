@@ -1,0 +1,93 @@
+//! A path that could not be reached when its table was loaded, as a member of a group may be down while the host
+//! starts. It is taken for what the other paths are, fails everything, and becomes what it should be once a probe
+//! reaches it and finds the same volume.
+//!
+//! Contract: as [`super::Engine`]. The engine that is found stays for the life of the leaf.
+
+use std::io;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::{Engine, LeafIo, Limits, Submitted};
+use crate::leaf::{self, Address, LeafError, LeafOptions};
+use crate::ring::Ring;
+
+/// See the module's text.
+pub struct AbsentEngine {
+    address: Address,
+    options: LeafOptions,
+    /// Of the other paths.
+    limits: Limits,
+    identity: Option<String>,
+    found: OnceLock<Engine>,
+}
+
+impl AbsentEngine {
+    /// At this address is what has these limits and this identity, if anything.
+    pub(crate) fn new(
+        address: &Address,
+        options: &LeafOptions,
+        limits: &Limits,
+        identity: Option<String>,
+    ) -> Self {
+        let (address, limits) = (address.clone(), limits.clone());
+        AbsentEngine { address, options: *options, limits, identity, found: OnceLock::new() }
+    }
+
+    /// The engine, once it was found.
+    pub(super) fn found(&self) -> Option<&Engine> {
+        self.found.get()
+    }
+
+    /// # Safety
+    /// As [`Engine::submit`].
+    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+        match self.found() {
+            // SAFETY: the caller's promise.
+            Some(engine) => unsafe { engine.submit(io, ring) },
+            None => Submitted::Done(-i64::from(libc::ENOTCONN)),
+        }
+    }
+
+    /// # Safety
+    /// As [`Engine::finish`].
+    pub(super) unsafe fn finish(&self, io: &LeafIo) -> i64 {
+        // SAFETY: the caller's promise.
+        self.found().map_or(0, |engine| unsafe { engine.finish(io) })
+    }
+
+    pub(super) fn flush_blocking(&self) -> io::Result<()> {
+        match self.found() {
+            Some(engine) => engine.flush_blocking(),
+            None => Err(io::Error::from_raw_os_error(libc::ENOTCONN)),
+        }
+    }
+
+    /// Opens what is not open. Errors: it cannot be reached, or is another volume.
+    pub(super) fn probe(&self, timeout: Duration) -> io::Result<()> {
+        if let Some(engine) = self.found() {
+            return engine.probe(timeout);
+        }
+        let opened = leaf::open_engine(&self.address, &self.options);
+        let (engine, limits, name) = opened.map_err(|error| match error {
+            LeafError::System { source, .. } => source,
+            error => io::Error::other(error),
+        })?;
+        let identity = engine.identity();
+        let differs = identity.is_some() && self.identity.is_some() && identity != self.identity;
+        if differs
+            || limits.sectors != self.limits.sectors
+            || limits.logical_block > self.limits.logical_block
+        {
+            tracing::error!(path = name, "this path leads to another volume than the others: it is not used");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "another volume"));
+        }
+        // Probes come one at a time; if there was one already it is as good.
+        let _ = self.found.set(engine);
+        Ok(())
+    }
+
+    pub(super) fn identity(&self) -> Option<String> {
+        self.found().map_or_else(|| self.identity.clone(), Engine::identity)
+    }
+}

@@ -1,0 +1,352 @@
+//! A carrier: the link of a leaf that is reached by connections which may be lost, whatever they speak.
+//!
+//! An operation is `ready` until its protocol has sent it, then under way, then answered. When the connection is lost (an
+//! error, the end, silence for longer than the timeout, an answer that is none) it is ended; once nothing refers to the
+//! operations' memory any more, they are answered with the reason, or, as long as the leaf's `reconnect` time has not
+//! run out for them, made ready again for the next connection.
+//!
+//! Contract: as [`Link`]. What goes over the wire is the [`Protocol`]'s matter, what becomes of operations without a
+//! connection is decided here. Operations are repeated only as wholes; reads, writes, discards, zeroes and flushes may be.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::LeafIo;
+use super::connector::Connector;
+use super::links::{Finished, Link, Part, Port};
+use super::uri::Patience;
+use crate::slab::Slab;
+
+/// Why a connection cannot be used any more: an errno, and a reason for the log.
+pub(super) type Lost = (i32, &'static str);
+
+/// What a connection speaks.
+pub(super) trait Protocol: Sized + 'static {
+    /// What the leaf's connector makes.
+    type Connection: Send + 'static;
+    /// What was found out when the leaf was opened, the same on every connection.
+    type Facts: Send + Sync + 'static;
+    /// What is kept of a request for an operation; new whenever it is made ready.
+    type Request: Default;
+
+    /// On a connection that is ready for requests.
+    fn new(connection: Self::Connection) -> Self;
+
+    /// Whether it was lost while nobody looked.
+    fn is_stale(&self) -> bool;
+
+    /// Sends what is ready and has the ring wait for what comes.
+    fn turn(&mut self, work: &mut Work<'_, Self>, port: &mut Port<'_>) -> Result<(), Lost>;
+
+    /// One of its operations on the ring has completed.
+    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>) -> Result<(), Lost>;
+
+    /// Says good-bye to the other side, if that can be done at once.
+    fn say_goodbye(&mut self);
+
+    /// It is lost: what it has on the ring is to complete soon.
+    fn end(&mut self);
+
+    /// One of its operations on the ring has completed after its end.
+    fn completed_after_end(&mut self, part: Part, result: i32);
+
+    /// The ring has nothing of it.
+    fn is_quiet(&self) -> bool;
+
+    /// It is quiet and goes. What it has answers for and has kept back is answered; afterwards it refers to no
+    /// operation's memory.
+    fn bury(self, work: &mut Work<'_, Self>);
+}
+
+/// What the carriers of a leaf have in common.
+pub(super) struct Shared<P: Protocol> {
+    /// Makes their connections.
+    pub(super) connector: Arc<Connector<P::Connection>>,
+    /// See [`Protocol::Facts`].
+    pub(super) facts: P::Facts,
+    /// How long to wait for what.
+    pub(super) patience: Patience,
+}
+
+/// An operation.
+pub(super) struct Op<R> {
+    pub(super) io: LeafIo,
+    /// Bytes of a discard or zeroing that were answered by earlier requests.
+    pub(super) done: u64,
+    pub(super) request: R,
+    /// When it came, or a connection was there again.
+    since_ns: u64,
+    /// When the connection was lost that it was to use first.
+    lost_ns: Option<u64>,
+}
+
+/// The operations of a carrier, as its protocol sees them.
+pub(super) struct Work<'a, P: Protocol> {
+    pub(super) shared: &'a Shared<P>,
+    /// All that are not answered.
+    pub(super) ops: &'a mut Slab<Op<P::Request>>,
+    /// Those to be sent, in order.
+    pub(super) ready: &'a mut VecDeque<u32>,
+    out: &'a mut Finished,
+}
+
+impl<P: Protocol> Work<'_, P> {
+    /// Answers an operation.
+    pub(super) fn answer(&mut self, slot: u32, result: i64) {
+        if let Some(op) = self.ops.remove(slot) {
+            self.out.push(&op.io, result);
+        }
+    }
+
+    /// Whether operations outlive their connection.
+    pub(super) fn reconnects(&self) -> bool {
+        !self.shared.patience.reconnect.is_zero()
+    }
+}
+
+enum State<P> {
+    /// There is no connection, but no attempt has failed either.
+    Connecting,
+    Up(Box<P>),
+    /// Lost; the ring has not let go of it yet.
+    Ending(Box<P>, i32),
+    Down {
+        since_ns: u64,
+    },
+}
+
+/// See the module's text.
+pub(super) struct Carrier<P: Protocol> {
+    shared: Arc<Shared<P>>,
+    berth: usize,
+    state: State<P>,
+    ops: Slab<Op<P::Request>>,
+    ready: VecDeque<u32>,
+    /// Where the kernel writes the bell's count.
+    bell_count: Box<u64>,
+    bell_armed: bool,
+    closing: bool,
+}
+
+/// Borrows the fields that a protocol works with, beside its own.
+macro_rules! work {
+    ($self:ident, $out:ident) => {
+        Work { shared: &$self.shared, ops: &mut $self.ops, ready: &mut $self.ready, out: $out }
+    };
+}
+
+impl<P: Protocol> Carrier<P> {
+    /// The carrier of a berth, which takes its connections from there.
+    pub(super) fn new(shared: Arc<Shared<P>>, berth: usize) -> Carrier<P> {
+        Carrier {
+            shared,
+            berth,
+            state: State::Connecting,
+            ops: Slab::default(),
+            ready: VecDeque::new(),
+            bell_count: Box::new(0),
+            bell_armed: false,
+            closing: false,
+        }
+    }
+
+    /// Uses the connection that is ready, if there is one.
+    fn adopt(&mut self, now_ns: u64) {
+        let connector = &self.shared.connector;
+        match connector.take(self.berth).map(P::new) {
+            Some(protocol) if !protocol.is_stale() => {
+                self.state = State::Up(Box::new(protocol));
+                for &slot in &self.ready {
+                    if let Some(op) = self.ops.get_mut(slot) {
+                        op.since_ns = now_ns;
+                    }
+                }
+            }
+            // Nobody has looked after it since the leaf was opened.
+            Some(_) => connector.want(self.berth),
+            None => connector.want_if_idle(self.berth),
+        }
+    }
+
+    /// The connection cannot be used any more. Its operations are answered when the ring has let go of it.
+    fn lose(&mut self, (errno, why): Lost) {
+        match std::mem::replace(&mut self.state, State::Connecting) {
+            State::Up(mut protocol) => {
+                if !self.closing {
+                    tracing::warn!(leaf = self.shared.connector.name(), why, errno, "connection lost");
+                }
+                protocol.end();
+                self.state = State::Ending(protocol, errno);
+            }
+            other => self.state = other,
+        }
+    }
+
+    /// The ring has let go of the connection that was lost, if there was one.
+    fn bury(&mut self, errno: i32, now_ns: u64, out: &mut Finished) {
+        let before = std::mem::replace(&mut self.state, State::Down { since_ns: now_ns });
+        if let State::Up(protocol) | State::Ending(protocol, _) = before {
+            protocol.bury(&mut work!(self, out));
+        }
+        self.ready.clear();
+        let slots: Vec<u32> = self.ops.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let Some(op) = self.ops.get_mut(slot) else { continue };
+            op.lost_ns.get_or_insert(now_ns);
+            op.request = P::Request::default();
+            self.ready.push_back(slot);
+        }
+        self.give_up(now_ns, errno, out);
+        if !self.closing {
+            self.shared.connector.want(self.berth);
+        }
+    }
+
+    /// Answers what has waited for a connection for as long as it may.
+    fn give_up(&mut self, now_ns: u64, errno: i32, out: &mut Finished) {
+        let patience_ns = if self.closing { 0 } else { self.reconnect_ns() };
+        self.answer_ready(errno, out, |op| {
+            op.lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) >= patience_ns)
+        });
+    }
+
+    /// Answers those operations that are ready and of which `is_one` is true.
+    fn answer_ready(&mut self, errno: i32, out: &mut Finished, is_one: impl Fn(&Op<P::Request>) -> bool) {
+        for _ in 0..self.ready.len() {
+            let Some(slot) = self.ready.pop_front() else { return };
+            if !self.ops.get(slot).is_some_and(&is_one) {
+                self.ready.push_back(slot);
+            } else if let Some(op) = self.ops.remove(slot) {
+                out.push(&op.io, -i64::from(errno));
+            }
+        }
+    }
+
+    fn reconnect_ns(&self) -> u64 {
+        self.shared.patience.reconnect.as_nanos() as u64
+    }
+
+    /// No attempt to connect had failed so far; now one has.
+    fn fall(&mut self, now_ns: u64, out: &mut Finished) {
+        self.state = State::Down { since_ns: now_ns };
+        for &slot in &self.ready {
+            if let Some(op) = self.ops.get_mut(slot) {
+                op.lost_ns.get_or_insert(now_ns);
+            }
+        }
+        self.give_up(now_ns, libc::ENOTCONN, out);
+    }
+
+    /// Has the ring wait for the bell.
+    fn listen(&mut self, port: &mut Port<'_>) {
+        let Some(seat) = self.shared.connector.seat(self.berth).filter(|_| !self.bell_armed) else { return };
+        self.bell_armed = true;
+        let entry = seat.bell().entry(&mut self.bell_count);
+        // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.
+        unsafe { port.push(Part::Bell, entry) };
+    }
+}
+
+impl<P: Protocol> Link for Carrier<P> {
+    fn submit(&mut self, io: &LeafIo, now_ns: u64, out: &mut Finished) {
+        let mut lost_ns = None;
+        if let State::Down { since_ns } = self.state {
+            self.adopt(now_ns);
+            if let State::Down { .. } = self.state {
+                if self.closing || now_ns.saturating_sub(since_ns) >= self.reconnect_ns() {
+                    return out.push(io, -i64::from(libc::ENOTCONN));
+                }
+                lost_ns = Some(since_ns);
+            }
+        }
+        let request = P::Request::default();
+        let slot = self.ops.insert(Op { io: *io, done: 0, request, since_ns: now_ns, lost_ns });
+        self.ready.push_back(slot);
+    }
+
+    fn completed(&mut self, part: Part, result: i32, out: &mut Finished) {
+        match &mut self.state {
+            _ if part == Part::Bell => self.bell_armed = false,
+            State::Up(protocol) => {
+                if let Err(lost) = protocol.completed(part, result, &mut work!(self, out)) {
+                    self.lose(lost);
+                }
+            }
+            State::Ending(protocol, _) => protocol.completed_after_end(part, result),
+            State::Connecting | State::Down { .. } => {}
+        }
+    }
+
+    fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished) {
+        let now_ns = port.now_ns();
+        if self.shared.connector.is_closed() && !self.closing {
+            self.close(now_ns, out);
+        }
+        if let State::Connecting = self.state
+            && self.shared.connector.has_failed(self.berth)
+        {
+            self.fall(now_ns, out);
+        }
+        if let State::Connecting | State::Down { .. } = self.state
+            && !self.closing
+        {
+            self.adopt(now_ns);
+        }
+        if let State::Up(protocol) = &mut self.state
+            && let Err(lost) = protocol.turn(&mut work!(self, out), port)
+        {
+            self.lose(lost);
+        }
+        if let State::Ending(protocol, errno) = &self.state
+            && protocol.is_quiet()
+        {
+            let errno = *errno;
+            self.bury(errno, now_ns, out);
+        }
+        if !self.closing {
+            self.listen(port);
+        }
+        if self.is_over()
+            && let Some(seat) = self.shared.connector.seat(self.berth)
+        {
+            seat.leave();
+        }
+    }
+
+    fn tick(&mut self, now_ns: u64, out: &mut Finished) {
+        let timeout_ns = self.shared.patience.timeout.as_nanos() as u64;
+        let is_late = |op: &Op<_>| now_ns.saturating_sub(op.since_ns) >= timeout_ns;
+        match self.state {
+            State::Up(_) if self.ops.iter().any(|(_, op)| is_late(op)) => {
+                self.lose((libc::ETIMEDOUT, "no answer in time"));
+            }
+            State::Connecting => self.answer_ready(libc::ETIMEDOUT, out, is_late),
+            State::Down { .. } => self.give_up(now_ns, libc::ENOTCONN, out),
+            State::Up(_) | State::Ending(..) => {}
+        }
+    }
+
+    fn is_timed(&self) -> bool {
+        !self.ops.is_empty()
+    }
+
+    fn close(&mut self, now_ns: u64, out: &mut Finished) {
+        self.closing = true;
+        if let Some(seat) = self.shared.connector.seat(self.berth) {
+            seat.bell().ring();
+        }
+        if let State::Up(protocol) = &mut self.state {
+            if self.ops.is_empty() {
+                protocol.say_goodbye();
+            }
+            self.lose((libc::ENOTCONN, "the leaf is closed"));
+        }
+        if let State::Connecting | State::Down { .. } = self.state {
+            self.bury(libc::ENOTCONN, now_ns, out);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.closing && !self.bell_armed && self.ops.is_empty() && matches!(self.state, State::Down { .. })
+    }
+}

@@ -1,0 +1,200 @@
+//! The connector of a leaf: makes connections anew on a thread of its own, for queues that must not wait.
+//!
+//! A leaf has a berth for each of its links. A link whose connection is lost asks for another ([`Connector::want`]); the
+//! connector's thread makes it, puts it into the berth and rings the link's bell. It tries again, less and less often,
+//! until it succeeds or the leaf is closed, and ends when nobody wants anything.
+//!
+//! Contract: the locks here are taken when connections come and go, never by an operation on a connected link. A
+//! connection that is in a berth is used by nobody else.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::links::Seat;
+
+/// Pause after the first attempt that failed; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause.
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Where a link finds its connections.
+struct Berth<C> {
+    seat: Seat,
+    wanted: AtomicBool,
+    /// The last attempt for it failed.
+    failed: AtomicBool,
+    ready: Mutex<Option<C>>,
+}
+
+#[derive(Default)]
+struct State {
+    running: bool,
+    /// To be tried at once, whatever pause there is.
+    hurry: bool,
+    /// Attempts begun, and the last of them that failed.
+    begun: u64,
+    failed: u64,
+}
+
+/// Makes a connection; the leaf's engine knows how.
+type Dial<C> = Box<dyn Fn() -> io::Result<C> + Send + Sync>;
+
+/// See the module's text.
+pub(super) struct Connector<C> {
+    /// What it connects to, for the log.
+    name: String,
+    dial: Dial<C>,
+    berths: Box<[Berth<C>]>,
+    closed: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<C: Send + 'static> Connector<C> {
+    /// With `berths` berths, the first of which hold the connections that there are.
+    pub(super) fn new(
+        name: String,
+        berths: usize,
+        connections: Vec<C>,
+        dial: Dial<C>,
+    ) -> io::Result<Arc<Connector<C>>> {
+        let mut connections = connections.into_iter();
+        let mut berth = |_| {
+            Ok(Berth {
+                seat: Seat::new()?,
+                wanted: AtomicBool::new(false),
+                failed: AtomicBool::new(false),
+                ready: Mutex::new(connections.next()),
+            })
+        };
+        let berths = (0..berths).map(&mut berth).collect::<io::Result<_>>()?;
+        let (closed, state, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
+    }
+
+    /// What it connects to.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A berth's link.
+    pub(super) fn seat(&self, berth: usize) -> Option<&Seat> {
+        self.berths.get(berth).map(|berth| &berth.seat)
+    }
+
+    /// The connection that is ready for a berth.
+    pub(super) fn take(&self, berth: usize) -> Option<C> {
+        lock(&self.berths.get(berth)?.ready).take()
+    }
+
+    /// Whether the last attempt to connect for a berth failed.
+    pub(super) fn has_failed(&self, berth: usize) -> bool {
+        self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))
+    }
+
+    /// Asks for another connection for a berth.
+    pub(super) fn want(self: &Arc<Self>, berth: usize) {
+        let Some(at) = self.berths.get(berth) else { return };
+        at.failed.store(false, Ordering::Release);
+        at.wanted.store(true, Ordering::Release);
+        let mut state = lock(&self.state);
+        if state.running || self.is_closed() {
+            return;
+        }
+        let connector = self.clone();
+        match std::thread::Builder::new().name("connector".into()).spawn(move || connector.run()) {
+            Ok(_) => state.running = true,
+            Err(error) => tracing::error!(leaf = self.name, %error, "no thread to connect again on"),
+        }
+    }
+
+    /// The same, if nobody has asked yet.
+    pub(super) fn want_if_idle(self: &Arc<Self>, berth: usize) {
+        if self.berths.get(berth).is_some_and(|berth| !berth.wanted.load(Ordering::Acquire)) {
+            self.want(berth);
+        }
+    }
+
+    /// Has missing connections tried for at once and waits for all of them. Errors: the next attempt
+    /// fails, or takes too long.
+    pub(super) fn wait_connected(&self, deadline: Instant) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.hurry = true;
+        let before = state.begun;
+        self.changed.notify_all();
+        while self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.failed > before || !state.running {
+                return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.hurry = false;
+        Ok(())
+    }
+
+    /// The leaf is closed: links and thread end.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(lock(&self.state));
+        self.changed.notify_all();
+        self.berths.iter().for_each(|berth| berth.seat.bell().ring());
+    }
+
+    /// Whether the leaf is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// The thread: connects whoever wants it.
+    fn run(&self) {
+        let (mut pause, mut said) = (FIRST_PAUSE, String::new());
+        loop {
+            let mut state = lock(&self.state);
+            let wanted = self.berths.iter().find(|berth| berth.wanted.load(Ordering::Acquire));
+            let Some(berth) = wanted.filter(|_| !self.is_closed()) else {
+                state.running = false;
+                drop(state);
+                return self.changed.notify_all();
+            };
+            state.hurry = false;
+            state.begun += 1;
+            drop(state);
+            match (self.dial)() {
+                Ok(connection) => {
+                    tracing::info!(leaf = self.name, "connected again");
+                    (pause, said) = (FIRST_PAUSE, String::new());
+                    *lock(&berth.ready) = Some(connection);
+                    let _state = lock(&self.state);
+                    berth.wanted.store(false, Ordering::Release);
+                    berth.seat.bell().ring();
+                    self.changed.notify_all();
+                }
+                Err(error) => {
+                    // Once, however long it lasts.
+                    let why = error.to_string();
+                    if why != said {
+                        tracing::warn!(leaf = self.name, error = why, "cannot connect again; trying on");
+                        said = why;
+                    }
+                    for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
+                        berth.failed.store(true, Ordering::Release);
+                        berth.seat.bell().ring();
+                    }
+                    let mut state = lock(&self.state);
+                    state.failed = state.begun;
+                    self.changed.notify_all();
+                    let idle = |state: &mut State| !state.hurry && !self.is_closed();
+                    drop(self.changed.wait_timeout_while(state, pause, idle));
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+}

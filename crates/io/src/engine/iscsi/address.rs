@@ -1,0 +1,217 @@
+//! The address of an iSCSI leaf: `iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN[?OPTION=VALUE&...]`, the form that libiscsi,
+//! QEMU and others use, but for secrets.
+//!
+//! Contract: [`IscsiAddress`]'s text is the address again, in one form for all ways to write it. There is no secret in
+//! it: tables, logs and lists of processes show addresses to everybody, so one with a secret is refused, and what
+//! refuses it does not repeat it.
+
+use std::fmt;
+
+use crate::engine::uri::{Patience, Query, decode, encode, host_and_port, options, write_host};
+use crate::leaf::LeafError;
+
+/// The port of iSCSI.
+const PORT: u16 = 3260;
+/// Longest name of an initiator or target: the protocol's limit.
+const MAX_NAME: usize = 223;
+/// What libiscsi can address.
+const MAX_LUN: u64 = 16_383;
+
+const SCHEME: &str = "iscsi://";
+const FORM: &str = "iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, what is not plain as %XX";
+const OPTIONS: &str = "secret-file=PATH, secret-env=NAME (both with USER@ only), initiator=NAME, timeout=1..3600 or \
+                       reconnect=0..86400";
+const NO_SECRET: &str = "no secret here, where everybody can see it: put it into a file (secret-file=PATH) or into \
+                         the daemon's environment (secret-env=NAME)";
+
+/// Where the secret of a user is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretAt {
+    /// In a file, alone; a newline at the end is none of it.
+    File(String),
+    /// In a variable of the daemon's environment.
+    Env(String),
+}
+
+/// Who logs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: String,
+    /// Where his secret is.
+    pub secret: SecretAt,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IscsiAddress {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// The name of the target.
+    pub target: String,
+    /// The logical unit.
+    pub lun: u16,
+    /// Who logs in by CHAP.
+    pub user: Option<User>,
+    /// The name of the initiator, if not the daemon's usual one.
+    pub initiator: Option<String>,
+    /// How long to wait for what.
+    pub patience: Patience,
+}
+
+impl IscsiAddress {
+    /// Whether a text is such an address, good or bad.
+    pub fn is_one(text: &str) -> bool {
+        text.starts_with(SCHEME)
+    }
+
+    /// Reads an address. Errors quote the part that is wrong, unless that is a secret.
+    pub fn parse(text: &str) -> Result<IscsiAddress, LeafError> {
+        let shown = masked(text);
+        let bad = |option: &str, allowed| LeafError::Option {
+            address: shown.clone(),
+            option: masked(option),
+            allowed,
+        };
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad(text, FORM))?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some((user, rest)) => (Some(user), rest),
+            None => (None, rest),
+        };
+        if user.is_some_and(|user| user.contains(['%', ':'])) {
+            return Err(bad("user%...", NO_SECRET));
+        }
+        let mut words = rest.splitn(3, '/');
+        let (authority, target, lun) = (words.next(), words.next(), words.next());
+        let (Some(authority), Some(target), Some(lun)) = (authority, target, lun) else {
+            return Err(bad(rest, FORM));
+        };
+        let (host, port) = host_and_port(authority, PORT).ok_or_else(|| bad(authority, FORM))?;
+        let is_name = |name: &String| {
+            let plain = name.chars().all(|c| c.is_ascii_graphic() && !"/?&".contains(c));
+            plain && (1..=MAX_NAME).contains(&name.len())
+        };
+        let target = decode(target).filter(is_name).ok_or_else(|| bad(target, FORM))?;
+        let lun = crate::engine::uri::number(lun, 0, MAX_LUN).ok_or_else(|| bad(lun, FORM))? as u16;
+        let (mut secret, mut initiator, mut patience) = (None, None, Patience::default());
+        options(&shown, query, OPTIONS, |key, value| {
+            match key {
+                "secret-file" if user.is_some() => {
+                    secret = Some(SecretAt::File(decode(value).filter(|path| path.starts_with('/'))?));
+                }
+                "secret-env" if user.is_some() => {
+                    let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                    secret = Some(SecretAt::Env(Some(value).filter(|v| plain && !v.is_empty())?.to_string()));
+                }
+                "initiator" => initiator = Some(decode(value).filter(is_name)?),
+                key => patience.option(key, value)?,
+            }
+            Some(())
+        })?;
+        let user = match (user, secret) {
+            (None, _) => None,
+            (Some(name), Some(secret)) if !name.is_empty() => Some(User { name: name.to_string(), secret }),
+            (Some(name), _) => return Err(bad(name, "USER@ with secret-file=PATH or secret-env=NAME")),
+        };
+        Ok(IscsiAddress { host, port, target, lun, user, initiator, patience })
+    }
+}
+
+/// An address with what may be a secret left out.
+fn masked(text: &str) -> String {
+    let Some((before, behind)) = text.rsplit_once('@') else { return text.to_string() };
+    match before.find(['%']).or_else(|| before.rfind(':').filter(|at| *at > SCHEME.len() - 3)) {
+        Some(at) => format!("{}%...@{behind}", before.get(..at).unwrap_or_default()),
+        None => text.to_string(),
+    }
+}
+
+impl fmt::Display for IscsiAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SCHEME)?;
+        if let Some(user) = &self.user {
+            write!(f, "{}@", user.name)?;
+        }
+        write_host(f, &self.host, self.port, PORT)?;
+        f.write_str("/")?;
+        encode(&self.target, f)?;
+        write!(f, "/{}", self.lun)?;
+        let mut query = Query::new(f);
+        match self.user.as_ref().map(|user| &user.secret) {
+            Some(SecretAt::File(path)) => query.text("secret-file", path)?,
+            Some(SecretAt::Env(name)) => query.text("secret-env", name)?,
+            None => {}
+        }
+        if let Some(initiator) = &self.initiator {
+            query.text("initiator", initiator)?;
+        }
+        self.patience.write(&mut query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_round_trip_to_one_form() {
+        for (text, shown) in [
+            ("iscsi://host/iqn.2026-01.org.example:vol/1", "iscsi://host/iqn.2026-01.org.example:vol/1"),
+            ("iscsi://192.0.2.1:3260/iqn.x/0?timeout=30", "iscsi://192.0.2.1/iqn.x/0"),
+            ("iscsi://[::1]:99/iqn.x/16383", "iscsi://[::1]:99/iqn.x/16383"),
+            (
+                "iscsi://me@h/iqn.x/2?reconnect=9&secret-file=/run/a%20b",
+                "iscsi://me@h/iqn.x/2?secret-file=/run/a%20b&reconnect=9",
+            ),
+            (
+                "iscsi://me@h/iqn.x/2?secret-env=CHAP_1&initiator=iqn.y:z",
+                "iscsi://me@h/iqn.x/2?secret-env=CHAP_1&initiator=iqn.y:z",
+            ),
+        ] {
+            let address = IscsiAddress::parse(text).unwrap();
+            assert_eq!(address.to_string(), shown, "{text}");
+            assert_eq!(IscsiAddress::parse(shown).unwrap(), address, "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_addresses_are_refused_with_the_word_that_is_wrong() {
+        for (text, word) in [
+            ("iscsi://host", "'host'"),
+            ("iscsi://host/iqn.x", "'host/iqn.x'"),
+            ("iscsi://host/iqn.x/a", "'a'"),
+            ("iscsi://host/iqn.x/16384", "'16384'"),
+            ("iscsi://host/iqn.x/1/2", "'1/2'"),
+            ("iscsi://host//1", "''"),
+            ("iscsi://host:x/iqn.x/1", "'host:x'"),
+            ("iscsi://me@host/iqn.x/1", "'me'"),
+            ("iscsi://@host/iqn.x/1?secret-env=A", "''"),
+            ("iscsi://host/iqn.x/1?secret-env=A", "'secret-env=A'"),
+            ("iscsi://me@host/iqn.x/1?secret-env=A-B", "'secret-env=A-B'"),
+            ("iscsi://me@host/iqn.x/1?secret-file=relative", "'secret-file=relative'"),
+            ("iscsi://host/iqn.x/1?bogus=1", "'bogus=1'"),
+        ] {
+            let error = IscsiAddress::parse(text).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_refused_and_not_repeated() {
+        for text in [
+            "iscsi://me%hunter2@host/iqn.x/1",
+            "iscsi://me%hunter2@host/iqn.x/1?bogus",
+            "iscsi://me%hunter2@host",
+            "iscsi://me:hunter2@host/iqn.x/1",
+            "iscsi://me%hun@ter2@host/iqn.x/1",
+            "iscsi://me%hun/ter2@host/iqn.x/1",
+        ] {
+            let error = format!("{0} {0:?}", IscsiAddress::parse(text).unwrap_err());
+            assert!(!error.contains("hun") && !error.contains("ter2"), "{error}");
+            assert!(error.contains("secret-file"), "{error}");
+        }
+    }
+}

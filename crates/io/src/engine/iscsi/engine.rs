@@ -1,0 +1,171 @@
+//! The engine itself: opening, and who gets which operation.
+//!
+//! Contract: as the parent module's.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::address::IscsiAddress;
+use super::link::IscsiLink;
+use super::scsi::Volume;
+use super::session::Session;
+use crate::engine::carrier::{self, Carrier};
+use crate::engine::connector::Connector;
+use crate::engine::links::Link;
+use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
+use crate::leaf::{LeafError, LeafOptions};
+use crate::ring::Ring;
+
+type Shared = carrier::Shared<IscsiLink>;
+
+/// See the parent module's text.
+pub struct IscsiEngine {
+    shared: Arc<Shared>,
+    read_only: bool,
+    control: Mutex<Control>,
+}
+
+/// The control side's session; made anew when it is needed and was lost.
+struct Control {
+    address: IscsiAddress,
+    volume: Volume,
+    session: Option<Session>,
+}
+
+impl IscsiEngine {
+    /// Logs in, for so many queues. Errors quote the address.
+    pub(crate) fn open(
+        address: &IscsiAddress,
+        options: &LeafOptions,
+    ) -> Result<(IscsiEngine, Limits), LeafError> {
+        let system = |source| LeafError::System { what: "reach", name: address.to_string(), source };
+        Self::connect(address, options).map_err(system)
+    }
+
+    fn connect(address: &IscsiAddress, options: &LeafOptions) -> io::Result<(IscsiEngine, Limits)> {
+        let deadline = Instant::now() + address.patience.timeout;
+        let mut first = Session::login(address, deadline)?;
+        let volume = first.volume(deadline)?;
+        let mut sessions = vec![first];
+        while sessions.len() < options.queues.max(1) {
+            sessions.push(login_again(address, &volume)?);
+        }
+        let session = Some(login_again(address, &volume)?);
+        let control = Control { address: address.clone(), volume: volume.clone(), session };
+        let limits = limits(&volume, options.read_only);
+        let again = (address.clone(), volume.clone());
+        let dial = Box::new(move || login_again(&again.0, &again.1));
+        let shared = Arc::new(Shared {
+            connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
+            facts: volume,
+            patience: address.patience,
+        });
+        let read_only = limits.read_only;
+        Ok((IscsiEngine { shared, read_only, control: Mutex::new(control) }, limits))
+    }
+
+    /// # Safety
+    /// As [`crate::engine::Engine::submit`].
+    pub(in crate::engine) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+        let volume = &self.shared.facts;
+        let refusal = match io.op {
+            LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. } if self.read_only => libc::EPERM,
+            LeafOp::Discard if volume.unmap_blocks == 0 => libc::EOPNOTSUPP,
+            // Only giving space up is faster than writing, for certain.
+            LeafOp::Zero { no_hole } if io.fast && (no_hole || !volume.same_unmaps) => libc::EOPNOTSUPP,
+            LeafOp::Flush if !volume.cache => return Submitted::Done(0),
+            LeafOp::Read | LeafOp::Write | LeafOp::Flush | LeafOp::Discard | LeafOp::Zero { .. } => 0,
+        };
+        if refusal != 0 {
+            return Submitted::Done(-i64::from(refusal));
+        }
+        let make = || Box::new(Carrier::new(self.shared.clone(), io.queue)) as Box<dyn Link>;
+        match self.shared.connector.seat(io.queue) {
+            Some(seat) => seat.submit(io, ring, make),
+            None => Submitted::Done(-i64::from(libc::ENOTCONN)),
+        }
+    }
+
+    /// Makes all completed writes stable. Blocks, at most as long as an answer may take.
+    pub(in crate::engine) fn flush_blocking(&self) -> io::Result<()> {
+        if !self.has_cache() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.shared.patience.timeout;
+        self.control().call(deadline, |session, _| session.flush(deadline))
+    }
+
+    /// Whether the unit is there and answers a read, and every queue is logged in again. Blocks.
+    pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        self.control().call(deadline, |session, volume| session.read_first(volume, deadline))?;
+        self.shared.connector.wait_connected(deadline)
+    }
+
+    /// What names the volume in the world, whatever path leads there.
+    pub(in crate::engine) fn identity(&self) -> Option<String> {
+        self.shared.facts.identity.clone()
+    }
+
+    pub(in crate::engine) fn has_fua(&self) -> bool {
+        self.shared.facts.fua
+    }
+
+    pub(in crate::engine) fn has_cache(&self) -> bool {
+        self.shared.facts.cache
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for IscsiEngine {
+    fn drop(&mut self) {
+        self.shared.connector.close();
+    }
+}
+
+impl Control {
+    /// Calls by the session there is; once more by another if that has been lost meanwhile.
+    fn call(
+        &mut self,
+        deadline: Instant,
+        call: impl Fn(&mut Session, &Volume) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if let Some(session) = &mut self.session {
+            let result = call(session, &self.volume);
+            if session.is_there() || Instant::now() >= deadline {
+                return result;
+            }
+        }
+        self.session = None;
+        let mut session = login_again(&self.address, &self.volume)?;
+        let result = call(&mut session, &self.volume);
+        self.session = Some(session).filter(Session::is_there);
+        result
+    }
+}
+
+/// Logs in again: the unit must be what it was.
+fn login_again(address: &IscsiAddress, volume: &Volume) -> io::Result<Session> {
+    let deadline = Instant::now() + address.patience.timeout;
+    let mut session = Session::login(address, deadline)?;
+    let now = session.volume(deadline)?;
+    if now == *volume {
+        return Ok(session);
+    }
+    let reason = format!("the logical unit is not what it was: {now:?}; before {volume:?}");
+    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+}
+
+fn limits(volume: &Volume, read_only: bool) -> Limits {
+    Limits {
+        logical_block: volume.block_bytes,
+        physical_block: volume.physical_bytes,
+        read_only: read_only || volume.read_only,
+        rotational: volume.rotational,
+        ..Limits::memory(volume.blocks * u64::from(volume.block_bytes))
+    }
+}

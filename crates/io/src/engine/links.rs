@@ -1,0 +1,287 @@
+//! Links: what leaves on other machines have on a queue. A link carries the operations that one queue has for one
+//! leaf, over a connection that only this queue's thread uses, driven by this queue's ring.
+//!
+//! Contract: one thread owns [`Links`], inside its [`Ring`], so an engine that is lent the ring reaches its link. An
+//! engine gives a link an operation with [`Links::submit`], which does nothing but note it; [`Links::turn`], once a
+//! turn of the queue's loop, has every link with work send all of it and make ready to receive. What is done comes
+//! out of [`Links::take_finished`], each operation exactly once, when nothing in the kernel refers to its memory any
+//! more. A link is dropped only when the kernel has given back everything of it.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use io_uring::{opcode, types};
+
+use super::{LeafIo, Submitted};
+use crate::ring::{Completion, Ring, Tag, user_data};
+use crate::slab::Slab;
+
+/// Which of a link's operations on the ring a completion belongs to: above the link's index in the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// Bytes from its socket, or its readiness.
+    Receive = 0,
+    /// Bytes to its socket.
+    Send = 1,
+    /// Somebody rang its [`Bell`].
+    Bell = 2,
+}
+
+/// What a link does for its queue. All calls come from the queue's thread.
+pub trait Link {
+    /// Takes an operation. Its memory is lent until the answer.
+    fn submit(&mut self, io: &LeafIo, now_ns: u64, out: &mut Finished);
+
+    /// One of its operations on the ring has completed.
+    fn completed(&mut self, part: Part, result: i32, out: &mut Finished);
+
+    /// Hands to the ring what there is to be done; called after any of the others.
+    fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished);
+
+    /// A second or so has passed while [`Link::is_timed`].
+    fn tick(&mut self, now_ns: u64, out: &mut Finished);
+
+    /// Whether something of it has a deadline.
+    fn is_timed(&self) -> bool;
+
+    /// It is to end: nothing more will be submitted. What is under way is answered.
+    fn close(&mut self, now_ns: u64, out: &mut Finished);
+
+    /// It has ended, and nothing refers to its memory.
+    fn is_over(&self) -> bool;
+}
+
+/// The operations that are done: their parts, and their results as [`super::Submitted::Done`] has them.
+#[derive(Default)]
+pub struct Finished(Vec<(u32, i64)>);
+
+impl Finished {
+    /// An operation is done.
+    pub fn push(&mut self, io: &LeafIo, result: i64) {
+        self.push_part(io.part, result);
+    }
+
+    /// The operation of this part is done.
+    pub fn push_part(&mut self, part: u32, result: i64) {
+        self.0.push((part, result));
+    }
+}
+
+/// The ring, as one link uses it.
+pub struct Port<'a> {
+    ring: &'a mut Ring,
+    link: u32,
+}
+
+impl Port<'_> {
+    /// Nanoseconds, as [`Ring::now_ns`].
+    pub fn now_ns(&self) -> u64 {
+        self.ring.now_ns()
+    }
+
+    /// Queues a submission.
+    ///
+    /// # Safety
+    /// What the entry points to stays valid until its completion. The link is not over before that.
+    pub unsafe fn push(&mut self, part: Part, entry: io_uring::squeue::Entry) {
+        let id = u64::from(self.link) | (part as u64) << 32;
+        // SAFETY: the caller's promise.
+        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Link, id))) };
+    }
+}
+
+/// A link, and whether something happened to it in this turn.
+struct Entry {
+    link: Box<dyn Link>,
+    touched: bool,
+}
+
+/// See the module's text.
+#[derive(Default)]
+pub struct Links {
+    links: Slab<Entry>,
+    /// Links that something happened to in this turn.
+    touched: Vec<u32>,
+    finished: Finished,
+}
+
+impl Links {
+    /// A further link; operations are submitted to it by the number.
+    pub fn join(&mut self, link: Box<dyn Link>) -> u32 {
+        let id = self.links.insert(Entry { link, touched: false });
+        self.touch(id);
+        id
+    }
+
+    /// Takes an operation for a link.
+    pub fn submit(&mut self, link: u32, io: &LeafIo, now_ns: u64) {
+        match self.links.get_mut(link) {
+            Some(to) => to.link.submit(io, now_ns, &mut self.finished),
+            None => self.finished.push(io, -i64::from(libc::ENOTCONN)),
+        }
+        self.touch(link);
+    }
+
+    /// Takes a completion with [`Tag::Link`].
+    pub fn complete(&mut self, completion: &Completion) {
+        let id = completion.id as u32;
+        let Some(Entry { link, .. }) = self.links.get_mut(id) else { return };
+        let part = match completion.id >> 32 {
+            0 => Part::Receive,
+            1 => Part::Send,
+            _ => Part::Bell,
+        };
+        link.completed(part, completion.result, &mut self.finished);
+        self.touch(id);
+    }
+
+    /// Lets every link that something happened to go on.
+    pub fn turn(ring: &mut Ring) {
+        if ring.links.touched.is_empty() {
+            return;
+        }
+        let mut links = mem::take(&mut ring.links);
+        let Links { links: all, touched, finished } = &mut links;
+        for id in touched.drain(..) {
+            let Some(Entry { link, touched }) = all.get_mut(id) else { continue };
+            *touched = false;
+            link.turn(&mut Port { ring, link: id }, finished);
+            if link.is_over() {
+                all.remove(id);
+            }
+        }
+        ring.links = links;
+    }
+
+    /// An operation that is done: its part and its result.
+    pub fn take_finished(&mut self) -> Option<(u32, i64)> {
+        self.finished.0.pop()
+    }
+
+    /// Whether there are operations to take.
+    pub fn has_finished(&self) -> bool {
+        !self.finished.0.is_empty()
+    }
+
+    /// Whether a link has a deadline: then [`Links::tick`] is to be called every second or so.
+    pub fn is_timed(&self) -> bool {
+        self.links.iter().any(|(_, entry)| entry.link.is_timed())
+    }
+
+    /// Gives up on what has taken too long.
+    pub fn tick(&mut self, now_ns: u64) {
+        self.each(|link, out| link.tick(now_ns, out));
+    }
+
+    /// All links end.
+    pub fn close(&mut self, now_ns: u64) {
+        self.each(|link, out| link.close(now_ns, out));
+    }
+
+    /// There are no links.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    fn each(&mut self, mut call: impl FnMut(&mut dyn Link, &mut Finished)) {
+        let ids: Vec<u32> = self.links.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(entry) = self.links.get_mut(id) {
+                call(&mut *entry.link, &mut self.finished);
+            }
+            self.touch(id);
+        }
+    }
+
+    fn touch(&mut self, id: u32) {
+        if let Some(entry) = self.links.get_mut(id)
+            && !entry.touched
+        {
+            entry.touched = true;
+            self.touched.push(id);
+        }
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for id in self.links.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            // The ring has failed before the links ended: the kernel may still write to their memory.
+            mem::forget(self.links.remove(id));
+        }
+    }
+}
+
+/// Where an engine finds its link on a queue.
+///
+/// A cache line of its own: it is one queue's alone.
+#[repr(align(128))]
+pub struct Seat {
+    /// The link's number. Only the queue's thread uses it, which is why it is relaxed.
+    link: AtomicU32,
+    bell: Bell,
+}
+
+/// No link yet.
+const NO_LINK: u32 = u32::MAX;
+
+impl Seat {
+    /// Without a link.
+    pub fn new() -> io::Result<Seat> {
+        Ok(Seat { link: AtomicU32::new(NO_LINK), bell: Bell::new()? })
+    }
+
+    /// Gives an operation to the link, on its queue's thread; makes the link if there is none.
+    pub fn submit(&self, io: &LeafIo, ring: &mut Ring, make: impl FnOnce() -> Box<dyn Link>) -> Submitted {
+        let mut link = self.link.load(Ordering::Relaxed);
+        if link == NO_LINK {
+            link = ring.links.join(make());
+            self.link.store(link, Ordering::Relaxed);
+        }
+        let now_ns = ring.now_ns();
+        ring.links.submit(link, io, now_ns);
+        Submitted::Pending
+    }
+
+    /// The link is about to end.
+    pub fn leave(&self) {
+        self.link.store(NO_LINK, Ordering::Relaxed);
+    }
+
+    /// What wakes the link.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+}
+
+/// What a queue is woken by, for one link: an eventfd on which it has a read under way.
+pub struct Bell(OwnedFd);
+
+impl Bell {
+    /// A silent one.
+    pub fn new() -> io::Result<Bell> {
+        // SAFETY: eventfd makes a descriptor that nobody else owns.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        Ok(Bell(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Wakes who waits, now or when he next does. From any thread.
+    pub fn ring(&self) {
+        let one = 1u64;
+        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by overflow, when it
+        // has been rung anyway.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// The submission that completes when it has been rung.
+    pub fn entry(&self, count: &mut u64) -> io_uring::squeue::Entry {
+        opcode::Read::new(types::Fd(self.0.as_raw_fd()), (&raw mut *count).cast(), 8).build()
+    }
+}

@@ -1,0 +1,231 @@
+//! The bytes of one connection: what has come in, what is going out, and who has which memory meanwhile.
+//!
+//! Contract: at most one receive and one send are with the kernel at a time. What they point to (the input buffer, the
+//! headers and the memory of the operations in the batch, the memory of a read) stays where it is until they complete;
+//! [`Conn::is_quiet`] says when none is.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use io_uring::{opcode, types};
+
+use crate::buffer::{Buffer, Buffers};
+use crate::engine::links::{Part, Port};
+use crate::gather::{Gather, is_closed, shutdown};
+use crate::nbd::{Command, REQUEST_LEN};
+
+use super::wire;
+
+/// Input buffer: the replies of a deep queue of small reads.
+const INPUT_BYTES: usize = 128 << 10;
+/// The data of a read from here on is received in place; what comes with its header is kept short.
+const LARGE_READ: u64 = 32 << 10;
+/// Bytes received along with headers while large reads are answered.
+const SHORT_INPUT: usize = 4 << 10;
+/// Requests sent with one system call.
+pub(super) const BATCH: usize = 128;
+
+/// Where the bytes of the receive under way go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    Nothing,
+    Input,
+    Place,
+}
+
+/// See the module's text.
+pub(super) struct Conn {
+    socket: OwnedFd,
+    input: Buffer,
+    start: usize,
+    end: usize,
+    input_cap: usize,
+    receiving: Receiving,
+    gather: Gather,
+    headers: Vec<[u8; REQUEST_LEN]>,
+    /// The number of the batch that is being filled or sent.
+    batch: u64,
+    sending: bool,
+}
+
+/// What a receive has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// Bytes in the input, or nothing.
+    Input,
+    /// So many bytes where [`Conn::receive_at`] was told.
+    Place(u64),
+    /// The server has closed the connection, or it is lost: an errno.
+    End(i32),
+}
+
+impl Conn {
+    /// On a socket that is ready for requests.
+    pub(super) fn new(socket: OwnedFd) -> Conn {
+        Conn {
+            socket,
+            input: Buffers::default().take(INPUT_BYTES),
+            start: 0,
+            end: 0,
+            input_cap: INPUT_BYTES,
+            receiving: Receiving::Nothing,
+            gather: Gather::default(),
+            headers: Vec::with_capacity(BATCH),
+            batch: 0,
+            sending: false,
+        }
+    }
+
+    /// Whether the server has closed a connection that nobody has used for a while.
+    pub(super) fn is_stale(&self) -> bool {
+        is_closed(self.socket.as_fd())
+    }
+
+    /// What has come and was not consumed.
+    pub(super) fn unread(&self) -> &[u8] {
+        self.input.bytes().get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// So many bytes of it are done with.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        self.start = (self.start + bytes).min(self.end);
+    }
+
+    /// Answers are as large as this: how much is best received at a time?
+    pub(super) fn expect(&mut self, data: u64) {
+        self.input_cap = if data >= LARGE_READ { SHORT_INPUT } else { INPUT_BYTES };
+    }
+
+    /// A receive has completed.
+    pub(super) fn received(&mut self, result: i32) -> Received {
+        let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
+        match (result, into) {
+            (1.., Receiving::Place) => Received::Place(result as u64),
+            (1.., _) => {
+                self.end += result as usize;
+                Received::Input
+            }
+            (0, _) => Received::End(libc::ECONNRESET),
+            (_, _) if result == -libc::EINTR || result == -libc::EAGAIN => Received::Input,
+            _ => Received::End(-result),
+        }
+    }
+
+    /// A send has completed. Errors: the connection is lost.
+    pub(super) fn sent(&mut self, result: i32) -> Result<(), i32> {
+        self.sending = false;
+        if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
+            return Err(-result);
+        }
+        self.gather.advance(result.max(0) as usize);
+        Ok(())
+    }
+
+    /// Whether the kernel may still read the memory of a request of that batch.
+    pub(super) fn may_send(&self, batch: u64) -> bool {
+        batch == self.batch && (self.sending || !self.gather.is_done())
+    }
+
+    /// A new batch can be filled.
+    pub(super) fn can_fill(&self) -> bool {
+        !self.sending && self.gather.is_done()
+    }
+
+    /// Begins a batch and returns its number.
+    pub(super) fn begin_batch(&mut self) -> u64 {
+        self.gather.clear();
+        self.headers.clear();
+        self.batch += 1;
+        self.batch
+    }
+
+    /// Adds a request to the batch, at most [`BATCH`] times, with the memory of a write behind it.
+    ///
+    /// # Safety
+    /// `data` is valid for its length until [`Conn::may_send`] says no.
+    pub(super) unsafe fn add(&mut self, header: [u8; REQUEST_LEN], data: Option<(*const u8, usize)>) {
+        debug_assert!(self.headers.len() < BATCH, "headers may not move");
+        self.headers.push(header);
+        if let Some(header) = self.headers.last() {
+            self.gather.push(header.as_ptr(), REQUEST_LEN);
+        }
+        if let Some((from, len)) = data {
+            self.gather.push(from, len);
+        }
+    }
+
+    /// Sends the batch: what the socket takes at once, the rest through the ring.
+    pub(super) fn send(&mut self, port: &mut Port<'_>) {
+        if self.sending || self.gather.is_done() {
+            return;
+        }
+        self.gather.send_now(self.socket.as_fd());
+        if let Some(entry) = self.gather.entry(self.socket.as_fd()).filter(|_| !self.gather.is_done()) {
+            self.sending = true;
+            // SAFETY: headers, list and the memory of the requests stay as they are until the completion: is_quiet()
+            // and may_send() wait for it.
+            unsafe { port.push(Part::Send, entry) };
+        }
+    }
+
+    /// Has more received into the input, unless a receive is under way.
+    pub(super) fn receive(&mut self, port: &mut Port<'_>) {
+        if self.receiving != Receiving::Nothing {
+            return;
+        }
+        self.compact();
+        let place = self.input.as_ptr().wrapping_add(self.end);
+        let len = (self.input.size() - self.end).min(self.input_cap);
+        let entry = opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), place, len as u32).build();
+        self.receiving = Receiving::Input;
+        // SAFETY: the input stays where it is until the completion: is_quiet() waits for it.
+        unsafe { port.push(Part::Receive, entry) };
+    }
+
+    /// Has `len` bytes of data received where they belong, unless a receive is under way.
+    ///
+    /// # Safety
+    /// `place` is valid for `len` bytes until the completion.
+    pub(super) unsafe fn receive_at(&mut self, place: *mut u8, len: u64, port: &mut Port<'_>) {
+        if self.receiving != Receiving::Nothing {
+            return;
+        }
+        let socket = types::Fd(self.socket.as_raw_fd());
+        let entry = opcode::Recv::new(socket, place, len as u32).flags(libc::MSG_WAITALL).build();
+        self.receiving = Receiving::Place;
+        // SAFETY: the caller's promise.
+        unsafe { port.push(Part::Receive, entry) };
+    }
+
+    /// Moves what is unread to the front when the rest of the buffer gets short. It is less than a header: there is
+    /// always room.
+    fn compact(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.input.size() - self.end < self.input.size() / 2 {
+            let (start, end) = (self.start, self.end);
+            self.input.bytes_mut().copy_within(start..end, 0);
+            (self.start, self.end) = (0, end - start);
+        }
+    }
+
+    /// Says good-bye, if the socket takes it.
+    pub(super) fn say_goodbye(&mut self) {
+        if self.can_fill() {
+            self.begin_batch();
+            // SAFETY: there is no data.
+            unsafe { self.add(wire::request(0, Command::DISCONNECT, 0, 0, 0), None) };
+            self.gather.send_now(self.socket.as_fd());
+            self.gather.clear();
+        }
+    }
+
+    /// Ends what is under way.
+    pub(super) fn shut_down(&self) {
+        shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
+    }
+
+    /// The kernel has nothing of it.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.sending && self.receiving == Receiving::Nothing
+    }
+}

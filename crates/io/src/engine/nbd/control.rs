@@ -1,0 +1,153 @@
+//! The control side's own connection: one request at a time, blocking, with a deadline. It is made anew when it is
+//! needed and was lost.
+//!
+//! Contract: any thread but a queue's, one at a time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::address::NbdAddress;
+use super::handshake::{Offer, shake_hands};
+use super::socket::Socket;
+use super::wire::{self, Covered, Parsed, Reply, What};
+use crate::nbd::{Command, SIMPLE_REPLY_LEN};
+
+/// Connects to the export of an address and negotiates its use.
+pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socket, Offer)> {
+    let mut socket = Socket::connect(&address.place, address.patience.timeout, deadline)?;
+    let offer = shake_hands(&mut socket, &address.export)?;
+    Ok((socket, offer))
+}
+
+/// Connects again: what is offered must be what it was.
+pub(super) fn dial_again(address: &NbdAddress, offer: &Offer, deadline: Instant) -> io::Result<Socket> {
+    let (socket, now) = dial(address, deadline)?;
+    match offer.changed(&now) {
+        None => Ok(socket),
+        Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+    }
+}
+
+/// The same, for a link.
+pub(super) fn dial_for_link(address: &NbdAddress, offer: &Offer) -> io::Result<OwnedFd> {
+    dial_again(address, offer, Instant::now() + address.patience.timeout).map(OwnedFd::from)
+}
+
+/// See the module's text.
+pub(super) struct Control {
+    address: NbdAddress,
+    offer: Offer,
+    socket: Option<Socket>,
+    cookie: u64,
+}
+
+/// How a request failed.
+enum Failed {
+    /// By the server's answer.
+    Answer(i32),
+    /// On the way.
+    Connection(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed::Connection(error)
+    }
+}
+
+impl Control {
+    /// With a connection that was just made.
+    pub(super) fn new(address: NbdAddress, offer: Offer, socket: Socket) -> Control {
+        Control { address, offer, socket: Some(socket), cookie: 0 }
+    }
+
+    /// Makes what was written stable.
+    pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
+        self.call(Command::Flush, &mut [], deadline)
+    }
+
+    /// Reads from the start of the export.
+    pub(super) fn read(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
+        self.call(Command::Read, into, deadline)
+    }
+
+    /// A request; once more on another connection if that which there was has been lost meanwhile.
+    fn call(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
+        let had_one = self.socket.is_some();
+        for attempt in 0.. {
+            match self.call_once(command, data, deadline) {
+                Ok(()) => return Ok(()),
+                Err(Failed::Answer(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                Err(Failed::Connection(error)) => {
+                    self.socket = None;
+                    if !had_one || attempt > 0 || error.kind() == io::ErrorKind::TimedOut {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn call_once(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> Result<(), Failed> {
+        if self.socket.is_none() {
+            self.socket = Some(dial_again(&self.address, &self.offer, deadline)?);
+        }
+        let Some(socket) = &mut self.socket else { return Ok(()) };
+        socket.set_deadline(deadline);
+        self.cookie += 1;
+        socket.write_all(&wire::request(0, command as u16, self.cookie, 0, data.len() as u32))?;
+        let (mut covered, mut errno) = (Covered::default(), 0);
+        loop {
+            let reply = next_reply(socket)?;
+            if reply.cookie != self.cookie {
+                return Err(broken("a reply to no request"));
+            }
+            match reply.what {
+                What::Error { code, skip } => {
+                    errno = wire::errno(code);
+                    socket.read_exact(&mut vec![0; skip as usize])?;
+                }
+                What::Simple if command == Command::Read => {
+                    socket.read_exact(data)?;
+                    covered.add(0, data.len() as u64);
+                }
+                What::Data { offset, len } | What::Hole { offset, len } => {
+                    let end = offset.checked_add(u64::from(len)).filter(|end| *end <= data.len() as u64);
+                    let end = end.filter(|_| covered.add(offset, u64::from(len)));
+                    let place = end.and_then(|end| data.get_mut(offset as usize..end as usize));
+                    let place = place.ok_or_else(|| broken("data that was not asked for, or twice"))?;
+                    match reply.what {
+                        What::Data { .. } => socket.read_exact(place)?,
+                        _ => place.fill(0),
+                    }
+                }
+                What::Simple | What::Nothing => {}
+            }
+            match (reply.last, errno) {
+                (false, _) => {}
+                (true, 0) if covered.is(data.len() as u64) => return Ok(()),
+                (true, 0) => return Err(broken("a read was answered in part")),
+                (true, errno) => return Err(Failed::Answer(errno)),
+            }
+        }
+    }
+}
+
+/// The header of the next reply.
+fn next_reply(socket: &mut Socket) -> Result<Reply, Failed> {
+    let mut bytes = socket.array::<SIMPLE_REPLY_LEN>()?.to_vec();
+    loop {
+        match wire::parse(&bytes) {
+            Parsed::Reply(reply) => return Ok(reply),
+            Parsed::Broken(why) => return Err(broken(why)),
+            // Never more than the header: every kind of it is a multiple of two bytes long.
+            Parsed::More => bytes.extend_from_slice(&socket.array::<2>()?),
+        }
+    }
+}
+
+fn broken(why: &'static str) -> Failed {
+    Failed::Connection(io::Error::new(io::ErrorKind::InvalidData, why))
+}

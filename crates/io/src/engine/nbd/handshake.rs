@@ -1,0 +1,204 @@
+//! The client's side of the negotiation: fixed newstyle, structured replies if the server has them, `NBD_OPT_GO`.
+//!
+//! Contract: blocking, on a [`Socket`] with a deadline; bounded in memory whatever the server sends. Servers that know
+//! no `NBD_OPT_GO` (before 2017) and those that ask for TLS are refused with a sentence.
+
+use std::io;
+
+use super::socket::Socket;
+use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING};
+use crate::nbd::{
+    INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, handshake_flag, info, opt, rep,
+    transmission_flag as flag,
+};
+
+/// Longest reply to an option that is read: some strings.
+const MAX_REPLY: usize = 4 * MAX_STRING;
+/// Most replies to one option: each kind of information twice.
+const MAX_REPLIES: usize = 16;
+/// Largest minimum block size of the protocol.
+const MAX_MIN_BLOCK: u32 = 64 << 10;
+/// What may be assumed of a server that says nothing about sizes.
+const DEFAULT_MIN_BLOCK: u32 = 1;
+
+/// What a server offers. It must be the same on every connection of a leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Transmission flags.
+    pub(super) flags: u16,
+    /// Smallest request.
+    pub(super) min_block: u32,
+    /// Unit of efficient requests.
+    pub(super) preferred_block: u32,
+    /// Largest read or write.
+    pub(super) max_block: u32,
+    /// The server's own name of the export, or ours.
+    pub(super) name: String,
+    /// For humans; may be empty.
+    pub(super) description: String,
+}
+
+impl Offer {
+    /// Whether the server offers what all of these bits stand for.
+    pub(super) fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Why a server that offered `self` and now offers `now` cannot be gone on with.
+    pub(super) fn changed(&self, now: &Offer) -> Option<String> {
+        let same = (self.size, self.flags, self.min_block, self.max_block)
+            == (now.size, now.flags, now.min_block, now.max_block);
+        (!same).then(|| {
+            format!(
+                "the export is not what it was: {} bytes, flags {:#x}, blocks of {} to {}; before {} bytes, flags \
+                 {:#x}, blocks of {} to {}",
+                now.size, now.flags, now.min_block, now.max_block, self.size, self.flags, self.min_block,
+                self.max_block
+            )
+        })
+    }
+}
+
+/// Negotiates the use of an export.
+pub(super) fn shake_hands(socket: &mut Socket, export: &str) -> io::Result<Offer> {
+    let mut greeting = Reader::new(&socket.array::<18>()?).greeting()?;
+    greeting &= handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+    if greeting & handshake_flag::FIXED_NEWSTYLE == 0 {
+        return Err(broken("the server speaks an old form of NBD, without options".into()));
+    }
+    socket.write_all(&u32::from(greeting).to_be_bytes())?;
+    send(socket, opt::STRUCTURED_REPLY, &[])?;
+    match reply(socket, opt::STRUCTURED_REPLY)? {
+        (rep::ACK, _) => {}
+        (kind, text) if kind == rep::ERR_TLS_REQD => return Err(refused(export, kind, &text)),
+        (kind, _) if kind & rep::ERROR_BIT != 0 => {}
+        (kind, _) => return Err(broken(format!("a reply of type {kind:#x} to STRUCTURED_REPLY"))),
+    }
+    go(socket, export)
+}
+
+fn go(socket: &mut Socket, export: &str) -> io::Result<Offer> {
+    let mut data = (export.len() as u32).to_be_bytes().to_vec();
+    data.extend_from_slice(export.as_bytes());
+    let wanted = [info::NAME, info::DESCRIPTION, info::BLOCK_SIZE];
+    data.extend_from_slice(&(wanted.len() as u16).to_be_bytes());
+    wanted.iter().for_each(|kind| data.extend_from_slice(&kind.to_be_bytes()));
+    send(socket, opt::GO, &data)?;
+    let mut offer = Offer {
+        size: 0,
+        flags: 0,
+        min_block: DEFAULT_MIN_BLOCK,
+        preferred_block: 0,
+        max_block: MAX_REQUEST_BYTES,
+        name: export.to_string(),
+        description: String::new(),
+    };
+    for _ in 0..MAX_REPLIES {
+        match reply(socket, opt::GO)? {
+            (rep::ACK, _) => return checked(offer),
+            (rep::INFO, data) => inform(&mut offer, &data)
+                .ok_or_else(|| broken(format!("information about the export of {} bytes", data.len())))?,
+            (kind, text) if kind & rep::ERROR_BIT != 0 => return Err(refused(export, kind, &text)),
+            (kind, _) => return Err(broken(format!("a reply of type {kind:#x} to GO"))),
+        }
+    }
+    Err(broken(format!("more than {MAX_REPLIES} replies to GO")))
+}
+
+/// Takes a piece of information. Nothing if it is malformed; unknown kinds are skipped, as the document wants.
+fn inform(offer: &mut Offer, data: &[u8]) -> Option<()> {
+    let mut reader = Reader::new(data);
+    let kind = reader.u16()?;
+    match kind {
+        info::EXPORT => (offer.size, offer.flags) = (reader.u64()?, reader.u16()?),
+        info::NAME => offer.name = text(&mut reader),
+        info::DESCRIPTION => offer.description = text(&mut reader),
+        info::BLOCK_SIZE => {
+            (offer.min_block, offer.preferred_block) = (reader.u32()?, reader.u32()?);
+            offer.max_block = reader.u32()?;
+        }
+        _ => return Some(()),
+    }
+    (reader.len() == 0).then_some(())
+}
+
+/// An offer that we can work with.
+fn checked(mut offer: Offer) -> io::Result<Offer> {
+    offer.max_block = offer.max_block.min(MAX_REQUEST_BYTES);
+    let Offer { size, flags, min_block, max_block, .. } = offer;
+    if flags & flag::HAS_FLAGS == 0 {
+        return Err(broken(format!(
+            "transmission flags {flags:#x} without the one that says there are some"
+        )));
+    }
+    if !min_block.is_power_of_two() || min_block > MAX_MIN_BLOCK || max_block < min_block.max(512) {
+        return Err(broken(format!("blocks of {min_block} to {max_block} bytes")));
+    }
+    if size > i64::MAX as u64 {
+        return Err(broken(format!("a size of {size} bytes")));
+    }
+    // So that every piece of a request is aligned.
+    offer.max_block -= max_block % min_block.max(512);
+    Ok(offer)
+}
+
+fn send(socket: &mut Socket, option: u32, data: &[u8]) -> io::Result<()> {
+    let head = [&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &(data.len() as u32).to_be_bytes()];
+    socket.write_all(&[&head.concat(), data].concat())
+}
+
+/// The next reply to an option: its type and data.
+fn reply(socket: &mut Socket, option: u32) -> io::Result<(u32, Vec<u8>)> {
+    let head = socket.array::<{ crate::nbd::OPTION_REPLY_LEN }>()?;
+    let mut reader = Reader::new(&head);
+    let (magic, to) = (reader.u64(), reader.u32());
+    let (kind, len) = (reader.u32().unwrap_or(0), reader.u32().unwrap_or(u32::MAX) as usize);
+    if (magic, to) != (Some(OPTION_REPLY_MAGIC), Some(option)) || len > MAX_REPLY {
+        return Err(broken(format!("no reply to option {option}: {head:x?}")));
+    }
+    let mut data = vec![0; len];
+    socket.read_exact(&mut data)?;
+    Ok((kind, data))
+}
+
+impl Reader<'_> {
+    /// The handshake flags.
+    fn greeting(&mut self) -> io::Result<u16> {
+        match (self.u64(), self.u64(), self.u16()) {
+            (Some(INIT_MAGIC), Some(OPTION_MAGIC), Some(flags)) => Ok(flags),
+            (first, second, _) => {
+                Err(broken(format!("no NBD server: it greets with {first:x?} {second:x?}")))
+            }
+        }
+    }
+}
+
+/// What is left, fit to be shown.
+fn text(reader: &mut Reader<'_>) -> String {
+    printable(reader.bytes(reader.len()).unwrap_or_default())
+}
+
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .take(MAX_STRING)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+fn refused(export: &str, kind: u32, text: &[u8]) -> io::Error {
+    let why = match kind {
+        rep::ERR_TLS_REQD => "it asks for TLS, which is not spoken here".to_string(),
+        rep::ERR_UNSUP => "it knows no NBD_OPT_GO: it is too old".to_string(),
+        rep::ERR_UNKNOWN => format!("there is no export '{}'", printable(export.as_bytes())),
+        _ => format!("error {kind:#x}"),
+    };
+    let (said, text) = (if text.is_empty() { "" } else { "; it says: " }, printable(text));
+    io::Error::new(io::ErrorKind::NotFound, format!("the server refuses: {why}{said}{text}"))
+}
+
+fn broken(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

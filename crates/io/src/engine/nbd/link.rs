@@ -1,0 +1,348 @@
+//! NBD on a connection: operations to requests, replies to answers.
+//!
+//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered, even if the server
+//! answers a write before it has taken it. Whatever a server sends is checked against what it was asked.
+
+use std::os::fd::OwnedFd;
+
+use super::conn::{BATCH, Conn, Received};
+use super::handshake::Offer;
+use super::wire::{self, Covered, Parsed, Reply, What};
+use crate::engine::carrier::{self, Lost, Protocol};
+use crate::engine::links::{Part, Port};
+use crate::engine::{LeafIo, LeafOp};
+use crate::nbd::{Command, REQUEST_LEN, command_flag};
+
+/// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers in time.
+const MAX_RANGE: u64 = 1 << 30;
+/// Data of a read from here on is received where it belongs instead of being copied there.
+const IN_PLACE: u64 = 16 << 10;
+
+type Work<'a> = carrier::Work<'a, NbdLink>;
+
+/// What is kept of a request.
+#[derive(Default)]
+pub(super) struct Request {
+    /// Its bytes.
+    piece: u64,
+    /// Tells it from those that had its slot before; 0: not on the wire.
+    serial: u32,
+    /// The batch it was sent with.
+    batch: u64,
+    /// The first error of its reply.
+    errno: i32,
+    covered: Covered,
+}
+
+/// What the next bytes of the server are.
+#[derive(Clone, Copy)]
+enum Step {
+    Header,
+    /// Data of a read.
+    Data {
+        slot: u32,
+        /// Where in its memory.
+        at: u64,
+        left: u64,
+        last: bool,
+    },
+    /// Something for humans.
+    Skip {
+        slot: u32,
+        left: u64,
+        last: bool,
+    },
+}
+
+/// See the module's text.
+pub(super) struct NbdLink {
+    conn: Conn,
+    step: Step,
+    /// Answered writes of a batch that the kernel may still be sending, with their results.
+    held: Vec<(u32, i64)>,
+    serial: u32,
+}
+
+impl Protocol for NbdLink {
+    type Connection = OwnedFd;
+    type Facts = Offer;
+    type Request = Request;
+
+    fn new(socket: OwnedFd) -> NbdLink {
+        NbdLink { conn: Conn::new(socket), step: Step::Header, held: Vec::new(), serial: 0 }
+    }
+
+    fn is_stale(&self) -> bool {
+        self.conn.is_stale()
+    }
+
+    fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
+        self.send(work, port);
+        self.receive(work, port);
+        Ok(())
+    }
+
+    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
+        if part == Part::Send {
+            self.conn.sent(result).map_err(|errno| (errno, "sending failed"))?;
+            self.release_held(work);
+            return Ok(());
+        }
+        match (self.conn.received(result), self.step) {
+            (Received::End(errno), _) => Err((errno, "the server has closed it")),
+            (Received::Input, _) => self.read(work),
+            (Received::Place(come), Step::Data { slot, at, left, last }) => {
+                self.data_came(slot, at, left, last, come.min(left), work).map(drop)
+            }
+            (Received::Place(_), _) => Err((libc::EPROTO, "data without a place")),
+        }
+    }
+
+    fn say_goodbye(&mut self) {
+        self.conn.say_goodbye();
+    }
+
+    fn end(&mut self) {
+        self.conn.shut_down();
+    }
+
+    fn completed_after_end(&mut self, part: Part, result: i32) {
+        // Whatever came: it is not looked at any more.
+        if part == Part::Send {
+            let _ = self.conn.sent(result);
+        } else {
+            let _ = self.conn.received(result);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.conn.is_quiet()
+    }
+
+    fn bury(self, work: &mut Work<'_>) {
+        for (slot, result) in self.held {
+            work.answer(slot, result);
+        }
+    }
+}
+
+impl NbdLink {
+    /// Sends what is ready.
+    fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+        loop {
+            self.conn.send(port);
+            if !self.conn.can_fill() || work.ready.is_empty() {
+                break;
+            }
+            let batch = self.conn.begin_batch();
+            for slot in work.ready.drain(..work.ready.len().min(BATCH)) {
+                let Some(op) = work.ops.get_mut(slot) else { continue };
+                self.serial = self.serial.wrapping_add(1).max(1);
+                (op.request.serial, op.request.batch) = (self.serial, batch);
+                let (header, data) = op.request.fill(slot, &op.io, op.done, &work.shared.facts);
+                // SAFETY: the operation lends its memory until it is answered; answer_sent() waits for may_send().
+                unsafe { self.conn.add(header, data) };
+            }
+        }
+        self.release_held(work);
+    }
+
+    /// Answers the writes whose sending is over.
+    fn release_held(&mut self, work: &mut Work<'_>) {
+        for _ in 0..self.held.len() {
+            let Some((slot, result)) = self.held.pop() else { return };
+            self.answer_sent(slot, result, work);
+        }
+    }
+
+    /// Answers an operation, or notes the answer until the kernel has sent all of it.
+    fn answer_sent(&mut self, slot: u32, result: i64, work: &mut Work<'_>) {
+        let is_held =
+            |op: &carrier::Op<Request>| op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch);
+        if work.ops.get(slot).is_some_and(is_held) {
+            self.held.insert(0, (slot, result));
+        } else {
+            work.answer(slot, result);
+        }
+    }
+
+    /// Has the next bytes received.
+    fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+        match self.step {
+            Step::Data { slot, at, left, .. } if left >= IN_PLACE => {
+                let Some(op) = work.ops.get(slot) else { return };
+                // SAFETY: take_reply() checked that the data lies within what the operation lends, which it does until
+                // it is answered: not before all of this data is there, or the connection is quiet.
+                unsafe { self.conn.receive_at(op.io.data.at(at).0, left, port) };
+            }
+            _ => self.conn.receive(port),
+        }
+    }
+
+    /// Reads what has come. Errors: the server does not keep to the protocol, or is going away.
+    fn read(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
+        loop {
+            match self.step {
+                Step::Header => match wire::parse(self.conn.unread()) {
+                    Parsed::More => return Ok(()),
+                    Parsed::Broken(why) => return Err((libc::EPROTO, why)),
+                    Parsed::Reply(reply) => {
+                        self.conn.consume(reply.header);
+                        self.take_reply(&reply, work)?;
+                    }
+                },
+                Step::Data { slot, at, left, last } => {
+                    let unread = self.conn.unread();
+                    let come = left.min(unread.len() as u64);
+                    if let Some(op) = work.ops.get(slot) {
+                        // SAFETY: `come` bytes are unread, and take_reply() checked that the data lies within what
+                        // the operation lends.
+                        unsafe {
+                            std::ptr::copy_nonoverlapping(
+                                unread.as_ptr(),
+                                op.io.data.at(at).0,
+                                come as usize,
+                            );
+                        }
+                    }
+                    self.conn.consume(come as usize);
+                    if !self.data_came(slot, at, left, last, come, work)? {
+                        return Ok(());
+                    }
+                }
+                Step::Skip { slot, left, last } => {
+                    let come = left.min(self.conn.unread().len() as u64);
+                    self.conn.consume(come as usize);
+                    if come < left {
+                        self.step = Step::Skip { slot, left: left - come, last };
+                        return Ok(());
+                    }
+                    self.step = Step::Header;
+                    self.piece_of_reply(slot, last, work)?;
+                }
+            }
+        }
+    }
+
+    /// `come` more bytes of data are where they belong. Whether that was all.
+    fn data_came(
+        &mut self,
+        slot: u32,
+        at: u64,
+        left: u64,
+        last: bool,
+        come: u64,
+        work: &mut Work<'_>,
+    ) -> Result<bool, Lost> {
+        if come < left {
+            self.step = Step::Data { slot, at: at + come, left: left - come, last };
+            return Ok(false);
+        }
+        self.step = Step::Header;
+        self.piece_of_reply(slot, last, work)?;
+        Ok(true)
+    }
+
+    /// Takes the header of a reply: checks that it answers a request of ours, and in a way that makes sense.
+    fn take_reply(&mut self, reply: &Reply, work: &mut Work<'_>) -> Result<(), Lost> {
+        let broken = |why| Err((libc::EPROTO, why));
+        let (slot, serial) = (reply.cookie as u32, (reply.cookie >> 32) as u32);
+        let op = work.ops.get_mut(slot).filter(|op| op.request.serial == serial && serial != 0);
+        let Some(carrier::Op { io, request, .. }) = op else { return broken("a reply to no request") };
+        let (is_read, last) = (io.op == LeafOp::Read, reply.last);
+        self.conn.expect(if is_read { request.piece } else { 0 });
+        match reply.what {
+            What::Error { code, skip } => {
+                if request.errno == 0 {
+                    request.errno = wire::errno(code);
+                }
+                self.step = Step::Skip { slot, left: u64::from(skip), last };
+                return Ok(());
+            }
+            What::Simple if is_read => {
+                request.covered.clear();
+                request.covered.add(0, request.piece);
+                self.step = Step::Data { slot, at: 0, left: request.piece, last };
+                return Ok(());
+            }
+            What::Data { offset, len } | What::Hole { offset, len } if is_read => {
+                let (at, len) = (offset.checked_sub(io.offset), u64::from(len));
+                let at = at.filter(|at| at.checked_add(len).is_some_and(|end| end <= request.piece));
+                let Some(at) = at.filter(|at| request.covered.add(*at, len)) else {
+                    return broken("data that was not asked for, or twice");
+                };
+                if matches!(reply.what, What::Data { .. }) {
+                    self.step = Step::Data { slot, at, left: len, last };
+                    return Ok(());
+                }
+                // SAFETY: checked to lie within the request, whose memory the operation lends.
+                unsafe { io.data.at(at).0.write_bytes(0, len as usize) };
+            }
+            What::Data { .. } | What::Hole { .. } => return broken("data to a request that is no read"),
+            What::Simple | What::Nothing => {}
+        }
+        self.piece_of_reply(slot, last, work)
+    }
+
+    /// A piece of a reply has come whole; with the last, the request is answered.
+    fn piece_of_reply(&mut self, slot: u32, last: bool, work: &mut Work<'_>) -> Result<(), Lost> {
+        let reconnects = work.reconnects();
+        let Some(op) = work.ops.get_mut(slot).filter(|_| last) else { return Ok(()) };
+        if op.request.errno == libc::ESHUTDOWN && reconnects {
+            // Asked again on the next connection.
+            return Err((libc::ESHUTDOWN, "the server is going away"));
+        }
+        op.request.serial = 0;
+        let result = match (op.request.errno, op.io.op) {
+            (0, LeafOp::Read) if !op.request.covered.is(op.request.piece) => {
+                return Err((libc::EPROTO, "a read was answered in part"));
+            }
+            (0, LeafOp::Read | LeafOp::Write) => op.request.piece as i64,
+            (0, LeafOp::Flush) => 0,
+            (0, LeafOp::Discard | LeafOp::Zero { .. }) => {
+                op.done += op.request.piece;
+                if op.done < op.io.len {
+                    work.ready.push_back(slot);
+                    return Ok(());
+                }
+                0
+            }
+            (errno, _) => -i64::from(errno),
+        };
+        self.answer_sent(slot, result, work);
+        Ok(())
+    }
+}
+
+impl Request {
+    /// The request for what is left of an operation: header, and the data of a write.
+    fn fill(
+        &mut self,
+        slot: u32,
+        io: &LeafIo,
+        done: u64,
+        offer: &Offer,
+    ) -> ([u8; REQUEST_LEN], Option<(*const u8, usize)>) {
+        let (command, most) = match io.op {
+            LeafOp::Read => (Command::Read, u64::from(offer.max_block)),
+            LeafOp::Write => (Command::Write, u64::from(offer.max_block)),
+            LeafOp::Flush => (Command::Flush, 0),
+            LeafOp::Discard => (Command::Trim, MAX_RANGE),
+            LeafOp::Zero { .. } => (Command::WriteZeroes, MAX_RANGE),
+        };
+        let mut flags = if io.fua { command_flag::FUA } else { 0 };
+        if io.op == (LeafOp::Zero { no_hole: true }) {
+            flags |= command_flag::NO_HOLE;
+        }
+        if io.fast {
+            flags |= command_flag::FAST_ZERO;
+        }
+        self.piece = (io.len - done).min(most);
+        // The document wants a flush to have no offset.
+        let offset = if command == Command::Flush { 0 } else { io.offset + done };
+        let cookie = u64::from(self.serial) << 32 | u64::from(slot);
+        let header = wire::request(flags, command as u16, cookie, offset, self.piece as u32);
+        let data = (command == Command::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
+        (header, data)
+    }
+}

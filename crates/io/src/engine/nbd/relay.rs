@@ -1,0 +1,284 @@
+//! The relay: one connection for all queues, on a thread of its own.
+//!
+//! A server that does not say `CAN_MULTI_CONN` promises nothing about several connections to one export: a flush on one
+//! need not cover what was written on another, and one may read old data. So there is one connection, to which the
+//! queues hand their operations over, and from which they get the answers back: a lock and a wake-up for each batch
+//! in either direction. Servers that can do better are not reached this way.
+//!
+//! Contract: the thread answers everything that it was handed, and ends when the leaf is closed and its connection is
+//! gone. A queue's end of the relay answers on that queue's thread.
+
+use std::io;
+use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
+
+use super::Shared;
+use crate::buffer::{Buffer, Buffers};
+use crate::engine::carrier::Carrier;
+use crate::engine::links::{Bell, Finished, Link, Links, Part, Port, Seat};
+use crate::engine::{LeafIo, LeafOp, Submitted};
+use crate::request::Span;
+use crate::ring::{Ring, Tag, user_data};
+use crate::slab::Slab;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An operation on its way to the relay's thread.
+struct Order {
+    io: LeafIo,
+    from: From,
+}
+
+// SAFETY: an operation's memory is lent to the engine, not to a thread: whoever lends it leaves it alone until the
+// answer, and the engine touches it on one thread at a time, the one that has the order.
+unsafe impl Send for Order {}
+
+/// Who wants the answer.
+enum From {
+    /// The queue whose end this is.
+    Queue(usize),
+    /// The control side. The buffer is here because who asked may not wait to the end.
+    Control(Buffer, mpsc::Sender<(Buffer, i64)>),
+}
+
+/// A queue's end.
+struct End {
+    seat: Seat,
+    /// Parts that are done, with their results.
+    answers: Mutex<Vec<(u32, i64)>>,
+}
+
+/// See the module's text.
+pub(super) struct Relay {
+    shared: Arc<Shared>,
+    orders: Mutex<Vec<Order>>,
+    bell: Bell,
+    ends: Box<[End]>,
+    closed: AtomicBool,
+}
+
+impl Relay {
+    /// Starts the thread, for so many queues. The connection is in the connector's first berth.
+    pub(super) fn start(shared: Arc<Shared>, queues: usize) -> io::Result<Arc<Relay>> {
+        let end = |_| Ok(End { seat: Seat::new()?, answers: Mutex::default() });
+        let ends = (0..queues).map(end).collect::<io::Result<_>>()?;
+        let (orders, bell, closed) = (Mutex::default(), Bell::new()?, AtomicBool::new(false));
+        let relay = Arc::new(Relay { shared, orders, bell, ends, closed });
+        let (started, starts) = mpsc::channel();
+        let worker = relay.clone();
+        std::thread::Builder::new().name("nbd-relay".into()).spawn(move || {
+            // The ring is made on its thread: only that one may use it.
+            let ring = Ring::new();
+            let _ = started.send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
+            if let Ok(ring) = ring {
+                Worker { relay: worker, ring, asked: Slab::default(), count: Box::new(0), ticking: false }
+                    .run();
+            }
+        })?;
+        starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(relay)
+    }
+
+    /// Takes an operation from a queue.
+    pub(super) fn submit(self: &Arc<Self>, io: &LeafIo, ring: &mut Ring) -> Submitted {
+        let make = || Box::new(RelayEnd::new(self.clone(), io.queue)) as Box<dyn Link>;
+        match self.ends.get(io.queue) {
+            Some(end) => end.seat.submit(io, ring, make),
+            None => Submitted::Done(-i64::from(libc::ENOTCONN)),
+        }
+    }
+
+    /// A flush, or a read from the start of the export, for the control side. Blocks.
+    pub(super) fn call(&self, op: LeafOp, bytes: usize, deadline: Instant) -> io::Result<()> {
+        let (answer, answers) = mpsc::channel();
+        let buffer = Buffers::default().take(bytes);
+        let data = if op == LeafOp::Read { Span(buffer.as_ptr()) } else { Span::NONE };
+        let io =
+            LeafIo { op, fua: false, fast: false, offset: 0, len: bytes as u64, data, part: 0, queue: 0 };
+        self.send([Order { io, from: From::Control(buffer, answer) }]);
+        match answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((_, result)) if result >= 0 => Ok(()),
+            Ok((_, result)) => Err(io::Error::from_raw_os_error(-result as i32)),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
+        }
+    }
+
+    /// The leaf is closed: the thread ends.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.bell.ring();
+        self.ends.iter().for_each(|end| end.seat.bell().ring());
+    }
+
+    fn send(&self, orders: impl IntoIterator<Item = Order>) {
+        lock(&self.orders).extend(orders);
+        self.bell.ring();
+    }
+}
+
+/// The thread.
+struct Worker {
+    relay: Arc<Relay>,
+    ring: Ring,
+    /// Who asked, and on which part of his.
+    asked: Slab<(From, u32)>,
+    count: Box<u64>,
+    ticking: bool,
+}
+
+impl Worker {
+    fn run(&mut self) {
+        let mut completions = Vec::new();
+        let mut orders = Vec::new();
+        let mut answers: Vec<Vec<(u32, i64)>> = self.relay.ends.iter().map(|_| Vec::new()).collect();
+        self.listen();
+        loop {
+            if let Err(error) = self.ring.wait(false, &mut completions) {
+                // What it had taken stays unanswered: its memory may still be the kernel's.
+                tracing::error!(leaf = self.relay.shared.connector.name(), %error, "relay stopped: its ring failed");
+                return;
+            }
+            for completion in completions.drain(..) {
+                match completion.tag {
+                    Tag::Wake => {
+                        mem::swap(&mut *lock(&self.relay.orders), &mut orders);
+                        orders.drain(..).for_each(|order| self.take(order));
+                        self.listen();
+                    }
+                    Tag::Link => self.ring.links.complete(&completion),
+                    Tag::Tick => {
+                        self.ticking = false;
+                        let now_ns = self.ring.now_ns();
+                        self.ring.links.tick(now_ns);
+                    }
+                    _ => {}
+                }
+            }
+            if self.relay.closed.load(Ordering::Acquire) {
+                let now_ns = self.ring.now_ns();
+                self.ring.links.close(now_ns);
+            }
+            Links::turn(&mut self.ring);
+            while let Some((part, result)) = self.ring.links.take_finished() {
+                self.answer(part, result, &mut answers);
+            }
+            for (end, answers) in self.relay.ends.iter().zip(&mut answers).filter(|(_, a)| !a.is_empty()) {
+                lock(&end.answers).append(answers);
+                end.seat.bell().ring();
+            }
+            if self.relay.closed.load(Ordering::Acquire) && self.ring.links.is_empty() {
+                return;
+            }
+            if !self.ticking && self.ring.links.is_timed() {
+                self.ticking = true;
+                self.ring.tick();
+            }
+        }
+    }
+
+    fn listen(&mut self) {
+        let entry = self.relay.bell.entry(&mut self.count).user_data(user_data(Tag::Wake, 0));
+        // SAFETY: the count and the bell live as long as this thread, which outlives its ring's operations.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    fn take(&mut self, order: Order) {
+        let part = self.asked.insert((order.from, order.io.part));
+        let io = LeafIo { part, queue: 0, ..order.io };
+        let shared = &self.relay.shared;
+        let make = || Box::new(Carrier::new(shared.clone(), 0)) as Box<dyn Link>;
+        if let Some(seat) = shared.connector.seat(0) {
+            seat.submit(&io, &mut self.ring, make);
+        }
+    }
+
+    fn answer(&mut self, part: u32, result: i64, answers: &mut [Vec<(u32, i64)>]) {
+        match self.asked.remove(part) {
+            Some((From::Queue(queue), part)) => {
+                if let Some(answers) = answers.get_mut(queue) {
+                    answers.push((part, result));
+                }
+            }
+            Some((From::Control(buffer, answer), _)) => {
+                // Who asked may have given up.
+                let _ = answer.send((buffer, result));
+            }
+            None => {}
+        }
+    }
+}
+
+/// A queue's end, as the queue's links have it.
+struct RelayEnd {
+    relay: Arc<Relay>,
+    queue: usize,
+    orders: Vec<Order>,
+    /// Operations handed over and not answered.
+    left: usize,
+    count: Box<u64>,
+    armed: bool,
+    closing: bool,
+}
+
+impl RelayEnd {
+    fn new(relay: Arc<Relay>, queue: usize) -> RelayEnd {
+        let (orders, count) = (Vec::new(), Box::new(0));
+        RelayEnd { relay, queue, orders, left: 0, count, armed: false, closing: false }
+    }
+}
+
+impl Link for RelayEnd {
+    fn submit(&mut self, io: &LeafIo, _now_ns: u64, _out: &mut Finished) {
+        self.left += 1;
+        self.orders.push(Order { io: *io, from: From::Queue(self.queue) });
+    }
+
+    fn completed(&mut self, _part: Part, _result: i32, out: &mut Finished) {
+        self.armed = false;
+        let Some(end) = self.relay.ends.get(self.queue) else { return };
+        for (part, result) in lock(&end.answers).drain(..) {
+            self.left -= 1;
+            out.push_part(part, result);
+        }
+    }
+
+    fn turn(&mut self, port: &mut Port<'_>, _out: &mut Finished) {
+        self.closing |= self.relay.closed.load(Ordering::Acquire);
+        if !self.orders.is_empty() {
+            self.relay.send(self.orders.drain(..));
+        }
+        let Some(end) = self.relay.ends.get(self.queue) else { return };
+        let has_ended = self.closing && self.left == 0;
+        if !self.armed && !has_ended {
+            self.armed = true;
+            let entry = end.seat.bell().entry(&mut self.count);
+            // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.
+            unsafe { port.push(Part::Bell, entry) };
+        }
+        if self.is_over() {
+            end.seat.leave();
+        }
+    }
+
+    fn tick(&mut self, _now_ns: u64, _out: &mut Finished) {}
+
+    fn is_timed(&self) -> bool {
+        // The relay has the deadlines.
+        false
+    }
+
+    fn close(&mut self, _now_ns: u64, _out: &mut Finished) {
+        self.closing = true;
+        if let Some(end) = self.relay.ends.get(self.queue) {
+            end.seat.bell().ring();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.closing && self.left == 0 && !self.armed
+    }
+}

@@ -1,0 +1,226 @@
+//! A connected socket of the control side: blocking, but never longer than a deadline.
+//!
+//! Contract: every call ends at the deadline, with [`io::ErrorKind::TimedOut`] if it is not done by then. Only names of
+//! hosts are looked up without one: the resolver has its own.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::address::Place;
+use crate::gather::{set_option, tune};
+
+/// Shortest wait that is asked of the system: 0 would be for ever.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// See the module's text.
+pub(super) struct Socket {
+    stream: Stream,
+    deadline: Instant,
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connects. A peer that is silent for `silence` while it should acknowledge counts as gone from then on.
+    pub(super) fn connect(place: &Place, silence: Duration, deadline: Instant) -> io::Result<Socket> {
+        let stream = match place {
+            Place::Tcp { host, port } => Stream::Tcp(connect_tcp(host, *port, deadline)?),
+            Place::Unix(path) => Stream::Unix(connect_unix(path, deadline)?),
+        };
+        let socket = Socket { stream, deadline };
+        tune(socket.as_fd());
+        if let Stream::Tcp(_) = socket.stream {
+            keep_alive(socket.as_fd(), silence);
+        }
+        Ok(socket)
+    }
+
+    /// From now on calls end then.
+    pub(super) fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    /// Fills `into`.
+    pub(super) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let left = left(self.deadline)?;
+            let read = match &mut self.stream {
+                Stream::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest)),
+                Stream::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest)),
+            };
+            match progress(read)? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(read) => filled += read,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `N` bytes.
+    pub(super) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends all of `bytes`.
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut written = 0;
+        while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            let left = left(self.deadline)?;
+            let wrote = match &mut self.stream {
+                Stream::Tcp(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)),
+                Stream::Unix(stream) => {
+                    stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest))
+                }
+            };
+            written += progress(wrote)?.unwrap_or(0);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> OwnedFd {
+        match socket.stream {
+            Stream::Tcp(stream) => stream.into(),
+            Stream::Unix(stream) => stream.into(),
+        }
+    }
+}
+
+/// Time until the deadline.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left.max(SHORTEST)) }
+}
+
+/// What a read or write did; nothing if it is to be tried again (whether there is time for it is asked then).
+fn progress(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The first of a host's addresses that answers.
+fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, left(deadline)?) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The standard library's connect waits for ever where the server's list of those who wait is full.
+fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    // SAFETY: plain data, for which zeroes are valid.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() {
+        let reason = format!("the path of a socket has at most {} bytes", address.sun_path.len() - 1);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *place = *byte as libc::c_char;
+    }
+    // SAFETY: makes a descriptor that nobody else owns.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the address is valid for its length, and only read.
+    match unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), len) } {
+        0 => Ok(stream),
+        _ => Err(match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            error => error,
+        }),
+    }
+}
+
+/// A peer that acknowledges nothing for `silence` is gone, whether we send or not.
+fn keep_alive(socket: BorrowedFd<'_>, silence: Duration) {
+    let seconds = silence.as_secs().clamp(1, i32::MAX as u64 / 1000) as i32;
+    // Some probes, so that one that is lost means nothing.
+    let (probes, interval) = (3, (seconds / 4).max(1));
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, interval);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, interval);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, probes);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, seconds * 1000);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn nothing_takes_longer_than_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _silent = UnixListener::bind(&path).unwrap();
+        let start = Instant::now();
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let timed_out = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let place = Place::Unix(path);
+        let mut socket = Socket::connect(&place, Duration::from_secs(1), soon()).unwrap();
+        timed_out(socket.array::<1>().unwrap_err());
+        socket.set_deadline(soon());
+        timed_out(socket.write_all(&vec![0; 64 << 20]).unwrap_err());
+        // Until nobody more may wait to be accepted.
+        let mut waiting = Vec::new();
+        let error = loop {
+            match Socket::connect(&place, Duration::from_secs(1), soon()) {
+                Ok(socket) => waiting.push(socket),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10_000);
+        };
+        timed_out(error);
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_an_error() {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let connect = |place| Socket::connect(&place, Duration::from_secs(1), deadline).err().unwrap();
+        assert_eq!(connect(Place::Unix("/no/such/socket".into())).kind(), io::ErrorKind::NotFound);
+        assert_eq!(connect(Place::Unix("/".repeat(200).into())).kind(), io::ErrorKind::InvalidInput);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let error = connect(Place::Tcp { host: "127.0.0.1".into(), port: free });
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -1,0 +1,358 @@
+//! Requests to bytes and bytes to replies: the transmission phase as the client sees it, without sockets.
+//!
+//! Contract: pure, no allocation but where a server answers a read in pieces out of order, no panics. Whatever a
+//! server sends is a reply or a reason to drop the connection; what a reply claims about lengths is checked against
+//! the request it answers by the caller, with [`Covered`] for the pieces of a read.
+
+use crate::export::nbd::MAX_STRING;
+use crate::nbd::{
+    NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_LEN,
+    STRUCTURED_REPLY_MAGIC, chunk,
+};
+
+/// Longest payload of an error chunk: number, length, text, offset.
+const MAX_ERROR_PAYLOAD: u32 = 6 + MAX_STRING as u32 + 8;
+/// Payload of a chunk of data before the data: its offset.
+const OFFSET_LEN: u32 = 8;
+/// Payload of a hole: offset and length.
+const HOLE_LEN: u32 = 12;
+/// Payload of an error before its text: number and length.
+const ERROR_HEAD: u32 = 6;
+/// Pieces of one read that may be ahead of a piece that is missing. Servers that answer in pieces send them in order;
+/// the protocol does not ask for it.
+const MAX_AHEAD: usize = 1024;
+
+/// The header of a request.
+pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
+    let mut out = [0; REQUEST_LEN];
+    let fields: [&[u8]; 6] = [
+        &REQUEST_MAGIC.to_be_bytes(),
+        &flags.to_be_bytes(),
+        &command.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &len.to_be_bytes(),
+    ];
+    let mut rest = out.as_mut_slice();
+    for field in fields {
+        let (place, behind) = rest.split_at_mut(field.len());
+        place.copy_from_slice(field);
+        rest = behind;
+    }
+    out
+}
+
+/// What the next bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// Not all of a header is there.
+    More,
+    /// A reply, or a piece of one.
+    Reply(Reply),
+    /// No reply: the connection cannot be used any more.
+    Broken(&'static str),
+}
+
+/// A reply, or a piece of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// Bytes of the header.
+    pub(super) header: usize,
+    /// The request's.
+    pub(super) cookie: u64,
+    /// No further piece follows.
+    pub(super) last: bool,
+    /// What it says.
+    pub(super) what: What,
+}
+
+/// What a reply says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// A simple reply of success: the data of a read follows, whole.
+    Simple,
+    /// Success, or at least nothing more to say.
+    Nothing,
+    /// `len` bytes found at `offset` follow.
+    Data {
+        /// On the export.
+        offset: u64,
+        /// At least 1.
+        len: u32,
+    },
+    /// Zeroes.
+    Hole {
+        /// On the export.
+        offset: u64,
+        /// At least 1.
+        len: u32,
+    },
+    /// The request failed; `skip` bytes for humans follow.
+    Error {
+        /// The protocol's number.
+        code: u32,
+        /// Bytes that follow.
+        skip: u32,
+    },
+}
+
+/// What the bytes begin with.
+pub(super) fn parse(bytes: &[u8]) -> Parsed {
+    let mut reader = Reader::new(bytes);
+    match reader.u32() {
+        Some(SIMPLE_REPLY_MAGIC) => {
+            let (Some(code), Some(cookie)) = (reader.u32(), reader.u64()) else { return Parsed::More };
+            let what = if code == 0 { What::Simple } else { What::Error { code, skip: 0 } };
+            Parsed::Reply(Reply { header: SIMPLE_REPLY_LEN, cookie, last: true, what })
+        }
+        Some(STRUCTURED_REPLY_MAGIC) => structured(&mut reader),
+        Some(_) => Parsed::Broken("a reply does not begin with a magic number of its own"),
+        None => Parsed::More,
+    }
+}
+
+fn structured(reader: &mut Reader<'_>) -> Parsed {
+    let (Some(flags), Some(kind), Some(cookie), Some(len)) =
+        (reader.u16(), reader.u16(), reader.u64(), reader.u32())
+    else {
+        return Parsed::More;
+    };
+    let last = flags & chunk::FLAG_DONE != 0;
+    let reply = |head: u32, what| {
+        Parsed::Reply(Reply { header: STRUCTURED_REPLY_LEN + head as usize, cookie, last, what })
+    };
+    match kind {
+        chunk::NONE if len == 0 && last => reply(0, What::Nothing),
+        chunk::OFFSET_DATA if len > OFFSET_LEN => match reader.u64() {
+            Some(offset) => reply(OFFSET_LEN, What::Data { offset, len: len - OFFSET_LEN }),
+            None => Parsed::More,
+        },
+        chunk::OFFSET_HOLE if len == HOLE_LEN => match (reader.u64(), reader.u32()) {
+            (Some(_), Some(0)) => Parsed::Broken("a hole of no bytes"),
+            (Some(offset), Some(len)) => reply(HOLE_LEN, What::Hole { offset, len }),
+            _ => Parsed::More,
+        },
+        kind if kind & chunk::ERROR_BIT != 0 && (ERROR_HEAD..=MAX_ERROR_PAYLOAD).contains(&len) => {
+            match (reader.u32(), reader.u16()) {
+                (Some(0), Some(_)) => Parsed::Broken("an error without a number"),
+                (Some(code), Some(_)) => reply(ERROR_HEAD, What::Error { code, skip: len - ERROR_HEAD }),
+                _ => Parsed::More,
+            }
+        }
+        _ => Parsed::Broken("a piece of a reply of unknown type or wrong length"),
+    }
+}
+
+/// What a server's error means here. A reply with an error is the answer of a server that lives, so but for
+/// ESHUTDOWN none may fail a path ([`blkswitch_core::multipath::outcome`]): what the server calls an I/O error is the
+/// target's, EREMOTEIO, and so is what is no error of the protocol.
+pub(super) fn errno(code: u32) -> i32 {
+    match NbdError::from_code(code) {
+        Some(NbdError::Perm) => libc::EPERM,
+        Some(NbdError::NoMem) => libc::ENOMEM,
+        Some(NbdError::Inval | NbdError::Overflow) => libc::EINVAL,
+        Some(NbdError::NoSpc) => libc::ENOSPC,
+        Some(NbdError::NotSup) => libc::EOPNOTSUPP,
+        Some(NbdError::Shutdown) => libc::ESHUTDOWN,
+        Some(NbdError::Io) | None => libc::EREMOTEIO,
+    }
+}
+
+/// Which bytes of a read have been answered. Each must be exactly once: a byte that is missing would be whatever the
+/// memory held before.
+#[derive(Debug, Default)]
+pub(super) struct Covered {
+    /// All below is there.
+    prefix: u64,
+    /// What is there beyond, sorted and apart.
+    ahead: Vec<(u64, u64)>,
+}
+
+impl Covered {
+    /// Nothing is there.
+    pub(super) fn clear(&mut self) {
+        self.prefix = 0;
+        self.ahead.clear();
+    }
+
+    /// `len` bytes from `start` have come. False if some of them had before, or too many pieces are out of order.
+    pub(super) fn add(&mut self, start: u64, len: u64) -> bool {
+        let end = start + len;
+        if start < self.prefix {
+            return false;
+        }
+        if start == self.prefix && self.ahead.is_empty() {
+            self.prefix = end;
+            return true;
+        }
+        let at = self.ahead.partition_point(|piece| piece.0 < start);
+        let overlaps_before =
+            at.checked_sub(1).and_then(|at| self.ahead.get(at)).is_some_and(|p| p.1 > start);
+        let overlaps_behind = self.ahead.get(at).is_some_and(|piece| piece.0 < end);
+        if overlaps_before || overlaps_behind || self.ahead.len() >= MAX_AHEAD {
+            return false;
+        }
+        self.ahead.insert(at, (start, end));
+        let joined = self.ahead.iter().take_while(|piece| {
+            let joins = piece.0 == self.prefix;
+            if joins {
+                self.prefix = piece.1;
+            }
+            joins
+        });
+        let joined = joined.count();
+        self.ahead.drain(..joined);
+        true
+    }
+
+    /// Whether the first `len` bytes are there.
+    pub(super) fn is(&self, len: u64) -> bool {
+        self.prefix == len && self.ahead.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sim::Random;
+
+    fn simple(code: u32, cookie: u64) -> Vec<u8> {
+        [&SIMPLE_REPLY_MAGIC.to_be_bytes()[..], &code.to_be_bytes(), &cookie.to_be_bytes()].concat()
+    }
+
+    fn piece(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
+        let len = payload.len() as u32;
+        let parts: [&[u8]; 6] = [
+            &STRUCTURED_REPLY_MAGIC.to_be_bytes(),
+            &flags.to_be_bytes(),
+            &kind.to_be_bytes(),
+            &cookie.to_be_bytes(),
+            &len.to_be_bytes(),
+            payload,
+        ];
+        parts.concat()
+    }
+
+    #[test]
+    fn a_request_is_what_the_document_says() {
+        let bytes = request(1, 6, 0x0102_0304_0506_0708, 4096, 512);
+        assert_eq!(bytes[..8], [0x25, 0x60, 0x95, 0x13, 0, 1, 0, 6]);
+        assert_eq!(bytes[8..16], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes[16..], [0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 2, 0]);
+    }
+
+    #[test]
+    fn replies_are_read_when_they_are_whole() {
+        let offset = 4096u64.to_be_bytes();
+        let hole = [&offset[..], &512u32.to_be_bytes()].concat();
+        let error = [&5u32.to_be_bytes()[..], &2u16.to_be_bytes(), b"no"].concat();
+        for (bytes, header, last, what) in [
+            (simple(0, 7), 16, true, What::Simple),
+            (simple(28, 7), 16, true, What::Error { code: 28, skip: 0 }),
+            (piece(1, 0, 7, &[]), 20, true, What::Nothing),
+            (
+                piece(0, 1, 7, &[&offset[..], b"abcd"].concat()),
+                28,
+                false,
+                What::Data { offset: 4096, len: 4 },
+            ),
+            (piece(1, 2, 7, &hole), 32, true, What::Hole { offset: 4096, len: 512 }),
+            (piece(1, 0x8001, 7, &error), 26, true, What::Error { code: 5, skip: 2 }),
+            (
+                piece(0, 0x8002, 7, &[&error[..], &offset].concat()),
+                26,
+                false,
+                What::Error { code: 5, skip: 10 },
+            ),
+        ] {
+            for cut in 0..header {
+                assert_eq!(parse(&bytes[..cut]), Parsed::More, "{what:?} cut at {cut}");
+            }
+            assert_eq!(parse(&bytes), Parsed::Reply(Reply { header, cookie: 7, last, what }));
+        }
+    }
+
+    #[test]
+    fn what_is_no_reply_is_broken() {
+        for bytes in [
+            vec![0; 4],
+            b"HTTP/1.1 400 Bad Request".to_vec(),
+            piece(0, 0, 1, &[]),
+            piece(1, 0, 1, &[0]),
+            piece(1, 1, 1, &[0; 8]),
+            piece(1, 2, 1, &[0; 11]),
+            piece(1, 2, 1, &[0; 12]),
+            piece(1, 5, 1, &[0; 12]),
+            piece(1, 3, 1, &[]),
+            piece(1, 0x8001, 1, &[0; 5]),
+            piece(1, 0x8001, 1, &[0; 6]),
+            piece(1, 0x8001, 1, &[1; 6 + 4096 + 9]),
+        ] {
+            assert!(matches!(parse(&bytes), Parsed::Broken(_)), "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_at_all_are_read_without_harm() {
+        let mut random = Random::new(1);
+        let magics = [SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, 0];
+        for _ in 0..100_000 {
+            let mut bytes: Vec<u8> = (0..random.below(48)).map(|_| random.bits() as u8).collect();
+            let magic = magics[random.below(3) as usize].to_be_bytes();
+            bytes.splice(..bytes.len().min(4), magic);
+            if bytes.len() > 8 && random.chance(500_000) {
+                bytes[4..8].copy_from_slice(&[
+                    0,
+                    random.below(2) as u8,
+                    (random.below(2) * 128) as u8,
+                    random.below(4) as u8,
+                ]);
+            }
+            if let Parsed::Reply(reply) = parse(&bytes) {
+                assert!(reply.header <= bytes.len());
+                if let What::Error { skip, .. } = reply.what {
+                    assert!(skip <= MAX_ERROR_PAYLOAD);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_server_that_goes_fails_a_path() {
+        use blkswitch_core::multipath::outcome::is_path_error;
+        let failing: Vec<u32> = (1..200).filter(|code| is_path_error(errno(*code))).collect();
+        assert_eq!(failing, [108]);
+        assert!((1..200).all(|code| ![libc::EINTR, libc::EAGAIN, 0].contains(&errno(code))));
+    }
+
+    #[test]
+    fn every_byte_must_come_exactly_once() {
+        let mut random = Random::new(2);
+        for _ in 0..2000 {
+            let len = 1 + random.below(64);
+            let mut pieces = Vec::new();
+            let mut at = 0;
+            while at < len {
+                let piece = 1 + random.below(len - at);
+                pieces.push((at, piece));
+                at += piece;
+            }
+            for n in (1..pieces.len()).rev() {
+                pieces.swap(n, random.below(n as u64 + 1) as usize);
+            }
+            let mut covered = Covered::default();
+            for (n, (start, piece)) in pieces.iter().enumerate() {
+                assert!(!covered.is(len), "{n} of {pieces:?}");
+                assert!(covered.add(*start, *piece), "{n} of {pieces:?}");
+                let (start, piece) = pieces[random.below(n as u64 + 1) as usize];
+                assert!(!covered.add(start, piece), "{n} of {pieces:?} again");
+            }
+            assert!(covered.is(len));
+        }
+        let mut covered = Covered::default();
+        let far = (0..).map(|n| 1 + n * 2).take_while(|at| covered.add(*at, 1)).count();
+        assert_eq!(far, MAX_AHEAD, "a server cannot make us remember more");
+        covered.clear();
+        assert!(covered.add(0, 5) && covered.is(5));
+    }
+}

@@ -1,0 +1,155 @@
+//! What addresses of leaves on other machines have in common: percent-encoding, hosts, options behind a `?`.
+//!
+//! Contract: pure. An address is one word of a table line, so what means something in a line or in an address is
+//! percent-encoded.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::leaf::LeafError;
+
+/// How long an answer may take, by default and at most, in seconds.
+const TIMEOUT: u64 = 30;
+const MAX_TIMEOUT: u64 = 3600;
+/// Longest time that operations may wait for a server to come back, in seconds.
+const MAX_RECONNECT: u64 = 86_400;
+
+/// What every such leaf can be told about a server that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a connection, its negotiation and an answer may take.
+    pub timeout: Duration,
+    /// How long operations wait for a lost connection to come back. 0: they fail at once.
+    pub reconnect: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { timeout: Duration::from_secs(TIMEOUT), reconnect: Duration::ZERO }
+    }
+}
+
+impl Patience {
+    /// Takes an option if it is one of these. Nothing if it is not, or has a bad value.
+    pub(super) fn option(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "timeout" => self.timeout = Duration::from_secs(number(value, 1, MAX_TIMEOUT)?),
+            "reconnect" => self.reconnect = Duration::from_secs(number(value, 0, MAX_RECONNECT)?),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// The options that are not the defaults.
+    pub(super) fn write(&self, query: &mut Query<'_, '_>) -> fmt::Result {
+        let usual = Patience::default();
+        if self.timeout != usual.timeout {
+            query.number("timeout", self.timeout.as_secs())?;
+        }
+        if self.reconnect != usual.reconnect {
+            query.number("reconnect", self.reconnect.as_secs())?;
+        }
+        Ok(())
+    }
+}
+
+/// A number in plain digits from `least` to `most`.
+pub(super) fn number(value: &str, least: u64, most: u64) -> Option<u64> {
+    let plain = value.bytes().all(|b| b.is_ascii_digit());
+    value.parse().ok().filter(|number| plain && (least..=most).contains(number))
+}
+
+/// Gives each option of a query, name and value, to `take`; the first that it does not take is the error.
+pub(super) fn options(
+    address: &str,
+    query: &str,
+    allowed: &'static str,
+    mut take: impl FnMut(&str, &str) -> Option<()>,
+) -> Result<(), LeafError> {
+    for word in query.split('&').filter(|word| !word.is_empty()) {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        take(key, value).ok_or_else(|| LeafError::Option {
+            address: address.to_string(),
+            option: word.to_string(),
+            allowed,
+        })?;
+    }
+    Ok(())
+}
+
+/// `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT`.
+pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => number(port, 1, u64::from(u16::MAX))? as u16,
+        None if port.is_empty() => default_port,
+        None => return None,
+    };
+    let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c));
+    plain.then(|| (host.to_string(), port))
+}
+
+/// Writes a host and its port, unless that is the default.
+pub(super) fn write_host(
+    f: &mut fmt::Formatter<'_>,
+    host: &str,
+    port: u16,
+    default_port: u16,
+) -> fmt::Result {
+    let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+    write!(f, "{open}{host}{close}")?;
+    if port == default_port { Ok(()) } else { write!(f, ":{port}") }
+}
+
+/// Undoes percent-encoding. Nothing if it is none, or not UTF-8.
+pub(super) fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        bytes.push((digit()? * 16 + digit()?) as u8);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Writes a name, percent-encoded where it must be.
+pub(super) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    name.bytes().try_for_each(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => write!(f, "{}", char::from(byte)),
+        b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b',' | b'+' => write!(f, "{}", char::from(byte)),
+        _ => write!(f, "%{byte:02X}"),
+    })
+}
+
+/// Writes options, with the right separators.
+pub(super) struct Query<'a, 'f> {
+    f: &'a mut fmt::Formatter<'f>,
+    separator: char,
+}
+
+impl<'a, 'f> Query<'a, 'f> {
+    /// Behind an address.
+    pub(super) fn new(f: &'a mut fmt::Formatter<'f>) -> Query<'a, 'f> {
+        Query { f, separator: '?' }
+    }
+
+    /// An option with a number.
+    pub(super) fn number(&mut self, key: &str, value: u64) -> fmt::Result {
+        let separator = std::mem::replace(&mut self.separator, '&');
+        write!(self.f, "{separator}{key}={value}")
+    }
+
+    /// An option with a text.
+    pub(super) fn text(&mut self, key: &str, value: &str) -> fmt::Result {
+        let separator = std::mem::replace(&mut self.separator, '&');
+        write!(self.f, "{separator}{key}=")?;
+        encode(value, self.f)
+    }
+}

@@ -1,0 +1,110 @@
+//! Bytes from many places that leave by one call, and the sockets they leave by: what the connections of an export
+//! and those of a leaf share.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::{opcode, squeue, types};
+
+/// Socket buffer asked for, so that a batch leaves at once.
+const SOCKET_BUFFER: i32 = 4 << 20;
+
+/// A list of pieces of memory and how far it has been sent.
+///
+/// Contract: whoever adds a piece keeps it valid and in place until the list is cleared; whoever hands the message to
+/// the kernel neither clears nor changes the list until the kernel has given it back.
+#[derive(Default)]
+pub(crate) struct Gather {
+    iovecs: Vec<libc::iovec>,
+    /// First of `iovecs` not wholly sent.
+    at: usize,
+    message: Option<Box<libc::msghdr>>,
+}
+
+impl Gather {
+    /// Adds a piece.
+    pub(crate) fn push(&mut self, from: *const u8, len: usize) {
+        self.iovecs.push(libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len });
+    }
+
+    /// Nothing is left to be sent.
+    pub(crate) fn is_done(&self) -> bool {
+        self.at >= self.iovecs.len()
+    }
+
+    /// Forgets what was sent (or never will be).
+    pub(crate) fn clear(&mut self) {
+        self.iovecs.clear();
+        self.at = 0;
+    }
+
+    /// `bytes` more have been sent.
+    pub(crate) fn advance(&mut self, mut bytes: usize) {
+        while let Some(iovec) = self.iovecs.get_mut(self.at) {
+            if bytes < iovec.iov_len {
+                iovec.iov_base = iovec.iov_base.wrapping_byte_add(bytes);
+                iovec.iov_len -= bytes;
+                return;
+            }
+            bytes -= iovec.iov_len;
+            self.at += 1;
+        }
+    }
+
+    /// Sends what the socket takes at once, by a plain system call. That is nearly always all, and a send through
+    /// the ring would complete while it is submitted, and cost a turn of the loop of its own. Errors are left to the
+    /// ring to find ([`Gather::entry`]).
+    pub(crate) fn send_now(&mut self, socket: BorrowedFd<'_>) {
+        let Some(message) = self.message() else { return };
+        let (fd, flags) = (socket.as_raw_fd(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        // SAFETY: a system call on a live descriptor; what the header points to is valid (the type's contract) and
+        // only read. Not libc's function, which makes itself a point where a thread can be cancelled (some 35 ns).
+        let sent = unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) };
+        self.advance(sent.max(0) as usize);
+    }
+
+    /// The submission that sends the rest, if there is one. The list stays as it is until that has completed.
+    pub(crate) fn entry(&mut self, socket: BorrowedFd<'_>) -> Option<squeue::Entry> {
+        let fd = types::Fd(socket.as_raw_fd());
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        Some(opcode::SendMsg::new(fd, self.message()?).flags(flags).build())
+    }
+
+    /// The header of the message to be sent, if there is anything.
+    fn message(&mut self) -> Option<*const libc::msghdr> {
+        let left = self.iovecs.get_mut(self.at..).filter(|left| !left.is_empty())?;
+        let (first, count) = (left.as_mut_ptr(), left.len());
+        // SAFETY: msghdr is plain data; all zeroes means no address, no control data, no flags.
+        let message = self.message.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }));
+        message.msg_iov = first;
+        message.msg_iovlen = count as _;
+        Some(&raw const **message)
+    }
+}
+
+/// Sets an option of a socket. What a kind of socket does not have is not missed.
+pub(crate) fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) {
+    // SAFETY: a system call on a live descriptor with a live integer.
+    unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), 4) };
+}
+
+/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found out.
+pub(crate) fn tune(socket: BorrowedFd<'_>) {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, SOCKET_BUFFER);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+}
+
+/// Whether the other side has closed a socket from which nothing is expected.
+pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
+    let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    // SAFETY: receives at most one byte into a live one.
+    let got = unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+    got == 0 || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+}
+
+/// Ends what is under way on a socket, in one direction or both.
+pub(crate) fn shutdown(socket: BorrowedFd<'_>, how: libc::c_int) {
+    // SAFETY: a system call on a live descriptor.
+    unsafe { libc::shutdown(socket.as_raw_fd(), how) };
+}

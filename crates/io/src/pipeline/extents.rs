@@ -1,0 +1,79 @@
+//! What is known of a range of a device: which path it takes, and what is allocated. For NBD's block status.
+//!
+//! Contract: reads only; bounded in time, as a queue does it between requests.
+
+use super::split::{self, Piece, PieceTo};
+use super::state::Hops;
+use super::{Pipeline, WINDOW, leaf_at};
+
+/// Pieces of a device described at a time, at most: each may cost system calls. What was not described is asked for
+/// again.
+const EXTENTS_PIECES: usize = 4096;
+
+/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's base:allocation).
+pub const HOLE: u32 = 1;
+/// See [`HOLE`].
+pub const ZERO: u32 = 2;
+
+/// What [`Pipeline::extents`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extents {
+    /// The number of the path, over all segments.
+    Paths,
+    /// [`HOLE`] and [`ZERO`].
+    Allocation,
+}
+
+impl Pipeline {
+    /// Describes a range of a device from its start, extent by extent in order, until `each` (bytes, status) says
+    /// that it has enough, or as much was looked at as a queue may spend on it. The status is the number of the path,
+    /// or what is known of the allocation.
+    pub fn extents(
+        &self,
+        device: u32,
+        offset: u64,
+        len: u64,
+        what: Extents,
+        each: &mut dyn FnMut(u64, u32) -> bool,
+    ) {
+        let mut pieces = Vec::new();
+        let (mut done, mut described) = (0, 0);
+        while done < len && described < EXTENTS_PIECES {
+            let (sector, sectors) = ((offset + done) / 512, (len - done) / 512);
+            let at = split::Range { device, sector, sectors, data: 0 };
+            let taken = split::range(&self.devices, &at, Hops::default(), &mut pieces) * 512;
+            if taken == 0 {
+                return;
+            }
+            // A list that is not full has cost all the steps there are, or is the rest.
+            described += if pieces.len() < WINDOW { EXTENTS_PIECES } else { pieces.len() };
+            for piece in pieces.drain(..) {
+                if !self.describe(&piece, what, each) {
+                    return;
+                }
+            }
+            done += taken;
+        }
+    }
+
+    fn describe(&self, piece: &Piece, what: Extents, each: &mut dyn FnMut(u64, u32) -> bool) -> bool {
+        if what == Extents::Paths {
+            return each(piece.len, piece.hops.all().first().map_or(0, |hop| hop.path));
+        }
+        let leaf = match piece.to {
+            PieceTo::Leaf(at) => leaf_at(&self.devices, at),
+            PieceTo::Nowhere => return each(piece.len, HOLE | ZERO),
+            PieceTo::Gate(_) | PieceTo::Fail(_) | PieceTo::Multipath { .. } => None,
+        };
+        let Some(leaf) = leaf else { return each(piece.len, 0) };
+        let mut done = 0;
+        while done < piece.len {
+            let (len, status) = leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
+            done += len;
+            if !each(len, status) {
+                return false;
+            }
+        }
+        true
+    }
+}

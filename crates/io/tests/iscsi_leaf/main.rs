@@ -1,0 +1,231 @@
+//! The iSCSI leaf against tgt on loopback. Needs the feature `iscsi`, root, and tgtd; without one of them a test says so
+//! and passes.
+
+#![cfg(feature = "iscsi")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod target;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use blkswitch_io::engine::sim::Random;
+use blkswitch_io::{Leaf, LeafError};
+use support::{READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, options};
+use target::{Login, Target};
+
+/// What our own export says of a leaf that is out of reach.
+const ESHUTDOWN: u32 = 108;
+const MIB: usize = 1 << 20;
+
+#[test]
+fn data_is_read_as_it_was_written() {
+    let Some(target) = Target::start(16 * MIB, &Login::Open) else { return };
+    let world = World::new(2);
+    let leaf = world.leaf(&target.address("", ""));
+    assert_eq!((leaf.limits().sectors, leaf.limits().logical_block), (16 * 2048, 512));
+    assert!(leaf.engine().has_cache(), "tgt caches writes");
+    assert!(
+        leaf.engine().identity().is_some_and(|name| name.starts_with("naa.")),
+        "{:?}",
+        leaf.engine().identity()
+    );
+    world.device("disk", world.linear(&leaf));
+    let threads: Vec<_> = (0..2u64)
+        .map(|number| {
+            let mut client = world.connect("disk");
+            std::thread::spawn(move || {
+                let (base, part) = (number * 8 * MIB as u64, 8 * MIB);
+                let mut random = Random::new(number);
+                let mut model = vec![0u8; part];
+                client.call(0, WRITE_ZEROES, base, part as u32, &[]).unwrap();
+                for request in 0..300 {
+                    let most = if random.chance(50_000) { part } else { 128 << 10 } / 512;
+                    let len = (1 + random.below(most as u64 - 1) as usize) * 512;
+                    let at = random.below(((part - len) / 512) as u64 + 1) as usize * 512;
+                    let (offset, range) = (base + at as u64, at..at + len);
+                    match random.below(8) {
+                        0..3 => {
+                            let first = random.bits() as u8;
+                            let data: Vec<u8> =
+                                (0..len).map(|n| first.wrapping_add((n / 512) as u8)).collect();
+                            let fua = u16::from(random.chance(100_000));
+                            client.call(fua, WRITE, offset, len as u32, &data).unwrap();
+                            model[range].copy_from_slice(&data);
+                        }
+                        3 => {
+                            client.call(0, WRITE_ZEROES, offset, len as u32, &[]).unwrap();
+                            model[range].fill(0);
+                        }
+                        4 => client.flush().unwrap(),
+                        _ => {
+                            let got = client.call(0, READ, offset, len as u32, &[]).unwrap();
+                            assert!(got == model[range], "request {request}: {len} bytes at {at}");
+                        }
+                    }
+                }
+                client.call(0, TRIM, base, 65536, &[]).unwrap();
+                client.flush().unwrap();
+                model
+            })
+        })
+        .collect();
+    let models: Vec<Vec<u8>> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    leaf.engine().probe(Duration::from_secs(5)).unwrap();
+    world.pool.stop();
+    let stored = target.stored();
+    for (number, model) in models.iter().enumerate() {
+        let part = &stored[number * 8 * MIB..][..8 * MIB];
+        assert!(part[65536..] == model[65536..], "what tgt has stored for client {number}");
+    }
+}
+
+#[test]
+fn several_paths_to_a_unit_have_one_identity_and_other_units_another() {
+    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let world = World::new(1);
+    let identity = |leaf: &Arc<Leaf>| leaf.engine().identity().unwrap();
+    let (a, b) = (world.leaf(&target.address("", "")), world.leaf(&target.address("", "?timeout=9")));
+    let other = world.leaf(&target.address_of(2, "", ""));
+    assert_eq!(identity(&a), identity(&b));
+    assert_ne!(identity(&a), identity(&other));
+    let none = Leaf::open(&target.address_of(7, "", "?timeout=3").parse().unwrap(), &options()).unwrap_err();
+    assert!(none.to_string().contains("/7"), "{none}");
+}
+
+#[test]
+fn chap_takes_the_secret_from_a_file_or_the_environment_and_shows_it_nowhere() {
+    let login = Login::Chap { user: "me", secret: "hunter2hunter2" };
+    let Some(target) = Target::start(MIB, &login) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, secret: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, secret).unwrap();
+        format!("?secret-file={}", path.display())
+    };
+    let good = file("good", "hunter2hunter2\n");
+    let world = World::new(1);
+    let leaf = world.leaf(&target.address("me@", &good));
+    world.device("disk", world.linear(&leaf));
+    world.connect("disk").write(0, &[1; 512]).unwrap();
+    let shown = format!("{leaf:?} {} {}", leaf.name(), leaf.key());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let open = |user: &str, query: &str| {
+        Leaf::open(&target.address(user, query).parse().unwrap(), &options()).map(drop)
+    };
+    let variable = "?secret-env=BLKSWITCH_TEST_NO_SUCH_VARIABLE";
+    let missing = format!("?secret-file={}/none", dir.path().display());
+    let refused =
+        [("", String::new()), ("me@", file("bad", "hunter3hunter3")), ("you@", good), ("me@", missing)];
+    for (user, query) in
+        refused.iter().map(|(user, query)| (*user, query.as_str())).chain([("me@", variable)])
+    {
+        let error = open(user, query).unwrap_err();
+        assert!(matches!(error, LeafError::System { .. }), "{error}");
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("hunter") && text.contains(&target.iqn), "{text}");
+    }
+}
+
+#[test]
+fn a_target_that_is_not_there_is_refused_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for port in [silent.local_addr().unwrap().port(), free] {
+        let address = format!("iscsi://127.0.0.1:{port}/iqn.x/1?timeout=1");
+        let start = Instant::now();
+        let error = Leaf::open(&address.parse().unwrap(), &options()).unwrap_err().to_string();
+        assert!(error.contains(&address) && start.elapsed() < Duration::from_secs(5), "{error}");
+    }
+}
+
+#[test]
+fn a_target_that_is_killed_and_comes_back() {
+    let Some(mut target) = Target::start(4 * MIB, &Login::Open) else { return };
+    let world = World::new(2);
+    let waits = world.leaf(&target.address("", "?reconnect=30&timeout=5"));
+    let fails = world.leaf(&target.address("", "?timeout=5"));
+    world.device("waits", world.linear(&waits));
+    world.device("fails", world.linear(&fails));
+    let mut failing = world.connect("fails");
+    failing.read(0, 512).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let threads: Vec<_> = (0..2u64)
+        .map(|number| {
+            let (mut client, stop) = (world.connect("waits"), stop.clone());
+            std::thread::spawn(move || {
+                let mut random = Random::new(number);
+                let mut model = [0u8; 128];
+                let mut requests = 0;
+                (0..128).for_each(|block| client.write((number * 128 + block) * 4096, &[0; 4096]).unwrap());
+                while !stop.load(Ordering::SeqCst) {
+                    let block = random.below(128);
+                    let offset = (number * 128 + block) * 4096;
+                    if random.chance(500_000) {
+                        let byte = random.bits() as u8;
+                        client.write(offset, &[byte; 4096]).unwrap();
+                        model[block as usize] = byte;
+                    } else {
+                        assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
+                    }
+                    requests += 1;
+                }
+                requests
+            })
+        })
+        .collect();
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(300));
+        target.kill();
+        eventually("it is noticed", || failing.read(0, 512) == Err(ESHUTDOWN));
+        let start = Instant::now();
+        (0..50).for_each(|_| assert_eq!(failing.read(0, 512), Err(ESHUTDOWN)));
+        assert!(start.elapsed() < Duration::from_secs(2), "at once: {:?}", start.elapsed());
+        assert!(fails.engine().probe(Duration::from_secs(2)).is_err());
+        target.again();
+        eventually("a probe brings it back", || fails.engine().probe(Duration::from_secs(5)).is_ok());
+        failing.read(0, 512).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    stop.store(true, Ordering::SeqCst);
+    let requests: u64 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert!(requests > 100, "{requests}");
+    in_time("stopping", move || world.pool.stop());
+}
+
+#[test]
+fn a_target_that_hangs_costs_the_timeout() {
+    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let world = World::new(1);
+    let leaf = world.leaf(&target.address("", "?timeout=1"));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    client.read(0, 512).unwrap();
+    target.pause();
+    let start = Instant::now();
+    for _ in 0..4 {
+        client.send(0, READ, 0, 4096, &[]).unwrap();
+    }
+    (0..4).for_each(|_| assert_eq!(client.reply().unwrap().0, ESHUTDOWN));
+    let time = start.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&time), "{time:?}");
+    target.resume();
+    eventually("a probe brings it back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+    client.read(0, 4096).unwrap();
+}
+
+#[test]
+fn a_portal_that_sends_sessions_elsewhere_is_followed() {
+    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let Some(portal) = target.portal_that_redirects() else { return };
+    let world = World::new(1);
+    let leaf = world.leaf(&portal.address("", ""));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    client.write(0, &[7; 4096]).unwrap();
+    client.flush().unwrap();
+    assert!(target.stored()[..4096] == [7; 4096], "it is written where the portal sent the session");
+}

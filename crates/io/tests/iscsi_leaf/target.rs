@@ -1,0 +1,163 @@
+//! tgt as the tests use it: a daemon with a control number and a port of its own, one target with two units over files.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::support::eventually;
+
+/// Who may log in.
+pub(crate) enum Login {
+    Open,
+    Chap { user: &'static str, secret: &'static str },
+}
+
+pub(crate) struct Target {
+    pub(crate) iqn: String,
+    dir: tempfile::TempDir,
+    control: u32,
+    port: u16,
+    daemon: Option<Child>,
+    setup: Vec<Vec<String>>,
+}
+
+/// tgt's control numbers are global to the machine, and below 32768.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl Target {
+    /// Nothing, with the reason printed, if there can be no tgt here.
+    pub(crate) fn start(bytes: usize, login: &Login) -> Option<Target> {
+        let number = std::process::id() % 1000 + 1000 * NEXT.fetch_add(1, Ordering::SeqCst);
+        let dir = tempfile::tempdir().unwrap();
+        let iqn = format!("iqn.2026-11.org.example:test{number}");
+        let mut setup = vec![format!("--mode target --op new --tid 1 -T {iqn}")];
+        for lun in [1, 2] {
+            let file = dir.path().join(format!("lun{lun}"));
+            std::fs::File::create(&file).unwrap().set_len(bytes as u64).unwrap();
+            setup.push(format!("--mode logicalunit --op new --tid 1 --lun {lun} -b {}", file.display()));
+            let names =
+                format!("scsi_id=IET-{number}-{lun},scsi_sn=serial-{number}-{lun},thin_provisioning=1");
+            setup.push(format!("--mode logicalunit --op update --tid 1 --lun {lun} --params {names}"));
+        }
+        setup.push("--mode target --op bind --tid 1 -I ALL".to_string());
+        if let Login::Chap { user, secret } = login {
+            setup.push(format!("--mode account --op new --user {user} --password {secret}"));
+            setup.push(format!("--mode account --op bind --tid 1 --user {user}"));
+        }
+        let setup = setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut target = Target { iqn, dir, control: number, port, daemon: None, setup };
+        target.serve().then_some(target)
+    }
+
+    fn serve(&mut self) -> bool {
+        // Two addresses: tgt redirects nobody to the one he came by.
+        let portal = format!("portal=127.0.0.1:{0},portal=127.0.0.2:{0}", self.port);
+        let control = self.control.to_string();
+        let spawned = Command::new("/usr/sbin/tgtd")
+            .args(["--foreground", "--iscsi", &portal, "--control-port", &control])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            Ok(daemon) => self.daemon = Some(daemon),
+            Err(error) => {
+                println!("skipped: no tgtd (Debian package tgt): {error}");
+                return false;
+            }
+        }
+        let mut tries = 0;
+        while !self.admin(&["--mode", "sys", "--op", "show"]) {
+            let over = self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().unwrap().is_some());
+            if over || tries > 200 {
+                println!("skipped: tgtd does not run here (it needs root)");
+                return false;
+            }
+            tries += 1;
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        for line in self.setup.clone() {
+            let words: Vec<&str> = line.iter().map(String::as_str).collect();
+            assert!(self.admin(&words), "tgtadm {words:?}");
+        }
+        true
+    }
+
+    fn admin(&self, words: &[&str]) -> bool {
+        let mut command = Command::new("/usr/sbin/tgtadm");
+        command.args(["--control-port", &self.control.to_string(), "--lld", "iscsi"]).args(words);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+
+    pub(crate) fn address(&self, user: &str, query: &str) -> String {
+        self.address_of(1, user, query)
+    }
+
+    pub(crate) fn address_of(&self, lun: u32, user: &str, query: &str) -> String {
+        format!("iscsi://{user}127.0.0.1:{}/{}/{lun}{query}", self.port, self.iqn)
+    }
+
+    /// What the first unit has stored.
+    pub(crate) fn stored(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("lun1")).unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        if let Some(daemon) = &self.daemon {
+            let _ = Command::new("kill").args([signal, &daemon.id().to_string()]).status();
+        }
+    }
+
+    /// It hangs, with its connections open.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    /// It is gone; its files stay.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn again(&mut self) {
+        // The sockets of the dead one may still be in the way.
+        eventually("tgtd runs again", || self.serve());
+    }
+
+    /// Another daemon, whose target of the same name sends every session here.
+    pub(crate) fn portal_that_redirects(&self) -> Option<Target> {
+        let mut portal = Target::start(1 << 20, &Login::Open)?;
+        portal.iqn.clone_from(&self.iqn);
+        portal.kill();
+        let file: PathBuf = portal.dir.path().join("lun1");
+        let address = "--mode target --op update --tid 1 --name";
+        let lines = [
+            format!("--mode target --op new --tid 1 -T {}", self.iqn),
+            format!("--mode logicalunit --op new --tid 1 --lun 1 -b {}", file.display()),
+            "--mode target --op bind --tid 1 -I ALL".to_string(),
+            format!("{address} RedirectAddress --value 127.0.0.2"),
+            format!("{address} RedirectPort --value {}", self.port),
+            format!("{address} RedirectReason --value Temporary"),
+        ];
+        portal.setup = lines.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
+        portal.serve().then_some(portal)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.resume();
+        self.kill();
+        for name in ["", ".lock"] {
+            let _ = std::fs::remove_file(format!("/var/run/tgtd/socket.{}{name}", self.control));
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Servers that hang, answer late, answer with errors, drop half a reply, lie, are killed and come back. Every request
+//! is answered, once, in time, and with what it deserves.
+
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use blkswitch_io::engine::sim::Random;
+use blkswitch_io::{Leaf, LeafError};
+
+use crate::server::{self, Action, Options, Request, Server, chunk, simple};
+use crate::support::{READ, WRITE, World, eventually, in_time, options};
+
+const EIO: u32 = 5;
+/// What our own export says of a leaf that is out of reach.
+const ESHUTDOWN: u32 = 108;
+/// A server with one connection for all queues.
+const ONE: u16 = server::GOOD & !server::MULTI_CONN;
+
+/// A world with a device over one leaf, `one`: by a relay.
+fn world_over(server: &Server, options: &str) -> World {
+    let world = World::new(1);
+    let leaf = world.leaf(&server.address(options));
+    world.device("disk", world.linear(&leaf));
+    world
+}
+
+fn both_routes() -> [Options; 2] {
+    [Options::default(), Options { flags: ONE, ..Options::default() }]
+}
+
+/// The first request of a kind gets this, all others are done.
+fn first(command: u16, action: Action) -> impl Fn(&Request) -> Action + Send + Sync {
+    let done = AtomicBool::new(false);
+    move |request| match request.command == command && !done.swap(true, Ordering::SeqCst) {
+        true => action.clone(),
+        false => Action::Do,
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_or_is_none_is_refused_with_its_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let address = format!("nbd+unix:///disk?socket={}&timeout=1", path.display());
+    let open = || Leaf::open(&address.parse().unwrap(), &options()).unwrap_err();
+    let error = open();
+    assert!(matches!(error, LeafError::System { .. }) && error.to_string().contains(&address), "{error}");
+    assert_eq!(error.errno(), libc_enoent());
+    // Accepts and says nothing.
+    let silent = UnixListener::bind(&path).unwrap();
+    let start = Instant::now();
+    let error = open();
+    assert!(error.to_string().contains("timed out") && start.elapsed() < Duration::from_secs(10), "{error}");
+    drop(silent);
+    let mut old = b"NBDMAGIC".to_vec();
+    old.extend(0x0000_4202_8186_1253_u64.to_be_bytes());
+    old.extend([0; 140]);
+    for (greeting, says) in [
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian".to_vec(), "no NBD server"),
+        (b"NBDMAGICIHAVEOPT\x00\x02".to_vec(), "old form"),
+        (old, "no NBD server"),
+        ([&b"NBDMAGICIHAVEOPT\x00\x03"[..], &[0xff; 4096]].concat(), "no reply to option"),
+    ] {
+        let _server =
+            Server::start(&path, Options { greeting: Some(greeting), ..Options::default() }, |_| Action::Do);
+        let error = open().to_string();
+        assert!(error.contains(says) && error.contains(&address), "{error}");
+    }
+    for bad in [
+        Options { size: 511, ..Options::default() },
+        Options { size: u64::MAX, ..Options::default() },
+        Options { flags: 0, ..Options::default() },
+        Options { blocks: Some([3, 4096, 4096]), ..Options::default() },
+        Options { blocks: Some([4096, 4096, 512]), ..Options::default() },
+        Options { blocks: Some([1 << 20, 1 << 20, 1 << 20]), ..Options::default() },
+    ] {
+        let sizes = (bad.size, bad.flags, bad.blocks);
+        let _server = Server::start(&path, bad, |_| Action::Do);
+        assert!(open().to_string().contains(&address), "{sizes:?}");
+    }
+}
+
+fn libc_enoent() -> i32 {
+    2
+}
+
+#[test]
+fn an_error_is_the_answer_of_a_server_that_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in both_routes() {
+        // As the far side's number, and as what our own export makes of it.
+        for (code, answer) in
+            [(1, 1), (5, EIO), (12, 12), (22, 22), (28, 28), (75, 22), (108, 108), (9999, EIO)]
+        {
+            let server = Server::start(&dir.path().join("s"), options.clone(), first(0, Action::Error(code)));
+            let world = world_over(&server, "");
+            let mut client = world.connect("disk");
+            assert_eq!(client.read(0, 4096), Err(answer), "error {code}");
+            assert_eq!(client.read(0, 4096).unwrap(), [0; 4096], "the connection is still good after {code}");
+            assert_eq!(server.count(0), 2);
+        }
+    }
+}
+
+/// Whatever a server sends instead of a reply: the request fails, the connection is made anew, nothing else happens.
+#[test]
+fn lies_cost_the_connection_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let offset = 4096u64.to_be_bytes();
+    let data = |offset: u64, len: usize| [&offset.to_be_bytes()[..], &vec![7; len]].concat();
+    // The cookie of the first request is not known here, but to one who listens (below).
+    let lies: [(&str, Vec<u8>); 6] = [
+        ("garbage", vec![0x5a; 64]),
+        ("another's cookie", simple(0, 0xdead_beef).to_vec()),
+        ("nobody's chunk", chunk(1, 1, u64::MAX, &data(4096, 512))),
+        ("a huge error text", chunk(1, 0x8001, 1, &[1; 8000])),
+        ("a chunk of unknown type", chunk(1, 77, 1, &offset)),
+        ("the end of a reply", simple(0, 1)[8..].to_vec()),
+    ];
+    for options in both_routes() {
+        for (what, bytes) in &lies {
+            let server =
+                Server::start(&dir.path().join("s"), options.clone(), first(0, Action::Bytes(bytes.clone())));
+            let world = world_over(&server, "&timeout=2");
+            let mut client = world.connect("disk");
+            let start = Instant::now();
+            assert_eq!(client.read(4096, 4096), Err(EIO), "{what}");
+            assert!(start.elapsed() < Duration::from_secs(10), "{what}");
+            eventually(what, || client.read(4096, 4096).is_ok());
+        }
+    }
+    // Those who know the cookie.
+    type Lie = fn(u64) -> Vec<u8>;
+    let informed: [(&str, Lie); 8] = [
+        ("data beyond the request", |c| chunk(1, 1, c, &[&8192u64.to_be_bytes()[..], &[7; 512]].concat())),
+        ("data before the request", |c| chunk(1, 1, c, &[&0u64.to_be_bytes()[..], &[7; 512]].concat())),
+        ("too much data", |c| chunk(1, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 8192]].concat())),
+        ("an offset that wraps", |c| {
+            chunk(1, 1, c, &[&(u64::MAX - 255).to_be_bytes()[..], &[7; 512]].concat())
+        }),
+        ("a huge hole", |c| chunk(1, 2, c, &[&4096u64.to_be_bytes()[..], &u32::MAX.to_be_bytes()].concat())),
+        ("a part of the data", |c| chunk(1, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 512]].concat())),
+        ("no data at all", |c| chunk(1, 0, c, &[])),
+        ("data twice", |c| {
+            let once = chunk(0, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 2048]].concat());
+            [once.clone(), once].concat()
+        }),
+    ];
+    for options in both_routes() {
+        for (what, lie) in informed {
+            let told = AtomicBool::new(false);
+            let script = move |request: &Request| match request.command == READ
+                && !told.swap(true, Ordering::SeqCst)
+            {
+                true => Action::Bytes(lie(request.cookie)),
+                false => Action::Do,
+            };
+            let server = Server::start(&dir.path().join("s"), options.clone(), script);
+            let world = world_over(&server, "&timeout=2");
+            let mut client = world.connect("disk");
+            assert_eq!(client.read(4096, 4096), Err(EIO), "{what}");
+            eventually(what, || client.read(4096, 4096).is_ok_and(|data| data == [0; 4096]));
+        }
+    }
+}
+
+/// The answer to a write comes before the server has taken its data: its memory, which the next request gets, is not
+/// given back before it has been sent.
+#[test]
+fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let len = 1 << 20;
+    for options in both_routes() {
+        let early = |request: &Request| if request.command == WRITE { Action::Early } else { Action::Do };
+        let server = Server::start(&dir.path().join("s"), options, early);
+        let world = world_over(&server, "");
+        let mut client = world.connect("disk");
+        for n in 0..4u8 {
+            client.write(u64::from(n) << 20, &vec![n + 1; len]).unwrap();
+        }
+        for n in 0..4u8 {
+            assert!(client.read(u64::from(n) << 20, len as u32).unwrap() == vec![n + 1; len], "write {n}");
+        }
+    }
+}
+
+#[test]
+fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in both_routes() {
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let silent = is_silent.clone();
+        let script =
+            move |_: &Request| if silent.load(Ordering::SeqCst) { Action::Silence } else { Action::Do };
+        let server = Server::start(&dir.path().join("s"), options, script);
+        let world = World::new(1);
+        let leaf = world.leaf(&server.address("&timeout=1"));
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        client.read(0, 512).unwrap();
+        is_silent.store(true, Ordering::SeqCst);
+        for _ in 0..5 {
+            client.send(0, READ, 0, 4096, &[]).unwrap();
+        }
+        let start = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(client.reply().unwrap().0, ESHUTDOWN);
+        }
+        let time = start.elapsed();
+        assert!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&time), "{time:?}");
+        let error = leaf.engine().probe(Duration::from_secs(1)).unwrap_err();
+        assert!(
+            matches!(error.raw_os_error(), Some(110 | 107)) || error.kind() == std::io::ErrorKind::TimedOut,
+            "{error}"
+        );
+        is_silent.store(false, Ordering::SeqCst);
+        eventually("a probe succeeds", || leaf.engine().probe(Duration::from_secs(2)).is_ok());
+        client.read(0, 4096).expect("what was probed can be used at once");
+    }
+}
+
+#[test]
+fn a_late_answer_is_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(
+        &dir.path().join("s"),
+        Options::default(),
+        first(0, Action::Late(Duration::from_millis(700))),
+    );
+    let world = world_over(&server, "&timeout=3");
+    assert_eq!(world.connect("disk").read(0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    for options in both_routes() {
+        for action in [Action::Close, Action::Half] {
+            let server = Server::start(&path, options.clone(), first(0, action.clone()));
+            let world = world_over(&server, "");
+            let mut client = world.connect("disk");
+            assert_eq!(client.read(0, 65536), Err(ESHUTDOWN), "{action:?}");
+            eventually("it is connected again", || client.read(0, 65536).is_ok());
+            let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+            let disk = server.kill();
+            eventually("it knows", || client.read(0, 512).is_err());
+            let start = Instant::now();
+            (0..100).for_each(|_| assert_eq!(client.read(0, 512), Err(ESHUTDOWN)));
+            assert!(start.elapsed() < Duration::from_secs(2), "at once: {:?}", start.elapsed());
+            assert!(leaf.engine().probe(Duration::from_secs(5)).is_err());
+            let _server = Server::again(&path, disk, options.clone(), |_| Action::Do);
+            eventually("a probe brings it back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+            client.read(0, 512).unwrap();
+        }
+    }
+}
+
+#[test]
+fn with_reconnect_requests_wait_for_the_server_and_only_so_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    for options in both_routes() {
+        let server = Server::start(&path, options.clone(), |_| Action::Do);
+        let world = world_over(&server, "&reconnect=3");
+        let mut client = world.connect("disk");
+        client.write(0, &[5; 4096]).unwrap();
+        let disk = server.kill();
+        for _ in 0..4 {
+            client.send(0, READ, 0, 4096, &[]).unwrap();
+        }
+        client.send(0, WRITE, 8192, 4096, &[6; 4096]).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let server = Server::again(&path, disk, options.clone(), |_| Action::Do);
+        let mut data = vec![0; 4096];
+        for _ in 0..5 {
+            let (error, cookie) = client.reply().unwrap();
+            assert_eq!(error, 0, "request {cookie}");
+            if cookie <= 5 {
+                std::io::Read::read_exact(&mut client.socket, &mut data).unwrap();
+                assert_eq!(data, [5; 4096]);
+            }
+        }
+        assert_eq!(client.read(8192, 4096).unwrap(), [6; 4096]);
+        drop(server);
+        eventually("it knows", || {
+            std::thread::sleep(Duration::from_millis(50));
+            true
+        });
+        let start = Instant::now();
+        assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+        let time = start.elapsed();
+        assert!((Duration::from_millis(1500)..Duration::from_secs(9)).contains(&time), "{time:?}");
+        let start = Instant::now();
+        assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+        assert!(start.elapsed() < Duration::from_secs(2), "its time is over for all: {:?}", start.elapsed());
+    }
+}
+
+/// A server that accepts, shakes hands and hangs, time and again, holds nobody for ever.
+#[test]
+fn reconnecting_to_a_server_that_hangs_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("s"), Options::default(), |_| Action::Silence);
+    let world = world_over(&server, "&timeout=1&reconnect=2");
+    let mut client = world.connect("disk");
+    let start = Instant::now();
+    assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    assert!(server.count(0) > 1, "it was tried again");
+}
+
+#[test]
+fn a_server_that_comes_back_as_another_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let server = Server::start(&path, Options::default(), |_| Action::Do);
+    let world = world_over(&server, "");
+    let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+    let mut client = world.connect("disk");
+    client.write(0, &[1; 512]).unwrap();
+    server.kill();
+    let other = Server::start(&path, Options { size: 2 << 20, ..Options::default() }, |_| Action::Do);
+    let error = leaf.engine().probe(Duration::from_secs(5)).unwrap_err().to_string();
+    assert!(error.contains("not what it was") && error.contains("2097152"), "{error}");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+    assert_eq!(client.write(0, &[1; 512]), Err(ESHUTDOWN));
+    assert_eq!(other.disk.requests.lock().unwrap().len(), 0, "nothing was asked of it");
+    other.kill();
+    let _good = Server::start(&path, Options::default(), |_| Action::Do);
+    eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+    client.read(0, 512).unwrap();
+}
+
+/// A flush that fails for want of a server is tried again and may succeed; one that the server fails may not.
+#[test]
+fn a_lost_flush_is_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    for options in both_routes() {
+        let server = Server::start(&path, options.clone(), first(3, Action::Close));
+        let world = world_over(&server, "");
+        let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 512]).unwrap();
+        assert_eq!(client.flush(), Err(ESHUTDOWN));
+        assert!(leaf.needs_flush(), "nothing was recorded as flushed");
+        eventually("it is connected again", || client.read(0, 512).is_ok());
+        client.flush().unwrap();
+        assert!(!leaf.needs_flush());
+        drop(world);
+
+        let server = Server::start(&path, options, first(3, Action::Error(5)));
+        let world = world_over(&server, "");
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 512]).unwrap();
+        assert_eq!(client.flush(), Err(EIO));
+        assert_eq!(client.flush(), Err(EIO), "the server may have dropped what it could not write");
+    }
+}
+
+/// Load from several clients while connections are cut at random and the server is killed and comes back: all
+/// that is read is what was written last.
+#[test]
+fn data_survives_cut_connections_and_killed_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    for (seed, options) in both_routes().into_iter().enumerate() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let script = {
+            let count = count.clone();
+            move |_: &Request| match count.fetch_add(1, Ordering::SeqCst) % 97 {
+                30 => Action::Close,
+                60 => Action::Half,
+                90 => Action::Pieces(1000),
+                _ => Action::Do,
+            }
+        };
+        let mut server = Server::start(&path, options.clone(), script.clone());
+        let world = World::new(2);
+        let leaf = world.leaf(&server.address("&reconnect=20"));
+        world.device("disk", world.linear(&leaf));
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads: Vec<_> = (0..3u64)
+            .map(|number| {
+                let (mut client, stop) = (world.connect("disk"), stop.clone());
+                std::thread::spawn(move || {
+                    let mut random = Random::new(seed as u64 * 10 + number);
+                    let mut model = vec![0u8; 256];
+                    let mut requests = 0;
+                    while !stop.load(Ordering::SeqCst) {
+                        let block = random.below(256);
+                        let offset = (number * 256 + block) * 4096;
+                        if random.chance(500_000) {
+                            let byte = random.bits() as u8;
+                            client.write(offset, &[byte; 4096]).unwrap();
+                            model[block as usize] = byte;
+                        } else {
+                            assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
+                        }
+                        requests += 1;
+                    }
+                    requests
+                })
+            })
+            .collect();
+        for round in 0..8 {
+            std::thread::sleep(Duration::from_millis(150));
+            if round % 2 == 0 {
+                server.cut();
+            } else {
+                let disk = server.kill();
+                std::thread::sleep(Duration::from_millis(100));
+                server = Server::again(&path, disk, options.clone(), script.clone());
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        let requests: u64 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+        assert!(requests > 100, "{requests}");
+        in_time("stopping", move || world.pool.stop());
+    }
+}
+
+/// Tables come and go, with what is under way, and leave nothing behind.
+#[test]
+fn leaves_come_and_go_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    for options in both_routes() {
+        let server = Server::start(&dir.path().join("s"), options, |_| Action::Do);
+        let world = World::new(2);
+        let memory = world.leaf("mem:4M");
+        let device = world.device("disk", world.linear(&memory));
+        let mut clients = [world.connect("disk"), world.connect("disk")];
+        let mut cycle = || {
+            device.load(world.linear(&world.leaf(&server.address("")))).unwrap();
+            device.resume().unwrap();
+            for client in &mut clients {
+                client.write(0, &[9; 4096]).unwrap();
+                assert_eq!(client.read(0, 4096).unwrap(), [9; 4096]);
+            }
+            device.load(world.linear(&memory)).unwrap();
+            device.resume().unwrap();
+        };
+        cycle();
+        server.cut();
+        std::thread::sleep(Duration::from_millis(300));
+        let before = descriptors();
+        (0..50).for_each(|_| cycle());
+        server.cut();
+        // Other tests of this program come and go meanwhile: what each cycle would leave counts, not a few.
+        eventually("all are closed", || descriptors() < before + 50);
+    }
+}

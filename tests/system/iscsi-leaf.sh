@@ -1,0 +1,110 @@
+# The iSCSI leaf on tgt: a switch over two targets, one of them behind CHAP, written through our NBD export and compared
+# with what tgt has stored; one target is killed and comes back meanwhile. The secret is seen nowhere.
+. "$(dirname "$0")/lib.sh"
+PATH=$PATH:/usr/sbin:/sbin
+need tgtd tgt
+need tgtadm tgt
+need fio fio
+need nbdcopy libnbd-bin
+need curl curl
+fio --enghelp 2>/dev/null | grep -q '\bnbd\b' || { echo "this fio has no nbd engine"; exit 77; }
+[ "$(id -u)" = 0 ] || { echo "tgtd needs root"; exit 77; }
+SECRET=correct-horse-battery
+serve --queues 2
+case $(refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:1/iqn.x/1?timeout=1 0") in
+    *"this build has no iSCSI"*) echo "a build without the feature iscsi (Debian package libiscsi-dev)"; exit 77 ;;
+esac
+
+# admin NUMBER WORD...: tgtadm for the target daemon of that control number.
+admin() {
+    local number=$1
+    shift
+    tgtadm --control-port "$number" --lld iscsi "$@"
+}
+DAEMONS=()
+BASE=$((20000 + $$ % 10000))
+# target NAME: a daemon of its own on a port of its own, with one unit of 16 MiB over the file NAME.img.
+target() {
+    local name=$1 number=$((BASE + ${#1}))
+    local port=$((number + 10000))
+    tgtd --foreground --iscsi "portal=127.0.0.1:$port" --control-port "$number" >>tgtd.log 2>&1 &
+    DAEMONS+=($!)
+    eval "pid_$name=$!"
+    until_true admin $number --mode sys --op show >/dev/null
+    admin $number --mode target --op new --tid 1 -T "iqn.2026-11.org.example:$name"
+    admin $number --mode logicalunit --op new --tid 1 --lun 1 -b "$HERE/$name.img"
+    admin $number --mode target --op bind --tid 1 -I ALL
+    if [ "$name" = chap ]; then
+        admin $number --mode account --op new --user me --password $SECRET
+        admin $number --mode account --op bind --tid 1 --user me
+    fi
+    eval "port_$name=$port"
+}
+end_daemons() {
+    local daemon number
+    for daemon in "${DAEMONS[@]}"; do
+        kill -KILL "$daemon" 2>/dev/null || true
+        wait "$daemon" 2>/dev/null || true
+    done
+    for number in $((BASE + 4)) $((BASE + 2)); do
+        rm -f "/var/run/tgtd/socket.$number" "/var/run/tgtd/socket.$number.lock"
+    done
+}
+trap 'end_daemons; finish' EXIT
+truncate -s 16M a1.img chap.img
+target a1
+target chap
+echo $SECRET >secret
+chmod 600 secret
+
+# A secret in the address is refused; neither the answer nor the log repeats it.
+said=$(refused blkswitch create none --table "0 8 linear iscsi://me%$SECRET@127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1 0")
+has "$said" secret-file
+case $said in *$SECRET*) fail "the secret is repeated: $said" ;; esac
+# Without it, or with a wrong one, nobody is let in.
+refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1 0" >/dev/null
+
+a1="iscsi://127.0.0.1:$port_a1/iqn.2026-11.org.example:a1/1?reconnect=30"
+chap="iscsi://me@127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1?secret-file=$HERE/secret&reconnect=30"
+blkswitch create disk --table "0 32768 switch 2 128 0 $a1 0 $chap 0"
+verify() {
+    fio --name=disk --ioengine=nbd --uri="$(uri disk)" --rw=randrw --bsrange=4k-128k --bs_unaligned=0 --iodepth=16 \
+        --numjobs=2 --size=8m --offset_increment=8m --loops="$1" --fsync=32 --verify=crc32c --verify_fatal=1 \
+        --verify_backlog=64 --verify_state_save=0 --group_reporting >fio.log 2>&1 || fail "fio: $(cat fio.log)"
+}
+verify 2 &
+load=$!
+for round in 1 2; do
+    sleep 0.7
+    kill -KILL "$pid_a1"
+    wait "$pid_a1" 2>/dev/null || true
+    sleep 0.3
+    target a1
+done
+wait $load || fail "fio while a target is killed: $(cat fio.log)"
+grep -q "connection lost" daemon.log || fail "no connection was lost"
+
+# What is read by way of the leaves is what tgt has in its files.
+pattern data 16777216
+nbdcopy data "$(uri disk)" --flush
+blkswitch map show disk --json >map.json
+python3 - <<'PYTHON'
+import json
+with open("map.json") as text:
+    shape = json.load(text)
+region, leaves, wanted = shape["region_size"] * 512, [open("a1.img", "rb"), open("chap.img", "rb")], open("data", "rb")
+for run in shape["runs"]:
+    leaf = leaves[run["path"]]
+    leaf.seek(run["start"] * region)
+    wanted.seek(run["start"] * region)
+    length = run["count"] * region
+    assert leaf.read(length) == wanted.read(length), run
+PYTHON
+
+for seen in "$(blkswitch table disk)" "$(blkswitch status disk)" "$(blkswitch ls --tree)" "$(blkswitch info disk --json)" \
+    "$(cat daemon.log)" "$(tr '\0' ' ' <"/proc/$DAEMON/cmdline")" \
+    "$(curl -s --unix-socket "$BLKSWITCH_SOCKET" http://localhost/metrics)"; do
+    case $seen in *$SECRET*) fail "the secret is in: $seen" ;; esac
+done
+has "$(blkswitch table disk)" "secret-file="
+blkswitch remove disk
