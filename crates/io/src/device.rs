@@ -96,8 +96,6 @@ struct State {
     live: Option<Arc<Live>>,
     inactive: Option<Arc<Table>>,
     suspended: bool,
-    /// Whether the multipath held requests before the suspend: a suspend with flush turns that off.
-    queued: Option<bool>,
     deferred_remove: bool,
     removed: bool,
     event_nr: u32,
@@ -164,7 +162,6 @@ impl Device {
                 live: None,
                 inactive: None,
                 suspended: false,
-                queued: None,
                 deferred_remove: false,
                 removed: false,
                 event_nr: 0,
@@ -287,12 +284,10 @@ impl Device {
         if lock(&self.state).suspended {
             return Ok(());
         }
-        let queued = if noflush { None } else { self.stop_queueing() };
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
         latch.wait().map_err(|_| DeviceError::Stopping)?;
-        let mut state = lock(&self.state);
-        (state.suspended, state.queued) = (true, queued);
+        lock(&self.state).suspended = true;
         Ok(())
     }
 
@@ -326,7 +321,6 @@ impl Device {
     }
 
     fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
-        self.queue_again();
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Open { device: self.id, live: live.clone(), ack: latch.ack() });
         drop(live);

@@ -101,8 +101,8 @@ impl Pipeline {
         }
     }
 
-    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a path is not; with
-    /// `noflush`, what finds no path is held from now on whatever the device's policy is.
+    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a path is not. What finds
+    /// no path from now on is held with `noflush`, and fails without, whatever the device's policy is.
     pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
@@ -116,7 +116,6 @@ impl Pipeline {
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
-        local.noflush = false;
         self.release(device, ring);
         let Some(local) = self.local(device) else { return };
         // What parks again (at a device below) goes to another list.

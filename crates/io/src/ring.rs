@@ -10,6 +10,7 @@ mod polling;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
@@ -132,7 +133,10 @@ impl Ring {
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
-        Ok(Ring { kernel: Some(kernel), ..Ring::simulated() })
+        // One for all rings of the process: what one queue measures is compared with what another did.
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        let epoch = *EPOCH.get_or_init(Instant::now);
+        Ok(Ring { kernel: Some(kernel), epoch, ..Ring::simulated() })
     }
 
     /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
@@ -149,7 +153,7 @@ impl Ring {
         }
     }
 
-    /// Nanoseconds since the ring was made, as read at the last turn.
+    /// Nanoseconds since the process's first ring was made (of a simulated ring: since it was), as read at the last turn.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }

@@ -13,30 +13,6 @@ use crate::queue::Command;
 use crate::table::PathGroups;
 
 impl Device {
-    /// Before a suspend with flush: what finds no path fails until the resume. What is held already stays held, as the
-    /// gate closes over it. Returns whether it was to be held before; nothing if the device is no multipath.
-    pub(super) fn stop_queueing(&self) -> Option<bool> {
-        let table = self.live()?;
-        let (groups, _) = table.multipath()?;
-        let queued = groups.queues_if_no_path();
-        // Nobody is told: it is for the time of the suspend.
-        groups.set_queueing(false, &mut |_| {});
-        Some(queued)
-    }
-
-    /// Before the gate is opened again: the policy is what it was.
-    pub(super) fn queue_again(&self) {
-        let (queued, live) = {
-            let mut state = lock(&self.state);
-            (state.queued.take(), state.live.clone())
-        };
-        if let (Some(queued), Some(live)) = (queued, live)
-            && let Some((groups, _)) = live.table.multipath()
-        {
-            groups.set_queueing(queued, &mut |_| {});
-        }
-    }
-
     /// Has the queues ask for a path again for what they hold.
     pub fn release_held(&self) {
         self.mailboxes.send_all(|_| Command::Release { device: self.id });

@@ -48,8 +48,8 @@ impl Pipeline {
                 self.remember(part, attempt);
                 self.drive(part, None, ring);
             }
-            Choice::Hold => self.hold(id, piece, device, ring),
-            Choice::Fail(errno) => self.no_path(id, piece, device, errno, ring),
+            Choice::Hold => self.no_path(id, piece, (device, true), EIO, ring),
+            Choice::Fail(errno) => self.no_path(id, piece, (device, false), errno, ring),
         }
     }
 
@@ -83,24 +83,23 @@ impl Pipeline {
                 groups.withdraw(attempt);
                 self.end_part(id, true, ring);
             }
-            Verdict::Hold => {
+            // The one error that fails a path and that the core gives: there is no path.
+            Verdict::Hold | Verdict::Fail(EIO) if self.holds(device, verdict == Verdict::Hold) => {
                 if let Some((request, piece)) = self.take_back(id) {
                     self.hold(request, piece, device, ring);
                 }
             }
-            Verdict::Fail(EIO) if self.pushes_back(device) => {
-                if let Some((request, piece)) = self.take_back(id) {
-                    self.hold(request, piece, device, ring);
-                }
-            }
-            Verdict::Fail(errno) => {
-                if let Some(part) = self.parts.get_mut(id) {
-                    part.whole.errno = errno;
-                }
-                self.end_part(id, true, ring);
-            }
+            Verdict::Hold => self.fail_part(id, EIO, ring),
+            Verdict::Fail(errno) => self.fail_part(id, errno, ring),
         }
         false
+    }
+
+    fn fail_part(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+        if let Some(part) = self.parts.get_mut(id) {
+            part.whole.errno = errno;
+        }
+        self.end_part(id, true, ring);
     }
 
     fn count_attempt(&self, part: &Part, attempt: &Attempt, now_ns: u64) {
@@ -146,13 +145,15 @@ impl Pipeline {
         Some((part.request, self.piece_of(&part)?.1))
     }
 
-    /// A suspend is under way that holds what finds no path.
-    fn pushes_back(&self, device: u32) -> bool {
-        self.devices.get(device as usize).and_then(Option::as_ref).is_some_and(|local| local.noflush)
+    /// Whether what finds no path is held. While a suspend is under way it says so, whatever the policy is: one with
+    /// flush must come to an end, one without must not fail anything.
+    fn holds(&self, device: u32, policy: bool) -> bool {
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        local.is_some_and(|local| if local.open { policy } else { local.noflush })
     }
 
-    fn no_path(&mut self, id: u32, piece: Piece, device: u32, errno: i32, ring: &mut Ring) {
-        if self.pushes_back(device) {
+    fn no_path(&mut self, id: u32, piece: Piece, (device, policy): (u32, bool), errno: i32, ring: &mut Ring) {
+        if self.holds(device, policy) {
             return self.hold(id, piece, device, ring);
         }
         self.fail_piece(id, &piece, errno, ring);

@@ -64,7 +64,7 @@ pub(super) struct Local {
     pub(super) parked: VecDeque<Parked>,
     /// Pieces that no path of this multipath device takes for now, of the requests named.
     pub(super) held: VecDeque<(u32, Piece)>,
-    /// The gate was closed for a suspend that pushes back what finds no path.
+    /// If the gate is closed: for a suspend that holds what finds no path.
     pub(super) noflush: bool,
     pub(super) closing: Option<Ack>,
     pub(super) counters: Arc<[Counters]>,

@@ -232,9 +232,8 @@ fn a_suspend_with_flush_closes_over_what_waits_and_fails_what_finds_no_path_mean
     assert_eq!(bench.answer(held), Some(0));
     let under_way = write(&mut bench, &device, 8, 4);
     cut(&leaves, Link::Down);
-    // As the control side does it: first the policy, then the gates.
-    device.suspend().unwrap();
     let closed = bench.close(&device);
+    device.suspend().unwrap();
     bench.run();
     assert!(closed.is_done());
     assert_eq!(bench.answer(under_way), Some(libc::EIO));
