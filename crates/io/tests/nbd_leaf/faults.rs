@@ -216,17 +216,19 @@ fn replies_at_random_are_survived() {
 #[test]
 fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let len = 1 << 20;
+    // More than any socket holds.
+    let len = 16 << 20;
     for options in both_routes() {
+        let options = Options { size: 64 << 20, ..options };
         let early = |request: &Request| if request.command == WRITE { Action::Early } else { Action::Do };
         let server = Server::start(&dir.path().join("s"), options, early);
         let world = world_over(&server, "");
         let mut client = world.connect("disk");
         for n in 0..4u8 {
-            client.write(u64::from(n) << 20, &vec![n + 1; len]).unwrap();
+            client.write(u64::from(n) << 24, &vec![n + 1; len]).unwrap();
         }
         for n in 0..4u8 {
-            assert!(client.read(u64::from(n) << 20, len as u32).unwrap() == vec![n + 1; len], "write {n}");
+            assert!(client.read(u64::from(n) << 24, len as u32).unwrap() == vec![n + 1; len], "write {n}");
         }
     }
 }
