@@ -24,6 +24,7 @@ NOT_ELSEWHERE = {
     "fallocate": "the block layer asks for other things",
     "4096-byte blocks": "nothing is refused for its alignment",
     "ram disks: discard": "ram disks have no discard",
+    "loop devices: BLKZEROOUT": "what a loop device cannot do it says when it is asked to",
     "O_DSYNC": "FUA is taken off where no flush is forwarded",
 }
 HDIO_GETGEO = 0x0301

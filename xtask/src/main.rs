@@ -3,6 +3,7 @@
 //! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
 
 mod bench_kernel;
+mod bench_ublk;
 mod kmod;
 mod system;
 mod tidy;
@@ -20,6 +21,7 @@ const TASKS: &[Task] = &[
     ("system-test", "run stock programs against the daemon", system::main),
     ("vm-test", "run the kernel module's tests in a guest", vm_test::main),
     ("bench-kernel", "count the kernel module's instructions beside dm-switch's", bench_kernel::main),
+    ("bench-ublk", "count the instructions of reads of ublk disks, ours and others'", bench_ublk::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];
 

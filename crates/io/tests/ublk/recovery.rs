@@ -32,15 +32,15 @@ fn server() {
     println!("stopped");
 }
 
-struct Server {
+pub(crate) struct Server {
     process: Child,
-    id: u32,
+    pub(crate) id: u32,
     /// What it prints.
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Server {
-    fn start(folder: &Path, id: Option<u32>) -> Server {
+    pub(crate) fn start(folder: &Path, id: Option<u32>) -> Server {
         let id = id.map_or_else(|| "new".into(), |id| id.to_string());
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["recovery::server", "--exact", "--nocapture"])
@@ -62,7 +62,7 @@ impl Server {
         self.id
     }
 
-    fn kill(mut self) -> u32 {
+    pub(crate) fn kill(mut self) -> u32 {
         // SIGKILL.
         self.process.kill().unwrap();
         self.process.wait().unwrap();

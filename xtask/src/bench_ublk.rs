@@ -1,0 +1,50 @@
+//! `cargo xtask bench-ublk`: guest instructions of a read of a ublk disk, ours beside others' servers and the C target.
+//!
+//! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the measuring.
+
+use super::kmod;
+use super::vm::{Vm, run};
+use anyhow::{Context, Result, bail, ensure};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// Long on a machine that others use as well.
+const TIMEOUT_SECONDS: u64 = 1800;
+
+const USAGE: &str = "\
+Usage: cargo xtask bench-ublk [RUBLK]
+
+Prints the figures as Markdown, with the machine and the date: > bench/results/ublk.md
+RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER).";
+
+/// The task.
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let rublk = match words {
+        [] => None,
+        [path] if !path.starts_with('-') => Some(std::path::absolute(path)?.to_string_lossy().into_owned()),
+        _ => bail!("unknown arguments {words:?}\n\n{USAGE}"),
+    };
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--package", "blkswitch"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "blkswitch does not build");
+    // This program is in <target>/<profile>/.
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).context("this program is not in a target folder")?;
+    let program = target.join("release/blkswitch").to_string_lossy().into_owned();
+    let script = kmod::source_folder().join("bench/guest/ublk.py").to_string_lossy().into_owned();
+    println!("# Instructions of a read of a ublk disk\n");
+    let qemu = run(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let date = run(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?;
+    let peer = rublk.as_deref().map(|path| run(Command::new(path).arg("--version"))).transpose()?;
+    let peer = peer.map(|version| format!(", {}", version.trim())).unwrap_or_default();
+    println!("{}, {}{peer}.", date.trim(), qemu.lines().next().unwrap_or_default());
+    println!(
+        "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask bench-ublk`.\n"
+    );
+    let command: Vec<String> =
+        ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(rublk).collect();
+    let vm = Vm { icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
+    vm.run(&command).map(ExitCode::from)
+}
