@@ -25,18 +25,19 @@ DAEMONS=()
 BASE=$((20000 + $$ % 10000))
 # target NAME: a daemon of its own on a port of its own, with one unit of 16 MiB over the file NAME.img.
 target() {
-    local name=$1 number=$((BASE + ${#1}))
+    # tgt names its units after the number of the target.
+    local name=$1 tid=${#1} number=$((BASE + ${#1}))
     local port=$((number + 10000))
-    tgtd --foreground --iscsi "portal=127.0.0.1:$port" --control-port "$number" >>tgtd.log 2>&1 &
+    tgtd --foreground --iscsi "portal=127.0.0.1:$port,portal=127.0.0.2:$port" --control-port "$number" >>tgtd.log 2>&1 &
     DAEMONS+=($!)
     eval "pid_$name=$!"
     until_true admin $number --mode sys --op show >/dev/null
-    admin $number --mode target --op new --tid 1 -T "iqn.2026-11.org.example:$name"
-    admin $number --mode logicalunit --op new --tid 1 --lun 1 -b "$HERE/$name.img"
-    admin $number --mode target --op bind --tid 1 -I ALL
+    admin $number --mode target --op new --tid $tid -T "iqn.2026-11.org.example:$name"
+    admin $number --mode logicalunit --op new --tid $tid --lun 1 -b "$HERE/$name.img"
+    admin $number --mode target --op bind --tid $tid -I ALL
     if [ "$name" = chap ]; then
         admin $number --mode account --op new --user me --password $SECRET
-        admin $number --mode account --op bind --tid 1 --user me
+        admin $number --mode account --op bind --tid $tid --user me
     fi
     eval "port_$name=$port"
 }
@@ -108,3 +109,14 @@ for seen in "$(blkswitch table disk)" "$(blkswitch status disk)" "$(blkswitch ls
 done
 has "$(blkswitch table disk)" "secret-file="
 blkswitch remove disk
+
+# Two ways to one unit are a multipath; ways to two units are not.
+other=${a1/127.0.0.1/127.0.0.2}
+blkswitch create two --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} ${other%\?*}"
+nbdcopy data "$(uri two)" --flush
+cmp data a1.img || fail "not what was written by two paths"
+blkswitch message two 0 fail_path "${other%\?*}"
+nbdcopy "$(uri two)" back
+cmp data back || fail "not what was read by the path that is left"
+blkswitch remove two
+has "$(refused blkswitch create none --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} $chap")" "not to one"
