@@ -222,8 +222,12 @@ impl Ring {
     /// what has completed to `out`.
     pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
         if self.kernel.is_some() {
-            self.wait_kernel(poll, out)?;
+            let waited = self.wait_kernel(poll, out)?;
+            let began_ns = self.now_ns;
             self.now_ns = self.epoch.elapsed().as_nanos() as u64;
+            if let Some(found) = waited {
+                self.polling.waited(found, self.now_ns - began_ns);
+            }
         } else if !poll && let Some(Reverse(next)) = self.deferred.peek() {
             self.now_ns = self.now_ns.max(next.at_ns);
         }
@@ -242,14 +246,16 @@ impl Ring {
         Ok(())
     }
 
-    fn wait_kernel(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
-        let Some(kernel) = self.kernel.as_mut() else { return Ok(()) };
+    /// Whether it may have slept, and if so whether a look beforehand found something.
+    fn wait_kernel(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<Option<bool>> {
+        let Some(kernel) = self.kernel.as_mut() else { return Ok(None) };
         let ready = !kernel.completion().is_empty();
         let want = usize::from(!poll && !ready);
         let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
-        let began_ns = if want == 1 { self.epoch.elapsed().as_nanos() as u64 } else { 0 };
-        let until_ns = (began_ns + self.polling.look_ns()).min(next_ns.unwrap_or(u64::MAX));
-        let found = want == 1 && look(kernel, self.epoch, until_ns)?;
+        // The last turn's reading of the clock is good enough to begin with: a turn is short beside what is told apart.
+        let look_ns = if want == 1 { self.polling.look_ns() } else { 0 };
+        let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
+        let found = look_ns > 0 && look(kernel, self.epoch, until_ns)?;
         let result = match next_ns {
             Some(next_ns) if want == 1 => {
                 let now = self.epoch.elapsed().as_nanos() as u64;
@@ -260,9 +266,6 @@ impl Ring {
             }
             _ => kernel.submit_and_wait(want),
         };
-        if want == 1 {
-            self.polling.waited(found, self.epoch.elapsed().as_nanos() as u64 - began_ns);
-        }
         self.unsubmitted = false;
         match result {
             Ok(_) => {}
@@ -280,7 +283,7 @@ impl Ring {
                 deferred: false,
             });
         }
-        Ok(())
+        Ok((want == 1).then_some(found))
     }
 }
 
