@@ -309,7 +309,9 @@ impl Device {
                 drop(old);
                 self.open_gate(Some(live.clone()))?;
                 let mut state = lock(&self.state);
-                let old = (state.live.replace(live), state.inactive.take());
+                // Not one that was loaded meanwhile: that is for the next resume.
+                let taken = state.inactive.take_if(|inactive| Arc::ptr_eq(inactive, &live.table));
+                let old = (state.live.replace(live), taken);
                 drop(state);
                 drop(old);
                 Ok(())

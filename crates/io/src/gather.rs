@@ -8,6 +8,24 @@ use io_uring::{opcode, squeue, types};
 /// Socket buffer asked for, so that a batch leaves at once.
 const SOCKET_BUFFER: i32 = 4 << 20;
 
+/// Has the socket's close throw away what has not been delivered yet, and tell the other side so (a reset). Without it a
+/// TCP socket that is closed goes on delivering what was written to it, for minutes if need be: requests that were
+/// given up long ago, and were sent again by another path.
+pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: a system call on a borrowed descriptor with a live structure. What is not TCP ignores it.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            len,
+        )
+    };
+}
+
 /// A list of pieces of memory and how far it has been sent.
 ///
 /// Contract: whoever adds a piece keeps it valid and in place until the list is cleared; whoever hands the message to
@@ -107,4 +125,53 @@ pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
 pub(crate) fn shutdown(socket: BorrowedFd<'_>, how: libc::c_int) {
     // SAFETY: a system call on a live descriptor.
     unsafe { libc::shutdown(socket.as_raw_fd(), how) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Bytes that the other side still gets of what was written before the connection was given up.
+    fn delivered(give_up: impl Fn(&TcpStream)) -> (usize, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        tune(ours.as_fd());
+        ours.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        loop {
+            match ours.write(&[0; 64 << 10]) {
+                Ok(bytes) => written += bytes,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        give_up(&ours);
+        drop(ours);
+        let (mut read, mut buffer) = (0, vec![0; 64 << 10]);
+        loop {
+            match theirs.read(&mut buffer) {
+                Ok(0) => return (written, read),
+                Ok(bytes) => read += bytes,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return (written, read),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_given_up_is_not_delivered_later() {
+        let end = |socket: &TcpStream| shutdown(socket.as_fd(), libc::SHUT_RDWR);
+        let (written, read) = delivered(end);
+        assert_eq!(read, written, "this is what the reset is for");
+        let (written, read) = delivered(|socket| {
+            reset_on_close(socket.as_fd());
+            end(socket);
+        });
+        assert!(read < written, "all {written} bytes were delivered after the connection was given up");
+    }
 }

@@ -407,7 +407,9 @@ impl Leaf {
             return errno;
         }
         if self.lost.load(Ordering::Acquire) {
-            return libc::EIO;
+            // Not EIO: that would say that the path is no good, and a multipath would ask another one, which knows nothing
+            // of what is gone here.
+            return libc::EREMOTEIO;
         }
         self.dirty.flushed(written);
         0

@@ -25,8 +25,10 @@ impl Device {
     /// Flushes every leaf of the live table.
     pub(crate) fn flush_all(&self) {
         let Some(live) = lock(&self.state).live.clone() else { return };
-        for leaf in live.table.leaves().iter().chain(&live.departed) {
-            let multipath = live.table.multipath().is_some().then(|| live.table.clone());
+        let own =
+            live.table.leaves().iter().map(|leaf| (leaf, live.table.multipath().map(|_| live.table.clone())));
+        let departed = live.departed.iter().map(|leaf| (leaf, None));
+        for (leaf, multipath) in own.chain(departed) {
             if let Err(error) = flush(&Reached { leaf: leaf.clone(), multipath }, None) {
                 tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
             }
@@ -59,8 +61,11 @@ pub(super) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]>
 fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut Vec<Reached>) {
     let Some(left) = levels.checked_sub(1) else { return };
     let multipath = table.multipath().map(|_| table.clone());
-    let all = table.leaves().iter().chain(departed);
-    leaves.extend(all.map(|leaf| Reached { leaf: leaf.clone(), multipath: multipath.clone() }));
+    leaves.extend(
+        table.leaves().iter().map(|leaf| Reached { leaf: leaf.clone(), multipath: multipath.clone() }),
+    );
+    // They are of earlier tables, so not necessarily of this table's volume.
+    leaves.extend(departed.iter().map(|leaf| Reached { leaf: leaf.clone(), multipath: None }));
     for live in table.devices().filter_map(|device| device.running()) {
         reach(&live.table, &live.departed, left, leaves);
     }
@@ -79,17 +84,31 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     // One that is known to be down is not waited for.
     if up_leaves(old).any(|up| Arc::ptr_eq(up, leaf)) {
         result = leaf.flush_blocking();
+        // Its server has said that writes are gone: no other path can make up for that.
+        if leaf.is_lossy() {
+            return result;
+        }
     }
-    let tables = [Some(old), new.filter(|new| new.multipath().is_some())];
-    for other in tables.into_iter().flatten().flat_map(|table| up_leaves(table)) {
+    // A new table may be of another volume.
+    let identity = leaf.engine().identity();
+    let is_same = |other: &&Arc<Leaf>| identity.is_some() && other.engine().identity() == identity;
+    let siblings = up_leaves(old).chain(new.into_iter().flat_map(|new| up_leaves(new)).filter(is_same));
+    for other in siblings {
         if result.is_ok() {
             break;
         }
-        if !Arc::ptr_eq(other, leaf) {
-            result = other.engine().flush_blocking();
-            if result.is_ok() {
-                leaf.dirty().flushed(writes);
-            }
+        // A server without flush has nothing to say of what others cache.
+        if !Arc::ptr_eq(other, leaf) && other.engine().has_cache() {
+            let covers = other.dirty().unflushed().unwrap_or(0);
+            let flushed = other.engine().flush_blocking();
+            let errno = flushed.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+            result = match other.judge_flush(covers, errno) {
+                0 => {
+                    leaf.dirty().flushed(writes);
+                    Ok(())
+                }
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            };
         }
     }
     result

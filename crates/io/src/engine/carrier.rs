@@ -82,12 +82,22 @@ pub(super) struct Op<R> {
     /// Bytes of a discard or zeroing that were answered by earlier requests.
     pub(super) done: u64,
     pub(super) request: R,
-    /// When it came, or a connection was there again.
+    /// When it came, was answered in part, or a connection was there again; [`NOW`] until the next turn.
     since_ns: u64,
     /// When the connection was lost that it was to use first.
     lost_ns: Option<u64>,
     /// It changes the volume, and was sent on a connection that was lost.
     in_doubt: bool,
+}
+
+/// A time that is filled in at the next turn.
+const NOW: u64 = u64::MAX;
+
+impl<R> Op<R> {
+    /// A request of it was answered and there is more of it to ask for: the next one has its own time.
+    pub(super) fn again(&mut self) {
+        self.since_ns = NOW;
+    }
 }
 
 /// The operations of a carrier, as its protocol sees them.
@@ -347,6 +357,11 @@ impl<P: Protocol> Link for Carrier<P> {
             && !self.closing
         {
             self.adopt(now_ns);
+        }
+        for &slot in &self.ready {
+            if let Some(op) = self.ops.get_mut(slot).filter(|op| op.since_ns == NOW) {
+                op.since_ns = now_ns;
+            }
         }
         if let State::Up(protocol) = &mut self.state
             && let Err(lost) = protocol.turn(&mut work!(self, out), port)

@@ -14,7 +14,7 @@ use blkswitch_core::multipath::{Ask, Attempt, Choice, Verdict};
 use super::split::{Piece, PieceTo};
 use super::state::{Covering, LeafAt, Local};
 use super::{Below, Kind, Part, PathGroups, Pipeline, Table, To, leaf_at};
-use crate::request::{Request, Token};
+use crate::request::{Op, Request, Token};
 use crate::ring::Ring;
 
 impl Pipeline {
@@ -171,9 +171,16 @@ impl Pipeline {
         if let Some(errno) = self.refusal {
             return self.fail_piece(id, &piece, errno, ring);
         }
+        let whole = piece;
         (piece.to, piece.hops) = (PieceTo::Gate(device), piece.hops.without_last());
         let is_own = piece.hops.depth == 0;
+        let is_flush = self.running.get(id).is_some_and(|running| running.request.op == Op::Flush);
         let Some(local) = self.local(device) else { return };
+        let is_same = |held: &(u32, Piece)| held.0 == id && held.1.hops.all() == piece.hops.all();
+        if is_flush && local.held.iter().any(is_same) {
+            // The one that is held will flush the whole device: two would become four, and so on.
+            return self.fail_piece(id, &whole, 0, ring);
+        }
         local.held.push_back((id, piece));
         if !is_own {
             local.leave();
@@ -260,6 +267,10 @@ impl Pipeline {
         let Some(part) = self.parts.get(id).filter(|part| attempt && part.whole.kind == Kind::Flush) else {
             return;
         };
+        // A server without flush has nothing to say of what others cache.
+        if !leaf_at(&self.devices, part.leaf).is_some_and(|leaf| leaf.engine().has_cache()) {
+            return;
+        }
         let device = part.leaf.device;
         let Some((groups, paths)) = multipath_at(&self.devices, device) else { return };
         let Some(table) = table_at(&self.devices, device) else { return };

@@ -412,6 +412,36 @@ fn a_flush_without_a_path_fails_or_waits_but_never_succeeds() {
     }
 }
 
+/// A flush of two paths that is held is one flush to be tried again, not two, which would be four the next time.
+#[test]
+fn a_flush_that_is_held_again_and_again_stays_one() {
+    let mut bench = Bench::new(1);
+    let line = "1 queue_if_no_path 0 1 1 round-robin 0 2 0 0 1";
+    let (leaves, device) = volume(&mut bench, "again", line);
+    bench.write(&device, 0, 8, 7);
+    bench.write(&device, 8, 8, 7);
+    assert!(leaves.iter().all(|leaf| leaf.needs_flush()));
+    cut(&leaves, Link::Down);
+    let token = bench.flush(0, &device);
+    bench.run();
+    for round in 1..12 {
+        let before = flushes(&device);
+        device.messenger(0).unwrap().change(|groups, mut on| groups.reinstate_path(0, &mut on));
+        reinstate(&mut bench, &device, 1);
+        bench.run();
+        assert_eq!(bench.answer(token), None);
+        let tried: u64 = flushes(&device).iter().zip(before).map(|(now, before)| now - before).sum();
+        assert!(tried <= 4, "{tried} flushes in round {round}");
+    }
+    cut(&leaves, Link::Up);
+    device.messenger(0).unwrap().change(|groups, mut on| groups.reinstate_path(0, &mut on));
+    reinstate(&mut bench, &device, 1);
+    assert_eq!(bench.finish(token).0, 0);
+    assert!(leaves.iter().all(|leaf| !leaf.needs_flush()));
+    let read = read(&mut bench, &device, 0);
+    assert_eq!(read, (0, 7));
+}
+
 #[test]
 fn all_that_share_a_flush_that_loses_its_path_are_sent_on() {
     let mut bench = Bench::new(1);

@@ -16,7 +16,7 @@ use super::session::{FIRST_OF_TRANSPORT, Session, TRIES, sense};
 use crate::engine::LeafOp;
 use crate::engine::carrier::{self, Lost, Protocol};
 use crate::engine::links::{Part, Port};
-use crate::gather::{is_closed, shutdown};
+use crate::gather::{is_closed, reset_on_close, shutdown};
 
 /// Largest transfer of one command: larger ones gain nothing, and hold up the others.
 const MAX_TRANSFER: u64 = 4 << 20;
@@ -148,6 +148,7 @@ impl Protocol for IscsiLink {
 
     fn end(&mut self) {
         if let Some(socket) = &self.socket {
+            reset_on_close(socket.as_fd());
             shutdown(socket.as_fd(), libc::SHUT_RDWR);
         }
     }
@@ -294,6 +295,7 @@ impl IscsiLink {
                         LeafOp::Discard | LeafOp::Zero { .. } => {
                             op.done += piece;
                             if op.done < op.io.len {
+                                op.again();
                                 work.ready.push_back(slot);
                             } else {
                                 work.answer(slot, 0);

@@ -10,7 +10,7 @@ use io_uring::{opcode, types};
 
 use crate::buffer::{Buffer, Buffers};
 use crate::engine::links::{Part, Port};
-use crate::gather::{Gather, is_closed, shutdown};
+use crate::gather::{Gather, is_closed, reset_on_close, shutdown};
 use crate::nbd::{Command, REQUEST_LEN};
 
 use super::wire;
@@ -45,6 +45,7 @@ pub(super) struct Conn {
     /// The number of the batch that is being filled or sent.
     batch: u64,
     sending: bool,
+    said_goodbye: bool,
 }
 
 /// What a receive has brought.
@@ -72,6 +73,7 @@ impl Conn {
             headers: Vec::with_capacity(BATCH),
             batch: 0,
             sending: false,
+            said_goodbye: false,
         }
     }
 
@@ -216,11 +218,15 @@ impl Conn {
             unsafe { self.add(wire::request(0, Command::DISCONNECT, 0, 0, 0), None) };
             self.gather.send_now(self.socket.as_fd());
             self.gather.clear();
+            self.said_goodbye = true;
         }
     }
 
-    /// Ends what is under way.
+    /// Ends what is under way; what was not delivered is not delivered any more, unless it is the good-bye.
     pub(super) fn shut_down(&self) {
+        if !self.said_goodbye {
+            reset_on_close(self.socket.as_fd());
+        }
         shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
     }
 

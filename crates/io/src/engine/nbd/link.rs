@@ -302,6 +302,7 @@ impl NbdLink {
             (0, LeafOp::Discard | LeafOp::Zero { .. }) => {
                 op.done += op.request.piece;
                 if op.done < op.io.len {
+                    op.again();
                     work.ready.push_back(slot);
                     return Ok(());
                 }
