@@ -6,10 +6,10 @@
 //! short sleep, stops when it has found nothing, and is then tried again the more rarely the more often it failed.
 //! A queue that has nothing to do sleeps; one that always has something never gets here.
 
-/// A look takes this long at most: twice what a client needs from an answer to its next request.
-const LOOK_NS: u64 = 50_000;
-/// A sleep this short would have been shorter as a look: the wake-up itself takes half of it.
-const SHORT_SLEEP_NS: u64 = 100_000;
+/// A look takes this long at most, as KVM's by default: the client, too, must wake before it can send its next request.
+const LOOK_NS: u64 = 200_000;
+/// A sleep this short would have been a look that finds something: the rest of it is the wake-up.
+const SHORT_SLEEP_NS: u64 = 300_000;
 /// Short sleeps to let pass after the n-th look in vain are 2^n; n is at most this. So looks in vain cost less than
 /// one part in a thousand of the time.
 const MAX_FAILURES: u32 = 10;
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn looks_in_vain_become_rare() {
         let mut polling = Polling::default();
-        let in_vain = run(&mut polling, 80_000, 1_000_000);
+        let in_vain = run(&mut polling, 250_000, 1_000_000);
         assert!(in_vain < 1010, "short sleeps, but longer than a look: {in_vain} of a million");
         run(&mut polling, 20_000, 2000);
         assert_eq!(polling.look_ns(), LOOK_NS, "it recovers");
