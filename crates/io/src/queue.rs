@@ -225,6 +225,7 @@ impl Queue {
             }
             let mut done = std::mem::take(&mut self.done);
             self.pipeline.take_done(&mut done);
+            self.ring.answered(done.len());
             let (server, ublk, mut context) = self.split();
             for done in done.drain(..) {
                 match done.token & UBLK_TOKEN {

@@ -10,6 +10,7 @@ mod polling;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
+use std::mem;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -118,6 +119,8 @@ pub struct Ring {
     now_ns: u64,
     unsubmitted: bool,
     polling: Polling,
+    /// Requests answered in this turn.
+    answered: usize,
 }
 
 impl Ring {
@@ -150,6 +153,7 @@ impl Ring {
             now_ns: 0,
             unsubmitted: false,
             polling: Polling::default(),
+            answered: 0,
         }
     }
 
@@ -213,6 +217,12 @@ impl Ring {
         self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
     }
 
+    /// So many requests were answered in this turn. Where they come in batches a sleep is worth its price: the next
+    /// batch gathers meanwhile.
+    pub fn answered(&mut self, requests: usize) {
+        self.answered += requests;
+    }
+
     /// Whether something is deferred.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
@@ -253,7 +263,8 @@ impl Ring {
         let want = usize::from(!poll && !ready);
         let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
         // The last turn's reading of the clock is good enough to begin with: a turn is short beside what is told apart.
-        let look_ns = if want == 1 { self.polling.look_ns() } else { 0 };
+        let one_by_one = mem::take(&mut self.answered) <= 1;
+        let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
         let found = look_ns > 0 && look(kernel, self.epoch, until_ns)?;
         let result = match next_ns {
@@ -283,7 +294,7 @@ impl Ring {
                 deferred: false,
             });
         }
-        Ok((want == 1).then_some(found))
+        Ok((want == 1 && one_by_one).then_some(found))
     }
 }
 
