@@ -464,4 +464,21 @@ mod tests {
         dirty.flushed(first);
         assert_eq!(dirty.unflushed(), None, "an older flush that ends late takes nothing back");
     }
+
+    /// A path error would have a multipath ask a path that knows nothing of the lost writes, and be told that all is well.
+    #[test]
+    fn a_leaf_that_lost_writes_goes_on_saying_so_and_blames_no_path() {
+        use blkswitch_core::multipath::outcome::is_path_error;
+
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Path(dir.path().join("file"));
+        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: Some(4096) };
+        let leaf = Leaf::open(&address, &options).unwrap();
+        assert_eq!(leaf.judge_flush(1, libc::EIO), libc::EIO);
+        for _ in 0..2 {
+            let errno = leaf.judge_flush(1, 0);
+            assert!(errno != 0 && !is_path_error(errno), "errno {errno}");
+        }
+        assert!(leaf.is_lossy() && leaf.needs_flush());
+    }
 }

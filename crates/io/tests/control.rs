@@ -180,6 +180,29 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     client.read(0, 512).unwrap();
 }
 
+/// What is loaded while a resume is on its way is for the next one, and not thrown away by the first.
+#[test]
+fn a_table_loaded_during_a_resume_is_kept_for_the_next() {
+    let world = World::new(1);
+    let leaves = [world.leaf("mem:1M"), world.leaf("mem:1M")];
+    let device = world.device("disk", world.switch(&leaves, 8));
+    device.load(world.linear(&leaves[0])).unwrap();
+    // The resume waits for the message.
+    let messenger = device.messenger(0).unwrap();
+    let resume = std::thread::spawn({
+        let device = device.clone();
+        move || device.resume()
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    device.load(world.linear(&leaves[1])).unwrap();
+    drop(messenger);
+    resume.join().unwrap().unwrap();
+    let lives_on = |leaf: &Arc<Leaf>| Arc::ptr_eq(&device.live().unwrap().leaves()[0], leaf);
+    assert!(lives_on(&leaves[0]));
+    device.resume().unwrap();
+    assert!(lives_on(&leaves[1]), "the second table is gone");
+}
+
 #[test]
 fn a_device_in_use_stays_and_goes_with_its_last_client_when_told_to() {
     let world = World::new(2);

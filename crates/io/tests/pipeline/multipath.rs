@@ -492,6 +492,33 @@ fn a_path_that_leaves_the_table_when_all_are_down_is_flushed_over_the_new_ones_o
     }
 }
 
+/// A flush of another volume says nothing about what was written to this one, wherever it stands in the tables.
+#[test]
+fn a_path_that_leaves_for_another_volume_is_not_covered_by_it() {
+    let mut bench = Bench::new(1);
+    let (leaves, device) = volume(&mut bench, "left", TWO_GROUPS);
+    bench.write(&device, 0, 8, 7);
+    cut(&leaves, Link::Down);
+    (0..2).for_each(|path| {
+        device.messenger(0).unwrap().change(|groups, mut on| groups.fail_path(path, &mut on));
+    });
+    // Twice: what has left stands beside the other volume then.
+    for round in 0..2 {
+        let other = bench.leaf(&format!("sim:64K,name=other{round},path=0"));
+        let table = bench.multipath("0 0 1 1 round-robin 0 1 0 0", &[other]);
+        bench.reload(&device, table);
+        assert_eq!(device.running().unwrap().departed.len(), 1, "round {round}");
+        assert!(leaves[0].needs_flush());
+        let token = bench.flush(0, &device);
+        assert_eq!(bench.finish(token).0, libc::ENOTCONN);
+    }
+    cut(&leaves, Link::Up);
+    let token = bench.flush(0, &device);
+    assert_eq!(bench.finish(token).0, 0);
+    assert!(!leaves[0].needs_flush());
+    assert!((0..16).all(|seed| sim(&leaves[0]).power_cut(seed)[0] == 7));
+}
+
 #[test]
 fn a_multipath_without_groups_fails_everything() {
     let mut bench = Bench::new(1);
