@@ -29,7 +29,7 @@ pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<F
     for round in 0..rounds {
         for place in 0..devices.len() {
             let device = (place + round) % devices.len();
-            runs[device].push(per_second(&devices[device].1, &Load::LAYER, seconds)?);
+            runs[device].push(per_second(&devices[device].1, &Load::PATHS, seconds)?);
         }
     }
     let medians = runs.map(|mut runs| {
