@@ -19,6 +19,6 @@ dkms build blkswitch/0.1.0 "${folders[@]}" "${kernel[@]}" || {
 has "$(dkms status "${folders[@]}")" "blkswitch/0.1.0, $release, x86_64: built"
 module=$(find state/blkswitch/0.1.0 -name 'blkswitch.ko*' -not -path '*/build/*')
 has "$(/sbin/modinfo "$module")" "vermagic:       $release "
-"$XTASK" vm sh -c 'modprobe dm-mod; xz -dc "$1" >/run/blkswitch.ko 2>/dev/null || cp "$1" /run/blkswitch.ko
+"$XTASK" vm --timeout 1200 sh -c 'modprobe dm-mod; xz -dc "$1" >/run/blkswitch.ko 2>/dev/null || cp "$1" /run/blkswitch.ko
     insmod /run/blkswitch.ko && dmsetup targets' sh "$HERE/$module" >targets
 has "$(cat targets)" "switch           v1.1.0"

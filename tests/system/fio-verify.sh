@@ -74,8 +74,11 @@ def reload():
     blkswitch("load", "alike", "--table", alike_table)
     blkswitch("resume", "alike")
 
+# Every kind comes in each round, so none is missing however few there is time for.
+kinds, waiting = [scatter, scatter, repeat_map, migrate, migrate, migrate, suspend_resume, reload], []
 while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-    change = rng.choice([scatter, scatter, repeat_map, migrate, migrate, migrate, suspend_resume, reload])
+    waiting = waiting or rng.sample(kinds, len(kinds))
+    change = waiting.pop()
     change()
     counts[change.__name__] = counts.get(change.__name__, 0) + 1
 print(counts)

@@ -27,7 +27,8 @@ BASE=$((20000 + $$ % 10000))
 target() {
     # tgt names its units after the number of the target.
     local name=$1 tid=${#1} number=$((BASE + ${#1}))
-    local port=$((number + 10000))
+    # Below the ports that the kernel gives to whoever asks for any.
+    local port=$number
     tgtd --foreground --iscsi "portal=127.0.0.1:$port,portal=127.0.0.2:$port" --control-port "$number" >>tgtd.log 2>&1 &
     DAEMONS+=($!)
     eval "pid_$name=$!"
@@ -51,7 +52,12 @@ end_daemons() {
         rm -f "/var/run/tgtd/socket.$number" "/var/run/tgtd/socket.$number.lock"
     done
 }
-trap 'end_daemons; finish' EXIT
+clean_up() {
+    local status=$?
+    end_daemons
+    finish $status
+}
+trap clean_up EXIT
 truncate -s 16M a1.img chap.img
 target a1
 target chap

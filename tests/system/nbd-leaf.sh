@@ -17,7 +17,7 @@ start() {
     rm -f "$socket"
     "$@" >>servers.log 2>&1 &
     SERVERS+=($!)
-    until_true test -S "$socket"
+    until_true listens "$socket"
 }
 end_servers() {
     local server
@@ -72,11 +72,15 @@ for case in memory: file: slow: qemu:vol qemu8:vol qsd:vol; do
     blkswitch remove "$name"
 done
 
-# Over TCP, with a percent-encoded name.
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-nbdkit --foreground --ipaddr 127.0.0.1 --port "$port" --pidfile tcp.pid memory 1M >>servers.log 2>&1 &
-SERVERS+=($!)
-until_true test -s tcp.pid
+# Over TCP, with a percent-encoded name. Somebody else may have the port before nbdkit has it: then another one is taken.
+for _ in 1 2 3 4 5; do
+    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    nbdkit --foreground --ipaddr 127.0.0.1 --port "$port" --pidfile tcp.pid memory 1M >>servers.log 2>&1 &
+    server=$!
+    SERVERS+=($server)
+    until_true eval "test -s tcp.pid || ! kill -0 $server"
+    [ ! -s tcp.pid ] || break
+done
 blkswitch create tcp --table "0 2048 linear nbd://127.0.0.1:$port/any%20name 0"
 qemu-io -f raw -c 'write -P 7 0 1M' -c 'read -P 7 0 1M' "$(uri tcp)" >/dev/null || fail "TCP"
 blkswitch remove tcp

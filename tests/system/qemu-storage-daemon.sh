@@ -11,7 +11,7 @@ qemu-storage-daemon \
     --nbd-server "addr.type=unix,addr.path=$HERE/qemu.sock,max-connections=8" \
     --export type=nbd,id=again,node-name=below,name=again,writable=on &
 qemu=$!
-until_true test -S qemu.sock
+until_true listens "$HERE/qemu.sock"
 again="nbd+unix:///again?socket=$HERE/qemu.sock"
 until_true nbdinfo --size "$again" >/dev/null
 nbdcopy --requests=64 image "$again"

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 /// Of every volume.
 pub(super) const BYTES: u64 = 64 << 20;
 /// A server that does not answer after this will not.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// A process with an NBD socket; it ends with its value.
 pub(super) struct Server {

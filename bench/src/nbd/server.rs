@@ -20,7 +20,7 @@ const REGION_SECTORS: u64 = 128;
 /// The kernel tells user space times in hundredths of a second, whatever its own ticks are.
 const NS_PER_TICK: u64 = 10_000_000;
 /// A server that does not answer after this will not.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]

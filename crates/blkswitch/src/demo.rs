@@ -130,6 +130,9 @@ fn content(region: usize) -> Vec<u8> {
 fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     let program = program()?.display().to_string();
     let socket = socket.display();
+    let runtime = runtime()?;
+    // Before anybody is told to press it: from now on Ctrl-C ends this in good order.
+    let mut signals = runtime.block_on(async { Signals::new() })?;
     say("Serving until Ctrl-C. To try in another terminal:")?;
     writeln!(stdout(), "  export BLKSWITCH_SOCKET={socket}")?;
     writeln!(stdout(), "  nbdinfo '{uri}'")?;
@@ -137,10 +140,8 @@ fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     writeln!(stdout(), "  {program} message {NAME} 0 set_region_mappings 0:2 R1,f")?;
     writeln!(stdout(), "  {program} map show {NAME}")?;
     stdout().flush()?;
-    runtime()?.block_on(async {
-        Signals::new()?.first().await;
-        Ok(())
-    })
+    runtime.block_on(signals.first());
+    Ok(())
 }
 
 /// Runs a verb of this program and shows what it says.

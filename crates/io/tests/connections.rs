@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use support::{
@@ -274,7 +274,7 @@ fn a_flood_of_options_ends() {
     ];
     for (what, bytes) in floods {
         let mut socket = UnixStream::connect(world.socket()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(support::HANG)).unwrap();
         let mut greeting = [0; 18];
         socket.read_exact(&mut greeting).unwrap();
         let mut reader = socket.try_clone().unwrap();
@@ -302,7 +302,8 @@ fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
     for socket in &mut silent {
         assert_closed(socket);
         let took = start.elapsed();
-        assert!((8..15).contains(&took.as_secs()), "dropped after {took:?}");
+        // After ten seconds, and what a busy machine needs to come to it. (An idle client is not dropped within HANG.)
+        assert!((8..40).contains(&took.as_secs()), "dropped after {took:?}");
     }
     assert_eq!(idle.read(0, 512).unwrap(), [0; 512]);
 }
@@ -337,9 +338,10 @@ fn a_stop_under_load_finishes_what_it_answers() {
     let mut torn = world.connect("disk");
     torn.send(0, WRITE, 0, 64 << 10, &[1; 100]).unwrap();
 
+    let answered: Arc<[AtomicU64; 4]> = Arc::default();
     let writers: Vec<_> = (0..4u64)
         .map(|writer| {
-            let mut client = world.connect("disk");
+            let (mut client, answered) = (world.connect("disk"), answered.clone());
             std::thread::spawn(move || {
                 let mut written = 0u64;
                 loop {
@@ -352,10 +354,12 @@ fn a_stop_under_load_finishes_what_it_answers() {
                         Ok((0, _)) => written += 1,
                         _ => return written,
                     }
+                    answered[writer as usize].store(written, Ordering::Relaxed);
                 }
             })
         })
         .collect();
+    eventually("every writer writes", || answered.iter().all(|count| count.load(Ordering::Relaxed) > 0));
     std::thread::sleep(Duration::from_millis(300));
     let world = in_time("stopping", move || {
         world.pool.stop();

@@ -18,6 +18,8 @@ const BLOCKS: u64 = 256;
 /// Sectors of a region: two blocks.
 const REGION: u32 = 16;
 const STORM: Duration = Duration::from_secs(4);
+/// What makes a storm: so many writes and messages at least, however long a busy machine takes for them.
+const ENOUGH: u64 = 500;
 
 /// Block `block` as it is written for the `count`th time.
 fn content(block: u64, count: u64) -> Vec<u8> {
@@ -65,7 +67,7 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
     let mut random = Random::new(1);
     let device = world.device("disk", table(&world, &leaves, &below, &mut random));
     let stop = Arc::new(AtomicBool::new(false));
-    let messages = Arc::new(AtomicU64::new(0));
+    let (messages, writes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
 
     let control: Vec<_> = (0..3u64)
         .map(|kind| {
@@ -106,7 +108,7 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
 
     let writers: Vec<_> = (0..4u64)
         .map(|writer| {
-            let (stop, mut client) = (stop.clone(), world.connect("disk"));
+            let (stop, writes, mut client) = (stop.clone(), writes.clone(), world.connect("disk"));
             std::thread::spawn(move || {
                 let mut random = Random::new(writer + 100);
                 let mut counts: HashMap<u64, u64> = HashMap::new();
@@ -124,6 +126,7 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                             let data = content(block, count_now + 1);
                             client.call(flags, WRITE, at, BLOCK as u32, &data).unwrap();
                             counts.insert(block, count_now + 1);
+                            writes.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 }
@@ -133,13 +136,16 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
         .collect();
 
     std::thread::sleep(STORM);
+    eventually("enough was written and remapped", || {
+        [&writes, &messages].iter().all(|count| count.load(Ordering::Relaxed) > ENOUGH)
+    });
     stop.store(true, Ordering::Relaxed);
     let counts: HashMap<u64, u64> = in_time("the storm's end", move || {
         control.into_iter().for_each(|thread| thread.join().unwrap());
         writers.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     let written: u64 = counts.values().sum();
-    assert!(written > 500 && messages.load(Ordering::Relaxed) > 500, "a breeze: {written} writes");
+    assert_eq!(written, writes.load(Ordering::Relaxed));
 
     let mut latest: HashMap<u64, u64> = HashMap::new();
     for (n, leaf) in leaves.iter().enumerate() {
@@ -158,6 +164,14 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
     }
 }
 
+/// Waits until a resume has taken the inactive table: besides the device and this, it holds it then.
+#[track_caller]
+fn until_taken(device: &Device) {
+    eventually("the resume has begun", || {
+        device.inactive().is_some_and(|table| Arc::strong_count(&table) > 2)
+    });
+}
+
 /// A message may come in slowly. A resume waits for it, the clients do not.
 #[test]
 fn a_slow_message_holds_up_a_resume_and_no_request() {
@@ -171,8 +185,7 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
         let device = device.clone();
         move || device.resume()
     });
-    std::thread::sleep(Duration::from_millis(100));
-    client.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    until_taken(&device);
     client.read(0, 512).unwrap();
     assert!(!resume.is_finished() && messenger.map().unwrap().set(1, 0));
     drop(messenger);
@@ -193,7 +206,7 @@ fn a_table_loaded_during_a_resume_is_kept_for_the_next() {
         let device = device.clone();
         move || device.resume()
     });
-    std::thread::sleep(Duration::from_millis(200));
+    until_taken(&device);
     device.load(world.linear(&leaves[1])).unwrap();
     drop(messenger);
     resume.join().unwrap().unwrap();

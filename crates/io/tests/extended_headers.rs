@@ -5,9 +5,8 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
-use support::{FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, World, option};
+use support::{FLUSH, HANG, READ, TRIM, WRITE, WRITE_ZEROES, World, option};
 
 const OPTION_GO: u32 = 7;
 const OPTION_SET_META_CONTEXT: u32 = 10;
@@ -59,7 +58,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 impl Client {
     fn connect(world: &World, export: &str, contexts: &[&str]) -> Client {
         let mut socket = UnixStream::connect(world.socket()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(HANG)).unwrap();
         read::<18>(&mut socket);
         socket.write_all(&3u32.to_be_bytes()).unwrap();
         let mut client = Client { socket, contexts: Vec::new(), cookie: 0 };

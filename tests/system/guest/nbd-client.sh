@@ -11,7 +11,7 @@ trap 'fail "line $LINENO"' ERR
 modprobe nbd nbds_max=2
 "$blkswitch" serve --nbd "unix:$PWD/nbd.sock" >daemon.log 2>&1 &
 daemon=$!
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     "$blkswitch" version >/dev/null 2>&1 && break
     sleep 0.1
 done
@@ -55,7 +55,7 @@ dd if=image of=/dev/nbd0 bs=4k count=512 seek=512 conv=fsync status=none
 holds 2 2
 
 nbd-client -d /dev/nbd0
-for _ in $(seq 50); do
+for _ in $(seq 600); do
     "$blkswitch" remove disk 2>/dev/null && break
     sleep 0.1
 done

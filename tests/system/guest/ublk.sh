@@ -14,7 +14,7 @@ bs() { "$blkswitch" "$@"; }
 serve() {
     "$blkswitch" serve --nbd "unix:$PWD/nbd.sock" "$@" >>daemon.log 2>&1 &
     daemon=$!
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do
         bs version >/dev/null 2>&1 && return
         kill -0 $daemon 2>/dev/null || return 0
         sleep 0.05

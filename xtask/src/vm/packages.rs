@@ -163,6 +163,8 @@ impl Apt {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={at}/lists"),
             format!("Dir::Cache={at}/cache"),
+            // A mirror that does not answer now may do so in a moment.
+            "Acquire::Retries=5".to_owned(),
             // The lists of translations are not worth fetching.
             "Acquire::Languages=none".to_owned(),
         ];

@@ -105,6 +105,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
+/// Nothing. A body that comes all the same is read and not looked at: a client that is hung up on before it has sent
+/// everything takes that for a failure.
+pub struct NoBody;
+
+impl<S: Send + Sync> FromRequest<S> for NoBody {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        read_body(request.into_body(), JSON_MAX_BYTES).await.map(|_| NoBody)
+    }
+}
+
 async fn read_body(body: Body, most: usize) -> Result<Bytes, Refused> {
     let collected = tokio::time::timeout(JSON_TIME, Limited::new(body, most).collect()).await;
     match collected {

@@ -16,7 +16,7 @@ mod watch;
 
 use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -45,8 +45,10 @@ const MOVED: u32 = 4;
 const SEED: u64 = 20_061_123;
 /// Probes of the ways that are not in use are forwarded reads, too: less than this share of all.
 const PROBED: f64 = 0.02;
-/// Times to look on for something that must happen.
-const PATIENCE: usize = 5;
+/// Times to look on for something that must happen, at least,
+const LOOKS: usize = 5;
+/// and for how long: machines with other things to do take their time.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Clients of the host's device. No request may fail, whatever happens to the group.
 const LOAD: LoadOptions =
     LoadOptions { clients: 8, seed: SEED, errors: false, patience: Duration::from_secs(60) };
@@ -197,11 +199,13 @@ fn show(
     let look = |watch: &mut Watch| watch.look_on(act, load, &group.members);
     // Looks on until it is so: what comes back by itself takes the time between two probes.
     let until = |watch: &mut Watch, is_so: fn(&Sample) -> bool, what: &str| {
-        for _ in 0..PATIENCE {
+        let (begun, mut looks) = (Instant::now(), 0);
+        while looks < LOOKS || begun.elapsed() < PATIENCE {
             let sample = look(watch)?;
             if sample.per_second > 0.0 && is_so(&sample) {
                 return Ok(());
             }
+            looks += 1;
         }
         bail!("{what} is not what happened")
     };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use blkswitch::protocol::{self, DeviceStats, Errno, MessageReply, Removed, device_path, route};
 use serde_json::{Value, json};
 
-use crate::fixture::{Daemon, SECTOR, sector_of};
+use crate::fixture::{Daemon, SECTOR, eventually, sector_of};
 use crate::http;
 
 /// A million regions of one sector on three paths.
@@ -98,17 +98,17 @@ fn stall(daemon: &Daemon, name: &str, words: &str) -> std::os::unix::net::UnixSt
 fn a_stalled_client_does_not_keep_others_out() {
     let daemon = Daemon::start();
     million(&daemon);
-    // A short message that stalls has not begun; a long one gives up its lock in time.
+    // A short message that stalls has not begun; a long one gives up its lock in time, which is ten seconds.
     let _short = stall(&daemon, "m", "set_region_mappings 0:2");
     let begun = Instant::now();
     daemon.message("m", 0, b"set_region_mappings 0:1").expect_ok();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let long = format!("set_region_mappings {}", ":2 ".repeat(200_000));
     let mut stalled = stall(&daemon, "m", &long);
     thread::sleep(Duration::from_millis(200));
     let begun = Instant::now();
     daemon.message("m", 0, b"set_region_mappings 0:1").expect_ok();
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let error = http::read_reply(&mut stalled).error();
     assert_eq!(error.errno, Errno::Etimedout);
     assert!(error.reason.contains("the message stalled"), "{}", error.reason);
@@ -123,14 +123,10 @@ fn a_client_that_is_lost_in_a_message_harms_nobody() {
     }
     // What the lost clients had sent may be applied still, before or behind ours; none of it may hold ours up, and
     // when it has run dry ours is what stays.
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
+    eventually("the lost clients' messages have run dry", || {
         daemon.message("m", 0, b"set_region_mappings 0:1 R1,fffff").expect_ok();
-        if daemon.map("m", 0).iter().all(|path| *path == 1) {
-            return;
-        }
-        assert!(Instant::now() < until, "a lost client's message is applied again and again");
-    }
+        daemon.map("m", 0).iter().all(|path| *path == 1)
+    });
 }
 
 #[test]
@@ -296,10 +292,9 @@ fn remove_all_takes_stacks_apart_and_leaves_what_is_open() {
     let device = daemon.describe("open");
     assert_eq!((device.deferred_remove, device.live.unwrap().segments[0].target.as_str()), (true, "error"));
     client.disconnect().unwrap();
-    let until = Instant::now() + Duration::from_secs(10);
-    while daemon.run(&["ls"]).stdout != b"No devices found\n" {
-        assert!(Instant::now() < until, "a device that is to go with its last user stays");
-    }
+    eventually("a device that is to go with its last user goes", || {
+        daemon.run(&["ls"]).stdout == b"No devices found\n"
+    });
 }
 
 #[test]
@@ -366,21 +361,16 @@ fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
 fn events_are_raised_by_renames_and_by_the_end() {
     let daemon = Daemon::start();
     daemon.create("e", "0 8 zero").expect_ok();
-    thread::scope(|scope| {
-        let wait = |name: &'static str, after: u32| {
-            let path = format!("/v1/devices/{name}/events?after={after}");
-            let socket = daemon.socket();
-            scope.spawn(move || http::request(&socket, "GET", &path, &Value::Null).json::<protocol::Events>())
-        };
-        let renamed = wait("e", 0);
-        thread::sleep(Duration::from_millis(100));
-        daemon.on("POST", route::RENAME, "e", json!({"name": "f"})).expect_ok();
-        assert_eq!(renamed.join().unwrap(), protocol::Events { event_nr: 1, changed: true });
-        let removed = wait("f", 1);
-        thread::sleep(Duration::from_millis(100));
-        daemon.remove("f");
-        assert!(removed.join().unwrap().changed);
-    });
+    let wait = |name: &str, after: u32| {
+        http::begin(&daemon, name, &format!("/v1/devices/{name}/events?after={after}"))
+    };
+    let mut renamed = wait("e", 0);
+    daemon.on("POST", route::RENAME, "e", json!({"name": "f"})).expect_ok();
+    let events: protocol::Events = http::read_reply(&mut renamed).json();
+    assert_eq!(events, protocol::Events { event_nr: 1, changed: true });
+    let mut removed = wait("f", 1);
+    daemon.remove("f");
+    assert!(http::read_reply(&mut removed).json::<protocol::Events>().changed);
 }
 
 #[test]
@@ -458,13 +448,23 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
     // Longer than any table may be.
     let long = format!("{{\"name\": \"x\", \"table\": \"{}\"}}", "#".repeat(2 * protocol::TABLE_MAX_BYTES));
     let mut stream = http::connect(&daemon.socket());
-    write!(
-        stream,
-        "POST /v1/devices HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        long.len()
-    )
-    .unwrap();
+    stream.write_all(&http::head("POST", "/v1/devices", long.len())).unwrap();
     // The daemon may close before it has all of it.
     let _ = stream.write_all(long.as_bytes());
     assert_eq!(http::read_reply(&mut stream).error().errno, Errno::E2big);
+}
+
+/// A client may send something where nothing is wanted, and be slow about it: it is not hung up on.
+#[test]
+fn a_body_that_no_one_wants_is_taken_all_the_same() {
+    let daemon = Daemon::start();
+    daemon.create("m", "0 8 zero").expect_ok();
+    for (method, route) in [("POST", route::RESUME), ("DELETE", route::TABLE), ("DELETE", route::DEVICE)] {
+        let mut stream = http::connect(&daemon.socket());
+        stream.write_all(&http::head(method, &device_path(route, "m"), 2)).unwrap();
+        // Long enough for an answer, if the daemon does not wait for the rest.
+        thread::sleep(Duration::from_millis(100));
+        stream.write_all(b"{}").unwrap();
+        http::read_reply(&mut stream).expect_ok();
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
@@ -16,13 +18,70 @@ use crate::http::{self, Reply};
 pub(crate) const RAM_SECTORS: u64 = 8192;
 /// Bytes in a sector.
 pub(crate) const SECTOR: usize = 512;
-/// How long to wait for something that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for something that must come: far above what a loaded machine needs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until something is so, and fails the test if it never is.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "this never happened: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process that serves. Its log is read all the time: a pipe that nobody reads would hold it up.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Process {
+    fn new(mut child: Child) -> Process {
+        let (log, mut stderr) = (Arc::new(Mutex::new(String::new())), child.stderr.take().unwrap());
+        let into = log.clone();
+        let reader = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = stderr.read(&mut bytes) {
+                into.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+        });
+        Process { child, log, reader: Some(reader) }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for its end; its exit status and all of its log.
+    pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.reader.take().into_iter().for_each(|reader| reader.join().unwrap());
+                return (status, self.log());
+            }
+            assert!(Instant::now() < until, "the daemon does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// A daemon that runs.
 pub(crate) struct Daemon {
     pub(crate) folder: TempDir,
-    child: Child,
+    process: Process,
 }
 
 impl Daemon {
@@ -32,25 +91,25 @@ impl Daemon {
         for ram in 0..4 {
             make_disk(&folder.path().join(format!("ram{ram}")), RAM_SECTORS);
         }
-        Daemon { child: spawn(folder.path(), &[]), folder }
+        Daemon { process: spawn(folder.path(), &[]), folder }
     }
 
     /// Again, after it was killed.
     pub(crate) fn start_again(&mut self) {
-        self.child = spawn(self.folder.path(), &[]);
+        self.process = spawn(self.folder.path(), &[]);
     }
 
     /// In an empty folder, with further options.
     pub(crate) fn start_with(options: &[&str]) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
-        Daemon { child: spawn(folder.path(), options), folder }
+        Daemon { process: spawn(folder.path(), options), folder }
     }
 
     /// Again in the same folder, after the daemon there has ended.
     pub(crate) fn restart(mut self) -> Daemon {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
         drop(self);
-        Daemon { child: spawn(folder.path(), &[]), folder }
+        Daemon { process: spawn(folder.path(), &[]), folder }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -62,7 +121,7 @@ impl Daemon {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.child.id()
     }
 
     /// A request to the control socket.
@@ -132,8 +191,8 @@ impl Daemon {
 
     /// Kills the daemon as a power cut would.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.child.kill().unwrap();
+        self.process.child.wait().unwrap();
     }
 
     /// Asks the daemon to end.
@@ -141,26 +200,15 @@ impl Daemon {
         signal(self.pid(), "TERM");
     }
 
+    /// What the daemon has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// Waits for the daemon's end; its exit status and its log.
     pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                let mut log = String::new();
-                self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-                return (status.code(), log);
-            }
-            assert!(Instant::now() < until, "the daemon does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended already, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let (status, log) = self.process.wait();
+        (status.code(), log)
     }
 }
 
@@ -176,21 +224,20 @@ pub(crate) fn signal(pid: u32, name: &str) {
 }
 
 /// Starts a daemon in a folder and waits until it says that it is ready.
-pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Child {
+pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Process {
     let mut child = serve(folder, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut process = Process::new(child);
     for what in ["control socket", "nbd"] {
         match lines.next() {
             Some(Ok(line)) if line.starts_with("ready: ") && line.contains(what) => {}
             other => {
-                let mut log = String::new();
-                let _ = child.kill();
-                let _ = child.stderr.take().unwrap().read_to_string(&mut log);
-                panic!("the daemon says {other:?}\n{log}");
+                let _ = process.child.kill();
+                panic!("the daemon says {other:?}\n{}", process.wait().1);
             }
         }
     }
-    child
+    process
 }
 
 /// The command of a daemon in a folder.

@@ -20,7 +20,7 @@ use blkswitch::nbd_client::NbdClient;
 use blkswitch_io::{Address, Leaf, LeafOptions};
 use serde_json::Value;
 
-use crate::fixture::{Daemon, SECTOR, program, sector_of};
+use crate::fixture::{Daemon, SECTOR, eventually, program, sector_of};
 use crate::golden::{Verdict, check_suite, differs, expand, text};
 
 /// The device that most sessions are about.
@@ -81,6 +81,7 @@ impl Stage {
                 let mut client = self.daemon.nbd(NAME);
                 let errno = errno_name(client.write(0, &[0; SECTOR], false));
                 client.disconnect().unwrap();
+                self.until_closed();
                 differs("write", errno.as_str(), value.as_str().unwrap())
             }
             "the same I/O later" => differs("later", self.finish(case), value.as_str().unwrap().to_owned()),
@@ -292,14 +293,10 @@ impl Stage {
 
     /// Waits until the daemon has noticed that a client is gone.
     fn until_closed(&self) {
-        for _ in 0..1000 {
+        eventually("a client that is gone counts no more", || {
             let reply = self.daemon.on("GET", blkswitch::protocol::route::DEVICE, NAME, Value::Null);
-            if !reply.is_ok() || reply.json::<blkswitch::protocol::Device>().open_count == 0 {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        panic!("a client that is gone still counts");
+            !reply.is_ok() || reply.json::<blkswitch::protocol::Device>().open_count == 0
+        });
     }
 
     fn messages_at_once(&self, recorded: &Value) -> Verdict {

@@ -1,6 +1,6 @@
 //! A request to the control socket, byte by byte, with the types of the protocol in and out.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use blkswitch::protocol::ErrorBody;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::fixture::Daemon;
 
 /// Longer than anything in a test takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,13 +67,25 @@ pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Repl
 
 /// Writes a request, the only one of its connection.
 pub(crate) fn write_request(stream: &mut UnixStream, method: &str, path: &str, body: &[u8]) {
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    )
-    .unwrap();
+    stream.write_all(&head(method, path, body.len())).unwrap();
     stream.write_all(body).unwrap();
+}
+
+/// The head of a request with so many bytes behind it.
+pub(crate) fn head(method: &str, path: &str, length: usize) -> Vec<u8> {
+    let head = "HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length:";
+    format!("{method} {path} {head} {length}\r\n\r\n").into_bytes()
+}
+
+/// Sends a GET that is not answered soon, about a device. When this returns the daemon is at it: one thread of it drives
+/// all connections in the order in which they came, and has answered a later one.
+pub(crate) fn begin(daemon: &Daemon, device: &str, path: &str) -> UnixStream {
+    let mut stream = connect(&daemon.socket());
+    write_request(&mut stream, "GET", path, &[]);
+    for _ in 0..3 {
+        daemon.describe(device);
+    }
+    stream
 }
 
 /// A connection to the control socket.
@@ -84,12 +98,20 @@ pub(crate) fn connect(socket: &Path) -> UnixStream {
 /// Reads an answer to the end of the connection.
 pub(crate) fn read_reply(stream: &mut UnixStream) -> Reply {
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        // Who answers before he has read everything resets the connection when he closes it, behind his answer. Whether
+        // that is whole is seen below.
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a head has a status");
     let body = &bytes[end + 4..];
     let body = if head.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_vec() };
+    if let Some(length) = head.lines().find_map(|line| line.strip_prefix("content-length:")) {
+        assert_eq!(length.trim().parse(), Ok(body.len()), "an answer that was cut");
+    }
     Reply { status, body }
 }
 

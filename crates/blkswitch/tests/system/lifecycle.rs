@@ -2,14 +2,15 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
 use serde_json::json;
 
-use crate::fixture::{Daemon, SECTOR, serve, signal, spawn};
+use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, serve, signal, spawn};
 
 fn switch_over_rams(daemon: &Daemon) -> String {
     let paths: String =
@@ -56,12 +57,10 @@ fn the_sockets_of_a_daemon_that_was_killed_are_replaced() {
 fn a_folder_is_made_for_the_sockets_and_logs_can_be_json() {
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("a/b");
-    let mut child = spawn(&deep, &["--log-format", "json"]);
-    signal(child.id(), "INT");
-    let output = child.wait().unwrap();
-    assert!(output.success());
-    let mut log = String::new();
-    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut log).unwrap();
+    let mut daemon = spawn(&deep, &["--log-format", "json"]);
+    signal(daemon.child.id(), "INT");
+    let (status, log) = daemon.wait();
+    assert!(status.success(), "{log}");
     assert!(log.lines().count() >= 3, "{log}");
     for line in log.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -72,7 +71,7 @@ fn a_folder_is_made_for_the_sockets_and_logs_can_be_json() {
 #[test]
 fn a_device_is_offered_over_tcp_when_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = spawn(
+    let _daemon = spawn(
         folder.path(),
         &["--nbd", "tcp:127.0.0.1:0", "--nbd", &format!("unix:{}/other nbd", folder.path().display())],
     );
@@ -87,13 +86,12 @@ fn a_device_is_offered_over_tcp_when_asked_for() {
     client.write(512, &[7; 512], true).unwrap();
     let mut other = NbdClient::unix(&folder.path().join("other nbd"), "").unwrap();
     assert_eq!(other.read(512, 512).unwrap(), [7; 512]);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 /// A client that writes round after round to a range of its own: each sector gets the number of its round. Returns
-/// the last round that was written whole and, separately, the last that was flushed, when the daemon goes away.
-fn write_rounds(mut client: NbdClient, first: u64, sectors: u64) -> (u64, u64) {
+/// the last round that was written whole and, separately, the last that was flushed, when the daemon goes away;
+/// `progress` is the latter meanwhile.
+fn write_rounds(mut client: NbdClient, first: u64, sectors: u64, progress: &AtomicU64) -> (u64, u64) {
     let (mut answered, mut flushed) = (0, 0);
     for round in 1u64.. {
         for sector in first..first + sectors {
@@ -108,6 +106,7 @@ fn write_rounds(mut client: NbdClient, first: u64, sectors: u64) -> (u64, u64) {
                 return (answered, flushed);
             }
             flushed = round;
+            progress.store(flushed, Ordering::Release);
         }
     }
     (answered, flushed)
@@ -141,9 +140,13 @@ fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
     let mut daemon = Daemon::start();
     let table = switch_over_rams(&daemon);
     daemon.create("switch", &table).expect_ok();
-    let writers = RANGES.map(|first| {
-        let client = daemon.nbd("switch");
-        thread::spawn(move || write_rounds(client, first, RANGE))
+    let progress: Arc<[AtomicU64; 3]> = Arc::default();
+    let writers = [0, 1, 2].map(|number| {
+        let (client, progress) = (daemon.nbd("switch"), progress.clone());
+        thread::spawn(move || write_rounds(client, RANGES[number], RANGE, &progress[number]))
+    });
+    eventually("every writer has flushed a few rounds", || {
+        progress.iter().all(|flushed| flushed.load(Ordering::Acquire) >= 4)
     });
     thread::sleep(Duration::from_millis(300));
     end(&mut daemon);
@@ -187,34 +190,35 @@ fn sigterm_under_load_ends_in_good_order() {
 fn sigterm_does_not_wait_for_who_waits_for_events() {
     let mut daemon = Daemon::start();
     daemon.create("z", "0 8 zero").expect_ok();
-    let socket = daemon.socket();
-    let poll = thread::spawn(move || {
-        crate::http::request(&socket, "GET", "/v1/devices/z/events?after=0", &serde_json::Value::Null)
-            .json::<blkswitch::protocol::Events>()
-    });
-    thread::sleep(Duration::from_millis(200));
+    let mut poll = crate::http::begin(&daemon, "z", "/v1/devices/z/events?after=0");
     let begun = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait().0, Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(!poll.join().unwrap().changed);
+    // Who does not give up by himself is given up after ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(!crate::http::read_reply(&mut poll).json::<blkswitch::protocol::Events>().changed);
 }
 
 #[test]
 fn a_second_signal_ends_at_once() {
     let mut daemon = Daemon::start();
-    // Reads that take a minute keep the first signal waiting.
-    daemon.create("slow", "0 2048 linear sim:1M,delay=60s 0").expect_ok();
+    // Reads that take minutes keep the first signal waiting.
+    daemon.create("slow", "0 1024 linear sim:1M,delay=300s 0\n1024 8 zero").expect_ok();
     let mut client = daemon.nbd("slow");
     client.send_read(0, SECTOR).unwrap();
-    thread::sleep(Duration::from_millis(100));
-    let begun = Instant::now();
+    // Requests of a connection are begun in order: with the answer to this one, the read is under way.
+    assert_eq!(client.read(1024 * SECTOR as u64, SECTOR).unwrap(), [0; SECTOR]);
     daemon.terminate();
+    // From then on it listens for the second.
+    eventually("the first signal has come", || {
+        daemon.log().contains("stopping: finishing what is under way")
+    });
     thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
     daemon.terminate();
     let (status, log) = daemon.wait();
     assert_eq!(status, Some(130), "{log}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
 }
 
 #[test]

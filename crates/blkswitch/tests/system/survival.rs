@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use blkswitch::load::{Load, LoadOptions, Random, Report};
 
 use self::proxy::{Proxy, Way};
-use crate::fixture::Daemon;
+use crate::fixture::{Daemon, PATIENCE};
 
 /// Sectors of the volume.
 const SECTORS: u64 = 8192;
@@ -24,10 +24,8 @@ const TIMEOUT: u64 = 1;
 /// Seconds between two looks at a path.
 const CHECKER_INTERVAL: u64 = 1;
 /// The longest that a request may wait where a way is always left: silence on both ways one after the other, and the
-/// moments that a busy machine takes to notice.
-const LONGEST: Duration = Duration::from_secs(8);
-/// How long paths may take to be all up again.
-const RECOVERY: Duration = Duration::from_secs(20);
+/// moments that a busy machine takes to notice. What is stuck waits for [`PATIENCE`].
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// How long a scenario lasts, unless `BLKSWITCH_SURVIVAL_SECONDS` says otherwise.
 const SECONDS: u64 = 4;
@@ -81,8 +79,8 @@ impl World {
     }
 
     fn load(&self, seed: u64, errors: bool) -> Load {
-        let patience = Duration::from_secs(40);
-        Load::start(&self.host.path("nbd.sock"), "volume", LoadOptions { clients: 4, seed, errors, patience })
+        let options = LoadOptions { clients: 4, seed, errors, patience: PATIENCE };
+        Load::start(&self.host.path("nbd.sock"), "volume", options)
     }
 
     /// Sends regions somewhere else.
@@ -113,7 +111,7 @@ impl World {
     /// Everything is mended; all paths come up again, by themselves.
     fn recover(&self) {
         self.ways.iter().for_each(|way| way.set(Way::Up));
-        let until = Instant::now() + RECOVERY;
+        let until = Instant::now() + PATIENCE;
         while self.states().values().any(|state| state != "A") {
             assert!(Instant::now() < until, "paths stay failed: {:?}", self.states());
             std::thread::sleep(Duration::from_millis(100));

@@ -34,7 +34,7 @@ const TRANSFER_MAX: u64 = 1 << 30;
 
 /// How long a lock may be held before the file counts as in use: a daemon that was killed holds its files until the
 /// kernel has taken its rings down, a moment after the process is gone.
-const LOCK_TIME: Duration = Duration::from_millis(500);
+const LOCK_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 

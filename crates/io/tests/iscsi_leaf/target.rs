@@ -71,7 +71,7 @@ impl Target {
         let mut tries = 0;
         while !self.admin(&["--mode", "sys", "--op", "show"]) {
             let over = self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().unwrap().is_some());
-            if over || tries > 200 {
+            if over || tries > 1200 {
                 println!("skipped: tgtd does not run here (it needs root)");
                 return false;
             }

@@ -248,13 +248,8 @@ fn a_huge_request_is_split_a_little_at_a_time() {
         bench.queues[0].0.extents(device.id(), offset, sectors * 512 - offset, what, &mut each);
         described
     };
-    let start = std::time::Instant::now();
     let first = describe(&bench, 0);
-    assert!(
-        start.elapsed() < std::time::Duration::from_millis(200),
-        "{first} bytes in {:?}",
-        start.elapsed()
-    );
+    assert!(first < 1 << 30, "{first} bytes of a tebibyte in one go");
     assert!(first > 0 && describe(&bench, first) > 0, "whoever asks on gets on");
     assert_eq!(describe(&bench, sectors * 512 - 1024), 1024);
 }

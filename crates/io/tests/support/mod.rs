@@ -14,7 +14,7 @@ use blkswitch_io::table::region_storage;
 use blkswitch_io::{Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To};
 
 /// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two cores needs.
-pub const HANG: Duration = Duration::from_secs(20);
+pub const HANG: Duration = Duration::from_secs(60);
 
 /// A pool that listens on a unix socket in a temporary folder.
 pub struct World {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
+use crate::daemon::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{
     CreateDevice, Device, DeviceList, ErrorBody, RemoveAll, RemoveQuery, Removed, Rename, route,
@@ -81,6 +81,7 @@ pub async fn remove(
     State(app): State<App>,
     Name(name): Name,
     Params(how): Params<RemoveQuery>,
+    _: NoBody,
 ) -> Result<StatusCode, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse("remove", None))?;

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
+use crate::daemon::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{AttachUblk, DetachQuery, Disk, ErrorBody, route};
 
@@ -39,6 +39,7 @@ pub async fn detach(
     State(app): State<App>,
     Name(name): Name,
     Params(how): Params<DetachQuery>,
+    _: NoBody,
 ) -> Result<StatusCode, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse("detach", None))?;

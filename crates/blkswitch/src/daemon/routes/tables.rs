@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::reply::{Json, Name, Refused, blocking, refuse};
+use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{ErrorBody, LoadTable, Suspend, route};
 
@@ -31,7 +31,7 @@ pub async fn load(
     params(("name" = String, Path, description = "The device")),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
-pub async fn clear(State(app): State<App>, Name(name): Name) -> Result<StatusCode, Refused> {
+pub async fn clear(State(app): State<App>, Name(name): Name, _: NoBody) -> Result<StatusCode, Refused> {
     on_device(app, name, "clear", |_, device| {
         device.clear();
         Ok(())
@@ -63,7 +63,7 @@ pub async fn suspend(
     params(("name" = String, Path, description = "The device")),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
-pub async fn resume(State(app): State<App>, Name(name): Name) -> Result<StatusCode, Refused> {
+pub async fn resume(State(app): State<App>, Name(name): Name, _: NoBody) -> Result<StatusCode, Refused> {
     on_device(app, name, "resume", |app, device| app.devices.resume(device)).await
 }
 

@@ -196,7 +196,9 @@ mod tests {
         let soon = || Instant::now() + Duration::from_millis(50);
         let timed_out = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let place = Place::Unix(path);
-        let mut socket = Socket::connect(&place, Duration::from_secs(1), soon()).unwrap();
+        let later = Instant::now() + Duration::from_secs(60);
+        let mut socket = Socket::connect(&place, Duration::from_secs(1), later).unwrap();
+        socket.set_deadline(soon());
         timed_out(socket.array::<1>().unwrap_err());
         socket.set_deadline(soon());
         timed_out(socket.write_all(&vec![0; 64 << 20]).unwrap_err());
@@ -210,12 +212,12 @@ mod tests {
             assert!(waiting.len() < 10_000);
         };
         timed_out(error);
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 
     #[test]
     fn a_server_that_is_not_there_is_an_error() {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let connect = |place| Socket::connect(&place, Duration::from_secs(1), deadline).err().unwrap();
         assert_eq!(connect(Place::Unix("/no/such/socket".into())).kind(), io::ErrorKind::NotFound);
         assert_eq!(connect(Place::Unix("/".repeat(200).into())).kind(), io::ErrorKind::InvalidInput);
