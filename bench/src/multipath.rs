@@ -17,6 +17,10 @@ use crate::report::{Figure, Rounds};
 
 /// What an answer takes besides its way, in milliseconds.
 const DELAY_MS: u32 = 1;
+/// Threads of a server that is not the limit at the depth of the load.
+const WIDE: u32 = 64;
+/// Threads of a server that is: with the delay, some 4,000 answers a second at most.
+const NARROW: u32 = 4;
 
 /// What may be chosen.
 #[derive(Args)]

@@ -6,22 +6,27 @@
 //! client is the limit.
 
 pub(crate) mod client;
+mod lean;
 mod results;
 mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use self::client::{Load, run};
+use self::lean::Lean;
 use self::results::{Cell, Layer, Results};
 use self::server::{Kind, Server};
 use crate::report::Figure;
 
-/// Of the runs for the cost of the switch layer: long enough for some ten thousand requests.
-const LAYER_SECONDS: f64 = 0.25;
+/// Of the runs for the cost of the switch layer: some 50 ms.
+const LAYER_REQUESTS: u64 = 20_000;
+/// After each, so that the server sleeps and its time is exact.
+const LAYER_PAUSE: Duration = Duration::from_millis(2);
 
 /// What may be chosen.
 #[derive(Args)]
@@ -33,7 +38,7 @@ pub(crate) struct NbdOptions {
     #[arg(long)]
     save: bool,
     /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller than one run's noise
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 50)]
     pairs: usize,
 }
 
@@ -75,19 +80,25 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
     Ok(results.figures())
 }
 
-/// Switch against bare file, in pairs of short runs, each first in every other pair.
+/// Switch against bare file, in pairs of short runs over two connections that stay, each first in every other pair.
 fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
     let server = servers.iter().find(|server| server.kind == Kind::OneFile).context("a server is missing")?;
-    let cost =
-        |device| Ok::<_, anyhow::Error>(run(server, device, &Load::LAYER, LAYER_SECONDS)?.server_cpu_us);
+    let connect = |device| Lean::connect(server.socket(), device, &Load::LAYER);
+    let (mut switch, mut linear) = (connect("switch")?, connect("linear")?);
+    let cost = |client: &mut Lean| {
+        let before = server.threads_cpu_ns()?;
+        client.carry(LAYER_REQUESTS)?;
+        std::thread::sleep(LAYER_PAUSE);
+        Ok::<_, anyhow::Error>((server.threads_cpu_ns()? - before) as f64)
+    };
     let mut cpu_ratios = Vec::with_capacity(pairs);
     for pair in 0..pairs {
         let (with, without) = if pair % 2 == 0 {
-            let with = cost("switch")?;
-            (with, cost("linear")?)
+            let with = cost(&mut switch)?;
+            (with, cost(&mut linear)?)
         } else {
-            let without = cost("linear")?;
-            (cost("switch")?, without)
+            let without = cost(&mut linear)?;
+            (cost(&mut switch)?, without)
         };
         cpu_ratios.push(with / without);
     }

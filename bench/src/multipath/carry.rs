@@ -1,22 +1,26 @@
-//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself and through leaves of ours that lead to it.
+//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself and through leaves of ours that lead to it; and
+//! over one and two servers that serve few at a time, where the servers are the limit.
 
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::DELAY_MS;
 use super::servers::Server;
+use super::{DELAY_MS, NARROW, WIDE};
 use crate::nbd::Scratch;
 use crate::nbd::client::{Load, per_second};
 use crate::report::Figure;
 
 pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<Figure>> {
     let folder = Scratch::new()?;
-    let servers = [Server::nbdkit(&folder.0, "a", DELAY_MS)?, Server::nbdkit(&folder.0, "b", DELAY_MS)?];
+    let server = |name, threads| Server::nbdkit(&folder.0, name, DELAY_MS, threads);
+    let servers = [server("a", WIDE)?, server("b", WIDE)?, server("c", NARROW)?, server("d", NARROW)?];
     let ours = Server::daemon(&folder.0, "ours", blkswitch)?;
-    let [a, b] = [&servers[0], &servers[1]].map(|server| server.leaf(""));
+    let [a, b, c, d] = servers.each_ref().map(|server| server.leaf(""));
     ours.create("one", &format!("linear {a} 0"))?;
     ours.create("two", &format!("multipath 0 0 1 1 service-time 0 2 2 {a} 1 1 {b} 1 1"))?;
+    ours.create("narrow1", &format!("multipath 0 0 1 1 queue-length 0 1 1 {c} 1"))?;
+    ours.create("narrow2", &format!("multipath 0 0 1 1 queue-length 0 2 1 {c} 1 {d} 1"))?;
     ours.create("member", &format!("multipath 0 0 1 1 round-robin 0 1 1 {a} 1"))?;
     ours.create("tiers", "switch 1 128 0 /dev/blkswitch/member 0")?;
     let devices = [
@@ -24,12 +28,14 @@ pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<F
         ("an NBD leaf", ours.server.uri("one")),
         ("a multipath of two servers", ours.server.uri("two")),
         ("two tiers over one server", ours.server.uri("tiers")),
+        ("one server of few threads", ours.server.uri("narrow1")),
+        ("two servers of few threads", ours.server.uri("narrow2")),
     ];
-    let mut runs: [Vec<f64>; 4] = Default::default();
+    let mut runs: [Vec<f64>; 6] = Default::default();
     for round in 0..rounds {
         for place in 0..devices.len() {
             let device = (place + round) % devices.len();
-            runs[device].push(per_second(&devices[device].1, &Load::LAYER, seconds)?);
+            runs[device].push(per_second(&devices[device].1, &Load::PATHS, seconds)?);
         }
     }
     let medians = runs.map(|mut runs| {
@@ -40,8 +46,9 @@ pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<F
     for ((name, _), median) in devices.iter().zip(medians) {
         figures.push(Figure::new(*name, median, "/s"));
     }
-    for ((name, _), median) in devices.iter().zip(medians).skip(1) {
+    for ((name, _), median) in devices.iter().zip(medians).skip(1).take(3) {
         figures.push(Figure::new(format!("{name} / straight"), median / medians[0], "x"));
     }
+    figures.push(Figure::new("two servers / one of few threads", medians[5] / medians[4], "x"));
     Ok(figures)
 }

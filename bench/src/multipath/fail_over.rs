@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use blkswitch::nbd_client::NbdClient;
 
+use super::WIDE;
 use super::servers::Server;
 use crate::nbd::Scratch;
 use crate::report::Figure;
@@ -34,8 +35,8 @@ pub(super) fn run(blkswitch: &Path, short: bool) -> Result<Vec<Figure>> {
 
 fn fail_over(blkswitch: &Path, options: &str, signal: &str) -> Result<Duration> {
     let folder = Scratch::new()?;
-    let first = Server::nbdkit(&folder.0, "a", 0)?;
-    let second = Server::nbdkit(&folder.0, "b", 0)?;
+    let first = Server::nbdkit(&folder.0, "a", 0, WIDE)?;
+    let second = Server::nbdkit(&folder.0, "b", 0, WIDE)?;
     let ours = Server::daemon(&folder.0, "ours", blkswitch)?;
     let [a, b] = [&first, &second].map(|server| server.leaf(options));
     ours.create("disk", &format!("multipath 0 0 2 1 round-robin 0 1 1 {a} 1 round-robin 0 1 1 {b} 1"))?;

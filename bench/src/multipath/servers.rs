@@ -18,11 +18,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// nbdkit with a volume in memory, whose answers take so long.
-    pub(super) fn nbdkit(folder: &Path, name: &str, delay_ms: u32) -> Result<Server> {
+    /// nbdkit with a volume in memory, whose answers take so long, and so many at a time.
+    pub(super) fn nbdkit(folder: &Path, name: &str, delay_ms: u32, threads: u32) -> Result<Server> {
         let socket = folder.join(format!("{name}.sock"));
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--threads", "64", "--unix"]).arg(&socket);
+        command.args(["--foreground", "--threads", &threads.to_string(), "--unix"]).arg(&socket);
         if delay_ms > 0 {
             command.arg("--filter=delay");
         }

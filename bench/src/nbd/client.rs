@@ -1,12 +1,22 @@
-//! The load: fio with its nbd engine, one connection, one job.
+//! The loads, and the client that most of them use: fio with its nbd engine, one connection, one job.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::lean::Lean;
 use super::server::Server;
+
+/// Who makes the load.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Fio,
+    /// Ours, which takes so little time that the servers are the limit ([`Lean`]).
+    Lean,
+}
 
 /// One kind of load.
 #[derive(Clone, Copy)]
@@ -14,24 +24,42 @@ pub(crate) struct Load {
     pub(super) name: &'static str,
     rw: &'static str,
     block_kib: u32,
-    depth: u32,
+    pub(super) depth: u32,
+    client: Client,
 }
 
 impl Load {
     const fn new(name: &'static str, rw: &'static str, block_kib: u32, depth: u32) -> Self {
-        Load { name, rw, block_kib, depth }
+        Load { name, rw, block_kib, depth, client: Client::Fio }
     }
 
-    pub(super) const ALL: [Load; 6] = [
+    const fn lean(name: &'static str, rw: &'static str) -> Self {
+        Load { client: Client::Lean, ..Load::new(name, rw, 4, 32) }
+    }
+
+    pub(super) fn is_write(&self) -> bool {
+        self.rw.ends_with("write")
+    }
+
+    pub(super) fn block_bytes(&self) -> usize {
+        (self.block_kib as usize) << 10
+    }
+
+    pub(super) const ALL: [Load; 8] = [
         Load::new("4 KiB random read, depth 1", "randread", 4, 1),
         Load::new("4 KiB random write, depth 1", "randwrite", 4, 1),
         Load::new("4 KiB random read, depth 32", "randread", 4, 32),
         Load::new("4 KiB random write, depth 32", "randwrite", 4, 32),
+        Load::lean("4 KiB random read, depth 32, a client that batches", "randread"),
+        Load::lean("4 KiB random write, depth 32, a client that batches", "randwrite"),
         Load::new("128 KiB sequential read, depth 8", "read", 128, 8),
         Load::new("128 KiB sequential write, depth 8", "write", 128, 8),
     ];
     /// What the cost of the switch layer is measured with.
-    pub(crate) const LAYER: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
+    pub(super) const LAYER: Load =
+        Load::lean("4 KiB random read, depth 32, a client that batches", "randread");
+    /// What paths of a multipath are measured with.
+    pub(crate) const PATHS: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
 
     fn words(&self) -> Vec<String> {
         [
@@ -44,7 +72,7 @@ impl Load {
 }
 
 /// What one run gave.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Run {
     /// Requests per second.
     pub(super) per_second: f64,
@@ -63,28 +91,42 @@ pub(super) struct Run {
 pub(super) fn run(server: &Server, device: &str, load: &Load, seconds: f64) -> Result<Run> {
     let read_cpu = if server.kind.is_peer() { Server::cpu_ns } else { Server::threads_cpu_ns };
     let before = read_cpu(server)?;
-    let json = fio(&server.uri(device), load, seconds)?;
+    let (requests, run) = match load.client {
+        Client::Fio => fio_run(&server.uri(device), load, seconds)?,
+        Client::Lean => {
+            let mut client = Lean::connect(server.socket(), device, load)?;
+            client.run(Duration::from_secs_f64(seconds))?
+        }
+    };
     let cpu_ns = read_cpu(server)? - before;
+    ensure!(requests > 0.0, "{}: no request was answered", server.kind.name());
+    Ok(Run { server_cpu_us: cpu_ns as f64 / 1e3 / requests, ..run })
+}
+
+/// How many requests fio had answered, and what it says of them.
+fn fio_run(uri: &str, load: &Load, seconds: f64) -> Result<(f64, Run)> {
+    let json = fio(uri, load, seconds)?;
     let job = &json["jobs"][0];
-    let side = if load.rw.ends_with("read") { &job["read"] } else { &job["write"] };
+    ensure!(job["error"] == 0, "fio on {uri}: error {}", job["error"]);
+    let side = if load.is_write() { &job["write"] } else { &job["read"] };
     let number = |value: &Value| value.as_f64().context("fio's JSON has not the expected form");
     let requests = number(&side["total_ios"])?;
-    ensure!(requests > 0.0 && job["error"] == 0, "{}: no request was answered", server.kind.name());
     let client_cpu = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?) / 100.0;
-    Ok(Run {
+    let run = Run {
         per_second: number(&side["iops"])?,
         bytes_per_second: number(&side["bw_bytes"])?,
         p50_us: number(&side["clat_ns"]["percentile"]["50.000000"])? / 1e3,
         p99_us: number(&side["clat_ns"]["percentile"]["99.000000"])? / 1e3,
-        server_cpu_us: cpu_ns as f64 / 1e3 / requests,
         client_cpu_us: client_cpu * number(&job["job_runtime"])? * 1e3 / requests,
-    })
+        server_cpu_us: 0.0,
+    };
+    Ok((requests, run))
 }
 
 /// Requests per second at a URI.
 pub(crate) fn per_second(uri: &str, load: &Load, seconds: f64) -> Result<f64> {
     let json = fio(uri, load, seconds)?;
-    let side = if load.rw.ends_with("read") { "read" } else { "write" };
+    let side = if load.is_write() { "write" } else { "read" };
     json["jobs"][0][side]["iops"].as_f64().context("fio's JSON has not the expected form")
 }
 

@@ -149,8 +149,9 @@ impl Results {
         writeln!(text, "    {}\n", about.command)?;
         writeln!(
             text,
-            "fio's nbd engine, one connection, {} MiB in memory (tmpfs); medians of {} rounds of {} s in which the \
-             servers take turns.\nServer and client time are processor time per request. The blkswitch device is a \
+            "fio's nbd engine, or for \"a client that batches\" one that sends and receives in as large pieces as there \
+             are (bench/src/nbd/lean.rs);\none connection, {} MiB in memory (tmpfs); medians of {} rounds of {} s in \
+             which the servers take turns.\nServer and client time are processor time per request. The blkswitch device is a \
              switch of three paths and regions of 64 KiB,\nor one file behind a linear target.\n",
             DEVICE_BYTES >> 20,
             self.rounds,

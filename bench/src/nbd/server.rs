@@ -160,6 +160,11 @@ impl Server {
         format!("nbd+unix:///{device}?socket={}", self.socket.display())
     }
 
+    /// Where it listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Processor time the server has taken so far, user and system, in nanoseconds: also that of threads that have
     /// ended, as nbdkit's do with their connection. In steps of a clock tick.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
@@ -175,14 +180,16 @@ impl Server {
     /// The same for the threads that live, without the steps: for our own server, whose threads stay.
     pub(super) fn threads_cpu_ns(&self) -> Result<u64> {
         let tasks = format!("/proc/{}/task", self.child.id());
-        let mut sum = 0;
-        for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat")).context("schedstat")?;
-            let ns = text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
-            sum += ns.context("schedstat does not begin with a number")?;
-        }
-        Ok(sum)
+        let tasks = std::fs::read_dir(&tasks).with_context(|| tasks.clone())?;
+        tasks.map(|task| thread_cpu_ns(&task?.path())).sum()
     }
+}
+
+/// Processor time of the thread that `/proc` describes in `folder`, in nanoseconds. Exact while it sleeps.
+pub(super) fn thread_cpu_ns(folder: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(folder.join("schedstat")).context("schedstat")?;
+    let ns = text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
+    ns.context("schedstat does not begin with a number")
 }
 
 impl Drop for Server {

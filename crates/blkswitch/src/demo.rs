@@ -25,7 +25,8 @@ use tokio::sync::oneshot;
 use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::daemon::devices::Devices;
 use crate::daemon::listen::uri_of_device;
-use crate::daemon::{Daemon, Signals, runtime};
+use crate::daemon::stop::Signals;
+use crate::daemon::{Daemon, runtime};
 use crate::nbd_client::NbdClient;
 
 /// Bytes in a region: the documented example's 128 sectors.
@@ -226,6 +227,7 @@ impl Running {
             queues,
             ublk: false,
             abandon_disks: false,
+            leave_disks: false,
             paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },
             log_format: LogFormat::Human,
             log_level: String::new(),

@@ -5,6 +5,7 @@
 //! An older content than that, or anything else, is a failure of verification, whenever it is read.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -20,6 +21,28 @@ const BLOCK: usize = 4096;
 /// One request in so many is a flush.
 const FLUSHES: u32 = 64;
 
+/// Which requests may fail. Another that fails ends its client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Errors {
+    /// None.
+    No,
+    /// Reads and writes of these blocks of 4 KiB.
+    At(Range<usize>),
+    /// All.
+    Anywhere,
+}
+
+impl Errors {
+    /// Whether a request of a block, or a flush, may fail.
+    fn may_be(&self, block: Option<usize>) -> bool {
+        match self {
+            Errors::No => false,
+            Errors::At(blocks) => block.is_some_and(|block| blocks.contains(&block)),
+            Errors::Anywhere => true,
+        }
+    }
+}
+
 /// How a load is to be.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -27,8 +50,8 @@ pub struct LoadOptions {
     pub clients: usize,
     /// Seed of everything random.
     pub seed: u64,
-    /// Whether requests may fail; if not, the first error ends its client.
-    pub errors: bool,
+    /// Which requests may fail.
+    pub errors: Errors,
     /// How long a request may be held back before its client gives up.
     pub patience: Duration,
 }
@@ -167,7 +190,7 @@ impl Client<'_> {
             match self.random.below(FLUSHES) {
                 0 => {
                     let flushed = self.connection.flush();
-                    self.judge(flushed, || "a flush failed".to_owned())?;
+                    self.judge(None, flushed)?;
                 }
                 kind if kind % 2 == 0 => self.write(own)?,
                 _ => self.check(own)?,
@@ -187,14 +210,17 @@ impl Client<'_> {
     }
 
     /// Counts an error of the server, if there may be errors; others end the client.
-    fn judge<T>(&self, answer: io::Result<T>, what: impl Fn() -> String) -> anyhow::Result<Option<T>> {
+    fn judge<T>(&self, block: Option<usize>, answer: io::Result<T>) -> anyhow::Result<Option<T>> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
-            Err(error) if self.shared.options.errors && error.raw_os_error().is_some() => {
+            Err(error) if self.shared.options.errors.may_be(block) && error.raw_os_error().is_some() => {
                 self.shared.failed.fetch_add(1, Relaxed);
                 Ok(None)
             }
-            Err(error) => Err(error).with_context(what),
+            Err(error) => Err(error).with_context(|| match block {
+                Some(block) => format!("a request of block {block} failed"),
+                None => "a flush failed".to_owned(),
+            }),
         }
     }
 
@@ -208,7 +234,7 @@ impl Client<'_> {
         self.versions[own].tried = version;
         let fua = self.random.below(16) == 0;
         let written = self.connection.write((block * BLOCK) as u64, &content(block, version), fua);
-        if self.judge(written, || format!("a write to block {block} failed"))?.is_some() {
+        if self.judge(Some(block), written)?.is_some() {
             self.versions[own].sure = version;
         }
         Ok(())
@@ -217,9 +243,7 @@ impl Client<'_> {
     fn check(&mut self, own: usize) -> anyhow::Result<()> {
         let (block, Versions { sure, tried }) = (self.block(own), self.versions[own]);
         let read = self.connection.read((block * BLOCK) as u64, BLOCK);
-        let Some(read) = self.judge(read, || format!("a read of block {block} failed"))? else {
-            return Ok(());
-        };
+        let Some(read) = self.judge(Some(block), read)? else { return Ok(()) };
         let holds = (sure..=tried).any(|version| read == content(block, version));
         ensure!(holds, "block {block} holds none of its contents {sure} to {tried}: {:x?}", &read[..16]);
         Ok(())

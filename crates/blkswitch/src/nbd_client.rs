@@ -17,7 +17,10 @@ const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
-const SIMPLE_REPLY: u32 = 0x6744_6698;
+/// Bytes of a request before its data.
+const REQUEST_HEADER: usize = 28;
+/// What a simple reply begins with.
+pub const SIMPLE_REPLY: u32 = 0x6744_6698;
 /// The server speaks fixed newstyle, the client answers that it does too, both leave the 124 zeroes out.
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
@@ -33,8 +36,10 @@ const TRANSFER_MAX: usize = 32 << 20;
 /// Without an answer for so long the server counts as dead. Tests for requests that wait set it lower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const CMD_READ: u16 = 0;
-const CMD_WRITE: u16 = 1;
+/// The command that reads.
+pub const CMD_READ: u16 = 0;
+/// The command that writes.
+pub const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const CMD_TRIM: u16 = 4;
@@ -72,7 +77,13 @@ pub struct NbdClient {
 impl NbdClient {
     /// Connects to an export by a unix socket.
     pub fn unix(socket: &Path, export: &str) -> io::Result<NbdClient> {
-        Self::handshake(Box::new(UnixStream::connect(socket)?), export)
+        Self::over(UnixStream::connect(socket)?, export)
+    }
+
+    /// Connects to an export over a stream. Who keeps a clone of it can go on by himself once this has returned: the
+    /// server then speaks simple replies.
+    pub fn over(stream: UnixStream, export: &str) -> io::Result<NbdClient> {
+        Self::handshake(Box::new(stream), export)
     }
 
     /// Connects to an export by TCP.
@@ -145,13 +156,8 @@ impl NbdClient {
 
     fn send(&mut self, command: u16, flags: u16, offset: u64, length: u32, data: &[u8]) -> io::Result<()> {
         self.cookie += 1;
-        let mut message = Vec::with_capacity(28 + data.len());
-        message.extend_from_slice(&REQUEST.to_be_bytes());
-        message.extend_from_slice(&flags.to_be_bytes());
-        message.extend_from_slice(&command.to_be_bytes());
-        message.extend_from_slice(&self.cookie.to_be_bytes());
-        message.extend_from_slice(&offset.to_be_bytes());
-        message.extend_from_slice(&length.to_be_bytes());
+        let mut message = Vec::with_capacity(REQUEST_HEADER + data.len());
+        put_request(&mut message, command, flags, self.cookie, offset, length);
         message.extend_from_slice(data);
         self.stream.write_all(&message)
     }
@@ -234,6 +240,16 @@ impl NbdClient {
         }
         Ok(false)
     }
+}
+
+/// Appends the header of a request; what is written follows it.
+pub fn put_request(out: &mut Vec<u8>, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
+    out.extend_from_slice(&REQUEST.to_be_bytes());
+    out.extend_from_slice(&flags.to_be_bytes());
+    out.extend_from_slice(&command.to_be_bytes());
+    out.extend_from_slice(&cookie.to_be_bytes());
+    out.extend_from_slice(&offset.to_be_bytes());
+    out.extend_from_slice(&length.to_be_bytes());
 }
 
 fn transfer_length(length: usize) -> io::Result<u32> {

@@ -490,6 +490,11 @@ impl Pool {
         self.ublk.node(device)
     }
 
+    /// Who uses the disk that a device is, in words for people; nothing if nobody does, or it is none. May block.
+    pub fn ublk_user(&self, device: &Device) -> Option<String> {
+        self.ublk.user(device)
+    }
+
     /// Puts a device behind a disk that a dead server has left ([`ublk::leftovers`]): its requests go on.
     pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
         self.ublk.recover(device, id, &self.mailboxes)

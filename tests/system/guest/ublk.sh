@@ -1,7 +1,7 @@
 #!/bin/bash
-# In the guest: devices of the daemon as disks. What is refused without a driver; a file system; messages, suspends and
-# reloads under a verifying load; ten deaths of the daemon under it, each after a remap that was acknowledged; devices
-# on devices; what happens to disks that cannot be taken over.
+# In the guest: devices of the daemon as disks. What is refused without a driver; a file system; signals to stop while a disk
+# is in use; messages, suspends and reloads under a verifying load; ten deaths of the daemon under it, each after a remap
+# that was acknowledged; devices on devices; what happens to disks that cannot be taken over.
 set -euo pipefail
 blkswitch=$1
 cd "$(mktemp -d)"
@@ -47,8 +47,40 @@ sync
 text=$(bs detach disk 2>&1) && fail "detached what is mounted"
 has "$text" "/dev/ublkb0 is in use"
 text=$(bs remove disk 2>&1) && fail "removed what is mounted"
+echo "refusing to stop"
+# Who would be left waiting is asked twice, mounted or merely open; a signal that comes twice at once is one.
+refused() {
+    local seen
+    seen=$(grep -c "is refused, for disks are in use" daemon.log || true)
+    kill "$@" $daemon
+    kill "$@" $daemon
+    for _ in $(seq 200); do
+        [ "$(grep -c "is refused, for disks are in use" daemon.log || true)" -gt "$seen" ] && return
+        sleep 0.05
+    done
+    fail "not refused"
+}
+refused -INT
+has "$(tail -n 1 daemon.log)" "SIGINT is refused, for disks are in use: 'disk' (/dev/ublkb0: it is mounted or another device stands on it)"
+sleep 1
+kill -0 $daemon || fail "stopped by a signal that nobody can have meant"
+dd if=/dev/zero of=mnt/zeroes bs=64k count=4 oflag=direct status=none
 umount mnt
+sleep 10 # the time in which it could have been confirmed
+exec 9</dev/ublkb0
+refused -TERM
+has "$(tail -n 1 daemon.log)" "SIGTERM is refused, for disks are in use: 'disk' (/dev/ublkb0: process $$ (ublk.sh) has it open)"
+sleep 1
+kill -INT $daemon
+wait $daemon || fail "a signal given twice: status $?"
+[ -e /dev/ublkb0 ] || fail "the disk is gone"
+serve 9<&-
+exec 9<&-
 fsck.ext4 -f -n /dev/blkswitch/disk >/dev/null 2>&1
+# Nobody uses it: it waits for the next.
+kill $daemon
+wait $daemon || fail "status $?"
+serve
 bs rename disk other
 [ "$(readlink /dev/blkswitch/other)" = /dev/ublkb0 ] && [ ! -e /dev/blkswitch/disk ] || fail "rename"
 bs detach other
@@ -91,9 +123,10 @@ for round in $(seq 10); do
     remap
     map=$(bs map export disk | cksum)
     start=$(date +%s%N)
-    if [ "$round" = 5 ]; then kill $daemon; wait $daemon || true; else die; fi
+    # The fifth is an upgrade in place.
+    if [ "$round" = 5 ]; then kill $daemon; wait $daemon; else die; fi
     kill -0 $load || fail "fio in round $round: $(cat fio.log)"
-    serve
+    serve --leave-disks
     echo "round $round: $((($(date +%s%N) - start) / 1000000)) ms without a daemon"
     [ "$(bs map export disk | cksum)" = "$map" ] || fail "round $round: acknowledged remaps are lost"
     has "$(bs info disk)" "/dev/ublkb0"

@@ -43,7 +43,8 @@ Usage: cargo xtask vm [OPTION]... SCRIPT [ARGUMENT]...
 Boots a stock Debian kernel in QEMU, runs SCRIPT in it as root in this folder, prints what it prints and exits
 with its status (124: time ran out, 125: the guest's kernel crashed).
 
-  --kernel 6.12|6.1   which kernel (6.12)
+  --kernel 6.12|6.1|newest
+                      which kernel (6.12)
   --icount            one processor whose clock counts instructions: 1 ns of guest time is 1 instruction
   --cpus N            processors (2)
   --memory MIB        memory (1024)

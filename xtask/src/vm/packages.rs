@@ -24,6 +24,8 @@ pub(crate) enum Kernel {
     /// Debian 12's backport of Debian 13's: the reference.
     #[default]
     V6_12,
+    /// The newest that Debian has for its stable release, whatever that is today.
+    Newest,
 }
 
 impl Kernel {
@@ -31,7 +33,13 @@ impl Kernel {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::Newest => "newest",
         }
+    }
+
+    /// What its release begins with, if that is known.
+    fn begin(self) -> &'static str {
+        if self == Self::Newest { "" } else { self.name() }
     }
 
     /// Where its packages are: the suite that has the kernel comes first.
@@ -39,6 +47,7 @@ impl Kernel {
         match self {
             Self::V6_1 => &["bookworm"],
             Self::V6_12 => &["bookworm-backports", "bookworm"],
+            Self::Newest => &["trixie-backports", "trixie"],
         }
     }
 }
@@ -46,9 +55,9 @@ impl Kernel {
 impl FromStr for Kernel {
     type Err = anyhow::Error;
     fn from_str(word: &str) -> Result<Self> {
-        let all = [Self::V6_12, Self::V6_1];
+        let all = [Self::V6_12, Self::V6_1, Self::Newest];
         let found = all.into_iter().find(|kernel| kernel.name() == word);
-        found.ok_or_else(|| anyhow!("unknown kernel '{word}': 6.12 or 6.1"))
+        found.ok_or_else(|| anyhow!("unknown kernel '{word}': 6.12, 6.1 or newest"))
     }
 }
 
@@ -120,19 +129,22 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
         .iter()
         .find_map(|name| name.strip_prefix("linux-headers-").map(str::to_owned))
         .context("linux-headers-amd64 names no headers")?;
-    ensure!(release.starts_with(kernel.name()), "the mirror has {release} where {kernel} was wanted");
-    let headers = format!("linux-headers-{release}");
-    let mut names = vec!["busybox-static".to_owned(), format!("linux-image-{release}"), headers.clone()];
-    let parts = apt.depends(&headers)?;
-    names.extend(
-        parts.into_iter().filter(|name| name.ends_with("-common") || name.starts_with("linux-kbuild-")),
-    );
+    ensure!(release.starts_with(kernel.begin()), "the mirror has {release} where {kernel} was wanted");
+    let (image, headers) = (format!("linux-image-{release}"), format!("linux-headers-{release}"));
+    let mut names = vec!["busybox-static".to_owned(), image.clone(), headers.clone()];
+    // Newer images are a name for two other packages.
+    let parts = ["linux-binary-", "linux-modules-", "linux-kbuild-"];
+    let depends = [apt.depends(&image)?, apt.depends(&headers)?].concat();
+    let is_part =
+        |name: &String| name.ends_with("-common") || parts.iter().any(|part| name.starts_with(part));
+    names.extend(depends.into_iter().filter(is_part));
     for package in apt.download(&names)? {
         run(Command::new("dpkg").arg("-x").arg(package).arg(root))?;
     }
     fs::remove_dir_all(&apt.folder)?;
     fs::write(root.join("release"), &release)?;
     let tree = Tree { root: root.to_owned(), release };
+    name_as_before(&tree)?;
     extract_vmlinux(&tree)?;
     relocate_headers(&tree)?;
     index_modules(&tree)
@@ -168,7 +180,7 @@ impl Apt {
             // The lists of translations are not worth fetching.
             "Acquire::Languages=none".to_owned(),
         ];
-        if kernel == Kernel::V6_12 {
+        if kernel.suites()[0].ends_with("-backports") {
             // apt takes nothing from backports unless told to.
             options.push(format!("APT::Default-Release={}", kernel.suites()[0]));
         }
@@ -219,9 +231,28 @@ fn mirror(suffix: &str) -> Result<String> {
     )
 }
 
+/// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the places they had.
+fn name_as_before(tree: &Tree) -> Result<()> {
+    for name in ["bin", "lib"] {
+        if !tree.root.join(name).exists() {
+            std::os::unix::fs::symlink(format!("usr/{name}"), tree.root.join(name))?;
+        }
+    }
+    let image = tree.modules().join("vmlinuz");
+    if image.exists() {
+        fs::create_dir_all(tree.root.join("boot"))?;
+        fs::rename(image, bzimage(tree))?;
+    }
+    Ok(())
+}
+
+fn bzimage(tree: &Tree) -> PathBuf {
+    tree.root.join("boot").join(format!("vmlinuz-{}", tree.release))
+}
+
 /// Takes the ELF file out of the bzImage (Documentation/arch/x86/boot.rst: the payload fields of the setup header).
 fn extract_vmlinux(tree: &Tree) -> Result<()> {
-    let path = tree.root.join("boot").join(format!("vmlinuz-{}", tree.release));
+    let path = bzimage(tree);
     let image = fs::read(&path)?;
     let field = |at: usize| -> Result<usize> {
         let bytes = image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());

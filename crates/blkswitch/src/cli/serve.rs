@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 /// Devices are made and changed through its control socket, by the other verbs, and offered over NBD. It ends with
 /// SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once. Disks (attach) outlive it however it
 /// ends: their I/O waits until serve runs again and takes them over with their tables and maps. To end them too,
-/// remove_all before.
+/// remove_all before. While a disk is in use a signal is refused, and must be given again within 10 seconds.
 #[derive(Debug, Clone, Args)]
 pub struct ServeOptions {
     /// Control socket; filled in from the switch that all verbs share.
@@ -33,6 +33,9 @@ pub struct ServeOptions {
     /// Do not take over the disks that a daemon has left behind: let their requests fail, and forget them
     #[arg(long)]
     pub abandon_disks: bool,
+    /// End with the first signal also while disks are in use: for service managers, which start it again
+    #[arg(long)]
+    pub leave_disks: bool,
     /// What is done about paths of multipath devices.
     #[command(flatten)]
     pub paths: PathOptions,

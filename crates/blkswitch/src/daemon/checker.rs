@@ -1,13 +1,16 @@
 //! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices, reinstates those
 //! that answer and fails those that do not, goes back to a better group, and ends queueing when no path came back.
 //!
-//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here are the clock and the threads. A probe
-//! blocks a thread of its own and changes the path's state itself, under the message lock, if the table it was started
-//! for is still live.
+//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here is the clock, and in [`probes`] are the
+//! threads that wait for answers. What a probe finds out changes the path's state under the message lock, if the table
+//! it was started for is still live.
 //!
 //! Contract: one task per daemon; what it knows of a device is forgotten when the device has another table.
 
+mod probes;
+
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,16 +18,13 @@ use blkswitch_core::multipath::checker::{
     Failback, FailbackTimer, Intervals, NoPathRetry, NoPathTimer, Probe,
 };
 use blkswitch_io::table::PathGroups;
-use blkswitch_io::{Device, Leaf, Table};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use blkswitch_io::{Device, Table};
+use tokio::sync::{Notify, mpsc};
 
+use self::probes::Probes;
 use super::devices::Devices;
 use crate::cli::PathOptions;
 
-/// How long a path may take to answer a probe.
-const PROBE_TIME: Duration = Duration::from_secs(10);
-/// Probes at a time: each blocks a thread. A host has a few hundred paths at most, and most answer at once.
-const PROBES_MAX: usize = 64;
 /// The longest interval of probes in units of the first, as multipathd's polling_interval and max_polling_interval are.
 const BACKOFF: u32 = 4;
 /// How often is looked at least for devices that are new.
@@ -77,7 +77,7 @@ struct Checker {
     policy: Policy,
     watched: HashMap<u32, Watched>,
     ended: mpsc::UnboundedSender<Probed>,
-    places: Arc<Semaphore>,
+    probes: Arc<Probes>,
     epoch: Instant,
 }
 
@@ -89,7 +89,7 @@ pub async fn run(devices: Arc<Devices>, options: PathOptions, changed: Arc<Notif
         policy: Policy::new(&options),
         watched: HashMap::new(),
         ended,
-        places: Arc::new(Semaphore::new(PROBES_MAX)),
+        probes: Probes::new(),
         epoch: Instant::now(),
     };
     loop {
@@ -146,7 +146,7 @@ impl Checker {
                 }
                 if path.since_ns.is_none() && path.probe.due_ns() <= now_ns {
                     path.since_ns = Some(now_ns);
-                    start_probe(device, table, number, self.ended.clone(), self.places.clone());
+                    start_probe(device, table, number, self.ended.clone(), self.probes.clone());
                 }
                 due_ns = due_ns.min(if path.since_ns.is_some() { u64::MAX } else { path.probe.due_ns() });
             }
@@ -234,32 +234,32 @@ fn change_now(
     }
 }
 
-/// Probes a path on a thread of its own and changes its state.
+/// Probes a path and changes its state.
 fn start_probe(
     device: &Arc<Device>,
     table: &Arc<Table>,
     number: u32,
     ended: mpsc::UnboundedSender<Probed>,
-    places: Arc<Semaphore>,
+    probes: Arc<Probes>,
 ) {
     let (device, table) = (device.clone(), table.clone());
     tokio::spawn(async move {
-        let _place = places.acquire_owned().await;
-        let id = device.id();
-        let weak = Arc::downgrade(&table);
-        let probed = tokio::task::spawn_blocking(move || probe(&device, &table, number));
-        // A probe that panics has said nothing; the path is probed again.
-        let _ = probed.await;
+        let (id, weak) = (device.id(), Arc::downgrade(&table));
+        let to = table.multipath().and_then(|(_, paths)| paths.get(number as usize));
+        if let Some(leaf) = to.and_then(|to| table.leaf_of(*to)) {
+            let probed = probes.probe(leaf, |leaf, time| leaf.engine().probe(time)).await;
+            if let Some(answer) = probed {
+                // Where blocking is allowed. A change that panics has changed nothing; the path is probed again.
+                let _ = tokio::task::spawn_blocking(move || judge(&device, &table, number, &answer)).await;
+            }
+        }
         let _ = ended.send((id, weak, number));
     });
 }
 
-fn probe(device: &Device, table: &Arc<Table>, number: u32) {
-    let to = table.multipath().and_then(|(_, paths)| paths.get(number as usize));
-    let Some(leaf): Option<&Arc<Leaf>> = to.and_then(|to| table.leaf_of(*to)) else { return };
-    let answer = leaf.engine().probe(PROBE_TIME);
-    if let Err(error) = &answer {
-        tracing::debug!(device = %device.name(), path = leaf.name(), %error, "a path does not answer");
+fn judge(device: &Device, table: &Arc<Table>, number: u32, answer: &io::Result<()>) {
+    if let Err(error) = answer {
+        tracing::debug!(device = %device.name(), path = number, %error, "a path does not answer");
     }
     change_now(device, table, |groups, mut on| {
         if answer.is_ok() {

@@ -223,6 +223,15 @@ impl Devices {
         Ok(())
     }
 
+    /// The disks that somebody uses, each a phrase that says who. May block.
+    pub fn disks_in_use(&self) -> Vec<String> {
+        let used = |device: Arc<Device>| {
+            let (node, user) = (self.pool().ublk_node(&device)?, self.pool().ublk_user(&device)?);
+            Some(format!("'{}' ({}: {user})", device.name(), node.path()))
+        };
+        self.list().into_iter().filter_map(used).collect()
+    }
+
     /// Before the end: the disks are left to the next daemon, their requests wait.
     pub fn leave_disks(&self) {
         let disks = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();

@@ -9,12 +9,11 @@
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`checker`] | the paths of multipath devices are looked after |
 //! | [`monitor`] | what happens, for who watches |
-//! | [`listen`] | sockets |
+//! | [`listen`], [`stop`] | sockets, signals |
 //! | [`failure`] | why something was refused |
 //!
-//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended it: nothing new is
-//! accepted, requests in flight are finished and answered, every leaf is flushed, the sockets' files are gone. A
-//! second signal ends the process at once.
+//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended it ([`stop`]): nothing
+//! new is accepted, requests in flight are finished and answered, every leaf is flushed, the sockets' files are gone.
 
 pub mod build;
 pub mod checker;
@@ -32,6 +31,7 @@ pub mod reply;
 pub mod routes;
 pub mod server;
 pub mod state;
+pub mod stop;
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
@@ -41,7 +41,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use blkswitch_io::{Pool, PoolOptions};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -50,6 +49,7 @@ use self::listen::SocketFile;
 use self::monitor::Monitor;
 use self::server::{App, router};
 use self::state::Folder;
+use self::stop::Signals;
 use crate::cli::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::protocol::AttachUblk;
 
@@ -69,7 +69,8 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         let daemon = Daemon::start(&options)?;
         announce(&options, &daemon);
-        daemon.run(async move { signals.first().await }).await
+        let devices = (!options.leave_disks).then(|| daemon.devices().clone());
+        daemon.run(async move { signals.agreed(devices).await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
     stopped
@@ -194,46 +195,6 @@ fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
     }
     options.nbd.clone()
 }
-
-/// SIGTERM and SIGINT.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on the signals do not end the process by themselves.
-    pub fn new() -> anyhow::Result<Signals> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Waits for the first; from then on a second one ends the process at once.
-    pub async fn first(&mut self) {
-        let name = self.next().await;
-        tracing::info!(signal = name, "a second signal ends at once");
-        if let Ok(mut second) = Signals::new() {
-            tokio::spawn(async move {
-                let name = second.next().await;
-                tracing::warn!(signal = name, "ended at once: what was in flight may be lost");
-                std::process::exit(EXIT_AT_ONCE);
-            });
-        }
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-/// Exit status of a daemon that did not stop in good order.
-const EXIT_AT_ONCE: i32 = 130;
 
 /// Logs go to standard error.
 fn init_log(options: &ServeOptions) -> anyhow::Result<()> {

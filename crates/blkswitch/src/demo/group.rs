@@ -26,7 +26,7 @@ use self::member::Member;
 use self::watch::{Sample, Watch};
 use super::{Folder, Running, quiet, say, verb};
 use crate::cli::GroupOptions;
-use crate::load::{Load, LoadOptions};
+use crate::load::{Errors, Load, LoadOptions};
 use crate::nbd_client::NbdClient;
 
 /// Sectors of the volume: 64 MiB.
@@ -51,7 +51,7 @@ const LOOKS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Clients of the host's device. No request may fail, whatever happens to the group.
 const LOAD: LoadOptions =
-    LoadOptions { clients: 8, seed: SEED, errors: false, patience: Duration::from_secs(60) };
+    LoadOptions { clients: 8, seed: SEED, errors: Errors::No, patience: Duration::from_secs(60) };
 /// Seconds without an answer after which the host takes a path for lost.
 const PATH_TIMEOUT: u64 = 1;
 

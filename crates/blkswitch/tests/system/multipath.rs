@@ -9,7 +9,7 @@ use blkswitch::nbd_client::NbdClient;
 use blkswitch::protocol::{MonitorEvent, route};
 use serde_json::Value;
 
-use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually};
+use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of};
 
 const QUICK: [&str; 2] = ["--path-checker-interval", "0.1"];
 /// A request that is not answered after this long waits for something.
@@ -266,6 +266,69 @@ fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
     // Known to be one volume, or not known at all.
     daemon.create("x", &group("sim:1M,name=x,path=a sim:1M,name=x,path=b")).expect_ok();
     daemon.create("y", &group("mem:1M null:1M")).expect_ok();
+}
+
+/// A path to an export of another daemon.
+fn nbd_path(daemon: &Daemon, export: &str) -> String {
+    format!("nbd+unix:///{export}?socket={}&timeout=10", daemon.path("nbd.sock").display())
+}
+
+/// Size and name of an NBD export are compared: when a table is loaded, when a path comes that was down then, and when
+/// one comes back. Whatever else is there is neither read nor written.
+#[test]
+fn an_export_of_another_size_or_name_is_no_path() {
+    let (host, near, mut far) = (Daemon::start_with(&QUICK), Daemon::start(), Daemon::start());
+    let volume = |daemon: &Daemon, name: &str, sectors: u64| {
+        let table = format!("0 {sectors} linear {} 0", daemon.path("ram0").display());
+        daemon.create(name, &table).expect_ok();
+    };
+    let (first, second) = (nbd_path(&far, "volume"), nbd_path(&near, "volume"));
+    let group = |first: &str| {
+        format!("0 2048 multipath 0 0 2 1 round-robin 0 1 0 {first} round-robin 0 1 0 {second}")
+    };
+    let is_up = || {
+        let text = String::from_utf8(host.run(&["status", "volume"]).stdout).unwrap();
+        assert_ne!(text.contains(&format!("{first} A ")), text.contains(&format!("{first} F ")), "{text}");
+        text.contains(&format!("{first} A "))
+    };
+    let refused = |table: &str, reason: &str| {
+        let error = host.create("refused", table).error();
+        assert!(error.errno.name() == "EINVAL" && error.reason.contains(reason), "{error:?}");
+    };
+    volume(&near, "volume", 2048);
+    volume(&far, "volume", 4096);
+    volume(&far, "other", 2048);
+    refused(&group(&first), "one size");
+    refused(&group(&nbd_path(&far, "other")), "not to one");
+
+    // Down at first, then there as another volume.
+    far.kill();
+    host.create("volume", &group(&first)).expect_ok();
+    let mut client = host.nbd("volume");
+    far.start_again();
+    volume(&far, "volume", 4096);
+    let mut stays_away = |byte: u8| {
+        std::thread::sleep(3 * BLOCKED);
+        client.write(0, &[byte; SECTOR], false).unwrap();
+        assert_eq!(client.read(0, SECTOR).unwrap(), [byte; SECTOR]);
+        assert!(!is_up());
+    };
+    stays_away(1);
+    far.remove("volume");
+    volume(&far, "volume", 2048);
+    eventually("the volume is there", is_up);
+
+    // It was there, and comes back as another.
+    far.kill();
+    eventually("it is gone", || !is_up());
+    far.start_again();
+    volume(&far, "volume", 4096);
+    stays_away(2);
+    let theirs = std::fs::read(far.path("ram0")).unwrap();
+    assert_eq!(theirs[..SECTOR], sector_of("ram0", 0), "nothing was written to it");
+    far.remove("volume");
+    volume(&far, "volume", 2048);
+    eventually("the volume is there again", is_up);
 }
 
 #[test]

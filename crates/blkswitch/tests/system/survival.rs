@@ -2,18 +2,27 @@
 //!
 //! A host with a switch device over two multipath devices, each with two ways to the same volume of one server, as the
 //! members of a storage group all lead to the whole volume. So every region may go any way at any time, and a load on
-//! top finds out whether a request was lost, done twice, torn or sent elsewhere. Everything random comes from the seed;
-//! a failure prints the command that runs the same again (times on a machine differ, so it may not fail again).
+//! top finds out whether a request was lost, done twice, torn or sent elsewhere. In every scenario regions move all the
+//! time, and a disturber suspends, reloads and resumes both tiers. Everything random comes from the seed; a failure
+//! prints the command that runs the same again (times on a machine differ, so it may not fail again).
 
+mod disturber;
 mod proxy;
+mod replies;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blkswitch::load::{Load, LoadOptions, Random, Report};
+use blkswitch::load::{Errors, Load, LoadOptions, Random, Report};
 
+use blkswitch::protocol::route;
+use serde_json::json;
+
+use self::disturber::{Disturbed, Disturber};
 use self::proxy::{Proxy, Way};
-use crate::fixture::{Daemon, PATIENCE};
+use crate::fixture::{Daemon, PATIENCE, signal};
 
 /// Sectors of the volume.
 const SECTORS: u64 = 8192;
@@ -23,32 +32,59 @@ const REGION_SECTORS: u64 = 64;
 const TIMEOUT: u64 = 1;
 /// Seconds between two looks at a path.
 const CHECKER_INTERVAL: u64 = 1;
-/// The longest that a request may wait where a way is always left: silence on both ways one after the other, and the
-/// moments that a busy machine takes to notice. What is stuck waits for [`PATIENCE`].
+/// The longest that a request may wait where a way is always left: silence on both ways one after the other, the same
+/// before it at a gate that closes over it, and the moments that a busy machine takes to notice.
 const LONGEST: Duration = Duration::from_secs(20);
+/// Blocks of 4 KiB that the server cannot read or write at times: some regions, not the one that probes read.
+const BAD_BLOCKS: Range<usize> = 256..288;
+/// Sectors of a block.
+const BLOCK_SECTORS: usize = 8;
+
+/// What a client of the host is told.
+const EIO: i32 = 5;
 
 /// How long a scenario lasts, unless `BLKSWITCH_SURVIVAL_SECONDS` says otherwise.
 const SECONDS: u64 = 4;
 
+/// What a scenario is like.
+struct Scenario {
+    name: &'static str,
+    queueing: bool,
+    errors: Errors,
+    /// Seconds after which a way that does not answer is taken for lost.
+    timeout: u64,
+}
+
+impl Scenario {
+    /// Nothing may fail.
+    fn new(name: &'static str) -> Scenario {
+        Scenario { name, queueing: true, errors: Errors::No, timeout: TIMEOUT }
+    }
+}
+
 struct World {
     server: Daemon,
-    host: Daemon,
+    host: Arc<Daemon>,
     ways: Vec<Proxy>,
     random: Random,
     queueing: bool,
+    timeout: u64,
+    /// The server's disk has bad blocks.
+    bad: bool,
 }
 
 impl World {
-    fn new(seed: u64, queueing: bool) -> World {
+    fn new(seed: u64, scenario: &Scenario) -> World {
         let server = Daemon::start();
         std::fs::write(server.path("volume"), vec![0; SECTORS as usize * 512]).unwrap();
-        let table = format!("0 {SECTORS} linear {} 0", server.path("volume").display());
-        server.create("volume", &table).expect_ok();
         let interval = CHECKER_INTERVAL.to_string();
-        let host = Daemon::start_with(&["--path-checker-interval", &interval, "--failback", "immediate"]);
+        let options = ["--path-checker-interval", &interval, "--failback", "immediate"];
+        let host = Arc::new(Daemon::start_with(&options));
         let way = |number| Proxy::start(host.path(&format!("way{number}.sock")), server.path("nbd.sock"));
         let ways: Vec<Proxy> = (0..4).map(way).collect();
-        let world = World { server, host, ways, random: Random(seed), queueing };
+        let Scenario { queueing, timeout, .. } = *scenario;
+        let world = World { server, host, ways, random: Random(seed), queueing, timeout, bad: false };
+        world.server.create("volume", &world.server_table(false)).expect_ok();
         for member in 0..2 {
             world.host.create(&format!("member{member}"), &world.member_table(member)).expect_ok();
         }
@@ -56,14 +92,36 @@ impl World {
         world
     }
 
+    /// The whole volume on a file, or with some blocks that cannot be read or written.
+    fn server_table(&self, bad: bool) -> String {
+        let file = self.server.path("volume").display().to_string();
+        if !bad {
+            return format!("0 {SECTORS} linear {file} 0");
+        }
+        let (first, end) = (BAD_BLOCKS.start * BLOCK_SECTORS, BAD_BLOCKS.end * BLOCK_SECTORS);
+        let (len, rest) = (end - first, SECTORS as usize - end);
+        format!("0 {first} linear {file} 0\n{first} {len} error\n{end} {rest} linear {file} {end}")
+    }
+
+    /// The server's disk gets bad blocks, or good ones.
+    fn set_bad(&mut self, bad: bool) {
+        self.bad = bad;
+        let table = self.server_table(bad);
+        self.server.on("PUT", route::TABLE, "volume", json!({ "table": table })).expect_ok();
+        let run = self.server.run(&["resume", "volume"]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+
+    /// The address of a way, as it stands in tables.
+    fn address(&self, way: usize) -> String {
+        let (path, timeout) = (self.ways[way].path().display(), self.timeout);
+        format!("nbd+unix:///volume?socket={path}&timeout={timeout}")
+    }
+
     /// A multipath device over ways 0 and 1, or 2 and 3.
     fn member_table(&self, member: usize) -> String {
-        let way = |number: usize| {
-            let path = self.ways[number].path().display();
-            format!("nbd+unix:///volume?socket={path}&timeout={TIMEOUT}")
-        };
         let features = if self.queueing { "1 queue_if_no_path" } else { "0" };
-        let (first, second) = (way(2 * member), way(2 * member + 1));
+        let (first, second) = (self.address(2 * member), self.address(2 * member + 1));
         match member {
             0 => format!(
                 "0 {SECTORS} multipath {features} 0 2 1 round-robin 0 1 1 {first} 1 round-robin 0 1 1 {second} 1"
@@ -78,9 +136,22 @@ impl World {
         format!("0 {SECTORS} switch 2 {REGION_SECTORS} 0 /dev/blkswitch/member0 0 /dev/blkswitch/member1 0")
     }
 
-    fn load(&self, seed: u64, errors: bool) -> Load {
-        let options = LoadOptions { clients: 4, seed, errors, patience: PATIENCE };
-        Load::start(&self.host.path("nbd.sock"), "volume", options)
+    fn load(&self, seed: u64, errors: Errors) -> Load {
+        Load::start(
+            &self.host.path("nbd.sock"),
+            "volume",
+            LoadOptions { clients: 4, seed, errors, patience: PATIENCE },
+        )
+    }
+
+    fn disturb(&self, seed: u64) -> Disturber {
+        let device = |name: &str, table, may_flush| Disturbed { name: name.to_owned(), table, may_flush };
+        let devices = vec![
+            device("volume", self.switch_table(), true),
+            device("member0", self.member_table(0), false),
+            device("member1", self.member_table(1), false),
+        ];
+        Disturber::start(self.host.clone(), devices, Random(!seed))
     }
 
     /// Sends regions somewhere else.
@@ -93,40 +164,52 @@ impl World {
         self.host.message("volume", 0, words.as_bytes()).expect_ok();
     }
 
-    /// A state of each path as `status` has it, `A` or `F`, of both members.
-    fn states(&self) -> BTreeMap<String, String> {
+    /// Of each path of both members what `status` has: `A` or `F`, and how often it has failed.
+    fn states(&self) -> BTreeMap<String, (String, u64)> {
         let mut states = BTreeMap::new();
         for member in 0..2 {
             let shown = self.host.run(&["status", &format!("member{member}")]);
             let text = String::from_utf8(shown.stdout).unwrap();
             let words: Vec<&str> = text.split_whitespace().collect();
-            for pair in words.windows(2).filter(|pair| pair[0].contains("nbd+unix")) {
-                states.insert(format!("{member} {}", pair[0]), pair[1].to_owned());
+            for path in words.windows(3).filter(|path| path[0].contains("nbd+unix")) {
+                let state = (path[1].to_owned(), path[2].parse().unwrap());
+                states.insert(format!("{member} {}", path[0]), state);
             }
         }
         assert_eq!(states.len(), 4, "{states:?}");
         states
     }
 
+    /// Everything is mended.
+    fn mend(&self) {
+        self.ways.iter().for_each(|way| way.set(Way::Up));
+    }
+
     /// Everything is mended; all paths come up again, by themselves.
     fn recover(&self) {
-        self.ways.iter().for_each(|way| way.set(Way::Up));
+        self.mend();
         let until = Instant::now() + PATIENCE;
-        while self.states().values().any(|state| state != "A") {
+        while self.states().values().any(|(state, _)| state != "A") {
             assert!(Instant::now() < until, "paths stay failed: {:?}", self.states());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
 
-    fn verb(&self, words: &[&str]) {
-        let run = self.host.run(words);
-        assert!(run.status.success(), "{words:?}: {}", String::from_utf8_lossy(&run.stderr));
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whoever still waits for it is to end.
+            self.mend();
+            signal(self.host.pid(), "KILL");
+        }
     }
 }
 
-/// Runs a load while `act` does something about every 150 ms, then mends all and verifies.
+/// Runs a load while `act` does something about every 150 ms and a disturber something else, then mends all and
+/// verifies.
 #[track_caller]
-fn survive(name: &str, queueing: bool, errors: bool, mut act: impl FnMut(&mut World, u32)) -> Report {
+fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report {
     struct Replay<'a>(&'a str, u64);
     impl Drop for Replay<'_> {
         fn drop(&mut self) {
@@ -138,9 +221,11 @@ fn survive(name: &str, queueing: bool, errors: bool, mut act: impl FnMut(&mut Wo
     }
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let seed = number("SEED").unwrap_or_else(|| std::process::id().into());
+    let name = scenario.name;
     let _replay = Replay(name, seed);
-    let mut world = World::new(seed, queueing);
-    let load = world.load(seed, errors);
+    let mut world = World::new(seed, scenario);
+    let load = world.load(seed, scenario.errors.clone());
+    let disturber = world.disturb(seed);
     let end = Instant::now() + Duration::from_secs(number("BLKSWITCH_SURVIVAL_SECONDS").unwrap_or(SECONDS));
     let mut step = 0;
     while Instant::now() < end {
@@ -150,12 +235,21 @@ fn survive(name: &str, queueing: bool, errors: bool, mut act: impl FnMut(&mut Wo
         let pause = 50 + u64::from(world.random.below(200));
         std::thread::sleep(Duration::from_millis(pause));
         assert!(!load.has_failed(), "{:#}", load.verify().unwrap_err());
+        assert!(!disturber.has_failed(), "a device could not be suspended, reloaded or resumed");
     }
+    if world.bad {
+        world.set_bad(false);
+    }
+    world.mend();
+    let disturbed = disturber.end();
     world.recover();
     let report = load.verify().unwrap();
-    println!("{name}: {} requests, {} failed, longest wait {:?}", report.done, report.failed, report.longest);
-    assert!(report.done > 0);
-    assert!(errors || report.failed == 0);
+    println!(
+        "{name}: {} requests, {} failed, {disturbed} times suspended, longest wait {:?}",
+        report.done, report.failed, report.longest
+    );
+    assert!(report.done > 0 && disturbed > 0);
+    assert!(scenario.errors != Errors::No || report.failed == 0);
     drop(world);
     report
 }
@@ -171,19 +265,25 @@ fn break_one(world: &mut World, kind: Way) {
 
 #[test]
 fn paths_failed_and_reinstated_by_message() {
-    let report = survive("paths_failed_and_reinstated_by_message", true, false, |world, _| {
+    let mut taken = 0;
+    let report = survive(&Scenario::new("paths_failed_and_reinstated_by_message"), |world, _| {
         let (member, way) = (world.random.below(2), world.random.below(2));
-        let path = world.ways[(2 * member + way) as usize].path().display().to_string();
-        let address = format!("nbd+unix:///volume?socket={path}&timeout={TIMEOUT}");
         let verb = if world.random.below(2) == 0 { "fail_path" } else { "reinstate_path" };
-        world.verb(&["message", &format!("member{member}"), "0", verb, &address]);
+        let address = world.address((2 * member + way) as usize);
+        let run = world.host.run(&["message", &format!("member{member}"), "0", verb, &address]);
+        let said = String::from_utf8_lossy(&run.stderr);
+        // A multipath that is suspended takes no messages.
+        assert!(run.status.success() || said.contains("busy"), "{verb}: {said}");
+        taken += u32::from(run.status.success());
     });
     assert!(report.longest < LONGEST, "{report:?}");
+    assert!(taken > 0);
 }
 
 #[test]
 fn servers_killed() {
-    let report = survive("servers_killed", false, false, |world, step| {
+    let scenario = Scenario { queueing: false, ..Scenario::new("servers_killed") };
+    let report = survive(&scenario, |world, step| {
         // Half of the time all is well: the other way may only be cut when this one is in use again.
         if step % 2 == 0 { break_one(world, Way::Cut) } else { world.recover() }
     });
@@ -192,7 +292,7 @@ fn servers_killed() {
 
 #[test]
 fn servers_that_hang_and_answer_late() {
-    let report = survive("servers_that_hang_and_answer_late", true, false, |world, step| {
+    let report = survive(&Scenario::new("servers_that_hang_and_answer_late"), |world, step| {
         let kinds = [Way::Silent, Way::Slow(30), Way::Silent, Way::Slow(2000)];
         if step % 4 == 0 {
             let kind = kinds[world.random.below(4) as usize];
@@ -204,47 +304,84 @@ fn servers_that_hang_and_answer_late() {
 
 #[test]
 fn answers_cut_in_half() {
-    let report = survive("answers_cut_in_half", true, false, |world, _| break_one(world, Way::Half));
+    let report = survive(&Scenario::new("answers_cut_in_half"), |world, _| break_one(world, Way::Half));
     assert!(report.longest < LONGEST, "{report:?}");
+}
+
+/// Servers that say that they are shutting down: the path fails, the request goes by another, nothing fails.
+#[test]
+fn servers_that_leave_with_an_error() {
+    let mut failures = 0;
+    let report = survive(&Scenario::new("servers_that_leave_with_an_error"), |world, step| {
+        if step % 2 == 0 {
+            break_one(world, Way::Leaving(8));
+        }
+        failures += world.states().values().map(|(_, failures)| failures).sum::<u64>();
+    });
+    assert!(report.longest < LONGEST, "{report:?}");
+    assert!(failures > 0, "no path has failed");
+}
+
+/// Blocks that no server can read or write: the errors go up, exactly these, and no path fails for them.
+#[test]
+fn servers_that_answer_with_errors() {
+    let errors = Errors::At(BAD_BLOCKS);
+    // No way is broken here, and none must seem to be because the machine is busy.
+    let scenario = Scenario { errors, timeout: 60, ..Scenario::new("servers_that_answer_with_errors") };
+    let mut seen = 0;
+    let report = survive(&scenario, |world, step| {
+        if step % 3 == 0 {
+            world.set_bad(!world.bad);
+        }
+        let mut client = world.host.nbd("volume");
+        client.set_patience(PATIENCE).unwrap();
+        for block in [BAD_BLOCKS.start - 1, BAD_BLOCKS.start, BAD_BLOCKS.end - 1, BAD_BLOCKS.end] {
+            let read = client.read((block * BLOCK_SECTORS * 512) as u64, BLOCK_SECTORS * 512);
+            let errno = read.err().map(|error| error.raw_os_error());
+            let is_bad = world.bad && BAD_BLOCKS.contains(&block);
+            assert_eq!(errno, is_bad.then_some(Some(EIO)), "block {block}");
+            seen += u32::from(is_bad);
+        }
+        let states = world.states();
+        assert!(states.values().all(|(state, failures)| state == "A" && *failures == 0), "{states:?}");
+    });
+    assert!(report.failed > 0 && seen > 0, "nothing failed: {report:?}");
 }
 
 /// Nothing fails while both ways are gone: requests wait.
 #[test]
 fn all_paths_gone_with_queueing() {
-    survive("all_paths_gone_with_queueing", true, false, |world, step| {
-        let kind = if step % 6 < 3 { Way::Cut } else { Way::Up };
-        world.ways.iter().for_each(|way| way.set(kind));
+    survive(&Scenario::new("all_paths_gone_with_queueing"), |world, step| match step % 6 {
+        0 => world.ways.iter().for_each(|way| way.set(Way::Cut)),
+        3 => world.recover(),
+        _ => {}
     });
 }
 
 /// Requests fail while both ways are gone; none that succeeded is lost.
 #[test]
 fn all_paths_gone_without_queueing() {
-    let report = survive("all_paths_gone_without_queueing", false, true, |world, step| {
+    let errors = Errors::Anywhere;
+    let scenario = Scenario { queueing: false, errors, ..Scenario::new("all_paths_gone_without_queueing") };
+    let report = survive(&scenario, |world, step| {
         let kind = if step % 6 < 2 { Way::Cut } else { Way::Up };
         world.ways.iter().for_each(|way| way.set(kind));
     });
     assert!(report.failed > 0, "nothing failed: {report:?}");
 }
 
-/// Suspend, resume and reload of both tiers while ways break.
+/// A whole member gone, and back: its requests wait, and those of the other do not.
 #[test]
-fn suspended_and_reloaded() {
-    survive("suspended_and_reloaded", true, false, |world, step| {
-        if step % 3 == 0 {
-            break_one(world, Way::Cut);
-        } else if step % 3 == 2 {
-            world.recover();
-        }
-        let name = ["volume", "member0", "member1"][world.random.below(3) as usize];
-        if world.random.below(2) == 0 {
-            world.verb(&["suspend", "--noflush", name]);
-            world.verb(&["resume", name]);
-        } else if name != "volume" {
-            let member = usize::from(name == "member1");
-            world.verb(&["load", name, "--table", &world.member_table(member)]);
-            world.verb(&["suspend", "--noflush", name]);
-            world.verb(&["resume", name]);
+fn a_member_gone_and_back() {
+    survive(&Scenario::new("a_member_gone_and_back"), |world, step| {
+        let kinds = [Way::Cut, Way::Silent];
+        // Longer than a way may be silent.
+        if step % 14 == 0 {
+            let (member, kind) = (world.random.below(2) as usize, kinds[world.random.below(2) as usize]);
+            world.ways[2 * member].set(kind);
+            world.ways[2 * member + 1].set(kind);
+        } else if step % 14 == 10 {
+            world.mend();
         }
     });
 }
@@ -253,11 +390,11 @@ fn suspended_and_reloaded() {
 /// still in the page cache of this machine.
 #[test]
 fn the_server_killed_and_back() {
-    survive("the_server_killed_and_back", true, false, |world, step| {
+    survive(&Scenario::new("the_server_killed_and_back"), |world, step| {
         if step % 8 == 4 {
             world.server.kill();
             world.server.start_again();
-            let table = format!("0 {SECTORS} linear {} 0", world.server.path("volume").display());
+            let table = world.server_table(false);
             world.server.create("volume", &table).expect_ok();
         }
     });

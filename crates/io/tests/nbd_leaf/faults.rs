@@ -10,7 +10,7 @@ use blkswitch_io::engine::sim::Random;
 use blkswitch_io::{Leaf, LeafError};
 
 use crate::server::{self, Action, Options, Request, Server, chunk, simple};
-use crate::support::{READ, WRITE, World, eventually, in_time, options};
+use crate::support::{self, READ, WRITE, World, eventually, in_time, options};
 
 const EIO: u32 = 5;
 /// What our own export says of a leaf that is out of reach.
@@ -384,23 +384,102 @@ fn reconnecting_to_a_server_that_hangs_ends() {
 fn a_server_that_comes_back_as_another_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let server = Server::start(&path, Options::default(), |_| Action::Do);
-    let world = world_over(&server, "");
-    let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+    let first = || Options { name: Some("first"), ..Options::default() };
+    for (other, says) in [
+        (Options { size: 2 << 20, ..first() }, "2097152"),
+        (Options { name: Some("second"), ..first() }, "'second'"),
+        (Options { flags: server::GOOD & !server::FUA, ..first() }, "flags"),
+    ] {
+        let server = Server::start(&path, first(), |_| Action::Do);
+        let world = world_over(&server, "");
+        let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 512]).unwrap();
+        server.kill();
+        let other = Server::start(&path, other, |_| Action::Do);
+        let error = leaf.engine().probe(Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(error.contains("not what it was") && error.contains(says), "{error}");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
+        assert_eq!(client.write(0, &[1; 512]), Err(ESHUTDOWN));
+        assert_eq!(other.disk.requests.lock().unwrap().len(), 0, "nothing was asked of it");
+        other.kill();
+        let _good = Server::start(&path, first(), |_| Action::Do);
+        eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+        client.read(0, 512).unwrap();
+    }
+}
+
+const TWO_GROUPS: &str = "0 0 2 1 round-robin 0 1 0 0 round-robin 0 1 0 1";
+const SECOND_ONLY: &str = "0 0 1 1 round-robin 0 1 0 1";
+
+/// A path that leaves and cannot be flushed is flushed over its sibling. If that fails there, the writes may be gone, and
+/// whatever the sibling's server says later, it does not bring them back.
+#[test]
+fn a_sibling_that_has_lost_writes_makes_good_for_no_path() {
+    let dir = tempfile::tempdir().unwrap();
+    for has_failed_before in [false, true] {
+        let server = Server::start(&dir.path().join("a"), Options::default(), |_| Action::Do);
+        let script = first(support::FLUSH, Action::Error(5));
+        let sibling = Server::start(&dir.path().join("b"), Options::default(), script);
+        let world = World::new(1);
+        let leaves = [world.leaf(&server.address("")), world.leaf(&sibling.address(""))];
+        let device = world.device("disk", world.multipath(TWO_GROUPS, &leaves));
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 512]).unwrap();
+        if has_failed_before {
+            leaves[1].flush_blocking().unwrap_err();
+        }
+        server.kill();
+        device.messenger(0).unwrap().change(|groups, mut on| groups.fail_path(0, &mut on));
+        device.load(world.multipath(SECOND_ONLY, &leaves)).unwrap();
+        device.resume().unwrap();
+        assert!(leaves[1].is_lossy());
+        assert!(leaves[0].needs_flush(), "failed before: {has_failed_before}");
+        assert_eq!(device.running().unwrap().departed.len(), 1);
+        assert!(client.flush().is_err());
+    }
+}
+
+/// The server says that the writes are gone: a sibling, which knows nothing of them, is not even asked.
+#[test]
+fn a_flush_that_a_server_has_failed_is_not_made_good_by_a_sibling() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = first(support::FLUSH, Action::Error(5));
+    let server = Server::start(&dir.path().join("a"), Options::default(), script);
+    let sibling = Server::start(&dir.path().join("b"), Options::default(), |_| Action::Do);
+    let world = World::new(1);
+    let leaves = [world.leaf(&server.address("")), world.leaf(&sibling.address(""))];
+    let device = world.device("disk", world.multipath(TWO_GROUPS, &leaves));
+    world.connect("disk").write(0, &[1; 512]).unwrap();
+    device.load(world.multipath(SECOND_ONLY, &leaves)).unwrap();
+    device.resume().unwrap();
+    assert!(leaves[0].is_lossy() && leaves[0].needs_flush());
+    assert_eq!(device.running().unwrap().departed.len(), 1);
+    assert_eq!(sibling.count(support::FLUSH), 0);
+}
+
+/// A discard that is asked for in pieces: each has the whole time to be answered in.
+#[test]
+fn a_long_discard_may_take_longer_than_one_request() {
+    const PIECE: Duration = Duration::from_millis(1200);
+    let dir = tempfile::tempdir().unwrap();
+    let script = |request: &Request| match request.command {
+        support::TRIM => {
+            std::thread::sleep(PIECE);
+            Action::Bytes(chunk(1, 0, request.cookie, &[]))
+        }
+        _ => Action::Do,
+    };
+    let server =
+        Server::start(&dir.path().join("s"), Options { size: 8 << 30, ..Options::default() }, script);
+    let world = world_over(&server, "&timeout=3");
     let mut client = world.connect("disk");
-    client.write(0, &[1; 512]).unwrap();
-    server.kill();
-    let other = Server::start(&path, Options { size: 2 << 20, ..Options::default() }, |_| Action::Do);
-    let error = leaf.engine().probe(Duration::from_secs(5)).unwrap_err().to_string();
-    assert!(error.contains("not what it was") && error.contains("2097152"), "{error}");
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
-    assert_eq!(client.write(0, &[1; 512]), Err(ESHUTDOWN));
-    assert_eq!(other.disk.requests.lock().unwrap().len(), 0, "nothing was asked of it");
-    other.kill();
-    let _good = Server::start(&path, Options::default(), |_| Action::Do);
-    eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
-    client.read(0, 512).unwrap();
+    let start = Instant::now();
+    client.call(0, support::TRIM, 0, u32::MAX - 511, &[]).unwrap();
+    assert_eq!(server.count(support::TRIM), 4);
+    // Longer than the timeout and the second that passes before it is noticed.
+    assert!(start.elapsed() > Duration::from_secs(4));
 }
 
 /// A flush that fails for want of a server is tried again and may succeed; one that the server fails may not.

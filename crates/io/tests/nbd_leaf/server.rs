@@ -63,6 +63,8 @@ pub struct Options {
     pub size: u64,
     pub flags: u16,
     pub structured: bool,
+    /// What it calls the export, if it says so.
+    pub name: Option<&'static str>,
     /// Minimum, preferred, maximum block.
     pub blocks: Option<[u32; 3]>,
     /// Connections served at a time; others wait.
@@ -77,6 +79,7 @@ impl Default for Options {
             size: 4 << 20,
             flags: GOOD,
             structured: true,
+            name: None,
             blocks: None,
             at_once: usize::MAX,
             greeting: None,
@@ -285,6 +288,9 @@ impl Conn {
                     let export =
                         [&[0, 0][..], &self.options.size.to_be_bytes(), &self.options.flags.to_be_bytes()];
                     self.option_reply(7, 3, &export.concat())?;
+                    if let Some(name) = self.options.name {
+                        self.option_reply(7, 3, &[&[0, 1], name.as_bytes()].concat())?;
+                    }
                     if let Some(blocks) = self.options.blocks {
                         let blocks: Vec<u8> = blocks.iter().flat_map(|block| block.to_be_bytes()).collect();
                         self.option_reply(7, 3, &[&[0, 3], &blocks[..]].concat())?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::geometry::Geometry;
 use blkswitch_io::core::switch::regions::Map;
 use blkswitch_io::table::region_storage;
@@ -78,6 +79,28 @@ impl World {
         let mut table = TableBuilder::new(false);
         let below: Vec<Below> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
         table.push(sectors, switch(sectors, region_size, &below));
+        table.build(self.pool.queues())
+    }
+
+    /// A multipath device by the words of its table line, in which leaves stand by their places here.
+    pub fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
+        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let mut params = Params::parse(&words).unwrap();
+        let (mut groups, mut paths, mut tos) = (Vec::new(), Vec::new(), Vec::new());
+        let mut table = TableBuilder::new(false);
+        while let Some(item) = params.next_item().unwrap() {
+            match item {
+                Item::Group(group) => groups.push(group.group()),
+                Item::Path(path) => {
+                    let place: usize = std::str::from_utf8(path.device).unwrap().parse().unwrap();
+                    tos.push(To { below: table.leaf(leaves[place].clone()), offset: 0 });
+                    paths.push(path.path().unwrap().path);
+                }
+            }
+        }
+        let (features, initial) = (*params.features(), params.initial_group());
+        let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
+        table.push(leaves[0].limits().sectors, Target::Multipath { groups, paths: tos.into() });
         table.build(self.pool.queues())
     }
 

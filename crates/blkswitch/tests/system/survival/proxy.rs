@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use super::replies::Replies;
+
 /// How often a pump looks whether its way has changed.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -28,6 +30,8 @@ pub(crate) enum Way {
     Slow(u64),
     /// Half of the next answer passes, then the connection is dropped, and so on with each connection.
     Half,
+    /// One answer in so many says that the server is shutting down, whatever it was.
+    Leaving(u64),
 }
 
 impl Way {
@@ -38,6 +42,7 @@ impl Way {
             Way::Silent => 2,
             Way::Half => 3,
             Way::Slow(ms) => 4 | ms << 8,
+            Way::Leaving(one_in) => 5 | one_in << 8,
         }
     }
 
@@ -47,7 +52,8 @@ impl Way {
             1 => Way::Cut,
             2 => Way::Silent,
             3 => Way::Half,
-            _ => Way::Slow(word >> 8),
+            4 => Way::Slow(word >> 8),
+            _ => Way::Leaving(word >> 8),
         }
     }
 }
@@ -99,6 +105,7 @@ impl Proxy {
 fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU64) {
     let way = || Way::from_word(state.load(SeqCst));
     let mut buffer = vec![0; 256 << 10];
+    let mut replies = Replies::default();
     from.set_read_timeout(Some(LOOK)).unwrap();
     'pump: loop {
         if way() == Way::Cut {
@@ -120,6 +127,11 @@ fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU
                 Err(_) => break 'pump,
             }
         }
+        if answers {
+            // They are followed from the beginning, so that they can be changed at any time.
+            let one_in = if let Way::Leaving(one_in) = way() { one_in } else { 0 };
+            held = replies.pass(&held, one_in);
+        }
         let passed = match way() {
             Way::Cut => break,
             Way::Half if answers => held.len() / 2,
@@ -127,7 +139,7 @@ fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU
                 thread::sleep(Duration::from_millis(ms));
                 held.len()
             }
-            Way::Up | Way::Silent | Way::Half | Way::Slow(_) => held.len(),
+            Way::Up | Way::Silent | Way::Half | Way::Slow(_) | Way::Leaving(_) => held.len(),
         };
         if to.write_all(&held[..passed]).is_err() || passed < held.len() {
             break;

@@ -48,14 +48,15 @@ impl Offer {
 
     /// Why a server that offered `self` and now offers `now` cannot be gone on with.
     pub(super) fn changed(&self, now: &Offer) -> Option<String> {
-        let same = (self.size, self.flags, self.min_block, self.max_block)
-            == (now.size, now.flags, now.min_block, now.max_block);
+        // Not the description: it may tell of what changes.
+        let same = (self.size, self.flags, self.min_block, self.max_block, &self.name)
+            == (now.size, now.flags, now.min_block, now.max_block, &now.name);
         (!same).then(|| {
             format!(
-                "the export is not what it was: {} bytes, flags {:#x}, blocks of {} to {}; before {} bytes, flags \
-                 {:#x}, blocks of {} to {}",
-                now.size, now.flags, now.min_block, now.max_block, self.size, self.flags, self.min_block,
-                self.max_block
+                "the export is not what it was: '{}' of {} bytes, flags {:#x}, blocks of {} to {}; before '{}' of {} \
+                 bytes, flags {:#x}, blocks of {} to {}",
+                now.name, now.size, now.flags, now.min_block, now.max_block, self.name, self.size, self.flags,
+                self.min_block, self.max_block
             )
         })
     }

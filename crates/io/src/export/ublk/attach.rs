@@ -5,7 +5,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use super::abi::{DevInfo, feature, state};
 use super::control::{Control, kernel_release};
 use super::{
     DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError, block_node,
-    char_node, params,
+    char_node, in_use, params,
 };
 use crate::device::{Device, OpenDevice};
 use crate::pool::{Gone, Latch, Mailboxes};
@@ -109,6 +108,11 @@ impl Exports {
         let slots = self.lock();
         let (_, attached) = slots.iter().find(|(id, _)| *id == device.id())?;
         attached.as_ref().map(|attached| attached.node)
+    }
+
+    /// Who uses the disk that a device is, in words; nothing if nobody does, or it is none.
+    pub(crate) fn user(&self, device: &Device) -> Option<String> {
+        in_use::user(&self.node(device)?)
     }
 
     /// Makes a disk of a device.
@@ -215,15 +219,8 @@ fn end(attached: &Attached, force: bool, mailboxes: &Mailboxes) -> Result<(), Ub
 
 /// Opens the disk for nobody else, and has written what its cache still holds.
 fn hold(node: &Node) -> Result<File, UblkError> {
-    let name = node.path();
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&name);
-    let file = match opened {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            return Err(UblkError::InUse { node: name });
-        }
-        other => other.map_err(|source| UblkError::System { what: "open", name: name.clone(), source })?,
-    };
-    file.sync_all().map_err(|source| UblkError::System { what: "flush", name, source })?;
+    let file = in_use::claim(node)?;
+    file.sync_all().map_err(|source| UblkError::System { what: "flush", name: node.path(), source })?;
     Ok(file)
 }
 
@@ -374,7 +371,15 @@ mod tests {
     #[test]
     fn a_driver_without_recovery_is_refused() {
         assert!(need(FEATURES | 1 << 40).is_ok());
-        assert!(matches!(need(FEATURES & !feature::USER_RECOVERY), Err(UblkError::TooOld { .. })));
+        let needed = [feature::USER_RECOVERY, feature::USER_RECOVERY_REISSUE, feature::CMD_IOCTL_ENCODE];
+        for missing in needed.into_iter().chain([FEATURES]) {
+            let error = need(FEATURES & !missing).unwrap_err();
+            let begin = format!("the ublk driver of kernel {} lacks ", kernel_release());
+            let text = error.to_string();
+            assert!(text.starts_with(&begin), "{text}");
+            assert!(text.ends_with("user recovery: Linux 6.5 or newer is needed"), "{text}");
+            assert_eq!(error.errno(), libc::EOPNOTSUPP);
+        }
     }
 
     #[test]

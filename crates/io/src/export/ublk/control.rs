@@ -60,13 +60,8 @@ impl Control {
             queue_id: ControlCommand::NO_QUEUE,
             ..ControlCommand::default()
         };
-        match self.run(abi::Control::GetFeatures, command, PATIENCE) {
-            Ok(()) => Ok(features),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)) => {
-                Err(UblkError::TooOld { release: kernel_release(), lacks: "the GET_FEATURES command" })
-            }
-            Err(source) => Err(UblkError::command(abi::Control::GetFeatures, source)),
-        }
+        self.run(abi::Control::GetFeatures, command, PATIENCE).map_err(no_features)?;
+        Ok(features)
     }
 
     /// Makes a device; `info` is what was asked for and becomes what was given.
@@ -191,8 +186,33 @@ impl Control {
     }
 }
 
+/// Why the driver does not say what it knows. One that is too old has no such command, or takes it for one of a device.
+fn no_features(source: io::Error) -> UblkError {
+    match source.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENODEV) => {
+            UblkError::TooOld { release: kernel_release(), lacks: "the GET_FEATURES command" }
+        }
+        _ => UblkError::command(abi::Control::GetFeatures, source),
+    }
+}
+
 /// `uname -r`, for messages.
 pub(super) fn kernel_release() -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
     release.map_or_else(|_| "of unknown release".into(), |text| text.trim().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_does_not_know_the_question_is_too_old() {
+        for errno in [libc::EOPNOTSUPP, libc::ENODEV] {
+            let error = no_features(io::Error::from_raw_os_error(errno)).to_string();
+            let expected = "lacks the GET_FEATURES command: Linux 6.5 or newer is needed";
+            assert!(error.ends_with(expected), "{error}");
+        }
+        assert!(matches!(no_features(io::Error::from_raw_os_error(libc::EPERM)), UblkError::NotPermitted(_)));
+    }
 }

@@ -25,6 +25,7 @@ mod abi;
 mod attach;
 mod control;
 mod hw_queue;
+mod in_use;
 mod params;
 pub(crate) mod server;
 
