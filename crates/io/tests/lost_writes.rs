@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use blkswitch_io::{Leaf, LeafOptions};
+use blkswitch_io::{Leaf, LeafError, LeafOptions};
 use support::{FUA, WRITE, World, options};
 
 const MIB: usize = 1 << 20;
@@ -52,7 +52,16 @@ impl Drop for Failing {
 
 fn open(failing: &Failing) -> std::sync::Arc<Leaf> {
     let cached = LeafOptions { direct: Some(false), queues: 2, ..options() };
-    Leaf::open(&failing.device.to_str().unwrap().parse().unwrap(), &cached).unwrap()
+    let mut opened = None;
+    // A queue lets go of its last leaf a moment after the device was removed.
+    support::eventually("the device is free", || {
+        match Leaf::open(&failing.device.to_str().unwrap().parse().unwrap(), &cached) {
+            Err(LeafError::Busy(_)) => {}
+            leaf => opened = Some(leaf.unwrap()),
+        }
+        opened.is_some()
+    });
+    opened.unwrap()
 }
 
 #[test]

@@ -34,7 +34,7 @@ const MINOR_BITS: u32 = 20;
 const MAJOR_BITS: u32 = 12;
 /// How long a busy file is tried again: it may be our own of a moment ago. A queue drops its last reference to a
 /// table shortly after control has, and closing a file may take a write-back.
-const RELEASE_WAIT: Duration = Duration::from_millis(200);
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause between the tries.
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
