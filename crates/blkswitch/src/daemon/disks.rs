@@ -48,7 +48,10 @@ impl Devices {
 
     /// Makes a disk of a device.
     pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
-        let node = self.pool().attach_ublk(device, &Options { queues: how.queues, depth: how.depth })?;
+        let node = self.pool().attach_ublk(
+            device,
+            &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
+        )?;
         if let Err(failure) = self.save(None) {
             // A disk that cannot be taken over would be a surprise when it matters.
             self.pool().detach_ublk(device, true)?;
@@ -334,7 +337,7 @@ fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
 
 fn disk(device: &Device, node: Node) -> Disk {
     let link = Path::new(LINKS).join(device.name()).display().to_string();
-    Disk { node: node.path(), link, queues: node.queues, depth: node.depth }
+    Disk { node: node.path(), link, queues: node.queues, depth: node.depth, zero_copy: node.zero_copy }
 }
 
 /// Gives a disk the name of its device. Without it the disk can be used all the same.
