@@ -115,7 +115,8 @@ impl Bench {
             for token in 0..BATCH {
                 let data = Span(self.data.as_mut_ptr().wrapping_add(512 * token as usize));
                 let offset = self.random.below(SECTORS) * 512;
-                let request = Request { op: Op::Read, fua: false, offset, len: 512, data, token };
+                let request =
+                    Request { op: Op::Read, fua: false, offset, len: 512, data, pages: None, token };
                 self.pipeline.start(device, request, &mut self.ring);
             }
             self.pipeline.take_done(&mut done);

@@ -226,6 +226,7 @@ impl Running {
             nbd: vec![NbdAddress::Unix(socket.with_file_name("nbd.sock"))],
             queues,
             ublk: false,
+            state: None,
             abandon_disks: false,
             leave_disks: false,
             paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },

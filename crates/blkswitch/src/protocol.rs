@@ -194,6 +194,9 @@ pub struct Disk {
     pub queues: u16,
     /// Requests per hardware queue.
     pub depth: u16,
+    /// Data is not copied on its way to leaves that can do without (Linux 6.16).
+    #[serde(default)]
+    pub zero_copy: bool,
 }
 
 /// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the kernel's ublk driver.
@@ -206,6 +209,9 @@ pub struct AttachUblk {
     /// Requests per hardware queue, 1 to 4096; absent: 128.
     #[serde(default)]
     pub depth: Option<u16>,
+    /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one goes past the page cache.
+    #[serde(default)]
+    pub zero_copy: Option<bool>,
 }
 
 /// Query of `DELETE /v1/devices/{name}/ublk`.

@@ -15,6 +15,7 @@ pub mod export;
 mod gather;
 pub mod leaf;
 pub mod nbd;
+pub mod pages;
 pub mod pipeline;
 pub mod pool;
 pub mod queue;

@@ -23,6 +23,7 @@ use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
 use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 
+mod copy;
 mod extents;
 mod flush;
 mod judge;
@@ -266,6 +267,11 @@ impl Pipeline {
                         let data = request.data.at(piece.data);
                         // SAFETY: the export lends `request.len` bytes; the piece lies within (split::range).
                         unsafe { data.0.write_bytes(0, piece.len as usize) };
+                        // SAFETY: as above.
+                        let stored = request.pages.map(|pages| unsafe { pages.store(data, piece.len) });
+                        if let Some(Err(error)) = stored {
+                            running.errno = worst(running.errno, -error as i32);
+                        }
                     }
                 }
                 PieceTo::Gate(_) if let Some(errno) = self.refusal => {
@@ -316,6 +322,7 @@ impl Pipeline {
                 offset: piece.offset,
                 len: piece.len,
                 data: of.data.at(piece.data),
+                pages: of.pages,
                 // Known once it is in the slab: see drive().
                 part: 0,
                 queue: self.queue,
@@ -370,6 +377,8 @@ impl Pipeline {
         loop {
             let Some(part) = self.parts.get_mut(id) else { return };
             if let Some(result) = result.take() {
+                // SAFETY: as below.
+                let result = unsafe { copy::after(part, result) };
                 let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
                 if judge::judge(part, leaf, result) == Verdict::Done {
                     if self.part_done(id, ring) {
@@ -382,9 +391,14 @@ impl Pipeline {
             if part.io.op == LeafOp::Flush && !self.start_flush(id) {
                 return;
             }
-            let Some(part) = self.parts.get(id) else { return };
+            let Some(part) = self.parts.get_mut(id) else { return };
             let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
             // SAFETY: the export lends the data until the request is answered; that waits for all its parts.
+            if let Err(errno) = unsafe { copy::before(part, leaf) } {
+                result = Some(errno);
+                continue;
+            }
+            // SAFETY: as above.
             match unsafe { leaf.engine().submit(&part.io, ring) } {
                 Submitted::Done(done) => result = Some(done),
                 Submitted::Pending => return,

@@ -4,6 +4,8 @@
 //! Offsets and lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
 //! announced, the pipeline against the live table (a table may have shrunk meanwhile).
 
+use crate::pages::Pages;
+
 /// Kind of a request. Closed set: every stage matches all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -47,6 +49,8 @@ pub struct Request {
     pub len: u64,
     /// The data of a read or write, `len` bytes; null otherwise.
     pub data: Span,
+    /// Where the data really is, if not there: `data` is then memory to copy it to and from.
+    pub pages: Option<Pages>,
     /// Given back in [`Done`].
     pub token: Token,
 }

@@ -25,6 +25,10 @@ const SUBMISSIONS: u32 = 512;
 /// Completions the kernel can hold without its overflow list: several connections' worth of requests in flight.
 const COMPLETIONS: u32 = 8192;
 
+/// Places in the ring's table of buffers, once somebody wants one: the most that the kernel gives
+/// (`IORING_MAX_REG_BUFFERS`), 128 KiB.
+const SLOTS: u16 = 1 << 14;
+
 /// How often a queue looks at deadlines, while it has any: all are a matter of seconds.
 pub const TICK_SECONDS: u64 = 1;
 
@@ -119,6 +123,8 @@ pub struct Ring {
     now_ns: u64,
     unsubmitted: bool,
     polling: Polling,
+    /// Places in the table of buffers that are free; nothing while there is no table.
+    slots: Option<Vec<u16>>,
     /// Requests answered in this turn.
     answered: usize,
 }
@@ -153,6 +159,7 @@ impl Ring {
             now_ns: 0,
             unsubmitted: false,
             polling: Polling::default(),
+            slots: None,
             answered: 0,
         }
     }
@@ -215,6 +222,26 @@ impl Ring {
     fn defer_as(&mut self, at_ns: u64, tag: Tag, id: u32) {
         self.order += 1;
         self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
+    }
+
+    /// Takes up to so many places in the ring's table of buffers; fewer, or none, if there are not so many.
+    pub(crate) fn take_slots(&mut self, wanted: usize) -> Vec<u16> {
+        let Some(kernel) = self.kernel.as_ref() else { return Vec::new() };
+        let free = self.slots.get_or_insert_with(|| {
+            match kernel.submitter().register_buffers_sparse(SLOTS.into()) {
+                Ok(()) => (0..SLOTS).rev().collect(),
+                Err(error) => {
+                    tracing::warn!(%error, "no table of buffers: data will be copied");
+                    Vec::new()
+                }
+            }
+        });
+        free.split_off(free.len() - wanted.min(free.len()))
+    }
+
+    /// Gives places back in which there is no buffer any more.
+    pub(crate) fn give_slots(&mut self, slots: Vec<u16>) {
+        self.slots.get_or_insert_default().extend(slots);
     }
 
     /// So many requests were answered in this turn. Where they come in batches a sleep is worth its price: the next

@@ -1,8 +1,8 @@
 //! The words of a region map: in memory of this process, or in a file that outlives it.
 //!
 //! A map in a file is what a disk needs whose server may be killed ([`crate::export::ublk`]): a change is a store to
-//! memory that is the file's, so it is there for the next server as soon as it is made, at no cost. It does not
-//! outlive the machine, and need not: neither does the disk.
+//! memory that is the file's, so it is there for the next server as soon as it is made, at no cost. It outlives the
+//! machine once it was forced to the medium ([`Slots::sync`]).
 //!
 //! Contract: the words are zero at first and stay where they are. The file belongs to its [`Slots`] while these
 //! live: it is removed with them, unless [`Keep`] says that somebody else will come for it.
@@ -87,6 +87,20 @@ impl Slots {
             Some(at) if memory != libc::MAP_FAILED => {
                 Ok(Slots { memory: at, len, file: Some((path.to_owned(), keep.clone())) })
             }
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Forces what was stored so far to the medium of the file, if the words are in one.
+    pub fn sync(&self) -> io::Result<()> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        // The length was good when it was mapped.
+        let bytes = self.len.max(1) * size_of::<u64>();
+        // SAFETY: mapped in map() with this length, for as long as we live.
+        match unsafe { libc::msync(self.memory.as_ptr().cast(), bytes, libc::MS_SYNC) } {
+            0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }

@@ -180,6 +180,24 @@ impl Table {
         self.devices.iter().map(OpenDevice::device)
     }
 
+    /// Whether requests whose data is in pages ([`crate::pages`]) cost less with the leaves below: all take it so, and one
+    /// goes past the page cache. (To copy between the page cache and pages costs no less than to copy through memory.)
+    pub fn gains_by_pages(&self) -> bool {
+        let (mut all, mut any) = (true, false);
+        self.each_leaf(&mut |leaf| {
+            all &= leaf.engine().takes_pages();
+            any |= leaf.engine().gains_by_pages();
+        });
+        all && any
+    }
+
+    fn each_leaf(&self, visit: &mut dyn FnMut(&Leaf)) {
+        self.leaves.iter().for_each(|leaf| visit(leaf));
+        for below in self.devices().filter_map(|device| device.live()) {
+            below.each_leaf(visit);
+        }
+    }
+
     /// Writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only

@@ -107,7 +107,8 @@ fn requests_through_a_switch_over_multipaths_allocate_nothing() {
             let sectors = if token.is_multiple_of(4) { 60 } else { 4 };
             let offset = (seed * 7919 + token * 131) % (SECTORS - 64) * 512;
             let span = Span(data.as_mut_ptr());
-            let request = Request { op, fua: false, offset, len: sectors * 512, data: span, token };
+            let request =
+                Request { op, fua: false, offset, len: sectors * 512, data: span, pages: None, token };
             pipeline.start(device.id(), request, &mut ring);
         }
         pipeline.take_done(&mut done);

@@ -69,13 +69,13 @@ umount mnt
 sleep 10 # the time in which it could have been confirmed
 exec 9</dev/ublkb0
 refused -TERM
-has "$(tail -n 1 daemon.log)" "SIGTERM is refused, for disks are in use: 'disk' (/dev/ublkb0: process $$ (ublk.sh) has it open)"
+has "$(tail -n 1 daemon.log)" "SIGTERM is refused, for disks are in use: 'disk' (/dev/ublkb0: process $$ ($(cat /proc/$$/comm)) has it open)"
 sleep 1
 kill -INT $daemon
 wait $daemon || fail "a signal given twice: status $?"
 [ -e /dev/ublkb0 ] || fail "the disk is gone"
-serve 9<&-
 exec 9<&-
+serve
 fsck.ext4 -f -n /dev/blkswitch/disk >/dev/null 2>&1
 # Nobody uses it: it waits for the next.
 kill $daemon

@@ -27,6 +27,10 @@ pub(super) struct Attach {
     /// Requests per hardware queue [default: 128]
     #[arg(long, value_name = "D", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
+    /// Whether to do without copies of data if the kernel can (Linux 6.16): true or false
+    /// [default: if all leaves can, and one goes past the page cache]
+    #[arg(long, value_name = "BOOL")]
+    zero_copy: Option<bool>,
     #[command(flatten)]
     options: Options,
 }
@@ -52,7 +56,7 @@ pub(super) const DETACH_SHOWN: &[&str] = &["force", "uuid", "major", "minor"];
 impl Attach {
     /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
-        let how = AttachUblk { queues: self.queues, depth: self.depth };
+        let how = AttachUblk { queues: self.queues, depth: self.depth, zero_copy: self.zero_copy };
         for selector in Selector::list(&self.devices, &self.options)? {
             context.command(Method::PUT, route::UBLK, &selector, "attach", &how).await?;
             context.show_if_verbose(&selector, &self.options).await?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// Show all of it in one go: a switch device over three files, remapped and proved
 ///
@@ -37,9 +37,21 @@ pub struct GroupOptions {
     /// Seconds to look on after each event
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = parse_act)]
     pub act: f64,
+    /// How the host reaches the members
+    #[arg(long, value_enum, default_value_t = Transport::Nbd)]
+    pub transport: Transport,
     /// Draw what was seen into this file (SVG)
     #[arg(long, value_name = "FILE")]
     pub figure: Option<PathBuf>,
+}
+
+/// What the members of the group speak to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// NBD, by unix sockets.
+    Nbd,
+    /// iSCSI: tgt before each member. Needs root, tgt, nbdfuse, and a build with the feature iscsi.
+    Iscsi,
 }
 
 fn parse_act(text: &str) -> Result<f64, String> {

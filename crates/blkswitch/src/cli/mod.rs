@@ -56,7 +56,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::client::Client;
 use self::context::Context;
-pub use self::demo::{DemoOf, DemoOptions, GroupOptions};
+pub use self::demo::{DemoOf, DemoOptions, GroupOptions, Transport};
 use self::failure::Failure;
 use self::options::{SocketOption, options_behind_verb, shown};
 pub use self::serve::{LogFormat, NbdAddress, PathOptions, ServeOptions};

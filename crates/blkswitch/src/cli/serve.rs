@@ -30,6 +30,10 @@ pub struct ServeOptions {
     /// Make a disk of this machine of every device (needs root and the kernel's ublk driver)
     #[arg(long)]
     pub ublk: bool,
+    /// Keep all devices in this folder, with their tables and region maps: the next serve with the same folder makes
+    /// them again. What a message has changed is on its medium when the message is answered
+    #[arg(long, value_name = "FOLDER")]
+    pub state: Option<PathBuf>,
     /// Do not take over the disks that a daemon has left behind: let their requests fail, and forget them
     #[arg(long)]
     pub abandon_disks: bool,

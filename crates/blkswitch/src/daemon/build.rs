@@ -49,7 +49,7 @@ pub struct Maps<'a> {
 }
 
 impl<'a> Maps<'a> {
-    /// New ones. In files where disks are made of devices, so that they survive a daemon that is killed.
+    /// New ones. In files where devices are kept, or disks are made of them, so that they survive the daemon.
     pub fn new(folder: &'a Folder) -> Maps<'a> {
         Maps { folder, saved: None }
     }
@@ -75,11 +75,16 @@ impl<'a> Maps<'a> {
             };
             return self.folder.saved_map(name, len).inspect_err(complain).ok();
         }
-        if !Path::new(UBLK_CONTROL).exists() {
+        let keeps_all = self.folder.keeps_all();
+        if !keeps_all && !Path::new(UBLK_CONTROL).exists() {
             return Slots::in_memory(len);
         }
         self.folder.new_map(len).or_else(|error| {
             let folder = self.folder.path().display();
+            if keeps_all {
+                tracing::error!(%folder, %error, "there is no room for a region map");
+                return Err(error);
+            }
             tracing::warn!(%folder, %error, "a region map is kept in memory, and does not survive the daemon");
             Slots::in_memory(len).ok_or(error)
         }).ok()

@@ -99,8 +99,10 @@ impl Devices {
         let done = loaded.and_then(|()| {
             Ok(device.resume()).and_then(|resumed| resumed.map_err(|error| ("resume", Failure::from(error))))
         });
+        let done = done.and_then(|()| self.save_kept().map_err(step("resume")));
         match done {
             Ok(()) => {
+                self.warn_if_lost(&device);
                 let how = request.ublk.or(self.default_disk);
                 if let Some(Err(mut failure)) = how.map(|how| self.attach(&device, how)) {
                     // A device is worth having without being a disk.
@@ -192,10 +194,15 @@ impl Devices {
                 detached => detached?,
             }
         }
-        match self.registry().remove(device) {
+        // Its maps stay until nobody is told of them any more.
+        let table = device.live();
+        let removed = match self.registry().remove(device) {
             Err(DeviceError::Busy { .. } | DeviceError::NotFound(_)) if how.deferred => Ok(()),
             removed => Ok(removed?),
-        }
+        };
+        self.save_kept()?;
+        drop(table);
+        removed
     }
 
     /// Removes every device that nobody has open. Devices that stand on others go first, so it goes round until a

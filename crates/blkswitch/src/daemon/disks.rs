@@ -1,8 +1,9 @@
-//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was killed.
+//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was killed; and devices that
+//! are kept for the next daemon whatever becomes of this one (`serve --state`).
 //!
-//! The description for the next daemon ([`super::state`]) is written before a change of a disk's table takes effect
+//! The description for the next daemon ([`super::state`]) is written before a change of a device's table takes effect
 //! and after any other change is made; so a daemon that is killed in between leaves a description that fits what
-//! the disk's users have been told.
+//! the device's users have been told.
 //!
 //! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory cannot be taken
 //! over, which is said when it is attached.
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use blkswitch_io::export::ublk::{self, Node, Options, UblkError};
+use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Device, Table, Target};
 
 use super::build::{Maps, Site, build};
@@ -46,7 +48,10 @@ impl Devices {
 
     /// Makes a disk of a device.
     pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
-        let node = self.pool().attach_ublk(device, &Options { queues: how.queues, depth: how.depth })?;
+        let node = self.pool().attach_ublk(
+            device,
+            &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
+        )?;
         if let Err(failure) = self.save(None) {
             // A disk that cannot be taken over would be a surprise when it matters.
             self.pool().detach_ublk(device, true)?;
@@ -86,26 +91,41 @@ impl Devices {
             // What is answered from here on is answered by the new table; so nothing is, until that is saved.
             device.suspend_noflush()?;
             self.save(Some(device))?;
+        } else if swaps && self.folder.keeps_all() {
+            // The maps of the old table go with it: from here on nobody is to look for them.
+            self.save(Some(device))?;
         }
         if let Err(error) = device.resume() {
             self.save(None)?;
             return Err(error.into());
         }
         self.save(None)?;
+        self.warn_if_lost(device);
         match self.default_disk {
             Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
             _ => Ok(()),
         }
     }
 
-    /// Describes the disks for the next daemon. `swapping` is about to run its inactive table.
+    /// Says so where devices are kept, and this one cannot be.
+    pub(super) fn warn_if_lost(&self, device: &Device) {
+        if self.folder.keeps_all() && !device.live().is_some_and(|table| survives(&table)) {
+            tracing::warn!(device = %device.name(),
+                "is not kept: a leaf of it is in the daemon's memory, or it has no table");
+        }
+    }
+
+    /// Describes what is kept for the next daemon. `swapping` is about to run its inactive table.
     pub(super) fn save(&self, swapping: Option<&Arc<Device>>) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut saved = Vec::new();
         for device in self.list() {
             let mut stack = Vec::new();
+            // One that goes with its last user goes with the daemon.
+            let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
             // One that would not survive is not promised to.
-            if self.pool().ublk_node(&device).is_some() && self.describe_stack(&device, swapping, &mut stack)
+            if (is_kept || self.pool().ublk_node(&device).is_some())
+                && self.describe_stack(&device, swapping, &mut stack)
             {
                 saved.extend(stack);
             }
@@ -117,6 +137,11 @@ impl Devices {
             let path = self.folder.path().display();
             Failure::new(errno, format!("cannot save in '{path}' what the next daemon needs: {error}"))
         })
+    }
+
+    /// As [`Devices::save`], where every device is kept.
+    pub(super) fn save_kept(&self) -> Result<(), Failure> {
+        if self.folder.keeps_all() { self.save(None) } else { Ok(()) }
     }
 
     /// A device and what it stands on, what is below first. False if something of it is in memory.
@@ -149,32 +174,33 @@ impl Devices {
         true
     }
 
-    /// Takes over the disks that a daemon before this one has left, with their tables and maps. `abandon` lets go of
-    /// all that were left behind instead: their requests fail.
+    /// Makes the devices that are kept again, with their tables and maps, and takes over the disks that a daemon before
+    /// this one has left. `abandon` lets go of all that were left behind instead: their requests fail.
     pub fn recover(&self, abandon: bool) -> anyhow::Result<()> {
-        let left = match ublk::leftovers() {
+        let keeps_all = self.folder.keeps_all();
+        let mut left = match ublk::leftovers() {
             Ok(left) => left,
             Err(error) => {
                 tracing::debug!(%error, "no disks to take over");
-                return Ok(());
+                if !keeps_all {
+                    return Ok(());
+                }
+                Vec::new()
             }
         };
-        if left.is_empty() {
+        if abandon {
+            for leftover in left.drain(..) {
+                ublk::remove_leftover(leftover.node.id)?;
+                tracing::warn!(node = %leftover.node.path(), "abandoned");
+            }
+        }
+        if left.is_empty() && !keeps_all {
             self.folder.save(Vec::new()).context("cannot forget disks that are gone")?;
             self.folder.sweep(&State::default());
             return Ok(());
         }
-        if abandon {
-            for leftover in &left {
-                ublk::remove_leftover(leftover.node.id)?;
-                tracing::warn!(node = %leftover.node.path(), "abandoned");
-            }
-            self.folder.save(Vec::new())?;
-            self.folder.sweep(&State::default());
-            return Ok(());
-        }
         let state = self.folder.load().with_context(|| {
-            format!("cannot read the state of the disks in '{}'", self.folder.path().display())
+            format!("cannot read the state of the devices in '{}'", self.folder.path().display())
         })?;
         let is_left = |disk: Option<u32>| disk.is_some_and(|id| left.iter().any(|l| l.node.id == id));
         let known = |id: u32| state.devices.iter().any(|saved| saved.disk == Some(id));
@@ -183,7 +209,7 @@ impl Devices {
                 "left behind by a blkswitch of which nothing is known here; serve --abandon-disks removes it");
         }
         self.folder.sweep(&state);
-        if state.devices.iter().any(|saved| is_left(saved.disk)) {
+        if keeps_all || state.devices.iter().any(|saved| is_left(saved.disk)) {
             self.restore_all(&state, is_left)?;
         }
         self.save(None).map_err(|failure| anyhow::anyhow!(failure.reason))
@@ -194,10 +220,17 @@ impl Devices {
             if let Err(error) = self.restore(saved, is_left(saved.disk)) {
                 // What has been taken over so far is left to the next as well.
                 self.folder.keep();
+                let name = &saved.name;
+                if self.folder.keeps_all() {
+                    bail!(
+                        "cannot make device '{name}' again, which is kept in '{}': {error:#}. Mend that and start \
+                         again; nothing is lost",
+                        self.folder.path().display()
+                    );
+                }
                 bail!(
-                    "cannot make device '{}' again, which disks wait for: {error:#}. Mend that and start again, or \
-                     let their requests fail with serve --abandon-disks",
-                    saved.name
+                    "cannot make device '{name}' again, which disks wait for: {error:#}. Mend that and start again, \
+                     or let their requests fail with serve --abandon-disks"
                 );
             }
         }
@@ -216,9 +249,18 @@ impl Devices {
         if saved.suspended {
             device.suspend()?;
         }
-        if let (true, Some(id)) = (is_left, saved.disk) {
-            let node = self.pool().recover_ublk(&device, id)?;
-            link(&saved.name, &node);
+        match saved.disk {
+            Some(id) if is_left => {
+                let node = self.pool().recover_ublk(&device, id)?;
+                link(&saved.name, &node);
+            }
+            // The machine has been started anew, and its disks were gone with it.
+            Some(_) if !saved.suspended => {
+                if let Err(failure) = self.attach(&device, AttachUblk::default()) {
+                    tracing::warn!(device = %saved.name, reason = %failure.reason, "is no disk any more");
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -232,13 +274,27 @@ impl Devices {
         self.list().into_iter().filter_map(used).collect()
     }
 
-    /// Before the end: the disks are left to the next daemon, their requests wait.
+    /// Before the end: what is kept, and the disks, whose requests wait, are left to the next daemon.
     pub fn leave_disks(&self) {
         let disks = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
         if disks > 0 {
             tracing::warn!(disks, "disks stay, and wait for the next serve; remove_all ends them");
+        }
+        if disks > 0 || self.folder.keeps_all() {
             self.folder.keep();
         }
+    }
+
+    /// Forces what a message has changed to the medium, where devices are kept.
+    pub fn sync_map(&self, map: &RegionMap) -> Result<(), Failure> {
+        if !self.folder.keeps_all() {
+            return Ok(());
+        }
+        map.storage().sync().map_err(|error| {
+            let reason =
+                format!("the message was applied, but the map cannot be forced to its medium: {error}");
+            Failure::new(Errno::Eio, reason)
+        })
     }
 }
 
@@ -281,7 +337,7 @@ fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
 
 fn disk(device: &Device, node: Node) -> Disk {
     let link = Path::new(LINKS).join(device.name()).display().to_string();
-    Disk { node: node.path(), link, queues: node.queues, depth: node.depth }
+    Disk { node: node.path(), link, queues: node.queues, depth: node.depth, zero_copy: node.zero_copy }
 }
 
 /// Gives a disk the name of its device. Without it the disk can be used all the same.

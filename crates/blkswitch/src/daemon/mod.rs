@@ -114,20 +114,28 @@ impl Daemon {
         let control = UnixListener::from_std(control).context("cannot use the control socket")?;
         let pool = PoolOptions { queues: options.queues.unwrap_or(PoolOptions::default().queues) };
         let pool = Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
-        let (mut nbd, mut files) = (Vec::new(), vec![control_file]);
+        let (mut nbd, mut listeners, mut files) = (Vec::new(), Vec::new(), vec![control_file]);
         for address in nbd_addresses(options) {
             let (listener, uri, file) = listen::nbd(&address)?;
-            pool.listen(listener)?;
-            tracing::info!(%uri, "NBD");
+            listeners.push(listener);
             nbd.push(uri);
             files.extend(file);
         }
-        let folder = Folder::new(options.socket.with_file_name("disks"));
+        let folder = match &options.state {
+            Some(path) => Folder::of_all(path.clone())
+                .with_context(|| format!("cannot keep devices in '{}'", path.display()))?,
+            None => Folder::of_disks(options.socket.with_file_name("disks")),
+        };
         let default_disk = options.ublk.then(AttachUblk::default);
         let monitor = Monitor::default();
         pool.observe(monitor.observer());
         let devices = Devices::new(pool, folder, default_disk);
         devices.recover(options.abandon_disks)?;
+        // Who connects early waits until the devices are there again.
+        for (listener, uri) in listeners.into_iter().zip(&nbd) {
+            devices.pool().listen(listener)?;
+            tracing::info!(%uri, "NBD");
+        }
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
         let paths = options.paths;

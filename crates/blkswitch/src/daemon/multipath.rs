@@ -99,6 +99,7 @@ fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec
 #[derive(Default)]
 struct Volume {
     sectors: Option<(u64, String)>,
+    read_only: Option<(bool, String)>,
     identity: Option<(String, String)>,
 }
 
@@ -118,6 +119,15 @@ impl Volume {
             let reason = format!(
                 "'{name}' has {sectors} sectors and '{other}' has {first}: paths to one volume have one size"
             );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        // A write would fail on some paths, for no fault of theirs.
+        let read_only = leaf.limits().read_only;
+        let (first, other) = self.read_only.get_or_insert_with(|| (read_only, name.to_owned()));
+        if *first != read_only {
+            let (cannot, can) = if read_only { (name, &**other) } else { (&**other, name) };
+            let reason =
+                format!("'{cannot}' cannot be written and '{can}' can: paths to one volume are alike");
             return Err(Failure::new(Errno::Einval, reason));
         }
         let Some(identity) = leaf.engine().identity() else { return Ok(()) };

@@ -1,13 +1,15 @@
-//! What the next daemon needs to take over the disks of one that was killed: a file that describes the devices, and
-//! the region maps as files of their own.
+//! What the next daemon needs to go on with the devices of this one: a file that describes them, and the region maps
+//! as files of their own.
 //!
-//! A map lives in its file ([`blkswitch_io::slots`]), so a message costs nothing more and every acknowledged change
-//! is there. The description is written anew, under another name and then renamed, whenever it changes. Neither is
-//! forced to a medium: both need to outlive the daemon and not the machine, as the disks do.
+//! A map lives in its file ([`blkswitch_io::slots`]), so every acknowledged change is there. The description is written
+//! anew, under another name and then renamed, whenever it changes. There are two kinds of folder. That of the disks
+//! keeps what the disks of a daemon that was killed need, and forces nothing to a medium: it need not outlive the
+//! machine, as the disks do not. That of `serve --state` keeps every device, and forces the description and each
+//! message's changes to the medium before they are answered.
 //!
-//! Contract: one daemon per folder (its control socket sees to that). Any thread; may block.
+//! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock). Any thread; may block.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,14 +23,16 @@ use crate::protocol::LeafCache;
 /// Version of the description: another one is refused.
 const VERSION: u32 = 1;
 /// The description.
-const FILE: &str = "disks.json";
+const FILE: &str = "devices.json";
+/// What a daemon holds a lock on that keeps everything here.
+const LOCK: &str = "lock";
 /// What the files of maps begin with.
 const MAP: &str = "map-";
 /// The state is its user's alone: it says where things are, and maps decide where data goes.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Devices that are disks and what they stand on, what is below first.
+/// The devices that are kept, what is below first.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -73,12 +77,34 @@ pub struct Folder {
     path: PathBuf,
     keep: Keep,
     next_map: AtomicU64,
+    /// Locked, of a folder that keeps every device.
+    lock: Option<File>,
 }
 
 impl Folder {
-    /// The folder at `path`; made when something is to be put there.
-    pub fn new(path: PathBuf) -> Folder {
-        Folder { path, keep: Keep::default(), next_map: AtomicU64::new(0) }
+    /// The folder at `path` for disks; made when something is to be put there.
+    pub fn of_disks(path: PathBuf) -> Folder {
+        Folder { path, keep: Keep::default(), next_map: AtomicU64::new(0), lock: None }
+    }
+
+    /// The folder at `path`, made if there is none, for every device. Errors: another daemon has it.
+    pub fn of_all(path: PathBuf) -> io::Result<Folder> {
+        let mut folder = Folder::of_disks(path);
+        folder.make()?;
+        let mut open = OpenOptions::new();
+        let file =
+            open.write(true).create(true).truncate(false).mode(FILE_MODE).open(folder.path.join(LOCK))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::new(ErrorKind::ResourceBusy, "another daemon uses it"),
+            TryLockError::Error(error) => error,
+        })?;
+        folder.lock = Some(file);
+        Ok(folder)
+    }
+
+    /// Whether every device is kept here, not only what disks need.
+    pub fn keeps_all(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// Where it is.
@@ -105,16 +131,26 @@ impl Folder {
         let file = self.path.join(FILE);
         if devices.is_empty() {
             return match std::fs::remove_file(&file) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                removed => removed.and_then(|()| self.sync()),
             };
         }
         self.make()?;
         let new = self.path.join(format!("{FILE}.new"));
         let text = serde_json::to_vec_pretty(&State { version: VERSION, devices })?;
         let mut open = OpenOptions::new();
-        open.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new)?.write_all(&text)?;
-        std::fs::rename(&new, &file)
+        let mut written = open.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new)?;
+        written.write_all(&text)?;
+        if self.keeps_all() {
+            written.sync_all()?;
+        }
+        std::fs::rename(&new, &file)?;
+        self.sync()
+    }
+
+    /// Forces the names of the files here to the medium.
+    fn sync(&self) -> io::Result<()> {
+        if self.keeps_all() { File::open(&self.path)?.sync_all() } else { Ok(()) }
     }
 
     /// Words for a new map, in a file here.
@@ -179,7 +215,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded_and_the_rest_is_swept() {
         let temporary = tempfile::tempdir().unwrap();
-        let folder = Folder::new(temporary.path().join("below"));
+        let folder = Folder::of_disks(temporary.path().join("below"));
         assert_eq!(folder.load().unwrap().devices, []);
         let (one, two) = (folder.new_map(10).unwrap(), folder.new_map(10).unwrap());
         one.as_ref()[9].store(5, Ordering::Relaxed);
@@ -190,7 +226,7 @@ mod tests {
         let other = two.file().unwrap().to_owned();
         drop((one, two));
         assert!(other.exists(), "kept");
-        let next = Folder::new(folder.path().to_owned());
+        let next = Folder::of_disks(folder.path().to_owned());
         let state = next.load().unwrap();
         assert_eq!(state.devices, saved);
         next.sweep(&state);
@@ -204,8 +240,20 @@ mod tests {
     #[test]
     fn another_version_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
-        let folder = Folder::new(temporary.path().to_owned());
+        let folder = Folder::of_disks(temporary.path().to_owned());
         std::fs::write(temporary.path().join(FILE), r#"{"version": 2, "devices": []}"#).unwrap();
         assert!(folder.load().unwrap_err().to_string().contains("version 2 where 1"));
+    }
+
+    #[test]
+    fn a_folder_for_every_device_is_one_daemons() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("state");
+        let folder = Folder::of_all(path.clone()).unwrap();
+        assert!(folder.keeps_all());
+        assert_eq!(Folder::of_all(path.clone()).unwrap_err().to_string(), "another daemon uses it");
+        folder.save(vec![device("a", "map-0")]).unwrap();
+        drop(folder);
+        assert_eq!(Folder::of_all(path).unwrap().load().unwrap().devices[0].name, "a");
     }
 }

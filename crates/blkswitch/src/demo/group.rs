@@ -12,20 +12,27 @@ mod cable;
 mod figure;
 mod layout;
 mod member;
+mod target;
 mod watch;
 
 use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use self::cable::{Cable, Cables};
+use self::cable::{Cable, Cables, Place};
 use self::layout::{Layout, Move};
 use self::member::Member;
+use self::target::{IQN, LUN, Programs, Target};
 use self::watch::{Sample, Watch};
 use super::{Folder, Running, quiet, say, verb};
-use crate::cli::GroupOptions;
+use crate::cli::{GroupOptions, Transport};
+use crate::daemon::runtime;
+use crate::daemon::stop::Signals;
 use crate::load::{Errors, Load, LoadOptions};
 use crate::nbd_client::NbdClient;
 
@@ -54,23 +61,36 @@ const LOAD: LoadOptions =
     LoadOptions { clients: 8, seed: SEED, errors: Errors::No, patience: Duration::from_secs(60) };
 /// Seconds without an answer after which the host takes a path for lost.
 const PATH_TIMEOUT: u64 = 1;
+/// The same with iSCSI. tgt has only one answer if the member behind it cannot reach another: an error of the medium,
+/// which fails no path, but the request. So a member waits for the other ([`ISCSI_RECONNECT`]) and tgt says nothing
+/// meanwhile. A host that lost its patience would send a write elsewhere which is carried out here later.
+const ISCSI_TIMEOUT: u64 = 120;
+/// Seconds that a member waits for another whose store it has lost, with iSCSI: longer than any is dead.
+const ISCSI_RECONNECT: u64 = 3600;
 
 /// Shows a group at work.
 pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     let members = options.members;
+    let programs = match options.transport {
+        Transport::Nbd => None,
+        Transport::Iscsi => Some(Programs::find()?),
+    };
+    let interrupted = interruption()?;
     let folder = Folder::new()?;
     say(&format!(
         "A storage group of {members} members, and a host with the two tiers, all in this process.\n\
          One volume of 64 MiB in {REGIONS} regions; each region lies on one member, without a pattern."
     ))?;
     let mut layout = Layout::new(REGIONS, members, SEED);
-    let group = Group::start(&folder.0, &layout)?;
+    let group = Group::start(&folder.0, &layout, programs.as_ref())?;
     let host = folder.0.join("host").join("control.sock");
     let daemon = Running::start(&host, None)?;
     let shown = make_host(&host, &group, &layout).and_then(|()| {
         let load = Load::start(&host.with_file_name("nbd.sock"), VOLUME, LOAD);
-        let mut watch = Watch::new(stdout().is_terminal());
+        let mut watch = Watch::new(stdout().is_terminal(), interrupted);
         let shown = show(options, &host, &group, &mut layout, &load, &mut watch);
+        // Whatever came in between: nobody waits for a member any more.
+        group.front.iter().chain(&group.back).for_each(|cable| cable.plug(true));
         // The load's own error says more than that it has ended.
         let report = load.verify()?;
         shown?;
@@ -94,32 +114,59 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Becomes true at Ctrl-C: then the group is taken down in good order. A second one ends at once.
+fn interruption() -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (flag, runtime) = (interrupted.clone(), runtime()?);
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    // It ends with the process.
+    thread::spawn(move || {
+        runtime.block_on(async {
+            signals.first().await;
+            flag.store(true, SeqCst);
+            std::future::pending::<()>().await;
+        });
+    });
+    Ok(interrupted)
+}
+
 /// The members, and the cables to them.
 struct Group {
+    /// Before the members, if the host speaks iSCSI; in their order.
+    targets: Vec<Target>,
     members: Vec<Member>,
     /// From the host to each member.
     front: Vec<Cable>,
     /// From the other members to each member's store.
     back: Vec<Cable>,
-    cables: Cables,
+    cables: [Cables; 2],
 }
 
 impl Group {
-    fn start(folder: &Path, layout: &Layout) -> anyhow::Result<Group> {
+    fn start(folder: &Path, layout: &Layout, programs: Option<&Programs>) -> anyhow::Result<Group> {
         let numbers = 0..layout.members();
         let members = numbers.clone().map(|number| Member::start(folder, number));
         let members = members.collect::<Result<Vec<_>, _>>()?;
-        let way = |end: &'static str| {
-            let way = move |number| (folder.join(format!("{end}{number}.sock")), Member::nbd(folder, number));
-            numbers.clone().map(way)
-        };
-        let (cables, mut front) = Cables::lay(way("front").chain(way("back")).collect())?;
-        let back = front.split_off(members.len());
-        let stores: Vec<PathBuf> = back.iter().map(|cable| cable.path().to_owned()).collect();
+        let nbd = |number| Place::Unix(Member::nbd(folder, number));
+        let socket = |end: &str, number| folder.join(format!("{end}{number}.sock"));
+        let stores: Vec<PathBuf> = numbers.clone().map(|number| socket("back", number)).collect();
+        let ways = stores.iter().cloned().map(Place::Unix).zip(numbers.clone().map(nbd));
+        let (behind, back) = Cables::lay(ways.collect())?;
+        let reconnect = if programs.is_some() { ISCSI_RECONNECT } else { 0 };
         for member in &members {
-            member.make_volume(&stores, &layout.words())?;
+            member.make_volume(&stores, reconnect, &layout.words())?;
         }
-        Ok(Group { members, front, back, cables })
+        let target = |programs, member: &Member| Target::start(programs, member.folder(), &member.socket());
+        let targets = programs
+            .into_iter()
+            .flat_map(|programs| members.iter().map(move |member| target(programs, member)));
+        let targets = targets.collect::<Result<Vec<_>, _>>()?;
+        let way = |number| match targets.get(number as usize) {
+            Some(target) => (Place::Tcp(0), target.place()),
+            None => (Place::Unix(socket("front", number)), nbd(number)),
+        };
+        let (before, front) = Cables::lay(numbers.map(way).collect())?;
+        Ok(Group { targets, members, front, back, cables: [before, behind] })
     }
 
     /// Moves regions to their new owners. Requests wait meanwhile, at every member's gate, so none sees a region in two
@@ -146,17 +193,21 @@ impl Group {
     }
 
     fn stop(self) -> anyhow::Result<()> {
+        drop(self.targets);
         for member in self.members {
             member.stop()?;
         }
-        self.cables.end(self.front.into_iter().chain(self.back).collect())
+        let [before, behind] = self.cables;
+        before.end(self.front)?;
+        behind.end(self.back)
     }
 }
 
 /// Builds the two tiers on the host.
 fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> {
-    let way = |cable: &Cable| {
-        format!("nbd+unix:///{VOLUME}?socket={}&timeout={PATH_TIMEOUT}", cable.path().display())
+    let way = |cable: &Cable| match cable.place() {
+        Place::Unix(path) => format!("nbd+unix:///{VOLUME}?socket={}&timeout={PATH_TIMEOUT}", path.display()),
+        place @ Place::Tcp(_) => format!("iscsi://{place}/{IQN}/{LUN}?timeout={ISCSI_TIMEOUT}"),
     };
     let others = group.front.len() - 1;
     for number in 0..group.front.len() {

@@ -75,3 +75,18 @@ fn a_group_moves_regions_and_loses_members_under_load() {
     assert_eq!(figure.matches("<circle").count(), 8, "one mark an event");
     assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
+
+#[test]
+fn a_group_that_is_interrupted_leaves_nothing_behind() {
+    let (mut command, folder) = demo();
+    command.args(["group", "--members", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.contains("without a pause")).expect("the group does not run");
+    signal(child.id(), "INT");
+    let rest: Vec<String> = lines.collect();
+    let run = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(!run.status.success() && said.contains("interrupted"), "{rest:?}\n{said}");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}

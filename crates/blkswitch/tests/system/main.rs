@@ -14,4 +14,5 @@ mod golden_tools;
 mod http;
 mod lifecycle;
 mod multipath;
+mod state;
 mod survival;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
 use blkswitch::protocol::{MonitorEvent, route};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of};
 
@@ -300,6 +300,10 @@ fn an_export_of_another_size_or_name_is_no_path() {
     volume(&far, "other", 2048);
     refused(&group(&first), "one size");
     refused(&group(&nbd_path(&far, "other")), "not to one");
+    far.remove("volume");
+    let read_only = json!({"name": "volume", "table": "0 2048 zero", "read_only": true});
+    far.request("POST", route::DEVICES, read_only).expect_ok();
+    refused(&group(&first), "cannot be written");
 
     // Down at first, then there as another volume.
     far.kill();

@@ -78,6 +78,7 @@ impl AbsentEngine {
         if differs
             || limits.sectors != self.limits.sectors
             || limits.logical_block > self.limits.logical_block
+            || limits.read_only != self.limits.read_only
         {
             tracing::error!(path = name, "this path leads to another volume than the others: it is not used");
             return Err(io::Error::new(io::ErrorKind::InvalidData, "another volume"));

@@ -18,6 +18,9 @@ use super::links::Seat;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// A connection that is lost earlier counts as an attempt that failed: there are servers that accept everybody and then
+/// close.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// Where a link finds its connections.
 struct Berth<C> {
@@ -26,6 +29,8 @@ struct Berth<C> {
     /// The last attempt for it failed.
     failed: AtomicBool,
     ready: Mutex<Option<C>>,
+    /// When that was made which the link has.
+    made: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -36,6 +41,23 @@ struct State {
     /// Attempts begun, and the last of them that failed.
     begun: u64,
     failed: u64,
+    /// When to try again after a connection that did not last, and the pause that this was.
+    not_before: Option<Instant>,
+    pause: Duration,
+}
+
+impl State {
+    /// A connection was lost that had lasted so long.
+    fn lost_after(&mut self, lasted: Duration) {
+        let now = Instant::now();
+        if lasted >= LASTING {
+            (self.not_before, self.pause) = (None, Duration::ZERO);
+        } else if self.not_before.is_none_or(|time| time <= now) {
+            // Of several that are lost together, one counts.
+            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+            self.not_before = Some(now + self.pause);
+        }
+    }
 }
 
 /// Makes a connection; the leaf's engine knows how.
@@ -71,6 +93,7 @@ impl<C: Send + 'static> Connector<C> {
                 wanted: AtomicBool::new(false),
                 failed: AtomicBool::new(false),
                 ready: Mutex::new(connections.next()),
+                made: Mutex::new(None),
             })
         };
         let berths = (0..berths).map(&mut berth).collect::<io::Result<_>>()?;
@@ -104,6 +127,9 @@ impl<C: Send + 'static> Connector<C> {
         at.failed.store(false, Ordering::Release);
         at.wanted.store(true, Ordering::Release);
         let mut state = lock(&self.state);
+        if let Some(made) = lock(&at.made).take() {
+            state.lost_after(made.elapsed());
+        }
         if state.running || self.is_closed() {
             return;
         }
@@ -163,6 +189,15 @@ impl<C: Send + 'static> Connector<C> {
                 drop(state);
                 return self.changed.notify_all();
             };
+            if let Some(time) = state.not_before {
+                let left = time.saturating_duration_since(Instant::now());
+                let idle = |state: &mut State| !state.hurry && !self.is_closed();
+                let waited = self.changed.wait_timeout_while(state, left, idle);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if self.is_closed() {
+                    continue;
+                }
+            }
             state.hurry = false;
             state.begun += 1;
             drop(state);
@@ -170,6 +205,7 @@ impl<C: Send + 'static> Connector<C> {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     (pause, said) = (FIRST_PAUSE, String::new());
+                    *lock(&berth.made) = Some(Instant::now());
                     *lock(&berth.ready) = Some(connection);
                     let _state = lock(&self.state);
                     berth.wanted.store(false, Ordering::Release);

@@ -12,9 +12,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::ptr;
 use std::time::{Duration, Instant};
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 
 use super::{LeafIo, LeafOp, Limits, Submitted};
 use crate::buffer::Buffers;
@@ -156,11 +157,7 @@ impl FileEngine {
         let len = io.len.min(TRANSFER_MAX) as u32;
         let file = types::Fd(fd);
         let entry = match io.op {
-            LeafOp::Read => opcode::Read::new(file, io.data.0, len).offset(io.offset).build(),
-            LeafOp::Write => {
-                let flags = if io.fua { libc::RWF_DSYNC } else { 0 };
-                opcode::Write::new(file, io.data.0, len).offset(io.offset).rw_flags(flags).build()
-            }
+            LeafOp::Read | LeafOp::Write => transfer(file, io, len),
             LeafOp::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             LeafOp::Discard => {
                 opcode::Fallocate::new(file, io.len).offset(io.offset).mode(PUNCH_HOLE).build()
@@ -174,6 +171,16 @@ impl FileEngine {
         // the table that routed this operation holds until it has drained.
         unsafe { ring.push(&entry.user_data(user_data(Tag::Part, u64::from(io.part)))) };
         Submitted::Pending
+    }
+
+    /// What is not served by the ring has no use for the ring's buffers.
+    pub(super) fn takes_pages(&self) -> bool {
+        !self.in_memory
+    }
+
+    /// Past the page cache the device itself moves the data.
+    pub(super) fn gains_by_pages(&self) -> bool {
+        self.direct && !self.in_memory
     }
 
     /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this moves is used
@@ -233,6 +240,24 @@ impl FileEngine {
 
     pub(super) fn flush_blocking(&self) -> io::Result<()> {
         self.files.last().map_or(Ok(()), File::sync_data)
+    }
+}
+
+/// The submission of a read or write: on memory, or on pages in the ring's table.
+fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
+    let flags = if io.fua { libc::RWF_DSYNC } else { 0 };
+    let slot = io
+        .pages
+        .and_then(|pages| Some((pages.slot?, ptr::without_provenance_mut(pages.offset(io.data) as usize))));
+    match (io.op, slot) {
+        (LeafOp::Write, None) => {
+            opcode::Write::new(file, io.data.0, len).offset(io.offset).rw_flags(flags).build()
+        }
+        (LeafOp::Write, Some((slot, at))) => {
+            opcode::WriteFixed::new(file, at, len, slot).offset(io.offset).rw_flags(flags).build()
+        }
+        (_, None) => opcode::Read::new(file, io.data.0, len).offset(io.offset).build(),
+        (_, Some((slot, at))) => opcode::ReadFixed::new(file, at, len, slot).offset(io.offset).build(),
     }
 }
 

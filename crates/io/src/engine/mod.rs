@@ -19,6 +19,7 @@ pub mod uri;
 use std::io;
 use std::time::Duration;
 
+use crate::pages::Pages;
 use crate::pipeline::{HOLE, ZERO};
 use crate::request::Span;
 use crate::ring::Ring;
@@ -87,6 +88,8 @@ pub struct LeafIo {
     pub len: u64,
     /// The data of a read or write.
     pub data: Span,
+    /// Where the data really is, if the leaf is to take it from there ([`Engine::takes_pages`]).
+    pub pages: Option<Pages>,
     /// The part, for the completion.
     pub part: u32,
     /// The queue that submits.
@@ -211,6 +214,23 @@ impl Engine {
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,
         }
+    }
+
+    /// Whether it can move data from and to pages in the ring's table of buffers, without a copy.
+    pub fn takes_pages(&self) -> bool {
+        match self {
+            Engine::File(engine) => engine.takes_pages(),
+            #[cfg(feature = "iscsi")]
+            Engine::Iscsi(_) => false,
+            Engine::Absent(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => {
+                false
+            }
+        }
+    }
+
+    /// Whether it costs less so, too.
+    pub fn gains_by_pages(&self) -> bool {
+        matches!(self, Engine::File(engine) if engine.gains_by_pages())
     }
 
     /// Whether writes can be made stable one by one.

@@ -236,6 +236,47 @@ fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     }
 }
 
+/// A server that says of a write that it is done, and has not even taken it: it is not done.
+#[test]
+fn a_write_answered_too_early_and_never_taken_is_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = vec![7; 16 << 20];
+    for options in both_routes() {
+        let options = Options { size: 64 << 20, ..options };
+        let server = Server::start(&dir.path().join("s"), options.clone(), first(WRITE, Action::TooEarly));
+        let world = world_over(&server, "&reconnect=20");
+        world.connect("disk").write(0, &data).unwrap();
+        assert!(server.disk.bytes.lock().unwrap()[..data.len()] == data, "acknowledged and lost");
+        drop(world);
+
+        let server = Server::start(&dir.path().join("s"), options, first(WRITE, Action::TooEarly));
+        let world = world_over(&server, "");
+        assert_eq!(world.connect("disk").write(0, &data), Err(ESHUTDOWN));
+    }
+}
+
+/// A server that accepts everybody and serves nobody is not asked without a pause.
+#[test]
+fn connections_that_do_not_last_are_made_less_and_less_often() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in both_routes() {
+        let turns_away = options.turns_away.clone();
+        let server = Server::start(&dir.path().join("s"), options, |_| Action::Do);
+        let world = world_over(&server, "&reconnect=20");
+        let mut client = world.connect("disk");
+        client.read(0, 512).unwrap();
+        turns_away.store(true, Ordering::SeqCst);
+        server.cut();
+        client.send(0, READ, 0, 512, &[]).unwrap();
+        let before = server.disk.connections.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_secs(2));
+        let tries = server.disk.connections.load(Ordering::SeqCst) - before;
+        assert!(tries < 30, "{tries} connections in two seconds");
+        turns_away.store(false, Ordering::SeqCst);
+        assert_eq!(client.reply().unwrap().0, 0, "it was answered when the server was well again");
+    }
+}
+
 #[test]
 fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
     let dir = tempfile::tempdir().unwrap();

@@ -47,6 +47,8 @@ pub enum Action {
     Late(Duration),
     /// Answered before the data of a write is taken.
     Early,
+    /// Answered before the data of a write is taken, which then never is: the connection is closed.
+    TooEarly,
     /// Never answered.
     Silence,
     /// The connection is closed.
@@ -67,6 +69,8 @@ pub struct Options {
     pub name: Option<&'static str>,
     /// Minimum, preferred, maximum block.
     pub blocks: Option<[u32; 3]>,
+    /// While this is true, connections are closed as soon as the export was negotiated.
+    pub turns_away: Arc<AtomicBool>,
     /// Connections served at a time; others wait.
     pub at_once: usize,
     /// Bytes sent instead of the greeting.
@@ -81,6 +85,7 @@ impl Default for Options {
             structured: true,
             name: None,
             blocks: None,
+            turns_away: Arc::default(),
             at_once: usize::MAX,
             greeting: None,
         }
@@ -224,6 +229,9 @@ impl Conn {
         self.stream.write_all(b"NBDMAGICIHAVEOPT\x00\x03")?;
         assert_eq!(self.take::<4>()?, [0, 0, 0, 3]);
         let structured = self.negotiate()?;
+        if self.options.turns_away.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         loop {
             let header = self.take::<28>()?;
             assert_eq!(header[..4], 0x2560_9513u32.to_be_bytes());
@@ -246,6 +254,11 @@ impl Conn {
                 self.answer(&request, structured, None)?;
                 std::thread::sleep(Duration::from_millis(100));
             }
+            if let Action::TooEarly = action {
+                self.answer(&request, structured, None)?;
+                std::thread::sleep(Duration::from_millis(100));
+                return Ok(());
+            }
             let mut data = vec![0; if request.command == 1 { request.len as usize } else { 0 }];
             self.stream.read_exact(&mut data)?;
             match &action {
@@ -262,7 +275,7 @@ impl Conn {
                     self.answer(&request, structured, None)?;
                 }
                 Action::Silence => {}
-                Action::Close => return Ok(()),
+                Action::Close | Action::TooEarly => return Ok(()),
                 Action::Half => {
                     let whole = self.reply(&request, structured, None);
                     return self.stream.write_all(&whole[..whole.len() / 2]);

@@ -1,11 +1,16 @@
 //! A few pipelines, the devices they serve, and the requests under way.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::engine::Engine;
 use blkswitch_io::engine::sim::SimEngine;
+use blkswitch_io::pages::Pages;
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::{Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
@@ -14,12 +19,16 @@ use blkswitch_io::stats::Counters;
 use blkswitch_io::{Device, Leaf, LeafOptions, Table, TableBuilder, Target, To};
 
 pub(crate) const SECTOR: usize = 512;
+/// Where pages begin in their file.
+const PAGES_AT: u64 = 1 << 31;
 
 pub(crate) struct Bench {
     pub(crate) queues: Vec<(Pipeline, Ring)>,
     registry: Registry,
     next: u64,
     data: BTreeMap<u64, Vec<u8>>,
+    /// The data of every other request is in pages, for which a file stands.
+    pages: BTreeMap<u64, File>,
     answers: BTreeMap<u64, i32>,
 }
 
@@ -30,6 +39,7 @@ impl Bench {
             registry: Registry::detached(),
             next: 0,
             data: BTreeMap::new(),
+            pages: BTreeMap::new(),
             answers: BTreeMap::new(),
         }
     }
@@ -152,7 +162,16 @@ impl Bench {
         let token = self.next;
         let data = self.data.entry(token).or_insert(data);
         let span = if data.is_empty() { Span::NONE } else { Span(data.as_mut_ptr()) };
-        let request = Request { op, fua, offset: at * SECTOR as u64, len: len as u64, data: span, token };
+        let pages = NonNull::new(span.0).filter(|_| token % 2 == 1).map(|memory| {
+            let file = self.pages.entry(token).or_insert_with(|| tempfile::tempfile().unwrap());
+            file.write_all_at(data, PAGES_AT).unwrap();
+            data.fill(0xee);
+            // Leaves of the tests take no pages, slot or not.
+            let slot = (token % 4 == 1).then_some(7);
+            Pages { memory, file: file.as_raw_fd(), at: PAGES_AT, slot }
+        });
+        let request =
+            Request { op, fua, offset: at * SECTOR as u64, len: len as u64, data: span, pages, token };
         let (pipeline, ring) = &mut self.queues[queue];
         pipeline.start(device.id(), request, ring);
         self.collect();
@@ -195,7 +214,11 @@ impl Bench {
     #[track_caller]
     pub(crate) fn finish(&mut self, token: u64) -> (i32, Vec<u8>) {
         self.run();
-        (self.answers[&token], self.data.remove(&token).unwrap())
+        let mut data = self.data.remove(&token).unwrap();
+        if let Some(pages) = self.pages.remove(&token) {
+            pages.read_exact_at(&mut data, PAGES_AT).unwrap();
+        }
+        (self.answers[&token], data)
     }
 
     /// Runs all queues until nothing moves.

@@ -429,6 +429,7 @@ impl World {
             offset: offset * SECTOR as u64,
             len: sectors * SECTOR as u64,
             data: span,
+            pages: None,
             token: id,
         };
         let Queue { pipeline, ring, .. } = &mut self.queues[queue];

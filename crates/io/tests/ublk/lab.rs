@@ -18,6 +18,8 @@ use blkswitch_io::{
     core as blkswitch_core,
 };
 
+/// Has data copied, whatever the kernel can.
+const COPY: &str = "BLKSWITCH_UBLK_TEST_COPY";
 /// Size of the device.
 pub(crate) const BYTES: u64 = 96 << 20;
 /// Sectors of a region unless a test wants others: no power of two, so boundaries fall everywhere.
@@ -32,6 +34,23 @@ pub(crate) fn ready() -> bool {
     ready
 }
 
+/// Whether disks are to be without copies, where the kernel can: then all are, so that every leaf meets it.
+fn zero_copy() -> bool {
+    std::env::var_os(COPY).is_none()
+}
+
+/// Whether the kernel can do it, so that a fallback that should not have been is noticed. Linux 6.16 and later can.
+pub(crate) fn can_zero_copy() -> bool {
+    is_new_enough() && zero_copy()
+}
+
+pub(crate) fn is_new_enough() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-', '+']).map(|number| number.parse().unwrap_or(0u32));
+    let version = (numbers.next(), numbers.next());
+    version >= (Some(6), Some(16))
+}
+
 /// What is under the switch: three paths each.
 pub(crate) enum Under<'a> {
     /// Nothing.
@@ -42,6 +61,8 @@ pub(crate) enum Under<'a> {
     OneMemory,
     /// Three files in this folder, made if they are not there.
     Files(&'a Path),
+    /// This one under all paths.
+    Leaf(&'a Path),
 }
 
 /// A pool and a device with a live switch table of three paths.
@@ -68,7 +89,10 @@ impl Lab {
     }
 
     pub(crate) fn attach(&self, queues: Option<u16>) -> Result<Node, UblkError> {
-        self.pool.attach_ublk(&self.device, &Options { queues, depth: Some(32) })
+        let options = Options { queues, depth: Some(32), zero_copy: Some(zero_copy()) };
+        let node = self.pool.attach_ublk(&self.device, &options)?;
+        settle(&node);
+        Ok(node)
     }
 
     pub(crate) fn detach(&self) {
@@ -76,17 +100,40 @@ impl Lab {
     }
 }
 
+/// Newer kernels (7.3 is one) look for partitions when a start is over already. Until they have done so the disk is in use,
+/// and without a server it would stay so.
+fn settle(node: &Node) {
+    const BLKRRPART: libc::c_ulong = 0x125f;
+    let disk = File::open(node.path()).unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    // SAFETY: an ioctl without an argument, on a descriptor of ours.
+    while unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) } != 0 {
+        assert!(Instant::now() < until, "no end of it: {}", std::io::Error::last_os_error());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A switch table of three paths.
 pub(crate) fn table(queues: usize, under: &Under<'_>, region: u32, read_only: bool) -> Table {
-    let mut table = TableBuilder::new(read_only);
-    let leaves: Vec<Arc<Leaf>> = match under {
+    table_of(leaves(queues, under), queues, region, read_only)
+}
+
+/// Three leaves.
+pub(crate) fn leaves(queues: usize, under: &Under<'_>) -> Vec<Arc<Leaf>> {
+    match under {
         Under::Null => (0..3).map(|_| open(&format!("null:{BYTES}"), queues)).collect(),
         Under::Memories => (0..3).map(|_| open(&format!("mem:{BYTES}"), queues)).collect(),
         Under::OneMemory => vec![open(&format!("mem:{BYTES}"), queues); 3],
         Under::Files(folder) => {
             (0..3).map(|n| open(&format!("{}/leaf{n}", folder.display()), queues)).collect()
         }
-    };
+        Under::Leaf(path) => vec![open(&path.display().to_string(), queues); 3],
+    }
+}
+
+/// A switch table of these paths.
+pub(crate) fn table_of(leaves: Vec<Arc<Leaf>>, queues: usize, region: u32, read_only: bool) -> Table {
+    let mut table = TableBuilder::new(read_only);
     let paths: Box<[To]> = leaves.into_iter().map(|leaf| To { below: table.leaf(leaf), offset: 0 }).collect();
     let geometry = Geometry::new(BYTES / 512, 3, region).unwrap();
     let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
@@ -157,6 +204,20 @@ const BLOCK: usize = 8192;
 /// Memory that O_DIRECT takes.
 #[repr(C, align(4096))]
 struct Aligned([u8; BLOCK]);
+
+/// So much memory that O_DIRECT takes.
+pub(crate) struct Memory(Vec<Aligned>, usize);
+
+impl Memory {
+    pub(crate) fn new(bytes: usize) -> Memory {
+        Memory((0..bytes.div_ceil(BLOCK)).map(|_| Aligned([0; BLOCK])).collect(), bytes)
+    }
+
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: that many bytes, one block after the other; any bits are bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
+    }
+}
 
 /// Opens a disk past the page cache.
 pub(crate) fn open_direct(node: &str) -> File {

@@ -8,6 +8,7 @@ mod lab;
 mod lifecycle;
 mod recovery;
 mod use_as_disk;
+mod zero_copy;
 
 use lab::{Lab, Under};
 

@@ -88,7 +88,9 @@ fn a_killed_server_loses_nothing() {
             let pid = server.process.id();
             let id = server.kill();
             let left = ublk::leftovers().unwrap();
-            assert_eq!(left.iter().map(|l| (l.node.id, l.pid as u32)).collect::<Vec<_>>(), [(id, pid)]);
+            assert_eq!(left.iter().map(|l| l.node.id).collect::<Vec<_>>(), [id]);
+            // Newer kernels forget who it was.
+            assert!(left[0].pid == -1 || left[0].pid as u32 == pid, "{left:?}");
             let start = Instant::now();
             server = Server::start(&files.0, Some(id));
             assert_eq!(server.id, id);

@@ -32,7 +32,12 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
         let _ = writeln!(text, "UUID: {}", device.uuid);
     }
     if let Some(disk) = &device.disk {
-        let _ = writeln!(text, "Disk:              {} ({}, {} queues)", disk.node, disk.link, disk.queues);
+        let zero_copy = if disk.zero_copy { ", zero copy" } else { "" };
+        let _ = writeln!(
+            text,
+            "Disk:              {} ({}, {} queues{zero_copy})",
+            disk.node, disk.link, disk.queues
+        );
     }
     text.push('\n');
     text

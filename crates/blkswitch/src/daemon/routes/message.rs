@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::compact::Compact;
+use crate::daemon::devices::Devices;
 use crate::daemon::failure::Failure;
 use crate::daemon::multipath;
 use crate::daemon::reply::{Name, Params, Refused, blocking, refuse};
@@ -122,7 +123,7 @@ async fn receive(
     }
     let (sender, pieces) = mpsc::channel(BLOCKS_AHEAD);
     let devices = app.devices.clone();
-    let applied = blocking(move || apply(&device, devices.pool().registry(), query, head, complete, pieces));
+    let applied = blocking(move || apply(&device, &devices, query, head, complete, pieces));
     if complete {
         return applied.await;
     }
@@ -212,7 +213,7 @@ impl Incoming {
 /// Applies a message: its head, and what follows unless that is all.
 fn apply(
     device: &Device,
-    registry: &Registry,
+    devices: &Devices,
     query: MessageQuery,
     head: Vec<u8>,
     complete: bool,
@@ -224,10 +225,15 @@ fn apply(
     };
     let first: Vec<u8> = first.bytes().collect();
     if first.starts_with(b"@") {
-        return core_message(device, &head, complete);
+        let reply = core_message(device, &head, complete)?;
+        // One that was to go with its last user is kept again.
+        devices.save_kept()?;
+        return Ok(reply);
     }
     let messenger = device.messenger(query.sector)?;
-    let Some(map) = messenger.map() else { return to_multipath(&messenger, &head, complete, registry) };
+    let Some(map) = messenger.map() else {
+        return to_multipath(&messenger, &head, complete, devices.pool().registry());
+    };
     match command(&first) {
         Some(Command::SetRegionMappings) => {
             let begin = head.len() - words.rest().len();
@@ -235,6 +241,7 @@ fn apply(
             let applied = reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
             if applied > 0 {
                 device.remapped(messenger.segment().start, applied);
+                devices.sync_map(map)?;
             }
             reply.map_err(|(failure, _)| failure)
         }

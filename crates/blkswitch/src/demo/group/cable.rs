@@ -1,29 +1,93 @@
 //! Cables: sockets that pass bytes on to other sockets, and that can be pulled out.
 //!
-//! Contract: a cable is a unix socket of its own; whoever connects to it talks to the server behind it. Pulled out, it
+//! Contract: a cable is a socket of its own; whoever connects to it talks to the server behind it. Pulled out, it
 //! drops its connections and takes no new ones. Plugged in again, it carries what connects from then on.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, bail};
-use tokio::io::copy_bidirectional;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::daemon::runtime;
 
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A port of this machine; 0: any that is free.
+    Tcp(u16),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Unix(path) => write!(f, "{}", path.display()),
+            Place::Tcp(port) => write!(f, "{}:{port}", Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+/// What bytes go through.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens there. Returns where that is.
+    async fn bind(place: Place) -> io::Result<(Listener, Place)> {
+        match place {
+            Place::Unix(path) => Ok((Listener::Unix(UnixListener::bind(&path)?), Place::Unix(path))),
+            Place::Tcp(port) => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+                let port = listener.local_addr()?.port();
+                Ok((Listener::Tcp(listener), Place::Tcp(port)))
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+            Listener::Tcp(listener) => Box::new(quick(listener.accept().await?.0)?),
+        })
+    }
+}
+
+async fn connect(place: &Place) -> io::Result<Box<dyn Stream>> {
+    Ok(match place {
+        Place::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        Place::Tcp(port) => Box::new(quick(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?)?),
+    })
+}
+
+/// A cable holds nothing back.
+fn quick(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 /// See the module's text.
 pub(super) struct Cable {
-    path: PathBuf,
+    place: Place,
     plugged: watch::Sender<bool>,
 }
 
 impl Cable {
-    /// The socket to connect to.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Where to connect.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Pulls it out, or plugs it in.
@@ -38,19 +102,16 @@ pub(super) struct Cables {
 }
 
 impl Cables {
-    /// Lays cables: each has a socket's path and that of the server behind it.
-    pub(super) fn lay(ways: Vec<(PathBuf, PathBuf)>) -> anyhow::Result<(Cables, Vec<Cable>)> {
+    /// Lays cables: each has a place of its own and that of the server behind it.
+    pub(super) fn lay(ways: Vec<(Place, Place)>) -> anyhow::Result<(Cables, Vec<Cable>)> {
         let runtime = runtime()?;
         let (mut cables, mut ends) = (Vec::new(), Vec::new());
-        for (path, server) in ways {
+        for (place, server) in ways {
             let (plugged, state) = watch::channel(true);
-            let listener = {
-                let _context = runtime.enter();
-                let cannot = || format!("cannot listen on '{}'", path.display());
-                UnixListener::bind(&path).with_context(cannot)?
-            };
+            let cannot = format!("cannot listen on '{place}'");
+            let (listener, place) = runtime.block_on(Listener::bind(place)).context(cannot)?;
             ends.push((listener, server, state));
-            cables.push(Cable { path, plugged });
+            cables.push(Cable { place, plugged });
         }
         let carry_all = async move {
             let ends: Vec<_> = ends.into_iter().map(|end| tokio::spawn(serve(end.0, end.1, end.2))).collect();
@@ -70,14 +131,10 @@ impl Cables {
 }
 
 /// Carries connections until the cable is gone.
-async fn serve(
-    listener: UnixListener,
-    server: PathBuf,
-    mut plugged: watch::Receiver<bool>,
-) -> io::Result<()> {
+async fn serve(listener: Listener, server: Place, mut plugged: watch::Receiver<bool>) -> io::Result<()> {
     loop {
         let client = tokio::select! {
-            accepted = listener.accept() => accepted?.0,
+            accepted = listener.accept() => accepted?,
             changed = plugged.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return Ok(()),
@@ -91,9 +148,9 @@ async fn serve(
 }
 
 /// One connection, until an end closes it or the cable is pulled out.
-async fn carry(mut client: UnixStream, server: PathBuf, mut plugged: watch::Receiver<bool>) {
+async fn carry(mut client: Box<dyn Stream>, server: Place, mut plugged: watch::Receiver<bool>) {
     let carried = async {
-        let mut server = UnixStream::connect(&server).await?;
+        let mut server = connect(&server).await?;
         copy_bidirectional(&mut client, &mut server).await
     };
     tokio::select! {

@@ -39,13 +39,17 @@ impl Member {
         Ok(member)
     }
 
-    /// Makes its volume: it reaches the others' stores through these sockets.
-    pub(super) fn make_volume(&self, stores: &[PathBuf], words: &str) -> anyhow::Result<()> {
+    /// Makes its volume: it reaches the others' stores through these sockets, and waits so many seconds for one that is
+    /// lost.
+    pub(super) fn make_volume(&self, stores: &[PathBuf], reconnect: u64, words: &str) -> anyhow::Result<()> {
         let mut table = format!("0 {SECTORS} switch {} {REGION_SECTORS} 0", stores.len());
         for (store, number) in stores.iter().zip(0u32..) {
             let path = match number == self.number {
                 true => self.memory(),
-                false => format!("nbd+unix:///{STORE}?socket={}&timeout={STORE_TIMEOUT}", store.display()),
+                false => format!(
+                    "nbd+unix:///{STORE}?socket={}&timeout={STORE_TIMEOUT}&reconnect={reconnect}",
+                    store.display()
+                ),
             };
             table.push_str(&format!(" {path} 0"));
         }
@@ -63,6 +67,11 @@ impl Member {
     /// Runs a verb on its daemon.
     pub(super) fn verb(&self, words: &[&str]) -> anyhow::Result<()> {
         quiet(&self.socket, words).with_context(|| format!("member {}", self.number))
+    }
+
+    /// Where its files are.
+    pub(super) fn folder(&self) -> &Path {
+        self.socket.parent().unwrap_or(&self.socket)
     }
 
     /// The socket of its own NBD server.

@@ -1,6 +1,8 @@
 //! Watching: what the group and the host did in each interval, as a line on the terminal and as numbers for the figure.
 
 use std::io::{Write as _, stdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -46,13 +48,23 @@ pub(super) struct Watch {
     pub(super) samples: Vec<Sample>,
     pub(super) events: Vec<Event>,
     colour: bool,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Begins now.
-    pub(super) fn new(colour: bool) -> Watch {
+    /// Begins now, and ends with an error when it is interrupted.
+    pub(super) fn new(colour: bool, interrupted: Arc<AtomicBool>) -> Watch {
         let (samples, events) = (Vec::new(), Vec::new());
-        Watch { started: Instant::now(), counted: (0, 0), done: 0, at: 0.0, samples, events, colour }
+        Watch {
+            started: Instant::now(),
+            counted: (0, 0),
+            done: 0,
+            at: 0.0,
+            samples,
+            events,
+            colour,
+            interrupted,
+        }
     }
 
     /// Notes what is about to be done.
@@ -76,6 +88,9 @@ impl Watch {
         let mut number = 0;
         loop {
             std::thread::sleep(INTERVAL);
+            if self.interrupted.load(SeqCst) {
+                bail!("interrupted");
+            }
             if load.has_failed() {
                 bail!("a client of the load has ended");
             }

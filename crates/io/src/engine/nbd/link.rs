@@ -120,7 +120,8 @@ impl Protocol for NbdLink {
     }
 
     fn bury(self, work: &mut Work<'_>) {
-        for (slot, result) in self.held {
+        // What succeeded before all of it was sent has not: it is sent again, as what was not answered.
+        for (slot, result) in self.held.into_iter().filter(|(_, result)| *result < 0) {
             work.answer(slot, result);
         }
     }

@@ -97,8 +97,17 @@ impl Relay {
         let (answer, answers) = mpsc::channel();
         let buffer = Buffers::default().take(bytes);
         let data = if op == LeafOp::Read { Span(buffer.as_ptr()) } else { Span::NONE };
-        let io =
-            LeafIo { op, fua: false, fast: false, offset: 0, len: bytes as u64, data, part: 0, queue: 0 };
+        let io = LeafIo {
+            op,
+            fua: false,
+            fast: false,
+            offset: 0,
+            len: bytes as u64,
+            data,
+            pages: None,
+            part: 0,
+            queue: 0,
+        };
         self.send([Order { io, from: From::Control(buffer, answer) }]);
         match answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok((_, result)) if result >= 0 => Ok(()),

@@ -360,7 +360,7 @@ impl Conn {
         }
         let data = pending.buffer.as_ref().map_or(Span::NONE, |buffer| Span(buffer.as_ptr()));
         // The buffer stays in `pending`, untouched, until the answer (contract of Span).
-        let request = request::Request { op, fua, offset, len, data, token: token(id, slot) };
+        let request = request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
         context.pipeline.start(device.device().id(), request, context.ring);
     }
 

@@ -1,7 +1,7 @@
 //! The interface of the ublk driver: numbers and structures.
 //!
-//! Source of every fact here: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of Linux 6.12,
-//! `_IOWR` from `include/uapi/asm-generic/ioctl.h`. Structures are passed by address in the layout of C; their
+//! Source of every fact here: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of Linux 6.12 (zero copy:
+//! 7.3), `_IOWR` from `include/uapi/asm-generic/ioctl.h`. Structures are passed by address in the layout of C; their
 //! sizes are checked below, because the driver checks them too.
 
 /// The control device.
@@ -60,12 +60,18 @@ const fn ioc(direction: u32, number: u32, size: u32) -> u32 {
 
 /// Features, `UBLK_F_*`.
 pub(super) mod feature {
+    /// A request's pages can be in a ring's table of buffers.
+    pub(in super::super) const SUPPORT_ZERO_COPY: u64 = 1 << 0;
     /// The device outlives its server; requests wait for the next one.
     pub(in super::super) const USER_RECOVERY: u64 = 1 << 3;
     /// Requests that the dead server had are sent again to the next one.
     pub(in super::super) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     /// Commands are numbered as ioctls are.
     pub(in super::super) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
+    /// A request's bytes can be read and written by way of the character device, and are not copied otherwise.
+    pub(in super::super) const USER_COPY: u64 = 1 << 7;
+    /// A request's pages are put into the table before it comes, and taken out with its answer.
+    pub(in super::super) const AUTO_BUF_REG: u64 = 1 << 11;
 }
 
 /// State of a device, `UBLK_S_DEV_*`.
@@ -89,6 +95,20 @@ pub(super) mod io_flag {
     pub(in super::super) const FUA: u32 = 1 << 13;
     /// WRITE_ZEROES keeps the space allocated.
     pub(in super::super) const NOUNMAP: u32 = 1 << 15;
+    /// The request's pages could not be put into the table.
+    pub(in super::super) const NEED_REG_BUF: u32 = 1 << 17;
+}
+
+/// What a fetch says of the pages of the request that comes: the slot for them, and that it is to come without if they
+/// cannot be put there (`struct ublk_auto_buf_reg`, `UBLK_AUTO_BUF_REG_FALLBACK`).
+pub(super) fn auto_buf_reg(slot: u16) -> u64 {
+    const FALLBACK: u64 = 1 << 0;
+    u64::from(slot) | (FALLBACK << 16)
+}
+
+/// Where the bytes of a tag's request are in the character device (`UBLKSRV_IO_BUF_OFFSET` and what follows it).
+pub(super) fn bytes_at(queue: u16, tag: u16) -> u64 {
+    0x8000_0000 + (u64::from(queue) << 41) + (u64::from(tag) << 25)
 }
 
 /// `UBLK_ATTR_*` and `UBLK_PARAM_TYPE_*`.
@@ -267,6 +287,13 @@ mod tests {
         assert_eq!(Control::EndUserRecovery as u32, 0xc020_7511);
         assert_eq!(Io::Fetch as u32, 0xc010_7520);
         assert_eq!(Io::CommitAndFetch as u32, 0xc010_7521);
+    }
+
+    #[test]
+    fn places_are_those_of_the_header() {
+        assert_eq!(auto_buf_reg(0x0102), 0x0001_0102);
+        assert_eq!(bytes_at(0, 0), 0x8000_0000);
+        assert_eq!(bytes_at(4095, 4095), 0x8000_0000 + (4095 << 41) + (4095 << 25));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::abi::{DevInfo, feature, state};
 use super::control::{Control, kernel_release};
 use super::{
-    DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError, block_node,
-    char_node, in_use, params,
+    DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError, ZERO_COPY,
+    block_node, char_node, in_use, is_zero_copy, params,
 };
 use crate::device::{Device, OpenDevice};
 use crate::pool::{Gone, Latch, Mailboxes};
@@ -49,7 +49,7 @@ pub(crate) struct Exports {
 pub struct Leftover {
     /// The disk.
     pub node: Node,
-    /// The process that served it.
+    /// The process that served it; -1 if the kernel has forgotten (7.3 does so, 6.12 does not).
     pub pid: i32,
 }
 
@@ -126,14 +126,17 @@ impl Exports {
         let mut info = wanted(options, mailboxes.len())?;
         let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
         let params = params::params(&table, MAX_IO_BYTES).ok_or_else(|| UblkError::Table(device.name()))?;
+        let wanted_pages = options.zero_copy.unwrap_or_else(|| table.gains_by_pages());
         drop(table);
         let open = OpenDevice::new(device).ok_or_else(|| UblkError::Stopping(device.name()))?;
         let mut control = Control::open()?;
-        need(control.features()?)?;
+        let features = control.features()?;
+        need(features)?;
         if device.info().suspended {
             return Err(UblkError::Suspended(device.name()));
         }
-        control.add(&mut info)?;
+        let zero_copy = if wanted_pages && features & ZERO_COPY == ZERO_COPY { ZERO_COPY } else { 0 };
+        control.add(&mut info, zero_copy)?;
         let mut added = Added { control: &mut control, id: Some(info.dev_id) };
         need(info.flags)?;
         added.control.set_params(info.dev_id, &params)?;
@@ -141,7 +144,8 @@ impl Exports {
         added.control.start(info.dev_id)?;
         added.id = None;
         let node = self.fill(reserved, Attached { node: node(&info), over, open });
-        tracing::info!(device = %device.name(), node = %node.path(), queues = node.queues, "attached");
+        tracing::info!(device = %device.name(), node = %node.path(), queues = node.queues,
+            zero_copy = node.zero_copy, "attached");
         Ok(node)
     }
 
@@ -254,7 +258,8 @@ fn need(features: u64) -> Result<(), UblkError> {
 }
 
 fn node(info: &DevInfo) -> Node {
-    Node { id: info.dev_id, queues: info.nr_hw_queues, depth: info.queue_depth }
+    let zero_copy = is_zero_copy(info);
+    Node { id: info.dev_id, queues: info.nr_hw_queues, depth: info.queue_depth, zero_copy }
 }
 
 /// Gives each hardware queue to a queue of ours; returns what tells when all are over.
@@ -355,13 +360,13 @@ mod tests {
     fn options_have_defaults_and_ranges() {
         let info = wanted(&Options::default(), 3).unwrap();
         assert_eq!((info.nr_hw_queues, info.queue_depth), (3, DEFAULT_DEPTH));
-        let options = Options { queues: Some(1), depth: Some(MAX_DEPTH) };
+        let options = Options { queues: Some(1), depth: Some(MAX_DEPTH), zero_copy: None };
         let info = wanted(&options, 3).unwrap();
         assert_eq!((info.nr_hw_queues, info.queue_depth), (1, MAX_DEPTH));
         for options in [
-            Options { queues: Some(0), depth: None },
-            Options { queues: None, depth: Some(0) },
-            Options { queues: None, depth: Some(MAX_DEPTH + 1) },
+            Options { queues: Some(0), ..Options::default() },
+            Options { depth: Some(0), ..Options::default() },
+            Options { depth: Some(MAX_DEPTH + 1), ..Options::default() },
         ] {
             let error = wanted(&options, 3).unwrap_err();
             assert!(matches!(error, UblkError::Range { .. }), "{options:?}: {error}");

@@ -64,8 +64,23 @@ impl Control {
         Ok(features)
     }
 
-    /// Makes a device; `info` is what was asked for and becomes what was given.
-    pub(super) fn add(&mut self, info: &mut DevInfo) -> Result<(), UblkError> {
+    /// Makes a device; `info` is what was asked for and becomes what was given. The features `welcome` are had all or
+    /// none, whatever the driver makes of them.
+    pub(super) fn add(&mut self, info: &mut DevInfo, welcome: u64) -> Result<(), UblkError> {
+        let plain = *info;
+        info.flags |= welcome;
+        match self.add_as_is(info) {
+            Ok(()) if info.flags & welcome == welcome => return Ok(()),
+            Ok(()) => self.delete(info.dev_id)?,
+            Err(UblkError::Command { .. }) if welcome != 0 => {}
+            Err(error) => return Err(error),
+        }
+        tracing::info!("the ublk driver does not do all of {welcome:#x} together: it does without");
+        *info = plain;
+        self.add_as_is(info)
+    }
+
+    fn add_as_is(&mut self, info: &mut DevInfo) -> Result<(), UblkError> {
         let (id, len, addr) =
             (info.dev_id, size_of::<DevInfo>() as u16, std::ptr::from_mut(info).addr() as u64);
         self.device_command(abi::Control::AddDev, id, len, addr, 0)

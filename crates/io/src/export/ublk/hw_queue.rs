@@ -5,6 +5,10 @@
 //! request) or with the pipeline, and its data area is lent accordingly: the driver copies a write's data in before
 //! the command completes, and a read's data out when the answer is committed. So a request costs one submission and
 //! one completion beside its leaf's, and no memory is taken or given.
+//!
+//! With zero copy the driver copies nothing: it puts the request's pages into the ring's table of buffers before the
+//! command completes, in the tag's slot, and takes them out when the answer is committed ([`crate::pages`]). Pages that it
+//! could not put there (no slot was left, no memory) are copied through the character device.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +20,15 @@ use std::sync::Arc;
 use io_uring::{opcode, types};
 
 use super::abi::{self, DevInfo, IoCommand, IoDesc, io_flag, op};
+use super::is_zero_copy;
+use crate::pages::Pages;
 use crate::pool::Ack;
 use crate::queue::Context;
 use crate::request::{Op, Request, Span, Token};
 use crate::ring::{Ring, Tag, user_data};
+
+/// A place that no table of buffers has: pages are not put there.
+const NO_SLOT: u16 = u16::MAX;
 
 /// Distance of the queues' descriptors in the character device's address space (`UBLKSRV_CMD_BUF_OFFSET`, and room
 /// for the largest depth).
@@ -83,6 +92,8 @@ pub struct HwQueue {
     max_io_bytes: usize,
     descriptors: Mapping,
     data: ManuallyDrop<Mapping>,
+    /// With zero copy: the tags' places in the ring's table of buffers, for as many tags as have one.
+    slots: Option<Vec<u16>>,
     /// Commands that the driver holds.
     armed: u16,
     /// Requests that the pipeline holds.
@@ -112,6 +123,7 @@ impl HwQueue {
             number,
             depth: info.queue_depth,
             max_io_bytes,
+            slots: is_zero_copy(info).then(Vec::new),
             armed: 0,
             busy: 0,
             failing: false,
@@ -136,9 +148,17 @@ impl HwQueue {
 
     /// Asks the driver for a request for each tag. `at` is the queue's place in the server.
     pub(super) fn fetch_all(&mut self, at: u32, ring: &mut Ring) {
+        if let Some(slots) = &mut self.slots {
+            *slots = ring.take_slots(self.depth.into());
+        }
         for tag in 0..self.depth {
             self.command(abi::Io::Fetch, at, tag, 0, ring);
         }
+    }
+
+    /// It is over: what it had of the ring goes back.
+    pub(super) fn leave(&mut self, ring: &mut Ring) {
+        ring.give_slots(self.slots.take().unwrap_or_default());
     }
 
     /// A command has completed: a request has come, or the tag is given up.
@@ -155,6 +175,7 @@ impl HwQueue {
             }
         }
         let Some((desc, data)) = self.tag(tag) else { return };
+        let data = (data, self.pages(&desc, tag));
         let request = match request(&desc, data, self.max_io_bytes, super::server::token(at, tag)) {
             Ok(_) if self.failing => Err(libc::EIO),
             request => request,
@@ -182,12 +203,33 @@ impl HwQueue {
 
     fn command(&mut self, what: abi::Io, at: u32, tag: u16, result: i32, ring: &mut Ring) {
         let Some((_, data)) = self.tag(tag) else { return };
-        let command = IoCommand { queue: self.number, tag, result, addr: data.0.addr() as u64 };
         let fd = types::Fd(self.char_device.as_raw_fd());
-        let entry = opcode::UringCmd16::new(fd, what as u32).cmd(command.bytes()).build();
+        let command = |addr| IoCommand { queue: self.number, tag, result, addr }.bytes();
+        let entry = opcode::UringCmd16::new(fd, what as u32);
+        let entry = match &self.slots {
+            None => entry.cmd(command(data.0.addr() as u64)),
+            Some(slots) => {
+                let slot = slots.get(usize::from(tag)).copied().unwrap_or(NO_SLOT);
+                entry.cmd(command(0)).addr(Some(abi::auto_buf_reg(slot)))
+            }
+        }
+        .build();
         self.armed += 1;
         // SAFETY: the data area stays mapped while the driver holds a command (see Drop), and so does the descriptor.
         unsafe { ring.push(&entry.user_data(user_data(Tag::Ublk, super::server::id(at, tag)))) };
+    }
+
+    /// The pages of a tag's request.
+    fn pages(&self, desc: &IoDesc, tag: u16) -> Option<Pages> {
+        let slots = self.slots.as_ref()?;
+        let (_, data) = self.tag(tag)?;
+        let is_there = desc.op_flags & io_flag::NEED_REG_BUF == 0;
+        Some(Pages {
+            memory: NonNull::new(data.0)?,
+            file: self.char_device.as_raw_fd(),
+            at: abi::bytes_at(self.number, tag),
+            slot: slots.get(usize::from(tag)).copied().filter(|_| is_there),
+        })
     }
 
     /// The descriptor and the data area of a tag.
@@ -219,7 +261,12 @@ impl Drop for HwQueue {
 }
 
 /// The request that a descriptor describes, or the errno to refuse it with.
-fn request(desc: &IoDesc, data: Span, max_io_bytes: usize, token: Token) -> Result<Request, i32> {
+fn request(
+    desc: &IoDesc,
+    (data, pages): (Span, Option<Pages>),
+    max_io_bytes: usize,
+    token: Token,
+) -> Result<Request, i32> {
     let flag = |flag: u32| desc.op_flags & flag != 0;
     let op = match desc.op() {
         op::READ => Op::Read,
@@ -238,8 +285,8 @@ fn request(desc: &IoDesc, data: Span, max_io_bytes: usize, token: Token) -> Resu
     if has_data && len > max_io_bytes as u64 {
         return Err(libc::EINVAL);
     }
-    let data = if has_data { data } else { Span::NONE };
-    Ok(Request { op, fua: flag(io_flag::FUA) && op.is_write(), offset, len, data, token })
+    let (data, pages) = if has_data { (data, pages) } else { (Span::NONE, None) };
+    Ok(Request { op, fua: flag(io_flag::FUA) && op.is_write(), offset, len, data, pages, token })
 }
 
 #[cfg(test)]
@@ -248,20 +295,22 @@ mod tests {
 
     fn of(op_flags: u32, start_sector: u64, nr_sectors: u32) -> Result<Request, i32> {
         let desc = IoDesc { op_flags, nr_sectors, start_sector, addr: 0 };
-        request(&desc, Span(NonNull::<u8>::dangling().as_ptr()), 4096, 7)
+        let memory = NonNull::<u8>::dangling();
+        let pages = Pages { memory, file: -1, at: 0, slot: Some(1) };
+        request(&desc, (Span(memory.as_ptr()), Some(pages)), 4096, 7)
     }
 
     #[test]
     fn descriptors_become_requests() {
         let read = of(op::READ.into(), 8, 8).unwrap();
         assert_eq!((read.op, read.offset, read.len, read.fua, read.token), (Op::Read, 4096, 4096, false, 7));
-        assert!(!read.data.0.is_null());
+        assert!(!read.data.0.is_null() && read.pages.is_some());
         let write = of(u32::from(op::WRITE) | io_flag::FUA, 1, 1).unwrap();
         assert_eq!((write.op, write.offset, write.len, write.fua), (Op::Write, 512, 512, true));
         // The kernel leaves whatever was there in the sectors of a flush.
         let flush = of(u32::from(op::FLUSH), u64::MAX, u32::MAX).unwrap();
         assert_eq!((flush.op, flush.offset, flush.len), (Op::Flush, 0, 0));
-        assert!(flush.data.0.is_null());
+        assert!(flush.data.0.is_null() && flush.pages.is_none());
         let discard = of(op::DISCARD.into(), 0, 1 << 21).unwrap();
         assert_eq!((discard.op, discard.len), (Op::Discard, 1 << 30));
         for (flags, no_hole) in [(0, false), (io_flag::NOUNMAP, true)] {

@@ -23,15 +23,15 @@ pub(super) fn user(node: &Node) -> Option<String> {
     match claim(node) {
         Err(UblkError::InUse { .. }) => Some("it is mounted or another device stands on it".into()),
         // A process that has it open claims nothing: a virtual machine, say.
-        _ => process_with(&node.path()),
+        _ => process_with(&node.path(), std::process::id()),
     }
 }
 
-/// A process that has a disk or a partition of it open.
-fn process_with(path: &str) -> Option<String> {
+/// A process that has a disk or a partition of it open, other than `own`, which a descriptor may have been left to.
+fn process_with(path: &str, own: u32) -> Option<String> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes.filter(|process| has_open(&process.path(), path)).find_map(|process| {
-        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let pid: u32 = process.file_name().to_str()?.parse().ok().filter(|pid| *pid != own)?;
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
         Some(format!("process {pid} ({}) has it open", name.trim_end()))
     })
@@ -61,15 +61,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ublkb1");
         let name = path.to_str().unwrap();
-        assert_eq!(process_with(name), None);
+        let own = std::process::id();
+        assert_eq!(process_with(name, 0), None);
         let file = File::create(&path).unwrap();
-        let user = process_with(name).unwrap();
-        assert!(user.starts_with(&format!("process {} (", std::process::id())), "{user}");
-        assert_eq!(process_with(&name[..name.len() - 1]), None, "ublkb1 is not ublkb");
+        let user = process_with(name, 0).unwrap();
+        assert!(user.starts_with(&format!("process {own} (")), "{user}");
+        assert_eq!(process_with(name, own), None);
+        assert_eq!(process_with(&name[..name.len() - 1], 0), None, "ublkb1 is not ublkb");
         drop(file);
         let part = File::create(folder.path().join("ublkb1p12")).unwrap();
-        assert!(process_with(name).is_some(), "a partition is a part of the disk");
+        assert!(process_with(name, 0).is_some(), "a partition is a part of the disk");
         drop(part);
-        assert_eq!(process_with(name), None);
+        assert_eq!(process_with(name, 0), None);
     }
 }

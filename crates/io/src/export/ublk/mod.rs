@@ -5,11 +5,15 @@
 //! system call per turn serves both sides, and one thread serves any number of hardware queues of any number of
 //! devices beside its NBD connections. `Documentation/block/ublk.rst` of the kernel describes the protocol.
 //!
-//! Data is copied once each way, by the driver, into and out of an area that a tag owns, as part of the commands
-//! that carry the request anyway. User copy (`UBLK_F_USER_COPY`, Linux 6.5) makes the same copy by a read or write
-//! of the character device: one more system call per request, or through the ring a worker thread, because the
-//! character device has no non-blocking mode (`ublk_ch_fops`, Linux 6.12). What would save the copy is a registered
-//! buffer (Linux 6.15), which the kernels that we test on do not have.
+//! Where the driver can (Linux 6.16) and it pays ([`crate::Table::gains_by_pages`]), data is not copied on this side at
+//! all: the driver puts a request's pages into the table of buffers of the ring, and leaves read and write these (zero
+//! copy, `UBLK_F_SUPPORT_ZERO_COPY` with `UBLK_F_AUTO_BUF_REG`). That is a property of the disk for good, but its device may get
+//! another table: what a leaf cannot take so is copied by reads and writes of the character device
+//! (`UBLK_F_USER_COPY`; [`crate::pages`]). Linux 6.15 has zero copy, too, at two more commands per request: not used.
+//!
+//! Elsewhere data is copied once each way, by the driver, into and out of an area that a tag owns, as part of the commands
+//! that carry the request anyway. User copy would make the same copy with one more system call per request, or through
+//! the ring with a worker thread, because the character device has no non-blocking mode (`ublk_ch_fops`, Linux 6.12).
 //!
 //! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`): while there is none its requests wait, and
 //! those that a dead server had are sent again to the next one, so a write may reach its leaf twice. It is taken
@@ -44,6 +48,10 @@ pub const MAX_DEPTH: u16 = abi::MAX_QUEUE_DEPTH;
 /// Most hardware queues; the kernel makes no more than it has processors (`UBLK_MAX_NR_QUEUES`).
 pub const MAX_QUEUES: u16 = 4096;
 
+/// What zero copy takes of the driver: pages in the ring's table without a command of their own, and a way to copy what
+/// must be copied all the same.
+const ZERO_COPY: u64 = abi::feature::SUPPORT_ZERO_COPY | abi::feature::AUTO_BUF_REG | abi::feature::USER_COPY;
+
 /// How a device is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -51,6 +59,8 @@ pub struct Options {
     pub queues: Option<u16>,
     /// Requests per hardware queue; [`DEFAULT_DEPTH`] if not given.
     pub depth: Option<u16>,
+    /// Zero copy if the kernel can, or none; where it pays if not given.
+    pub zero_copy: Option<bool>,
 }
 
 /// A disk of this machine.
@@ -62,6 +72,8 @@ pub struct Node {
     pub queues: u16,
     /// Requests per hardware queue.
     pub depth: u16,
+    /// Data is not copied on its way to leaves that can do without.
+    pub zero_copy: bool,
 }
 
 impl Node {
@@ -69,6 +81,11 @@ impl Node {
     pub fn path(&self) -> String {
         block_node(self.id)
     }
+}
+
+/// Whether the driver leaves the data of the device's requests where it is.
+fn is_zero_copy(info: &abi::DevInfo) -> bool {
+    info.flags & ZERO_COPY == ZERO_COPY
 }
 
 fn block_node(id: u32) -> String {

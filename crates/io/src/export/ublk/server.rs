@@ -7,7 +7,7 @@ use super::hw_queue::HwQueue;
 use crate::export::UBLK_TOKEN;
 use crate::queue::Context;
 use crate::request::Token;
-use crate::ring::Completion;
+use crate::ring::{Completion, Ring};
 use crate::slab::Slab;
 
 /// See the module's text.
@@ -52,7 +52,7 @@ impl Server {
         }
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.completed(at, tag, completion.result, context);
-        self.drop_if_over(at);
+        self.drop_if_over(at, context.ring);
     }
 
     /// A request was answered.
@@ -64,7 +64,7 @@ impl Server {
         }
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.answered(at, tag, errno, context);
-        self.drop_if_over(at);
+        self.drop_if_over(at, context.ring);
     }
 
     /// Refuses what comes from now on for a device, and what waits for it at a gate.
@@ -85,9 +85,11 @@ impl Server {
         self.stopping = true;
     }
 
-    fn drop_if_over(&mut self, at: u32) {
-        if self.queues.get(at).is_some_and(|queue| queue.is_over()) {
-            self.queues.remove(at);
+    fn drop_if_over(&mut self, at: u32, ring: &mut Ring) {
+        if self.queues.get(at).is_some_and(|queue| queue.is_over())
+            && let Some(mut queue) = self.queues.remove(at)
+        {
+            queue.leave(ring);
         }
     }
 }

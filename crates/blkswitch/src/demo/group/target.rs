@@ -1,0 +1,203 @@
+//! An iSCSI target before a member: what a host that speaks iSCSI connects to.
+//!
+//! tgt serves the file that nbdfuse makes of the member's volume, past the page cache. So every member's target is a way
+//! to the whole volume, as with an array whose members forward what is not theirs.
+//!
+//! Contract: root. tgt and nbdfuse are other programs; both are ended when a [`Target`] is dropped, and by the kernel if
+//! this process is killed before that. nbdfuse has a mount namespace of its own, so its mount ends with it.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use super::cable::Place;
+use super::{SECTORS, VOLUME};
+
+/// The name of the volume: one, whatever member it is reached through.
+pub(super) const IQN: &str = "iqn.2026-11.org.blkswitch:volume";
+/// The volume's number at its target; 0 is tgt's own.
+pub(super) const LUN: u32 = 1;
+/// How long a program may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Ports that somebody else has taken after they were found free.
+const PORTS_TRIED: usize = 5;
+
+/// The programs of others.
+pub(super) struct Programs {
+    tgtd: PathBuf,
+    tgtadm: PathBuf,
+    nbdfuse: PathBuf,
+}
+
+impl Programs {
+    /// Finds them. Errors: all that is missing.
+    pub(super) fn find() -> anyhow::Result<Programs> {
+        let mut missing = Vec::new();
+        if !cfg!(feature = "iscsi") {
+            missing.push("a build with the feature iscsi".to_owned());
+        }
+        let mut find = |name: &str, package: &str| {
+            let found = find(name);
+            if found.is_none() {
+                missing.push(format!("{name} (Debian package {package})"));
+            }
+            found.unwrap_or_default()
+        };
+        let (tgtd, tgtadm) = (find("tgtd", "tgt"), find("tgtadm", "tgt"));
+        let nbdfuse = find("nbdfuse", "libnbd-bin");
+        // Whose this process is.
+        if fs::metadata("/proc/self").map_or(u32::MAX, |own| own.uid()) != 0 {
+            missing.push("root".to_owned());
+        } else if let Err(error) = File::open("/dev/fuse") {
+            missing.push(format!("/dev/fuse ({error})"));
+        }
+        ensure!(missing.is_empty(), "a group over iSCSI needs what is not here: {}", missing.join(", "));
+        Ok(Programs { tgtd, tgtadm, nbdfuse })
+    }
+}
+
+/// In the folders of programs, those of administrators included.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+/// See the module's text. What stands first is dropped first: without nbdfuse nobody hangs in its file.
+pub(super) struct Target {
+    _nbdfuse: Program,
+    tgtd: Program,
+    port: u16,
+}
+
+impl Target {
+    /// Before the member whose NBD server is there, with what it needs in `folder`.
+    pub(super) fn start(programs: &Programs, folder: &Path, nbd: &Path) -> anyhow::Result<Target> {
+        let mount = folder.join("mount");
+        fs::create_dir(&mount).with_context(|| format!("cannot make '{}'", mount.display()))?;
+        let file = mount.join(VOLUME);
+        let mut nbdfuse = Command::new("unshare");
+        nbdfuse.args(["--mount", "--"]).args([&programs.nbdfuse, &file]);
+        nbdfuse.arg(format!("nbd+unix:///{VOLUME}?socket={}", nbd.display()));
+        let mut nbdfuse = Program::start("nbdfuse", &mut nbdfuse, &folder.join("nbdfuse.log"))?;
+        // As nbdfuse sees it.
+        let file = PathBuf::from(format!("/proc/{}/root{}", nbdfuse.child.id(), file.display()));
+        nbdfuse.until(|| fs::metadata(&file).is_ok_and(|file| file.len() == SECTORS * 512))?;
+        let (tgtd, port) = serve(programs, folder)?;
+        let target = Target { _nbdfuse: nbdfuse, tgtd, port };
+        target.make_volume(programs, folder, &file)?;
+        Ok(target)
+    }
+
+    /// Where it listens.
+    pub(super) fn place(&self) -> Place {
+        Place::Tcp(self.port)
+    }
+
+    fn make_volume(&self, programs: &Programs, folder: &Path, file: &Path) -> anyhow::Result<()> {
+        let (lun, file) = (LUN.to_string(), file.display().to_string());
+        // Past the page cache, which knows nothing of what is written by way of other members.
+        let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun, "-b", &file];
+        for words in [
+            &["--mode", "target", "--op", "new", "--tid", "1", "-T", IQN][..],
+            &[&unit[..], &["--bsoflags", "direct"]].concat(),
+            &["--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL"],
+        ] {
+            let run = tgtadm(programs, folder).args(words).output().context("cannot run tgtadm")?;
+            if !run.status.success() {
+                let (said, log) = (String::from_utf8_lossy(&run.stderr), self.tgtd.log());
+                bail!("tgtadm {} failed: {} {log}", words.join(" "), said.trim());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tgtd on a port of its own.
+fn serve(programs: &Programs, folder: &Path) -> anyhow::Result<(Program, u16)> {
+    for attempt in 1.. {
+        // Free now; that somebody takes it before tgtd does is seldom.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr())?.port();
+        let mut tgtd = Command::new(&programs.tgtd);
+        tgtd.args(["--foreground", "--control-port", "0", "--iscsi"]);
+        tgtd.arg(format!("portal={}:{port}", Ipv4Addr::LOCALHOST)).env("TGT_IPC_SOCKET", control(folder));
+        let mut tgtd = Program::start("tgtd", &mut tgtd, &folder.join("tgtd.log"))?;
+        let is_ready = || {
+            let mut shown = tgtadm(programs, folder);
+            shown.args(["--mode", "sys", "--op", "show"]).stdout(Stdio::null()).stderr(Stdio::null());
+            shown.status().is_ok_and(|status| status.success())
+        };
+        match tgtd.until(is_ready) {
+            Ok(()) => return Ok((tgtd, port)),
+            Err(error) if attempt == PORTS_TRIED => return Err(error),
+            Err(_) => {}
+        }
+    }
+    bail!("tgtd does not start")
+}
+
+/// Where tgtd takes orders, but for the control number that it puts behind it.
+fn control(folder: &Path) -> PathBuf {
+    folder.join("tgt")
+}
+
+fn tgtadm(programs: &Programs, folder: &Path) -> Command {
+    let mut command = Command::new(&programs.tgtadm);
+    command.args(["--control-port", "0", "--lld", "iscsi"]).env("TGT_IPC_SOCKET", control(folder));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A program that runs until it is dropped.
+struct Program {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts it. The kernel kills it when this process is gone; Ctrl-C in a terminal is not for it.
+    fn start(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
+        let out = File::create(log).with_context(|| format!("cannot make '{}'", log.display()))?;
+        let mut guarded = Command::new("setpriv");
+        guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        guarded.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        guarded.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        let child = guarded.spawn().with_context(|| format!("cannot run {name} by setpriv"))?;
+        Ok(Program { name, child, log: log.to_owned() })
+    }
+
+    /// Waits until it is ready.
+    fn until(&mut self, is_ready: impl Fn() -> bool) -> anyhow::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !is_ready() {
+            let ended = self.child.try_wait()?;
+            if let Some(status) = ended {
+                bail!("{} ended: {status}: {}", self.name, self.log());
+            }
+            ensure!(Instant::now() < until, "{} does not get ready: {}", self.name, self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// What it has said.
+    fn log(&self) -> String {
+        fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).trim().to_owned()).unwrap_or_default()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

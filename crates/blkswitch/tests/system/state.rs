@@ -1,0 +1,132 @@
+//! `serve --state`: devices, tables and region maps outlive the daemon, however it ends.
+
+use std::path::Path;
+
+use blkswitch::protocol::route;
+use serde_json::json;
+
+use crate::fixture::{Daemon, SECTOR, eventually, serve};
+
+/// A daemon that keeps its devices in `state` of its folder, and the folder.
+struct Kept {
+    folder: tempfile::TempDir,
+    options: [String; 2],
+}
+
+impl Kept {
+    fn new() -> Kept {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state").display().to_string();
+        Kept { folder, options: ["--state".into(), state] }
+    }
+
+    fn start(&self) -> Daemon {
+        Daemon::start_with(&self.options.each_ref().map(String::as_str))
+    }
+
+    /// A table of `regions` regions of 8 sectors over three files, made if they are not there.
+    fn table(&self, regions: u64) -> String {
+        let paths: String = (0..3).map(|nr| format!(" {} 0", self.path(nr))).collect();
+        format!("0 {} switch 3 8 0{paths}", regions * 8)
+    }
+
+    fn path(&self, nr: u32) -> String {
+        self.folder.path().join(format!("path{nr}")).display().to_string()
+    }
+
+    fn create(&self, daemon: &Daemon, name: &str, regions: u64) {
+        let body = json!({"name": name, "table": self.table(regions), "leaves": {"make_files": true}});
+        daemon.request("POST", route::DEVICES, body).expect_ok();
+    }
+
+    fn maps(&self) -> usize {
+        let entries = std::fs::read_dir(Path::new(&self.options[1])).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("map-"))
+            .count()
+    }
+}
+
+#[test]
+fn a_daemon_that_was_killed_or_stopped_comes_back_with_devices_and_maps() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    kept.create(&daemon, "disk", 10);
+    daemon.create("upper", "0 40 linear /dev/blkswitch/disk 8").expect_ok();
+    daemon.message("disk", 0, b"set_region_mappings 0:2 :2 R1,3 9:0").expect_ok();
+    daemon.run(&["rename", "disk", "--setuuid", "id-1"]);
+    daemon.run(&["suspend", "upper"]);
+    let (map, table) = (daemon.map("disk", 0), daemon.run(&["table"]).stdout);
+    assert_eq!(map, [2, 2, 2, 2, 2, 2, 0, 1, 2, 0]);
+    let mut client = daemon.nbd("disk");
+    client.write(9 * 8 * 512, &[9; SECTOR], true).unwrap();
+    for end in ["killed", "stopped", "killed again"] {
+        if end == "stopped" {
+            daemon.terminate();
+            assert_eq!(daemon.wait().0, Some(0));
+        } else {
+            daemon.kill();
+        }
+        drop(daemon);
+        daemon = kept.start();
+        assert_eq!(daemon.map("disk", 0), map, "{end}");
+        assert_eq!(daemon.run(&["table"]).stdout, table, "{end}");
+        let (disk, upper) = (daemon.describe("disk"), daemon.describe("upper"));
+        assert_eq!((disk.uuid.as_str(), disk.suspended, upper.suspended), ("id-1", false, true), "{end}");
+        assert_eq!(daemon.nbd("disk").read(9 * 8 * 512, SECTOR).unwrap(), [9; SECTOR], "{end}");
+    }
+    daemon.message("disk", 0, b"set_region_mappings 9:1").expect_ok();
+    daemon.kill();
+    let daemon = kept.start();
+    assert_eq!(daemon.map("disk", 0)[9], 1, "maps that were read back are kept, too");
+}
+
+#[test]
+fn what_is_replaced_or_removed_does_not_come_back() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    kept.create(&daemon, "a", 10);
+    kept.create(&daemon, "deferred", 10);
+    daemon.message("a", 0, b"set_region_mappings 0:1").expect_ok();
+    daemon.on("PUT", route::TABLE, "a", json!({"table": kept.table(5)})).expect_ok();
+    assert_eq!(kept.maps(), 3, "the inactive table has one, too");
+    daemon.run(&["resume", "a"]);
+    assert_eq!((daemon.map("a", 0), kept.maps()), (vec![0, 1, 2, 0, 1], 2));
+    let client = daemon.nbd("deferred");
+    assert!(daemon.run(&["remove", "--deferred", "deferred"]).status.success());
+    daemon.kill();
+    drop((client, daemon));
+    let daemon = kept.start();
+    assert_eq!(daemon.map("a", 0), [0, 1, 2, 0, 1]);
+    assert_eq!(
+        (String::from_utf8(daemon.run(&["ls"]).stdout).unwrap(), kept.maps()),
+        ("a\t(0:0)\n".into(), 1)
+    );
+    assert!(daemon.run(&["remove", "a"]).status.success());
+    assert_eq!(kept.maps(), 0);
+    drop(daemon);
+    let daemon = kept.start();
+    assert_eq!(daemon.run(&["ls"]).stdout, b"No devices found\n");
+}
+
+#[test]
+fn what_cannot_be_kept_is_said_and_what_cannot_be_made_again_is_not_forgotten() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    kept.create(&daemon, "files", 10);
+    daemon.create("memory", "0 80 switch 1 8 0 mem:40K 0").expect_ok();
+    eventually("a warning", || daemon.log().contains("is not kept"));
+    let second = serve(&kept.folder.path().join("second"), &["--state", &kept.options[1]]).output().unwrap();
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && error.contains("another daemon uses it"), "{error}");
+    daemon.kill();
+    drop(daemon);
+    let (path, aside) = (kept.path(1), kept.folder.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let refused = serve(&kept.folder.path().join("third"), &["--state", &kept.options[1]]).output().unwrap();
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("cannot make device 'files' again"), "{error}");
+    std::fs::rename(&aside, &path).unwrap();
+    let daemon = kept.start();
+    assert_eq!(String::from_utf8(daemon.run(&["ls"]).stdout).unwrap(), "files\t(0:0)\n");
+}
