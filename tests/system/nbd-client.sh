@@ -4,4 +4,4 @@ need nbd-client nbd-client
 need qemu-system-x86_64 qemu-system-x86
 need blkdiscard util-linux
 cd "$REPOSITORY"
-"$XTASK" vm --timeout 1200 tests/system/guest/nbd-client.sh "$(command -v blkswitch)"
+"$XTASK" vm --user-space --timeout 1200 tests/system/guest/nbd-client.sh "$(command -v blkswitch)"

@@ -8,6 +8,6 @@ need dmsetup dmsetup
 cd "$REPOSITORY"
 test=$(cargo test --quiet --package blkswitch-io --test ublk --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
-"$XTASK" vm --timeout 600 tests/system/guest/ublk-export.sh "$test" --test-threads=1 --nocapture
-"$XTASK" vm --timeout 500 --cpus 4 tests/system/guest/ublk-export.sh "$test" a_filesystem_lives_on_it --nocapture
-"$XTASK" vm --timeout 300 --kernel 6.1 "$test" without_a_driver --nocapture
+"$XTASK" vm --user-space --timeout 900 tests/system/guest/ublk-export.sh "$test" --test-threads=1 --nocapture
+"$XTASK" vm --user-space --timeout 600 --cpus 4 tests/system/guest/ublk-export.sh "$test" a_filesystem_lives_on_it --nocapture
+"$XTASK" vm --user-space --timeout 300 --kernel 6.1 "$test" without_a_driver --nocapture

@@ -4,4 +4,4 @@ need qemu-system-x86_64 qemu-system-x86
 need mkfs.ext4 e2fsprogs
 need fio fio
 cd "$REPOSITORY"
-"$XTASK" vm --timeout 1200 tests/system/guest/ublk.sh "$(command -v blkswitch)"
+"$XTASK" vm --user-space --timeout 1200 tests/system/guest/ublk.sh "$(command -v blkswitch)"

@@ -17,7 +17,7 @@ const FOLDER: &str = "tests/system";
 /// What automake's tests exit with when they cannot run, so ours reads the same.
 const EXIT_SKIP: i32 = 77;
 /// Longer than the longest test (guests that boot under emulation) on a busy machine, shorter than a stuck CI.
-const TIMEOUT: Duration = Duration::from_secs(1500);
+const TIMEOUT: Duration = Duration::from_secs(2100);
 
 const USAGE: &str = "\
 Usage: cargo xtask system-test [--verbose] [--list] [NAME]...

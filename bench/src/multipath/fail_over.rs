@@ -39,7 +39,10 @@ fn fail_over(blkswitch: &Path, options: &str, signal: &str) -> Result<Duration> 
     let second = Server::nbdkit(&folder.0, "b", 0, WIDE)?;
     let ours = Server::daemon(&folder.0, "ours", blkswitch)?;
     let [a, b] = [&first, &second].map(|server| server.leaf(options));
-    ours.create("disk", &format!("multipath 0 0 2 1 round-robin 0 1 1 {a} 1 round-robin 0 1 1 {b} 1"))?;
+    ours.create(
+        "disk",
+        &format!("multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1 {a} 1 round-robin 0 1 1 {b} 1"),
+    )?;
     let mut client = NbdClient::unix(&ours.server.socket, "disk")?;
     client.set_patience(PATIENCE)?;
     let mut longest = Duration::ZERO;

@@ -12,6 +12,9 @@ use std::process::ExitStatus;
 /// Lines of a console that are shown: a panic with the traces of all processors, and what came before it.
 const CONSOLE_LINES: usize = 200;
 
+/// From then on a processor counts as stuck. On a host with other things to do, some tens of seconds may mean nothing.
+const STUCK_SECONDS: u32 = 150;
+
 /// How a boot ended.
 pub(super) enum Ending {
     /// The script did, with this status.
@@ -20,6 +23,8 @@ pub(super) enum Ending {
     Timeout,
     /// The guest's kernel did, without a status.
     Crash,
+    /// The guest's kernel is stuck ([`is_stuck`]).
+    Stuck,
     /// The emulator was killed, or killed itself: this signal.
     Killed(i32),
     /// The emulator gave up by itself.
@@ -37,6 +42,16 @@ pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
         None if exit.success() => Ending::Crash,
         None => Ending::Gave(exit),
     }
+}
+
+/// Whether the guest's kernel says that a processor does nothing but one thing, and for so long that no busy host explains
+/// it: "watchdog: BUG: soft lockup - CPU#0 stuck for 425s!".
+pub(super) fn is_stuck(scratch: &Path) -> bool {
+    let seconds = |line: &str| {
+        let (_, rest) = line.split_once("BUG: soft lockup")?.1.split_once("stuck for ")?;
+        rest.split_once('s')?.0.parse::<u32>().ok()
+    };
+    text(scratch, super::CONSOLE).lines().filter_map(seconds).any(|stuck| stuck >= STUCK_SECONDS)
 }
 
 /// Prints what the emulator said, which is nothing as a rule.
@@ -87,6 +102,19 @@ mod tests {
         assert!(matches!(of(1 << 8), Ending::Gave(_)));
         fs::write(scratch.0.join("status"), "3\n").unwrap();
         assert!(matches!(of(9), Ending::Script(3)), "what the script said counts");
+    }
+
+    #[test]
+    fn a_kernel_that_is_stuck_is_told_from_one_that_had_to_wait() {
+        let scratch = super::super::Scratch::new().unwrap();
+        let console = scratch.0.join(super::super::CONSOLE);
+        assert!(!is_stuck(&scratch.0), "nothing was printed yet");
+        for (seconds, stuck) in [(26, false), (149, false), (150, true), (425, true)] {
+            let line =
+                format!("[  1.0] watchdog: BUG: soft lockup - CPU#0 stuck for {seconds}s! [queue-0:432]");
+            fs::write(&console, format!("stuck for 999s\n{line}\n")).unwrap();
+            assert_eq!(is_stuck(&scratch.0), stuck, "{line}");
+        }
     }
 
     #[test]

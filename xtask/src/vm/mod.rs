@@ -30,6 +30,9 @@ const EXIT_CRASH: u8 = 125;
 /// An emulator that is killed is not what is tested: it gets a second chance.
 const MAX_BOOTS: u32 = 2;
 
+/// Pause between two looks whether a guest is stuck.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// The guest's console, in the folder of a run.
 const CONSOLE: &str = "console";
 /// What the emulator prints.
@@ -49,6 +52,7 @@ with its status (124: time ran out, 125: the guest's kernel crashed).
   --cpus N            processors (2)
   --memory MIB        memory (1024)
   --timeout SECONDS   end the guest after that (600)
+  --user-space        what is tested is no kernel: a guest whose kernel is stuck is booted once more
   --append WORDS      more words for the kernel's command line
   --prepare           only fill the cache folder";
 
@@ -64,6 +68,8 @@ pub(crate) struct Vm {
     pub(crate) memory_mib: u32,
     /// How long it may run.
     pub(crate) timeout: Duration,
+    /// What is tested is a program: a kernel that is stuck says nothing about it.
+    pub(crate) user_space: bool,
     /// More words for the kernel's command line.
     pub(crate) append: String,
 }
@@ -76,6 +82,7 @@ impl Default for Vm {
             cpus: 2,
             memory_mib: DEFAULT_MEMORY_MIB,
             timeout: Duration::from_secs(DEFAULT_TIMEOUT_SECONDS),
+            user_space: false,
             append: String::new(),
         }
     }
@@ -94,6 +101,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
             "--cpus" => vm.cpus = number("--cpus", next("--cpus")?)?,
             "--memory" => vm.memory_mib = number("--memory", next("--memory")?)?,
             "--timeout" => vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?),
+            "--user-space" => vm.user_space = true,
             "--append" => vm.append = next("--append")?.clone(),
             "--prepare" => {
                 println!("{}", Tree::get(vm.kernel)?.root.display());
@@ -120,7 +128,8 @@ pub(crate) fn number<T: std::str::FromStr>(option: &str, word: &str) -> Result<T
 impl Vm {
     /// Boots, runs `command` in the current folder with its output on ours, and returns its exit status.
     ///
-    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a finding.
+    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a finding. Nor is one whose
+    /// kernel is stuck, unless what is tested is no part of it.
     pub(crate) fn run(&self, command: &[String]) -> Result<u8> {
         let tree = Tree::get(self.kernel)?;
         let folder = std::env::current_dir().context("the current folder")?;
@@ -139,6 +148,13 @@ impl Vm {
                     eprintln!("xtask: the guest did not end within {} s", self.timeout.as_secs());
                     return Ok(EXIT_TIMEOUT);
                 }
+                Ending::Stuck if boot < MAX_BOOTS => {
+                    boot += 1;
+                    eprintln!(
+                        "xtask: THE GUEST'S KERNEL WAS STUCK, see its console above. This says nothing about the programs that are tested: BOOTING AGAIN"
+                    );
+                }
+                Ending::Stuck => bail!("the guest's kernel was stuck, {MAX_BOOTS} times"),
                 Ending::Crash => {
                     eprintln!(
                         "xtask: the guest ended without a status: its kernel crashed, see its console above"
@@ -170,8 +186,9 @@ impl Vm {
             .stderr(File::create(scratch.join(ERRORS))?)
             .spawn()
             .context("qemu-system-x86_64 (Debian package qemu-system-x86)")?;
-        let exit = wait(&mut child, self.timeout)?;
-        Ok(ending::of(scratch, exit))
+        let is_stuck = || self.user_space && ending::is_stuck(scratch);
+        let exit = wait(&mut child, self.timeout, is_stuck)?;
+        Ok(if exit.is_none() && is_stuck() { Ending::Stuck } else { ending::of(scratch, exit) })
     }
 
     fn qemu(&self, tree: &Tree, initramfs: &Path, scratch: &Path) -> Command {
@@ -210,14 +227,23 @@ impl Vm {
     }
 }
 
-/// The child's status; none if it did not end in time, and was ended.
-fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
+/// The child's status; none if it did not end in time, or is stuck, and was ended.
+fn wait(
+    child: &mut Child,
+    timeout: Duration,
+    mut is_stuck: impl FnMut() -> bool,
+) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + timeout;
+    let mut next_look = Instant::now() + LOOK;
     loop {
         if let Some(exit) = child.try_wait()? {
             return Ok(Some(exit));
         }
-        if Instant::now() >= end {
+        let is_over = Instant::now() >= next_look && {
+            next_look = Instant::now() + LOOK;
+            is_stuck()
+        };
+        if is_over || Instant::now() >= end {
             child.kill()?;
             child.wait()?;
             return Ok(None);

@@ -503,7 +503,7 @@ fn a_flush_that_a_server_has_failed_is_not_made_good_by_a_sibling() {
 /// A discard that is asked for in pieces: each has the whole time to be answered in.
 #[test]
 fn a_long_discard_may_take_longer_than_one_request() {
-    const PIECE: Duration = Duration::from_millis(1200);
+    const PIECE: Duration = Duration::from_millis(1800);
     let dir = tempfile::tempdir().unwrap();
     let script = |request: &Request| match request.command {
         support::TRIM => {
@@ -514,13 +514,13 @@ fn a_long_discard_may_take_longer_than_one_request() {
     };
     let server =
         Server::start(&dir.path().join("s"), Options { size: 8 << 30, ..Options::default() }, script);
-    let world = world_over(&server, "&timeout=3");
+    let world = world_over(&server, "&timeout=5");
     let mut client = world.connect("disk");
     let start = Instant::now();
     client.call(0, support::TRIM, 0, u32::MAX - 511, &[]).unwrap();
     assert_eq!(server.count(support::TRIM), 4);
     // Longer than the timeout and the second that passes before it is noticed.
-    assert!(start.elapsed() > Duration::from_secs(4));
+    assert!(start.elapsed() > Duration::from_secs(6));
 }
 
 /// A flush that fails for want of a server is tried again and may succeed; one that the server fails may not.

@@ -188,7 +188,8 @@ fn remaps_and_reloads_go_on_under_io() {
     lab::verify_while(&node.path(), 4, |rounds| {
         let until = Instant::now() + Duration::from_secs(8);
         let (mut region, mut turns) = (0u64, 0u32);
-        while Instant::now() < until {
+        // Longer where a machine is slow, until there was enough of both.
+        while Instant::now() < until || turns <= 64 || rounds.load(Ordering::Relaxed) <= 100 {
             let messenger = lab.device.messenger(0).unwrap();
             let geometry = *messenger.map().unwrap().geometry();
             for _ in 0..1000 {
@@ -212,8 +213,6 @@ fn remaps_and_reloads_go_on_under_io() {
                 lab.device.resume().unwrap();
             }
         }
-        assert!(turns > 64, "{turns} turns");
-        assert!(rounds.load(Ordering::Relaxed) > 100);
     });
     assert!((0..3).all(|path| table.path_totals(path).writes > 0), "every path was used");
     lab.detach();

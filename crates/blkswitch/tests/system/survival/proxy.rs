@@ -95,6 +95,11 @@ impl Proxy {
         &self.path
     }
 
+    /// Whether it passes everything on.
+    pub(crate) fn is_up(&self) -> bool {
+        Way::from_word(self.way.load(SeqCst)) == Way::Up
+    }
+
     /// From now on the way is like this.
     pub(crate) fn set(&self, way: Way) {
         self.way.store(way.to_word(), SeqCst);
