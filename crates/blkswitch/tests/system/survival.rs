@@ -332,7 +332,7 @@ fn servers_that_leave_with_an_error() {
     let mut failures = 0;
     let report = survive(&Scenario::new("servers_that_leave_with_an_error"), |world, step| {
         if step % 2 == 0 {
-            break_one(world, Way::Leaving(8));
+            break_one(world, Way::Leaving(4));
         }
         failures += world.states().values().map(|(_, failures)| failures).sum::<u64>();
     });
@@ -347,7 +347,7 @@ fn servers_that_answer_with_errors() {
     // No way is broken here, and none must seem to be because the machine is busy.
     let scenario = Scenario { errors, timeout: 60, ..Scenario::new("servers_that_answer_with_errors") };
     let mut seen = 0;
-    let report = survive(&scenario, |world, step| {
+    survive(&scenario, |world, step| {
         if step % 3 == 0 {
             world.set_bad(!world.bad);
         }
@@ -363,7 +363,7 @@ fn servers_that_answer_with_errors() {
         let states = world.states();
         assert!(states.values().all(|(state, failures)| state == "A" && *failures == 0), "{states:?}");
     });
-    assert!(report.failed > 0 && seen > 0, "nothing failed: {report:?}");
+    assert!(seen > 0, "no block was bad");
 }
 
 /// Nothing fails while both ways are gone: requests wait.

@@ -22,7 +22,7 @@ mod handshake;
 mod link;
 mod relay;
 mod socket;
-mod wire;
+pub mod wire;
 
 use std::io;
 use std::os::fd::OwnedFd;

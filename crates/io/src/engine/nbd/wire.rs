@@ -23,7 +23,7 @@ const ERROR_HEAD: u32 = 6;
 const MAX_AHEAD: usize = 1024;
 
 /// The header of a request.
-pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
+pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
     let mut out = [0; REQUEST_LEN];
     let fields: [&[u8]; 6] = [
         &REQUEST_MAGIC.to_be_bytes(),
@@ -44,7 +44,7 @@ pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u
 
 /// What the next bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parsed {
+pub enum Parsed {
     /// Not all of a header is there.
     More,
     /// A reply, or a piece of one.
@@ -55,20 +55,20 @@ pub(super) enum Parsed {
 
 /// A reply, or a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
+pub struct Reply {
     /// Bytes of the header.
-    pub(super) header: usize,
+    pub header: usize,
     /// The request's.
-    pub(super) cookie: u64,
+    pub cookie: u64,
     /// No further piece follows.
-    pub(super) last: bool,
+    pub last: bool,
     /// What it says.
-    pub(super) what: What,
+    pub what: What,
 }
 
 /// What a reply says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub enum What {
     /// A simple reply of success: the data of a read follows, whole.
     Simple,
     /// Success, or at least nothing more to say.
@@ -97,7 +97,7 @@ pub(super) enum What {
 }
 
 /// What the bytes begin with.
-pub(super) fn parse(bytes: &[u8]) -> Parsed {
+pub fn parse(bytes: &[u8]) -> Parsed {
     let mut reader = Reader::new(bytes);
     match reader.u32() {
         Some(SIMPLE_REPLY_MAGIC) => {
@@ -146,7 +146,7 @@ fn structured(reader: &mut Reader<'_>) -> Parsed {
 /// What a server's error means here. A reply with an error is the answer of a server that lives, so but for
 /// ESHUTDOWN none may fail a path ([`blkswitch_core::multipath::outcome`]): what the server calls an I/O error is the
 /// target's, EREMOTEIO, and so is what is no error of the protocol.
-pub(super) fn errno(code: u32) -> i32 {
+pub fn errno(code: u32) -> i32 {
     match NbdError::from_code(code) {
         Some(NbdError::Perm) => libc::EPERM,
         Some(NbdError::NoMem) => libc::ENOMEM,
@@ -161,7 +161,7 @@ pub(super) fn errno(code: u32) -> i32 {
 /// Which bytes of a read have been answered. Each must be exactly once: a byte that is missing would be whatever the
 /// memory held before.
 #[derive(Debug, Default)]
-pub(super) struct Covered {
+pub struct Covered {
     /// All below is there.
     prefix: u64,
     /// What is there beyond, sorted and apart.
@@ -170,13 +170,13 @@ pub(super) struct Covered {
 
 impl Covered {
     /// Nothing is there.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.prefix = 0;
         self.ahead.clear();
     }
 
     /// `len` bytes from `start` have come. False if some of them had before, or too many pieces are out of order.
-    pub(super) fn add(&mut self, start: u64, len: u64) -> bool {
+    pub fn add(&mut self, start: u64, len: u64) -> bool {
         let end = start + len;
         if start < self.prefix {
             return false;
@@ -206,7 +206,7 @@ impl Covered {
     }
 
     /// Whether the first `len` bytes are there.
-    pub(super) fn is(&self, len: u64) -> bool {
+    pub fn is(&self, len: u64) -> bool {
         self.prefix == len && self.ahead.is_empty()
     }
 }

@@ -1,0 +1,68 @@
+//! NBD replies of hostile bytes, as the leaf reads them: no panic, nothing is read before it has come, what a reply
+//! claims is bounded, and every byte of a read is counted exactly once.
+//!
+//! Replies stand one behind the other, each with a byte before it that says its magic number; what would be data or text
+//! behind a header is left out. All answer one read.
+
+#![no_main]
+
+use blkswitch_io::core::multipath::outcome::is_path_error;
+use blkswitch_io::engine::nbd::wire::{Covered, Parsed, What, errno, parse};
+use blkswitch_io::nbd::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
+use libfuzzer_sys::fuzz_target;
+
+/// Bytes of the read, from the start of the export.
+const LEN: u64 = 2048;
+/// Longest header: that of a hole.
+const MAX_HEADER: usize = 32;
+/// The document's longest string, and what stands around it in a reply.
+const MAX_SKIPPED: u32 = 4096 + 8;
+const ESHUTDOWN: u32 = 108;
+
+fuzz_target!(|data: &[u8]| {
+    let (mut covered, mut model) = (Covered::default(), vec![false; LEN as usize]);
+    let mut rest = data;
+    while let Some((form, behind)) = rest.split_first() {
+        let magic = match form % 8 {
+            0 | 1 => SIMPLE_REPLY_MAGIC,
+            7 => u32::from(*form),
+            _ => STRUCTURED_REPLY_MAGIC,
+        };
+        let body = &behind[..behind.len().min(MAX_HEADER - 4)];
+        let bytes = [&magic.to_be_bytes(), body].concat();
+        let reply = match parse(&bytes) {
+            Parsed::Reply(reply) => reply,
+            Parsed::More => {
+                assert!(bytes.len() < MAX_HEADER);
+                assert!((0..bytes.len()).all(|cut| parse(&bytes[..cut]) == Parsed::More));
+                return;
+            }
+            Parsed::Broken(_) => return,
+        };
+        rest = &behind[reply.header - 4..];
+        // Whatever is cut off: it is not guessed; whatever is behind: it is not looked at.
+        assert!((0..reply.header).all(|cut| parse(&bytes[..cut]) == Parsed::More));
+        assert_eq!(parse(&bytes[..reply.header]), Parsed::Reply(reply));
+        match reply.what {
+            What::Simple => assert!(reply.last),
+            What::Nothing => assert!(reply.last),
+            What::Error { code, skip } => {
+                assert!(code != 0 && skip <= MAX_SKIPPED);
+                let errno = errno(code);
+                assert!(errno > 0 && is_path_error(errno) == (code == ESHUTDOWN), "{code}");
+            }
+            What::Data { offset, len } | What::Hole { offset, len } => {
+                assert!(len > 0);
+                // Near enough to meet others.
+                let (offset, len) = (offset % LEN, 1 + u64::from(len - 1) % 256);
+                let Some(bytes) = model.get_mut(offset as usize..(offset + len) as usize) else { continue };
+                let is_new = bytes.iter().all(|is_there| !is_there);
+                assert_eq!(covered.add(offset, len), is_new);
+                if is_new {
+                    bytes.fill(true);
+                }
+                assert_eq!(covered.is(LEN), model.iter().all(|is_there| *is_there));
+            }
+        }
+    }
+});
