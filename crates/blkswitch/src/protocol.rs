@@ -210,7 +210,7 @@ pub struct AttachUblk {
     #[serde(default)]
     pub depth: Option<u16>,
     /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one goes past the page cache.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_copy: Option<bool>,
 }
 
