@@ -3,22 +3,28 @@
 //! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the measuring.
 
 use super::kmod;
-use super::vm::{Vm, run};
+use super::vm::{Kernel, Vm, run};
 use anyhow::{Context, Result, bail, ensure};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// Long on a machine that others use as well.
-const TIMEOUT_SECONDS: u64 = 1800;
+const TIMEOUT_SECONDS: u64 = 3600;
 
 const USAGE: &str = "\
-Usage: cargo xtask bench-ublk [RUBLK]
+Usage: cargo xtask bench-ublk [--kernel 6.12|newest] [RUBLK]
 
 Prints the figures as Markdown, with the machine and the date: > bench/results/ublk.md
 RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER).";
 
 /// The task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let (mut kernel, mut words) = (Kernel::default(), words);
+    if let [option, value, rest @ ..] = words
+        && option == "--kernel"
+    {
+        (kernel, words) = (value.parse()?, rest);
+    }
     let rublk = match words {
         [] => None,
         [path] if !path.starts_with('-') => Some(std::path::absolute(path)?.to_string_lossy().into_owned()),
@@ -45,6 +51,6 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     );
     let command: Vec<String> =
         ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(rublk).collect();
-    let vm = Vm { icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
+    let vm = Vm { kernel, icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
     vm.run(&command).map(ExitCode::from)
 }
