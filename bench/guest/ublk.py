@@ -147,6 +147,8 @@ class Bench:
         size = SECTORS * dm.SECTOR
         dm.run(f"modprobe brd rd_nr=4 rd_size={SECTORS // 2 * 4}; modprobe ext4; mkfs.ext4 -q /dev/ram3; mkdir -p /run/bench/ext4")
         dm.run(f"mount /dev/ram3 /run/bench/ext4; head -c {size} /dev/zero >/run/bench/ext4/leaf0; sync")
+        # In the cache as files are that are read, not as they are written.
+        dm.run("echo 3 >/proc/sys/vm/drop_caches; cat /run/bench/ext4/leaf0 >/dev/null")
         print("\n| a read of | machine, 4 KiB | server | machine, 128 KiB | server |\n|---|---|---|---|---|")
         for kind, name in {"disk": "a disk in memory", "ext4": "a file's page cache"}.items():
             for words, how in {"--zero-copy false": "copied", "--zero-copy true": "zero copy"}.items():
