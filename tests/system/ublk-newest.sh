@@ -9,5 +9,5 @@ need fio fio
 cd "$REPOSITORY"
 test=$(cargo test --quiet --package blkswitch-io --test ublk --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
-"$XTASK" vm --user-space --kernel newest --timeout 1200 tests/system/guest/ublk-export.sh "$test" --test-threads=1 --nocapture
-"$XTASK" vm --user-space --kernel newest --timeout 1200 tests/system/guest/ublk.sh "$(command -v blkswitch)"
+"$XTASK" vm --user-space --kernel newest --timeout 950 tests/system/guest/ublk-export.sh "$test" --test-threads=1 --nocapture
+"$XTASK" vm --user-space --kernel newest --timeout 950 tests/system/guest/ublk.sh "$(command -v blkswitch)"

@@ -61,6 +61,12 @@ pub enum LeafError {
     /// Neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
     NotBlock(String),
+    /// A disk that is written zone by zone.
+    #[error(
+        "'{0}' is a zoned disk, whose zones must be written from front to back: what goes through a table of devices \
+         cannot promise that"
+    )]
+    Zoned(String),
     /// A leaf that this build cannot reach.
     #[error("'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)")]
     NoIscsi(String),
@@ -87,7 +93,7 @@ impl LeafError {
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
             LeafError::NoIscsi(_) => libc::EOPNOTSUPP,
-            LeafError::Empty(_) => libc::EINVAL,
+            LeafError::Empty(_) | LeafError::Zoned(_) => libc::EINVAL,
         }
     }
 }

@@ -4,29 +4,36 @@
 //! memory that is the file's, so it is there for the next server as soon as it is made, at no cost. It outlives the
 //! machine once it was forced to the medium ([`Slots::sync`]).
 //!
-//! Contract: the words are zero at first and stay where they are. The file belongs to its [`Slots`] while these
-//! live: it is removed with them, unless [`Keep`] says that somebody else will come for it.
+//! Contract: the words are zero at first and stay where they are. A file stays when its [`Slots`] go: who knows whether
+//! somebody will come for it removes it, by [`InUse::remove_unused`].
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Whether files stay behind when their maps go; shared by whoever decides that and all the maps.
+/// The files that maps are in now; shared by whoever removes files and all the maps.
 #[derive(Clone, Debug, Default)]
-pub struct Keep(Arc<AtomicBool>);
+pub struct InUse(Arc<Mutex<HashSet<PathBuf>>>);
 
-impl Keep {
-    /// From now on files stay.
-    pub fn keep(&self) {
-        self.0.store(true, Ordering::Release);
+impl InUse {
+    /// Removes a file, unless a map is in it. A file too many does no harm, so one that cannot be removed is only logged.
+    pub fn remove_unused(&self, path: &Path) {
+        // Held, so that no map is made in it meanwhile.
+        let in_use = self.lock();
+        if !in_use.contains(path)
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the file of a region map stays behind");
+        }
     }
 
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -35,7 +42,7 @@ impl Keep {
 pub struct Slots {
     memory: NonNull<AtomicU64>,
     len: usize,
-    file: Option<(PathBuf, Keep)>,
+    file: Option<(PathBuf, InUse)>,
 }
 
 // SAFETY: the words are atomics at a fixed address, owned by this alone.
@@ -54,38 +61,44 @@ impl Slots {
 
     /// Words in a new file, which has room for all of them from the start: a store to a file that cannot grow would
     /// end the process. Errors: there is such a file already, or no room.
-    pub fn in_new_file(path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+    pub fn in_new_file(path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
+        let mut files = in_use.lock();
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let made = bytes(len).and_then(|bytes| {
             // SAFETY: a system call with integers, on our own descriptor.
             match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
-                0 => Self::map(&file, path, len, keep),
+                0 => Self::map(&file, path, len, in_use),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             }
         });
-        if made.is_err() {
+        if made.is_ok() {
+            files.insert(path.to_owned());
+        } else {
             let _ = std::fs::remove_file(path);
         }
         made
     }
 
     /// The words that another process has left in a file. Errors: it has not room for so many.
-    pub fn in_file(path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+    pub fn in_file(path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
+        let mut files = in_use.lock();
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < bytes(len)? as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too short for the map"));
         }
-        Self::map(&file, path, len, keep)
+        let made = Self::map(&file, path, len, in_use)?;
+        files.insert(path.to_owned());
+        Ok(made)
     }
 
-    fn map(file: &File, path: &Path, len: usize, keep: &Keep) -> io::Result<Slots> {
+    fn map(file: &File, path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
         let (none, fd) = (std::ptr::null_mut(), file.as_raw_fd());
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
         let memory = unsafe { libc::mmap(none, bytes(len)?, protection, libc::MAP_SHARED, fd, 0) };
         match NonNull::new(memory.cast::<AtomicU64>()) {
             Some(at) if memory != libc::MAP_FAILED => {
-                Ok(Slots { memory: at, len, file: Some((path.to_owned(), keep.clone())) })
+                Ok(Slots { memory: at, len, file: Some((path.to_owned(), in_use.clone())) })
             }
             _ => Err(io::Error::last_os_error()),
         }
@@ -126,7 +139,7 @@ impl AsRef<[AtomicU64]> for Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        let Some((path, keep)) = &self.file else {
+        let Some((path, in_use)) = &self.file else {
             let words = NonNull::slice_from_raw_parts(self.memory, self.len);
             // SAFETY: leaked from a box of this length by in_memory().
             drop(unsafe { Box::from_raw(words.as_ptr()) });
@@ -136,16 +149,14 @@ impl Drop for Slots {
         let bytes = self.len.max(1) * size_of::<u64>();
         // SAFETY: mapped in map() with this length; nobody uses it after its owner.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), bytes) };
-        if !keep.is_set()
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            tracing::warn!(path = %path.display(), %error, "the file of a region map stays behind");
-        }
+        in_use.lock().remove(path);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     fn set(slots: &Slots, at: usize, value: u64) {
@@ -160,39 +171,46 @@ mod tests {
     fn words_are_zero_and_keep_what_is_stored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map");
-        for slots in
-            [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &Keep::default()).unwrap()]
-        {
+        let in_use = InUse::default();
+        for slots in [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &in_use).unwrap()] {
             assert_eq!(slots.as_ref().len(), 1000);
             assert!((0..1000).all(|at| get(&slots, at) == 0));
             set(&slots, 999, u64::MAX);
             assert_eq!((get(&slots, 998), get(&slots, 999)), (0, u64::MAX));
         }
-        assert!(!path.exists(), "the file goes with its words");
+        in_use.remove_unused(&path);
+        assert!(!path.exists(), "the words are gone, and so is the file");
         assert!(Slots::in_memory(0).unwrap().as_ref().is_empty());
         assert!(Slots::in_memory(usize::MAX / 8).is_none());
-        assert!(Slots::in_new_file(&path, usize::MAX, &Keep::default()).is_err());
+        assert!(Slots::in_new_file(&path, usize::MAX, &in_use).is_err());
         assert!(!path.exists(), "and when it could not be made");
     }
 
     #[test]
-    fn a_file_that_is_kept_has_the_words_for_the_next() {
+    fn a_file_has_the_words_for_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map");
-        let keep = Keep::default();
-        let slots = Slots::in_new_file(&path, 600, &keep).unwrap();
+        let in_use = InUse::default();
+        let slots = Slots::in_new_file(&path, 600, &in_use).unwrap();
         set(&slots, 599, 7);
-        assert!(Slots::in_new_file(&path, 600, &keep).is_err(), "a file is one map's");
+        slots.sync().unwrap();
+        in_use.remove_unused(&path);
+        assert!(
+            Slots::in_new_file(&path, 600, &in_use).is_err(),
+            "a file is one map's, and stays while it is"
+        );
         // What another process sees that maps it while the first one still runs, or was killed.
         let other = std::fs::read(&path).unwrap();
         assert_eq!(other[599 * 8..], 7u64.to_ne_bytes());
-        keep.keep();
         drop(slots);
-        assert!(Slots::in_file(&path, 601, &Keep::default()).is_err(), "too short");
-        let slots = Slots::in_file(&path, 600, &Keep::default()).unwrap();
+        assert!(Slots::in_file(&path, 601, &in_use).is_err(), "too short");
+        let slots = Slots::in_file(&path, 600, &in_use).unwrap();
         assert_eq!(get(&slots, 599), 7);
         assert_eq!(slots.file(), Some(path.as_path()));
+        in_use.remove_unused(&path);
+        assert!(path.exists());
         drop(slots);
+        in_use.remove_unused(&path);
         assert!(!path.exists());
     }
 }

@@ -32,6 +32,12 @@ bs remove disk
 modprobe ublk_drv
 modprobe ext4
 
+# A zoned disk is no leaf.
+modprobe null_blk nr_devices=1 zoned=1 zone_size=4 gb=1
+text=$(bs create zoned --table "0 8192 linear /dev/nullb0 0" 2>&1) && fail "took a zoned disk"
+has "$text" "'/dev/nullb0' is a zoned disk, whose zones must be written from front to back"
+rmmod null_blk
+
 # A disk by its name.
 bs create disk --ublk --make-files --table "0 65536 switch 3 24 0 $PWD/a 0 $PWD/b 0 $PWD/c 0"
 [ "$(readlink /dev/blkswitch/disk)" = /dev/ublkb0 ] || fail "link"
@@ -66,11 +72,11 @@ sleep 1
 kill -0 $daemon || fail "stopped by a signal that nobody can have meant"
 dd if=/dev/zero of=mnt/zeroes bs=64k count=4 oflag=direct status=none
 umount mnt
-sleep 10 # the time in which it could have been confirmed
+sleep 15 # longer than it could have been confirmed
 exec 9</dev/ublkb0
 refused -TERM
 has "$(tail -n 1 daemon.log)" "SIGTERM is refused, for disks are in use: 'disk' (/dev/ublkb0: process $$ ($(cat /proc/$$/comm)) has it open)"
-sleep 1
+sleep 3 # longer than a signal counts as the one before
 kill -INT $daemon
 wait $daemon || fail "a signal given twice: status $?"
 [ -e /dev/ublkb0 ] || fail "the disk is gone"

@@ -34,7 +34,7 @@ pub struct ServeOptions {
     /// them again. What a message has changed is on its medium when the message is answered
     #[arg(long, value_name = "FOLDER")]
     pub state: Option<PathBuf>,
-    /// Do not take over the disks that a daemon has left behind: let their requests fail, and forget them
+    /// Do not take over the disks that a daemon has left behind: let their requests fail
     #[arg(long)]
     pub abandon_disks: bool,
     /// End with the first signal also while disks are in use: for service managers, which start it again

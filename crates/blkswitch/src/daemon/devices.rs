@@ -3,7 +3,7 @@
 //! Contract: plain functions that may block (a suspend waits for requests in flight); the server calls them on
 //! threads that may. Nothing here knows HTTP.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blkswitch_io::pool::Registry;
@@ -29,6 +29,8 @@ pub struct Devices {
     pub(super) folder: Folder,
     /// Held while it is written.
     pub(super) saving: Mutex<()>,
+    /// The numbers of devices that are about to run their inactive tables.
+    pub(super) swapping: Mutex<HashSet<u32>>,
     /// How a device is made a disk when it first has a table.
     pub(super) default_disk: Option<AttachUblk>,
 }
@@ -43,6 +45,7 @@ impl Devices {
             caches: Mutex::default(),
             folder,
             saving: Mutex::default(),
+            swapping: Mutex::default(),
             default_disk,
         }
     }
@@ -96,10 +99,7 @@ impl Devices {
         let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
         let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
         let loaded = self.load(&device, &load).map_err(step("reload"));
-        let done = loaded.and_then(|()| {
-            Ok(device.resume()).and_then(|resumed| resumed.map_err(|error| ("resume", Failure::from(error))))
-        });
-        let done = done.and_then(|()| self.save_kept().map_err(step("resume")));
+        let done = loaded.and_then(|()| self.go_live(&device).map_err(step("resume")));
         match done {
             Ok(()) => {
                 self.warn_if_lost(&device);
@@ -119,6 +119,9 @@ impl Devices {
                 if let Err(error) = self.registry().remove(&device) {
                     tracing::warn!(device = %request.name, %error, "a device that could not be made stays behind");
                 }
+                if let Err(failure) = self.save_kept() {
+                    tracing::warn!(device = %request.name, reason = %failure.reason, "may come back");
+                }
                 let mut body = failure.of(ioctl, Some(number));
                 body.device = Some([MAJOR, number]);
                 Err(body)
@@ -131,7 +134,14 @@ impl Devices {
         let table = build(&self.site(device), load)?;
         device.load(table)?;
         self.remember_cache(device, load.leaves.cache);
+        self.folder.sweep();
         Ok(())
+    }
+
+    /// Forgets the inactive table.
+    pub fn clear(&self, device: &Device) {
+        device.clear();
+        self.folder.sweep();
     }
 
     /// Gives a device another name or its uuid.
@@ -166,7 +176,7 @@ impl Devices {
                 })?;
             }
         }
-        self.save(None)
+        self.save()
     }
 
     /// Swaps in a table of the same length in which every request fails.
@@ -194,14 +204,11 @@ impl Devices {
                 detached => detached?,
             }
         }
-        // Its maps stay until nobody is told of them any more.
-        let table = device.live();
         let removed = match self.registry().remove(device) {
             Err(DeviceError::Busy { .. } | DeviceError::NotFound(_)) if how.deferred => Ok(()),
             removed => Ok(removed?),
         };
         self.save_kept()?;
-        drop(table);
         removed
     }
 

@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -52,7 +52,7 @@ impl Devices {
             device,
             &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
         )?;
-        if let Err(failure) = self.save(None) {
+        if let Err(failure) = self.save() {
             // A disk that cannot be taken over would be a surprise when it matters.
             self.pool().detach_ublk(device, true)?;
             return Err(failure);
@@ -70,7 +70,7 @@ impl Devices {
     pub fn detach(&self, device: &Arc<Device>, force: bool) -> Result<(), Failure> {
         self.pool().detach_ublk(device, force)?;
         unlink(&device.name());
-        self.save(None)
+        self.save()
     }
 
     /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no path meanwhile.
@@ -80,31 +80,38 @@ impl Devices {
         } else {
             device.suspend()?;
         }
-        self.save(None)
+        self.save()
     }
 
     /// Swaps in the inactive table, if there is one, and opens the gate.
     pub fn resume(&self, device: &Arc<Device>) -> Result<(), Failure> {
         let first = device.live().is_none();
-        let swaps = device.inactive().is_some();
-        if swaps && device.info().opens > 0 {
-            // What is answered from here on is answered by the new table; so nothing is, until that is saved.
-            device.suspend_noflush()?;
-            self.save(Some(device))?;
-        } else if swaps && self.folder.keeps_all() {
-            // The maps of the old table go with it: from here on nobody is to look for them.
-            self.save(Some(device))?;
-        }
-        if let Err(error) = device.resume() {
-            self.save(None)?;
-            return Err(error.into());
-        }
-        self.save(None)?;
+        self.go_live(device)?;
         self.warn_if_lost(device);
         match self.default_disk {
             Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
             _ => Ok(()),
         }
+    }
+
+    /// The same, and no more. The next daemon is told of the new table before it answers anything: if this one is killed
+    /// in between, that is as if it had been killed a moment after the swap, which nobody has been told of yet.
+    pub(super) fn go_live(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let swaps = device.inactive().is_some();
+        if swaps {
+            self.swapping().insert(device.id());
+        }
+        let told = if swaps { self.save() } else { Ok(()) };
+        let resumed = told.and_then(|()| Ok(device.resume()?));
+        if swaps {
+            self.swapping().remove(&device.id());
+        }
+        let saved = self.save();
+        resumed.and(saved)
+    }
+
+    fn swapping(&self) -> MutexGuard<'_, HashSet<u32>> {
+        self.swapping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says so where devices are kept, and this one cannot be.
@@ -115,9 +122,10 @@ impl Devices {
         }
     }
 
-    /// Describes what is kept for the next daemon. `swapping` is about to run its inactive table.
-    pub(super) fn save(&self, swapping: Option<&Arc<Device>>) -> Result<(), Failure> {
+    /// Describes what is kept for the next daemon.
+    pub(super) fn save(&self) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let swapping = self.swapping().clone();
         let mut saved = Vec::new();
         for device in self.list() {
             let mut stack = Vec::new();
@@ -125,7 +133,7 @@ impl Devices {
             let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
             // One that would not survive is not promised to.
             if (is_kept || self.pool().ublk_node(&device).is_some())
-                && self.describe_stack(&device, swapping, &mut stack)
+                && self.describe_stack(&device, &swapping, &mut stack)
             {
                 saved.extend(stack);
             }
@@ -139,19 +147,24 @@ impl Devices {
         })
     }
 
-    /// As [`Devices::save`], where every device is kept.
+    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps that nobody has.
     pub(super) fn save_kept(&self) -> Result<(), Failure> {
-        if self.folder.keeps_all() { self.save(None) } else { Ok(()) }
+        if self.folder.keeps_all() {
+            return self.save();
+        }
+        self.folder.sweep();
+        Ok(())
     }
 
-    /// A device and what it stands on, what is below first. False if something of it is in memory.
+    /// A device and what it stands on, what is below first; those in `swapping` are about to run their inactive tables.
+    /// False if something of it is in memory.
     fn describe_stack(
         &self,
         device: &Arc<Device>,
-        swapping: Option<&Arc<Device>>,
+        swapping: &HashSet<u32>,
         out: &mut Vec<SavedDevice>,
     ) -> bool {
-        let swaps = swapping.is_some_and(|swapping| Arc::ptr_eq(swapping, device));
+        let swaps = swapping.contains(&device.id());
         let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
         let Some(table) = table else { return false };
         if !survives_alone(&table) || !table.devices().all(|below| self.describe_stack(below, swapping, out))
@@ -195,9 +208,7 @@ impl Devices {
             }
         }
         if left.is_empty() && !keeps_all {
-            self.folder.save(Vec::new()).context("cannot forget disks that are gone")?;
-            self.folder.sweep(&State::default());
-            return Ok(());
+            return self.folder.save(Vec::new()).context("cannot forget disks that are gone");
         }
         let state = self.folder.load().with_context(|| {
             format!("cannot read the state of the devices in '{}'", self.folder.path().display())
@@ -208,18 +219,32 @@ impl Devices {
             tracing::warn!(node = %leftover.node.path(), pid = leftover.pid,
                 "left behind by a blkswitch of which nothing is known here; serve --abandon-disks removes it");
         }
-        self.folder.sweep(&state);
         if keeps_all || state.devices.iter().any(|saved| is_left(saved.disk)) {
             self.restore_all(&state, is_left)?;
         }
-        self.save(None).map_err(|failure| anyhow::anyhow!(failure.reason))
+        self.save().map_err(|failure| anyhow::anyhow!(failure.reason))?;
+        if let Some(how) = self.default_disk.filter(|_| keeps_all) {
+            self.attach_all(how);
+        }
+        Ok(())
+    }
+
+    /// Makes disks of all devices that are none.
+    fn attach_all(&self, how: AttachUblk) {
+        for device in self.list() {
+            let could_be = device.live().is_some() && !device.info().suspended;
+            if could_be
+                && self.pool().ublk_node(&device).is_none()
+                && let Err(failure) = self.attach(&device, how)
+            {
+                tracing::warn!(device = %device.name(), reason = %failure.reason, "is no disk");
+            }
+        }
     }
 
     fn restore_all(&self, state: &State, is_left: impl Fn(Option<u32>) -> bool) -> anyhow::Result<()> {
         for saved in &state.devices {
             if let Err(error) = self.restore(saved, is_left(saved.disk)) {
-                // What has been taken over so far is left to the next as well.
-                self.folder.keep();
                 let name = &saved.name;
                 if self.folder.keeps_all() {
                     bail!(
@@ -249,18 +274,9 @@ impl Devices {
         if saved.suspended {
             device.suspend()?;
         }
-        match saved.disk {
-            Some(id) if is_left => {
-                let node = self.pool().recover_ublk(&device, id)?;
-                link(&saved.name, &node);
-            }
-            // The machine has been started anew, and its disks were gone with it.
-            Some(_) if !saved.suspended => {
-                if let Err(failure) = self.attach(&device, AttachUblk::default()) {
-                    tracing::warn!(device = %saved.name, reason = %failure.reason, "is no disk any more");
-                }
-            }
-            _ => {}
+        if let (true, Some(id)) = (is_left, saved.disk) {
+            let node = self.pool().recover_ublk(&device, id)?;
+            link(&saved.name, &node);
         }
         Ok(())
     }
@@ -280,9 +296,7 @@ impl Devices {
         if disks > 0 {
             tracing::warn!(disks, "disks stay, and wait for the next serve; remove_all ends them");
         }
-        if disks > 0 || self.folder.keeps_all() {
-            self.folder.keep();
-        }
+        self.folder.end();
     }
 
     /// Forces what a message has changed to the medium, where devices are kept.

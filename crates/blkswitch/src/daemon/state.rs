@@ -7,23 +7,32 @@
 //! machine, as the disks do not. That of `serve --state` keeps every device, and forces the description and each
 //! message's changes to the medium before they are answered.
 //!
+//! A map's file is removed only once a description is on its medium that does not name it, and while no table has it: at
+//! every other moment a daemon may be killed, and the next one finds all that it is told of.
+//!
 //! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock). Any thread; may block.
 
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use blkswitch_io::slots::{Keep, Slots};
+use blkswitch_io::slots::{InUse, Slots};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::LeafCache;
 
 /// Version of the description: another one is refused.
 const VERSION: u32 = 1;
-/// The description.
+/// The description of every device.
 const FILE: &str = "devices.json";
+/// That of the disks.
+const DISKS_FILE: &str = "disks.json";
+/// What the kernel calls its life since it was started: numbers of disks mean nothing in another.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// What a daemon holds a lock on that keeps everything here.
 const LOCK: &str = "lock";
 /// What the files of maps begin with.
@@ -37,13 +46,16 @@ const FILE_MODE: u32 = 0o600;
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
+    /// In which life of the machine.
+    #[serde(default)]
+    boot: String,
     /// The devices.
     pub devices: Vec<SavedDevice>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        State { version: VERSION, devices: Vec::new() }
+        State { version: VERSION, boot: boot(), devices: Vec::new() }
     }
 }
 
@@ -75,7 +87,10 @@ pub struct SavedDevice {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    keep: Keep,
+    file: &'static str,
+    in_use: InUse,
+    /// The maps that the description has, or may have.
+    named: Mutex<HashSet<PathBuf>>,
     next_map: AtomicU64,
     /// Locked, of a folder that keeps every device.
     lock: Option<File>,
@@ -84,13 +99,23 @@ pub struct Folder {
 impl Folder {
     /// The folder at `path` for disks; made when something is to be put there.
     pub fn of_disks(path: PathBuf) -> Folder {
-        Folder { path, keep: Keep::default(), next_map: AtomicU64::new(0), lock: None }
+        Folder {
+            path,
+            file: DISKS_FILE,
+            in_use: InUse::default(),
+            named: Mutex::default(),
+            next_map: AtomicU64::new(0),
+            lock: None,
+        }
     }
 
     /// The folder at `path`, made if there is none, for every device. Errors: another daemon has it.
     pub fn of_all(path: PathBuf) -> io::Result<Folder> {
-        let mut folder = Folder::of_disks(path);
+        let mut folder = Folder { file: FILE, ..Folder::of_disks(path) };
         folder.make()?;
+        if let Some(above) = folder.path.parent().filter(|above| !above.as_os_str().is_empty()) {
+            File::open(above)?.sync_all()?;
+        }
         let mut open = OpenOptions::new();
         let file =
             open.write(true).create(true).truncate(false).mode(FILE_MODE).open(folder.path.join(LOCK))?;
@@ -112,23 +137,40 @@ impl Folder {
         &self.path
     }
 
-    /// What was saved last. Errors: it cannot be read, or is not ours.
+    /// What was saved last; without the numbers of disks, if the machine was started anew since. Errors: it cannot be
+    /// read, or is not ours.
     pub fn load(&self) -> io::Result<State> {
-        let text = match std::fs::read(self.path.join(FILE)) {
+        let text = match std::fs::read(self.path.join(self.file)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::default()),
             text => text?,
         };
-        let state: State = serde_json::from_slice(&text)?;
+        let mut state: State = serde_json::from_slice(&text)?;
         if state.version != VERSION {
             let text = format!("version {} where {VERSION} is understood", state.version);
             return Err(io::Error::new(ErrorKind::InvalidData, text));
         }
+        if state.boot != boot() {
+            state.devices.iter_mut().for_each(|device| device.disk = None);
+        }
+        *self.named() = names(&state.devices);
         Ok(state)
     }
 
-    /// Saves these devices in place of what was saved before; when there are none, nothing is left.
+    /// Saves these devices in place of what was saved before; when there are none, no description is left. Maps that
+    /// nobody has any more are removed.
     pub fn save(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
-        let file = self.path.join(FILE);
+        let mut named = self.named();
+        let names = names(&devices);
+        // Until it is known which of the two descriptions is there.
+        named.extend(names.iter().cloned());
+        self.describe(devices)?;
+        *named = names;
+        self.sweep_but(&named);
+        Ok(())
+    }
+
+    fn describe(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
+        let file = self.path.join(self.file);
         if devices.is_empty() {
             return match std::fs::remove_file(&file) {
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -136,8 +178,8 @@ impl Folder {
             };
         }
         self.make()?;
-        let new = self.path.join(format!("{FILE}.new"));
-        let text = serde_json::to_vec_pretty(&State { version: VERSION, devices })?;
+        let new = self.path.join(format!("{}.new", self.file));
+        let text = serde_json::to_vec_pretty(&State { devices, ..State::default() })?;
         let mut open = OpenOptions::new();
         let mut written = open.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new)?;
         written.write_all(&text)?;
@@ -156,42 +198,70 @@ impl Folder {
     /// Words for a new map, in a file here.
     pub fn new_map(&self, len: usize) -> io::Result<Slots> {
         self.make()?;
-        loop {
+        let slots = loop {
             let number = self.next_map.fetch_add(1, Ordering::Relaxed);
-            match Slots::in_new_file(&self.path.join(format!("{MAP}{number}")), len, &self.keep) {
+            match Slots::in_new_file(&self.path.join(format!("{MAP}{number}")), len, &self.in_use) {
                 // Of a daemon before us.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => return made,
+                made => break made?,
             }
+        };
+        if self.keeps_all()
+            && let Some(path) = slots.file()
+        {
+            // Its length too; that it has a name is forced with the description that has it.
+            File::open(path)?.sync_all()?;
         }
+        Ok(slots)
     }
 
     /// The words of a map that was saved.
     pub fn saved_map(&self, name: &Path, len: usize) -> io::Result<Slots> {
-        Slots::in_file(&self.path.join(name), len, &self.keep)
+        Slots::in_file(&self.path.join(name), len, &self.in_use)
     }
 
-    /// Maps stay when they go: the next daemon will come for them.
-    pub fn keep(&self) {
-        self.keep.keep();
+    /// Removes the maps that neither the description nor a table has.
+    pub fn sweep(&self) {
+        self.sweep_but(&self.named());
     }
 
-    /// Removes the maps that no saved device has. Before the first new map is made.
-    pub fn sweep(&self, state: &State) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten() {
+    fn sweep_but(&self, named: &HashSet<PathBuf>) {
+        self.unnamed(named).for_each(|path| self.in_use.remove_unused(&path));
+    }
+
+    /// Removes the maps that the description does not have: the daemon ends.
+    pub fn end(&self) {
+        // A file too many does no harm.
+        self.unnamed(&self.named()).for_each(|path| drop(std::fs::remove_file(path)));
+    }
+
+    /// Maps that `named` does not have.
+    fn unnamed(&self, named: &HashSet<PathBuf>) -> impl Iterator<Item = PathBuf> {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
             let name = PathBuf::from(entry.file_name());
             let is_map = name.to_str().is_some_and(|name| name.starts_with(MAP));
-            if is_map && !state.devices.iter().any(|device| device.maps.contains(&name)) {
-                // A file too many does no harm.
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
+            (is_map && !named.contains(&name)).then(|| entry.path())
+        })
+    }
+
+    /// Held while the description changes and while maps are removed.
+    fn named(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.path)
     }
+}
+
+fn names(devices: &[SavedDevice]) -> HashSet<PathBuf> {
+    devices.iter().flat_map(|device| device.maps.iter().cloned()).collect()
+}
+
+/// Empty where the kernel does not say.
+fn boot() -> String {
+    std::fs::read_to_string(BOOT).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -222,26 +292,58 @@ mod tests {
         let name = one.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
         let saved = vec![device("a", &name)];
         folder.save(saved.clone()).unwrap();
-        folder.keep();
         let other = two.file().unwrap().to_owned();
+        assert!(other.exists(), "a table has it");
         drop((one, two));
-        assert!(other.exists(), "kept");
         let next = Folder::of_disks(folder.path().to_owned());
         let state = next.load().unwrap();
         assert_eq!(state.devices, saved);
-        next.sweep(&state);
+        next.sweep();
         assert!(!other.exists(), "nobody will come for it");
-        assert_eq!(next.saved_map(name.as_ref(), 10).unwrap().as_ref()[9].load(Ordering::Relaxed), 5);
+        let map = next.saved_map(name.as_ref(), 10).unwrap();
+        assert_eq!(map.as_ref()[9].load(Ordering::Relaxed), 5);
         next.save(Vec::new()).unwrap();
+        assert!(map.file().unwrap().exists(), "the table has it still");
+        drop(map);
         next.save(Vec::new()).unwrap();
         assert_eq!(std::fs::read_dir(next.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_description_that_could_not_be_saved_costs_no_map() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder::of_all(temporary.path().join("state")).unwrap();
+        let one = folder.new_map(10).unwrap();
+        let name = |slots: &Slots| slots.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        folder.save(vec![device("a", &name(&one))]).unwrap();
+        // What it is written to first is a folder.
+        std::fs::create_dir(folder.path().join("devices.json.new")).unwrap();
+        let two = folder.new_map(10).unwrap();
+        folder.save(vec![device("a", &name(&two))]).unwrap_err();
+        let paths = [&one, &two].map(|slots| slots.file().unwrap().to_owned());
+        drop((one, two));
+        folder.sweep();
+        assert!(paths.iter().all(|path| path.exists()));
+        assert_eq!(folder.load().unwrap().devices[0].maps[0], Path::new(paths[0].file_name().unwrap()));
+    }
+
+    #[test]
+    fn numbers_of_disks_mean_nothing_to_a_machine_started_anew() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder::of_disks(temporary.path().to_owned());
+        folder.save(vec![device("a", "map-0")]).unwrap();
+        assert_eq!(folder.load().unwrap().devices[0].disk, Some(7));
+        let file = temporary.path().join(DISKS_FILE);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(&boot(), "another")).unwrap();
+        assert_eq!(folder.load().unwrap().devices[0].disk, None);
     }
 
     #[test]
     fn another_version_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::of_disks(temporary.path().to_owned());
-        std::fs::write(temporary.path().join(FILE), r#"{"version": 2, "devices": []}"#).unwrap();
+        std::fs::write(temporary.path().join(DISKS_FILE), r#"{"version": 2, "devices": []}"#).unwrap();
         assert!(folder.load().unwrap_err().to_string().contains("version 2 where 1"));
     }
 

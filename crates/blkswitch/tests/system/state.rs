@@ -130,3 +130,35 @@ fn what_cannot_be_kept_is_said_and_what_cannot_be_made_again_is_not_forgotten() 
     let daemon = kept.start();
     assert_eq!(String::from_utf8(daemon.run(&["ls"]).stdout).unwrap(), "files\t(0:0)\n");
 }
+
+#[test]
+fn a_device_that_could_not_be_made_again_has_lost_nothing() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    let other = kept.folder.path().join("other").display().to_string();
+    let table = format!("{}\n80 80 linear {other} 0\n", kept.table(10));
+    let body = json!({"name": "both", "table": table, "leaves": {"make_files": true}});
+    daemon.request("POST", route::DEVICES, body).expect_ok();
+    kept.create(&daemon, "shrunk", 10);
+    daemon.message("both", 0, b"set_region_mappings 0:1 R1,9").expect_ok();
+    daemon.message("shrunk", 0, b"set_region_mappings 0:2 R1,9").expect_ok();
+    daemon.kill();
+    drop(daemon);
+    let refused = |why: &str| {
+        let folder = kept.folder.path().join("refused");
+        let ended = serve(&folder, &["--state", &kept.options[1]]).output().unwrap();
+        let error = String::from_utf8_lossy(&ended.stderr);
+        assert!(!ended.status.success() && error.contains("again, which is kept in"), "{why}: {error}");
+    };
+    // The first segment has been built, with its map, when the second cannot be.
+    std::fs::rename(&other, format!("{other}.aside")).unwrap();
+    refused("a second segment without its file");
+    std::fs::rename(format!("{other}.aside"), &other).unwrap();
+    // Every segment has been built when a path is found to be too short.
+    let file = std::fs::OpenOptions::new().write(true).open(kept.path(2)).unwrap();
+    file.set_len(4096).unwrap();
+    refused("a file that is too short");
+    file.set_len(10 * 8 * 512).unwrap();
+    let daemon = kept.start();
+    assert_eq!((daemon.map("both", 0), daemon.map("shrunk", 0)), (vec![1; 10], vec![2; 10]));
+}

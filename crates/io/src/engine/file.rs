@@ -47,6 +47,8 @@ const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 const BLKPBSZGET: libc::c_ulong = 0x127b;
 const BLKROGET: libc::c_ulong = 0x125e;
+/// Sectors of a zone; 0 where there are none (linux/blkzoned.h).
+const BLKGETZONESZ: libc::c_ulong = 0x8004_1284;
 
 /// See the module's text.
 pub struct FileEngine {
@@ -124,6 +126,9 @@ impl FileEngine {
         let mut limits =
             if kind.is_block_device() { block_limits(&file) } else { file_limits(&file, direct) }
                 .map_err(system("read the size of"))?;
+        if kind.is_block_device() && is_zoned(&file) {
+            return Err(LeafError::Zoned(name.to_string()));
+        }
         limits.read_only |= read_only;
         if limits.sectors == 0 {
             return Err(LeafError::Empty(name.to_string()));
@@ -374,6 +379,13 @@ fn block_limits(file: &File) -> io::Result<Limits> {
         device_numbers: Some((major, minor)),
         ..Limits::memory(bytes)
     })
+}
+
+/// Nobody above could be told of its zones: neither a client of NBD, nor through a table of several devices.
+fn is_zoned(file: &File) -> bool {
+    let mut sectors = 0u32;
+    // SAFETY: the ioctl writes one integer. A kernel without zones refuses it.
+    unsafe { libc::ioctl(file.as_raw_fd(), BLKGETZONESZ, &raw mut sectors) == 0 && sectors != 0 }
 }
 
 fn is_in_memory(file: &File) -> bool {

@@ -32,8 +32,8 @@ pub async fn load(
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
 pub async fn clear(State(app): State<App>, Name(name): Name, _: NoBody) -> Result<StatusCode, Refused> {
-    on_device(app, name, "clear", |_, device| {
-        device.clear();
+    on_device(app, name, "clear", |app, device| {
+        app.devices.clear(device);
         Ok(())
     })
     .await
