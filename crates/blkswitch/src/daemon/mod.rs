@@ -33,8 +33,10 @@ pub mod server;
 pub mod state;
 pub mod stop;
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,7 +126,7 @@ impl Daemon {
         let folder = match &options.state {
             Some(path) => Folder::of_all(path.clone())
                 .with_context(|| format!("cannot keep devices in '{}'", path.display()))?,
-            None => Folder::of_disks(options.socket.with_file_name("disks")),
+            None => Folder::of_disks(disks_folder(&options.socket)),
         };
         let default_disk = options.ublk.then(AttachUblk::default);
         let monitor = Monitor::default();
@@ -186,6 +188,14 @@ impl Daemon {
         ensure!(!self.devices.pool().failed(), "a queue failed: see the log");
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Where what the disks need is kept: beside the control socket, and another folder for each of those there.
+fn disks_folder(socket: &Path) -> PathBuf {
+    match socket.file_name().and_then(OsStr::to_str) {
+        Some(name) if name != "control.sock" => socket.with_file_name(format!("{name}.disks")),
+        _ => socket.with_file_name("disks"),
     }
 }
 
