@@ -40,8 +40,8 @@ const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
 /// Data asked for between two sends. What has been read is sent while it is still in the processor's cache, and the
-/// client takes it while the next is read; a deep queue of small requests still leaves in one batch.
-const SEND_BYTES: usize = 256 << 10;
+/// client takes it while the next is read: neither waits for a whole batch of the other's (docs/performance.md).
+const SEND_BYTES: usize = 48 << 10;
 /// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Time for a client to take the last replies when the server stops.
