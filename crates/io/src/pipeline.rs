@@ -34,7 +34,7 @@ mod state;
 pub use extents::{Extents, HOLE, ZERO};
 use judge::Verdict;
 use split::{Piece, PieceTo};
-use state::{Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
+use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
@@ -45,6 +45,8 @@ pub struct Pipeline {
     devices: Vec<Option<Local>>,
     running: Slab<Running>,
     parts: Slab<Part>,
+    /// Parts that are all of their request ([`ALONE`]).
+    alone: usize,
     /// By part: where a multipath device has sent it.
     attempts: Vec<Option<Attempt>>,
     covering: Vec<Covering>,
@@ -65,6 +67,7 @@ impl Pipeline {
             devices: Vec::new(),
             running: Slab::default(),
             parts: Slab::default(),
+            alone: 0,
             attempts: Vec::new(),
             covering: Vec::new(),
             events: Vec::new(),
@@ -191,7 +194,7 @@ impl Pipeline {
 
     /// Requests started and not answered, parked ones not counted.
     pub fn in_flight(&self) -> usize {
-        self.running.len()
+        self.running.len() + self.alone
     }
 
     /// The live table of a device as this queue has it.
@@ -224,6 +227,18 @@ impl Pipeline {
     fn begin(&mut self, device: u32, request: Request, ring: &mut Ring) {
         let Some(local) = self.local(device) else { return };
         let errno = check(local.live.as_deref(), &request);
+        if errno == 0 && matches!(request.op, Op::Read | Op::Write) {
+            let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
+            if let Some((leaf, offset)) = split::straight(&self.devices, device, range, &mut hops) {
+                return self.begin_alone(
+                    &request,
+                    leaf,
+                    &Piece { to: PieceTo::Leaf(leaf), hops, offset, len: request.len, data: 0 },
+                    ring,
+                );
+            }
+        }
+        let Some(local) = self.local(device) else { return };
         local.in_flight += 1;
         let running =
             Running { request, device, left: 1, held: 0, errno, split: 0, started_ns: ring.now_ns() };
@@ -232,6 +247,42 @@ impl Pipeline {
             self.split_on(id, ring);
         }
         self.piece_done(id, 0, ring);
+    }
+
+    /// The request enters, and is one piece on one leaf: the part is all that is kept of it, and if the leaf answers at once
+    /// nothing is.
+    fn begin_alone(&mut self, request: &Request, leaf: LeafAt, piece: &Piece, ring: &mut Ring) {
+        let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
+        part.io.part = self.parts.next();
+        // SAFETY: as in drive().
+        let step = unsafe { advance(&self.devices, &mut part, None, false, ring) };
+        if step == Step::Done {
+            return self.end_alone(&part, false, ring);
+        }
+        for hop in part.hops.all() {
+            if let Some(Some(local)) = self.devices.get_mut(hop.device as usize) {
+                local.in_flight += 1;
+            }
+        }
+        self.alone += 1;
+        let id = self.parts.insert(part);
+        if step == Step::Flush {
+            self.drive(id, None, ring);
+        }
+    }
+
+    /// Answers a request that was one part. `entered`: it has entered the gates on its way.
+    fn end_alone(&mut self, part: &Part, entered: bool, ring: &Ring) {
+        self.count(part, (0, part.hops.depth), ring.now_ns());
+        self.done.push(Done { token: part.token, errno: part.whole.errno });
+        if entered {
+            self.alone -= 1;
+            for hop in part.hops.all() {
+                if let Some(local) = self.local(hop.device) {
+                    local.leave();
+                }
+            }
+        }
     }
 
     /// Splits the next window of a request and sends it on.
@@ -300,6 +351,7 @@ impl Pipeline {
         }
     }
 
+    #[inline]
     fn part(&self, request: u32, of: &Request, leaf: LeafAt, piece: &Piece, now_ns: u64) -> Part {
         let has_fua = leaf_at(&self.devices, leaf).is_some_and(|leaf| leaf.engine().has_fua());
         let (op, kind) = match of.op {
@@ -313,6 +365,7 @@ impl Pipeline {
         let fast = matches!(of.op, Op::WriteZeroes { fast: true, .. });
         Part {
             request,
+            token: of.token,
             hops: piece.hops,
             leaf,
             io: LeafIo {
@@ -374,34 +427,21 @@ impl Pipeline {
 
     /// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done.
     fn drive(&mut self, id: u32, mut result: Option<i64>, ring: &mut Ring) {
+        let mut may_flush = false;
         loop {
             let Some(part) = self.parts.get_mut(id) else { return };
-            if let Some(result) = result.take() {
-                // SAFETY: as below.
-                let result = unsafe { copy::after(part, result) };
-                let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
-                if judge::judge(part, leaf, result) == Verdict::Done {
-                    if self.part_done(id, ring) {
-                        continue;
-                    }
-                    return;
-                }
-            }
             part.io.part = id;
-            if part.io.op == LeafOp::Flush && !self.start_flush(id) {
-                return;
-            }
-            let Some(part) = self.parts.get_mut(id) else { return };
-            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
             // SAFETY: the export lends the data until the request is answered; that waits for all its parts.
-            if let Err(errno) = unsafe { copy::before(part, leaf) } {
-                result = Some(errno);
-                continue;
-            }
-            // SAFETY: as above.
-            match unsafe { leaf.engine().submit(&part.io, ring) } {
-                Submitted::Done(done) => result = Some(done),
-                Submitted::Pending => return,
+            match unsafe { advance(&self.devices, part, result.take(), may_flush, ring) } {
+                Step::Pending => return,
+                Step::Flush => {
+                    may_flush = self.start_flush(id);
+                    if !may_flush {
+                        return;
+                    }
+                }
+                Step::Done if self.part_done(id, ring) => may_flush = false,
+                Step::Done => return,
             }
         }
     }
@@ -410,8 +450,7 @@ impl Pipeline {
     fn part_done(&mut self, id: u32, ring: &mut Ring) -> bool {
         let Some(part) = self.parts.get(id) else { return false };
         let (is_flush, errno) = (part.io.op == LeafOp::Flush, part.whole.errno);
-        let at = self.flushing.iter().position(|f| f.running == id);
-        if let (true, Some(at)) = (is_flush, at) {
+        if is_flush && let Some(at) = self.flushing.iter().position(|f| f.running == id) {
             let mut flushing = self.flushing.swap_remove(at);
             for other in flushing.with.drain(..) {
                 if let Some(part) = self.parts.get_mut(other) {
@@ -449,20 +488,33 @@ impl Pipeline {
     /// for each attempt.
     fn end_part(&mut self, id: u32, attempted: bool, ring: &mut Ring) {
         let Some(part) = self.parts.remove(id) else { return };
-        let ns = ring.now_ns().saturating_sub(part.started_ns);
+        if part.request == ALONE {
+            return self.end_alone(&part, true, ring);
+        }
+        self.count(&part, (1, part.hops.depth - usize::from(attempted)), ring.now_ns());
+        self.leave_below(&part.hops);
+        self.piece_done(part.request, part.whole.errno, ring);
+    }
+
+    /// Counts a part for the devices of its way from the `devices`th on, and for the first `paths` paths of it.
+    #[inline]
+    fn count(&self, part: &Part, (devices, paths): (usize, usize), now_ns: u64) {
+        let ns = now_ns.saturating_sub(part.started_ns);
         let (failed, whole) = (part.whole.errno != 0, &part.whole);
         for (depth, hop) in part.hops.all().iter().enumerate() {
             let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
-            let counted = attempted && depth + 1 == part.hops.depth;
-            let live = local.live.as_ref().filter(|_| !counted);
-            let path = live.and_then(|live| live.table.counters(self.queue, hop.path));
-            let device = local.counters.get(self.queue).filter(|_| depth > 0);
-            for counters in path.into_iter().chain(device) {
-                counters.count(whole.kind, whole.len, failed, ns);
+            if depth < paths
+                && let Some(live) = &local.live
+                && let Some(path) = live.table.counters(self.queue, hop.path)
+            {
+                path.count(whole.kind, whole.len, failed, ns);
+            }
+            if depth >= devices
+                && let Some(device) = local.counters.get(self.queue)
+            {
+                device.count(whole.kind, whole.len, failed, ns);
             }
         }
-        self.leave_below(&part.hops);
-        self.piece_done(part.request, part.whole.errno, ring);
     }
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
@@ -511,6 +563,56 @@ impl Pipeline {
             if let Some(local) = self.local(hop.device) {
                 local.leave();
             }
+        }
+    }
+}
+
+/// What is to be done with a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing: its leaf will answer.
+    Pending,
+    /// It is done, its errno says how.
+    Done,
+    /// It is to flush its leaf: [`Pipeline::start_flush`] says when it may.
+    Flush,
+}
+
+/// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done, or is to flush and may not.
+///
+/// # Safety
+/// The part's data stays lent until it is done.
+#[inline]
+unsafe fn advance(
+    devices: &[Option<Local>],
+    part: &mut Part,
+    mut result: Option<i64>,
+    mut may_flush: bool,
+    ring: &mut Ring,
+) -> Step {
+    let Some(leaf) = leaf_at(devices, part.leaf) else {
+        part.whole.errno = libc::EIO;
+        return Step::Done;
+    };
+    loop {
+        if let Some(result) = result {
+            // SAFETY: the caller's promise.
+            let result = unsafe { copy::after(part, result) };
+            if judge::judge(part, leaf, result) == Verdict::Done {
+                return Step::Done;
+            }
+        }
+        if part.io.op == LeafOp::Flush && !mem::take(&mut may_flush) {
+            return Step::Flush;
+        }
+        // SAFETY: the caller's promise.
+        let submitted = match unsafe { copy::before(part, leaf) } {
+            Ok(()) => unsafe { leaf.engine().submit(&part.io, ring) },
+            Err(errno) => Submitted::Done(errno),
+        };
+        match submitted {
+            Submitted::Done(done) => result = Some(done),
+            Submitted::Pending => return Step::Pending,
         }
     }
 }

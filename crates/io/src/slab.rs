@@ -26,6 +26,11 @@ impl<T> Slab<T> {
         (self.entries.len() - 1) as u32
     }
 
+    /// The index that the next value will have.
+    pub fn next(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.entries.len() as u32)
+    }
+
     /// The value at `index`, if there is one.
     pub fn get(&self, index: u32) -> Option<&T> {
         self.entries.get(index as usize).and_then(Option::as_ref)
@@ -71,7 +76,9 @@ mod tests {
         assert_eq!(slab.remove(a), Some('a'));
         assert_eq!((slab.remove(a), slab.len()), (None, 1));
         assert_eq!(slab.get(a), None);
+        assert_eq!(slab.next(), a);
         assert_eq!(slab.insert('c'), a);
+        assert_eq!(slab.next(), 2);
         assert_eq!(slab.iter().map(|(i, v)| (i, *v)).collect::<Vec<_>>(), vec![(a, 'c'), (b, 'b')]);
     }
 }

@@ -87,6 +87,65 @@ fn range_in(
     taken
 }
 
+/// Where a target sends a sector.
+struct Way {
+    /// By which of its paths.
+    path: u32,
+    /// To what.
+    below: Below,
+    /// Which sector that is there.
+    sector: u64,
+    /// So many go there, from this one on.
+    len: u64,
+}
+
+/// Where sector `within` of a target and those behind it, `left` in all, go; nothing if it sends them nowhere, or it is not
+/// the sector that decides.
+#[inline]
+fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
+    let (path, to, sector, len) = match target {
+        Target::Switch { map, paths } => {
+            let route = map.route(within);
+            (route.path, paths.get(route.path as usize)?, within, left.min(route.left))
+        }
+        Target::Linear(to) => (0, to, within, left),
+        Target::Striped { chunk, stripes } => {
+            let (nr, in_chunk) = (within / chunk, within % chunk);
+            let (stripe, row) = (nr % stripes.len() as u64, nr / stripes.len() as u64);
+            let to = stripes.get(stripe as usize)?;
+            (stripe as u32, to, row * chunk + in_chunk, left.min(chunk - in_chunk))
+        }
+        Target::Multipath { .. } | Target::Error | Target::Zero => return None,
+    };
+    let To { below, offset } = *to;
+    Some(Way { path, below, sector: offset + sector, len })
+}
+
+/// The leaf that all sectors of a request lie on, neighbours there, and the byte offset on it; nothing if there is more
+/// to it than that. `hops` is empty, and becomes the way there.
+#[inline]
+pub(super) fn straight(
+    devices: &[Option<Local>],
+    mut device: u32,
+    (mut sector, sectors): (u64, u64),
+    hops: &mut Hops,
+) -> Option<(LeafAt, u64)> {
+    loop {
+        let local = devices.get(device as usize)?.as_ref().filter(|local| local.open)?;
+        let segment = local.live.as_ref()?.table.segment_at(sector)?;
+        let within = sector - segment.start;
+        let way = way(&segment.target, within, sectors.min(segment.len - within))?;
+        if way.len < sectors || !hops.push(device, segment.first_path + way.path) {
+            return None;
+        }
+        sector = way.sector;
+        match way.below {
+            Below::Leaf(index) => return Some((LeafAt { device, index, departed: false }, sector * 512)),
+            Below::Device(below) => device = below,
+        }
+    }
+}
+
 /// One step: up to the next boundary. Returns the sectors taken.
 fn step(
     devices: &[Option<Local>],
@@ -98,33 +157,23 @@ fn step(
 ) -> u64 {
     let within = at.sector - segment.start;
     let left = at.sectors.min(segment.len - within);
-    let (path, to, sector, len) = match &segment.target {
-        Target::Switch { map, paths } => {
-            let route = map.route(within);
-            let to = paths.get(route.path as usize);
-            (route.path, to, within, left.min(route.left))
-        }
-        Target::Linear(to) => (0, Some(to), within, left),
-        Target::Striped { chunk, stripes } => {
-            let (nr, in_chunk) = (within / chunk, within % chunk);
-            let (stripe, row) = (nr % stripes.len() as u64, nr / stripes.len() as u64);
-            let to = stripes.get(stripe as usize);
-            (stripe as u32, to, row * chunk + in_chunk, left.min(chunk - in_chunk))
-        }
+    let way = match &segment.target {
         Target::Multipath { .. } => {
             let to = PieceTo::Multipath { device: at.device, path: None };
             let through = hops.with(at.device, segment.first_path);
             let (to, hops) = through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
             return nowhere(to, at, left, hops, out);
         }
-        Target::Error => return nowhere(PieceTo::Fail(libc::EIO), at, left, hops, out),
         Target::Zero => return nowhere(PieceTo::Nowhere, at, left, hops, out),
+        target => way(target, within, left),
     };
-    let (Some(to), Some(through)) = (to, hops.with(at.device, segment.first_path + path)) else {
+    let Some(Way { path, below, sector, len }) = way else {
+        return nowhere(PieceTo::Fail(libc::EIO), at, left, hops, out);
+    };
+    let Some(through) = hops.with(at.device, segment.first_path + path) else {
         return nowhere(PieceTo::Fail(libc::EIO), at, len, hops, out);
     };
-    let To { below, offset } = *to;
-    let there = Range { device: 0, sector: offset + sector, sectors: len, data: at.data };
+    let there = Range { device: 0, sector, sectors: len, data: at.data };
     match below {
         Below::Leaf(index) => {
             let leaf = LeafAt { device: at.device, index, departed: false };

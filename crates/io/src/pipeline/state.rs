@@ -7,7 +7,7 @@ use super::split::Piece;
 use crate::engine::LeafIo;
 use crate::leaf::Leaf;
 use crate::pool::Ack;
-use crate::request::Request;
+use crate::request::{Request, Token};
 use crate::stats::{Counters, Kind};
 use crate::table::{Live, MAX_DEPTH};
 
@@ -48,11 +48,17 @@ impl Hops {
         self
     }
 
-    /// Nothing when the stack is too deep.
-    pub(super) fn with(mut self, device: u32, path: u32) -> Option<Hops> {
-        *self.hops.get_mut(self.depth)? = Hop { device, path };
+    /// One more; false when the stack is too deep.
+    pub(super) fn push(&mut self, device: u32, path: u32) -> bool {
+        let Some(hop) = self.hops.get_mut(self.depth) else { return false };
+        *hop = Hop { device, path };
         self.depth += 1;
-        Some(self)
+        true
+    }
+
+    /// With one more; nothing when the stack is too deep.
+    pub(super) fn with(mut self, device: u32, path: u32) -> Option<Hops> {
+        self.push(device, path).then_some(self)
     }
 }
 
@@ -101,9 +107,15 @@ pub(super) struct LeafAt {
     pub(super) departed: bool,
 }
 
+/// In place of a request's number: the part is all of it, and there is nothing else to be kept.
+pub(super) const ALONE: u32 = u32::MAX;
+
 /// A piece on its leaf.
 pub(super) struct Part {
+    /// The request under way, or [`ALONE`].
     pub(super) request: u32,
+    /// The request's token.
+    pub(super) token: Token,
     pub(super) hops: Hops,
     pub(super) leaf: LeafAt,
     pub(super) io: LeafIo,

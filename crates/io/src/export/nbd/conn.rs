@@ -35,7 +35,8 @@ pub(super) const MAX_IN_FLIGHT: usize = 1024;
 pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
 /// Input buffer: a whole option of the handshake with room, or some dozen small writes.
 const INPUT_BYTES: usize = 128 << 10;
-/// A write from here on has its data received in place; what comes with its header is kept short.
+/// A write from here on has its data received in place; what comes with its header is kept short. The rest of a smaller
+/// one is received together with what follows it: a receive of its own for each is three turns of the loop for a write.
 const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
@@ -497,13 +498,13 @@ impl Conn {
     fn receive(&mut self, id: u32, context: &mut Context<'_>) {
         let fd = types::Fd(self.socket.as_raw_fd());
         let (into, place, len, flags) = match &self.body {
-            Some(body) => {
+            Some(body) if body.len >= LARGE_WRITE => {
                 let buffer = self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
                 let Some(buffer) = buffer else { return };
                 let place = buffer.as_ptr().wrapping_add(body.filled);
                 (Receiving::Body, place, body.len - body.filled, libc::MSG_WAITALL)
             }
-            None => {
+            _ => {
                 self.compact();
                 let room = self.input.size() - self.end;
                 // No room: requests are held back by the limits, and the client with them.
