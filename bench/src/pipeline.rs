@@ -117,7 +117,10 @@ impl Bench {
                 let offset = self.random.below(SECTORS) * 512;
                 let request =
                     Request { op: Op::Read, fua: false, offset, len: 512, data, pages: None, token };
-                self.pipeline.start(device, request, &mut self.ring);
+                if let Some(errno) = self.pipeline.start(device, &request, &mut self.ring) {
+                    answers += 1;
+                    failed += usize::from(errno != 0);
+                }
             }
             self.pipeline.take_done(&mut done);
             answers += done.len() as u64;

@@ -125,7 +125,11 @@ impl Pipeline {
         // What parks again (at a device below) goes to another list.
         for parked in mem::take(&mut local.parked) {
             match parked {
-                Parked::Request(request) => self.begin(device, request, ring),
+                Parked::Request(request) => {
+                    if let Some(errno) = self.begin(device, &request, ring) {
+                        self.done.push(Done { token: request.token, errno });
+                    }
+                }
                 Parked::Piece { request, piece } => self.unpark(request, piece, ring),
             }
         }
@@ -166,25 +170,37 @@ impl Pipeline {
         }
     }
 
-    /// Takes a request; its answer appears in [`Pipeline::take_done`], perhaps at once.
-    pub fn start(&mut self, device: u32, request: Request, ring: &mut Ring) {
-        let refusal = self.refusal;
-        match (self.local(device), refusal) {
-            (None, _) => self.done.push(Done { token: request.token, errno: libc::ENXIO }),
-            (Some(local), _) if local.open => self.begin(device, request, ring),
-            (Some(_), Some(errno)) => self.done.push(Done { token: request.token, errno }),
-            (Some(local), None) => local.parked.push_back(Parked::Request(request)),
+    /// Takes a request. Its answer is what is returned, 0 or a positive errno, or, if that is nothing, appears in
+    /// [`Pipeline::take_done`], perhaps at once.
+    #[must_use = "this may be the answer"]
+    pub fn start(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
+        let Some(Some(local)) = self.devices.get_mut(device as usize) else { return Some(libc::ENXIO) };
+        if local.open {
+            return self.begin(device, request, ring);
         }
+        if self.refusal.is_none() {
+            local.parked.push_back(Parked::Request(*request));
+        }
+        self.refusal
     }
 
     /// Takes the answers, in order of completion, into `out`.
     pub fn take_done(&mut self, out: &mut Vec<Done>) {
-        out.append(&mut self.done);
+        if out.is_empty() {
+            mem::swap(out, &mut self.done);
+        } else {
+            out.append(&mut self.done);
+        }
     }
 
     /// What has changed on multipath devices since this was last called: the device's id, and the change.
     pub fn take_events(&mut self) -> impl Iterator<Item = (u32, Event)> + '_ {
         self.events.drain(..)
+    }
+
+    /// Whether something has changed on a multipath device.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Whether there are answers to take.
@@ -223,39 +239,90 @@ impl Pipeline {
         self.devices.get_mut(device as usize)?.as_mut()
     }
 
-    /// The gate is open: the request enters.
-    fn begin(&mut self, device: u32, request: Request, ring: &mut Ring) {
-        let Some(local) = self.local(device) else { return };
-        let errno = check(local.live.as_deref(), &request);
+    /// The gate is open: the request enters. Returns what [`Pipeline::start`] does.
+    #[inline]
+    fn begin(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        let errno = check(local.and_then(|local| local.live.as_deref()), request);
         if errno == 0 && matches!(request.op, Op::Read | Op::Write) {
-            let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
-            if let Some((leaf, offset)) = split::straight(&self.devices, device, range, &mut hops) {
-                return self.begin_alone(
-                    &request,
-                    leaf,
-                    &Piece { to: PieceTo::Leaf(leaf), hops, offset, len: request.len, data: 0 },
-                    ring,
-                );
+            match self.begin_alone(device, request, ring) {
+                Alone::Answered => return Some(0),
+                Alone::UnderWay => return None,
+                Alone::Not => {}
             }
         }
-        let Some(local) = self.local(device) else { return };
-        local.in_flight += 1;
-        let running =
-            Running { request, device, left: 1, held: 0, errno, split: 0, started_ns: ring.now_ns() };
+        self.local(device)?.in_flight += 1;
+        let (request, started_ns) = (*request, ring.now_ns());
+        let running = Running { request, device, left: 1, held: 0, errno, split: 0, started_ns };
         let id = self.running.insert(running);
         if errno == 0 {
             self.split_on(id, ring);
         }
         self.piece_done(id, 0, ring);
+        None
     }
 
-    /// The request enters, and is one piece on one leaf: the part is all that is kept of it, and if the leaf answers at once
-    /// nothing is.
-    fn begin_alone(&mut self, request: &Request, leaf: LeafAt, piece: &Piece, ring: &mut Ring) {
+    /// A read or write enters that is one piece on one leaf: the part is all that is kept of it, and if the leaf does all of
+    /// it at once nothing is.
+    #[inline]
+    fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
+        let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
+        let way = split::straight(&self.devices, device, range, &mut hops);
+        let Some((at, leaf, offset)) = way else { return Alone::Not };
+        let is_read = request.op == Op::Read;
+        let mut result = None;
+        // Data in pages and what is to be flushed afterwards take more steps than one.
+        if request.pages.is_none() && (!request.fua || leaf.engine().has_fua()) {
+            let io = LeafIo {
+                op: if is_read { LeafOp::Read } else { LeafOp::Write },
+                fua: request.fua,
+                fast: false,
+                offset,
+                len: request.len,
+                data: request.data,
+                pages: None,
+                part: self.parts.next(),
+                queue: self.queue,
+            };
+            let began_ns = ring.now_ns();
+            // SAFETY: as in drive().
+            result = Some(unsafe { leaf.engine().submit(&io, ring) });
+            if result == Some(Submitted::Done(request.len as i64)) {
+                let kind = if is_read {
+                    Kind::Read
+                } else {
+                    judge::wrote(&io, leaf, 0);
+                    Kind::Write
+                };
+                let ns = ring.now_ns().saturating_sub(began_ns);
+                self.count(&hops, (0, hops.depth), Counted { kind, len: request.len, failed: false, ns });
+                ring.answered(1);
+                return Alone::Answered;
+            }
+        }
+        let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
+        self.go_on_alone(request, at, &piece, result, ring);
+        Alone::UnderWay
+    }
+
+    /// As [`Pipeline::begin_alone`], when its leaf was not asked yet, will answer, or has not done all.
+    fn go_on_alone(
+        &mut self,
+        request: &Request,
+        leaf: LeafAt,
+        piece: &Piece,
+        submitted: Option<Submitted>,
+        ring: &mut Ring,
+    ) {
         let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
         part.io.part = self.parts.next();
         // SAFETY: as in drive().
-        let step = unsafe { advance(&self.devices, &mut part, None, false, ring) };
+        let mut go_on = |result| unsafe { advance(&self.devices, &mut part, result, false, ring) };
+        let step = match submitted {
+            None => go_on(None),
+            Some(Submitted::Done(result)) => go_on(Some(result)),
+            Some(Submitted::Pending) => Step::Pending,
+        };
         if step == Step::Done {
             return self.end_alone(&part, false, ring);
         }
@@ -273,7 +340,7 @@ impl Pipeline {
 
     /// Answers a request that was one part. `entered`: it has entered the gates on its way.
     fn end_alone(&mut self, part: &Part, entered: bool, ring: &Ring) {
-        self.count(part, (0, part.hops.depth), ring.now_ns());
+        self.count(&part.hops, (0, part.hops.depth), Counted::of(part, ring.now_ns()));
         self.done.push(Done { token: part.token, errno: part.whole.errno });
         if entered {
             self.alone -= 1;
@@ -491,28 +558,28 @@ impl Pipeline {
         if part.request == ALONE {
             return self.end_alone(&part, true, ring);
         }
-        self.count(&part, (1, part.hops.depth - usize::from(attempted)), ring.now_ns());
+        let paths = part.hops.depth - usize::from(attempted);
+        self.count(&part.hops, (1, paths), Counted::of(&part, ring.now_ns()));
         self.leave_below(&part.hops);
         self.piece_done(part.request, part.whole.errno, ring);
     }
 
-    /// Counts a part for the devices of its way from the `devices`th on, and for the first `paths` paths of it.
+    /// Counts an operation for the devices of its way from the `devices`th on, and for the first `paths` paths of it.
     #[inline]
-    fn count(&self, part: &Part, (devices, paths): (usize, usize), now_ns: u64) {
-        let ns = now_ns.saturating_sub(part.started_ns);
-        let (failed, whole) = (part.whole.errno != 0, &part.whole);
-        for (depth, hop) in part.hops.all().iter().enumerate() {
+    fn count(&self, hops: &Hops, (devices, paths): (usize, usize), what: Counted) {
+        let Counted { kind, len, failed, ns } = what;
+        for (depth, hop) in hops.all().iter().enumerate() {
             let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
             if depth < paths
                 && let Some(live) = &local.live
                 && let Some(path) = live.table.counters(self.queue, hop.path)
             {
-                path.count(whole.kind, whole.len, failed, ns);
+                path.count(kind, len, failed, ns);
             }
             if depth >= devices
                 && let Some(device) = local.counters.get(self.queue)
             {
-                device.count(whole.kind, whole.len, failed, ns);
+                device.count(kind, len, failed, ns);
             }
         }
     }
@@ -567,6 +634,33 @@ impl Pipeline {
     }
 }
 
+/// What an operation counts as.
+#[derive(Clone, Copy)]
+struct Counted {
+    kind: Kind,
+    len: u64,
+    failed: bool,
+    ns: u64,
+}
+
+impl Counted {
+    #[inline]
+    fn of(part: &Part, now_ns: u64) -> Counted {
+        let Whole { kind, len, errno, .. } = part.whole;
+        Counted { kind, len, failed: errno != 0, ns: now_ns.saturating_sub(part.started_ns) }
+    }
+}
+
+/// What became of a request that may be one piece on one leaf.
+enum Alone {
+    /// It is more, and has not entered.
+    Not,
+    /// It will be answered.
+    UnderWay,
+    /// It was done at once.
+    Answered,
+}
+
 /// What is to be done with a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -607,6 +701,7 @@ unsafe fn advance(
         }
         // SAFETY: the caller's promise.
         let submitted = match unsafe { copy::before(part, leaf) } {
+            // SAFETY: the caller's promise.
             Ok(()) => unsafe { leaf.engine().submit(&part.io, ring) },
             Err(errno) => Submitted::Done(errno),
         };

@@ -160,12 +160,17 @@ impl Queue {
             if let Err(error) = self.ring.wait(false, &mut completions) {
                 break Err(error);
             }
-            for completion in completions.drain(..) {
-                self.dispatch(&completion);
+            for completion in &completions {
+                self.dispatch(completion);
             }
-            self.carry_answers();
-            for (device, event) in self.pipeline.take_events() {
-                self.mailboxes.report(device, event);
+            completions.clear();
+            if !self.is_quiet() {
+                self.carry_answers();
+            }
+            if self.pipeline.has_events() {
+                for (device, event) in self.pipeline.take_events() {
+                    self.mailboxes.report(device, event);
+                }
             }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 // What the kernel still has of their connections it gives back in a moment.
@@ -185,6 +190,12 @@ impl Queue {
         result
     }
 
+    /// There is nothing to be carried: what came was answered where it came from.
+    fn is_quiet(&self) -> bool {
+        !self.pipeline.has_done() && self.server.is_quiet() && self.ring.links.is_quiet()
+    }
+
+    #[inline]
     fn dispatch(&mut self, completion: &Completion) {
         match completion.tag {
             Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.ring),
@@ -223,19 +234,21 @@ impl Queue {
                 let completion = Completion::of_part(part, result);
                 self.pipeline.complete(&completion, &mut self.ring);
             }
-            let mut done = std::mem::take(&mut self.done);
-            self.pipeline.take_done(&mut done);
-            self.ring.answered(done.len());
-            let (server, ublk, mut context) = self.split();
-            for done in done.drain(..) {
-                match done.token & UBLK_TOKEN {
-                    0 => server.answered(done, &mut context),
-                    _ => ublk.answered(done.token, done.errno, &mut context),
+            if self.pipeline.has_done() {
+                let mut done = std::mem::take(&mut self.done);
+                self.pipeline.take_done(&mut done);
+                self.ring.answered(done.len());
+                let (server, ublk, mut context) = self.split();
+                for done in done.drain(..) {
+                    match done.token & UBLK_TOKEN {
+                        0 => server.answered(done, &mut context),
+                        _ => ublk.answered(done.token, done.errno, &mut context),
+                    }
                 }
+                self.done = done;
             }
-            let more = server.turn(&mut context) || context.pipeline.has_done();
-            self.done = done;
-            if more {
+            let (server, _, mut context) = self.split();
+            if server.turn(&mut context) || self.pipeline.has_done() {
                 continue;
             }
             Links::turn(&mut self.ring);

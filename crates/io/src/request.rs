@@ -6,8 +6,10 @@
 
 use crate::pages::Pages;
 
-/// Kind of a request. Closed set: every stage matches all of it.
+/// Kind of a request. Closed set: every stage matches all of it. (With a byte of its own, which is cheaper to tell than a
+/// value that one of the fields cannot have.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Op {
     /// Fill the buffer from the device.
     Read,

@@ -11,8 +11,6 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 use std::mem;
-use std::sync::OnceLock;
-use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -83,8 +81,6 @@ pub struct Completion {
     pub id: u64,
     /// Result as the kernel gives it.
     pub result: i32,
-    /// The kernel will post more completions for the same submission.
-    pub more: bool,
     /// It came from [`Ring::defer`], not from the kernel: the engine has still to act.
     pub deferred: bool,
 }
@@ -94,7 +90,7 @@ impl Completion {
     pub(crate) fn of_part(part: u32, result: i64) -> Completion {
         // No transfer is longer than a request, which is far below 2^31.
         let result = result.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
-        Completion { tag: Tag::Part, id: u64::from(part), result, more: false, deferred: false }
+        Completion { tag: Tag::Part, id: u64::from(part), result, deferred: false }
     }
 }
 
@@ -119,9 +115,7 @@ pub struct Ring {
     kernel: Option<IoUring>,
     deferred: BinaryHeap<Reverse<Deferred>>,
     order: u64,
-    epoch: Instant,
     now_ns: u64,
-    unsubmitted: bool,
     polling: Polling,
     /// Places in the table of buffers that are free; nothing while there is no table.
     slots: Option<Vec<u16>>,
@@ -142,10 +136,7 @@ impl Ring {
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
-        // One for all rings of the process: what one queue measures is compared with what another did.
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
-        let epoch = *EPOCH.get_or_init(Instant::now);
-        Ok(Ring { kernel: Some(kernel), epoch, ..Ring::simulated() })
+        Ok(Ring { kernel: Some(kernel), now_ns: clock_ns(), ..Ring::simulated() })
     }
 
     /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
@@ -155,16 +146,14 @@ impl Ring {
             kernel: None,
             deferred: BinaryHeap::new(),
             order: 0,
-            epoch: Instant::now(),
             now_ns: 0,
-            unsubmitted: false,
             polling: Polling::default(),
             slots: None,
             answered: 0,
         }
     }
 
-    /// Nanoseconds since the process's first ring was made (of a simulated ring: since it was), as read at the last turn.
+    /// Nanoseconds of the system's monotonic clock (of a simulated ring: since it was made), as read at the last turn.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }
@@ -172,7 +161,7 @@ impl Ring {
     /// Reads the clock now: after a system call that took its time.
     pub fn read_clock(&mut self) {
         if self.kernel.is_some() {
-            self.now_ns = self.epoch.elapsed().as_nanos() as u64;
+            self.now_ns = clock_ns();
         }
     }
 
@@ -185,7 +174,6 @@ impl Ring {
             debug_assert!(false, "a simulated ring has no kernel side");
             return;
         };
-        self.unsubmitted = true;
         loop {
             // SAFETY: the caller keeps what the entry points to alive.
             if unsafe { kernel.submission().push(entry) }.is_ok() {
@@ -261,7 +249,7 @@ impl Ring {
         if self.kernel.is_some() {
             let waited = self.wait_kernel(poll, out)?;
             let began_ns = self.now_ns;
-            self.now_ns = self.epoch.elapsed().as_nanos() as u64;
+            self.now_ns = clock_ns();
             if let Some(found) = waited {
                 self.polling.waited(found, self.now_ns - began_ns);
             }
@@ -271,13 +259,7 @@ impl Ring {
         while let Some(Reverse(next)) = self.deferred.peek()
             && next.at_ns <= self.now_ns
         {
-            out.push(Completion {
-                tag: next.tag,
-                id: u64::from(next.id),
-                result: 0,
-                more: false,
-                deferred: true,
-            });
+            out.push(Completion { tag: next.tag, id: u64::from(next.id), result: 0, deferred: true });
             self.deferred.pop();
         }
         Ok(())
@@ -293,18 +275,16 @@ impl Ring {
         let one_by_one = mem::take(&mut self.answered) <= 1;
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
-        let found = look_ns > 0 && look(kernel, self.epoch, until_ns)?;
+        let found = look_ns > 0 && look(kernel, until_ns)?;
         let result = match next_ns {
             Some(next_ns) if want == 1 => {
-                let now = self.epoch.elapsed().as_nanos() as u64;
-                let ns = next_ns.saturating_sub(now);
+                let ns = next_ns.saturating_sub(clock_ns());
                 let time = types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
                 let args = types::SubmitArgs::new().timespec(&time);
                 kernel.submitter().submit_with_args(1, &args)
             }
             _ => kernel.submit_and_wait(want),
         };
-        self.unsubmitted = false;
         match result {
             Ok(_) => {}
             // Time ran out, a signal came, or completions must be taken first: all are reasons to go on.
@@ -317,7 +297,6 @@ impl Ring {
                 tag: Tag::from_byte((data >> 56) as u8),
                 id: data & ((1 << 56) - 1),
                 result: cqe.result(),
-                more: io_uring::cqueue::more(cqe.flags()),
                 deferred: false,
             });
         }
@@ -325,11 +304,20 @@ impl Ring {
     }
 }
 
-/// Looks for a completion until `until_ns` after `epoch`, without sleeping. Whether there is one.
-fn look(kernel: &mut IoUring, epoch: Instant, until_ns: u64) -> io::Result<bool> {
+/// The system's monotonic clock, one for all threads: what one queue measures is compared with what another did. Read
+/// as it is: the standard library's instants take twice the time to be made into a number.
+fn clock_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes to a live structure. Every Linux has this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Looks for a completion until `until_ns`, without sleeping. Whether there is one.
+fn look(kernel: &mut IoUring, until_ns: u64) -> io::Result<bool> {
     /// Looks between two readings of the clock.
     const LOOKS: u32 = 32;
-    let is_over = || epoch.elapsed().as_nanos() as u64 >= until_ns;
+    let is_over = || clock_ns() >= until_ns;
     if is_over() {
         return Ok(false);
     }

@@ -69,6 +69,7 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 /// The bucket of a latency.
+#[inline]
 fn bucket(ns: u64) -> usize {
     let scaled = (ns >> (SHIFT - 2)).max(u64::from(STEPS));
     let power = scaled.ilog2();
@@ -95,6 +96,7 @@ impl Counters {
     }
 
     /// Counts one operation. By the owning queue only.
+    #[inline]
     pub fn count(&self, kind: Kind, bytes: u64, failed: bool, ns: u64) {
         match kind {
             Kind::Read => {

@@ -43,7 +43,8 @@ pub struct To {
     pub offset: u64,
 }
 
-/// What a segment does with its requests.
+/// What a segment does with its requests. (A byte of its own: as [`crate::request::Op`].)
+#[repr(u8)]
 pub enum Target {
     /// Each region to the path its map names.
     Switch {
@@ -114,6 +115,8 @@ pub struct Segment {
 /// See the module's text.
 pub struct Table {
     segments: Box<[Segment]>,
+    /// Sectors of all of them.
+    len: u64,
     leaves: Box<[Arc<Leaf>]>,
     devices: Box<[OpenDevice]>,
     read_only: bool,
@@ -162,7 +165,7 @@ impl Table {
 
     /// Length in sectors.
     pub fn len(&self) -> u64 {
-        self.segments.last().map_or(0, |s| s.start + s.len)
+        self.len
     }
 
     /// Whether there are no segments.
@@ -342,6 +345,7 @@ impl TableBuilder {
             physical_block: limits.iter().map(|l| l.physical_block).max().unwrap_or(512),
             rotational: limits.iter().any(|l| l.rotational),
             read_only: self.read_only,
+            len: self.segments.last().map_or(0, |s| s.start + s.len),
             segments: self.segments.into(),
             leaves: self.leaves.into(),
             devices: self.devices.into(),

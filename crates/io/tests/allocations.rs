@@ -10,7 +10,7 @@ use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::{Geometry, Map};
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::Registry;
-use blkswitch_io::request::{Op, Request, Span};
+use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::region_storage;
@@ -109,7 +109,9 @@ fn requests_through_a_switch_over_multipaths_allocate_nothing() {
             let span = Span(data.as_mut_ptr());
             let request =
                 Request { op, fua: false, offset, len: sectors * 512, data: span, pages: None, token };
-            pipeline.start(device.id(), request, &mut ring);
+            if let Some(errno) = pipeline.start(device.id(), &request, &mut ring) {
+                done.push(Done { token, errno });
+            }
         }
         pipeline.take_done(&mut done);
         assert_eq!(done.len() as u64, BATCH);

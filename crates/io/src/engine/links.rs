@@ -164,6 +164,11 @@ impl Links {
         self.finished.0.pop()
     }
 
+    /// Nothing has happened to a link in this turn, and no operation is to be taken.
+    pub fn is_quiet(&self) -> bool {
+        self.touched.is_empty() && self.finished.0.is_empty()
+    }
+
     /// Whether there are operations to take.
     pub fn has_finished(&self) -> bool {
         !self.finished.0.is_empty()

@@ -55,8 +55,9 @@ impl Limits {
     }
 }
 
-/// What a part asks of a leaf.
+/// What a part asks of a leaf. (A byte of its own: as [`crate::request::Op`].)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum LeafOp {
     /// Read into the data.
     Read,
@@ -105,7 +106,8 @@ pub enum Submitted {
     Pending,
 }
 
-/// How a leaf is reached.
+/// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
+#[repr(u8)]
 pub enum Engine {
     /// One that could not be reached when it was wanted.
     Absent(Box<absent::AbsentEngine>),
@@ -129,6 +131,7 @@ impl Engine {
     ///
     /// # Safety
     /// `io.data` is valid for `io.len` bytes, and stays so until the operation is complete.
+    #[inline]
     pub unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
         // SAFETY: passed on to the caller's promise, in each arm.
         unsafe {

@@ -1,6 +1,6 @@
 //! Judging: what a leaf's result means for a part. Pure but for the leaf's account of unflushed writes.
 
-use super::{Kind, LeafOp, Part, Whole};
+use super::{Kind, LeafIo, LeafOp, Part, Whole};
 use crate::leaf::Leaf;
 use crate::request::Span;
 
@@ -34,10 +34,7 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
         }
         LeafOp::Read => transferred(part, result, errno, libc::EIO),
         LeafOp::Write => {
-            // Counted before it is answered, and when it failed too: part of it may have landed.
-            if leaf.engine().has_cache() && !(part.io.fua && errno == 0) {
-                leaf.dirty().wrote(part.io.queue);
-            }
+            wrote(&part.io, leaf, errno);
             match transferred(part, result, errno, libc::ENOSPC) {
                 Verdict::Done if part.whole.errno == 0 => then_flush(part),
                 verdict => verdict,
@@ -65,6 +62,15 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
                 (_, errno) => finish(&mut part.whole, errno),
             }
         }
+    }
+}
+
+/// A write has ended: what may be in a cache now is to be flushed. Counted before it is answered, and when it failed, too:
+/// part of it may have landed.
+#[inline]
+pub(super) fn wrote(io: &LeafIo, leaf: &Leaf, errno: i32) {
+    if leaf.engine().has_cache() && !(io.fua && errno == 0) {
+        leaf.dirty().wrote(io.queue);
     }
 }
 

@@ -3,7 +3,7 @@
 //! A request is cut at region, chunk and segment boundaries; neighbours that go through the same path to
 //! neighbouring addresses are one piece again.
 
-use super::{Below, Hops, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
+use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
 
 /// Boundaries passed before a request's split is put off until what was found is done: neighbours that are one piece
 /// again cost time all the same, and a request may span a billion of them.
@@ -101,7 +101,7 @@ struct Way {
 
 /// Where sector `within` of a target and those behind it, `left` in all, go; nothing if it sends them nowhere, or it is not
 /// the sector that decides.
-#[inline]
+#[inline(always)]
 fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
     let (path, to, sector, len) = match target {
         Target::Switch { map, paths } => {
@@ -123,16 +123,17 @@ fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
 
 /// The leaf that all sectors of a request lie on, neighbours there, and the byte offset on it; nothing if there is more
 /// to it than that. `hops` is empty, and becomes the way there.
-#[inline]
-pub(super) fn straight(
-    devices: &[Option<Local>],
+#[inline(always)]
+pub(super) fn straight<'a>(
+    devices: &'a [Option<Local>],
     mut device: u32,
     (mut sector, sectors): (u64, u64),
     hops: &mut Hops,
-) -> Option<(LeafAt, u64)> {
+) -> Option<(LeafAt, &'a Leaf, u64)> {
     loop {
         let local = devices.get(device as usize)?.as_ref().filter(|local| local.open)?;
-        let segment = local.live.as_ref()?.table.segment_at(sector)?;
+        let table = &local.live.as_ref()?.table;
+        let segment = table.segment_at(sector)?;
         let within = sector - segment.start;
         let way = way(&segment.target, within, sectors.min(segment.len - within))?;
         if way.len < sectors || !hops.push(device, segment.first_path + way.path) {
@@ -140,7 +141,10 @@ pub(super) fn straight(
         }
         sector = way.sector;
         match way.below {
-            Below::Leaf(index) => return Some((LeafAt { device, index, departed: false }, sector * 512)),
+            Below::Leaf(index) => {
+                let leaf = table.leaves().get(index as usize)?;
+                return Some((LeafAt { device, index, departed: false }, leaf, sector * 512));
+            }
             Below::Device(below) => device = below,
         }
     }

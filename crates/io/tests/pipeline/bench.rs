@@ -173,7 +173,9 @@ impl Bench {
         let request =
             Request { op, fua, offset: at * SECTOR as u64, len: len as u64, data: span, pages, token };
         let (pipeline, ring) = &mut self.queues[queue];
-        pipeline.start(device.id(), request, ring);
+        if let Some(errno) = pipeline.start(device.id(), &request, ring) {
+            assert_eq!(self.answers.insert(token, errno), None, "answered twice");
+        }
         self.collect();
         token
     }

@@ -433,7 +433,9 @@ impl World {
             token: id,
         };
         let Queue { pipeline, ring, .. } = &mut self.queues[queue];
-        pipeline.start(device as u32, request, ring);
+        if let Some(errno) = pipeline.start(device as u32, &request, ring) {
+            self.answered(queue, Done { token: id, errno });
+        }
         self.answers(queue);
     }
 
@@ -510,14 +512,16 @@ impl World {
         pipeline.take_done(&mut done);
         let failed = pipeline.take_events().filter(|(_, event)| matches!(event, Event::PathFailed { .. }));
         self.summary.path_failures += failed.count() as u64;
-        for Done { token, errno } in done {
-            let now = self.tick();
-            say!(self, "q{queue} #{token} answered {errno}");
-            let flight = self.in_flight.remove(&token);
-            let flight = flight.unwrap_or_else(|| panic!("#{token} was answered twice, or never asked"));
-            assert_eq!(flight.queue, queue, "#{token} was answered on another queue");
-            self.judge(token, &flight, errno, now);
-        }
+        done.into_iter().for_each(|done| self.answered(queue, done));
+    }
+
+    fn answered(&mut self, queue: usize, Done { token, errno }: Done) {
+        let now = self.tick();
+        say!(self, "q{queue} #{token} answered {errno}");
+        let flight = self.in_flight.remove(&token);
+        let flight = flight.unwrap_or_else(|| panic!("#{token} was answered twice, or never asked"));
+        assert_eq!(flight.queue, queue, "#{token} was answered on another queue");
+        self.judge(token, &flight, errno, now);
     }
 
     /// Compares an answer with what the model allows.

@@ -205,7 +205,8 @@ impl Conn {
         if let Phase::Handshake(_) = self.phase {
             self.shake_hands(context);
         }
-        if (self.lent_bytes >= SEND_BYTES && !self.replies.is_empty()) || self.replies.len() >= SEND_REQUESTS {
+        if (self.lent_bytes >= SEND_BYTES && !self.replies.is_empty()) || self.replies.len() >= SEND_REQUESTS
+        {
             self.send(id, context);
         }
         self.fill_body(id, context);
@@ -369,7 +370,9 @@ impl Conn {
         let data = pending.buffer.as_ref().map_or(Span::NONE, |buffer| Span(buffer.as_ptr()));
         // The buffer stays in `pending`, untouched, until the answer (contract of Span).
         let request = request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
-        context.pipeline.start(device.device().id(), request, context.ring);
+        if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.ring) {
+            self.answered(slot, errno, context);
+        }
     }
 
     /// Answers BLOCK_STATUS from the maps and the leaves. False if its payload is not there yet.

@@ -34,6 +34,11 @@ impl Server {
         self.conns.is_empty()
     }
 
+    /// Nothing has happened to a connection in this turn.
+    pub fn is_quiet(&self) -> bool {
+        self.touched.is_empty()
+    }
+
     /// Serves a connection from its greeting on.
     pub fn connect(&mut self, socket: OwnedFd, context: &mut Context<'_>) {
         if self.stopping || self.conns.len() >= MAX_CONNECTIONS_PER_QUEUE {

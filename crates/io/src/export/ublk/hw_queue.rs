@@ -162,6 +162,7 @@ impl HwQueue {
     }
 
     /// A command has completed: a request has come, or the tag is given up.
+    #[inline]
     pub(super) fn completed(&mut self, at: u32, tag: u16, result: i32, context: &mut Context<'_>) {
         self.armed = self.armed.saturating_sub(1);
         match result {
@@ -174,35 +175,42 @@ impl HwQueue {
                 return;
             }
         }
-        let Some((desc, data)) = self.tag(tag) else { return };
-        let data = (data, self.pages(&desc, tag));
-        let request = match request(&desc, data, self.max_io_bytes, super::server::token(at, tag)) {
-            Ok(_) if self.failing => Err(libc::EIO),
-            request => request,
-        };
-        self.busy += 1;
-        match request {
+        let Some(desc) = self.desc(tag) else { return };
+        let data = self.data(tag);
+        let data = (data, self.pages(&desc, tag, data));
+        let answer = match request(&desc, data, self.max_io_bytes, super::server::token(at, tag)) {
+            _ if self.failing => Some(libc::EIO),
             // The data area stays untouched until the answer (contract of Span).
-            Ok(request) => context.pipeline.start(self.device, request, context.ring),
-            Err(errno) => self.answered(at, tag, errno, context),
+            Ok(request) => context.pipeline.start(self.device, &request, context.ring),
+            Err(errno) => Some(errno),
+        };
+        match answer {
+            Some(errno) => self.commit(at, tag, &desc, errno, context.ring),
+            None => self.busy += 1,
         }
     }
 
     /// A request was answered: so is the kernel's.
     pub(super) fn answered(&mut self, at: u32, tag: u16, errno: i32, context: &mut Context<'_>) {
-        let Some((desc, _)) = self.tag(tag) else { return };
+        let Some(desc) = self.desc(tag) else { return };
         self.busy = self.busy.saturating_sub(1);
+        self.commit(at, tag, &desc, errno, context.ring);
+    }
+
+    #[inline]
+    fn commit(&mut self, at: u32, tag: u16, desc: &IoDesc, errno: i32, ring: &mut Ring) {
         let result = match (errno, desc.op()) {
             // Not more than `max_io_bytes`, or it would not have been started.
             (0, op::READ | op::WRITE) => desc.bytes() as i32,
             (0, _) => 0,
             (errno, _) => -errno,
         };
-        self.command(abi::Io::CommitAndFetch, at, tag, result, context.ring);
+        self.command(abi::Io::CommitAndFetch, at, tag, result, ring);
     }
 
+    #[inline]
     fn command(&mut self, what: abi::Io, at: u32, tag: u16, result: i32, ring: &mut Ring) {
-        let Some((_, data)) = self.tag(tag) else { return };
+        let data = self.data(tag);
         let fd = types::Fd(self.char_device.as_raw_fd());
         let command = |addr| IoCommand { queue: self.number, tag, result, addr }.bytes();
         let entry = opcode::UringCmd16::new(fd, what as u32);
@@ -220,9 +228,8 @@ impl HwQueue {
     }
 
     /// The pages of a tag's request.
-    fn pages(&self, desc: &IoDesc, tag: u16) -> Option<Pages> {
+    fn pages(&self, desc: &IoDesc, tag: u16, data: Span) -> Option<Pages> {
         let slots = self.slots.as_ref()?;
-        let (_, data) = self.tag(tag)?;
         let is_there = desc.op_flags & io_flag::NEED_REG_BUF == 0;
         Some(Pages {
             memory: NonNull::new(data.0)?,
@@ -232,17 +239,20 @@ impl HwQueue {
         })
     }
 
-    /// The descriptor and the data area of a tag.
-    fn tag(&self, tag: u16) -> Option<(IoDesc, Span)> {
+    /// The data area of a tag.
+    fn data(&self, tag: u16) -> Span {
+        Span(self.data.memory.as_ptr()).at(u64::from(tag) * self.max_io_bytes as u64)
+    }
+
+    /// The descriptor of a tag.
+    fn desc(&self, tag: u16) -> Option<IoDesc> {
         if tag >= self.depth {
             return None;
         }
         let at = self.descriptors.memory.cast::<IoDesc>();
         // SAFETY: `depth` descriptors are mapped. Volatile, because the driver writes them: not while the tag is
         // ours, and any bit pattern is a descriptor.
-        let desc = unsafe { at.add(usize::from(tag)).read_volatile() };
-        let data = Span(self.data.memory.as_ptr()).at(u64::from(tag) * self.max_io_bytes as u64);
-        Some((desc, data))
+        Some(unsafe { at.add(usize::from(tag)).read_volatile() })
     }
 }
 
@@ -261,6 +271,7 @@ impl Drop for HwQueue {
 }
 
 /// The request that a descriptor describes, or the errno to refuse it with.
+#[inline(always)]
 fn request(
     desc: &IoDesc,
     (data, pages): (Span, Option<Pages>),
@@ -276,16 +287,16 @@ fn request(
         op::WRITE_ZEROES => Op::WriteZeroes { no_hole: flag(io_flag::NOUNMAP), fast: false },
         _ => return Err(libc::EOPNOTSUPP),
     };
-    let has_data = matches!(op, Op::Read | Op::Write);
     let (offset, len) = match op {
         Op::Flush => (0, 0),
         _ => (desc.start_sector.checked_mul(512).ok_or(libc::EINVAL)?, desc.bytes()),
     };
-    // The kernel keeps to the limits it was given; a data area must not depend on it.
-    if has_data && len > max_io_bytes as u64 {
-        return Err(libc::EINVAL);
-    }
-    let (data, pages) = if has_data { (data, pages) } else { (Span::NONE, None) };
+    let (data, pages) = match op {
+        // The kernel keeps to the limits it was given; a data area must not depend on it.
+        Op::Read | Op::Write if len > max_io_bytes as u64 => return Err(libc::EINVAL),
+        Op::Read | Op::Write => (data, pages),
+        Op::Flush | Op::Discard | Op::WriteZeroes { .. } => (Span::NONE, None),
+    };
     Ok(Request { op, fua: flag(io_flag::FUA) && op.is_write(), offset, len, data, pages, token })
 }
 

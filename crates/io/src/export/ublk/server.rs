@@ -52,7 +52,9 @@ impl Server {
         }
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.completed(at, tag, completion.result, context);
-        self.drop_if_over(at, context.ring);
+        if queue.is_over() {
+            self.drop_queue(at, context.ring);
+        }
     }
 
     /// A request was answered.
@@ -64,7 +66,9 @@ impl Server {
         }
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.answered(at, tag, errno, context);
-        self.drop_if_over(at, context.ring);
+        if queue.is_over() {
+            self.drop_queue(at, context.ring);
+        }
     }
 
     /// Refuses what comes from now on for a device, and what waits for it at a gate.
@@ -85,10 +89,8 @@ impl Server {
         self.stopping = true;
     }
 
-    fn drop_if_over(&mut self, at: u32, ring: &mut Ring) {
-        if self.queues.get(at).is_some_and(|queue| queue.is_over())
-            && let Some(mut queue) = self.queues.remove(at)
-        {
+    fn drop_queue(&mut self, at: u32, ring: &mut Ring) {
+        if let Some(mut queue) = self.queues.remove(at) {
             queue.leave(ring);
         }
     }
