@@ -1,7 +1,7 @@
 //! The way of a request on one queue: gate, split, submit, judge, join, answer.
 //!
 //! Contract: one thread owns a pipeline. It takes a [`Request`] with [`Pipeline::start`] and answers each exactly
-//! once in [`Pipeline::take_done`]. It holds its own copy of what is live on each device; control changes that only
+//! once, by what that returns or in [`Pipeline::take_done`]. It holds its own copy of what is live on each device; control changes that only
 //! through [`Pipeline::close`] and [`Pipeline::open`], so nothing here is locked. In steady state nothing is
 //! allocated: requests and parts live in slabs, pieces in a scratch list.
 //!
@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 
-use blkswitch_core::multipath::{Attempt, Event};
+use blkswitch_core::multipath::{Ask, Attempt, Event, Verdict as PathVerdict};
 
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
@@ -33,7 +33,7 @@ mod state;
 
 pub use extents::{Extents, HOLE, ZERO};
 use judge::Verdict;
-use split::{Piece, PieceTo};
+use split::{Piece, PieceTo, Straight};
 use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
@@ -242,9 +242,10 @@ impl Pipeline {
     /// The gate is open: the request enters. Returns what [`Pipeline::start`] does.
     #[inline]
     fn begin(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
+        debug_assert!(!request.fua || request.op.is_write(), "only writes are made stable");
         let local = self.devices.get(device as usize).and_then(Option::as_ref);
         let errno = check(local.and_then(|local| local.live.as_deref()), request);
-        if errno == 0 && matches!(request.op, Op::Read | Op::Write) {
+        if errno == 0 && matches!(request.op, Op::Read | Op::Write) && request.len > 0 {
             match self.begin_alone(device, request, ring) {
                 Alone::Answered => return Some(0),
                 Alone::UnderWay => return None,
@@ -262,13 +263,28 @@ impl Pipeline {
         None
     }
 
-    /// A read or write enters that is one piece on one leaf: the part is all that is kept of it, and if the leaf does all of
-    /// it at once nothing is.
+    /// A read or write enters that is one piece: the part is all that is kept of it, and if its leaf does all of it at once
+    /// nothing is.
     #[inline]
     fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
         let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
-        let way = split::straight(&self.devices, device, range, &mut hops);
-        let Some((at, leaf, offset)) = way else { return Alone::Not };
+        let Some((way, offset)) = split::straight(&self.devices, device, range, &mut hops) else {
+            return Alone::Not;
+        };
+        let (at, leaf, attempt) = match way {
+            Straight::Leaf(at, leaf) => (at, leaf, None),
+            Straight::Multipath(device, groups, table) => {
+                // What is to be known of it, should it need another path, is in the part if it is as simple as this.
+                if request.pages.is_some() || request.fua {
+                    return Alone::Not;
+                }
+                let ask = Ask { bytes: request.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
+                let way = multipath::choose_alone((device, groups, table), ask, &mut self.events);
+                let Some((at, leaf, attempt)) = way else { return Alone::Not };
+                hops.set_last_path(attempt.path());
+                (at, leaf, Some((groups, attempt)))
+            }
+        };
         let is_read = request.op == Op::Read;
         let mut result = None;
         // Data in pages and what is to be flushed afterwards take more steps than one.
@@ -294,6 +310,12 @@ impl Pipeline {
                     judge::wrote(&io, leaf, 0);
                     Kind::Write
                 };
+                if let Some((groups, attempt)) = attempt {
+                    // How long it took is what some selectors go by, however short it was.
+                    ring.read_clock();
+                    let verdict = groups.judge(attempt, 0, ring.now_ns(), &mut |_| {});
+                    debug_assert!(verdict == PathVerdict::Done, "there is nothing more to do");
+                }
                 let ns = ring.now_ns().saturating_sub(began_ns);
                 self.count(&hops, (0, hops.depth), Counted { kind, len: request.len, failed: false, ns });
                 ring.answered(1);
@@ -301,7 +323,8 @@ impl Pipeline {
             }
         }
         let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
-        self.go_on_alone(request, at, &piece, result, ring);
+        let attempt = attempt.map(|(_, attempt)| attempt);
+        self.go_on_alone(request, (at, attempt), &piece, result, ring);
         Alone::UnderWay
     }
 
@@ -309,46 +332,27 @@ impl Pipeline {
     fn go_on_alone(
         &mut self,
         request: &Request,
-        leaf: LeafAt,
+        (leaf, attempt): (LeafAt, Option<Attempt>),
         piece: &Piece,
         submitted: Option<Submitted>,
         ring: &mut Ring,
     ) {
-        let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
-        part.io.part = self.parts.next();
-        // SAFETY: as in drive().
-        let mut go_on = |result| unsafe { advance(&self.devices, &mut part, result, false, ring) };
-        let step = match submitted {
-            None => go_on(None),
-            Some(Submitted::Done(result)) => go_on(Some(result)),
-            Some(Submitted::Pending) => Step::Pending,
-        };
-        if step == Step::Done {
-            return self.end_alone(&part, false, ring);
-        }
-        for hop in part.hops.all() {
-            if let Some(Some(local)) = self.devices.get_mut(hop.device as usize) {
+        for hop in piece.hops.all() {
+            if let Some(local) = self.local(hop.device) {
                 local.in_flight += 1;
             }
         }
         self.alone += 1;
+        let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
+        part.io.part = self.parts.next();
         let id = self.parts.insert(part);
-        if step == Step::Flush {
-            self.drive(id, None, ring);
+        if let Some(attempt) = attempt {
+            self.remember(id, attempt);
         }
-    }
-
-    /// Answers a request that was one part. `entered`: it has entered the gates on its way.
-    fn end_alone(&mut self, part: &Part, entered: bool, ring: &Ring) {
-        self.count(&part.hops, (0, part.hops.depth), Counted::of(part, ring.now_ns()));
-        self.done.push(Done { token: part.token, errno: part.whole.errno });
-        if entered {
-            self.alone -= 1;
-            for hop in part.hops.all() {
-                if let Some(local) = self.local(hop.device) {
-                    local.leave();
-                }
-            }
+        match submitted {
+            None => self.drive(id, None, ring),
+            Some(Submitted::Done(result)) => self.drive(id, Some(result), ring),
+            Some(Submitted::Pending) => {}
         }
     }
 
@@ -555,17 +559,24 @@ impl Pipeline {
     /// for each attempt.
     fn end_part(&mut self, id: u32, attempted: bool, ring: &mut Ring) {
         let Some(part) = self.parts.remove(id) else { return };
-        if part.request == ALONE {
-            return self.end_alone(&part, true, ring);
+        let (is_alone, hops) = (part.request == ALONE, &part.hops);
+        let (devices, paths) = (usize::from(!is_alone), hops.depth - usize::from(attempted));
+        self.count(hops, (devices, paths), Counted::of(&part, ring.now_ns()));
+        if !is_alone {
+            self.leave_below(hops);
+            return self.piece_done(part.request, part.whole.errno, ring);
         }
-        let paths = part.hops.depth - usize::from(attempted);
-        self.count(&part.hops, (1, paths), Counted::of(&part, ring.now_ns()));
-        self.leave_below(&part.hops);
-        self.piece_done(part.request, part.whole.errno, ring);
+        self.alone -= 1;
+        self.done.push(Done { token: part.token, errno: part.whole.errno });
+        for hop in hops.all() {
+            if let Some(local) = self.local(hop.device) {
+                local.leave();
+            }
+        }
     }
 
     /// Counts an operation for the devices of its way from the `devices`th on, and for the first `paths` paths of it.
-    #[inline]
+    #[inline(always)]
     fn count(&self, hops: &Hops, (devices, paths): (usize, usize), what: Counted) {
         let Counted { kind, len, failed, ns } = what;
         for (depth, hop) in hops.all().iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What an export asks of a device, and what comes back.
 //!
-//! A [`Request`] is owned by one stage at a time and answered exactly once, by a [`Done`] with its token.
+//! A [`Request`] is owned by one stage at a time and answered exactly once: by what [`crate::pipeline::Pipeline::start`]
+//! returns, or later by a [`Done`] with its token.
 //! Offsets and lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
 //! announced, the pipeline against the live table (a table may have shrunk meanwhile).
 
@@ -60,7 +61,8 @@ pub struct Request {
 /// A piece of memory that an export lends to the pipeline for the life of a request.
 ///
 /// Contract: whoever puts a span in a [`Request`] keeps the memory valid, and neither moves nor touches it, until
-/// the request's [`Done`] was taken. The pipeline touches it only in between.
+/// the request is answered: its start has returned an answer, or its [`Done`] was taken. The pipeline touches it only in
+/// between.
 #[derive(Clone, Copy, Debug)]
 pub struct Span(pub *mut u8);
 

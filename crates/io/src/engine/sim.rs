@@ -158,6 +158,11 @@ impl SimEngine {
             self.state().lost.insert((io.queue, io.part));
             delay = self.options.timeout_ns;
         }
+        if link == Link::Up && volume.random.chance(self.options.at_once) {
+            drop(volume);
+            // SAFETY: the caller's promise.
+            return Submitted::Done(unsafe { self.finish(io) });
+        }
         ring.defer(ring.now_ns() + delay, io.part);
         Submitted::Pending
     }

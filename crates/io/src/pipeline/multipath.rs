@@ -9,12 +9,12 @@
 //! it, and when it opens again the piece is routed by the table that is live then.
 
 use blkswitch_core::multipath::outcome::EIO;
-use blkswitch_core::multipath::{Ask, Attempt, Choice, Verdict};
+use blkswitch_core::multipath::{Ask, Attempt, Choice, Event, Verdict};
 
 use super::split::{Piece, PieceTo};
-use super::state::{Covering, LeafAt, Local};
-use super::{Below, Kind, Part, PathGroups, Pipeline, Table, To, leaf_at};
-use crate::request::{Op, Request, Token};
+use super::state::{ALONE, Covering, LeafAt, Local, Running, Whole};
+use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table, To, leaf_at};
+use crate::request::{Op, Request, Span, Token};
 use crate::ring::Ring;
 
 impl Pipeline {
@@ -27,7 +27,8 @@ impl Pipeline {
         (device, wanted): (u32, Option<u32>),
         ring: &mut Ring,
     ) {
-        let Some((groups, paths)) = multipath_at(&self.devices, device) else {
+        let table = table_at(&self.devices, device);
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?))) else {
             return self.fail_piece(id, &piece, libc::EIO, ring);
         };
         let ask = Ask { bytes: piece.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
@@ -38,7 +39,7 @@ impl Pipeline {
         };
         match choice {
             Choice::Send(attempt) => {
-                let Some(leaf) = leaf_of(device, paths, &attempt) else {
+                let Some((leaf, _)) = leaf_of(device, table, &attempt) else {
                     groups.withdraw(attempt);
                     return self.fail_piece(id, &piece, libc::EIO, ring);
                 };
@@ -53,7 +54,7 @@ impl Pipeline {
         }
     }
 
-    fn remember(&mut self, part: u32, attempt: Attempt) {
+    pub(super) fn remember(&mut self, part: u32, attempt: Attempt) {
         let at = part as usize;
         if self.attempts.len() <= at {
             self.attempts.resize_with(at + 1, || None);
@@ -70,13 +71,19 @@ impl Pipeline {
         if is_flush {
             self.covered(id, device, errno == 0);
         }
-        let Some((groups, paths)) = multipath_at(&self.devices, device) else { return false };
+        if errno != 0 {
+            self.keep_request(id);
+        }
+        let table = table_at(&self.devices, device);
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?))) else {
+            return false;
+        };
         let events = &mut self.events;
         let verdict = groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
         match verdict {
             Verdict::Done => self.end_part(id, true, ring),
             Verdict::Retry(attempt) => {
-                if let Some(leaf) = leaf_of(device, paths, &attempt) {
+                if let Some((leaf, _)) = leaf_of(device, table, &attempt) {
                     self.restore(id, leaf, attempt);
                     return true;
                 }
@@ -93,6 +100,28 @@ impl Pipeline {
             Verdict::Fail(errno) => self.fail_part(id, errno, ring),
         }
         false
+    }
+
+    /// A part that is all of its request may have to wait, or go down another path: the request is kept from now on.
+    fn keep_request(&mut self, id: u32) {
+        let Some(part) = self.parts.get_mut(id).filter(|part| part.request == ALONE) else { return };
+        let Some(device) = part.hops.all().first().map(|hop| hop.device) else { return };
+        let Whole { kind, len, done, .. } = part.whole;
+        let request = Request {
+            op: if kind == Kind::Read { Op::Read } else { Op::Write },
+            // What is stable, and data in pages, do not come this way (Pipeline::begin_alone).
+            fua: false,
+            pages: None,
+            // It is all split off, so nobody asks where it began.
+            offset: 0,
+            len,
+            data: Span(part.io.data.0.wrapping_sub(done as usize)),
+            token: part.token,
+        };
+        let started_ns = part.started_ns;
+        let running = Running { request, device, left: 1, held: 0, errno: 0, split: len, started_ns };
+        part.request = self.running.insert(running);
+        self.alone -= 1;
     }
 
     fn fail_part(&mut self, id: u32, errno: i32, ring: &mut Ring) {
@@ -306,9 +335,33 @@ fn multipath_at(devices: &[Option<Local>], device: u32) -> Option<(&PathGroups, 
     table_at(devices, device)?.multipath()
 }
 
-fn leaf_of(device: u32, paths: &[To], attempt: &Attempt) -> Option<LeafAt> {
+/// The way of a request that is one piece: nothing if there is none for now.
+pub(super) fn choose_alone<'a>(
+    (device, groups, table): (u32, &PathGroups, &'a Table),
+    ask: Ask,
+    events: &mut Vec<(u32, Event)>,
+) -> Option<(LeafAt, &'a Leaf, Attempt)> {
+    match groups.select(ask, &mut |event| events.push((device, event))) {
+        Choice::Send(attempt) => {
+            let Some((at, leaf)) = leaf_of(device, table, &attempt) else {
+                groups.withdraw(attempt);
+                return None;
+            };
+            Some((at, leaf, attempt))
+        }
+        Choice::Hold | Choice::Fail(_) => None,
+    }
+}
+
+/// The leaf of an attempt on the multipath device `device`, which has this table.
+#[inline]
+fn leaf_of<'a>(device: u32, table: &'a Table, attempt: &Attempt) -> Option<(LeafAt, &'a Leaf)> {
+    let (_, paths) = table.multipath()?;
     match paths.get(attempt.path() as usize)?.below {
-        Below::Leaf(index) => Some(LeafAt { device, index, departed: false }),
+        Below::Leaf(index) => {
+            let leaf = table.leaves().get(index as usize)?;
+            Some((LeafAt { device, index, departed: false }, leaf))
+        }
         Below::Device(_) => None,
     }
 }

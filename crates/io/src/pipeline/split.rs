@@ -121,20 +121,34 @@ fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
     Some(Way { path, below, sector: offset + sector, len })
 }
 
-/// The leaf that all sectors of a request lie on, neighbours there, and the byte offset on it; nothing if there is more
-/// to it than that. `hops` is empty, and becomes the way there.
+/// Where a request ends that is one piece.
+pub(super) enum Straight<'a> {
+    /// On a leaf.
+    Leaf(LeafAt, &'a Leaf),
+    /// On one of the paths of a multipath device. The path of the last hop is known when it is chosen.
+    Multipath(u32, &'a PathGroups, &'a Table),
+}
+
+/// Where all sectors of a request go, neighbours there, and the byte offset on what does it; nothing if there is more to it
+/// than that. `hops` is empty, and becomes the way there.
 #[inline(always)]
 pub(super) fn straight<'a>(
     devices: &'a [Option<Local>],
     mut device: u32,
     (mut sector, sectors): (u64, u64),
     hops: &mut Hops,
-) -> Option<(LeafAt, &'a Leaf, u64)> {
+) -> Option<(Straight<'a>, u64)> {
     loop {
         let local = devices.get(device as usize)?.as_ref().filter(|local| local.open)?;
         let table = &local.live.as_ref()?.table;
         let segment = table.segment_at(sector)?;
         let within = sector - segment.start;
+        if let Target::Multipath { groups, .. } = &segment.target
+            && sectors <= segment.len - within
+        {
+            let pushed = hops.push(device, segment.first_path);
+            return pushed.then_some((Straight::Multipath(device, groups, table), within * 512));
+        }
         let way = way(&segment.target, within, sectors.min(segment.len - within))?;
         if way.len < sectors || !hops.push(device, segment.first_path + way.path) {
             return None;
@@ -143,7 +157,8 @@ pub(super) fn straight<'a>(
         match way.below {
             Below::Leaf(index) => {
                 let leaf = table.leaves().get(index as usize)?;
-                return Some((LeafAt { device, index, departed: false }, leaf, sector * 512));
+                let at = LeafAt { device, index, departed: false };
+                return Some((Straight::Leaf(at, leaf), sector * 512));
             }
             Below::Device(below) => device = below,
         }

@@ -242,6 +242,7 @@ impl World {
                 delay_ns: (0, random.below(100_000)),
                 short: if rough { random.below(500_000) } else { 0 },
                 interrupts: if rough { random.below(300_000) } else { 0 },
+                at_once: if random.chance(400_000) { random.below(1_000_000) } else { 0 },
                 no_fua: random.chance(500_000),
                 no_discard: random.chance(200_000),
                 no_zero: random.chance(300_000),

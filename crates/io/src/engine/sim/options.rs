@@ -30,6 +30,8 @@ pub struct SimOptions {
     pub short: u64,
     /// Chance that an operation is interrupted (EINTR, EAGAIN) before it did anything, in millionths.
     pub interrupts: u64,
+    /// Chance that an operation is done at once, and not by a completion later, in millionths.
+    pub at_once: u64,
     /// Cannot make single writes stable.
     pub no_fua: bool,
     /// Cannot discard.
@@ -61,6 +63,7 @@ impl SimOptions {
             flush_errors: 0,
             short: 0,
             interrupts: 0,
+            at_once: 0,
             no_fua: false,
             no_discard: false,
             no_zero: false,
@@ -104,6 +107,9 @@ impl SimOptions {
                     let chance = parse_chance(value).filter(|chance| *chance <= MILLION / 2);
                     options.interrupts = chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?
                 }
+                "at-once" => {
+                    options.at_once = parse_chance(value).ok_or_else(|| bad("at-once=CHANCE from 0 to 1"))?
+                }
                 "nofua" if value.is_empty() => options.no_fua = true,
                 "block" => {
                     let block = value.parse().ok().filter(|block| BLOCK_SIZES.contains(block));
@@ -119,7 +125,7 @@ impl SimOptions {
                 "nozero" if value.is_empty() => options.no_zero = true,
                 _ => {
                     return Err(bad("name=, seed=, delay=, errors=, flush-errors=, short=, interrupts=, \
-                                    block=, path=, timeout=, cut=/FILE, nofua, nodiscard or nozero"));
+                                    at-once=, block=, path=, timeout=, cut=/FILE, nofua, nodiscard or nozero"));
                 }
             }
         }
@@ -146,6 +152,7 @@ impl fmt::Display for SimOptions {
             ("flush-errors", self.flush_errors),
             ("short", self.short),
             ("interrupts", self.interrupts),
+            ("at-once", self.at_once),
         ];
         for (key, chance) in chances.into_iter().filter(|(_, chance)| *chance > 0) {
             write!(f, ",{key}={}", chance as f64 / MILLION as f64)?;
@@ -191,7 +198,7 @@ mod tests {
     #[test]
     fn addresses_round_trip() {
         let text = "sim:8M,seed=7,name=a,delay=10us..2ms,errors=0.01,flush-errors=0.5,short=0.1,interrupts=0.2,\
-                    nofua,nodiscard,nozero,path=b,timeout=5ms,cut=/tmp/x";
+                    at-once=0.3,nofua,nodiscard,nozero,path=b,timeout=5ms,cut=/tmp/x";
         let options = SimOptions::parse(text, text.strip_prefix("sim:").unwrap()).unwrap();
         assert_eq!(options.delay_ns, (10_000, 2_000_000));
         let shown = options.to_string();
