@@ -157,6 +157,7 @@ impl Queue {
         let mut completions = Vec::new();
         self.arm_wake();
         let result = loop {
+            self.ring.under_way(self.pipeline.in_flight());
             if let Err(error) = self.ring.wait(false, &mut completions) {
                 break Err(error);
             }

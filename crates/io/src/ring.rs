@@ -121,6 +121,8 @@ pub struct Ring {
     slots: Option<Vec<u16>>,
     /// Requests answered in this turn.
     answered: usize,
+    /// Requests under way when it ended.
+    under_way: usize,
 }
 
 impl Ring {
@@ -150,6 +152,7 @@ impl Ring {
             polling: Polling::default(),
             slots: None,
             answered: 0,
+            under_way: 0,
         }
     }
 
@@ -238,6 +241,11 @@ impl Ring {
         self.answered += requests;
     }
 
+    /// So many requests are under way as the turn ends: with several, a sleep is worth its price, too.
+    pub fn under_way(&mut self, requests: usize) {
+        self.under_way = requests;
+    }
+
     /// Whether something is deferred.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
@@ -272,7 +280,7 @@ impl Ring {
         let want = usize::from(!poll && !ready);
         let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
         // The last turn's reading of the clock is good enough to begin with: a turn is short beside what is told apart.
-        let one_by_one = mem::take(&mut self.answered) <= 1;
+        let one_by_one = mem::take(&mut self.answered) <= 1 && self.under_way <= 1;
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
         let found = look_ns > 0 && look(kernel, until_ns)?;
