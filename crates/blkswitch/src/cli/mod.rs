@@ -175,7 +175,10 @@ impl Cli {
             Err(failure) => return exit(Err(failure)),
         };
         match self.verb {
-            Verb::Serve(options) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
+            Verb::Serve(options) => match options.paths.check() {
+                Ok(()) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
+                Err(why) => exit(Err(Failure::CommandLine(why))),
+            },
             Verb::Demo(options) => exit_daemon(crate::demo::run(options)),
             verb => exit(verb.run(socket)),
         }

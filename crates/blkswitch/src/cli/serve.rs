@@ -62,7 +62,8 @@ pub struct PathOptions {
     /// had one for so many seconds
     #[arg(long, value_name = "WHEN", default_value = "immediate", value_parser = parse_failback)]
     pub failback: Failback,
-    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker and then fail it
+    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker (there must be
+    /// some) and then fail it
     /// [default: as queue_if_no_path in the table or a message says]
     #[arg(long, value_name = "fail|queue|N", value_parser = parse_no_path_retry)]
     pub no_path_retry: Option<NoPathRetry>,
@@ -72,6 +73,20 @@ impl Default for PathOptions {
     fn default() -> Self {
         let path_checker_interval = Duration::from_nanos(FIRST_INTERVAL_NS);
         PathOptions { path_checker_interval, failback: Failback::Immediate, no_path_retry: None }
+    }
+}
+
+impl PathOptions {
+    /// Whether they go together. Errors quote those that do not.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.no_path_retry {
+            // Without rounds of the checker they would never be over.
+            Some(NoPathRetry::Rounds(rounds @ 1..)) if self.path_checker_interval.is_zero() => Err(format!(
+                "'--no-path-retry {rounds}' counts intervals of the checker, and with '--path-checker-interval 0' there \
+                 are none: give an interval above 0, or --no-path-retry fail or queue"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -161,6 +176,21 @@ fn parse_queues(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn intervals_are_counted_only_where_there_are_some() {
+        let options = |seconds, retry: &str| PathOptions {
+            path_checker_interval: Duration::from_secs(seconds),
+            no_path_retry: Some(parse_no_path_retry(retry).unwrap()),
+            ..PathOptions::default()
+        };
+        let why = options(0, "3").check().unwrap_err();
+        assert!(why.contains("'--no-path-retry 3'") && why.contains("'--path-checker-interval 0'"), "{why}");
+        for (seconds, retry) in [(0, "fail"), (0, "queue"), (0, "0"), (1, "3")] {
+            assert_eq!(options(seconds, retry).check(), Ok(()));
+        }
+        assert_eq!(PathOptions { no_path_retry: None, ..options(0, "3") }.check(), Ok(()));
+    }
 
     #[test]
     fn addresses_come_and_go() {

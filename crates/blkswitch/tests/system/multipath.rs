@@ -9,7 +9,7 @@ use blkswitch::nbd_client::NbdClient;
 use blkswitch::protocol::{MonitorEvent, route};
 use serde_json::{Value, json};
 
-use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of};
+use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of, serve};
 
 const QUICK: [&str; 2] = ["--path-checker-interval", "0.1"];
 /// A request that is not answered after this long waits for something.
@@ -188,6 +188,15 @@ fn without_a_path_io_waits_for_so_many_rounds() {
         daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
     });
     client.read(0, SECTOR).unwrap();
+}
+
+#[test]
+fn rounds_are_not_counted_without_a_checker() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused =
+        serve(folder.path(), &["--path-checker-interval", "0", "--no-path-retry", "3"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("'--no-path-retry 3'"), "{said}");
 }
 
 #[test]
