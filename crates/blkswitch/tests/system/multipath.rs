@@ -282,6 +282,43 @@ fn nbd_path(daemon: &Daemon, export: &str) -> String {
     format!("nbd+unix:///{export}?socket={}&timeout=10", daemon.path("nbd.sock").display())
 }
 
+/// A server whose disk cannot read the block that probes read is there: its answer says so.
+#[test]
+fn a_bad_block_under_the_probes_fails_no_path() {
+    let (host, server) = (Daemon::start_with(&QUICK), Daemon::start());
+    let table = format!("0 8 error\n8 2040 linear {} 8", server.path("ram0").display());
+    server.create("volume", &table).expect_ok();
+    let address = nbd_path(&server, "volume");
+    let paths = [address.clone(), address.replace("timeout=10", "timeout=11")];
+    let [first, second] = &paths;
+    let table = format!(
+        "0 2048 multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 0 {first} round-robin 0 1 0 {second}"
+    );
+    host.create("volume", &table).expect_ok();
+    let mut client = host.nbd("volume");
+    let elsewhere = 16 * SECTOR as u64;
+    let mut goes_on = |byte: u8| {
+        client.write(elsewhere, &[byte; SECTOR], false).unwrap();
+        assert_eq!(client.read(elsewhere, SECTOR).unwrap(), [byte; SECTOR]);
+        assert_eq!(client.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
+    };
+    let is = |state: &str| {
+        let text = String::from_utf8(host.run(&["status", "volume"]).stdout).unwrap();
+        paths.iter().all(|path| text.contains(&format!("{path} {state}")))
+    };
+    for _ in 0..5 {
+        std::thread::sleep(BLOCKED);
+        goes_on(1);
+        assert!(is("A 0"), "a path has failed");
+    }
+    for path in &paths {
+        host.message("volume", 0, format!("fail_path {path}").as_bytes()).expect_ok();
+    }
+    eventually("probes reinstate both", || is("A 1"));
+    goes_on(2);
+    assert!(is("A 1"));
+}
+
 /// Size and name of an NBD export are compared: when a table is loaded, when a path comes that was down then, and when
 /// one comes back. Whatever else is there is neither read nor written.
 #[test]

@@ -235,9 +235,12 @@ impl FileEngine {
         let read = match direct {
             Ok(file) => file.read_at(memory, 0),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => control.read_at(memory, 0),
-            Err(error) => Err(error),
-        }?;
-        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+            Err(error) => return Err(error),
+        };
+        match read {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => super::answered(read.map(drop)),
+        }
     }
 
     /// The world wide name of a disk, as the kernel knows it.

@@ -19,6 +19,8 @@ pub mod uri;
 use std::io;
 use std::time::Duration;
 
+use blkswitch_core::multipath::outcome::is_path_error;
+
 use crate::pages::Pages;
 use crate::pipeline::{HOLE, ZERO};
 use crate::request::Span;
@@ -106,6 +108,15 @@ pub enum Submitted {
     Pending,
 }
 
+/// What a probe makes of an answer: an error that fails no path says that the path is there. Only for answers: the same
+/// number from an attempt to connect says that it is not.
+fn answered(answer: io::Result<()>) -> io::Result<()> {
+    match answer {
+        Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => Ok(()),
+        answer => answer,
+    }
+}
+
 /// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
 #[repr(u8)]
 pub enum Engine {
@@ -191,8 +202,8 @@ impl Engine {
 
     /// Looks whether the leaf can be reached: what a path checker asks, of a path that is up as of one that failed.
     /// Blocks, for `timeout` at most where that can be limited (a read of a file or block device cannot). Called from
-    /// the control side, also while queues submit; one at a time. Errors: it cannot be reached, or is not what it
-    /// was when it was opened.
+    /// the control side, also while queues submit; one at a time. An answer that fails no path, like a bad block, is an
+    /// answer. Errors: it cannot be reached, or is not what it was when it was opened.
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),

@@ -13,7 +13,7 @@ use super::session::Session;
 use crate::engine::carrier::{self, Carrier};
 use crate::engine::connector::Connector;
 use crate::engine::links::Link;
-use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
+use crate::engine::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
 use crate::ring::Ring;
 
@@ -99,7 +99,7 @@ impl IscsiEngine {
     /// Whether the unit is there and answers a read, and every queue is logged in again. Blocks.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
-        self.control().call(deadline, |session, volume| session.read_first(volume, deadline))?;
+        self.control().call(deadline, |session, volume| answered(session.read_first(volume, deadline)))?;
         self.shared.connector.wait_connected(deadline)
     }
 

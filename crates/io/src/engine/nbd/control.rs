@@ -11,6 +11,7 @@ use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands};
 use super::socket::Socket;
 use super::wire::{self, Covered, Parsed, Reply, What};
+use crate::engine::answered;
 use crate::nbd::{Command, SIMPLE_REPLY_LEN};
 
 /// Connects to the export of an address and negotiates its use.
@@ -64,21 +65,22 @@ impl Control {
 
     /// Makes what was written stable.
     pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
-        self.call(Command::Flush, &mut [], deadline)
+        self.call(Command::Flush, &mut [], deadline)?
     }
 
-    /// Reads from the start of the export.
-    pub(super) fn read(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
-        self.call(Command::Read, into, deadline)
+    /// Reads from the start of the export, to see whether it is answered.
+    pub(super) fn probe(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
+        answered(self.call(Command::Read, into, deadline)?)
     }
 
-    /// A request; once more on another connection if that which there was has been lost meanwhile.
-    fn call(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
+    /// A request, and what the server answers; once more on another connection if that which there was has been lost
+    /// meanwhile.
+    fn call(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> io::Result<io::Result<()>> {
         let had_one = self.socket.is_some();
         for attempt in 0.. {
             match self.call_once(command, data, deadline) {
-                Ok(()) => return Ok(()),
-                Err(Failed::Answer(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                Ok(()) => return Ok(Ok(())),
+                Err(Failed::Answer(errno)) => return Ok(Err(io::Error::from_raw_os_error(errno))),
                 Err(Failed::Connection(error)) => {
                     self.socket = None;
                     if !had_one || attempt > 0 || error.kind() == io::ErrorKind::TimedOut {
@@ -87,7 +89,7 @@ impl Control {
                 }
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     fn call_once(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> Result<(), Failed> {

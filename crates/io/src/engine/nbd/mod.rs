@@ -35,7 +35,7 @@ pub use address::NbdAddress;
 use super::carrier::{self, Carrier};
 use super::connector::Connector;
 use super::links::Link;
-use super::{LeafIo, LeafOp, Limits, Submitted};
+use super::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
 use crate::nbd::transmission_flag as flag;
 use crate::ring::Ring;
@@ -178,12 +178,12 @@ impl NbdEngine {
         let block = self.shared.facts.min_block.max(512) as usize;
         match &self.route {
             Route::Own(own) => {
-                lock(&own.control).read(&mut vec![0; block], deadline)?;
+                lock(&own.control).probe(&mut vec![0; block], deadline)?;
                 self.shared.connector.wait_connected(deadline)
             }
             Route::Relay(relay) => {
                 self.shared.connector.wait_connected(deadline)?;
-                relay.call(LeafOp::Read, block, deadline)
+                answered(relay.call(LeafOp::Read, block, deadline))
             }
         }
     }
