@@ -28,6 +28,10 @@ static SETTLING: types::Timespec = types::Timespec::new().nsec(100_000_000);
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
 pub(super) type Lost = (i32, &'static str);
 
+/// Lost only because what is behind the connection may be another now. Operations wait for the next one, which is made
+/// only to what it was, as they did when the leaf was opened: who looks and finds it the same has lost nothing.
+pub(super) const DOUBTED: i32 = libc::ESTALE;
+
 /// What a connection speaks.
 pub(super) trait Protocol: Sized + 'static {
     /// What the leaf's connector makes.
@@ -221,7 +225,12 @@ impl<P: Protocol> Carrier<P> {
 
     /// The ring has let go of the connection that was lost, if there was one.
     fn bury(&mut self, errno: i32, now_ns: u64, out: &mut Finished) {
-        let before = std::mem::replace(&mut self.state, State::Down { since_ns: now_ns });
+        let (is_doubted, errno) = match errno {
+            DOUBTED => (!self.closing, libc::ENOTCONN),
+            errno => (false, errno),
+        };
+        let next = if is_doubted { State::Connecting } else { State::Down { since_ns: now_ns } };
+        let before = std::mem::replace(&mut self.state, next);
         if let State::Up(protocol) | State::Ending(protocol, _) = before {
             protocol.bury(&mut work!(self, out));
         }
@@ -229,7 +238,9 @@ impl<P: Protocol> Carrier<P> {
         let slots: Vec<u32> = self.ops.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             let Some(op) = self.ops.get_mut(slot) else { continue };
-            op.lost_ns.get_or_insert(now_ns);
+            if !is_doubted {
+                op.lost_ns.get_or_insert(now_ns);
+            }
             op.request = P::Request::default();
             let changes = !matches!(op.io.op, LeafOp::Read | LeafOp::Flush);
             if changes && !unsent.contains(&slot) {
@@ -238,7 +249,9 @@ impl<P: Protocol> Carrier<P> {
             }
             self.ready.push_back(slot);
         }
-        self.give_up(now_ns, errno, out);
+        if !is_doubted {
+            self.give_up(now_ns, errno, out);
+        }
         if !self.closing {
             self.shared.connector.want(self.berth);
         }

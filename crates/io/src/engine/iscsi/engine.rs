@@ -45,17 +45,18 @@ impl IscsiEngine {
 
     fn connect(address: &IscsiAddress, options: &LeafOptions) -> io::Result<(IscsiEngine, Limits)> {
         let deadline = Instant::now() + address.patience.timeout;
+        let again = |volume: &Volume| login_again(address, volume, Instant::now() + address.patience.timeout);
         let mut first = Session::login(address, deadline)?;
         let volume = first.volume(deadline)?;
         let mut sessions = vec![first];
         while sessions.len() < options.queues.max(1) {
-            sessions.push(login_again(address, &volume)?);
+            sessions.push(again(&volume)?);
         }
-        let session = Some(login_again(address, &volume)?);
+        let session = Some(again(&volume)?);
         let control = Control { address: address.clone(), volume: volume.clone(), session };
         let limits = limits(&volume, options.read_only);
-        let again = (address.clone(), volume.clone());
-        let dial = Box::new(move || login_again(&again.0, &again.1));
+        let of = (address.clone(), volume.clone());
+        let dial = Box::new(move || login_again(&of.0, &of.1, Instant::now() + of.0.patience.timeout));
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: volume,
@@ -141,7 +142,7 @@ impl Control {
             }
         }
         self.session = None;
-        let mut session = login_again(&self.address, &self.volume)?;
+        let mut session = login_again(&self.address, &self.volume, deadline)?;
         let result = call(&mut session, &self.volume);
         self.session = Some(session).filter(Session::is_there);
         result
@@ -149,8 +150,7 @@ impl Control {
 }
 
 /// Logs in again: the unit must be what it was.
-fn login_again(address: &IscsiAddress, volume: &Volume) -> io::Result<Session> {
-    let deadline = Instant::now() + address.patience.timeout;
+fn login_again(address: &IscsiAddress, volume: &Volume, deadline: Instant) -> io::Result<Session> {
     let mut session = Session::login(address, deadline)?;
     let now = session.volume(deadline)?;
     if now == *volume {

@@ -14,7 +14,7 @@ use super::ffi;
 use super::scsi::{self, Command, Outcome, UNMAP_LIST, Volume, Way};
 use super::session::{FIRST_OF_TRANSPORT, Session, TRIES, sense};
 use crate::engine::LeafOp;
-use crate::engine::carrier::{self, Lost, Protocol};
+use crate::engine::carrier::{self, DOUBTED, Lost, Protocol};
 use crate::engine::links::{Part, Port};
 use crate::gather::{is_closed, reset_on_close, shutdown};
 
@@ -308,6 +308,7 @@ impl IscsiLink {
                     tracing::debug!(leaf = work.shared.connector.name(), key, ascq, "command sent again");
                     work.ready.push_back(slot);
                 }
+                Outcome::Changed => lost = Err((DOUBTED, "the logical unit has changed")),
                 // It has a deadline like every operation.
                 Outcome::Busy => self.busy.push(slot),
                 Outcome::Again => work.answer(slot, -i64::from(libc::EIO)),

@@ -205,6 +205,8 @@ pub(super) enum Outcome {
     Good,
     /// It is to be sent again at once: something about the unit had changed, or it was aborted.
     Again,
+    /// It was not carried out, and the unit may not be what it was: another session is to find out.
+    Changed,
     /// It is to be sent again when others are done: the target has no room.
     Busy,
     /// It failed: an errno.
@@ -244,6 +246,9 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
     const FIELD_IN_CDB: u16 = 0x2400;
     const FIELD_IN_LIST: u16 = 0x2600;
     const PROTECTION: u16 = 0x10;
+    const CAPACITY_CHANGED: u16 = 0x2a09;
+    const INQUIRY_CHANGED: u16 = 0x3f03;
+    const UNITS_CHANGED: u16 = 0x3f0e;
     match (key, ascq) {
         // No sense, recovered.
         (0 | 1, _) => Outcome::Good,
@@ -253,6 +258,7 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
         (5, UNIT_NOT_SUPPORTED) => Outcome::Failed(libc::ENXIO),
         (5, OUT_OF_RANGE) => Outcome::Failed(libc::EINVAL),
         (5, OPCODE | FIELD_IN_CDB | FIELD_IN_LIST) => Outcome::Failed(libc::EOPNOTSUPP),
+        (6, CAPACITY_CHANGED | INQUIRY_CHANGED | UNITS_CHANGED) => Outcome::Changed,
         // Attention: a reset, other parameters, another session's doing. The command was not carried out.
         (6, _) => Outcome::Again,
         (7, SPACE) => Outcome::Failed(libc::ENOSPC),
@@ -327,13 +333,24 @@ mod tests {
         use blkswitch_core::multipath::outcome::is_path_error;
         let fails = |key, ascq| match judge(status::CHECK_CONDITION, key, ascq) {
             Outcome::Failed(errno) => is_path_error(errno),
-            Outcome::Good | Outcome::Again | Outcome::Busy => false,
+            Outcome::Good | Outcome::Again | Outcome::Changed | Outcome::Busy => false,
         };
         let failing: Vec<u8> = (0..16).filter(|key| fails(*key, 0)).collect();
         assert_eq!(failing, [2], "not ready");
         assert!(fails(5, 0x2500), "no such unit");
         assert_eq!(judge(status::RESERVATION_CONFLICT, 0, 0), Outcome::Failed(libc::EBADE));
         assert_eq!(judge(status::BUSY, 0, 0), Outcome::Busy);
-        assert_eq!(judge(status::CHECK_CONDITION, 6, 0x2900), Outcome::Again);
+    }
+
+    #[test]
+    fn after_an_attention_that_it_may_be_another_the_unit_is_looked_at_again() {
+        let attention = |ascq| judge(status::CHECK_CONDITION, 6, ascq);
+        for changed in [0x2a09, 0x3f03, 0x3f0e] {
+            assert_eq!(attention(changed), Outcome::Changed, "{changed:#x}");
+        }
+        // Power on, a reset of the target, other parameters, a reservation of somebody else's.
+        for again in [0x2900, 0x2902, 0x2a01, 0x2a03] {
+            assert_eq!(attention(again), Outcome::Again, "{again:#x}");
+        }
     }
 }

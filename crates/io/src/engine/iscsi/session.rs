@@ -201,13 +201,19 @@ impl Session {
         self.call(question, &mut answer, deadline).map(|()| answer)
     }
 
-    /// A command, again while the unit has something else to say first.
+    /// A command, again while the unit has something else to say first; if that is that it is another now, the session
+    /// ends: the next one looks what it is.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
         for _ in 0..TRIES {
             let ended = self.call_once(command, data, deadline)?;
             match scsi::judge(ended.status, ended.sense.0, ended.sense.1) {
                 Outcome::Good => return Ok(()),
                 Outcome::Again => {}
+                Outcome::Changed => {
+                    self.destroy();
+                    let reason = "the logical unit has changed";
+                    return Err(io::Error::new(io::ErrorKind::ConnectionReset, reason));
+                }
                 Outcome::Busy => std::thread::sleep(SLICE / 10),
                 Outcome::Failed(errno) => return Err(io::Error::from_raw_os_error(errno)),
             }
