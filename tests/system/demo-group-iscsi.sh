@@ -17,9 +17,10 @@ case $(PATH=/nowhere refused "$(command -v blkswitch)" "${GROUP[@]:1}") in
     *) fail "it is not said what is missing" ;;
 esac
 if ! (: </dev/fuse) 2>/dev/null; then
-    # All that such a machine can show.
+    # What such a machine can show, which is not the group.
     has "$(refused "${GROUP[@]}")" /dev/fuse
-    exit 0
+    echo "no /dev/fuse that can be opened"
+    exit 77
 fi
 
 # gone: nothing is mounted, and none of the programs that $children had the numbers of runs.

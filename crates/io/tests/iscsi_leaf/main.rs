@@ -1,5 +1,5 @@
-//! The iSCSI leaf against tgt on loopback. Needs the feature `iscsi`, root, and tgtd; without one of them a test says so
-//! and passes.
+//! The iSCSI leaf against tgt on loopback. Needs the feature `iscsi`, root, and tgtd; without one of the latter a test says
+//! so and passes, or fails where `CI=true`.
 
 #![cfg(feature = "iscsi")]
 
@@ -215,6 +215,66 @@ fn a_target_that_hangs_costs_the_timeout() {
     target.resume();
     eventually("a probe brings it back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
     client.read(0, 4096).unwrap();
+}
+
+/// Killed and started again with another size or another name of the unit.
+#[test]
+fn a_target_that_comes_back_as_another_is_not_used() {
+    for (bytes, number) in [(2 * MIB, 1), (8 * MIB, 1), (4 * MIB, 2)] {
+        let Some(mut target) = Target::start(4 * MIB, &Login::Open) else { return };
+        let world = World::new(2);
+        let leaf = world.leaf(&target.address("", "?timeout=20"));
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 4096]).unwrap();
+        client.flush().unwrap();
+        target.kill();
+        target.change(bytes, number);
+        target.again();
+        let error = leaf.engine().probe(Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(error.contains("not what it was"), "{error}");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(client.read(0, 4096), Err(ESHUTDOWN));
+        assert_eq!(client.write(0, &[2; 4096]), Err(ESHUTDOWN));
+        assert!(target.stored()[..4096] == [1; 4096], "nothing was written to it");
+        target.kill();
+        target.change(4 * MIB, 1);
+        target.again();
+        eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(10)).is_ok());
+        assert_eq!(client.read(0, 4096).unwrap(), [1; 4096]);
+    }
+}
+
+/// A target tells its sessions that its units are others. They look what theirs is, and nothing fails meanwhile.
+#[test]
+fn units_that_come_and_go_beside_it_fail_nothing() {
+    let Some(target) = Target::start(4 * MIB, &Login::Open) else { return };
+    let world = World::new(2);
+    let leaf = world.leaf(&target.address("", "?timeout=20"));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    for round in 0..3 {
+        target.another_unit(3);
+        client.write(0, &[round; 4096]).unwrap();
+        assert_eq!(client.read(0, 4096).unwrap(), [round; 4096]);
+        target.another_unit(3);
+        leaf.engine().probe(Duration::from_secs(10)).unwrap();
+        client.flush().unwrap();
+    }
+}
+
+#[test]
+fn a_probe_ends_when_it_is_to() {
+    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let world = World::new(1);
+    let leaf = world.leaf(&target.address("", "?timeout=60"));
+    target.pause();
+    let start = Instant::now();
+    // The first loses the session, the second logs in.
+    (0..2).for_each(|_| assert!(leaf.engine().probe(Duration::from_secs(1)).is_err()));
+    assert!(start.elapsed() < DEFAULT_TIMEOUT, "{:?}", start.elapsed());
+    target.resume();
+    eventually("it answers again", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
 }
 
 #[test]

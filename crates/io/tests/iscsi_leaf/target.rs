@@ -22,6 +22,12 @@ pub(crate) struct Target {
     setup: Vec<Vec<String>>,
 }
 
+/// Where everything must be tested, that something cannot be is a failure.
+fn skipped() -> Option<Target> {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI=true, so a skipped test is a failure");
+    None
+}
+
 /// tgt's control numbers are global to the machine, and below 32768.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -48,7 +54,7 @@ impl Target {
         let setup = setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut target = Target { iqn, dir, control: number, port, daemon: None, setup };
-        target.serve().then_some(target)
+        target.serve().then_some(target).or_else(skipped)
     }
 
     fn serve(&mut self) -> bool {
@@ -132,6 +138,25 @@ impl Target {
         eventually("tgtd runs again", || self.serve());
     }
 
+    /// From its next start on the first unit has this size, and the target this number: tgt makes the units' names of it
+    /// (`scsi_id` stands only in those of a lower rank).
+    pub(crate) fn change(&mut self, bytes: usize, number: u32) {
+        let file = std::fs::File::options().write(true).open(self.dir.path().join("lun1")).unwrap();
+        file.set_len(bytes as u64).unwrap();
+        for line in &mut self.setup {
+            let at = line.iter().position(|word| word == "--tid");
+            at.into_iter().for_each(|at| line[at + 1] = number.to_string());
+        }
+    }
+
+    /// A further unit comes, and goes.
+    pub(crate) fn another_unit(&self, lun: u32) {
+        let (file, lun) = (self.dir.path().join("lun2"), lun.to_string());
+        let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
+        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
+        assert!(self.admin(&[&unit[..], &["--op", "delete"]].concat()));
+    }
+
     /// Another daemon, whose target of the same name sends every session here.
     pub(crate) fn portal_that_redirects(&self) -> Option<Target> {
         let mut portal = Target::start(1 << 20, &Login::Open)?;
@@ -148,7 +173,7 @@ impl Target {
             format!("{address} RedirectReason --value Temporary"),
         ];
         portal.setup = lines.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        portal.serve().then_some(portal)
+        portal.serve().then_some(portal).or_else(skipped)
     }
 }
 
