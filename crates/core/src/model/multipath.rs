@@ -17,6 +17,8 @@ pub enum Spread {
     FewestBytes,
     /// io-affinity
     ByCpu,
+    /// historical-service-time: what was measured the model does not know, so it is told which path was chosen
+    ByTime,
 }
 
 /// A path.
@@ -81,8 +83,9 @@ impl Multipath {
         self.paths.iter().filter(|path| !path.failed).count()
     }
 
-    /// The path for a request, which is then in flight; nothing if none is up.
-    pub fn select(&mut self, bytes: u64, cpu: u16) -> Option<usize> {
+    /// The path for a request, which is then in flight; nothing if none is up. In a group that spreads
+    /// [`Spread::ByTime`] it is the one that was `chosen`, if that may be.
+    pub fn select(&mut self, bytes: u64, cpu: u16, chosen: Option<usize>) -> Option<usize> {
         let in_order = |disabled| {
             let groups = self.groups.iter().enumerate();
             groups.filter(move |(_, group)| group.disabled == disabled).map(|(number, _)| number)
@@ -91,13 +94,13 @@ impl Multipath {
         let group = wishes.into_iter().find(|number| !self.groups[*number].queue.is_empty());
         self.next = None;
         self.current = group;
-        let path = self.pick(group?, bytes, cpu);
+        let path = self.pick(group?, bytes, cpu, chosen);
         self.paths[path].requests += 1;
         self.paths[path].bytes += bytes;
         Some(path)
     }
 
-    fn pick(&mut self, group: usize, bytes: u64, cpu: u16) -> usize {
+    fn pick(&mut self, group: usize, bytes: u64, cpu: u16, chosen: Option<usize>) -> usize {
         let Self { groups, paths, .. } = self;
         let group = &mut groups[group];
         let mine = group.paths.iter().find(|path| !paths[**path].failed && paths[**path].cpus.contains(&cpu));
@@ -108,6 +111,7 @@ impl Multipath {
         for place in 1..group.queue.len() {
             let (a, b) = (&paths[group.queue[place]], &paths[group.queue[best]]);
             let is_better = match group.spread {
+                Spread::ByTime => Some(group.queue[place]) == chosen,
                 Spread::InTurn | Spread::ByCpu => false,
                 Spread::FewestRequests => a.requests < b.requests,
                 Spread::FewestBytes => sooner(a, b, bytes),

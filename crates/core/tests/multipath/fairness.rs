@@ -1,7 +1,7 @@
 //! Fairness of each selector, as its own file states it.
 
 use blkswitch_core::multipath::selector::historical::STALE_AFTER;
-use blkswitch_core::multipath::{Ask, Attempt, Verdict};
+use blkswitch_core::multipath::{Ask, Attempt, Path, Verdict};
 use proptest::prelude::*;
 
 use super::loading::{Owned, new, send};
@@ -43,6 +43,31 @@ proptest! {
         }
     }
 
+    /// At every choice the chosen path is the one that is expected to answer first. While enough is in flight for all
+    /// to be busy, each gets its share: no path has had more or fewer requests than its speed says by more than what is
+    /// in flight and one request per path.
+    #[test]
+    fn historical_service_time_keeps_every_path_busy(
+        service in prop::collection::vec(1u64..=20, 2..6),
+        more in 0usize..40,
+        requests in 200usize..3000,
+    ) {
+        let service_ns: Vec<u64> = service.iter().map(|time| time * 1000).collect();
+        let slowest = *service_ns.iter().max().unwrap();
+        let depth = service_ns.iter().map(|time| 2 * slowest.div_ceil(*time) as usize).sum::<usize>() + more;
+        let list = " dev".repeat(service.len());
+        let multipath = new(&format!("0 0 1 1 historical-service-time 0 {} 0{list}", service.len()));
+        let served = serve_and(&multipath, &service_ns, depth, requests, |expected, chosen| {
+            assert!(expected.iter().all(|other| expected[chosen] <= *other), "{chosen} of {expected:?}");
+        });
+        let speed: f64 = service_ns.iter().map(|time| 1.0 / *time as f64).sum();
+        for (served, time) in served.iter().zip(&service_ns) {
+            let share = requests as f64 / *time as f64 / speed;
+            let off = (*served as f64 - share).abs();
+            prop_assert!(off <= (depth + service.len()) as f64, "{served} of {requests} instead of {share}, {depth}");
+        }
+    }
+
     #[test]
     fn service_time_keeps_times_even(speeds in prop::collection::vec(0u32..=100, 2..6), ends in prop::collection::vec(any::<u8>(), 1..200)) {
         let list: String = speeds.iter().map(|speed| format!(" dev 1 {speed}")).collect();
@@ -69,16 +94,41 @@ proptest! {
     }
 }
 
+/// When each path is expected to have answered one request more, as the selector's file states it.
+fn expected_ns(multipath: &Owned, now_ns: u64) -> Vec<u64> {
+    let known = multipath.paths().iter().map(|path| path.average_ns());
+    let fastest_ns = known.filter(|average| *average > 0).min().unwrap_or(1);
+    let expected = |path: &Path| match (path.in_flight(), path.average_ns()) {
+        (0, _) if now_ns > path.stale_after_ns() => 0,
+        (in_flight, 0) => fastest_ns * u64::from(in_flight + 1),
+        (in_flight, average) => average * u64::from(in_flight + 1),
+    };
+    multipath.paths().iter().map(expected).collect()
+}
+
 /// Paths that serve one request after the other, each in its own time; `depth` requests always in flight. Returns how
 /// many each path served.
 fn serve(multipath: &Owned, service_ns: &[u64], depth: usize, requests: usize) -> Vec<u64> {
+    serve_and(multipath, service_ns, depth, requests, |_, _| {})
+}
+
+/// The same; `look` is told of every choice: when each path was expected to answer, and which was chosen.
+fn serve_and(
+    multipath: &Owned,
+    service_ns: &[u64],
+    depth: usize,
+    requests: usize,
+    mut look: impl FnMut(&[u64], usize),
+) -> Vec<u64> {
     let mut now_ns = 1;
     let mut free_at = vec![0u64; service_ns.len()];
     let mut served = vec![0u64; service_ns.len()];
     let mut in_flight: Vec<(u64, Attempt)> = Vec::new();
     for _ in 0..requests {
+        let expected = expected_ns(multipath, now_ns);
         let attempt = send(multipath.select(Ask { now_ns, ..Ask::default() }, &mut |_| {})).unwrap();
         let path = attempt.path() as usize;
+        look(&expected, path);
         free_at[path] = free_at[path].max(now_ns) + service_ns[path];
         in_flight.push((free_at[path], attempt));
         served[path] += 1;

@@ -23,6 +23,7 @@ fn shapes() -> impl Strategy<Value = Vec<GroupShape>> {
         Just(Spread::FewestRequests),
         Just(Spread::FewestBytes),
         Just(Spread::ByCpu),
+        Just(Spread::ByTime),
     ];
     let path = (prop_oneof![Just(0u32), Just(1), Just(2), 1u32..=100], 0u16..6);
     prop::collection::vec((spread, prop::collection::vec(path, 1..5)), 1..4)
@@ -36,12 +37,13 @@ fn line(shapes: &[GroupShape]) -> String {
             Spread::FewestRequests => ("queue-length", 1),
             Spread::FewestBytes => ("service-time", 2),
             Spread::ByCpu => ("io-affinity", 1),
+            Spread::ByTime => ("historical-service-time", 1),
         };
         line += &format!(" {name} 0 {} {words}", paths.len());
         for (throughput, cpu) in paths {
             line += &match spread {
                 Spread::InTurn => " dev".to_owned(),
-                Spread::FewestRequests => " dev 1".to_owned(),
+                Spread::FewestRequests | Spread::ByTime => " dev 1".to_owned(),
                 Spread::FewestBytes => format!(" dev 1 {throughput}"),
                 Spread::ByCpu => format!(" dev {:x}", 1 << cpu),
             };
@@ -96,12 +98,14 @@ struct Both {
     queueing: bool,
     in_flight: Vec<(Attempt, u64, u16)>,
     events: Vec<Event>,
+    now_ns: u64,
 }
 
 impl Both {
     /// The choice must be the model's.
     fn chosen(&mut self, choice: Choice, bytes: u64, cpu: u16) -> Result<(), TestCaseError> {
-        match (choice, self.model.select(bytes, cpu)) {
+        let path = if let Choice::Send(attempt) = &choice { Some(attempt.path() as usize) } else { None };
+        match (choice, self.model.select(bytes, cpu, path)) {
             (Choice::Send(attempt), path) => {
                 prop_assert_eq!(Some(attempt.path() as usize), path);
                 self.in_flight.push((attempt, bytes, cpu));
@@ -117,7 +121,7 @@ impl Both {
         let (path, sent) = (attempt.path() as usize, attempt.sent_before() + 1);
         self.model.ended(path, bytes);
         let before = self.events.len();
-        let verdict = self.real.judge(attempt, errno, 0, &mut |event| self.events.push(event));
+        let verdict = self.real.judge(attempt, errno, self.now_ns, &mut |event| self.events.push(event));
         if errno == 0 {
             prop_assert_eq!(verdict, Verdict::Done);
         } else if !is_path_error(errno) {
@@ -148,9 +152,11 @@ impl Both {
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         let (paths, groups) = (self.model.paths.len(), self.model.groups.len());
+        // Enough for an average to be old at times, and for paths that differ.
+        self.now_ns += 1 + self.now_ns % 997 * u64::from(self.now_ns.is_multiple_of(7)) * 1000;
         match step {
             Step::Select { bytes, cpu } => {
-                let ask = Ask { bytes: *bytes, now_ns: 0, cpu: *cpu };
+                let ask = Ask { bytes: *bytes, now_ns: self.now_ns, cpu: *cpu };
                 let choice = self.real.select(ask, &mut |event| self.events.push(event));
                 self.chosen(choice, *bytes, *cpu)?;
             }
@@ -203,7 +209,9 @@ impl Both {
         for (ours, theirs) in real.paths().iter().zip(&model.paths) {
             prop_assert_eq!(ours.health(), (!theirs.failed, theirs.fail_count));
             match model.groups[ours.group() as usize].spread {
-                Spread::FewestRequests => prop_assert_eq!(ours.in_flight(), theirs.requests),
+                Spread::FewestRequests | Spread::ByTime => {
+                    prop_assert_eq!(ours.in_flight(), theirs.requests)
+                }
                 Spread::FewestBytes => prop_assert_eq!(ours.bytes_in_flight(), theirs.bytes),
                 Spread::InTurn | Spread::ByCpu => {}
             }
@@ -225,7 +233,8 @@ impl Both {
 }
 
 proptest! {
-    /// Every choice, verdict, count and event is the model's. In particular no request goes to a failed path while
+    /// Every choice, verdict, count and event is the model's, but for the choice among the paths of a group that spreads by
+    /// measured times: that must be one that is up. In particular no request goes to a failed path while
     /// another is up, as the model has only paths that are up in its queues.
     #[test]
     fn is_the_model(shapes in shapes(), steps in prop::collection::vec(step(), 1..120)) {
@@ -235,6 +244,7 @@ proptest! {
             queueing: false,
             in_flight: Vec::new(),
             events: Vec::new(),
+            now_ns: 1,
         };
         for step in &steps {
             both.step(step)?;

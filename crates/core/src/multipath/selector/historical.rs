@@ -11,7 +11,10 @@
 //!
 //! Fairness: of paths that take equally long, the chosen one has the fewest requests in flight. A path that takes r
 //! times as long as another has, when both are busy, about 1/r as many requests in flight and so does its share of
-//! the work.
+//! the work. The bound: where paths take a time each that stays, with twice as many requests in flight as keep the
+//! slowest busy (the sum, over the paths, of how many times each is as fast, rounded up), none idles, and none has had
+//! more or fewer requests than its share by more than what is in flight and one per path. With fewer in flight slow
+//! paths get less, at last only the request that finds out (tests/multipath/fairness.rs).
 
 use core::cmp::Ordering;
 
