@@ -312,6 +312,24 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
     }
 }
 
+/// EPERM, EIO, ENOMEM, EINVAL, ENOSPC: the server is there, on either route. One that shuts down is not.
+#[test]
+fn a_probe_that_is_answered_with_an_error_has_been_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in both_routes() {
+        for code in [1, 5, 12, 22, 28, ESHUTDOWN] {
+            let script = move |request: &Request| match request.command {
+                READ => Action::Error(code),
+                _ => Action::Do,
+            };
+            let server = Server::start(&dir.path().join("s"), options.clone(), script);
+            let leaf = World::new(1).leaf(&server.address(""));
+            let probed = leaf.engine().probe(Duration::from_secs(5));
+            assert_eq!(probed.is_ok(), code != ESHUTDOWN, "{code}: {probed:?}");
+        }
+    }
+}
+
 #[test]
 fn a_late_answer_is_an_answer() {
     let dir = tempfile::tempdir().unwrap();
