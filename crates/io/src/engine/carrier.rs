@@ -405,7 +405,11 @@ impl<P: Protocol> Link for Carrier<P> {
             State::Up(_) if self.ops.iter().any(|(_, op)| is_late(op)) => {
                 self.lose((libc::ETIMEDOUT, "no answer in time"));
             }
-            State::Connecting => self.answer_ready(libc::ETIMEDOUT, out, is_late),
+            State::Connecting => {
+                let settling = self.settling.is_some();
+                let is_one = |op: &Op<_>| is_late(op) && !(settling && op.in_doubt);
+                self.answer_ready(libc::ETIMEDOUT, out, is_one);
+            }
             State::Down { .. } => self.give_up(now_ns, libc::ENOTCONN, out),
             State::Up(_) | State::Ending(..) => {}
         }
