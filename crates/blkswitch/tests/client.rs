@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use blkswitch::protocol::{
-    Cell, Dependency, Device, DeviceList, Errno, ErrorBody, Events, MapPicture, MessageReply, Segment, Table,
+    Cell, Dependency, Device, DeviceList, Disk, Errno, ErrorBody, Events, MapPicture, MessageReply, Segment,
+    Table,
 };
 use fake::{Answer, Asked, Fake, Ran, client};
 use serde_json::{Value, json};
@@ -181,7 +182,10 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
 
 #[test]
 fn create_sends_what_the_command_line_says() {
-    let fake = Fake::start(|_| Answer::json(&switch()));
+    let fake = Fake::start(|asked| match asked.line.contains("/ublk") {
+        true => Answer::json(&Disk::default()),
+        false => Answer::json(&switch()),
+    });
     let file = fake.folder().join("table");
     std::fs::write(&file, "# two lines\n0 8 zero\n8 8 error # the end\n").unwrap();
     let request = |line: &str| -> Value {
@@ -409,6 +413,55 @@ fn json_is_the_protocol() {
     }
     let one: DeviceList = serde_json::from_str(&fake.shell("blkswitch info b --json").out).unwrap();
     assert_eq!(one.devices, devices[1..]);
+}
+
+#[test]
+fn json_of_one_target_is_of_those_devices_only() {
+    let linear = |table: &mut Table| table.segments[0].target = "linear".into();
+    let mut other = named("b", "", 1);
+    other.live.as_mut().map(linear).unwrap();
+    other.inactive = switch().live;
+    let fake = lists(vec![named("a", "", 0), other]);
+    let names = |line: String| -> Vec<String> {
+        let list: DeviceList = serde_json::from_str(&fake.shell(&line).out).unwrap();
+        list.devices.into_iter().map(|device| device.name).collect()
+    };
+    for verb in ["ls", "table", "status"] {
+        assert_eq!(names(format!("blkswitch {verb} --target switch --json")), ["a"], "{verb}");
+        assert_eq!(names(format!("blkswitch {verb} --target linear --json")), ["b"], "{verb}");
+        assert_eq!(names(format!("blkswitch {verb} --target switch --inactive --json")), ["b"], "{verb}");
+        assert!(names(format!("blkswitch {verb} --target zero --json")).is_empty(), "{verb}");
+    }
+    assert!(names("blkswitch table a --target linear --json".to_owned()).is_empty());
+}
+
+#[test]
+fn json_of_the_other_verbs_is_what_the_daemon_said() {
+    let disk = json!({"node": "/dev/ublkb3", "link": "/dev/blkswitch/a", "queues": 2, "depth": 64, "zero_copy": false});
+    let events = json!({"event_nr": 6, "changed": true});
+    let targets = json!({"targets": [{"name": "switch", "version": [1, 1, 0]}]});
+    let removed = json!({"removed": ["a"], "busy": ["b"]});
+    let message = "set_region_mappings 0:1 R1,3";
+    let says = [disk.clone(), events.clone(), targets.clone(), removed.clone()];
+    let fake = Fake::start(move |asked| match asked.line.as_str() {
+        "PUT /v1/devices/a/ublk" => Answer::json(&says[0]),
+        "GET /v1/devices/a/events?after=5" => Answer::json(&says[1]),
+        "GET /v1/targets" => Answer::json(&says[2]),
+        "POST /v1/remove_all" => Answer::json(&says[3]),
+        _ => Answer::text(&format!("{message}\n")),
+    });
+    for (line, said) in [
+        ("attach a --ublk", disk),
+        ("wait a 5", events),
+        ("targets", targets),
+        ("remove_all", removed),
+        ("map export a", json!({"message": message})),
+    ] {
+        let ran = fake.shell(&format!("blkswitch {line} --json"));
+        assert_eq!((ran.rc, ran.err.as_str()), (0, ""), "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap(), said, "{line}");
+    }
+    assert!(fake.shell("blkswitch map export a --json -o f").err.contains("cannot be used with"));
 }
 
 #[test]

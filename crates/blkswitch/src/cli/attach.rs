@@ -7,7 +7,7 @@ use super::context::Context;
 use super::failure::Failure;
 use super::names::Selector;
 use super::options::Options;
-use crate::protocol::{AttachUblk, device_path, route};
+use crate::protocol::{AttachUblk, Disk, device_path, route};
 
 /// Make a disk of this machine of devices
 ///
@@ -58,8 +58,14 @@ impl Attach {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let how = AttachUblk { queues: self.queues, depth: self.depth, zero_copy: self.zero_copy };
         for selector in Selector::list(&self.devices, &self.options)? {
-            context.command(Method::PUT, route::UBLK, &selector, "attach", &how).await?;
-            context.show_if_verbose(&selector, &self.options).await?;
+            let path = device_path(route::UBLK, &context.name_of(&selector, "attach").await?);
+            let made = context.client.exchange(Method::PUT, &path, &how).await;
+            let disk: Disk = made.map_err(|error| error.about(selector.subject()))?;
+            if self.options.json {
+                context.print_json(&disk)?;
+            } else {
+                context.show_if_verbose(&selector, &self.options).await?;
+            }
         }
         Ok(())
     }

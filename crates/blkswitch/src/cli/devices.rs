@@ -2,6 +2,8 @@
 
 use super::context::{Context, find};
 use super::failure::Failure;
+use super::format::lines::matching;
+use super::format::slot;
 use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{Device, DeviceList};
@@ -45,6 +47,17 @@ impl Devices {
     /// Those that are meant.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.chosen.iter().filter_map(|&index| self.all.get(index))
+    }
+
+    /// Leaves those with a segment of `--target`'s type in the table that is meant.
+    pub(super) fn retain_target(&mut self, options: &Options) {
+        let Some(target) = options.target.as_deref() else { return };
+        let has_segment = |device: &Device| {
+            let table = slot(device, options.inactive);
+            table.is_some_and(|table| matching(&table.segments, Some(target)).next().is_some())
+        };
+        let all = &self.all;
+        self.chosen.retain(|&index| all.get(index).is_some_and(has_segment));
     }
 
     /// Prints what stands for an empty list or, with `--json`, the devices as the protocol has them.

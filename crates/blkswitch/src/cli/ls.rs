@@ -7,8 +7,8 @@ use clap::Args;
 use super::context::Context;
 use super::devices::{Devices, exec};
 use super::failure::Failure;
-use super::format::lines::{DeviceName, ls, ls_target, matching};
-use super::format::{slot, tree};
+use super::format::lines::{DeviceName, ls, ls_target};
+use super::format::tree;
 use super::options::Options;
 use super::terminal;
 
@@ -37,7 +37,8 @@ impl Ls {
         let by = by.map_err(Failure::CommandLine)?;
         let style = if options.tree { options.fields.as_deref() } else { None };
         let style = tree::Style::parse(style, utf8_locale()).map_err(Failure::CommandLine)?;
-        let devices = Devices::fetch(&[], &Options::default(), "names", context).await?;
+        let mut devices = Devices::fetch(&[], &Options::default(), "names", context).await?;
+        devices.retain_target(options);
         if devices.printed(options, context)? {
             return Ok(());
         }
@@ -57,12 +58,7 @@ impl Ls {
 }
 
 fn print_matching(devices: &Devices, options: &Options, context: &mut Context) -> Result<(), Failure> {
-    let target = options.target.as_deref();
     for device in devices.iter() {
-        let all = slot(device, options.inactive).map(|table| table.segments.as_slice()).unwrap_or_default();
-        if target.is_some() && matching(all, target).next().is_none() {
-            continue;
-        }
         if options.exec.is_none() || options.verbose > 0 {
             context.print(&ls_target(device))?;
         }

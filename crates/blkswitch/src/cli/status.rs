@@ -5,7 +5,7 @@ use clap::Args;
 use super::context::Context;
 use super::devices::{Devices, exec};
 use super::failure::Failure;
-use super::format::lines::{What, matching, segments};
+use super::format::lines::{What, segments};
 use super::format::{info, slot};
 use super::options::Options;
 
@@ -25,7 +25,8 @@ pub(super) const SHOWN: &[&str] = &["inactive", "target", "noflush", "exec", "uu
 impl Status {
     /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
-        let devices = Devices::fetch(&self.devices, &self.options, "status", context).await?;
+        let mut devices = Devices::fetch(&self.devices, &self.options, "status", context).await?;
+        devices.retain_target(&self.options);
         if devices.printed(&self.options, context)? {
             return Ok(());
         }
@@ -45,10 +46,6 @@ pub(super) fn print_segments(
     let target = options.target.as_deref();
     for device in devices.iter() {
         let table = slot(device, options.inactive);
-        let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
-        if target.is_some() && matching(all, target).next().is_none() {
-            continue;
-        }
         if options.exec.is_none() || verbose {
             if verbose {
                 context.print(&info::block(device, options.inactive))?;

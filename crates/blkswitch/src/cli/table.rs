@@ -5,7 +5,7 @@ use clap::Args;
 use super::context::Context;
 use super::devices::Devices;
 use super::failure::Failure;
-use super::format::lines::{What, concise, matching};
+use super::format::lines::{What, concise};
 use super::format::slot;
 use super::options::Options;
 use super::status::print_segments;
@@ -27,7 +27,8 @@ impl Table {
     /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let options = &self.options;
-        let devices = Devices::fetch(&self.devices, options, "table", context).await?;
+        let mut devices = Devices::fetch(&self.devices, options, "table", context).await?;
+        devices.retain_target(options);
         if devices.printed(options, context)? {
             return Ok(());
         }
@@ -38,18 +39,10 @@ impl Table {
     }
 }
 
-/// All devices on one line; nothing when none has a segment of the type.
+/// The devices on one line; nothing when there is none.
 fn concise_line(devices: &Devices, options: &Options) -> String {
     let target = options.target.as_deref();
-    let has_segment = |device: &&crate::protocol::Device| {
-        let segments =
-            slot(device, options.inactive).map(|table| table.segments.as_slice()).unwrap_or_default();
-        target.is_none() || matching(segments, target).next().is_some()
-    };
-    let parts = devices
-        .iter()
-        .filter(has_segment)
-        .map(|device| concise(device, slot(device, options.inactive), target));
+    let parts = devices.iter().map(|device| concise(device, slot(device, options.inactive), target));
     let line = parts.collect::<Vec<_>>().join(";");
     if line.is_empty() { line } else { line + "\n" }
 }

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::sector_query;
 use crate::cli::client::ClientError;
@@ -28,6 +29,15 @@ pub(super) struct Export {
     /// A sector of the segment that is meant, where a device has several
     #[arg(long)]
     sector: Option<u64>,
+    /// Print {"message"}
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct MapMessage {
+    message: String,
 }
 
 impl Export {
@@ -37,6 +47,13 @@ impl Export {
         let name = context.name_of(&selector, "message").await?;
         let path = device_path(route::MAP_MESSAGE, &name) + &sector_query(self.sector);
         let Some(file) = self.output else {
+            if self.json {
+                let mut text = Vec::new();
+                let copied = context.client.download(&path, |data| text.write_all(data)).await;
+                copied.map_err(|error| error.about(selector.subject()))?;
+                let message = String::from_utf8_lossy(&text).trim_end().to_owned();
+                return context.print_json(&MapMessage { message });
+            }
             return context.print_download(&path, selector.subject()).await;
         };
         let couldnt = |error| Failure::Message(format!("Cannot write '{}': {error}.", file.display()));
