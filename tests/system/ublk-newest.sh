@@ -5,6 +5,8 @@ need qemu-system-x86_64 qemu-system-x86
 need mkfs.ext4 e2fsprogs
 need blkdiscard util-linux
 need dmsetup dmsetup
+need lvcreate lvm2
+need qemu-io qemu-utils
 need fio fio
 cd "$REPOSITORY"
 test=$(cargo test --quiet --package blkswitch-io --test ublk --no-run --message-format=json |

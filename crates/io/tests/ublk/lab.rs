@@ -89,15 +89,20 @@ impl Lab {
     }
 
     pub(crate) fn attach(&self, queues: Option<u16>) -> Result<Node, UblkError> {
-        let options = Options { queues, depth: Some(32), zero_copy: Some(zero_copy()) };
-        let node = self.pool.attach_ublk(&self.device, &options)?;
-        settle(&node);
-        Ok(node)
+        attach(&self.pool, &self.device, queues)
     }
 
     pub(crate) fn detach(&self) {
         self.pool.detach_ublk(&self.device, false).unwrap();
     }
+}
+
+/// Makes a disk of a device.
+pub(crate) fn attach(pool: &Pool, device: &Arc<Device>, queues: Option<u16>) -> Result<Node, UblkError> {
+    let options = Options { queues, depth: Some(32), zero_copy: Some(zero_copy()) };
+    let node = pool.attach_ublk(device, &options)?;
+    settle(&node);
+    Ok(node)
 }
 
 /// Newer kernels (7.3 is one) look for partitions when a start is over already. Until they have done so the disk is in use,
@@ -116,6 +121,14 @@ fn settle(node: &Node) {
 /// A switch table of three paths.
 pub(crate) fn table(queues: usize, under: &Under<'_>, region: u32, read_only: bool) -> Table {
     table_of(leaves(queues, under), queues, region, read_only)
+}
+
+/// A table of one leaf.
+pub(crate) fn linear(leaf: &Arc<Leaf>, queues: usize) -> Table {
+    let mut table = TableBuilder::new(false);
+    let below = table.leaf(leaf.clone());
+    table.push(BYTES / 512, Target::Linear(To { below, offset: 0 }));
+    table.build(queues)
 }
 
 /// Three leaves.

@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use blkswitch_io::{Pool, PoolOptions};
+
 use crate::lab::{self, BYTES, Folder, Lab, REGION, Under, limit, run};
 
 const BLKDISCARD: libc::c_ulong = 0x1277;
@@ -264,5 +266,116 @@ fn partitions_and_other_devices_stand_on_it() {
     disk.read_exact_at(&mut read, (4096 + 8) * 512).unwrap();
     assert_eq!(&read, b"through dm-linear");
     drop(disk);
+    lab.detach();
+}
+
+/// The target that ours stands for, over three disks of ours: each region's bytes are in the leaf that its map names.
+#[test]
+fn the_kernels_own_switch_stands_on_three_disks() {
+    if !lab::ready() {
+        return;
+    }
+    const REGIONS: usize = 16;
+    const BYTES_OF_REGION: usize = REGION as usize * 512;
+    run("modprobe", &["dm_switch"]);
+    let files = Folder::new("kernels-switch");
+    let pool = Pool::start(PoolOptions { queues: 2 }).unwrap();
+    let disks: Vec<_> = lab::leaves(2, &Under::Files(&files.0))
+        .iter()
+        .enumerate()
+        .map(|(n, leaf)| {
+            let device = pool.registry().create(&format!("disk{n}"), "", None).unwrap();
+            device.load(lab::linear(leaf, 2)).unwrap();
+            device.resume().unwrap();
+            let node = lab::attach(&pool, &device, None).unwrap();
+            (device, node.path())
+        })
+        .collect();
+    let paths: String = disks.iter().map(|(_, node)| format!(" {node} 0")).collect();
+    run(
+        "dmsetup",
+        &["create", "kernels", "--table", &format!("0 {} switch 3 {REGION} 0{paths}", BYTES / 512)],
+    );
+    let remap = |words: &str| {
+        run("dmsetup", &["message", "kernels", "0", &format!("set_region_mappings {words}")]);
+    };
+    let dm = lab::open_direct("/dev/mapper/kernels");
+    let write = |first: usize, regions: usize, byte: usize| {
+        let mut data = lab::Memory::new(regions * BYTES_OF_REGION);
+        for (n, region) in data.bytes().chunks_mut(BYTES_OF_REGION).enumerate() {
+            region.fill((byte + n) as u8);
+        }
+        dm.write_all_at(data.bytes(), (first * BYTES_OF_REGION) as u64).unwrap();
+        let mut read = lab::Memory::new(regions * BYTES_OF_REGION);
+        dm.read_exact_at(read.bytes(), (first * BYTES_OF_REGION) as u64).unwrap();
+        assert!(read.bytes() == data.bytes(), "{regions} regions from {first} read back");
+    };
+    // What every leaf holds of every region: one byte each.
+    let landed = || -> Vec<Vec<u8>> {
+        let leaf = |n| std::fs::read(files.0.join(format!("leaf{n}"))).unwrap();
+        let bytes = |leaf: Vec<u8>| {
+            leaf.chunks(BYTES_OF_REGION)
+                .take(REGIONS)
+                .map(|region| {
+                    assert!(region.iter().all(|byte| *byte == region[0]), "a region in two leaves");
+                    region[0]
+                })
+                .collect()
+        };
+        (0..3).map(leaf).map(bytes).collect()
+    };
+    remap("0:2 :2 :1 :0 R1,4");
+    write(0, REGIONS, 1);
+    let map = [2, 2, 1, 0, 0, 0, 0, 0, 2, 0, 1, 2, 0, 1, 2, 0];
+    let mut expected = vec![vec![0; REGIONS]; 3];
+    map.iter().enumerate().for_each(|(region, path)| expected[*path as usize][region] = region as u8 + 1);
+    assert_eq!(landed(), expected);
+    // Another owner has the next write; the last owner keeps what it had.
+    remap("0:1 8:0");
+    write(0, 1, 0x70);
+    write(8, 1, 0x78);
+    (expected[1][0], expected[0][8]) = (0x70, 0x78);
+    assert_eq!(landed(), expected);
+    drop(dm);
+    run("dmsetup", &["remove", "kernels"]);
+    disks.iter().for_each(|(device, _)| pool.detach_ublk(device, false).unwrap());
+}
+
+/// No udev tells LVM of disks here, and it must be told that the driver's disks are disks.
+const LVM: &str = "devices { types=[\"ublkb\", 16] use_devicesfile=0 obtain_device_list_from_udev=0 }\
+    activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }";
+
+#[test]
+fn lvm_and_a_virtual_machines_block_layer_use_it() {
+    if !lab::ready() {
+        return;
+    }
+    run("modprobe", &["dm_mod"]);
+    run("modprobe", &["ext4"]);
+    let lab = Lab::new(2, Under::Memories);
+    let node = lab.attach(None).unwrap();
+    let (path, mapped) = (node.path(), "/dev/mapper/blkswitch_group-volume");
+    run("pvcreate", &["--config", LVM, "--yes", &path]);
+    run("vgcreate", &["--config", LVM, "blkswitch_group", &path]);
+    run("lvcreate", &["--config", LVM, "--yes", "--size", "32m", "--name", "volume", "blkswitch_group"]);
+    run("mkfs.ext4", &["-q", mapped]);
+    let at = Folder::new("volume");
+    run("mount", &[mapped, at.0.to_str().unwrap()]);
+    std::fs::write(at.0.join("file"), b"on a logical volume").unwrap();
+    run("umount", &[at.0.to_str().unwrap()]);
+    run("vgchange", &["--config", LVM, "--activate", "n", "blkswitch_group"]);
+    // The names on the disk are all that is left: the volume is found again.
+    run("vgchange", &["--config", LVM, "--activate", "y", "blkswitch_group"]);
+    run("fsck.ext4", &["-f", "-n", mapped]);
+    run("mount", &[mapped, at.0.to_str().unwrap()]);
+    assert_eq!(std::fs::read(at.0.join("file")).unwrap(), b"on a logical volume");
+    run("umount", &[at.0.to_str().unwrap()]);
+    run("vgremove", &["--config", LVM, "--force", "--yes", "blkswitch_group"]);
+
+    let qemu =
+        |command: &str| run("qemu-io", &["-f", "raw", "-t", "none", "-i", "native", "-c", command, &path]);
+    qemu("write -P 0x5a 1M 192k");
+    let read = qemu("read -P 0x5a 1M 192k");
+    assert!(read.contains("read 196608/196608 bytes") && !read.contains("failed"), "{read}");
     lab.detach();
 }
