@@ -331,7 +331,7 @@ impl Leaf {
         Leaf::new(address, options, engine, limits, address.to_string())
     }
 
-    fn new(
+    pub(crate) fn new(
         address: &Address,
         options: &LeafOptions,
         engine: Engine,

@@ -64,16 +64,28 @@ fn chunk_sectors(table: &Table, sectors_per_block: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::engine::Limits;
+    use crate::leaf::open_engine;
     use crate::table::{TableBuilder, To, region_storage};
     use crate::{Leaf, LeafOptions};
     use blkswitch_core::switch::geometry::Geometry;
     use blkswitch_core::switch::regions::Map;
 
+    const OPTIONS: LeafOptions = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+
+    fn open(address: &str) -> Arc<Leaf> {
+        Leaf::open(&address.parse().unwrap(), &OPTIONS).unwrap()
+    }
+
     fn switch(len: u64, region_size: u32, read_only: bool) -> Table {
+        over(open("mem:1M"), len, region_size, read_only)
+    }
+
+    fn over(leaf: Arc<Leaf>, len: u64, region_size: u32, read_only: bool) -> Table {
         let mut table = TableBuilder::new(read_only);
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
-        let leaf = Leaf::open(&"mem:1M".parse().unwrap(), &options).unwrap();
         let paths = [To { below: table.leaf(leaf), offset: 0 }; 2];
         let geometry = Geometry::new(len, 2, region_size).unwrap();
         let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
@@ -99,5 +111,41 @@ mod tests {
         let cache = param::ATTR_VOLATILE_CACHE | param::ATTR_FUA;
         assert_eq!(attrs(false), cache);
         assert_eq!(attrs(true), cache | param::ATTR_READ_ONLY);
+    }
+
+    #[test]
+    fn blocks_of_4096_bytes_below_are_blocks_of_the_disk() {
+        let below = |len, region_size| over(open("sim:1M,block=4096"), len, region_size, false);
+        // The end that fills no block is left out, and regions that cut blocks are no boundary.
+        for (len, sectors, region_size, chunk) in
+            [(2048, 2048, 16, 16), (2047, 2040, 24, 24), (64, 64, 12, 0)]
+        {
+            let params = params(&below(len, region_size), 4096).unwrap();
+            let basic = params.basic;
+            assert_eq!((basic.logical_bs_shift, basic.physical_bs_shift), (12, 12));
+            assert_eq!((basic.io_min_shift, basic.io_opt_shift), (12, 12));
+            assert_eq!((basic.dev_sectors, basic.chunk_sectors), (sectors, chunk), "{len} by {region_size}");
+            assert_eq!(params.discard.discard_granularity, 4096);
+        }
+        assert!(params(&below(7, 8), 4096).is_none(), "not one block");
+    }
+
+    #[test]
+    fn a_disk_over_what_turns_is_rotational() {
+        let address = "mem:1M".parse().unwrap();
+        let (engine, limits, name) = open_engine(&address, &OPTIONS).unwrap();
+        let leaf = Leaf::new(&address, &OPTIONS, engine, Limits { rotational: true, ..limits }, name);
+        let attrs = params(&over(leaf, 64, 8, false), 4096).unwrap().basic.attrs;
+        assert_eq!(attrs, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA | param::ATTR_ROTATIONAL);
+    }
+
+    #[test]
+    fn discards_and_zeroes_are_announced_whatever_the_leaf_can() {
+        for leaf in ["mem:1M", "sim:1M,nodiscard,nozero"] {
+            let Params { types, discard, .. } = params(&over(open(leaf), 64, 8, false), 4096).unwrap();
+            assert_eq!(types, param::TYPE_BASIC | param::TYPE_DISCARD, "{leaf}");
+            let most = (discard.max_discard_sectors, discard.max_write_zeroes_sectors);
+            assert_eq!(most, (MAX_DISCARD_SECTORS, MAX_DISCARD_SECTORS), "{leaf}");
+        }
     }
 }
