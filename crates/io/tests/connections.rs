@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use blkswitch_io::engine::Engine;
 use support::{
     Client, DISCONNECT, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, option,
     request,
@@ -381,6 +382,42 @@ fn a_stop_under_load_finishes_what_it_answers() {
     }
     assert!(leaves.iter().all(|leaf| !leaf.needs_flush()), "a clean stop flushes");
     assert_ne!(parked.reply().map(|(error, _)| error).ok(), Some(0));
+}
+
+/// A clean stop finishes what is under way, and flushes: the power may go right behind it. Nobody asks for a flush here.
+#[test]
+fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
+    const WRITES: u64 = 64;
+    for late in [false, true] {
+        let world = World::new(2);
+        let leaf = world.leaf("sim:1M,delay=1ms..20ms");
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        for n in 0..WRITES {
+            client.send(0, WRITE, n * 4096, 4096, &[1 + n as u8; 4096]).unwrap();
+        }
+        let answers = |client: &mut Client, count: u64| -> Vec<u64> {
+            let replies = (0..count).map_while(|_| client.reply().ok());
+            replies.filter(|(error, _)| *error == 0).map(|(_, cookie)| cookie).collect()
+        };
+        // All are answered before the stop; or it begins when one is, with most of them still under way.
+        let mut answered = answers(&mut client, if late { WRITES } else { 1 });
+        let world = in_time("stopping", move || {
+            world.pool.stop();
+            world
+        });
+        answered.extend(answers(&mut client, WRITES));
+        assert!(!late || answered.len() as u64 == WRITES, "{} answers", answered.len());
+        assert!(!leaf.needs_flush(), "a clean stop flushes");
+        let Engine::Sim(sim) = leaf.engine() else { unreachable!("a sim leaf") };
+        let image = sim.power_cut(1);
+        for cookie in &answered {
+            let n = cookie - 1;
+            let block = &image[n as usize * 4096..][..4096];
+            assert!(block.iter().all(|byte| *byte == 1 + n as u8), "write {n} was answered and is lost");
+        }
+        drop((client, world));
+    }
 }
 
 /// Far more pieces in one turn than the rings hold.

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use blkswitch_io::core::switch::message::Message;
 use blkswitch_io::engine::sim::Random;
-use blkswitch_io::{Device, Leaf, Table, TableBuilder};
+use blkswitch_io::table::MAX_DEPTH;
+use blkswitch_io::{Device, DeviceError, Leaf, Table, TableBuilder};
 
 use support::{Client, FLUSH, FUA, READ, WRITE, World, eventually, in_time, switch};
 
+/// NBD's number.
+const EIO: u32 = 5;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
 /// Sectors of a region: two blocks.
@@ -275,4 +278,33 @@ fn the_first_flush_after_opening_reaches_a_file() {
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1);
     client.flush().unwrap();
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1, "and the second need not");
+}
+
+/// As many devices on one another as may be, and one more, which is refused.
+#[test]
+fn devices_stand_so_deep_and_no_deeper() {
+    let world = World::new(1);
+    let leaf = world.leaf("mem:64K");
+    let mut chain = vec![world.device("level1", world.linear(&leaf))];
+    while chain.len() < MAX_DEPTH {
+        let name = format!("level{}", chain.len() + 1);
+        chain.push(world.device(&name, world.linear_on(&chain[chain.len() - 1], 128)));
+    }
+    let mut client = world.connect(&format!("level{MAX_DEPTH}"));
+    client.write(0, &[7; 512]).unwrap();
+    assert_eq!(world.connect("level1").read(0, 512).unwrap(), [7; 512]);
+    let above = world.create("above");
+    let error = above.load(world.linear_on(&chain[MAX_DEPTH - 1], 128)).unwrap_err();
+    assert!(matches!(error, DeviceError::TooDeep), "{error}");
+    assert!(error.to_string().contains(&format!("more than {MAX_DEPTH} deep")), "{error}");
+    // One less is below a device that stands on the second highest.
+    above.load(world.linear_on(&chain[MAX_DEPTH - 2], 128)).unwrap();
+    assert_eq!(client.read(0, 512).unwrap(), [7; 512], "the chain is as it was");
+    // A device does not know who stands on it: a level that is put in below is not refused, and the highest fails I/O.
+    let lowest = world.device("lowest", world.linear(&leaf));
+    chain[0].load(world.linear_on(&lowest, 128)).unwrap();
+    chain[0].resume().unwrap();
+    assert_eq!(client.call(0, READ, 0, 512, &[]), Err(EIO));
+    assert_eq!(client.call(0, WRITE, 0, 512, &[8; 512]), Err(EIO));
+    assert_eq!(world.connect(&format!("level{}", MAX_DEPTH - 1)).read(0, 512).unwrap(), [7; 512]);
 }
