@@ -347,7 +347,8 @@ pub struct Suspend {
     /// multipath's policy is. (What is held already stays held in any case.)
     #[serde(default)]
     pub noflush: bool,
-    /// Accepted for dmsetup's sake: no file system is mounted on a device of ours, so there is none to freeze.
+    /// Accepted for dmsetup's sake: a suspend freezes no file system, one on the device's disk (ublk) included. Use
+    /// fsfreeze before, where it matters.
     #[serde(default)]
     pub nolockfs: bool,
 }

@@ -110,7 +110,7 @@ pub(super) struct Options {
     /// Do not wait for I/O that a target holds back
     #[arg(long)]
     pub noflush: bool,
-    /// Accepted: no file system is mounted on a device of ours
+    /// Accepted: a suspend freezes no file system (one on a disk of ours: fsfreeze before)
     #[arg(long)]
     pub nolockfs: bool,
     /// Give the device a uuid instead of a name
