@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use blkswitch_io::core::switch::message::Message;
+use blkswitch_io::engine::Engine;
 use blkswitch_io::engine::sim::Random;
 use blkswitch_io::table::MAX_DEPTH;
 use blkswitch_io::{Device, DeviceError, Leaf, Table, TableBuilder};
@@ -278,6 +279,26 @@ fn the_first_flush_after_opening_reaches_a_file() {
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1);
     client.flush().unwrap();
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1, "and the second need not");
+}
+
+/// A message drains nothing: what was mapped before it ends on the old path. A suspend behind it waits for that.
+#[test]
+fn a_suspend_is_the_barrier_behind_a_remap() {
+    let world = World::new(1);
+    let leaves = [world.leaf("sim:64K,delay=300ms"), world.leaf("mem:64K")];
+    let device = world.device("disk", world.switch(&leaves, 8));
+    let Engine::Sim(old) = leaves[0].engine() else { unreachable!("a sim leaf") };
+    let mut client = world.connect("disk");
+    let write = client.send(0, WRITE, 0, 512, &[9; 512]).unwrap();
+    // Answered behind it: the write has been mapped.
+    client.send(0, WRITE, 8 * 512, 512, &[1; 512]).unwrap();
+    client.reply().unwrap();
+    assert!(device.messenger(0).unwrap().map().unwrap().set(0, 1));
+    device.suspend().unwrap();
+    assert_eq!(old.image()[..512], [9; 512], "done, and on the old path");
+    device.resume().unwrap();
+    assert_eq!(client.reply().unwrap(), (0, write));
+    assert_eq!(client.read(0, 512).unwrap(), [0; 512], "the new path");
 }
 
 /// As many devices on one another as may be, and one more, which is refused.

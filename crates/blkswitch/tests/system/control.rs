@@ -145,6 +145,44 @@ fn exported_maps_are_imported_anywhere() {
     assert_eq!(daemon.map("m", 0), map);
 }
 
+/// The kernel loses such a message and reports success.
+#[test]
+fn a_message_without_a_live_table_is_an_error() {
+    let daemon = Daemon::start();
+    daemon.request("POST", route::DEVICES, json!({"name": "s", "table": null})).expect_ok();
+    let refused = || {
+        let error = daemon.message("s", 0, b"set_region_mappings 0:1").error();
+        assert_eq!((error.errno, error.ioctl.as_str()), (Errno::Einval, "message"));
+        assert_eq!(error.kernel, ["device-mapper: ioctl: The device has no table."]);
+        assert!(error.reason.contains("no live table: load one and resume"), "{}", error.reason);
+    };
+    refused();
+    // One in the inactive slot is none.
+    let table = json!({"table": "0 2048 switch 2 128 0 mem:1M 0 mem:1M 0"});
+    daemon.on("PUT", route::TABLE, "s", table).expect_ok();
+    refused();
+    let ran = daemon.run(&["message", "s", "0", "set_region_mappings", "0:1"]);
+    assert!(!ran.status.success());
+    daemon.on("POST", route::RESUME, "s", Value::Null).expect_ok();
+    assert_eq!(daemon.map("s", 0)[..3], [0, 1, 0], "nothing of them was kept");
+    daemon.message("s", 0, b"set_region_mappings 0:1").expect_ok();
+    assert_eq!(daemon.map("s", 0)[..3], [1, 1, 0]);
+}
+
+#[test]
+fn a_reload_begins_with_round_robin_and_an_exported_map_carries_over() {
+    let daemon = Daemon::start();
+    let table = "0 2048 switch 2 128 0 mem:1M 0 mem:1M 0";
+    daemon.create("s", table).expect_ok();
+    daemon.message("s", 0, b"set_region_mappings 0:1 R1,7").expect_ok();
+    let (map, exported) = (daemon.map("s", 0), daemon.run(&["map", "export", "s"]).stdout);
+    daemon.on("PUT", route::TABLE, "s", json!({"table": table})).expect_ok();
+    daemon.on("POST", route::RESUME, "s", Value::Null).expect_ok();
+    assert_eq!(daemon.map("s", 0)[..4], [0, 1, 0, 1]);
+    daemon.message("s", 0, exported.trim_ascii()).expect_ok();
+    assert_eq!(daemon.map("s", 0), map);
+}
+
 #[test]
 fn parts_of_a_map_and_wrong_parts() {
     let daemon = Daemon::start();
