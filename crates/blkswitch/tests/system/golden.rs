@@ -14,15 +14,14 @@ pub(crate) fn cases(suite: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Ids of the cases that come out differently through the daemon: those that it decides itself, and those that the
-/// core decides for it.
-fn listed_differences(suite: &str) -> BTreeSet<String> {
+/// Ids of the cases of a suite that are listed as different by any of `by`: `core`, `daemon`, `paths`, ...
+pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
     let mut ids = BTreeSet::new();
     for line in text.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let [_, id, by, ..] = cells.as_slice() else { continue };
-        if ["core", "daemon"].contains(by) && id.starts_with(&format!("{suite}-")) {
+        if of.contains(by) && id.starts_with(&format!("{suite}-")) {
             assert!(ids.insert((*id).to_owned()), "{id} is listed twice");
         }
     }
@@ -34,7 +33,8 @@ pub(crate) type Verdict = Result<(), String>;
 
 /// Compares every case of a suite with the list: a listed one must differ, any other must agree.
 pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Value) -> Verdict) {
-    let listed = listed_differences(suite);
+    // Those that the daemon decides itself, and those that the core decides for it.
+    let listed = listed_differences(suite, &["core", "daemon"]);
     let mut seen = BTreeSet::new();
     let mut wrong = Vec::new();
     for case in &cases(suite) {

@@ -1,19 +1,20 @@
-//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what reads give and
-//! where bytes land on the disks.
+//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what reads give,
+//! where bytes land on the disks, and what each path was asked to do.
 //!
 //! Disks are files of 8192 or 16384 sectors on which every sector says where it is; `/dev/mapper/bad` is a device
 //! of ours with an `error` target. What only an ioctl, a page cache or a request queue can show has no meaning over
 //! NBD and is left out ([`NO_MEANING`]).
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use blkswitch::nbd_client::NbdClient;
+use blkswitch::protocol::{DeviceStats, route};
 use serde_json::Value;
 
 use crate::fixture::{Daemon, SECTOR, make_disk, sector_of};
-use crate::golden::{Verdict, check_suite, differs, text};
+use crate::golden::{Verdict, check_suite, differs, listed_differences, text};
 
 /// Parts of the names of the cases that have no meaning over NBD.
 const NO_MEANING: [(&str, &str); 7] = [
@@ -26,6 +27,8 @@ const NO_MEANING: [(&str, &str); 7] = [
     ("page dirtied before a remap", "the page cache is the client's"),
 ];
 
+/// A disk that fails everything.
+const BAD: &str = "bad";
 /// The device under test.
 const CASE: &str = "sw";
 
@@ -114,8 +117,45 @@ fn content(sector: &[u8]) -> String {
     }
 }
 
+/// What a path did: bytes read, bytes written, and whether there were discards or zeroings (whose bytes nobody counts).
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct Asked {
+    read: u64,
+    written: u64,
+    discards: bool,
+    zeroes: bool,
+}
+
+/// What the kernel's target sent to each disk. It has zeroes written out. (Flushes it never sends, and which of ours go
+/// where hangs on what was written before: [`crate::control`] and the pipeline's tests count them.)
+fn sent_by_the_kernel(case: &Value, verb: &str) -> BTreeMap<String, Asked> {
+    let mut disks = BTreeMap::<String, Asked>::new();
+    for bio in strings(&case["bios"]) {
+        let words: Vec<&str> = bio.split(' ').collect();
+        let ["bio_queue", disk, flags, range] = words.as_slice() else { continue };
+        let bytes = range_in(range).map_or(0, |(_, sectors)| sectors * SECTOR as u64);
+        // What an error target refuses reaches no leaf, and no path counts it.
+        if [CASE, BAD].contains(disk) || bytes == 0 {
+            continue;
+        }
+        let asked = disks.entry((*disk).to_owned()).or_default();
+        match flags.trim_start_matches('F').chars().next() {
+            Some('N') => asked.zeroes = true,
+            Some('W') if verb == "zero" => asked.zeroes = true,
+            Some('W') => asked.written += bytes,
+            Some('D') => asked.discards = true,
+            Some('R') => asked.read += bytes,
+            _ => panic!("{bio}?"),
+        }
+    }
+    disks
+}
+
 struct Stage {
     daemon: Daemon,
+    /// Cases whose paths were asked to do something else than the kernel's.
+    other_paths: RefCell<BTreeMap<String, String>>,
+    compared: Cell<u32>,
     /// What every disk holds as new.
     images: RefCell<BTreeMap<String, Vec<u8>>>,
 }
@@ -186,9 +226,31 @@ impl Stage {
         } else {
             self.one_operation(case, &mut client, &disks)
         };
+        if verdict.is_ok() {
+            self.compare_paths(case);
+        }
         client.disconnect().unwrap();
         self.daemon.remove(CASE);
         verdict
+    }
+
+    /// What each path has done against what the kernel's was sent.
+    fn compare_paths(&self, case: &Value) {
+        let stats: DeviceStats = self.daemon.on("GET", route::STATS, CASE, Value::Null).json();
+        let mut disks = BTreeMap::<String, Asked>::new();
+        for path in &stats.paths {
+            let disk = path.address.rsplit('/').next().unwrap().to_owned();
+            let asked = disks.entry(disk).or_default();
+            asked.read += path.io.read_bytes;
+            asked.written += path.io.written_bytes;
+            asked.discards |= path.io.discards > 0;
+            asked.zeroes |= path.io.write_zeroes > 0;
+        }
+        disks.retain(|_, asked| *asked != Asked::default());
+        self.compared.set(self.compared.get() + 1);
+        if let Err(difference) = differs("paths", disks, sent_by_the_kernel(case, operation(case).verb)) {
+            self.other_paths.borrow_mut().insert(text(case, "id").to_owned(), difference);
+        }
     }
 
     /// `set_region_mappings ...`, or `@SECTOR ARGUMENTS RESULT`.
@@ -258,8 +320,13 @@ fn errno_name(result: &io::Result<()>) -> &'static str {
 
 #[test]
 fn reads_writes_flushes_discards_zeroings() {
-    let stage = Stage { daemon: Daemon::start(), images: RefCell::default() };
-    stage.daemon.create("bad", "0 8192 error").expect_ok();
+    let stage = Stage {
+        daemon: Daemon::start(),
+        other_paths: RefCell::default(),
+        compared: Cell::default(),
+        images: RefCell::default(),
+    };
+    stage.daemon.create(BAD, "0 8192 error").expect_ok();
     let mut left_out = BTreeMap::<&str, u32>::new();
     let mut replayed = 0;
     check_suite("io", 176, |case| {
@@ -276,4 +343,8 @@ fn reads_writes_flushes_discards_zeroings() {
     });
     println!("{replayed} replayed, left out: {left_out:?}");
     assert!(replayed >= 150, "{replayed} replayed, left out: {left_out:?}");
+    let (other, compared) = (stage.other_paths.into_inner(), stage.compared.get());
+    let found: BTreeSet<String> = other.keys().cloned().collect();
+    assert_eq!(found, listed_differences("io", &["paths"]), "paths of {compared} cases: {other:#?}");
+    assert!(compared >= 100, "the paths of {compared} cases compared");
 }
