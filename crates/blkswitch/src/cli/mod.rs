@@ -41,6 +41,7 @@ mod status;
 mod suspend;
 mod table;
 mod targets;
+mod udev;
 mod version;
 mod wait;
 mod wipe_table;
@@ -110,6 +111,12 @@ enum Verb {
     Completions(completions::Completions),
     Man(man::Man),
     Help(help::Help),
+    #[command(
+        name = "mknodes",
+        hide = true,
+        aliases = ["udevcreatecookie", "udevreleasecookie", "udevflags", "udevcomplete", "udevcomplete_all", "udevcookies"]
+    )]
+    Udev(udev::Accepted),
 }
 
 /// Of dmsetup's switches, those that a verb's help shows.
@@ -226,6 +233,7 @@ impl Verb {
             Self::Completions(verb) => verb.run(std::io::stdout()),
             Self::Man(verb) => verb.run(),
             Self::Help(verb) => verb.run(context),
+            Self::Udev(udev::Accepted { .. }) => Ok(()),
             Self::Serve(_) | Self::Demo(_) => {
                 Err(Failure::message("serve and demo are no verbs of the client."))
             }
@@ -335,6 +343,11 @@ mod tests {
             "blkswitch help -c",
             "blkswitch info --col --noh --sep | switch",
             "blkswitch --targ switch table",
+            "blkswitch mknodes",
+            "blkswitch mknodes switch --noudevsync",
+            "blkswitch udevcreatecookie",
+            "blkswitch udevreleasecookie 0xd4d1234",
+            "blkswitch udevcomplete_all 5 -y",
         ] {
             assert!(parses(line), "{line}");
         }
@@ -368,7 +381,7 @@ mod tests {
     fn manual_pages_and_completions_know_every_verb() {
         let folder = tempfile::tempdir().unwrap();
         clap_mangen::generate_to(command(), folder.path()).unwrap();
-        for verb in command().get_subcommands() {
+        for verb in command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             let page = folder.path().join(format!("blkswitch-{}.1", verb.get_name()));
             assert!(page.exists(), "{} has no manual page", verb.get_name());
         }
