@@ -305,7 +305,7 @@ fn a_suspend_is_the_barrier_behind_a_remap() {
 #[test]
 fn devices_stand_so_deep_and_no_deeper() {
     let world = World::new(1);
-    let leaf = world.leaf("mem:64K");
+    let leaf = world.leaf("sim:64K");
     let mut chain = vec![world.device("level1", world.linear(&leaf))];
     while chain.len() < MAX_DEPTH {
         let name = format!("level{}", chain.len() + 1);
@@ -327,5 +327,7 @@ fn devices_stand_so_deep_and_no_deeper() {
     chain[0].resume().unwrap();
     assert_eq!(client.call(0, READ, 0, 512, &[]), Err(EIO));
     assert_eq!(client.call(0, WRITE, 0, 512, &[8; 512]), Err(EIO));
+    world.connect("lowest").write(0, &[7; 512]).unwrap();
+    assert_eq!(client.call(0, FLUSH, 0, 0, &[]), Err(EIO), "a flush that does not reach the leaf says so");
     assert_eq!(world.connect(&format!("level{}", MAX_DEPTH - 1)).read(0, 512).unwrap(), [7; 512]);
 }

@@ -131,7 +131,7 @@ pub(super) enum PathLeaf {
     /// It can be reached.
     Open(Arc<Leaf>),
     /// It cannot, and why.
-    Absent(Address, Failure),
+    Absent(Box<Address>, Failure),
 }
 
 /// What a target needs of a device below.
@@ -200,7 +200,7 @@ impl<'a> Builder<'a> {
         match self.site.leaves.open(&address, &self.options) {
             Ok(leaf) => Ok(PathLeaf::Open(leaf)),
             Err(error) if address.may_be_absent() && error.is_unreachable() => {
-                Ok(PathLeaf::Absent(address, error.into()))
+                Ok(PathLeaf::Absent(Box::new(address), error.into()))
             }
             Err(error) => Err(error.into()),
         }

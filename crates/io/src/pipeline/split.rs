@@ -256,6 +256,8 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
     let Some(Some(local)) = devices.get(device as usize) else { return };
     let Some(live) = &local.live else { return };
     let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
+    // A device that was put below a stack as deep as may be: no request comes through, and a flush does not say it did.
+    let too_deep = || piece(PieceTo::Fail(libc::EIO), hops);
     let departed = live.departed.iter().map(|leaf| (leaf, 0, true));
     let own = live.table.leaves_with_paths().filter(|_| live.table.multipath().is_none());
     let leaves = own.map(|(leaf, path)| (leaf, path, false)).chain(departed);
@@ -266,14 +268,16 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
     for (leaf, path, departed) in leaves {
         let at = LeafAt { device, index: index[usize::from(departed)], departed };
         index[usize::from(departed)] += 1;
-        if leaf.needs_flush()
-            && let Some(hops) = hops.with(device, path)
-        {
-            out.push(piece(PieceTo::Leaf(at), hops));
+        if leaf.needs_flush() {
+            let through = hops.with(device, path);
+            out.push(through.map_or_else(too_deep, |through| piece(PieceTo::Leaf(at), through)));
         }
     }
     for (below, path) in live.table.devices_with_paths() {
-        let Some(hops) = hops.with(device, path) else { continue };
+        let Some(hops) = hops.with(device, path) else {
+            out.push(too_deep());
+            continue;
+        };
         match devices.get(below as usize) {
             Some(Some(local)) if !local.open => out.push(piece(PieceTo::Gate(below), hops)),
             _ => flush(devices, below, hops, out),
@@ -291,7 +295,9 @@ fn flush_multipath(
     hops: Hops,
     out: &mut Vec<Piece>,
 ) {
-    let Some(hops) = hops.with(device, 0) else { return };
+    let Some(hops) = hops.with(device, 0) else {
+        return out.push(Piece { to: PieceTo::Fail(libc::EIO), hops, offset: 0, len: 0, data: 0 });
+    };
     let mut push = |to, path| {
         let mut hops = hops;
         hops.set_last_path(path);

@@ -1,0 +1,119 @@
+//! The short way of a read or write that is one piece, as most are: it is no list of pieces, and no request that waits
+//! for its parts.
+//!
+//! Contract: as [`super`]. A request that came this way is a part with [`ALONE`] in place of a request's number, or
+//! nothing at all once it has been answered; if it may have to wait or go down another path it becomes one like all others
+//! ([`super::multipath`]).
+
+use blkswitch_core::multipath::{Ask, Attempt, Verdict};
+
+use super::split::{self, Piece, PieceTo, Straight};
+use super::state::{ALONE, Hops, LeafAt};
+use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, multipath};
+use crate::request::{Op, Request};
+use crate::ring::Ring;
+
+/// What became of a request that may be one piece on one leaf.
+pub(super) enum Alone {
+    /// It is more, and has not entered.
+    Not,
+    /// It will be answered.
+    UnderWay,
+    /// It was done at once.
+    Answered,
+}
+
+impl Pipeline {
+    /// A read or write enters that is one piece: the part is all that is kept of it, and if its leaf does all of it at once
+    /// nothing is.
+    #[inline]
+    pub(super) fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
+        let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
+        let Some((way, offset)) = split::straight(&self.devices, device, range, &mut hops) else {
+            return Alone::Not;
+        };
+        let (at, leaf, attempt) = match way {
+            Straight::Leaf(at, leaf) => (at, leaf, None),
+            Straight::Multipath(device, groups, table) => {
+                // What is to be known of it, should it need another path, is in the part if it is as simple as this.
+                if request.pages.is_some() || request.fua {
+                    return Alone::Not;
+                }
+                let ask = Ask { bytes: request.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
+                let way = multipath::choose_alone((device, groups, table), ask, &mut self.events);
+                let Some((at, leaf, attempt)) = way else { return Alone::Not };
+                hops.set_last_path(attempt.path());
+                (at, leaf, Some((groups, attempt)))
+            }
+        };
+        let is_read = request.op == Op::Read;
+        let mut result = None;
+        // Data in pages and what is to be flushed afterwards take more steps than one.
+        if request.pages.is_none() && (!request.fua || leaf.engine().has_fua()) {
+            let io = LeafIo {
+                op: if is_read { LeafOp::Read } else { LeafOp::Write },
+                fua: request.fua,
+                fast: false,
+                offset,
+                len: request.len,
+                data: request.data,
+                pages: None,
+                part: self.parts.next(),
+                queue: self.queue,
+            };
+            let began_ns = ring.now_ns();
+            // SAFETY: as in drive().
+            result = Some(unsafe { leaf.engine().submit(&io, ring) });
+            if result == Some(Submitted::Done(request.len as i64)) {
+                let kind = if is_read {
+                    Kind::Read
+                } else {
+                    judge::wrote(&io, leaf, 0);
+                    Kind::Write
+                };
+                if let Some((groups, attempt)) = attempt {
+                    // How long it took is what some selectors go by, however short it was.
+                    ring.read_clock();
+                    let verdict = groups.judge(attempt, 0, ring.now_ns(), &mut |_| {});
+                    debug_assert!(verdict == Verdict::Done, "there is nothing more to do");
+                }
+                let ns = ring.now_ns().saturating_sub(began_ns);
+                self.count(&hops, (0, hops.depth), Counted { kind, len: request.len, failed: false, ns });
+                ring.answered(1);
+                return Alone::Answered;
+            }
+        }
+        let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
+        let attempt = attempt.map(|(_, attempt)| attempt);
+        self.go_on_alone(request, (at, attempt), &piece, result, ring);
+        Alone::UnderWay
+    }
+
+    /// As [`Pipeline::begin_alone`], when its leaf was not asked yet, will answer, or has not done all.
+    fn go_on_alone(
+        &mut self,
+        request: &Request,
+        (leaf, attempt): (LeafAt, Option<Attempt>),
+        piece: &Piece,
+        submitted: Option<Submitted>,
+        ring: &mut Ring,
+    ) {
+        for hop in piece.hops.all() {
+            if let Some(local) = self.local(hop.device) {
+                local.in_flight += 1;
+            }
+        }
+        self.alone += 1;
+        let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
+        part.io.part = self.parts.next();
+        let id = self.parts.insert(part);
+        if let Some(attempt) = attempt {
+            self.remember(id, attempt);
+        }
+        match submitted {
+            None => self.drive(id, None, ring),
+            Some(Submitted::Done(result)) => self.drive(id, Some(result), ring),
+            Some(Submitted::Pending) => {}
+        }
+    }
+}
