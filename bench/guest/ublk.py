@@ -1,7 +1,7 @@
 """What a 4 KiB read of a ublk disk takes, ours through a three-path switch beside others' servers and the kernel's targets.
 
 Runs in a guest whose clock counts instructions (`cargo xtask bench-ublk`): a nanosecond is an instruction. `ublk.py PROGRAM
-[RUBLK]` prints Markdown. Reads are made one at a time. Of each: the instructions of the whole machine (reader, block layer,
+[RUBLK [UBLKSRV]]` prints Markdown. Reads are made one at a time. Of each: the instructions of the whole machine (reader, block layer,
 driver, server), and those of the server's threads, in user space and in the kernel on their behalf.
 
 What share of these is in user space the clock does not tell. So the thread that serves is stepped through some reads, one
@@ -26,7 +26,7 @@ BLOCK = 4096
 READS, ROUNDS = 300, 7
 SOCKET = "/run/bench/control.sock"
 OURS = "/dev/blkswitch/b"
-RUBLK_NODE = "/dev/ublkb0"
+THEIR_NODE = "/dev/ublkb0"
 OTHERS = {"null": "null", "loop": "loop -f /run/bench/leaf0"}
 # Reads that a server is stepped through.
 STEPPED = 20
@@ -71,8 +71,8 @@ def measure(node, server, block=BLOCK):
 
 
 class Bench:
-    def __init__(self, program, rublk=None):
-        self.program, self.rublk = program, rublk
+    def __init__(self, program, rublk=None, ublksrv=None):
+        self.program, self.peers = program, {"rublk": rublk, "ublksrv": ublksrv}
         dm.run("modprobe dm-mod; modprobe dm-switch; modprobe ublk_drv; modprobe loop max_loop=8; modprobe null_blk nr_devices=1 gb=1")
         size = SECTORS * dm.SECTOR
         dm.run(f"mkdir -p /run/bench; for n in 0 1 2; do head -c {size} /dev/zero >/run/bench/leaf$n; losetup --direct-io=on /dev/loop$n /run/bench/leaf$n; done")
@@ -127,19 +127,23 @@ class Bench:
             for target in ("linear", "switch"):
                 self.serve(target, kind, "", lambda pid: self.row(f"blkswitch, {target}, {kind}", OURS, pid))
 
-    def others(self):
-        for name, words in OTHERS.items():
-            self.other(words, lambda pid: self.row(f"rublk, {name}", RUBLK_NODE, pid))
+    def others(self, row, peers):
+        """A row for each target of those others' servers that there are."""
+        for peer in peers:
+            program = self.peers[peer]
+            for name, words in OTHERS.items() if program else ():
+                self.other(peer, program, words, lambda pid: row(f"{peer}, {name}", THEIR_NODE, pid))
 
-    def other(self, words, use):
-        """As serve(), rublk."""
-        with open("/run/bench/rublk.log", "w") as log:
-            add = [self.rublk, "add", *words.split(), "-n", "0", "-q", "1", "--quiet", "--foreground"]
-            server = subprocess.Popen(add, stdout=log, stderr=log)
-        wait_for(lambda: os.path.exists(RUBLK_NODE))
-        use(server.pid)
-        dm.run(f"{self.rublk} del -n 0", check=False)
-        wait_for(lambda: not os.path.exists(RUBLK_NODE))
+    def other(self, peer, program, words, use):
+        """As serve(), somebody else's."""
+        how = {"rublk": f"add {words} --quiet --foreground", "ublksrv": f"add -t {words}"}[peer]
+        with open("/run/bench/peer.log", "w") as log:
+            server = subprocess.Popen([program, *how.split(), "-n", "0", "-q", "1"], stdout=log, stderr=log)
+        wait_for(lambda: os.path.exists(THEIR_NODE))
+        # ublksrv's goes to the background, as a program that is named after its target.
+        use(server.pid if peer == "rublk" else int(dm.run(f"pidof ublk.{words.split()[0]}")[1]))
+        dm.run(f"{program} del -n 0", check=False)
+        wait_for(lambda: not os.path.exists(THEIR_NODE))
         server.wait()
 
     def zero_copy(self):
@@ -167,9 +171,8 @@ class Bench:
         print("\n| a 4 KiB read of | server, user space |\n|---|---|")
         for kind in ("null", "memory", "file"):
             self.serve("switch", kind, "", lambda pid: self.user_row(f"blkswitch, switch, {kind}", OURS, pid))
-        if self.rublk:
-            for name, words in OTHERS.items():
-                self.other(words, lambda pid: self.user_row(f"rublk, {name}", RUBLK_NODE, pid))
+        # Not ublksrv: stepped through, it loses its disk, and 6.12 crashes.
+        self.others(self.user_row, ["rublk"])
 
     def user_row(self, name, node, server):
         # The thread that serves is the one that works.
@@ -227,8 +230,7 @@ def main():
     print("| a 4 KiB read of | machine | server |\n|---|---|---|")
     bench.kernel()
     bench.ours()
-    if bench.rublk:
-        bench.others()
+    bench.others(bench.row, ["rublk", "ublksrv"])
     if tuple(int(number) for number in os.uname().release.split(".")[:2]) >= (6, 16):
         bench.zero_copy()
     bench.user_space()

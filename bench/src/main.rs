@@ -10,6 +10,7 @@ mod multipath;
 mod nbd;
 mod pipeline;
 mod report;
+mod ublk;
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +44,8 @@ enum Bench {
     Nbd(nbd::NbdOptions),
     /// Choose among paths, carry requests over NBD leaves, fail over.
     Multipath(multipath::MultipathOptions),
+    /// Read a disk of ours on this kernel, which must have the ublk driver.
+    Ublk(ublk::UblkOptions),
     /// Run every benchmark once, short: do they work?
     Smoke,
 }
@@ -57,13 +60,14 @@ fn main() -> anyhow::Result<()> {
         Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
         Bench::Multipath(options) => multipath::run_all(rounds, &options)?,
+        Bench::Ublk(options) => ublk::run_all(rounds, &options)?,
         Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
     Ok(())
 }
 
-/// A round of everything, in well under a minute.
+/// A round of everything that needs no other kernel, in well under a minute.
 fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     let once = report::Rounds { count: 1, best: false };
     let mut figures = message::run(once)?;

@@ -8,7 +8,7 @@
 mod carry;
 mod choose;
 mod fail_over;
-mod servers;
+pub(crate) mod servers;
 
 use anyhow::Result;
 use clap::Args;

@@ -20,6 +20,7 @@ use clap::Args;
 use self::client::{Load, run};
 use self::lean::Lean;
 use self::results::{Cell, Layer, Results};
+pub(crate) use self::server::process_cpu_ns;
 use self::server::{Kind, Server};
 use crate::report::Figure;
 

@@ -12,10 +12,11 @@ use std::time::Duration;
 const TIMEOUT_SECONDS: u64 = 3600;
 
 const USAGE: &str = "\
-Usage: cargo xtask bench-ublk [--kernel 6.12|newest] [RUBLK]
+Usage: cargo xtask bench-ublk [--kernel 6.12|newest] [RUBLK [UBLKSRV]]
 
 Prints the figures as Markdown, with the machine and the date: > bench/results/ublk.md
-RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER).";
+RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER), UBLKSRV the
+program ublk of that project, installed somewhere (it needs a newer liburing than Debian 12's).";
 
 /// The task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
@@ -25,11 +26,11 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     {
         (kernel, words) = (value.parse()?, rest);
     }
-    let rublk = match words {
-        [] => None,
-        [path] if !path.starts_with('-') => Some(std::path::absolute(path)?.to_string_lossy().into_owned()),
-        _ => bail!("unknown arguments {words:?}\n\n{USAGE}"),
-    };
+    if words.len() > 2 || words.iter().any(|word| word.starts_with('-')) {
+        bail!("unknown arguments {words:?}\n\n{USAGE}");
+    }
+    let peers = words.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
+    let peers: Vec<String> = peers.collect::<Result<_>>()?;
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
         .status()
@@ -43,14 +44,14 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     println!("# Instructions of a read of a ublk disk\n");
     let qemu = run(Command::new("qemu-system-x86_64").arg("--version"))?;
     let date = run(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?;
-    let peer = rublk.as_deref().map(|path| run(Command::new(path).arg("--version"))).transpose()?;
+    let peer = peers.first().map(|path| run(Command::new(path).arg("--version"))).transpose()?;
     let peer = peer.map(|version| format!(", {}", version.trim())).unwrap_or_default();
     println!("{}, {}{peer}.", date.trim(), qemu.lines().next().unwrap_or_default());
     println!(
         "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask bench-ublk`.\n"
     );
     let command: Vec<String> =
-        ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(rublk).collect();
+        ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(peers).collect();
     let vm = Vm { kernel, icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
     vm.run(&command).map(ExitCode::from)
 }

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 /// Of every volume.
-pub(super) const BYTES: u64 = 64 << 20;
+pub(crate) const BYTES: u64 = 64 << 20;
 /// A server that does not answer after this will not.
 const START: Duration = Duration::from_secs(60);
 
 /// A process with an NBD socket; it ends with its value.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub(super) socket: PathBuf,
+    pub(crate) socket: PathBuf,
 }
 
 impl Server {
     /// nbdkit with a volume in memory, whose answers take so long, and so many at a time.
-    pub(super) fn nbdkit(folder: &Path, name: &str, delay_ms: u32, threads: u32) -> Result<Server> {
+    pub(crate) fn nbdkit(folder: &Path, name: &str, delay_ms: u32, threads: u32) -> Result<Server> {
         let socket = folder.join(format!("{name}.sock"));
         let mut command = Command::new("nbdkit");
         command.args(["--foreground", "--threads", &threads.to_string(), "--unix"]).arg(&socket);
@@ -34,7 +34,7 @@ impl Server {
     }
 
     /// A daemon of ours, without devices.
-    pub(super) fn daemon(folder: &Path, name: &str, blkswitch: &Path) -> Result<Daemon> {
+    pub(crate) fn daemon(folder: &Path, name: &str, blkswitch: &Path) -> Result<Daemon> {
         let (socket, control) = (folder.join(format!("{name}.sock")), folder.join(format!("{name}.control")));
         let mut command = Command::new(blkswitch);
         command.args(["serve", "--queues", "1", "--log-level", "error", "--path-checker-interval", "1"]);
@@ -55,18 +55,23 @@ impl Server {
         Ok(server)
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its address as a leaf.
-    pub(super) fn leaf(&self, options: &str) -> String {
+    pub(crate) fn leaf(&self, options: &str) -> String {
         format!("nbd+unix:///?socket={}{options}", self.socket.display())
     }
 
     /// Its address for a client.
-    pub(super) fn uri(&self, export: &str) -> String {
+    pub(crate) fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 
     /// Sends it a signal by its name.
-    pub(super) fn signal(&self, name: &str) -> Result<()> {
+    pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let status =
             Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
         ensure!(status.success(), "kill -{name} has failed");
@@ -83,19 +88,24 @@ impl Drop for Server {
 }
 
 /// A daemon of ours.
-pub(super) struct Daemon {
-    pub(super) server: Server,
+pub(crate) struct Daemon {
+    pub(crate) server: Server,
     blkswitch: PathBuf,
     control: PathBuf,
 }
 
 impl Daemon {
     /// Makes a device as long as a volume.
-    pub(super) fn create(&self, name: &str, target: &str) -> Result<()> {
+    pub(crate) fn create(&self, name: &str, target: &str) -> Result<()> {
         let table = format!("0 {} {target}", BYTES / 512);
-        let words = ["create", name, "--table", &table, "--socket"];
-        let status = Command::new(&self.blkswitch).args(words).arg(&self.control).status()?;
-        ensure!(status.success(), "blkswitch create {name} --table '{table}' has failed");
+        let made = self.command(&["create", name, "--table", &table])?;
+        ensure!(made, "blkswitch create {name} --table '{table}' has failed");
         Ok(())
+    }
+
+    /// Has it do something. Whether it did.
+    pub(crate) fn command(&self, words: &[&str]) -> Result<bool> {
+        let status = Command::new(&self.blkswitch).args(words).arg("--socket").arg(&self.control).status();
+        Ok(status.with_context(|| format!("cannot start {}", self.blkswitch.display()))?.success())
     }
 }

@@ -179,10 +179,15 @@ impl Server {
 
     /// The same for the threads that live, without the steps: for our own server, whose threads stay.
     pub(super) fn threads_cpu_ns(&self) -> Result<u64> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let tasks = std::fs::read_dir(&tasks).with_context(|| tasks.clone())?;
-        tasks.map(|task| thread_cpu_ns(&task?.path())).sum()
+        process_cpu_ns(self.child.id())
     }
+}
+
+/// Processor time of the threads that a process has now, in nanoseconds.
+pub(crate) fn process_cpu_ns(process: u32) -> Result<u64> {
+    let tasks = format!("/proc/{process}/task");
+    let tasks = std::fs::read_dir(&tasks).with_context(|| tasks.clone())?;
+    tasks.map(|task| thread_cpu_ns(&task?.path())).sum()
 }
 
 /// Processor time of the thread that `/proc` describes in `folder`, in nanoseconds. Exact while it sleeps.
