@@ -1,8 +1,8 @@
 //! `nbd`: blkswitch and other NBD servers under the same load from the same client.
 //!
 //! Every server runs in its own process over files of its own in memory, all with the same content. In each round
-//! every load meets every server once, the order of the servers turned by one from round to round, so that what
-//! else the machine does falls on all alike. The server's processor time per request is the honest figure where the
+//! every load meets every server once, in an order that is another in each round, so that what else the machine does,
+//! and what the server before leaves behind, fall on all alike. The server's processor time per request is the honest figure where the
 //! client is the limit.
 
 pub(crate) mod client;
@@ -22,7 +22,7 @@ use self::lean::Lean;
 use self::results::{Cell, Layer, Results};
 pub(crate) use self::server::process_cpu_ns;
 use self::server::{Kind, Server};
-use crate::report::Figure;
+use crate::report::{Figure, Random};
 
 /// Of the runs for the cost of the switch layer: some 50 ms.
 const LAYER_REQUESTS: u64 = 20_000;
@@ -59,10 +59,12 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
         .iter()
         .flat_map(|load| Kind::ALL.map(|kind| Cell { load: *load, kind, runs: Vec::new() }))
         .collect();
+    let mut order: Vec<usize> = (0..servers.len()).collect();
+    let mut random = Random(1);
     for round in 0..rounds {
         for (nr, load) in Load::ALL.iter().enumerate() {
-            for turn in 0..servers.len() {
-                let at = (round + turn) % servers.len();
+            order.sort_by_cached_key(|_| random.next());
+            for &at in &order {
                 cells[nr * servers.len() + at].runs.push(run(
                     &servers[at],
                     Kind::ALL[at].device(),
@@ -83,7 +85,8 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
 
 /// Switch against bare file, in pairs of short runs over two connections that stay, each first in every other pair.
 fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
-    let server = servers.iter().find(|server| server.kind == Kind::OneFile).context("a server is missing")?;
+    let server =
+        servers.iter().find(|server| server.kind == Kind::OneQueue).context("a server is missing")?;
     let connect = |device| Lean::connect(server.socket(), device, &Load::LAYER);
     let (mut switch, mut linear) = (connect("switch")?, connect("linear")?);
     let cost = |client: &mut Lean| {

@@ -152,7 +152,8 @@ impl Results {
             "fio's nbd engine, or for \"a client that batches\" one that sends and receives in as large pieces as there \
              are (bench/src/nbd/lean.rs);\none connection, {} MiB in memory (tmpfs); medians of {} rounds of {} s in \
              which the servers take turns.\nServer and client time are processor time per request. The blkswitch device is a \
-             switch of three paths and regions of 64 KiB,\nor one file behind a linear target.\n",
+             switch of three paths and regions of 64 KiB;\nall three are one image as the others serve it, or, where it \
+             says so, a file each.\n",
             DEVICE_BYTES >> 20,
             self.rounds,
             self.seconds

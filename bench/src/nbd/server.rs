@@ -25,13 +25,13 @@ const START: Duration = Duration::from_secs(60);
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A switch device of three paths, a queue per core.
+    /// A switch device whose three paths are one image, a queue per core. So the memory it touches is what the others
+    /// touch: with an image for each path, look-ups in the page cache go through three trees.
     Switch,
-    /// The same with one queue.
-    SwitchOneQueue,
-    /// One file, one queue, two devices: `linear`, and `switch` whose three paths are that file. They touch the same
-    /// memory (other files, at other places, make a difference of several per cent), so what differs is the switch.
-    OneFile,
+    /// The same with one queue, and beside it a `linear` device over the same image: what differs is the switch.
+    OneQueue,
+    /// One queue, a switch device with a file for each of the three paths.
+    ThreeFiles,
     /// nbdkit with its file plugin.
     Nbdkit,
     /// qemu-nbd with io_uring.
@@ -43,8 +43,8 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) const ALL: [Kind; 6] = [
         Kind::Switch,
-        Kind::SwitchOneQueue,
-        Kind::OneFile,
+        Kind::OneQueue,
+        Kind::ThreeFiles,
         Kind::Nbdkit,
         Kind::QemuNbd,
         Kind::QemuStorageDaemon,
@@ -52,9 +52,9 @@ impl Kind {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Kind::Switch => "blkswitch, switch",
-            Kind::SwitchOneQueue => "blkswitch, switch, 1 queue",
-            Kind::OneFile => "blkswitch, linear, 1 queue",
+            Kind::Switch => "blkswitch",
+            Kind::OneQueue => "blkswitch, 1 queue",
+            Kind::ThreeFiles => "blkswitch, 1 queue, three files",
             Kind::Nbdkit => "nbdkit",
             Kind::QemuNbd => "qemu-nbd",
             Kind::QemuStorageDaemon => "qemu-storage-daemon",
@@ -63,7 +63,7 @@ impl Kind {
 
     /// The device that is compared with the others'.
     pub(super) fn device(self) -> &'static str {
-        if self == Kind::OneFile { "linear" } else { "" }
+        if self == Kind::OneQueue { "switch" } else { "" }
     }
 
     pub(super) fn is_peer(self) -> bool {
@@ -76,7 +76,7 @@ impl Kind {
             Kind::Nbdkit => "nbdkit",
             Kind::QemuNbd => "qemu-nbd",
             Kind::QemuStorageDaemon => "qemu-storage-daemon",
-            Kind::Switch | Kind::SwitchOneQueue | Kind::OneFile => {
+            Kind::Switch | Kind::OneQueue | Kind::ThreeFiles => {
                 return Ok(format!("blkswitch {}", env!("CARGO_PKG_VERSION")));
             }
         };
@@ -99,12 +99,12 @@ impl Server {
         let (socket, image) = (at("sock"), at("image"));
         let (nbd, file) = (socket.display(), image.display());
         let files: Vec<PathBuf> = match kind {
-            Kind::Switch | Kind::SwitchOneQueue => ["a", "b", "c"].map(at).into(),
+            Kind::ThreeFiles => ["a", "b", "c"].map(at).into(),
             _ => vec![image.clone()],
         };
         files.iter().try_for_each(|file| fill(file))?;
         let mut command = match kind {
-            Kind::Switch | Kind::SwitchOneQueue | Kind::OneFile => {
+            Kind::Switch | Kind::OneQueue | Kind::ThreeFiles => {
                 let mut command = Command::new(blkswitch);
                 command.args(["serve", "--log-level", "warn", "--socket"]).arg(at("control"));
                 command.arg("--nbd").arg(format!("unix:{nbd}"));
@@ -136,7 +136,7 @@ impl Server {
             let sectors = DEVICE_BYTES / 512;
             let switch = format!("0 {sectors} switch 3 {REGION_SECTORS} 0{paths}");
             create(blkswitch, &at("control"), "switch", &switch)?;
-            if kind == Kind::OneFile {
+            if kind == Kind::OneQueue {
                 create(blkswitch, &at("control"), "linear", &format!("0 {sectors} linear {file} 0"))?;
             }
         }
