@@ -284,7 +284,10 @@ impl Ring {
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
         let found = look_ns > 0 && look(kernel, until_ns)?;
+        // What the look found may be all there already: a receive of bytes that had come completes as it is submitted.
+        let all_there = found && !kernel.submission().taskrun();
         let result = match next_ns {
+            _ if all_there => Ok(0),
             Some(next_ns) if want == 1 => {
                 let ns = next_ns.saturating_sub(clock_ns());
                 let time = types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
