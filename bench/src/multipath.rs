@@ -1,6 +1,7 @@
 //! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another one is taken.
 //!
-//! Three parts. Choosing: our own code alone, as in `pipeline`. Carrying: fio on nbdkit, straight and through leaves of
+//! Three parts. Choosing: our own code alone, as in `pipeline`,
+//! and its share of what a daemon takes for a read. Carrying: fio on nbdkit, straight and through leaves of
 //! ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because on a machine of few cores a
 //! server without delay measures how processor time is shared. Failing over: a server that is killed, and one that
 //! stops answering, while a client reads.
@@ -42,7 +43,7 @@ impl MultipathOptions {
 
 pub(crate) fn run_all(rounds: Rounds, options: &MultipathOptions) -> Result<Vec<Figure>> {
     let blkswitch = crate::nbd::build()?;
-    let mut figures = choose::run(rounds)?;
+    let mut figures = choose::run(rounds, carry::read_ns(rounds.count, &blkswitch)?)?;
     figures.extend(carry::run(rounds.count, options.seconds, &blkswitch)?);
     figures.extend(fail_over::run(&blkswitch, options.short)?);
     Ok(figures)

@@ -6,7 +6,7 @@
 //! client is the limit.
 
 pub(crate) mod client;
-mod lean;
+pub(crate) mod lean;
 mod results;
 mod server;
 

@@ -26,7 +26,8 @@ const WAYS: usize = 2;
 
 const LINEAR: u32 = 0;
 
-pub(super) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
+/// `read_ns`: what the cost is compared with, a read over NBD.
+pub(super) fn run(rounds: Rounds, read_ns: f64) -> Result<Vec<Figure>> {
     let mut bench = Bench::empty();
     bench.device(LINEAR, 1, |paths| Ok(Target::Linear(paths[0])))?;
     let mut names = vec!["linear".to_owned()];
@@ -49,16 +50,21 @@ pub(super) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
             lowest[device] = lowest[device].min(bench.request_ns(device as u32)?);
         }
     }
-    let mut figures = Vec::new();
+    let mut figures = vec![Figure::new("a 4 KiB read over NBD", read_ns, "ns/request")];
+    let mut most = 0.0_f64;
     for (device, name) in names.iter().enumerate() {
         figures.push(Figure::new(name, lowest[device], "ns/request"));
         if device > LINEAR as usize && device < one_tier as usize {
             let cost = lowest[device] - lowest[LINEAR as usize];
             figures.push(Figure::new(format!("{name}: choose and judge"), cost, "ns/request"));
+            let share = cost / read_ns * 100.0;
+            figures.push(Figure::new(format!("{name}: of the read over NBD"), share, "%"));
+            most = most.max(share);
         }
     }
     let tier = lowest[one_tier as usize + 1] - lowest[one_tier as usize];
     figures.push(Figure::new("the second tier", tier, "ns/request"));
+    figures.push(Figure::new("choose and judge, at most: of the read over NBD", most, "%"));
     Ok(figures)
 }
 

@@ -56,7 +56,7 @@ impl Load {
         Load::new("128 KiB sequential write, depth 8", "write", 128, 8),
     ];
     /// What the cost of the switch layer is measured with.
-    pub(super) const LAYER: Load =
+    pub(crate) const LAYER: Load =
         Load::lean("4 KiB random read, depth 32, a client that batches", "randread");
     /// What paths of a multipath are measured with.
     pub(crate) const PATHS: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);

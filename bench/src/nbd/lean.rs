@@ -20,7 +20,7 @@ use crate::report::Random;
 const REPLY_HEADER: usize = 16;
 
 /// A connection and the requests on it.
-pub(super) struct Lean {
+pub(crate) struct Lean {
     stream: UnixStream,
     command: u16,
     block: usize,
@@ -41,7 +41,7 @@ pub(super) struct Lean {
 
 impl Lean {
     /// Connects to a server's device for `load`, whose requests are at random places.
-    pub(super) fn connect(socket: &Path, device: &str, load: &Load) -> Result<Lean> {
+    pub(crate) fn connect(socket: &Path, device: &str, load: &Load) -> Result<Lean> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         let blocks = NbdClient::over(stream.try_clone()?, device)?.size() / load.block_bytes() as u64;
         let block = load.block_bytes();
@@ -86,7 +86,7 @@ impl Lean {
     }
 
     /// Has so many requests answered (up to the depth more).
-    pub(super) fn carry(&mut self, requests: u64) -> Result<()> {
+    pub(crate) fn carry(&mut self, requests: u64) -> Result<()> {
         self.latencies_ns.clear();
         self.carry_while(|answered| answered < requests)
     }
