@@ -1,11 +1,15 @@
 //! tgt as the tests use it: a daemon with a control number and a port of its own, one target with two units over files.
+//! The tests of the daemon use this file, too.
+
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::support::eventually;
+use super::eventually;
 
 /// Who may log in.
 pub(crate) enum Login {
@@ -15,7 +19,7 @@ pub(crate) enum Login {
 
 pub(crate) struct Target {
     pub(crate) iqn: String,
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     control: u32,
     port: u16,
     daemon: Option<Child>,
@@ -31,11 +35,19 @@ fn skipped() -> Option<Target> {
 /// tgt's control numbers are global to the machine, and below 32768.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+fn control_number() -> u32 {
+    std::process::id() % 1000 + 1000 * NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Target {
     /// Nothing, with the reason printed, if there can be no tgt here.
     pub(crate) fn start(bytes: usize, login: &Login) -> Option<Target> {
-        let number = std::process::id() % 1000 + 1000 * NEXT.fetch_add(1, Ordering::SeqCst);
-        let dir = tempfile::tempdir().unwrap();
+        let number = control_number();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let iqn = format!("iqn.2026-11.org.example:test{number}");
         let mut setup = vec![format!("--mode target --op new --tid 1 -T {iqn}")];
         for lun in [1, 2] {
@@ -52,8 +64,15 @@ impl Target {
             setup.push(format!("--mode account --op bind --tid 1 --user {user}"));
         }
         let setup = setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut target = Target { iqn, dir, control: number, port, daemon: None, setup };
+        let mut target = Target { iqn, dir, control: number, port: free_port(), daemon: None, setup };
+        target.serve().then_some(target).or_else(skipped)
+    }
+
+    /// Another daemon with the same units over the same files, as a further member of a group is.
+    pub(crate) fn twin(&self) -> Option<Target> {
+        let (iqn, dir, setup) = (self.iqn.clone(), self.dir.clone(), self.setup.clone());
+        let mut target =
+            Target { iqn, dir, control: control_number(), port: free_port(), daemon: None, setup };
         target.serve().then_some(target).or_else(skipped)
     }
 
