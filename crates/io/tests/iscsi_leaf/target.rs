@@ -77,8 +77,7 @@ impl Target {
     }
 
     fn serve(&mut self) -> bool {
-        // Two addresses: tgt redirects nobody to the one he came by.
-        let portal = format!("portal=127.0.0.1:{0},portal=127.0.0.2:{0}", self.port);
+        let portal = format!("portal={}", self.portal());
         let control = self.control.to_string();
         let spawned = Command::new("/usr/sbin/tgtd")
             .args(["--foreground", "--iscsi", &portal, "--control-port", &control])
@@ -126,13 +125,57 @@ impl Target {
 
     /// What the first unit has stored.
     pub(crate) fn stored(&self) -> Vec<u8> {
-        std::fs::read(self.dir.path().join("lun1")).unwrap()
+        std::fs::read(self.file(1)).unwrap()
+    }
+
+    /// The file of a unit.
+    pub(crate) fn file(&self, lun: u32) -> PathBuf {
+        self.dir.path().join(format!("lun{lun}"))
+    }
+
+    /// A further unit of this size and with such blocks.
+    pub(crate) fn unit(&self, lun: u32, bytes: u64, block_bytes: u32) {
+        std::fs::File::create(self.file(lun)).unwrap().set_len(bytes).unwrap();
+        let (file, lun, block) =
+            (self.file(lun).display().to_string(), lun.to_string(), block_bytes.to_string());
+        let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
+        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file, "--blocksize", &block]].concat()));
+        assert!(self.admin(&[&unit[..], &["--op", "update", "--params", "thin_provisioning=1"]].concat()));
+    }
+
+    /// Where it listens.
+    pub(crate) fn portal(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// An address of its first unit by another portal.
+    pub(crate) fn address_by(&self, portal: &str, query: &str) -> String {
+        format!("iscsi://{portal}/{}/1{query}", self.iqn)
     }
 
     fn signal(&self, signal: &str) {
         if let Some(daemon) = &self.daemon {
             let _ = Command::new("kill").args([signal, &daemon.id().to_string()]).status();
         }
+    }
+
+    /// Who is logged in to it.
+    pub(crate) fn sessions(&self) -> usize {
+        let mut command = Command::new("/usr/sbin/tgtadm");
+        let number = self.control.to_string();
+        command.args([
+            "--control-port",
+            &number,
+            "--lld",
+            "iscsi",
+            "--mode",
+            "conn",
+            "--op",
+            "show",
+            "--tid",
+            "1",
+        ]);
+        String::from_utf8_lossy(&command.output().unwrap().stdout).matches("Session: ").count()
     }
 
     /// It hangs, with its connections open.
@@ -174,25 +217,6 @@ impl Target {
         let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
         assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
         assert!(self.admin(&[&unit[..], &["--op", "delete"]].concat()));
-    }
-
-    /// Another daemon, whose target of the same name sends every session here.
-    pub(crate) fn portal_that_redirects(&self) -> Option<Target> {
-        let mut portal = Target::start(1 << 20, &Login::Open)?;
-        portal.iqn.clone_from(&self.iqn);
-        portal.kill();
-        let file: PathBuf = portal.dir.path().join("lun1");
-        let address = "--mode target --op update --tid 1 --name";
-        let lines = [
-            format!("--mode target --op new --tid 1 -T {}", self.iqn),
-            format!("--mode logicalunit --op new --tid 1 --lun 1 -b {}", file.display()),
-            "--mode target --op bind --tid 1 -I ALL".to_string(),
-            format!("{address} RedirectAddress --value 127.0.0.2"),
-            format!("{address} RedirectPort --value {}", self.port),
-            format!("{address} RedirectReason --value Temporary"),
-        ];
-        portal.setup = lines.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        portal.serve().then_some(portal).or_else(skipped)
     }
 }
 
