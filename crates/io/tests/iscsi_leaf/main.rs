@@ -8,6 +8,7 @@ mod support;
 
 mod redirect;
 mod target;
+mod units;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -68,6 +68,22 @@ impl Target {
         target.serve().then_some(target).or_else(skipped)
     }
 
+    /// The first unit is another from now on, while sessions use it: of this size, and with this in its T10 name.
+    pub(crate) fn exchange(&self, bytes: u64, name: &str) {
+        let (file, unit) = (self.file(1), ["--mode", "logicalunit", "--tid", "1", "--lun", "1"]);
+        // Not while it has requests of somebody's in its hands.
+        eventually("the unit is deleted", || self.admin(&[&unit[..], &["--op", "delete"]].concat()));
+        std::fs::File::options().write(true).open(&file).unwrap().set_len(bytes).unwrap();
+        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
+        let names = format!("scsi_id={name},scsi_sn={name},thin_provisioning=1");
+        assert!(self.admin(&[&unit[..], &["--op", "update", "--params", &names]].concat()));
+    }
+
+    /// What the first unit is called in its T10 name.
+    pub(crate) fn name(&self) -> String {
+        format!("IET-{}-1", self.iqn.trim_start_matches("iqn.2026-11.org.example:test"))
+    }
+
     /// Another daemon with the same units over the same files, as a further member of a group is.
     pub(crate) fn twin(&self) -> Option<Target> {
         let (iqn, dir, setup) = (self.iqn.clone(), self.dir.clone(), self.setup.clone());
