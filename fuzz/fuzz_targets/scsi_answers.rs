@@ -48,6 +48,7 @@ fn sense(answer: &[u8]) {
     match judge(i32::from(*status), *key, ascq) {
         Outcome::Failed(errno) => assert!(errno > 0),
         Outcome::Changed => assert!(i32::from(*status) == status::CHECK_CONDITION && *key == 6),
+        Outcome::Gone => assert!(i32::from(*status) == status::CHECK_CONDITION && *key == 5),
         Outcome::Good | Outcome::Again | Outcome::Busy => {}
     }
 }

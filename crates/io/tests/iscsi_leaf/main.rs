@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
 mod redirect;
 mod target;
 mod units;

@@ -99,10 +99,14 @@ impl IscsiEngine {
         self.control().call(deadline, |session, _| session.flush(deadline))
     }
 
-    /// Whether the unit is there and answers a read, and every queue is logged in again. Blocks.
+    /// Whether the unit is there, still what it was, and answers a read, and every queue is logged in again. Blocks.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
-        self.control().call(deadline, |session, volume| answered(session.read_first(volume, deadline)))?;
+        self.control().call(deadline, |session, volume| {
+            answered(session.read_first(volume, deadline))?;
+            // Not every target tells its sessions when it has exchanged a unit.
+            same(&session.volume(deadline)?, volume)
+        })?;
         self.shared.connector.wait_connected(deadline)
     }
 
@@ -154,9 +158,13 @@ impl Control {
 /// Logs in again: the unit must be what it was.
 fn login_again(address: &IscsiAddress, volume: &Volume, deadline: Instant) -> io::Result<Session> {
     let mut session = Session::login(address, deadline)?;
-    let now = session.volume(deadline)?;
-    if now == *volume {
-        return Ok(session);
+    same(&session.volume(deadline)?, volume)?;
+    Ok(session)
+}
+
+fn same(now: &Volume, volume: &Volume) -> io::Result<()> {
+    if now == volume {
+        return Ok(());
     }
     let reason = format!("the logical unit is not what it was: {now:?}; before {volume:?}");
     Err(io::Error::new(io::ErrorKind::InvalidData, reason))

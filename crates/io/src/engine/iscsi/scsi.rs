@@ -248,11 +248,16 @@ pub enum Outcome {
     Again,
     /// It was not carried out, and the unit may not be what it was: another session is to find out.
     Changed,
+    /// The same, but for now there is no unit: the path fails ([`GONE`]).
+    Gone,
     /// It is to be sent again when others are done: the target has no room.
     Busy,
     /// It failed: an errno.
     Failed(i32),
 }
+
+/// The errno of a unit that is not there.
+pub const GONE: i32 = libc::ENXIO;
 
 /// Status of a command as the transport has it.
 pub mod status {
@@ -289,6 +294,7 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
     const FIELD_IN_CDB: u16 = 0x2400;
     const FIELD_IN_LIST: u16 = 0x2600;
     const PROTECTION: u16 = 0x10;
+    const RESET: u16 = 0x29;
     const CAPACITY_CHANGED: u16 = 0x2a09;
     const INQUIRY_CHANGED: u16 = 0x3f03;
     const UNITS_CHANGED: u16 = 0x3f0e;
@@ -298,11 +304,14 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
         // Not ready: standby, in transition, offline.
         (2, _) => Outcome::Failed(libc::ENXIO),
         (3, _) => Outcome::Failed(libc::ENODATA),
-        (5, UNIT_NOT_SUPPORTED) => Outcome::Failed(libc::ENXIO),
+        // Not every target says so when another one has come in its place.
+        (5, UNIT_NOT_SUPPORTED) => Outcome::Gone,
         (5, OUT_OF_RANGE) => Outcome::Failed(libc::EINVAL),
         (5, OPCODE | FIELD_IN_CDB | FIELD_IN_LIST) => Outcome::Failed(libc::EOPNOTSUPP),
         (6, CAPACITY_CHANGED | INQUIRY_CHANGED | UNITS_CHANGED) => Outcome::Changed,
-        // Attention: a reset, other parameters, another session's doing. The command was not carried out.
+        // Whatever was there before the power went, or before it was plugged in.
+        (6, ascq) if ascq >> 8 == RESET => Outcome::Changed,
+        // Attention: other parameters, another session's doing. The command was not carried out.
         (6, _) => Outcome::Again,
         (7, SPACE) => Outcome::Failed(libc::ENOSPC),
         (7, _) => Outcome::Failed(libc::EROFS),
@@ -407,6 +416,7 @@ mod tests {
         use blkswitch_core::multipath::outcome::is_path_error;
         let fails = |key, ascq| match judge(status::CHECK_CONDITION, key, ascq) {
             Outcome::Failed(errno) => is_path_error(errno),
+            Outcome::Gone => is_path_error(GONE),
             Outcome::Good | Outcome::Again | Outcome::Changed | Outcome::Busy => false,
         };
         let failing: Vec<u8> = (0..16).filter(|key| fails(*key, 0)).collect();
@@ -419,11 +429,13 @@ mod tests {
     #[test]
     fn after_an_attention_that_it_may_be_another_the_unit_is_looked_at_again() {
         let attention = |ascq| judge(status::CHECK_CONDITION, 6, ascq);
-        for changed in [0x2a09, 0x3f03, 0x3f0e] {
+        // Power on, a reset of the target, a nexus that was lost; another capacity, name, other units.
+        for changed in [0x2900, 0x2902, 0x2907, 0x2a09, 0x3f03, 0x3f0e] {
             assert_eq!(attention(changed), Outcome::Changed, "{changed:#x}");
         }
-        // Power on, a reset of the target, other parameters, a reservation of somebody else's.
-        for again in [0x2900, 0x2902, 0x2a01, 0x2a03] {
+        assert_eq!(judge(status::CHECK_CONDITION, 5, 0x2500), Outcome::Gone);
+        // Other parameters, a reservation of somebody else's.
+        for again in [0x2a01, 0x2a03] {
             assert_eq!(attention(again), Outcome::Again, "{again:#x}");
         }
     }

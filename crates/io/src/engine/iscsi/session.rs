@@ -35,6 +35,8 @@ pub(super) struct Session {
     lun: c_int,
     /// Where libiscsi notes the end of the login, and later that of the connection.
     login: Box<Cell<Option<c_int>>>,
+    /// The unit has told that it may be another while it was asked what it is.
+    told: bool,
 }
 
 // SAFETY: a context has no ties to a thread, and a session is used by one at a time.
@@ -80,7 +82,8 @@ impl Session {
         for _ in 0..=MAX_REDIRECTIONS {
             match Session::login_at(address, &portal, deadline)? {
                 Login::Done(mut session) => {
-                    session.call(&scsi::test_unit_ready(), &mut [], deadline)?;
+                    // What is new to a session that begins says nothing: what the unit is, is asked after this.
+                    session.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)?;
                     return Ok(session);
                 }
                 Login::Elsewhere(next) => portal = next,
@@ -105,7 +108,7 @@ impl Session {
         if context.is_null() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let session = Session { context, lun: c_int::from(address.lun), login: Box::default() };
+        let session = Session { context, lun: c_int::from(address.lun), login: Box::default(), told: false };
         let silence = address.patience.timeout.as_secs().clamp(1, 3600) as c_int;
         let login = (&raw const *session.login).cast_mut().cast();
         // SAFETY: a live context, live strings that libiscsi copies; `login` lives as long as the session.
@@ -166,8 +169,20 @@ impl Session {
         }
     }
 
-    /// What the logical unit says about itself.
+    /// What the logical unit says about itself, all of it after it has told last that it may be another.
     pub(super) fn volume(&mut self, deadline: Instant) -> io::Result<Volume> {
+        for _ in 0..TRIES {
+            self.told = false;
+            let volume = self.volume_once(deadline)?;
+            if !self.told {
+                return Ok(volume);
+            }
+        }
+        self.destroy();
+        Err(io::Error::new(io::ErrorKind::ConnectionReset, "the logical unit changes all the time"))
+    }
+
+    fn volume_once(&mut self, deadline: Instant) -> io::Result<Volume> {
         // A unit that does not tell may have a cache.
         let mut volume = Volume { cache: true, ..Volume::default() };
         let capacity = self.ask(&scsi::read_capacity(), deadline)?;
@@ -252,21 +267,37 @@ impl Session {
     /// The answer to a question.
     fn ask(&mut self, question: &Command, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; ANSWER];
-        self.call(question, &mut answer, deadline).map(|()| answer)
+        self.carry_out(question, &mut answer, deadline, true).map(|()| answer)
     }
 
-    /// A command, again while the unit has something else to say first; if that is that it is another now, the session
-    /// ends: the next one looks what it is.
+    /// A command, again while the unit has something else to say first; if that is that it may be another now, or none,
+    /// the session ends: the next one looks what it is.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
+        self.carry_out(command, data, deadline, false)
+    }
+
+    /// The same; a command that only `asks` goes on by this session.
+    fn carry_out(
+        &mut self,
+        command: &Command,
+        data: &mut [u8],
+        deadline: Instant,
+        asks: bool,
+    ) -> io::Result<()> {
         for _ in 0..TRIES {
             let ended = self.call_once(command, data, deadline)?;
             match scsi::judge(ended.status, ended.sense.0, ended.sense.1) {
                 Outcome::Good => return Ok(()),
                 Outcome::Again => {}
+                Outcome::Changed if asks => self.told = true,
                 Outcome::Changed => {
                     self.destroy();
-                    let reason = "the logical unit has changed";
+                    let reason = "the logical unit may have changed";
                     return Err(io::Error::new(io::ErrorKind::ConnectionReset, reason));
+                }
+                Outcome::Gone => {
+                    self.destroy();
+                    return Err(io::Error::from_raw_os_error(scsi::GONE));
                 }
                 Outcome::Busy => std::thread::sleep(SLICE / 10),
                 Outcome::Failed(errno) => return Err(io::Error::from_raw_os_error(errno)),
