@@ -73,6 +73,13 @@ refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:$port_chap/i
 
 a1="iscsi://127.0.0.1:$port_a1/iqn.2026-11.org.example:a1/1?reconnect=30"
 chap="iscsi://me@127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1?secret-file=$HERE/secret&reconnect=30"
+# A table that is longer than a unit is refused, with both lengths.
+for type in "linear $a1 0" "linear $a1 1" "switch 2 128 0 $a1 0 $chap 0" "multipath 0 0 1 1 round-robin 0 1 0 $a1"; do
+    case $type in *" 1") sectors=32768 ;; *) sectors=32776 ;; esac
+    said=$(refused blkswitch create none --table "0 $sectors $type")
+    has "$said" "${a1%\?*}"
+    has "$said" 32768
+done
 blkswitch create disk --table "0 32768 switch 2 128 0 $a1 0 $chap 0"
 verify() {
     fio --name=disk --ioengine=nbd --uri="$(uri disk)" --rw=randrw --bsrange=4k-128k --bs_unaligned=0 --iodepth=16 \

@@ -223,7 +223,7 @@ impl Engine {
             Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
             #[cfg(feature = "iscsi")]
-            Engine::Iscsi(engine) => engine.identity(),
+            Engine::Iscsi(engine) => Some(engine.identity()),
             Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
             Engine::Memory(_) | Engine::Null(_) => None,

@@ -6,7 +6,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attention;
+mod redirect;
 mod target;
+mod units;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use blkswitch_io::engine::sim::Random;
 use blkswitch_io::{Leaf, LeafError};
+use redirect::Portal;
 use support::{READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, options};
 use target::{Login, Target};
 
@@ -94,6 +98,14 @@ fn several_paths_to_a_unit_have_one_identity_and_other_units_another() {
     let other = world.leaf(&target.address_of(2, "", ""));
     assert_eq!(identity(&a), identity(&b));
     assert_ne!(identity(&a), identity(&other));
+    // A daemon on another machine, with a unit of the same numbers and size: tgt gives it the same NAA name.
+    let Some(stranger) = Target::start(MIB, &Login::Open) else { return };
+    let stranger = identity(&world.leaf(&stranger.address("", "")));
+    assert_eq!(stranger.split(", ").next(), identity(&a).split(", ").next());
+    assert_ne!(stranger, identity(&a));
+    // One that leads to the same unit.
+    let Some(twin) = target.twin() else { return };
+    assert_eq!(identity(&world.leaf(&twin.address("", ""))), identity(&a));
     let none = Leaf::open(&target.address_of(7, "", "?timeout=3").parse().unwrap(), &options()).unwrap_err();
     assert!(none.to_string().contains("/7"), "{none}");
 }
@@ -277,15 +289,64 @@ fn a_probe_ends_when_it_is_to() {
     eventually("it answers again", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
 }
 
+/// A group: each session, and each that is made anew, goes to another member.
 #[test]
 fn a_portal_that_sends_sessions_elsewhere_is_followed() {
-    let Some(target) = Target::start(MIB, &Login::Open) else { return };
-    let Some(portal) = target.portal_that_redirects() else { return };
-    let world = World::new(1);
-    let leaf = world.leaf(&portal.address("", ""));
+    let Some(first) = Target::start(MIB, &Login::Open) else { return };
+    let Some(mut second) = first.twin() else { return };
+    let members = [first.portal(), second.portal()];
+    let portal = Portal::start(move |login, _| format!("{},1", members[login % 2]));
+    let world = World::new(2);
+    let leaf = world.leaf(&first.address_by(&portal.address.to_string(), "?timeout=20&reconnect=40"));
+    assert_eq!(portal.logins(), 3, "two queues and control");
+    assert!(first.sessions() > 0 && second.sessions() > 0, "{} {}", first.sessions(), second.sessions());
     world.device("disk", world.linear(&leaf));
-    let mut client = world.connect("disk");
-    client.write(0, &[7; 4096]).unwrap();
-    client.flush().unwrap();
-    assert!(target.stored()[..4096] == [7; 4096], "it is written where the portal sent the session");
+    // Some connections, so that both queues have one.
+    let mut clients: Vec<_> = (0..8).map(|_| world.connect("disk")).collect();
+    let mut check = |byte: u8| {
+        for (client, at) in clients.iter_mut().zip(0..) {
+            client.write(at * 4096, &[byte + at as u8; 4096]).unwrap();
+        }
+        for (client, at) in clients.iter_mut().rev().zip(0..) {
+            assert_eq!(client.read(at * 4096, 4096).unwrap(), [byte + at as u8; 4096]);
+        }
+    };
+    check(7);
+    assert!(first.stored()[..4096] == [7; 4096], "it is written where the portal sent the session");
+    second.kill();
+    // The portal goes on sending every other login to the dead one; the next attempt goes elsewhere.
+    check(70);
+    assert!(portal.logins() > 3);
+    assert_eq!(second.sessions(), 0);
+    eventually("all are at the other", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+    check(140);
+}
+
+#[test]
+fn portals_that_send_in_a_circle_are_left() {
+    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let itself = Portal::start(|_, own| own.to_string());
+    let by_turns = {
+        let (to, own) = (itself.address.to_string(), Portal::start(move |_, own| own.to_string()));
+        let back = own.address.to_string();
+        Portal::start(move |login, _| if login % 2 == 0 { to.clone() } else { back.clone() })
+    };
+    for portal in [&itself, &by_turns] {
+        let (before, start) = (itself.logins(), Instant::now());
+        let address = target.address_by(&portal.address.to_string(), "?timeout=20");
+        let error = Leaf::open(&address.parse().unwrap(), &options()).unwrap_err().to_string();
+        assert!(error.contains(&address) && error.contains("redirected more than 8 times"), "{error}");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "not for as long as it may: {:?}",
+            start.elapsed()
+        );
+        assert!((8..=9).contains(&(itself.logins() - before)), "{}", itself.logins() - before);
+    }
+    for nonsense in ["", "here", "127.0.0.1:0", "[::1"] {
+        let portal = Portal::start(move |_, _| nonsense.to_string());
+        let address = target.address_by(&portal.address.to_string(), "?timeout=3");
+        let error = Leaf::open(&address.parse().unwrap(), &options()).unwrap_err().to_string();
+        assert!(error.contains(&address), "{error}");
+    }
 }

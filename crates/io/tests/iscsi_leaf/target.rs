@@ -1,11 +1,15 @@
 //! tgt as the tests use it: a daemon with a control number and a port of its own, one target with two units over files.
+//! The tests of the daemon use this file, too.
+
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::support::eventually;
+use super::eventually;
 
 /// Who may log in.
 pub(crate) enum Login {
@@ -15,7 +19,7 @@ pub(crate) enum Login {
 
 pub(crate) struct Target {
     pub(crate) iqn: String,
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     control: u32,
     port: u16,
     daemon: Option<Child>,
@@ -31,11 +35,19 @@ fn skipped() -> Option<Target> {
 /// tgt's control numbers are global to the machine, and below 32768.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+fn control_number() -> u32 {
+    std::process::id() % 1000 + 1000 * NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Target {
     /// Nothing, with the reason printed, if there can be no tgt here.
     pub(crate) fn start(bytes: usize, login: &Login) -> Option<Target> {
-        let number = std::process::id() % 1000 + 1000 * NEXT.fetch_add(1, Ordering::SeqCst);
-        let dir = tempfile::tempdir().unwrap();
+        let number = control_number();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let iqn = format!("iqn.2026-11.org.example:test{number}");
         let mut setup = vec![format!("--mode target --op new --tid 1 -T {iqn}")];
         for lun in [1, 2] {
@@ -52,14 +64,36 @@ impl Target {
             setup.push(format!("--mode account --op bind --tid 1 --user {user}"));
         }
         let setup = setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut target = Target { iqn, dir, control: number, port, daemon: None, setup };
+        let mut target = Target { iqn, dir, control: number, port: free_port(), daemon: None, setup };
+        target.serve().then_some(target).or_else(skipped)
+    }
+
+    /// The first unit is another from now on, while sessions use it: of this size, and with this in its T10 name.
+    pub(crate) fn exchange(&self, bytes: u64, name: &str) {
+        let (file, unit) = (self.file(1), ["--mode", "logicalunit", "--tid", "1", "--lun", "1"]);
+        // Not while it has requests of somebody's in its hands.
+        eventually("the unit is deleted", || self.admin(&[&unit[..], &["--op", "delete"]].concat()));
+        std::fs::File::options().write(true).open(&file).unwrap().set_len(bytes).unwrap();
+        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
+        let names = format!("scsi_id={name},scsi_sn={name},thin_provisioning=1");
+        assert!(self.admin(&[&unit[..], &["--op", "update", "--params", &names]].concat()));
+    }
+
+    /// What the first unit is called in its T10 name.
+    pub(crate) fn name(&self) -> String {
+        format!("IET-{}-1", self.iqn.trim_start_matches("iqn.2026-11.org.example:test"))
+    }
+
+    /// Another daemon with the same units over the same files, as a further member of a group is.
+    pub(crate) fn twin(&self) -> Option<Target> {
+        let (iqn, dir, setup) = (self.iqn.clone(), self.dir.clone(), self.setup.clone());
+        let mut target =
+            Target { iqn, dir, control: control_number(), port: free_port(), daemon: None, setup };
         target.serve().then_some(target).or_else(skipped)
     }
 
     fn serve(&mut self) -> bool {
-        // Two addresses: tgt redirects nobody to the one he came by.
-        let portal = format!("portal=127.0.0.1:{0},portal=127.0.0.2:{0}", self.port);
+        let portal = format!("portal={}", self.portal());
         let control = self.control.to_string();
         let spawned = Command::new("/usr/sbin/tgtd")
             .args(["--foreground", "--iscsi", &portal, "--control-port", &control])
@@ -107,13 +141,57 @@ impl Target {
 
     /// What the first unit has stored.
     pub(crate) fn stored(&self) -> Vec<u8> {
-        std::fs::read(self.dir.path().join("lun1")).unwrap()
+        std::fs::read(self.file(1)).unwrap()
+    }
+
+    /// The file of a unit.
+    pub(crate) fn file(&self, lun: u32) -> PathBuf {
+        self.dir.path().join(format!("lun{lun}"))
+    }
+
+    /// A further unit of this size and with such blocks.
+    pub(crate) fn unit(&self, lun: u32, bytes: u64, block_bytes: u32) {
+        std::fs::File::create(self.file(lun)).unwrap().set_len(bytes).unwrap();
+        let (file, lun, block) =
+            (self.file(lun).display().to_string(), lun.to_string(), block_bytes.to_string());
+        let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
+        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file, "--blocksize", &block]].concat()));
+        assert!(self.admin(&[&unit[..], &["--op", "update", "--params", "thin_provisioning=1"]].concat()));
+    }
+
+    /// Where it listens.
+    pub(crate) fn portal(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// An address of its first unit by another portal.
+    pub(crate) fn address_by(&self, portal: &str, query: &str) -> String {
+        format!("iscsi://{portal}/{}/1{query}", self.iqn)
     }
 
     fn signal(&self, signal: &str) {
         if let Some(daemon) = &self.daemon {
             let _ = Command::new("kill").args([signal, &daemon.id().to_string()]).status();
         }
+    }
+
+    /// Who is logged in to it.
+    pub(crate) fn sessions(&self) -> usize {
+        let mut command = Command::new("/usr/sbin/tgtadm");
+        let number = self.control.to_string();
+        command.args([
+            "--control-port",
+            &number,
+            "--lld",
+            "iscsi",
+            "--mode",
+            "conn",
+            "--op",
+            "show",
+            "--tid",
+            "1",
+        ]);
+        String::from_utf8_lossy(&command.output().unwrap().stdout).matches("Session: ").count()
     }
 
     /// It hangs, with its connections open.
@@ -155,25 +233,6 @@ impl Target {
         let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
         assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
         assert!(self.admin(&[&unit[..], &["--op", "delete"]].concat()));
-    }
-
-    /// Another daemon, whose target of the same name sends every session here.
-    pub(crate) fn portal_that_redirects(&self) -> Option<Target> {
-        let mut portal = Target::start(1 << 20, &Login::Open)?;
-        portal.iqn.clone_from(&self.iqn);
-        portal.kill();
-        let file: PathBuf = portal.dir.path().join("lun1");
-        let address = "--mode target --op update --tid 1 --name";
-        let lines = [
-            format!("--mode target --op new --tid 1 -T {}", self.iqn),
-            format!("--mode logicalunit --op new --tid 1 --lun 1 -b {}", file.display()),
-            "--mode target --op bind --tid 1 -I ALL".to_string(),
-            format!("{address} RedirectAddress --value 127.0.0.2"),
-            format!("{address} RedirectPort --value {}", self.port),
-            format!("{address} RedirectReason --value Temporary"),
-        ];
-        portal.setup = lines.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        portal.serve().then_some(portal).or_else(skipped)
     }
 }
 

@@ -22,6 +22,7 @@ type Shared = carrier::Shared<IscsiLink>;
 /// See the parent module's text.
 pub struct IscsiEngine {
     shared: Arc<Shared>,
+    identity: String,
     read_only: bool,
     control: Mutex<Control>,
 }
@@ -54,6 +55,7 @@ impl IscsiEngine {
         }
         let session = Some(again(&volume)?);
         let control = Control { address: address.clone(), volume: volume.clone(), session };
+        let identity = identity(address, &volume);
         let limits = limits(&volume, options.read_only);
         let of = (address.clone(), volume.clone());
         let dial = Box::new(move || login_again(&of.0, &of.1, Instant::now() + of.0.patience.timeout));
@@ -63,7 +65,7 @@ impl IscsiEngine {
             patience: address.patience,
         });
         let read_only = limits.read_only;
-        Ok((IscsiEngine { shared, read_only, control: Mutex::new(control) }, limits))
+        Ok((IscsiEngine { shared, identity, read_only, control: Mutex::new(control) }, limits))
     }
 
     /// # Safety
@@ -97,16 +99,20 @@ impl IscsiEngine {
         self.control().call(deadline, |session, _| session.flush(deadline))
     }
 
-    /// Whether the unit is there and answers a read, and every queue is logged in again. Blocks.
+    /// Whether the unit is there, still what it was, and answers a read, and every queue is logged in again. Blocks.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
-        self.control().call(deadline, |session, volume| answered(session.read_first(volume, deadline)))?;
+        self.control().call(deadline, |session, volume| {
+            answered(session.read_first(volume, deadline))?;
+            // Not every target tells its sessions when it has exchanged a unit.
+            same(&session.volume(deadline)?, volume)
+        })?;
         self.shared.connector.wait_connected(deadline)
     }
 
     /// What names the volume in the world, whatever path leads there.
-    pub(in crate::engine) fn identity(&self) -> Option<String> {
-        self.shared.facts.identity.clone()
+    pub(in crate::engine) fn identity(&self) -> String {
+        self.identity.clone()
     }
 
     pub(in crate::engine) fn has_fua(&self) -> bool {
@@ -152,12 +158,22 @@ impl Control {
 /// Logs in again: the unit must be what it was.
 fn login_again(address: &IscsiAddress, volume: &Volume, deadline: Instant) -> io::Result<Session> {
     let mut session = Session::login(address, deadline)?;
-    let now = session.volume(deadline)?;
-    if now == *volume {
-        return Ok(session);
+    same(&session.volume(deadline)?, volume)?;
+    Ok(session)
+}
+
+fn same(now: &Volume, volume: &Volume) -> io::Result<()> {
+    if now == volume {
+        return Ok(());
     }
     let reason = format!("the logical unit is not what it was: {now:?}; before {volume:?}");
     Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+}
+
+/// A unit without any name is that of its target and number: nobody can tell units of several targets to be one volume.
+fn identity(IscsiAddress { target, lun, .. }: &IscsiAddress, volume: &Volume) -> String {
+    let nameless = || format!("unit {lun} of {target}, which has no name of its own");
+    volume.identity.clone().unwrap_or_else(nameless)
 }
 
 fn limits(volume: &Volume, read_only: bool) -> Limits {
@@ -167,5 +183,25 @@ fn limits(volume: &Volume, read_only: bool) -> Limits {
         read_only: read_only || volume.read_only,
         rotational: volume.rotational,
         ..Limits::memory(volume.blocks * u64::from(volume.block_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_without_a_name_are_one_only_by_one_target_and_number() {
+        let of = |address: &str, name: Option<&str>| {
+            let volume = Volume { identity: name.map(str::to_string), ..Volume::default() };
+            identity(&IscsiAddress::parse(address).unwrap(), &volume)
+        };
+        let one = of("iscsi://192.0.2.1/iqn.x:a/1", None);
+        assert_eq!(of("iscsi://192.0.2.2:99/iqn.x:a/1?timeout=9", None), one, "by another portal");
+        for other in ["iscsi://192.0.2.1/iqn.x:a/2", "iscsi://192.0.2.1/iqn.x:b/1"] {
+            assert_ne!(of(other, None), one, "{other}");
+        }
+        assert_ne!(of("iscsi://192.0.2.1/iqn.x:a/1", Some("naa.1")), one);
+        assert_eq!(of("iscsi://192.0.2.1/iqn.x:a/1", Some("naa.1")), "naa.1");
     }
 }

@@ -43,6 +43,8 @@ pub(super) type Callback = unsafe extern "C" fn(*mut Context, c_int, *mut c_void
 pub(super) const SESSION_NORMAL: c_int = 2;
 /// `ISCSI_HEADER_DIGEST_NONE_CRC32C`: none is preferred.
 pub(super) const DIGEST_NONE_CRC32C: c_int = 1;
+/// `SCSI_STATUS_REDIRECT`, of a login.
+pub(super) const REDIRECT: c_int = 0x101;
 /// `SCSI_XFER_NONE`, `SCSI_XFER_READ`, `SCSI_XFER_WRITE`.
 pub(super) const XFER: [c_int; 3] = [0, 1, 2];
 
@@ -63,13 +65,14 @@ unsafe extern "C" {
     pub(super) fn iscsi_set_tcp_keepidle(context: *mut Context, seconds: c_int);
     pub(super) fn iscsi_set_tcp_keepcnt(context: *mut Context, count: c_int);
     pub(super) fn iscsi_set_tcp_keepintvl(context: *mut Context, seconds: c_int);
-    pub(super) fn iscsi_full_connect_async(
+    pub(super) fn iscsi_connect_async(
         context: *mut Context,
         portal: *const c_char,
-        lun: c_int,
         callback: Callback,
         data: *mut c_void,
     ) -> c_int;
+    pub(super) fn iscsi_login_async(context: *mut Context, callback: Callback, data: *mut c_void) -> c_int;
+    pub(super) fn iscsi_get_target_address(context: *mut Context) -> *const c_char;
     pub(super) fn iscsi_logout_async(context: *mut Context, callback: Callback, data: *mut c_void) -> c_int;
     pub(super) fn iscsi_get_error(context: *mut Context) -> *const c_char;
     pub(super) fn iscsi_get_fd(context: *mut Context) -> c_int;

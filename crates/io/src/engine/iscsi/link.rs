@@ -308,7 +308,8 @@ impl IscsiLink {
                     tracing::debug!(leaf = work.shared.connector.name(), key, ascq, "command sent again");
                     work.ready.push_back(slot);
                 }
-                Outcome::Changed => lost = Err((DOUBTED, "the logical unit has changed")),
+                Outcome::Changed => lost = Err((DOUBTED, "the logical unit may have changed")),
+                Outcome::Gone => lost = Err((scsi::GONE, "the logical unit is gone")),
                 // It has a deadline like every operation.
                 Outcome::Busy => self.busy.push(slot),
                 Outcome::Again => work.answer(slot, -i64::from(libc::EIO)),

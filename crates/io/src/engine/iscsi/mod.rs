@@ -11,7 +11,7 @@
 //! Each queue has a session of its own: a context of libiscsi is one thread's at a time. The cache is the logical
 //! unit's, so a flush by any session covers all.
 //!
-//! Only with the feature `iscsi` is there more than [`address`]: the rest needs libiscsi.
+//! Only with the feature `iscsi` is there more than [`address`] and [`scsi`]: the rest needs libiscsi.
 //!
 //! Contract: as [`crate::engine::Engine`]. What is promised to users is in `docs/leaves.md`.
 
@@ -22,8 +22,7 @@ mod engine;
 mod ffi;
 #[cfg(feature = "iscsi")]
 mod link;
-#[cfg(feature = "iscsi")]
-mod scsi;
+pub mod scsi;
 #[cfg(feature = "iscsi")]
 mod session;
 

@@ -1,29 +1,35 @@
 //! SCSI as far as a disk needs it: commands to bytes, what a logical unit says about itself, what sense data means.
 //!
-//! Contract: pure. Whatever a target sends is read within its length. Sources: SBC-4 and SPC-5 of T10, by command.
+//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is read within its length. Sources: SBC-4 and SPC-5 of T10, by command.
 
 use blkswitch_core::multipath::outcome;
 
 /// Longest command here.
-pub(super) const CDB: usize = 16;
+pub const CDB: usize = 16;
 /// Longest answer that is asked for.
-pub(super) const ANSWER: usize = 255;
+pub const ANSWER: usize = 255;
 /// Parameter list of an UNMAP of one range.
-pub(super) const UNMAP_LIST: usize = 24;
+pub const UNMAP_LIST: usize = 24;
 
 /// A command and which way its data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Command {
-    pub(super) cdb: [u8; CDB],
-    pub(super) len: usize,
-    pub(super) way: Way,
+pub struct Command {
+    /// Its bytes.
+    pub cdb: [u8; CDB],
+    /// How many of them it has.
+    pub len: usize,
+    /// Which way its data goes.
+    pub way: Way,
 }
 
 /// Which way data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub enum Way {
+    /// It has none.
     None,
+    /// To us.
     In,
+    /// To the unit.
     Out,
 }
 
@@ -42,27 +48,27 @@ fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> Comma
 }
 
 /// READ(16).
-pub(super) fn read(block: u64, blocks: u32) -> Command {
+pub fn read(block: u64, blocks: u32) -> Command {
     with_range(0x88, 0, Way::In, block, blocks)
 }
 
 /// WRITE(16).
-pub(super) fn write(block: u64, blocks: u32, fua: bool) -> Command {
+pub fn write(block: u64, blocks: u32, fua: bool) -> Command {
     with_range(0x8a, if fua { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
 
 /// WRITE SAME(16); of a block of zeroes, it zeroes, and may give the space up if `unmap`.
-pub(super) fn write_same(block: u64, blocks: u32, unmap: bool) -> Command {
+pub fn write_same(block: u64, blocks: u32, unmap: bool) -> Command {
     with_range(0x93, if unmap { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
 
 /// SYNCHRONIZE CACHE(16) of all blocks.
-pub(super) fn synchronize_cache() -> Command {
+pub fn synchronize_cache() -> Command {
     with_range(0x91, 0, Way::None, 0, 0)
 }
 
 /// UNMAP, and the list of its one range.
-pub(super) fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
+pub fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
     let mut list = [0; UNMAP_LIST];
     let fields: [(usize, &[u8]); 4] = [
         (0, &(UNMAP_LIST as u16 - 2).to_be_bytes()),
@@ -79,42 +85,52 @@ pub(super) fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
 }
 
 /// READ CAPACITY(16).
-pub(super) fn read_capacity() -> Command {
+pub fn read_capacity() -> Command {
     command(16, Way::In, &[(0, &[0x9e, 0x10]), (10, &(ANSWER as u32).to_be_bytes())])
 }
 
 /// INQUIRY of a page of vital product data.
-pub(super) fn inquiry(page: u8) -> Command {
+pub fn inquiry(page: u8) -> Command {
     command(6, Way::In, &[(0, &[0x12, 1, page]), (3, &(ANSWER as u16).to_be_bytes())])
 }
 
+/// TEST UNIT READY.
+pub fn test_unit_ready() -> Command {
+    command(6, Way::None, &[])
+}
+
 /// MODE SENSE(6) of the caching page.
-pub(super) fn mode_sense_caching() -> Command {
+pub fn mode_sense_caching() -> Command {
     command(6, Way::In, &[(0, &[0x1a, 0x08, 0x08, 0, ANSWER as u8])])
 }
 
 /// What a logical unit says about itself. It must be the same on every session of a leaf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Volume {
-    pub(super) blocks: u64,
-    pub(super) block_bytes: u32,
-    pub(super) physical_bytes: u32,
-    pub(super) read_only: bool,
-    pub(super) rotational: bool,
+pub struct Volume {
+    /// Its size.
+    pub blocks: u64,
+    /// A block.
+    pub block_bytes: u32,
+    /// What it writes at once, one block or more.
+    pub physical_bytes: u32,
+    /// It cannot be written.
+    pub read_only: bool,
+    /// It is a disk that turns.
+    pub rotational: bool,
     /// A write can be made stable by itself.
-    pub(super) fua: bool,
+    pub fua: bool,
     /// It has a volatile cache.
-    pub(super) cache: bool,
+    pub cache: bool,
     /// Most blocks of an UNMAP; 0: it has none.
-    pub(super) unmap_blocks: u32,
+    pub unmap_blocks: u32,
     /// Most blocks of a WRITE SAME; 0: whatever is asked.
-    pub(super) same_blocks: u64,
+    pub same_blocks: u64,
     /// WRITE SAME may give space up, and what was given up reads as zeroes.
-    pub(super) same_unmaps: bool,
+    pub same_unmaps: bool,
     /// Most blocks of a READ or WRITE; 0: whatever is asked.
-    pub(super) transfer_blocks: u32,
-    /// The volume's name in the world.
-    pub(super) identity: Option<String>,
+    pub transfer_blocks: u32,
+    /// The volume's names in the world.
+    pub identity: Option<String>,
 }
 
 fn be<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -123,7 +139,7 @@ fn be<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 impl Volume {
     /// Takes the answer to READ CAPACITY(16). Nothing if it makes no sense.
-    pub(super) fn take_capacity(&mut self, answer: &[u8]) -> Option<()> {
+    pub fn take_capacity(&mut self, answer: &[u8]) -> Option<()> {
         let last = u64::from_be_bytes(be(answer, 0)?);
         self.block_bytes = u32::from_be_bytes(be(answer, 8)?);
         self.blocks = last.checked_add(1)?;
@@ -137,7 +153,7 @@ impl Volume {
     }
 
     /// Takes the page of block limits (0xb0).
-    pub(super) fn take_limits(&mut self, page: &[u8]) {
+    pub fn take_limits(&mut self, page: &[u8]) {
         let word = |at| be(page, at).map_or(0, u32::from_be_bytes);
         self.transfer_blocks = word(8);
         let descriptors = word(24);
@@ -146,13 +162,13 @@ impl Volume {
     }
 
     /// Takes the page of block device characteristics (0xb1).
-    pub(super) fn take_characteristics(&mut self, page: &[u8]) {
+    pub fn take_characteristics(&mut self, page: &[u8]) {
         // 1: not rotating; 0: not told.
         self.rotational = be(page, 4).map_or(0, u16::from_be_bytes) > 1;
     }
 
     /// Takes the page of logical block provisioning (0xb2).
-    pub(super) fn take_provisioning(&mut self, page: &[u8]) {
+    pub fn take_provisioning(&mut self, page: &[u8]) {
         let bits = page.get(5).copied().unwrap_or(0);
         if bits & 0x80 == 0 {
             self.unmap_blocks = 0;
@@ -161,7 +177,7 @@ impl Volume {
     }
 
     /// Takes the answer to MODE SENSE(6) of the caching page.
-    pub(super) fn take_mode(&mut self, answer: &[u8]) {
+    pub fn take_mode(&mut self, answer: &[u8]) {
         let (specific, skip) = (answer.get(2).copied().unwrap_or(0), answer.get(3).copied().unwrap_or(0));
         self.read_only = specific & 0x80 != 0;
         self.fua = specific & 0x10 != 0;
@@ -171,62 +187,94 @@ impl Volume {
         }
     }
 
-    /// Takes the page of device identification (0x83): the best name of the logical unit itself.
-    pub(super) fn take_identity(&mut self, page: &[u8]) {
-        let (mut best, mut at) = (None, 4);
+    /// Takes the page of device identification (0x83): all names of the logical unit itself, the best first. One name
+    /// alone may be that of other units, too: some targets make it of numbers that others use as well.
+    pub fn take_identity(&mut self, page: &[u8]) {
+        let (mut names, mut at) = (Vec::new(), 4);
+        let end = be(page, 2).map_or(0, |len| 4 + usize::from(u16::from_be_bytes(len))).min(page.len());
         while let Some([codes, kind, _, len]) = be(page, at) {
-            let Some(name) = page.get(at + 4..at + 4 + usize::from(len)) else { break };
+            let Some(name) = page.get(at + 4..at + 4 + usize::from(len)).filter(|_| at < end) else { break };
             at += 4 + usize::from(len);
             // Association 0: the logical unit, not the port.
-            if kind & 0x30 != 0 || name.is_empty() {
+            if kind & 0x30 != 0 || is_blank(name) {
                 continue;
             }
             let hex = || name.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-            let text = || String::from_utf8_lossy(name).trim_matches(['\0', ' ']).to_string();
-            let (rank, shown) = match (kind & 0x0f, codes & 0x0f) {
-                (3, _) => (4, format!("naa.{}", hex())),
-                (2, _) => (3, format!("eui.{}", hex())),
-                (8, _) => (2, text()),
-                (1, _) => (1, format!("t10.{}", text())),
-                _ => continue,
-            };
-            if best.as_ref().is_none_or(|(least, _)| *least < rank) {
-                best = Some((rank, shown));
-            }
+            names.extend(match (kind & 0x0f, codes & 0x0f) {
+                (3, _) => Some((0, format!("naa.{}", hex()))),
+                (2, _) => Some((1, format!("eui.{}", hex()))),
+                (10, _) => Some((2, format!("uuid.{}", hex()))),
+                (8, _) => Some((3, text(name))),
+                (1, _) => Some((4, format!("t10.{}", text(name)))),
+                _ => None,
+            });
         }
-        self.identity = best.map(|(_, name)| name);
+        // In one order, whatever the unit's is at the moment.
+        names.sort();
+        names.dedup();
+        let names: Vec<String> = names.into_iter().map(|(_, name)| name).collect();
+        self.identity = Some(names.join(", ")).filter(|names| !names.is_empty());
     }
+
+    /// Takes the page of the unit's serial number (0x80), where it has no name.
+    pub fn take_serial(&mut self, page: &[u8]) {
+        let len = be(page, 2).map_or(0, u16::from_be_bytes);
+        let serial = page.get(4..).map_or(&[][..], |rest| rest.get(..usize::from(len)).unwrap_or(rest));
+        if self.identity.is_none() && !is_blank(serial) {
+            self.identity = Some(format!("serial.{}", text(serial)));
+        }
+    }
+}
+
+/// A name that says nothing.
+fn is_blank(name: &[u8]) -> bool {
+    name.iter().all(|byte| matches!(byte, 0 | b' '))
+}
+
+/// What is not plain is escaped: two names must not look alike.
+fn text(name: &[u8]) -> String {
+    let is_filling = |byte: &u8| matches!(byte, 0 | b' ');
+    let first = name.iter().position(|byte| !is_filling(byte)).unwrap_or(name.len());
+    let end = name.iter().rposition(|byte| !is_filling(byte)).map_or(first, |last| last + 1);
+    name.get(first..end).unwrap_or_default().escape_ascii().to_string()
 }
 
 /// What a command's end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// It is done.
     Good,
     /// It is to be sent again at once: something about the unit had changed, or it was aborted.
     Again,
     /// It was not carried out, and the unit may not be what it was: another session is to find out.
     Changed,
+    /// The same, but for now there is no unit: the path fails ([`GONE`]).
+    Gone,
     /// It is to be sent again when others are done: the target has no room.
     Busy,
     /// It failed: an errno.
     Failed(i32),
 }
 
+/// The errno of a unit that is not there.
+pub const GONE: i32 = libc::ENXIO;
+
 /// Status of a command as the transport has it.
-pub(super) mod status {
-    pub(in super::super) const GOOD: i32 = 0;
-    pub(in super::super) const CHECK_CONDITION: i32 = 2;
-    pub(in super::super) const CONDITION_MET: i32 = 4;
-    pub(in super::super) const BUSY: i32 = 8;
-    pub(in super::super) const RESERVATION_CONFLICT: i32 = 0x18;
-    pub(in super::super) const TASK_SET_FULL: i32 = 0x28;
-    pub(in super::super) const TASK_ABORTED: i32 = 0x40;
+pub mod status {
+    #![allow(missing_docs, reason = "the names are the standard's")]
+
+    pub const GOOD: i32 = 0;
+    pub const CHECK_CONDITION: i32 = 2;
+    pub const CONDITION_MET: i32 = 4;
+    pub const BUSY: i32 = 8;
+    pub const RESERVATION_CONFLICT: i32 = 0x18;
+    pub const TASK_SET_FULL: i32 = 0x28;
+    pub const TASK_ABORTED: i32 = 0x40;
 }
 
 /// What status and sense mean. Errnos are those the kernel's SCSI layer maps to, so that paths fail by the same rules
 /// ([`outcome`]): the medium, the target, reservations do not fail a path; a unit that is not there or not ready does.
-pub(super) fn judge(status: i32, key: u8, ascq: u16) -> Outcome {
+pub fn judge(status: i32, key: u8, ascq: u16) -> Outcome {
     match status {
         status::GOOD | status::CONDITION_MET => Outcome::Good,
         status::CHECK_CONDITION => judge_sense(key, ascq),
@@ -246,6 +294,7 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
     const FIELD_IN_CDB: u16 = 0x2400;
     const FIELD_IN_LIST: u16 = 0x2600;
     const PROTECTION: u16 = 0x10;
+    const RESET: u16 = 0x29;
     const CAPACITY_CHANGED: u16 = 0x2a09;
     const INQUIRY_CHANGED: u16 = 0x3f03;
     const UNITS_CHANGED: u16 = 0x3f0e;
@@ -255,11 +304,14 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
         // Not ready: standby, in transition, offline.
         (2, _) => Outcome::Failed(libc::ENXIO),
         (3, _) => Outcome::Failed(libc::ENODATA),
-        (5, UNIT_NOT_SUPPORTED) => Outcome::Failed(libc::ENXIO),
+        // Not every target says so when another one has come in its place.
+        (5, UNIT_NOT_SUPPORTED) => Outcome::Gone,
         (5, OUT_OF_RANGE) => Outcome::Failed(libc::EINVAL),
         (5, OPCODE | FIELD_IN_CDB | FIELD_IN_LIST) => Outcome::Failed(libc::EOPNOTSUPP),
         (6, CAPACITY_CHANGED | INQUIRY_CHANGED | UNITS_CHANGED) => Outcome::Changed,
-        // Attention: a reset, other parameters, another session's doing. The command was not carried out.
+        // Whatever was there before the power went, or before it was plugged in.
+        (6, ascq) if ascq >> 8 == RESET => Outcome::Changed,
+        // Attention: other parameters, another session's doing. The command was not carried out.
         (6, _) => Outcome::Again,
         (7, SPACE) => Outcome::Failed(libc::ENOSPC),
         (7, _) => Outcome::Failed(libc::EROFS),
@@ -306,26 +358,57 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_best_name_of_the_unit_is_its_identity() {
+    /// A page of vital product data.
+    fn vpd(page: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let body = parts.concat();
+        [&[0, page, 0, body.len() as u8][..], &body].concat()
+    }
+
+    fn identity(page: &[u8]) -> Option<String> {
         let mut volume = Volume::default();
-        // T10 name of the unit, NAA name of a port, NAA name of the unit.
-        let page = [
-            &[0, 0x83, 0, 0][..],
-            &[2, 0x01, 0, 4, b'I', b'E', b'T', b' '],
-            &[1, 0x13, 0, 2, 0xaa, 0xaa],
-            &[1, 0x03, 0, 8, 0x60, 0, 0, 0, 0, 0, 0x12, 0x34],
-        ];
-        let page = page.concat();
-        volume.take_identity(&page);
-        assert_eq!(volume.identity.as_deref(), Some("naa.6000000000001234"));
-        volume.take_identity(&page[..14]);
-        assert_eq!(volume.identity.as_deref(), Some("t10.IET"));
+        volume.take_identity(page);
+        volume.identity
+    }
+
+    #[test]
+    fn the_names_of_the_unit_are_its_identity() {
+        let t10: &[u8] = &[2, 0x01, 0, 4, b'I', b'E', b'T', b' '];
+        let port: &[u8] = &[1, 0x13, 0, 2, 0xaa, 0xaa];
+        let naa: &[u8] = &[1, 0x03, 0, 8, 0x60, 0, 0, 0, 0, 0, 0x12, 0x34];
+        let page = vpd(0x83, &[t10, port, naa]);
+        assert_eq!(identity(&page).as_deref(), Some("naa.6000000000001234, t10.IET"));
+        assert_eq!(identity(&vpd(0x83, &[naa, naa, t10])), identity(&page), "in any order");
+        assert_ne!(
+            identity(&vpd(0x83, &[naa, &[2, 1, 0, 2, b'I', b'E']])),
+            identity(&page),
+            "another T10 name"
+        );
+        assert_eq!(identity(&page[..14]).as_deref(), Some("t10.IET"));
         for cut in 0..page.len() {
-            volume.take_identity(&page[..cut]);
+            identity(&page[..cut]);
         }
-        volume.take_identity(&[0; 4]);
+        // What is behind the end of the page is none of it.
+        assert_eq!(identity(&[&vpd(0x83, &[t10])[..], naa].concat()).as_deref(), Some("t10.IET"));
+        // Names that are not text stay two.
+        let odd = |byte| identity(&vpd(0x83, &[&[2, 1, 0, 1, byte]]));
+        assert!(odd(0xfe).is_some() && odd(0xfe) != odd(0xff));
+    }
+
+    #[test]
+    fn a_name_that_says_nothing_is_none_and_the_serial_number_stands_in() {
+        let blank: &[u8] = &[2, 0x01, 0, 4, b' ', b' ', b' ', 0];
+        let zeroes: &[u8] = &[1, 0x03, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        for none in [&[][..], &[0; 4], &vpd(0x83, &[]), &vpd(0x83, &[blank, zeroes])] {
+            assert_eq!(identity(none), None, "{none:?}");
+        }
+        let mut volume = Volume::default();
+        volume.take_serial(&vpd(0x80, &[b"    "]));
         assert_eq!(volume.identity, None);
+        volume.take_serial(&vpd(0x80, &[b"  S1 "]));
+        assert_eq!(volume.identity.as_deref(), Some("serial.S1"));
+        volume.identity = Some("naa.1".into());
+        volume.take_serial(&vpd(0x80, &[b"S2"]));
+        assert_eq!(volume.identity.as_deref(), Some("naa.1"), "a name is better");
     }
 
     #[test]
@@ -333,6 +416,7 @@ mod tests {
         use blkswitch_core::multipath::outcome::is_path_error;
         let fails = |key, ascq| match judge(status::CHECK_CONDITION, key, ascq) {
             Outcome::Failed(errno) => is_path_error(errno),
+            Outcome::Gone => is_path_error(GONE),
             Outcome::Good | Outcome::Again | Outcome::Changed | Outcome::Busy => false,
         };
         let failing: Vec<u8> = (0..16).filter(|key| fails(*key, 0)).collect();
@@ -345,11 +429,13 @@ mod tests {
     #[test]
     fn after_an_attention_that_it_may_be_another_the_unit_is_looked_at_again() {
         let attention = |ascq| judge(status::CHECK_CONDITION, 6, ascq);
-        for changed in [0x2a09, 0x3f03, 0x3f0e] {
+        // Power on, a reset of the target, a nexus that was lost; another capacity, name, other units.
+        for changed in [0x2900, 0x2902, 0x2907, 0x2a09, 0x3f03, 0x3f0e] {
             assert_eq!(attention(changed), Outcome::Changed, "{changed:#x}");
         }
-        // Power on, a reset of the target, other parameters, a reservation of somebody else's.
-        for again in [0x2900, 0x2902, 0x2a01, 0x2a03] {
+        assert_eq!(judge(status::CHECK_CONDITION, 5, 0x2500), Outcome::Gone);
+        // Other parameters, a reservation of somebody else's.
+        for again in [0x2a01, 0x2a03] {
             assert_eq!(attention(again), Outcome::Again, "{again:#x}");
         }
     }

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use blkswitch_core::multipath::outcome::is_path_error;
+
 use super::address::{IscsiAddress, SecretAt};
 use super::ffi::{self, Context};
 use super::scsi::{self, ANSWER, Command, Outcome, Volume, Way};
@@ -21,6 +23,9 @@ const INITIATOR: &str = "iqn.2026-11.org.blkswitch:host";
 pub(super) const TRIES: u32 = 8;
 /// Longest wait between two looks at the clock, and at timers of libiscsi.
 const SLICE: Duration = Duration::from_millis(500);
+/// Most portals that a login is sent on to: a group needs one or two, and one that sends in a circle is to be told from
+/// one that is slow.
+const MAX_REDIRECTIONS: u32 = 8;
 /// Longest secret.
 const MAX_SECRET: u64 = 255;
 
@@ -30,10 +35,19 @@ pub(super) struct Session {
     lun: c_int,
     /// Where libiscsi notes the end of the login, and later that of the connection.
     login: Box<Cell<Option<c_int>>>,
+    /// The unit has told that it may be another while it was asked what it is.
+    told: bool,
 }
 
 // SAFETY: a context has no ties to a thread, and a session is used by one at a time.
 unsafe impl Send for Session {}
+
+/// What became of a login by one portal.
+enum Login {
+    Done(Session),
+    /// Another portal is to be asked.
+    Elsewhere(String),
+}
 
 /// The end of a command.
 struct Ended {
@@ -62,11 +76,29 @@ pub(super) fn sense(task: &ffi::Task) -> (u8, u16) {
 }
 
 impl Session {
-    /// Connects, logs in, follows redirections, and waits until the unit is there.
+    /// Connects, logs in, follows redirections, and looks whether the unit is there.
     pub(super) fn login(address: &IscsiAddress, deadline: Instant) -> io::Result<Session> {
+        let mut portal = portal(address);
+        for _ in 0..=MAX_REDIRECTIONS {
+            match Session::login_at(address, &portal, deadline)? {
+                Login::Done(mut session) => {
+                    // What is new to a session that begins says nothing: what the unit is, is asked after this.
+                    session.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)?;
+                    return Ok(session);
+                }
+                Login::Elsewhere(next) => portal = next,
+            }
+        }
+        let reason =
+            format!("the login was redirected more than {MAX_REDIRECTIONS} times, at last to '{portal}'");
+        Err(io::Error::new(io::ErrorKind::NotConnected, reason))
+    }
+
+    /// The same by one portal. Another place to go to is one for another context: libiscsi would follow for ever.
+    fn login_at(address: &IscsiAddress, portal: &str, deadline: Instant) -> io::Result<Login> {
         let text = |text: &str| CString::new(text).map_err(io::Error::other);
         let initiator = text(address.initiator.as_deref().unwrap_or(INITIATOR))?;
-        let (target, portal) = (text(&address.target)?, text(&portal(address))?);
+        let (target, to) = (text(&address.target)?, text(portal)?);
         let user = match &address.user {
             Some(user) => Some((text(&user.name)?, secret(&user.secret)?)),
             None => None,
@@ -76,7 +108,7 @@ impl Session {
         if context.is_null() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let session = Session { context, lun: c_int::from(address.lun), login: Box::default() };
+        let session = Session { context, lun: c_int::from(address.lun), login: Box::default(), told: false };
         let silence = address.patience.timeout.as_secs().clamp(1, 3600) as c_int;
         let login = (&raw const *session.login).cast_mut().cast();
         // SAFETY: a live context, live strings that libiscsi copies; `login` lives as long as the session.
@@ -94,30 +126,63 @@ impl Session {
             let refused = user.as_ref().is_some_and(|(name, secret)| {
                 ffi::iscsi_set_initiator_username_pwd(context, name.as_ptr(), secret.as_ptr()) != 0
             });
-            let lun = session.lun;
-            if refused {
-                -1
-            } else {
-                ffi::iscsi_full_connect_async(context, portal.as_ptr(), lun, login_ended, login)
-            }
+            if refused { -1 } else { ffi::iscsi_connect_async(context, to.as_ptr(), login_ended, login) }
         };
-        if begun != 0 {
-            return Err(session.error());
-        }
-        while session.login.get().is_none() {
-            session.service(deadline)?;
-        }
-        if session.login.get() != Some(scsi::status::GOOD) {
-            return Err(session.error());
-        }
+        session.until_ended(begun, deadline)?;
+        session.login.set(None);
+        // SAFETY: as above.
+        let begun = unsafe { ffi::iscsi_login_async(context, login_ended, login) };
+        match session.until_ended(begun, deadline) {
+            Ok(ffi::REDIRECT) => {
+                let next = session.redirected_to();
+                tracing::debug!(portal, next, "the login is redirected");
+                return Ok(Login::Elsewhere(next));
+            }
+            ended => ended?,
+        };
         if let Some(socket) = session.socket() {
             tune(socket);
         }
-        Ok(session)
+        Ok(Login::Done(session))
     }
 
-    /// What the logical unit says about itself.
+    /// Waits for the end of what was begun, and returns its status: good, or that the login is to go elsewhere.
+    fn until_ended(&self, begun: c_int, deadline: Instant) -> io::Result<c_int> {
+        if begun != 0 {
+            return Err(self.error());
+        }
+        loop {
+            match self.login.get() {
+                Some(status @ (scsi::status::GOOD | ffi::REDIRECT)) => return Ok(status),
+                Some(_) => return Err(self.error()),
+                None => self.service(deadline)?,
+            }
+        }
+    }
+
+    /// Where the portal sends the login.
+    fn redirected_to(&self) -> String {
+        // SAFETY: a live context; the text is its own, and copied.
+        unsafe {
+            let text = ffi::iscsi_get_target_address(self.context);
+            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+        }
+    }
+
+    /// What the logical unit says about itself, all of it after it has told last that it may be another.
     pub(super) fn volume(&mut self, deadline: Instant) -> io::Result<Volume> {
+        for _ in 0..TRIES {
+            self.told = false;
+            let volume = self.volume_once(deadline)?;
+            if !self.told {
+                return Ok(volume);
+            }
+        }
+        self.destroy();
+        Err(io::Error::new(io::ErrorKind::ConnectionReset, "the logical unit changes all the time"))
+    }
+
+    fn volume_once(&mut self, deadline: Instant) -> io::Result<Volume> {
         // A unit that does not tell may have a cache.
         let mut volume = Volume { cache: true, ..Volume::default() };
         let capacity = self.ask(&scsi::read_capacity(), deadline)?;
@@ -126,18 +191,22 @@ impl Session {
             io::Error::new(io::ErrorKind::InvalidData, reason)
         })?;
         type Take = fn(&mut Volume, &[u8]);
-        let questions: [(Command, Take); 5] = [
+        let questions: [(Command, Take); 6] = [
             (scsi::inquiry(0xb0), Volume::take_limits),
             (scsi::inquiry(0xb1), Volume::take_characteristics),
             (scsi::inquiry(0xb2), Volume::take_provisioning),
             (scsi::inquiry(0x83), Volume::take_identity),
+            (scsi::inquiry(0x80), Volume::take_serial),
             (scsi::mode_sense_caching(), Volume::take_mode),
         ];
         for (question, take) in questions {
             match self.ask(&question, deadline) {
                 Ok(answer) => take(&mut volume, &answer),
-                // It does not know the question.
-                Err(error) if self.is_there() => tracing::debug!(?question, %error, "not answered"),
+                // It does not know the question. (One that cannot answer now may know it another time, and would seem to
+                // have become another unit.)
+                Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => {
+                    tracing::debug!(?question, %error, "not answered");
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -198,21 +267,37 @@ impl Session {
     /// The answer to a question.
     fn ask(&mut self, question: &Command, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; ANSWER];
-        self.call(question, &mut answer, deadline).map(|()| answer)
+        self.carry_out(question, &mut answer, deadline, true).map(|()| answer)
     }
 
-    /// A command, again while the unit has something else to say first; if that is that it is another now, the session
-    /// ends: the next one looks what it is.
+    /// A command, again while the unit has something else to say first; if that is that it may be another now, or none,
+    /// the session ends: the next one looks what it is.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
+        self.carry_out(command, data, deadline, false)
+    }
+
+    /// The same; a command that only `asks` goes on by this session.
+    fn carry_out(
+        &mut self,
+        command: &Command,
+        data: &mut [u8],
+        deadline: Instant,
+        asks: bool,
+    ) -> io::Result<()> {
         for _ in 0..TRIES {
             let ended = self.call_once(command, data, deadline)?;
             match scsi::judge(ended.status, ended.sense.0, ended.sense.1) {
                 Outcome::Good => return Ok(()),
                 Outcome::Again => {}
+                Outcome::Changed if asks => self.told = true,
                 Outcome::Changed => {
                     self.destroy();
-                    let reason = "the logical unit has changed";
+                    let reason = "the logical unit may have changed";
                     return Err(io::Error::new(io::ErrorKind::ConnectionReset, reason));
+                }
+                Outcome::Gone => {
+                    self.destroy();
+                    return Err(io::Error::from_raw_os_error(scsi::GONE));
                 }
                 Outcome::Busy => std::thread::sleep(SLICE / 10),
                 Outcome::Failed(errno) => return Err(io::Error::from_raw_os_error(errno)),

@@ -1,0 +1,165 @@
+//! What a unit says of itself while requests are under way: that it was reset, or is another now.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use blkswitch_io::engine::sim::Random;
+
+use super::support::{World, eventually};
+use super::target::{Login, Target};
+use super::{ESHUTDOWN, MIB};
+
+const BLOCKS: u64 = 256;
+const EIO: u32 = 5;
+
+#[link(name = "iscsi")]
+unsafe extern "C" {
+    fn iscsi_create_context(initiator: *const c_char) -> *mut c_void;
+    fn iscsi_destroy_context(context: *mut c_void) -> c_int;
+    fn iscsi_set_targetname(context: *mut c_void, name: *const c_char) -> c_int;
+    fn iscsi_set_session_type(context: *mut c_void, kind: c_int) -> c_int;
+    fn iscsi_full_connect_sync(context: *mut c_void, portal: *const c_char, lun: c_int) -> c_int;
+    fn iscsi_task_mgmt_lun_reset_sync(context: *mut c_void, lun: u32) -> c_int;
+}
+
+/// Another host, with a session of its own.
+struct Stranger(*mut c_void);
+
+impl Stranger {
+    fn login(target: &Target) -> Stranger {
+        let text = |text: &str| CString::new(text).unwrap();
+        let (own, name, portal) =
+            (text("iqn.2026-11.org.example:stranger"), text(&target.iqn), text(&target.portal()));
+        // SAFETY: live strings, which are copied, and a context that is live until it is dropped.
+        unsafe {
+            let context = iscsi_create_context(own.as_ptr());
+            iscsi_set_targetname(context, name.as_ptr());
+            // A normal session.
+            iscsi_set_session_type(context, 2);
+            assert_eq!(iscsi_full_connect_sync(context, portal.as_ptr(), 1), 0);
+            Stranger(context)
+        }
+    }
+
+    fn reset(&self) {
+        // SAFETY: a live context.
+        assert_eq!(unsafe { iscsi_task_mgmt_lun_reset_sync(self.0, 1) }, 0, "the reset is done");
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        // SAFETY: our context, used no more.
+        unsafe { iscsi_destroy_context(self.0) };
+    }
+}
+
+/// Clients that write and verify until told to end; each returns its requests and its longest wait.
+struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<std::thread::JoinHandle<(u64, Duration)>>,
+}
+
+impl Load {
+    fn start(world: &World, export: &str) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = |number: u64| {
+            let (mut client, stop) = (world.connect(export), stop.clone());
+            std::thread::spawn(move || {
+                let (mut random, mut done, mut longest) = (Random::new(number), 0, Duration::ZERO);
+                let mut model = [0u8; BLOCKS as usize];
+                while !stop.load(Ordering::SeqCst) {
+                    let block = random.below(BLOCKS);
+                    let (began, offset) = (Instant::now(), (number * BLOCKS + block) * 4096);
+                    if random.chance(500_000) {
+                        let byte = random.bits() as u8;
+                        client.write(offset, &[byte; 4096]).unwrap();
+                        model[block as usize] = byte;
+                    } else {
+                        assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
+                    }
+                    longest = longest.max(began.elapsed());
+                    done += 1;
+                }
+                for (block, byte) in (0..).zip(model) {
+                    assert_eq!(client.read((number * BLOCKS + block) * 4096, 4096).unwrap(), [byte; 4096]);
+                }
+                (done, longest)
+            })
+        };
+        Load { clients: (0..4).map(client).collect(), stop }
+    }
+
+    fn end(self) -> (u64, Duration) {
+        self.stop.store(true, Ordering::SeqCst);
+        let ended = self.clients.into_iter().map(|client| client.join().unwrap());
+        ended.fold((0, Duration::ZERO), |all, one| (all.0 + one.0, all.1.max(one.1)))
+    }
+}
+
+/// Nothing fails, nothing is lost, and the paths stay up: there is no reconnect that could hide a lost session.
+#[test]
+fn resets_under_load_cost_nothing() {
+    let Some(target) = Target::start(4 * MIB, &Login::Open) else { return };
+    let world = World::new(2);
+    let leaf = world.leaf(&target.address("", "?timeout=20"));
+    world.device("disk", world.linear(&leaf));
+    let (load, stranger) = (Load::start(&world, "disk"), Stranger::login(&target));
+    for _ in 0..40 {
+        stranger.reset();
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    let (done, longest) = load.end();
+    println!("{done} requests, longest wait {longest:.1?}");
+    assert!(done > 100 && longest < Duration::from_secs(15), "{done} requests, {longest:?}");
+}
+
+/// The unit is exchanged for another under the same address while it is used: by its size, and by its name alone.
+#[test]
+fn a_unit_that_becomes_another_under_load_is_not_used() {
+    for (bytes, name) in [(8 * MIB, None), (4 * MIB, Some("another"))] {
+        let Some(target) = Target::start(4 * MIB, &Login::Open) else { return };
+        let world = World::new(2);
+        let leaf = world.leaf(&target.address("", "?timeout=20"));
+        world.device("disk", world.linear(&leaf));
+        let own = target.name();
+        let clients: Vec<_> = (0..4u64)
+            .map(|number| {
+                let mut client = world.connect("disk");
+                std::thread::spawn(move || {
+                    let mut random = Random::new(number);
+                    // Until it fails, which it does when the unit is found to be another.
+                    loop {
+                        let offset = random.below(1024) * 4096;
+                        if let Err(error) = client.write(offset, &[1; 4096]) {
+                            return error;
+                        }
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(200));
+        target.exchange(bytes as u64, name.unwrap_or(&own));
+        for client in clients {
+            // While there is none, or when it is found to be another.
+            // While there is none, or when it is found to be another.
+            assert!(matches!(client.join().unwrap(), EIO | ESHUTDOWN));
+        }
+        // What is there now is somebody else's.
+        std::fs::write(target.file(1), vec![9; bytes]).unwrap();
+        let mut client = world.connect("disk");
+        for _ in 0..20 {
+            assert_eq!(client.write(0, &[2; 4096]), Err(ESHUTDOWN));
+            assert_eq!(client.read(0, 4096), Err(ESHUTDOWN));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let error = leaf.engine().probe(Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(error.contains("not what it was"), "{error}");
+        assert!(target.stored() == vec![9; bytes], "nothing was written to it");
+        target.exchange(4 * MIB as u64, &own);
+        eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(10)).is_ok());
+        client.write(0, &[3; 4096]).unwrap();
+    }
+}
