@@ -1,5 +1,6 @@
 # The iSCSI leaf on tgt: a switch over two targets, one of them behind CHAP, written through our NBD export and compared
-# with what tgt has stored; one target is killed and comes back meanwhile. The secret is seen nowhere.
+# with what tgt has stored; one target is killed and comes back meanwhile. The secret, from a file or from the environment, is
+# seen nowhere, however much is logged.
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:/usr/sbin:/sbin
 need tgtd tgt
@@ -10,7 +11,9 @@ need curl curl
 fio --enghelp 2>/dev/null | grep -q '\bnbd\b' || { echo "this fio has no nbd engine"; exit 77; }
 [ "$(id -u)" = 0 ] || { echo "tgtd needs root"; exit 77; }
 SECRET=correct-horse-battery
-serve --queues 2
+CHAP_SECRET=$SECRET serve --queues 2 --log-level trace --state "$HERE/state"
+blkswitch monitor --json >monitor.log 2>&1 &
+MONITOR=$!
 case $(refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:1/iqn.x/1?timeout=1 0") in
     *"this build has no iSCSI"*) echo "a build without the feature iscsi (Debian package libiscsi-dev)"; exit 77 ;;
 esac
@@ -55,6 +58,7 @@ end_daemons() {
 clean_up() {
     local status=$?
     end_daemons
+    kill "$MONITOR" 2>/dev/null || true
     finish $status
 }
 trap clean_up EXIT
@@ -63,6 +67,9 @@ target a1
 target chap
 echo $SECRET >secret
 chmod 600 secret
+cp secret open
+chmod 604 open
+echo wrong-$SECRET >wrong
 
 # A secret in the address is refused; neither the answer nor the log repeats it.
 said=$(refused blkswitch create none --table "0 8 linear iscsi://me%$SECRET@127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1 0")
@@ -73,6 +80,15 @@ refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:$port_chap/i
 
 a1="iscsi://127.0.0.1:$port_a1/iqn.2026-11.org.example:a1/1?reconnect=30"
 chap="iscsi://me@127.0.0.1:$port_chap/iqn.2026-11.org.example:chap/1?secret-file=$HERE/secret&reconnect=30"
+refused blkswitch create none --table "0 8 linear ${chap/secret&/wrong&} 0" >refused.log
+# From the environment, and from a file that everybody may read, which is said.
+for at in secret-env=CHAP_SECRET "secret-file=$HERE/open"; do
+    blkswitch create one --table "0 32768 linear ${chap/secret-file=*/$at} 0"
+    fio --name=one --ioengine=nbd --uri="$(uri one)" --rw=read --bs=64k --size=1m >fio.log 2>&1 || fail "fio: $(cat fio.log)"
+    blkswitch remove one
+done
+grep -q "everybody on this machine may read this secret.*$HERE/open" daemon.log || fail "no warning about the open file"
+! grep -q "may read this secret.*$HERE/secret" daemon.log || fail "a warning about the closed file"
 # A table that is longer than a unit is refused, with both lengths.
 for type in "linear $a1 0" "linear $a1 1" "switch 2 128 0 $a1 0 $chap 0" "multipath 0 0 1 1 round-robin 0 1 0 $a1"; do
     case $type in *" 1") sectors=32768 ;; *) sectors=32776 ;; esac
@@ -116,7 +132,8 @@ for run in shape["runs"]:
 PYTHON
 
 for seen in "$(blkswitch table disk)" "$(blkswitch status disk)" "$(blkswitch ls --tree)" "$(blkswitch info disk --json)" \
-    "$(cat daemon.log)" "$(tr '\0' ' ' <"/proc/$DAEMON/cmdline")" \
+    "$(cat daemon.log refused.log monitor.log)" "$(grep -ra "" state)" "$(blkswitch stats disk)" "$(blkswitch stats disk --json)" \
+    "$(blkswitch deps disk --json)" "$(tr '\0' ' ' <"/proc/$DAEMON/cmdline")" \
     "$(curl -s --unix-socket "$BLKSWITCH_SOCKET" http://localhost/metrics)"; do
     case $seen in *$SECRET*) fail "the secret is in: $seen" ;; esac
 done

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
-use blkswitch::protocol::{MonitorEvent, route};
+use blkswitch::protocol::{Events, MonitorEvent, route};
 use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of, serve};
@@ -128,6 +128,42 @@ fn a_path_that_fails_is_noticed_reinstated_and_used_again_and_all_is_told() {
         metrics()
     );
     assert!(has("blkswitch_held_requests{", " 0.0"), "{}", metrics());
+}
+
+#[test]
+fn events_are_objects_of_json_and_lines_of_the_log() {
+    let daemon = Daemon::start_with(&QUICK);
+    let mut client = make(&daemon, "told", "0");
+    let watcher = Watcher::new(&daemon, &["--json"]);
+    let before = daemon.describe("told").event_nr;
+    let mut wait = daemon.client();
+    wait.args(["wait", "told", &before.to_string(), "--json"]).stdout(Stdio::piped());
+    let wait = wait.spawn().unwrap();
+    cut(&daemon, "a", "");
+    client.read(0, SECTOR).unwrap();
+    join(&daemon, "a");
+    let mut wanted = vec!["PATH_FAILED", "GROUP_SWITCHED", "PATH_REINSTATED", "GROUP_CHOSEN"];
+    while !wanted.is_empty() {
+        let line = watcher.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing of {wanted:?}"));
+        let event: MonitorEvent = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event: {line}"));
+        if event.device == "told" {
+            wanted.retain(|name| *name != event.event);
+            assert_eq!(event.path.is_some(), event.event.starts_with("PATH"), "{line}");
+            assert_eq!(event.group.is_some(), event.event.starts_with("GROUP"), "{line}");
+        }
+    }
+    let waited = wait.wait_with_output().unwrap();
+    let events: Events = serde_json::from_slice(&waited.stdout).unwrap();
+    assert!(waited.status.success() && events.changed && events.event_nr != before, "{events:?}");
+    let log = daemon.log();
+    for (level, start, end) in [
+        ("WARN", "multipath: told: Failing path sim:", ""),
+        ("INFO", "multipath: told: Reinstating path sim:", ""),
+        ("INFO", "multipath: told: Using priority group ", "2."),
+    ] {
+        let is_it = |line: &str| line.contains(level) && line.contains(start) && line.ends_with(end);
+        assert!(log.lines().any(is_it), "{start}: {log}");
+    }
 }
 
 #[test]

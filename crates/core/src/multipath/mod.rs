@@ -32,8 +32,7 @@
 //! let Choice::Send(attempt) = multipath.select(ask, &mut |event| events.push(event)) else { panic!() };
 //! assert_eq!(attempt.path(), 0);
 //!
-//! // The path does not answer: the request goes on over the other group.
-//! assert!(attempt.is_overdue(30_000_000_000, 30_000_000_000));
+//! // The path does not answer for half a minute: the request goes on over the other group.
 //! let verdict = multipath.judge(attempt, outcome::ETIMEDOUT, 30_000_000_000, &mut |event| events.push(event));
 //! let Verdict::Retry(attempt) = verdict else { panic!() };
 //! assert_eq!(attempt.path(), 1);
@@ -124,14 +123,6 @@ impl Attempt {
     #[must_use]
     pub const fn started_ns(&self) -> u64 {
         self.started_ns
-    }
-
-    /// Has the path been silent for too long? Then the request is to be judged with
-    /// [`outcome::ETIMEDOUT`]. `timeout_ns` 0 is no limit.
-    #[inline]
-    #[must_use]
-    pub const fn is_overdue(&self, now_ns: u64, timeout_ns: u64) -> bool {
-        timeout_ns != 0 && now_ns.saturating_sub(self.started_ns) >= timeout_ns
     }
 }
 

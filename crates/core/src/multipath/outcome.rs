@@ -10,7 +10,7 @@
 
 /// The path is gone, or nobody knows better: what a request fails with when there is no path.
 pub const EIO: i32 = 5;
-/// The path was silent for too long, see [`super::Attempt::is_overdue`].
+/// The path was silent for too long.
 pub const ETIMEDOUT: i32 = 110;
 
 /// Does this errno fail the path it came over? If not it goes up to whoever made the request.

@@ -319,9 +319,6 @@ fn errors_that_fail_a_path_and_errors_that_go_up() {
 fn silence_fails_a_path() {
     let multipath = new("0 0 1 1 queue-length 0 2 0 a b");
     let attempt = send(multipath.select(Ask { now_ns: 1000, ..Ask::default() }, &mut |_| {})).unwrap();
-    assert!(!attempt.is_overdue(1_000_000, 0), "0 is no limit");
-    assert!(!attempt.is_overdue(5999, 5000) && attempt.is_overdue(6000, 5000));
-    assert!(!attempt.is_overdue(0, 5000), "a clock that is behind");
     let mut events = Vec::new();
     let verdict = multipath.judge(attempt, 110, 6000, &mut |event| events.push(event));
     assert_eq!(events, [Event::PathFailed { path: 0, left: 1 }]);

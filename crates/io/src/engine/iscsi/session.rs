@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::outcome::is_path_error;
@@ -26,6 +27,8 @@ const SLICE: Duration = Duration::from_millis(500);
 /// Most portals that a login is sent on to: a group needs one or two, and one that sends in a circle is to be told from
 /// one that is slow.
 const MAX_REDIRECTIONS: u32 = 8;
+/// Of a file's mode.
+const OTHERS_MAY_READ: u32 = 0o004;
 /// Longest secret.
 const MAX_SECRET: u64 = 255;
 
@@ -399,7 +402,11 @@ fn secret(at: &SecretAt) -> io::Result<CString> {
     let failed = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
     let bytes = match at {
         SecretAt::File(path) => {
-            let len = std::fs::metadata(path).map(|meta| meta.len());
+            let file = std::fs::metadata(path);
+            if file.as_ref().is_ok_and(|file| file.mode() & OTHERS_MAY_READ != 0) {
+                tracing::warn!(file = path, "everybody on this machine may read this secret: chmod o-r");
+            }
+            let len = file.map(|file| file.len());
             match len.and_then(|len| if len > MAX_SECRET + 1 { Ok(Vec::new()) } else { std::fs::read(path) })
             {
                 Ok(mut bytes) => {

@@ -225,4 +225,26 @@ mod tests {
         let error = connect(Place::Tcp { host: "127.0.0.1".into(), port: free });
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
+
+    #[test]
+    fn a_peer_that_acknowledges_nothing_is_found_out() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = Place::Tcp { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let socket = Socket::connect(&place, Duration::from_secs(20), deadline).unwrap();
+        for (level, option, wanted) in [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 5),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 20_000),
+        ] {
+            let (mut value, mut len) = (0_i32, 4);
+            let (to, bytes) = ((&raw mut value).cast(), &raw mut len);
+            // SAFETY: writes at most four bytes into a live integer.
+            let status = unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, to, bytes) };
+            assert_eq!((status, value), (0, wanted), "option {option}");
+        }
+    }
 }
