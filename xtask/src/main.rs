@@ -5,6 +5,7 @@
 mod bench_kernel;
 mod bench_ublk;
 mod kmod;
+mod package;
 mod system;
 mod tidy;
 mod vm;
@@ -22,6 +23,7 @@ const TASKS: &[Task] = &[
     ("vm-test", "run the kernel module's tests in a guest", vm_test::main),
     ("bench-kernel", "count the kernel module's instructions beside dm-switch's", bench_kernel::main),
     ("bench-ublk", "count the instructions of reads of ublk disks, ours and others'", bench_ublk::main),
+    ("package", "make a Debian package of the daemon", package::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];
 

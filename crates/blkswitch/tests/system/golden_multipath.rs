@@ -329,18 +329,26 @@ fn replay_held_below(stage: &mut Stage, case: &Value) -> Verdict {
     differs("after reinstate", word(held.receive(SECTOR)), "ok")
 }
 
-/// What the program prints about the two layers, where it does not hang on the numbers of disks.
+/// What the program prints about the two layers.
 fn replay_tools(stage: &Stage, case: &Value) -> Verdict {
     for step in case["steps"].as_array().unwrap() {
         let command: Vec<&str> = text(step, "cmd").split(' ').skip(1).collect();
-        if command[0] == "deps" || command.contains(&"--tree") {
-            continue;
-        }
         let output = stage.daemon.run(&command);
+        // Disks stand in parentheses, as names or as numbers.
+        let in_parentheses = |word: &str| {
+            let mut disks = DISKS.iter().filter(|_| word.starts_with('('));
+            let disk = disks.find(|(disk, ..)| word.contains(&format!("path={disk},")));
+            disk.map_or_else(
+                || word.to_owned(),
+                |disk| format!("({})", if command[0] == "deps" { disk.0 } else { disk.1 }),
+            )
+        };
         let theirs = |line: &str| {
-            let line = Stage::theirs(line);
+            let line = line.split(' ').map(in_parentheses).collect::<Vec<_>>().join(" ");
+            let line = Stage::theirs(&line);
             // Our devices stand as their addresses, and have the major number 0.
-            let line = line.replace("/dev/blkswitch/member", "253:").replace("(0, ", "(253, ");
+            let line = line.replace("/dev/blkswitch/member", "253:");
+            let line = line.replace("(0, ", "(253, ").replace("(0:", "(253:");
             line.replace("            0   ", "          253   ")
         };
         let stdout: String =
