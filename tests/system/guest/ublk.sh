@@ -38,6 +38,50 @@ text=$(bs create zoned --table "0 8192 linear /dev/nullb0 0" 2>&1) && fail "took
 has "$text" "'/dev/nullb0' is a zoned disk, whose zones must be written from front to back"
 rmmod null_blk
 
+# Two ways to one disk are a multipath, as its world wide name says; ways to two disks are not.
+modprobe sd_mod
+modprobe scsi_debug add_host=2 max_luns=2 dev_size_mb=8 vpd_use_hostno=0
+for _ in $(seq 600); do
+    [ "$(ls -d /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/* 2>/dev/null | wc -l)" = 4 ] && break
+    sleep 0.1
+done
+disks=()
+for wwid in /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/wwid; do
+    disks+=("$(cat "$wwid") /dev/$(ls "${wwid%wwid}block")")
+done
+read -r one other <<<"$(printf '%s\n' "${disks[@]%% /dev/*}" | sort -u | tr '\n' ' ')"
+ways() { printf '%s\n' "${disks[@]}" | awk -v wwid="$1" '$1 == wwid { print $2 }' | tr '\n' ' '; }
+read -r a b <<<"$(ways "$one")"
+read -r c _ <<<"$(ways "$other")"
+[ -b "$a" ] && [ -b "$b" ] && [ -b "$c" ] || fail "disks: ${disks[*]}"
+paths() { echo "0 16384 multipath 0 0 2 1 round-robin 0 1 1 $1 1 round-robin 0 1 1 $2 1"; }
+text=$(bs create mp --table "$(paths "$a" "$c")" 2>&1) && fail "took two disks for one"
+has "$text" "'$c'"
+has "$text" "$one"
+text=$(bs create mp --buffered --table "$(paths "$a" "$b")" 2>&1) && fail "took paths through the page cache"
+has "$text" "goes through the page cache"
+bs create mp --ublk --table "$(paths "$a" "$b")"
+dd if=/dev/urandom of=data bs=1M count=8 status=none
+dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
+bs message mp 0 fail_path "$a"
+has "$(bs status mp)" "$a F 1 E 0 1 0 $b A 0"
+dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
+bs message mp 0 reinstate_path "$a"
+bs message mp 0 switch_group 1
+dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
+# One way is taken away by the kernel: requests go on over the other.
+echo offline >"/sys/block/${a#/dev/}/device/state"
+dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
+has "$(bs status mp)" "$a F"
+echo running >"/sys/block/${a#/dev/}/device/state"
+for _ in $(seq 600); do
+    case $(bs status mp) in *"$a A"*) break ;; esac
+    sleep 0.1
+done
+has "$(bs status mp)" "$a A"
+bs remove mp
+rmmod scsi_debug
+
 # A disk by its name.
 bs create disk --ublk --make-files --table "0 65536 switch 3 24 0 $PWD/a 0 $PWD/b 0 $PWD/c 0"
 [ "$(readlink /dev/blkswitch/disk)" = /dev/ublkb0 ] || fail "link"

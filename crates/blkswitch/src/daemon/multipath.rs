@@ -109,8 +109,8 @@ impl Volume {
         let (name, sectors) = (leaf.name(), leaf.limits().sectors);
         if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
             let reason = format!(
-                "'{name}' goes through the page cache, where no other path sees what is written: open it with \
-                 --cache auto or direct"
+                "'{name}' goes through the page cache, where no other path sees what is written: load the \
+                 table without --buffered"
             );
             return Err(Failure::new(Errno::Einval, reason));
         }
