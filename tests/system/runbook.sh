@@ -38,6 +38,14 @@ step 'echo "0 2048 linear '"$HERE"'/switch0 0
 2048 2048 error" | dmsetup create two; dmsetup table two' "0 2048 linear $HERE/switch0 0
 2048 2048 error "
 step 'dmsetup remove two && dmsetup remove volume; dmsetup ls' 'No devices found'
+step 'dmsetup create mp --table "0 2048 multipath 0 0 1 1 round-robin 0 2 1 mem:1M 1 null:1M 1"
+dmsetup wait mp 0 & waits=$!
+sleep 0.3; kill -0 $waits
+dmsetup message mp 0 fail_path null:1048576
+wait $waits; dmsetup info -c --noheadings -o events mp' '1'
+step 'dmsetup create upper --table "0 2048 linear /dev/blkswitch/mp 0"; dmsetup remove --force upper; dmsetup ls' "mp"$'\t'"(0:0)"
+step 'dmsetup create upper --table "0 2048 linear /dev/blkswitch/mp 0"; dmsetup remove_all; dmsetup ls' 'No devices found'
+step 'dmsetup mknodes; dmsetup targets | grep "^switch " | cut -d" " -f1' 'switch'
 
 # Failures have dmsetup's words and status.
 equal "$(refused blkswitch message none 0 set_region_mappings 0:0 | head -n 1)" \
