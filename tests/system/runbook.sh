@@ -52,3 +52,15 @@ equal "$(refused blkswitch message none 0 set_region_mappings 0:0 | head -n 1)" 
     'device-mapper: message ioctl on none  failed: No such device or address'
 equal "$(refused blkswitch remove none | head -n 1)" \
     'device-mapper: remove ioctl on none  failed: No such device or address'
+
+# A long message from standard input shows its progress on a terminal, and nothing elsewhere.
+need script bsdutils
+blkswitch create large --table "0 2097152 switch 3 8 0 null:1G 0 null:1G 0 null:1G 0"
+python3 -c 'print("set_region_mappings", " ".join(f"{i % 262144:x}:{i % 5 % 3}" for i in range(1 << 20)))' >words
+slowly='(head -c 5000000 words; sleep 1; tail -c +5000001 words) | blkswitch message large 0 -'
+equal "$(bash -c "$slowly" 2>&1)" ""
+blkswitch map export large >exported
+blkswitch message large 0 set_region_mappings 0:0 R1,3ffff
+shown=$(script -qec "bash -c '$slowly'" /dev/null)
+has "$shown" "MiB/s"
+equal "$(blkswitch map export large)" "$(cat exported)"
