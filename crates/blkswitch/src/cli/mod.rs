@@ -244,10 +244,14 @@ impl Verb {
 /// Where the daemon's sockets are by default.
 pub fn default_folder() -> Option<PathBuf> {
     let root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    folder_of(root, env::var_os("XDG_RUNTIME_DIR"))
+}
+
+fn folder_of(root: bool, runtime: Option<OsString>) -> Option<PathBuf> {
     if root {
         return Some(PathBuf::from("/run/blkswitch"));
     }
-    let runtime = env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    let runtime = runtime.filter(|folder| !folder.is_empty());
     runtime.map(|folder| PathBuf::from(folder).join("blkswitch"))
 }
 
@@ -311,6 +315,17 @@ fn wrong_number(error: &clap::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_are_where_the_system_has_those_of_this_user() {
+        let folder = |root, runtime: Option<&str>| {
+            folder_of(root, runtime.map(Into::into)).map(|folder| folder.display().to_string())
+        };
+        assert_eq!(folder(true, Some("/run/user/0")).as_deref(), Some("/run/blkswitch"));
+        assert_eq!(folder(false, Some("/run/user/7")).as_deref(), Some("/run/user/7/blkswitch"));
+        assert_eq!(folder(false, Some("")), None);
+        assert_eq!(folder(false, None), None);
+    }
 
     #[test]
     fn the_definition_is_sound() {
