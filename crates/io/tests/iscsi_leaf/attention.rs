@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use blkswitch_io::engine::sim::Random;
@@ -56,19 +56,20 @@ impl Drop for Stranger {
     }
 }
 
-/// Clients that write and verify until told to end; each returns its requests and its longest wait.
-struct Load {
+/// Clients that write and verify, of a volume of zeroes of 4 MiB, until told to end; each returns its longest wait.
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
-    clients: Vec<std::thread::JoinHandle<(u64, Duration)>>,
+    requests: Arc<AtomicU64>,
+    clients: Vec<std::thread::JoinHandle<Duration>>,
 }
 
 impl Load {
-    fn start(world: &World, export: &str) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
+    pub(super) fn start(world: &World, export: &str) -> Load {
+        let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let client = |number: u64| {
-            let (mut client, stop) = (world.connect(export), stop.clone());
+            let (mut client, stop, requests) = (world.connect(export), stop.clone(), requests.clone());
             std::thread::spawn(move || {
-                let (mut random, mut done, mut longest) = (Random::new(number), 0, Duration::ZERO);
+                let (mut random, mut longest) = (Random::new(number), Duration::ZERO);
                 let mut model = [0u8; BLOCKS as usize];
                 while !stop.load(Ordering::SeqCst) {
                     let block = random.below(BLOCKS);
@@ -81,21 +82,28 @@ impl Load {
                         assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
                     }
                     longest = longest.max(began.elapsed());
-                    done += 1;
+                    requests.fetch_add(1, Ordering::SeqCst);
                 }
                 for (block, byte) in (0..).zip(model) {
                     assert_eq!(client.read((number * BLOCKS + block) * 4096, 4096).unwrap(), [byte; 4096]);
                 }
-                (done, longest)
+                longest
             })
         };
-        Load { clients: (0..4).map(client).collect(), stop }
+        Load { clients: (0..4).map(client).collect(), stop, requests }
     }
 
-    fn end(self) -> (u64, Duration) {
+    /// How many were answered so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Reads everything back; returns how many were answered, and the longest wait.
+    pub(super) fn end(self) -> (u64, Duration) {
         self.stop.store(true, Ordering::SeqCst);
-        let ended = self.clients.into_iter().map(|client| client.join().unwrap());
-        ended.fold((0, Duration::ZERO), |all, one| (all.0 + one.0, all.1.max(one.1)))
+        let waits = self.clients.into_iter().map(|client| client.join().unwrap());
+        let longest = waits.max().unwrap();
+        (self.requests.load(Ordering::SeqCst), longest)
     }
 }
 
@@ -143,7 +151,6 @@ fn a_unit_that_becomes_another_under_load_is_not_used() {
         std::thread::sleep(Duration::from_millis(200));
         target.exchange(bytes as u64, name.unwrap_or(&own));
         for client in clients {
-            // While there is none, or when it is found to be another.
             // While there is none, or when it is found to be another.
             assert!(matches!(client.join().unwrap(), EIO | ESHUTDOWN));
         }

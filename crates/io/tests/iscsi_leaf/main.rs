@@ -12,9 +12,9 @@ mod target;
 mod units;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use attention::Load;
 use blkswitch_io::engine::sim::Random;
 use blkswitch_io::{Leaf, LeafError};
 use redirect::Portal;
@@ -166,29 +166,7 @@ fn a_target_that_is_killed_and_comes_back() {
     world.device("fails", world.linear(&fails));
     let mut failing = world.connect("fails");
     failing.read(0, 512).unwrap();
-    let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let threads: Vec<_> = (0..2u64)
-        .map(|number| {
-            let (mut client, stop, requests) = (world.connect("waits"), stop.clone(), requests.clone());
-            std::thread::spawn(move || {
-                let mut random = Random::new(number);
-                let mut model = [0u8; 128];
-                (0..128).for_each(|block| client.write((number * 128 + block) * 4096, &[0; 4096]).unwrap());
-                while !stop.load(Ordering::SeqCst) {
-                    let block = random.below(128);
-                    let offset = (number * 128 + block) * 4096;
-                    if random.chance(500_000) {
-                        let byte = random.bits() as u8;
-                        client.write(offset, &[byte; 4096]).unwrap();
-                        model[block as usize] = byte;
-                    } else {
-                        assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
-                    }
-                    requests.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        })
-        .collect();
+    let load = Load::start(&world, "waits");
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(300));
         target.kill();
@@ -202,9 +180,8 @@ fn a_target_that_is_killed_and_comes_back() {
         failing.read(0, 512).unwrap();
     }
     std::thread::sleep(Duration::from_millis(300));
-    eventually("a hundred requests are answered", || requests.load(Ordering::SeqCst) > 100);
-    stop.store(true, Ordering::SeqCst);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    eventually("a hundred requests are answered", || load.requests() > 100);
+    load.end();
     in_time("stopping", move || world.pool.stop());
 }
 

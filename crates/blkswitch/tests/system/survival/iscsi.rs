@@ -136,6 +136,16 @@ impl World {
         eventually("the path is failed", || !self.status(target).1[target].0);
     }
 
+    /// Both are gone for a while, and come back.
+    fn outage(&mut self) {
+        self.gone(|world| {
+            (0..2).for_each(|target| world.is_failed(target));
+            world.remap();
+            world.rest();
+        });
+        self.recover();
+    }
+
     /// All paths come up again, by themselves, and each member uses its better group.
     fn recover(&self) {
         let is_well = |member| matches!(self.status(member), (group, [(true, _), (true, _)]) if group == "1");
@@ -383,14 +393,7 @@ fn targets_that_hang_and_go_on() {
 /// Both are gone, and requests wait until they are back.
 #[test]
 fn all_gone_with_queueing() {
-    survive(&Scenario::new("all_gone_with_queueing"), load(Errors::No), |world, _| {
-        world.gone(|world| {
-            (0..2).for_each(|target| world.is_failed(target));
-            world.remap();
-            world.rest();
-        });
-        world.recover();
-    });
+    survive(&Scenario::new("all_gone_with_queueing"), load(Errors::No), |world, _| world.outage());
 }
 
 /// Both are gone, and requests fail meanwhile; none that succeeded is lost.
@@ -399,13 +402,6 @@ fn all_gone_without_queueing() {
     let errors = Errors::Anywhere;
     let name = "all_gone_without_queueing";
     let scenario = Scenario { queueing: false, errors: errors.clone(), ..Scenario::new(name) };
-    let survived = survive(&scenario, load(errors), |world, _| {
-        world.gone(|world| {
-            (0..2).for_each(|target| world.is_failed(target));
-            world.remap();
-            world.rest();
-        });
-        world.recover();
-    });
+    let survived = survive(&scenario, load(errors), |world, _| world.outage());
     assert!(survived.is_none_or(|survived| survived.failed > 0));
 }

@@ -1,6 +1,7 @@
 //! SCSI as far as a disk needs it: commands to bytes, what a logical unit says about itself, what sense data means.
 //!
-//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is read within its length. Sources: SBC-4 and SPC-5 of T10, by command.
+//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is read within its
+//! length. Sources: SBC-4 and SPC-5 of T10, by command.
 
 use blkswitch_core::multipath::outcome;
 
