@@ -129,6 +129,11 @@ impl Load {
         Duration::from_nanos(waiting.max(self.shared.recent_ns.swap(0, Relaxed)))
     }
 
+    /// The requests under way, for who watches them from another thread.
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay(self.shared.clone())
+    }
+
     /// Whether a client has ended, which it should not.
     pub fn has_failed(&self) -> bool {
         self.clients.iter().any(JoinHandle::is_finished)
@@ -147,6 +152,18 @@ impl Load {
             failed: shared.failed.load(Relaxed),
             longest: Duration::from_nanos(shared.longest_ns.load(Relaxed)),
         })
+    }
+}
+
+/// The requests of a load that are under way.
+#[derive(Debug, Clone)]
+pub struct UnderWay(Arc<Shared>);
+
+impl UnderWay {
+    /// When the oldest of them was sent; nothing if there is none.
+    pub fn oldest(&self) -> Option<Instant> {
+        let sent = self.0.under_way.iter().map(|sent| sent.load(Relaxed)).filter(|sent| *sent != 0);
+        sent.min().map(|sent| self.0.started + Duration::from_nanos(sent))
     }
 }
 

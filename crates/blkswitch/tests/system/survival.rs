@@ -2,7 +2,8 @@
 //!
 //! A host with a switch device over two multipath devices, each with two ways to the same volume of one server, as the
 //! members of a storage group all lead to the whole volume. So every region may go any way at any time, and a load on
-//! top finds out whether a request was lost, done twice, torn or sent elsewhere. In every scenario regions move all the
+//! top finds out whether a request was lost, done twice or torn; whether one was sent elsewhere, a witness at the ways
+//! finds out, which knows where each region is. In every scenario regions move all the
 //! time, and a disturber suspends, reloads and resumes both tiers. Everything random comes from the seed; a failure
 //! prints the command that runs the same again (times on a machine differ, so it may not fail again).
 
@@ -11,6 +12,7 @@ mod disturber;
 mod iscsi;
 mod proxy;
 mod replies;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -25,12 +27,14 @@ use serde_json::json;
 
 use self::disturber::{Disturbed, Disturber};
 use self::proxy::{Proxy, Way};
+use self::witness::{Witness, stays};
 use crate::fixture::{Daemon, PATIENCE, eventually, signal};
 
 /// Sectors of the volume.
 const SECTORS: u64 = 8192;
 /// Sectors of a region.
 const REGION_SECTORS: u64 = 64;
+const REGIONS: u64 = SECTORS / REGION_SECTORS;
 /// Seconds after which a way that does not answer is taken for lost.
 const TIMEOUT: u64 = 1;
 /// Seconds between two looks at a path.
@@ -47,8 +51,37 @@ const BLOCK_SECTORS: usize = 8;
 /// What a client of the host is told.
 const EIO: i32 = 5;
 
-/// How long a scenario lasts, unless `BLKSWITCH_SURVIVAL_SECONDS` says otherwise.
+/// How long a scenario lasts, unless the environment says otherwise.
 const SECONDS: u64 = 4;
+/// The environment's words for it.
+const SECONDS_VAR: &str = "BLKSWITCH_SURVIVAL_SECONDS";
+
+/// One run of a scenario. One that ends in a panic says how to have the same again.
+struct Run {
+    name: &'static str,
+    /// What runs tests like this, as far as their names are the same.
+    command: &'static str,
+    seed: u64,
+    time: Duration,
+}
+
+impl Run {
+    fn new(command: &'static str, name: &'static str) -> Run {
+        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+        let seed = number("SEED").unwrap_or_else(|| std::process::id().into());
+        let time = Duration::from_secs(number(SECONDS_VAR).unwrap_or(SECONDS));
+        Run { name, command, seed, time }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Run { name, command, seed, time } = self;
+            eprintln!("again: SEED={seed} {SECONDS_VAR}={} {command}::{name}", time.as_secs());
+        }
+    }
+}
 
 /// What a scenario is like.
 struct Scenario {
@@ -84,6 +117,7 @@ struct World {
     server: Daemon,
     host: Arc<Daemon>,
     ways: Vec<Proxy>,
+    witness: Witness,
     random: Random,
     queueing: bool,
     timeout: u64,
@@ -103,9 +137,11 @@ impl World {
         let host = Arc::new(Daemon::start_with(&options));
         let front = |_| Daemon::start_with(&[]);
         let fronts: Vec<Daemon> = (0..if scenario.fronts { 2 } else { 0 }).map(front).collect();
+        let witness = Witness::new(REGIONS, REGION_SECTORS * 512);
         let way = |number: usize| {
             let to = fronts.get(number % 2).unwrap_or(&server);
-            Proxy::start(host.path(&format!("way{number}.sock")), to.path("nbd.sock"))
+            let (path, to) = (host.path(&format!("way{number}.sock")), to.path("nbd.sock"));
+            Proxy::start(path, to, number / 2, witness.clone())
         };
         let ways: Vec<Proxy> = (0..4).map(way).collect();
         let Scenario { queueing, timeout, .. } = *scenario;
@@ -114,6 +150,7 @@ impl World {
             server,
             host,
             ways,
+            witness,
             random,
             queueing,
             timeout,
@@ -207,23 +244,31 @@ impl World {
     }
 
     fn disturb(&self, seed: u64) -> Disturber {
-        let device = |name: &str, table, may_flush| Disturbed { name: name.to_owned(), table, may_flush };
+        let device = |name: &str, table, witness, may_flush| {
+            let name = name.to_owned();
+            Disturbed { name, table, witness, may_flush }
+        };
         let devices = vec![
-            device("volume", self.switch_table(), true),
-            device("member0", self.member_table(0), false),
-            device("member1", self.member_table(1), false),
+            device("volume", self.switch_table(), Some(self.witness.clone()), true),
+            device("member0", self.member_table(0), None, false),
+            device("member1", self.member_table(1), None, false),
         ];
         Disturber::start(self.host.clone(), devices, Random(!seed))
     }
 
     /// Sends regions somewhere else.
     fn remap(&mut self) {
-        let (regions, mut words) = (SECTORS / REGION_SECTORS, String::from("set_region_mappings"));
-        for _ in 0..8 {
-            let (region, path) = (self.random.below(regions as u32), self.random.below(2));
-            words.push_str(&format!(" {region:x}:{path}"));
-        }
-        self.host.message("volume", 0, words.as_bytes()).expect_ok();
+        let mut move_one = || loop {
+            let region = u64::from(self.random.below(REGIONS as u32));
+            if !stays(region) {
+                return (region, self.random.below(2) as usize);
+            }
+        };
+        let moves: Vec<(u64, usize)> = (0..8).map(|_| move_one()).collect();
+        let words = moves.iter().map(|(region, path)| format!(" {region:x}:{path}"));
+        let message = format!("set_region_mappings{}", words.collect::<String>());
+        let send = || self.host.message("volume", 0, message.as_bytes()).expect_ok();
+        self.witness.moving(&moves, || _ = send());
     }
 
     /// Of each path of both members what `status` has: `A` or `F`, and how often it has failed.
@@ -314,23 +359,14 @@ impl Drop for World {
 /// verifies.
 #[track_caller]
 fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report {
-    struct Replay<'a>(&'a str, u64);
-    impl Drop for Replay<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                let Replay(name, seed) = self;
-                eprintln!("again: SEED={seed} cargo test -p blkswitch --test system survival::{name}");
-            }
-        }
-    }
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let seed = number("SEED").unwrap_or_else(|| std::process::id().into());
     let name = scenario.name;
-    let _replay = Replay(name, seed);
+    let run = Run::new("cargo test -p blkswitch --test system survival", name);
+    let seed = run.seed;
     let mut world = World::new(seed, scenario);
     let load = world.load(seed, scenario.errors.clone());
+    world.witness.watch(&load);
     let disturber = world.disturb(seed);
-    let end = Instant::now() + Duration::from_secs(number("BLKSWITCH_SURVIVAL_SECONDS").unwrap_or(SECONDS));
+    let end = Instant::now() + run.time;
     let mut step = 0;
     while Instant::now() < end {
         let began = Instant::now();
@@ -341,6 +377,7 @@ fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report 
         let pause = 50 + u64::from(world.random.below(200));
         std::thread::sleep(Duration::from_millis(pause));
         assert!(!load.has_failed(), "{:#}", load.verify().unwrap_err());
+        world.witness.verdict();
         assert!(!disturber.has_failed(), "a device could not be suspended, reloaded or resumed");
     }
     if world.bad {
@@ -351,11 +388,14 @@ fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report 
     let disturbed = disturber.end();
     world.recover();
     let report = load.verify().unwrap();
+    let [staying, moving] = world.witness.verdict();
+    assert!(staying > 0 && moving > 0);
     let longest = scenario.longest(world.outage);
     // Not by println!, whose text nobody sees while the test passes.
     let _ = writeln!(
         std::io::stderr(),
-        "{name}: {} requests, {} failed, {disturbed} times suspended, longest wait {:.1?} of at most {longest:.1?}",
+        "{name}: {} requests, {} failed, {staying} seen at the member of regions that stay and {moving} of those that \
+         move, {disturbed} times suspended, longest wait {:.1?} of at most {longest:.1?}",
         report.done,
         report.failed,
         report.longest

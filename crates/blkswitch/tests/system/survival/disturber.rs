@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use blkswitch::load::Random;
 
+use super::witness::Witness;
 use crate::fixture::Daemon;
 
 /// A device and the table that it has.
 pub(super) struct Disturbed {
     pub(super) name: String,
     pub(super) table: String,
+    /// Who is told when the device begins anew with its table.
+    pub(super) witness: Option<Witness>,
     /// Whether `suspend` without `--noflush` is possible too: that fails what finds no path.
     pub(super) may_flush: bool,
 }
@@ -38,9 +41,10 @@ impl Disturber {
             let mut times = 0;
             while !stopped.load(SeqCst) {
                 thread::sleep(Duration::from_millis(50 + u64::from(random.below(400))));
-                let Disturbed { name, table, may_flush } =
+                let Disturbed { name, table, witness, may_flush } =
                     &devices[random.below(devices.len() as u32) as usize];
-                if random.below(2) == 0 {
+                let is_loaded = random.below(2) == 0;
+                if is_loaded {
                     verb(&["load", name, "--table", table]);
                 }
                 if *may_flush && random.below(2) == 0 {
@@ -48,7 +52,10 @@ impl Disturber {
                 } else {
                     verb(&["suspend", "--noflush", name]);
                 }
-                verb(&["resume", name]);
+                match witness {
+                    Some(witness) if is_loaded => witness.returning(|| verb(&["resume", name])),
+                    _ => verb(&["resume", name]),
+                }
                 times += 1;
             }
             times

@@ -16,14 +16,12 @@ use blkswitch::load::{Errors, Load, LoadOptions, Random};
 
 use self::target::{Login, Target};
 use super::disturber::{Disturbed, Disturber};
-use super::{BUSY, CHECKER_INTERVAL, LONGEST_INTERVAL};
+use super::{BUSY, CHECKER_INTERVAL, LONGEST_INTERVAL, Run};
 use crate::fixture::{Daemon, PATIENCE, eventually};
 
 const REGION_SECTORS: u64 = 64;
 const BYTES: usize = 8 << 20;
 const BLOCK: usize = 4096;
-/// How long a scenario lasts at least, unless `BLKSWITCH_SURVIVAL_SECONDS` says otherwise.
-const SECONDS: u64 = 4;
 
 struct Scenario {
     name: &'static str,
@@ -94,7 +92,12 @@ impl World {
     }
 
     fn disturb(&self, seed: u64) -> Disturber {
-        let device = |name: &str, table, may_flush| Disturbed { name: name.to_owned(), table, may_flush };
+        let device = |name: &str, table, may_flush| Disturbed {
+            name: name.to_owned(),
+            table,
+            witness: None,
+            may_flush,
+        };
         let devices = vec![
             device("volume", self.switch_table(), true),
             device("member0", self.member_table(0), false),
@@ -180,25 +183,13 @@ fn survive(
     start: impl FnOnce(&World, u64) -> Box<dyn Verifies>,
     mut act: impl FnMut(&mut World, u32),
 ) -> Option<Survived> {
-    struct Replay<'a>(&'a str, u64);
-    impl Drop for Replay<'_> {
-        fn drop(&mut self) {
-            if thread::panicking() {
-                let Replay(name, seed) = self;
-                eprintln!(
-                    "again: SEED={seed} cargo test -p blkswitch --features iscsi --test system iscsi::{name}"
-                );
-            }
-        }
-    }
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let seed = number("SEED").unwrap_or_else(|| std::process::id().into());
     let name = scenario.name;
-    let _replay = Replay(name, seed);
+    let run = Run::new("cargo test -p blkswitch --features iscsi --test system survival::iscsi", name);
+    let seed = run.seed;
     let mut world = World::new(seed, scenario)?;
     let load = start(&world, seed);
     let disturber = world.disturb(seed);
-    let end = Instant::now() + Duration::from_secs(number("BLKSWITCH_SURVIVAL_SECONDS").unwrap_or(SECONDS));
+    let end = Instant::now() + run.time;
     let (mut step, mut failures) = (0, 0);
     while Instant::now() < end || step < 2 {
         world.rest();

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::replies::Replies;
+use super::witness::{Requests, Witness};
 
 /// How often a pump looks whether its way has changed.
 const LOOK: Duration = Duration::from_millis(5);
@@ -65,8 +66,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// At `path`, to the server at `server`; up.
-    pub(crate) fn start(path: PathBuf, server: PathBuf) -> Proxy {
+    /// At `path`, to the server at `server`, a way of `member`; up.
+    pub(crate) fn start(path: PathBuf, server: PathBuf, member: usize, witness: Witness) -> Proxy {
         let listener = UnixListener::bind(&path).unwrap();
         let way = Arc::new(AtomicU64::new(Way::Up.to_word()));
         let state = way.clone();
@@ -80,10 +81,12 @@ impl Proxy {
                 }
                 // A server that is not there drops its clients.
                 let Ok(server) = UnixStream::connect(&server) else { continue };
-                for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
+                let requests = Follow::Requests(Requests::new(witness.clone(), member));
+                let answers = Follow::Answers(Replies::default());
+                for (from, to, follow) in [(&client, &server, requests), (&server, &client, answers)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let state = state.clone();
-                    thread::spawn(move || pump(from, to, answers, &state));
+                    thread::spawn(move || pump(from, to, follow, &state));
                 }
             }
         });
@@ -106,11 +109,26 @@ impl Proxy {
     }
 }
 
+/// What a pump carries.
+enum Follow {
+    Requests(Requests),
+    Answers(Replies),
+}
+
+impl Follow {
+    /// These bytes have come.
+    fn see(&mut self, bytes: &[u8]) {
+        if let Follow::Requests(requests) = self {
+            requests.pass(bytes);
+        }
+    }
+}
+
 /// Carries one direction of a connection to its end.
-fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU64) {
+fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &AtomicU64) {
     let way = || Way::from_word(state.load(SeqCst));
     let mut buffer = vec![0; 256 << 10];
-    let mut replies = Replies::default();
+    let answers = matches!(follow, Follow::Answers(_));
     from.set_read_timeout(Some(LOOK)).unwrap();
     'pump: loop {
         if way() == Way::Cut {
@@ -122,17 +140,21 @@ fn pump(mut from: UnixStream, mut to: UnixStream, answers: bool, state: &AtomicU
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
             Err(_) => break,
         };
+        follow.see(&buffer[..read]);
         let mut held = buffer[..read].to_vec();
         while way() == Way::Silent {
             match from.read(&mut buffer) {
                 // Its end is gone.
                 Ok(0) => break 'pump,
-                Ok(more) => held.extend_from_slice(&buffer[..more]),
+                Ok(more) => {
+                    follow.see(&buffer[..more]);
+                    held.extend_from_slice(&buffer[..more]);
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_) => break 'pump,
             }
         }
-        if answers {
+        if let Follow::Answers(replies) = &mut follow {
             // They are followed from the beginning, so that they can be changed at any time.
             let one_in = if let Way::Leaving(one_in) = way() { one_in } else { 0 };
             held = replies.pass(&held, one_in);
