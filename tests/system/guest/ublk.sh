@@ -80,6 +80,37 @@ for _ in $(seq 600); do
 done
 has "$(bs status mp)" "$a A"
 bs remove mp
+
+# A way that says nothing, neither data nor error: what was sent there waits, the checker fails it, the rest goes on.
+for way in first second; do
+    dmsetup create $way --table "0 16384 linear $c 0"
+done
+first=/dev/mapper/first second=/dev/mapper/second
+bs create mp --ublk --table "$(paths $first $second)"
+dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
+dmsetup suspend first
+dd if=/dev/blkswitch/mp of=late bs=64k count=1 iflag=direct status=none &
+late=$!
+for _ in $(seq 600); do
+    case $(bs status mp) in *"$first F"*) break ;; esac
+    sleep 0.1
+done
+has "$(bs status mp)" "$first F 1 E 0 1 0 $second A 0"
+dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
+dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
+kill -0 $late || fail "a request to a way that hangs was answered"
+dmsetup resume first
+wait $late || fail "a late answer: status $?"
+cmp -n 65536 late data
+for _ in $(seq 600); do
+    case $(bs status mp) in *"$first A"*) break ;; esac
+    sleep 0.1
+done
+has "$(bs status mp)" "$first A"
+dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
+bs remove mp
+dmsetup remove first
+dmsetup remove second
 rmmod scsi_debug
 
 # A disk by its name.
