@@ -52,38 +52,98 @@ pub struct ServeOptions {
 }
 
 /// What is done about paths of multipath devices; for the kernel's devices multipathd does it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct PathOptions {
     /// Probe every path of a multipath after this time, and then less and less often while it stays as it is, up to
     /// four times the time; 0: never
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
     pub path_checker_interval: Duration,
     /// Go back to a better priority group that has a path again: immediate, manual (by message only), or after it has
-    /// had one for so many seconds
-    #[arg(long, value_name = "WHEN", default_value = "immediate", value_parser = parse_failback)]
-    pub failback: Failback,
+    /// had one for so many seconds. With DEVICE= for this multipath only; may be given several times
+    /// [default: immediate]
+    #[arg(long, value_name = "[DEVICE=]WHEN", value_parser = |text: &str| Setting::parse(text, parse_failback))]
+    pub failback: Vec<Setting<Failback>>,
     /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker (there must be
-    /// some) and then fail it
+    /// some) and then fail it. With DEVICE= for this multipath only; may be given several times
     /// [default: as queue_if_no_path in the table or a message says]
-    #[arg(long, value_name = "fail|queue|N", value_parser = parse_no_path_retry)]
-    pub no_path_retry: Option<NoPathRetry>,
+    #[arg(
+        long,
+        value_name = "[DEVICE=]fail|queue|N",
+        value_parser = |text: &str| Setting::parse(text, parse_no_path_retry)
+    )]
+    pub no_path_retry: Vec<Setting<NoPathRetry>>,
+}
+
+/// What is set for one device, or for all that have no setting of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The device's name.
+    pub device: Option<String>,
+    /// What is set.
+    pub value: T,
+}
+
+impl<T: Copy> Setting<T> {
+    fn parse(text: &str, value: impl FnOnce(&str) -> Result<T, String>) -> Result<Setting<T>, String> {
+        // A name may have an equals sign in it, a value has none.
+        let (device, word) = text.rsplit_once('=').map_or((None, text), |(name, word)| (Some(name), word));
+        if device == Some("") {
+            return Err(format!("'{text}' names no device before '='"));
+        }
+        Ok(Setting { device: device.map(str::to_owned), value: value(word)? })
+    }
+
+    /// What holds for a device, if anything is set.
+    fn of(settings: &[Setting<T>], device: &str) -> Option<T> {
+        let find = |wanted| settings.iter().find(|setting| setting.device.as_deref() == wanted);
+        find(Some(device)).or_else(|| find(None)).map(|setting| setting.value)
+    }
+
+    /// Errors: a device, or all, have two.
+    fn check(settings: &[Setting<T>], option: &str) -> Result<(), String> {
+        for (at, setting) in settings.iter().enumerate() {
+            if settings[..at].iter().any(|before| before.device == setting.device) {
+                let device = setting.device.as_deref();
+                let whom = device.map_or("all devices".into(), |device| format!("device '{device}'"));
+                return Err(format!("'{option}' is given twice for {whom}: once is allowed"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for PathOptions {
     fn default() -> Self {
         let path_checker_interval = Duration::from_nanos(FIRST_INTERVAL_NS);
-        PathOptions { path_checker_interval, failback: Failback::Immediate, no_path_retry: None }
+        PathOptions { path_checker_interval, failback: Vec::new(), no_path_retry: Vec::new() }
     }
 }
 
 impl PathOptions {
+    /// When a device goes back to a better group.
+    pub fn failback_of(&self, device: &str) -> Failback {
+        Setting::of(&self.failback, device).unwrap_or_default()
+    }
+
+    /// What a device does without a path; nothing: what its table or a message says.
+    pub fn no_path_retry_of(&self, device: &str) -> Option<NoPathRetry> {
+        Setting::of(&self.no_path_retry, device)
+    }
+
     /// Whether they go together. Errors quote those that do not.
     pub(super) fn check(&self) -> Result<(), String> {
-        match self.no_path_retry {
+        Setting::check(&self.failback, "--failback")?;
+        Setting::check(&self.no_path_retry, "--no-path-retry")?;
+        let counts = self.no_path_retry.iter().find_map(|setting| match setting.value {
+            NoPathRetry::Rounds(rounds @ 1..) => Some((setting.device.as_deref(), rounds)),
+            _ => None,
+        });
+        match counts {
             // Without rounds of the checker they would never be over.
-            Some(NoPathRetry::Rounds(rounds @ 1..)) if self.path_checker_interval.is_zero() => Err(format!(
-                "'--no-path-retry {rounds}' counts intervals of the checker, and with '--path-checker-interval 0' there \
-                 are none: give an interval above 0, or --no-path-retry fail or queue"
+            Some((device, rounds)) if self.path_checker_interval.is_zero() => Err(format!(
+                "'--no-path-retry {}{rounds}' counts intervals of the checker, and with '--path-checker-interval 0' there \
+                 are none: give an interval above 0, or --no-path-retry fail or queue",
+                device.map(|device| format!("{device}=")).unwrap_or_default()
             )),
             _ => Ok(()),
         }
@@ -181,15 +241,41 @@ mod tests {
     fn intervals_are_counted_only_where_there_are_some() {
         let options = |seconds, retry: &str| PathOptions {
             path_checker_interval: Duration::from_secs(seconds),
-            no_path_retry: Some(parse_no_path_retry(retry).unwrap()),
+            no_path_retry: vec![Setting::parse(retry, parse_no_path_retry).unwrap()],
             ..PathOptions::default()
         };
-        let why = options(0, "3").check().unwrap_err();
-        assert!(why.contains("'--no-path-retry 3'") && why.contains("'--path-checker-interval 0'"), "{why}");
+        for retry in ["3", "member0=3"] {
+            let why = options(0, retry).check().unwrap_err();
+            assert!(why.contains(&format!("'--no-path-retry {retry}'")), "{why}");
+            assert!(why.contains("'--path-checker-interval 0'"), "{why}");
+        }
         for (seconds, retry) in [(0, "fail"), (0, "queue"), (0, "0"), (1, "3")] {
             assert_eq!(options(seconds, retry).check(), Ok(()));
         }
-        assert_eq!(PathOptions { no_path_retry: None, ..options(0, "3") }.check(), Ok(()));
+        assert_eq!(PathOptions { no_path_retry: Vec::new(), ..options(0, "3") }.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_device_has_its_own_settings_or_those_of_all() {
+        let failback = |texts: &[&str]| PathOptions {
+            failback: texts.iter().map(|text| Setting::parse(text, parse_failback).unwrap()).collect(),
+            ..PathOptions::default()
+        };
+        let after = |seconds: u64| Failback::After { delay_ns: seconds * 1_000_000_000 };
+        let options = failback(&["a=b=manual", "7", "c=immediate"]);
+        assert_eq!(options.check(), Ok(()));
+        assert_eq!(options.failback_of("a=b"), Failback::Manual);
+        assert_eq!(options.failback_of("c"), Failback::Immediate);
+        assert_eq!([options.failback_of("a"), options.failback_of("")], [after(7); 2]);
+        assert_eq!(failback(&["c=manual"]).failback_of("d"), Failback::Immediate);
+        assert_eq!(options.no_path_retry_of("c"), None);
+        let twice = failback(&["c=manual", "d=3", "c=3"]).check();
+        assert_eq!(twice, Err("'--failback' is given twice for device 'c': once is allowed".into()));
+        let twice = failback(&["manual", "3"]).check();
+        assert_eq!(twice, Err("'--failback' is given twice for all devices: once is allowed".into()));
+        let unnamed = Setting::parse("=manual", parse_failback);
+        assert_eq!(unnamed, Err("'=manual' names no device before '='".into()));
+        assert!(Setting::parse("c=never", parse_failback).unwrap_err().starts_with("'never' is not"));
     }
 
     #[test]

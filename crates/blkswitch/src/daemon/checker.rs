@@ -30,7 +30,7 @@ const BACKOFF: u32 = 4;
 /// How often is looked at least for devices that are new.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The settings.
+/// The settings of one device.
 #[derive(Clone, Copy, Debug)]
 struct Policy {
     /// Nothing: paths are not probed.
@@ -41,16 +41,20 @@ struct Policy {
 }
 
 impl Policy {
-    fn new(options: &PathOptions) -> Policy {
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let first = options.path_checker_interval;
-        let intervals = Intervals { first_ns: ns(first), last_ns: ns(first.saturating_mul(BACKOFF)) };
+    fn new(options: &PathOptions, device: &str) -> Policy {
         Policy {
-            intervals: (!first.is_zero()).then_some(intervals),
-            failback: options.failback,
-            no_path_retry: options.no_path_retry,
+            intervals: intervals(options),
+            failback: options.failback_of(device),
+            no_path_retry: options.no_path_retry_of(device),
         }
     }
+}
+
+fn intervals(options: &PathOptions) -> Option<Intervals> {
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let first = options.path_checker_interval;
+    let intervals = Intervals { first_ns: ns(first), last_ns: ns(first.saturating_mul(BACKOFF)) };
+    (!first.is_zero()).then_some(intervals)
 }
 
 /// What is known of one multipath device.
@@ -74,7 +78,7 @@ type Probed = (u32, Weak<Table>, u32);
 
 struct Checker {
     devices: Arc<Devices>,
-    policy: Policy,
+    options: PathOptions,
     watched: HashMap<u32, Watched>,
     ended: mpsc::UnboundedSender<Probed>,
     probes: Arc<Probes>,
@@ -86,7 +90,7 @@ pub async fn run(devices: Arc<Devices>, options: PathOptions, changed: Arc<Notif
     let (ended, mut probed) = mpsc::unbounded_channel();
     let mut checker = Checker {
         devices,
-        policy: Policy::new(&options),
+        options,
         watched: HashMap::new(),
         ended,
         probes: Probes::new(),
@@ -126,7 +130,7 @@ impl Checker {
     }
 
     fn look_at(&mut self, device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups, now_ns: u64) -> u64 {
-        let policy = self.policy;
+        let policy = Policy::new(&self.options, &device.name());
         let is_known = |watched: &Watched| std::ptr::eq(watched.table.as_ptr(), Arc::as_ptr(table));
         if !self.watched.get(&device.id()).is_some_and(is_known) {
             if let Some(retry) = policy.no_path_retry {
@@ -173,7 +177,7 @@ impl Checker {
         let watched = self.watched.get_mut(device).filter(|watched| watched.table.ptr_eq(table));
         let Some(path) = watched.and_then(|watched| watched.paths.get_mut(*number as usize)) else { return };
         path.since_ns = None;
-        if let Some(intervals) = self.policy.intervals {
+        if let Some(intervals) = intervals(&self.options) {
             // If its state has changed, the next look begins anew.
             path.probe.unchanged(&intervals, now_ns);
         }

@@ -140,7 +140,7 @@ impl Daemon {
         }
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
-        let paths = options.paths;
+        let paths = options.paths.clone();
         Ok(Daemon { devices: Arc::new(devices), nbd, control, stop, monitor, paths, _files: files })
     }
 

@@ -208,6 +208,38 @@ fn failback_waits_for_its_time_or_for_a_message() {
 }
 
 #[test]
+fn devices_have_settings_of_their_own() {
+    let settings = ["--failback", "manual", "--failback", "two=immediate", "--no-path-retry", "one=fail"];
+    let daemon = Daemon::start_with(&[&QUICK[..], &settings].concat());
+    let mut one = make(&daemon, "one", "1 queue_if_no_path");
+    let mut two = make(&daemon, "two", "1 queue_if_no_path");
+    let queues = |volume| daemon.describe(volume).live.unwrap().segments[0].params.starts_with("1 queue_if");
+    eventually("queueing of one is off", || !queues("one"));
+    assert!(queues("two"));
+    cut(&daemon, "a", "");
+    for (volume, client) in [("one", &mut one), ("two", &mut two)] {
+        client.read(0, SECTOR).unwrap();
+        assert!(status(&daemon, volume).starts_with("2 0 0 0 2 2 E"));
+    }
+    join(&daemon, "a");
+    eventually("two is back at its first group", || {
+        two.read(0, SECTOR).unwrap();
+        status(&daemon, "two").starts_with("2 0 0 0 2 1 A")
+    });
+    eventually("the path of one is back", || status(&daemon, "one").contains("A 1 A 0"));
+    std::thread::sleep(3 * BLOCKED);
+    one.read(0, SECTOR).unwrap();
+    assert!(status(&daemon, "one").starts_with("2 0 0 0 2 2 E"));
+    ["a", "b"].iter().for_each(|path| cut(&daemon, path, ""));
+    assert_eq!(one.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
+    let held = std::thread::spawn(move || two.read(0, SECTOR));
+    std::thread::sleep(3 * BLOCKED);
+    assert!(!held.is_finished(), "two holds what finds no path");
+    ["a", "b"].iter().for_each(|path| join(&daemon, path));
+    held.join().unwrap().unwrap();
+}
+
+#[test]
 fn without_a_path_io_waits_for_so_many_rounds() {
     let daemon = Daemon::start_with(&["--path-checker-interval", "0.4", "--no-path-retry", "3"]);
     let mut client = make(&daemon, "rounds", "0");
