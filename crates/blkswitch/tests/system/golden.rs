@@ -1,6 +1,6 @@
 //! The recorded cases and the list of deliberate differences, and the check of one against the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -16,16 +16,28 @@ pub(crate) fn cases(suite: &str) -> Vec<Value> {
 
 /// Ids of the cases of a suite that are listed as different by any of `by`: `core`, `daemon`, `paths`, ...
 pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
     let mut ids = BTreeSet::new();
-    for line in text.lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [_, id, by, ..] = cells.as_slice() else { continue };
-        if of.contains(by) && id.starts_with(&format!("{suite}-")) {
-            assert!(ids.insert((*id).to_owned()), "{id} is listed twice");
+    for by in of {
+        for id in listed_texts(suite, by).into_keys() {
+            assert!(ids.insert(id.clone()), "{id} is listed twice");
         }
     }
     ids
+}
+
+/// The cases of a suite that are listed as different by `by`, and the list's words: the kernel's side, and ours.
+pub(crate) fn listed_texts(suite: &str, by: &str) -> BTreeMap<String, [String; 2]> {
+    let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
+    let mut listed = BTreeMap::new();
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, id, of, kernel, ours, ..] = cells.as_slice() else { continue };
+        if *of == by && id.starts_with(&format!("{suite}-")) {
+            let before = listed.insert((*id).to_owned(), [*kernel, *ours].map(str::to_owned));
+            assert!(before.is_none(), "{id} is listed twice");
+        }
+    }
+    listed
 }
 
 /// What became of a case.

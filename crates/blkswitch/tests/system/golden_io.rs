@@ -1,5 +1,5 @@
 //! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what reads give,
-//! where bytes land on the disks, and what each path was asked to do.
+//! where bytes land on the disks, and what each path was asked to do, flushes and FUA included.
 //!
 //! Disks are files of 8192 or 16384 sectors on which every sector says where it is; `/dev/mapper/bad` is a device
 //! of ours with an `error` target. What only an ioctl, a page cache or a request queue can show has no meaning over
@@ -7,14 +7,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::{fmt, io};
 
 use blkswitch::nbd_client::NbdClient;
-use blkswitch::protocol::{DeviceStats, route};
+use blkswitch::protocol::{DeviceStats, PathStats, route};
 use serde_json::Value;
 
 use crate::fixture::{Daemon, SECTOR, make_disk, sector_of};
-use crate::golden::{Verdict, check_suite, differs, listed_differences, text};
+use crate::golden::{Verdict, check_suite, differs, listed_differences, listed_texts, text};
 
 /// Parts of the names of the cases that have no meaning over NBD. docs/kernel-differences.md has their ids, and why.
 const NO_MEANING: [&str; 7] = [
@@ -42,6 +42,8 @@ struct Operation {
     verb: &'static str,
     at: u64,
     sectors: u64,
+    /// With a flush after it. (`O_DSYNC` is both: the kernel's write is FUA, and it syncs the file after it.)
+    then_flush: bool,
 }
 
 /// Reads a case's name: what follows the last colon, but for a vector the lengths behind the plus.
@@ -63,7 +65,8 @@ fn operation(case: &Value) -> Operation {
     let verb = known.iter().find(|(part, _)| name.contains(part)).unwrap_or_else(|| panic!("{name}?")).1;
     let (at, sectors) =
         range_in(name).or_else(|| case["bios"][0].as_str().and_then(range_in)).unwrap_or((0, 0));
-    Operation { verb, at, sectors }
+    let then_flush = verb.starts_with("write") && (name.contains("fsync") || name.contains("O_DSYNC"));
+    Operation { verb, at, sectors, then_flush }
 }
 
 /// `124+8`, or `125+(2, 4, 2)` for a vector.
@@ -126,20 +129,31 @@ struct Asked {
     zeroes: bool,
 }
 
-/// What the kernel's target sent to each disk. It has zeroes written out. (Flushes it never sends, and which of ours go
-/// where hangs on what was written before: [`crate::control`] and the pipeline's tests count them.)
-fn sent_by_the_kernel(case: &Value, verb: &str) -> BTreeMap<String, Asked> {
+/// What the kernel's target sent to each disk. It has zeroes written out.
+fn sent_by_the_kernel(case: &Value, verb: &str) -> (BTreeMap<String, Asked>, Durability) {
     let mut disks = BTreeMap::<String, Asked>::new();
+    let mut durability = Durability::default();
     for bio in strings(&case["bios"]) {
         let words: Vec<&str> = bio.split(' ').collect();
         let ["bio_queue", disk, flags, range] = words.as_slice() else { continue };
         let bytes = range_in(range).map_or(0, |(_, sectors)| sectors * SECTOR as u64);
         // What an error target refuses reaches no leaf, and no path counts it.
-        if [CASE, BAD].contains(disk) || bytes == 0 {
+        if [CASE, BAD].contains(disk) {
             continue;
         }
+        // A first F asks for a flush before the data, if there is any; a later one is FUA.
+        let (preflush, operation) = (flags.starts_with('F'), flags.trim_start_matches('F'));
+        if preflush {
+            *durability.flushes.entry((*disk).to_owned()).or_default() += 1;
+        }
+        if bytes == 0 {
+            continue;
+        }
+        if operation.contains('F') {
+            durability.fua.insert((*disk).to_owned());
+        }
         let asked = disks.entry((*disk).to_owned()).or_default();
-        match flags.trim_start_matches('F').chars().next() {
+        match operation.chars().next() {
             Some('N') => asked.zeroes = true,
             Some('W') if verb == "zero" => asked.zeroes = true,
             Some('W') => asked.written += bytes,
@@ -148,13 +162,42 @@ fn sent_by_the_kernel(case: &Value, verb: &str) -> BTreeMap<String, Asked> {
             _ => panic!("{bio}?"),
         }
     }
-    disks
+    (disks, durability)
+}
+
+/// What each disk was asked to make stable.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct Durability {
+    flushes: BTreeMap<String, u64>,
+    /// Those that were written with FUA.
+    fua: BTreeSet<String>,
+}
+
+impl fmt::Display for Durability {
+    /// As docs/kernel-differences.md has it: `flush of a, b; FUA on c`, or `nothing`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join = |words: Vec<String>| words.join(", ");
+        let counted = |(disk, times): (&String, &u64)| match times {
+            1 => disk.clone(),
+            _ => format!("{disk} ({times} times)"),
+        };
+        let flushes = join(self.flushes.iter().map(counted).collect());
+        let fua = join(self.fua.iter().cloned().collect());
+        match (flushes.as_str(), fua.as_str()) {
+            ("", "") => f.write_str("nothing"),
+            (flushes, "") => write!(f, "flush of {flushes}"),
+            ("", fua) => write!(f, "FUA on {fua}"),
+            (flushes, fua) => write!(f, "flush of {flushes}; FUA on {fua}"),
+        }
+    }
 }
 
 struct Stage {
     daemon: Daemon,
     /// Cases whose paths were asked to do something else than the kernel's.
     other_paths: RefCell<BTreeMap<String, String>>,
+    /// Cases in which other paths were asked to make something stable: the kernel's, and ours.
+    other_durability: RefCell<BTreeMap<String, [String; 2]>>,
     compared: Cell<u32>,
     /// What every disk holds as new.
     images: RefCell<BTreeMap<String, Vec<u8>>>,
@@ -221,36 +264,78 @@ impl Stage {
             self.send(message.as_str().unwrap());
         }
         let mut client = self.daemon.nbd(CASE);
+        // Who had the files open before may have left writes unflushed, so the first flush reaches all of them. What
+        // the case itself has flushed shows only after that.
+        client.flush().unwrap();
+        let first = self.flushes();
+        assert!(
+            disks.iter().all(|disk| first.get(disk) == Some(&1)),
+            "{}: first flush: {first:?}",
+            case["id"]
+        );
         let verdict = if text(case, "name").starts_with("remapping between reads") {
             self.remap_between_reads(case, &mut client)
         } else {
             self.one_operation(case, &mut client, &disks)
         };
         if verdict.is_ok() {
-            self.compare_paths(case);
+            self.compare_paths(case, &mut client, &first);
         }
         client.disconnect().unwrap();
         self.daemon.remove(CASE);
         verdict
     }
 
-    /// What each path has done against what the kernel's was sent.
-    fn compare_paths(&self, case: &Value) {
-        let stats: DeviceStats = self.daemon.on("GET", route::STATS, CASE, Value::Null).json();
+    /// What each path has done since the `first` flushes against what the kernel's was sent.
+    fn compare_paths(&self, case: &Value, client: &mut NbdClient, first: &BTreeMap<String, u64>) {
+        let id = text(case, "id").to_owned();
+        let operation = operation(case);
         let mut disks = BTreeMap::<String, Asked>::new();
+        let mut ours = Durability { flushes: self.flushes(), fua: BTreeSet::new() };
+        let stats = self.stats();
         for path in &stats.paths {
-            let disk = path.address.rsplit('/').next().unwrap().to_owned();
-            let asked = disks.entry(disk).or_default();
+            let asked = disks.entry(disk_of(path)).or_default();
             asked.read += path.io.read_bytes;
             asked.written += path.io.written_bytes;
             asked.discards |= path.io.discards > 0;
             asked.zeroes |= path.io.write_zeroes > 0;
+            if path.io.writes > 0 {
+                ours.fua.insert(disk_of(path));
+            }
         }
+        let requested = u64::from(operation.then_flush || operation.verb == "flush");
+        assert_eq!(stats.total.flushes, 1 + requested, "{id}: flushes of the device");
+        // No counter tells FUA. But the flag that the leaf is given is the one by which a write is on its account of
+        // unflushed ones: what was written, was not flushed and need not be flushed now was written with FUA.
+        client.flush().unwrap();
+        let last = self.flushes();
+        ours.fua.retain(|disk| last[disk] == first[disk]);
+        for (disk, times) in &mut ours.flushes {
+            *times -= first[disk];
+        }
+        ours.flushes.retain(|_, times| *times > 0);
         disks.retain(|_, asked| *asked != Asked::default());
         self.compared.set(self.compared.get() + 1);
-        if let Err(difference) = differs("paths", disks, sent_by_the_kernel(case, operation(case).verb)) {
-            self.other_paths.borrow_mut().insert(text(case, "id").to_owned(), difference);
+        let (asked, kernel) = sent_by_the_kernel(case, operation.verb);
+        if let Err(difference) = differs("paths", disks, asked) {
+            self.other_paths.borrow_mut().insert(id.clone(), difference);
         }
+        if ours != kernel {
+            self.other_durability.borrow_mut().insert(id, [kernel.to_string(), ours.to_string()]);
+        }
+    }
+
+    /// Flushes of each disk so far.
+    fn flushes(&self) -> BTreeMap<String, u64> {
+        let mut disks = BTreeMap::new();
+        for path in &self.stats().paths {
+            *disks.entry(disk_of(path)).or_default() += path.io.flushes;
+        }
+        disks
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.daemon.on("GET", route::STATS, CASE, Value::Null).json()
     }
 
     /// `set_region_mappings ...`, or `@SECTOR ARGUMENTS RESULT`.
@@ -279,7 +364,7 @@ impl Stage {
     }
 
     fn one_operation(&self, case: &Value, client: &mut NbdClient, disks: &[String]) -> Verdict {
-        let Operation { verb, at, sectors } = operation(case);
+        let Operation { verb, at, sectors, then_flush } = operation(case);
         let (offset, length) = (at * SECTOR as u64, sectors as usize * SECTOR);
         let mut words = verb.split(' ');
         let (verb, fill) = (words.next().unwrap(), words.next());
@@ -289,19 +374,25 @@ impl Stage {
             "read" => client.read(offset, length).map(|data| read = data),
             "write" => {
                 let fill = u8::from_str_radix(fill.unwrap(), 16).unwrap();
-                client.write(offset, &vec![fill; length], fua).and_then(|()| client.flush())
+                client.write(offset, &vec![fill; length], fua)
             }
             "discard" => client.trim(offset, length as u32),
             "zero" => client.write_zeroes(offset, length as u32),
             "flush" => client.flush(),
             other => panic!("{other}?"),
         };
+        let result = if then_flush { result.and_then(|()| client.flush()) } else { result };
         differs("result", errno_name(&result), text(case, "result"))?;
         if verb == "read" && result.is_ok() {
             differs("read", sources(&read), strings(&case["value"]))?;
         }
         differs("landed", self.landed(disks), strings(&case["landed"]))
     }
+}
+
+/// The name of the disk that a path leads to.
+fn disk_of(path: &PathStats) -> String {
+    path.address.rsplit('/').next().unwrap().to_owned()
 }
 
 fn strings(value: &Value) -> Vec<String> {
@@ -323,6 +414,7 @@ fn reads_writes_flushes_discards_zeroings() {
     let stage = Stage {
         daemon: Daemon::start(),
         other_paths: RefCell::default(),
+        other_durability: RefCell::default(),
         compared: Cell::default(),
         images: RefCell::default(),
     };
@@ -343,6 +435,8 @@ fn reads_writes_flushes_discards_zeroings() {
     });
     assert_eq!(left_out, listed_differences("io", &["left out"]), "not replayed; listed as `left out`");
     assert!(replayed >= 150, "{replayed} replayed");
+    let found = stage.other_durability.into_inner();
+    assert_eq!(found, listed_texts("io", "durability"), "[kernel, ours], as found and as listed");
     let (other, compared) = (stage.other_paths.into_inner(), stage.compared.get());
     let found: BTreeSet<String> = other.keys().cloned().collect();
     assert_eq!(found, listed_differences("io", &["paths"]), "paths of {compared} cases: {other:#?}");
