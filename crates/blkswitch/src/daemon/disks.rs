@@ -301,10 +301,7 @@ impl Devices {
 
     /// Forces what a message has changed to the medium, where devices are kept.
     pub fn sync_map(&self, map: &RegionMap) -> Result<(), Failure> {
-        if !self.folder.keeps_all() {
-            return Ok(());
-        }
-        map.storage().sync().map_err(|error| {
+        self.folder.sync_map(map.storage()).map_err(|error| {
             let reason =
                 format!("the message was applied, but the map cannot be forced to its medium: {error}");
             Failure::new(Errno::Eio, reason)

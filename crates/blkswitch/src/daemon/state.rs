@@ -12,17 +12,21 @@
 //!
 //! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock). Any thread; may block.
 
+mod files;
+#[cfg(test)]
+mod power;
+
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use blkswitch_io::slots::{InUse, Slots};
+use blkswitch_io::slots::Slots;
 use serde::{Deserialize, Serialize};
 
+use self::files::{Files, above};
 use crate::protocol::LeafCache;
 
 /// Version of the description: another one is refused.
@@ -37,9 +41,6 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 const LOCK: &str = "lock";
 /// What the files of maps begin with.
 const MAP: &str = "map-";
-/// The state is its user's alone: it says where things are, and maps decide where data goes.
-const FOLDER_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
 
 /// The devices that are kept, what is below first.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +89,7 @@ pub struct SavedDevice {
 pub struct Folder {
     path: PathBuf,
     file: &'static str,
-    in_use: InUse,
+    files: Files,
     /// The maps that the description has, or may have.
     named: Mutex<HashSet<PathBuf>>,
     next_map: AtomicU64,
@@ -102,7 +103,7 @@ impl Folder {
         Folder {
             path,
             file: DISKS_FILE,
-            in_use: InUse::default(),
+            files: Files::new(false),
             named: Mutex::default(),
             next_map: AtomicU64::new(0),
             lock: None,
@@ -111,14 +112,15 @@ impl Folder {
 
     /// The folder at `path`, made if there is none, for every device. Errors: another daemon has it.
     pub fn of_all(path: PathBuf) -> io::Result<Folder> {
-        let mut folder = Folder { file: FILE, ..Folder::of_disks(path) };
+        Folder::of_all_with(path, Files::new(true))
+    }
+
+    fn of_all_with(path: PathBuf, files: Files) -> io::Result<Folder> {
+        let mut folder = Folder { file: FILE, files, ..Folder::of_disks(path) };
         folder.make()?;
-        if let Some(above) = folder.path.parent().filter(|above| !above.as_os_str().is_empty()) {
-            File::open(above)?.sync_all()?;
-        }
-        let mut open = OpenOptions::new();
-        let file =
-            open.write(true).create(true).truncate(false).mode(FILE_MODE).open(folder.path.join(LOCK))?;
+        // Also if it was there: who made it may have been killed before its name was forced.
+        folder.files.force(above(&folder.path))?;
+        let file = Files::open_or_make(&folder.path.join(LOCK))?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::new(ErrorKind::ResourceBusy, "another daemon uses it"),
             TryLockError::Error(error) => error,
@@ -172,52 +174,39 @@ impl Folder {
     fn describe(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
         let file = self.path.join(self.file);
         if devices.is_empty() {
-            return match std::fs::remove_file(&file) {
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-                removed => removed.and_then(|()| self.sync()),
-            };
+            self.files.remove(&file)?;
+            // Also if there was none: it may be that only this failed the last time.
+            return self.files.force(&self.path);
         }
         self.make()?;
         let new = self.path.join(format!("{}.new", self.file));
         let text = serde_json::to_vec_pretty(&State { devices, ..State::default() })?;
-        let mut open = OpenOptions::new();
-        let mut written = open.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new)?;
-        written.write_all(&text)?;
-        if self.keeps_all() {
-            written.sync_all()?;
-        }
-        std::fs::rename(&new, &file)?;
-        self.sync()
-    }
-
-    /// Forces the names of the files here to the medium.
-    fn sync(&self) -> io::Result<()> {
-        if self.keeps_all() { File::open(&self.path)?.sync_all() } else { Ok(()) }
+        self.files.write(&new, &text)?;
+        self.files.rename(&new, &file)?;
+        self.files.force(&self.path)
     }
 
     /// Words for a new map, in a file here.
     pub fn new_map(&self, len: usize) -> io::Result<Slots> {
         self.make()?;
-        let slots = loop {
+        loop {
             let number = self.next_map.fetch_add(1, Ordering::Relaxed);
-            match Slots::in_new_file(&self.path.join(format!("{MAP}{number}")), len, &self.in_use) {
+            match self.files.make_map(&self.path.join(format!("{MAP}{number}")), len) {
                 // Of a daemon before us.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => break made?,
+                made => return made,
             }
-        };
-        if self.keeps_all()
-            && let Some(path) = slots.file()
-        {
-            // Its length too; that it has a name is forced with the description that has it.
-            File::open(path)?.sync_all()?;
         }
-        Ok(slots)
+    }
+
+    /// Forces what was stored to a map so far to its medium, where that is promised.
+    pub fn sync_map(&self, map: &Slots) -> io::Result<()> {
+        self.files.force_map(map)
     }
 
     /// The words of a map that was saved.
     pub fn saved_map(&self, name: &Path, len: usize) -> io::Result<Slots> {
-        Slots::in_file(&self.path.join(name), len, &self.in_use)
+        self.files.open_map(&self.path.join(name), len)
     }
 
     /// Removes the maps that neither the description nor a table has.
@@ -226,13 +215,13 @@ impl Folder {
     }
 
     fn sweep_but(&self, named: &HashSet<PathBuf>) {
-        self.unnamed(named).for_each(|path| self.in_use.remove_unused(&path));
+        self.unnamed(named).for_each(|path| self.files.remove_unused_map(&path));
     }
 
     /// Removes the maps that the description does not have: the daemon ends.
     pub fn end(&self) {
         // A file too many does no harm.
-        self.unnamed(&self.named()).for_each(|path| drop(std::fs::remove_file(path)));
+        self.unnamed(&self.named()).for_each(|path| drop(self.files.remove(&path)));
     }
 
     /// Maps that `named` does not have.
@@ -251,7 +240,7 @@ impl Folder {
     }
 
     fn make(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.path)
+        self.files.make_folder(&self.path)
     }
 }
 

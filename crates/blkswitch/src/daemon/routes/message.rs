@@ -256,6 +256,18 @@ fn apply(
     }
 }
 
+/// A message as the route applies it, for tests that have no route.
+#[cfg(test)]
+pub(in crate::daemon) fn apply_whole(
+    device: &Device,
+    devices: &Devices,
+    text: &str,
+    atomic: bool,
+) -> Result<MessageReply, Failure> {
+    let query = MessageQuery { sector: 0, atomic };
+    apply(device, devices, query, text.into(), true, mpsc::channel(1).1)
+}
+
 /// A message that the device-mapper core takes for itself.
 fn core_message(device: &Device, text: &[u8], complete: bool) -> Result<MessageReply, Failure> {
     if !complete {

@@ -1,0 +1,485 @@
+//! Power cuts: what `serve --state` has answered is there afterwards, wherever the power fails.
+//!
+//! A daemon's devices go through a history while a [`Journal`] notes each step that its folder takes ([`super::files`]),
+//! with the content of all files at that moment. Then the power is cut after every step. What was not forced to the
+//! medium is lost, kept, or half of it is there; names of files change one by one, in order or out of it
+//! ([`Medium::names`]). From each folder that may be left a daemon is started, and has to find what was answered last,
+//! or what was under way.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blkswitch_io::pool::PoolOptions;
+use blkswitch_io::{Device, Pool, Target};
+
+use super::Folder;
+use super::files::{Files, Step};
+use crate::daemon::describe;
+use crate::daemon::devices::Devices;
+use crate::daemon::routes::message::apply_whole;
+use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
+
+/// So many that a map is several blocks of a medium.
+const REGIONS: u32 = 40_000;
+/// Where the folder is, below one that was there before: those in between are to be made.
+const FOLDER: &str = "not/there/state";
+
+type Contents = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Every step, and what all files held after it. Paths are relative to `base`.
+#[derive(Debug)]
+pub(super) struct Journal {
+    base: PathBuf,
+    notes: Mutex<Vec<Note>>,
+}
+
+#[derive(Debug)]
+struct Note {
+    what: What,
+    contents: Contents,
+}
+
+#[derive(Debug, PartialEq)]
+enum What {
+    MadeFolder(PathBuf),
+    Made(PathBuf),
+    Written,
+    Renamed(PathBuf, PathBuf),
+    Removed(PathBuf),
+    Forced(PathBuf),
+    /// A change was answered: the number of the state it led to.
+    Answered(usize),
+}
+
+impl Journal {
+    fn new(base: &Path) -> Arc<Journal> {
+        Arc::new(Journal { base: base.to_owned(), notes: Mutex::default() })
+    }
+
+    pub(super) fn note(&self, step: Step<'_>) {
+        let name = |path: &Path| path.strip_prefix(&self.base).unwrap().to_owned();
+        self.push(match step {
+            Step::MadeFolder(path) => What::MadeFolder(name(path)),
+            Step::Made(path) => What::Made(name(path)),
+            Step::Written => What::Written,
+            Step::Renamed(from, to) => What::Renamed(name(from), name(to)),
+            Step::Removed(path) => What::Removed(name(path)),
+            Step::Forced(path) => What::Forced(name(path)),
+        });
+    }
+
+    fn push(&self, what: What) {
+        let mut contents = Contents::new();
+        for entry in std::fs::read_dir(self.base.join(FOLDER)).into_iter().flatten() {
+            let name = Path::new(FOLDER).join(entry.unwrap().file_name());
+            contents.insert(name.clone(), std::fs::read(self.base.join(name)).unwrap());
+        }
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Note { what, contents });
+    }
+}
+
+/// Number of a file or folder, which stays when its name changes.
+type Id = usize;
+type Names = BTreeMap<PathBuf, Id>;
+type ById = BTreeMap<Id, Vec<u8>>;
+
+/// A change of a name.
+#[derive(Clone, Debug)]
+enum Naming {
+    Is(PathBuf, Id),
+    Renamed(PathBuf, PathBuf, Id),
+    Removed(PathBuf),
+}
+
+impl Naming {
+    fn apply(&self, names: &mut Names) {
+        match self {
+            Naming::Is(name, id) => drop(names.insert(name.clone(), *id)),
+            Naming::Renamed(from, to, id) => {
+                // It may reach the medium before the name that it changes.
+                names.remove(from);
+                names.insert(to.clone(), *id);
+            }
+            Naming::Removed(name) => drop(names.remove(name)),
+        }
+    }
+
+    /// The folder that has to be forced for it.
+    fn folder(&self) -> &Path {
+        let (Naming::Is(name, _) | Naming::Renamed(_, name, _) | Naming::Removed(name)) = self;
+        name.parent().unwrap()
+    }
+}
+
+/// A folder is no content; a file has what was forced last.
+#[derive(Debug)]
+enum Node {
+    Folder,
+    File(Vec<u8>),
+}
+
+/// What has become of data that was not forced.
+#[derive(Clone, Copy, Debug)]
+enum Data {
+    Lost,
+    Kept,
+    Half,
+}
+
+/// What is certain to be on the medium, and what may be.
+#[derive(Default)]
+struct Medium {
+    nodes: Vec<Node>,
+    /// As a program sees them.
+    now: Names,
+    /// As a power cut leaves them, but for `pending`.
+    forced: Names,
+    pending: Vec<Naming>,
+}
+
+impl Medium {
+    fn step(&mut self, note: &Note) {
+        match &note.what {
+            What::MadeFolder(path) => self.make(path, Node::Folder),
+            // Made anew, or emptied: as long as that is not forced, what it held may come back.
+            What::Made(path) if !self.now.contains_key(path) => self.make(path, Node::File(Vec::new())),
+            What::Renamed(from, to) => {
+                let id = self.now[from];
+                self.name(Naming::Renamed(from.clone(), to.clone(), id));
+            }
+            // Of a map that has a new file, and was never told of.
+            What::Removed(path) => self.name(Naming::Removed(path.clone())),
+            What::Forced(path) => match self.now.get(path).map(|id| &mut self.nodes[*id]) {
+                Some(Node::File(content)) => content.clone_from(&note.contents[path]),
+                // A folder, or the one that was there before.
+                _ => {
+                    let (done, left): (Vec<_>, Vec<_>) =
+                        self.pending.drain(..).partition(|naming| naming.folder() == path);
+                    self.pending = left;
+                    done.iter().for_each(|naming| naming.apply(&mut self.forced));
+                }
+            },
+            What::Made(_) | What::Written | What::Answered(_) => {}
+        }
+    }
+
+    fn make(&mut self, path: &Path, node: Node) {
+        self.nodes.push(node);
+        self.name(Naming::Is(path.to_owned(), self.nodes.len() - 1));
+    }
+
+    fn name(&mut self, naming: Naming) {
+        naming.apply(&mut self.now);
+        self.pending.push(naming);
+    }
+
+    /// What files hold that have a name now.
+    fn by_id(&self, contents: &Contents) -> ById {
+        contents.iter().filter_map(|(name, content)| Some((*self.now.get(name)?, content.clone()))).collect()
+    }
+
+    /// The names that a power cut may leave: those that were forced, with the first changes since, in order; with one of
+    /// them alone; and with all but one.
+    fn names(&self) -> Vec<Names> {
+        let all = self.pending.len();
+        let first = (0..=all).map(|n| (0..n).collect::<Vec<_>>());
+        let alone = (0..all).map(|n| vec![n]);
+        let but_one = (0..all).map(|but| (0..all).filter(|n| *n != but).collect());
+        let chosen: BTreeSet<Vec<usize>> = first.chain(alone).chain(but_one).collect();
+        let with = |chosen: Vec<usize>| {
+            let mut names = self.forced.clone();
+            chosen.iter().for_each(|n| self.pending[*n].apply(&mut names));
+            names
+        };
+        chosen.into_iter().map(with).collect()
+    }
+
+    /// The files that are left: these names, and of their data that was not forced what is said.
+    fn left(&self, names: &Names, contents: &ById, data: Data) -> Contents {
+        let mut left = Contents::new();
+        for (name, id) in names {
+            let Node::File(forced) = &self.nodes[*id] else { continue };
+            let is_reached = name
+                .ancestors()
+                .skip(1)
+                .filter(|above| !above.as_os_str().is_empty())
+                .all(|above| names.contains_key(above));
+            if !is_reached {
+                continue;
+            }
+            // A file without a name, as one that was replaced, has no data that is to come.
+            let content = match (data, contents.get(id)) {
+                (Data::Lost, _) | (_, None) => forced.clone(),
+                (Data::Kept, Some(now)) => now.clone(),
+                (Data::Half, Some(now)) => {
+                    let half = now.len() / 2;
+                    let rest = forced.get(half..).unwrap_or_default();
+                    [&now[..half], rest].concat()
+                }
+            };
+            left.insert(name.clone(), content);
+        }
+        left
+    }
+}
+
+/// What a user knows of a device that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Known {
+    name: String,
+    uuid: String,
+    minor: u32,
+    suspended: bool,
+    table: String,
+    maps: Vec<Vec<u32>>,
+}
+
+fn known(devices: &Devices) -> Vec<Known> {
+    let kept = |device: Arc<Device>| {
+        let (info, table) = (device.info(), device.live()?);
+        let maps = table.segments().iter().filter_map(|segment| match &segment.target {
+            Target::Switch { map, .. } => {
+                Some((0..u64::from(REGIONS)).map_while(|region| map.path(region)).collect())
+            }
+            _ => None,
+        });
+        Some(Known {
+            name: info.name,
+            uuid: info.uuid,
+            minor: info.id,
+            suspended: info.suspended,
+            table: describe::text(&table),
+            maps: maps.collect(),
+        })
+    };
+    devices.list().into_iter().filter_map(kept).collect()
+}
+
+/// Whether `found` is what there was before a change, or after it; or, as only a message leaves it, each region of a map
+/// for itself.
+fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
+    if found == before || found == after {
+        return true;
+    }
+    let without_maps = |all: &[Known]| -> Vec<Known> {
+        all.iter().map(|known| Known { maps: Vec::new(), ..known.clone() }).collect()
+    };
+    let maps = |all: &[Known]| -> Vec<u32> {
+        all.iter().flat_map(|known| known.maps.iter().flatten()).copied().collect()
+    };
+    let (found_maps, before_maps, after_maps) = (maps(found), maps(before), maps(after));
+    let is_one = |(found, (before, after)): (&u32, (&u32, &u32))| found == before || found == after;
+    without_maps(found) == without_maps(before)
+        && without_maps(found) == without_maps(after)
+        && found_maps.len() == before_maps.len()
+        && found_maps.iter().zip(before_maps.iter().zip(&after_maps)).all(is_one)
+}
+
+fn start(folder: Folder) -> anyhow::Result<Devices> {
+    let devices = Devices::new(Pool::start(PoolOptions { queues: 1 })?, folder, None);
+    devices.recover(false)?;
+    Ok(devices)
+}
+
+/// What happens to the devices, and what is known after each step of it.
+struct History {
+    journal: Arc<Journal>,
+    /// Of the paths.
+    files: tempfile::TempDir,
+    devices: Devices,
+    states: Vec<Vec<Known>>,
+}
+
+impl History {
+    fn begin(base: &Path) -> History {
+        let journal = Journal::new(base);
+        let devices = Self::start(&journal);
+        let files = tempfile::tempdir().unwrap();
+        let history = History { journal, files, devices, states: vec![Vec::new()] };
+        history.journal.push(What::Answered(0));
+        history
+    }
+
+    fn start(journal: &Arc<Journal>) -> Devices {
+        let path = journal.base.join(FOLDER);
+        start(Folder::of_all_with(path, Files::noted(journal.clone())).unwrap()).unwrap()
+    }
+
+    /// A change that is answered when `change` returns.
+    fn change(&mut self, change: impl FnOnce(&Devices)) {
+        change(&self.devices);
+        self.states.push(known(&self.devices));
+        self.journal.push(What::Answered(self.states.len() - 1));
+    }
+
+    /// The daemon ends without a word, and the next one takes over.
+    fn killed(&mut self) {
+        let before = known(&self.devices);
+        let elsewhere = self.files.path().join("of no use");
+        let nothing = start(Folder::of_disks(elsewhere)).unwrap();
+        drop(std::mem::replace(&mut self.devices, nothing));
+        self.devices = Self::start(&self.journal);
+        assert_eq!(known(&self.devices), before);
+    }
+
+    fn table(&self, paths: u32, offset: u32) -> String {
+        let paths: String = (0..paths).map(|nr| format!(" {} {offset}", self.path(nr))).collect();
+        format!("0 {} switch {} 8 0{paths}", REGIONS * 8, paths.split_whitespace().count() / 2)
+    }
+
+    fn path(&self, nr: u32) -> String {
+        self.files.path().join(format!("path{nr}")).display().to_string()
+    }
+
+    fn create(&mut self, name: &str, table: String) {
+        let leaves = LeafOptions { make_files: true, ..LeafOptions::default() };
+        let request =
+            CreateDevice { name: name.into(), table: Some(table), leaves, ..CreateDevice::default() };
+        self.change(|devices| drop(devices.create(request).unwrap()));
+    }
+
+    fn message(&mut self, name: &str, text: &str, atomic: bool) {
+        self.change(|devices| drop(apply_whole(&devices.find(name).unwrap(), devices, text, atomic)));
+    }
+
+    fn swap(&mut self, name: &str, table: String) {
+        let load = LoadTable { table, ..LoadTable::default() };
+        self.change(|devices| {
+            let device = devices.find(name).unwrap();
+            devices.load(&device, &load).unwrap();
+            devices.resume(&device).unwrap();
+        });
+    }
+
+    fn remove(&mut self, name: &str) {
+        let how = RemoveQuery::default();
+        self.change(|devices| devices.remove(&devices.find(name).unwrap(), how).unwrap());
+    }
+}
+
+/// All that changes what is kept.
+fn everything(history: &mut History) {
+    // Room for every table, whatever its offset.
+    for nr in 0..4 {
+        std::fs::File::create(history.path(nr)).unwrap().set_len(u64::from(REGIONS + 64) * 8 * 512).unwrap();
+    }
+    history.create("disk", history.table(3, 0));
+    history.message("disk", "set_region_mappings 0:1 R1,9c3f", false);
+    history.message("disk", "set_region_mappings 5:0 :2 9c3f:2", true);
+    // What comes before the mistake is applied.
+    history.message("disk", "set_region_mappings 7:0 9000:0 8:9", false);
+    history.create("upper", format!("0 80 linear {}/disk 8", "/dev/blkswitch"));
+    history.change(|devices| {
+        let name = Rename::Name("other".into());
+        devices.rename(&devices.find("upper").unwrap(), &name).unwrap();
+    });
+    history.change(|devices| {
+        let uuid = Rename::Uuid("id-1".into());
+        devices.rename(&devices.find("disk").unwrap(), &uuid).unwrap();
+    });
+    history.swap("disk", history.table(2, 8));
+    history.message("disk", "set_region_mappings 0:1 R1,100", false);
+    history.change(|devices| devices.suspend(&devices.find("other").unwrap(), false).unwrap());
+    history.killed();
+    history.message("disk", "set_region_mappings 0:0 :1 R2,9c3e", false);
+    history.change(|devices| devices.resume(&devices.find("other").unwrap()).unwrap());
+    history.create(
+        "second",
+        format!("0 80 linear {} 0\n80 {} switch 1 8 0 {} 80", history.path(3), REGIONS, history.path(3)),
+    );
+    history.remove("other");
+    history.swap("disk", history.table(3, 16));
+    history.change(|devices| devices.wipe(&devices.find("second").unwrap()).unwrap());
+    history.remove("second");
+    history.killed();
+    history.remove("disk");
+    history.create("again", history.table(3, 0));
+    history.message("again", "set_region_mappings 0:2 R1,9c3f", false);
+    history.devices.leave_disks();
+    history.journal.push(What::Answered(history.states.len() - 1));
+}
+
+/// A folder that a power cut leaves, and the states that may be found there: the last that was answered, and the one that
+/// was under way.
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Left {
+    files: Contents,
+    between: [usize; 2],
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
+    let base = tempfile::tempdir().unwrap();
+    let mut history = History::begin(base.path());
+    everything(&mut history);
+    let History { journal, states, devices, files: _files } = history;
+    drop(devices);
+    let notes = std::mem::take(&mut *journal.notes.lock().unwrap());
+    let mut medium = Medium::default();
+    let contents: Vec<ById> = notes
+        .iter()
+        .map(|note| {
+            medium.step(note);
+            medium.by_id(&note.contents)
+        })
+        .collect();
+    let (mut medium, mut answered) = (Medium::default(), 0);
+    let (mut seen, mut cuts) = (HashSet::new(), 0);
+    for (at, note) in notes.iter().enumerate() {
+        medium.step(note);
+        if let What::Answered(state) = note.what {
+            answered = state;
+        }
+        // Until the next step takes effect maps may change, and a file may be written in part.
+        let under_way = (answered + 1).min(states.len() - 1);
+        let next = (at + 1).min(notes.len() - 1);
+        let is_answer = matches!(note.what, What::Answered(_));
+        for (contents, between) in [
+            (&contents[at], [answered, if is_answer { answered } else { under_way }]),
+            (&contents[next], [answered, under_way]),
+        ] {
+            for names in medium.names() {
+                for data in [Data::Lost, Data::Kept, Data::Half] {
+                    cuts += 1;
+                    let left = Left { files: medium.left(&names, contents, data), between };
+                    if !seen.insert(left) {
+                        continue;
+                    }
+                    let files = medium.left(&names, contents, data);
+                    check(&files, &states, between).unwrap_or_else(|why| {
+                        let steps: Vec<_> = notes[..=at].iter().map(|note| &note.what).collect();
+                        panic!("after {steps:?}\nwith {names:?}, data not forced {data:?}:\n{why}")
+                    });
+                }
+            }
+        }
+    }
+    println!("{} steps, {cuts} power cuts, {} of them different", notes.len(), seen.len());
+    assert!(states.len() >= 20 && seen.len() >= 150, "{} states, {} folders", states.len(), seen.len());
+}
+
+fn check(files: &Contents, states: &[Vec<Known>], between: [usize; 2]) -> Result<(), String> {
+    let base = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = base.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let folder = Folder::of_all(base.path().join(FOLDER)).unwrap();
+    let devices = start(folder).map_err(|error| format!("the next daemon does not start: {error:#}"))?;
+    let found = known(&devices);
+    let [before, after] = between.map(|state| &states[state]);
+    if is_between(&found, before, after) {
+        return Ok(());
+    }
+    let brief = |all: &[Known]| {
+        let maps = |known: &Known| -> Vec<_> {
+            known.maps.iter().map(|map| map[..8.min(map.len())].to_vec()).collect()
+        };
+        all.iter()
+            .map(|known| format!("\n  {:?}", Known { maps: maps(known), ..known.clone() }))
+            .collect::<String>()
+    };
+    Err(format!("found {}\nanswered {}\nunder way {}", brief(&found), brief(before), brief(after)))
+}
