@@ -1,7 +1,8 @@
 //! Benchmarks: `cargo run --release -p blkswitch-bench -- message` and its siblings, a file each.
 //!
 //! Every figure is the median of several rounds, or with `--best` the best of them, which on a machine that
-//! others use as well says more about the program than about them. `--json` prints figures for machines.
+//! others use as well says more about the program than about them. `--json` prints figures for machines, and `--save`
+//! keeps them, with date and machine.
 
 mod create;
 mod lookup;
@@ -33,11 +34,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Bench {
     /// Apply messages of a million entries.
-    Message,
+    Message(report::Keep),
     /// Route random sectors.
-    Lookup,
+    Lookup(report::Keep),
     /// Make a map of a billion regions.
-    Create,
+    Create(report::Keep),
     /// Carry requests from an export to leaves that do nothing.
     Pipeline,
     /// Serve NBD beside other servers.
@@ -53,10 +54,18 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let rounds = report::Rounds { count: cli.rounds, best: cli.best };
+    let kept = match &cli.bench {
+        Bench::Message(keep) => keep.save.then_some(("message", "Messages of a million entries")),
+        Bench::Lookup(keep) => keep.save.then_some(("lookup", "Routes of random sectors")),
+        Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
+        // Its pages are its own.
+        Bench::Nbd(_) => None,
+        Bench::Pipeline | Bench::Multipath(_) | Bench::Ublk(_) | Bench::Smoke => None,
+    };
     let figures = match cli.bench {
-        Bench::Message => message::run(rounds)?,
-        Bench::Lookup => lookup::run(rounds)?,
-        Bench::Create => create::run(rounds)?,
+        Bench::Message(_) => message::run(rounds)?,
+        Bench::Lookup(_) => lookup::run(rounds)?,
+        Bench::Create(_) => create::run(rounds)?,
         Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
         Bench::Multipath(options) => multipath::run_all(rounds, &options)?,
@@ -64,7 +73,10 @@ fn main() -> anyhow::Result<()> {
         Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
-    Ok(())
+    match kept {
+        Some((name, title)) => report::keep(name, title, rounds, &figures),
+        None => Ok(()),
+    }
 }
 
 /// A round of everything that needs no other kernel, in well under a minute.

@@ -22,7 +22,7 @@ use self::lean::Lean;
 use self::results::{Cell, Layer, Results};
 pub(crate) use self::server::process_cpu_ns;
 use self::server::{Kind, Server};
-use crate::report::{Figure, Random};
+use crate::report::{Figure, Keep, Random};
 
 /// Of the runs for the cost of the switch layer: some 50 ms.
 const LAYER_REQUESTS: u64 = 20_000;
@@ -35,9 +35,8 @@ pub(crate) struct NbdOptions {
     /// Seconds of each run
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Keep the results: bench/results/DATE-nbd.json and .md
-    #[arg(long)]
-    save: bool,
+    #[command(flatten)]
+    keep: Keep,
     /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller than one run's noise
     #[arg(long, default_value_t = 50)]
     pairs: usize,
@@ -46,7 +45,7 @@ pub(crate) struct NbdOptions {
 impl NbdOptions {
     /// As short as a run can be: does everything work?
     pub(crate) fn smoke() -> Self {
-        NbdOptions { seconds: 0.1, save: false, pairs: 1 }
+        NbdOptions { seconds: 0.1, keep: Keep { save: false }, pairs: 1 }
     }
 }
 
@@ -77,7 +76,7 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
     }
     let layer = layer(&servers, rounds * options.pairs.max(1))?;
     let results = Results { cells, layer, rounds, seconds: options.seconds };
-    if options.save {
+    if options.keep.save {
         results.save()?;
     }
     Ok(results.figures())

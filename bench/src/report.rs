@@ -1,10 +1,18 @@
-//! Figures and how they are taken and printed; maps and random numbers for the benchmarks.
+//! Figures and how they are taken, printed and kept; maps and random numbers for the benchmarks.
 
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use anyhow::{Context, Result};
 use blkswitch_core::switch::{Geometry, Map};
-use serde_json::json;
+use clap::Args;
+use serde_json::{Value, json};
+
+/// Of what is kept.
+const FOLDER: &str = "bench/results";
 
 /// A map over memory that is zero and not touched yet.
 pub(crate) type LazyMap = Map<Box<[AtomicU64]>>;
@@ -24,17 +32,104 @@ impl Figure {
 
 pub(crate) fn print(figures: &[Figure], as_json: bool) {
     if as_json {
-        let list: Vec<_> = figures
-            .iter()
-            .map(|figure| json!({"name": figure.name, "value": figure.value, "unit": figure.unit}))
-            .collect();
-        println!("{:#}", json!(list));
+        println!("{:#}", json(figures));
         return;
     }
     let width = figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0);
     for Figure { name, value, unit } in figures {
         println!("{name:width$}  {value:>12.3} {unit}");
     }
+}
+
+fn json(figures: &[Figure]) -> Value {
+    let one = |figure: &Figure| json!({"name": figure.name, "value": figure.value, "unit": figure.unit});
+    figures.iter().map(one).collect()
+}
+
+/// Whether results are kept.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Keep {
+    /// Keep the results: bench/results/DATE-NAME.json and .md
+    #[arg(long)]
+    pub(crate) save: bool,
+}
+
+/// When, where and with what something was measured.
+pub(crate) struct About {
+    date: String,
+    command: String,
+    facts: Vec<(&'static str, String)>,
+}
+
+impl About {
+    /// Now and here, by `words` of this program's command line. `versions`: of what else took part.
+    pub(crate) fn new(words: &str, mut versions: Vec<String>) -> Result<Self> {
+        let date = output("date", &["+%F"])?;
+        let lscpu = output("lscpu", &[])?;
+        let model =
+            lscpu.lines().find_map(|line| line.strip_prefix("Model name:")).unwrap_or("unknown").trim();
+        let cores = std::thread::available_parallelism()?;
+        versions.push(format!("commit {}", output("git", &["rev-parse", "--short", "HEAD"])?));
+        let facts = vec![
+            ("processor", format!("{model}, {cores} cores")),
+            ("kernel", output("uname", &["-r"])?),
+            ("versions", versions.join("; ")),
+            ("load average at the end", std::fs::read_to_string("/proc/loadavg")?.trim().to_owned()),
+        ];
+        let command = format!("cargo run --release -p blkswitch-bench -- {words}");
+        Ok(Self { date, command, facts })
+    }
+
+    fn json(&self) -> Value {
+        let mut facts = json!({"date": self.date, "command": self.command});
+        for (name, value) in &self.facts {
+            facts[*name] = json!(value);
+        }
+        facts
+    }
+
+    /// Writes `bench/results/DATE-NAME.json` and `.md`: `results`, and `tables` below `title` and `text`.
+    pub(crate) fn keep(
+        &self,
+        name: &str,
+        mut results: Value,
+        (title, text): (&str, &str),
+        tables: &str,
+    ) -> Result<()> {
+        let stem = Path::new(FOLDER).join(format!("{}-{name}", self.date));
+        std::fs::create_dir_all(FOLDER).context(FOLDER)?;
+        results["about"] = self.json();
+        let mut page = format!("# {title}, {}\n\n    {}\n\n{text}\n\n", self.date, self.command);
+        for (name, value) in &self.facts {
+            writeln!(page, "* {name}: {value}")?;
+        }
+        page.push_str(tables);
+        std::fs::write(stem.with_extension("json"), format!("{results:#}\n"))?;
+        std::fs::write(stem.with_extension("md"), page)?;
+        // Not to where figures go: they may be read by a machine.
+        eprintln!("written: {}.json, .md", stem.display());
+        Ok(())
+    }
+}
+
+/// What a program says.
+pub(crate) fn output(program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(words).output().with_context(|| program.to_owned())?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// Keeps the figures of a benchmark that has no pages of its own.
+pub(crate) fn keep(name: &str, title: &str, rounds: Rounds, figures: &[Figure]) -> Result<()> {
+    let Rounds { count, best } = rounds;
+    let option = if best { " --best" } else { "" };
+    let about = About::new(&format!("{name} --rounds {count}{option} --save"), Vec::new())?;
+    let which = if best { "The best" } else { "Medians" };
+    let mut table = String::from("\n| figure | value | unit |\n|---|---:|---|\n");
+    for Figure { name, value, unit } in figures {
+        writeln!(table, "| {name} | {value:.3} | {unit} |")?;
+    }
+    let results = json!({"results": json(figures)});
+    about.keep(name, results, (title, &format!("{which} of {count} rounds.")), &table)
 }
 
 /// How often each thing is done, and which of the times counts.

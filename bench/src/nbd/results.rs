@@ -1,17 +1,13 @@
 //! What was measured, as medians and ratios: for the terminal, and as files that are kept.
 
 use std::fmt::Write;
-use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::client::{self, Load, Run};
 use super::server::{DEVICE_BYTES, Kind};
-use crate::report::Figure;
-
-const FOLDER: &str = "bench/results";
+use crate::report::{About, Figure};
 
 /// All runs of one load against one server.
 pub(super) struct Cell {
@@ -126,41 +122,34 @@ impl Results {
         .collect()
     }
 
-    /// Writes `bench/results/<date>-nbd.json` and `.md`.
+    /// Writes `bench/results/DATE-nbd.json` and `.md`.
     pub(super) fn save(&self) -> Result<()> {
-        let date = output("date", &["+%F"])?;
-        let stem = Path::new(FOLDER).join(format!("{date}-nbd"));
-        std::fs::create_dir_all(FOLDER).context(FOLDER)?;
-        let about = About::new(date, self)?;
-        let layer = self.layer.quartiles();
-        let document = json!({
-            "about": about.json(),
+        let mut versions = vec![client::version()?];
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_peer() || *kind == Kind::Switch) {
+            versions.push(kind.version()?);
+        }
+        let words = format!("nbd --rounds {} --seconds {} --save", self.rounds, self.seconds);
+        let results = json!({
             "results": self.cells.iter().map(Cell::json).collect::<Vec<_>>(),
-            "switch_layer_server_time_percent": {"quartiles": layer, "ratios": self.layer.cpu_ratios},
+            "switch_layer_server_time_percent":
+                {"quartiles": self.layer.quartiles(), "ratios": self.layer.cpu_ratios},
         });
-        std::fs::write(stem.with_extension("json"), format!("{document:#}\n"))?;
-        std::fs::write(stem.with_extension("md"), self.markdown(&about)?)?;
-        println!("written: {}.json, .md", stem.display());
-        Ok(())
-    }
-
-    fn markdown(&self, about: &About) -> Result<String> {
-        let mut text = format!("# NBD servers over a unix socket, {}\n\n", about.date);
-        writeln!(text, "    {}\n", about.command)?;
-        writeln!(
-            text,
+        let text = format!(
             "fio's nbd engine, or for \"a client that batches\" one that sends and receives in as large pieces as there \
              are (bench/src/nbd/lean.rs);\none connection, {} MiB in memory (tmpfs); medians of {} rounds of {} s in \
              which the servers take turns.\nServer and client time are processor time per request. The blkswitch device is a \
              switch of three paths and regions of 64 KiB;\nall three are one image as the others serve it, or, where it \
-             says so, a file each.\n",
+             says so, a file each.",
             DEVICE_BYTES >> 20,
             self.rounds,
             self.seconds
-        )?;
-        for (name, value) in &about.facts {
-            writeln!(text, "* {name}: {value}")?;
-        }
+        );
+        let title = "NBD servers over a unix socket";
+        About::new(&words, versions)?.keep("nbd", results, (title, &text), &self.tables()?)
+    }
+
+    fn tables(&self) -> Result<String> {
+        let mut text = String::new();
         for load in &Load::ALL {
             writeln!(text, "\n## {}\n", load.name)?;
             writeln!(text, "| server | requests/s | MiB/s | p50 us | p99 us | server us | client us |")?;
@@ -197,49 +186,4 @@ impl Results {
         )?;
         Ok(text)
     }
-}
-
-/// When, where and with what.
-struct About {
-    date: String,
-    command: String,
-    facts: Vec<(&'static str, String)>,
-}
-
-impl About {
-    fn new(date: String, results: &Results) -> Result<Self> {
-        let lscpu = output("lscpu", &[])?;
-        let model =
-            lscpu.lines().find_map(|line| line.strip_prefix("Model name:")).unwrap_or("unknown").trim();
-        let cores = std::thread::available_parallelism()?;
-        let mut versions = vec![client::version()?];
-        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_peer() || *kind == Kind::Switch) {
-            versions.push(kind.version()?);
-        }
-        versions.push(format!("commit {}", output("git", &["rev-parse", "--short", "HEAD"])?));
-        let command = format!(
-            "cargo run --release -p blkswitch-bench -- nbd --rounds {} --seconds {} --save",
-            results.rounds, results.seconds
-        );
-        let facts = vec![
-            ("processor", format!("{model}, {cores} cores")),
-            ("kernel", output("uname", &["-r"])?),
-            ("versions", versions.join("; ")),
-            ("load average at the end", std::fs::read_to_string("/proc/loadavg")?.trim().to_owned()),
-        ];
-        Ok(Self { date, command, facts })
-    }
-
-    fn json(&self) -> Value {
-        let mut facts = json!({"date": self.date, "command": self.command});
-        for (name, value) in &self.facts {
-            facts[*name] = json!(value);
-        }
-        facts
-    }
-}
-
-fn output(program: &str, words: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(words).output().with_context(|| program.to_owned())?;
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
