@@ -137,6 +137,15 @@ impl AsRef<[AtomicU64]> for Slots {
     }
 }
 
+/// Where loom tries orders, a map's words are loom's, and those have no place in memory that is ours: there are none, so
+/// that no map can be made of these.
+#[cfg(loom)]
+impl AsRef<[loom::sync::atomic::AtomicU64]> for Slots {
+    fn as_ref(&self) -> &[loom::sync::atomic::AtomicU64] {
+        &[]
+    }
+}
+
 impl Drop for Slots {
     fn drop(&mut self) {
         let Some((path, in_use)) = &self.file else {

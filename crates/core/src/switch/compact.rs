@@ -11,9 +11,8 @@
 //! panic. The table of places may hold anything to begin with, has no influence on what map the list makes,
 //! and the longer it is the shorter the list (a few thousand places are good, none are allowed).
 
-use core::sync::atomic::AtomicU64;
-
 use super::regions::Map;
+use super::sync::AtomicU64;
 
 /// Bits of paths that are looked up together in the table of places: as many as there are regions in a large
 /// map, so that a find is not by chance.

@@ -11,13 +11,13 @@
 //! bytes.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
 use super::super::args::Word;
 use super::super::error::Errno;
 use super::geometry::Geometry;
 use super::hex;
 use super::regions::Map;
+use super::sync::AtomicU64;
 use super::text;
 
 /// The kernel's answer to a word that is no message of the target.

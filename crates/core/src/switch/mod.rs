@@ -12,6 +12,7 @@ pub mod message;
 pub mod params;
 pub mod regions;
 mod repeat;
+mod sync;
 mod text;
 
 pub use geometry::{Geometry, MAX_PATHS, MAX_REGION_SIZE};

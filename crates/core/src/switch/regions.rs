@@ -9,9 +9,10 @@
 //! something on its own. One thread at a time may write (the caller holds the message lock). Nothing panics;
 //! a region past the end reads as round robin and cannot be written.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::geometry::Geometry;
+use super::sync::AtomicU64;
 
 /// Where a sector goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

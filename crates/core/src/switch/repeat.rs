@@ -7,10 +7,9 @@
 //!
 //! Contract: the ranges are checked by the caller; one writer.
 
-use core::sync::atomic::AtomicU64;
-
 use super::geometry::Geometry;
 use super::regions::Map;
+use super::sync::AtomicU64;
 
 /// Slots between a copied word and its source from which on one does not wait for the other.
 const FAR_SLOTS: u64 = 8;
