@@ -8,11 +8,12 @@
 //! connection that is in a berth is used by nobody else.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::links::Seat;
+use crate::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first attempt that failed; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -97,7 +98,7 @@ impl<C: Send + 'static> Connector<C> {
             })
         };
         let berths = (0..berths).map(&mut berth).collect::<io::Result<_>>()?;
-        let (closed, state, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        let (closed, state, changed) = (AtomicBool::new(false), Mutex::new(State::default()), Condvar::new());
         Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
     }
 
@@ -124,9 +125,10 @@ impl<C: Send + 'static> Connector<C> {
     /// Asks for another connection for a berth.
     pub(super) fn want(self: &Arc<Self>, berth: usize) {
         let Some(at) = self.berths.get(berth) else { return };
+        // Locked first: a wish without a thread is what wait_connected() gives up on.
+        let mut state = lock(&self.state);
         at.failed.store(false, Ordering::Release);
         at.wanted.store(true, Ordering::Release);
-        let mut state = lock(&self.state);
         if let Some(made) = lock(&at.made).take() {
             state.lost_after(made.elapsed());
         }
@@ -134,15 +136,20 @@ impl<C: Send + 'static> Connector<C> {
             return;
         }
         let connector = self.clone();
-        match std::thread::Builder::new().name("connector".into()).spawn(move || connector.run()) {
+        match thread::Builder::new().name("connector".into()).spawn(move || connector.run()) {
             Ok(_) => state.running = true,
             Err(error) => tracing::error!(leaf = self.name, %error, "no thread to connect again on"),
         }
     }
 
-    /// The same, if nobody has asked yet.
+    /// The same, if nobody has asked yet and there is none.
     pub(super) fn want_if_idle(self: &Arc<Self>, berth: usize) {
-        if self.berths.get(berth).is_some_and(|berth| !berth.wanted.load(Ordering::Acquire)) {
+        let is_idle = |berth: &Berth<C>| {
+            // A wish ends after its connection has come, which may be since the link looked: it cannot come between these.
+            let ready = lock(&berth.ready);
+            ready.is_none() && !berth.wanted.load(Ordering::Acquire)
+        };
+        if self.berths.get(berth).is_some_and(is_idle) {
             self.want(berth);
         }
     }
@@ -205,9 +212,10 @@ impl<C: Send + 'static> Connector<C> {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     (pause, said) = (FIRST_PAUSE, String::new());
+                    // Locked first: a link that takes it and loses it at once asks again only when this wish has ended.
+                    let _state = lock(&self.state);
                     *lock(&berth.made) = Some(Instant::now());
                     *lock(&berth.ready) = Some(connection);
-                    let _state = lock(&self.state);
                     berth.wanted.store(false, Ordering::Release);
                     berth.seat.bell().ring();
                     self.changed.notify_all();
