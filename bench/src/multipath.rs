@@ -9,6 +9,7 @@
 mod carry;
 mod choose;
 mod fail_over;
+mod leaf;
 pub(crate) mod servers;
 
 use anyhow::Result;

@@ -1,11 +1,12 @@
-//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself and through leaves of ours that lead to it; and
-//! over one and two servers that serve few at a time, where the servers are the limit.
+//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself, through leaves of ours that lead to it, and by such
+//! a leaf alone; and over one and two servers that serve few at a time, where the servers are the limit.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use super::leaf;
 use super::servers::{BYTES, Server};
 use super::{DELAY_MS, NARROW, WIDE};
 use crate::nbd::client::{Load, per_second};
@@ -54,17 +55,20 @@ pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<F
     ours.create("tiers", "switch 1 128 0 /dev/blkswitch/member 0")?;
     let devices = [
         ("nbdkit, straight", servers[0].uri("")),
-        ("an NBD leaf", ours.server.uri("one")),
+        ("an NBD leaf, served", ours.server.uri("one")),
         ("a multipath of two servers", ours.server.uri("two")),
         ("two tiers over one server", ours.server.uri("tiers")),
         ("one server of few threads", ours.server.uri("narrow1")),
         ("two servers of few threads", ours.server.uri("narrow2")),
     ];
-    let mut runs: [Vec<f64>; 6] = Default::default();
+    let mut runs: [Vec<f64>; 7] = Default::default();
     for round in 0..rounds {
-        for place in 0..devices.len() {
-            let device = (place + round) % devices.len();
-            runs[device].push(per_second(&devices[device].1, &Load::PATHS, seconds)?);
+        for place in 0..runs.len() {
+            let run = (place + round) % runs.len();
+            runs[run].push(match devices.get(run) {
+                Some((_, uri)) => per_second(uri, &Load::PATHS, seconds)?,
+                None => leaf::per_second(&a, seconds)?,
+            });
         }
     }
     let medians = runs.map(|mut runs| {
@@ -75,6 +79,8 @@ pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<F
     for ((name, _), median) in devices.iter().zip(medians) {
         figures.push(Figure::new(*name, median, "/s"));
     }
+    figures.push(Figure::new("an NBD leaf alone", medians[6], "/s"));
+    figures.push(Figure::new("an NBD leaf alone / straight", medians[6] / medians[0], "x"));
     for ((name, _), median) in devices.iter().zip(medians).skip(1).take(3) {
         figures.push(Figure::new(format!("{name} / straight"), median / medians[0], "x"));
     }

@@ -9,6 +9,7 @@
 
 pub mod buffer;
 pub mod device;
+pub mod driver;
 pub mod engine;
 pub mod event;
 pub mod export;
@@ -29,6 +30,7 @@ pub mod table;
 
 pub use blkswitch_core as core;
 pub use device::{Device, DeviceError};
+pub use driver::Driver;
 pub use leaf::{Address, Leaf, LeafError, LeafOptions};
 pub use pool::{Pool, PoolOptions};
 pub use table::{Below, Segment, Table, TableBuilder, Target, To};

@@ -4,5 +4,6 @@
 mod support;
 
 mod data;
+mod driver;
 mod faults;
 mod server;
