@@ -76,17 +76,18 @@ impl Driver {
         self.pipeline.start(device, request, &mut self.ring)
     }
 
-    /// Waits until something happens, and appends what is answered to `done`: perhaps nothing yet. Only for who has
-    /// requests under way: without, nothing may ever happen. Errors: the ring fails, and nothing is answered any more.
+    /// Waits until something happens, unless there are answers already, and appends these to `done`: perhaps none yet. Only
+    /// for who has requests under way: without, nothing may ever happen. Errors: the ring fails, and nothing is answered any more.
     pub fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
+        // A link without a connection may have answered at once.
+        self.carry();
         let Driver { pipeline, ring, completions, ticking } = self;
-        Links::turn(ring);
         if !*ticking && ring.links.is_timed() {
             *ticking = true;
             ring.tick();
         }
         ring.under_way(pipeline.in_flight());
-        ring.wait(false, completions)?;
+        ring.wait(pipeline.has_done(), completions)?;
         for completion in completions.drain(..) {
             match completion.tag {
                 Tag::Part | Tag::Window => pipeline.complete(&completion, ring),
@@ -98,19 +99,23 @@ impl Driver {
                 Tag::Wake | Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Ignored => {}
             }
         }
+        self.carry();
+        let before = done.len();
+        self.pipeline.take_done(done);
+        self.ring.answered(done.len() - before);
+        Ok(())
+    }
+
+    /// Lets links send and receive, and gives the pipeline what they have answered.
+    fn carry(&mut self) {
         loop {
-            while let Some((part, result)) = ring.links.take_finished() {
-                pipeline.complete(&Completion::of_part(part, result), ring);
+            while let Some((part, result)) = self.ring.links.take_finished() {
+                self.pipeline.complete(&Completion::of_part(part, result), &mut self.ring);
             }
-            // What links have received is read, and retries are sent.
-            Links::turn(ring);
-            if !ring.links.has_finished() {
-                break;
+            Links::turn(&mut self.ring);
+            if !self.ring.links.has_finished() {
+                return;
             }
         }
-        let before = done.len();
-        pipeline.take_done(done);
-        ring.answered(done.len() - before);
-        Ok(())
     }
 }

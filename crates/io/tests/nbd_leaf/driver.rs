@@ -81,4 +81,10 @@ fn silence_is_found_out_and_the_leaf_comes_back() {
     assert!(errnos.iter().all(|errno| *errno != 0), "{errnos:?}");
     is_silent.store(false, Ordering::SeqCst);
     assert_eq!(all(&mut driver, Op::Read, &mut data), [0; 8]);
+    // Nor is an answer waited for that there is already: without a server for longer than `reconnect`.
+    server.kill();
+    for _ in 0..2 {
+        let errnos = all(&mut driver, Op::Read, &mut data);
+        assert!(errnos.iter().all(|errno| *errno != 0), "{errnos:?}");
+    }
 }
