@@ -291,6 +291,12 @@ impl Pipeline {
         for piece in pieces.drain(..) {
             let Some(running) = self.running.get_mut(id) else { return };
             let request = running.request;
+            if let PieceTo::Fail(_) | PieceTo::Nowhere = piece.to {
+                let (kind, failed) = (Kind::of(request.op), piece.to != PieceTo::Nowhere);
+                let what = Counted { kind, len: piece.len, failed, ns: 0 };
+                self.count(&piece.hops, (1, piece.hops.depth), what);
+            }
+            let Some(running) = self.running.get_mut(id) else { return };
             match piece.to {
                 PieceTo::Fail(errno) => running.errno = worst(running.errno, errno),
                 PieceTo::Nowhere => {
@@ -334,12 +340,12 @@ impl Pipeline {
     #[inline]
     fn part(&self, request: u32, of: &Request, leaf: LeafAt, piece: &Piece, now_ns: u64) -> Part {
         let has_fua = leaf_at(&self.devices, leaf).is_some_and(|leaf| leaf.engine().has_fua());
-        let (op, kind) = match of.op {
-            Op::Read => (LeafOp::Read, Kind::Read),
-            Op::Write => (LeafOp::Write, Kind::Write),
-            Op::Flush => (LeafOp::Flush, Kind::Flush),
-            Op::Discard => (LeafOp::Discard, Kind::Discard),
-            Op::WriteZeroes { no_hole, .. } => (LeafOp::Zero { no_hole }, Kind::Zeroes),
+        let op = match of.op {
+            Op::Read => LeafOp::Read,
+            Op::Write => LeafOp::Write,
+            Op::Flush => LeafOp::Flush,
+            Op::Discard => LeafOp::Discard,
+            Op::WriteZeroes { no_hole, .. } => LeafOp::Zero { no_hole },
         };
         let fua = of.fua && has_fua && of.op == Op::Write;
         let fast = matches!(of.op, Op::WriteZeroes { fast: true, .. });
@@ -361,7 +367,7 @@ impl Pipeline {
                 queue: self.queue,
             },
             whole: Whole {
-                kind,
+                kind: Kind::of(of.op),
                 len: piece.len,
                 done: 0,
                 then_flush: of.fua && !fua && of.op.is_write(),
@@ -519,19 +525,12 @@ impl Pipeline {
         }
         let Some(running) = self.running.remove(id) else { return };
         let Request { op, len, token, .. } = running.request;
-        let kind = match op {
-            Op::Read => Kind::Read,
-            Op::Write => Kind::Write,
-            Op::Flush => Kind::Flush,
-            Op::Discard => Kind::Discard,
-            Op::WriteZeroes { .. } => Kind::Zeroes,
-        };
         let ns = ring.now_ns().saturating_sub(running.started_ns);
         let queue = self.queue;
         self.done.push(Done { token, errno: running.errno });
         if let Some(local) = self.local(running.device) {
             if let Some(counters) = local.counters.get(queue) {
-                counters.count(kind, len, running.errno != 0, ns);
+                counters.count(Kind::of(op), len, running.errno != 0, ns);
             }
             local.leave();
         }

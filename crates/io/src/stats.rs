@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::request::Op;
+
 /// Buckets per power of two.
 const STEPS: u32 = 4;
 /// Powers of two covered, from 2^SHIFT ns (256 ns) up to above a minute.
@@ -62,6 +64,20 @@ pub enum Kind {
     Discard,
     /// A write-zeroes.
     Zeroes,
+}
+
+impl Kind {
+    /// What an operation is counted as.
+    #[inline]
+    pub fn of(op: Op) -> Kind {
+        match op {
+            Op::Read => Kind::Read,
+            Op::Write => Kind::Write,
+            Op::Flush => Kind::Flush,
+            Op::Discard => Kind::Discard,
+            Op::WriteZeroes { .. } => Kind::Zeroes,
+        }
+    }
 }
 
 fn add(counter: &AtomicU64, n: u64) {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkswitch::protocol::{self, DeviceStats, Errno, MessageReply, Removed, device_path, route};
+use blkswitch::protocol::{self, DeviceStats, Errno, IoStats, MessageReply, Removed, device_path, route};
 use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, SECTOR, eventually, sector_of};
@@ -393,6 +393,29 @@ fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
     let flushes: Vec<u64> = stats.paths.iter().map(|path| path.io.flushes).collect();
     assert_eq!(flushes, [2, 1, 2], "each dirty path once, and nothing when all is clean");
     assert!(stats.total.write_latency.p50_ns > 0 && stats.total.read_latency.p50_ns == 0);
+}
+
+/// What ends at a device below without a leaf is counted for the path that led there, and for that device.
+#[test]
+fn what_error_and_zero_targets_answer_is_counted_on_the_way_there() {
+    let daemon = Daemon::start();
+    daemon.create("bad", "0 1024 error\n1024 1024 zero").expect_ok();
+    daemon.create("s", "0 2048 switch 2 1024 0 /dev/blkswitch/bad 0 mem:1M 0").expect_ok();
+    daemon.create("t", "0 2048 linear /dev/blkswitch/bad 0").expect_ok();
+    let mut client = daemon.nbd("s");
+    assert_eq!(client.read(0, 4096).unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(client.write(4096, &[1; 4096], false).unwrap_err().raw_os_error(), Some(5));
+    client.read(1024 * 512, 512).unwrap();
+    // Both kinds in one request: each piece counts.
+    assert!(daemon.nbd("t").read(1023 * 512, 1024).is_err());
+    let stats = |name| daemon.on("GET", route::STATS, name, Value::Null).json::<DeviceStats>();
+    let [s, t, bad] = ["s", "t", "bad"].map(stats);
+    let counts = |io: &IoStats| (io.reads, io.writes, io.errors);
+    assert_eq!(counts(&s.total), (2, 1, 2));
+    assert_eq!([counts(&s.paths[0].io), counts(&s.paths[1].io)], [(1, 1, 2), (1, 0, 0)]);
+    assert_eq!(counts(&t.total), (1, 0, 1));
+    assert_eq!(counts(&t.paths[0].io), (2, 0, 1));
+    assert_eq!(counts(&bad.total), (3, 1, 3));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! A request is cut at region, chunk and segment boundaries; neighbours that go through the same path to
 //! neighbouring addresses are one piece again.
 
+use super::state::NO_PATH;
 use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
 
 /// Boundaries passed before a request's split is put off until what was found is done: neighbours that are one piece
@@ -183,11 +184,11 @@ fn step(
             let (to, hops) = through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
             return nowhere(to, at, left, hops, out);
         }
-        Target::Zero => return nowhere(PieceTo::Nowhere, at, left, hops, out),
+        Target::Zero => return nowhere(PieceTo::Nowhere, at, left, ended(hops, at.device), out),
         target => way(target, within, left),
     };
     let Some(Way { path, below, sector, len }) = way else {
-        return nowhere(PieceTo::Fail(libc::EIO), at, left, hops, out);
+        return nowhere(PieceTo::Fail(libc::EIO), at, left, ended(hops, at.device), out);
     };
     let Some(through) = hops.with(at.device, segment.first_path + path) else {
         return nowhere(PieceTo::Fail(libc::EIO), at, len, hops, out);
@@ -210,6 +211,12 @@ fn step(
         }
         Below::Device(device) => below_device(devices, &Range { device, ..there }, through, out, steps),
     }
+}
+
+/// The way to a device that sends a piece nowhere, for its counters. (What the request's own device does is counted with the
+/// request.)
+fn ended(hops: Hops, device: u32) -> Hops {
+    if hops.depth == 0 { hops } else { hops.with(device, NO_PATH).unwrap_or(hops) }
 }
 
 /// Goes on in the device below, or stops at its gate.

@@ -18,7 +18,10 @@ pub(super) struct Hops {
     pub(super) hops: [Hop; MAX_DEPTH],
 }
 
-/// One device and the path taken there (numbered over all segments of its table).
+/// A number that no path has: the way ends at a device.
+pub(super) const NO_PATH: u32 = u32::MAX;
+
+/// One device and the path taken there (numbered over all segments of its table), or [`NO_PATH`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hop {
     pub(super) device: u32,
