@@ -79,10 +79,7 @@ fn range_in(
         let at = Range { sector, sectors: left, data, ..*range };
         taken += match table(devices, range.device).and_then(|t| t.segment_at(sector)) {
             Some(segment) => step(devices, &at, segment, hops, out, steps),
-            None => {
-                out.push(Piece { to: PieceTo::Fail(libc::EIO), hops, offset: 0, len: left * 512, data });
-                left
-            }
+            None => nowhere(PieceTo::Fail(libc::EIO), &at, left, ended(hops, at.device), out),
         };
     }
     taken

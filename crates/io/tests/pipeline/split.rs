@@ -32,12 +32,25 @@ fn cases(test: &str, case: impl Fn(u64)) {
     }
 }
 
-/// Where a sector ends: the (device, path) it went through and the leaf's sector.
+/// Where a sector ends: the (device, path) it went through, and which sector of which leaf or device that is.
 #[derive(Clone, PartialEq, Debug)]
-enum End {
-    Leaf { hops: Vec<(usize, usize)>, leaf: usize, sector: u64 },
-    Zero,
-    Fail,
+struct End {
+    hops: Vec<(usize, usize)>,
+    at: At,
+    sector: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum At {
+    Leaf(usize),
+    Zero(usize),
+    Fail(usize),
+}
+
+impl End {
+    fn fails(&self) -> bool {
+        matches!(self.at, At::Fail(_))
+    }
 }
 
 fn end(tables: &[Rc<ModelTable>], mut device: usize, mut sector: u64) -> End {
@@ -45,12 +58,12 @@ fn end(tables: &[Rc<ModelTable>], mut device: usize, mut sector: u64) -> End {
     loop {
         let (path, Way { below, offset }) = match tables[device].step(sector) {
             Step::Below(path, way) => (path, way),
-            Step::Zero => return End::Zero,
-            Step::Fail => return End::Fail,
+            Step::Zero => return End { hops, at: At::Zero(device), sector },
+            Step::Fail => return End { hops, at: At::Fail(device), sector },
         };
         hops.push((device, path));
         match below {
-            Below::Leaf(leaf) => return End::Leaf { hops, leaf, sector: offset },
+            Below::Leaf(leaf) => return End { hops, at: At::Leaf(leaf), sector: offset },
             Below::Device(below) => (device, sector) = (below, offset),
         }
     }
@@ -58,12 +71,7 @@ fn end(tables: &[Rc<ModelTable>], mut device: usize, mut sector: u64) -> End {
 
 /// Whether `b`, the end of the next sector, belongs to the same piece as `a`.
 fn merges(a: &End, b: &End) -> bool {
-    match (a, b) {
-        (End::Leaf { hops, leaf, sector }, End::Leaf { hops: h, leaf: l, sector: s }) => {
-            hops == h && leaf == l && sector + 1 == *s
-        }
-        _ => false,
-    }
+    (&a.hops, a.at, a.sector + 1) == (&b.hops, b.at, b.sector)
 }
 
 struct Stack {
@@ -113,20 +121,20 @@ fn every_sector_of_a_write_lands_where_the_model_says_in_as_few_pieces_as_can_be
         let mut images = vec![vec![0u8; LEAF_SECTORS as usize]; LEAVES];
         // Two sectors of one request may meet on one leaf sector; the pieces of the later ones complete later.
         for (n, end) in ends.iter().enumerate() {
-            if let End::Leaf { leaf, sector, .. } = end {
-                images[*leaf][*sector as usize] = n as u8 + 1;
+            if let At::Leaf(leaf) = end.at {
+                images[leaf][end.sector as usize] = n as u8 + 1;
             }
         }
-        assert_eq!(errno != 0, ends.contains(&End::Fail), "{errno}");
+        assert_eq!(errno != 0, ends.iter().any(End::fails), "{errno}");
         for (leaf, image) in leaves.iter().zip(&images) {
             let real: Vec<u8> = sim(leaf).image().chunks(SECTOR).map(|sector| sector[0]).collect();
             assert_eq!(real, *image);
         }
         let mut pieces = vec![0; 16];
         for (n, end) in ends.iter().enumerate() {
-            if let End::Leaf { hops, .. } = end {
+            if let Some((_, path)) = end.hops.first() {
                 let starts = n == 0 || !merges(&ends[n - 1], end);
-                pieces[hops[0].1] += u64::from(starts);
+                pieces[*path] += u64::from(starts);
             }
         }
         let table = devices[top].live().unwrap();
@@ -160,17 +168,18 @@ fn every_sector_of_a_read_comes_from_where_the_model_says() {
             bench.start(0, &devices[top], Op::Read, false, offset, vec![0xee; sectors as usize * SECTOR]);
         let (errno, data) = bench.finish(token);
         for n in 0..sectors {
-            let expected = match end(&tables, top, offset + n) {
-                End::Leaf { leaf, sector, .. } => marker(leaf, sector),
-                End::Zero => 0,
-                End::Fail => {
+            let end = end(&tables, top, offset + n);
+            let expected = match end.at {
+                At::Leaf(leaf) => marker(leaf, end.sector),
+                At::Zero(_) => 0,
+                At::Fail(_) => {
                     assert_eq!(errno, libc::EIO);
                     continue;
                 }
             };
             assert_eq!(data[n as usize * SECTOR..][..SECTOR], [expected; SECTOR], "sector {n}");
         }
-        assert!(errno == 0 || (0..sectors).any(|n| end(&tables, top, offset + n) == End::Fail), "{errno}");
+        assert!(errno == 0 || (0..sectors).any(|n| end(&tables, top, offset + n).fails()), "{errno}");
     });
 }
 
