@@ -2,16 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use blkswitch_io::request::{Op, Request, Span};
-use blkswitch_io::stats::Counters;
-use blkswitch_io::table::Live;
-use blkswitch_io::{Driver, Leaf, LeafOptions, TableBuilder, Target, To};
+use anyhow::{Result, ensure};
+use blkswitch_io::driver::{Ask, Driver};
+use blkswitch_io::request::Op;
+use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
 
 use super::servers::BYTES;
 use crate::report::Random;
 
-const DEVICE: u32 = 0;
 const BLOCK: usize = 4096;
 const DEPTH: usize = 32;
 
@@ -21,37 +19,32 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     let mut table = TableBuilder::new(true);
     let below = table.leaf(Leaf::open(&address.parse()?, &options)?);
     table.push(BYTES / 512, Target::Linear(To { below, offset: 0 }));
-    let live = Live { table: table.build(1).into(), departed: Box::default() };
-    let mut driver = Driver::new(0)?;
-    driver.pipeline.install(DEVICE, Counters::boxed(8).into());
-    driver.pipeline.open(DEVICE, Some(live.into()), &mut driver.ring);
+    let mut driver = Driver::new()?;
+    let device = driver.add(table.build(1).into());
 
-    let mut data = vec![0; BLOCK * DEPTH];
-    let (mut random, mut free, mut done) = (Random(1), (0..DEPTH).collect::<Vec<_>>(), Vec::new());
+    let mut free: Vec<_> = (0..DEPTH).map(|_| vec![0; BLOCK]).collect();
+    let (mut random, mut answers, mut under_way) = (Random(1), Vec::new(), 0);
     let (start, mut answered) = (Instant::now(), 0_u64);
     let time = Duration::from_secs_f64(seconds);
-    let mut seconds = f64::NAN;
-    // What is under way at the end is waited for: its answers come into `data`.
-    loop {
-        if start.elapsed() < time {
-            for slot in free.drain(..) {
-                let data = Span(data.as_mut_ptr().wrapping_add(BLOCK * slot));
-                let offset = random.below(BYTES / BLOCK as u64) * BLOCK as u64;
-                let (op, len, token) = (Op::Read, BLOCK as u64, slot as u64);
-                let request = Request { op, fua: false, offset, len, data, pages: None, token };
-                ensure!(driver.start(DEVICE, &request).is_none(), "a server that answers before it is asked");
-            }
-        } else if seconds.is_nan() {
-            seconds = start.elapsed().as_secs_f64();
+    while start.elapsed() < time {
+        for data in free.drain(..) {
+            let offset = random.below(BYTES / BLOCK as u64) * BLOCK as u64;
+            driver.start(device, Ask { op: Op::Read, fua: false, offset, len: BLOCK as u64, data, token: 0 });
+            under_way += 1;
         }
-        if free.len() == DEPTH {
-            return Ok(answered as f64 / seconds);
-        }
-        driver.wait(&mut done)?;
-        for done in done.drain(..) {
-            ensure!(done.errno == 0, "a read failed with errno {}", done.errno);
-            answered += u64::from(seconds.is_nan());
-            free.push(usize::try_from(done.token).context("a token that nobody gave")?);
+        driver.wait(&mut answers)?;
+        for answer in answers.drain(..) {
+            ensure!(answer.errno == 0, "a read failed with errno {}", answer.errno);
+            answered += 1;
+            under_way -= 1;
+            free.push(answer.data);
         }
     }
+    let seconds = start.elapsed().as_secs_f64();
+    // So that the server is as idle as before for whoever comes next.
+    while under_way > 0 {
+        driver.wait(&mut answers)?;
+        under_way -= answers.drain(..).len();
+    }
+    Ok(answered as f64 / seconds)
 }

@@ -30,7 +30,6 @@ pub mod table;
 
 pub use blkswitch_core as core;
 pub use device::{Device, DeviceError};
-pub use driver::Driver;
 pub use leaf::{Address, Leaf, LeafError, LeafOptions};
 pub use pool::{Pool, PoolOptions};
 pub use table::{Below, Segment, Table, TableBuilder, Target, To};

@@ -109,8 +109,9 @@ done
 has "$(bs status mp)" "$first A"
 dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
 bs remove mp
-dmsetup remove first
-dmsetup remove second
+# A probe may still have them open.
+dmsetup remove --retry first
+dmsetup remove --retry second
 rmmod scsi_debug
 
 # A disk by its name.

@@ -63,6 +63,8 @@ struct Watched {
     paths: Vec<WatchedPath>,
     failback: FailbackTimer,
     no_path: NoPathTimer,
+    /// As it was when the table came: a device of another name keeps what it was given.
+    no_path_retry: NoPathRetry,
     next_round_ns: u64,
 }
 
@@ -156,7 +158,7 @@ impl Checker {
             }
             if watched.next_round_ns <= now_ns {
                 watched.next_round_ns = now_ns.saturating_add(intervals.first_ns);
-                end_round(device, table, watched, &policy, groups);
+                end_round(device, table, watched, groups);
             }
             due_ns = due_ns.min(watched.next_round_ns);
         }
@@ -194,21 +196,15 @@ impl Watched {
             paths: groups.paths().iter().map(|one| path(one.is_up())).collect(),
             failback: FailbackTimer::new(),
             no_path: NoPathTimer::new(),
+            no_path_retry: policy.no_path_retry.unwrap_or(NoPathRetry::Queue),
             next_round_ns: now_ns.saturating_add(intervals.first_ns),
         }
     }
 }
 
 /// A round is over: without a path one more was waited for; what is held asks again.
-fn end_round(
-    device: &Arc<Device>,
-    table: &Arc<Table>,
-    watched: &mut Watched,
-    policy: &Policy,
-    groups: &PathGroups,
-) {
-    let retry = policy.no_path_retry.unwrap_or(NoPathRetry::Queue);
-    if let Some(queueing) = watched.no_path.round(retry, groups.live_paths()) {
+fn end_round(device: &Arc<Device>, table: &Arc<Table>, watched: &mut Watched, groups: &PathGroups) {
+    if let Some(queueing) = watched.no_path.round(watched.no_path_retry, groups.live_paths()) {
         change(device, table, move |groups, mut on| groups.set_queueing(queueing, &mut on));
     }
     if device.totals().held > 0 {

@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use blkswitch_io::slots::Slots;
 use serde::{Deserialize, Serialize};
 
-use self::files::{Files, above};
+use self::files::Files;
 use crate::protocol::LeafCache;
 
 /// Version of the description: another one is refused.
@@ -117,9 +117,7 @@ impl Folder {
 
     fn of_all_with(path: PathBuf, files: Files) -> io::Result<Folder> {
         let mut folder = Folder { file: FILE, files, ..Folder::of_disks(path) };
-        folder.make()?;
-        // Also if it was there: who made it may have been killed before its name was forced.
-        folder.files.force(above(&folder.path))?;
+        folder.files.make_folder(&folder.path)?;
         let file = Files::open_or_make(&folder.path.join(LOCK))?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::new(ErrorKind::ResourceBusy, "another daemon uses it"),
@@ -240,7 +238,7 @@ impl Folder {
     }
 
     fn make(&self) -> io::Result<()> {
-        self.files.make_folder(&self.path)
+        if self.path.is_dir() { Ok(()) } else { self.files.make_folder(&self.path) }
     }
 }
 

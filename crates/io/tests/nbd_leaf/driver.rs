@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use blkswitch_io::request::{Done, Op, Request, Span};
-use blkswitch_io::stats::Counters;
-use blkswitch_io::table::Live;
-use blkswitch_io::{Driver, Leaf, TableBuilder, Target, To};
+use blkswitch_io::driver::{Ask, Driver};
+use blkswitch_io::request::Op;
+use blkswitch_io::{Leaf, TableBuilder, Target, To};
 
 use crate::server::{self, Action, Options, Server};
 use crate::support::{self, READ};
@@ -21,34 +21,36 @@ fn driver_over(address: &str) -> Driver {
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(sectors, Target::Linear(To { below, offset: 0 }));
-    let live = Live { table: table.build(1).into(), departed: Box::default() };
-    let mut driver = Driver::new(0).unwrap();
-    driver.pipeline.install(DEVICE, Counters::boxed(1).into());
-    driver.pipeline.open(DEVICE, Some(live.into()), &mut driver.ring);
+    let mut driver = Driver::new().unwrap();
+    assert_eq!(driver.add(table.build(1).into()), DEVICE);
     driver
 }
 
-/// Does the same to blocks 0 to `blocks`, all at once, with `data` of so many. Returns the errnos by block.
-fn all(driver: &mut Driver, op: Op, data: &mut [u8]) -> Vec<i32> {
-    let (mut errnos, mut waits) = (vec![-1; data.len() / BLOCK], 0);
-    for (block, errno) in errnos.iter_mut().enumerate() {
-        let data = Span(data.as_mut_ptr().wrapping_add(block * BLOCK));
-        let (offset, token) = ((block * BLOCK) as u64, block as u64);
-        let request = Request { op, fua: false, offset, len: BLOCK as u64, data, pages: None, token };
-        match driver.start(DEVICE, &request) {
-            Some(done) => *errno = done,
-            None => waits += 1,
+/// Starts these and waits for all. Returns errnos and data by token, which is the place in the list.
+fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> Vec<(i32, Vec<u8>)> {
+    let (mut results, mut answers) = (Vec::new(), Vec::new());
+    for (token, (op, offset, data)) in (0..).zip(asks) {
+        let len = if op == Op::Flush { 0 } else { data.len() as u64 };
+        driver.start(DEVICE, Ask { op, fua: false, offset, len, data, token });
+        results.push(None);
+    }
+    while results.contains(&None) {
+        driver.wait(&mut answers).unwrap();
+        for answer in answers.drain(..) {
+            let before = results[answer.token as usize].replace((answer.errno, answer.data));
+            assert_eq!(before, None, "answered twice");
         }
     }
-    let mut done: Vec<Done> = Vec::new();
-    while waits > 0 {
-        driver.wait(&mut done).unwrap();
-        for done in done.drain(..) {
-            assert_eq!(std::mem::replace(&mut errnos[done.token as usize], done.errno), -1, "answered twice");
-            waits -= 1;
-        }
-    }
-    errnos
+    results.into_iter().flatten().collect()
+}
+
+/// Reads of the first blocks.
+fn reads(blocks: u64) -> impl Iterator<Item = (Op, u64, Vec<u8>)> {
+    (0..blocks).map(|block| (Op::Read, block * BLOCK as u64, vec![0xee; BLOCK]))
+}
+
+fn errnos(results: &[(i32, Vec<u8>)]) -> Vec<i32> {
+    results.iter().map(|(errno, _)| *errno).collect()
 }
 
 #[test]
@@ -56,13 +58,73 @@ fn requests_go_in_and_answers_come_out_in_one_thread() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("s"), Options::default(), |_| Action::Do);
     let mut driver = driver_over(&server.address(""));
-    let mut written: Vec<u8> = (0..64 * BLOCK).map(|at| (at / BLOCK + 1) as u8).collect();
-    let model = written.clone();
-    assert_eq!(all(&mut driver, Op::Write, &mut written), [0; 64]);
-    let mut read = vec![0; model.len()];
-    assert_eq!(all(&mut driver, Op::Read, &mut read), [0; 64]);
-    assert!(read == model);
-    assert!(server.disk.bytes.lock().unwrap().starts_with(&model));
+    let model: Vec<Vec<u8>> = (1..=64).map(|n| vec![n; BLOCK]).collect();
+    let writes = (0..).zip(&model).map(|(block, data)| (Op::Write, block * BLOCK as u64, data.clone()));
+    assert_eq!(errnos(&all(&mut driver, writes)), [0; 64]);
+    let read = all(&mut driver, reads(64));
+    assert!(read.into_iter().zip(&model).all(|((errno, read), model)| errno == 0 && read == *model));
+    assert!(server.disk.bytes.lock().unwrap().starts_with(&model.concat()));
+}
+
+/// What is answered before anything is waited for: nothing may ever happen that ends a wait for it.
+#[test]
+fn an_answer_that_is_there_is_not_waited_for() {
+    support::in_time("answers", || {
+        let mut driver = driver_over("mem:1M");
+        let asks =
+            [(Op::Flush, 0, 0), (Op::Read, 1 << 20, BLOCK), (Op::Read, 100, BLOCK), (Op::Read, 0, 100)];
+        for (op, offset, len) in asks {
+            let results = all(&mut driver, std::iter::once((op, offset, vec![0; len])));
+            assert_eq!(results[0].0 == 0, op == Op::Flush, "{offset}: errno {}", results[0].0);
+        }
+        // Less data than it says.
+        let ask = Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data: vec![0; 512], token: 7 };
+        driver.start(DEVICE, ask);
+        let mut answers = Vec::new();
+        driver.wait(&mut answers).unwrap();
+        assert_eq!((answers.len(), answers[0].token, answers[0].errno), (1, 7, libc::EINVAL));
+        // One piece after the other, of a request that is longer than a window.
+        let results = all(&mut driver, std::iter::once((Op::Read, 0, vec![0; 1 << 20])));
+        assert_eq!(errnos(&results), [0]);
+    });
+}
+
+/// A driver that is dropped waits for what is under way, and for its connection to end.
+#[test]
+fn a_driver_is_dropped_with_requests_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    for silent in [false, true] {
+        let script = move |_: &server::Request| if silent { Action::Silence } else { Action::Do };
+        let server = Server::start(&dir.path().join("s"), Options::default(), script);
+        let address = server.address("&timeout=1&reconnect=1");
+        support::in_time("dropped", move || {
+            let mut driver = driver_over(&address);
+            for (token, (op, offset, data)) in (0..).zip(reads(32)) {
+                driver.start(DEVICE, Ask { op, fua: false, offset, len: BLOCK as u64, data, token });
+            }
+            let mut answers = Vec::new();
+            if !silent {
+                driver.wait(&mut answers).unwrap();
+            }
+            drop(driver);
+        });
+    }
+}
+
+/// A limit counts from when a request was started, however long nobody has waited before.
+#[test]
+fn a_pause_of_its_owner_is_not_the_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("s"), Options::default(), |_| Action::Do);
+    let mut driver = driver_over(&server.address("&timeout=1"));
+    let connections = || server.disk.connections.load(Ordering::SeqCst);
+    let before = connections();
+    for _ in 0..2 {
+        assert_eq!(errnos(&all(&mut driver, reads(8))), [0; 8]);
+        std::thread::sleep(Duration::from_millis(2500));
+    }
+    assert_eq!(errnos(&all(&mut driver, reads(8))), [0; 8]);
+    assert_eq!(connections(), before, "taken for lost");
 }
 
 /// Nobody but [`Driver::wait`] looks at the clock, and connects again.
@@ -76,15 +138,13 @@ fn silence_is_found_out_and_the_leaf_comes_back() {
     };
     let server = Server::start(&dir.path().join("s"), Options::default(), script);
     let mut driver = driver_over(&server.address("&timeout=1&reconnect=1"));
-    let mut data = vec![0; 8 * BLOCK];
-    let errnos = all(&mut driver, Op::Read, &mut data);
-    assert!(errnos.iter().all(|errno| *errno != 0), "{errnos:?}");
+    let failed = errnos(&all(&mut driver, reads(8)));
+    assert!(!failed.contains(&0), "{failed:?}");
     is_silent.store(false, Ordering::SeqCst);
-    assert_eq!(all(&mut driver, Op::Read, &mut data), [0; 8]);
-    // Nor is an answer waited for that there is already: without a server for longer than `reconnect`.
+    assert_eq!(errnos(&all(&mut driver, reads(8))), [0; 8]);
     server.kill();
     for _ in 0..2 {
-        let errnos = all(&mut driver, Op::Read, &mut data);
-        assert!(errnos.iter().all(|errno| *errno != 0), "{errnos:?}");
+        let failed = errnos(&all(&mut driver, reads(8)));
+        assert!(!failed.contains(&0), "{failed:?}");
     }
 }

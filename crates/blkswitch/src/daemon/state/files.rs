@@ -66,19 +66,24 @@ impl Files {
     }
 
     /// Makes a folder, and those above that are not there, each with its name on the medium before anything is put into
-    /// it.
+    /// it. Those that are there are forced, too: who made them may have been killed before.
     pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
-        if path.is_dir() {
-            return Ok(());
+        let (above, is_there) = (above(path), path.is_dir());
+        if !is_there {
+            if above != path {
+                self.make_folder(above)?;
+            }
+            match DirBuilder::new().mode(FOLDER_MODE).create(path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+                made => made?,
+            }
+            self.done(Step::MadeFolder(path));
         }
-        let above = above(path);
-        self.make_folder(above)?;
-        match DirBuilder::new().mode(FOLDER_MODE).create(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
-            made => made?,
+        match self.force(above) {
+            // Who may not read the folder above has not made this one.
+            Err(error) if is_there && error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            forced => forced,
         }
-        self.done(Step::MadeFolder(path));
-        self.force(above)
     }
 
     /// Makes a file that is empty, or empties it.

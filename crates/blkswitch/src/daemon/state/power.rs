@@ -58,6 +58,10 @@ impl Journal {
     }
 
     pub(super) fn note(&self, step: Step<'_>) {
+        // Of folders that there were before, the names in the last may be forced.
+        if matches!(step, Step::Forced(path) if path.strip_prefix(&self.base).is_err()) {
+            return;
+        }
         let name = |path: &Path| path.strip_prefix(&self.base).unwrap().to_owned();
         self.push(match step {
             Step::MadeFolder(path) => What::MadeFolder(name(path)),
