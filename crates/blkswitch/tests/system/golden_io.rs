@@ -137,8 +137,7 @@ fn sent_by_the_kernel(case: &Value, verb: &str) -> (BTreeMap<String, Asked>, Dur
         let words: Vec<&str> = bio.split(' ').collect();
         let ["bio_queue", disk, flags, range] = words.as_slice() else { continue };
         let bytes = range_in(range).map_or(0, |(_, sectors)| sectors * SECTOR as u64);
-        // What an error target refuses reaches no leaf, and no path counts it.
-        if [CASE, BAD].contains(disk) {
+        if *disk == CASE {
             continue;
         }
         // A first F asks for a flush before the data, if there is any; a later one is FUA.
@@ -299,7 +298,8 @@ impl Stage {
             asked.written += path.io.written_bytes;
             asked.discards |= path.io.discards > 0;
             asked.zeroes |= path.io.write_zeroes > 0;
-            if path.io.writes > 0 {
+            // What failed needs no flush.
+            if path.io.writes > path.io.errors {
                 ours.fua.insert(disk_of(path));
             }
         }
