@@ -291,14 +291,11 @@ impl Pipeline {
         for piece in pieces.drain(..) {
             let Some(running) = self.running.get_mut(id) else { return };
             let request = running.request;
-            if let PieceTo::Fail(_) | PieceTo::Nowhere = piece.to {
-                let (kind, failed) = (Kind::of(request.op), piece.to != PieceTo::Nowhere);
-                let what = Counted { kind, len: piece.len, failed, ns: 0 };
-                self.count(&piece.hops, (1, piece.hops.depth), what);
-            }
-            let Some(running) = self.running.get_mut(id) else { return };
             match piece.to {
-                PieceTo::Fail(errno) => running.errno = worst(running.errno, errno),
+                PieceTo::Fail(errno) => {
+                    running.errno = worst(running.errno, errno);
+                    self.count_ended(request.op, &piece, true);
+                }
                 PieceTo::Nowhere => {
                     if request.op == Op::Read {
                         let data = request.data.at(piece.data);
@@ -310,6 +307,7 @@ impl Pipeline {
                             running.errno = worst(running.errno, -error as i32);
                         }
                     }
+                    self.count_ended(request.op, &piece, false);
                 }
                 PieceTo::Gate(_) if let Some(errno) = self.refusal => {
                     running.errno = worst(running.errno, errno)
@@ -508,6 +506,12 @@ impl Pipeline {
                 device.count(kind, len, failed, ns);
             }
         }
+    }
+
+    /// Counts a piece that no leaf was asked for, on its way below the request's own device.
+    fn count_ended(&self, op: Op, piece: &Piece, failed: bool) {
+        let what = Counted { kind: Kind::of(op), len: piece.len, failed, ns: 0 };
+        self.count(&piece.hops, (1, piece.hops.depth), what);
     }
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
