@@ -10,6 +10,14 @@ fail() { echo "FAILED: $*"; tail -n 30 daemon.log; dmesg | tail -n 20; exit 1; }
 trap 'fail "line $LINENO"' ERR
 has() { case $1 in *"$2"*) ;; *) fail "'$2' is not in: $1" ;; esac; }
 bs() { "$blkswitch" "$@"; }
+# Once the checker has found something out.
+status_becomes() {
+    for _ in $(seq 600); do
+        case $(bs status "$1") in *"$2"*) return ;; esac
+        sleep 0.1
+    done
+    has "$(bs status "$1")" "$2"
+}
 
 serve() {
     "$blkswitch" serve --nbd "unix:$PWD/nbd.sock" "$@" >>daemon.log 2>&1 &
@@ -74,11 +82,7 @@ echo offline >"/sys/block/${a#/dev/}/device/state"
 dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
 has "$(bs status mp)" "$a F"
 echo running >"/sys/block/${a#/dev/}/device/state"
-for _ in $(seq 600); do
-    case $(bs status mp) in *"$a A"*) break ;; esac
-    sleep 0.1
-done
-has "$(bs status mp)" "$a A"
+status_becomes mp "$a A"
 bs remove mp
 
 # A way that says nothing, neither data nor error: what was sent there waits, the checker fails it, the rest goes on.
@@ -91,22 +95,14 @@ dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
 dmsetup suspend first
 dd if=/dev/blkswitch/mp of=late bs=64k count=1 iflag=direct status=none &
 late=$!
-for _ in $(seq 600); do
-    case $(bs status mp) in *"$first F"*) break ;; esac
-    sleep 0.1
-done
-has "$(bs status mp)" "$first F 1 E 0 1 0 $second A 0"
+status_becomes mp "$first F 1 E 0 1 0 $second A 0"
 dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
 dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
 kill -0 $late || fail "a request to a way that hangs was answered"
 dmsetup resume first
 wait $late || fail "a late answer: status $?"
 cmp -n 65536 late data
-for _ in $(seq 600); do
-    case $(bs status mp) in *"$first A"*) break ;; esac
-    sleep 0.1
-done
-has "$(bs status mp)" "$first A"
+status_becomes mp "$first A"
 dd if=/dev/blkswitch/mp bs=64k iflag=direct status=none | cmp - data
 bs remove mp
 # A probe may still have them open.
