@@ -1,8 +1,8 @@
-//! `create`: a map of a billion regions and 16 paths: time until it can be used, and memory it takes; and a device with
-//! such a map, in a daemon.
+//! `create`: a map of a billion regions and 16 paths: time until it can be used, and memory it
+//! takes; and a device with such a map, in a daemon.
 //!
-//! Where there is a ublk driver a daemon has its maps in files, so that disks survive it, and each has its full size there
-//! from the start.
+//! Where there is a ublk driver a daemon has its maps in files, so that disks survive it, and each
+//! has its full size there from the start.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -28,7 +28,9 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     let seconds = rounds.seconds(
         || (),
         |()| {
-            let map = black_box(lazy_map(REGIONS, PATHS, REGION_SIZE).expect("a map of a billion regions"));
+            let map = black_box(
+                lazy_map(REGIONS, PATHS, REGION_SIZE).expect("a map of a billion regions"),
+            );
             black_box(map.route(REGIONS / 2));
         },
     );
@@ -60,7 +62,11 @@ fn in_a_daemon(figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let (before, start) = (resident_kib(&process)?, Instant::now());
     create("large", REGIONS)?;
     let (spent, after) = (start.elapsed(), resident_kib(&process)?);
-    figures.push(Figure::new("such a device in a daemon, by command line", spent.as_secs_f64() * 1e3, "ms"));
+    figures.push(Figure::new(
+        "such a device in a daemon, by command line",
+        spent.as_secs_f64() * 1e3,
+        "ms",
+    ));
     figures.push(Figure::new(
         "resident memory of the daemon for it",
         after.saturating_sub(before) as f64,

@@ -1,8 +1,9 @@
-//! `lookup`: where does a sector go, for random sectors, by size of the map, number of paths and region size.
+//! `lookup`: where does a sector go, for random sectors, by size of the map, number of paths and
+//! region size.
 //!
-//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many that do not
-//! wait for each other, as for the requests of a batch; "in a chain" has each sector depend on the route
-//! before it, which is the time until one answer is there.
+//! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many
+//! that do not wait for each other, as for the requests of a batch; "in a chain" has each sector
+//! depend on the route before it, which is the time until one answer is there.
 
 use std::hint::black_box;
 
@@ -16,8 +17,10 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
         for num_paths in [2, 3, 5, 16] {
             for region_size in [128, 30_720, 100] {
                 let map = filled(regions, num_paths, region_size)?;
-                let name =
-                    format!("{} M regions, {num_paths} paths, size {region_size}", regions / 1_000_000);
+                let name = format!(
+                    "{} M regions, {num_paths} paths, size {region_size}",
+                    regions / 1_000_000
+                );
                 let (batch, chain) = measure(rounds, &map);
                 figures.push(Figure::new(&name, batch, "ns"));
                 figures.push(Figure::new(format!("{name}, in a chain"), chain, "ns"));

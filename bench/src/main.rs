@@ -1,8 +1,8 @@
 //! Benchmarks: `cargo run --release -p blkswitch-bench -- message` and its siblings, a file each.
 //!
-//! Every figure is the median of several rounds, or with `--best` the best of them, which on a machine that
-//! others use as well says more about the program than about them. `--json` prints figures for machines, and `--save`
-//! keeps them, with date and machine.
+//! Every figure is the median of several rounds, or with `--best` the best of them, which on a
+//! machine that others use as well says more about the program than about them. `--json` prints
+//! figures for machines, and `--save` keeps them, with date and machine.
 
 mod create;
 mod lookup;

@@ -1,8 +1,9 @@
-//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same through a
-//! plain parser as the yardstick; and a map of a million regions written out as such a message.
+//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same
+//! through a plain parser as the yardstick; and a map of a million regions written out as such a
+//! message.
 //!
-//! The yardstick splits words first and parses each with a table of digits, as one would write it without
-//! thinking of speed; it packs entries by their exact width with ordinary divisions.
+//! The yardstick splits words first and parses each with a table of digits, as one would write it
+//! without thinking of speed; it packs entries by their exact width with ordinary divisions.
 
 use std::fmt::Write;
 use std::hint::black_box;
@@ -35,7 +36,12 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// Writes out a map in which one region in `every` was sent somewhere at random.
-fn write_out(figures: &mut Vec<Figure>, rounds: Rounds, num_paths: u32, every: u64) -> anyhow::Result<()> {
+fn write_out(
+    figures: &mut Vec<Figure>,
+    rounds: Rounds,
+    num_paths: u32,
+    every: u64,
+) -> anyhow::Result<()> {
     let map = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;
     let mut random = Random(3);
     for _ in 0..ENTRIES / every {
@@ -54,7 +60,10 @@ fn write_out(figures: &mut Vec<Figure>, rounds: Rounds, num_paths: u32, every: u
     let seconds = rounds.seconds(|| (), |()| write().unwrap_or_else(|never| match never {}));
     let again = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;
     apply_chunks(&again, &text);
-    ensure!(again.runs(0, ENTRIES).eq(map.runs(0, ENTRIES)), "what was written out makes another map");
+    ensure!(
+        again.runs(0, ENTRIES).eq(map.runs(0, ENTRIES)),
+        "what was written out makes another map"
+    );
     let name = format!("write out 1M regions, {num_paths} paths, {} changed", ENTRIES / every);
     figures.push(Figure::new(&name, seconds * 1e3, "ms"));
     figures.push(Figure::new(format!("{name}, length"), text.len() as f64 / 1024.0, "KiB"));
@@ -98,7 +107,8 @@ fn compare(
     };
     let text = text.as_bytes();
     let ours = rounds.seconds(prepare, |map| {
-        black_box(Message::new().apply_text(map, black_box(text), true)).expect("the message is right");
+        black_box(Message::new().apply_text(map, black_box(text), true))
+            .expect("the message is right");
     });
     let chunked = rounds.seconds(prepare, |map| apply_chunks(map, black_box(text)));
     let yardstick = rounds.seconds(
@@ -125,11 +135,14 @@ fn apply_chunks(map: &LazyMap, text: &[u8]) {
     let mut at = 0;
     while at < text.len() {
         let end = text.len().min(at + CHUNK);
-        at += message.apply_text(map, &text[at..end], end == text.len()).expect("the message is right");
+        at += message
+            .apply_text(map, &text[at..end], end == text.len())
+            .expect("the message is right");
     }
 }
 
-/// The yardstick: exact-width packed paths and a parser that takes one word, one byte, one region at a time.
+/// The yardstick: exact-width packed paths and a parser that takes one word, one byte, one region
+/// at a time.
 struct Plain {
     words: Vec<u64>,
     num_paths: u64,
@@ -153,7 +166,8 @@ impl Plain {
 
     fn get(&self, region: u64) -> u32 {
         let each = 64 / self.bits;
-        (self.words[(region / each) as usize] >> (region % each * self.bits) & ((1 << self.bits) - 1)) as u32
+        (self.words[(region / each) as usize] >> (region % each * self.bits)
+            & ((1 << self.bits) - 1)) as u32
     }
 
     fn set(&mut self, region: u64, path: u64) {
@@ -180,7 +194,8 @@ impl Plain {
         for word in text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
             if let Some(numbers) = word.strip_prefix(b"R") {
                 let comma = numbers.iter().position(|&byte| byte == b',')?;
-                let (cycle, count) = (self.hex(&numbers[..comma])?, self.hex(&numbers[comma + 1..])?);
+                let (cycle, count) =
+                    (self.hex(&numbers[..comma])?, self.hex(&numbers[comma + 1..])?);
                 for region in index + 1..=index + count {
                     self.set(region, self.get(region - cycle).into());
                 }

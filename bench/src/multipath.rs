@@ -1,10 +1,11 @@
-//! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another one is taken.
+//! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another
+//! one is taken.
 //!
 //! Three parts. Choosing: our own code alone, as in `pipeline`,
-//! and its share of what a daemon takes for a read. Carrying: fio on nbdkit, straight and through leaves of
-//! ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because on a machine of few cores a
-//! server without delay measures how processor time is shared. Failing over: a server that is killed, and one that
-//! stops answering, while a client reads.
+//! and its share of what a daemon takes for a read. Carrying: fio on nbdkit, straight and through
+//! leaves of ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because
+//! on a machine of few cores a server without delay measures how processor time is shared. Failing
+//! over: a server that is killed, and one that stops answering, while a client reads.
 
 mod carry;
 mod choose;

@@ -1,9 +1,9 @@
 //! `nbd`: blkswitch and other NBD servers under the same load from the same client.
 //!
-//! Every server runs in its own process over files of its own in memory, all with the same content. In each round
-//! every load meets every server once, in an order that is another in each round, so that what else the machine does,
-//! and what the server before leaves behind, fall on all alike. The server's processor time per request is the honest figure where the
-//! client is the limit.
+//! Every server runs in its own process over files of its own in memory, all with the same content.
+//! In each round every load meets every server once, in an order that is another in each round, so
+//! that what else the machine does, and what the server before leaves behind, fall on all alike.
+//! The server's processor time per request is the honest figure where the client is the limit.
 
 pub(crate) mod client;
 pub(crate) mod lean;
@@ -37,7 +37,8 @@ pub(crate) struct NbdOptions {
     seconds: f64,
     #[command(flatten)]
     keep: Keep,
-    /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller than one run's noise
+    /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller
+    /// than one run's noise
     #[arg(long, default_value_t = 50)]
     pairs: usize,
 }
@@ -52,8 +53,10 @@ impl NbdOptions {
 pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>> {
     let blkswitch = build()?;
     let folder = Scratch::new()?;
-    let servers: Vec<Server> =
-        Kind::ALL.iter().map(|kind| Server::start(*kind, &folder.0, &blkswitch)).collect::<Result<_>>()?;
+    let servers: Vec<Server> = Kind::ALL
+        .iter()
+        .map(|kind| Server::start(*kind, &folder.0, &blkswitch))
+        .collect::<Result<_>>()?;
     let mut cells: Vec<Cell> = Load::ALL
         .iter()
         .flat_map(|load| Kind::ALL.map(|kind| Cell { load: *load, kind, runs: Vec::new() }))
@@ -82,10 +85,13 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
     Ok(results.figures())
 }
 
-/// Switch against bare file, in pairs of short runs over two connections that stay, each first in every other pair.
+/// Switch against bare file, in pairs of short runs over two connections that stay, each first in
+/// every other pair.
 fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
-    let server =
-        servers.iter().find(|server| server.kind == Kind::OneQueue).context("a server is missing")?;
+    let server = servers
+        .iter()
+        .find(|server| server.kind == Kind::OneQueue)
+        .context("a server is missing")?;
     let connect = |device| Lean::connect(server.socket(), device, &Load::LAYER);
     let (mut switch, mut linear) = (connect("switch")?, connect("linear")?);
     let cost = |client: &mut Lean| {
@@ -116,7 +122,8 @@ pub(crate) fn build() -> Result<PathBuf> {
         .context("cannot run cargo")?;
     ensure!(status.success(), "blkswitch does not build");
     let own = std::env::current_exe()?;
-    let target = own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
+    let target =
+        own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
     Ok(target.join("release/blkswitch"))
 }
 

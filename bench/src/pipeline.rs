@@ -1,8 +1,9 @@
 //! `pipeline`: what our own code takes for a request, and how much of it the switch layer is.
 //!
-//! One pipeline without a kernel: requests of one sector at random offsets go in, 32 at a time, to leaves that do
-//! nothing, and the answers are taken out. A linear target and a switch of three paths take turns, so that what else
-//! the machine does falls on both; the difference is too small to be seen with a kernel and a client in the way.
+//! One pipeline without a kernel: requests of one sector at random offsets go in, 32 at a time, to
+//! leaves that do nothing, and the answers are taken out. A linear target and a switch of three
+//! paths take turns, so that what else the machine does falls on both; the difference is too small
+//! to be seen with a kernel and a client in the way.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -115,8 +116,15 @@ impl Bench {
             for token in 0..BATCH {
                 let data = Span(self.data.as_mut_ptr().wrapping_add(512 * token as usize));
                 let offset = self.random.below(SECTORS) * 512;
-                let request =
-                    Request { op: Op::Read, fua: false, offset, len: 512, data, pages: None, token };
+                let request = Request {
+                    op: Op::Read,
+                    fua: false,
+                    offset,
+                    len: 512,
+                    data,
+                    pages: None,
+                    token,
+                };
                 if let Some(errno) = self.pipeline.start(device, &request, &mut self.ring) {
                     answers += 1;
                     failed += usize::from(errno != 0);
@@ -127,7 +135,10 @@ impl Bench {
             failed += done.drain(..).filter(|done| done.errno != 0).count();
         }
         let ns = start.elapsed().as_nanos() as f64;
-        ensure!(answers == BATCHES * BATCH && failed == 0, "{answers} answers, {failed} of them failed");
+        ensure!(
+            answers == BATCHES * BATCH && failed == 0,
+            "{answers} answers, {failed} of them failed"
+        );
         Ok(ns / answers as f64)
     }
 }

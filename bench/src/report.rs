@@ -42,7 +42,8 @@ pub(crate) fn print(figures: &[Figure], as_json: bool) {
 }
 
 fn json(figures: &[Figure]) -> Value {
-    let one = |figure: &Figure| json!({"name": figure.name, "value": figure.value, "unit": figure.unit});
+    let one =
+        |figure: &Figure| json!({"name": figure.name, "value": figure.value, "unit": figure.unit});
     figures.iter().map(one).collect()
 }
 
@@ -66,15 +67,21 @@ impl About {
     pub(crate) fn new(words: &str, mut versions: Vec<String>) -> Result<Self> {
         let date = output("date", &["+%F"])?;
         let lscpu = output("lscpu", &[])?;
-        let model =
-            lscpu.lines().find_map(|line| line.strip_prefix("Model name:")).unwrap_or("unknown").trim();
+        let model = lscpu
+            .lines()
+            .find_map(|line| line.strip_prefix("Model name:"))
+            .unwrap_or("unknown")
+            .trim();
         let cores = std::thread::available_parallelism()?;
         versions.push(format!("commit {}", output("git", &["rev-parse", "--short", "HEAD"])?));
         let facts = vec![
             ("processor", format!("{model}, {cores} cores")),
             ("kernel", output("uname", &["-r"])?),
             ("versions", versions.join("; ")),
-            ("load average at the end", std::fs::read_to_string("/proc/loadavg")?.trim().to_owned()),
+            (
+                "load average at the end",
+                std::fs::read_to_string("/proc/loadavg")?.trim().to_owned(),
+            ),
         ];
         let command = format!("cargo run --release -p blkswitch-bench -- {words}");
         Ok(Self { date, command, facts })
@@ -88,7 +95,8 @@ impl About {
         facts
     }
 
-    /// Writes `bench/results/DATE-NAME.json` and `.md`: `results`, and `tables` below `title` and `text`.
+    /// Writes `bench/results/DATE-NAME.json` and `.md`: `results`, and `tables` below `title` and
+    /// `text`.
     pub(crate) fn keep(
         &self,
         name: &str,
@@ -141,7 +149,11 @@ pub(crate) struct Rounds {
 
 impl Rounds {
     /// Seconds of a call of `work`, each on what `prepare` made; a first call is not counted.
-    pub(crate) fn seconds<T>(self, mut prepare: impl FnMut() -> T, mut work: impl FnMut(&T)) -> f64 {
+    pub(crate) fn seconds<T>(
+        self,
+        mut prepare: impl FnMut() -> T,
+        mut work: impl FnMut(&T),
+    ) -> f64 {
         let mut seconds: Vec<f64> = (0..=self.count)
             .map(|_| {
                 let input = prepare();

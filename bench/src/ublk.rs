@@ -1,7 +1,9 @@
-//! `ublk`: a disk of ours on this machine's kernel: reads of 4 KiB, one at a time, past the page cache.
+//! `ublk`: a disk of ours on this machine's kernel: reads of 4 KiB, one at a time, past the page
+//! cache.
 //!
-//! Of each the time, and the server's processor time, beside a disk of rublk's over a file if its program is given; all
-//! take turns. Needs root and the ublk driver. On other machines `cargo xtask bench-ublk` counts instructions in a guest.
+//! Of each the time, and the server's processor time, beside a disk of rublk's over a file if its
+//! program is given; all take turns. Needs root and the ublk driver. On other machines `cargo xtask
+//! bench-ublk` counts instructions in a guest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -36,7 +38,8 @@ pub(crate) struct UblkOptions {
     blkswitch: Option<PathBuf>,
 }
 
-/// A disk, who serves it, and what was measured: nanoseconds of a read, and of the server's processor.
+/// A disk, who serves it, and what was measured: nanoseconds of a read, and of the server's
+/// processor.
 struct Disk {
     name: String,
     node: File,
@@ -98,13 +101,19 @@ pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figur
             "blkswitch attach {device} --ublk has failed"
         );
         let node = open(&format!("/dev/blkswitch/{device}"))?;
-        disks.push(Disk { name: (*name).into(), node, server: ours.0.server.id(), runs: Vec::new() });
+        disks.push(Disk {
+            name: (*name).into(),
+            node,
+            server: ours.0.server.id(),
+            runs: Vec::new(),
+        });
     }
     if let Some(program) = &options.rublk {
         let file = folder.0.join("theirs");
         std::fs::write(&file, vec![1; BYTES as usize])?;
         let mut add = Command::new(program);
-        add.args(["add", "loop", "-n", THEIR_NUMBER, "-q", "1", "--quiet", "--foreground", "-f"]).arg(&file);
+        add.args(["add", "loop", "-n", THEIR_NUMBER, "-q", "1", "--quiet", "--foreground", "-f"])
+            .arg(&file);
         let child = add.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let child = child.with_context(|| format!("cannot start {}", program.display()))?;
         let server = rublk.insert(Rublk(child, program.clone())).0.id();
@@ -129,7 +138,11 @@ pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figur
             runs[if rounds.best { 0 } else { runs.len() / 2 }]
         };
         figures.push(Figure::new(format!("{}: a read", disk.name), of(|run| run.0), "ns"));
-        figures.push(Figure::new(format!("{}: the server's processor", disk.name), of(|run| run.1), "ns"));
+        figures.push(Figure::new(
+            format!("{}: the server's processor", disk.name),
+            of(|run| run.1),
+            "ns",
+        ));
     }
     Ok(figures)
 }

@@ -1,6 +1,6 @@
-//! Messages against the naive model: whatever the bytes, both make the same map, stop at the same argument
-//! with the same text, and how the message is cut into chunks makes no difference. Afterwards the map is
-//! written out and read again.
+//! Messages against the naive model: whatever the bytes, both make the same map, stop at the same
+//! argument with the same text, and how the message is cut into chunks makes no difference.
+//! Afterwards the map is written out and read again.
 //!
 //! The first four bytes choose the target's shape and where to cut; the rest is the arguments.
 
@@ -17,7 +17,8 @@ type Outcome = Result<(), (usize, String)>;
 type VecMap = Map<Vec<AtomicU64>>;
 
 /// Numbers of paths around every width of an entry.
-const NUM_PATHS: [u32; 16] = [1, 2, 3, 4, 5, 8, 15, 16, 17, 40, 255, 256, 257, 65_536, 65_537, 262_141];
+const NUM_PATHS: [u32; 16] =
+    [1, 2, 3, 4, 5, 8, 15, 16, 17, 40, 255, 256, 257, 65_536, 65_537, 262_141];
 
 fn new_map(geometry: Geometry) -> VecMap {
     let storage = (0..geometry.nr_slots()).map(|_| AtomicU64::new(0)).collect();
@@ -25,7 +26,9 @@ fn new_map(geometry: Geometry) -> VecMap {
 }
 
 fn paths(map: &VecMap) -> Vec<u32> {
-    (0..map.geometry().nr_regions()).map(|region| map.path(region).expect("a region of the map")).collect()
+    (0..map.geometry().nr_regions())
+        .map(|region| map.path(region).expect("a region of the map"))
+        .collect()
 }
 
 fn refused(error: MessageError, argument: Word<'_>) -> (usize, String) {
@@ -41,7 +44,10 @@ fn in_chunks(map: &VecMap, text: &[u8], chunk: usize) -> Outcome {
         match message.apply_text(map, rest, end == text.len()) {
             Ok(len) => taken += len,
             Err((at, error)) => {
-                return Err(refused(error, Words::new(&text[taken + at..]).next().expect("the bad word")));
+                return Err(refused(
+                    error,
+                    Words::new(&text[taken + at..]).next().expect("the bad word"),
+                ));
             }
         }
         if end == text.len() {
@@ -87,8 +93,9 @@ fuzz_target!(|input: (u8, u16, u8, &[u8])| {
     let worded = new_map(geometry);
     assert_eq!(in_words(&worded, text), expected);
     assert_eq!(paths(&worded), model.paths);
-    let checked =
-        Message::new().check_text(&geometry, text, true).map_err(|(_, error)| error.position as usize);
+    let checked = Message::new()
+        .check_text(&geometry, text, true)
+        .map_err(|(_, error)| error.position as usize);
     assert_eq!(checked.map(|_| ()), expected.map_err(|(position, _)| position));
 
     let again = new_map(geometry);

@@ -1,7 +1,9 @@
-//! The NBD handshake on hostile bytes: no panic, bounded memory, and the same answers however the stream is cut.
+//! The NBD handshake on hostile bytes: no panic, bounded memory, and the same answers however the
+//! stream is cut.
 //!
-//! The first byte says how to cut and whether what follows is the stream itself or a list of options (number, length,
-//! data) that are framed here, so that the fuzzer need not find the magic number again and again.
+//! The first byte says how to cut and whether what follows is the stream itself or a list of
+//! options (number, length, data) that are framed here, so that the fuzzer need not find the magic
+//! number again and again.
 
 #![no_main]
 

@@ -1,8 +1,8 @@
-//! NBD replies of hostile bytes, as the leaf reads them: no panic, nothing is read before it has come, what a reply
-//! claims is bounded, and every byte of a read is counted exactly once.
+//! NBD replies of hostile bytes, as the leaf reads them: no panic, nothing is read before it has
+//! come, what a reply claims is bounded, and every byte of a read is counted exactly once.
 //!
-//! Replies stand one behind the other, each with a byte before it that says its magic number; what would be data or text
-//! behind a header is left out. All answer one read.
+//! Replies stand one behind the other, each with a byte before it that says its magic number; what
+//! would be data or text behind a header is left out. All answer one read.
 
 #![no_main]
 
@@ -55,7 +55,9 @@ fuzz_target!(|data: &[u8]| {
                 assert!(len > 0);
                 // Near enough to meet others.
                 let (offset, len) = (offset % LEN, 1 + u64::from(len - 1) % 256);
-                let Some(bytes) = model.get_mut(offset as usize..(offset + len) as usize) else { continue };
+                let Some(bytes) = model.get_mut(offset as usize..(offset + len) as usize) else {
+                    continue;
+                };
                 let is_new = bytes.iter().all(|is_there| !is_there);
                 assert_eq!(covered.add(offset, len), is_new);
                 if is_new {

@@ -1,8 +1,9 @@
-//! NBD requests of hostile bytes: no panic, accepted requests lie inside the export, and every reply that is written
-//! for them is one that a client can take apart.
+//! NBD requests of hostile bytes: no panic, accepted requests lie inside the export, and every
+//! reply that is written for them is one that a client can take apart.
 //!
-//! The first byte says what was negotiated, the second and third what the export is like; then come headers, each
-//! without its magic number (which is wrong now and then), and payloads of BLOCK_STATUS.
+//! The first byte says what was negotiated, the second and third what the export is like; then come
+//! headers, each without its magic number (which is wrong now and then), and payloads of
+//! BLOCK_STATUS.
 
 #![no_main]
 
@@ -38,9 +39,14 @@ fuzz_target!(|data: &[u8]| {
         let good: u32 = if session.extended { 0x21e4_1c71 } else { 0x2560_9513 };
         let magic = if header[0] == 0xff { !good } else { good };
         match session.parse(&[&magic.to_be_bytes(), header].concat()) {
-            Parsed::Request(request) if request.command == Command::BlockStatus && request.payload > 0 => {
+            Parsed::Request(request)
+                if request.command == Command::BlockStatus && request.payload > 0 =>
+            {
                 assert!(request.payload <= MAX_STATUS_PAYLOAD as u64);
-                let Some((payload, behind)) = rest.split_at_checked(request.payload as usize) else { return };
+                let Some((payload, behind)) = rest.split_at_checked(request.payload as usize)
+                else {
+                    return;
+                };
                 rest = behind;
                 match session.status_payload(&request, payload) {
                     Parsed::Request(request) => carry_out(&session, &request, payload),
@@ -98,7 +104,8 @@ fn report(session: &Session, request: &Request, noise: &[u8]) {
 
 /// The lengths on the wire add up: what was written, and `data` bytes behind it, are one message.
 fn check_reply(session: &Session, reply: &[u8], data: u64) {
-    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+    let number =
+        |bytes: &[u8]| bytes.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
     let (header, announced) = match (session.structured, session.extended) {
         (_, true) => (32, number(&reply[24..32])),
         (true, false) => (20, number(&reply[16..20])),

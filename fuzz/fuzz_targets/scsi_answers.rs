@@ -1,8 +1,9 @@
-//! What a hostile logical unit says about itself, as the iSCSI leaf reads it: no panic, a geometry that is taken makes
-//! sense, names are plain text without anything between them that could be taken for another name, and every sense has one
-//! meaning that the pipeline can act on.
+//! What a hostile logical unit says about itself, as the iSCSI leaf reads it: no panic, a geometry
+//! that is taken makes sense, names are plain text without anything between them that could be
+//! taken for another name, and every sense has one meaning that the pipeline can act on.
 //!
-//! Answers stand one behind the other: a byte that says to which question, one for the length, and the answer.
+//! Answers stand one behind the other: a byte that says to which question, one for the length, and
+//! the answer.
 
 #![no_main]
 
@@ -21,7 +22,8 @@ fuzz_target!(|data: &[u8]| {
             match question % 8 {
                 0 => {
                     if volume.take_capacity(answer).is_some() {
-                        let bytes = volume.blocks.checked_mul(u64::from(volume.block_bytes)).unwrap();
+                        let bytes =
+                            volume.blocks.checked_mul(u64::from(volume.block_bytes)).unwrap();
                         assert!(bytes > 0 && bytes <= i64::MAX as u64);
                         assert!(volume.block_bytes.is_power_of_two() && volume.block_bytes >= 512);
                         assert!(volume.physical_bytes.is_multiple_of(volume.block_bytes));
@@ -36,7 +38,9 @@ fuzz_target!(|data: &[u8]| {
                 _ => sense(answer),
             }
             if let Some(names) = &volume.identity {
-                assert!(!names.is_empty() && names.chars().all(|c| c == ' ' || c.is_ascii_graphic()));
+                assert!(
+                    !names.is_empty() && names.chars().all(|c| c == ' ' || c.is_ascii_graphic())
+                );
             }
         }
     }

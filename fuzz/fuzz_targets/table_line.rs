@@ -1,5 +1,6 @@
-//! Table texts of any bytes: no panic, and what was read holds together: numbers of lines go up, words are
-//! the model's, a constructor that is taken gives a geometry whose every region lies within the target.
+//! Table texts of any bytes: no panic, and what was read holds together: numbers of lines go up,
+//! words are the model's, a constructor that is taken gives a geometry whose every region lies
+//! within the target.
 
 #![no_main]
 
@@ -36,11 +37,14 @@ fuzz_target!(|text: &[u8]| {
                 continue;
             }
         };
-        assert!(target.line > before && !target.kind.is_empty() && target.kind.len() <= MAX_TYPE_LEN);
+        assert!(
+            target.line > before && !target.kind.is_empty() && target.kind.len() <= MAX_TYPE_LEN
+        );
         assert!(!target.params.contains(&b'#') && !target.params.contains(&b'\n'));
         before = target.line;
         let expected = model::split(target.params);
-        let words: Vec<Vec<u8>> = Words::new(target.params).map(|word| word.bytes().collect()).collect();
+        let words: Vec<Vec<u8>> =
+            Words::new(target.params).map(|word| word.bytes().collect()).collect();
         assert_eq!(words, expected);
         let mut params = target.params.to_vec();
         let words: Vec<&[u8]> = split_in_place(&mut params).collect();

@@ -1,7 +1,7 @@
 //! The border to C: what `glue.c` has, declared once and made safe to call.
 //!
-//! Contract: the raw pointers in here are valid because the entries in [`super`] say so, for the call they were
-//! made for; none is kept after it. Functions here cannot panic.
+//! Contract: the raw pointers in here are valid because the entries in [`super`] say so, for the
+//! call they were made for; none is kept after it. Functions here cannot panic.
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::ptr::NonNull;
@@ -83,14 +83,15 @@ impl<'a> Words<'a> {
         self.argv.get(index).map_or(c"", |&word| unsafe { CStr::from_ptr(word) })
     }
 
-    /// From the byte before word `index` to the end of the last word, as the splitter left it. Empty if there is
-    /// no such word.
+    /// From the byte before word `index` to the end of the last word, as the splitter left it.
+    /// Empty if there is no such word.
     ///
     /// # Safety
     /// The words are one behind the other in one buffer, and `index` is not that of the first.
     pub(crate) unsafe fn text_from(&self, index: usize) -> &'a [u8] {
         let (Some(&first), Some(&last)) = (self.argv.get(index), self.argv.last()) else { return &[] };
-        // SAFETY: all within the buffer, as the words are in order and a word comes before this one.
+        // SAFETY: all within the buffer, as the words are in order and a word comes before this
+        // one.
         unsafe {
             let start = first.sub(1).cast::<u8>();
             let end = last.add(strlen(last)).cast::<u8>();
@@ -140,7 +141,8 @@ pub(crate) struct Slots {
 impl AsRef<[AtomicU64]> for Slots {
     #[inline(always)]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: made by `Builder::alloc_table`, which was given this many; it lives as long as the target.
+        // SAFETY: made by `Builder::alloc_table`, which was given this many; it lives as long as
+        // the target.
         unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
@@ -195,7 +197,8 @@ impl Builder {
         Some(Slots { first: NonNull::new(first)?, len: slots })
     }
 
-    /// Longest read or write, and how many bios a flush, a discard, a write-zeroes or secure erase become.
+    /// Longest read or write, and how many bios a flush, a discard, a write-zeroes or secure erase
+    /// become.
     pub(crate) fn set_limits(&self, region_size: u32, flushes: u32, discards: u32, write_zeroes: u32) {
         // SAFETY: `device` is being made.
         unsafe { glue_set_limits(self.device, region_size, flushes, discards, write_zeroes) }

@@ -1,16 +1,19 @@
 //! The switch target's decisions inside a kernel: what `glue.c` calls.
 //!
-//! A freestanding object over the same core as the daemon: constructor words, region table and messages are
-//! `blkswitch_core`'s, this crate only says in which order the kernel is asked for what. It needs no symbol of
-//! libcore (no panics, no formatting), no allocator and no floating point; `check-object.sh` sees to that.
+//! A freestanding object over the same core as the daemon: constructor words, region table and
+//! messages are `blkswitch_core`'s, this crate only says in which order the kernel is asked for
+//! what. It needs no symbol of libcore (no panics, no formatting), no allocator and no floating
+//! point; `check-object.sh` sees to that.
 //!
-//! Contract: each function says what `glue.c` promises; `unsafe` is in [`glue`] and at these entries only.
+//! Contract: each function says what `glue.c` promises; `unsafe` is in [`glue`] and at these
+//! entries only.
 
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, unreachable_pub)]
 
-// Its inner attributes are meant for a crate's root; what this module does not use is for the other homes.
+// Its inner attributes are meant for a crate's root; what this module does not use is for the other
+// homes.
 #[allow(dead_code, unused_attributes, unused_imports, unreachable_pub)]
 #[path = "../../crates/core/src/lib.rs"]
 mod blkswitch_core;
@@ -85,7 +88,8 @@ pub unsafe extern "C" fn blkswitch_region_size(state: *const Target) -> u32 {
     unsafe { (*state).map.geometry().region_size() }
 }
 
-/// May anyone's ioctl go to a path that begins at `start` of a device of `dev_size` sectors? 1 or 0.
+/// May anyone's ioctl go to a path that begins at `start` of a device of `dev_size` sectors? 1 or
+/// 0.
 ///
 /// # Safety
 /// `state` is that of a target that was made.
@@ -99,9 +103,9 @@ pub unsafe extern "C" fn blkswitch_passes_ioctl(state: *const Target, start: u64
 /// Handles a message: 0, 1 with a text in `result`, or a negative errno.
 ///
 /// # Safety
-/// `state` and `raw` are of one target that was made, whose message lock the caller holds. `argv` has `argc`
-/// strings that end in a NUL, one behind the other in one buffer, and there is a byte before each but the first.
-/// `result` has `maxlen` bytes.
+/// `state` and `raw` are of one target that was made, whose message lock the caller holds. `argv`
+/// has `argc` strings that end in a NUL, one behind the other in one buffer, and there is a byte
+/// before each but the first. `result` has `maxlen` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkswitch_message(
     state: *const Target,
@@ -118,8 +122,8 @@ pub unsafe extern "C" fn blkswitch_message(
     message::handle(target, counts, words, reply)
 }
 
-/// The language wants one. Whatever would lead here wants a symbol of libcore first, and `check-object.sh` refuses
-/// those: so this is for the linker, and never called.
+/// The language wants one. Whatever would lead here wants a symbol of libcore first, and
+/// `check-object.sh` refuses those: so this is for the linker, and never called.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

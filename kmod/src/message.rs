@@ -7,7 +7,8 @@
 //! | `get_region_mappings [<first> [<count>]]` | answers with arguments that make this map again |
 //! | `get_path_counters` | answers with a line for each path, see [`path_counters`] |
 //!
-//! The words of a message are in any case, numbers are hexadecimal. Contract: the caller holds the message lock.
+//! The words of a message are in any case, numbers are hexadecimal. Contract: the caller holds the
+//! message lock.
 
 use core::ffi::c_int;
 
@@ -57,7 +58,8 @@ fn apply(target: &Target, words: Words<'_>) -> c_int {
     )
 }
 
-/// Would [`apply`] take all of them? What is wrong depends on the words alone, never on what the map holds.
+/// Would [`apply`] take all of them? What is wrong depends on the words alone, never on what the
+/// map holds.
 fn check(target: &Target, words: Words<'_>) -> c_int {
     run(
         words,
@@ -66,7 +68,8 @@ fn check(target: &Target, words: Words<'_>) -> c_int {
     )
 }
 
-/// Hands the arguments to `many` as they lie in the message's buffer, and to `one` what that does not take.
+/// Hands the arguments to `many` as they lie in the message's buffer, and to `one` what that does
+/// not take.
 #[inline(always)]
 fn run(
     words: Words<'_>,
@@ -119,7 +122,8 @@ fn report(error: &MessageError, words: Words<'_>) {
     glue::warn(line.as_c_str(), c"", c"");
 }
 
-/// Arguments for `set_region_mappings` that make this map again: all regions, or `count` from `first` on.
+/// Arguments for `set_region_mappings` that make this map again: all regions, or `count` from
+/// `first` on.
 fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int {
     let nr_regions = target.map.geometry().nr_regions();
     let (first, count) = match (hex(words, 1, 0), hex(words, 2, nr_regions)) {
@@ -157,8 +161,8 @@ fn hex(words: Words<'_>, index: usize, absent: u64) -> Option<u64> {
     Some(value)
 }
 
-/// A line for each path: its number, then requests and sectors for reads, writes (write-zeroes and secure erase
-/// among them), discards and flushes, in decimal.
+/// A line for each path: its number, then requests and sectors for reads, writes (write-zeroes and
+/// secure erase among them), discards and flushes, in decimal.
 fn path_counters(target: &Target, counts: &Counts, words: Words<'_>, mut reply: Reply) -> c_int {
     let num_paths = target.map.geometry().num_paths();
     if words.len() != 1 {

@@ -1,7 +1,8 @@
 //! A target: how it is made out of a table line, and where its requests go.
 //!
-//! Contract: made once by [`build`] and not changed afterwards but for the region table, whose entries are atomic:
-//! any number of processors ask [`Target::route`] while the holder of the message lock writes.
+//! Contract: made once by [`build`] and not changed afterwards but for the region table, whose
+//! entries are atomic: any number of processors ask [`Target::route`] while the holder of the
+//! message lock writes.
 
 use core::ffi::{c_int, c_void};
 
@@ -13,10 +14,11 @@ use super::text::{Line, MAX_LINE};
 
 /// Where the state of a target has its room, in `struct glue_target`.
 const STATE_SIZE: usize = 16 * size_of::<u64>();
-/// Requests are counted per path and processor, in one piece of per-processor memory of at most 32 KiB.
+/// Requests are counted per path and processor, in one piece of per-processor memory of at most 32
+/// KiB.
 pub(crate) const MAX_COUNTED_PATHS: u32 = 512;
-/// A discard that goes on over regions of the same path goes as one, as far as this many regions: the look-ups are
-/// done in one go and must end soon.
+/// A discard that goes on over regions of the same path goes as one, as far as this many regions:
+/// the look-ups are done in one go and must end soon.
 const MAX_EXTENT_REGIONS: u32 = 1024;
 /// Words before the first path's.
 const HEAD_WORDS: usize = 3;
@@ -57,7 +59,8 @@ impl Target {
     }
 }
 
-/// Makes a target out of a constructor's words; 0 or a negative errno, with the text set and all given back.
+/// Makes a target out of a constructor's words; 0 or a negative errno, with the text set and all
+/// given back.
 pub(crate) fn build(builder: Builder, words: Words<'_>, len_sectors: u64, strict: bool) -> c_int {
     let params = match Params::parse(words.iter()) {
         Ok(params) => params,

@@ -71,8 +71,8 @@ fn write_decimal(mut number: u64, mut push: impl FnMut(u8)) {
 
 /// The answer to a message, in the memory the kernel gave for it.
 ///
-/// The kernel takes an answer that fills the memory for one that was cut off, and dmsetup then asks again with
-/// twice the memory.
+/// The kernel takes an answer that fills the memory for one that was cut off, and dmsetup then asks
+/// again with twice the memory.
 pub(crate) struct Reply {
     first: *mut u8,
     /// Bytes there are, without the NUL.

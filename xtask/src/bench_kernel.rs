@@ -1,7 +1,9 @@
-//! `cargo xtask bench-kernel`: guest instructions of the kernel's own switch target and of the module, side by side.
+//! `cargo xtask bench-kernel`: guest instructions of the kernel's own switch target and of the
+//! module, side by side.
 //!
-//! Emulated time says nothing about speed, but with QEMU's instruction-counting clock a nanosecond of the guest is an
-//! instruction, and runs repeat to a few instructions. `kmod/tests/bench.py` does the measuring and prints Markdown.
+//! Emulated time says nothing about speed, but with QEMU's instruction-counting clock a nanosecond
+//! of the guest is an instruction, and runs repeat to a few instructions. `kmod/tests/bench.py`
+//! does the measuring and prints Markdown.
 
 use super::kmod;
 use super::vm::{Vm, run};
@@ -32,8 +34,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     println!(
         "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask bench-kernel`.\n"
     );
-    let command =
-        ["/usr/bin/python3", &script.to_string_lossy(), &module.to_string_lossy()].map(str::to_owned);
+    let command = ["/usr/bin/python3", &script.to_string_lossy(), &module.to_string_lossy()]
+        .map(str::to_owned);
     let vm = Vm { kernel, icount: true, ..Vm::default() };
     vm.run(&command).map(ExitCode::from)
 }

@@ -1,6 +1,8 @@
-//! `cargo xtask bench-ublk`: guest instructions of a read of a ublk disk, ours beside others' servers and the C target.
+//! `cargo xtask bench-ublk`: guest instructions of a read of a ublk disk, ours beside others'
+//! servers and the C target.
 //!
-//! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the measuring.
+//! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the
+//! measuring.
 
 use super::kmod;
 use super::vm::{Kernel, Vm, run};
@@ -29,7 +31,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     if words.len() > 2 || words.iter().any(|word| word.starts_with('-')) {
         bail!("unknown arguments {words:?}\n\n{USAGE}");
     }
-    let peers = words.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
+    let peers =
+        words.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
     let peers: Vec<String> = peers.collect::<Result<_>>()?;
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
@@ -52,6 +55,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     );
     let command: Vec<String> =
         ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(peers).collect();
-    let vm = Vm { kernel, icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
+    let vm =
+        Vm { kernel, icount: true, timeout: Duration::from_secs(TIMEOUT_SECONDS), ..Vm::default() };
     vm.run(&command).map(ExitCode::from)
 }

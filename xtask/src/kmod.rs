@@ -1,7 +1,7 @@
 //! `cargo xtask kmod`: builds the kernel module against the headers of a Debian kernel.
 //!
-//! The headers are the laboratory's ([`super::vm`]); sources are copied below the target folder first, a folder
-//! for each kernel, as kbuild writes next to its sources.
+//! The headers are the laboratory's ([`super::vm`]); sources are copied below the target folder
+//! first, a folder for each kernel, as kbuild writes next to its sources.
 
 use super::vm::{Kernel, Tree, run};
 use anyhow::{Context, Result, bail, ensure};
@@ -26,7 +26,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the module for `kernel`; returns its file. Any warning of compiler, modpost or objtool is an error.
+/// Builds the module for `kernel`; returns its file. Any warning of compiler, modpost or objtool is
+/// an error.
 pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
     let tree = Tree::get(kernel)?;
     let folder = target_folder()?.join("kmod").join(&tree.release);

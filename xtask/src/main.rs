@@ -1,6 +1,7 @@
 //! Tasks of the house: `cargo xtask <task> [arguments]`.
 //!
-//! A dispatcher and nothing else: every task has a file, parses its own words and says its own usage.
+//! A dispatcher and nothing else: every task has a file, parses its own words and says its own
+//! usage.
 
 mod bench_kernel;
 mod bench_ublk;
@@ -21,8 +22,16 @@ const TASKS: &[Task] = &[
     ("vm", "boot a stock Debian kernel in QEMU and run a script in it", vm::main),
     ("system-test", "run stock programs against the daemon", system::main),
     ("vm-test", "run the kernel module's tests in a guest", vm_test::main),
-    ("bench-kernel", "count the kernel module's instructions beside dm-switch's", bench_kernel::main),
-    ("bench-ublk", "count the instructions of reads of ublk disks, ours and others'", bench_ublk::main),
+    (
+        "bench-kernel",
+        "count the kernel module's instructions beside dm-switch's",
+        bench_kernel::main,
+    ),
+    (
+        "bench-ublk",
+        "count the instructions of reads of ublk disks, ours and others'",
+        bench_ublk::main,
+    ),
     ("package", "make a Debian package of the daemon", package::main),
     ("kmod", "build the kernel module against the headers of a Debian kernel", kmod::main),
 ];

@@ -1,7 +1,8 @@
 //! `cargo xtask package`: a Debian package of the daemon, with all that can be built in.
 //!
-//! Contract: what is installed comes from one release build and from the program itself (manual pages, completions of
-//! shells); what it depends on is read off the libraries it was linked with, in the versions they have here or later.
+//! Contract: what is installed comes from one release build and from the program itself (manual
+//! pages, completions of shells); what it depends on is read off the libraries it was linked with,
+//! in the versions they have here or later.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -104,7 +105,9 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     );
     write(&root.join("DEBIAN/control"), control, 0o644)?;
     let package = work.join(format!("blkswitch_{version}_{architecture}.deb"));
-    output(Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).args([&root, &package]))?;
+    output(
+        Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).args([&root, &package]),
+    )?;
     println!("{}", package.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -115,7 +118,8 @@ fn depends(program: &Path) -> Result<String> {
     let mut depends = Vec::new();
     for path in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
         let name = owner(path)?;
-        let version = output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &name]))?;
+        let version =
+            output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &name]))?;
         // What is only rebuilt is the same version.
         let version = version.split("+b").next().unwrap_or_default();
         depends.push(format!("{} (>= {version})", name.split(':').next().unwrap_or_default()));

@@ -1,9 +1,11 @@
 //! `cargo xtask system-test`: stock programs against the real daemon.
 //!
-//! Every `tests/system/*.sh` is a test: a bash script, run in a folder of its own that goes away with it, with the
-//! release build of `blkswitch` first in `PATH` and `tests/system/lib.sh` to be sourced. Exit status 0 is a pass and
-//! [`EXIT_SKIP`] says that something the test needs is not here (its last line says what); under `CI=true` that is a
-//! failure too, for there everything is installed. A failed test's output is shown, a passed one's with `--verbose`.
+//! Every `tests/system/*.sh` is a test: a bash script, run in a folder of its own that goes away
+//! with it, with the release build of `blkswitch` first in `PATH` and `tests/system/lib.sh` to be
+//! sourced. Exit status 0 is a pass and
+//! [`EXIT_SKIP`] says that something the test needs is not here (its last line says what); under
+//! `CI=true` that is a failure too, for there everything is installed. A failed test's output is
+//! shown, a passed one's with `--verbose`.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -16,7 +18,8 @@ use anyhow::{Context, Result, bail, ensure};
 const FOLDER: &str = "tests/system";
 /// What automake's tests exit with when they cannot run, so ours reads the same.
 const EXIT_SKIP: i32 = 77;
-/// Longer than the longest test (guests that boot under emulation) on a busy machine, shorter than a stuck CI.
+/// Longer than the longest test (guests that boot under emulation) on a busy machine, shorter than
+/// a stuck CI.
 const TIMEOUT: Duration = Duration::from_secs(2100);
 
 const USAGE: &str = "\
@@ -64,7 +67,9 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
 /// The names of all tests, sorted.
 fn tests() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(FOLDER).with_context(|| format!("{FOLDER} (run this in the repository)"))? {
+    for entry in
+        fs::read_dir(FOLDER).with_context(|| format!("{FOLDER} (run this in the repository)"))?
+    {
         let name = entry?.file_name().to_string_lossy().into_owned();
         // The library is no test.
         names.extend(name.strip_suffix(".sh").filter(|name| *name != "lib").map(str::to_owned));
@@ -96,7 +101,10 @@ fn run_all(names: &[String], verbose: bool) -> Result<ExitCode> {
             }
         }
     }
-    println!("system-test: {} passed, {failed} failed, {skipped} skipped", names.len() - failed - skipped);
+    println!(
+        "system-test: {} passed, {failed} failed, {skipped} skipped",
+        names.len() - failed - skipped
+    );
     if strict && skipped > 0 {
         println!("system-test: CI=true, so a skipped test is a failure");
     }
@@ -121,7 +129,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     ensure!(status.success(), "blkswitch does not build");
     // This program is in <target>/<profile>/.
     let own = std::env::current_exe()?;
-    let target = own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
+    let target =
+        own.parent().and_then(Path::parent).context("this program is not in a target folder")?;
     Ok(target.join("release"))
 }
 
@@ -178,5 +187,8 @@ fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
 
 /// Ends what is left of a test's process group; usually nothing is.
 fn end_group(leader: u32) {
-    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{leader}")]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-KILL", "--", &format!("-{leader}")])
+        .stderr(Stdio::null())
+        .status();
 }

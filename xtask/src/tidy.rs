@@ -7,7 +7,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 
-/// Longest source file, in lines: beyond this a file holds more than one concept. Tests may be longer.
+/// Longest source file, in lines: beyond this a file holds more than one concept. Tests may be
+/// longer.
 const MAX_LINES: usize = 700;
 
 /// Words that say that something is not finished. Written in two halves: this file is read too.
@@ -24,7 +25,8 @@ const UNSAFE_HOMES: [&str; 2] = ["crates/io/", "kmod/"];
 
 pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
     ensure!(words.is_empty(), "'{}': tidy takes no arguments", words.join(" "));
-    let output = Command::new("git").args(["ls-files"]).output().context("cannot run git ls-files")?;
+    let output =
+        Command::new("git").args(["ls-files"]).output().context("cannot run git ls-files")?;
     let files = String::from_utf8(output.stdout)?;
     let mut breaches = Vec::new();
     for file in files.lines().filter(|file| !file.starts_with("tests/golden/")) {
@@ -60,7 +62,11 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
             && ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| code.contains(word))
             && !file.ends_with("tidy.rs")
         {
-            breaches.push(format!("{file}:{}: unsafe code outside {}", nr + 1, UNSAFE_HOMES.join(" and ")));
+            breaches.push(format!(
+                "{file}:{}: unsafe code outside {}",
+                nr + 1,
+                UNSAFE_HOMES.join(" and ")
+            ));
         }
     }
 }
@@ -79,7 +85,8 @@ fn markdown_file(file: &str, text: &str, breaches: &mut Vec<String>) {
         for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let target = target.split('#').next().unwrap_or("");
             if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
-                breaches.push(format!("{file}:{}: links to {target}, which does not exist", nr + 1));
+                breaches
+                    .push(format!("{file}:{}: links to {target}, which does not exist", nr + 1));
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself, through leaves of ours that lead to it, and by such
-//! a leaf alone; and over one and two servers that serve few at a time, where the servers are the limit.
+//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself, through leaves of ours that
+//! lead to it, and by such a leaf alone; and over one and two servers that serve few at a time,
+//! where the servers are the limit.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,8 +22,8 @@ const RUNS: usize = 20;
 /// After each, so that the daemon sleeps and its time is exact.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What a daemon takes of the processor for a 4 KiB read over NBD, 32 at a time, from a file in memory: the median, in
-/// nanoseconds. A path over a network takes more of it.
+/// What a daemon takes of the processor for a 4 KiB read over NBD, 32 at a time, from a file in
+/// memory: the median, in nanoseconds. A path over a network takes more of it.
 pub(super) fn read_ns(rounds: usize, blkswitch: &Path) -> Result<f64> {
     let folder = Scratch::new()?;
     let file = folder.0.join("image");
@@ -44,7 +45,8 @@ pub(super) fn read_ns(rounds: usize, blkswitch: &Path) -> Result<f64> {
 pub(super) fn run(rounds: usize, seconds: f64, blkswitch: &Path) -> Result<Vec<Figure>> {
     let folder = Scratch::new()?;
     let server = |name, threads| Server::nbdkit(&folder.0, name, DELAY_MS, threads);
-    let servers = [server("a", WIDE)?, server("b", WIDE)?, server("c", NARROW)?, server("d", NARROW)?];
+    let servers =
+        [server("a", WIDE)?, server("b", WIDE)?, server("c", NARROW)?, server("d", NARROW)?];
     let ours = Server::daemon(&folder.0, "ours", blkswitch)?;
     let [a, b, c, d] = servers.each_ref().map(|server| server.leaf(""));
     ours.create("one", &format!("linear {a} 0"))?;

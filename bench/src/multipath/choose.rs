@@ -1,5 +1,5 @@
-//! Choosing a path and judging its answer, in nanoseconds of a request: a multipath device against a linear one, and a
-//! switch over multipath devices against a switch over leaves.
+//! Choosing a path and judging its answer, in nanoseconds of a request: a multipath device against
+//! a linear one, and a switch over multipath devices against a switch over leaves.
 
 use anyhow::{Context, Result};
 use blkswitch_core::multipath::{Item, Multipath, Params};
@@ -93,7 +93,9 @@ fn multipath(selector: &str, arguments: &str, to: &[To]) -> Result<Target> {
 fn switch(to: &[To]) -> Result<Target> {
     let geometry = blkswitch_core::switch::Geometry::new(SECTORS, to.len() as u32, REGION_SECTORS)?;
     let storage = region_storage(&geometry).context("no memory for the map")?;
-    let map = blkswitch_core::switch::Map::new(geometry, storage).ok().context("the storage is too short")?;
+    let map = blkswitch_core::switch::Map::new(geometry, storage)
+        .ok()
+        .context("the storage is too short")?;
     Ok(Target::Switch { map, paths: to.into() })
 }
 
@@ -108,7 +110,10 @@ fn two_tiers(bench: &mut Bench, first: u32) -> Result<()> {
     for member in 1..=MEMBERS as u32 {
         let device = named(first + member)?;
         bench.device(device.id(), WAYS, |paths| multipath("round-robin", "1", paths))?;
-        to.push(To { below: table.device(&device).context("a device is being removed")?, offset: 0 });
+        to.push(To {
+            below: table.device(&device).context("a device is being removed")?,
+            offset: 0,
+        });
     }
     table.push(SECTORS, switch(&to)?);
     bench.install(top.id(), table);

@@ -1,4 +1,5 @@
-//! Failing over: the longest that a read had to wait when the server behind its path was killed, or stopped answering.
+//! Failing over: the longest that a read had to wait when the server behind its path was killed, or
+//! stopped answering.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,7 +42,9 @@ fn fail_over(blkswitch: &Path, options: &str, signal: &str) -> Result<Duration> 
     let [a, b] = [&first, &second].map(|server| server.leaf(options));
     ours.create(
         "disk",
-        &format!("multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1 {a} 1 round-robin 0 1 1 {b} 1"),
+        &format!(
+            "multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1 {a} 1 round-robin 0 1 1 {b} 1"
+        ),
     )?;
     let mut client = NbdClient::unix(&ours.server.socket, "disk")?;
     client.set_patience(PATIENCE)?;

@@ -1,4 +1,5 @@
-//! A leaf of ours as the client of a server, nothing in front of it: what fio's own connection is compared with.
+//! A leaf of ours as the client of a server, nothing in front of it: what fio's own connection is
+//! compared with.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,10 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     while start.elapsed() < time {
         for data in free.drain(..) {
             let offset = random.below(BYTES / BLOCK as u64) * BLOCK as u64;
-            driver.start(device, Ask { op: Op::Read, fua: false, offset, len: BLOCK as u64, data, token: 0 });
+            driver.start(
+                device,
+                Ask { op: Op::Read, fua: false, offset, len: BLOCK as u64, data, token: 0 },
+            );
             under_way += 1;
         }
         driver.wait(&mut answers)?;

@@ -35,17 +35,31 @@ impl Server {
 
     /// A daemon of ours, without devices.
     pub(crate) fn daemon(folder: &Path, name: &str, blkswitch: &Path) -> Result<Daemon> {
-        let (socket, control) = (folder.join(format!("{name}.sock")), folder.join(format!("{name}.control")));
+        let (socket, control) =
+            (folder.join(format!("{name}.sock")), folder.join(format!("{name}.control")));
         let mut command = Command::new(blkswitch);
-        command.args(["serve", "--queues", "1", "--log-level", "error", "--path-checker-interval", "1"]);
+        command.args([
+            "serve",
+            "--queues",
+            "1",
+            "--log-level",
+            "error",
+            "--path-checker-interval",
+            "1",
+        ]);
         command.arg("--socket").arg(&control).arg(format!("--nbd=unix:{}", socket.display()));
-        Ok(Daemon { server: Server::start(command, socket)?, blkswitch: blkswitch.to_owned(), control })
+        Ok(Daemon {
+            server: Server::start(command, socket)?,
+            blkswitch: blkswitch.to_owned(),
+            control,
+        })
     }
 
     fn start(mut command: Command, socket: PathBuf) -> Result<Server> {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = command.spawn();
-        let child = started.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let child =
+            started.with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let server = Server { child, socket };
         let end = Instant::now() + START;
         while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
@@ -72,8 +86,10 @@ impl Server {
 
     /// Sends it a signal by its name.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
-        let status =
-            Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status()?;
         ensure!(status.success(), "kill -{name} has failed");
         Ok(())
     }
@@ -105,7 +121,8 @@ impl Daemon {
 
     /// Has it do something. Whether it did.
     pub(crate) fn command(&self, words: &[&str]) -> Result<bool> {
-        let status = Command::new(&self.blkswitch).args(words).arg("--socket").arg(&self.control).status();
+        let status =
+            Command::new(&self.blkswitch).args(words).arg("--socket").arg(&self.control).status();
         Ok(status.with_context(|| format!("cannot start {}", self.blkswitch.display()))?.success())
     }
 }

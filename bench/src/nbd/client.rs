@@ -1,4 +1,5 @@
-//! The loads, and the client that most of them use: fio with its nbd engine, one connection, one job.
+//! The loads, and the client that most of them use: fio with its nbd engine, one connection, one
+//! job.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -152,6 +153,7 @@ fn fio(uri: &str, load: &Load, seconds: f64) -> Result<Value> {
 
 /// fio's version.
 pub(super) fn version() -> Result<String> {
-    let output = Command::new("fio").arg("--version").output().context("fio (Debian package fio)")?;
+    let output =
+        Command::new("fio").arg("--version").output().context("fio (Debian package fio)")?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

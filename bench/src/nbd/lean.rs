@@ -1,8 +1,9 @@
-//! A client that is not the limit: requests leave, and answers arrive, in as large pieces as there are.
+//! A client that is not the limit: requests leave, and answers arrive, in as large pieces as there
+//! are.
 //!
-//! fio (libnbd) makes a system call or more for each request and each answer, and takes as much time for a request as a
-//! good server does; then two servers that both keep up look the same. This client makes one call for all requests
-//! that it can send and one for all answers that are there.
+//! fio (libnbd) makes a system call or more for each request and each answer, and takes as much
+//! time for a request as a good server does; then two servers that both keep up look the same. This
+//! client makes one call for all requests that it can send and one for all answers that are there.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +44,8 @@ impl Lean {
     /// Connects to a server's device for `load`, whose requests are at random places.
     pub(crate) fn connect(socket: &Path, device: &str, load: &Load) -> Result<Lean> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
-        let blocks = NbdClient::over(stream.try_clone()?, device)?.size() / load.block_bytes() as u64;
+        let blocks =
+            NbdClient::over(stream.try_clone()?, device)?.size() / load.block_bytes() as u64;
         let block = load.block_bytes();
         Ok(Lean {
             stream,
@@ -61,7 +63,8 @@ impl Lean {
         })
     }
 
-    /// Keeps the connection busy for a time. Returns how many requests were answered, and what there is to say of them.
+    /// Keeps the connection busy for a time. Returns how many requests were answered, and what
+    /// there is to say of them.
     pub(super) fn run(&mut self, time: Duration) -> Result<(f64, Run)> {
         let own = Path::new("/proc/thread-self");
         self.latencies_ns.clear();
@@ -128,9 +131,14 @@ impl Lean {
         self.filled += got;
         let (now, mut at, mut answers) = (Instant::now(), 0, 0);
         let reply_len = REPLY_HEADER + if self.command == CMD_READ { self.block } else { 0 };
-        while let Some(reply) = self.input.get(at..self.filled).and_then(|rest| rest.get(..reply_len)) {
+        while let Some(reply) =
+            self.input.get(at..self.filled).and_then(|rest| rest.get(..reply_len))
+        {
             let slot = u64::from_be_bytes(reply[8..16].try_into()?);
-            ensure!(reply[..4] == SIMPLE_REPLY.to_be_bytes() && reply[4..8] == [0; 4], "a bad reply");
+            ensure!(
+                reply[..4] == SIMPLE_REPLY.to_be_bytes() && reply[4..8] == [0; 4],
+                "a bad reply"
+            );
             let sent = self.sent.get(slot as usize).context("a reply to no request")?;
             self.latencies_ns.push((now - *sent).as_nanos().try_into().unwrap_or(u32::MAX));
             self.free.push(slot as u32);

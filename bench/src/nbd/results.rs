@@ -33,7 +33,11 @@ pub(super) struct Results {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+    if values.len().is_multiple_of(2) {
+        (values[middle - 1] + values[middle]) / 2.0
+    } else {
+        values[middle]
+    }
 }
 
 impl Cell {
@@ -78,7 +82,11 @@ impl Results {
             let name = |what: &str| format!("{}, {}: {what}", cell.load.name, cell.kind.name());
             figures.push(Figure::new(name("requests"), cell.median(|run| run.per_second), "/s"));
             figures.push(Figure::new(name("p99"), cell.median(|run| run.p99_us), "us"));
-            figures.push(Figure::new(name("server"), cell.median(|run| run.server_cpu_us), "us/request"));
+            figures.push(Figure::new(
+                name("server"),
+                cell.median(|run| run.server_cpu_us),
+                "us/request",
+            ));
         }
         for load in &Load::ALL {
             for (kind, ratios) in self.ratios(load) {
@@ -102,7 +110,8 @@ impl Results {
     /// Ours against the best peer in each figure: more requests, lower p99, less server time.
     fn ratios(&self, load: &Load) -> Vec<(Kind, [(&'static str, f64); 3])> {
         let best = |value: fn(&Run) -> f64, higher: bool| {
-            let values = self.of(load).filter(|cell| cell.kind.is_peer()).map(|cell| cell.median(value));
+            let values =
+                self.of(load).filter(|cell| cell.kind.is_peer()).map(|cell| cell.median(value));
             if higher { values.fold(f64::MIN, f64::max) } else { values.fold(f64::MAX, f64::min) }
         };
         let peers = (
@@ -152,7 +161,10 @@ impl Results {
         let mut text = String::new();
         for load in &Load::ALL {
             writeln!(text, "\n## {}\n", load.name)?;
-            writeln!(text, "| server | requests/s | MiB/s | p50 us | p99 us | server us | client us |")?;
+            writeln!(
+                text,
+                "| server | requests/s | MiB/s | p50 us | p99 us | server us | client us |"
+            )?;
             writeln!(text, "|---|---:|---:|---:|---:|---:|---:|")?;
             for cell in self.of(load) {
                 writeln!(

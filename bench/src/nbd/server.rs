@@ -1,7 +1,10 @@
-//! The servers under comparison: each a process of its own over files in memory, with an NBD socket.
+//! The servers under comparison: each a process of its own over files in memory, with an NBD
+//! socket.
 //!
-//! Contract: a [`Server`] answers on its URI once it is made, and its process ends with it. All of them serve
-//! [`DEVICE_BYTES`] bytes of the same content; all but blkswitch are started as their manuals advise for speed.
+//! Contract: a [`Server`] answers on its URI once it is made, and its process ends with it. All of
+//! them serve
+//! [`DEVICE_BYTES`] bytes of the same content; all but blkswitch are started as their manuals
+//! advise for speed.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,10 +28,12 @@ const START: Duration = Duration::from_secs(60);
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A switch device whose three paths are one image, a queue per core. So the memory it touches is what the others
-    /// touch: with an image for each path, look-ups in the page cache go through three trees.
+    /// A switch device whose three paths are one image, a queue per core. So the memory it touches
+    /// is what the others touch: with an image for each path, look-ups in the page cache go through
+    /// three trees.
     Switch,
-    /// The same with one queue, and beside it a `linear` device over the same image: what differs is the switch.
+    /// The same with one queue, and beside it a `linear` device over the same image: what differs
+    /// is the switch.
     OneQueue,
     /// One queue, a switch device with a file for each of the three paths.
     ThreeFiles,
@@ -80,7 +85,8 @@ impl Kind {
                 return Ok(format!("blkswitch {}", env!("CARGO_PKG_VERSION")));
             }
         };
-        let output = Command::new(program).arg("--version").output().with_context(|| program.to_owned())?;
+        let output =
+            Command::new(program).arg("--version").output().with_context(|| program.to_owned())?;
         Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or(program).to_owned())
     }
 }
@@ -95,7 +101,8 @@ pub(super) struct Server {
 impl Server {
     /// Starts one over files of its own in `folder`.
     pub(super) fn start(kind: Kind, folder: &Path, blkswitch: &Path) -> Result<Server> {
-        let at = |what: &str| folder.join(format!("{}.{what}", kind.name().replace([' ', ','], "")));
+        let at =
+            |what: &str| folder.join(format!("{}.{what}", kind.name().replace([' ', ','], "")));
         let (socket, image) = (at("sock"), at("image"));
         let (nbd, file) = (socket.display(), image.display());
         let files: Vec<PathBuf> = match kind {
@@ -137,7 +144,12 @@ impl Server {
             let switch = format!("0 {sectors} switch 3 {REGION_SECTORS} 0{paths}");
             create(blkswitch, &at("control"), "switch", &switch)?;
             if kind == Kind::OneQueue {
-                create(blkswitch, &at("control"), "linear", &format!("0 {sectors} linear {file} 0"))?;
+                create(
+                    blkswitch,
+                    &at("control"),
+                    "linear",
+                    &format!("0 {sectors} linear {file} 0"),
+                )?;
             }
         }
         Ok(server)
@@ -165,19 +177,22 @@ impl Server {
         &self.socket
     }
 
-    /// Processor time the server has taken so far, user and system, in nanoseconds: also that of threads that have
-    /// ended, as nbdkit's do with their connection. In steps of a clock tick.
+    /// Processor time the server has taken so far, user and system, in nanoseconds: also that of
+    /// threads that have ended, as nbdkit's do with their connection. In steps of a clock tick.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
         let path = format!("/proc/{}/stat", self.child.id());
         let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-        // The name before the last parenthesis may contain anything; utime and stime are fields 14 and 15.
+        // The name before the last parenthesis may contain anything; utime and stime are fields 14
+        // and 15.
         let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks: Vec<u64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+        let ticks: Vec<u64> =
+            fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
         ensure!(ticks.len() == 2, "{path} has no utime and stime");
         Ok(ticks.iter().sum::<u64>() * NS_PER_TICK)
     }
 
-    /// The same for the threads that live, without the steps: for our own server, whose threads stay.
+    /// The same for the threads that live, without the steps: for our own server, whose threads
+    /// stay.
     pub(super) fn threads_cpu_ns(&self) -> Result<u64> {
         process_cpu_ns(self.child.id())
     }
@@ -190,7 +205,8 @@ pub(crate) fn process_cpu_ns(process: u32) -> Result<u64> {
     tasks.map(|task| thread_cpu_ns(&task?.path())).sum()
 }
 
-/// Processor time of the thread that `/proc` describes in `folder`, in nanoseconds. Exact while it sleeps.
+/// Processor time of the thread that `/proc` describes in `folder`, in nanoseconds. Exact while it
+/// sleeps.
 pub(super) fn thread_cpu_ns(folder: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(folder.join("schedstat")).context("schedstat")?;
     let ns = text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
@@ -226,7 +242,9 @@ fn fill(path: &Path) -> Result<()> {
     let mut random = Random(1);
     let mut block = vec![0; 1 << 20];
     for _ in 0..DEVICE_BYTES / block.len() as u64 {
-        block.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_ne_bytes()));
+        block
+            .chunks_exact_mut(8)
+            .for_each(|word| word.copy_from_slice(&random.next().to_ne_bytes()));
         file.write_all(&block)?;
     }
     Ok(())

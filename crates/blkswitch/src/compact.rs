@@ -1,8 +1,8 @@
 //! A region map as a `set_region_mappings` message, in pieces of bounded size.
 //!
-//! Contract: what to write is core's business ([`compact`]); here it is cut into pieces, each made under the message
-//! lock (the caller holds it) and each standing on its own, so that the map may change between two of them: the
-//! message is then what was read, each region at some moment.
+//! Contract: what to write is core's business ([`compact`]); here it is cut into pieces, each made
+//! under the message lock (the caller holds it) and each standing on its own, so that the map may
+//! change between two of them: the message is then what was read, each region at some moment.
 
 use std::sync::atomic::AtomicU64;
 
@@ -28,7 +28,12 @@ impl Default for Compact {
 
 impl Compact {
     /// Appends about `bytes` of the message to `out`; `false` when it is complete.
-    pub fn write<S: AsRef<[AtomicU64]>>(&mut self, map: &Map<S>, bytes: usize, out: &mut Vec<u8>) -> bool {
+    pub fn write<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &Map<S>,
+        bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let end = out.len() + bytes;
         if self.next == 0 {
             out.extend_from_slice(b"set_region_mappings");
@@ -68,12 +73,16 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// Exports, checks that the message makes the same map out of a very different one, and returns it.
+    /// Exports, checks that the message makes the same map out of a very different one, and returns
+    /// it.
     fn round_trip(original: &Map<Vec<AtomicU64>>, piece: usize) -> String {
         let geometry = original.geometry();
         let text = export(original, piece);
         let (word, arguments) = text.split_once(' ').unwrap();
-        assert_eq!(blkswitch_core::switch::command(word.as_bytes()), Some(Command::SetRegionMappings));
+        assert_eq!(
+            blkswitch_core::switch::command(word.as_bytes()),
+            Some(Command::SetRegionMappings)
+        );
         let copy = map(geometry.nr_regions(), geometry.num_paths());
         for region in 0..geometry.nr_regions() {
             copy.set(region, geometry.num_paths() - 1);
@@ -91,7 +100,10 @@ mod tests {
         assert_eq!(round_trip(&map(16, 3), 1 << 16), "set_region_mappings 0:0 :1 :2 R3,d\n");
         let documented = map(16, 3);
         Message::new().apply_text(&documented, b"0:0 :1 :2 :0 :1 :2 :1", true).unwrap();
-        assert_eq!(round_trip(&documented, 1 << 16), "set_region_mappings 0:0 :1 :2 R3,3 :1 R3,2 R9,6 :0\n");
+        assert_eq!(
+            round_trip(&documented, 1 << 16),
+            "set_region_mappings 0:0 :1 :2 R3,3 :1 R3,2 R9,6 :0\n"
+        );
         let uniform = map(1 << 20, 4);
         Message::new().apply_text(&uniform, b"0:3 R1,fffff", true).unwrap();
         assert_eq!(round_trip(&uniform, 1 << 16), "set_region_mappings 0:3 R1,fffff\n");
@@ -104,10 +116,15 @@ mod tests {
             let random = map(4099, paths);
             let mut state = seed;
             for region in 0..4099 {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 // Stretches of one path and stretches of noise.
-                let path =
-                    if state >> 63 == 0 { (state >> 33) as u32 % paths } else { region as u32 / 500 % paths };
+                let path = if state >> 63 == 0 {
+                    (state >> 33) as u32 % paths
+                } else {
+                    region as u32 / 500 % paths
+                };
                 random.set(region, path);
             }
             round_trip(&random, 100);

@@ -1,11 +1,12 @@
 //! The demonstration: the whole in one command, without root, set-up or arguments.
 //!
-//! It makes three backing files, starts a daemon inside itself, and drives it as a user would: every verb it shows is
-//! this program run once more, with the words that it prints. It writes and reads through the NBD export and then
-//! looks into the backing files, past the daemon, to prove which path each region landed on.
+//! It makes three backing files, starts a daemon inside itself, and drives it as a user would:
+//! every verb it shows is this program run once more, with the words that it prints. It writes and
+//! reads through the NBD export and then looks into the backing files, past the daemon, to prove
+//! which path each region landed on.
 //!
-//! Contract: everything lives in one new folder below the temporary one, which is removed at the end. Any
-//! surprise is an error, and so an exit status that is not zero.
+//! Contract: everything lives in one new folder below the temporary one, which is removed at the
+//! end. Any surprise is an error, and so an exit status that is not zero.
 
 mod group;
 
@@ -33,7 +34,8 @@ use crate::nbd_client::NbdClient;
 const REGION: usize = 64 << 10;
 /// Regions of the device.
 const REGIONS: usize = 16;
-/// The paths of the regions after the documented message: seven as it names them, the rest round robin.
+/// The paths of the regions after the documented message: seven as it names them, the rest round
+/// robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
 /// Time between two probes of a path: nobody wants to watch for long.
 const PROBES: Duration = Duration::from_millis(250);
@@ -53,7 +55,8 @@ fn run_switch(keep_serving: bool) -> anyhow::Result<()> {
     let socket = folder.0.join("control.sock");
     let files: Vec<PathBuf> = (0..3).map(|path| folder.0.join(format!("switch{path}"))).collect();
     for file in &files {
-        let made = fs::File::create_new(file).and_then(|made| made.set_len((REGION * REGIONS) as u64));
+        let made =
+            fs::File::create_new(file).and_then(|made| made.set_len((REGION * REGIONS) as u64));
         made.with_context(|| format!("cannot make '{}'", file.display()))?;
     }
     say(&format!(
@@ -83,7 +86,10 @@ fn show(socket: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     verb(socket, &["create", NAME, "--table", &table])?;
     verb(socket, &["table", NAME])?;
     say("Regions start round robin. A message moves the first seven:")?;
-    verb(socket, &["message", NAME, "0", "set_region_mappings", "0:0", ":1", ":2", ":0", ":1", ":2", ":1"])?;
+    verb(
+        socket,
+        &["message", NAME, "0", "set_region_mappings", "0:0", ":1", ":2", ":0", ":1", ":2", ":1"],
+    )?;
     verb(socket, &["map", "show", NAME])
 }
 
@@ -92,7 +98,9 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     let mut client = NbdClient::unix(nbd, NAME).context("cannot connect to the NBD export")?;
     ensure!(client.size() == (REGION * REGIONS) as u64, "the export has {} bytes", client.size());
     for region in 0..REGIONS {
-        client.write((region * REGION) as u64, &content(region), false).context("a write failed")?;
+        client
+            .write((region * REGION) as u64, &content(region), false)
+            .context("a write failed")?;
     }
     client.flush().context("the flush failed")?;
     for region in 0..REGIONS {
@@ -103,8 +111,9 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     say("Wrote and read back every region over NBD. Looked up in the files, past the daemon:")?;
     let images: Vec<Vec<u8>> = files.iter().map(fs::read).collect::<Result<_, _>>()?;
     for (region, expected) in PATHS.iter().enumerate() {
-        let here =
-            |image: &Vec<u8>| image.get(region * REGION..(region + 1) * REGION) == Some(&content(region));
+        let here = |image: &Vec<u8>| {
+            image.get(region * REGION..(region + 1) * REGION) == Some(&content(region))
+        };
         let found: Vec<usize> = (0..images.len()).filter(|path| here(&images[*path])).collect();
         ensure!(
             found == [*expected],
@@ -115,7 +124,10 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
         let regions: Vec<usize> = (0..REGIONS).filter(|region| PATHS[*region] == path).collect();
         for region in (0..REGIONS).filter(|region| !regions.contains(region)) {
             let blank = image[region * REGION..(region + 1) * REGION].iter().all(|byte| *byte == 0);
-            ensure!(blank, "path {path} holds something in region {region}, which was never sent there");
+            ensure!(
+                blank,
+                "path {path} holds something in region {region}, which was never sent there"
+            );
         }
         writeln!(stdout(), "  switch{path} holds the regions {regions:?} and nothing else")?;
     }
@@ -172,7 +184,11 @@ fn quiet(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
     let run = run.context("cannot run this program once more")?;
     if !run.status.success() {
         let first: Vec<&str> = words.iter().take(4).copied().collect();
-        bail!("`blkswitch {}` failed: {}", first.join(" "), String::from_utf8_lossy(&run.stderr).trim());
+        bail!(
+            "`blkswitch {}` failed: {}",
+            first.join(" "),
+            String::from_utf8_lossy(&run.stderr).trim()
+        );
     }
     Ok(())
 }
@@ -183,7 +199,9 @@ fn program() -> anyhow::Result<PathBuf> {
 
 /// A line of explanation, bold on a terminal.
 fn say(text: &str) -> io::Result<()> {
-    if stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new("")) {
+    if stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new(""))
+    {
         writeln!(stdout(), "\n\x1b[1m{text}\x1b[0m")
     } else {
         writeln!(stdout(), "\n{text}")

@@ -1,8 +1,10 @@
-//! A load that verifies: clients that write, read, flush and check without a pause. For the demonstration and the tests.
+//! A load that verifies: clients that write, read, flush and check without a pause. For the
+//! demonstration and the tests.
 //!
-//! Every client owns blocks of its own, so it knows what each must hold: what was written last. A write that fails
-//! leaves its block in doubt: it holds what it held or what should have been written, until a write of it succeeds.
-//! An older content than that, or anything else, is a failure of verification, whenever it is read.
+//! Every client owns blocks of its own, so it knows what each must hold: what was written last. A
+//! write that fails leaves its block in doubt: it holds what it held or what should have been
+//! written, until a write of it succeeds. An older content than that, or anything else, is a
+//! failure of verification, whenever it is read.
 
 use std::io;
 use std::ops::Range;
@@ -139,8 +141,8 @@ impl Load {
         self.clients.iter().any(JoinHandle::is_finished)
     }
 
-    /// Ends the load: every client reads back all it has written. Errors: a request failed that must not, or a block
-    /// does not hold what it should.
+    /// Ends the load: every client reads back all it has written. Errors: a request failed that
+    /// must not, or a block does not hold what it should.
     pub fn verify(self) -> anyhow::Result<Report> {
         self.shared.stop.store(true, Relaxed);
         for client in self.clients {
@@ -173,7 +175,8 @@ impl Shared {
     }
 }
 
-/// What a block may hold: its content after so many writes, from the last that succeeded to the last that was tried.
+/// What a block may hold: its content after so many writes, from the last that succeeded to the
+/// last that was tried.
 #[derive(Debug, Clone, Copy, Default)]
 struct Versions {
     sure: u64,
@@ -221,7 +224,10 @@ impl Client<'_> {
         for own in 0..self.versions.len() {
             let failed = self.shared.failed.load(Relaxed);
             self.check(own)?;
-            ensure!(self.shared.failed.load(Relaxed) == failed, "a block cannot be read back at the end");
+            ensure!(
+                self.shared.failed.load(Relaxed) == failed,
+                "a block cannot be read back at the end"
+            );
         }
         self.connection.flush().context("the last flush failed")
     }
@@ -230,7 +236,9 @@ impl Client<'_> {
     fn judge<T>(&self, block: Option<usize>, answer: io::Result<T>) -> anyhow::Result<Option<T>> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
-            Err(error) if self.shared.options.errors.may_be(block) && error.raw_os_error().is_some() => {
+            Err(error)
+                if self.shared.options.errors.may_be(block) && error.raw_os_error().is_some() =>
+            {
                 self.shared.failed.fetch_add(1, Relaxed);
                 Ok(None)
             }
@@ -262,7 +270,11 @@ impl Client<'_> {
         let read = self.connection.read((block * BLOCK) as u64, BLOCK);
         let Some(read) = self.judge(Some(block), read)? else { return Ok(()) };
         let holds = (sure..=tried).any(|version| read == content(block, version));
-        ensure!(holds, "block {block} holds none of its contents {sure} to {tried}: {:x?}", &read[..16]);
+        ensure!(
+            holds,
+            "block {block} holds none of its contents {sure} to {tried}: {:x?}",
+            &read[..16]
+        );
         Ok(())
     }
 }

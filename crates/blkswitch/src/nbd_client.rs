@@ -1,11 +1,13 @@
-//! A small NBD client on a blocking socket: what the demonstration and the tests need, one request at a time.
+//! A small NBD client on a blocking socket: what the demonstration and the tests need, one request
+//! at a time.
 //!
 //! It speaks the fixed-newstyle handshake with `NBD_OPT_GO` and simple replies, as doc/proto.md of
-//! NetworkBlockDevice/nbd has them. It is no part of the server and shares nothing with it, so that a mistake in one
-//! is not made twice.
+//! NetworkBlockDevice/nbd has them. It is no part of the server and shares nothing with it, so that
+//! a mistake in one is not made twice.
 //!
-//! Contract: errors of the server are [`io::Error`]s with its errno; lengths are checked before anything is sent. A
-//! client whose method failed with anything else than the server's errno is of no more use.
+//! Contract: errors of the server are [`io::Error`]s with its errno; lengths are checked before
+//! anything is sent. A client whose method failed with anything else than the server's errno is of
+//! no more use.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -21,7 +23,8 @@ const REQUEST: u32 = 0x2560_9513;
 const REQUEST_HEADER: usize = 28;
 /// What a simple reply begins with.
 pub const SIMPLE_REPLY: u32 = 0x6744_6698;
-/// The server speaks fixed newstyle, the client answers that it does too, both leave the 124 zeroes out.
+/// The server speaks fixed newstyle, the client answers that it does too, both leave the 124 zeroes
+/// out.
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
 const OPT_GO: u32 = 7;
@@ -33,7 +36,8 @@ const INFO_EXPORT: u16 = 0;
 const OPTION_REPLY_MAX: usize = 64 << 10;
 /// Longest read or write; every server takes as much.
 const TRANSFER_MAX: usize = 32 << 20;
-/// Without an answer for so long the server counts as dead. Tests for requests that wait set it lower.
+/// Without an answer for so long the server counts as dead. Tests for requests that wait set it
+/// lower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command that reads.
@@ -80,8 +84,8 @@ impl NbdClient {
         Self::over(UnixStream::connect(socket)?, export)
     }
 
-    /// Connects to an export over a stream. Who keeps a clone of it can go on by himself once this has returned: the
-    /// server then speaks simple replies.
+    /// Connects to an export over a stream. Who keeps a clone of it can go on by himself once this
+    /// has returned: the server then speaks simple replies.
     pub fn over(stream: UnixStream, export: &str) -> io::Result<NbdClient> {
         Self::handshake(Box::new(stream), export)
     }
@@ -154,7 +158,14 @@ impl NbdClient {
         self.send(CMD_DISC, 0, 0, 0, &[])
     }
 
-    fn send(&mut self, command: u16, flags: u16, offset: u64, length: u32, data: &[u8]) -> io::Result<()> {
+    fn send(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> io::Result<()> {
         self.cookie += 1;
         let mut message = Vec::with_capacity(REQUEST_HEADER + data.len());
         put_request(&mut message, command, flags, self.cookie, offset, length);
@@ -192,7 +203,8 @@ impl NbdClient {
         let mut client = NbdClient { stream, size: 0, flags: 0, cookie: 0 };
         let greeting = (u64::from_be_bytes(client.take()?), u64::from_be_bytes(client.take()?));
         let flags = u16::from_be_bytes(client.take()?);
-        if greeting != (NBDMAGIC, IHAVEOPT) || flags & FIXED_NEWSTYLE == 0 || flags & NO_ZEROES == 0 {
+        if greeting != (NBDMAGIC, IHAVEOPT) || flags & FIXED_NEWSTYLE == 0 || flags & NO_ZEROES == 0
+        {
             return Err(broken(format!(
                 "no fixed-newstyle NBD server: greeting {greeting:x?}, flags {flags:#x}"
             )));
@@ -218,22 +230,26 @@ impl NbdClient {
         let kind = u32::from_be_bytes(self.take()?);
         let length = u32::from_be_bytes(self.take()?) as usize;
         if magic != OPTION_REPLY || length > OPTION_REPLY_MAX {
-            return Err(broken(format!("an option reply with magic {magic:#x} and {length} bytes")));
+            return Err(broken(format!(
+                "an option reply with magic {magic:#x} and {length} bytes"
+            )));
         }
         let mut data = vec![0; length];
         self.stream.read_exact(&mut data)?;
         match (kind, data.as_slice()) {
             (REP_ACK, _) => return Ok(true),
             (REP_INFO, [k0, k1, rest @ ..]) if u16::from_be_bytes([*k0, *k1]) == INFO_EXPORT => {
-                let info: [u8; 10] =
-                    rest.try_into().map_err(|_| broken(format!("export information of {length} bytes")))?;
+                let info: [u8; 10] = rest
+                    .try_into()
+                    .map_err(|_| broken(format!("export information of {length} bytes")))?;
                 let [size @ .., f0, f1] = info;
                 self.size = u64::from_be_bytes(size);
                 self.flags = u16::from_be_bytes([f0, f1]);
             }
             (kind, text) if kind & REP_ERROR != 0 => {
                 let text = String::from_utf8_lossy(text);
-                let reason = format!("the server refuses the export '{export}' ({kind:#x}): {text}");
+                let reason =
+                    format!("the server refuses the export '{export}' ({kind:#x}): {text}");
                 return Err(io::Error::new(io::ErrorKind::NotFound, reason));
             }
             _ => {}
@@ -243,7 +259,14 @@ impl NbdClient {
 }
 
 /// Appends the header of a request; what is written follows it.
-pub fn put_request(out: &mut Vec<u8>, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
+pub fn put_request(
+    out: &mut Vec<u8>,
+    command: u16,
+    flags: u16,
+    cookie: u64,
+    offset: u64,
+    length: u32,
+) {
     out.extend_from_slice(&REQUEST.to_be_bytes());
     out.extend_from_slice(&flags.to_be_bytes());
     out.extend_from_slice(&command.to_be_bytes());

@@ -1,12 +1,13 @@
 //! Condenses a region map of any length to the cells of a picture: pure, one pass over the runs.
 //!
-//! Contract: memory is proportional to cells and paths, never to regions; runs are taken as they come and may
-//! reach over both ends of the range; no panics.
+//! Contract: memory is proportional to cells and paths, never to regions; runs are taken as they
+//! come and may reach over both ends of the range; no panics.
 
 use crate::protocol::{Cell, PICTURE_CELLS_MAX, Run};
 
-/// The cells of regions `from..=to` (at most `cells` of them, and at most [`PICTURE_CELLS_MAX`]), and how many
-/// of those regions each of `paths` paths has. `runs` cover the range in order without gaps.
+/// The cells of regions `from..=to` (at most `cells` of them, and at most [`PICTURE_CELLS_MAX`]),
+/// and how many of those regions each of `paths` paths has. `runs` cover the range in order without
+/// gaps.
 pub fn condense(
     from: u64,
     to: u64,
@@ -23,7 +24,9 @@ pub fn condense(
     for run in runs {
         let start = run.start.max(from);
         let end = run.start.saturating_add(run.count).min(to.saturating_add(1));
-        if let (Some(count), Some(total)) = (end.checked_sub(start), totals.get_mut(run.path as usize)) {
+        if let (Some(count), Some(total)) =
+            (end.checked_sub(start), totals.get_mut(run.path as usize))
+        {
             *total += count;
             counting.add(run.path, count);
         }
@@ -31,8 +34,8 @@ pub fn condense(
     (counting.done, totals)
 }
 
-/// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... with which `cells` cells are enough. Round numbers are worth
-/// more to a reader than a filled screen.
+/// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... with which `cells` cells are enough.
+/// Round numbers are worth more to a reader than a filled screen.
 pub fn cell_size(regions: u64, cells: u64) -> u64 {
     let mut decade = 1_u64;
     loop {
@@ -100,8 +103,12 @@ impl Counting {
         }
         self.done.push(self.open);
         let count = self.size.min(self.behind);
-        self.open =
-            Cell { start: self.open.start.saturating_add(self.open.count), count, path: 0, majority: 0 };
+        self.open = Cell {
+            start: self.open.start.saturating_add(self.open.count),
+            count,
+            path: 0,
+            majority: 0,
+        };
         self.missing = count;
         self.behind -= count;
     }
@@ -157,12 +164,18 @@ mod tests {
                 let everything = [Run { start: 0, count: 1000, path: 0 }];
                 let (cells, _) = condense(7, 7 + regions - 1, wanted, 1, everything);
                 assert!(cells.len() <= wanted);
-                assert_eq!((cells[0].start, cells.iter().map(|cell| cell.count).sum::<u64>()), (7, regions));
-                assert!(cells.windows(2).all(|pair| pair[0].start + pair[0].count == pair[1].start));
+                assert_eq!(
+                    (cells[0].start, cells.iter().map(|cell| cell.count).sum::<u64>()),
+                    (7, regions)
+                );
+                assert!(
+                    cells.windows(2).all(|pair| pair[0].start + pair[0].count == pair[1].start)
+                );
                 assert!(cells.windows(3).all(|three| three[0].count == three[1].count));
             }
         }
-        let sizes = [(16, 2048), (1366, 1024), (1_000_000, 2048), (u64::MAX, 1), (u64::MAX, 1 << 16)];
+        let sizes =
+            [(16, 2048), (1366, 1024), (1_000_000, 2048), (u64::MAX, 1), (u64::MAX, 1 << 16)];
         let sizes = sizes.map(|(regions, cells)| cell_size(regions, cells));
         assert_eq!(sizes, [1, 2, 500, u64::MAX, 500_000_000_000_000]);
     }
@@ -170,7 +183,8 @@ mod tests {
     #[test]
     fn hostile_input_is_harmless() {
         assert_eq!(condense(5, 4, 10, 2, []), (vec![], vec![0, 0]));
-        let (cells, totals) = condense(0, u64::MAX, 4, 1, [Run { start: 9, count: u64::MAX, path: 7 }]);
+        let (cells, totals) =
+            condense(0, u64::MAX, 4, 1, [Run { start: 9, count: u64::MAX, path: 7 }]);
         assert_eq!((cells.len(), totals), (0, vec![0]));
     }
 }

@@ -1,8 +1,8 @@
 //! The control protocol: what daemon and client say to each other.
 //!
-//! HTTP/1.1 with JSON bodies over a unix socket; everything lives under `/v1`. The types here are the
-//! only definition of it: the daemon serves them, the client reads them, and the OpenAPI document is
-//! generated from them.
+//! HTTP/1.1 with JSON bodies over a unix socket; everything lives under `/v1`. The types here are
+//! the only definition of it: the daemon serves them, the client reads them, and the OpenAPI
+//! document is generated from them.
 //!
 //! | method and route | body -> reply | the verb it serves |
 //! |---|---|---|
@@ -32,9 +32,10 @@
 //! | `GET /metrics` | -> Prometheus text | |
 //!
 //! Contract: a reply outside 2xx carries an [`ErrorBody`]. Sectors are 512 bytes everywhere. Names
-//! travel in their stored form, in which a character outside `0-9A-Za-z#+-.:=@_` is written `\xNN` (the client
-//! does that); in a path they are percent-encoded once more. Unknown fields in a request are refused, unknown
-//! fields in a reply are ignored, so an older client understands a newer daemon. Pure data: no I/O, no panics.
+//! travel in their stored form, in which a character outside `0-9A-Za-z#+-.:=@_` is written `\xNN`
+//! (the client does that); in a path they are percent-encoded once more. Unknown fields in a
+//! request are refused, unknown fields in a reply are ignored, so an older client understands a
+//! newer daemon. Pure data: no I/O, no panics.
 
 mod errno;
 
@@ -47,15 +48,17 @@ pub use self::errno::Errno;
 pub const NAME_MAX_BYTES: usize = 127;
 /// Longest uuid in bytes: what the kernel's 129-byte field holds with its closing zero.
 pub const UUID_MAX_BYTES: usize = 128;
-/// Longest table text of one load in bytes: a switch of the largest path count (262141) with long paths fits.
+/// Longest table text of one load in bytes: a switch of the largest path count (262141) with long
+/// paths fits.
 pub const TABLE_MAX_BYTES: usize = 64 << 20;
 /// Most cells of a [`MapPicture`]: more than a large terminal has, few enough for one reply.
 pub const PICTURE_CELLS_MAX: usize = 65_536;
-/// The daemon answers an `events` poll after this long even if nothing happened, and the client asks
-/// again: a connection that says nothing for longer is hard to tell from a dead one.
+/// The daemon answers an `events` poll after this long even if nothing happened, and the client
+/// asks again: a connection that says nothing for longer is hard to tell from a dead one.
 pub const EVENTS_POLL_SECONDS: u64 = 30;
 
-/// The routes, as axum writes them (`{name}` is a parameter). [`device_path`] and its neighbours fill them in.
+/// The routes, as axum writes them (`{name}` is a parameter). [`device_path`] and its neighbours
+/// fill them in.
 pub mod route {
     /// `GET`: versions of daemon and protocol.
     pub const VERSION: &str = "/v1/version";
@@ -110,7 +113,9 @@ pub fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -124,7 +129,8 @@ pub struct Version {
     pub version: String,
     /// Process id of the daemon.
     pub pid: u32,
-    /// NBD URIs of the listening sockets, without an export name: `nbd+unix:///?socket=/run/blkswitch/nbd.sock`.
+    /// NBD URIs of the listening sockets, without an export name:
+    /// `nbd+unix:///?socket=/run/blkswitch/nbd.sock`.
     pub nbd: Vec<String>,
 }
 
@@ -158,10 +164,11 @@ pub struct Device {
     pub name: String,
     /// Uuid; empty when it has none.
     pub uuid: String,
-    /// Stands where dmsetup prints the major number. The daemon gives all its devices one number that no
-    /// Linux driver owns: 0, "unnamed".
+    /// Stands where dmsetup prints the major number. The daemon gives all its devices one number
+    /// that no Linux driver owns: 0, "unnamed".
     pub major: u32,
-    /// The device's own number: the lowest that was free when it was created, or the one `create` asked for.
+    /// The device's own number: the lowest that was free when it was created, or the one `create`
+    /// asked for.
     pub minor: u32,
     /// Whether the gate is closed: new requests wait for the resume.
     pub suspended: bool,
@@ -169,8 +176,8 @@ pub struct Device {
     pub read_only: bool,
     /// Whether the device goes away with its last user.
     pub deferred_remove: bool,
-    /// NBD connections that have the device open, plus devices whose live or inactive table names it, plus the disk
-    /// that it is.
+    /// NBD connections that have the device open, plus devices whose live or inactive table names
+    /// it, plus the disk that it is.
     pub open_count: u32,
     /// Raised by target events and renames, as in the kernel.
     pub event_nr: u32,
@@ -199,17 +206,20 @@ pub struct Disk {
     pub zero_copy: bool,
 }
 
-/// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the kernel's ublk driver.
+/// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the
+/// kernel's ublk driver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachUblk {
-    /// Hardware queues; absent: as many as the daemon has queues. The kernel makes no more than it has processors.
+    /// Hardware queues; absent: as many as the daemon has queues. The kernel makes no more than it
+    /// has processors.
     #[serde(default)]
     pub queues: Option<u16>,
     /// Requests per hardware queue, 1 to 4096; absent: 128.
     #[serde(default)]
     pub depth: Option<u16>,
-    /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one goes past the page cache.
+    /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one
+    /// goes past the page cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_copy: Option<bool>,
 }
@@ -219,7 +229,8 @@ pub struct AttachUblk {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct DetachQuery {
-    /// Also while the disk is in use: its users get errors from now on, and what the kernel has not written is lost.
+    /// Also while the disk is in use: its users get errors from now on, and what the kernel has not
+    /// written is lost.
     #[serde(default)]
     pub force: bool,
 }
@@ -229,7 +240,8 @@ pub struct DetachQuery {
 pub struct Table {
     /// In order of their first sector, without gaps.
     pub segments: Vec<Segment>,
-    /// Every leaf or device the segments use, once each, the one added last first (the kernel's order).
+    /// Every leaf or device the segments use, once each, the one added last first (the kernel's
+    /// order).
     pub deps: Vec<Dependency>,
 }
 
@@ -249,8 +261,8 @@ pub struct Segment {
     pub length: u64,
     /// Target type.
     pub target: String,
-    /// The target's parameters as `table` prints them. A path stands as the address its leaf was opened by, or as
-    /// `/dev/blkswitch/NAME`, so that a printed table can be loaded again.
+    /// The target's parameters as `table` prints them. A path stands as the address its leaf was
+    /// opened by, or as `/dev/blkswitch/NAME`, so that a printed table can be loaded again.
     pub params: String,
     /// What `status` prints behind the type: empty for `switch`.
     pub status: String,
@@ -259,12 +271,14 @@ pub struct Segment {
 /// Something a table stands on: a leaf or another device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Dependency {
-    /// A block device's real major number, 0 for a file or a leaf in memory, [`Device::major`] for our own.
+    /// A block device's real major number, 0 for a file or a leaf in memory, [`Device::major`] for
+    /// our own.
     pub major: u32,
-    /// A block device's real minor number, 0 for a file or a leaf in memory, [`Device::minor`] for our own.
+    /// A block device's real minor number, 0 for a file or a leaf in memory, [`Device::minor`] for
+    /// our own.
     pub minor: u32,
-    /// What stands for the block device's name: the file name of a path (`ram0` of `/dev/ram0`), the whole
-    /// address of another leaf (`mem:1M`), the name of one of our devices.
+    /// What stands for the block device's name: the file name of a path (`ram0` of `/dev/ram0`),
+    /// the whole address of another leaf (`mem:1M`), the name of one of our devices.
     pub name: String,
     /// The address as the table line has it.
     pub address: String,
@@ -297,8 +311,8 @@ pub struct LeafOptions {
     pub cache: LeafCache,
 }
 
-/// Body of `POST /v1/devices`: create, load and resume in one. When the load or the resume fails the
-/// device is removed again, and [`ErrorBody::ioctl`] names the step (`reload`, `resume`).
+/// Body of `POST /v1/devices`: create, load and resume in one. When the load or the resume fails
+/// the device is removed again, and [`ErrorBody::ioctl`] names the step (`reload`, `resume`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateDevice {
@@ -313,19 +327,22 @@ pub struct CreateDevice {
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
-    /// Table text, a line per segment. `None` makes a device without a table (`--notable`), and nothing is resumed.
+    /// Table text, a line per segment. `None` makes a device without a table (`--notable`), and
+    /// nothing is resumed.
     #[serde(default)]
     pub table: Option<String>,
     /// How leaves are opened.
     #[serde(default)]
     pub leaves: LeafOptions,
-    /// Make a disk of it too. When that fails the device stays, and the answer is the failure of `attach`.
+    /// Make a disk of it too. When that fails the device stays, and the answer is the failure of
+    /// `attach`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ublk: Option<AttachUblk>,
 }
 
 /// Body of `PUT /v1/devices/{name}/table`. The words of a table are literal: libdm doubles every
-/// backslash before the kernel removes one, so here nobody touches them. An empty text is refused with EINVAL.
+/// backslash before the kernel removes one, so here nobody touches them. An empty text is refused
+/// with EINVAL.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadTable {
@@ -343,12 +360,12 @@ pub struct LoadTable {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Suspend {
-    /// I/O that finds no path of a multipath while it is waited for is held until after the resume, whatever the
-    /// multipath's policy is. (What is held already stays held in any case.)
+    /// I/O that finds no path of a multipath while it is waited for is held until after the resume,
+    /// whatever the multipath's policy is. (What is held already stays held in any case.)
     #[serde(default)]
     pub noflush: bool,
-    /// Accepted for dmsetup's sake: a suspend freezes no file system, one on the device's disk (ublk) included. Use
-    /// fsfreeze before, where it matters.
+    /// Accepted for dmsetup's sake: a suspend freezes no file system, one on the device's disk
+    /// (ublk) included. Use fsfreeze before, where it matters.
     #[serde(default)]
     pub nolockfs: bool,
 }
@@ -397,10 +414,10 @@ pub struct Removed {
     pub busy: Vec<String>,
 }
 
-/// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white space
-/// with the kernel's backslash rule, read as it arrives: it may be of any length. When a word is refused the
-/// daemon still reads the rest and drops it before it answers, so that the client always gets the reason
-/// instead of a broken pipe.
+/// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white
+/// space with the kernel's backslash rule, read as it arrives: it may be of any length. When a word
+/// is refused the daemon still reads the rest and drops it before it answers, so that the client
+/// always gets the reason instead of a broken pipe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -427,7 +444,8 @@ pub struct MessageReply {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {
-    /// Answer as soon as the event number differs from this, at the latest after [`EVENTS_POLL_SECONDS`].
+    /// Answer as soon as the event number differs from this, at the latest after
+    /// [`EVENTS_POLL_SECONDS`].
     #[serde(default)]
     pub after: u32,
 }
@@ -437,8 +455,8 @@ pub struct EventsQuery {
 pub struct Events {
     /// The number now; equal to `after` when the poll timed out.
     pub event_nr: u32,
-    /// Whether the wait is over: the number differs, or the device was removed meanwhile (an event, as in
-    /// the kernel).
+    /// Whether the wait is over: the number differs, or the device was removed meanwhile (an event,
+    /// as in the kernel).
     pub changed: bool,
 }
 
@@ -461,8 +479,9 @@ pub struct MonitorEvent {
     pub device: String,
     /// Its number.
     pub minor: u32,
-    /// What: `PATH_FAILED`, `PATH_REINSTATED`, `GROUP_SWITCHED`, `GROUP_CHOSEN`, `GROUP_DISABLED`, `GROUP_ENABLED`,
-    /// `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, or `EVENTS_LOST`: the watcher was too slow.
+    /// What: `PATH_FAILED`, `PATH_REINSTATED`, `GROUP_SWITCHED`, `GROUP_CHOSEN`, `GROUP_DISABLED`,
+    /// `GROUP_ENABLED`, `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, or `EVENTS_LOST`: the watcher
+    /// was too slow.
     pub event: String,
     /// The device's event number then.
     pub event_nr: u32,
@@ -491,7 +510,8 @@ pub struct MonitorEvent {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentQuery {
-    /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are several or none.
+    /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are
+    /// several or none.
     pub sector: Option<u64>,
 }
 
@@ -513,8 +533,8 @@ pub struct MapQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct PictureQuery {
-    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ... regions, as few as will do
-    /// (`picture::condense` counts them).
+    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ...
+    /// regions, as few as will do (`picture::condense` counts them).
     pub cells: usize,
     /// First region; absent: 0.
     pub from: Option<u64>,
@@ -524,8 +544,8 @@ pub struct PictureQuery {
     pub sector: Option<u64>,
 }
 
-/// The region map of one switch segment. The daemon streams it: a map of alternating paths has as many runs as
-/// regions.
+/// The region map of one switch segment. The daemon streams it: a map of alternating paths has as
+/// many runs as regions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RegionMap {
     /// Regions of the whole segment, also when only a range of them is listed.
@@ -654,15 +674,17 @@ pub struct Latency {
 pub struct ErrorBody {
     /// What the kernel's ioctl would have returned.
     pub errno: Errno,
-    /// The ioctl that failed, by libdm's name: create reload remove remove_all suspend resume info deps rename
-    /// version status table waitevent names clear versions message; or, of no ioctl, attach and detach. A `create`
-    /// fails as `create`, `reload`, `resume` or `attach`.
+    /// The ioctl that failed, by libdm's name: create reload remove remove_all suspend resume info
+    /// deps rename version status table waitevent names clear versions message; or, of no ioctl,
+    /// attach and detach. A `create` fails as `create`, `reload`, `resume` or `attach`.
     pub ioctl: String,
-    /// Lines the kernel would have written to its log, with `$DEV` in them replaced by `major:minor`.
+    /// Lines the kernel would have written to its log, with `$DEV` in them replaced by
+    /// `major:minor`.
     pub kernel: Vec<String>,
     /// A sentence for people: quotes the argument and gives the allowed range.
     pub reason: String,
-    /// major and minor, where libdm prints them although the caller named none: in the `reload` and `resume` of a create.
+    /// major and minor, where libdm prints them although the caller named none: in the `reload` and
+    /// `resume` of a create.
     pub device: Option<[u32; 2]>,
 }
 

@@ -1,4 +1,5 @@
-//! The client as a program: words in, requests out, and on the terminal what dmsetup would have printed.
+//! The client as a program: words in, requests out, and on the terminal what dmsetup would have
+//! printed.
 
 mod fake;
 
@@ -8,8 +9,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use blkswitch::protocol::{
-    Cell, Dependency, Device, DeviceList, Disk, Errno, ErrorBody, Events, MapPicture, MessageReply, Segment,
-    Table,
+    Cell, Dependency, Device, DeviceList, Disk, Errno, ErrorBody, Events, MapPicture, MessageReply,
+    Segment, Table,
 };
 use fake::{Answer, Asked, Fake, Ran, client};
 use serde_json::{Value, json};
@@ -51,7 +52,13 @@ fn recorded(id: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
     let cases = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let case = cases.into_iter().find(|case| case["id"] == id).unwrap();
-    case["steps"].as_array().unwrap().iter().filter(|step| step["cmd"].is_string()).cloned().collect()
+    case["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|step| step["cmd"].is_string())
+        .cloned()
+        .collect()
 }
 
 /// Runs the commands of a transcript with the one word replaced.
@@ -68,7 +75,13 @@ fn replay(fake: &Fake, id: &str) {
 }
 
 fn refusal(errno: Errno, ioctl: &str, kernel: &str, reason: &str) -> ErrorBody {
-    ErrorBody { errno, ioctl: ioctl.into(), kernel: vec![kernel.into()], reason: reason.into(), device: None }
+    ErrorBody {
+        errno,
+        ioctl: ioctl.into(),
+        kernel: vec![kernel.into()],
+        reason: reason.into(),
+        device: None,
+    }
 }
 
 #[test]
@@ -86,9 +99,11 @@ fn transcripts_of_messages_that_fail() {
     let fake = Fake::start(|asked| {
         let (errno, kernel, reason) = match asked.body.as_str() {
             _ if asked.line.contains("nosuch") => (Errno::Enxio, "", "There is no device nosuch."),
-            "" => {
-                (Errno::Einval, "device-mapper: ioctl: Empty message received.", "The message has no words.")
-            }
+            "" => (
+                Errno::Einval,
+                "device-mapper: ioctl: Empty message received.",
+                "The message has no words.",
+            ),
             _ => (Errno::Einval, "device-mapper: switch: not that", "Regions are 0 to f."),
         };
         let kernel = (!kernel.is_empty()).then(|| kernel.to_owned()).into_iter().collect();
@@ -98,8 +113,13 @@ fn transcripts_of_messages_that_fail() {
         let command = step["cmd"].as_str().unwrap();
         let ran = fake.shell(&command.replace("dmsetup", "blkswitch"));
         let dmsetup = step["stderr"].as_str().unwrap();
-        assert_eq!((i64::from(ran.rc), ran.out.as_str()), (step["rc"].as_i64().unwrap(), ""), "{command}");
-        if let Some(first) = dmsetup.strip_suffix("\n").and_then(|text| text.split_once("Usage:\n")) {
+        assert_eq!(
+            (i64::from(ran.rc), ran.out.as_str()),
+            (step["rc"].as_i64().unwrap(), ""),
+            "{command}"
+        );
+        if let Some(first) = dmsetup.strip_suffix("\n").and_then(|text| text.split_once("Usage:\n"))
+        {
             // The usage is ours; the sentence before it is dmsetup's.
             assert!(
                 ran.err.starts_with(&format!("{}Usage: blkswitch message", first.0)),
@@ -123,10 +143,14 @@ fn transcripts_of_messages_that_fail() {
 
 #[test]
 fn words_are_joined_by_single_spaces_and_sent_as_they_are() {
-    let fake = Fake::start(|_| Answer::json(&MessageReply { text: Some("0: 0+2048".into()), arguments: 2 }));
-    for line in
-        ["message /dev/mapper/switch 2047 'a  b' c\\\\d", "message 'a b' 0 x --atomic", "-v message s 1 x"]
-    {
+    let fake = Fake::start(|_| {
+        Answer::json(&MessageReply { text: Some("0: 0+2048".into()), arguments: 2 })
+    });
+    for line in [
+        "message /dev/mapper/switch 2047 'a  b' c\\\\d",
+        "message 'a b' 0 x --atomic",
+        "-v message s 1 x",
+    ] {
         assert_eq!(fake.shell(&format!("blkswitch {line}")).rc, 0);
     }
     assert_eq!(
@@ -160,7 +184,10 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
     let fake = Fake::start(|asked| {
         // The client waits for this answer: its peak is what streaming took.
         *PEAK_KIB.lock().unwrap() = peak_kib(CLIENT.load(Ordering::SeqCst));
-        Answer::json(&MessageReply { text: None, arguments: asked.body.matches(':').count() as u64 })
+        Answer::json(&MessageReply {
+            text: None,
+            arguments: asked.body.matches(':').count() as u64,
+        })
     });
     let mut command = fake.command();
     command.args(["message", "switch", "0", "set_region_mappings", "-", "--json"]);
@@ -195,7 +222,10 @@ fn create_sends_what_the_command_line_says() {
     };
     let leaves = json!({"make_files": false, "cache": "auto"});
     let expected = |name: &str, table: Value| json!({"name": name, "uuid": null, "minor": null, "read_only": false, "table": table, "leaves": leaves});
-    assert_eq!(request("blkswitch create s --table '0 8 zero'"), expected("s", json!("0 8 zero\n")));
+    assert_eq!(
+        request("blkswitch create s --table '0 8 zero'"),
+        expected("s", json!("0 8 zero\n"))
+    );
     assert_eq!(request("blkswitch create s --notable"), expected("s", json!(null)));
     assert_eq!(request("blkswitch create s < /dev/null"), expected("s", json!(null)));
     assert_eq!(
@@ -204,7 +234,9 @@ fn create_sends_what_the_command_line_says() {
     );
     let from_file = request(&format!("blkswitch create /dev/mapper/s {}", file.display()));
     assert_eq!(from_file, expected("s", json!("0 8 zero\n8 8 error\n")));
-    let all = request("blkswitch create s -u U-1 -r --make-files --direct -j 253 -m 7 --table '0 8 zero'");
+    let all = request(
+        "blkswitch create s -u U-1 -r --make-files --direct -j 253 -m 7 --table '0 8 zero'",
+    );
     assert_eq!(
         all,
         json!({
@@ -215,14 +247,20 @@ fn create_sends_what_the_command_line_says() {
     // Sent only when asked for: an older daemon knows nothing of it.
     let ublk = request("blkswitch create s --ublk --notable");
     assert_eq!(ublk["ublk"], json!({"queues": null, "depth": null}));
-    assert_eq!(request("blkswitch attach s --ublk --queues 4"), json!({"queues": 4, "depth": null}));
+    assert_eq!(
+        request("blkswitch attach s --ublk --queues 4"),
+        json!({"queues": 4, "depth": null})
+    );
     assert_eq!(fake.shell("blkswitch attach s").rc, 1, "how, is not said");
     assert_eq!(fake.shell("blkswitch attach s --ublk --depth 4097").rc, 1);
     assert_eq!(fake.shell("blkswitch detach --force s").rc, 0);
     let concise = "blkswitch create --concise 'a,U,3,ro,0 8 zero;b,,,,0 8 zero,8 8 error'";
     assert_eq!(request(concise), expected("b", json!("0 8 zero\n8 8 error\n")));
     let first: Value = serde_json::from_str(&fake.bodies()[fake.bodies().len() - 2]).unwrap();
-    assert_eq!((&first["name"], &first["uuid"], &first["minor"]), (&json!("a"), &json!("U"), &json!(3)));
+    assert_eq!(
+        (&first["name"], &first["uuid"], &first["minor"]),
+        (&json!("a"), &json!("U"), &json!(3))
+    );
     assert_eq!(first["read_only"], true);
 }
 
@@ -240,24 +278,30 @@ fn create_complains_as_dmsetup_does() {
     let fake = Fake::start(move |_| Answer::refused(&failed));
     let step = &recorded("tools-036")[0];
     let ran = fake.shell(&step["cmd"].as_str().unwrap().replace("dmsetup", "blkswitch"));
-    let dmsetup: String = ran.err.split_inclusive('\n').filter(|line| !line.starts_with("  ")).collect();
+    let dmsetup: String =
+        ran.err.split_inclusive('\n').filter(|line| !line.starts_with("  ")).collect();
     assert_eq!((ran.rc, dmsetup.as_str()), (1, step["stderr"].as_str().unwrap()));
-    assert!(
-        ran.err
-            .contains("\n  device-mapper: table: 253:0: switch: Invalid number of paths (-EINVAL)\n  Why.\n")
-    );
+    assert!(ran.err.contains(
+        "\n  device-mapper: table: 253:0: switch: Invalid number of paths (-EINVAL)\n  Why.\n"
+    ));
     for (line, complaint) in [
         ("create switch --table x", "Invalid format on line 1 of table .\nCommand failed.\n"),
         ("create", "Please provide a name for the new device.\nCommand failed.\n"),
         ("create a/b --notable", "Device a/b not found\nCommand failed.\n"),
         ("create s /nosuch", "Couldn't open '/nosuch' for reading.\nCommand failed.\n"),
         ("load", "Please specify device.\nCommand failed.\n"),
-        ("load s --notable", "--notable only available when creating new device.\nCommand failed.\n"),
+        (
+            "load s --notable",
+            "--notable only available when creating new device.\nCommand failed.\n",
+        ),
         ("wait", "No device specified.\nCommand failed.\n"),
         ("suspend", "No device specified.\nCommand failed.\n"),
         ("rename s a/b", "Name \"a/b\" invalid. It contains \"/\".\nCommand failed.\n"),
         ("ls -o bogus", "Option not recognised: bogus.\nCouldn't process command line.\n"),
-        ("ls --tree -o bogus", "Tree option not recognised: bogus.\nCouldn't process command line.\n"),
+        (
+            "ls --tree -o bogus",
+            "Tree option not recognised: bogus.\nCouldn't process command line.\n",
+        ),
     ] {
         let ran = fake.shell(&format!("blkswitch {line}"));
         assert_eq!((ran.rc, ran.err.as_str()), (1, complaint), "{line}");
@@ -273,7 +317,11 @@ fn verbs_ask_for_what_they_say() {
         _ => Answer::done(),
     });
     for (line, request, body) in [
-        ("suspend a --noflush", "POST /v1/devices/a/suspend", r#"{"noflush":true,"nolockfs":false}"#),
+        (
+            "suspend a --noflush",
+            "POST /v1/devices/a/suspend",
+            r#"{"noflush":true,"nolockfs":false}"#,
+        ),
         ("resume -u U-1", "POST /v1/devices/switch/resume", ""),
         ("resume -j 253 -m 4", "POST /v1/devices/switch/resume", ""),
         ("clear /dev/blkswitch/a", "DELETE /v1/devices/a/table", ""),
@@ -305,7 +353,9 @@ fn verbs_ask_for_what_they_say() {
     assert_eq!(fake.lines().len(), several + 3);
     let ran = fake.shell("blkswitch suspend -u U-9");
     assert!(
-        ran.err.starts_with("device-mapper: suspend ioctl on  U-9 failed: No such device or address\n"),
+        ran.err.starts_with(
+            "device-mapper: suspend ioctl on  U-9 failed: No such device or address\n"
+        ),
         "{ran:?}"
     );
     assert_eq!(fake.shell("blkswitch remove_all --force").err, "Unable to remove 1 device(s).\n");
@@ -317,7 +367,10 @@ fn a_missing_device_is_told_as_libdm_does() {
     for (line, err) in [
         ("info nosuch", "Device does not exist.\nCommand failed.\n"),
         ("status nosuch", "Device does not exist.\nCommand failed.\n"),
-        ("table nosuch", "device-mapper: table ioctl on nosuch  failed: No such device or address\n"),
+        (
+            "table nosuch",
+            "device-mapper: table ioctl on nosuch  failed: No such device or address\n",
+        ),
         ("deps -u X", "device-mapper: deps ioctl on  X failed: No such device or address\n"),
     ] {
         let ran = fake.shell(&format!("blkswitch {line}"));
@@ -352,14 +405,15 @@ fn wait_asks_again_until_something_happens() {
     assert_eq!(fake.shell("blkswitch wait a 5").rc, 0);
     assert_eq!(fake.lines(), ["GET /v1/devices/a/events?after=5"; 3]);
     assert!(
-        fake.shell("blkswitch wait a x").err.starts_with("The event number 'x' is not a number from 0 to")
+        fake.shell("blkswitch wait a x")
+            .err
+            .starts_with("The event number 'x' is not a number from 0 to")
     );
 }
 
 #[test]
 fn maps_are_drawn_printed_saved_and_restored() {
-    let runs =
-        r#"{"regions": 4, "paths": 2, "region_size": 8, "runs": [{"start": 0, "count": 4, "path": 1}]}"#;
+    let runs = r#"{"regions": 4, "paths": 2, "region_size": 8, "runs": [{"start": 0, "count": 4, "path": 1}]}"#;
     let message = "set_region_mappings 0:1 R1,3\n";
     let fake = Fake::start(move |asked: &Asked| match asked.line.as_str() {
         line if line.contains("/map/picture?") => Answer::json(&MapPicture {
@@ -378,7 +432,10 @@ fn maps_are_drawn_printed_saved_and_restored() {
     });
     let drawn = fake.shell("blkswitch map show s --range 1-2");
     assert!(drawn.out.contains("\n         0              0  1\n"), "{drawn:?}");
-    assert_eq!(fake.lines().last().unwrap(), "GET /v1/devices/s/map/picture?cells=1600&from=1&to=2");
+    assert_eq!(
+        fake.lines().last().unwrap(),
+        "GET /v1/devices/s/map/picture?cells=1600&from=1&to=2"
+    );
     assert_eq!(fake.shell("blkswitch map show s --json --sector 9").out, format!("{runs}\n"));
     assert_eq!(fake.lines().last().unwrap(), "GET /v1/devices/s/map?sector=9");
     assert_eq!(fake.shell("blkswitch map export s").out, message);
@@ -387,24 +444,35 @@ fn maps_are_drawn_printed_saved_and_restored() {
     assert_eq!(saved.out, message);
     for source in [file.display().to_string(), format!("- < {}", file.display())] {
         assert_eq!(fake.shell(&format!("blkswitch map import switch {source} --atomic")).rc, 0);
-        assert_eq!(fake.lines().last().unwrap(), "POST /v1/devices/switch/message?sector=0&atomic=true");
+        assert_eq!(
+            fake.lines().last().unwrap(),
+            "POST /v1/devices/switch/message?sector=0&atomic=true"
+        );
         assert_eq!(fake.bodies().last().unwrap(), message);
     }
     let missing = fake.shell("blkswitch map import switch /nosuch");
-    assert!(missing.err.starts_with("Couldn't open '/nosuch' for reading: No such file"), "{missing:?}");
+    assert!(
+        missing.err.starts_with("Couldn't open '/nosuch' for reading: No such file"),
+        "{missing:?}"
+    );
 }
 
 #[test]
 fn exec_runs_a_command_with_the_path_of_each_device() {
     let fake = lists(vec![named("a", "", 0), named("b", "", 1)]);
     assert_eq!(fake.shell("blkswitch ls --exec 'echo -n'").out, "/dev/blkswitch/a/dev/blkswitch/b");
-    assert_eq!(fake.shell("blkswitch status --target switch -v --exec true").out.matches("Name:").count(), 2);
+    assert_eq!(
+        fake.shell("blkswitch status --target switch -v --exec true").out.matches("Name:").count(),
+        2
+    );
     assert_eq!(fake.shell("blkswitch table --target linear --exec echo").out, "");
 }
 
 #[test]
 fn verbs_about_nodes_and_udev_do_nothing_and_succeed() {
-    for line in ["mknodes", "mknodes a b", "udevcreatecookie", "udevcomplete 0xd4d0001", "udevcookies"] {
+    for line in
+        ["mknodes", "mknodes a b", "udevcreatecookie", "udevcomplete 0xd4d0001", "udevcookies"]
+    {
         let words = line.split(' ');
         let ran = Ran::from(client().args(["--socket", "/nosuch"]).args(words).output().unwrap());
         assert_eq!(ran, Ran { rc: 0, out: String::new(), err: String::new() }, "{line}");
@@ -438,7 +506,11 @@ fn json_of_one_target_is_of_those_devices_only() {
     for verb in ["ls", "table", "status"] {
         assert_eq!(names(format!("blkswitch {verb} --target switch --json")), ["a"], "{verb}");
         assert_eq!(names(format!("blkswitch {verb} --target linear --json")), ["b"], "{verb}");
-        assert_eq!(names(format!("blkswitch {verb} --target switch --inactive --json")), ["b"], "{verb}");
+        assert_eq!(
+            names(format!("blkswitch {verb} --target switch --inactive --json")),
+            ["b"],
+            "{verb}"
+        );
         assert!(names(format!("blkswitch {verb} --target zero --json")).is_empty(), "{verb}");
     }
     assert!(names("blkswitch table a --target linear --json".to_owned()).is_empty());
@@ -475,17 +547,26 @@ fn json_of_the_other_verbs_is_what_the_daemon_said() {
 
 #[test]
 fn no_daemon_and_no_sense() {
-    let ran = Ran::from(client().args(["--socket", "/nosuch/control.sock", "ls"]).output().unwrap());
+    let ran =
+        Ran::from(client().args(["--socket", "/nosuch/control.sock", "ls"]).output().unwrap());
     assert_eq!(ran.rc, 1);
     assert!(
         ran.err.starts_with("/nosuch/control.sock: cannot connect: No such file or directory"),
         "{}",
         ran.err
     );
-    assert!(ran.err.contains("blkswitch serve") && ran.err.ends_with("\nCommand failed.\n"), "{}", ran.err);
+    assert!(
+        ran.err.contains("blkswitch serve") && ran.err.ends_with("\nCommand failed.\n"),
+        "{}",
+        ran.err
+    );
     if !fake::is_root() {
         let ran = Ran::from(client().env_remove("XDG_RUNTIME_DIR").arg("ls").output().unwrap());
-        assert!(ran.err.starts_with("XDG_RUNTIME_DIR is not set: name the daemon's socket"), "{}", ran.err);
+        assert!(
+            ran.err.starts_with("XDG_RUNTIME_DIR is not set: name the daemon's socket"),
+            "{}",
+            ran.err
+        );
     }
     for (status, text) in [(500, "oops"), (200, "{}"), (404, "")] {
         let fake = Fake::start(move |_| Answer::garbage(status, text));

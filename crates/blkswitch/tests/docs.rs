@@ -18,7 +18,8 @@ fn read(path: impl AsRef<Path>) -> String {
 
 /// The rows of the first table below a heading, without its head.
 fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
-    let section = text.split_once(&format!("\n## {heading}")).unwrap_or_else(|| panic!("no '{heading}'")).1;
+    let section =
+        text.split_once(&format!("\n## {heading}")).unwrap_or_else(|| panic!("no '{heading}'")).1;
     let table = section.lines().skip_while(|line| !line.starts_with('|')).skip(2);
     let cells = |line: &'a str| line.trim_matches('|').split('|').map(str::trim).collect();
     table.take_while(|line| line.starts_with('|')).map(cells).collect()
@@ -51,8 +52,10 @@ fn tests_in(folder: &Path, found: &mut Vec<String>) {
             tests_in(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path).unwrap();
-            let names =
-                text.split("#[test]\n").skip(1).filter_map(|rest| rest.trim_start().strip_prefix("fn "));
+            let names = text
+                .split("#[test]\n")
+                .skip(1)
+                .filter_map(|rest| rest.trim_start().strip_prefix("fn "));
             found.extend(names.filter_map(|rest| rest.split('(').next()).map(str::to_owned));
         }
     }
@@ -71,14 +74,22 @@ fn every_test_of_the_list_of_faults_is_there() {
     }
     let module = read("kmod/tests/behaviour.py");
     for row in rows {
-        let [fault, _, names] = row.as_slice() else { panic!("{row:?}: a fault, what is done, tests") };
+        let [fault, _, names] = row.as_slice() else {
+            panic!("{row:?}: a fault, what is done, tests")
+        };
         let (ours, its) = names.split_once("module:").unwrap_or((names, ""));
-        assert!(names.starts_with("none: ") || quoted(ours).next().is_some(), "'{fault}' has no test");
+        assert!(
+            names.starts_with("none: ") || quoted(ours).next().is_some(),
+            "'{fault}' has no test"
+        );
         for name in quoted(ours) {
             assert!(tests.iter().any(|test| test == name), "'{fault}': no test {name}");
         }
         for name in quoted(its) {
-            assert!(module.contains(&format!("def {name}(self)")), "'{fault}': no test {name} of the module");
+            assert!(
+                module.contains(&format!("def {name}(self)")),
+                "'{fault}': no test {name} of the module"
+            );
         }
     }
 }

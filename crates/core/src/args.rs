@@ -1,17 +1,17 @@
-//! Words and numbers as the kernel reads them: splitting of table parameters and messages, and number
-//! parsers.
+//! Words and numbers as the kernel reads them: splitting of table parameters and messages, and
+//! number parsers.
 //!
-//! Words are separated by the kernel's white space; a backslash makes the next byte literal and is itself
-//! removed; a lone trailing backslash stays; there are no quotes, so there is no empty word. [`Words`] leaves
-//! the text alone and hands out words that remove their backslashes as they are read; [`split_in_place`]
-//! removes them in the text itself and hands out plain slices.
+//! Words are separated by the kernel's white space; a backslash makes the next byte literal and is
+//! itself removed; a lone trailing backslash stays; there are no quotes, so there is no empty word.
+//! [`Words`] leaves the text alone and hands out words that remove their backslashes as they are
+//! read; [`split_in_place`] removes them in the text itself and hands out plain slices.
 //!
 //! Contract: no allocation, no panic, any bytes.
 
 use core::fmt;
 
-/// Is this byte white space to the kernel's `isspace()`? Its character table is Latin-1, so the no-break
-/// space 0xa0 counts too.
+/// Is this byte white space to the kernel's `isspace()`? Its character table is Latin-1, so the
+/// no-break space 0xa0 counts too.
 #[inline]
 #[must_use]
 pub const fn is_space(byte: u8) -> bool {
@@ -146,8 +146,8 @@ fn word_extent(text: &[u8]) -> (usize, bool) {
     (text.len(), escaped)
 }
 
-/// Splits `text` into words, removing backslashes in the text itself. What is left in the text afterwards is
-/// of no use but through the words.
+/// Splits `text` into words, removing backslashes in the text itself. What is left in the text
+/// afterwards is of no use but through the words.
 ///
 /// ```
 /// let mut text = *br"3 128 0 /dev/spa\ ce 0";
@@ -196,16 +196,16 @@ fn remove_backslashes(word: &mut [u8]) -> usize {
     to
 }
 
-/// A constructor's integer: decimal digits, nothing after them; blanks before them are passed over (they can
-/// only come from an escaped blank). Unlike the kernel, which silently keeps the low 32 bits of a larger
-/// number, this refuses what does not fit 32 bits.
+/// A constructor's integer: decimal digits, nothing after them; blanks before them are passed over
+/// (they can only come from an escaped blank). Unlike the kernel, which silently keeps the low 32
+/// bits of a larger number, this refuses what does not fit 32 bits.
 #[must_use]
 pub fn parse_u32(word: &[u8]) -> Option<u32> {
     decimal(skip_space(word)).and_then(|value| u32::try_from(value).ok())
 }
 
-/// An offset in sectors: decimal digits, an optional `+` before and one newline after them (it can only come
-/// from an escaped newline); what does not fit 64 bits is refused.
+/// An offset in sectors: decimal digits, an optional `+` before and one newline after them (it can
+/// only come from an escaped newline); what does not fit 64 bits is refused.
 #[must_use]
 pub fn parse_u64(word: &[u8]) -> Option<u64> {
     let digits = word.strip_prefix(b"+").unwrap_or(word);
@@ -225,7 +225,8 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { Some(value) }
 }
 
-/// Bytes printed as the kernel log shows them: what is not printable ASCII, and the backslash, as `\xNN`.
+/// Bytes printed as the kernel log shows them: what is not printable ASCII, and the backslash, as
+/// `\xNN`.
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<'a>(pub &'a [u8]);
 

@@ -1,10 +1,10 @@
-//! Errors of tables and constructors: what was wrong, the kernel's words for it, its errno, and a longer
-//! sentence.
+//! Errors of tables and constructors: what was wrong, the kernel's words for it, its errno, and a
+//! longer sentence.
 //!
-//! Contract: errors are small and `Copy`; they keep numbers and the position of a word, never text, so the
-//! caller that still has the words formats them. [`Error`]'s `Display` is the kernel's text to the letter
-//! (texts that name a device need [`Error::of_device`]); [`Error::explain`] says what would have been
-//! allowed. Messages have their own error, [`super::switch::MessageError`].
+//! Contract: errors are small and `Copy`; they keep numbers and the position of a word, never text,
+//! so the caller that still has the words formats them. [`Error`]'s `Display` is the kernel's text
+//! to the letter (texts that name a device need [`Error::of_device`]); [`Error::explain`] says what
+//! would have been allowed. Messages have their own error, [`super::switch::MessageError`].
 
 use core::fmt;
 
@@ -76,7 +76,8 @@ impl fmt::Display for Errno {
     }
 }
 
-/// Why a table or a target was refused. `at` is the position of the offending word among the target's words.
+/// Why a table or a target was refused. `at` is the position of the offending word among the
+/// target's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// A table without any target.
@@ -170,8 +171,8 @@ pub enum Error {
         /// Logical block size in bytes.
         block_size: u32,
     },
-    /// Regions would cut a path's logical blocks. Ours: the kernel loads such a table and then fails I/O in
-    /// part.
+    /// Regions would cut a path's logical blocks. Ours: the kernel loads such a table and then
+    /// fails I/O in part.
     RegionUnaligned {
         /// Region size in sectors.
         region_size: u32,
@@ -212,7 +213,9 @@ impl Error {
             | Self::OptionalArgs { at }
             | Self::Offset { at, .. } => Some(*at),
             // Three words stand before the first path, two belong to each.
-            Self::DeviceLookup { path, .. } => Some((*path as usize).saturating_mul(2).saturating_add(3)),
+            Self::DeviceLookup { path, .. } => {
+                Some((*path as usize).saturating_mul(2).saturating_add(3))
+            }
             _ => None,
         }
     }
@@ -252,10 +255,16 @@ impl fmt::Display for OfDevice<'_> {
             Error::RegionTableTooLarge { .. } => f.write_str("Region table too large"),
             Error::RegionTableMemory { .. } => f.write_str("Cannot allocate region table"),
             Error::DeviceTooSmall { start, len, dev_size } => {
-                write!(f, "{name} too small for target: start={start}, len={len}, dev_size={dev_size}")
+                write!(
+                    f,
+                    "{name} too small for target: start={start}, len={len}, dev_size={dev_size}"
+                )
             }
             Error::StartUnaligned { start, block_size } => {
-                write!(f, "start={start} not aligned to h/w logical block size {block_size} of {name}")
+                write!(
+                    f,
+                    "start={start} not aligned to h/w logical block size {block_size} of {name}"
+                )
             }
             Error::LenUnaligned { len, block_size } => {
                 write!(f, "len={len} not aligned to h/w logical block size {block_size} of {name}")
@@ -279,7 +288,12 @@ pub struct Explain<'a> {
 
 impl Explain<'_> {
     /// "`what` 'word' must be ...", or "`what` is missing: it must be ...".
-    fn word_must_be(&self, f: &mut fmt::Formatter<'_>, what: &str, rule: fmt::Arguments<'_>) -> fmt::Result {
+    fn word_must_be(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        what: &str,
+        rule: fmt::Arguments<'_>,
+    ) -> fmt::Result {
         match self.word {
             Some(word) => write!(f, "{what} '{}' must be {rule}", Printable(word)),
             None => write!(f, "{what} is missing: it must be {rule}"),
@@ -296,7 +310,9 @@ impl Explain<'_> {
             Error::RegionSize { .. } => self.word_must_be(
                 f,
                 "the region size",
-                format_args!("a decimal number of 512-byte sectors from 1 to {MAX_REGION_SIZE}, digits only"),
+                format_args!(
+                    "a decimal number of 512-byte sectors from 1 to {MAX_REGION_SIZE}, digits only"
+                ),
             ),
             Error::OptionalArgs { .. } => self.word_must_be(
                 f,
@@ -310,7 +326,12 @@ impl Explain<'_> {
             ),
             Error::DeviceLookup { path, errno } => match self.word {
                 Some(word) => {
-                    write!(f, "path {path} '{}' cannot be opened: {}", Printable(word), errno.description())
+                    write!(
+                        f,
+                        "path {path} '{}' cannot be opened: {}",
+                        Printable(word),
+                        errno.description()
+                    )
                 }
                 None => write!(f, "path {path} cannot be opened: {}", errno.description()),
             },
@@ -354,7 +375,9 @@ impl fmt::Display for Explain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self.error {
             Error::NoTargets => f.write_str("the table is empty: it needs at least one target"),
-            Error::ZeroLength => f.write_str("the target's length is 0: it must have at least one sector"),
+            Error::ZeroLength => {
+                f.write_str("the target's length is 0: it must have at least one sector")
+            }
             Error::TooLarge { start, len } => write!(
                 f,
                 "the target of {len} sectors from sector {start} on ends past the longest device there can be, \
@@ -375,7 +398,10 @@ impl fmt::Display for Explain<'_> {
                 "the table of {regions} regions would not fit the address space: make the regions larger"
             ),
             Error::RegionTableMemory { regions } => {
-                write!(f, "there is no memory for a table of {regions} regions: make the regions larger")
+                write!(
+                    f,
+                    "there is no memory for a table of {regions} regions: make the regions larger"
+                )
             }
             Error::DeviceTooSmall { .. }
             | Error::StartUnaligned { .. }

@@ -1,6 +1,6 @@
-//! The naive model: a `Vec` with the path of every region. Property tests, fuzzers and the simulation compare
-//! the real thing with it, so it is written to be obviously right: no packing, no reciprocals, no shortcuts,
-//! and none of the crate's own code.
+//! The naive model: a `Vec` with the path of every region. Property tests, fuzzers and the
+//! simulation compare the real thing with it, so it is written to be obviously right: no packing,
+//! no reciprocals, no shortcuts, and none of the crate's own code.
 //!
 //! Contract: only built with the feature `model`, which needs std. Panics are allowed here.
 
@@ -35,8 +35,8 @@ impl Model {
         (self.paths[(sector / size) as usize], size - sector % size)
     }
 
-    /// Applies the arguments of a `set_region_mappings` message as far as they are right. The error is the
-    /// kernel's text and the position of the argument, counted from 1.
+    /// Applies the arguments of a `set_region_mappings` message as far as they are right. The error
+    /// is the kernel's text and the position of the argument, counted from 1.
     pub fn message(&mut self, text: &[u8]) -> Result<(), (usize, String)> {
         let mut index = 0u64;
         for (number, word) in split(text).iter().enumerate() {
@@ -68,13 +68,19 @@ impl Model {
             return Ok(());
         }
         let colon = word.iter().position(|&byte| byte == b':').ok_or_else(invalid)?;
-        let region = if colon == 0 { *index + 1 } else { hex(&word[..colon]).ok_or_else(invalid)? };
+        let region =
+            if colon == 0 { *index + 1 } else { hex(&word[..colon]).ok_or_else(invalid)? };
         let path = hex(&word[colon + 1..]).ok_or_else(invalid)?;
         if region >= regions {
-            return Err(format!("invalid set_region_mappings region number: {region} >= {regions}"));
+            return Err(format!(
+                "invalid set_region_mappings region number: {region} >= {regions}"
+            ));
         }
         if path >= u64::from(self.num_paths) {
-            return Err(format!("invalid set_region_mappings device: {path} >= {}", self.num_paths));
+            return Err(format!(
+                "invalid set_region_mappings device: {path} >= {}",
+                self.num_paths
+            ));
         }
         self.paths[region as usize] = path as u32;
         *index = region;
@@ -91,7 +97,9 @@ pub fn split(text: &[u8]) -> Vec<Vec<u8>> {
     while let Some(byte) = bytes.next() {
         match byte {
             b' ' | 9 | 10 | 11 | 12 | 13 | 0xa0 => words.extend(word.take()),
-            b'\\' if bytes.peek().is_some() => word.get_or_insert_with(Vec::new).extend(bytes.next()),
+            b'\\' if bytes.peek().is_some() => {
+                word.get_or_insert_with(Vec::new).extend(bytes.next())
+            }
             _ => word.get_or_insert_with(Vec::new).push(byte),
         }
     }

@@ -1,8 +1,9 @@
-//! The table: lines as `dmsetup` reads them, and the rules the device-mapper core has for their sectors and
-//! for the devices below.
+//! The table: lines as `dmsetup` reads them, and the rules the device-mapper core has for their
+//! sectors and for the devices below.
 //!
-//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers; nothing of
-//! a table is used before the whole table has been read, so the first error ends the reading.
+//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers;
+//! nothing of a table is used before the whole table has been read, so the first error ends the
+//! reading.
 
 use core::fmt;
 
@@ -10,7 +11,8 @@ use super::args::Printable;
 use super::error::Error;
 use super::units::{MAX_DEVICE_SECTORS, SECTOR_SHIFT};
 
-/// Longest target type in bytes: the kernel interface has 16 for it, one of them the terminating NUL.
+/// Longest target type in bytes: the kernel interface has 16 for it, one of them the terminating
+/// NUL.
 pub const MAX_TYPE_LEN: usize = 15;
 
 /// One line of a table: a target with its place on the device.
@@ -46,7 +48,8 @@ pub enum LineError<'a> {
 }
 
 impl<'a> LineError<'a> {
-    /// `dmsetup`'s text, which names the file the table came from (nothing for `--table` and standard input).
+    /// `dmsetup`'s text, which names the file the table came from (nothing for `--table` and
+    /// standard input).
     #[must_use]
     pub const fn in_table(self, name: &'a str) -> InTable<'a> {
         InTable { error: self, name }
@@ -63,7 +66,9 @@ pub struct InTable<'a> {
 impl fmt::Display for InTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.error {
-            LineError::Format { line } => write!(f, "Invalid format on line {line} of table {}.", self.name),
+            LineError::Format { line } => {
+                write!(f, "Invalid format on line {line} of table {}.", self.name)
+            }
             LineError::TypeTooLong { kind, .. } => {
                 write!(f, "Target type name {} is too long.", Printable(kind))
             }
@@ -79,8 +84,8 @@ impl fmt::Display for LineError<'_> {
 
 impl core::error::Error for LineError<'_> {}
 
-/// The targets of a table text, one a line; blank lines and lines that begin with `#` are skipped, and so is
-/// everything from the first `#` of the parameters on.
+/// The targets of a table text, one a line; blank lines and lines that begin with `#` are skipped,
+/// and so is everything from the first `#` of the parameters on.
 ///
 /// ```
 /// use blkswitch_core::table::lines;
@@ -162,8 +167,8 @@ fn trim_end(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// What `%llu` reads: blanks, a sign, decimal digits. A number too large becomes the largest, a negative one
-/// wraps; the rules for sectors refuse both afterwards.
+/// What `%llu` reads: blanks, a sign, decimal digits. A number too large becomes the largest, a
+/// negative one wraps; the rules for sectors refuse both afterwards.
 fn scan_u64(text: &[u8]) -> Option<(u64, &[u8])> {
     let text = trim_start(text);
     let (negative, mut rest) = match text.split_first() {
@@ -178,7 +183,9 @@ fn scan_u64(text: &[u8]) -> Option<(u64, &[u8])> {
             break;
         }
         value = Some(match value.unwrap_or(Some(0u64)) {
-            Some(value) => value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit))),
+            Some(value) => {
+                value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit)))
+            }
             None => None,
         });
         rest = after;
@@ -191,10 +198,11 @@ fn scan_u64(text: &[u8]) -> Option<(u64, &[u8])> {
     Some((value, rest))
 }
 
-/// The core's rules for the places of targets: they follow each other without a gap from sector 0 on.
+/// The core's rules for the places of targets: they follow each other without a gap from sector 0
+/// on.
 ///
-/// The kernel looks up the target type between the two checks, so they are two calls: [`Layout::extent`], the
-/// caller's look-up ([`Error::UnknownType`]), [`Layout::append`].
+/// The kernel looks up the target type between the two checks, so they are two calls:
+/// [`Layout::extent`], the caller's look-up ([`Error::UnknownType`]), [`Layout::append`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     end: u64,
@@ -239,8 +247,8 @@ impl Layout {
     }
 }
 
-/// Does a device of `dev_size` sectors with this logical block size (bytes, a power of two) have room for
-/// `len` sectors from sector `start` on, in whole blocks?
+/// Does a device of `dev_size` sectors with this logical block size (bytes, a power of two) have
+/// room for `len` sectors from sector `start` on, in whole blocks?
 pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) -> Result<(), Error> {
     match start.checked_add(len) {
         Some(end) if start < dev_size && end <= dev_size => {}
@@ -255,9 +263,13 @@ pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) ->
     Ok(())
 }
 
-/// Do region boundaries fall on boundaries of blocks of this size (bytes, a power of two)? Ours, the kernel
-/// does not ask; with a single region there is no boundary to fall anywhere.
-pub const fn check_region_size(region_size: u32, nr_regions: u64, block_size: u32) -> Result<(), Error> {
+/// Do region boundaries fall on boundaries of blocks of this size (bytes, a power of two)? Ours,
+/// the kernel does not ask; with a single region there is no boundary to fall anywhere.
+pub const fn check_region_size(
+    region_size: u32,
+    nr_regions: u64,
+    block_size: u32,
+) -> Result<(), Error> {
     if nr_regions > 1 && !is_block_multiple(region_size as u64, block_size) {
         return Err(Error::RegionUnaligned { region_size, block_size });
     }

@@ -1,11 +1,14 @@
-//! Units: sectors, region numbers and path numbers, so that they are not mixed up at public boundaries.
+//! Units: sectors, region numbers and path numbers, so that they are not mixed up at public
+//! boundaries.
 //!
-//! Contract: plain numbers with a name; nothing is checked here. Inside the functions that run once per
-//! request or per message argument plain `u64` and `u32` are used, under names that carry the unit.
+//! Contract: plain numbers with a name; nothing is checked here. Inside the functions that run once
+//! per request or per message argument plain `u64` and `u32` are used, under names that carry the
+//! unit.
 
 use core::fmt;
 
-/// Bytes in a sector: the unit of every size and offset in a table line, whatever the disks' own blocks are.
+/// Bytes in a sector: the unit of every size and offset in a table line, whatever the disks' own
+/// blocks are.
 pub const SECTOR_SIZE: u64 = 512;
 /// `1 << SECTOR_SHIFT == SECTOR_SIZE`.
 pub const SECTOR_SHIFT: u32 = 9;

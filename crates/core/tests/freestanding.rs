@@ -1,5 +1,5 @@
-//! The core compiled as the kernel module compiles it needs no symbol of libcore: no panic, no formatting, no
-//! 128-bit division, nothing that a kernel has not got.
+//! The core compiled as the kernel module compiles it needs no symbol of libcore: no panic, no
+//! formatting, no 128-bit division, nothing that a kernel has not got.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,13 @@ fn needs_no_symbol() {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let compiled = Command::new(rustc)
         .args(["--cfg=feature=\"multipath\""])
-        .args(["--edition=2024", "--crate-type=staticlib", "--emit=obj", "-Cpanic=abort", "-Copt-level=2"])
+        .args([
+            "--edition=2024",
+            "--crate-type=staticlib",
+            "--emit=obj",
+            "-Cpanic=abort",
+            "-Copt-level=2",
+        ])
         .args([
             "-Ccodegen-units=1",
             "-Crelocation-model=static",
@@ -34,7 +40,10 @@ fn needs_no_symbol() {
         file.symbols().filter(wanted).map(|symbol| symbol.name().unwrap().to_owned()).collect()
     };
     let defined = symbols(|symbol| symbol.is_definition());
-    assert!(defined.iter().filter(|symbol| symbol.starts_with("probe_")).count() >= 13, "{defined:?}");
+    assert!(
+        defined.iter().filter(|symbol| symbol.starts_with("probe_")).count() >= 13,
+        "{defined:?}"
+    );
     let mut needed = symbols(|symbol| symbol.is_undefined());
     // An ELF symbol table begins with an entry that is none.
     needed.retain(|symbol| !symbol.is_empty() && !ALLOWED.contains(&symbol.as_str()));

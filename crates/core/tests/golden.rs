@@ -1,6 +1,6 @@
-//! Replays what a real kernel did (`tests/golden/`), as far as the core decides it: constructors, table rules
-//! and messages. Cases that come out differently must be listed in `docs/kernel-differences.md`, and only
-//! those.
+//! Replays what a real kernel did (`tests/golden/`), as far as the core decides it: constructors,
+//! table rules and messages. Cases that come out differently must be listed in
+//! `docs/kernel-differences.md`, and only those.
 
 mod common;
 
@@ -43,7 +43,8 @@ struct Device {
     block_size: u32,
 }
 
-/// The devices of the recorded machine. `None`: whether it can be opened is not for the core to say.
+/// The devices of the recorded machine. `None`: whether it can be opened is not for the core to
+/// say.
 fn device(name: &str) -> Option<Device> {
     let (number, log_name, sectors, block_size) = match name {
         "/dev/ram0" | "/dev/link0" | "1:0" | "01:00" | "/dev/spa ce0" => ("1:0", "ram0", 8192, 512),
@@ -97,7 +98,8 @@ fn load(case: &Value) -> Result<Vec<Loaded>, Refused> {
                 errno: error.errno(),
                 log: error.of_device(device.log_name).to_string(),
             };
-            check_area(*offset, geometry.len_sectors(), device.sectors, device.block_size).map_err(refuse)?;
+            check_area(*offset, geometry.len_sectors(), device.sectors, device.block_size)
+                .map_err(refuse)?;
             check_region_size(geometry.region_size(), geometry.nr_regions(), device.block_size)
                 .map_err(refuse)?;
         }
@@ -127,8 +129,10 @@ fn load_target(case: &Value, layout: &mut Layout, target: &Target<'_>) -> Result
     let words: Vec<&[u8]> = split_in_place(&mut params).collect();
     let prefix = format!("{} {} {kind}", target.start, target.len);
     if kind != "switch" {
-        let words =
-            words.iter().map(|word| format!(" {}", String::from_utf8_lossy(word))).collect::<String>();
+        let words = words
+            .iter()
+            .map(|word| format!(" {}", String::from_utf8_lossy(word)))
+            .collect::<String>();
         let line = format!("{prefix}{}", words.replace("/dev/ram3", "1:3"));
         return Ok(Loaded { start: target.start, line, geometry: None, paths: Vec::new() });
     }
@@ -143,7 +147,8 @@ fn load_target(case: &Value, layout: &mut Layout, target: &Target<'_>) -> Result
         let device = match device(name) {
             Some(device) if !held => device,
             _ => {
-                let errno = recorded_lookup(case).unwrap_or_else(|| panic!("the kernel opened {name}"));
+                let errno =
+                    recorded_lookup(case).unwrap_or_else(|| panic!("the kernel opened {name}"));
                 return Err(refuse(path.lookup_failed(errno)));
             }
         };
@@ -173,7 +178,8 @@ fn replay_constructor(case: &Value) -> Result<(), String> {
             differs("load", errno.name(), text(case, "load"))?;
             // Warnings (level 4) come before the error.
             let lines = case["load_kmsg"].as_array().unwrap();
-            let first = lines.iter().find(|line| line[0] == 3).map_or("", |line| line[1].as_str().unwrap());
+            let first =
+                lines.iter().find(|line| line[0] == 3).map_or("", |line| line[1].as_str().unwrap());
             return differs("log", format!("device-mapper: table: $DEV: {log}"), first.to_owned());
         }
     };
@@ -186,8 +192,8 @@ fn replay_constructor(case: &Value) -> Result<(), String> {
         (&targets[..], case["nr_regions"].as_u64())
     {
         differs("regions", geometry.nr_regions(), regions)?;
-        // Where sectors of a disk were not written first, the record has no map but what the disk read back
-        // as.
+        // Where sectors of a disk were not written first, the record has no map but what the disk
+        // read back as.
         if let Some(map) = case["map"].as_str().filter(|map| !map.starts_with('b')) {
             differs("map", paths(&new_map(*geometry)), expand(map))?;
         }
@@ -206,7 +212,8 @@ fn constructors() {
 fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)>)> {
     // Recorded text is Latin-1: a character is a byte.
     let mut bytes: Vec<u8> = text(step, "msg").chars().map(|c| u8::try_from(c).unwrap()).collect();
-    let refuse = |level, text: String| Some(("EINVAL", vec![(level, format!("device-mapper: {text}"))]));
+    let refuse =
+        |level, text: String| Some(("EINVAL", vec![(level, format!("device-mapper: {text}"))]));
     let whole = bytes.clone();
     let mut words = split_in_place(&mut bytes);
     let Some(first) = words.next() else {
@@ -228,8 +235,10 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
     }
     let mut text_words = blkswitch_core::args::Words::new(&whole);
     text_words.next();
-    let as_text =
-        Message::new().apply_text(&twin, text_words.rest(), true).map_err(|(_, error)| error).map(|_| ());
+    let as_text = Message::new()
+        .apply_text(&twin, text_words.rest(), true)
+        .map_err(|(_, error)| error)
+        .map(|_| ());
     let mut message = Message::new();
     let mut verdict = Some(("ok", Vec::new()));
     let mut as_words = Ok(());
@@ -252,8 +261,9 @@ fn replay_messages(case: &Value) -> Result<(), String> {
         let at = |what: &str| format!("step {number}, {what}");
         if let Some((result, log)) = send(&map, step) {
             let kmsg = step["kmsg"].as_array().unwrap();
-            let kmsg =
-                kmsg.iter().map(|line| (line[0].as_u64().unwrap(), line[1].as_str().unwrap().to_owned()));
+            let kmsg = kmsg
+                .iter()
+                .map(|line| (line[0].as_u64().unwrap(), line[1].as_str().unwrap().to_owned()));
             differs(&at("result"), result, text(step, "result"))?;
             differs(&at("log"), log, kmsg.collect())?;
         }

@@ -1,8 +1,10 @@
-//! Every order in which two threads can take their steps through the multipath target, up to a bound of preemptions:
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_multipath`.
+//! Every order in which two threads can take their steps through the multipath target, up to a
+//! bound of preemptions: `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test
+//! loom_multipath`.
 //!
-//! What loom 0.7 does not see: orders in which another thread comes between a load and an exchange of one thread on the
-//! same atomic (`fetch_update`). So the state of a path is changed by single steps only.
+//! What loom 0.7 does not see: orders in which another thread comes between a load and an exchange
+//! of one thread on the same atomic (`fetch_update`). So the state of a path is changed by single
+//! steps only.
 #![cfg(loom)]
 
 use blkswitch_core::multipath::outcome::EIO;
@@ -14,7 +16,8 @@ use loom::thread;
 
 type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
 
-/// How often a thread may be interrupted where it does not wait by itself. Each miss of a path that is up takes one.
+/// How often a thread may be interrupted where it does not wait by itself. Each miss of a path that
+/// is up takes one.
 const PREEMPTIONS: usize = 4;
 
 fn new(line: &str) -> Owned {
@@ -49,7 +52,8 @@ fn finds_the_path_that_is_up() {
     check(|| {
         let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
         multipath.fail_path(0, &mut |_| {});
-        // No group is named or in use: the search then looks at every path once, so one miss is a wrong answer.
+        // No group is named or in use: the search then looks at every path once, so one miss is a
+        // wrong answer.
         let command = Command::parse(&[b"enable_group", b"1"]).unwrap();
         multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
         let queue = {
@@ -68,8 +72,8 @@ fn finds_the_path_that_is_up() {
     });
 }
 
-/// Two queues report the same path: it fails once, both requests go on over the other group, and one is told that the
-/// group has changed.
+/// Two queues report the same path: it fails once, both requests go on over the other group, and
+/// one is told that the group has changed.
 #[test]
 fn fails_a_path_once() {
     check(|| {
@@ -86,7 +90,8 @@ fn fails_a_path_once() {
                 events
             })
         });
-        let events: Vec<Event> = queues.into_iter().flat_map(|queue| queue.join().unwrap()).collect();
+        let events: Vec<Event> =
+            queues.into_iter().flat_map(|queue| queue.join().unwrap()).collect();
         let count = |event| events.iter().filter(|other| **other == event).count();
         assert_eq!(count(Event::PathFailed { path: 0, left: 1 }), 1);
         assert_eq!((count(Event::GroupSwitched { group: 2 }), events.len()), (1, 2));
@@ -99,7 +104,8 @@ fn fails_a_path_once() {
 #[test]
 fn a_message_wins_over_a_change_of_groups() {
     check(|| {
-        let multipath = Arc::new(new("0 0 3 1 round-robin 0 1 0 a round-robin 0 1 0 b round-robin 0 1 0 c"));
+        let multipath =
+            Arc::new(new("0 0 3 1 round-robin 0 1 0 a round-robin 0 1 0 b round-robin 0 1 0 c"));
         let attempt = sent(multipath.select(Default::default(), &mut |_| {}));
         let queue = {
             let multipath = multipath.clone();
@@ -117,7 +123,8 @@ fn a_message_wins_over_a_change_of_groups() {
     });
 }
 
-/// Two queues that choose at the same time take both paths, or one of them has looked in vain too often.
+/// Two queues that choose at the same time take both paths, or one of them has looked in vain too
+/// often.
 #[test]
 fn round_robin_hands_out_each_turn_once() {
     check(|| {

@@ -1,9 +1,11 @@
 //! The region table while messages change it, in every order that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_regions`. Empty without `--cfg loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_regions`. Empty
+//! without `--cfg loom`.
 //!
-//! The promises: a look-up has the path that its region had before an argument or has after it, whatever happens to
-//! the regions in the same word; it never goes back; and who has been told that a message was applied finds all of
-//! it. There is one writer at a time, as the table's contract says: the message lock is the tests' own here.
+//! The promises: a look-up has the path that its region had before an argument or has after it,
+//! whatever happens to the regions in the same word; it never goes back; and who has been told that
+//! a message was applied finds all of it. There is one writer at a time, as the table's contract
+//! says: the message lock is the tests' own here.
 #![cfg(loom)]
 
 use blkswitch_core::model::Model;
@@ -46,13 +48,17 @@ fn look(table: &Table, regions: &[u64], told: &AtomicBool, old: &[u32], new: &[u
     let mut seen = vec![told; new.len()];
     for &region in regions {
         let (path, at) = (table.route(region).path, region as usize);
-        assert!([old[at], new[at]].contains(&path), "region {region} took path {path}, not one of its own");
+        assert!(
+            [old[at], new[at]].contains(&path),
+            "region {region} took path {path}, not one of its own"
+        );
         assert!(path == new[at] || !seen[at], "region {region} went back to path {path}");
         seen[at] |= path != old[at];
     }
 }
 
-/// A queue looks at some regions while a message changes the table; then others, as every look-up multiplies the orders.
+/// A queue looks at some regions while a message changes the table; then others, as every look-up
+/// multiplies the orders.
 fn change_while_looking(
     (num_paths, regions): (u32, u64),
     before: &'static str,
@@ -127,10 +133,16 @@ fn repetitions_over_words() {
 /// A long `R`, which goes on from where nothing needs to be waited for.
 #[test]
 fn long_repetitions() {
-    change_while_looking((3, 600), "8:1", "1:2 R2,250", &[&[2, 40, 2], &[300, 592, 300], &[593, 595, 593]]);
+    change_while_looking(
+        (3, 600),
+        "8:1",
+        "1:2 R2,250",
+        &[&[2, 40, 2], &[300, 592, 300], &[593, 595, 593]],
+    );
 }
 
-/// Two messages come at once: the lock lets one go first, and neither undoes what the other did to the same word.
+/// Two messages come at once: the lock lets one go first, and neither undoes what the other did to
+/// the same word.
 #[test]
 fn no_message_undoes_another() {
     const SIZE: (u32, u64) = (3, 40);
@@ -159,7 +171,8 @@ fn no_message_undoes_another() {
     });
 }
 
-/// Back to round robin: each region has either path, and words that were never written are left alone.
+/// Back to round robin: each region has either path, and words that were never written are left
+/// alone.
 #[test]
 fn reset_while_looking() {
     const SIZE: (u32, u64) = (3, 70);

@@ -53,8 +53,8 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     Ok(())
 }
 
-/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken many at a
-/// time where they lie.
+/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken
+/// many at a time where they lie.
 fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut text = [b"\0", text].concat();
     let base = text.as_ptr().addr();
@@ -124,7 +124,9 @@ fn message(regions: u64, num_paths: u32) -> impl Strategy<Value = Vec<u8>> {
 fn shape() -> impl Strategy<Value = (u64, u32, u32)> {
     let num_paths = prop_oneof![
         1u32..20,
-        prop::sample::select(vec![2, 3, 4, 5, 8, 15, 16, 17, 255, 256, 257, 65535, 65536, 65537, 262_141])
+        prop::sample::select(vec![
+            2, 3, 4, 5, 8, 15, 16, 17, 255, 256, 257, 65535, 65536, 65537, 262_141
+        ])
     ];
     (1u64..700, num_paths, 1u32..4)
 }
@@ -352,7 +354,8 @@ proptest! {
         };
         let size = u64::from(size);
         prop_assert_eq!(geometry.nr_regions(), MAX_DEVICE_SECTORS.div_ceil(size));
-        // The sector itself, and the neighbourhood of a region boundary, where a wrong quotient shows first.
+        // The sector itself, and the neighbourhood of a region boundary, where a wrong quotient
+        // shows first.
         let boundary = near % geometry.nr_regions() * size;
         for sector in [sector, boundary.saturating_sub(1), boundary, boundary + 1] {
             let sector = sector.min(MAX_DEVICE_SECTORS);

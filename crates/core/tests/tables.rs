@@ -24,14 +24,20 @@ fn table_lines() {
     assert_eq!(line("# 1\n\n \n0 1 x\n#"), Ok((0, 1, "x", "")));
     assert_eq!(line("0 8192switch 1"), Ok((0, 8192, "switch", "1")));
     assert_eq!(line("+1 -1 switch"), Ok((1, u64::MAX, "switch", "")));
-    assert_eq!(line("99999999999999999999 18446744073709551615 x"), Ok((u64::MAX, u64::MAX, "x", "")));
+    assert_eq!(
+        line("99999999999999999999 18446744073709551615 x"),
+        Ok((u64::MAX, u64::MAX, "x", ""))
+    );
     assert_eq!(line("-99999999999999999999 1 x"), Ok((u64::MAX, 1, "x", "")));
     for wrong in ["x", "0", "0 8192", "0 8192 ", "0 switch 1", "0x10 1 switch", "- 1 x", "1 + x"] {
         assert_eq!(line(wrong), format(1), "{wrong}");
     }
     assert_eq!(line("#\n\nx"), format(3));
     assert_eq!(line("0 1 abcdefghijklmno"), Ok((0, 1, "abcdefghijklmno", "")));
-    assert_eq!(line("0 1 abcdefghijklmnop"), Err("Target type name abcdefghijklmnop is too long.".into()));
+    assert_eq!(
+        line("0 1 abcdefghijklmnop"),
+        Err("Target type name abcdefghijklmnop is too long.".into())
+    );
     assert_eq!(
         LineError::Format { line: 2 }.in_table("t.txt").to_string(),
         "Invalid format on line 2 of table t.txt."
@@ -63,7 +69,8 @@ fn places_of_targets() {
 
 #[test]
 fn areas_of_devices() {
-    let text = |result: Result<(), Error>| result.map_err(|error| error.of_device("sda").to_string());
+    let text =
+        |result: Result<(), Error>| result.map_err(|error| error.of_device("sda").to_string());
     assert_eq!(text(check_area(0, 100, 100, 512)), Ok(()));
     assert_eq!(text(check_area(8, 96, 104, 4096)), Ok(()));
     assert_eq!(
@@ -119,7 +126,10 @@ fn words() {
     assert_eq!(text(words.next().unwrap()), "a b");
     assert_eq!(words.rest(), br" c\\d e\");
     let word = words.next().unwrap();
-    assert_eq!((text(word).as_str(), word.plain(), word.raw()), (r"c\d", None, br"c\\d".as_slice()));
+    assert_eq!(
+        (text(word).as_str(), word.plain(), word.raw()),
+        (r"c\d", None, br"c\\d".as_slice())
+    );
     assert_eq!(word.to_string(), r"c\x5cd");
     assert_eq!(text(words.next().unwrap()), r"e\");
     assert!(words.next().is_none());
@@ -129,7 +139,8 @@ fn words() {
 #[test]
 fn constructor_words_are_checked_in_order() {
     let parse = |text: &str| {
-        let words: Vec<&[u8]> = text.split(' ').filter(|word| !word.is_empty()).map(str::as_bytes).collect();
+        let words: Vec<&[u8]> =
+            text.split(' ').filter(|word| !word.is_empty()).map(str::as_bytes).collect();
         let mut params = Params::parse(words.into_iter())?;
         params.try_for_each(|path| path.offset().map(|_| ()))
     };
@@ -147,7 +158,8 @@ fn constructor_words_are_checked_in_order() {
 
 #[test]
 fn errors_say_what_is_allowed() {
-    let explained = |error: Error, word: Option<&str>| error.explain(word.map(str::as_bytes)).to_string();
+    let explained =
+        |error: Error, word: Option<&str>| error.explain(word.map(str::as_bytes)).to_string();
     assert_eq!(
         explained(Error::NumPaths { at: 0 }, Some("0")),
         "the number of paths '0' must be a decimal number from 1 to 262141, digits only"
@@ -169,8 +181,10 @@ fn errors_say_what_is_allowed() {
         error.explain(Word::literal(b"5:9")).to_string(),
         "argument 2 '5:9': the path 9 (hex 9) must be from 0 to 2 (hex 2)"
     );
-    let error =
-        MessageError { kind: MessageErrorKind::CycleLength { last: u64::MAX, index: 4 }, position: 1 };
+    let error = MessageError {
+        kind: MessageErrorKind::CycleLength { last: u64::MAX, index: 4 },
+        position: 1,
+    };
     assert_eq!(
         error.explain(Word::literal(b"R0,1")).to_string(),
         "argument 1 'R0,1': the cycle length 0 must be from 1 to 5, as region 4 is the last one mapped"

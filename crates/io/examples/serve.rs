@@ -16,10 +16,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         (args.next().ok_or("which socket?")?, args.next().ok_or("which region size?")?);
     let addresses: Vec<String> = args.collect();
 
-    let queues =
-        std::env::var("QUEUES").ok().and_then(|q| q.parse().ok()).unwrap_or(PoolOptions::default().queues);
+    let queues = std::env::var("QUEUES")
+        .ok()
+        .and_then(|q| q.parse().ok())
+        .unwrap_or(PoolOptions::default().queues);
     let pool = Pool::start(PoolOptions { queues })?;
-    let options = LeafOptions { direct: None, read_only: false, queues: pool.queues(), make_bytes: None };
+    let options =
+        LeafOptions { direct: None, read_only: false, queues: pool.queues(), make_bytes: None };
     let mut table = TableBuilder::new(false);
     let mut paths = Vec::new();
     let mut len = u64::MAX;
@@ -31,8 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if region_size == "linear" {
         table.push(len, Target::Linear(paths[0]));
     } else {
-        let geometry =
-            Geometry::new(len, paths.len() as u32, region_size.parse()?).map_err(|e| e.to_string())?;
+        let geometry = Geometry::new(len, paths.len() as u32, region_size.parse()?)
+            .map_err(|e| e.to_string())?;
         let storage = region_storage(&geometry).ok_or("no memory for the map")?;
         let map = Map::new(geometry, storage).map_err(|_| "the storage is too small")?;
         table.push(len, Target::Switch { map, paths: paths.into() });

@@ -1,7 +1,9 @@
-//! The simulation of the whole data path (tests/sim/) for as long as you like, or one seed in detail.
+//! The simulation of the whole data path (tests/sim/) for as long as you like, or one seed in
+//! detail.
 //!
-//! `cargo run --release -p blkswitch-io --example simulate -- --seed N [--steps M]` replays one seed and says what
-//! happens; `-- --from N --count C [--steps M]` runs many. It fails at the first seed that disagrees with the model.
+//! `cargo run --release -p blkswitch-io --example simulate -- --seed N [--steps M]` replays one
+//! seed and says what happens; `-- --from N --count C [--steps M]` runs many. It fails at the first
+//! seed that disagrees with the model.
 
 #[allow(unreachable_pub, reason = "shared with the tests")]
 #[path = "../tests/sim/mod.rs"]
@@ -16,7 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         let value: u64 = match args.next() {
-            Some(value) => value.parse().map_err(|_| format!("'{name} {value}': not a number\n{USAGE}"))?,
+            Some(value) => {
+                value.parse().map_err(|_| format!("'{name} {value}': not a number\n{USAGE}"))?
+            }
             None => return Err(USAGE.into()),
         };
         match name.as_str() {

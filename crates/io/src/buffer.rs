@@ -1,8 +1,9 @@
 //! Page-aligned buffers of a queue, in size classes, recycled without touching the allocator.
 //!
-//! Contract: one queue owns a [`Buffers`]; a [`Buffer`] is given back with [`Buffers::put`] and never dropped
-//! elsewhere while its request runs. Buffers up to [`KEEP_MAX`] are kept for reuse up to [`KEEP_BYTES`] per class;
-//! larger ones go back to the operating system at once, so a burst of 32 MiB requests leaves nothing behind.
+//! Contract: one queue owns a [`Buffers`]; a [`Buffer`] is given back with [`Buffers::put`] and
+//! never dropped elsewhere while its request runs. Buffers up to [`KEEP_MAX`] are kept for reuse up
+//! to [`KEEP_BYTES`] per class; larger ones go back to the operating system at once, so a burst of
+//! 32 MiB requests leaves nothing behind.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -18,7 +19,8 @@ const KEEP_BYTES: usize = 8 << 20;
 /// Classes 4 KiB, 8 KiB, ... KEEP_MAX.
 const CLASSES: usize = (KEEP_MAX / SMALLEST).trailing_zeros() as usize + 1;
 
-/// A piece of aligned memory. Its content is whatever the last user left: every user fills what it shows.
+/// A piece of aligned memory. Its content is whatever the last user left: every user fills what it
+/// shows.
 #[derive(Debug)]
 pub struct Buffer {
     memory: NonNull<u8>,
@@ -39,7 +41,8 @@ impl Buffer {
     }
 
     fn layout(size: usize) -> Layout {
-        // Both are powers of two or multiples of ALIGN below isize::MAX; the fallback cannot be reached.
+        // Both are powers of two or multiples of ALIGN below isize::MAX; the fallback cannot be
+        // reached.
         Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<[u8; SMALLEST]>())
     }
 
@@ -123,6 +126,10 @@ mod tests {
                 assert_eq!(buffers.take(bytes).as_ptr(), address, "{bytes} is recycled");
             }
         }
-        assert_eq!(buffers.idle.iter().map(Vec::len).sum::<usize>(), 0, "nothing above KEEP_MAX is kept");
+        assert_eq!(
+            buffers.idle.iter().map(Vec::len).sum::<usize>(),
+            0,
+            "nothing above KEEP_MAX is kept"
+        );
     }
 }

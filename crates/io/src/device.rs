@@ -1,12 +1,14 @@
-//! The control side of a device: its names, its live and inactive table, its gate and its message lock.
+//! The control side of a device: its names, its live and inactive table, its gate and its message
+//! lock.
 //!
-//! Contract: every method may be called from any thread and may block (a suspend waits for requests in flight).
-//! Queues know a device by its id and hold their own copy of what is live; control changes it by messages to all
-//! queues, and a swap happens only while every queue has the gate closed and nothing in flight. So no request ever
-//! sees two tables, and the way of a request takes no lock and no atomic operation for it.
+//! Contract: every method may be called from any thread and may block (a suspend waits for requests
+//! in flight). Queues know a device by its id and hold their own copy of what is live; control
+//! changes it by messages to all queues, and a swap happens only while every queue has the gate
+//! closed and nothing in flight. So no request ever sees two tables, and the way of a request takes
+//! no lock and no atomic operation for it.
 //!
-//! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a time), `state`
-//! (short, never held while waiting).
+//! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
+//! time), `state` (short, never held while waiting).
 
 mod leaving;
 mod paths;
@@ -144,7 +146,8 @@ pub struct Info {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves no half-done state behind these locks: each critical section is a few assignments.
+    // A panic elsewhere leaves no half-done state behind these locks: each critical section is a
+    // few assignments.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -230,8 +233,8 @@ impl Device {
         limits
     }
 
-    /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make the device
-    /// stand on itself or the stack too deep.
+    /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make
+    /// the device stand on itself or the stack too deep.
     pub fn load(&self, table: Table) -> Result<(), DeviceError> {
         /// Two loads at once could each find no loop and make one together.
         static LOADING: Mutex<()> = Mutex::new(());
@@ -267,14 +270,16 @@ impl Device {
         drop(old);
     }
 
-    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending twice is fine.
-    /// What a multipath device holds for want of a path stays held; what finds none meanwhile fails.
+    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending
+    /// twice is fine. What a multipath device holds for want of a path stays held; what finds none
+    /// meanwhile fails.
     pub fn suspend(&self) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
         self.close_gate(false)
     }
 
-    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's policy is.
+    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's
+    /// policy is.
     pub fn suspend_noflush(&self) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
         self.close_gate(true)
@@ -291,7 +296,8 @@ impl Device {
         Ok(())
     }
 
-    /// Swaps the inactive table in, if there is one, and opens the gate. For a swap a gate that is open is closed as by
+    /// Swaps the inactive table in, if there is one, and opens the gate. For a swap a gate that is
+    /// open is closed as by
     /// [`Device::suspend_noflush`]: the new table may have the path that a request finds no more.
     pub fn resume(&self) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
@@ -301,11 +307,12 @@ impl Device {
         };
         match (inactive, live) {
             (Some(table), old) => {
-                // A message that is being handled finishes on the table it began with. It may take its time (its
-                // words come from a client), so the gate is open until then.
+                // A message that is being handled finishes on the table it began with. It may take
+                // its time (its words come from a client), so the gate is open until then.
                 let _message = lock(&self.message);
                 self.close_gate(true)?;
-                let live = Arc::new(Live { departed: leaving::departed(old.as_deref(), &table), table });
+                let live =
+                    Arc::new(Live { departed: leaving::departed(old.as_deref(), &table), table });
                 drop(old);
                 self.open_gate(Some(live.clone()))?;
                 let mut state = lock(&self.state);
@@ -324,14 +331,19 @@ impl Device {
 
     fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
         let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Open { device: self.id, live: live.clone(), ack: latch.ack() });
+        self.mailboxes.send_all(|_| Command::Open {
+            device: self.id,
+            live: live.clone(),
+            ack: latch.ack(),
+        });
         drop(live);
         latch.wait().map_err(|_| DeviceError::Stopping)?;
         lock(&self.state).suspended = false;
         Ok(())
     }
 
-    /// Begins a message to the segment that holds `sector`, a switch or multipath; one at a time per device.
+    /// Begins a message to the segment that holds `sector`, a switch or multipath; one at a time
+    /// per device.
     pub fn messenger(&self, sector: u64) -> Result<Messenger<'_>, DeviceError> {
         let lock = lock(&self.message);
         let table = self.live().ok_or(DeviceError::NoTable)?;
@@ -362,8 +374,8 @@ impl Device {
         self.event.notify_all();
     }
 
-    /// Waits until the event number differs from `event_nr` or the device is removed; returns the number, or
-    /// nothing when time ran out.
+    /// Waits until the event number differs from `event_nr` or the device is removed; returns the
+    /// number, or nothing when time ran out.
     pub fn wait_event(&self, event_nr: u32, at_most: Duration) -> Option<u32> {
         let until = Instant::now() + at_most;
         let mut state = lock(&self.state);
@@ -429,7 +441,8 @@ impl Device {
         let _control = lock(&self.control);
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Remove { device: self.id, ack: latch.ack() });
-        // A pool that is stopping has no queues left that could answer; there is nothing more to wait for.
+        // A pool that is stopping has no queues left that could answer; there is nothing more to
+        // wait for.
         let _ = latch.wait();
         self.flush_all();
         let mut state = lock(&self.state);

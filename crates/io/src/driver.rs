@@ -1,8 +1,10 @@
-//! A switch, or any other table, driven by its owner's own thread: requests go in by call and answers come out by call,
-//! without a queue thread, a gate or an export. For programs that route requests in their own process.
+//! A switch, or any other table, driven by its owner's own thread: requests go in by call and
+//! answers come out by call, without a queue thread, a gate or an export. For programs that route
+//! requests in their own process.
 //!
-//! Contract: one thread. A driver is as live as it is waited on: what takes too long is found out, and a remote leaf
-//! connected again, in [`Driver::wait`]. A request's memory is the driver's until it is answered.
+//! Contract: one thread. A driver is as live as it is waited on: what takes too long is found out,
+//! and a remote leaf connected again, in [`Driver::wait`]. A request's memory is the driver's until
+//! it is answered.
 
 use std::io;
 use std::mem;
@@ -27,7 +29,8 @@ pub struct Ask {
     pub offset: u64,
     /// Length in bytes, in whole sectors; 0 for a flush.
     pub len: u64,
-    /// What is written, or memory for what is read: at least `len` bytes. Nothing for other operations.
+    /// What is written, or memory for what is read: at least `len` bytes. Nothing for other
+    /// operations.
     pub data: Vec<u8>,
     /// Comes back with the answer.
     pub token: u64,
@@ -113,7 +116,8 @@ impl Driver {
         })
     }
 
-    /// A device with this table, which is built for one queue and stands on leaves only. Returns its number.
+    /// A device with this table, which is built for one queue and stands on leaves only. Returns
+    /// its number.
     pub fn add(&mut self, table: Arc<Table>) -> u32 {
         let device = self.devices;
         self.devices += 1;
@@ -123,8 +127,9 @@ impl Driver {
         device
     }
 
-    /// Starts a request; what the kernel has to do for it is handed over with the next [`Driver::wait`], together with
-    /// others. It is answered exactly once, there. `EINVAL`: it is not in whole sectors, or has less data than it says.
+    /// Starts a request; what the kernel has to do for it is handed over with the next
+    /// [`Driver::wait`], together with others. It is answered exactly once, there. `EINVAL`: it is
+    /// not in whole sectors, or has less data than it says.
     pub fn start(&mut self, device: u32, ask: Ask) {
         let Ask { op, fua, offset, len, mut data, token } = ask;
         let needs = if matches!(op, Op::Read | Op::Write) { len } else { 0 };
@@ -135,15 +140,16 @@ impl Driver {
         self.ring.read_clock();
         let span = Span(data.as_mut_ptr());
         let id = self.under_way.insert((token, data));
-        let request = Request { op, fua, offset, len, data: span, pages: None, token: u64::from(id) };
+        let request =
+            Request { op, fua, offset, len, data: span, pages: None, token: u64::from(id) };
         if let Some(errno) = self.pipeline.start(device, &request, &mut self.ring) {
             self.answer(Done { token: request.token, errno });
         }
     }
 
-    /// Waits until something happens, unless there are answers already, and appends these to `answers`: perhaps none yet.
-    /// Only for who has requests to be answered: without, nothing may ever happen. Errors: the ring fails, and nothing is
-    /// answered any more.
+    /// Waits until something happens, unless there are answers already, and appends these to
+    /// `answers`: perhaps none yet. Only for who has requests to be answered: without, nothing may
+    /// ever happen. Errors: the ring fails, and nothing is answered any more.
     pub fn wait(&mut self, answers: &mut Vec<Answer>) -> io::Result<()> {
         // A link without a connection may have answered at once.
         self.carry();
@@ -198,8 +204,8 @@ impl Driver {
     }
 }
 
-/// Waits for what is under way, as closing a file does: the kernel may write to its memory until then. What is held for
-/// want of a path fails.
+/// Waits for what is under way, as closing a file does: the kernel may write to its memory until
+/// then. What is held for want of a path fails.
 impl Drop for Driver {
     fn drop(&mut self) {
         self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);

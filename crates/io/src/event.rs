@@ -1,7 +1,8 @@
 //! What happens to devices, for who watches.
 //!
-//! Contract: an observer is called on the thread that made a change, or on the pool's watcher for what a queue has
-//! found out; never on a queue. It must not block. Changes that are made at once are told in any order.
+//! Contract: an observer is called on the thread that made a change, or on the pool's watcher for
+//! what a queue has found out; never on a queue. It must not block. Changes that are made at once
+//! are told in any order.
 
 use blkswitch_core::multipath::Event;
 

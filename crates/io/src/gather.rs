@@ -1,5 +1,5 @@
-//! Bytes from many places that leave by one call, and the sockets they leave by: what the connections of an export
-//! and those of a leaf share.
+//! Bytes from many places that leave by one call, and the sockets they leave by: what the
+//! connections of an export and those of a leaf share.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -8,13 +8,14 @@ use io_uring::{opcode, squeue, types};
 /// Socket buffer asked for, so that a batch leaves at once.
 const SOCKET_BUFFER: i32 = 4 << 20;
 
-/// Has the socket's close throw away what has not been delivered yet, and tell the other side so (a reset). Without it a
-/// TCP socket that is closed goes on delivering what was written to it, for minutes if need be: requests that were
-/// given up long ago, and were sent again by another path.
+/// Has the socket's close throw away what has not been delivered yet, and tell the other side so (a
+/// reset). Without it a TCP socket that is closed goes on delivering what was written to it, for
+/// minutes if need be: requests that were given up long ago, and were sent again by another path.
 pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let len = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: a system call on a borrowed descriptor with a live structure. What is not TCP ignores it.
+    // SAFETY: a system call on a borrowed descriptor with a live structure. What is not TCP ignores
+    // it.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -28,8 +29,9 @@ pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
 
 /// A list of pieces of memory and how far it has been sent.
 ///
-/// Contract: whoever adds a piece keeps it valid and in place until the list is cleared; whoever hands the message to
-/// the kernel neither clears nor changes the list until the kernel has given it back.
+/// Contract: whoever adds a piece keeps it valid and in place until the list is cleared; whoever
+/// hands the message to the kernel neither clears nor changes the list until the kernel has given
+/// it back.
 #[derive(Default)]
 pub(crate) struct Gather {
     iovecs: Vec<libc::iovec>,
@@ -68,19 +70,21 @@ impl Gather {
         }
     }
 
-    /// Sends what the socket takes at once, by a plain system call. That is nearly always all, and a send through
-    /// the ring would complete while it is submitted, and cost a turn of the loop of its own. Errors are left to the
-    /// ring to find ([`Gather::entry`]).
+    /// Sends what the socket takes at once, by a plain system call. That is nearly always all, and
+    /// a send through the ring would complete while it is submitted, and cost a turn of the loop of
+    /// its own. Errors are left to the ring to find ([`Gather::entry`]).
     pub(crate) fn send_now(&mut self, socket: BorrowedFd<'_>) {
         let Some(message) = self.message() else { return };
         let (fd, flags) = (socket.as_raw_fd(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
-        // SAFETY: a system call on a live descriptor; what the header points to is valid (the type's contract) and
-        // only read. Not libc's function, which makes itself a point where a thread can be cancelled (some 35 ns).
+        // SAFETY: a system call on a live descriptor; what the header points to is valid (the
+        // type's contract) and only read. Not libc's function, which makes itself a point where a
+        // thread can be cancelled (some 35 ns).
         let sent = unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) };
         self.advance(sent.max(0) as usize);
     }
 
-    /// The submission that sends the rest, if there is one. The list stays as it is until that has completed.
+    /// The submission that sends the rest, if there is one. The list stays as it is until that has
+    /// completed.
     pub(crate) fn entry(&mut self, socket: BorrowedFd<'_>) -> Option<squeue::Entry> {
         let fd = types::Fd(socket.as_raw_fd());
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
@@ -105,7 +109,8 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value:
     unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), 4) };
 }
 
-/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found out.
+/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found
+/// out.
 pub(crate) fn tune(socket: BorrowedFd<'_>) {
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, SOCKET_BUFFER);
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
@@ -118,7 +123,8 @@ pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
     let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
     // SAFETY: receives at most one byte into a live one.
     let got = unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-    got == 0 || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+    got == 0
+        || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
 }
 
 /// Ends what is under way on a socket, in one direction or both.
@@ -172,6 +178,9 @@ mod tests {
             reset_on_close(socket.as_fd());
             end(socket);
         });
-        assert!(read < written, "all {written} bytes were delivered after the connection was given up");
+        assert!(
+            read < written,
+            "all {written} bytes were delivered after the connection was given up"
+        );
     }
 }

@@ -1,6 +1,8 @@
-//! Leaves: what finally does the I/O. An address, the engine that reaches it, and what is known about its writes.
+//! Leaves: what finally does the I/O. An address, the engine that reaches it, and what is known
+//! about its writes.
 //!
-//! Contract: a [`Leaf`] is shared by every table that names it and every queue. Queues submit through
+//! Contract: a [`Leaf`] is shared by every table that names it and every queue. Queues submit
+//! through
 //! [`Leaf::engine`]; the only shared words a request touches are its queue's line in [`Dirty`].
 
 use std::fmt;
@@ -56,7 +58,9 @@ pub enum LeafError {
         source: io::Error,
     },
     /// Somebody else writes to it.
-    #[error("'{0}' is in use: another process holds a lock on it (or it is mounted); one writer at a time")]
+    #[error(
+        "'{0}' is in use: another process holds a lock on it (or it is mounted); one writer at a time"
+    )]
     Busy(String),
     /// Neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
@@ -68,7 +72,9 @@ pub enum LeafError {
     )]
     Zoned(String),
     /// A leaf that this build cannot reach.
-    #[error("'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)")]
+    #[error(
+        "'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)"
+    )]
     NoIscsi(String),
     /// A file of no whole sector.
     #[error(
@@ -81,7 +87,8 @@ impl LeafError {
     /// Whether it cannot be reached, rather than being wrong.
     pub fn is_unreachable(&self) -> bool {
         let LeafError::System { source, .. } = self else { return false };
-        let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::NotConnected, io::ErrorKind::UnexpectedEof];
+        let kinds =
+            [io::ErrorKind::TimedOut, io::ErrorKind::NotConnected, io::ErrorKind::UnexpectedEof];
         source.raw_os_error().is_some() || kinds.contains(&source.kind())
     }
 
@@ -103,7 +110,8 @@ impl LeafError {
 pub enum Address {
     /// A regular file or block device.
     Path(PathBuf),
-    /// Memory of this process, gone with the last table that names it. With a name it is shared by name.
+    /// Memory of this process, gone with the last table that names it. With a name it is shared by
+    /// name.
     Memory {
         /// Size in bytes.
         bytes: u64,
@@ -133,7 +141,9 @@ impl Address {
     pub fn is_remote(&self) -> bool {
         match self {
             Address::Nbd(_) | Address::Iscsi(_) => true,
-            Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => false,
+            Address::Path(_) | Address::Memory { .. } | Address::Null { .. } | Address::Sim(_) => {
+                false
+            }
         }
     }
 }
@@ -203,8 +213,8 @@ impl FromStr for Address {
 /// How a leaf is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct LeafOptions {
-    /// Past the page cache (`Some(true)`), through it (`Some(false)`), or what suits: block devices direct,
-    /// regular files through it.
+    /// Past the page cache (`Some(true)`), through it (`Some(false)`), or what suits: block devices
+    /// direct, regular files through it.
     pub direct: Option<bool>,
     /// Open for reading only.
     pub read_only: bool,
@@ -214,11 +224,13 @@ pub struct LeafOptions {
     pub make_bytes: Option<u64>,
 }
 
-/// Which completed writes no flush has covered yet. Lock-free; per leaf, so per device whatever the connection.
+/// Which completed writes no flush has covered yet. Lock-free; per leaf, so per device whatever the
+/// connection.
 ///
-/// Each queue counts the writes it completed in its own line, before the write is answered. A flush sums the lines
-/// *before* it starts, and records that sum when it has succeeded: a write that completes while the flush runs is
-/// beyond the sum and stays unflushed. A flush that fails records nothing.
+/// Each queue counts the writes it completed in its own line, before the write is answered. A flush
+/// sums the lines *before* it starts, and records that sum when it has succeeded: a write that
+/// completes while the flush runs is beyond the sum and stays unflushed. A flush that fails records
+/// nothing.
 #[derive(Debug)]
 pub struct Dirty {
     writes: Box<[Line]>,
@@ -233,13 +245,18 @@ struct Line(AtomicU64);
 impl Dirty {
     /// Nothing written yet, `queues` writers.
     pub fn new(queues: usize) -> Dirty {
-        Dirty { writes: (0..queues.max(1)).map(|_| Line::default()).collect(), flushed: AtomicU64::new(0) }
+        Dirty {
+            writes: (0..queues.max(1)).map(|_| Line::default()).collect(),
+            flushed: AtomicU64::new(0),
+        }
     }
 
-    /// A write of `queue` has completed. Called by that queue's thread only, before the write is answered.
+    /// A write of `queue` has completed. Called by that queue's thread only, before the write is
+    /// answered.
     pub fn wrote(&self, queue: usize) {
         if let Some(line) = self.writes.get(queue) {
-            // One writer per line: a plain add, published so that a flush elsewhere that hears of the answer sees it.
+            // One writer per line: a plain add, published so that a flush elsewhere that hears of
+            // the answer sees it.
             line.0.store(line.0.load(Ordering::Relaxed) + 1, Ordering::Release);
         }
     }
@@ -269,7 +286,10 @@ pub struct Leaf {
 
 impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leaf").field("name", &self.name).field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Leaf")
+            .field("name", &self.name)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -289,7 +309,8 @@ pub(crate) fn open_engine(
                 name: format!("mem:{bytes}"),
                 source,
             })?;
-            let shown = name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
+            let shown =
+                name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
             (Engine::Memory(engine), Limits::memory(*bytes), shown)
         }
         Address::Nbd(address) => {
@@ -309,7 +330,11 @@ pub(crate) fn open_engine(
         Address::Sim(sim) => {
             let engine = SimEngine::new(sim);
             let reached = engine.probe(Duration::ZERO);
-            reached.map_err(|source| LeafError::System { what: "reach", name: sim.to_string(), source })?;
+            reached.map_err(|source| LeafError::System {
+                what: "reach",
+                name: sim.to_string(),
+                source,
+            })?;
             let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
             (Engine::Sim(Box::new(engine)), limits, sim.to_string())
         }
@@ -323,11 +348,12 @@ impl Leaf {
         Ok(Leaf::new(address, options, engine, limits, name))
     }
 
-    /// A leaf that cannot be reached, and becomes what it should be once a probe reaches it: a path to the same volume
-    /// as `other`.
+    /// A leaf that cannot be reached, and becomes what it should be once a probe reaches it: a path
+    /// to the same volume as `other`.
     pub fn absent(address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
         let (limits, identity) = (other.limits.clone(), other.engine.identity());
-        let engine = Engine::Absent(Box::new(AbsentEngine::new(address, options, &limits, identity)));
+        let engine =
+            Engine::Absent(Box::new(AbsentEngine::new(address, options, &limits, identity)));
         Leaf::new(address, options, engine, limits, address.to_string())
     }
 
@@ -343,14 +369,15 @@ impl Leaf {
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let dirty = Dirty::new(options.queues);
         if engine.has_cache() && !limits.read_only {
-            // An earlier process may have answered writes, been killed, and left them in the cache: as good as ours.
+            // An earlier process may have answered writes, been killed, and left them in the cache:
+            // as good as ours.
             dirty.wrote(0);
         }
         Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) })
     }
 
-    /// Two addresses with one key are one leaf: the same file or device, the same named memory. Nothing for what
-    /// is its own leaf each time.
+    /// Two addresses with one key are one leaf: the same file or device, the same named memory.
+    /// Nothing for what is its own leaf each time.
     pub fn key_of(address: &Address) -> Option<String> {
         match address {
             Address::Path(path) => FileEngine::key(path),
@@ -390,7 +417,8 @@ impl Leaf {
         &self.dirty
     }
 
-    /// Whether a flush has failed so that writes may be gone: from then on it fails whenever it is flushed.
+    /// Whether a flush has failed so that writes may be gone: from then on it fails whenever it is
+    /// flushed.
     pub fn is_lossy(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
@@ -402,9 +430,9 @@ impl Leaf {
 
     /// The verdict on a flush that covered `written` and ended with `errno` (0: success).
     ///
-    /// The kernel reports a failed write-back once and then forgets the pages: the next fsync succeeds although
-    /// the data is gone. So once a flush of a cached file has failed, every later one fails too, until the leaf is
-    /// opened anew.
+    /// The kernel reports a failed write-back once and then forgets the pages: the next fsync
+    /// succeeds although the data is gone. So once a flush of a cached file has failed, every later
+    /// one fails too, until the leaf is opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
             if self.engine.may_have_dropped_writes(errno) {
@@ -413,8 +441,8 @@ impl Leaf {
             return errno;
         }
         if self.lost.load(Ordering::Acquire) {
-            // Not EIO: that would say that the path is no good, and a multipath would ask another one, which knows nothing
-            // of what is gone here.
+            // Not EIO: that would say that the path is no good, and a multipath would ask another
+            // one, which knows nothing of what is gone here.
             return libc::EREMOTEIO;
         }
         self.dirty.flushed(written);
@@ -430,7 +458,8 @@ impl Leaf {
                 Ok(())
             };
         };
-        let errno = self.engine.flush_blocking().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+        let errno =
+            self.engine.flush_blocking().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
         match self.judge_flush(written, errno) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -449,7 +478,10 @@ mod tests {
         for bad in ["", "K", "0", "511", "-1", "+512", "1.5M", "99999999999999T", "512 "] {
             assert_eq!(parse_size(bad), None, "{bad:?}");
         }
-        assert_eq!("mem:1M".parse::<Address>().unwrap(), Address::Memory { bytes: 1 << 20, name: None });
+        assert_eq!(
+            "mem:1M".parse::<Address>().unwrap(),
+            Address::Memory { bytes: 1 << 20, name: None }
+        );
         assert_eq!("/dev/sda".parse::<Address>().unwrap(), Address::Path("/dev/sda".into()));
         let error = "ram0".parse::<Address>().unwrap_err().to_string();
         assert!(error.contains("'ram0'") && error.contains("mem:SIZE"), "{error}");
@@ -471,14 +503,16 @@ mod tests {
         assert_eq!(dirty.unflushed(), None, "an older flush that ends late takes nothing back");
     }
 
-    /// A path error would have a multipath ask a path that knows nothing of the lost writes, and be told that all is well.
+    /// A path error would have a multipath ask a path that knows nothing of the lost writes, and be
+    /// told that all is well.
     #[test]
     fn a_leaf_that_lost_writes_goes_on_saying_so_and_blames_no_path() {
         use blkswitch_core::multipath::outcome::is_path_error;
 
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Path(dir.path().join("file"));
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: Some(4096) };
+        let options =
+            LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: Some(4096) };
         let leaf = Leaf::open(&address, &options).unwrap();
         assert_eq!(leaf.judge_flush(1, libc::EIO), libc::EIO);
         for _ in 0..2 {

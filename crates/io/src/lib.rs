@@ -1,9 +1,10 @@
 //! blkswitch-io: moves the bytes of blkswitch.
 //!
-//! A [`Pool`] runs queue threads. Each owns one io_uring, one [`pipeline::Pipeline`] and any number of export
-//! connections, and shares nothing with its siblings on the way of a request but the region slots of a map and
-//! one counter line per leaf. A [`Device`] is the control side of one device: its live and inactive table, its
-//! gate, its message lock. Control reaches the queues through a mailbox; it never waits inside one.
+//! A [`Pool`] runs queue threads. Each owns one io_uring, one [`pipeline::Pipeline`] and any number
+//! of export connections, and shares nothing with its siblings on the way of a request but the
+//! region slots of a map and one counter line per leaf. A [`Device`] is the control side of one
+//! device: its live and inactive table, its gate, its message lock. Control reaches the queues
+//! through a mailbox; it never waits inside one.
 //!
 //! See ARCHITECTURE.md for the life of a request and of a remap.
 

@@ -1,8 +1,9 @@
-//! The numbers of the NBD protocol, and the reader that takes them from bytes: for both sides, the export
-//! ([`crate::export::nbd`]) and the leaf ([`crate::engine::nbd`]).
+//! The numbers of the NBD protocol, and the reader that takes them from bytes: for both sides, the
+//! export ([`crate::export::nbd`]) and the leaf ([`crate::engine::nbd`]).
 //!
-//! Contract: no behaviour beyond translation. Names are those of the protocol's document without the prefix that the
-//! module already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is big-endian.
+//! Contract: no behaviour beyond translation. Names are those of the protocol's document without
+//! the prefix that the module already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is
+//! big-endian.
 
 /// First magic of the greeting, `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -256,10 +257,11 @@ impl NbdError {
         self as u32
     }
 
-    /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP` becomes
-    /// `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it asked for it. Errors that say
-    /// that a leaf cannot be reached from here become `NBD_ESHUTDOWN`, not `NBD_EIO`: the volume is well, and a client
-    /// with another way to it should take that, as it would if this server went away.
+    /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP`
+    /// becomes `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it
+    /// asked for it. Errors that say that a leaf cannot be reached from here become
+    /// `NBD_ESHUTDOWN`, not `NBD_EIO`: the volume is well, and a client with another way to it
+    /// should take that, as it would if this server went away.
     pub const fn from_errno(errno: i32) -> NbdError {
         match errno {
             libc::EPERM | libc::EACCES | libc::EROFS => NbdError::Perm,
@@ -298,7 +300,8 @@ impl NbdError {
     }
 }
 
-/// Takes big-endian numbers and byte strings from the front of a slice; `None` when it is too short.
+/// Takes big-endian numbers and byte strings from the front of a slice; `None` when it is too
+/// short.
 pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

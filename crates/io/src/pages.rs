@@ -1,12 +1,16 @@
-//! The data of a request that lies in pages of the kernel: whoever made the request keeps it, and we are lent it.
+//! The data of a request that lies in pages of the kernel: whoever made the request keeps it, and
+//! we are lent it.
 //!
-//! A leaf that takes it so (`Engine::takes_pages`) moves the bytes between its medium and the pages, and nobody copies:
-//! the pages are in the ring's table of buffers, in a slot. For all others the bytes are copied, by [`Pages::fetch`] and
-//! [`Pages::store`], from and to the memory that the request has besides. Which of the two is decided for each part when
-//! it is submitted, so a request may meet any table, and any leaf after another.
+//! A leaf that takes it so (`Engine::takes_pages`) moves the bytes between its medium and the
+//! pages, and nobody copies: the pages are in the ring's table of buffers, in a slot. For all
+//! others the bytes are copied, by [`Pages::fetch`] and
+//! [`Pages::store`], from and to the memory that the request has besides. Which of the two is
+//! decided for each part when it is submitted, so a request may meet any table, and any leaf after
+//! another.
 //!
-//! Contract: valid from the request's start until it is answered, on the queue that started it. The parts of a request
-//! have disjoint pieces of its memory, and a piece's place in the memory is its place in the pages.
+//! Contract: valid from the request's start until it is answered, on the queue that started it. The
+//! parts of a request have disjoint pieces of its memory, and a piece's place in the memory is its
+//! place in the pages.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -57,7 +61,8 @@ impl Pages {
         let mut done = 0;
         while done < len {
             let at = (self.at + self.offset(data) + done) as i64;
-            // SAFETY: a system call on a descriptor that is open while the request lives, on memory as promised.
+            // SAFETY: a system call on a descriptor that is open while the request lives, on memory
+            // as promised.
             let moved = unsafe { libc::syscall(call, self.file, data.at(done).0, len - done, at) };
             match moved {
                 1.. => done += moved as u64,

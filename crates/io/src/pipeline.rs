@@ -1,12 +1,13 @@
 //! The way of a request on one queue: gate, split, submit, judge, join, answer.
 //!
-//! Contract: one thread owns a pipeline. It takes a [`Request`] with [`Pipeline::start`] and answers each exactly
-//! once, by what that returns or in [`Pipeline::take_done`]. It holds its own copy of what is live on each device; control changes that only
-//! through [`Pipeline::close`] and [`Pipeline::open`], so nothing here is locked. In steady state nothing is
-//! allocated: requests and parts live in slabs, pieces in a scratch list.
+//! Contract: one thread owns a pipeline. It takes a [`Request`] with [`Pipeline::start`] and
+//! answers each exactly once, by what that returns or in [`Pipeline::take_done`]. It holds its own
+//! copy of what is live on each device; control changes that only through [`Pipeline::close`] and
+//! [`Pipeline::open`], so nothing here is locked. In steady state nothing is allocated: requests
+//! and parts live in slabs, pieces in a scratch list.
 //!
-//! Two windows bound the work: a request is split into at most [`WINDOW`] pieces at a time, and goes on when these
-//! are done; and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
+//! Two windows bound the work: a request is split into at most [`WINDOW`] pieces at a time, and
+//! goes on when these are done; and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -107,8 +108,9 @@ impl Pipeline {
         }
     }
 
-    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a path is not. What finds
-    /// no path from now on is held with `noflush`, and fails without, whatever the device's policy is.
+    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a
+    /// path is not. What finds no path from now on is held with `noflush`, and fails without,
+    /// whatever the device's policy is.
     pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
@@ -137,15 +139,15 @@ impl Pipeline {
         }
     }
 
-    /// Answers everything that waits at a closed gate or for a path with an error, and what comes to one or finds none
-    /// from now on.
+    /// Answers everything that waits at a closed gate or for a path with an error, and what comes
+    /// to one or finds none from now on.
     pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
         self.refusal = Some(errno);
         self.reject_parked(errno, |_| true, ring);
     }
 
-    /// Answers with an error what waits at a closed gate or for a path, of those requests that `is_of` names by their
-    /// token.
+    /// Answers with an error what waits at a closed gate or for a path, of those requests that
+    /// `is_of` names by their token.
     pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
         for device in 0..self.devices.len() as u32 {
             self.reject_held(device, errno, &is_of, ring);
@@ -153,7 +155,9 @@ impl Pipeline {
             for parked in mem::take(&mut local.parked) {
                 let token = match parked {
                     Parked::Request(request) => Some(request.token),
-                    Parked::Piece { request, .. } => self.running.get(request).map(|r| r.request.token),
+                    Parked::Piece { request, .. } => {
+                        self.running.get(request).map(|r| r.request.token)
+                    }
                 };
                 if !token.is_none_or(&is_of) {
                     if let Some(local) = self.local(device) {
@@ -162,7 +166,9 @@ impl Pipeline {
                     continue;
                 }
                 match parked {
-                    Parked::Request(request) => self.done.push(Done { token: request.token, errno }),
+                    Parked::Request(request) => {
+                        self.done.push(Done { token: request.token, errno })
+                    }
                     Parked::Piece { request, piece } => {
                         self.leave_below(&piece.hops);
                         self.piece_done(request, errno, ring);
@@ -172,11 +178,14 @@ impl Pipeline {
         }
     }
 
-    /// Takes a request. Its answer is what is returned, 0 or a positive errno, or, if that is nothing, appears in
+    /// Takes a request. Its answer is what is returned, 0 or a positive errno, or, if that is
+    /// nothing, appears in
     /// [`Pipeline::take_done`], perhaps at once.
     #[must_use = "this may be the answer"]
     pub fn start(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
-        let Some(Some(local)) = self.devices.get_mut(device as usize) else { return Some(libc::ENXIO) };
+        let Some(Some(local)) = self.devices.get_mut(device as usize) else {
+            return Some(libc::ENXIO);
+        };
         if local.open {
             return self.begin(device, request, ring);
         }
@@ -195,7 +204,8 @@ impl Pipeline {
         }
     }
 
-    /// What has changed on multipath devices since this was last called: the device's id, and the change.
+    /// What has changed on multipath devices since this was last called: the device's id, and the
+    /// change.
     pub fn take_events(&mut self) -> impl Iterator<Item = (u32, Event)> + '_ {
         self.events.drain(..)
     }
@@ -231,7 +241,8 @@ impl Pipeline {
         if completion.deferred {
             let Some(part) = self.parts.get(id) else { return };
             let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
-            // SAFETY: the request's data stays lent until the request is answered, which waits for this part.
+            // SAFETY: the request's data stays lent until the request is answered, which waits for
+            // this part.
             result = unsafe { leaf.engine().finish(&part.io) };
         }
         self.drive(id, Some(result), ring);
@@ -273,10 +284,16 @@ impl Pipeline {
         if request.op == Op::Flush {
             split::flush(&self.devices, running.device, Hops::default(), &mut pieces);
         } else {
-            let (at, left) = ((request.offset + running.split) / 512, (request.len - running.split) / 512);
+            let (at, left) =
+                ((request.offset + running.split) / 512, (request.len - running.split) / 512);
             let taken = split::range(
                 &self.devices,
-                &split::Range { device: running.device, sector: at, sectors: left, data: running.split },
+                &split::Range {
+                    device: running.device,
+                    sector: at,
+                    sectors: left,
+                    data: running.split,
+                },
                 Hops::default(),
                 &mut pieces,
             );
@@ -299,10 +316,12 @@ impl Pipeline {
                 PieceTo::Nowhere => {
                     if request.op == Op::Read {
                         let data = request.data.at(piece.data);
-                        // SAFETY: the export lends `request.len` bytes; the piece lies within (split::range).
+                        // SAFETY: the export lends `request.len` bytes; the piece lies within
+                        // (split::range).
                         unsafe { data.0.write_bytes(0, piece.len as usize) };
                         // SAFETY: as above.
-                        let stored = request.pages.map(|pages| unsafe { pages.store(data, piece.len) });
+                        let stored =
+                            request.pages.map(|pages| unsafe { pages.store(data, piece.len) });
                         if let Some(Err(error)) = stored {
                             running.errno = worst(running.errno, -error as i32);
                         }
@@ -385,7 +404,8 @@ impl Pipeline {
         if is_flush {
             split::flush(&self.devices, device, piece.hops, &mut pieces);
         } else {
-            // Not windowed: the piece was part of a window already, and its rest has nowhere else to be kept.
+            // Not windowed: the piece was part of a window already, and its rest has nowhere else
+            // to be kept.
             let mut at = split::Range {
                 device,
                 sector: piece.offset / 512,
@@ -415,7 +435,8 @@ impl Pipeline {
         loop {
             let Some(part) = self.parts.get_mut(id) else { return };
             part.io.part = id;
-            // SAFETY: the export lends the data until the request is answered; that waits for all its parts.
+            // SAFETY: the export lends the data until the request is answered; that waits for all
+            // its parts.
             match unsafe { advance(&self.devices, part, result.take(), may_flush, ring) } {
                 Step::Pending => return,
                 Step::Flush => {
@@ -430,7 +451,8 @@ impl Pipeline {
         }
     }
 
-    /// A part is done: those that waited for the same flush are too. True: it is to be driven again, on another path.
+    /// A part is done: those that waited for the same flush are too. True: it is to be driven
+    /// again, on another path.
     fn part_done(&mut self, id: u32, ring: &mut Ring) -> bool {
         let Some(part) = self.parts.get(id) else { return false };
         let (is_flush, errno) = (part.io.op == LeafOp::Flush, part.whole.errno);
@@ -456,8 +478,8 @@ impl Pipeline {
         self.answer_part(id, ring)
     }
 
-    /// Ends a part, unless it went down a path of a multipath device and that has other plans. True: it is to be driven
-    /// again.
+    /// Ends a part, unless it went down a path of a multipath device and that has other plans.
+    /// True: it is to be driven again.
     fn answer_part(&mut self, id: u32, ring: &mut Ring) -> bool {
         match self.attempts.get_mut(id as usize).and_then(Option::take) {
             Some(attempt) => self.judge_attempt(id, attempt, ring),
@@ -468,8 +490,8 @@ impl Pipeline {
         }
     }
 
-    /// Counts a part, leaves the gates it went through, and tells its request. `attempted`: the last path was counted
-    /// for each attempt.
+    /// Counts a part, leaves the gates it went through, and tells its request. `attempted`: the
+    /// last path was counted for each attempt.
     fn end_part(&mut self, id: u32, attempted: bool, ring: &mut Ring) {
         let Some(part) = self.parts.remove(id) else { return };
         let (is_alone, hops) = (part.request == ALONE, &part.hops);
@@ -488,7 +510,8 @@ impl Pipeline {
         }
     }
 
-    /// Counts an operation for the devices of its way from the `devices`th on, and for the first `paths` paths of it.
+    /// Counts an operation for the devices of its way from the `devices`th on, and for the first
+    /// `paths` paths of it.
     #[inline(always)]
     fn count(&self, hops: &Hops, (devices, paths): (usize, usize), what: Counted) {
         let Counted { kind, len, failed, ns } = what;
@@ -523,7 +546,8 @@ impl Pipeline {
             return self.uncount_if_held(id);
         }
         if running.errno == 0 && running.split < running.request.len {
-            // Not at once: leaves that answer at once would have one request keep the queue from all others.
+            // Not at once: leaves that answer at once would have one request keep the queue from
+            // all others.
             running.left = 1;
             return ring.defer_window(id);
         }
@@ -585,7 +609,8 @@ enum Step {
     Flush,
 }
 
-/// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done, or is to flush and may not.
+/// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done, or
+/// is to flush and may not.
 ///
 /// # Safety
 /// The part's data stays lent until it is done.
@@ -642,11 +667,7 @@ fn check(live: Option<&Live>, request: &Request) -> i32 {
     let beyond = if request.op == Op::Write { libc::ENOSPC } else { libc::EINVAL };
     match request.offset.checked_add(request.len) {
         Some(end) if end <= live.table.len() * 512 => {
-            if (request.offset | request.len).is_multiple_of(512) {
-                0
-            } else {
-                libc::EINVAL
-            }
+            if (request.offset | request.len).is_multiple_of(512) { 0 } else { libc::EINVAL }
         }
         _ => beyond,
     }

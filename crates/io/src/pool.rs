@@ -1,7 +1,8 @@
-//! The pool: queue threads, the devices they serve, and the mailboxes by which control reaches them.
+//! The pool: queue threads, the devices they serve, and the mailboxes by which control reaches
+//! them.
 //!
-//! Contract: a pool is made once per process (or test) and stopped once. Its methods may be called from any thread
-//! but a queue's, and may block until the queues have answered.
+//! Contract: a pool is made once per process (or test) and stopped once. Its methods may be called
+//! from any thread but a queue's, and may block until the queues have answered.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +21,8 @@ use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
 use crate::queue::{Command, Queue};
 
-/// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue memory.
+/// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
+/// memory.
 pub const MAX_QUEUES: usize = 256;
 /// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
 pub const MAX_DEVICES: usize = 1 << 20;
@@ -149,8 +151,8 @@ impl Mailbox {
             None => return,
         }
         let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by overflow, when
-        // the queue is awake anyway.
+        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by
+        // overflow, when the queue is awake anyway.
         unsafe { libc::write(self.wake.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
@@ -231,8 +233,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry without queues: its devices know everything but requests. For whoever runs pipelines himself, as
-    /// the simulation does.
+    /// A registry without queues: its devices know everything but requests. For whoever runs
+    /// pipelines himself, as the simulation does.
     pub fn detached() -> Registry {
         let mailboxes = Arc::new(Mailboxes {
             boxes: Vec::new(),
@@ -267,7 +269,12 @@ impl Registry {
     }
 
     /// Makes a device without a table, with the lowest free id or the one that is asked for.
-    pub fn create(&self, name: &str, uuid: &str, id: Option<u32>) -> Result<Arc<Device>, DeviceError> {
+    pub fn create(
+        &self,
+        name: &str,
+        uuid: &str,
+        id: Option<u32>,
+    ) -> Result<Arc<Device>, DeviceError> {
         let mut devices = self.write();
         for device in devices.iter() {
             let info = device.info();
@@ -281,15 +288,16 @@ impl Registry {
         let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
         let id = match id {
             Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
-            Some(id) => {
-                Some(id).filter(is_free).ok_or_else(|| DeviceError::Exists(format!("number {id}")))?
-            }
+            Some(id) => Some(id)
+                .filter(is_free)
+                .ok_or_else(|| DeviceError::Exists(format!("number {id}")))?,
             None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
         };
         let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
         let latch = Latch::new(self.mailboxes.len());
-        // Sent before anybody can find the device, so that it is the first that a queue hears of it; awaited
-        // without the lock, which a queue may want for a handshake before it reads its mail.
+        // Sent before anybody can find the device, so that it is the first that a queue hears of
+        // it; awaited without the lock, which a queue may want for a handshake before it reads its
+        // mail.
         self.mailboxes.send_all(|_| Command::Install {
             device: id,
             counters: device.counters(),
@@ -388,9 +396,14 @@ impl Pool {
         let (reaper, reap) = mpsc::channel();
         let (watcher, watch) = mpsc::channel();
         let boxes = (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
-        let mailboxes =
-            Arc::new(Mailboxes { boxes, reaper: reaper.clone(), watcher, observer: OnceLock::new() });
-        let registry = Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
+        let mailboxes = Arc::new(Mailboxes {
+            boxes,
+            reaper: reaper.clone(),
+            watcher,
+            observer: OnceLock::new(),
+        });
+        let registry =
+            Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
         let failed = Arc::new(AtomicBool::new(false));
         let pool = Pool {
             registry: registry.clone(),
@@ -402,7 +415,8 @@ impl Pool {
         };
         for number in 0..queues {
             if let Err(error) = pool.start_queue(number) {
-                // Nobody reads their mail: whoever asks them (the stop of those that run) is told so.
+                // Nobody reads their mail: whoever asks them (the stop of those that run) is told
+                // so.
                 pool.mailboxes.boxes.iter().skip(number).for_each(Mailbox::close);
                 return Err(error);
             }
@@ -431,17 +445,19 @@ impl Pool {
         let (mailboxes, registry) = (self.mailboxes.clone(), self.registry.clone());
         let (started, starts) = mpsc::channel();
         let failed = self.failed.clone();
-        let thread = std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
-            // The ring is made on its thread: only that one may use it.
-            let queue = Queue::new(number, mailboxes, registry);
-            let _ = started.send(queue.as_ref().map(|_| ()).map_err(|e| io::Error::from(e.kind())));
-            if let Ok(mut queue) = queue
-                && let Err(error) = queue.run()
-            {
-                tracing::error!(queue = number, %error, "queue stopped: its ring failed");
-                failed.store(true, Ordering::Release);
-            }
-        })?;
+        let thread =
+            std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
+                // The ring is made on its thread: only that one may use it.
+                let queue = Queue::new(number, mailboxes, registry);
+                let _ =
+                    started.send(queue.as_ref().map(|_| ()).map_err(|e| io::Error::from(e.kind())));
+                if let Ok(mut queue) = queue
+                    && let Err(error) = queue.run()
+                {
+                    tracing::error!(queue = number, %error, "queue stopped: its ring failed");
+                    failed.store(true, Ordering::Release);
+                }
+            })?;
         lock(&self.threads).push(thread);
         starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
@@ -479,8 +495,8 @@ impl Pool {
         self.ublk.attach(device, options, &self.mailboxes)
     }
 
-    /// The device is no disk any more. Refused while the disk is in use, unless by force: then whoever uses it gets
-    /// errors from now on, and what the kernel has not written yet is lost.
+    /// The device is no disk any more. Refused while the disk is in use, unless by force: then
+    /// whoever uses it gets errors from now on, and what the kernel has not written yet is lost.
     pub fn detach_ublk(&self, device: &Device, force: bool) -> Result<(), UblkError> {
         self.ublk.detach(device, force, &self.mailboxes)
     }
@@ -490,12 +506,14 @@ impl Pool {
         self.ublk.node(device)
     }
 
-    /// Who uses the disk that a device is, in words for people; nothing if nobody does, or it is none. May block.
+    /// Who uses the disk that a device is, in words for people; nothing if nobody does, or it is
+    /// none. May block.
     pub fn ublk_user(&self, device: &Device) -> Option<String> {
         self.ublk.user(device)
     }
 
-    /// Puts a device behind a disk that a dead server has left ([`ublk::leftovers`]): its requests go on.
+    /// Puts a device behind a disk that a dead server has left ([`ublk::leftovers`]): its requests
+    /// go on.
     pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
         self.ublk.recover(device, id, &self.mailboxes)
     }
@@ -505,8 +523,9 @@ impl Pool {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Stops: no new requests, those in flight are finished and answered (those that wait at a closed gate get
-    /// ESHUTDOWN), every leaf is flushed, the threads end. Disks stay: their requests wait for the next server.
+    /// Stops: no new requests, those in flight are finished and answered (those that wait at a
+    /// closed gate get ESHUTDOWN), every leaf is flushed, the threads end. Disks stay: their
+    /// requests wait for the next server.
     pub fn stop(&self) {
         let latch = Latch::new(self.mailboxes.len());
         self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });

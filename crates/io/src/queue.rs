@@ -1,8 +1,9 @@
 //! A queue: one thread, one ring, one pipeline, any number of connections and ublk hardware queues.
 //!
-//! One turn of its loop: wait for completions (this also hands the last turn's submissions to the kernel), give each
-//! to its owner, carry the answers that became ready to their connections, let every touched connection send and
-//! receive. So a batch of requests costs one system call, however many leaves it touches, and a send per connection.
+//! One turn of its loop: wait for completions (this also hands the last turn's submissions to the
+//! kernel), give each to its owner, carry the answers that became ready to their connections, let
+//! every touched connection send and receive. So a batch of requests costs one system call, however
+//! many leaves it touches, and a send per connection.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -125,14 +126,19 @@ pub struct Queue {
     stopping: Option<Ack>,
     /// A tick is to come.
     ticking: bool,
-    /// Listeners whose last accept failed: tried again at the next tick, for the reason (no descriptors) may last.
+    /// Listeners whose last accept failed: tried again at the next tick, for the reason (no
+    /// descriptors) may last.
     refused: Vec<usize>,
     done: Vec<Done>,
 }
 
 impl Queue {
     /// Queue number `number`, on the thread that will run it.
-    pub fn new(number: usize, mailboxes: Arc<Mailboxes>, registry: Arc<Registry>) -> io::Result<Queue> {
+    pub fn new(
+        number: usize,
+        mailboxes: Arc<Mailboxes>,
+        registry: Arc<Registry>,
+    ) -> io::Result<Queue> {
         Ok(Queue {
             number,
             mailboxes,
@@ -201,7 +207,8 @@ impl Queue {
         match completion.tag {
             Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.ring),
             Tag::Wake => {
-                for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default() {
+                for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default()
+                {
                     self.obey(command);
                 }
                 self.arm_wake();
@@ -220,15 +227,17 @@ impl Queue {
                 self.ticking = false;
                 self.server.tick(self.ring.now_ns());
                 self.ring.links.tick(self.ring.now_ns());
-                std::mem::take(&mut self.refused).into_iter().for_each(|listener| self.arm_accept(listener));
+                std::mem::take(&mut self.refused)
+                    .into_iter()
+                    .for_each(|listener| self.arm_accept(listener));
                 self.keep_ticking();
             }
             Tag::Ignored => {}
         }
     }
 
-    /// Carries answers to those who asked until no more come, then lets the connections send and receive, those of
-    /// links last: what the others have asked for leaves in one batch.
+    /// Carries answers to those who asked until no more come, then lets the connections send and
+    /// receive, those of links last: what the others have asked for leaves in one batch.
     fn carry_answers(&mut self) {
         loop {
             while let Some((part, result)) = self.ring.links.take_finished() {
@@ -319,7 +328,8 @@ impl Queue {
 
     /// Has a tick come if there is something to look at then.
     fn keep_ticking(&mut self) {
-        if !self.ticking && (self.server.is_timed() || self.ring.links.is_timed() || !self.refused.is_empty())
+        if !self.ticking
+            && (self.server.is_timed() || self.ring.links.is_timed() || !self.refused.is_empty())
         {
             self.ticking = true;
             self.ring.tick();
@@ -330,7 +340,8 @@ impl Queue {
         let Some(mailbox) = self.mailboxes.get(self.number) else { return };
         let into = (&raw mut *self.wake_count).cast();
         let entry = opcode::Read::new(types::Fd(mailbox.wake_fd()), into, 8).build();
-        // SAFETY: the count and the descriptor live as long as the queue, which outlives its ring's operations.
+        // SAFETY: the count and the descriptor live as long as the queue, which outlives its ring's
+        // operations.
         unsafe { self.ring.push(&entry.user_data(user_data(Tag::Wake, 0))) };
     }
 
@@ -339,7 +350,8 @@ impl Queue {
         let fd = types::Fd(listener.socket.as_raw_fd());
         let none = std::ptr::null_mut();
         let entry = opcode::Accept::new(fd, none, none.cast()).flags(libc::SOCK_CLOEXEC).build();
-        // SAFETY: nothing is pointed to; a listener that is dropped meanwhile ends the operation with an error.
+        // SAFETY: nothing is pointed to; a listener that is dropped meanwhile ends the operation
+        // with an error.
         unsafe { self.ring.push(&entry.user_data(user_data(Tag::Accept, index as u64))) };
     }
 

@@ -1,14 +1,14 @@
 //! What an export asks of a device, and what comes back.
 //!
-//! A [`Request`] is owned by one stage at a time and answered exactly once: by what [`crate::pipeline::Pipeline::start`]
-//! returns, or later by a [`Done`] with its token.
-//! Offsets and lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
+//! A [`Request`] is owned by one stage at a time and answered exactly once: by what
+//! [`crate::pipeline::Pipeline::start`] returns, or later by a [`Done`] with its token. Offsets and
+//! lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
 //! announced, the pipeline against the live table (a table may have shrunk meanwhile).
 
 use crate::pages::Pages;
 
-/// Kind of a request. Closed set: every stage matches all of it. (With a byte of its own, which is cheaper to tell than a
-/// value that one of the fields cannot have.)
+/// Kind of a request. Closed set: every stage matches all of it. (With a byte of its own, which is
+/// cheaper to tell than a value that one of the fields cannot have.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Op {
@@ -60,9 +60,9 @@ pub struct Request {
 
 /// A piece of memory that an export lends to the pipeline for the life of a request.
 ///
-/// Contract: whoever puts a span in a [`Request`] keeps the memory valid, and neither moves nor touches it, until
-/// the request is answered: its start has returned an answer, or its [`Done`] was taken. The pipeline touches it only in
-/// between.
+/// Contract: whoever puts a span in a [`Request`] keeps the memory valid, and neither moves nor
+/// touches it, until the request is answered: its start has returned an answer, or its [`Done`] was
+/// taken. The pipeline touches it only in between.
 #[derive(Clone, Copy, Debug)]
 pub struct Span(pub *mut u8);
 

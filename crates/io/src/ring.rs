@@ -1,9 +1,10 @@
 //! The ring of one queue: io_uring for what the kernel does, a small heap for what only time does.
 //!
-//! Contract: one thread owns a ring and passes it as an argument. Submissions are collected and go to the kernel
-//! with one system call per turn of the queue's loop ([`Ring::wait`]). The clock is read once per turn
-//! ([`Ring::now_ns`]); everything on the way of a request uses that reading. A ring without a kernel side
-//! ([`Ring::simulated`]) has a clock that jumps to the next deferred completion: the simulation runs on it.
+//! Contract: one thread owns a ring and passes it as an argument. Submissions are collected and go
+//! to the kernel with one system call per turn of the queue's loop ([`Ring::wait`]). The clock is
+//! read once per turn ([`Ring::now_ns`]); everything on the way of a request uses that reading. A
+//! ring without a kernel side ([`Ring::simulated`]) has a clock that jumps to the next deferred
+//! completion: the simulation runs on it.
 
 mod polling;
 
@@ -17,10 +18,11 @@ use io_uring::{IoUring, opcode, squeue, types};
 use crate::engine::links::Links;
 use polling::Polling;
 
-/// Submissions collected before they must go to the kernel. Twice the deepest batch seen in practice; a fuller
-/// queue only means one more system call.
+/// Submissions collected before they must go to the kernel. Twice the deepest batch seen in
+/// practice; a fuller queue only means one more system call.
 const SUBMISSIONS: u32 = 512;
-/// Completions the kernel can hold without its overflow list: several connections' worth of requests in flight.
+/// Completions the kernel can hold without its overflow list: several connections' worth of
+/// requests in flight.
 const COMPLETIONS: u32 = 8192;
 
 /// Places in the ring's table of buffers, once somebody wants one: the most that the kernel gives
@@ -126,11 +128,11 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it (`kernel.io_uring_disabled`, a
-    /// container's seccomp filter).
+    /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it
+    /// (`kernel.io_uring_disabled`, a container's seccomp filter).
     pub fn new() -> io::Result<Ring> {
-        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work, and the flag in
-        // the ring says that there are some; older kernels take the plain ring.
+        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work, and
+        // the flag in the ring says that there are some; older kernels take the plain ring.
         let kernel = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -156,7 +158,8 @@ impl Ring {
         }
     }
 
-    /// Nanoseconds of the system's monotonic clock (of a simulated ring: since it was made), as read at the last turn.
+    /// Nanoseconds of the system's monotonic clock (of a simulated ring: since it was made), as
+    /// read at the last turn.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }
@@ -171,7 +174,8 @@ impl Ring {
     /// Queues one submission; it goes to the kernel with the next [`Ring::wait`].
     ///
     /// # Safety
-    /// What the entry points to (buffers, message headers, descriptors) stays valid until its completion is taken.
+    /// What the entry points to (buffers, message headers, descriptors) stays valid until its
+    /// completion is taken.
     pub unsafe fn push(&mut self, entry: &squeue::Entry) {
         let Some(kernel) = self.kernel.as_mut() else {
             debug_assert!(false, "a simulated ring has no kernel side");
@@ -182,7 +186,8 @@ impl Ring {
             if unsafe { kernel.submission().push(entry) }.is_ok() {
                 return;
             }
-            // Full: hand over what is there. EBUSY (completion queue full) clears as the kernel flushes.
+            // Full: hand over what is there. EBUSY (completion queue full) clears as the kernel
+            // flushes.
             if let Err(error) = kernel.submit()
                 && error.raw_os_error() != Some(libc::EBUSY)
                 && error.raw_os_error() != Some(libc::EINTR)
@@ -195,7 +200,8 @@ impl Ring {
     /// Has a [`Tag::Tick`] come after [`TICK_SECONDS`].
     pub fn tick(&mut self) {
         static TICK: types::Timespec = types::Timespec::new().sec(TICK_SECONDS);
-        let entry = opcode::Timeout::new(&raw const TICK).build().user_data(user_data(Tag::Tick, 0));
+        let entry =
+            opcode::Timeout::new(&raw const TICK).build().user_data(user_data(Tag::Tick, 0));
         // SAFETY: the time it points to is static.
         unsafe { self.push(&entry) };
     }
@@ -215,7 +221,8 @@ impl Ring {
         self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
     }
 
-    /// Takes up to so many places in the ring's table of buffers; fewer, or none, if there are not so many.
+    /// Takes up to so many places in the ring's table of buffers; fewer, or none, if there are not
+    /// so many.
     pub(crate) fn take_slots(&mut self, wanted: usize) -> Vec<u16> {
         let Some(kernel) = self.kernel.as_ref() else { return Vec::new() };
         let free = self.slots.get_or_insert_with(|| {
@@ -235,13 +242,14 @@ impl Ring {
         self.slots.get_or_insert_default().extend(slots);
     }
 
-    /// So many requests were answered in this turn. Where they come in batches a sleep is worth its price: the next
-    /// batch gathers meanwhile.
+    /// So many requests were answered in this turn. Where they come in batches a sleep is worth its
+    /// price: the next batch gathers meanwhile.
     pub fn answered(&mut self, requests: usize) {
         self.answered += requests;
     }
 
-    /// So many requests are under way as the turn ends: with several, a sleep is worth its price, too.
+    /// So many requests are under way as the turn ends: with several, a sleep is worth its price,
+    /// too.
     pub fn under_way(&mut self, requests: usize) {
         self.under_way = requests;
     }
@@ -251,8 +259,8 @@ impl Ring {
         !self.deferred.is_empty()
     }
 
-    /// Submits what was collected, waits for a completion (not at all if `poll`), reads the clock and appends
-    /// what has completed to `out`.
+    /// Submits what was collected, waits for a completion (not at all if `poll`), reads the clock
+    /// and appends what has completed to `out`.
     pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
         if self.kernel.is_some() {
             let waited = self.wait_kernel(poll, out)?;
@@ -267,7 +275,12 @@ impl Ring {
         while let Some(Reverse(next)) = self.deferred.peek()
             && next.at_ns <= self.now_ns
         {
-            out.push(Completion { tag: next.tag, id: u64::from(next.id), result: 0, deferred: true });
+            out.push(Completion {
+                tag: next.tag,
+                id: u64::from(next.id),
+                result: 0,
+                deferred: true,
+            });
             self.deferred.pop();
         }
         Ok(())
@@ -279,18 +292,22 @@ impl Ring {
         let ready = !kernel.completion().is_empty();
         let want = usize::from(!poll && !ready);
         let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
-        // The last turn's reading of the clock is good enough to begin with: a turn is short beside what is told apart.
+        // The last turn's reading of the clock is good enough to begin with: a turn is short beside
+        // what is told apart.
         let one_by_one = mem::take(&mut self.answered) <= 1 && self.under_way <= 1;
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
         let found = look_ns > 0 && look(kernel, until_ns)?;
-        // What the look found may be all there already: a receive of bytes that had come completes as it is submitted.
+        // What the look found may be all there already: a receive of bytes that had come completes
+        // as it is submitted.
         let all_there = found && !kernel.submission().taskrun();
         let result = match next_ns {
             _ if all_there => Ok(0),
             Some(next_ns) if want == 1 => {
                 let ns = next_ns.saturating_sub(clock_ns());
-                let time = types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32);
+                let time = types::Timespec::new()
+                    .sec(ns / 1_000_000_000)
+                    .nsec((ns % 1_000_000_000) as u32);
                 let args = types::SubmitArgs::new().timespec(&time);
                 kernel.submitter().submit_with_args(1, &args)
             }
@@ -298,8 +315,10 @@ impl Ring {
         };
         match result {
             Ok(_) => {}
-            // Time ran out, a signal came, or completions must be taken first: all are reasons to go on.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {}
+            // Time ran out, a signal came, or completions must be taken first: all are reasons to
+            // go on.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+            }
             Err(e) => return Err(e),
         }
         for cqe in kernel.completion() {
@@ -315,8 +334,9 @@ impl Ring {
     }
 }
 
-/// The system's monotonic clock, one for all threads: what one queue measures is compared with what another did. Read
-/// as it is: the standard library's instants take twice the time to be made into a number.
+/// The system's monotonic clock, one for all threads: what one queue measures is compared with what
+/// another did. Read as it is: the standard library's instants take twice the time to be made into
+/// a number.
 fn clock_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to a live structure. Every Linux has this clock.

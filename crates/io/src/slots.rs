@@ -1,11 +1,11 @@
 //! The words of a region map: in memory of this process, or in a file that outlives it.
 //!
-//! A map in a file is what a disk needs whose server may be killed ([`crate::export::ublk`]): a change is a store to
-//! memory that is the file's, so it is there for the next server as soon as it is made, at no cost. It outlives the
-//! machine once it was forced to the medium ([`Slots::sync`]).
+//! A map in a file is what a disk needs whose server may be killed ([`crate::export::ublk`]): a
+//! change is a store to memory that is the file's, so it is there for the next server as soon as it
+//! is made, at no cost. It outlives the machine once it was forced to the medium ([`Slots::sync`]).
 //!
-//! Contract: the words are zero at first and stay where they are. A file stays when its [`Slots`] go: who knows whether
-//! somebody will come for it removes it, by [`InUse::remove_unused`].
+//! Contract: the words are zero at first and stay where they are. A file stays when its [`Slots`]
+//! go: who knows whether somebody will come for it removes it, by [`InUse::remove_unused`].
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct InUse(Arc<Mutex<HashSet<PathBuf>>>);
 
 impl InUse {
-    /// Removes a file, unless a map is in it. A file too many does no harm, so one that cannot be removed is only logged.
+    /// Removes a file, unless a map is in it. A file too many does no harm, so one that cannot be
+    /// removed is only logged.
     pub fn remove_unused(&self, path: &Path) {
         // Held, so that no map is made in it meanwhile.
         let in_use = self.lock();
@@ -51,16 +52,16 @@ unsafe impl Send for Slots {}
 unsafe impl Sync for Slots {}
 
 impl Slots {
-    /// Words in memory, zeroed without being touched: a device of a billion regions appears at once. Nothing when the
-    /// machine has not that much address space.
+    /// Words in memory, zeroed without being touched: a device of a billion regions appears at
+    /// once. Nothing when the machine has not that much address space.
     pub fn in_memory(len: usize) -> Option<Slots> {
         let words: Box<[AtomicU64]> = bytemuck::allocation::try_zeroed_slice_box(len).ok()?;
         let memory = NonNull::from(Box::leak(words)).cast();
         Some(Slots { memory, len, file: None })
     }
 
-    /// Words in a new file, which has room for all of them from the start: a store to a file that cannot grow would
-    /// end the process. Errors: there is such a file already, or no room.
+    /// Words in a new file, which has room for all of them from the start: a store to a file that
+    /// cannot grow would end the process. Errors: there is such a file already, or no room.
     pub fn in_new_file(path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
         let mut files = in_use.lock();
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
@@ -84,7 +85,10 @@ impl Slots {
         let mut files = in_use.lock();
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < bytes(len)? as u64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too short for the map"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file is too short for the map",
+            ));
         }
         let made = Self::map(&file, path, len, in_use)?;
         files.insert(path.to_owned());
@@ -132,13 +136,14 @@ fn bytes(len: usize) -> io::Result<usize> {
 impl AsRef<[AtomicU64]> for Slots {
     #[inline]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: `len` words are allocated or mapped there as long as we live; any bits are an AtomicU64.
+        // SAFETY: `len` words are allocated or mapped there as long as we live; any bits are an
+        // AtomicU64.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
 }
 
-/// Where loom tries orders, a map's words are loom's, and those have no place in memory that is ours: there are none, so
-/// that no map can be made of these.
+/// Where loom tries orders, a map's words are loom's, and those have no place in memory that is
+/// ours: there are none, so that no map can be made of these.
 #[cfg(loom)]
 impl AsRef<[loom::sync::atomic::AtomicU64]> for Slots {
     fn as_ref(&self) -> &[loom::sync::atomic::AtomicU64] {
@@ -181,7 +186,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map");
         let in_use = InUse::default();
-        for slots in [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &in_use).unwrap()] {
+        for slots in
+            [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &in_use).unwrap()]
+        {
             assert_eq!(slots.as_ref().len(), 1000);
             assert!((0..1000).all(|at| get(&slots, at) == 0));
             set(&slots, 999, u64::MAX);

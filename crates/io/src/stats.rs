@@ -1,8 +1,8 @@
 //! Counters: reads, writes, bytes, flushes, discards, errors and latencies.
 //!
-//! Contract: a [`Counters`] is written by one queue thread (plain load, add, store: no locked instruction) and read
-//! by anyone, relaxed. Totals are sums over the queues. Latencies are kept in buckets of a quarter of a power of
-//! two, so a quantile is right to within 25 %.
+//! Contract: a [`Counters`] is written by one queue thread (plain load, add, store: no locked
+//! instruction) and read by anyone, relaxed. Totals are sums over the queues. Latencies are kept in
+//! buckets of a quarter of a power of two, so a quantile is right to within 25 %.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -158,7 +158,8 @@ impl Histogram {
         }
     }
 
-    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing if none ran.
+    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing
+    /// if none ran.
     pub fn quantile_ns(&self, fraction: f64) -> Option<u64> {
         let all: u64 = self.buckets.iter().sum();
         let mut left = (all as f64 * fraction).ceil().max(1.0) as u64;
@@ -227,7 +228,9 @@ mod tests {
     #[test]
     fn buckets_are_ordered_and_within_a_quarter() {
         let mut last = 0;
-        for ns in (0..40).flat_map(|p| [1u64 << p, (1 << p) + (1 << p) / 3, (1 << p) + (1 << p) / 2]) {
+        for ns in
+            (0..40).flat_map(|p| [1u64 << p, (1 << p) + (1 << p) / 3, (1 << p) + (1 << p) / 2])
+        {
             let index = bucket(ns);
             assert!(index >= last || index == BUCKETS - 1, "{ns}");
             last = index;

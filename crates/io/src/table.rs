@@ -1,8 +1,9 @@
-//! A table as the pipeline runs it: segments, what they send requests to, and the leaves all of them use.
+//! A table as the pipeline runs it: segments, what they send requests to, and the leaves all of
+//! them use.
 //!
-//! Contract: a [`Table`] is built by control, checked, and then never changed, but for the region slots of its
-//! switch maps (atomics, written under the device's message lock). Building opens nothing; dropping the last
-//! reference closes the leaves and releases the devices below.
+//! Contract: a [`Table`] is built by control, checked, and then never changed, but for the region
+//! slots of its switch maps (atomics, written under the device's message lock). Building opens
+//! nothing; dropping the last reference closes the leaves and releases the devices below.
 
 use std::sync::Arc;
 
@@ -62,8 +63,8 @@ pub enum Target {
         /// The stripes in order.
         stripes: Box<[To]>,
     },
-    /// All to one of several paths to one volume. The only segment of its table; its paths are leaves, each from its
-    /// first sector.
+    /// All to one of several paths to one volume. The only segment of its table; its paths are
+    /// leaves, each from its first sector.
     Multipath {
         /// Which of them, and what their answers mean.
         groups: PathGroups,
@@ -183,8 +184,9 @@ impl Table {
         self.devices.iter().map(OpenDevice::device)
     }
 
-    /// Whether requests whose data is in pages ([`crate::pages`]) cost less with the leaves below: all take it so, and one
-    /// goes past the page cache. (To copy between the page cache and pages costs no less than to copy through memory.)
+    /// Whether requests whose data is in pages ([`crate::pages`]) cost less with the leaves below:
+    /// all take it so, and one goes past the page cache. (To copy between the page cache and pages
+    /// costs no less than to copy through memory.)
     pub fn gains_by_pages(&self) -> bool {
         let (mut all, mut any) = (true, false);
         self.each_leaf(&mut |leaf| {
@@ -288,7 +290,8 @@ impl TableBuilder {
         self.leaves.iter().position(|l| l.key() == key).map(|index| Below::Leaf(index as u32))
     }
 
-    /// Uses a device below; it counts as open until the table is dropped. Nothing if it is being removed.
+    /// Uses a device below; it counts as open until the table is dropped. Nothing if it is being
+    /// removed.
     pub fn device(&mut self, device: &Arc<Device>) -> Option<Below> {
         if !self.devices.iter().any(|d| Arc::ptr_eq(d.device(), device)) {
             self.devices.push(OpenDevice::new(device)?);
@@ -309,7 +312,8 @@ impl TableBuilder {
     /// Adds a segment behind the last.
     pub fn push(&mut self, len: u64, target: Target) {
         let start = self.segments.last().map_or(0, |s| s.start + s.len);
-        let first_path = self.segments.last().map_or(0, |s| s.first_path + s.target.paths().len() as u32);
+        let first_path =
+            self.segments.last().map_or(0, |s| s.first_path + s.target.paths().len() as u32);
         self.segments.push(Segment { start, len, target, first_path });
     }
 
@@ -355,8 +359,8 @@ impl TableBuilder {
     }
 }
 
-/// Storage for a map, zeroed without being touched: a device of a billion regions appears at once. Nothing when
-/// the machine has not that much address space.
+/// Storage for a map, zeroed without being touched: a device of a billion regions appears at once.
+/// Nothing when the machine has not that much address space.
 pub fn region_storage(geometry: &Geometry) -> Option<Slots> {
     Slots::in_memory(geometry.nr_slots())
 }

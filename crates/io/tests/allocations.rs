@@ -1,6 +1,6 @@
-//! In steady state the way of a request allocates nothing, through a switch over multipath devices. A program of its
-//! own, as it counts every allocation of the thread that carries the requests out. (The test harness has another thread,
-//! which allocates when it likes.)
+//! In steady state the way of a request allocates nothing, through a switch over multipath devices.
+//! A program of its own, as it counts every allocation of the thread that carries the requests out.
+//! (The test harness has another thread, which allocates when it likes.)
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -52,7 +52,12 @@ fn leaf() -> Arc<Leaf> {
     Leaf::open(&format!("mem:{}", SECTORS * 512).parse().unwrap(), &options).unwrap()
 }
 
-fn make(registry: &Registry, pipeline: &mut Pipeline, name: &str, builder: TableBuilder) -> Arc<Device> {
+fn make(
+    registry: &Registry,
+    pipeline: &mut Pipeline,
+    name: &str,
+    builder: TableBuilder,
+) -> Arc<Device> {
     let device = registry.create(name, "", None).unwrap();
     device.load(builder.build(1)).unwrap();
     device.resume().unwrap();
@@ -82,7 +87,8 @@ fn multipath(line: &str) -> TableBuilder {
 
 #[test]
 fn requests_through_a_switch_over_multipaths_allocate_nothing() {
-    let (registry, mut pipeline, mut ring) = (Registry::detached(), Pipeline::new(0), Ring::simulated());
+    let (registry, mut pipeline, mut ring) =
+        (Registry::detached(), Pipeline::new(0), Ring::simulated());
     let members = [
         "0 0 2 1 round-robin 0 2 0 a b queue-length 0 1 0 c",
         "0 0 1 1 service-time 0 2 2 a 1 1 b 1 3",
@@ -95,7 +101,8 @@ fn requests_through_a_switch_over_multipaths_allocate_nothing() {
         paths.push(To { below: switch.device(&member).unwrap(), offset: 0 });
     }
     let geometry = Geometry::new(SECTORS, paths.len() as u32, 8).unwrap();
-    let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap_or_else(|_| unreachable!());
+    let map =
+        Map::new(geometry, region_storage(&geometry).unwrap()).unwrap_or_else(|_| unreachable!());
     switch.push(SECTORS, Target::Switch { map, paths: paths.into() });
     let device = make(&registry, &mut pipeline, "switch", switch);
     let mut data = vec![0u8; 64 * 512];
@@ -107,8 +114,15 @@ fn requests_through_a_switch_over_multipaths_allocate_nothing() {
             let sectors = if token.is_multiple_of(4) { 60 } else { 4 };
             let offset = (seed * 7919 + token * 131) % (SECTORS - 64) * 512;
             let span = Span(data.as_mut_ptr());
-            let request =
-                Request { op, fua: false, offset, len: sectors * 512, data: span, pages: None, token };
+            let request = Request {
+                op,
+                fua: false,
+                offset,
+                len: sectors * 512,
+                data: span,
+                pages: None,
+                token,
+            };
             if let Some(errno) = pipeline.start(device.id(), &request, &mut ring) {
                 done.push(Done { token, errno });
             }

@@ -1,5 +1,5 @@
-//! Connections against real queue threads: clients that pause, stop half-way, lie, flood, never read, or die, beside
-//! others that must not notice.
+//! Connections against real queue threads: clients that pause, stop half-way, lie, flood, never
+//! read, or die, beside others that must not notice.
 
 mod support;
 
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use blkswitch_io::engine::Engine;
 use support::{
-    Client, DISCONNECT, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, option,
-    request,
+    Client, DISCONNECT, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time,
+    option, request,
 };
 
 const MIB: usize = 1 << 20;
@@ -49,8 +49,9 @@ fn assert_closed(socket: &mut UnixStream) {
     }
 }
 
-/// Three writes of 32 MiB are more than a connection may have lent, so the third waits in the input buffer, and while
-/// it waits a receive into that buffer is under way. The body that comes then belongs to the write, not behind it.
+/// Three writes of 32 MiB are more than a connection may have lent, so the third waits in the input
+/// buffer, and while it waits a receive into that buffer is under way. The body that comes then
+/// belongs to the write, not behind it.
 #[test]
 fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
     let world = memory(1);
@@ -105,15 +106,17 @@ fn devices_are_made_while_clients_connect() {
     clients.into_iter().for_each(|client| client.join().unwrap());
 }
 
-/// More requests than a connection may have in flight, read as fast as they are answered or not: those that were held
-/// back go on when answers have left, whether they left at once or through the ring.
+/// More requests than a connection may have in flight, read as fast as they are answered or not:
+/// those that were held back go on when answers have left, whether they left at once or through the
+/// ring.
 #[test]
 fn requests_held_back_by_the_limits_go_on() {
     for pause in [Duration::ZERO, Duration::from_millis(100)] {
         let world = memory(1);
         let mut client = world.connect("disk");
         let (count, len) = (3000, 4096);
-        let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, len)).collect();
+        let requests: Vec<u8> =
+            (0..count).flat_map(|n| request(0, READ, n, n * 512, len)).collect();
         client.socket.write_all(&requests).unwrap();
         std::thread::sleep(pause);
         let mut data = vec![0; len as usize];
@@ -124,7 +127,8 @@ fn requests_held_back_by_the_limits_go_on() {
     }
 }
 
-/// More requests than a connection may have in flight, then the end of what the client says: it gets every answer.
+/// More requests than a connection may have in flight, then the end of what the client says: it
+/// gets every answer.
 #[test]
 fn a_client_that_has_said_all_gets_all_answers() {
     let world = memory(1);
@@ -133,7 +137,8 @@ fn a_client_that_has_said_all_gets_all_answers() {
     let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, 512)).collect();
     client.socket.write_all(&requests).unwrap();
     client.socket.shutdown(Shutdown::Write).unwrap();
-    // What is not read holds the server up: everything it may lend is under way, the rest waits in its buffer.
+    // What is not read holds the server up: everything it may lend is under way, the rest waits in
+    // its buffer.
     std::thread::sleep(Duration::from_millis(100));
     let mut data = [0; 512];
     for n in 0..count {
@@ -158,7 +163,11 @@ fn requests_in_flight_are_answered_before_a_disconnect() {
         client.socket.read_exact(&mut data).unwrap();
     }
     assert_closed(&mut client.socket);
-    assert_eq!(world.connect("disk").read(0, 512).unwrap(), [0; 512], "what follows DISC is not carried out");
+    assert_eq!(
+        world.connect("disk").read(0, 512).unwrap(),
+        [0; 512],
+        "what follows DISC is not carried out"
+    );
 }
 
 #[test]
@@ -179,7 +188,9 @@ fn half_a_request_is_not_carried_out() {
             }
         }
     }
-    eventually("all connections are gone", || world.pool.registry().find("disk").unwrap().info().opens == 0);
+    eventually("all connections are gone", || {
+        world.pool.registry().find("disk").unwrap().info().opens == 0
+    });
     assert_eq!(world.connect("disk").read(0, 64 << 10).unwrap(), vec![0; 64 << 10]);
 }
 
@@ -287,13 +298,15 @@ fn a_flood_of_options_ends() {
     }
 }
 
-/// Handshakes that get nowhere are dropped after ten seconds, connections that are idle after theirs are not.
+/// Handshakes that get nowhere are dropped after ten seconds, connections that are idle after
+/// theirs are not.
 #[test]
 fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
     let world = memory(2);
     let mut idle = world.connect("disk");
     let start = Instant::now();
-    let mut silent: Vec<UnixStream> = (0..4).map(|_| UnixStream::connect(world.socket()).unwrap()).collect();
+    let mut silent: Vec<UnixStream> =
+        (0..4).map(|_| UnixStream::connect(world.socket()).unwrap()).collect();
     for socket in &mut silent {
         socket.set_read_timeout(Some(support::HANG)).unwrap();
     }
@@ -303,7 +316,8 @@ fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
     for socket in &mut silent {
         assert_closed(socket);
         let took = start.elapsed();
-        // After ten seconds, and what a busy machine needs to come to it. (An idle client is not dropped within HANG.)
+        // After ten seconds, and what a busy machine needs to come to it. (An idle client is not
+        // dropped within HANG.)
         assert!((8..40).contains(&took.as_secs()), "dropped after {took:?}");
     }
     assert_eq!(idle.read(0, 512).unwrap(), [0; 512]);
@@ -325,7 +339,8 @@ fn a_stop_waits_for_no_client_that_does_not_read() {
     drop((client, world));
 }
 
-/// A stop in the middle of everything: every request that was answered with success is carried out, none hangs.
+/// A stop in the middle of everything: every request that was answered with success is carried out,
+/// none hangs.
 #[test]
 fn a_stop_under_load_finishes_what_it_answers() {
     let world = World::new(2);
@@ -335,7 +350,8 @@ fn a_stop_under_load_finishes_what_it_answers() {
     suspended.suspend().unwrap();
     let mut parked = world.connect("suspended");
     parked.send(0, READ, 0, 512, &[]).unwrap();
-    // The answers of a body that never comes whole, and of a request at a closed gate, are not waited for.
+    // The answers of a body that never comes whole, and of a request at a closed gate, are not
+    // waited for.
     let mut torn = world.connect("disk");
     torn.send(0, WRITE, 0, 64 << 10, &[1; 100]).unwrap();
 
@@ -360,7 +376,9 @@ fn a_stop_under_load_finishes_what_it_answers() {
             })
         })
         .collect();
-    eventually("every writer writes", || answered.iter().all(|count| count.load(Ordering::Relaxed) > 0));
+    eventually("every writer writes", || {
+        answered.iter().all(|count| count.load(Ordering::Relaxed) > 0)
+    });
     std::thread::sleep(Duration::from_millis(300));
     let world = in_time("stopping", move || {
         world.pool.stop();
@@ -377,14 +395,18 @@ fn a_stop_under_load_finishes_what_it_answers() {
             let last = (written - 1 - slot) / 64 + 1;
             let byte = files[offset / 4096 % 2][offset];
             let fits = [last, last + 1].map(|n| (1 + (n - 1) % 250) as u8);
-            assert!(fits.contains(&byte), "writer {writer} slot {slot}: {byte} is none of {fits:?}");
+            assert!(
+                fits.contains(&byte),
+                "writer {writer} slot {slot}: {byte} is none of {fits:?}"
+            );
         }
     }
     assert!(leaves.iter().all(|leaf| !leaf.needs_flush()), "a clean stop flushes");
     assert_ne!(parked.reply().map(|(error, _)| error).ok(), Some(0));
 }
 
-/// A clean stop finishes what is under way, and flushes: the power may go right behind it. Nobody asks for a flush here.
+/// A clean stop finishes what is under way, and flushes: the power may go right behind it. Nobody
+/// asks for a flush here.
 #[test]
 fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
     const WRITES: u64 = 64;
@@ -400,7 +422,8 @@ fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
             let replies = (0..count).map_while(|_| client.reply().ok());
             replies.filter(|(error, _)| *error == 0).map(|(_, cookie)| cookie).collect()
         };
-        // All are answered before the stop; or it begins when one is, with most of them still under way.
+        // All are answered before the stop; or it begins when one is, with most of them still under
+        // way.
         let mut answered = answers(&mut client, if late { WRITES } else { 1 });
         let world = in_time("stopping", move || {
             world.pool.stop();
@@ -414,7 +437,10 @@ fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
         for cookie in &answered {
             let n = cookie - 1;
             let block = &image[n as usize * 4096..][..4096];
-            assert!(block.iter().all(|byte| *byte == 1 + n as u8), "write {n} was answered and is lost");
+            assert!(
+                block.iter().all(|byte| *byte == 1 + n as u8),
+                "write {n} was answered and is lost"
+            );
         }
         drop((client, world));
     }
@@ -438,8 +464,9 @@ fn more_pieces_at_once_than_the_rings_hold() {
             assert_eq!(client.reply().unwrap().0, 0, "round {round}");
         }
         // All at once, by a single call.
-        let reads: Vec<u8> =
-            (0..32u64).flat_map(|n| request(0, READ, 1000 + n, n % 8 * len as u64, len as u32)).collect();
+        let reads: Vec<u8> = (0..32u64)
+            .flat_map(|n| request(0, READ, 1000 + n, n % 8 * len as u64, len as u32))
+            .collect();
         client.socket.write_all(&reads).unwrap();
         let mut got = vec![0; len];
         for _ in 0..32 {
@@ -465,7 +492,11 @@ fn a_read_only_table_and_a_shrunken_one_refuse_writes() {
     device.resume().unwrap();
     let mut after = world.connect("disk");
     after.write((1 << 20) - 512, &[1; 512]).unwrap();
-    assert_eq!(before.write(0, &[1; 512]), Err(EPERM), "what was announced holds for the connection");
+    assert_eq!(
+        before.write(0, &[1; 512]),
+        Err(EPERM),
+        "what was announced holds for the connection"
+    );
     let mut short = blkswitch_io::TableBuilder::new(false);
     let below = short.leaf(leaf);
     short.push(8, blkswitch_io::Target::Linear(blkswitch_io::To { below, offset: 0 }));

@@ -1,4 +1,5 @@
-//! Control against real queue threads while clients are at work: messages, suspends, reloads, removals.
+//! Control against real queue threads while clients are at work: messages, suspends, reloads,
+//! removals.
 
 mod support;
 
@@ -22,7 +23,8 @@ const BLOCKS: u64 = 256;
 /// Sectors of a region: two blocks.
 const REGION: u32 = 16;
 const STORM: Duration = Duration::from_secs(4);
-/// What makes a storm: so many writes and messages at least, however long a busy machine takes for them.
+/// What makes a storm: so many writes and messages at least, however long a busy machine takes for
+/// them.
 const ENOUGH: u64 = 500;
 
 /// Block `block` as it is written for the `count`th time.
@@ -36,12 +38,17 @@ fn count(data: &[u8], block: u64) -> u64 {
     if count == 0 {
         assert!(data.iter().all(|byte| *byte == 0), "block {block} is torn");
     } else {
-        assert!(data == content(block, count), "block {block} holds something else: {:?}", &data[..16]);
+        assert!(
+            data == content(block, count),
+            "block {block} holds something else: {:?}",
+            &data[..16]
+        );
     }
     count
 }
 
-/// Tables over the same leaves: a switch with its paths in any order, alone or split in two, or through a device.
+/// Tables over the same leaves: a switch with its paths in any order, alone or split in two, or
+/// through a device.
 fn table(world: &World, leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Table {
     let sectors = BLOCKS * 8;
     let mut table = TableBuilder::new(false);
@@ -56,9 +63,10 @@ fn table(world: &World, leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut 
     table.build(world.pool.queues())
 }
 
-/// Clients write blocks of their own, know the last count that was acknowledged, and read them back, while regions
-/// are remapped, the device is suspended, resumed and reloaded, and so is one below. Then: nothing stands at a wrong
-/// address on any leaf, and the last acknowledged write of every block stands on one of them.
+/// Clients write blocks of their own, know the last count that was acknowledged, and read them
+/// back, while regions are remapped, the device is suspended, resumed and reloaded, and so is one
+/// below. Then: nothing stands at a wrong address on any leaf, and the last acknowledged write of
+/// every block stands on one of them.
 #[test]
 fn a_storm_of_control_loses_and_misplaces_nothing() {
     let world = Arc::new(World::new(3));
@@ -85,8 +93,10 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                         0 => {
                             let messenger = device.messenger(0).unwrap();
                             let paths = messenger.map().unwrap().geometry().num_paths();
-                            let (at, path) = (random.below(BLOCKS / 2), random.below(u64::from(paths)));
-                            let text = format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
+                            let (at, path) =
+                                (random.below(BLOCKS / 2), random.below(u64::from(paths)));
+                            let text =
+                                format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
                             Message::new()
                                 .apply_text(messenger.map().unwrap(), text.as_bytes(), true)
                                 .unwrap();
@@ -118,7 +128,8 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                 let mut counts: HashMap<u64, u64> = HashMap::new();
                 while !stop.load(Ordering::Relaxed) {
                     let block = random.below(BLOCKS / 4) * 4 + writer;
-                    let (at, count_now) = (block * BLOCK as u64, counts.get(&block).copied().unwrap_or(0));
+                    let (at, count_now) =
+                        (block * BLOCK as u64, counts.get(&block).copied().unwrap_or(0));
                     match random.below(8) {
                         0 => client.flush().unwrap(),
                         1..4 => {
@@ -168,7 +179,8 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
     }
 }
 
-/// Waits until a resume has taken the inactive table: besides the device and this, it holds it then.
+/// Waits until a resume has taken the inactive table: besides the device and this, it holds it
+/// then.
 #[track_caller]
 fn until_taken(device: &Device) {
     eventually("the resume has begun", || {
@@ -197,7 +209,8 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     client.read(0, 512).unwrap();
 }
 
-/// What is loaded while a resume is on its way is for the next one, and not thrown away by the first.
+/// What is loaded while a resume is on its way is for the next one, and not thrown away by the
+/// first.
 #[test]
 fn a_table_loaded_during_a_resume_is_kept_for_the_next() {
     let world = World::new(1);
@@ -239,7 +252,8 @@ fn a_device_in_use_stays_and_goes_with_its_last_client_when_told_to() {
     world.connect("disk").read(0, 512).unwrap();
 }
 
-/// A suspended device with clients that wait: they get their answers when it is resumed, and may leave before.
+/// A suspended device with clients that wait: they get their answers when it is resumed, and may
+/// leave before.
 #[test]
 fn clients_wait_at_a_closed_gate_and_may_leave() {
     let world = World::new(2);
@@ -269,7 +283,8 @@ fn clients_wait_at_a_closed_gate_and_may_leave() {
     assert!((0..4).all(|n| data[n * 512] == n as u8 + 1), "what was asked before leaving is done");
 }
 
-/// A file leaf may hold what an earlier process wrote and never flushed: the first flush reaches it.
+/// A file leaf may hold what an earlier process wrote and never flushed: the first flush reaches
+/// it.
 #[test]
 fn the_first_flush_after_opening_reaches_a_file() {
     let world = World::new(1);
@@ -281,7 +296,8 @@ fn the_first_flush_after_opening_reaches_a_file() {
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1, "and the second need not");
 }
 
-/// A message drains nothing: what was mapped before it ends on the old path. A suspend behind it waits for that.
+/// A message drains nothing: what was mapped before it ends on the old path. A suspend behind it
+/// waits for that.
 #[test]
 fn a_suspend_is_the_barrier_behind_a_remap() {
     let world = World::new(1);
@@ -321,13 +337,18 @@ fn devices_stand_so_deep_and_no_deeper() {
     // One less is below a device that stands on the second highest.
     above.load(world.linear_on(&chain[MAX_DEPTH - 2], 128)).unwrap();
     assert_eq!(client.read(0, 512).unwrap(), [7; 512], "the chain is as it was");
-    // A device does not know who stands on it: a level that is put in below is not refused, and the highest fails I/O.
+    // A device does not know who stands on it: a level that is put in below is not refused, and the
+    // highest fails I/O.
     let lowest = world.device("lowest", world.linear(&leaf));
     chain[0].load(world.linear_on(&lowest, 128)).unwrap();
     chain[0].resume().unwrap();
     assert_eq!(client.call(0, READ, 0, 512, &[]), Err(EIO));
     assert_eq!(client.call(0, WRITE, 0, 512, &[8; 512]), Err(EIO));
     world.connect("lowest").write(0, &[7; 512]).unwrap();
-    assert_eq!(client.call(0, FLUSH, 0, 0, &[]), Err(EIO), "a flush that does not reach the leaf says so");
+    assert_eq!(
+        client.call(0, FLUSH, 0, 0, &[]),
+        Err(EIO),
+        "a flush that does not reach the leaf says so"
+    );
     assert_eq!(world.connect(&format!("level{}", MAX_DEPTH - 1)).read(0, 512).unwrap(), [7; 512]);
 }

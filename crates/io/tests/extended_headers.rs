@@ -1,5 +1,6 @@
-//! A client that negotiates EXTENDED_HEADERS, over a socket of a real server. No stock client speaks them yet, so this one
-//! is written from the protocol's document (NetworkBlockDevice/nbd, doc/proto.md) and shares no code with the server.
+//! A client that negotiates EXTENDED_HEADERS, over a socket of a real server. No stock client
+//! speaks them yet, so this one is written from the protocol's document (NetworkBlockDevice/nbd,
+//! doc/proto.md) and shares no code with the server.
 
 mod support;
 
@@ -117,7 +118,14 @@ impl Client {
     }
 
     /// All chunks of one request; each must name it and its offset.
-    fn call(&mut self, flags: u16, command: u16, offset: u64, len: u64, payload: &[u8]) -> Vec<Chunk> {
+    fn call(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        len: u64,
+        payload: &[u8],
+    ) -> Vec<Chunk> {
         let cookie = self.send(flags, command, offset, len, payload);
         let mut chunks = Vec::new();
         loop {
@@ -168,7 +176,9 @@ impl Client {
         let mut extents = Vec::new();
         for chunk in self.call(0, BLOCK_STATUS, offset, len, &[]) {
             if chunk.kind == CHUNK_BLOCK_STATUS_EXT && u32_at(&chunk.payload, 0) == context {
-                let list = chunk.payload[8..].chunks(16).map(|extent| (u64_at(extent, 0), u64_at(extent, 8)));
+                let list = chunk.payload[8..]
+                    .chunks(16)
+                    .map(|extent| (u64_at(extent, 0), u64_at(extent, 8)));
                 extents.extend(list);
                 assert_eq!(extents.len(), u32_at(&chunk.payload, 4) as usize);
             }
@@ -209,7 +219,9 @@ fn the_region_map_in_long_extents() {
     let expected: Vec<(u64, u64)> = (0..16).map(|n| (region, n % 2)).collect();
     assert_eq!(client.extents(0, 8 * GIB, context), expected);
     let message = device.messenger(0).unwrap();
-    blkswitch_io::core::switch::Message::new().apply_text(message.map().unwrap(), b"0:1 R1,f", true).unwrap();
+    blkswitch_io::core::switch::Message::new()
+        .apply_text(message.map().unwrap(), b"0:1 R1,f", true)
+        .unwrap();
     drop(message);
     assert_eq!(client.extents(0, 8 * GIB, context), [(8 * GIB, 1)], "one extent of 8 GiB");
 }

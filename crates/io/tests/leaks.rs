@@ -1,5 +1,6 @@
-//! What hostile clients cost this process: memory within the named limits, no descriptor for longer than they stay.
-//! A program of its own, whose tests run one after the other, for it measures the whole process.
+//! What hostile clients cost this process: memory within the named limits, no descriptor for longer
+//! than they stay. A program of its own, whose tests run one after the other, for it measures the
+//! whole process.
 
 mod support;
 
@@ -112,7 +113,8 @@ fn clients_that_do_not_read_during_the_handshake_cost_what_may_be_answered() {
         for _ in 0..clients {
             let mut socket = UnixStream::connect(world.socket()).unwrap();
             socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-            let _ = socket.write_all(&[&3u32.to_be_bytes()[..], &option(3, &[]).repeat(1024)].concat());
+            let _ =
+                socket.write_all(&[&3u32.to_be_bytes()[..], &option(3, &[]).repeat(1024)].concat());
             look();
             stuck.push(socket);
         }
@@ -132,7 +134,9 @@ fn connections_above_the_limit_are_refused_and_the_others_served() {
     while clients.len() < limit {
         match Client::connect(&world.socket(), "disk") {
             Ok(client) => clients.push(client),
-            Err(error) => return println!("skipped: only {} connections here: {error}", clients.len()),
+            Err(error) => {
+                return println!("skipped: only {} connections here: {error}", clients.len());
+            }
         }
     }
     assert!(Client::connect(&world.socket(), "disk").is_err(), "one too many");
@@ -143,7 +147,8 @@ fn connections_above_the_limit_are_refused_and_the_others_served() {
     eventually("there is room again", || Client::connect(&world.socket(), "disk").is_ok());
 }
 
-/// With no descriptor left, accepting fails until there is one: that must not take a core, nor end the listener.
+/// With no descriptor left, accepting fails until there is one: that must not take a core, nor end
+/// the listener.
 #[test]
 fn a_process_without_descriptors_waits_for_one() {
     let _alone = alone();
@@ -170,7 +175,8 @@ fn a_pool_that_cannot_start_says_so() {
     let mut spare = use_up_descriptors();
     // For the mailboxes, and half of the rings.
     spare.0.truncate(spare.0.len() - queues * 3 / 2);
-    let started = support::in_time("starting", move || Pool::start(PoolOptions { queues }).map(|_| ()));
+    let started =
+        support::in_time("starting", move || Pool::start(PoolOptions { queues }).map(|_| ()));
     drop(spare);
     started.unwrap_err();
 }

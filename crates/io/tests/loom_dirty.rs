@@ -1,9 +1,11 @@
 //! The account of unflushed writes (`Dirty`) under every interleaving that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_dirty`. Empty without `--cfg loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_dirty`. Empty without
+//! `--cfg loom`.
 //!
-//! Queues complete writes, count them and answer them; others flush. The promise: once a flush that began after a
-//! write's answer has succeeded, or found nothing to do, the write is stable. The disk is behind a lock because the
-//! kernel's page cache is: what it completed before a flush began, the flush covers.
+//! Queues complete writes, count them and answer them; others flush. The promise: once a flush that
+//! began after a write's answer has succeeded, or found nothing to do, the write is stable. The
+//! disk is behind a lock because the kernel's page cache is: what it completed before a flush
+//! began, the flush covers.
 
 #![cfg(loom)]
 
@@ -28,7 +30,11 @@ struct World {
 
 impl World {
     fn new() -> Arc<World> {
-        Arc::new(World { dirty: Dirty::new(WRITERS), disk: Mutex::default(), answered: Default::default() })
+        Arc::new(World {
+            dirty: Dirty::new(WRITERS),
+            disk: Mutex::default(),
+            answered: Default::default(),
+        })
     }
 
     /// A queue completes a write, counts it, answers it.
@@ -53,7 +59,10 @@ impl World {
         }
         let stable = self.disk.lock().unwrap().stable;
         for queue in 0..WRITERS {
-            assert!(stable[queue] || !known[queue], "the flush answered for a write it did not cover");
+            assert!(
+                stable[queue] || !known[queue],
+                "the flush answered for a write it did not cover"
+            );
         }
     }
 }

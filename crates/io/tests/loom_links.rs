@@ -1,12 +1,13 @@
 //! The connector and the links it serves, in every order that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_links`. Empty without `--cfg loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_links`. Empty without
+//! `--cfg loom`.
 //!
-//! The promises: a link that asks for a connection gets one, and one only; it is told, also when an attempt fails and
-//! when the leaf is closed (a wake-up that is missed is a deadlock here); who waits for all of them hears of no failure
-//! but that of an attempt; and the thread ends.
+//! The promises: a link that asks for a connection gets one, and one only; it is told, also when an
+//! attempt fails and when the leaf is closed (a wake-up that is missed is a deadlock here); who
+//! waits for all of them hears of no failure but that of an attempt; and the thread ends.
 //!
-//! This is the connector's own source, over loom's locks, a clock that stands still, so that a pause is over only when
-//! somebody cuts it short, and a bell without a kernel.
+//! This is the connector's own source, over loom's locks, a clock that stands still, so that a
+//! pause is over only when somebody cuts it short, and a bell without a kernel.
 #![cfg(loom)]
 
 use std::io;
@@ -136,7 +137,8 @@ mod links {
 /// Connections are numbers.
 type Numbers = Arc<Connector<u32>>;
 
-/// With berths that are empty, and a server that is well after so many attempts; and how many have been made.
+/// With berths that are empty, and a server that is well after so many attempts; and how many have
+/// been made.
 fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
     // Not loom's: it counts, and orders nothing.
     let dialled = Arc::new(AtomicU32::new(0));
@@ -157,7 +159,8 @@ fn turn(connector: &Numbers, berth: usize) -> Option<u32> {
     connection
 }
 
-/// A link that has lost its connection, until it has another. It turns for other reasons than its bell, too.
+/// A link that has lost its connection, until it has another. It turns for other reasons than its
+/// bell, too.
 fn reconnect(connector: &Numbers, berth: usize) -> u32 {
     connector.want(berth);
     loop {
@@ -189,7 +192,8 @@ fn a_link_gets_one_connection() {
     });
 }
 
-/// One that does not last is asked for again, and that wish is not lost in the end of the first one.
+/// One that does not last is asked for again, and that wish is not lost in the end of the first
+/// one.
 #[test]
 fn a_link_that_loses_its_connection_at_once_gets_another() {
     check(3, || {

@@ -1,5 +1,6 @@
-//! A real device whose write-back fails: a loop device over a file that cannot grow, on a full tmpfs. The kernel says
-//! so once and then forgets the pages; we must go on saying so. Needs root and a loop device; skips, saying so, else.
+//! A real device whose write-back fails: a loop device over a file that cannot grow, on a full
+//! tmpfs. The kernel says so once and then forgets the pages; we must go on saying so. Needs root
+//! and a loop device; skips, saying so, else.
 
 mod support;
 
@@ -13,9 +14,13 @@ const MIB: usize = 1 << 20;
 const EIO: u32 = 5;
 
 fn run(program: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+    let output =
+        Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
     if !output.status.success() {
-        return Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!(
+            "{program} {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
@@ -93,7 +98,8 @@ fn a_flush_that_failed_once_fails_on_every_queue_until_the_leaf_is_opened_anew()
     drop(device);
 }
 
-/// The failure of a write that is to be stable is its own. It must not use up what a flush has to report.
+/// The failure of a write that is to be stable is its own. It must not use up what a flush has to
+/// report.
 #[test]
 fn a_stable_write_that_fails_swallows_no_error_of_a_flush() {
     let dir = tempfile::tempdir().unwrap();
@@ -105,7 +111,8 @@ fn a_stable_write_that_fails_swallows_no_error_of_a_flush() {
     let _device = world.device("disk", world.linear(&open(&failing)));
     let mut client = world.connect("disk");
     client.write(0, &vec![0x11; 8 * MIB]).unwrap();
-    // Written back before we ask, as the kernel does by itself after a while. The error is there for whoever asks.
+    // Written back before we ask, as the kernel does by itself after a while. The error is there
+    // for whoever asks.
     let written_back = run("sync", &[failing.device.to_str().unwrap()]);
     assert!(written_back.is_err(), "{written_back:?}");
     let fua = client.call(FUA, WRITE, 12 << 20, 4096, &[2; 4096]);

@@ -1,18 +1,21 @@
 //! How a guest ended, and what can be said about it when it did not end well.
 //!
-//! A script's status comes through a port of its own. Where there is none, either the emulator died (a signal: the
-//! host's OOM killer, an assertion), or it ended in good order because the guest's kernel did not: it panicked, which
-//! its console tells, or the processor reset itself, which only the emulator's own log tells.
+//! A script's status comes through a port of its own. Where there is none, either the emulator died
+//! (a signal: the host's OOM killer, an assertion), or it ended in good order because the guest's
+//! kernel did not: it panicked, which its console tells, or the processor reset itself, which only
+//! the emulator's own log tells.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
-/// Lines of a console that are shown: a panic with the traces of all processors, and what came before it.
+/// Lines of a console that are shown: a panic with the traces of all processors, and what came
+/// before it.
 const CONSOLE_LINES: usize = 200;
 
-/// From then on a processor counts as stuck. On a host with other things to do, some tens of seconds may mean nothing.
+/// From then on a processor counts as stuck. On a host with other things to do, some tens of
+/// seconds may mean nothing.
 const STUCK_SECONDS: u32 = 150;
 
 /// How a boot ended.
@@ -31,7 +34,8 @@ pub(super) enum Ending {
     Gave(ExitStatus),
 }
 
-/// What a boot left in its folder; `exit` is the emulator's status, none if it was ended for taking too long.
+/// What a boot left in its folder; `exit` is the emulator's status, none if it was ended for taking
+/// too long.
 pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
     let Some(exit) = exit else { return Ending::Timeout };
     if let Ok(status) = text(scratch, "status").trim().parse() {
@@ -44,8 +48,8 @@ pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
     }
 }
 
-/// Whether the guest's kernel says that a processor does nothing but one thing, and for so long that no busy host explains
-/// it: "watchdog: BUG: soft lockup - CPU#0 stuck for 425s!".
+/// Whether the guest's kernel says that a processor does nothing but one thing, and for so long
+/// that no busy host explains it: "watchdog: BUG: soft lockup - CPU#0 stuck for 425s!".
 pub(super) fn is_stuck(scratch: &Path) -> bool {
     let seconds = |line: &str| {
         let (_, rest) = line.split_once("BUG: soft lockup")?.1.split_once("stuck for ")?;
@@ -110,8 +114,9 @@ mod tests {
         let console = scratch.0.join(super::super::CONSOLE);
         assert!(!is_stuck(&scratch.0), "nothing was printed yet");
         for (seconds, stuck) in [(26, false), (149, false), (150, true), (425, true)] {
-            let line =
-                format!("[  1.0] watchdog: BUG: soft lockup - CPU#0 stuck for {seconds}s! [queue-0:432]");
+            let line = format!(
+                "[  1.0] watchdog: BUG: soft lockup - CPU#0 stuck for {seconds}s! [queue-0:432]"
+            );
             fs::write(&console, format!("stuck for 999s\n{line}\n")).unwrap();
             assert_eq!(is_stuck(&scratch.0), stuck, "{line}");
         }
@@ -120,7 +125,8 @@ mod tests {
     #[test]
     fn a_console_is_no_utf8() {
         let scratch = super::super::Scratch::new().unwrap();
-        fs::write(scratch.0.join(super::super::CONSOLE), b"argument: '\xe9'\nKernel panic\n").unwrap();
+        fs::write(scratch.0.join(super::super::CONSOLE), b"argument: '\xe9'\nKernel panic\n")
+            .unwrap();
         assert_eq!(text(&scratch.0, super::super::CONSOLE), "argument: '\u{fffd}'\nKernel panic\n");
     }
 }

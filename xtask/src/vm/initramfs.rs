@@ -1,7 +1,9 @@
-//! The guest's first file system: busybox, the modules that lead to the host's root, and what is to be run.
+//! The guest's first file system: busybox, the modules that lead to the host's root, and what is to
+//! be run.
 //!
-//! An initramfs is a cpio archive in the "newc" form (Documentation/driver-api/early-userspace/buffer-format.rst):
-//! for each file a header of hexadecimal numbers, its name, its bytes, each padded to four bytes.
+//! An initramfs is a cpio archive in the "newc" form
+//! (Documentation/driver-api/early-userspace/buffer-format.rst): for each file a header of
+//! hexadecimal numbers, its name, its bytes, each padded to four bytes.
 
 use super::Tree;
 use anyhow::{Context, Result};
@@ -25,7 +27,8 @@ pub(super) fn build(tree: &Tree, folder: &Path, command: &[String]) -> Result<Ve
     cpio.entry("init", PROGRAM, INIT.as_bytes());
     cpio.entry("run", PROGRAM, run_script(tree, folder, command).as_bytes());
     for (number, path) in boot_modules(tree)?.iter().enumerate() {
-        let bytes = fs::read(tree.modules().join(path)).with_context(|| format!("module {path}"))?;
+        let bytes =
+            fs::read(tree.modules().join(path)).with_context(|| format!("module {path}"))?;
         // Numbered, so that the shell's order of names is the order to load them in.
         cpio.entry(&format!("modules/{number:02}.ko"), PROGRAM, &bytes);
     }
@@ -38,8 +41,10 @@ fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
     for module in BOOT_MODULES {
         let file = format!("/{module}.ko");
-        let Some((path, needs)) =
-            index.lines().filter_map(|line| line.split_once(':')).find(|(path, _)| path.ends_with(&file))
+        let Some((path, needs)) = index
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(path, _)| path.ends_with(&file))
         else {
             continue; // built in
         };
@@ -57,7 +62,8 @@ fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
 /// What the guest runs once its root is there.
 fn run_script(tree: &Tree, folder: &Path, command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| quote(word)).collect();
-    let (modules, folder) = (quote(&tree.modules().to_string_lossy()), quote(&folder.to_string_lossy()));
+    let (modules, folder) =
+        (quote(&tree.modules().to_string_lossy()), quote(&folder.to_string_lossy()));
     format!("MODULES={modules}\nFOLDER={folder}\nset -- {}\n", words.join(" "))
 }
 
@@ -76,7 +82,8 @@ impl Cpio {
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.files += 1;
         let (size, name_size) = (content.len(), name.len() + 1);
-        // Magic, inode, mode, owner, group, links, time, size, four device numbers, length of the name, checksum.
+        // Magic, inode, mode, owner, group, links, time, size, four device numbers, length of the
+        // name, checksum.
         let header = format!(
             "070701{:08x}{mode:08x}{z}{z}{:08x}{z}{size:08x}{z}{z}{z}{z}{name_size:08x}{z}",
             self.files,

@@ -1,9 +1,10 @@
 //! `cargo xtask vm`: the laboratory. A script runs as root under a stock Debian kernel.
 //!
-//! QEMU emulates the processor (no KVM needed), the guest's root is an overlay over the host's own root, which
-//! is shared read-only over 9p: whatever is installed or built on the host runs in the guest under the same path
-//! and what the guest writes is gone when it ends. Nothing is installed on the host and nothing of it is changed
-//! but the cache folder. How a guest starts is in `guest-init.sh`; docs/vm.md is the user's page.
+//! QEMU emulates the processor (no KVM needed), the guest's root is an overlay over the host's own
+//! root, which is shared read-only over 9p: whatever is installed or built on the host runs in the
+//! guest under the same path and what the guest writes is gone when it ends. Nothing is installed
+//! on the host and nothing of it is changed but the cache folder. How a guest starts is in
+//! `guest-init.sh`; docs/vm.md is the user's page.
 
 mod ending;
 mod initramfs;
@@ -19,7 +20,8 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a guest may take unless told otherwise: longer than any of our runs, shorter than a stuck CI.
+/// How long a guest may take unless told otherwise: longer than any of our runs, shorter than a
+/// stuck CI.
 const DEFAULT_TIMEOUT_SECONDS: u64 = 600;
 /// Guest memory: enough for the largest region tables of the tests twice over.
 const DEFAULT_MEMORY_MIB: u32 = 1024;
@@ -100,7 +102,9 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
             "--icount" => vm.icount = true,
             "--cpus" => vm.cpus = number("--cpus", next("--cpus")?)?,
             "--memory" => vm.memory_mib = number("--memory", next("--memory")?)?,
-            "--timeout" => vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?),
+            "--timeout" => {
+                vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?)
+            }
             "--user-space" => vm.user_space = true,
             "--append" => vm.append = next("--append")?.clone(),
             "--prepare" => {
@@ -126,10 +130,11 @@ pub(crate) fn number<T: std::str::FromStr>(option: &str, word: &str) -> Result<T
 }
 
 impl Vm {
-    /// Boots, runs `command` in the current folder with its output on ours, and returns its exit status.
+    /// Boots, runs `command` in the current folder with its output on ours, and returns its exit
+    /// status.
     ///
-    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a finding. Nor is one whose
-    /// kernel is stuck, unless what is tested is no part of it.
+    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a
+    /// finding. Nor is one whose kernel is stuck, unless what is tested is no part of it.
     pub(crate) fn run(&self, command: &[String]) -> Result<u8> {
         let tree = Tree::get(self.kernel)?;
         let folder = std::env::current_dir().context("the current folder")?;
@@ -181,7 +186,8 @@ impl Vm {
         fs::write(&path, initramfs)?;
         let mut child = self
             .qemu(tree, &path, scratch)
-            // A pipe nobody writes to: at the end of its input QEMU would unplug the port the output comes through.
+            // A pipe nobody writes to: at the end of its input QEMU would unplug the port the
+            // output comes through.
             .stdin(Stdio::piped())
             .stderr(File::create(scratch.join(ERRORS))?)
             .spawn()
@@ -194,7 +200,16 @@ impl Vm {
     fn qemu(&self, tree: &Tree, initramfs: &Path, scratch: &Path) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
         // The simplest processor that has all a current Debian wants: the fastest to emulate.
-        qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-cpu", "Nehalem"]);
+        qemu.args([
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-cpu",
+            "Nehalem",
+        ]);
         if self.icount {
             qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
         } else {
@@ -202,14 +217,20 @@ impl Vm {
         }
         qemu.args(["-m", &self.memory_mib.to_string()]);
         qemu.arg("-kernel").arg(tree.vmlinux()).arg("-initrd").arg(initramfs);
-        // no_timer_check: under load the boot-time check of the emulated timer fails now and then, and panics.
-        // rcu_expedited: device-mapper waits for grace periods on every change; idle emulated processors make them long.
-        // oops=panic: a fault ends the run as a crash and cannot be overlooked.
-        let words = "console=ttyS0 loglevel=5 no_timer_check rcupdate.rcu_expedited=1 oops=panic panic=-1";
-        // On a busy host the kernel measures its processor's clock wrong, several times too fast; the HPET's rate is known.
+        // no_timer_check: under load the boot-time check of the emulated timer fails now and then,
+        // and panics. rcu_expedited: device-mapper waits for grace periods on every change; idle
+        // emulated processors make them long. oops=panic: a fault ends the run as a crash and
+        // cannot be overlooked.
+        let words =
+            "console=ttyS0 loglevel=5 no_timer_check rcupdate.rcu_expedited=1 oops=panic panic=-1";
+        // On a busy host the kernel measures its processor's clock wrong, several times too fast;
+        // the HPET's rate is known.
         let clock = if self.icount { "tsc=reliable" } else { "tsc=unstable clocksource=hpet" };
         qemu.args(["-append", format!("{words} {clock} {}", self.append).trim()]);
-        qemu.args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
+        qemu.args([
+            "-virtfs",
+            "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+        ]);
         qemu.args(["-device", "virtio-serial-pci"]);
         for (port, chardev) in [
             "stdio,id=port0,signal=on".to_owned(),
@@ -257,7 +278,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Self> {
-        // Process numbers alone do not do: containers that share a temporary folder have the same ones.
+        // Process numbers alone do not do: containers that share a temporary folder have the same
+        // ones.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (next, now) =
             (NEXT.fetch_add(1, Ordering::Relaxed), std::time::SystemTime::UNIX_EPOCH.elapsed()?);

@@ -1,9 +1,9 @@
 //! The cache folder: Debian's kernel, headers and busybox, unpacked and never installed.
 //!
-//! `$XDG_CACHE_HOME/blkswitch/vm/<kernel>` (or below `~/.cache`) appears whole or not at all, so that any number of
-//! runs may want it at once. Packages come through apt from the mirror this machine is configured with, with a
-//! private list of suites and a private state: neither root nor any change to the host's apt is needed.
-//! Removing the folder is how one gets a newer kernel.
+//! `$XDG_CACHE_HOME/blkswitch/vm/<kernel>` (or below `~/.cache`) appears whole or not at all, so
+//! that any number of runs may want it at once. Packages come through apt from the mirror this
+//! machine is configured with, with a private list of suites and a private state: neither root nor
+//! any change to the host's apt is needed. Removing the folder is how one gets a newer kernel.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
-/// Modules that no test of block devices wants: four fifths of what would be decompressed and indexed.
+/// Modules that no test of block devices wants: four fifths of what would be decompressed and
+/// indexed.
 const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu drivers/media drivers/net drivers/staging \
     drivers/iio drivers/usb drivers/infiniband drivers/input drivers/hwmon drivers/platform drivers/video drivers/mtd";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -117,7 +118,8 @@ impl Tree {
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base =
+        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     Ok(base.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?.join("blkswitch/vm"))
 }
@@ -129,14 +131,18 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
         .iter()
         .find_map(|name| name.strip_prefix("linux-headers-").map(str::to_owned))
         .context("linux-headers-amd64 names no headers")?;
-    ensure!(release.starts_with(kernel.begin()), "the mirror has {release} where {kernel} was wanted");
+    ensure!(
+        release.starts_with(kernel.begin()),
+        "the mirror has {release} where {kernel} was wanted"
+    );
     let (image, headers) = (format!("linux-image-{release}"), format!("linux-headers-{release}"));
     let mut names = vec!["busybox-static".to_owned(), image.clone(), headers.clone()];
     // Newer images are a name for two other packages.
     let parts = ["linux-binary-", "linux-modules-", "linux-kbuild-"];
     let depends = [apt.depends(&image)?, apt.depends(&headers)?].concat();
-    let is_part =
-        |name: &String| name.ends_with("-common") || parts.iter().any(|part| name.starts_with(part));
+    let is_part = |name: &String| {
+        name.ends_with("-common") || parts.iter().any(|part| name.starts_with(part))
+    };
     names.extend(depends.into_iter().filter(is_part));
     for package in apt.download(&names)? {
         run(Command::new("dpkg").arg("-x").arg(package).arg(root))?;
@@ -200,7 +206,11 @@ impl Apt {
 
     fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = self.run("apt-cache", &["depends", "--important", package])?;
-        Ok(text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned)
+            .collect())
     }
 
     fn download(&self, names: &[String]) -> Result<Vec<PathBuf>> {
@@ -212,11 +222,16 @@ impl Apt {
     }
 }
 
-/// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the host's configuration.
+/// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the
+/// host's configuration.
 fn mirror(suffix: &str) -> Result<String> {
     let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(REPO_URI)";
-    let targets =
-        run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let targets = run(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+    ]))?;
     for line in targets.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [suite, "main", "Debian", address] = words[..]
@@ -231,7 +246,8 @@ fn mirror(suffix: &str) -> Result<String> {
     )
 }
 
-/// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the places they had.
+/// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the
+/// places they had.
 fn name_as_before(tree: &Tree) -> Result<()> {
     for name in ["bin", "lib"] {
         if !tree.root.join(name).exists() {
@@ -250,7 +266,8 @@ fn bzimage(tree: &Tree) -> PathBuf {
     tree.root.join("boot").join(format!("vmlinuz-{}", tree.release))
 }
 
-/// Takes the ELF file out of the bzImage (Documentation/arch/x86/boot.rst: the payload fields of the setup header).
+/// Takes the ELF file out of the bzImage (Documentation/arch/x86/boot.rst: the payload fields of
+/// the setup header).
 fn extract_vmlinux(tree: &Tree) -> Result<()> {
     let path = bzimage(tree);
     let image = fs::read(&path)?;
@@ -258,10 +275,12 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
         let bytes = image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         Ok(u32::from_le_bytes(bytes.context("a bzImage shorter than its header")?) as usize)
     };
-    let setup_sectors = usize::from(*image.get(0x1f1).context("a bzImage shorter than its header")?);
+    let setup_sectors =
+        usize::from(*image.get(0x1f1).context("a bzImage shorter than its header")?);
     let start = (setup_sectors + 1) * 512 + field(0x248)?;
     // The last four bytes are the length of what was compressed.
-    let payload = image.get(start..start + field(0x24c)?.saturating_sub(4)).context("no payload")?;
+    let payload =
+        image.get(start..start + field(0x24c)?.saturating_sub(4)).context("no payload")?;
     let program = match payload {
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
@@ -270,7 +289,8 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
     let packed = tree.root.join("boot/payload");
     fs::write(&packed, payload)?;
     let out = fs::File::create(tree.vmlinux())?;
-    let status = Command::new(program).arg("-dc").arg(&packed).stdout(out).status().context(program)?;
+    let status =
+        Command::new(program).arg("-dc").arg(&packed).stdout(out).status().context(program)?;
     ensure!(status.success(), "{program} cannot decompress {}", packed.display());
     fs::remove_file(packed)?;
     Ok(fs::remove_file(path)?)
@@ -280,7 +300,10 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
 fn relocate_headers(tree: &Tree) -> Result<()> {
     let path = tree.headers().join("Makefile");
     let text = fs::read_to_string(&path)?;
-    Ok(fs::write(path, text.replace("include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../"))?)
+    Ok(fs::write(
+        path,
+        text.replace("include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../"),
+    )?)
 }
 
 /// Decompresses the modules (busybox wants every one it indexes plain) and writes modules.dep.
@@ -293,7 +316,8 @@ fn index_modules(tree: &Tree) -> Result<()> {
     }
     let decompress = "find \"$1\" -name '*.ko.xz' -print0 | xargs -0 -r -n 100 -P 4 xz -d";
     run(Command::new("sh").args(["-c", decompress, "sh"]).arg(tree.modules()))?;
-    run(Command::new(tree.busybox()).args(["depmod", "-b"]).arg(&tree.root).arg(&tree.release)).map(drop)
+    run(Command::new(tree.busybox()).args(["depmod", "-b"]).arg(&tree.root).arg(&tree.release))
+        .map(drop)
 }
 
 /// What a command prints; it must succeed.

@@ -11,8 +11,8 @@ use crate::protocol::{AttachUblk, Disk, device_path, route};
 
 /// Make a disk of this machine of devices
 ///
-/// The disk is /dev/ublkbN and, by the device's name, /dev/blkswitch/NAME. It outlives the daemon: see serve. Needs
-/// root and the kernel's ublk driver (Linux 6.5 or newer, modprobe ublk_drv).
+/// The disk is /dev/ublkbN and, by the device's name, /dev/blkswitch/NAME. It outlives the daemon:
+/// see serve. Needs root and the kernel's ublk driver (Linux 6.5 or newer, modprobe ublk_drv).
 #[derive(Debug, Args)]
 pub(super) struct Attach {
     /// The devices
@@ -21,7 +21,8 @@ pub(super) struct Attach {
     /// By the kernel's ublk driver; the only way there is
     #[arg(long, required = true)]
     ublk: bool,
-    /// Hardware queues [default: as many as the daemon has queues; the kernel makes no more than processors]
+    /// Hardware queues [default: as many as the daemon has queues; the kernel makes no more than
+    /// processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
     /// Requests per hardware queue [default: 128]
@@ -37,8 +38,9 @@ pub(super) struct Attach {
 
 /// End devices' being disks
 ///
-/// A disk that is mounted, or below another device, stays, unless --force: then its users get errors from now on,
-/// and what the kernel has not written yet is lost. The device stays in any case.
+/// A disk that is mounted, or below another device, stays, unless --force: then its users get
+/// errors from now on, and what the kernel has not written yet is lost. The device stays in any
+/// case.
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     /// The devices

@@ -1,7 +1,9 @@
-//! HTTP/1.1 over the daemon's unix socket: a connection per request, bodies in both directions as streams.
+//! HTTP/1.1 over the daemon's unix socket: a connection per request, bodies in both directions as
+//! streams.
 //!
-//! Contract: knows routes and JSON, nothing of verbs. A reply outside 2xx is [`ClientError::Refused`] with the
-//! daemon's own words. Used on a current-thread runtime; no panics.
+//! Contract: knows routes and JSON, nothing of verbs. A reply outside 2xx is
+//! [`ClientError::Refused`] with the daemon's own words. Used on a current-thread runtime; no
+//! panics.
 
 use std::fmt::Write as _;
 use std::io;
@@ -130,7 +132,8 @@ impl Client {
         path: &str,
         response: Response<Incoming>,
     ) -> Result<T, ClientError> {
-        let body = response.into_body().collect().await.map_err(|error| self.broken(path, &error))?;
+        let body =
+            response.into_body().collect().await.map_err(|error| self.broken(path, &error))?;
         serde_json::from_slice(&body.to_bytes()).map_err(|error| self.broken(path, &error))
     }
 
@@ -150,7 +153,8 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(path, &error))?;
-        // The connection's errors also reach the request that waits for its reply, so they are not lost here.
+        // The connection's errors also reach the request that waits for its reply, so they are not
+        // lost here.
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -159,7 +163,8 @@ impl Client {
             .header("content-type", content_type)
             .body(body)
             .map_err(|error| self.broken(path, &error))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(path, &error))?;
+        let response =
+            sender.send_request(request).await.map_err(|error| self.broken(path, &error))?;
         match response.status() {
             status if status.is_success() => Ok(response),
             status => Err(self.refusal(path, status, response.into_body()).await),

@@ -1,7 +1,7 @@
 //! What every verb is given: the daemon, standard output, and the looking up of devices.
 //!
-//! Contract: a verb prints through [`Context::print`] only, so that all output is buffered and a closed pipe is met
-//! in one place. Lives on the thread of `main`.
+//! Contract: a verb prints through [`Context::print`] only, so that all output is buffered and a
+//! closed pipe is met in one place. Lives on the thread of `main`.
 
 use std::io::{BufWriter, Stdout, Write};
 
@@ -45,12 +45,20 @@ impl Context {
     }
 
     /// Copies a reply to standard output as it arrives.
-    pub(super) async fn print_download(&mut self, path: &str, subject: Subject) -> Result<(), Failure> {
+    pub(super) async fn print_download(
+        &mut self,
+        path: &str,
+        subject: Subject,
+    ) -> Result<(), Failure> {
         let out = &mut self.out;
-        self.client.download(path, |data| out.write_all(data)).await.map_err(|error| error.about(subject))
+        self.client
+            .download(path, |data| out.write_all(data))
+            .await
+            .map_err(|error| error.about(subject))
     }
 
-    /// Prints the lines of a reply as they arrive, each as `line` makes it of what came; flushed line by line.
+    /// Prints the lines of a reply as they arrive, each as `line` makes it of what came; flushed
+    /// line by line.
     pub(super) async fn print_lines(
         &mut self,
         path: &str,
@@ -78,12 +86,19 @@ impl Context {
     }
 
     /// `GET path`, where no device is concerned.
-    pub(super) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+    pub(super) async fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, Failure> {
         self.client.get(path).await.map_err(|error| error.about(Subject::default()))
     }
 
     /// The name of a device that was named in any way.
-    pub(super) async fn name_of(&self, selector: &Selector, ioctl: &str) -> Result<String, Failure> {
+    pub(super) async fn name_of(
+        &self,
+        selector: &Selector,
+        ioctl: &str,
+    ) -> Result<String, Failure> {
         match selector {
             Selector::Name(name) => Ok(name.clone()),
             _ => Ok(find(&self.devices().await?, selector, ioctl)?.name.clone()),
@@ -119,7 +134,8 @@ impl Context {
     }
 }
 
-/// The device that `selector` names; when there is none, the failure of `ioctl` that the kernel would give.
+/// The device that `selector` names; when there is none, the failure of `ioctl` that the kernel
+/// would give.
 pub(super) fn find<'a>(
     devices: &'a [Device],
     selector: &Selector,
@@ -131,7 +147,8 @@ pub(super) fn find<'a>(
         Selector::Number(number) => [device.major, device.minor] == *number,
     };
     devices.iter().find(wanted).ok_or_else(|| {
-        let reason = format!("There is no such device; there are {} others (blkswitch ls).", devices.len());
+        let reason =
+            format!("There is no such device; there are {} others (blkswitch ls).", devices.len());
         Failure::refused(ioctl, Errno::Enxio, reason, selector.subject())
     })
 }

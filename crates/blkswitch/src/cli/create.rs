@@ -1,4 +1,5 @@
-//! `create`: make a device, load its table and resume it, in one request that leaves nothing behind when it fails.
+//! `create`: make a device, load its table and resume it, in one request that leaves nothing behind
+//! when it fails.
 
 use clap::Args;
 use hyper::Method;
@@ -13,8 +14,8 @@ use crate::protocol::{AttachUblk, CreateDevice, Device, route};
 
 /// Make a device
 ///
-/// The table comes from --table, from a file, or from standard input. With --concise, the one argument (or
-/// standard input) describes any number of devices.
+/// The table comes from --table, from a file, or from standard input. With --concise, the one
+/// argument (or standard input) describes any number of devices.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "blkswitch create [OPTIONS] <NAME> [TABLE_FILE]\n       blkswitch create --concise [DESCRIPTION]"
@@ -53,9 +54,13 @@ impl Create {
             return Err(Failure::message("Please provide a name for the new device."));
         };
         let file = self.args.get(1).map(String::as_str);
-        let table =
-            if self.options.notable { None } else { table_text::read(self.options.table.as_deref(), file)? };
-        let uuid = self.options.uuid.as_deref().map(|uuid| mangle("UUID", uuid, self.options.manglename));
+        let table = if self.options.notable {
+            None
+        } else {
+            table_text::read(self.options.table.as_deref(), file)?
+        };
+        let uuid =
+            self.options.uuid.as_deref().map(|uuid| mangle("UUID", uuid, self.options.manglename));
         Ok(vec![CreateDevice {
             name: stored_name(name, self.options.manglename)?,
             uuid: uuid.transpose()?,
@@ -75,7 +80,8 @@ impl Create {
             || options.notable
             || options.inactive
         {
-            let text = "--concise is incompatible with --[no]table, --minor, --uuid and --inactive.";
+            let text =
+                "--concise is incompatible with --[no]table, --minor, --uuid and --inactive.";
             return Err(Failure::message(text));
         }
         let text = match self.args.as_slice() {
@@ -87,7 +93,8 @@ impl Create {
         let request = |device: table_text::Concise| {
             Ok(CreateDevice {
                 name: stored_name(&device.name, options.manglename)?,
-                uuid: Some(mangle("UUID", &device.uuid, options.manglename)?).filter(|uuid| !uuid.is_empty()),
+                uuid: Some(mangle("UUID", &device.uuid, options.manglename)?)
+                    .filter(|uuid| !uuid.is_empty()),
                 minor: device.minor,
                 read_only: options.readonly || device.read_only,
                 table: table_text::canonical(&device.table, "")?,

@@ -27,8 +27,9 @@ pub enum DemoOf {
 
 /// Show a storage group whose regions move, and a host that follows them
 ///
-/// Members that own the regions of one volume and forward requests to each other, and a host with a switch device over
-/// a multipath device per member, all in this process. Regions move under load, a network is cut, a member dies.
+/// Members that own the regions of one volume and forward requests to each other, and a host with a
+/// switch device over a multipath device per member, all in this process. Regions move under load,
+/// a network is cut, a member dies.
 #[derive(Debug, Clone, Args)]
 pub struct GroupOptions {
     /// Members of the group

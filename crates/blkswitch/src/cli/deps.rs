@@ -36,8 +36,11 @@ impl Deps {
             if verbose {
                 context.print(&info::block(device, options.inactive))?;
             }
-            let prefix =
-                if devices.prefixed && !verbose { format!("{}: ", device.name) } else { String::new() };
+            let prefix = if devices.prefixed && !verbose {
+                format!("{}: ", device.name)
+            } else {
+                String::new()
+            };
             context.print(&deps(slot(device, options.inactive), by, &prefix))?;
             if verbose && devices.prefixed {
                 context.print("\n")?;

@@ -19,8 +19,8 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Fetches all and finds those that are named, or all. A missing one is a failure of `ioctl`; libdm has three for
-    /// which it is a sentence instead.
+    /// Fetches all and finds those that are named, or all. A missing one is a failure of `ioctl`;
+    /// libdm has three for which it is a sentence instead.
     pub(super) async fn fetch(
         names: &[String],
         options: &Options,
@@ -35,7 +35,8 @@ impl Devices {
         let all = context.devices().await?;
         let mut chosen = Vec::new();
         for selector in &named {
-            let device = find(&all, selector, ioctl).map_err(|failure| does_not_exist(failure, ioctl))?;
+            let device =
+                find(&all, selector, ioctl).map_err(|failure| does_not_exist(failure, ioctl))?;
             chosen.extend(all.iter().position(|other| other.name == device.name));
         }
         if named.is_empty() {
@@ -60,9 +61,13 @@ impl Devices {
         self.chosen.retain(|&index| all.get(index).is_some_and(has_segment));
     }
 
-    /// Prints what stands for an empty list or, with `--json`, the devices as the protocol has them.
-    /// Tells whether that was all there is to print.
-    pub(super) fn printed(&self, options: &Options, context: &mut Context) -> Result<bool, Failure> {
+    /// Prints what stands for an empty list or, with `--json`, the devices as the protocol has
+    /// them. Tells whether that was all there is to print.
+    pub(super) fn printed(
+        &self,
+        options: &Options,
+        context: &mut Context,
+    ) -> Result<bool, Failure> {
         if options.json {
             context.print_json(&DeviceList { devices: self.iter().cloned().collect() })?;
         } else if self.all.is_empty() {
@@ -79,8 +84,8 @@ fn does_not_exist(failure: Failure, ioctl: &str) -> Failure {
     }
 }
 
-/// Runs `--exec`'s command with the device's path behind its words and waits for it; its exit status is not
-/// looked at, as in dmsetup.
+/// Runs `--exec`'s command with the device's path behind its words and waits for it; its exit
+/// status is not looked at, as in dmsetup.
 pub(super) fn exec(command: &str, device: &Device) -> Result<(), Failure> {
     let mut words = command.split_whitespace();
     let Some(program) = words.next() else {

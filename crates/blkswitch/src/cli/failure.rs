@@ -1,8 +1,8 @@
 //! Why a verb failed, and what dmsetup would have printed.
 //!
-//! Contract: dmsetup's own lines come out byte for byte; what we add stands between them, indented by two
-//! spaces, so that the first line says what failed, the last is `Command failed.`, and
-//! `grep -v '^  '` gives dmsetup's output. Every failure is exit status 1, as dmsetup has it.
+//! Contract: dmsetup's own lines come out byte for byte; what we add stands between them, indented
+//! by two spaces, so that the first line says what failed, the last is `Command failed.`, and `grep
+//! -v '^ '` gives dmsetup's output. Every failure is exit status 1, as dmsetup has it.
 
 use std::fmt::Write as _;
 use std::io;
@@ -55,7 +55,8 @@ impl Failure {
 
     /// A refusal that the client finds out by itself.
     pub(super) fn refused(ioctl: &str, errno: Errno, reason: String, subject: Subject) -> Self {
-        let body = ErrorBody { errno, ioctl: ioctl.to_owned(), kernel: Vec::new(), reason, device: None };
+        let body =
+            ErrorBody { errno, ioctl: ioctl.to_owned(), kernel: Vec::new(), reason, device: None };
         Self::Refused(Box::new(Refusal { body, subject }))
     }
 
@@ -91,10 +92,12 @@ impl Refusal {
     fn text(&self) -> String {
         let ErrorBody { errno, ioctl, kernel, reason, device } = &self.body;
         let Subject { name, uuid, devno } = &self.subject;
-        // libdm's reload and resume inside a create know the number the device was given, and no longer the uuid.
+        // libdm's reload and resume inside a create know the number the device was given, and no
+        // longer the uuid.
         let uuid = if device.is_some() { "" } else { uuid };
-        let number =
-            device.or(*devno).map_or_else(String::new, |[major, minor]| format!("({major}:{minor})"));
+        let number = device
+            .or(*devno)
+            .map_or_else(String::new, |[major, minor]| format!("({major}:{minor})"));
         let mut text = match ioctl.as_str() {
             // Of which libdm knows nothing.
             "attach" | "detach" => format!("{ioctl} of {name} failed: {errno}\n"),
@@ -153,7 +156,9 @@ mod tests {
         let body = ErrorBody {
             errno: Errno::Einval,
             ioctl: "message".into(),
-            kernel: vec!["device-mapper: switch: invalid set_region_mappings device: 9 >= 3".into()],
+            kernel: vec![
+                "device-mapper: switch: invalid set_region_mappings device: 9 >= 3".into(),
+            ],
             reason: "`0:9` names path 9; the device has paths 0 to 2.".into(),
             device: None,
         };

@@ -38,7 +38,8 @@ impl LeafSwitches {
 
 /// Load a table into the inactive slot of a device
 ///
-/// The table comes from --table, from a file, or from standard input. It becomes live with the next resume.
+/// The table comes from --table, from a file, or from standard input. It becomes live with the next
+/// resume.
 #[derive(Debug, Args)]
 #[command(override_usage = "blkswitch load [OPTIONS] <DEVICE> [TABLE_FILE]")]
 pub(super) struct Load {

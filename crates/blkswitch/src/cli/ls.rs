@@ -46,8 +46,8 @@ impl Ls {
             return print_matching(&devices, options, context);
         }
         if options.tree {
-            let width =
-                terminal::width().map_or(tree::WIDTH_DEFAULT, |width| width.saturating_sub(TREE_MARGIN));
+            let width = terminal::width()
+                .map_or(tree::WIDTH_DEFAULT, |width| width.saturating_sub(TREE_MARGIN));
             return context.print(&tree::tree(&devices.all, &style, width));
         }
         for device in devices.iter() {
@@ -57,7 +57,11 @@ impl Ls {
     }
 }
 
-fn print_matching(devices: &Devices, options: &Options, context: &mut Context) -> Result<(), Failure> {
+fn print_matching(
+    devices: &Devices,
+    options: &Options,
+    context: &mut Context,
+) -> Result<(), Failure> {
     for device in devices.iter() {
         if options.exec.is_none() || options.verbose > 0 {
             context.print(&ls_target(device))?;

@@ -1,4 +1,5 @@
-//! `man`: manual pages, one for the program and one per verb, from the one definition of the command line.
+//! `man`: manual pages, one for the program and one per verb, from the one definition of the
+//! command line.
 
 use std::path::PathBuf;
 
@@ -16,8 +17,9 @@ pub(super) struct Man {
 impl Man {
     /// Runs the verb.
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let couldnt =
-            |error| Failure::Message(format!("Cannot write to '{}': {error}.", self.folder.display()));
+        let couldnt = |error| {
+            Failure::Message(format!("Cannot write to '{}': {error}.", self.folder.display()))
+        };
         std::fs::create_dir_all(&self.folder).map_err(couldnt)?;
         clap_mangen::generate_to(super::command(), &self.folder).map_err(couldnt)
     }

@@ -1,7 +1,7 @@
 //! `message`: words for a target, from the command line or, of any number, from standard input.
 //!
-//! Contract: the words are sent as they are, joined by single spaces; standard input is streamed in pieces, so
-//! memory does not grow with it.
+//! Contract: the words are sent as they are, joined by single spaces; standard input is streamed in
+//! pieces, so memory does not grow with it.
 
 use std::io::IsTerminal;
 
@@ -18,8 +18,8 @@ use crate::protocol::{MessageReply, device_path, route};
 
 /// Send a message to a target
 ///
-/// The device (unless -u or -j -m name it), any sector of the segment whose target is meant, and the words. A last
-/// word of - reads further words from standard input, as many as there are, as in
+/// The device (unless -u or -j -m name it), any sector of the segment whose target is meant, and
+/// the words. A last word of - reads further words from standard input, as many as there are, as in
 /// `generate-layout | blkswitch message switch 0 set_region_mappings -`.
 #[derive(Debug, Args)]
 #[command(override_usage = "blkswitch message [OPTIONS] <DEVICE> <SECTOR> <WORD>...")]
@@ -111,7 +111,10 @@ mod tests {
         assert_eq!(parse_sector("2047").unwrap(), 2047);
         assert_eq!(parse_sector(" +7").unwrap(), 7);
         for word in ["x", "", "0x10", "-1", "18446744073709551616", "1 "] {
-            assert_eq!(parse_sector(word).unwrap_err().text(), "Invalid sector.\nCommand failed.\n");
+            assert_eq!(
+                parse_sector(word).unwrap_err().text(),
+                "Invalid sector.\nCommand failed.\n"
+            );
         }
     }
 }

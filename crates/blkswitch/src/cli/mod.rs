@@ -1,8 +1,9 @@
 //! The command line: one definition of it, a file per verb, and what they share.
 //!
-//! [`run`] reads the words, runs the verb and gives the exit status. What a verb prints and how it fails is
-//! dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb is a file here, a line in [`Verb`], and a
-//! line in [`Verb::run`] (and in [`shown_switches`] if it takes dmsetup's switches).
+//! [`run`] reads the words, runs the verb and gives the exit status. What a verb prints and how it
+//! fails is dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb is a file here, a
+//! line in [`Verb`], and a line in [`Verb::run`] (and in [`shown_switches`] if it takes dmsetup's
+//! switches).
 //!
 //! Contract: exit status 0, or 1 for every failure; nothing panics on what a user types.
 
@@ -67,8 +68,9 @@ const PROGRAM: &str = "blkswitch";
 
 /// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
 ///
-/// Every region of a switch device is on one of several paths; messages move regions while I/O runs. Start the
-/// daemon with `blkswitch serve`, then use the other verbs as those of dmsetup. `blkswitch demo` shows all of it.
+/// Every region of a switch device is on one of several paths; messages move regions while I/O
+/// runs. Start the daemon with `blkswitch serve`, then use the other verbs as those of dmsetup.
+/// `blkswitch demo` shows all of it.
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, infer_long_args = true, disable_help_subcommand = true)]
 struct Cli {
@@ -150,7 +152,8 @@ const fn shown_switches() -> [(&'static str, &'static [&'static str]); 23] {
 
 /// The definition of the command line, for parsing, help, completions and manual pages.
 fn command() -> Command {
-    let define = |command: Command, (verb, ids)| command.mut_subcommand(verb, |command| shown(command, ids));
+    let define =
+        |command: Command, (verb, ids)| command.mut_subcommand(verb, |command| shown(command, ids));
     shown_switches().into_iter().fold(Cli::command(), define)
 }
 
@@ -168,7 +171,8 @@ fn usage(verb: Option<&str>) -> String {
 /// Does what the words say; for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = options_behind_verb(args);
-    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => cli.run(),
         Err(error) => refuse(&error),
@@ -256,8 +260,11 @@ fn folder_of(root: bool, runtime: Option<OsString>) -> Option<PathBuf> {
 }
 
 fn default_socket() -> Result<PathBuf, Failure> {
-    let nowhere = "XDG_RUNTIME_DIR is not set: name the daemon's socket with --socket or BLKSWITCH_SOCKET.";
-    default_folder().map(|folder| folder.join("control.sock")).ok_or_else(|| Failure::message(nowhere))
+    let nowhere =
+        "XDG_RUNTIME_DIR is not set: name the daemon's socket with --socket or BLKSWITCH_SOCKET.";
+    default_folder()
+        .map(|folder| folder.join("control.sock"))
+        .ok_or_else(|| Failure::message(nowhere))
 }
 
 fn exit(done: Result<(), Failure>) -> ExitCode {
@@ -385,7 +392,10 @@ mod tests {
             let command = command.find_subcommand(verb).unwrap();
             for id in ids {
                 let arg = command.get_arguments().find(|arg| arg.get_id() == id);
-                assert!(arg.is_some_and(|arg| !arg.is_hide_set()), "{verb} has no switch {id} to show");
+                assert!(
+                    arg.is_some_and(|arg| !arg.is_hide_set()),
+                    "{verb} has no switch {id} to show"
+                );
             }
             let checks = command.get_arguments().find(|arg| arg.get_id() == "checks");
             assert!(checks.is_some_and(clap::Arg::is_hide_set), "{verb} shows --checks");
@@ -400,7 +410,9 @@ mod tests {
             let page = folder.path().join(format!("blkswitch-{}.1", verb.get_name()));
             assert!(page.exists(), "{} has no manual page", verb.get_name());
         }
-        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+        for shell in
+            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+        {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut command(), PROGRAM, &mut script);
             let script = String::from_utf8(script).unwrap();

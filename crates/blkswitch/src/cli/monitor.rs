@@ -10,7 +10,8 @@ use crate::protocol::{MonitorEvent, percent_encode, route};
 
 /// Show what happens to devices: paths that fail and come back, groups that take over, remaps
 ///
-/// A line per event, until the daemon stops or the program is interrupted. With --json a line of JSON.
+/// A line per event, until the daemon stops or the program is interrupted. With --json a line of
+/// JSON.
 #[derive(Debug, Args)]
 pub(super) struct Monitor {
     /// The devices [default: all]
@@ -27,7 +28,8 @@ impl Monitor {
     /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let all = self.devices.is_empty() && !super::names::named_by_switch(&self.options);
-        let selectors = if all { Vec::new() } else { Selector::list(&self.devices, &self.options)? };
+        let selectors =
+            if all { Vec::new() } else { Selector::list(&self.devices, &self.options)? };
         let mut names = Vec::new();
         for selector in &selectors {
             names.push(context.name_of(selector, "waitevent").await?);
@@ -36,7 +38,11 @@ impl Monitor {
         let subject = selectors.first().map(Selector::subject).unwrap_or_default();
         let is_json = self.options.json;
         context
-            .print_lines(&path, subject, |line| if is_json { Some(line.to_owned()) } else { text(line) })
+            .print_lines(
+                &path,
+                subject,
+                |line| if is_json { Some(line.to_owned()) } else { text(line) },
+            )
             .await
     }
 }
@@ -81,8 +87,12 @@ mod tests {
         };
         let line = serde_json::to_string(&event).unwrap();
         assert_eq!(text(&line).unwrap(), "[12.034] member0: PATH_FAILED /dev/sda paths_up=1");
-        let lost = MonitorEvent { event: "EVENTS_LOST".into(), lost: Some(3), ..MonitorEvent::default() };
-        assert_eq!(text(&serde_json::to_string(&lost).unwrap()).unwrap(), "[0.000] EVENTS_LOST lost=3");
+        let lost =
+            MonitorEvent { event: "EVENTS_LOST".into(), lost: Some(3), ..MonitorEvent::default() };
+        assert_eq!(
+            text(&serde_json::to_string(&lost).unwrap()).unwrap(),
+            "[0.000] EVENTS_LOST lost=3"
+        );
         assert_eq!(text("nonsense"), None);
     }
 }

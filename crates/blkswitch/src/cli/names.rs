@@ -1,6 +1,8 @@
-//! How the user names a device: by name, by path, by uuid, by number; and libdm's way of writing a name.
+//! How the user names a device: by name, by path, by uuid, by number; and libdm's way of writing a
+//! name.
 //!
-//! Contract: pure. A name leaves here in its stored form (`\xNN` for what the kernel's names should not contain).
+//! Contract: pure. A name leaves here in its stored form (`\xNN` for what the kernel's names should
+//! not contain).
 
 use super::failure::{Failure, Subject};
 use super::options::{Mangling, Options};
@@ -82,8 +84,8 @@ pub(super) fn stored_new_name(name: &str, mode: Mangling) -> Result<String, Fail
     mangle("name", name, mode)
 }
 
-/// Writes every character outside the list as `\xNN`. In the mode `auto` a text that contains `\xNN` already is
-/// left alone, and one that has both is refused, as libdm does.
+/// Writes every character outside the list as `\xNN`. In the mode `auto` a text that contains
+/// `\xNN` already is left alone, and one that has both is refused, as libdm does.
 pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, Failure> {
     if mode == Mangling::None {
         return Ok(text.to_owned());

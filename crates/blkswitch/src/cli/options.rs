@@ -1,7 +1,8 @@
 //! dmsetup's switches, one set for all verbs as dmsetup has them, and where they may stand.
 //!
-//! Contract: every verb of dmsetup accepts every switch, whether it has use for it or not, anywhere on the line
-//! ([`options_behind_verb`]); a verb's help shows those it has use for ([`shown`]). Pure.
+//! Contract: every verb of dmsetup accepts every switch, whether it has use for it or not, anywhere
+//! on the line ([`options_behind_verb`]); a verb's help shows those it has use for ([`shown`]).
+//! Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -78,8 +79,9 @@ pub(super) struct Options {
     /// A table with a row per device
     #[arg(short, long, short_alias = 'C')]
     pub columns: bool,
-    /// What to print: columns of info -c ("help" lists them); devno, blkdevname, devname for ls and deps;
-    /// active, ascii, utf, vt100, blkdevname, [no]device, compact, inverted, notrunc, open, rw, uuid for ls --tree
+    /// What to print: columns of info -c ("help" lists them); devno, blkdevname, devname for ls and
+    /// deps; active, ascii, utf, vt100, blkdevname, [no]device, compact, inverted, notrunc, open,
+    /// rw, uuid for ls --tree
     #[arg(short = 'o', long = "options", value_name = "LIST")]
     pub fields: Option<String>,
     /// Sort rows by these columns; a - before a column reverses
@@ -175,7 +177,8 @@ pub(super) struct WithoutEffect {
     pub unbuffered: bool,
 }
 
-/// Shows in the help of a verb, of all switches, those named in `ids` and the two that all verbs share.
+/// Shows in the help of a verb, of all switches, those named in `ids` and the two that all verbs
+/// share.
 pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     command.mut_args(|arg| {
         let id = arg.get_id().as_str();
@@ -184,8 +187,9 @@ pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     })
 }
 
-/// Moves what stands before the verb behind it: `-v --target switch status` becomes `status -v --target switch`.
-/// dmsetup takes its switches anywhere, clap takes those of a verb behind the verb.
+/// Moves what stands before the verb behind it: `-v --target switch status` becomes `status -v
+/// --target switch`. dmsetup takes its switches anywhere, clap takes those of a verb behind the
+/// verb.
 pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let switches = leading_switches();
@@ -204,7 +208,8 @@ pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> V
 
 /// How many words the switch `text` takes, itself included; `None` when it is no switch.
 fn switch_words(text: &str, switches: &Command) -> Option<usize> {
-    let takes_value = |found: Option<&Arg>| found.is_some_and(|arg| arg.get_action().takes_values());
+    let takes_value =
+        |found: Option<&Arg>| found.is_some_and(|arg| arg.get_action().takes_values());
     if let Some(name) = text.strip_prefix("--") {
         let long = |matches: &dyn Fn(&str) -> bool| {
             switches.get_arguments().find(|arg| arg.get_long().is_some_and(matches))
@@ -214,7 +219,8 @@ fn switch_words(text: &str, switches: &Command) -> Option<usize> {
         return Some(if takes_value(found) { 2 } else { 1 });
     }
     let cluster = text.strip_prefix('-').filter(|rest| !rest.is_empty())?;
-    // In a cluster like -vcO the first letter that takes a value has the rest as its value, or the next word.
+    // In a cluster like -vcO the first letter that takes a value has the rest as its value, or the
+    // next word.
     let short = |letter| switches.get_arguments().find(|arg| arg.get_short() == Some(letter));
     let valued = cluster.char_indices().find(|&(_, letter)| takes_value(short(letter)));
     Some(match valued {

@@ -52,7 +52,8 @@ impl Remove {
     async fn remove(&self, selector: &Selector, context: &Context) -> Result<(), Failure> {
         let Options { force, deferred, .. } = self.options;
         let name = context.name_of(selector, "remove").await?;
-        let path = format!("{}?force={force}&deferred={deferred}", device_path(route::DEVICE, &name));
+        let path =
+            format!("{}?force={force}&deferred={deferred}", device_path(route::DEVICE, &name));
         let sent = context.client.send(Method::DELETE, &path, &()).await;
         sent.map_err(|error| error.about(selector.subject()))
     }

@@ -1,4 +1,5 @@
-//! `remove_all`: take away every device that nobody uses; with `--force` also make the others fail their I/O.
+//! `remove_all`: take away every device that nobody uses; with `--force` also make the others fail
+//! their I/O.
 
 use clap::Args;
 use hyper::Method;

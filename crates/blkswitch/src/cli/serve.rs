@@ -11,10 +11,11 @@ use clap::{Args, ValueEnum};
 
 /// Run the daemon in the foreground
 ///
-/// Devices are made and changed through its control socket, by the other verbs, and offered over NBD. It ends with
-/// SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once. Disks (attach) outlive it however it
-/// ends: their I/O waits until serve runs again and takes them over with their tables and maps. To end them too,
-/// remove_all before. While a disk is in use a signal is refused, and must be given again within 10 seconds.
+/// Devices are made and changed through its control socket, by the other verbs, and offered over
+/// NBD. It ends with SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once.
+/// Disks (attach) outlive it however it ends: their I/O waits until serve runs again and takes them
+/// over with their tables and maps. To end them too, remove_all before. While a disk is in use a
+/// signal is refused, and must be given again within 10 seconds.
 #[derive(Debug, Clone, Args)]
 pub struct ServeOptions {
     /// Control socket; filled in from the switch that all verbs share.
@@ -30,14 +31,16 @@ pub struct ServeOptions {
     /// Make a disk of this machine of every device (needs root and the kernel's ublk driver)
     #[arg(long)]
     pub ublk: bool,
-    /// Keep all devices in this folder, with their tables and region maps: the next serve with the same folder makes
-    /// them again. What a message has changed is on its medium when the message is answered
+    /// Keep all devices in this folder, with their tables and region maps: the next serve with the
+    /// same folder makes them again. What a message has changed is on its medium when the message
+    /// is answered
     #[arg(long, value_name = "FOLDER")]
     pub state: Option<PathBuf>,
     /// Do not take over the disks that a daemon has left behind: let their requests fail
     #[arg(long)]
     pub abandon_disks: bool,
-    /// End with the first signal also while disks are in use: for service managers, which start it again
+    /// End with the first signal also while disks are in use: for service managers, which start it
+    /// again
     #[arg(long)]
     pub leave_disks: bool,
     /// What is done about paths of multipath devices.
@@ -54,17 +57,19 @@ pub struct ServeOptions {
 /// What is done about paths of multipath devices; for the kernel's devices multipathd does it.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct PathOptions {
-    /// Probe every path of a multipath after this time, and then less and less often while it stays as it is, up to
-    /// four times the time; 0: never
+    /// Probe every path of a multipath after this time, and then less and less often while it stays
+    /// as it is, up to four times the time; 0: never
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
     pub path_checker_interval: Duration,
-    /// Go back to a better priority group that has a path again: immediate, manual (by message only), or after it has
-    /// had one for so many seconds. With DEVICE= for this multipath only; may be given several times
+    /// Go back to a better priority group that has a path again: immediate, manual (by message
+    /// only), or after it has had one for so many seconds. With DEVICE= for this multipath only;
+    /// may be given several times
     /// [default: immediate]
     #[arg(long, value_name = "[DEVICE=]WHEN", value_parser = |text: &str| Setting::parse(text, parse_failback))]
     pub failback: Vec<Setting<Failback>>,
-    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker (there must be
-    /// some) and then fail it. With DEVICE= for this multipath only; may be given several times
+    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker (there
+    /// must be some) and then fail it. With DEVICE= for this multipath only; may be given several
+    /// times
     /// [default: as queue_if_no_path in the table or a message says]
     #[arg(
         long,
@@ -84,9 +89,13 @@ pub struct Setting<T> {
 }
 
 impl<T: Copy> Setting<T> {
-    fn parse(text: &str, value: impl FnOnce(&str) -> Result<T, String>) -> Result<Setting<T>, String> {
+    fn parse(
+        text: &str,
+        value: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Setting<T>, String> {
         // A name may have an equals sign in it, a value has none.
-        let (device, word) = text.rsplit_once('=').map_or((None, text), |(name, word)| (Some(name), word));
+        let (device, word) =
+            text.rsplit_once('=').map_or((None, text), |(name, word)| (Some(name), word));
         if device == Some("") {
             return Err(format!("'{text}' names no device before '='"));
         }
@@ -104,7 +113,8 @@ impl<T: Copy> Setting<T> {
         for (at, setting) in settings.iter().enumerate() {
             if settings[..at].iter().any(|before| before.device == setting.device) {
                 let device = setting.device.as_deref();
-                let whom = device.map_or("all devices".into(), |device| format!("device '{device}'"));
+                let whom =
+                    device.map_or("all devices".into(), |device| format!("device '{device}'"));
                 return Err(format!("'{option}' is given twice for {whom}: once is allowed"));
             }
         }
@@ -210,9 +220,11 @@ impl FromStr for NbdAddress {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
-        let address = text.strip_prefix("tcp:").and_then(|address| address.to_socket_addrs().ok()?.next());
-        let complaint =
-            || format!("'{text}' is neither unix:PATH nor tcp:ADDRESS:PORT, like tcp:127.0.0.1:10809");
+        let address =
+            text.strip_prefix("tcp:").and_then(|address| address.to_socket_addrs().ok()?.next());
+        let complaint = || {
+            format!("'{text}' is neither unix:PATH nor tcp:ADDRESS:PORT, like tcp:127.0.0.1:10809")
+        };
         address.map(Self::Tcp).ok_or_else(complaint)
     }
 }
@@ -258,7 +270,10 @@ mod tests {
     #[test]
     fn a_device_has_its_own_settings_or_those_of_all() {
         let failback = |texts: &[&str]| PathOptions {
-            failback: texts.iter().map(|text| Setting::parse(text, parse_failback).unwrap()).collect(),
+            failback: texts
+                .iter()
+                .map(|text| Setting::parse(text, parse_failback).unwrap())
+                .collect(),
             ..PathOptions::default()
         };
         let after = |seconds: u64| Failback::After { delay_ns: seconds * 1_000_000_000 };
@@ -270,12 +285,20 @@ mod tests {
         assert_eq!(failback(&["c=manual"]).failback_of("d"), Failback::Immediate);
         assert_eq!(options.no_path_retry_of("c"), None);
         let twice = failback(&["c=manual", "d=3", "c=3"]).check();
-        assert_eq!(twice, Err("'--failback' is given twice for device 'c': once is allowed".into()));
+        assert_eq!(
+            twice,
+            Err("'--failback' is given twice for device 'c': once is allowed".into())
+        );
         let twice = failback(&["manual", "3"]).check();
-        assert_eq!(twice, Err("'--failback' is given twice for all devices: once is allowed".into()));
+        assert_eq!(
+            twice,
+            Err("'--failback' is given twice for all devices: once is allowed".into())
+        );
         let unnamed = Setting::parse("=manual", parse_failback);
         assert_eq!(unnamed, Err("'=manual' names no device before '='".into()));
-        assert!(Setting::parse("c=never", parse_failback).unwrap_err().starts_with("'never' is not"));
+        assert!(
+            Setting::parse("c=never", parse_failback).unwrap_err().starts_with("'never' is not")
+        );
     }
 
     #[test]
@@ -283,8 +306,13 @@ mod tests {
         for text in ["unix:/run/a b.sock", "tcp:127.0.0.1:10809", "tcp:[::1]:10809"] {
             assert_eq!(text.parse::<NbdAddress>().unwrap().to_string(), text);
         }
-        for text in ["", "unix:", "/run/nbd.sock", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "10809"] {
-            assert!(text.parse::<NbdAddress>().unwrap_err().starts_with(&format!("'{text}' is neither")));
+        for text in ["", "unix:", "/run/nbd.sock", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "10809"]
+        {
+            assert!(
+                text.parse::<NbdAddress>()
+                    .unwrap_err()
+                    .starts_with(&format!("'{text}' is neither"))
+            );
         }
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         assert!(["-1", "x", "", "NaN", "86401"].iter().all(|text| parse_seconds(text).is_err()));
@@ -293,7 +321,11 @@ mod tests {
         assert!(parse_failback("never").is_err());
         assert_eq!(parse_no_path_retry("12"), Ok(NoPathRetry::Rounds(12)));
         assert!(parse_no_path_retry("-1").is_err());
-        assert!(parse_queues("0").is_err() && parse_queues("1025").is_err() && parse_queues("two").is_err());
+        assert!(
+            parse_queues("0").is_err()
+                && parse_queues("1025").is_err()
+                && parse_queues("two").is_err()
+        );
         assert_eq!(parse_queues("8"), Ok(8));
     }
 }

@@ -115,7 +115,12 @@ mod tests {
         let io = IoStats {
             reads: 12,
             read_bytes: 49152,
-            read_latency: Latency { p50_ns: 900, p99_ns: 25_300, max_ns: 3_000_000, ..Latency::default() },
+            read_latency: Latency {
+                p50_ns: 900,
+                p99_ns: 25_300,
+                max_ns: 3_000_000,
+                ..Latency::default()
+            },
             ..IoStats::default()
         };
         let path = PathStats { segment: 0, path: 0, address: "/tmp/a".into(), io: io.clone() };

@@ -20,7 +20,8 @@ pub(super) struct Status {
 }
 
 /// The switches that its help shows.
-pub(super) const SHOWN: &[&str] = &["inactive", "target", "noflush", "exec", "uuid", "major", "minor"];
+pub(super) const SHOWN: &[&str] =
+    &["inactive", "target", "noflush", "exec", "uuid", "major", "minor"];
 
 impl Status {
     /// Runs the verb.
@@ -34,8 +35,8 @@ impl Status {
     }
 }
 
-/// A line per segment, for `status` and `table`: behind the device's name when there may be several, below its `info`
-/// block with `-v`, and not at all when `--exec` runs a command instead.
+/// A line per segment, for `status` and `table`: behind the device's name when there may be
+/// several, below its `info` block with `-v`, and not at all when `--exec` runs a command instead.
 pub(super) fn print_segments(
     devices: &Devices,
     what: What,
@@ -50,8 +51,11 @@ pub(super) fn print_segments(
             if verbose {
                 context.print(&info::block(device, options.inactive))?;
             }
-            let prefix =
-                if devices.prefixed && !verbose { format!("{}: ", device.name) } else { String::new() };
+            let prefix = if devices.prefixed && !verbose {
+                format!("{}: ", device.name)
+            } else {
+                String::new()
+            };
             context.print(&segments(table, what, target, &prefix))?;
             if verbose && devices.prefixed {
                 context.print("\n")?;

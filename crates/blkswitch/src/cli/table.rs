@@ -21,7 +21,8 @@ pub(super) struct Table {
 }
 
 /// The switches that its help shows.
-pub(super) const SHOWN: &[&str] = &["inactive", "target", "concise", "exec", "uuid", "major", "minor"];
+pub(super) const SHOWN: &[&str] =
+    &["inactive", "target", "concise", "exec", "uuid", "major", "minor"];
 
 impl Table {
     /// Runs the verb.
@@ -42,7 +43,8 @@ impl Table {
 /// The devices on one line; nothing when there is none.
 fn concise_line(devices: &Devices, options: &Options) -> String {
     let target = options.target.as_deref();
-    let parts = devices.iter().map(|device| concise(device, slot(device, options.inactive), target));
+    let parts =
+        devices.iter().map(|device| concise(device, slot(device, options.inactive), target));
     let line = parts.collect::<Vec<_>>().join(";");
     if line.is_empty() { line } else { line + "\n" }
 }

@@ -1,7 +1,9 @@
-//! Table text as dmsetup reads it: from `--table`, from a file, from standard input, and in the concise form.
+//! Table text as dmsetup reads it: from `--table`, from a file, from standard input, and in the
+//! concise form.
 //!
-//! Contract: reads what dmsetup reads and words its complaints as dmsetup does; gives back canonical lines
-//! `START LENGTH TYPE PARAMETERS` for the daemon, which decides about everything else.
+//! Contract: reads what dmsetup reads and words its complaints as dmsetup does; gives back
+//! canonical lines `START LENGTH TYPE PARAMETERS` for the daemon, which decides about everything
+//! else.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,7 +11,8 @@ use std::io::{self, Read};
 
 use super::failure::Failure;
 
-/// The table that the command line names: `--table`, else a file, else standard input. `None` when it has no lines.
+/// The table that the command line names: `--table`, else a file, else standard input. `None` when
+/// it has no lines.
 pub(super) fn read(table: Option<&str>, file: Option<&str>) -> Result<Option<String>, Failure> {
     let (text, source) = match (table, file) {
         (Some(text), _) => (text.to_owned(), ""),
@@ -42,7 +45,9 @@ pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Fail
         }
         let Some((start, length, kind, params)) = split_line(line) else {
             let number = index + 1;
-            return Err(Failure::Message(format!("Invalid format on line {number} of table {source}.")));
+            return Err(Failure::Message(format!(
+                "Invalid format on line {number} of table {source}."
+            )));
         };
         let params = params.split('#').next().unwrap_or_default().trim();
         let _ = writeln!(out, "{}", format!("{start} {length} {kind} {params}").trim_end());
@@ -81,7 +86,8 @@ pub(super) struct Concise {
     pub table: String,
 }
 
-/// Splits `name,uuid,minor,flags,table[,table...][;...]`; a backslash makes the next character an ordinary one.
+/// Splits `name,uuid,minor,flags,table[,table...][;...]`; a backslash makes the next character an
+/// ordinary one.
 pub(super) fn parse_concise(text: &str) -> Result<Vec<Concise>, Failure> {
     let mut devices = Vec::new();
     let mut fields = vec![String::new()];
@@ -216,7 +222,9 @@ mod tests {
         };
         assert_eq!(devices, [first, second]);
         assert_eq!(parse_concise("").unwrap(), []);
-        assert!(parse_concise("a,b,c").unwrap_err().text().starts_with("Five comma-separated fields"));
+        assert!(
+            parse_concise("a,b,c").unwrap_err().text().starts_with("Five comma-separated fields")
+        );
         assert!(parse_concise("a,,,rx,0 1 zero").unwrap_err().text().contains("'rx'"));
         assert!(parse_concise("a,,,,0 1 zero\\").unwrap_err().text().starts_with("Backslash"));
         assert_eq!(quote_concise("a,b;c\\d"), "a\\,b\\;c\\\\d");

@@ -16,7 +16,8 @@ pub(super) fn size() -> Option<(usize, usize)> {
     Some((width.into(), height.into()))
 }
 
-/// Whether to print colours: to a terminal that can, unless `NO_COLOR` (no-color.org) says otherwise.
+/// Whether to print colours: to a terminal that can, unless `NO_COLOR` (no-color.org) says
+/// otherwise.
 pub(super) fn colours() -> bool {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");

@@ -1,5 +1,5 @@
-//! `mknodes` and dmsetup's verbs about udev: accepted, as a runbook may contain them, and without effect. Nodes of disks are
-//! there when a verb returns, and there is no udev to wait for.
+//! `mknodes` and dmsetup's verbs about udev: accepted, as a runbook may contain them, and without
+//! effect. Nodes of disks are there when a verb returns, and there is no udev to wait for.
 
 use clap::Args;
 

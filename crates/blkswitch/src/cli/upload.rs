@@ -1,7 +1,8 @@
-//! Sends what a reader gives as the body of a request, piece by piece, with a progress bar on a terminal.
+//! Sends what a reader gives as the body of a request, piece by piece, with a progress bar on a
+//! terminal.
 //!
-//! Contract: a thread reads, the runtime sends; at most [`PIECES_AHEAD`] pieces of [`PIECE_BYTES`] are in memory. When
-//! the daemon stops listening the thread ends with its next piece.
+//! Contract: a thread reads, the runtime sends; at most [`PIECES_AHEAD`] pieces of [`PIECE_BYTES`]
+//! are in memory. When the daemon stops listening the thread ends with its next piece.
 
 use std::fs;
 use std::io::{self, Read};
@@ -60,7 +61,10 @@ pub(super) fn body<R: Read + Send + 'static>(first: String, source: Source<R>) -
     Pieces(receiver)
 }
 
-fn pump<R: Read>(mut source: Source<R>, sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+fn pump<R: Read>(
+    mut source: Source<R>,
+    sender: &mpsc::Sender<io::Result<Bytes>>,
+) -> io::Result<()> {
     let bar = progress(&source);
     loop {
         let mut piece = Vec::with_capacity(PIECE_BYTES);
@@ -75,14 +79,19 @@ fn pump<R: Read>(mut source: Source<R>, sender: &mpsc::Sender<io::Result<Bytes>>
 }
 
 fn progress<R>(source: &Source<R>) -> ProgressBar {
-    let target = if source.bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if source.bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(source.length, target);
     let template = match source.length {
-        Some(_) => "{bytes:>11} of {total_bytes} [{wide_bar:.cyan/blue}] {bytes_per_sec}, {eta} left",
+        Some(_) => {
+            "{bytes:>11} of {total_bytes} [{wide_bar:.cyan/blue}] {bytes_per_sec}, {eta} left"
+        }
         None => "{spinner} {bytes:>11} {bytes_per_sec}",
     };
     // The default style is the answer to a template that indicatif does not like.
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     bar
 }
 

@@ -59,7 +59,11 @@ impl Wait {
 /// dmsetup takes anything for a number; a typing error should rather not wait for ever.
 fn event_number(word: Option<&str>) -> Result<u32, Failure> {
     let Some(word) = word else { return Ok(0) };
-    let complaint =
-        || Failure::Message(format!("The event number '{word}' is not a number from 0 to {}.", u32::MAX));
+    let complaint = || {
+        Failure::Message(format!(
+            "The event number '{word}' is not a number from 0 to {}.",
+            u32::MAX
+        ))
+    };
     word.trim().parse().map_err(|_| complaint())
 }

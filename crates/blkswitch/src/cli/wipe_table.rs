@@ -27,8 +27,10 @@ impl WipeTable {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         // With --force nobody waits for I/O that may never finish, as dmsetup has it.
         let force = self.options.force;
-        let request =
-            Suspend { noflush: self.options.noflush || force, nolockfs: self.options.nolockfs || force };
+        let request = Suspend {
+            noflush: self.options.noflush || force,
+            nolockfs: self.options.nolockfs || force,
+        };
         for selector in Selector::list(&self.devices, &self.options)? {
             context.command(Method::POST, route::WIPE, &selector, "reload", &request).await?;
         }

@@ -1,11 +1,11 @@
 //! From the text of a table to a table that can route requests.
 //!
-//! The checks come in the kernel's order with the kernel's texts: line by line the place of the target, its type,
-//! its own constructor ([`super::constructors`]); when all targets stand, whether every device below is large enough
-//! and aligned.
+//! The checks come in the kernel's order with the kernel's texts: line by line the place of the
+//! target, its type, its own constructor ([`super::constructors`]); when all targets stand, whether
+//! every device below is large enough and aligned.
 //!
-//! Contract: a refused table leaves everything as it was: leaves that only it used are closed again, files that
-//! were made for it are removed. May block (opening leaves); any thread.
+//! Contract: a refused table leaves everything as it was: leaves that only it used are closed
+//! again, files that were made for it are removed. May block (opening leaves); any thread.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -49,7 +49,8 @@ pub struct Maps<'a> {
 }
 
 impl<'a> Maps<'a> {
-    /// New ones. In files where devices are kept, or disks are made of them, so that they survive the daemon.
+    /// New ones. In files where devices are kept, or disks are made of them, so that they survive
+    /// the daemon.
     pub fn new(folder: &'a Folder) -> Maps<'a> {
         Maps { folder, saved: None }
     }
@@ -144,14 +145,22 @@ pub(super) struct Area {
     pub(super) regions: Option<(u32, u64)>,
 }
 
-/// A device below that could not be had: the errno and the reason, for the constructor to put in its words.
+/// A device below that could not be had: the errno and the reason, for the constructor to put in
+/// its words.
 pub(super) type LookupError = Failure;
 
 impl<'a> Builder<'a> {
     fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
         let options = leaf_options(load.leaves, load.read_only, site.queues);
         let table = TableBuilder::new(load.read_only);
-        Builder { site, options, table, leaf_names: Vec::new(), areas: Vec::new(), has_multipath: false }
+        Builder {
+            site,
+            options,
+            table,
+            leaf_names: Vec::new(),
+            areas: Vec::new(),
+            has_multipath: false,
+        }
     }
 
     fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
@@ -167,7 +176,8 @@ impl<'a> Builder<'a> {
             Failure::target(errno_of(&error), text, reason)
         };
         Layout::extent(line.start, line.len).map_err(refuse)?;
-        let constructor = constructors::by_name(line.kind).ok_or(Error::UnknownType).map_err(refuse)?;
+        let constructor =
+            constructors::by_name(line.kind).ok_or(Error::UnknownType).map_err(refuse)?;
         layout.append(line.start, line.len).map_err(refuse)?;
         self.check_alone(line)?;
         let target = constructor(self, line.len, &words(line.params)).map_err(|mut failure| {
@@ -183,15 +193,18 @@ impl<'a> Builder<'a> {
         let is_multipath = line.kind == b"multipath";
         if line.start > 0 && (is_multipath || self.has_multipath) {
             let text = "multipath: must be the only target of its table (-EINVAL)";
-            let reason =
-                format!("line {}: a multipath is the only line of its table: put a device on top", line.line);
+            let reason = format!(
+                "line {}: a multipath is the only line of its table: put a device on top",
+                line.line
+            );
             return Err(Failure::target(Errno::Einval, text, reason));
         }
         self.has_multipath = is_multipath;
         Ok(())
     }
 
-    /// The leaf that a word names. One that may come back later and cannot be reached now is told by its address.
+    /// The leaf that a word names. One that may come back later and cannot be reached now is told
+    /// by its address.
     pub(super) fn path(&mut self, word: &[u8]) -> Result<PathLeaf, LookupError> {
         let Found::Leaf(address) = find(word, self.site.registry)? else {
             let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
@@ -226,13 +239,15 @@ impl<'a> Builder<'a> {
     pub(super) fn below(&mut self, word: &[u8]) -> Result<Below, LookupError> {
         match find(word, self.site.registry)? {
             Found::Device(device) if Arc::ptr_eq(&device, self.site.device) => {
-                let reason = format!("'{}' is the device itself: it cannot stand on itself", Printable(word));
+                let reason = format!(
+                    "'{}' is the device itself: it cannot stand on itself",
+                    Printable(word)
+                );
                 Err(Failure::new(Errno::Einval, reason))
             }
-            Found::Device(device) => self
-                .table
-                .device(&device)
-                .ok_or_else(|| Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))),
+            Found::Device(device) => self.table.device(&device).ok_or_else(|| {
+                Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
+            }),
             Found::Leaf(address) => {
                 let leaf = self.site.leaves.open(&address, &self.options)?;
                 Ok(self.adopt(leaf))
@@ -254,9 +269,11 @@ impl<'a> Builder<'a> {
         for area in &self.areas {
             let Some(limits) = self.table.limits(area.to.below) else { continue };
             let block = limits.logical_block;
-            let checked = check_area(area.to.offset, area.len, limits.sectors, block).and_then(|()| {
-                area.regions.map_or(Ok(()), |(size, count)| check_region_size(size, count, block))
-            });
+            let checked =
+                check_area(area.to.offset, area.len, limits.sectors, block).and_then(|()| {
+                    area.regions
+                        .map_or(Ok(()), |(size, count)| check_region_size(size, count, block))
+                });
             checked.map_err(|error| {
                 let (name, address) = self.names(area.to.below);
                 Failure::limits(&error, &name, format!("path '{address}': {}", error.explain(None)))
@@ -269,7 +286,9 @@ impl<'a> Builder<'a> {
     fn names(&self, below: Below) -> (String, String) {
         let address = match below {
             Below::Leaf(leaf) => self.leaf_names.get(leaf as usize).cloned().unwrap_or_default(),
-            Below::Device(id) => self.site.registry.by_id(id).map(|device| device.name()).unwrap_or_default(),
+            Below::Device(id) => {
+                self.site.registry.by_id(id).map(|device| device.name()).unwrap_or_default()
+            }
         };
         (short_name(&address).to_owned(), address)
     }
@@ -292,8 +311,8 @@ fn leaf_options(leaves: protocol::LeafOptions, read_only: bool, queues: usize) -
     LeafOptions { direct, read_only, queues, make_bytes: None }
 }
 
-/// The words of a target. Nothing is an escape: `dmsetup` doubles the backslashes of a table before the kernel
-/// takes one of each pair away.
+/// The words of a target. Nothing is an escape: `dmsetup` doubles the backslashes of a table before
+/// the kernel takes one of each pair away.
 pub(super) fn words(params: &[u8]) -> Vec<&[u8]> {
     params.split(|byte| is_space(*byte)).filter(|word| !word.is_empty()).collect()
 }
@@ -305,7 +324,8 @@ struct MadeFiles {
 }
 
 impl MadeFiles {
-    /// Makes the files that the table names and that are missing, sparse, as long as the table needs them.
+    /// Makes the files that the table names and that are missing, sparse, as long as the table
+    /// needs them.
     fn make_missing(&mut self, site: &Site<'_>, load: &LoadTable) -> Result<(), Failure> {
         let mut needed = HashMap::<PathBuf, u64>::new();
         for line in table::lines(load.table.as_bytes()).flatten() {
@@ -331,7 +351,8 @@ impl MadeFiles {
         };
         let made = OpenOptions::new().write(true).create_new(true).open(&path);
         let file = made.map_err(|error| failed(&path, error))?;
-        let sized = file.set_len(sectors.saturating_mul(SECTOR_SIZE)).map_err(|error| failed(&path, error));
+        let sized =
+            file.set_len(sectors.saturating_mul(SECTOR_SIZE)).map_err(|error| failed(&path, error));
         self.paths.push(path);
         sized
     }
@@ -357,7 +378,10 @@ mod tests {
 
     #[test]
     fn backslashes_of_a_table_are_literal() {
-        assert_eq!(words(br" 1  128\ 0 /dev/a\b "), [b"1".as_slice(), br"128\", b"0", br"/dev/a\b"]);
+        assert_eq!(
+            words(br" 1  128\ 0 /dev/a\b "),
+            [b"1".as_slice(), br"128\", b"0", br"/dev/a\b"]
+        );
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices, reinstates those
-//! that answer and fails those that do not, goes back to a better group, and ends queueing when no path came back.
+//! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices,
+//! reinstates those that answer and fails those that do not, goes back to a better group, and ends
+//! queueing when no path came back.
 //!
-//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here is the clock, and in [`probes`] are the
-//! threads that wait for answers. What a probe finds out changes the path's state under the message lock, if the table
-//! it was started for is still live.
+//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here is the clock, and
+//! in [`probes`] are the threads that wait for answers. What a probe finds out changes the path's
+//! state under the message lock, if the table it was started for is still live.
 //!
-//! Contract: one task per daemon; what it knows of a device is forgotten when the device has another table.
+//! Contract: one task per daemon; what it knows of a device is forgotten when the device has
+//! another table.
 
 mod probes;
 
@@ -25,7 +27,8 @@ use self::probes::Probes;
 use super::devices::Devices;
 use crate::cli::PathOptions;
 
-/// The longest interval of probes in units of the first, as multipathd's polling_interval and max_polling_interval are.
+/// The longest interval of probes in units of the first, as multipathd's polling_interval and
+/// max_polling_interval are.
 const BACKOFF: u32 = 4;
 /// How often is looked at least for devices that are new.
 const LOOK: Duration = Duration::from_secs(1);
@@ -87,7 +90,8 @@ struct Checker {
     epoch: Instant,
 }
 
-/// Checks for as long as it is polled. `changed` is notified when something happens on a multipath device.
+/// Checks for as long as it is polled. `changed` is notified when something happens on a multipath
+/// device.
 pub async fn run(devices: Arc<Devices>, options: PathOptions, changed: Arc<Notify>) {
     let (ended, mut probed) = mpsc::unbounded_channel();
     let mut checker = Checker {
@@ -131,7 +135,13 @@ impl Checker {
         Duration::from_nanos(due_ns.saturating_sub(now_ns))
     }
 
-    fn look_at(&mut self, device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups, now_ns: u64) -> u64 {
+    fn look_at(
+        &mut self,
+        device: &Arc<Device>,
+        table: &Arc<Table>,
+        groups: &PathGroups,
+        now_ns: u64,
+    ) -> u64 {
         let policy = Policy::new(&self.options, &device.name());
         let is_known = |watched: &Watched| std::ptr::eq(watched.table.as_ptr(), Arc::as_ptr(table));
         if !self.watched.get(&device.id()).is_some_and(is_known) {
@@ -154,7 +164,11 @@ impl Checker {
                     path.since_ns = Some(now_ns);
                     start_probe(device, table, number, self.ended.clone(), self.probes.clone());
                 }
-                due_ns = due_ns.min(if path.since_ns.is_some() { u64::MAX } else { path.probe.due_ns() });
+                due_ns = due_ns.min(if path.since_ns.is_some() {
+                    u64::MAX
+                } else {
+                    path.probe.due_ns()
+                });
             }
             if watched.next_round_ns <= now_ns {
                 watched.next_round_ns = now_ns.saturating_add(intervals.first_ns);
@@ -177,7 +191,9 @@ impl Checker {
     fn ended(&mut self, (device, table, number): &Probed) {
         let now_ns = self.now_ns();
         let watched = self.watched.get_mut(device).filter(|watched| watched.table.ptr_eq(table));
-        let Some(path) = watched.and_then(|watched| watched.paths.get_mut(*number as usize)) else { return };
+        let Some(path) = watched.and_then(|watched| watched.paths.get_mut(*number as usize)) else {
+            return;
+        };
         path.since_ns = None;
         if let Some(intervals) = intervals(&self.options) {
             // If its state has changed, the next look begins anew.
@@ -189,8 +205,11 @@ impl Checker {
 impl Watched {
     fn new(table: &Arc<Table>, groups: &PathGroups, policy: &Policy, now_ns: u64) -> Watched {
         let intervals = policy.intervals.unwrap_or_default();
-        let path =
-            |is_up| WatchedPath { probe: Probe::new(&intervals, now_ns), since_ns: None, was_up: is_up };
+        let path = |is_up| WatchedPath {
+            probe: Probe::new(&intervals, now_ns),
+            since_ns: None,
+            was_up: is_up,
+        };
         Watched {
             table: Arc::downgrade(table),
             paths: groups.paths().iter().map(|one| path(one.is_up())).collect(),
@@ -249,8 +268,11 @@ fn start_probe(
         if let Some(leaf) = to.and_then(|to| table.leaf_of(*to)) {
             let probed = probes.probe(leaf, |leaf, time| leaf.engine().probe(time)).await;
             if let Some(answer) = probed {
-                // Where blocking is allowed. A change that panics has changed nothing; the path is probed again.
-                let _ = tokio::task::spawn_blocking(move || judge(&device, &table, number, &answer)).await;
+                // Where blocking is allowed. A change that panics has changed nothing; the path is
+                // probed again.
+                let _ =
+                    tokio::task::spawn_blocking(move || judge(&device, &table, number, &answer))
+                        .await;
             }
         }
         let _ = ended.send((id, weak, number));

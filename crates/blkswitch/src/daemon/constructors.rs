@@ -1,10 +1,10 @@
-//! The constructors of the target types: their words to an [`io::Target`](blkswitch_io::Target), with the kernel's
-//! order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6, dm-error 1.5, dm-zero 1.1; dm-multipath 1.14
-//! in [`super::multipath`]).
+//! The constructors of the target types: their words to an [`io::Target`](blkswitch_io::Target),
+//! with the kernel's order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6,
+//! dm-error 1.5, dm-zero 1.1; dm-multipath 1.14 in [`super::multipath`]).
 //!
-//! Contract: a constructor opens what its words name ([`Builder::below`]) and notes what it needs of it
-//! ([`Builder::needs`]); whether that is there is checked when all targets of the table stand. A further type is a
-//! row in [`TYPES`] and a function here.
+//! Contract: a constructor opens what its words name ([`Builder::below`]) and notes what it needs
+//! of it ([`Builder::needs`]); whether that is there is checked when all targets of the table
+//! stand. A further type is a row in [`TYPES`] and a function here.
 
 use blkswitch_core::args::{Printable, parse_u32, parse_u64};
 use blkswitch_core::error::{Errno as CoreErrno, Error};
@@ -47,7 +47,8 @@ fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
     let mut paths = Vec::with_capacity(num_paths as usize);
     for path in params {
         let below = table.below(path.device).map_err(|found| {
-            // An errno that the core does not know reads as an I/O error; the sentence says what it really was.
+            // An errno that the core does not know reads as an I/O error; the sentence says what it
+            // really was.
             let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
             let mut failure = refuse(path.lookup_failed(errno));
             failure.errno = found.errno;
@@ -75,10 +76,11 @@ fn linear(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
             "linear needs a device and an offset".to_owned(),
         ));
     };
-    let offset =
-        sector(offset).ok_or_else(|| refuse("linear", "Invalid device sector", bad_offset(offset)))?;
-    let below =
-        table.below(device).map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
+    let offset = sector(offset)
+        .ok_or_else(|| refuse("linear", "Invalid device sector", bad_offset(offset)))?;
+    let below = table
+        .below(device)
+        .map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
     let to = To { below, offset };
     table.needs(Area { to, len, regions: None });
     Ok(Target::Linear(to))
@@ -100,18 +102,22 @@ fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target,
         .ok_or_else(|| refuse("Invalid chunk_size", bad_number("chunk size in sectors", chunk)))?;
     let (stripes, chunk) = (u64::from(stripes), u64::from(chunk));
     if !len.is_multiple_of(stripes) {
-        let reason = format!("the length of {len} sectors must be a multiple of the {stripes} stripes");
+        let reason =
+            format!("the length of {len} sectors must be a multiple of the {stripes} stripes");
         return Err(refuse("Target length not divisible by number of stripes", reason));
     }
     let width = len / stripes;
     if !width.is_multiple_of(chunk) {
-        let reason =
-            format!("a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors");
+        let reason = format!(
+            "a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors"
+        );
         return Err(refuse("Target length not divisible by chunk size", reason));
     }
     if rest.len() as u64 != stripes.saturating_mul(2) {
-        let reason =
-            format!("{stripes} stripes need as many devices with offsets, but {} words follow", rest.len());
+        let reason = format!(
+            "{stripes} stripes need as many devices with offsets, but {} words follow",
+            rest.len()
+        );
         return Err(refuse("Not enough destinations specified", reason));
     }
     let mut places = Vec::with_capacity(rest.len() / 2);
@@ -158,14 +164,18 @@ fn sector(word: &[u8]) -> Option<u64> {
 }
 
 fn bad_offset(word: &[u8]) -> String {
-    format!("the offset '{}' must be a decimal number of 512-byte sectors below 2^64", Printable(word))
+    format!(
+        "the offset '{}' must be a decimal number of 512-byte sectors below 2^64",
+        Printable(word)
+    )
 }
 
 fn bad_number(what: &str, word: &[u8]) -> String {
     format!("the {what} '{}' must be a decimal number from 1 to {}", Printable(word), u32::MAX)
 }
 
-/// How many sectors a line needs of each device it names. Wrong lines need nothing: they are refused later.
+/// How many sectors a line needs of each device it names. Wrong lines need nothing: they are
+/// refused later.
 pub(super) fn needed_sectors<'a>(line: &table::Target<'a>) -> Vec<(&'a [u8], u64)> {
     let words = words(line.params);
     if line.kind == b"multipath" {
@@ -174,7 +184,9 @@ pub(super) fn needed_sectors<'a>(line: &table::Target<'a>) -> Vec<(&'a [u8], u64
         while let Ok(Some(item)) = params.next_item() {
             if let Item::Path(path) = item {
                 // The same word, but of the line's own life.
-                devices.extend(words.iter().find(|word| **word == path.device).map(|word| (*word, line.len)));
+                devices.extend(
+                    words.iter().find(|word| **word == path.device).map(|word| (*word, line.len)),
+                );
             }
         }
         return devices;
@@ -202,17 +214,28 @@ mod tests {
     fn needed(line: &str) -> Vec<(String, u64)> {
         let line = table::lines(line.as_bytes()).next().unwrap().unwrap();
         let needed = needed_sectors(&line).into_iter();
-        needed.map(|(word, sectors)| (String::from_utf8_lossy(word).into_owned(), sectors)).collect()
+        needed
+            .map(|(word, sectors)| (String::from_utf8_lossy(word).into_owned(), sectors))
+            .collect()
     }
 
     #[test]
     fn what_a_line_needs_of_its_devices() {
-        assert_eq!(needed("0 100 switch 2 8 0 /a 8 /b 0"), [("/a".to_owned(), 108), ("/b".to_owned(), 100)]);
+        assert_eq!(
+            needed("0 100 switch 2 8 0 /a 8 /b 0"),
+            [("/a".to_owned(), 108), ("/b".to_owned(), 100)]
+        );
         assert_eq!(needed("0 100 linear /a 1"), [("/a".to_owned(), 101)]);
-        assert_eq!(needed("0 100 striped 2 10 /a 0 /b 5"), [("/a".to_owned(), 50), ("/b".to_owned(), 55)]);
+        assert_eq!(
+            needed("0 100 striped 2 10 /a 0 /b 5"),
+            [("/a".to_owned(), 50), ("/b".to_owned(), 55)]
+        );
         assert_eq!(needed("0 100 striped 0 10 /a 0"), []);
         assert_eq!(needed("0 100 switch 1 8 0 /a x"), []);
-        assert_eq!(needed("0 100 multipath 0 0 1 1 round-robin 0 1 0 /a"), [("/a".to_owned(), 100)]);
+        assert_eq!(
+            needed("0 100 multipath 0 0 1 1 round-robin 0 1 0 /a"),
+            [("/a".to_owned(), 100)]
+        );
         assert_eq!(needed("0 100 zero"), []);
     }
 }

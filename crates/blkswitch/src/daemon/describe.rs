@@ -1,8 +1,9 @@
 //! Devices and tables as the control protocol describes them.
 //!
-//! Everything is read from the table that runs, nothing is remembered beside it: a parameter text cannot disagree
-//! with what the pipeline does, and a device below is shown under the name it has now. A path stands as the address
-//! its leaf was opened by, so a printed table can be loaded again.
+//! Everything is read from the table that runs, nothing is remembered beside it: a parameter text
+//! cannot disagree with what the pipeline does, and a device below is shown under the name it has
+//! now. A path stands as the address its leaf was opened by, so a printed table can be loaded
+//! again.
 //!
 //! Contract: reads only; takes the short locks of [`Device`]. Any thread.
 
@@ -14,7 +15,8 @@ use super::failure::MAJOR;
 use super::multipath;
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
 
-/// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that it may be.
+/// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that
+/// it may be.
 pub fn device(device: &Device) -> protocol::Device {
     let info = device.info();
     protocol::Device {
@@ -62,7 +64,9 @@ fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
 /// What `table` prints behind the type.
 fn params(table: &Table, target: &Target) -> String {
     let mut text = match target {
-        Target::Switch { map, paths } => format!("{} {} 0", paths.len(), map.geometry().region_size()),
+        Target::Switch { map, paths } => {
+            format!("{} {} 0", paths.len(), map.geometry().region_size())
+        }
         Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
         Target::Multipath { groups, paths } => return multipath::params(table, groups, paths),
         Target::Linear(_) | Target::Error | Target::Zero => String::new(),
@@ -80,7 +84,8 @@ fn params(table: &Table, target: &Target) -> String {
 fn status(table: &Table, target: &Target) -> String {
     match target {
         Target::Striped { stripes, .. } => {
-            let addresses: String = stripes.iter().map(|to| format!("{} ", address(table, *to))).collect();
+            let addresses: String =
+                stripes.iter().map(|to| format!("{} ", address(table, *to))).collect();
             // One word of status: a letter per stripe. We know of no dead ones.
             format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
         }
@@ -118,7 +123,8 @@ fn dependency(table: &Table, below: Below) -> Dependency {
     let (major, minor, is_device) = match below {
         Below::Device(id) => (MAJOR, id, true),
         Below::Leaf(leaf) => {
-            let numbers = table.leaves().get(leaf as usize).and_then(|leaf| leaf.limits().device_numbers);
+            let numbers =
+                table.leaves().get(leaf as usize).and_then(|leaf| leaf.limits().device_numbers);
             let (major, minor) = numbers.unwrap_or_default();
             (major, minor, false)
         }

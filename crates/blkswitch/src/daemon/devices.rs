@@ -1,7 +1,7 @@
 //! What the daemon can do with devices: make, load, resume, suspend, rename, wipe and remove them.
 //!
-//! Contract: plain functions that may block (a suspend waits for requests in flight); the server calls them on
-//! threads that may. Nothing here knows HTTP.
+//! Contract: plain functions that may block (a suspend waits for requests in flight); the server
+//! calls them on threads that may. Nothing here knows HTTP.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +15,8 @@ use super::failure::{Failure, MAJOR};
 use super::lookup::Leaves;
 use super::state::Folder;
 use crate::protocol::{
-    self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES, RemoveAll,
-    RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
+    self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
+    RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
 };
 
 /// The devices of one daemon and what they stand on.
@@ -36,8 +36,8 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// No devices, on the queues of `pool`. What the next daemon needs goes to `folder`; devices become disks by
-    /// themselves if `default_disk` says how.
+    /// No devices, on the queues of `pool`. What the next daemon needs goes to `folder`; devices
+    /// become disks by themselves if `default_disk` says how.
     pub fn new(pool: Pool, folder: Folder, default_disk: Option<AttachUblk>) -> Devices {
         Devices {
             pool,
@@ -188,16 +188,19 @@ impl Devices {
         self.resume(device)
     }
 
-    /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one that is.
+    /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one
+    /// that is.
     pub fn remove(&self, device: &Arc<Device>, how: RemoveQuery) -> Result<(), Failure> {
         if how.force && device.live().is_some() {
             self.wipe(device)?;
         }
-        // First the mark, then the try: a last close in between sees the mark and removes the device itself.
+        // First the mark, then the try: a last close in between sees the mark and removes the
+        // device itself.
         if how.deferred {
             device.set_deferred_remove(true);
         }
-        // A disk that nobody uses is no reason to stay; by force one that somebody uses is none either.
+        // A disk that nobody uses is no reason to stay; by force one that somebody uses is none
+        // either.
         if self.pool.ublk_node(device).is_some() {
             match self.detach(device, how.force) {
                 Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
@@ -212,8 +215,8 @@ impl Devices {
         removed
     }
 
-    /// Removes every device that nobody has open. Devices that stand on others go first, so it goes round until a
-    /// round has removed none.
+    /// Removes every device that nobody has open. Devices that stand on others go first, so it goes
+    /// round until a round has removed none.
     pub fn remove_all(&self, how: RemoveAll) -> Removed {
         let how = RemoveQuery { force: how.force, deferred: how.deferred };
         let mut removed = Vec::new();
@@ -224,7 +227,9 @@ impl Devices {
                 match self.remove(&device, how) {
                     Ok(()) if self.registry().by_id(device.id()).is_none() => removed.push(name),
                     Ok(()) => {}
-                    Err(failure) => tracing::debug!(device = %name, reason = %failure.reason, "stays"),
+                    Err(failure) => {
+                        tracing::debug!(device = %name, reason = %failure.reason, "stays")
+                    }
                 }
             }
             if removed.len() == before {

@@ -1,12 +1,13 @@
-//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was killed; and devices that
-//! are kept for the next daemon whatever becomes of this one (`serve --state`).
+//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was
+//! killed; and devices that are kept for the next daemon whatever becomes of this one (`serve
+//! --state`).
 //!
-//! The description for the next daemon ([`super::state`]) is written before a change of a device's table takes effect
-//! and after any other change is made; so a daemon that is killed in between leaves a description that fits what
-//! the device's users have been told.
+//! The description for the next daemon ([`super::state`]) is written before a change of a device's
+//! table takes effect and after any other change is made; so a daemon that is killed in between
+//! leaves a description that fits what the device's users have been told.
 //!
-//! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory cannot be taken
-//! over, which is said when it is attached.
+//! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory
+//! cannot be taken over, which is said when it is attached.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -73,7 +74,8 @@ impl Devices {
         self.save()
     }
 
-    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no path meanwhile.
+    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
+    /// path meanwhile.
     pub fn suspend(&self, device: &Arc<Device>, noflush: bool) -> Result<(), Failure> {
         if noflush {
             device.suspend_noflush()?;
@@ -94,8 +96,9 @@ impl Devices {
         }
     }
 
-    /// The same, and no more. The next daemon is told of the new table before it answers anything: if this one is killed
-    /// in between, that is as if it had been killed a moment after the swap, which nobody has been told of yet.
+    /// The same, and no more. The next daemon is told of the new table before it answers anything:
+    /// if this one is killed in between, that is as if it had been killed a moment after the swap,
+    /// which nobody has been told of yet.
     pub(super) fn go_live(&self, device: &Arc<Device>) -> Result<(), Failure> {
         let swaps = device.inactive().is_some();
         if swaps {
@@ -143,11 +146,15 @@ impl Devices {
         self.folder.save(saved).map_err(|error| {
             let errno = Errno::from_number(error.raw_os_error().unwrap_or(Errno::Eio.number()));
             let path = self.folder.path().display();
-            Failure::new(errno, format!("cannot save in '{path}' what the next daemon needs: {error}"))
+            Failure::new(
+                errno,
+                format!("cannot save in '{path}' what the next daemon needs: {error}"),
+            )
         })
     }
 
-    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps that nobody has.
+    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
+    /// that nobody has.
     pub(super) fn save_kept(&self) -> Result<(), Failure> {
         if self.folder.keeps_all() {
             return self.save();
@@ -156,8 +163,8 @@ impl Devices {
         Ok(())
     }
 
-    /// A device and what it stands on, what is below first; those in `swapping` are about to run their inactive tables.
-    /// False if something of it is in memory.
+    /// A device and what it stands on, what is below first; those in `swapping` are about to run
+    /// their inactive tables. False if something of it is in memory.
     fn describe_stack(
         &self,
         device: &Arc<Device>,
@@ -167,7 +174,8 @@ impl Devices {
         let swaps = swapping.contains(&device.id());
         let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
         let Some(table) = table else { return false };
-        if !survives_alone(&table) || !table.devices().all(|below| self.describe_stack(below, swapping, out))
+        if !survives_alone(&table)
+            || !table.devices().all(|below| self.describe_stack(below, swapping, out))
         {
             return false;
         }
@@ -187,8 +195,9 @@ impl Devices {
         true
     }
 
-    /// Makes the devices that are kept again, with their tables and maps, and takes over the disks that a daemon before
-    /// this one has left. `abandon` lets go of all that were left behind instead: their requests fail.
+    /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
+    /// that a daemon before this one has left. `abandon` lets go of all that were left behind
+    /// instead: their requests fail.
     pub fn recover(&self, abandon: bool) -> anyhow::Result<()> {
         let keeps_all = self.folder.keeps_all();
         let mut left = match ublk::leftovers() {
@@ -213,7 +222,8 @@ impl Devices {
         let state = self.folder.load().with_context(|| {
             format!("cannot read the state of the devices in '{}'", self.folder.path().display())
         })?;
-        let is_left = |disk: Option<u32>| disk.is_some_and(|id| left.iter().any(|l| l.node.id == id));
+        let is_left =
+            |disk: Option<u32>| disk.is_some_and(|id| left.iter().any(|l| l.node.id == id));
         let known = |id: u32| state.devices.iter().any(|saved| saved.disk == Some(id));
         for leftover in left.iter().filter(|leftover| !known(leftover.node.id)) {
             tracing::warn!(node = %leftover.node.path(), pid = leftover.pid,
@@ -242,7 +252,11 @@ impl Devices {
         }
     }
 
-    fn restore_all(&self, state: &State, is_left: impl Fn(Option<u32>) -> bool) -> anyhow::Result<()> {
+    fn restore_all(
+        &self,
+        state: &State,
+        is_left: impl Fn(Option<u32>) -> bool,
+    ) -> anyhow::Result<()> {
         for saved in &state.devices {
             if let Err(error) = self.restore(saved, is_left(saved.disk)) {
                 let name = &saved.name;
@@ -290,9 +304,11 @@ impl Devices {
         self.list().into_iter().filter_map(used).collect()
     }
 
-    /// Before the end: what is kept, and the disks, whose requests wait, are left to the next daemon.
+    /// Before the end: what is kept, and the disks, whose requests wait, are left to the next
+    /// daemon.
     pub fn leave_disks(&self) {
-        let disks = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
+        let disks =
+            self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
         if disks > 0 {
             tracing::warn!(disks, "disks stay, and wait for the next serve; remove_all ends them");
         }
@@ -302,19 +318,23 @@ impl Devices {
     /// Forces what a message has changed to the medium, where devices are kept.
     pub fn sync_map(&self, map: &RegionMap) -> Result<(), Failure> {
         self.folder.sync_map(map.storage()).map_err(|error| {
-            let reason =
-                format!("the message was applied, but the map cannot be forced to its medium: {error}");
+            let reason = format!(
+                "the message was applied, but the map cannot be forced to its medium: {error}"
+            );
             Failure::new(Errno::Eio, reason)
         })
     }
 }
 
-/// A table whose leaves the killed daemon may not have let go of yet: the kernel first ends what it had under way.
+/// A table whose leaves the killed daemon may not have let go of yet: the kernel first ends what it
+/// had under way.
 fn build_when_free(site: &Site<'_>, load: &LoadTable) -> anyhow::Result<Table> {
     let until = Instant::now() + LEAVING;
     loop {
         match build(site, load) {
-            Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => site.maps.rewind(),
+            Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
+                site.maps.rewind()
+            }
             built => return built.map_err(|failure| anyhow::anyhow!(failure.reason)),
         }
         std::thread::sleep(PAUSE);
@@ -323,7 +343,8 @@ fn build_when_free(site: &Site<'_>, load: &LoadTable) -> anyhow::Result<Table> {
 
 /// Whether another process can go on with a table and all below it.
 fn survives(table: &Table) -> bool {
-    survives_alone(table) && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
+    survives_alone(table)
+        && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
 }
 
 fn survives_alone(table: &Table) -> bool {
@@ -348,14 +369,21 @@ fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
 
 fn disk(device: &Device, node: Node) -> Disk {
     let link = Path::new(LINKS).join(device.name()).display().to_string();
-    Disk { node: node.path(), link, queues: node.queues, depth: node.depth, zero_copy: node.zero_copy }
+    Disk {
+        node: node.path(),
+        link,
+        queues: node.queues,
+        depth: node.depth,
+        zero_copy: node.zero_copy,
+    }
 }
 
 /// Gives a disk the name of its device. Without it the disk can be used all the same.
 pub(super) fn link(name: &str, node: &Node) {
     let path = Path::new(LINKS).join(name);
     unlink(name);
-    let made = std::fs::create_dir_all(LINKS).and_then(|()| std::os::unix::fs::symlink(node.path(), &path));
+    let made = std::fs::create_dir_all(LINKS)
+        .and_then(|()| std::os::unix::fs::symlink(node.path(), &path));
     if let Err(error) = made {
         tracing::warn!(path = %path.display(), %error, "a disk has no name");
     }

@@ -1,7 +1,8 @@
-//! Why the daemon refuses something: the kernel's errno, the lines the kernel would have logged, and a sentence.
+//! Why the daemon refuses something: the kernel's errno, the lines the kernel would have logged,
+//! and a sentence.
 //!
-//! Contract: every refusal of the daemon is a [`Failure`]; which ioctl it belongs to is known only where a request
-//! is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
+//! Contract: every refusal of the daemon is a [`Failure`]; which ioctl it belongs to is known only
+//! where a request is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
 
 use std::fmt;
 
@@ -39,10 +40,12 @@ impl Failure {
     /// A target that could not be made; `text` is the line behind the device's number.
     pub fn target(errno: Errno, text: impl fmt::Display, reason: impl Into<String>) -> Failure {
         let line = format!("device-mapper: table: {DEV}: {text}");
-        Failure { errno, kernel: vec![line], reason: reason.into() }.logged("error adding target to table")
+        Failure { errno, kernel: vec![line], reason: reason.into() }
+            .logged("error adding target to table")
     }
 
-    /// A complete table whose devices do not suit it; `text` is the line behind the device's number.
+    /// A complete table whose devices do not suit it; `text` is the line behind the device's
+    /// number.
     pub fn limits(error: &Error, name: &str, reason: impl Into<String>) -> Failure {
         let kernel = vec![
             format!("device-mapper: table: {DEV}: {}", error.of_device(name)),
@@ -52,11 +55,18 @@ impl Failure {
         Failure { errno: errno_of(error), kernel, reason: reason.into() }
     }
 
-    /// The body of the answer: this failure in the ioctl of libdm's name, on the device of this minor number.
+    /// The body of the answer: this failure in the ioctl of libdm's name, on the device of this
+    /// minor number.
     pub fn of(self, ioctl: &str, minor: Option<u32>) -> ErrorBody {
         let number = minor.map_or(DEV.to_owned(), |minor| format!("{MAJOR}:{minor}"));
         let kernel = self.kernel.into_iter().map(|line| line.replace(DEV, &number)).collect();
-        ErrorBody { errno: self.errno, ioctl: ioctl.to_owned(), kernel, reason: self.reason, device: None }
+        ErrorBody {
+            errno: self.errno,
+            ioctl: ioctl.to_owned(),
+            kernel,
+            reason: self.reason,
+            device: None,
+        }
     }
 }
 
@@ -71,7 +81,8 @@ pub fn errno_of(error: &Error) -> Errno {
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Failure {
         let errno = match error {
-            // Nobody calls an ioctl of a daemon that is going down: to the caller it is an interruption.
+            // Nobody calls an ioctl of a daemon that is going down: to the caller it is an
+            // interruption.
             DeviceError::Stopping => Errno::Eintr,
             _ => Errno::from_number(error.errno()),
         };
@@ -91,7 +102,9 @@ fn sentence(error: &DeviceError) -> String {
         DeviceError::NoTable => {
             "the device has no live table: load one and resume the device first".to_owned()
         }
-        DeviceError::SectorOutside => "the sector is past the end of the device's live table".to_owned(),
+        DeviceError::SectorOutside => {
+            "the sector is past the end of the device's live table".to_owned()
+        }
         DeviceError::NoMessages => {
             "the segment that holds the sector takes no messages: only switch does".to_owned()
         }
@@ -111,7 +124,8 @@ mod tests {
 
     #[test]
     fn lines_name_the_device_once_it_is_known() {
-        let failure = Failure::target(Errno::Einval, "switch: Invalid number of paths (-EINVAL)", "because");
+        let failure =
+            Failure::target(Errno::Einval, "switch: Invalid number of paths (-EINVAL)", "because");
         let body = failure.clone().of("reload", Some(3));
         assert_eq!(
             body.kernel,

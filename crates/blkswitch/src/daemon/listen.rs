@@ -1,9 +1,9 @@
 //! Listening sockets: made private, made once, and removed again.
 //!
-//! A unix socket's file outlives a daemon that was killed. Such a file is replaced; one that somebody listens on is
-//! not. The two cannot be told apart by looking, so a connection is tried, and the try, the removal and the new
-//! socket happen under a lock on the folder: of two daemons that start at once one gets the path and the other is
-//! told.
+//! A unix socket's file outlives a daemon that was killed. Such a file is replaced; one that
+//! somebody listens on is not. The two cannot be told apart by looking, so a connection is tried,
+//! and the try, the removal and the new socket happen under a lock on the folder: of two daemons
+//! that start at once one gets the path and the other is told.
 //!
 //! Contract: blocking; called before the daemon serves anything.
 
@@ -25,8 +25,8 @@ use crate::protocol::percent_encode;
 const LOCK_TIME: Duration = Duration::from_secs(5);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How long a daemon that was killed may seem to listen: the kernel takes its rings down, and with them the last
-/// hold on its sockets, after the process itself is gone.
+/// How long a daemon that was killed may seem to listen: the kernel takes its rings down, and with
+/// them the last hold on its sockets, after the process itself is gone.
 const GONE_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries whether it still does.
 const GONE_PAUSE: Duration = Duration::from_millis(100);
@@ -57,9 +57,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Listens on a unix socket of mode 0600. Makes the folder if it is missing; replaces a socket that nobody listens on.
+/// Listens on a unix socket of mode 0600. Makes the folder if it is missing; replaces a socket that
+/// nobody listens on.
 pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     DirBuilder::new()
         .recursive(true)
         .mode(FOLDER_MODE)
@@ -69,7 +71,8 @@ pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     remove_stale(path)?;
     let cannot = || format!("cannot listen on '{}'", path.display());
     let listener = UnixListener::bind(path).with_context(cannot)?;
-    // To connect one needs the right to write, which the usual umask gives to nobody else from the start.
+    // To connect one needs the right to write, which the usual umask gives to nobody else from the
+    // start.
     std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).with_context(cannot)?;
     let identity = identity(path).with_context(cannot)?;
     Ok((listener, SocketFile { path: path.to_owned(), identity }))
@@ -83,7 +86,9 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE)
+            }
             Err(error) => return Err(io::Error::from(error)).with_context(cannot),
         }
     }
@@ -94,7 +99,9 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(file) => file.file_type(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot look at '{}'", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot look at '{}'", path.display()));
+        }
     };
     if !kind.is_socket() {
         bail!("'{}' is there and is no socket: it is left alone", path.display());
@@ -107,20 +114,24 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     }
     match connected {
         Ok(_) => {
-            bail!("'{}': somebody listens there already, perhaps another blkswitch serve", path.display())
+            bail!(
+                "'{}': somebody listens there already, perhaps another blkswitch serve",
+                path.display()
+            )
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             tracing::info!(path = %path.display(), "replacing the socket of a daemon that is gone");
             std::fs::remove_file(path)
                 .with_context(|| format!("cannot remove the stale socket '{}'", path.display()))
         }
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot tell whether anybody listens on '{}'", path.display()))
-        }
+        Err(error) => Err(error).with_context(|| {
+            format!("cannot tell whether anybody listens on '{}'", path.display())
+        }),
     }
 }
 
-/// A socket for NBD clients: the listener, its URI without an export name, and the file of a unix socket.
+/// A socket for NBD clients: the listener, its URI without an export name, and the file of a unix
+/// socket.
 pub fn nbd(address: &NbdAddress) -> anyhow::Result<(Listener, String, Option<SocketFile>)> {
     match address {
         NbdAddress::Unix(path) => {
@@ -161,7 +172,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/control.sock");
         let (listener, file) = unix(&path).unwrap();
-        let modes = [&path, path.parent().unwrap()].map(|path| path.metadata().unwrap().mode() & 0o777);
+        let modes =
+            [&path, path.parent().unwrap()].map(|path| path.metadata().unwrap().mode() & 0o777);
         assert_eq!(modes, [0o600, 0o700]);
         let error = unix(&path).unwrap_err().to_string();
         assert!(error.contains("somebody listens there already"), "{error}");

@@ -10,8 +10,9 @@
 //! | `mem:`, `null:`, `sim:` | a leaf in memory |
 //! | any other absolute path | a regular file or block device |
 //!
-//! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`] knows every open
-//! one by [`Leaf::key`]. The options of whoever opened it first hold. May block (opening); any thread.
+//! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`]
+//! knows every open one by [`Leaf::key`]. The options of whoever opened it first hold. May block
+//! (opening); any thread.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -26,14 +27,15 @@ use blkswitch_io::{Address, Device, Leaf, LeafError, LeafOptions};
 use super::failure::{Failure, MAJOR};
 use crate::protocol::Errno;
 
-/// Folders whose entries name our devices. The second is the kernel's, so that a runbook's words keep working.
+/// Folders whose entries name our devices. The second is the kernel's, so that a runbook's words
+/// keep working.
 const DEVICE_FOLDERS: [&[u8]; 2] = [b"/dev/blkswitch/", b"/dev/mapper/"];
 /// Bits of a minor number in the kernel; a larger number is no device number at all.
 const MINOR_BITS: u32 = 20;
 /// Bits of a major number in the kernel.
 const MAJOR_BITS: u32 = 12;
-/// How long a busy file is tried again: it may be our own of a moment ago. A queue drops its last reference to a
-/// table shortly after control has, and closing a file may take a write-back.
+/// How long a busy file is tried again: it may be our own of a moment ago. A queue drops its last
+/// reference to a table shortly after control has, and closing a file may take a write-back.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause between the tries.
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
@@ -76,26 +78,33 @@ fn own_device(word: &[u8], registry: &Registry) -> Option<Arc<Device>> {
 fn device_numbers(word: &[u8]) -> Option<(Option<u32>, Option<u32>)> {
     let (major, minor) = std::str::from_utf8(word).ok()?.split_once(':')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let limited = |text: &str, bits: u32| text.parse::<u32>().ok().filter(|number| *number < 1 << bits);
-    (is_number(major) && is_number(minor)).then(|| (limited(major, MAJOR_BITS), limited(minor, MINOR_BITS)))
+    let limited =
+        |text: &str, bits: u32| text.parse::<u32>().ok().filter(|number| *number < 1 << bits);
+    (is_number(major) && is_number(minor))
+        .then(|| (limited(major, MAJOR_BITS), limited(minor, MINOR_BITS)))
 }
 
 fn by_numbers(numbers: (Option<u32>, Option<u32>), registry: &Registry) -> Result<Found, Failure> {
     let (Some(major), Some(minor)) = numbers else {
-        let reason = "a device number must be below 4096 before the colon and below 1048576 behind it";
+        let reason =
+            "a device number must be below 4096 before the colon and below 1048576 behind it";
         return Err(Failure::new(Errno::Eoverflow, reason));
     };
-    let none =
-        |whose: &str| Failure::new(Errno::Enxio, format!("there is no {whose} device {major}:{minor}"));
+    let none = |whose: &str| {
+        Failure::new(Errno::Enxio, format!("there is no {whose} device {major}:{minor}"))
+    };
     if major == MAJOR {
         return registry.by_id(minor).map(Found::Device).ok_or_else(|| none("blkswitch"));
     }
-    block_device_node(major, minor).map(|node| Found::Leaf(Address::Path(node))).ok_or_else(|| none("block"))
+    block_device_node(major, minor)
+        .map(|node| Found::Leaf(Address::Path(node)))
+        .ok_or_else(|| none("block"))
 }
 
 /// The node of a block device, by the name the kernel gives it.
 fn block_device_node(major: u32, minor: u32) -> Option<PathBuf> {
-    let properties = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
+    let properties =
+        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
     let name = properties.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
     let node = Path::new("/dev").join(name);
     node.exists().then_some(node)
@@ -118,7 +127,8 @@ impl Leaves {
             return Ok(leaf);
         }
         let leaf = if address.is_remote() {
-            // Not held: a server that is silent would hold up every load. Of two that came first one is used.
+            // Not held: a server that is silent would hold up every load. Of two that came first
+            // one is used.
             drop(open);
             let leaf = Leaf::open(address, options)?;
             open = self.lock();

@@ -11,7 +11,8 @@
 //! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
 //! | `blkswitch_open_count`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
 //!
-//! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between two calls.
+//! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between
+//! two calls.
 
 use std::fmt;
 use std::sync::Arc;
@@ -132,18 +133,25 @@ fn device_counters(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::R
     let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
     for device in seen {
         for (op, value) in operations(&device.totals) {
-            counter(&mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?, value)?;
+            counter(
+                &mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?,
+                value,
+            )?;
         }
     }
     let mut metric =
         encoder.encode_descriptor("bytes", "Bytes read and written", None, MetricType::Counter)?;
     for device in seen {
         for (op, value) in bytes(&device.totals) {
-            counter(&mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?, value)?;
+            counter(
+                &mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?,
+                value,
+            )?;
         }
     }
     let help = "How often another priority group of a multipath took over";
-    let mut metric = encoder.encode_descriptor("group_switches", help, None, MetricType::Counter)?;
+    let mut metric =
+        encoder.encode_descriptor("group_switches", help, None, MetricType::Counter)?;
     for device in seen {
         counter(
             &mut metric.encode_family(&[("device", device.name.as_str())])?,
@@ -153,7 +161,10 @@ fn device_counters(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::R
     let help = "Requests that were answered with an error";
     let mut metric = encoder.encode_descriptor("errors", help, None, MetricType::Counter)?;
     for device in seen {
-        counter(&mut metric.encode_family(&[("device", device.name.as_str())])?, device.totals.errors)?;
+        counter(
+            &mut metric.encode_family(&[("device", device.name.as_str())])?,
+            device.totals.errors,
+        )?;
     }
     Ok(())
 }
@@ -192,8 +203,12 @@ fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Res
     type Read = fn(&Seen) -> u64;
     let gauges: [(&str, &str, Read); 5] = [
         ("open_count", "Connections and devices on top", |seen| seen.device.info().opens.into()),
-        ("suspended", "1 while requests wait for a resume", |seen| seen.device.info().suspended.into()),
-        ("held_requests", "Parts of requests that wait for a path of a multipath", |seen| seen.totals.held),
+        ("suspended", "1 while requests wait for a resume", |seen| {
+            seen.device.info().suspended.into()
+        }),
+        ("held_requests", "Parts of requests that wait for a path of a multipath", |seen| {
+            seen.totals.held
+        }),
         ("size_bytes", "Length of the live table", |seen| {
             seen.live.as_ref().map_or(0, |table| table.len().saturating_mul(512))
         }),
@@ -243,8 +258,12 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
 /// Of the paths of multipath devices.
 fn path_health(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
     let known = || paths.iter().filter_map(|path| Some((path, path.health?)));
-    let mut metric =
-        encoder.encode_descriptor("path_up", "1 unless the path has failed", None, MetricType::Gauge)?;
+    let mut metric = encoder.encode_descriptor(
+        "path_up",
+        "1 unless the path has failed",
+        None,
+        MetricType::Gauge,
+    )?;
     for (path, (is_up, _)) in known() {
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         metric.encode_family(&labels)?.encode_gauge(&f64::from(u8::from(is_up)))?;

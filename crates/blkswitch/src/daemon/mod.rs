@@ -1,4 +1,5 @@
-//! The daemon: it owns the devices, offers them over NBD, and answers the control protocol on a unix socket.
+//! The daemon: it owns the devices, offers them over NBD, and answers the control protocol on a
+//! unix socket.
 //!
 //! | file | what |
 //! |---|---|
@@ -12,8 +13,9 @@
 //! | [`listen`], [`stop`] | sockets, signals |
 //! | [`failure`] | why something was refused |
 //!
-//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended it ([`stop`]): nothing
-//! new is accepted, requests in flight are finished and answered, every leaf is flushed, the sockets' files are gone.
+//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended
+//! it ([`stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
+//! is flushed, the sockets' files are gone.
 
 pub mod build;
 pub mod checker;
@@ -55,10 +57,11 @@ use self::stop::Signals;
 use crate::cli::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::protocol::AttachUblk;
 
-/// How long control requests under way may take once the daemon is to stop: long polls end by themselves, a message
-/// may stall for so long.
+/// How long control requests under way may take once the daemon is to stop: long polls end by
+/// themselves, a message may stall for so long.
 const CONTROL_GRACE: Duration = Duration::from_secs(10);
-/// How often the queues are looked after. They never fail but when the kernel takes their ring away.
+/// How often the queues are looked after. They never fail but when the kernel takes their ring
+/// away.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// How long threads of control requests that are not done then are waited for.
 const THREAD_GRACE: Duration = Duration::from_secs(1);
@@ -115,7 +118,8 @@ impl Daemon {
         control.set_nonblocking(true).context("cannot use the control socket")?;
         let control = UnixListener::from_std(control).context("cannot use the control socket")?;
         let pool = PoolOptions { queues: options.queues.unwrap_or(PoolOptions::default().queues) };
-        let pool = Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
+        let pool =
+            Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
         let (mut nbd, mut listeners, mut files) = (Vec::new(), Vec::new(), vec![control_file]);
         for address in nbd_addresses(options) {
             let (listener, uri, file) = listen::nbd(&address)?;
@@ -156,8 +160,12 @@ impl Daemon {
 
     /// Serves until `until` is done, then stops in good order.
     pub async fn run(self, until: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let app =
-            App::new(self.devices.clone(), self.nbd.clone(), self.monitor.clone(), self.stop.subscribe());
+        let app = App::new(
+            self.devices.clone(),
+            self.nbd.clone(),
+            self.monitor.clone(),
+            self.stop.subscribe(),
+        );
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
         let stop = self.stop.clone();
@@ -171,7 +179,8 @@ impl Daemon {
             stop.send_replace(true);
         });
         let served = tokio::spawn(server.into_future());
-        // Ends when the signal has come; an error means that the sender is gone, which is the end as well.
+        // Ends when the signal has come; an error means that the sender is gone, which is the end
+        // as well.
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
@@ -191,7 +200,8 @@ impl Daemon {
     }
 }
 
-/// Where what the disks need is kept: beside the control socket, and another folder for each of those there.
+/// Where what the disks need is kept: beside the control socket, and another folder for each of
+/// those there.
 fn disks_folder(socket: &Path) -> PathBuf {
     match socket.file_name().and_then(OsStr::to_str) {
         Some(name) if name != "control.sock" => socket.with_file_name(format!("{name}.disks")),

@@ -1,7 +1,7 @@
 //! What happens to devices, for those who watch: `GET /v1/monitor` streams it.
 //!
-//! Contract: telling never blocks and costs next to nothing while nobody watches. A watcher that reads too slowly
-//! misses the oldest events, and is told how many.
+//! Contract: telling never blocks and costs next to nothing while nobody watches. A watcher that
+//! reads too slowly misses the oldest events, and is told how many.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -78,7 +78,9 @@ fn event(device: &Device, what: What) -> MonitorEvent {
         },
         What::Multipath { event, path } => {
             let (group, paths_up) = match event {
-                Event::PathFailed { left, .. } | Event::PathReinstated { left, .. } => (None, Some(left)),
+                Event::PathFailed { left, .. } | Event::PathReinstated { left, .. } => {
+                    (None, Some(left))
+                }
                 Event::GroupSwitched { group }
                 | Event::GroupChosen { group }
                 | Event::GroupDisabled { group }
@@ -92,5 +94,10 @@ fn event(device: &Device, what: What) -> MonitorEvent {
 
 /// What a watcher is told that has missed events.
 pub fn lost(count: u64) -> MonitorEvent {
-    MonitorEvent { time_ms: now_ms(), event: LOST.to_owned(), lost: Some(count), ..MonitorEvent::default() }
+    MonitorEvent {
+        time_ms: now_ms(),
+        event: LOST.to_owned(),
+        lost: Some(count),
+        ..MonitorEvent::default()
+    }
 }

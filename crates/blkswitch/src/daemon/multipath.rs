@@ -1,7 +1,7 @@
 //! The multipath target: its constructor, its messages and its texts, all as the core has them.
 //!
-//! The paths of a multipath are leaves. In the kernel they may be any block device; here a device of ours in between
-//! would have a gate, flushes and errors of its own, and nothing it could add.
+//! The paths of a multipath are leaves. In the kernel they may be any block device; here a device
+//! of ours in between would have a gate, flushes and errors of its own, and nothing it could add.
 //!
 //! Contract: as [`super::constructors`] and [`super::describe`].
 
@@ -20,7 +20,11 @@ use super::lookup::{Found, find};
 use crate::protocol::{Errno, MessageReply};
 
 /// The constructor.
-pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
+pub(super) fn multipath(
+    table: &mut Builder<'_>,
+    len: u64,
+    words: &[&[u8]],
+) -> Result<Target, Failure> {
     let refuse = |error: ParamsError| {
         let word = words.get(error.at).copied();
         let errno = Errno::from_number(error.errno().number());
@@ -65,15 +69,17 @@ pub(super) fn multipath(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> R
     let (features, initial) = (*params.features(), params.initial_group());
     let groups = Multipath::new(features, initial, groups.into(), paths.into());
     // What one line has handed out fits together.
-    let groups = groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
+    let groups =
+        groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
     for path in absent {
         groups.fail_path(path, &mut |_| {});
     }
     Ok(Target::Multipath { groups, paths: tos.into() })
 }
 
-/// Makes the paths part of the table. Those that cannot be reached are had as failed ones, which come when they can, as
-/// long as there is one that says what they are: one member that is down must not keep a host from its volume.
+/// Makes the paths part of the table. Those that cannot be reached are had as failed ones, which
+/// come when they can, as long as there is one that says what they are: one member that is down
+/// must not keep a host from its volume.
 fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec<u32>), Failure> {
     let open = leaves.iter().find_map(|leaf| match leaf {
         PathLeaf::Open(leaf) => Some(leaf.clone()),
@@ -95,7 +101,8 @@ fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec
     Ok((tos, absent))
 }
 
-/// What is known of the volume that all paths must lead to. A region sent to the wrong one is the worst there is.
+/// What is known of the volume that all paths must lead to. A region sent to the wrong one is the
+/// worst there is.
 #[derive(Default)]
 struct Volume {
     sectors: Option<(u64, String)>,
@@ -104,7 +111,8 @@ struct Volume {
 }
 
 impl Volume {
-    /// Refuses a path that leads to another volume than those before it, or that caches what it should not.
+    /// Refuses a path that leads to another volume than those before it, or that caches what it
+    /// should not.
     fn check(&mut self, leaf: &Leaf) -> Result<(), Failure> {
         let (name, sectors) = (leaf.name(), leaf.limits().sectors);
         if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
@@ -126,15 +134,18 @@ impl Volume {
         let (first, other) = self.read_only.get_or_insert_with(|| (read_only, name.to_owned()));
         if *first != read_only {
             let (cannot, can) = if read_only { (name, &**other) } else { (&**other, name) };
-            let reason =
-                format!("'{cannot}' cannot be written and '{can}' can: paths to one volume are alike");
+            let reason = format!(
+                "'{cannot}' cannot be written and '{can}' can: paths to one volume are alike"
+            );
             return Err(Failure::new(Errno::Einval, reason));
         }
         let Some(identity) = leaf.engine().identity() else { return Ok(()) };
-        let (first, other) = self.identity.get_or_insert_with(|| (identity.clone(), name.to_owned()));
+        let (first, other) =
+            self.identity.get_or_insert_with(|| (identity.clone(), name.to_owned()));
         if *first != identity {
-            let reason =
-                format!("'{name}' leads to the volume '{identity}' and '{other}' to '{first}': not to one");
+            let reason = format!(
+                "'{name}' leads to the volume '{identity}' and '{other}' to '{first}': not to one"
+            );
             return Err(Failure::new(Errno::Einval, reason));
         }
         Ok(())
@@ -143,13 +154,15 @@ impl Volume {
 
 /// What `table` prints behind the type.
 pub(super) fn params(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
-    let address = |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
+    let address =
+        |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
     groups.table(|path, f| f.write_str(&address(path))).to_string()
 }
 
 /// What `status` prints behind the type.
 pub(super) fn status(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
-    let address = |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
+    let address =
+        |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
     groups.info(|path, f| f.write_str(&address(path))).to_string()
 }
 
@@ -165,8 +178,9 @@ pub(super) fn message(
     } else {
         apply(messenger, &words, registry)
     };
-    applied.map(|()| MessageReply { arguments: words.len() as u64, ..MessageReply::default() }).map_err(
-        |error| {
+    applied
+        .map(|()| MessageReply { arguments: words.len() as u64, ..MessageReply::default() })
+        .map_err(|error| {
             let word = error.word(&words);
             let errno = Errno::from_number(error.errno().number());
             let mut failure = Failure::new(errno, error.explain(word).to_string());
@@ -175,11 +189,14 @@ pub(super) fn message(
                 failure.kernel.push(format!("device-mapper: multipath: {line}"));
             }
             failure
-        },
-    )
+        })
 }
 
-fn apply(messenger: &Messenger<'_>, words: &[&[u8]], registry: &Registry) -> Result<(), MessageError> {
+fn apply(
+    messenger: &Messenger<'_>,
+    words: &[&[u8]],
+    registry: &Registry,
+) -> Result<(), MessageError> {
     let command = Command::parse(words)?;
     let table = messenger.table();
     let Some((_, paths)) = table.multipath() else { return Err(MessageError::Unrecognised) };
@@ -187,11 +204,18 @@ fn apply(messenger: &Messenger<'_>, words: &[&[u8]], registry: &Registry) -> Res
         Some(word) => meant(word, table, paths, registry)?,
         None => Vec::new(),
     };
-    messenger.apply(&command, |path| meant.contains(&path)).unwrap_or(Err(MessageError::Unrecognised))
+    messenger
+        .apply(&command, |path| meant.contains(&path))
+        .unwrap_or(Err(MessageError::Unrecognised))
 }
 
 /// The paths over the device that a word names.
-fn meant(word: &[u8], table: &Table, paths: &[To], registry: &Registry) -> Result<Vec<u32>, MessageError> {
+fn meant(
+    word: &[u8],
+    table: &Table,
+    paths: &[To],
+    registry: &Registry,
+) -> Result<Vec<u32>, MessageError> {
     let found = match find(word, registry) {
         Ok(found) => found,
         // The kernel takes a number as it is; if there is no such device, no path is over it.
@@ -206,9 +230,12 @@ fn meant(word: &[u8], table: &Table, paths: &[To], registry: &Registry) -> Resul
     let leads = |to: &To| {
         let leaf = table.leaf_of(*to);
         // The name, too: a file may be gone from where it was when it was opened.
-        leaf.is_some_and(|leaf| leaf.name().as_bytes() == word || key.as_deref() == Some(leaf.key()))
+        leaf.is_some_and(|leaf| {
+            leaf.name().as_bytes() == word || key.as_deref() == Some(leaf.key())
+        })
     };
-    let meant: Vec<u32> = paths.iter().zip(0..).filter(|(to, _)| leads(to)).map(|(_, path)| path).collect();
+    let meant: Vec<u32> =
+        paths.iter().zip(0..).filter(|(to, _)| leads(to)).map(|(_, path)| path).collect();
     match named {
         Address::Path(path) if meant.is_empty() && !path.exists() => {
             Err(MessageError::Device { errno: CoreErrno::Enoent })

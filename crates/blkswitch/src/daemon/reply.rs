@@ -1,7 +1,8 @@
-//! How requests are read and refusals written: every answer outside 2xx has an [`ErrorBody`], also those that the
-//! HTTP library would give by itself.
+//! How requests are read and refusals written: every answer outside 2xx has an [`ErrorBody`], also
+//! those that the HTTP library would give by itself.
 //!
-//! Contract: bodies are read up to a limit and within a time; nothing panics on what a client sends.
+//! Contract: bodies are read up to a limit and within a time; nothing panics on what a client
+//! sends.
 
 use std::time::Duration;
 
@@ -42,8 +43,8 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.errno.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.0.errno.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, axum::Json(*self.0)).into_response()
     }
 }
@@ -54,7 +55,9 @@ pub fn refuse(ioctl: &'static str, minor: Option<u32>) -> impl FnOnce(Failure) -
 }
 
 /// Runs what may block where it may.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| {
         tracing::error!(%error, "a control operation ended early");
@@ -100,13 +103,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         let text = read_body(request.into_body(), JSON_MAX_BYTES).await?;
         let text = if text.is_empty() { b"{}".as_slice() } else { &text };
         serde_json::from_slice(text).map(Json).map_err(|error| {
-            Refused::malformed(Errno::Einval, format!("the body is not what this route takes: {error}"))
+            Refused::malformed(
+                Errno::Einval,
+                format!("the body is not what this route takes: {error}"),
+            )
         })
     }
 }
 
-/// Nothing. A body that comes all the same is read and not looked at: a client that is hung up on before it has sent
-/// everything takes that for a failure.
+/// Nothing. A body that comes all the same is read and not looked at: a client that is hung up on
+/// before it has sent everything takes that for a failure.
 pub struct NoBody;
 
 impl<S: Send + Sync> FromRequest<S> for NoBody {
@@ -124,7 +130,9 @@ async fn read_body(body: Body, most: usize) -> Result<Bytes, Refused> {
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Refused::malformed(Errno::E2big, format!("the body is longer than {most} bytes")))
         }
-        Ok(Err(error)) => Err(Refused::malformed(Errno::Einval, format!("the body did not arrive: {error}"))),
+        Ok(Err(error)) => {
+            Err(Refused::malformed(Errno::Einval, format!("the body did not arrive: {error}")))
+        }
         Err(_) => {
             let reason = format!("the body was not there after {} seconds", JSON_TIME.as_secs());
             Err(Refused::malformed(Errno::Etimedout, reason))

@@ -1,10 +1,12 @@
 //! The control server: its routes, its state, and the document that describes it.
 //!
-//! Handlers live in [`super::routes`], a file per group; each reads its request with the extractors of
-//! [`super::reply`], does its work on a thread that may block, and answers a type of [`crate::protocol`].
+//! Handlers live in [`super::routes`], a file per group; each reads its request with the extractors
+//! of
+//! [`super::reply`], does its work on a thread that may block, and answers a type of
+//! [`crate::protocol`].
 //!
-//! Contract: one runtime thread drives all connections; nothing on it blocks. Every connection belongs to the
-//! daemon's own user (the socket is mode 0600).
+//! Contract: one runtime thread drives all connections; nothing on it blocks. Every connection
+//! belongs to the daemon's own user (the socket is mode 0600).
 
 use std::sync::Arc;
 
@@ -19,8 +21,8 @@ use super::reply::{no_such_method, no_such_route};
 use super::routes::{devices, disks, events, map, message, meta, monitor, stats, tables};
 use crate::protocol::{self, route};
 
-/// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio starts at most, so
-/// that other requests always find one.
+/// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
+/// starts at most, so that other requests always find one.
 pub const EVENT_POLLS_MAX: usize = 256;
 
 /// What every handler is given.
@@ -131,7 +133,10 @@ mod tests {
             std::fs::write(&file, &generated).unwrap();
         }
         let kept = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(kept == generated, "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it");
+        assert!(
+            kept == generated,
+            "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it"
+        );
     }
 
     #[test]
@@ -140,7 +145,9 @@ mod tests {
         let source = include_str!("../protocol.rs");
         let routes: Vec<&str> = source
             .lines()
-            .filter(|line| line.trim_start().starts_with("pub const ") && line.contains("&str = \"/"))
+            .filter(|line| {
+                line.trim_start().starts_with("pub const ") && line.contains("&str = \"/")
+            })
             .filter_map(|line| line.split('"').nth(1))
             .collect();
         assert!(routes.len() >= 16, "{routes:?}");

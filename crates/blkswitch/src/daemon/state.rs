@@ -1,16 +1,19 @@
-//! What the next daemon needs to go on with the devices of this one: a file that describes them, and the region maps
-//! as files of their own.
+//! What the next daemon needs to go on with the devices of this one: a file that describes them,
+//! and the region maps as files of their own.
 //!
-//! A map lives in its file ([`blkswitch_io::slots`]), so every acknowledged change is there. The description is written
-//! anew, under another name and then renamed, whenever it changes. There are two kinds of folder. That of the disks
-//! keeps what the disks of a daemon that was killed need, and forces nothing to a medium: it need not outlive the
-//! machine, as the disks do not. That of `serve --state` keeps every device, and forces the description and each
-//! message's changes to the medium before they are answered.
+//! A map lives in its file ([`blkswitch_io::slots`]), so every acknowledged change is there. The
+//! description is written anew, under another name and then renamed, whenever it changes. There are
+//! two kinds of folder. That of the disks keeps what the disks of a daemon that was killed need,
+//! and forces nothing to a medium: it need not outlive the machine, as the disks do not. That of
+//! `serve --state` keeps every device, and forces the description and each message's changes to the
+//! medium before they are answered.
 //!
-//! A map's file is removed only once a description is on its medium that does not name it, and while no table has it: at
-//! every other moment a daemon may be killed, and the next one finds all that it is told of.
+//! A map's file is removed only once a description is on its medium that does not name it, and
+//! while no table has it: at every other moment a daemon may be killed, and the next one finds all
+//! that it is told of.
 //!
-//! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock). Any thread; may block.
+//! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock).
+//! Any thread; may block.
 
 mod files;
 #[cfg(test)]
@@ -110,7 +113,8 @@ impl Folder {
         }
     }
 
-    /// The folder at `path`, made if there is none, for every device. Errors: another daemon has it.
+    /// The folder at `path`, made if there is none, for every device. Errors: another daemon has
+    /// it.
     pub fn of_all(path: PathBuf) -> io::Result<Folder> {
         Folder::of_all_with(path, Files::new(true))
     }
@@ -120,7 +124,9 @@ impl Folder {
         folder.files.make_folder(&folder.path)?;
         let file = Files::open_or_make(&folder.path.join(LOCK))?;
         file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::new(ErrorKind::ResourceBusy, "another daemon uses it"),
+            TryLockError::WouldBlock => {
+                io::Error::new(ErrorKind::ResourceBusy, "another daemon uses it")
+            }
             TryLockError::Error(error) => error,
         })?;
         folder.lock = Some(file);
@@ -137,8 +143,8 @@ impl Folder {
         &self.path
     }
 
-    /// What was saved last; without the numbers of disks, if the machine was started anew since. Errors: it cannot be
-    /// read, or is not ours.
+    /// What was saved last; without the numbers of disks, if the machine was started anew since.
+    /// Errors: it cannot be read, or is not ours.
     pub fn load(&self) -> io::Result<State> {
         let text = match std::fs::read(self.path.join(self.file)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::default()),
@@ -156,8 +162,8 @@ impl Folder {
         Ok(state)
     }
 
-    /// Saves these devices in place of what was saved before; when there are none, no description is left. Maps that
-    /// nobody has any more are removed.
+    /// Saves these devices in place of what was saved before; when there are none, no description
+    /// is left. Maps that nobody has any more are removed.
     pub fn save(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
         let mut named = self.named();
         let names = names(&devices);
@@ -301,7 +307,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::of_all(temporary.path().join("state")).unwrap();
         let one = folder.new_map(10).unwrap();
-        let name = |slots: &Slots| slots.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let name =
+            |slots: &Slots| slots.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
         folder.save(vec![device("a", &name(&one))]).unwrap();
         // What it is written to first is a folder.
         std::fs::create_dir(folder.path().join("devices.json.new")).unwrap();
@@ -311,7 +318,10 @@ mod tests {
         drop((one, two));
         folder.sweep();
         assert!(paths.iter().all(|path| path.exists()));
-        assert_eq!(folder.load().unwrap().devices[0].maps[0], Path::new(paths[0].file_name().unwrap()));
+        assert_eq!(
+            folder.load().unwrap().devices[0].maps[0],
+            Path::new(paths[0].file_name().unwrap())
+        );
     }
 
     #[test]
@@ -330,7 +340,8 @@ mod tests {
     fn another_version_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::of_disks(temporary.path().to_owned());
-        std::fs::write(temporary.path().join(DISKS_FILE), r#"{"version": 2, "devices": []}"#).unwrap();
+        std::fs::write(temporary.path().join(DISKS_FILE), r#"{"version": 2, "devices": []}"#)
+            .unwrap();
         assert!(folder.load().unwrap_err().to_string().contains("version 2 where 1"));
     }
 

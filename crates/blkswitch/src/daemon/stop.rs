@@ -1,10 +1,12 @@
 //! Signals: when the daemon is to stop, and when it had better not.
 //!
-//! SIGTERM and SIGINT mean the same. One that would leave somebody waiting who uses a disk is refused, with a sentence
-//! that says who and what to do; given again it is meant. Who stops the daemon to start it again at once (a service
-//! manager) says so beforehand, with `serve --leave-disks`.
+//! SIGTERM and SIGINT mean the same. One that would leave somebody waiting who uses a disk is
+//! refused, with a sentence that says who and what to do; given again it is meant. Who stops the
+//! daemon to start it again at once (a service manager) says so beforehand, with `serve
+//! --leave-disks`.
 //!
-//! Contract: one [`Signals`] at a time decides; from when it is made on, the signals do not end the process by themselves.
+//! Contract: one [`Signals`] at a time decides; from when it is made on, the signals do not end the
+//! process by themselves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +19,11 @@ use super::devices::Devices;
 
 /// How long a refused signal can be confirmed by a second one: time to read why.
 const CONFIRM: Duration = Duration::from_secs(10);
-/// Signals that come sooner than anybody can have read why are the same one: some programs send each twice.
+/// Signals that come sooner than anybody can have read why are the same one: some programs send
+/// each twice.
 const ECHO: Duration = Duration::from_millis(500);
-/// How long it may take to find out who uses disks; one that cannot be looked at by then counts as used.
+/// How long it may take to find out who uses disks; one that cannot be looked at by then counts as
+/// used.
 const LOOK: Duration = Duration::from_secs(5);
 /// Exit status of a daemon that did not stop in good order.
 const EXIT_AT_ONCE: i32 = 130;
@@ -45,8 +49,8 @@ impl Signals {
         self.agreed(None).await;
     }
 
-    /// Waits for a signal to stop; from then on another one ends the process at once. One that comes while disks of
-    /// `devices` are in use must be given twice.
+    /// Waits for a signal to stop; from then on another one ends the process at once. One that
+    /// comes while disks of `devices` are in use must be given twice.
     pub async fn agreed(&mut self, devices: Option<Arc<Devices>>) {
         let name = loop {
             let name = self.next().await;

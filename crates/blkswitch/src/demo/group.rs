@@ -1,12 +1,15 @@
-//! The demonstration of the whole: a storage group, and a host that sends every request straight to the right member.
+//! The demonstration of the whole: a storage group, and a host that sends every request straight to
+//! the right member.
 //!
-//! In this process: members ([`member`]), each a server that owns some regions of one volume and forwards the rest to
-//! their owners; the layout ([`layout`]) that moves regions under load; cables ([`cable`]) between them that can be
-//! pulled out; and the host, a daemon with the two tiers: a switch device over one multipath device per member, each
-//! with the straight way to that member as its preferred group and the ways through the others as the other one. A load
-//! ([`crate::load`]) writes and verifies on the host's device all the time.
+//! In this process: members ([`member`]), each a server that owns some regions of one volume and
+//! forwards the rest to their owners; the layout ([`layout`]) that moves regions under load; cables
+//! ([`cable`]) between them that can be pulled out; and the host, a daemon with the two tiers: a
+//! switch device over one multipath device per member, each with the straight way to that member as
+//! its preferred group and the ways through the others as the other one. A load ([`crate::load`])
+//! writes and verifies on the host's device all the time.
 //!
-//! Contract: as the other demonstration's: one folder, which is removed, and an error for whatever is not as expected.
+//! Contract: as the other demonstration's: one folder, which is removed, and an error for whatever
+//! is not as expected.
 
 mod cable;
 mod figure;
@@ -61,11 +64,13 @@ const LOAD: LoadOptions =
     LoadOptions { clients: 8, seed: SEED, errors: Errors::No, patience: Duration::from_secs(60) };
 /// Seconds without an answer after which the host takes a path for lost.
 const PATH_TIMEOUT: u64 = 1;
-/// The same with iSCSI. tgt has only one answer if the member behind it cannot reach another: an error of the medium,
-/// which fails no path, but the request. So a member waits for the other ([`ISCSI_RECONNECT`]) and tgt says nothing
-/// meanwhile. A host that lost its patience would send a write elsewhere which is carried out here later.
+/// The same with iSCSI. tgt has only one answer if the member behind it cannot reach another: an
+/// error of the medium, which fails no path, but the request. So a member waits for the other
+/// ([`ISCSI_RECONNECT`]) and tgt says nothing meanwhile. A host that lost its patience would send a
+/// write elsewhere which is carried out here later.
 const ISCSI_TIMEOUT: u64 = 120;
-/// Seconds that a member waits for another whose store it has lost, with iSCSI: longer than any is dead.
+/// Seconds that a member waits for another whose store it has lost, with iSCSI: longer than any is
+/// dead.
 const ISCSI_RECONNECT: u64 = 3600;
 
 /// Shows a group at work.
@@ -102,7 +107,8 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     let (watch, report) = shown?;
     if let Some(file) = &options.figure {
         let figure = figure::draw(members, &watch.samples, &watch.events);
-        std::fs::write(file, figure).with_context(|| format!("cannot write '{}'", file.display()))?;
+        std::fs::write(file, figure)
+            .with_context(|| format!("cannot write '{}'", file.display()))?;
         say(&format!("The figure: {}", file.display()))?;
     }
     say(&format!(
@@ -156,7 +162,8 @@ impl Group {
         for member in &members {
             member.make_volume(&stores, reconnect, &layout.words())?;
         }
-        let target = |programs, member: &Member| Target::start(programs, member.folder(), &member.socket());
+        let target =
+            |programs, member: &Member| Target::start(programs, member.folder(), &member.socket());
         let targets = programs
             .into_iter()
             .flat_map(|programs| members.iter().map(move |member| target(programs, member)));
@@ -169,8 +176,8 @@ impl Group {
         Ok(Group { targets, members, front, back, cables: [before, behind] })
     }
 
-    /// Moves regions to their new owners. Requests wait meanwhile, at every member's gate, so none sees a region in two
-    /// places; the host is told nothing.
+    /// Moves regions to their new owners. Requests wait meanwhile, at every member's gate, so none
+    /// sees a region in two places; the host is told nothing.
     fn move_regions(&self, moves: &[Move]) -> anyhow::Result<()> {
         for member in &self.members {
             member.verb(&["suspend", VOLUME])?;
@@ -206,12 +213,15 @@ impl Group {
 /// Builds the two tiers on the host.
 fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> {
     let way = |cable: &Cable| match cable.place() {
-        Place::Unix(path) => format!("nbd+unix:///{VOLUME}?socket={}&timeout={PATH_TIMEOUT}", path.display()),
+        Place::Unix(path) => {
+            format!("nbd+unix:///{VOLUME}?socket={}&timeout={PATH_TIMEOUT}", path.display())
+        }
         place @ Place::Tcp(_) => format!("iscsi://{place}/{IQN}/{LUN}?timeout={ISCSI_TIMEOUT}"),
     };
     let others = group.front.len() - 1;
     for number in 0..group.front.len() {
-        // The straight way first, the ways through the others as a second group, for when it is lost.
+        // The straight way first, the ways through the others as a second group, for when it is
+        // lost.
         let mut table = format!("0 {SECTORS} multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1");
         table.push_str(&format!(" {} 1 round-robin 0 {others} 1", way(&group.front[number])));
         for (_, other) in group.front.iter().enumerate().filter(|(other, _)| *other != number) {
@@ -276,7 +286,11 @@ fn show(
     let (cut, dead) = (1, layout.members() as usize - 1);
     watch.event(&format!("member {cut}'s network is cut"))?;
     group.front[cut].plug(false);
-    until(watch, forwarded, "that a member is reached through the others while its own network is cut")?;
+    until(
+        watch,
+        forwarded,
+        "that a member is reached through the others while its own network is cut",
+    )?;
     watch.event("it is back")?;
     group.front[cut].plug(true);
     until(watch, straight, "that the straight way is taken again")?;

@@ -1,7 +1,8 @@
-//! The error numbers of the protocol: Linux' symbols on the wire, the C library's texts on the terminal.
+//! The error numbers of the protocol: Linux' symbols on the wire, the C library's texts on the
+//! terminal.
 //!
-//! Contract: a closed list; what is not in it is `EIO`. Pure, without the C library, so that the client says the
-//! same everywhere.
+//! Contract: a closed list; what is not in it is `EIO`. Pure, without the C library, so that the
+//! client says the same everywhere.
 
 use std::fmt;
 
@@ -10,7 +11,8 @@ use utoipa::ToSchema;
 
 macro_rules! errnos {
     ($($variant:ident = $number:literal, $name:literal, $text:literal, $status:literal;)*) => {
-        /// Error numbers of Linux, by name on the wire. Those that the control path can meet; any other is `EIO`.
+        /// Error numbers of Linux, by name on the wire. Those that the control path can meet; any
+        /// other is `EIO`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         pub enum Errno {
             $(#[doc = $text] #[serde(rename = $name)] $variant,)*
@@ -76,8 +78,8 @@ errnos! {
 }
 
 impl Errno {
-    /// The error of a number as `std::io::Error::raw_os_error` gives it (positive); [`Errno::Eio`] for one
-    /// that is not in the list.
+    /// The error of a number as `std::io::Error::raw_os_error` gives it (positive); [`Errno::Eio`]
+    /// for one that is not in the list.
     pub fn from_number(number: i32) -> Self {
         Self::ALL.iter().copied().find(|errno| errno.number() == number).unwrap_or(Self::Eio)
     }

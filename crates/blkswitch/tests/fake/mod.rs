@@ -1,4 +1,5 @@
-//! A daemon for tests of the client: answers what the test tells it to, and remembers what it was asked.
+//! A daemon for tests of the client: answers what the test tells it to, and remembers what it was
+//! asked.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -67,10 +68,12 @@ impl Fake {
     pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (socket, log, answer) = (folder.path().join("control.sock"), asked.clone(), Arc::new(answer));
+        let (socket, log, answer) =
+            (folder.path().join("control.sock"), asked.clone(), Arc::new(answer));
         let (ready, started) = mpsc::channel();
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = UnixListener::bind(socket).unwrap();
                 ready.send(()).unwrap();
@@ -120,7 +123,9 @@ impl Fake {
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new("sh");
         command.args(["-c", line]).env("PATH", path).env("LC_ALL", "C").env("NO_COLOR", "1");
-        command.env("BLKSWITCH_SOCKET", self.folder.path().join("control.sock")).stdin(Stdio::null());
+        command
+            .env("BLKSWITCH_SOCKET", self.folder.path().join("control.sock"))
+            .stdin(Stdio::null());
         Ran::from(command.output().unwrap())
     }
 }

@@ -1,11 +1,13 @@
-//! The control protocol where no recording tells what is right: long and stalled messages, all-or-nothing, refusals of
-//! tables, what stands on what, events, metrics, malformed requests.
+//! The control protocol where no recording tells what is right: long and stalled messages,
+//! all-or-nothing, refusals of tables, what stands on what, events, metrics, malformed requests.
 
 use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkswitch::protocol::{self, DeviceStats, Errno, IoStats, MessageReply, Removed, device_path, route};
+use blkswitch::protocol::{
+    self, DeviceStats, Errno, IoStats, MessageReply, Removed, device_path, route,
+};
 use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, SECTOR, eventually, sector_of};
@@ -55,10 +57,14 @@ fn a_message_of_any_length_takes_little_memory() {
 fn a_refused_word_in_a_long_message_is_told_and_what_came_before_stays() {
     let daemon = Daemon::start();
     million(&daemon);
-    let text = format!("set_region_mappings 0:2 {} bad {}", ":1 ".repeat(200_000), ":0 ".repeat(800_000));
+    let text =
+        format!("set_region_mappings 0:2 {} bad {}", ":1 ".repeat(200_000), ":0 ".repeat(800_000));
     let error = daemon.message("m", 0, text.as_bytes()).error();
     assert_eq!(error.errno, Errno::Einval);
-    assert_eq!(error.kernel, ["device-mapper: switch: invalid set_region_mappings argument: 'bad'"]);
+    assert_eq!(
+        error.kernel,
+        ["device-mapper: switch: invalid set_region_mappings argument: 'bad'"]
+    );
     assert!(error.reason.starts_with("argument 200002 'bad': "), "{}", error.reason);
     let map = daemon.map("m", 0);
     assert_eq!(map[..3], [2, 1, 1]);
@@ -98,7 +104,8 @@ fn stall(daemon: &Daemon, name: &str, words: &str) -> std::os::unix::net::UnixSt
 fn a_stalled_client_does_not_keep_others_out() {
     let daemon = Daemon::start();
     million(&daemon);
-    // A short message that stalls has not begun; a long one gives up its lock in time, which is ten seconds.
+    // A short message that stalls has not begun; a long one gives up its lock in time, which is ten
+    // seconds.
     let _short = stall(&daemon, "m", "set_region_mappings 0:2");
     let begun = Instant::now();
     daemon.message("m", 0, b"set_region_mappings 0:1").expect_ok();
@@ -121,8 +128,8 @@ fn a_client_that_is_lost_in_a_message_harms_nobody() {
     for _ in 0..20 {
         drop(stall(&daemon, "m", &format!("set_region_mappings {}", ":2 ".repeat(200_000))));
     }
-    // What the lost clients had sent may be applied still, before or behind ours; none of it may hold ours up, and
-    // when it has run dry ours is what stays.
+    // What the lost clients had sent may be applied still, before or behind ours; none of it may
+    // hold ours up, and when it has run dry ours is what stays.
     eventually("the lost clients' messages have run dry", || {
         daemon.message("m", 0, b"set_region_mappings 0:1 R1,fffff").expect_ok();
         daemon.map("m", 0).iter().all(|path| *path == 1)
@@ -187,9 +194,13 @@ fn a_reload_begins_with_round_robin_and_an_exported_map_carries_over() {
 fn parts_of_a_map_and_wrong_parts() {
     let daemon = Daemon::start();
     daemon
-        .create("s", "0 1000 switch 2 10 0 mem:1M 0 mem:1M 0\n1000 100 zero\n1100 20 switch 1 1 0 mem:1M 0")
+        .create(
+            "s",
+            "0 1000 switch 2 10 0 mem:1M 0 mem:1M 0\n1000 100 zero\n1100 20 switch 1 1 0 mem:1M 0",
+        )
         .expect_ok();
-    let get = |query: &str| daemon.request("GET", &format!("/v1/devices/s/map?{query}"), Value::Null);
+    let get =
+        |query: &str| daemon.request("GET", &format!("/v1/devices/s/map?{query}"), Value::Null);
     let map: protocol::RegionMap = get("sector=5&from=98&to=99").json();
     assert_eq!((map.regions, map.paths, map.region_size), (100, 2, 10));
     let runs: Vec<_> = map.runs.iter().map(|run| (run.start, run.count, run.path)).collect();
@@ -215,8 +226,16 @@ fn tables_of_other_targets_are_refused_with_the_kernels_words() {
     let ram = daemon.path("ram0").display().to_string();
     for (table, line, reason) in [
         ("0 8 linear", "linear: Invalid argument count (-EINVAL)", "a device and an offset"),
-        ("0 8 linear RAM -1", "linear: Invalid device sector (-EINVAL)", "'-1' must be a decimal number"),
-        ("0 8 linear /dev/nosuch 0", "linear: Device lookup failed (-ENOENT)", "cannot open '/dev/nosuch'"),
+        (
+            "0 8 linear RAM -1",
+            "linear: Invalid device sector (-EINVAL)",
+            "'-1' must be a decimal number",
+        ),
+        (
+            "0 8 linear /dev/nosuch 0",
+            "linear: Device lookup failed (-ENOENT)",
+            "cannot open '/dev/nosuch'",
+        ),
         ("0 8 linear mem:100 0", "linear: Device lookup failed (-EINVAL)", "a multiple of 512"),
         ("0 8 linear sim:1M,luck=none 0", "linear: Device lookup failed (-EINVAL)", "luck=none"),
         (
@@ -224,7 +243,11 @@ fn tables_of_other_targets_are_refused_with_the_kernels_words() {
             "ram0 too small for target: start=0, len=9000, dev_size=8192",
             "has only 8192 sectors",
         ),
-        ("0 8 striped 2", "striped: Not enough arguments (-EINVAL)", "a stripe count and a chunk size"),
+        (
+            "0 8 striped 2",
+            "striped: Not enough arguments (-EINVAL)",
+            "a stripe count and a chunk size",
+        ),
         ("0 8 striped 0 4 RAM 0", "striped: Invalid stripe count (-EINVAL)", "'0' must be"),
         ("0 8 striped 2 x RAM 0", "striped: Invalid chunk_size (-EINVAL)", "'x' must be"),
         (
@@ -254,7 +277,11 @@ fn tables_of_other_targets_are_refused_with_the_kernels_words() {
         ),
         ("0 8 zero 1", "zero: No arguments required (-EINVAL)", "no parameters"),
         ("0 8 error 1", "error: Invalid argument count (-EINVAL)", "no parameters"),
-        ("0 8 zero\n0 8 zero", "zero: Gap in table (-EINVAL)", "line 2: the target starts at sector 0"),
+        (
+            "0 8 zero\n0 8 zero",
+            "zero: Gap in table (-EINVAL)",
+            "line 2: the target starts at sector 0",
+        ),
         ("0 8 linear 259:1048576 0", "linear: Device lookup failed (-EOVERFLOW)", "below 1048576"),
         ("0 8 linear 0:99 0", "linear: Device lookup failed (-ENXIO)", "no blkswitch device 0:99"),
     ] {
@@ -281,7 +308,11 @@ fn stripes_go_where_they_should() {
         let (chunk, within) = (sector / 8, sector % 8);
         let (ram, base) = if chunk % 2 == 0 { ("ram0", 100) } else { ("ram1", 200) };
         let at = sector as usize * SECTOR;
-        assert_eq!(data[at..at + SECTOR], sector_of(ram, base + chunk / 2 * 8 + within), "sector {sector}");
+        assert_eq!(
+            data[at..at + SECTOR],
+            sector_of(ram, base + chunk / 2 * 8 + within),
+            "sector {sector}"
+        );
     }
     let device = daemon.describe("s");
     let segment = &device.live.unwrap().segments[0];
@@ -298,14 +329,20 @@ fn devices_stand_on_devices_by_name_and_number() {
     let low = daemon.describe("low");
     assert_eq!(low.open_count, 2);
     let deps = daemon.describe("by-number").live.unwrap().deps;
-    assert_eq!((deps.len(), deps[0].is_device, deps[0].address.as_str()), (1, true, "/dev/blkswitch/low"));
+    assert_eq!(
+        (deps.len(), deps[0].is_device, deps[0].address.as_str()),
+        (1, true, "/dev/blkswitch/low")
+    );
     daemon.nbd("by-name").write(0, &[1; 512], false).unwrap();
     daemon.nbd("by-number").write(0, &[2; 512], false).unwrap();
     assert_eq!(daemon.nbd("low").read(0, 512).unwrap(), [1; 512]);
     assert_eq!(daemon.nbd("low").read(8 * 512, 512).unwrap(), [2; 512]);
     // A device below is shown under the name it has now.
     daemon.on("POST", route::RENAME, "low", json!({"name": "lower"})).expect_ok();
-    assert_eq!(daemon.describe("by-name").live.unwrap().segments[0].params, "/dev/blkswitch/lower 0");
+    assert_eq!(
+        daemon.describe("by-name").live.unwrap().segments[0].params,
+        "/dev/blkswitch/lower 0"
+    );
     // No loop, at whatever distance.
     let around = json!({"table": "0 8 linear /dev/blkswitch/by-name 0"});
     let error = daemon.on("PUT", route::TABLE, "lower", around).error();
@@ -322,13 +359,20 @@ fn remove_all_takes_stacks_apart_and_leaves_what_is_open() {
     daemon.create("open", "0 8 zero").expect_ok();
     let client = daemon.nbd("open");
     let removed: Removed = daemon.request("POST", route::REMOVE_ALL, json!({})).json();
-    assert_eq!((removed.removed, removed.busy), (vec!["b".into(), "a".into()], vec!["open".into()]));
-    // With force it is wiped, though it stays while it is open; with deferred it goes with its last user.
+    assert_eq!(
+        (removed.removed, removed.busy),
+        (vec!["b".into(), "a".into()], vec!["open".into()])
+    );
+    // With force it is wiped, though it stays while it is open; with deferred it goes with its last
+    // user.
     let removed: Removed =
         daemon.request("POST", route::REMOVE_ALL, json!({"force": true, "deferred": true})).json();
     assert_eq!(removed.busy, ["open"]);
     let device = daemon.describe("open");
-    assert_eq!((device.deferred_remove, device.live.unwrap().segments[0].target.as_str()), (true, "error"));
+    assert_eq!(
+        (device.deferred_remove, device.live.unwrap().segments[0].target.as_str()),
+        (true, "error")
+    );
     client.disconnect().unwrap();
     eventually("a device that is to go with its last user goes", || {
         daemon.run(&["ls"]).stdout == b"No devices found\n"
@@ -395,7 +439,8 @@ fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
     assert!(stats.total.write_latency.p50_ns > 0 && stats.total.read_latency.p50_ns == 0);
 }
 
-/// What ends at a device below without a leaf is counted for the path that led there, and for that device.
+/// What ends at a device below without a leaf is counted for the path that led there, and for that
+/// device.
 #[test]
 fn what_error_and_zero_targets_answer_is_counted_on_the_way_there() {
     let daemon = Daemon::start();
@@ -440,7 +485,9 @@ fn names_uuids_and_numbers_are_one_devices_own() {
     let create = |body: Value| daemon.request("POST", route::DEVICES, body);
     create(json!({"name": "a", "uuid": "U", "minor": 7})).expect_ok();
     assert_eq!(daemon.describe("a").minor, 7);
-    for body in [json!({"name": "a"}), json!({"name": "b", "uuid": "U"}), json!({"name": "b", "minor": 7})] {
+    for body in
+        [json!({"name": "a"}), json!({"name": "b", "uuid": "U"}), json!({"name": "b", "minor": 7})]
+    {
         let error = create(body).error();
         assert_eq!((error.errno, error.ioctl.as_str()), (Errno::Ebusy, "create"));
     }
@@ -451,7 +498,9 @@ fn names_uuids_and_numbers_are_one_devices_own() {
     assert_eq!(error.errno, Errno::Ebusy);
     assert_eq!(
         error.kernel,
-        ["device-mapper: ioctl: Unable to change name on mapped device b to one that already exists: a"]
+        [
+            "device-mapper: ioctl: Unable to change name on mapped device b to one that already exists: a"
+        ]
     );
     assert_eq!(rename(json!({"uuid": "U"})).error().errno, Errno::Ebusy);
     rename(json!({"uuid": "V"})).expect_ok();
@@ -487,12 +536,19 @@ fn metrics_count_devices_and_paths() {
 fn malformed_requests_get_an_answer_of_the_protocol() {
     let daemon = Daemon::start();
     daemon.create("m", "0 8 zero").expect_ok();
-    let send = |method: &str, path: &str, body: &[u8]| http::send(&daemon.socket(), method, path, body);
+    let send =
+        |method: &str, path: &str, body: &[u8]| http::send(&daemon.socket(), method, path, body);
     for (method, path, body, status, part) in [
         ("GET", "/v2/devices", b"".as_slice(), 404, "no route GET /v2/devices"),
         ("PATCH", "/v1/devices/m", b"", 405, "does not take PATCH"),
         ("POST", "/v1/devices", b"{\"name\": 5}", 400, "invalid type"),
-        ("POST", "/v1/devices", b"{\"name\": \"x\", \"tabel\": \"\"}", 400, "unknown field `tabel`"),
+        (
+            "POST",
+            "/v1/devices",
+            b"{\"name\": \"x\", \"tabel\": \"\"}",
+            400,
+            "unknown field `tabel`",
+        ),
         ("POST", "/v1/devices", b"\xff\xfe", 400, "the body is not"),
         ("POST", "/v1/devices", b"", 400, "missing field `name`"),
         ("DELETE", "/v1/devices/m?force=maybe", b"", 400, "force=maybe"),
@@ -507,7 +563,10 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
         assert!(reply.error().reason.contains(part), "{method} {path}: {reply}");
     }
     // Longer than any table may be.
-    let long = format!("{{\"name\": \"x\", \"table\": \"{}\"}}", "#".repeat(2 * protocol::TABLE_MAX_BYTES));
+    let long = format!(
+        "{{\"name\": \"x\", \"table\": \"{}\"}}",
+        "#".repeat(2 * protocol::TABLE_MAX_BYTES)
+    );
     let mut stream = http::connect(&daemon.socket());
     stream.write_all(&http::head("POST", "/v1/devices", long.len())).unwrap();
     // The daemon may close before it has all of it.
@@ -520,7 +579,9 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
 fn a_body_that_no_one_wants_is_taken_all_the_same() {
     let daemon = Daemon::start();
     daemon.create("m", "0 8 zero").expect_ok();
-    for (method, route) in [("POST", route::RESUME), ("DELETE", route::TABLE), ("DELETE", route::DEVICE)] {
+    for (method, route) in
+        [("POST", route::RESUME), ("DELETE", route::TABLE), ("DELETE", route::DEVICE)]
+    {
         let mut stream = http::connect(&daemon.socket());
         stream.write_all(&http::head(method, &device_path(route, "m"), 2)).unwrap();
         // Long enough for an answer, if the daemon does not wait for the rest.

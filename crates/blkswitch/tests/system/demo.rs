@@ -36,8 +36,8 @@ fn keep_serves_until_it_is_interrupted() {
     let (mut command, folder) = demo();
     let mut child = command.arg("--keep").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let socket =
-        lines.find_map(|line| line.trim().strip_prefix("export BLKSWITCH_SOCKET=").map(str::to_owned));
+    let socket = lines
+        .find_map(|line| line.trim().strip_prefix("export BLKSWITCH_SOCKET=").map(str::to_owned));
     let words = ["message", "switch", "0", "set_region_mappings", "0:2", "R1,f"];
     let client = |words: &[&str]| {
         Command::new(program())
@@ -61,13 +61,19 @@ fn a_group_moves_regions_and_loses_members_under_load() {
     let (mut command, folder) = demo();
     let figure = tempfile::tempdir().unwrap();
     let file = figure.path().join("group.svg");
-    let run =
-        command.args(["group", "--members", "3", "--act", "0.5", "--figure"]).arg(&file).output().unwrap();
+    let run = command
+        .args(["group", "--members", "3", "--act", "0.5", "--figure"])
+        .arg(&file)
+        .output()
+        .unwrap();
     let out = String::from_utf8(run.stdout).unwrap();
     assert!(run.status.success(), "{out}\n{}", String::from_utf8_lossy(&run.stderr));
-    for part in
-        ["one message tells the host", "member 2 dies", "none failed", "each holds what was written last"]
-    {
+    for part in [
+        "one message tells the host",
+        "member 2 dies",
+        "none failed",
+        "each holds what was written last",
+    ] {
         assert!(out.contains(part), "'{part}' is missing in:\n{out}");
     }
     let figure = std::fs::read_to_string(&file).unwrap();

@@ -1,4 +1,5 @@
-//! A daemon of its own for a test: the program in a temporary folder, with files in place of ram disks.
+//! A daemon of its own for a test: the program in a temporary folder, with files in place of ram
+//! disks.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -150,7 +151,10 @@ impl Daemon {
             if reply.is_ok() {
                 return;
             }
-            assert!(reply.error().errno == protocol::Errno::Ebusy && Instant::now() < until, "{reply}");
+            assert!(
+                reply.error().errno == protocol::Errno::Ebusy && Instant::now() < until,
+                "{reply}"
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -225,7 +229,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 /// Starts a daemon in a folder and waits until it says that it is ready.
 pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Process {
-    let mut child = serve(folder, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        serve(folder, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut process = Process::new(child);
     for what in ["control socket", "nbd"] {
@@ -243,7 +248,12 @@ pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Process {
 /// The command of a daemon in a folder.
 pub(crate) fn serve(folder: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.arg("serve").arg("--socket").arg(folder.join("control.sock")).args(["--queues", "2"]).args(more);
+    command
+        .arg("serve")
+        .arg("--socket")
+        .arg(folder.join("control.sock"))
+        .args(["--queues", "2"])
+        .args(more);
     command.stdin(Stdio::null());
     command
 }

@@ -1,4 +1,5 @@
-//! The recorded cases and the list of deliberate differences, and the check of one against the other.
+//! The recorded cases and the list of deliberate differences, and the check of one against the
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,11 +11,13 @@ fn repository() -> PathBuf {
 }
 
 pub(crate) fn cases(suite: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
+    let text =
+        std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Ids of the cases of a suite that are listed as different by any of `by`: `core`, `daemon`, `paths`, ...
+/// Ids of the cases of a suite that are listed as different by any of `by`: `core`, `daemon`,
+/// `paths`, ...
 pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for by in of {
@@ -25,7 +28,8 @@ pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     ids
 }
 
-/// The cases of a suite that are listed as different by `by`, and the list's words: the kernel's side, and ours.
+/// The cases of a suite that are listed as different by `by`, and the list's words: the kernel's
+/// side, and ours.
 pub(crate) fn listed_texts(suite: &str, by: &str) -> BTreeMap<String, [String; 2]> {
     let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
     let mut listed = BTreeMap::new();
@@ -53,13 +57,19 @@ pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Val
         let id = text(case, "id");
         seen.insert(id.to_owned());
         match (replay(case), listed.contains(id)) {
-            (Err(difference), false) => wrong.push(format!("{id} ({}): {difference}", text(case, "name"))),
-            (Ok(()), true) => wrong.push(format!("{id}: listed as a difference, but there is none")),
+            (Err(difference), false) => {
+                wrong.push(format!("{id} ({}): {difference}", text(case, "name")))
+            }
+            (Ok(()), true) => {
+                wrong.push(format!("{id}: listed as a difference, but there is none"))
+            }
             _ => {}
         }
     }
     assert!(seen.len() >= least, "only {} cases in {suite}", seen.len());
-    wrong.extend(listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")));
+    wrong.extend(
+        listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")),
+    );
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), seen.len(), wrong.join("\n"));
 }
 
@@ -88,7 +98,11 @@ pub(crate) fn expand(map: &str) -> Vec<u32> {
 }
 
 pub(crate) fn differs<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, kernel: T) -> Verdict {
-    if ours == kernel { Ok(()) } else { Err(format!("{what}:\n    ours   {ours:?}\n    kernel {kernel:?}")) }
+    if ours == kernel {
+        Ok(())
+    } else {
+        Err(format!("{what}:\n    ours   {ours:?}\n    kernel {kernel:?}"))
+    }
 }
 
 /// Lines of the kernel's log at the level of errors, as a set of texts with `$DEV` for the device.

@@ -1,9 +1,10 @@
-//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what reads give,
-//! where bytes land on the disks, and what each path was asked to do, flushes and FUA included.
+//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what
+//! reads give, where bytes land on the disks, and what each path was asked to do, flushes and FUA
+//! included.
 //!
-//! Disks are files of 8192 or 16384 sectors on which every sector says where it is; `/dev/mapper/bad` is a device
-//! of ours with an `error` target. What only an ioctl, a page cache or a request queue can show has no meaning over
-//! NBD and is left out ([`NO_MEANING`]).
+//! Disks are files of 8192 or 16384 sectors on which every sector says where it is;
+//! `/dev/mapper/bad` is a device of ours with an `error` target. What only an ioctl, a page cache
+//! or a request queue can show has no meaning over NBD and is left out ([`NO_MEANING`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,8 @@ use serde_json::Value;
 use crate::fixture::{Daemon, SECTOR, make_disk, sector_of};
 use crate::golden::{Verdict, check_suite, differs, listed_differences, listed_texts, text};
 
-/// Parts of the names of the cases that have no meaning over NBD. docs/kernel-differences.md has their ids, and why.
+/// Parts of the names of the cases that have no meaning over NBD. docs/kernel-differences.md has
+/// their ids, and why.
 const NO_MEANING: [&str; 7] = [
     "queue limits",
     "SG_IO",
@@ -42,7 +44,8 @@ struct Operation {
     verb: &'static str,
     at: u64,
     sectors: u64,
-    /// With a flush after it. (`O_DSYNC` is both: the kernel's write is FUA, and it syncs the file after it.)
+    /// With a flush after it. (`O_DSYNC` is both: the kernel's write is FUA, and it syncs the file
+    /// after it.)
     then_flush: bool,
 }
 
@@ -62,21 +65,29 @@ fn operation(case: &Value) -> Operation {
         ("messages reach", "read"),
         ("regions count from the target", "read"),
     ];
-    let verb = known.iter().find(|(part, _)| name.contains(part)).unwrap_or_else(|| panic!("{name}?")).1;
+    let verb =
+        known.iter().find(|(part, _)| name.contains(part)).unwrap_or_else(|| panic!("{name}?")).1;
     let (at, sectors) =
         range_in(name).or_else(|| case["bios"][0].as_str().and_then(range_in)).unwrap_or((0, 0));
-    let then_flush = verb.starts_with("write") && (name.contains("fsync") || name.contains("O_DSYNC"));
+    let then_flush =
+        verb.starts_with("write") && (name.contains("fsync") || name.contains("O_DSYNC"));
     Operation { verb, at, sectors, then_flush }
 }
 
 /// `124+8`, or `125+(2, 4, 2)` for a vector.
 fn range_in(text: &str) -> Option<(u64, u64)> {
-    let plus = text.match_indices('+').find(|(at, _)| text[..*at].ends_with(|c: char| c.is_ascii_digit()))?.0;
+    let plus = text
+        .match_indices('+')
+        .find(|(at, _)| text[..*at].ends_with(|c: char| c.is_ascii_digit()))?
+        .0;
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
-    let before: String = digits(&text[..plus].chars().rev().collect::<String>()).chars().rev().collect();
+    let before: String =
+        digits(&text[..plus].chars().rev().collect::<String>()).chars().rev().collect();
     let after = &text[plus + 1..];
     let sectors = match after.strip_prefix('(') {
-        Some(vector) => vector.split(')').next()?.split(", ").map(|n| n.parse::<u64>().unwrap()).sum(),
+        Some(vector) => {
+            vector.split(')').next()?.split(", ").map(|n| n.parse::<u64>().unwrap()).sum()
+        }
         None => digits(after).parse().ok()?,
     };
     Some((before.parse().ok()?, sectors))
@@ -120,7 +131,8 @@ fn content(sector: &[u8]) -> String {
     }
 }
 
-/// What a path did: bytes read, bytes written, and whether there were discards or zeroings (whose bytes nobody counts).
+/// What a path did: bytes read, bytes written, and whether there were discards or zeroings (whose
+/// bytes nobody counts).
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Asked {
     read: u64,
@@ -227,7 +239,11 @@ impl Stage {
         let ours = table.replace("/dev/mapper/", "/DEV/").replace("/dev/loop2", &loop2);
         let ours = ours.replace("/dev/", &format!("{folder}/")).replace("/DEV/", "/dev/mapper/");
         let reply = self.daemon.create(CASE, &ours);
-        if reply.is_ok() { Ok(disks) } else { Err(format!("the table is refused: {}", reply.error().reason)) }
+        if reply.is_ok() {
+            Ok(disks)
+        } else {
+            Err(format!("the table is refused: {}", reply.error().reason))
+        }
     }
 
     /// Puts a disk back as it was before anything was written to it.
@@ -263,8 +279,8 @@ impl Stage {
             self.send(message.as_str().unwrap());
         }
         let mut client = self.daemon.nbd(CASE);
-        // Who had the files open before may have left writes unflushed, so the first flush reaches all of them. What
-        // the case itself has flushed shows only after that.
+        // Who had the files open before may have left writes unflushed, so the first flush reaches
+        // all of them. What the case itself has flushed shows only after that.
         client.flush().unwrap();
         let first = self.flushes();
         assert!(
@@ -305,8 +321,9 @@ impl Stage {
         }
         let requested = u64::from(operation.then_flush || operation.verb == "flush");
         assert_eq!(stats.total.flushes, 1 + requested, "{id}: flushes of the device");
-        // No counter tells FUA. But the flag that the leaf is given is the one by which a write is on its account of
-        // unflushed ones: what was written, was not flushed and need not be flushed now was written with FUA.
+        // No counter tells FUA. But the flag that the leaf is given is the one by which a write is
+        // on its account of unflushed ones: what was written, was not flushed and need not be
+        // flushed now was written with FUA.
         client.flush().unwrap();
         let last = self.flushes();
         ours.fua.retain(|disk| last[disk] == first[disk]);
@@ -348,7 +365,8 @@ impl Stage {
         let [sector, arguments, result] = words.as_slice() else { panic!("{message}") };
         let text = format!("set_region_mappings {arguments}");
         let reply = self.daemon.message(CASE, sector.parse().unwrap(), text.as_bytes());
-        let ours = if reply.is_ok() { "ok".to_owned() } else { reply.error().errno.name().to_owned() };
+        let ours =
+            if reply.is_ok() { "ok".to_owned() } else { reply.error().errno.name().to_owned() };
         assert_eq!(ours, *result, "{message}");
     }
 
@@ -356,7 +374,9 @@ impl Stage {
         for expected in case["value"].as_array().unwrap() {
             let disk = expected[0].as_str().unwrap().split(' ').next().unwrap();
             let path = disk.strip_prefix("ram").unwrap();
-            self.daemon.message(CASE, 0, format!("set_region_mappings 1:{path}").as_bytes()).expect_ok();
+            self.daemon
+                .message(CASE, 0, format!("set_region_mappings 1:{path}").as_bytes())
+                .expect_ok();
             let data = client.read(128 * SECTOR as u64, SECTOR).unwrap();
             differs("read", sources(&data), strings(expected))?;
         }
@@ -433,12 +453,20 @@ fn reads_writes_flushes_discards_zeroings() {
         }
         verdict
     });
-    assert_eq!(left_out, listed_differences("io", &["left out"]), "not replayed; listed as `left out`");
+    assert_eq!(
+        left_out,
+        listed_differences("io", &["left out"]),
+        "not replayed; listed as `left out`"
+    );
     assert!(replayed >= 150, "{replayed} replayed");
     let found = stage.other_durability.into_inner();
     assert_eq!(found, listed_texts("io", "durability"), "[kernel, ours], as found and as listed");
     let (other, compared) = (stage.other_paths.into_inner(), stage.compared.get());
     let found: BTreeSet<String> = other.keys().cloned().collect();
-    assert_eq!(found, listed_differences("io", &["paths"]), "paths of {compared} cases: {other:#?}");
+    assert_eq!(
+        found,
+        listed_differences("io", &["paths"]),
+        "paths of {compared} cases: {other:#?}"
+    );
     assert!(compared >= 100, "the paths of {compared} cases compared");
 }

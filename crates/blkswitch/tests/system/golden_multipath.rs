@@ -1,8 +1,8 @@
-//! Replays the recorded multipath devices through the daemon: tables, messages, reads over NBD and the paths they
-//! took (by the counters per path), and the texts of `table` and `status`.
+//! Replays the recorded multipath devices through the daemon: tables, messages, reads over NBD and
+//! the paths they took (by the counters per path), and the texts of `table` and `status`.
 //!
-//! The disks of the recording are paths to one `sim:` memory; one is taken offline by making the file that its `cut=`
-//! names. What the log says about paths is compared by the core's replay.
+//! The disks of the recording are paths to one `sim:` memory; one is taken offline by making the
+//! file that its `cut=` names. What the log says about paths is compared by the core's replay.
 
 use std::io;
 use std::time::Duration;
@@ -54,8 +54,9 @@ impl Stage {
     /// Recorded words with our names.
     fn ours(&self, text: &str) -> String {
         let word = |word: &str| {
-            let disk =
-                DISKS.iter().find(|(disk, number, _)| word == *number || word == format!("/dev/{disk}"));
+            let disk = DISKS
+                .iter()
+                .find(|(disk, number, _)| word == *number || word == format!("/dev/{disk}"));
             disk.map_or_else(|| word.to_owned(), |disk| self.address(disk.0))
         };
         text.split(' ').map(word).collect::<Vec<_>>().join(" ")
@@ -88,7 +89,13 @@ impl Stage {
         let device = self.daemon.describe(name);
         let lines = |rest: fn(&blkswitch::protocol::Segment) -> &str| {
             let segment = &device.live.as_ref().unwrap().segments[0];
-            format!("{} {} {} {}", segment.start, segment.length, segment.target, Self::theirs(rest(segment)))
+            format!(
+                "{} {} {} {}",
+                segment.start,
+                segment.length,
+                segment.target,
+                Self::theirs(rest(segment))
+            )
         };
         differs("status", lines(|segment| &segment.status), text(case, "status_out").to_owned())?;
         match case["table_out"].as_str() {
@@ -99,7 +106,8 @@ impl Stage {
 
     fn message(&self, name: &str, words: &str, case: &Value) -> Verdict {
         let reply = self.daemon.message(name, 0, self.ours(words).as_bytes());
-        let logged = case["kmsg"].as_array().into_iter().flatten().map(|line| line[1].as_str().unwrap());
+        let logged =
+            case["kmsg"].as_array().into_iter().flatten().map(|line| line[1].as_str().unwrap());
         let refusals: Vec<&str> = logged.filter(|line| !line.contains("ing path ")).collect();
         if reply.is_ok() {
             return differs("result", "ok", text(case, "result"));
@@ -140,7 +148,8 @@ impl Stage {
             let client = self.client.as_mut().unwrap();
             results.push(word(client.read(0, SECTOR)));
             let after = self.served(name);
-            let grown = before.iter().zip(&after).zip(&disks).filter(|((before, after), _)| before < after);
+            let grown =
+                before.iter().zip(&after).zip(&disks).filter(|((before, after), _)| before < after);
             paths.extend(grown.map(|(_, disk)| *disk));
         }
         differs("reads", results.join(" "), reads.to_owned())?;
@@ -161,7 +170,9 @@ fn word(read: io::Result<Vec<u8>>) -> &'static str {
     match read {
         Ok(_) => "ok",
         Err(error) if error.raw_os_error() == Some(5) => "EIO",
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+        {
             "blocked"
         }
         Err(error) => panic!("{error}"),
@@ -172,7 +183,8 @@ fn replay_load(stage: &Stage, case: &Value) -> Verdict {
     const NAME: &str = "case";
     let reply = stage.daemon.create(NAME, &stage.ours(text(case, "table")));
     if reply.is_ok() {
-        let verdict = differs("load", "ok", text(case, "load")).and_then(|()| stage.check_texts(NAME, case));
+        let verdict =
+            differs("load", "ok", text(case, "load")).and_then(|()| stage.check_texts(NAME, case));
         stage.daemon.remove(NAME);
         return verdict;
     }
@@ -192,7 +204,9 @@ fn replay_load(stage: &Stage, case: &Value) -> Verdict {
 fn replay_steps(stage: &mut Stage, case: &Value) -> Verdict {
     const NAME: &str = "mp";
     for (number, step) in case["steps"].as_array().unwrap().iter().enumerate() {
-        stage.message(NAME, text(step, "msg"), step).map_err(|text| format!("step {number}, {text}"))?;
+        stage
+            .message(NAME, text(step, "msg"), step)
+            .map_err(|text| format!("step {number}, {text}"))?;
     }
     stage.check_reads(NAME, case)?;
     let device: Device = stage.daemon.describe(NAME);
@@ -200,8 +214,8 @@ fn replay_steps(stage: &mut Stage, case: &Value) -> Verdict {
     stage.check_texts(NAME, case)
 }
 
-/// All paths up, then queueing on and all paths failed, then a read; what the case says happens; the read is asked
-/// for again.
+/// All paths up, then queueing on and all paths failed, then a read; what the case says happens;
+/// the read is asked for again.
 fn replay_queued(stage: &mut Stage, case: &Value) -> Verdict {
     const NAME: &str = "mp";
     let all = ["8:0", "8:16", "8:32", "8:48"];
@@ -286,7 +300,8 @@ fn replay_two_layers(stage: &mut Stage, case: &Value) -> Verdict {
         results.push(word(client.read(at * SECTOR as u64, sectors as usize * SECTOR)));
         for ((member, before), disks) in members.iter().zip(before).zip(&disks) {
             let after = stage.served(member);
-            let grown = before.iter().zip(&after).zip(disks).filter(|((before, after), _)| before < after);
+            let grown =
+                before.iter().zip(&after).zip(disks).filter(|((before, after), _)| before < after);
             served.extend(grown.map(|(_, disk)| *disk));
         }
     }
@@ -304,7 +319,9 @@ fn replay_two_layers(stage: &mut Stage, case: &Value) -> Verdict {
 /// mpath-089: a held read stays with its member, wherever its region has moved meanwhile.
 fn replay_held_below(stage: &mut Stage, case: &Value) -> Verdict {
     stage.send("member1", "queue_if_no_path");
-    ["8:48", "8:0", "8:16"].iter().for_each(|path| stage.send("member1", &format!("fail_path {path}")));
+    ["8:48", "8:0", "8:16"]
+        .iter()
+        .for_each(|path| stage.send("member1", &format!("fail_path {path}")));
     let mut held = stage.daemon.nbd("switch");
     let read = |client: &mut NbdClient, at: u64| {
         client.set_patience(ANSWERED).unwrap();
@@ -351,8 +368,11 @@ fn replay_tools(stage: &Stage, case: &Value) -> Verdict {
             let line = line.replace("(0, ", "(253, ").replace("(0:", "(253:");
             line.replace("            0   ", "          253   ")
         };
-        let stdout: String =
-            String::from_utf8(output.stdout).unwrap().lines().map(|line| theirs(line) + "\n").collect();
+        let stdout: String = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| theirs(line) + "\n")
+            .collect();
         // The open count of the switch is our client's.
         let stdout = stdout
             .replace("L--w    1    1      0  ", "L--w  OPEN")

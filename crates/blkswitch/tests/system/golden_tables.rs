@@ -1,8 +1,8 @@
-//! Replays the recorded constructors and messages through the daemon: over the control protocol in, and back both
-//! as the daemon tells the map and as reads over NBD find it.
+//! Replays the recorded constructors and messages through the daemon: over the control protocol in,
+//! and back both as the daemon tells the map and as reads over NBD find it.
 //!
-//! The devices of the recording are stood in for as follows; names in answers are turned back before they are
-//! compared.
+//! The devices of the recording are stood in for as follows; names in answers are turned back
+//! before they are compared.
 //!
 //! | recorded | here |
 //! |---|---|
@@ -55,7 +55,9 @@ impl Stage {
     fn ours(&self, table: &str) -> String {
         let lines: Vec<String> = table
             .split('\n')
-            .map(|line| line.split(' ').map(|word| self.our_word(word)).collect::<Vec<_>>().join(" "))
+            .map(|line| {
+                line.split(' ').map(|word| self.our_word(word)).collect::<Vec<_>>().join(" ")
+            })
             .collect();
         lines.join("\n")
     }
@@ -98,11 +100,18 @@ impl Stage {
 
     /// The lines that `dmsetup table` would have printed.
     fn table_lines(&self, device: &Device) -> Vec<String> {
-        let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
+        let segments =
+            device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
         let line = |segment: &blkswitch::protocol::Segment| {
-            let params =
-                segment.params.split(' ').map(|word| self.their_word(word)).collect::<Vec<_>>().join(" ");
-            format!("{} {} {} {params}", segment.start, segment.length, segment.target).trim_end().to_owned()
+            let params = segment
+                .params
+                .split(' ')
+                .map(|word| self.their_word(word))
+                .collect::<Vec<_>>()
+                .join(" ");
+            format!("{} {} {} {params}", segment.start, segment.length, segment.target)
+                .trim_end()
+                .to_owned()
         };
         segments.iter().map(line).collect()
     }
@@ -112,7 +121,9 @@ impl Stage {
         let folder = format!("{}/", self.folder().display());
         let segment = &device.live.as_ref().unwrap().segments[0];
         let words: Vec<&str> = segment.params.split(' ').skip(3).collect();
-        let path = |pair: &[&str]| (pair[0].trim_start_matches(&folder).to_owned(), pair[1].parse().unwrap());
+        let path = |pair: &[&str]| {
+            (pair[0].trim_start_matches(&folder).to_owned(), pair[1].parse().unwrap())
+        };
         words.chunks(2).map(path).collect()
     }
 
@@ -121,7 +132,8 @@ impl Stage {
         let expected = expand(recorded);
         differs("map", self.daemon.map(CASE, 0), expected.clone())?;
         let mut client = self.daemon.nbd(CASE);
-        let image = client.read(0, client.size() as usize).map_err(|error| format!("read: {error}"))?;
+        let image =
+            client.read(0, client.size() as usize).map_err(|error| format!("read: {error}"))?;
         client.disconnect().unwrap();
         for (region, path) in expected.iter().enumerate() {
             let start = region as u64 * region_size;
@@ -148,18 +160,22 @@ fn replay_table(stage: &Stage, case: &Value) -> Verdict {
     let number = daemon.describe(CASE).minor;
     let held = text(case, "name") == "device held exclusively";
     let _held = held.then(|| hold(&daemon.path("ram3")));
-    let load = json!({"table": stage.ours(text(case, "table")), "read_only": case["flags"] == "ro"});
+    let load =
+        json!({"table": stage.ours(text(case, "table")), "read_only": case["flags"] == "ro"});
     let reply = daemon.on("PUT", route::TABLE, CASE, load);
     let verdict = if reply.is_ok() {
         differs("load", "ok", text(case, "load")).and_then(|()| check_loaded(stage, case))
     } else {
         let error = reply.error();
-        let unnumber = |line: &String| line.replace(&format!("0:{number}"), "$DEV").replace(LOOP2, "loop2");
+        let unnumber =
+            |line: &String| line.replace(&format!("0:{number}"), "$DEV").replace(LOOP2, "loop2");
         let kernel: Vec<String> = error.kernel.iter().map(unnumber).collect();
         let live = daemon.describe(CASE);
         differs("load", error.errno.name(), text(case, "load"))
             .and_then(|()| differs("log", kernel, errors_logged(&case["load_kmsg"])))
-            .and_then(|()| differs("slots after a refusal", (live.live, live.inactive), (None, None)))
+            .and_then(|()| {
+                differs("slots after a refusal", (live.live, live.inactive), (None, None))
+            })
             .and_then(|()| differs("has a reason", error.reason.len() > 10, true))
     };
     daemon.remove(CASE);
@@ -171,8 +187,12 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
     let resumed = daemon.on("POST", route::RESUME, CASE, Value::Null);
     differs("resume", if resumed.is_ok() { "ok" } else { "refused" }, text(case, "resume"))?;
     let device = daemon.describe(CASE);
-    let recorded: Vec<String> =
-        case["table_out"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect();
+    let recorded: Vec<String> = case["table_out"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line.as_str().unwrap().to_owned())
+        .collect();
     differs("table", stage.table_lines(&device), recorded)?;
     differs("read-only", device.read_only, case["flags"] == "ro")?;
     if let Some(regions) = case["nr_regions"].as_u64() {
@@ -180,11 +200,17 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
         let picture: Value = daemon.request("GET", &to, Value::Null).json();
         differs("regions", picture["regions"].as_u64(), Some(regions))?;
     }
-    // Where a disk's sectors had not been written, the record has no map but the raw bytes that were read.
+    // Where a disk's sectors had not been written, the record has no map but the raw bytes that
+    // were read.
     match case["map"].as_str().filter(|map| !map.starts_with('b')) {
         Some(map) => {
-            let size =
-                device.live.as_ref().unwrap().segments[0].params.split(' ').nth(1).unwrap().parse().unwrap();
+            let size = device.live.as_ref().unwrap().segments[0]
+                .params
+                .split(' ')
+                .nth(1)
+                .unwrap()
+                .parse()
+                .unwrap();
             stage.check_map(map, size, &stage.paths(&device))
         }
         None => Ok(()),
@@ -208,10 +234,17 @@ fn replay_messages(stage: &Stage, case: &Value) -> Verdict {
     daemon.create(CASE, &stage.ours(text(case, "table"))).expect_ok();
     let device = daemon.describe(CASE);
     let paths = stage.paths(&device);
-    let size = device.live.as_ref().unwrap().segments[0].params.split(' ').nth(1).unwrap().parse().unwrap();
+    let size = device.live.as_ref().unwrap().segments[0]
+        .params
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let steps = case["steps"].as_array().unwrap().iter().enumerate();
     let verdict = steps.map(|(number, step)| {
-        replay_step(stage, step, size, &paths).map_err(|difference| format!("step {number}, {difference}"))
+        replay_step(stage, step, size, &paths)
+            .map_err(|difference| format!("step {number}, {difference}"))
     });
     let verdict = verdict.collect();
     daemon.remove(CASE);

@@ -1,11 +1,12 @@
-//! Replays the recorded `dmsetup` sessions with the program in dmsetup's place: the same words through a shell, and
-//! the same exit status, standard output and standard error to the byte.
+//! Replays the recorded `dmsetup` sessions with the program in dmsetup's place: the same words
+//! through a shell, and the same exit status, standard output and standard error to the byte.
 //!
-//! Three things are turned back before they are compared, in [`Stage::as_recorded`]: a path is a file here and stands
-//! as its address where the kernel printed a number; our devices have the major number 0 in place of 253; and the
-//! lines that we add to dmsetup's errors, which are indented by two spaces, are taken out (they must hold the lines
-//! that the kernel logged). Commands about `/sys`, `/dev` and mounts have no counterpart and are left out; `blockdev`
-//! is asked of the export instead.
+//! Three things are turned back before they are compared, in [`Stage::as_recorded`]: a path is a
+//! file here and stands as its address where the kernel printed a number; our devices have the
+//! major number 0 in place of 253; and the lines that we add to dmsetup's errors, which are
+//! indented by two spaces, are taken out (they must hold the lines that the kernel logged).
+//! Commands about `/sys`, `/dev` and mounts have no counterpart and are left out; `blockdev` is
+//! asked of the export instead.
 //!
 //! The sessions build on one another, so they run in order on one daemon.
 
@@ -41,8 +42,8 @@ struct Stage {
     folder: String,
     /// The request that an earlier step left waiting: its client, and how many bytes it reads.
     waiting: RefCell<Option<(NbdClient, usize)>>,
-    /// Lines added to dmsetup's errors by the command before. The recording notes what a held device's command
-    /// logged with the next one.
+    /// Lines added to dmsetup's errors by the command before. The recording notes what a held
+    /// device's command logged with the next one.
     added_before: RefCell<Vec<String>>,
 }
 
@@ -84,7 +85,9 @@ impl Stage {
                 self.until_closed();
                 differs("write", errno.as_str(), value.as_str().unwrap())
             }
-            "the same I/O later" => differs("later", self.finish(case), value.as_str().unwrap().to_owned()),
+            "the same I/O later" => {
+                differs("later", self.finish(case), value.as_str().unwrap().to_owned())
+            }
             "ram1 sector 0" => {
                 let disk = std::fs::read(self.daemon.path("ram1")).unwrap();
                 let word: String = disk[..4].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -95,7 +98,8 @@ impl Stage {
             "reads" => {
                 let mut client = self.daemon.nbd(NAME);
                 for sector in value.as_array().unwrap() {
-                    let at = sector.as_str().unwrap().split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+                    let at =
+                        sector.as_str().unwrap().split(' ').nth(1).unwrap().parse::<u64>().unwrap();
                     let data = client.read(at * SECTOR as u64, SECTOR).unwrap();
                     differs("reads", source(&data).as_str(), sector.as_str().unwrap())?;
                 }
@@ -105,7 +109,8 @@ impl Stage {
             }
             "O_EXCL open of a path" => {
                 // Another process of ours runs into the lock on the file.
-                let second = Leaf::open(&Address::Path(self.daemon.path("ram0")), &LEAF).unwrap_err();
+                let second =
+                    Leaf::open(&Address::Path(self.daemon.path("ram0")), &LEAF).unwrap_err();
                 differs("a second user of a path", second.errno(), 16)
             }
             "four threads, fifty messages each" => self.messages_at_once(value),
@@ -128,19 +133,26 @@ impl Stage {
         if !recorded.contains("dmsetup") {
             return Ok(());
         }
-        let ours = recorded.replace("/dev/ram", &format!("{}/ram", self.folder)).replace("-j 253", "-j 0");
+        let ours =
+            recorded.replace("/dev/ram", &format!("{}/ram", self.folder)).replace("-j 253", "-j 0");
         let mut shell = std::process::Command::new("sh");
         let script = format!("dmsetup() {{ '{}' \"$@\"; }}\n{ours}", program().display());
         shell.args(["-c", &script]).env("BLKSWITCH_SOCKET", self.daemon.socket());
         shell.env("LC_ALL", "C").env_remove("LANG").stdin(Stdio::null());
         let Output { status, stdout, stderr } = shell.output().unwrap();
-        let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-        let (ours, added): (Vec<&str>, Vec<&str>) = stderr.lines().partition(|line| !line.starts_with("  "));
+        let (stdout, stderr) =
+            (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+        let (ours, added): (Vec<&str>, Vec<&str>) =
+            stderr.lines().partition(|line| !line.starts_with("  "));
         differs("rc", i64::from(status.code().unwrap()), step["rc"].as_i64().unwrap())?;
         if recorded.contains("devnos_used") {
             // A column is as wide as what stands in it, and addresses are longer than numbers.
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-            differs("words of stdout", words(&self.as_recorded(&stdout)), words(text(step, "stdout")))?;
+            differs(
+                "words of stdout",
+                words(&self.as_recorded(&stdout)),
+                words(text(step, "stdout")),
+            )?;
         } else {
             differs("stdout", self.as_recorded(&stdout), text(step, "stdout").to_owned())?;
         }
@@ -156,7 +168,9 @@ impl Stage {
             owned(&kernel),
         )?;
         let before = self.added_before.replace(owned(&added));
-        for line in step["kmsg"].as_array().into_iter().flatten().filter(|_| status.code() == Some(1)) {
+        for line in
+            step["kmsg"].as_array().into_iter().flatten().filter(|_| status.code() == Some(1))
+        {
             let line = line[1].as_str().unwrap();
             let mut all = added.iter().copied().chain(before.iter().map(String::as_str));
             let found = all.any(|added| self.as_recorded(added).trim() == line);
@@ -172,17 +186,25 @@ impl Stage {
             let mut line = line.to_owned();
             let separator = if line.contains("dependencies") { ", " } else { ":" };
             for ram in 0..4 {
-                line = line.replace(&format!("{}/ram{ram}", self.folder), &format!("1{separator}{ram}"));
+                line = line
+                    .replace(&format!("{}/ram{ram}", self.folder), &format!("1{separator}{ram}"));
             }
             for (low, number) in [("low0", 0), ("low1", 1)] {
                 line = line.replace(&format!("/dev/blkswitch/{low}"), &format!("253:{number}"));
             }
-            // Wherever the number of a device stands: in a tree, in deps and ls, in the log, in info, in columns.
+            // Wherever the number of a device stands: in a tree, in deps and ls, in the log, in
+            // info, in columns.
             for minor in 0..3 {
-                for form in
-                    ["(M:N)", "(M, N)", "table: M:N:", "minor:      M, N", "switch:M:N:", "switch|M|N|"]
-                {
-                    let number = |major: &str| form.replace('M', major).replace('N', &minor.to_string());
+                for form in [
+                    "(M:N)",
+                    "(M, N)",
+                    "table: M:N:",
+                    "minor:      M, N",
+                    "switch:M:N:",
+                    "switch|M|N|",
+                ] {
+                    let number =
+                        |major: &str| form.replace('M', major).replace('N', &minor.to_string());
                     line = line.replace(&number("0"), &number("253"));
                 }
                 line = line.replace(&format!("   0   {minor} L"), &format!(" 253   {minor} L"));
@@ -199,8 +221,12 @@ impl Stage {
         self.until_closed();
         match words.split(' ').next().unwrap() {
             "--getsize" => differs("size", (size / 512).to_string(), recorded.trim().to_owned()),
-            "--getsize64" => differs("size", Some(size.to_string().as_str()), recorded.lines().next()),
-            "--getro" => differs("read-only", u8::from(read_only).to_string(), recorded.trim().to_owned()),
+            "--getsize64" => {
+                differs("size", Some(size.to_string().as_str()), recorded.lines().next())
+            }
+            "--getro" => {
+                differs("read-only", u8::from(read_only).to_string(), recorded.trim().to_owned())
+            }
             other => panic!("blockdev {other}?"),
         }
     }
@@ -214,7 +240,8 @@ impl Stage {
             | flag(device.inactive.is_some(), INACTIVE_PRESENT);
         let targets = device.live.as_ref().map_or(0, |table| table.segments.len() as u64);
         let ours = [flags, u64::from(device.event_nr), u64::from(device.open_count), targets];
-        let kernel = ["flags", "event_nr", "open", "targets"].map(|field| recorded[field].as_u64().unwrap());
+        let kernel =
+            ["flags", "event_nr", "open", "targets"].map(|field| recorded[field].as_u64().unwrap());
         differs("flags, event_nr, open, targets", ours, kernel)
     }
 
@@ -279,7 +306,8 @@ impl Stage {
     /// What became of the request that [`Stage::begin`] left waiting.
     fn finish(&self, case: &Value) -> String {
         let (mut client, length) = self.waiting.borrow_mut().take().unwrap();
-        let resumed = !text(case, "name").contains("stacked") || !self.daemon.describe("low1").suspended;
+        let resumed =
+            !text(case, "name").contains("stacked") || !self.daemon.describe("low1").suspended;
         client.set_patience(if resumed { ANSWERED } else { BLOCKED }).unwrap();
         let answer = client.receive(length);
         if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
@@ -294,7 +322,8 @@ impl Stage {
     /// Waits until the daemon has noticed that a client is gone.
     fn until_closed(&self) {
         eventually("a client that is gone counts no more", || {
-            let reply = self.daemon.on("GET", blkswitch::protocol::route::DEVICE, NAME, Value::Null);
+            let reply =
+                self.daemon.on("GET", blkswitch::protocol::route::DEVICE, NAME, Value::Null);
             !reply.is_ok() || reply.json::<blkswitch::protocol::Device>().open_count == 0
         });
     }
@@ -312,7 +341,10 @@ impl Stage {
             let mut client = self.daemon.nbd(NAME);
             for _ in 0..50 {
                 let data = client.read(0, SECTOR).unwrap();
-                assert!((0..3).any(|ram| data == sector_of(&format!("ram{ram}"), 0)), "no path's sector 0");
+                assert!(
+                    (0..3).any(|ram| data == sector_of(&format!("ram{ram}"), 0)),
+                    "no path's sector 0"
+                );
             }
             client.disconnect().unwrap();
             threads.map(|thread| thread.join().unwrap())
@@ -325,7 +357,8 @@ impl Stage {
 }
 
 /// How a leaf is opened.
-const LEAF: LeafOptions = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+const LEAF: LeafOptions =
+    LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
 
 /// Takes the lock of another writer, until it is dropped.
 fn hold(path: &std::path::Path) -> Arc<Leaf> {
@@ -370,12 +403,14 @@ fn errno_name(result: io::Result<()>) -> String {
 fn sessions() {
     let daemon = Daemon::start();
     let folder = daemon.folder.path().display().to_string();
-    let stage = Stage { daemon, folder, waiting: RefCell::default(), added_before: RefCell::default() };
+    let stage =
+        Stage { daemon, folder, waiting: RefCell::default(), added_before: RefCell::default() };
     let mut commands = BTreeMap::<bool, usize>::new();
     check_suite("tools", 44, |case| {
         for step in case["steps"].as_array().unwrap() {
-            *commands.entry(step["cmd"].as_str().is_some_and(|cmd| cmd.contains("dmsetup"))).or_default() +=
-                1;
+            *commands
+                .entry(step["cmd"].as_str().is_some_and(|cmd| cmd.contains("dmsetup")))
+                .or_default() += 1;
         }
         stage.replay(case)
     });

@@ -77,8 +77,9 @@ pub(crate) fn head(method: &str, path: &str, length: usize) -> Vec<u8> {
     format!("{method} {path} {head} {length}\r\n\r\n").into_bytes()
 }
 
-/// Sends a GET that is not answered soon, about a device. When this returns the daemon is at it: one thread of it drives
-/// all connections in the order in which they came, and has answered a later one.
+/// Sends a GET that is not answered soon, about a device. When this returns the daemon is at it:
+/// one thread of it drives all connections in the order in which they came, and has answered a
+/// later one.
 pub(crate) fn begin(daemon: &Daemon, device: &str, path: &str) -> UnixStream {
     let mut stream = connect(&daemon.socket());
     write_request(&mut stream, "GET", path, &[]);
@@ -90,7 +91,8 @@ pub(crate) fn begin(daemon: &Daemon, device: &str, path: &str) -> UnixStream {
 
 /// A connection to the control socket.
 pub(crate) fn connect(socket: &Path) -> UnixStream {
-    let stream = UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    let stream =
+        UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
@@ -100,15 +102,17 @@ pub(crate) fn read_reply(stream: &mut UnixStream) -> Reply {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Ok(_) => {}
-        // Who answers before he has read everything resets the connection when he closes it, behind his answer. Whether
-        // that is whole is seen below.
+        // Who answers before he has read everything resets the connection when he closes it, behind
+        // his answer. Whether that is whole is seen below.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a head has a status");
+    let status =
+        head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a head has a status");
     let body = &bytes[end + 4..];
-    let body = if head.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_vec() };
+    let body =
+        if head.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_vec() };
     if let Some(length) = head.lines().find_map(|line| line.strip_prefix("content-length:")) {
         assert_eq!(length.trim().parse(), Ok(body.len()), "an answer that was cut");
     }
@@ -119,7 +123,8 @@ fn unchunk(mut rest: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     loop {
         let line = rest.windows(2).position(|two| two == b"\r\n").expect("a chunk has a length");
-        let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        let length =
+            usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
         if length == 0 {
             return body;
         }

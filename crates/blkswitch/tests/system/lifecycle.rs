@@ -73,7 +73,12 @@ fn a_device_is_offered_over_tcp_when_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let _daemon = spawn(
         folder.path(),
-        &["--nbd", "tcp:127.0.0.1:0", "--nbd", &format!("unix:{}/other nbd", folder.path().display())],
+        &[
+            "--nbd",
+            "tcp:127.0.0.1:0",
+            "--nbd",
+            &format!("unix:{}/other nbd", folder.path().display()),
+        ],
     );
     let socket = folder.path().join("control.sock");
     let table = json!({"name": "m", "table": "0 2048 linear mem:1M 0"});
@@ -88,10 +93,15 @@ fn a_device_is_offered_over_tcp_when_asked_for() {
     assert_eq!(other.read(512, 512).unwrap(), [7; 512]);
 }
 
-/// A client that writes round after round to a range of its own: each sector gets the number of its round. Returns
-/// the last round that was written whole and, separately, the last that was flushed, when the daemon goes away;
-/// `progress` is the latter meanwhile.
-fn write_rounds(mut client: NbdClient, first: u64, sectors: u64, progress: &AtomicU64) -> (u64, u64) {
+/// A client that writes round after round to a range of its own: each sector gets the number of its
+/// round. Returns the last round that was written whole and, separately, the last that was flushed,
+/// when the daemon goes away; `progress` is the latter meanwhile.
+fn write_rounds(
+    mut client: NbdClient,
+    first: u64,
+    sectors: u64,
+    progress: &AtomicU64,
+) -> (u64, u64) {
     let (mut answered, mut flushed) = (0, 0);
     for round in 1u64.. {
         for sector in first..first + sectors {
@@ -135,7 +145,8 @@ const RANGE: u64 = 16;
 /// First sectors of the writers' ranges, across region boundaries.
 const RANGES: [u64; 3] = [120, 504, 4088];
 
-/// Lets three clients write until `end` has ended the daemon; checks what is on the disks afterwards.
+/// Lets three clients write until `end` has ended the daemon; checks what is on the disks
+/// afterwards.
 fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
     let mut daemon = Daemon::start();
     let table = switch_over_rams(&daemon);
@@ -158,8 +169,12 @@ fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
             oldest >= flushed,
             "round {flushed} at {first} was flushed, but round {oldest} is on the disk"
         );
-        // A file keeps what was written to it when its writer dies, so every answered write is there.
-        assert!(oldest >= answered, "round {answered} at {first} was answered, but {oldest} is on the disk");
+        // A file keeps what was written to it when its writer dies, so every answered write is
+        // there.
+        assert!(
+            oldest >= answered,
+            "round {answered} at {first} was answered, but {oldest} is on the disk"
+        );
         assert!(newest <= answered + 1, "round {newest} at {first} was never sent");
     }
     daemon
@@ -206,7 +221,8 @@ fn a_second_signal_ends_at_once() {
     daemon.create("slow", "0 1024 linear sim:1M,delay=300s 0\n1024 8 zero").expect_ok();
     let mut client = daemon.nbd("slow");
     client.send_read(0, SECTOR).unwrap();
-    // Requests of a connection are begun in order: with the answer to this one, the read is under way.
+    // Requests of a connection are begun in order: with the answer to this one, the read is under
+    // way.
     assert_eq!(client.read(1024 * SECTOR as u64, SECTOR).unwrap(), [0; SECTOR]);
     daemon.terminate();
     // From then on it listens for the second.
@@ -230,7 +246,8 @@ fn a_suspended_device_does_not_hold_up_the_end() {
     let waiting = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // The request waits for a resume that never comes; it ends with an error, not with a hang.
+            // The request waits for a resume that never comes; it ends with an error, not with a
+            // hang.
             assert!(client.read(0, SECTOR).is_err());
             waiting.store(false, Ordering::Release);
         });

@@ -1,4 +1,5 @@
-//! Multipath devices as their user meets them: the checker, failback, queueing, events, and tables that are refused.
+//! Multipath devices as their user meets them: the checker, failback, queueing, events, and tables
+//! that are refused.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
@@ -24,7 +25,8 @@ fn address(daemon: &Daemon, volume: &str, path: &str) -> String {
 /// `volume` over the paths a and b in a group each.
 fn make(daemon: &Daemon, volume: &str, features: &str) -> NbdClient {
     let [a, b] = ["a", "b"].map(|path| address(daemon, volume, path));
-    let table = format!("0 2048 multipath {features} 0 2 1 round-robin 0 1 0 {a} round-robin 0 1 0 {b}");
+    let table =
+        format!("0 2048 multipath {features} 0 2 1 round-robin 0 1 0 {a} round-robin 0 1 0 {b}");
     daemon.create(volume, &table).expect_ok();
     daemon.nbd(volume)
 }
@@ -41,7 +43,13 @@ fn join(daemon: &Daemon, path: &str) {
 fn status(daemon: &Daemon, volume: &str) -> String {
     let device = daemon.describe(volume);
     let words = device.live.unwrap().segments[0].status.clone();
-    words.split(' ').filter(|word| !word.starts_with("sim:")).collect::<Vec<_>>().join(" ").trim().to_owned()
+    words
+        .split(' ')
+        .filter(|word| !word.starts_with("sim:"))
+        .collect::<Vec<_>>()
+        .join(" ")
+        .trim()
+        .to_owned()
 }
 
 /// `blkswitch monitor`, which watches already.
@@ -72,13 +80,16 @@ impl Watcher {
         watcher
     }
 
-    /// What it tells until all of these events were told, without the time, each under the event's name.
+    /// What it tells until all of these events were told, without the time, each under the event's
+    /// name.
     #[track_caller]
     fn until(&self, wanted: &[&str]) -> Vec<(String, String)> {
         let mut told: Vec<(String, String)> = Vec::new();
         while !wanted.iter().all(|event| told.iter().any(|(name, _)| name == event)) {
-            let line =
-                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{wanted:?}; only {told:?}"));
+            let line = self
+                .lines
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("{wanted:?}; only {told:?}"));
             if line.contains("noise") {
                 continue;
             }
@@ -105,22 +116,35 @@ fn a_path_that_fails_is_noticed_reinstated_and_used_again_and_all_is_told() {
     client.write(0, &[7; SECTOR], false).unwrap();
     cut(&daemon, "a", "");
     assert_eq!(client.read(0, SECTOR).unwrap(), [7; SECTOR]);
-    eventually("the other group", || status(&daemon, "told") == "2 0 0 0 2 2 E 0 1 0 F 1 A 0 1 0 A 0");
+    eventually("the other group", || {
+        status(&daemon, "told") == "2 0 0 0 2 2 E 0 1 0 F 1 A 0 1 0 A 0"
+    });
     join(&daemon, "a");
     let wanted = ["PATH_FAILED", "GROUP_SWITCHED", "PATH_REINSTATED", "GROUP_CHOSEN"];
     let told = watcher.until(&wanted);
-    // Each once. The order is not promised: a queue's findings are told by another thread than the checker's.
+    // Each once. The order is not promised: a queue's findings are told by another thread than the
+    // checker's.
     assert_eq!(told.len(), wanted.len(), "{told:?}");
     let of = |event: &str| &told.iter().find(|(name, _)| name == event).unwrap().1;
-    assert!(of("PATH_FAILED").ends_with("paths_up=1") && of("PATH_FAILED").contains("path=a"), "{told:?}");
-    assert!(of("PATH_REINSTATED").contains("path=a") && of("GROUP_CHOSEN").ends_with("group=1"), "{told:?}");
+    assert!(
+        of("PATH_FAILED").ends_with("paths_up=1") && of("PATH_FAILED").contains("path=a"),
+        "{told:?}"
+    );
+    assert!(
+        of("PATH_REINSTATED").contains("path=a") && of("GROUP_CHOSEN").ends_with("group=1"),
+        "{told:?}"
+    );
     assert_eq!(client.read(0, SECTOR).unwrap(), [7; SECTOR]);
     assert_eq!(status(&daemon, "told"), "2 0 0 0 2 1 A 0 1 0 A 1 E 0 1 0 A 0");
-    let metrics = || String::from_utf8(daemon.request("GET", route::METRICS, Value::Null).body).unwrap();
+    let metrics =
+        || String::from_utf8(daemon.request("GET", route::METRICS, Value::Null).body).unwrap();
     let has = |name: &str, value: &str| {
-        metrics().lines().any(|line| line.starts_with(name) && line.contains("told") && line.ends_with(value))
+        metrics()
+            .lines()
+            .any(|line| line.starts_with(name) && line.contains("told") && line.ends_with(value))
     };
-    // What queues find out is counted by a thread of its own, after the request that found it out was answered.
+    // What queues find out is counted by a thread of its own, after the request that found it out
+    // was answered.
     eventually("both switches are counted", || has("blkswitch_group_switches_total{", " 2"));
     assert!(
         has("blkswitch_path_up{", " 1.0") && has("blkswitch_path_failures_total{", " 1"),
@@ -144,8 +168,12 @@ fn events_are_objects_of_json_and_lines_of_the_log() {
     join(&daemon, "a");
     let mut wanted = vec!["PATH_FAILED", "GROUP_SWITCHED", "PATH_REINSTATED", "GROUP_CHOSEN"];
     while !wanted.is_empty() {
-        let line = watcher.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing of {wanted:?}"));
-        let event: MonitorEvent = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event: {line}"));
+        let line = watcher
+            .lines
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("nothing of {wanted:?}"));
+        let event: MonitorEvent =
+            serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event: {line}"));
         if event.device == "told" {
             wanted.retain(|name| *name != event.event);
             assert_eq!(event.path.is_some(), event.event.starts_with("PATH"), "{line}");
@@ -161,7 +189,8 @@ fn events_are_objects_of_json_and_lines_of_the_log() {
         ("INFO", "multipath: told: Reinstating path sim:", ""),
         ("INFO", "multipath: told: Using priority group ", "2."),
     ] {
-        let is_it = |line: &str| line.contains(level) && line.contains(start) && line.ends_with(end);
+        let is_it =
+            |line: &str| line.contains(level) && line.contains(start) && line.ends_with(end);
         assert!(log.lines().any(is_it), "{start}: {log}");
     }
 }
@@ -185,7 +214,8 @@ fn failback_waits_for_its_time_or_for_a_message() {
         cut(&daemon, "a", "");
         client.read(0, SECTOR).unwrap();
         assert!(status(&daemon, "failback").starts_with("2 0 0 0 2 2 E"));
-        // Before the path can be back: so nothing that this thread has to wait for makes the time look shorter.
+        // Before the path can be back: so nothing that this thread has to wait for makes the time
+        // look shorter.
         let joined = Instant::now();
         join(&daemon, "a");
         if option != "manual" {
@@ -194,7 +224,11 @@ fn failback_waits_for_its_time_or_for_a_message() {
                 status(&daemon, "failback").starts_with("2 0 0 0 2 1 A")
             });
             // Less than asked for by what the checker's own thread may have been held up.
-            assert!(joined.elapsed() > Duration::from_millis(1500), "too early: {:?}", joined.elapsed());
+            assert!(
+                joined.elapsed() > Duration::from_millis(1500),
+                "too early: {:?}",
+                joined.elapsed()
+            );
             continue;
         }
         eventually("the path is back", || status(&daemon, "failback").contains("A 1 A 0"));
@@ -209,11 +243,13 @@ fn failback_waits_for_its_time_or_for_a_message() {
 
 #[test]
 fn devices_have_settings_of_their_own() {
-    let settings = ["--failback", "manual", "--failback", "two=immediate", "--no-path-retry", "one=fail"];
+    let settings =
+        ["--failback", "manual", "--failback", "two=immediate", "--no-path-retry", "one=fail"];
     let daemon = Daemon::start_with(&[&QUICK[..], &settings].concat());
     let mut one = make(&daemon, "one", "1 queue_if_no_path");
     let mut two = make(&daemon, "two", "1 queue_if_no_path");
-    let queues = |volume| daemon.describe(volume).live.unwrap().segments[0].params.starts_with("1 queue_if");
+    let queues =
+        |volume| daemon.describe(volume).live.unwrap().segments[0].params.starts_with("1 queue_if");
     eventually("queueing of one is off", || !queues("one"));
     assert!(queues("two"));
     cut(&daemon, "a", "");
@@ -246,11 +282,16 @@ fn without_a_path_io_waits_for_so_many_rounds() {
     eventually("queueing is on", || {
         daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
     });
-    // Three rounds end at least two intervals after the first path was cut. A round may have begun some time ago.
+    // Three rounds end at least two intervals after the first path was cut. A round may have begun
+    // some time ago.
     let started = Instant::now();
     ["a", "b"].iter().for_each(|path| cut(&daemon, path, ""));
     assert_eq!(client.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
-    assert!(started.elapsed() > Duration::from_millis(450), "held for a while: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_millis(450),
+        "held for a while: {:?}",
+        started.elapsed()
+    );
     ["a", "b"].iter().for_each(|path| join(&daemon, path));
     eventually("queueing is on again", || {
         daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
@@ -261,8 +302,9 @@ fn without_a_path_io_waits_for_so_many_rounds() {
 #[test]
 fn rounds_are_not_counted_without_a_checker() {
     let folder = tempfile::tempdir().unwrap();
-    let refused =
-        serve(folder.path(), &["--path-checker-interval", "0", "--no-path-retry", "3"]).output().unwrap();
+    let refused = serve(folder.path(), &["--path-checker-interval", "0", "--no-path-retry", "3"])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("'--no-path-retry 3'"), "{said}");
 }
@@ -311,14 +353,16 @@ fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_
     // One that leads elsewhere never comes.
     cut(&daemon, "c", "");
     let [a, c] = ["a", "c"].map(|path| address(&daemon, "absent", path));
-    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 2 0 {a} {}", c.replace("sim:1M", "sim:2M"));
+    let table =
+        format!("0 2048 multipath 0 0 1 1 round-robin 0 2 0 {a} {}", c.replace("sim:1M", "sim:2M"));
     daemon.create("elsewhere", &table).expect_ok();
     join(&daemon, "c");
     std::thread::sleep(3 * BLOCKED);
     assert!(status(&daemon, "elsewhere").ends_with("F 1"));
     // And without any there is nothing to be had.
     ["a", "c"].iter().for_each(|path| cut(&daemon, path, ""));
-    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 1 0 {}", address(&daemon, "none", "a"));
+    let table =
+        format!("0 2048 multipath 0 0 1 1 round-robin 0 1 0 {}", address(&daemon, "none", "a"));
     assert_eq!(daemon.create("none", &table).error().errno.name(), "EIO");
 }
 
@@ -387,8 +431,8 @@ fn a_bad_block_under_the_probes_fails_no_path() {
     assert!(is("A 1"));
 }
 
-/// Size and name of an NBD export are compared: when a table is loaded, when a path comes that was down then, and when
-/// one comes back. Whatever else is there is neither read nor written.
+/// Size and name of an NBD export are compared: when a table is loaded, when a path comes that was
+/// down then, and when one comes back. Whatever else is there is neither read nor written.
 #[test]
 fn an_export_of_another_size_or_name_is_no_path() {
     let (host, near, mut far) = (Daemon::start_with(&QUICK), Daemon::start(), Daemon::start());
@@ -402,7 +446,11 @@ fn an_export_of_another_size_or_name_is_no_path() {
     };
     let is_up = || {
         let text = String::from_utf8(host.run(&["status", "volume"]).stdout).unwrap();
-        assert_ne!(text.contains(&format!("{first} A ")), text.contains(&format!("{first} F ")), "{text}");
+        assert_ne!(
+            text.contains(&format!("{first} A ")),
+            text.contains(&format!("{first} F ")),
+            "{text}"
+        );
         text.contains(&format!("{first} A "))
     };
     let refused = |table: &str, reason: &str| {
@@ -474,7 +522,10 @@ fn the_monitor_tells_of_the_devices_that_are_named() {
         event = serde_json::from_str(line.trim()).ok();
     }
     let event = event.unwrap();
-    assert_eq!((event.device.as_str(), event.event.as_str(), event.arguments), ("two", "REMAPPED", Some(2)));
+    assert_eq!(
+        (event.device.as_str(), event.event.as_str(), event.arguments),
+        ("two", "REMAPPED", Some(2))
+    );
     daemon.terminate();
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();

@@ -35,14 +35,17 @@ impl Kept {
     }
 
     fn create(&self, daemon: &Daemon, name: &str, regions: u64) {
-        let body = json!({"name": name, "table": self.table(regions), "leaves": {"make_files": true}});
+        let body =
+            json!({"name": name, "table": self.table(regions), "leaves": {"make_files": true}});
         daemon.request("POST", route::DEVICES, body).expect_ok();
     }
 
     fn maps(&self) -> usize {
         let entries = std::fs::read_dir(Path::new(&self.options[1])).unwrap();
         entries
-            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("map-"))
+            .filter(|entry| {
+                entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("map-")
+            })
             .count()
     }
 }
@@ -72,7 +75,11 @@ fn a_daemon_that_was_killed_or_stopped_comes_back_with_devices_and_maps() {
         assert_eq!(daemon.map("disk", 0), map, "{end}");
         assert_eq!(daemon.run(&["table"]).stdout, table, "{end}");
         let (disk, upper) = (daemon.describe("disk"), daemon.describe("upper"));
-        assert_eq!((disk.uuid.as_str(), disk.suspended, upper.suspended), ("id-1", false, true), "{end}");
+        assert_eq!(
+            (disk.uuid.as_str(), disk.suspended, upper.suspended),
+            ("id-1", false, true),
+            "{end}"
+        );
         assert_eq!(daemon.nbd("disk").read(9 * 8 * 512, SECTOR).unwrap(), [9; SECTOR], "{end}");
     }
     daemon.message("disk", 0, b"set_region_mappings 9:1").expect_ok();
@@ -116,16 +123,21 @@ fn what_cannot_be_kept_is_said_and_what_cannot_be_made_again_is_not_forgotten() 
     kept.create(&daemon, "files", 10);
     daemon.create("memory", "0 80 switch 1 8 0 mem:40K 0").expect_ok();
     eventually("a warning", || daemon.log().contains("is not kept"));
-    let second = serve(&kept.folder.path().join("second"), &["--state", &kept.options[1]]).output().unwrap();
+    let second =
+        serve(&kept.folder.path().join("second"), &["--state", &kept.options[1]]).output().unwrap();
     let error = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success() && error.contains("another daemon uses it"), "{error}");
     daemon.kill();
     drop(daemon);
     let (path, aside) = (kept.path(1), kept.folder.path().join("aside"));
     std::fs::rename(&path, &aside).unwrap();
-    let refused = serve(&kept.folder.path().join("third"), &["--state", &kept.options[1]]).output().unwrap();
+    let refused =
+        serve(&kept.folder.path().join("third"), &["--state", &kept.options[1]]).output().unwrap();
     let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && error.contains("cannot make device 'files' again"), "{error}");
+    assert!(
+        !refused.status.success() && error.contains("cannot make device 'files' again"),
+        "{error}"
+    );
     std::fs::rename(&aside, &path).unwrap();
     let daemon = kept.start();
     assert_eq!(String::from_utf8(daemon.run(&["ls"]).stdout).unwrap(), "files\t(0:0)\n");
@@ -148,7 +160,10 @@ fn a_device_that_could_not_be_made_again_has_lost_nothing() {
         let folder = kept.folder.path().join("refused");
         let ended = serve(&folder, &["--state", &kept.options[1]]).output().unwrap();
         let error = String::from_utf8_lossy(&ended.stderr);
-        assert!(!ended.status.success() && error.contains("again, which is kept in"), "{why}: {error}");
+        assert!(
+            !ended.status.success() && error.contains("again, which is kept in"),
+            "{why}: {error}"
+        );
     };
     // The first segment has been built, with its map, when the second cannot be.
     std::fs::rename(&other, format!("{other}.aside")).unwrap();

@@ -1,11 +1,12 @@
 //! Two tiers over servers that break in every manner, under a load that verifies.
 //!
-//! A host with a switch device over two multipath devices, each with two ways to the same volume of one server, as the
-//! members of a storage group all lead to the whole volume. So every region may go any way at any time, and a load on
-//! top finds out whether a request was lost, done twice or torn; whether one was sent elsewhere, a witness at the ways
-//! finds out, which knows where each region is. In every scenario regions move all the
-//! time, and a disturber suspends, reloads and resumes both tiers. Everything random comes from the seed; a failure
-//! prints the command that runs the same again (times on a machine differ, so it may not fail again).
+//! A host with a switch device over two multipath devices, each with two ways to the same volume of
+//! one server, as the members of a storage group all lead to the whole volume. So every region may
+//! go any way at any time, and a load on top finds out whether a request was lost, done twice or
+//! torn; whether one was sent elsewhere, a witness at the ways finds out, which knows where each
+//! region is. In every scenario regions move all the time, and a disturber suspends, reloads and
+//! resumes both tiers. Everything random comes from the seed; a failure prints the command that
+//! runs the same again (times on a machine differ, so it may not fail again).
 
 mod disturber;
 #[cfg(feature = "iscsi")]
@@ -43,7 +44,8 @@ const CHECKER_INTERVAL: &str = "0.5";
 const LONGEST_INTERVAL: Duration = Duration::from_secs(2);
 /// What a busy machine may take for all that it does at once otherwise.
 const BUSY: Duration = Duration::from_secs(6);
-/// Blocks of 4 KiB that the server cannot read or write at times: some regions, not the one that probes read.
+/// Blocks of 4 KiB that the server cannot read or write at times: some regions, not the one that
+/// probes read.
 const BAD_BLOCKS: Range<usize> = 256..288;
 /// Sectors of a block.
 const BLOCK_SECTORS: usize = 8;
@@ -67,7 +69,8 @@ struct Run {
 
 impl Run {
     fn new(command: &'static str, name: &'static str) -> Run {
-        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+        let number =
+            |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
         let seed = number("SEED").unwrap_or_else(|| std::process::id().into());
         let time = Duration::from_secs(number(SECONDS_VAR).unwrap_or(SECONDS));
         Run { name, command, seed, time }
@@ -90,8 +93,8 @@ struct Scenario {
     errors: Errors,
     /// Seconds after which a way that does not answer is taken for lost.
     timeout: u64,
-    /// How often a request may meet a silent way: both, one after the other, and the same before it at a gate that
-    /// closes over it.
+    /// How often a request may meet a silent way: both, one after the other, and the same before it
+    /// at a gate that closes over it.
     silences: u32,
     /// Between the ways and the server that has the volume stand two that forward.
     fronts: bool,
@@ -104,8 +107,8 @@ impl Scenario {
         Scenario { name, queueing: true, errors, timeout: TIMEOUT, silences: 0, fronts: false }
     }
 
-    /// The longest that a request may wait: the silences (looked at every second), an outage that lasts `outage` at
-    /// most, and until a probe has found that it is over.
+    /// The longest that a request may wait: the silences (looked at every second), an outage that
+    /// lasts `outage` at most, and until a probe has found that it is over.
     fn longest(&self, outage: Duration) -> Duration {
         let silences = Duration::from_secs(self.timeout + 1) * self.silences;
         let held = if self.queueing { outage + LONGEST_INTERVAL } else { Duration::ZERO };
@@ -226,13 +229,17 @@ impl World {
                 "0 {SECTORS} multipath {features} 0 2 1 round-robin 0 1 1 {first} 1 round-robin 0 1 1 {second} 1"
             ),
             _ => {
-                format!("0 {SECTORS} multipath {features} 0 1 1 service-time 0 2 2 {first} 1 1 {second} 1 1")
+                format!(
+                    "0 {SECTORS} multipath {features} 0 1 1 service-time 0 2 2 {first} 1 1 {second} 1 1"
+                )
             }
         }
     }
 
     fn switch_table(&self) -> String {
-        format!("0 {SECTORS} switch 2 {REGION_SECTORS} 0 /dev/blkswitch/member0 0 /dev/blkswitch/member1 0")
+        format!(
+            "0 {SECTORS} switch 2 {REGION_SECTORS} 0 /dev/blkswitch/member0 0 /dev/blkswitch/member1 0"
+        )
     }
 
     fn load(&self, seed: u64, errors: Errors) -> Load {
@@ -292,11 +299,13 @@ impl World {
         self.ways.iter().for_each(|way| way.set(Way::Up));
     }
 
-    /// As [`World::recover`], and every path can be used at once, on all of its connections: what was broken is failed
-    /// first, so it is up again only once a probe has found that. A way that nobody used while it was broken still
-    /// counts as up when it is mended, but is connected only in a moment.
+    /// As [`World::recover`], and every path can be used at once, on all of its connections: what
+    /// was broken is failed first, so it is up again only once a probe has found that. A way that
+    /// nobody used while it was broken still counts as up when it is mended, but is connected only
+    /// in a moment.
     fn recover_for_use(&self) {
-        let broken: Vec<usize> = (0..self.ways.len()).filter(|way| !self.ways[*way].is_up()).collect();
+        let broken: Vec<usize> =
+            (0..self.ways.len()).filter(|way| !self.ways[*way].is_up()).collect();
         self.mend();
         for way in broken {
             let (member, address) = (format!("member{}", way / 2), self.address(way));
@@ -311,7 +320,8 @@ impl World {
         self.recover();
     }
 
-    /// Everything is mended; all paths come up again, by themselves, the better group is used, and nothing is held.
+    /// Everything is mended; all paths come up again, by themselves, the better group is used, and
+    /// nothing is held.
     fn recover(&self) {
         self.mend();
         let until = Instant::now() + PATIENCE;
@@ -320,7 +330,10 @@ impl World {
             if states.values().all(|(state, _)| state == "A") && group == "1" && held == 0.0 {
                 return;
             }
-            assert!(Instant::now() < until, "paths stay failed: {states:?}, group {group}, {held} held");
+            assert!(
+                Instant::now() < until,
+                "paths stay failed: {states:?}, group {group}, {held} held"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -339,7 +352,8 @@ impl World {
         let metrics = self.host.request("GET", route::METRICS, serde_json::Value::Null).body;
         let text = String::from_utf8(metrics).unwrap();
         let held = text.lines().filter(|line| line.starts_with("blkswitch_held_requests{"));
-        let numbers: Vec<f64> = held.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        let numbers: Vec<f64> =
+            held.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert_eq!(numbers.len(), 3, "{text}");
         numbers.iter().sum()
     }
@@ -355,8 +369,8 @@ impl Drop for World {
     }
 }
 
-/// Runs a load while `act` does something about every 150 ms and a disturber something else, then mends all and
-/// verifies.
+/// Runs a load while `act` does something about every 150 ms and a disturber something else, then
+/// mends all and verifies.
 #[track_caller]
 fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report {
     let name = scenario.name;
@@ -436,7 +450,8 @@ fn paths_failed_and_reinstated_by_message() {
 fn servers_killed() {
     let scenario = Scenario { queueing: false, ..Scenario::new("servers_killed") };
     survive(&scenario, |world, step| {
-        // Half of the time all is well: the other way may only be cut when this one is in use again.
+        // Half of the time all is well: the other way may only be cut when this one is in use
+        // again.
         if step % 2 == 0 { break_one(world, Way::Cut) } else { world.recover_for_use() }
     });
 }
@@ -456,13 +471,14 @@ fn servers_that_hang_and_answer_late() {
 #[test]
 fn answers_cut_in_half() {
     survive(&Scenario::new("answers_cut_in_half"), |world, step| {
-        // A way that breaks again and again is tried less and less often, and a request may find the broken one each time:
-        // how long it waits is bounded by the time until all is well.
+        // A way that breaks again and again is tried less and less often, and a request may find
+        // the broken one each time: how long it waits is bounded by the time until all is well.
         if step % 4 == 3 { world.recover_for_use() } else { break_one(world, Way::Half) }
     });
 }
 
-/// Servers that say that they are shutting down: the path fails, the request goes by another, nothing fails.
+/// Servers that say that they are shutting down: the path fails, the request goes by another,
+/// nothing fails.
 #[test]
 fn servers_that_leave_with_an_error() {
     let mut failures = 0;
@@ -475,12 +491,14 @@ fn servers_that_leave_with_an_error() {
     assert!(failures > 0, "no path has failed");
 }
 
-/// Blocks that no server can read or write: the errors go up, exactly these, and no path fails for them.
+/// Blocks that no server can read or write: the errors go up, exactly these, and no path fails for
+/// them.
 #[test]
 fn servers_that_answer_with_errors() {
     let errors = Errors::At(BAD_BLOCKS);
     // No way is broken here, and none must seem to be because the machine is busy.
-    let scenario = Scenario { errors, timeout: 60, ..Scenario::new("servers_that_answer_with_errors") };
+    let scenario =
+        Scenario { errors, timeout: 60, ..Scenario::new("servers_that_answer_with_errors") };
     let mut seen = 0;
     survive(&scenario, |world, step| {
         if step % 3 == 0 {
@@ -496,7 +514,10 @@ fn servers_that_answer_with_errors() {
             seen += u32::from(is_bad);
         }
         let states = world.states();
-        assert!(states.values().all(|(state, failures)| state == "A" && *failures == 0), "{states:?}");
+        assert!(
+            states.values().all(|(state, failures)| state == "A" && *failures == 0),
+            "{states:?}"
+        );
     });
     assert!(seen > 0, "no block was bad");
 }
@@ -515,7 +536,8 @@ fn all_paths_gone_with_queueing() {
 #[test]
 fn all_paths_gone_without_queueing() {
     let errors = Errors::Anywhere;
-    let scenario = Scenario { queueing: false, errors, ..Scenario::new("all_paths_gone_without_queueing") };
+    let scenario =
+        Scenario { queueing: false, errors, ..Scenario::new("all_paths_gone_without_queueing") };
     let report = survive(&scenario, |world, step| {
         let kind = if step % 6 < 2 { Way::Cut } else { Way::Up };
         world.ways.iter().for_each(|way| way.set(kind));
@@ -531,7 +553,8 @@ fn a_member_gone_and_back() {
         let kinds = [Way::Cut, Way::Silent];
         // Longer than a way may be silent.
         if step % 14 == 0 {
-            let (member, kind) = (world.random.below(2) as usize, kinds[world.random.below(2) as usize]);
+            let (member, kind) =
+                (world.random.below(2) as usize, kinds[world.random.below(2) as usize]);
             world.ways[2 * member].set(kind);
             world.ways[2 * member + 1].set(kind);
         } else if step % 14 == 10 {
@@ -540,8 +563,8 @@ fn a_member_gone_and_back() {
     });
 }
 
-/// The server is killed as by a power cut of its machine, and comes back: what was flushed is there, what was not is
-/// still in the page cache of this machine.
+/// The server is killed as by a power cut of its machine, and comes back: what was flushed is
+/// there, what was not is still in the page cache of this machine.
 #[test]
 fn the_server_killed_and_back() {
     survive(&Scenario::new("the_server_killed_and_back"), |world, step| {
@@ -556,7 +579,8 @@ fn the_server_killed_and_back() {
     });
 }
 
-/// Two servers that forward to a third are killed in turn, one a second, with all that they have in hand, and start again.
+/// Two servers that forward to a third are killed in turn, one a second, with all that they have in
+/// hand, and start again.
 #[test]
 fn forwarding_servers_killed_in_turn() {
     let scenario = Scenario { fronts: true, ..Scenario::new("forwarding_servers_killed_in_turn") };

@@ -1,8 +1,9 @@
-//! The naive model of a multipath target: lists of paths, as one would draw them. Same purpose and contract as
+//! The naive model of a multipath target: lists of paths, as one would draw them. Same purpose and
+//! contract as
 //! [`super`].
 //!
-//! A group's `queue` holds the paths that are up; the one that is used goes to its end. That is the whole of
-//! round-robin, and what the other selectors do among equally good paths.
+//! A group's `queue` holds the paths that are up; the one that is used goes to its end. That is the
+//! whole of round-robin, and what the other selectors do among equally good paths.
 
 use std::vec::Vec;
 
@@ -17,7 +18,8 @@ pub enum Spread {
     FewestBytes,
     /// io-affinity
     ByCpu,
-    /// historical-service-time: what was measured the model does not know, so it is told which path was chosen
+    /// historical-service-time: what was measured the model does not know, so it is told which path
+    /// was chosen
     ByTime,
 }
 
@@ -68,10 +70,17 @@ impl Multipath {
     /// Groups of paths; the first group is to be used first.
     #[must_use]
     pub fn new(groups: Vec<(Spread, Vec<Path>)>) -> Self {
-        let mut model = Self { groups: Vec::new(), paths: Vec::new(), current: None, next: Some(0) };
+        let mut model =
+            Self { groups: Vec::new(), paths: Vec::new(), current: None, next: Some(0) };
         for (spread, paths) in groups {
-            let numbers: Vec<usize> = (model.paths.len()..model.paths.len() + paths.len()).collect();
-            model.groups.push(Group { spread, queue: numbers.clone(), paths: numbers, disabled: false });
+            let numbers: Vec<usize> =
+                (model.paths.len()..model.paths.len() + paths.len()).collect();
+            model.groups.push(Group {
+                spread,
+                queue: numbers.clone(),
+                paths: numbers,
+                disabled: false,
+            });
             model.paths.extend(paths);
         }
         model
@@ -83,14 +92,16 @@ impl Multipath {
         self.paths.iter().filter(|path| !path.failed).count()
     }
 
-    /// The path for a request, which is then in flight; nothing if none is up. In a group that spreads
+    /// The path for a request, which is then in flight; nothing if none is up. In a group that
+    /// spreads
     /// [`Spread::ByTime`] it is the one that was `chosen`, if that may be.
     pub fn select(&mut self, bytes: u64, cpu: u16, chosen: Option<usize>) -> Option<usize> {
         let in_order = |disabled| {
             let groups = self.groups.iter().enumerate();
             groups.filter(move |(_, group)| group.disabled == disabled).map(|(number, _)| number)
         };
-        let wishes = self.next.into_iter().chain(self.current).chain(in_order(false)).chain(in_order(true));
+        let wishes =
+            self.next.into_iter().chain(self.current).chain(in_order(false)).chain(in_order(true));
         let group = wishes.into_iter().find(|number| !self.groups[*number].queue.is_empty());
         self.next = None;
         self.current = group;
@@ -103,7 +114,10 @@ impl Multipath {
     fn pick(&mut self, group: usize, bytes: u64, cpu: u16, chosen: Option<usize>) -> usize {
         let Self { groups, paths, .. } = self;
         let group = &mut groups[group];
-        let mine = group.paths.iter().find(|path| !paths[**path].failed && paths[**path].cpus.contains(&cpu));
+        let mine = group
+            .paths
+            .iter()
+            .find(|path| !paths[**path].failed && paths[**path].cpus.contains(&cpu));
         if let (Spread::ByCpu, Some(path)) = (group.spread, mine) {
             return *path;
         }

@@ -1,8 +1,8 @@
-//! What the kernel leaves to multipathd: when to look after a path, when to go back to a better group, how long to
-//! hold requests while no path is up.
+//! What the kernel leaves to multipathd: when to look after a path, when to go back to a better
+//! group, how long to hold requests while no path is up.
 //!
-//! Contract: pure functions of what they are told; the time is an argument. Who calls them has the timers, sends
-//! the probes, and passes the answers on to [`super::Multipath`].
+//! Contract: pure functions of what they are told; the time is an argument. Who calls them has the
+//! timers, sends the probes, and passes the answers on to [`super::Multipath`].
 
 /// Time between two probes of a path whose state has just changed: multipathd's `polling_interval`.
 pub const FIRST_INTERVAL_NS: u64 = 5_000_000_000;
@@ -81,7 +81,8 @@ impl FailbackTimer {
     }
 
     /// To be asked whenever a path changed, and at [`FailbackTimer::due_ns`]. `better` is
-    /// [`super::Multipath::better_group`]. Returns the group to give to [`super::Multipath::choose_group`].
+    /// [`super::Multipath::better_group`]. Returns the group to give to
+    /// [`super::Multipath::choose_group`].
     pub fn poll(&mut self, policy: Failback, better: Option<u32>, now_ns: u64) -> Option<u32> {
         let Some(group) = better else {
             self.better_since_ns = None;
@@ -104,7 +105,9 @@ impl FailbackTimer {
     #[must_use]
     pub const fn due_ns(&self, policy: Failback) -> Option<u64> {
         match (policy, self.better_since_ns) {
-            (Failback::After { delay_ns }, Some(since_ns)) => Some(since_ns.saturating_add(delay_ns)),
+            (Failback::After { delay_ns }, Some(since_ns)) => {
+                Some(since_ns.saturating_add(delay_ns))
+            }
             _ => None,
         }
     }
@@ -122,8 +125,8 @@ pub enum NoPathRetry {
 }
 
 impl NoPathRetry {
-    /// Whether requests are held when the last path goes down: for [`super::Multipath::set_queueing`] when the policy
-    /// is set.
+    /// Whether requests are held when the last path goes down: for
+    /// [`super::Multipath::set_queueing`] when the policy is set.
     #[must_use]
     pub const fn queues_first(self) -> bool {
         match self {
@@ -147,8 +150,9 @@ impl NoPathTimer {
     }
 
     /// A round of the checker ends with so many paths up. Returns what to give to
-    /// [`super::Multipath::set_queueing`]; nothing if that is to stay as it is, as somebody may have set it by
-    /// message. When paths are back after all rounds were used up, requests are held again from the next time on.
+    /// [`super::Multipath::set_queueing`]; nothing if that is to stay as it is, as somebody may
+    /// have set it by message. When paths are back after all rounds were used up, requests are held
+    /// again from the next time on.
     pub fn round(&mut self, policy: NoPathRetry, live_paths: u32) -> Option<bool> {
         let NoPathRetry::Rounds(limit @ 1..) = policy else { return None };
         if live_paths > 0 {

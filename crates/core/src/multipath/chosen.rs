@@ -70,6 +70,7 @@ impl ChosenGroup {
 
     pub(super) fn update(&self, change: impl Fn(Chosen) -> Chosen) {
         // The closure always has a new value, so this cannot end without it.
-        let _ = self.0.fetch_update(SeqCst, SeqCst, |word| Some(change(Chosen::unpack(word)).pack()));
+        let _ =
+            self.0.fetch_update(SeqCst, SeqCst, |word| Some(change(Chosen::unpack(word)).pack()));
     }
 }

@@ -1,6 +1,7 @@
 //! Why a multipath table line was refused: the kernel's words, its errno, and a longer sentence.
 //!
-//! Contract: as [`super::super::error`]: small and `Copy`, without text of the line; who still has the line formats.
+//! Contract: as [`super::super::error`]: small and `Copy`, without text of the line; who still has
+//! the line formats.
 
 use core::fmt;
 
@@ -124,7 +125,9 @@ impl fmt::Display for ParamsError {
             ParamsErrorKind::Handler => "error attaching hardware handler",
             ParamsErrorKind::PathArgs { selector, error } => {
                 let what = match error {
-                    PathArgsError::Count if selector == Selector::IoAffinity => "invalid number of arguments",
+                    PathArgsError::Count if selector == Selector::IoAffinity => {
+                        "invalid number of arguments"
+                    }
                     PathArgsError::Count => "incorrect number of arguments",
                     PathArgsError::RepeatCount => "invalid repeat count",
                     PathArgsError::Throughput => "invalid relative_throughput value",
@@ -144,7 +147,12 @@ pub struct ExplainParams<'a> {
 }
 
 impl ExplainParams<'_> {
-    fn must_be(&self, f: &mut fmt::Formatter<'_>, what: &str, rule: fmt::Arguments<'_>) -> fmt::Result {
+    fn must_be(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        what: &str,
+        rule: fmt::Arguments<'_>,
+    ) -> fmt::Result {
         match self.word {
             Some(word) => write!(f, "{what} '{}' must be {rule}", Printable(word)),
             None => write!(f, "{what} is missing: it must be {rule}"),
@@ -153,10 +161,19 @@ impl ExplainParams<'_> {
 
     /// A count of words that must be there.
     fn count(&self, f: &mut fmt::Formatter<'_>, what: &str, max: u32) -> fmt::Result {
-        self.must_be(f, what, format_args!("a decimal number up to {max}, and as many words must follow it"))
+        self.must_be(
+            f,
+            what,
+            format_args!("a decimal number up to {max}, and as many words must follow it"),
+        )
     }
 
-    fn path_args(&self, f: &mut fmt::Formatter<'_>, selector: Selector, error: PathArgsError) -> fmt::Result {
+    fn path_args(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        selector: Selector,
+        error: PathArgsError,
+    ) -> fmt::Result {
         match error {
             PathArgsError::Count => {
                 let allowed = match selector {
@@ -230,7 +247,9 @@ impl ExplainParams<'_> {
 impl fmt::Display for ExplainParams<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.error.kind {
-            ParamsErrorKind::FeatureCount => self.count(f, "the count of feature words", MAX_FEATURE_WORDS),
+            ParamsErrorKind::FeatureCount => {
+                self.count(f, "the count of feature words", MAX_FEATURE_WORDS)
+            }
             ParamsErrorKind::PgInitRetries => self.must_be(
                 f,
                 "pg_init_retries",
@@ -241,7 +260,9 @@ impl fmt::Display for ExplainParams<'_> {
                 "pg_init_delay_msecs",
                 format_args!("a decimal number up to {MAX_PG_INIT_DELAY_MSECS}"),
             ),
-            ParamsErrorKind::QueueMode => self.must_be(f, "queue_mode", format_args!("bio, rq or mq")),
+            ParamsErrorKind::QueueMode => {
+                self.must_be(f, "queue_mode", format_args!("bio, rq or mq"))
+            }
             ParamsErrorKind::Feature => self.must_be(
                 f,
                 "the feature",
@@ -272,7 +293,10 @@ impl fmt::Display for ExplainParams<'_> {
                 format_args!("at least 1, as groups count from 1, or 0 if there is no group"),
             ),
             ParamsErrorKind::GroupMismatch { found, expected } => {
-                write!(f, "the line says that there are {expected} priority groups, but there are {found}")
+                write!(
+                    f,
+                    "the line says that there are {expected} priority groups, but there are {found}"
+                )
             }
             _ => self.group(f),
         }

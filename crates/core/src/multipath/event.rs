@@ -1,8 +1,8 @@
 //! Events: what has changed, for who waits, watches, logs or counts.
 //!
-//! Contract: an event is handed to the closure that the call which caused it was given, on the thread of that call,
-//! after the change took effect. Two queues that change things at once hand out their events in any order; each
-//! change is handed out once.
+//! Contract: an event is handed to the closure that the call which caused it was given, on the
+//! thread of that call, after the change took effect. Two queues that change things at once hand
+//! out their events in any order; each change is handed out once.
 
 use core::fmt;
 
@@ -45,12 +45,14 @@ pub enum Event {
     },
     /// From now on requests are held while no path is up.
     QueueingOn,
-    /// From now on requests fail while no path is up, those that are held too: whoever holds some asks again.
+    /// From now on requests fail while no path is up, those that are held too: whoever holds some
+    /// asks again.
     QueueingOff,
 }
 
 impl Event {
-    /// Does it count for `dmsetup wait`? The kernel does not count what moves by itself, nor the queueing policy.
+    /// Does it count for `dmsetup wait`? The kernel does not count what moves by itself, nor the
+    /// queueing policy.
     #[must_use]
     pub const fn is_counted(&self) -> bool {
         match self {
@@ -100,8 +102,8 @@ impl Event {
     }
 }
 
-/// A line of the log. For paths `Display` is the kernel's text, without `device-mapper: ` before it; about the rest
-/// the kernel says nothing.
+/// A line of the log. For paths `Display` is the kernel's text, without `device-mapper: ` before
+/// it; about the rest the kernel says nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct LogLine<'a> {
     event: Event,

@@ -1,8 +1,8 @@
-//! A priority group: some paths that are equally good, a selector that spreads requests over them, and whether the
-//! group is passed over.
+//! A priority group: some paths that are equally good, a selector that spreads requests over them,
+//! and whether the group is passed over.
 //!
-//! Contract: as [`super::path`]. A group knows which paths are its own by their numbers; the paths themselves are
-//! handed in.
+//! Contract: as [`super::path`]. A group knows which paths are its own by their numbers; the paths
+//! themselves are handed in.
 
 use super::sync::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
@@ -23,7 +23,13 @@ impl Group {
     /// A group of the paths `first_path ..  first_path + num_paths`.
     #[must_use]
     pub(super) fn new(selector: Selector, first_path: u32, num_paths: u32) -> Self {
-        Self { selector, first_path, num_paths, bypassed: AtomicBool::new(false), misses: AtomicU32::new(0) }
+        Self {
+            selector,
+            first_path,
+            num_paths,
+            bypassed: AtomicBool::new(false),
+            misses: AtomicU32::new(0),
+        }
     }
 
     /// What spreads requests over its paths.

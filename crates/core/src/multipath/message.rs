@@ -1,10 +1,12 @@
-//! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`, `queue_if_no_path` and
-//! `fail_if_no_path`.
+//! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`,
+//! `queue_if_no_path` and `fail_if_no_path`.
 //!
-//! A message is read ([`Command::parse`]) and then applied ([`Multipath::apply`]). In between the caller looks up the
-//! device that a message about a path names: only the caller knows which of its paths that is.
+//! A message is read ([`Command::parse`]) and then applied ([`Multipath::apply`]). In between the
+//! caller looks up the device that a message about a path names: only the caller knows which of its
+//! paths that is.
 //!
-//! Contract: messages are applied one at a time (the caller holds the message lock); requests run on meanwhile.
+//! Contract: messages are applied one at a time (the caller holds the message lock); requests run
+//! on meanwhile.
 
 use core::fmt;
 
@@ -50,7 +52,8 @@ pub enum Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    /// Reads the words of a message. A device that is suspended answers [`MessageError::Suspended`] before this.
+    /// Reads the words of a message. A device that is suspended answers [`MessageError::Suspended`]
+    /// before this.
     ///
     /// ```
     /// use blkswitch_core::multipath::Command;
@@ -137,8 +140,8 @@ impl MessageError {
         }
     }
 
-    /// With the word it is about ([`MessageError::word`]): `Display` is then the kernel's text, which is empty where
-    /// the kernel says nothing.
+    /// With the word it is about ([`MessageError::word`]): `Display` is then the kernel's text,
+    /// which is empty where the kernel says nothing.
     #[must_use]
     pub const fn of_word<'a>(&'a self, word: &'a [u8]) -> OfWord<'a> {
         OfWord { error: self, word }
@@ -155,7 +158,10 @@ impl MessageError {
     pub fn word<'a>(&self, words: &[&'a [u8]]) -> &'a [u8] {
         let at = match self {
             Self::Suspended | Self::Arguments { .. } | Self::Unrecognised => 0,
-            Self::Device { .. } | Self::NoSuchPath | Self::SwitchGroup { .. } | Self::BypassGroup { .. } => 1,
+            Self::Device { .. }
+            | Self::NoSuchPath
+            | Self::SwitchGroup { .. }
+            | Self::BypassGroup { .. } => 1,
         };
         words.get(at).copied().unwrap_or(&[])
     }
@@ -184,10 +190,16 @@ impl fmt::Display for OfWord<'_> {
             MessageError::Arguments { found } => {
                 write!(f, "Invalid multipath message arguments. Expected 2 arguments, got {found}.")
             }
-            MessageError::Unrecognised => write!(f, "Unrecognised multipath message received: {word}"),
+            MessageError::Unrecognised => {
+                write!(f, "Unrecognised multipath message received: {word}")
+            }
             MessageError::Device { .. } => write!(f, "message: error getting device {word}"),
-            MessageError::SwitchGroup { .. } => f.write_str("invalid PG number supplied to switch_pg_num"),
-            MessageError::BypassGroup { .. } => f.write_str("invalid PG number supplied to bypass_pg"),
+            MessageError::SwitchGroup { .. } => {
+                f.write_str("invalid PG number supplied to switch_pg_num")
+            }
+            MessageError::BypassGroup { .. } => {
+                f.write_str("invalid PG number supplied to bypass_pg")
+            }
         }
     }
 }
@@ -228,8 +240,8 @@ impl fmt::Display for ExplainMessage<'_> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// Applies a message. `is_meant` says of a path's number whether the path is over the message's device; it is
-    /// asked for messages about paths only.
+    /// Applies a message. `is_meant` says of a path's number whether the path is over the message's
+    /// device; it is asked for messages about paths only.
     pub fn apply(
         &self,
         command: &Command<'_>,
@@ -246,7 +258,9 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
             }
             Command::DisableGroup { group } => self.bypass_group(group, true, on)?,
             Command::EnableGroup { group } => self.bypass_group(group, false, on)?,
-            Command::FailPath { .. } => self.each_path(&mut is_meant, |path| self.fail_path(path, on))?,
+            Command::FailPath { .. } => {
+                self.each_path(&mut is_meant, |path| self.fail_path(path, on))?
+            }
             Command::ReinstatePath { .. } => {
                 self.each_path(&mut is_meant, |path| self.reinstate_path(path, on))?;
             }
@@ -281,8 +295,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         Ok(())
     }
 
-    /// A group's number, counted from 1. As in the constructor, a number beyond 32 bits is refused, where the kernel
-    /// keeps the low 32 bits.
+    /// A group's number, counted from 1. As in the constructor, a number beyond 32 bits is refused,
+    /// where the kernel keeps the low 32 bits.
     fn group_number(&self, word: &[u8]) -> Option<u32> {
         parse_u32(word).filter(|number| (1..=self.num_groups()).contains(number))
     }

@@ -1,16 +1,20 @@
-//! The multipath target: which of several paths to one volume a request takes, and what its answer means.
+//! The multipath target: which of several paths to one volume a request takes, and what its answer
+//! means.
 //!
-//! Paths stand in *priority groups*. Requests take the paths of one group, the current one, spread by its selector;
-//! when no path of it is up another group takes over. The kernel's rule, in order: the group a message named; the
-//! current group while it has a path that is up; the first group that is not disabled; the first that is. Nothing
-//! goes back to a better group by itself: that is [`checker`]'s business, which in the kernel's world is multipathd.
+//! Paths stand in *priority groups*. Requests take the paths of one group, the current one, spread
+//! by its selector; when no path of it is up another group takes over. The kernel's rule, in order:
+//! the group a message named; the current group while it has a path that is up; the first group
+//! that is not disabled; the first that is. Nothing goes back to a better group by itself: that is
+//! [`checker`]'s business, which in the kernel's world is multipathd.
 //!
-//! One request: [`Multipath::select`] gives an [`Attempt`], the path with everything there is to remember about it;
-//! the answer and the attempt go to [`Multipath::judge`], which gives the next attempt if there is to be one. An
-//! attempt cannot be copied, so a request cannot be counted or judged twice, and an answer that comes after its
-//! attempt was given up for lost has nothing to be judged with.
+//! One request: [`Multipath::select`] gives an [`Attempt`], the path with everything there is to
+//! remember about it; the answer and the attempt go to [`Multipath::judge`], which gives the next
+//! attempt if there is to be one. An attempt cannot be copied, so a request cannot be counted or
+//! judged twice, and an answer that comes after its attempt was given up for lost has nothing to be
+//! judged with.
 //!
-//! [`params`] reads the table line, [`message`] changes the state, [`status`] writes it out, [`event`] tells.
+//! [`params`] reads the table line, [`message`] changes the state, [`status`] writes it out,
+//! [`event`] tells.
 //!
 //! ```
 //! use blkswitch_core::multipath::{Ask, Choice, Event, Item, Multipath, Params, Verdict, outcome};
@@ -45,20 +49,20 @@
 //!
 //! # What is shared, and how
 //!
-//! Everything is used through `&self` by any number of queues at once. Choosing and judging take no lock, allocate
-//! nothing, and on the usual way write to nothing but the path that is used: its turn, and what the selector counts.
-//! A word for all (which group is current) is only read there; it changes when a group runs out of paths and by
-//! message. Messages and the checker's calls are made one at a time, under the device's message lock; queues fail
-//! paths while they run.
+//! Everything is used through `&self` by any number of queues at once. Choosing and judging take no
+//! lock, allocate nothing, and on the usual way write to nothing but the path that is used: its
+//! turn, and what the selector counts. A word for all (which group is current) is only read there;
+//! it changes when a group runs out of paths and by message. Messages and the checker's calls are
+//! made one at a time, under the device's message lock; queues fail paths while they run.
 //!
 //! # Storage
 //!
-//! Groups and paths are two slices of the caller's, so this needs no allocator: how many there are is known from one
-//! look at the words ([`Params`] can be cloned and counted first), and neither grows afterwards. A daemon uses boxed
-//! slices.
+//! Groups and paths are two slices of the caller's, so this needs no allocator: how many there are
+//! is known from one look at the words ([`Params`] can be cloned and counted first), and neither
+//! grows afterwards. A daemon uses boxed slices.
 //!
-//! Contract: no I/O, no clock, no allocation, no panic; the time is an argument and never goes back by more than
-//! queues differ in reading it.
+//! Contract: no I/O, no clock, no allocation, no panic; the time is an argument and never goes back
+//! by more than queues differ in reading it.
 
 pub mod checker;
 mod chosen;
@@ -87,10 +91,10 @@ use outcome::{EIO, is_path_error};
 use params::MAX_GROUPS;
 use sync::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
-/// How often one request is sent for each path of the device, at most. Each time but the last a path fails, so once
-/// for each path is enough as long as none comes back; twice lets every path come back once while the request runs.
-/// Then it is failed, or held until something changes: it must not go round for ever between paths that break as
-/// soon as they are used.
+/// How often one request is sent for each path of the device, at most. Each time but the last a
+/// path fails, so once for each path is enough as long as none comes back; twice lets every path
+/// come back once while the request runs. Then it is failed, or held until something changes: it
+/// must not go round for ever between paths that break as soon as they are used.
 pub const SENDS_PER_PATH: u32 = 2;
 
 /// A request on its way down a path. It is to be judged, or withdrawn, exactly once.
@@ -132,8 +136,8 @@ impl Attempt {
 pub enum Choice {
     /// Down a path.
     Send(Attempt),
-    /// Nowhere for now. Ask again after the next event that [releases](Event::releases_held), and at each round of the
-    /// checker.
+    /// Nowhere for now. Ask again after the next event that [releases](Event::releases_held), and
+    /// at each round of the checker.
     Hold,
     /// Nowhere: it fails with this errno.
     Fail(i32),
@@ -165,13 +169,14 @@ pub struct Multipath<G, P> {
     used: AtomicBool,
     /// Paths that are up.
     live: AtomicU32,
-    /// Counts reinstated paths, so that a search that found none knows whether it may have missed one.
+    /// Counts reinstated paths, so that a search that found none knows whether it may have missed
+    /// one.
     reinstated: AtomicU32,
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// A target of what [`Params`] handed out: all groups, all paths, each in that order. `None` if there are others
-    /// or too many.
+    /// A target of what [`Params`] handed out: all groups, all paths, each in that order. `None` if
+    /// there are others or too many.
     pub fn new(features: Features, initial_group: u32, groups: G, paths: P) -> Option<Self> {
         let mut next_path = 0u32;
         for (group, number) in groups.as_ref().iter().zip(0u32..) {
@@ -186,7 +191,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if paths.as_ref().len() != next_path as usize || num_groups > MAX_GROUPS as usize {
             return None;
         }
-        // The kernel takes a first group past the last for none: the search then begins with the first.
+        // The kernel takes a first group past the last for none: the search then begins with the
+        // first.
         let next = u16::try_from(initial_group).unwrap_or(0);
         let next = if usize::from(next) <= num_groups { next } else { 0 };
         Some(Self {
@@ -207,8 +213,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.select_for(ask, 0, on)
     }
 
-    /// An attempt down this path, if it is up: for what has to go where earlier requests went, as a flush has while
-    /// each path may have a cache of its own.
+    /// An attempt down this path, if it is up: for what has to go where earlier requests went, as a
+    /// flush has while each path may have a cache of its own.
     pub fn select_path(&self, path: u32, ask: Ask) -> Option<Attempt> {
         let number = path;
         let path = self.path(number).filter(|path| path.is_up())?;
@@ -238,7 +244,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
 
     /// Makes the right group the current one and picks a path of it; nothing if no path is up.
     ///
-    /// Each time round but the last somebody else has changed the group or the state of a path meanwhile.
+    /// Each time round but the last somebody else has changed the group or the state of a path
+    /// meanwhile.
     #[cold]
     fn change_group(&self, ask: &Ask, on: &mut impl FnMut(Event)) -> Option<(&Group, u32)> {
         self.used.store(true, Relaxed);
@@ -251,8 +258,9 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
                 continue;
             }
             let Some(group) = self.group(number) else {
-                // A path that came back behind the search, while the last one the search hoped for went down: look
-                // again, as no request may fail while there was a path at every moment.
+                // A path that came back behind the search, while the last one the search hoped for
+                // went down: look again, as no request may fail while there was a path at every
+                // moment.
                 if self.reinstated.load(SeqCst) == reinstated {
                     return None;
                 }
@@ -269,7 +277,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
 
     /// The group to use, 0 if no path is up.
     fn search(&self, chosen: Chosen) -> u16 {
-        let has_path = |number: u16| self.group(number).is_some_and(|group| group.has_path(self.paths()));
+        let has_path =
+            |number: u16| self.group(number).is_some_and(|group| group.has_path(self.paths()));
         for number in [chosen.next, chosen.current] {
             if has_path(number) {
                 return number;
@@ -277,8 +286,9 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
         for bypassed in [false, true] {
             let groups = self.groups().iter().zip(1u16..);
-            let mut found =
-                groups.filter(|(group, _)| group.is_bypassed() == bypassed && group.has_path(self.paths()));
+            let mut found = groups.filter(|(group, _)| {
+                group.is_bypassed() == bypassed && group.has_path(self.paths())
+            });
             if let Some((_, number)) = found.next() {
                 return number;
             }
@@ -288,7 +298,13 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
 
     /// What it means that a request was answered with `errno`, 0 or positive.
     #[inline]
-    pub fn judge(&self, attempt: Attempt, errno: i32, now_ns: u64, on: &mut impl FnMut(Event)) -> Verdict {
+    pub fn judge(
+        &self,
+        attempt: Attempt,
+        errno: i32,
+        now_ns: u64,
+        on: &mut impl FnMut(Event),
+    ) -> Verdict {
         let goes_up = errno == 0 || !is_path_error(errno);
         if let Some((group, path)) = self.used_by(&attempt) {
             group.selector().ended(path, attempt.bytes);
@@ -318,7 +334,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// The attempt was never sent, or its request is given up: it counts no more, and says nothing about its path.
+    /// The attempt was never sent, or its request is given up: it counts no more, and says nothing
+    /// about its path.
     pub fn withdraw(&self, attempt: Attempt) {
         if let Some((group, path)) = self.used_by(&attempt) {
             group.selector().ended(path, attempt.bytes);
@@ -347,8 +364,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
-    /// Marks a path as up. `false` if there is none of this number, or it was up already. The caller holds the
-    /// message lock.
+    /// Marks a path as up. `false` if there is none of this number, or it was up already. The
+    /// caller holds the message lock.
     pub fn reinstate_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
         let number = path;
         let Some(path) = self.path(number).filter(|path| !path.is_up()) else { return false };
@@ -377,10 +394,11 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.choose_group(group, on);
     }
 
-    /// Uses this group, counted from 1, next: the way back to a better group. Disabled groups stay disabled. `false`
-    /// if there is no such group.
+    /// Uses this group, counted from 1, next: the way back to a better group. Disabled groups stay
+    /// disabled. `false` if there is no such group.
     pub fn choose_group(&self, group: u32, on: &mut impl FnMut(Event)) -> bool {
-        let Some(next) = u16::try_from(group).ok().filter(|number| self.group(*number).is_some()) else {
+        let Some(next) = u16::try_from(group).ok().filter(|number| self.group(*number).is_some())
+        else {
             return false;
         };
         self.chosen.update(|chosen| Chosen { next, current: 0, ..chosen });
@@ -392,19 +410,22 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if let Some(group) = u16::try_from(group).ok().and_then(|number| self.group(number)) {
             group.set_bypassed(bypassed);
         }
-        // As in the kernel the search begins anew, so a better group that has a path again is used again.
+        // As in the kernel the search begins anew, so a better group that has a path again is used
+        // again.
         self.chosen.update(|chosen| Chosen { next: 0, current: 0, ..chosen });
         on(if bypassed { Event::GroupDisabled { group } } else { Event::GroupEnabled { group } });
     }
 
-    /// A group that is better than the one in use: it comes first of those that are not disabled and have a path that
-    /// is up, and comes before the current one, or the current one is disabled. Counted from 1. What
+    /// A group that is better than the one in use: it comes first of those that are not disabled
+    /// and have a path that is up, and comes before the current one, or the current one is
+    /// disabled. Counted from 1. What
     /// [`checker::FailbackTimer`] is asked about.
     #[must_use]
     pub fn better_group(&self) -> Option<u32> {
         let current = self.current_group()?;
         let mut groups = self.groups().iter().zip(1u32..);
-        let (_, best) = groups.find(|(group, _)| !group.is_bypassed() && group.has_path(self.paths()))?;
+        let (_, best) =
+            groups.find(|(group, _)| !group.is_bypassed() && group.has_path(self.paths()))?;
         let in_use = u16::try_from(current).ok().and_then(|number| self.group(number))?;
         if best < current || (in_use.is_bypassed() && best != current) { Some(best) } else { None }
     }
@@ -415,7 +436,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         Some(u32::from(self.chosen.load().current)).filter(|number| *number != 0)
     }
 
-    /// The group that status names: the current one, or else the one to be used next, or else the first.
+    /// The group that status names: the current one, or else the one to be used next, or else the
+    /// first.
     fn shown_group(&self) -> u32 {
         let chosen = self.chosen.load();
         match (chosen.next, chosen.current) {

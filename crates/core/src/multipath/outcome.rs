@@ -1,10 +1,11 @@
-//! Which errors say that a path is no good, and which say something about the request or the volume.
+//! Which errors say that a path is no good, and which say something about the request or the
+//! volume.
 //!
-//! The kernel's list of errors that fail no path: not supported, no space, a fault of the target, a reservation, the
-//! medium, protection data. Sending such a request down another path would give the same answer, or worse, a
-//! different one. Ours are added, which the kernel has no need of as it never makes such requests: errors that say
-//! that the request is wrong, or that it may not be made, or that this machine has no memory for it. Everything else
-//! fails the path.
+//! The kernel's list of errors that fail no path: not supported, no space, a fault of the target, a
+//! reservation, the medium, protection data. Sending such a request down another path would give
+//! the same answer, or worse, a different one. Ours are added, which the kernel has no need of as
+//! it never makes such requests: errors that say that the request is wrong, or that it may not be
+//! made, or that this machine has no memory for it. Everything else fails the path.
 //!
 //! Contract: Linux's numbers, positive.
 

@@ -5,11 +5,13 @@
 //!    { <selector> <#selector words> [...] <#paths> <#words per path> { <device> [...] }... }...
 //! ```
 //!
-//! The kernel opens the device of a path before it looks at the path's other words, and those before the next path.
-//! So that errors come in the same order, [`Params::next_item`] hands out groups and paths one after the other, and
-//! a path is made by [`PathArg::path`], after the caller has opened [`PathArg::device`].
+//! The kernel opens the device of a path before it looks at the path's other words, and those
+//! before the next path. So that errors come in the same order, [`Params::next_item`] hands out
+//! groups and paths one after the other, and a path is made by [`PathArg::path`], after the caller
+//! has opened [`PathArg::device`].
 //!
-//! Contract: no allocation, no panic. Words come split, for example by [`super::super::args::split_in_place`].
+//! Contract: no allocation, no panic. Words come split, for example by
+//! [`super::super::args::split_in_place`].
 
 use super::super::args::parse_u32;
 use super::super::error::Errno;
@@ -43,8 +45,8 @@ pub enum QueueMode {
     Bio,
 }
 
-/// Hardware handlers the kernel has. Here the transport knows how to wake up its own paths, so a handler is only a
-/// word of the table.
+/// Hardware handlers the kernel has. Here the transport knows how to wake up its own paths, so a
+/// handler is only a word of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
     /// Asymmetric logical unit access.
@@ -83,7 +85,8 @@ impl Handler {
 /// What the line says before its groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Hold requests while no path is up. Messages change it later, see [`super::Multipath::queues_if_no_path`].
+    /// Hold requests while no path is up. Messages change it later, see
+    /// [`super::Multipath::queues_if_no_path`].
     pub queue_if_no_path: bool,
     /// Keep the handler a disk has already. Only a word of the table.
     pub retain_attached_hw_handler: bool,
@@ -133,7 +136,8 @@ impl GroupArg {
 pub struct PathArg<'a> {
     /// Its device: to be opened before anything else is asked for.
     pub device: &'a [u8],
-    /// Its number on the device, counted from 0 over all groups: its place in what [`super::Multipath::new`] gets.
+    /// Its number on the device, counted from 0 over all groups: its place in what
+    /// [`super::Multipath::new`] gets.
     pub number: u32,
     words: &'a [&'a [u8]],
     at: usize,
@@ -143,7 +147,8 @@ pub struct PathArg<'a> {
     bad_handler_at: Option<usize>,
 }
 
-/// A path, and whether its repeat count was above 1 (see [`super::selector::RepeatCountDeprecated`]).
+/// A path, and whether its repeat count was above 1 (see
+/// [`super::selector::RepeatCountDeprecated`]).
 #[derive(Debug)]
 pub struct NewPath {
     /// The path, for [`super::Multipath::new`].
@@ -244,7 +249,8 @@ impl<'a> Params<'a> {
         &self.features
     }
 
-    /// The group to use first, counted from 1; 0 if there is no group. It may be past the last: then the first is.
+    /// The group to use first, counted from 1; 0 if there is no group. It may be past the last:
+    /// then the first is.
     #[must_use]
     pub const fn initial_group(&self) -> u32 {
         self.initial_group
@@ -254,7 +260,9 @@ impl<'a> Params<'a> {
     pub fn next_item(&mut self) -> Result<Option<Item<'a>>, ParamsError> {
         match self.group {
             Some(group) => self.next_path(group).map(|path| Some(Item::Path(path))),
-            None if self.words.left() > 0 => self.next_group().map(|group| Some(Item::Group(group))),
+            None if self.words.left() > 0 => {
+                self.next_group().map(|group| Some(Item::Group(group)))
+            }
             None => self.finish(),
         }
     }
@@ -262,7 +270,10 @@ impl<'a> Params<'a> {
     fn next_group(&mut self) -> Result<GroupArg, ParamsError> {
         let words = &mut self.words;
         if words.left() < 2 {
-            return Err(ParamsError { kind: ParamsErrorKind::GroupWords, at: words.at.wrapping_add(1) });
+            return Err(ParamsError {
+                kind: ParamsErrorKind::GroupWords,
+                at: words.at.wrapping_add(1),
+            });
         }
         let name_at = words.at;
         let name = words.take(1).first().copied().unwrap_or(&[]);
@@ -347,7 +358,9 @@ fn parse_features(words: &mut Words<'_>) -> Result<Features, ParamsError> {
         } else if is("queue_mode") && has_value {
             features.queue_mode = match words.take(1).first() {
                 Some(mode) if mode.eq_ignore_ascii_case(b"bio") => QueueMode::Bio,
-                Some(mode) if mode.eq_ignore_ascii_case(b"rq") || mode.eq_ignore_ascii_case(b"mq") => {
+                Some(mode)
+                    if mode.eq_ignore_ascii_case(b"rq") || mode.eq_ignore_ascii_case(b"mq") =>
+                {
                     QueueMode::Request
                 }
                 _ => return Err(words.last_is(ParamsErrorKind::QueueMode)),
@@ -359,9 +372,12 @@ fn parse_features(words: &mut Words<'_>) -> Result<Features, ParamsError> {
     Ok(features)
 }
 
-/// Reads the handler's words. What comes back is where an unknown handler stands: the kernel minds only when a path
-/// is to get it.
-fn parse_handler(words: &mut Words<'_>, features: &mut Features) -> Result<Option<usize>, ParamsError> {
+/// Reads the handler's words. What comes back is where an unknown handler stands: the kernel minds
+/// only when a path is to get it.
+fn parse_handler(
+    words: &mut Words<'_>,
+    features: &mut Features,
+) -> Result<Option<usize>, ParamsError> {
     let handler = words.counted(MAX_HANDLER_WORDS, ParamsErrorKind::HandlerCount)?;
     let at = words.at.wrapping_sub(handler.len());
     if features.queue_mode == QueueMode::Bio {

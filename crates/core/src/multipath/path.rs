@@ -1,15 +1,15 @@
 //! A path of a priority group: what its table line says, and the state that every queue shares.
 //!
-//! Contract: everything that changes is an atomic, so a path is used through `&self` from any number of threads.
-//! The words a choice looks at lie together, and no two paths share a cache line: a queue that uses one path does
-//! not slow down a queue that uses another.
+//! Contract: everything that changes is an atomic, so a path is used through `&self` from any
+//! number of threads. The words a choice looks at lie together, and no two paths share a cache
+//! line: a queue that uses one path does not slow down a queue that uses another.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::selector::PathArgs;
 
-/// The turn of the first path of a group. Far from both ends: turns go up by one a choice, and a path that is put
-/// before all others goes down by one.
+/// The turn of the first path of a group. Far from both ends: turns go up by one a choice, and a
+/// path that is put before all others goes down by one.
 const FIRST_TURN: u64 = 1 << 32;
 
 /// Lowest bit of `health`: the path has failed. The bits above count how often it did.
@@ -27,7 +27,8 @@ pub struct Path {
     turn: AtomicU64,
     /// Bytes sent and not yet judged (service-time only).
     bytes: AtomicU64,
-    /// Average time of service in ns, 0 if there is none yet (historical-service-time only, and the next two).
+    /// Average time of service in ns, 0 if there is none yet (historical-service-time only, and the
+    /// next two).
     average_ns: AtomicU64,
     /// When the path last finished something.
     last_end_ns: AtomicU64,
@@ -40,7 +41,8 @@ pub struct Path {
 }
 
 impl Path {
-    /// A path that is up, as [`super::PathArg`] describes it: in group `group` (counted from 0), the `place`-th there.
+    /// A path that is up, as [`super::PathArg`] describes it: in group `group` (counted from 0),
+    /// the `place`-th there.
     #[must_use]
     pub(super) fn new(group: u32, place: u32, args: PathArgs) -> Self {
         Self {
@@ -81,7 +83,8 @@ impl Path {
         self.health.load(Relaxed) / ONE_FAILURE
     }
 
-    /// `(is it up, how often it has failed)`. A failure that is just happening may not be counted yet.
+    /// `(is it up, how often it has failed)`. A failure that is just happening may not be counted
+    /// yet.
     #[must_use]
     pub fn health(&self) -> (bool, u64) {
         let health = self.health.load(Relaxed);
@@ -116,12 +119,14 @@ impl Path {
         self.stale_after_ns.load(Relaxed)
     }
 
-    /// [`Path::is_up`], in one order with all changes: for the search that may end in "there is no path".
+    /// [`Path::is_up`], in one order with all changes: for the search that may end in "there is no
+    /// path".
     pub(super) fn is_up_ordered(&self) -> bool {
         self.health.load(SeqCst) & FAILED == 0
     }
 
-    /// Marks it failed. `false` if it was already: of several queues that report it, one is told `true`.
+    /// Marks it failed. `false` if it was already: of several queues that report it, one is told
+    /// `true`.
     pub(super) fn mark_failed(&self) -> bool {
         let was_up = self.health.fetch_or(FAILED, SeqCst) & FAILED == 0;
         if was_up {

@@ -1,6 +1,7 @@
 //! The texts of `status` and `table`, to the letter.
 //!
-//! Contract: read while requests run; every number is right at some moment, not all at the same one.
+//! Contract: read while requests run; every number is right at some moment, not all at the same
+//! one.
 
 use core::fmt;
 
@@ -20,7 +21,8 @@ enum Kind {
     Table,
 }
 
-/// A text about a multipath target, without start, length and type. `Display` writes it; it ends in a space.
+/// A text about a multipath target, without start, length and type. `Display` writes it; it ends in
+/// a space.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'m, G, P, W> {
     multipath: &'m Multipath<G, P>,
@@ -34,8 +36,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         Text { multipath: self, write_device, kind: Kind::Info }
     }
 
-    /// What `table` shows: the constructor's words, normalised, with the group in use and the queueing policy of
-    /// now.
+    /// What `table` shows: the constructor's words, normalised, with the group in use and the
+    /// queueing policy of now.
     pub const fn table<W: WriteDevice>(&self, write_device: W) -> Text<'_, G, P, W> {
         Text { multipath: self, write_device, kind: Kind::Table }
     }

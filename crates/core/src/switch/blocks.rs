@@ -1,14 +1,16 @@
 //! `:<digit>` arguments eight at a time, the form a whole map is sent in.
 //!
-//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter leaves),
-//! are 24 bytes of a known pattern. Their digits stand at every third byte, and as 3 and 8 have no common
-//! factor, the digits of the pattern's three words fall on different bytes: or-ed together they are one word
-//! of eight digits, in a known order (argument k at byte (3 k + 2) mod 8). Everything is done to all eight at
-//! once: are they digits, are they paths, what do they differ from round robin by; then they are gathered and
-//! go to the region table 8, 16 or 32 bits at a time.
+//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter
+//! leaves), are 24 bytes of a known pattern. Their digits stand at every third byte, and as 3 and 8
+//! have no common factor, the digits of the pattern's three words fall on different bytes: or-ed
+//! together they are one word of eight digits, in a known order (argument k at byte (3 k + 2) mod
+//! 8). Everything is done to all eight at once: are they digits, are they paths, what do they
+//! differ from round robin by; then they are gathered and go to the region table 8, 16 or 32 bits
+//! at a time.
 //!
-//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors) is for the
-//! slower ways. For up to 16 paths, whose numbers have one digit. No allocation, no panic.
+//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors)
+//! is for the slower ways. For up to 16 paths, whose numbers have one digit. No allocation, no
+//! panic.
 
 use super::geometry::Geometry;
 use super::hex::{self, ONES, TOPS};
@@ -86,15 +88,17 @@ fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     let ([a, b, c], []) = block.as_chunks::<8>() else { return None };
     let (a, b, c) = (u64::from_le_bytes(*a), u64::from_le_bytes(*b), u64::from_le_bytes(*c));
     let pattern = const { pattern(SEPARATOR) };
-    let others =
-        (a & !DIGITS[0] ^ pattern[0]) | (b & !DIGITS[1] ^ pattern[1]) | (c & !DIGITS[2] ^ pattern[2]);
+    let others = (a & !DIGITS[0] ^ pattern[0])
+        | (b & !DIGITS[1] ^ pattern[1])
+        | (c & !DIGITS[2] ^ pattern[2]);
     let text = a & DIGITS[0] | b & DIGITS[1] | c & DIGITS[2];
     let (values, others_among_digits) = hex::digits_of(text);
     let too_large = values.wrapping_add(ONES.wrapping_mul(0x80u64.wrapping_sub(num_paths)));
     if others | others_among_digits | (too_large & TOPS) == 0 { Some(values) } else { None }
 }
 
-/// What the eight regions of a block have by round robin, a byte each, in the order of a block's digits.
+/// What the eight regions of a block have by round robin, a byte each, in the order of a block's
+/// digits.
 struct Lanes {
     /// At most 16.
     num_paths: u64,
@@ -120,8 +124,9 @@ impl Lanes {
     /// The entries for these paths; goes on to the next block.
     #[inline]
     fn entries(&mut self, paths: u64) -> u64 {
-        let entries =
-            self.reduce(paths.wrapping_add(ONES.wrapping_mul(self.num_paths)).wrapping_sub(self.round_robin));
+        let entries = self.reduce(
+            paths.wrapping_add(ONES.wrapping_mul(self.num_paths)).wrapping_sub(self.round_robin),
+        );
         self.round_robin = self.reduce(self.round_robin.wrapping_add(self.step));
         entries
     }
@@ -137,14 +142,16 @@ impl Lanes {
 
 /// The entries of a block one behind the other, `BITS` bits each.
 ///
-/// In each of the block's words the digits stand three bytes apart; one multiplication moves three of them
-/// next to each other at bit 48. Nothing else gets there: with entries x, y, z at bits 0, 24, 48 the
-/// product's other terms are x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end below bit 36 and
-/// overlap nowhere, and terms past bit 64.
+/// In each of the block's words the digits stand three bytes apart; one multiplication moves three
+/// of them next to each other at bit 48. Nothing else gets there: with entries x, y, z at bits 0,
+/// 24, 48 the product's other terms are x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end
+/// below bit 36 and overlap nowhere, and terms past bit 64.
 #[inline]
 fn gather<const BITS: u32>(entries: u64) -> u64 {
     let factor = const { 1 << 48 | 1 << (24 + BITS) | 1 << (2 * BITS) };
-    let from = |word: usize, byte: u32| ((entries & DIGITS[word]) >> (8 * byte)).wrapping_mul(factor) >> 48;
+    let from = |word: usize, byte: u32| {
+        ((entries & DIGITS[word]) >> (8 * byte)).wrapping_mul(factor) >> 48
+    };
     from(0, 2) | from(1, 0) << (2 * BITS) | from(2, 1) << (5 * BITS)
 }
 

@@ -1,24 +1,26 @@
-//! The map written out again: a short list of `set_region_mappings` arguments that makes the same map.
+//! The map written out again: a short list of `set_region_mappings` arguments that makes the same
+//! map.
 //!
-//! `R<cycle>,<count>` copies regions from any distance, also onto what it has just copied, so a list of
-//! arguments is what data compressors of the Lempel-Ziv kind write: new regions, and copies of earlier ones.
-//! The map itself is the window to search. Where a copy may come from is guessed: the region before (runs),
-//! the distance of the last copy, the number of paths (round robin), and the place where the next few paths
-//! stood last, which a table of the caller's remembers. The best guess is taken if it is shorter than writing
-//! the paths.
+//! `R<cycle>,<count>` copies regions from any distance, also onto what it has just copied, so a
+//! list of arguments is what data compressors of the Lempel-Ziv kind write: new regions, and copies
+//! of earlier ones. The map itself is the window to search. Where a copy may come from is guessed:
+//! the region before (runs), the distance of the last copy, the number of paths (round robin), and
+//! the place where the next few paths stood last, which a table of the caller's remembers. The best
+//! guess is taken if it is shorter than writing the paths.
 //!
-//! Contract: the caller holds the message lock, so that the map stays as it is meanwhile. No allocation, no
-//! panic. The table of places may hold anything to begin with, has no influence on what map the list makes,
-//! and the longer it is the shorter the list (a few thousand places are good, none are allowed).
+//! Contract: the caller holds the message lock, so that the map stays as it is meanwhile. No
+//! allocation, no panic. The table of places may hold anything to begin with, has no influence on
+//! what map the list makes, and the longer it is the shorter the list (a few thousand places are
+//! good, none are allowed).
 
 use super::regions::Map;
 use super::sync::AtomicU64;
 
-/// Bits of paths that are looked up together in the table of places: as many as there are regions in a large
-/// map, so that a find is not by chance.
+/// Bits of paths that are looked up together in the table of places: as many as there are regions
+/// in a large map, so that a find is not by chance.
 const KEY_BITS: u32 = 20;
-/// A key has at least this many paths: a copy of fewer is hardly shorter than the paths. Of the longest, 18
-/// bits each, three and a bit still fit a word.
+/// A key has at least this many paths: a copy of fewer is hardly shorter than the paths. Of the
+/// longest, 18 bits each, three and a bit still fit a word.
 const MIN_KEY_PATHS: u32 = 4;
 /// A copy of this many regions is good enough not to look for a better one.
 const LONG_COPY: u64 = 64;
@@ -29,12 +31,13 @@ const STRETCH_GAP: u64 = 4;
 /// Bytes of the longest argument: two numbers of 16 digits, and ` R,`.
 const MAX_ARGUMENT: usize = 40;
 
-/// Writes arguments for the regions from `from` up to but not including `to` (or the last one). Applied to
-/// any map of the same geometry, whatever it holds, they make these regions what they are here and leave the
-/// others.
+/// Writes arguments for the regions from `from` up to but not including `to` (or the last one).
+/// Applied to any map of the same geometry, whatever it holds, they make these regions what they
+/// are here and leave the others.
 ///
-/// `sink` gets the list argument by argument, each but the first beginning with a blank. If it fails, that is
-/// passed on with the first region the list does not name yet, from which another list could go on.
+/// `sink` gets the list argument by argument, each but the first beginning with a blank. If it
+/// fails, that is passed on with the first region the list does not name yet, from which another
+/// list could go on.
 ///
 /// ```
 /// # use core::sync::atomic::AtomicU64;
@@ -60,9 +63,9 @@ pub fn write<S: AsRef<[AtomicU64]>, E>(
     Writer::new(map, from, places).stretch(from, to.min(map.geometry().nr_regions()), &mut sink)
 }
 
-/// As [`write()`], but only for regions that differ from round robin: applied to a map that is round robin,
-/// the arguments make it the same as this one from `from` up to `to`. What is written, and the time it takes,
-/// go by how much was changed.
+/// As [`write()`], but only for regions that differ from round robin: applied to a map that is
+/// round robin, the arguments make it the same as this one from `from` up to `to`. What is written,
+/// and the time it takes, go by how much was changed.
 pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
@@ -70,12 +73,14 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     places: &mut [u64],
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), (u64, E)> {
-    // What comes before is round robin here and there, or was written: all of it can be copied from.
+    // What comes before is round robin here and there, or was written: all of it can be copied
+    // from.
     let mut writer = Writer::new(map, from, places);
     let mut region = from;
     while let Some(start) = map.next_changed(region, to) {
         region = start.wrapping_add(1);
-        while let Some(next) = map.next_changed(region, region.saturating_add(STRETCH_GAP).min(to)) {
+        while let Some(next) = map.next_changed(region, region.saturating_add(STRETCH_GAP).min(to))
+        {
             region = next.wrapping_add(1);
         }
         writer.stretch(start, region, &mut sink)?;
@@ -117,7 +122,8 @@ impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
         let mut region = start;
         while region < end {
             let place = self.places.slot(self.map, region);
-            let copy = if region > start { self.copy(region, end, self.places.get(place)) } else { None };
+            let copy =
+                if region > start { self.copy(region, end, self.places.get(place)) } else { None };
             let mut argument = Argument::new(self.began);
             let next = match copy {
                 Some(Copy { distance, count, .. }) => {
@@ -152,7 +158,8 @@ impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
         Ok(())
     }
 
-    /// The copy that saves most, if one does. `place` is where the next paths may have stood before.
+    /// The copy that saves most, if one does. `place` is where the next paths may have stood
+    /// before.
     fn copy(&self, region: u64, end: u64, place: u64) -> Option<Copy> {
         let num_paths = u64::from(self.map.geometry().num_paths());
         let distances = [self.last_distance, 1, num_paths, region.wrapping_sub(place)];
@@ -180,8 +187,8 @@ impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
     }
 }
 
-/// Where the next few paths stood last, by a hash of them. What is found there is checked, so it may be
-/// anything.
+/// Where the next few paths stood last, by a hash of them. What is found there is checked, so it
+/// may be anything.
 struct Places<'a> {
     table: &'a mut [u64],
     /// 64 less log2 of the table's length.
@@ -223,7 +230,8 @@ impl<'a> Places<'a> {
     fn slot<S: AsRef<[AtomicU64]>>(&mut self, map: &Map<S>, region: u64) -> usize {
         let end = region.wrapping_add(self.key_paths);
         // From one region to the next, all paths but one are in the key already.
-        let mut next = if region == self.key_region.wrapping_add(1) { end.wrapping_sub(1) } else { region };
+        let mut next =
+            if region == self.key_region.wrapping_add(1) { end.wrapping_sub(1) } else { region };
         while next != end {
             let path = u64::from(map.entry_path(next));
             self.key = (self.key.wrapping_shl(self.path_bits) | path) & self.key_mask;
@@ -263,7 +271,11 @@ impl Argument {
         while digits > 0 {
             digits = digits.wrapping_sub(1);
             let digit = (number.wrapping_shr(digits.wrapping_mul(4)) & 0xf) as u8;
-            self.push(if digit < 10 { digit.wrapping_add(b'0') } else { digit.wrapping_add(b'a' - 10) });
+            self.push(if digit < 10 {
+                digit.wrapping_add(b'0')
+            } else {
+                digit.wrapping_add(b'a' - 10)
+            });
         }
     }
 

@@ -1,12 +1,13 @@
 //! `<region>:<path>` arguments, one after the other: the form in which single regions are changed.
 //!
-//! Most regions of a table have numbers of the same length, the rest a digit less, and the numbers of up to 16 paths have
-//! one digit. So the place of every byte of the next argument is known before it is looked at: a digit costs a load
-//! from a table and a shift, and nothing is asked but whether colon and separator are where they must be. Whether
-//! all digits were digits comes out of the comparison with the number of regions.
+//! Most regions of a table have numbers of the same length, the rest a digit less, and the numbers
+//! of up to 16 paths have one digit. So the place of every byte of the next argument is known
+//! before it is looked at: a digit costs a load from a table and a shift, and nothing is asked but
+//! whether colon and separator are where they must be. Whether all digits were digits comes out of
+//! the comparison with the number of regions.
 //!
-//! Contract: takes only what it is sure of; what it leaves (numbers of another form, errors, the last arguments of
-//! a text) is for the slower ways. No allocation, no panic.
+//! Contract: takes only what it is sure of; what it leaves (numbers of another form, errors, the
+//! last arguments of a text) is for the slower ways. No allocation, no panic.
 
 use super::hex::{self, NO_VALUE};
 use super::message::{Message, Table};
@@ -15,11 +16,12 @@ use super::message::{Message, Table};
 const MAX_PATHS: u32 = 16;
 /// Most digits of a region's number here.
 const MAX_DIGITS: usize = 7;
-/// What is looked at together: a separator, the region's digits, the colon, the path's digit, a separator.
+/// What is looked at together: a separator, the region's digits, the colon, the path's digit, a
+/// separator.
 const WINDOW: usize = MAX_DIGITS + 4;
 
-/// Applies the arguments `text` begins with, each with one separator before it and after it; returns what follows
-/// them.
+/// Applies the arguments `text` begins with, each with one separator before it and after it;
+/// returns what follows them.
 #[inline]
 pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -48,7 +50,8 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     }
 }
 
-/// How many bytes stand between the separator `text` begins with and the first colon; 0 if there is none near.
+/// How many bytes stand between the separator `text` begins with and the first colon; 0 if there is
+/// none near.
 #[inline]
 fn number_len<const SEPARATOR: u8>(text: &[u8]) -> u32 {
     match text.first_chunk::<WINDOW>() {
@@ -62,7 +65,8 @@ fn number_len<const SEPARATOR: u8>(text: &[u8]) -> u32 {
     }
 }
 
-/// [`run`] for regions of `DIGITS` digits, 1 to [`MAX_DIGITS`], and now and then one of `FEWER`, a digit less.
+/// [`run`] for regions of `DIGITS` digits, 1 to [`MAX_DIGITS`], and now and then one of `FEWER`, a
+/// digit less.
 #[inline(never)]
 fn run_of<'a, const DIGITS: usize, const FEWER: usize, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -88,8 +92,8 @@ fn run_of<'a, const DIGITS: usize, const FEWER: usize, const SEPARATOR: u8, T: T
     rest
 }
 
-/// Applies an argument of `DIGITS` digits, if that is what stands here: its region, and the text from the separator
-/// after it on.
+/// Applies an argument of `DIGITS` digits, if that is what stands here: its region, and the text
+/// from the separator after it on.
 #[inline(always)]
 fn next<'a, const DIGITS: usize, const SEPARATOR: u8, T: Table>(
     table: &T,

@@ -1,14 +1,16 @@
-//! What is fixed when a table is loaded: sizes, how entries are packed, and how to divide without a division.
+//! What is fixed when a table is loaded: sizes, how entries are packed, and how to divide without a
+//! division.
 //!
-//! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are below 2^54
-//! ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector number are ignored.
+//! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are
+//! below 2^54 ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector number are ignored.
 
 use core::num::NonZeroU64;
 
 use super::super::error::Error;
 use super::super::units::MAX_DEVICE_SECTORS;
 
-/// Most paths: the kernel keeps the target's paths in one allocation of at most 4 MiB, 16 bytes a path.
+/// Most paths: the kernel keeps the target's paths in one allocation of at most 4 MiB, 16 bytes a
+/// path.
 pub const MAX_PATHS: u32 = 262_141;
 /// Most sectors in a region: what 32 bits hold.
 pub const MAX_REGION_SIZE: u32 = u32::MAX;
@@ -20,7 +22,8 @@ const TO_TOP: u32 = u64::BITS - NUMBER_BITS;
 /// log2 of the bits in a slot.
 const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 
-/// Quotients by a constant of numbers below 2^54: one multiplication, keeping the high half, and a shift.
+/// Quotients by a constant of numbers below 2^54: one multiplication, keeping the high half, and a
+/// shift.
 ///
 /// Exact: let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) / d). Then
 /// m d = 2^(54+L) + e with 0 <= e < d <= 2^L. For n < 2^54 write n = q d + r with r < d:
@@ -29,10 +32,11 @@ const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 /// n m / 2^(54+L) = n (2^(54+L) + e) / (d 2^(54+L)) = q + r/d + (n / 2^54) (e / 2^L) / d
 /// ```
 ///
-/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So the sum
-/// lies in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient is the high half of
-/// (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x / 2^(64+L)). m fits 64 bits: as
-/// 2^(L-1) is below d, m is at most 2^55 (for L = 0, d = 1, it is 2^54).
+/// The last term is at least 0 and below 1/d, as n < 2^54 and e < 2^L; r/d is at most (d-1)/d. So
+/// the sum lies in [q, q + 1) and its floor is q. n is first moved up by 10 bits, so the quotient
+/// is the high half of (n 2^10) m shifted down by L alone: floor(floor(x / 2^64) / 2^L) = floor(x /
+/// 2^(64+L)). m fits 64 bits: as 2^(L-1) is below d, m is at most 2^55 (for L = 0, d = 1, it is
+/// 2^54).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Quotient {
     multiplier: u64,
@@ -43,8 +47,8 @@ impl Quotient {
     fn new(divisor: u32) -> Option<Self> {
         let divisor = NonZeroU64::new(u64::from(divisor))?;
         let shift = u64::BITS.wrapping_sub(divisor.get().wrapping_sub(1).leading_zeros());
-        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The remainder
-        // is below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
+        // 2^(54 + shift) / divisor in two steps, as a 128-bit division would be a library call. The
+        // remainder is below 2^32 and so is 2^shift at most 2^32: moved up by `shift` it fits.
         let one = 1u64 << NUMBER_BITS;
         let (high, remainder) = (one / divisor, (one % divisor).wrapping_shl(shift));
         let low = remainder.wrapping_add(divisor.get().wrapping_sub(1)) / divisor;
@@ -60,15 +64,16 @@ impl Quotient {
 
 /// Remainders by a constant: two multiplications.
 ///
-/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e < d, and let
-/// n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
+/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e
+/// < d, and let n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
 ///
 /// ```text
 /// f d = e q d + (2^64 + e) r = 2^64 r + e n
 /// ```
 ///
-/// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of it was
-/// lost, and the high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the remainder.
+/// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of
+/// it was lost, and the high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the
+/// remainder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Remainder {
     multiplier: u64,
@@ -102,7 +107,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A target of `len_sectors` sectors with `num_paths` paths and regions of `region_size` sectors.
+    /// A target of `len_sectors` sectors with `num_paths` paths and regions of `region_size`
+    /// sectors.
     ///
     /// ```
     /// use blkswitch_core::switch::Geometry;
@@ -123,14 +129,22 @@ impl Geometry {
             return Err(Error::TooLarge { start: 0, len: len_sectors });
         }
         let nr_regions = region.of(len_sectors.wrapping_sub(1)).wrapping_add(1);
-        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it then come
-        // from shifts instead of another division, and an entry can be worked on many at a time. It costs at
-        // most twice the memory of the exact width (5 paths: 4 bits instead of 3).
+        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it
+        // then come from shifts instead of another division, and an entry can be worked on many at
+        // a time. It costs at most twice the memory of the exact width (5 paths: 4 bits instead of
+        // 3).
         let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros());
         let entry_bits_log2 = u32::BITS.wrapping_sub(path_bits.saturating_sub(1).leading_zeros());
         let entry_mask = 1u64.wrapping_shl(1u32.wrapping_shl(entry_bits_log2)).wrapping_sub(1);
-        let geometry =
-            Self { region, round_robin, entry_mask, entry_bits_log2, region_size, nr_regions, len_sectors };
+        let geometry = Self {
+            region,
+            round_robin,
+            entry_mask,
+            entry_bits_log2,
+            region_size,
+            nr_regions,
+            len_sectors,
+        };
         let too_large = Error::RegionTableTooLarge { regions: nr_regions };
         // What remainders are exact for. No table of that many regions and paths fits any memory.
         nr_regions.checked_mul(u64::from(num_paths)).ok_or(too_large)?;
@@ -190,7 +204,8 @@ impl Geometry {
         Some((start, if left < size { left } else { size }))
     }
 
-    /// The path a region of the target has before any message: round robin. Below `num_paths` for any number.
+    /// The path a region of the target has before any message: round robin. Below `num_paths` for
+    /// any number.
     #[inline]
     #[must_use]
     pub const fn default_path(&self, region: u64) -> u32 {

@@ -1,10 +1,10 @@
 //! Hexadecimal numbers as messages write them.
 //!
-//! Contract: no prefix, either case, any number of digits; a number that does not fit wraps modulo 2^64, as
-//! the kernel's does.
+//! Contract: no prefix, either case, any number of digits; a number that does not fit wraps modulo
+//! 2^64, as the kernel's does.
 
-/// Value of each digit; [`NO_DIGIT`] for every other byte. A table, as it takes one load where comparisons
-/// take three branches that random digits mispredict.
+/// Value of each digit; [`NO_DIGIT`] for every other byte. A table, as it takes one load where
+/// comparisons take three branches that random digits mispredict.
 static DIGITS: [u8; 256] = digits();
 const NO_DIGIT: u8 = 0xff;
 
@@ -20,8 +20,8 @@ const fn digits() -> [u8; 256] {
     table
 }
 
-/// What [`value`] gives for a byte that is no digit: more than any number of seven digits, and a number of seven
-/// places with such a byte in it is at least this, too.
+/// What [`value`] gives for a byte that is no digit: more than any number of seven digits, and a
+/// number of seven places with such a byte in it is at least this, too.
 pub(super) const NO_VALUE: u64 = 1 << 32;
 
 /// Value of each digit, as wide as what it is added to; [`NO_VALUE`] for every other byte.
@@ -51,26 +51,27 @@ pub(super) const ONES: u64 = 0x0101_0101_0101_0101;
 /// The top bit of every byte.
 pub(super) const TOPS: u64 = 0x80 * ONES;
 
-/// Eight bytes as digits, all at once: their values, and the top bit set in each byte that is no digit (whose
-/// value then means nothing).
+/// Eight bytes as digits, all at once: their values, and the top bit set in each byte that is no
+/// digit (whose value then means nothing).
 #[inline]
 pub(super) const fn digits_of(text: u64) -> (u64, u64) {
-    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set afterwards says
-    // "at least".
+    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set
+    // afterwards says "at least".
     let ascii = text & !TOPS;
     let decimal = ascii ^ (0x30 * ONES);
     let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
     let is_decimal = !decimal.wrapping_add((0x80 - 10) * ONES);
-    let is_letter = letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
+    let is_letter =
+        letter.wrapping_add((0x80 - 1) * ONES) & !letter.wrapping_add((0x80 - 7) * ONES);
     let values = (ascii & (0x0f * ONES)).wrapping_add((ascii >> 6 & ONES).wrapping_mul(9));
     (values, (!(is_decimal | is_letter) | text) & TOPS)
 }
 
 /// The number a text begins with, and what follows it; `None` if it does not begin with a digit.
 ///
-/// A digit at a time: as long as numbers have much the same length, which those of regions have, the
-/// processor guesses where they end and is ahead of this loop. (Eight digits at once would make each number
-/// wait for the one before it.)
+/// A digit at a time: as long as numbers have much the same length, which those of regions have,
+/// the processor guesses where they end and is ahead of this loop. (Eight digits at once would make
+/// each number wait for the one before it.)
 #[inline(always)]
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     // Most numbers are short: without asking for the end of the text at every digit.
@@ -100,8 +101,8 @@ pub(super) fn short_number(text: &[u8]) -> Option<(u64, &[u8])> {
         let two = next != NO_DIGIT;
         // Unless both are digits: `NO_DIGIT` has all bits set.
         if next | DIGITS[third as usize] == NO_DIGIT {
-            let value =
-                u64::from(digit) << (4 * u32::from(two)) | u64::from(next & u8::from(two).wrapping_neg());
+            let value = u64::from(digit) << (4 * u32::from(two))
+                | u64::from(next & u8::from(two).wrapping_neg());
             let (_, rest) = text.split_at_checked(1 + usize::from(two))?;
             return Some((value, rest));
         }

@@ -1,14 +1,15 @@
 //! Messages: `set_region_mappings` and its arguments, handled one after the other.
 //!
-//! A [`Message`] is the state of one message, the region index. Its arguments come either as words that are
-//! split already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives
-//! ([`Message::apply_text`]), so a message of any length takes bounded memory. The `check_` functions find
-//! the same errors without writing: errors depend on the message and the geometry alone, never on what the
-//! map holds, so a message that was checked whole can be applied without failing.
+//! A [`Message`] is the state of one message, the region index. Its arguments come either as words
+//! that are split already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives
+//! ([`Message::apply_text`]), so a message of any length takes bounded memory. The `check_`
+//! functions find the same errors without writing: errors depend on the message and the geometry
+//! alone, never on what the map holds, so a message that was checked whole can be applied without
+//! failing.
 //!
-//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an error the
-//! message is over. The caller holds the message lock: one writer at a time. No allocation, no panic, any
-//! bytes.
+//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an
+//! error the message is over. The caller holds the message lock: one writer at a time. No
+//! allocation, no panic, any bytes.
 
 use core::fmt;
 
@@ -28,8 +29,9 @@ pub const EMPTY_MESSAGE: &str = "Empty message received.";
 /// The device-mapper core's answer to a message for a sector no target has.
 pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
 
-/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but digits past
-/// the sixteenth only ever say what leading zeros say, and a chunk that arrives must hold a word whole.
+/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but
+/// digits past the sixteenth only ever say what leading zeros say, and a chunk that arrives must
+/// hold a word whole.
 pub const MAX_WORD_LEN: usize = 4096;
 
 /// What the first word of a message asks for.
@@ -41,7 +43,8 @@ pub enum Command {
     GetRegionMappings,
 }
 
-/// The command of a message's first word, in any case; `None` is answered with [`UNRECOGNISED_MESSAGE`].
+/// The command of a message's first word, in any case; `None` is answered with
+/// [`UNRECOGNISED_MESSAGE`].
 #[must_use]
 pub fn command(word: &[u8]) -> Option<Command> {
     if is_word(word, b"set_region_mappings") {
@@ -147,11 +150,15 @@ impl fmt::Display for OfArgument<'_> {
                 Some(argument) => write!(f, "argument: '{argument}'"),
                 None => write!(f, "argument: number {}", self.error.position),
             },
-            MessageErrorKind::CycleLength { last, index } => write!(f, "cycle length: {last} > {index}"),
+            MessageErrorKind::CycleLength { last, index } => {
+                write!(f, "cycle length: {last} > {index}")
+            }
             MessageErrorKind::RepeatRange { index, count, regions } => {
                 write!(f, "region number: {index} + {count} >= {regions}")
             }
-            MessageErrorKind::Region { region, regions } => write!(f, "region number: {region} >= {regions}"),
+            MessageErrorKind::Region { region, regions } => {
+                write!(f, "region number: {region} >= {regions}")
+            }
             MessageErrorKind::Path { path, paths } => write!(f, "device: {path} >= {paths}"),
         }
     }
@@ -221,7 +228,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message none of whose arguments were seen yet: its index is 0, so a first `:<path>` maps region 1.
+    /// A message none of whose arguments were seen yet: its index is 0, so a first `:<path>` maps
+    /// region 1.
     #[must_use]
     pub const fn new() -> Self {
         Self { index: 0, words: 0 }
@@ -254,9 +262,10 @@ impl Message {
         self.word(geometry, word)
     }
 
-    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole words are
-    /// taken: returns how many bytes were, and the caller puts the rest (at most [`MAX_WORD_LEN`] bytes)
-    /// before the next chunk. With an error comes where in the text its argument begins.
+    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole
+    /// words are taken: returns how many bytes were, and the caller puts the rest (at most
+    /// [`MAX_WORD_LEN`] bytes) before the next chunk. With an error comes where in the text its
+    /// argument begins.
     pub fn apply_text<S: AsRef<[AtomicU64]>>(
         &mut self,
         map: &Map<S>,
@@ -276,10 +285,11 @@ impl Message {
         text::run(self, geometry, text, last)
     }
 
-    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with the byte
-    /// before an argument, and each argument ends in a NUL, the last one at the end. Stops, without an error,
-    /// at the first that does not look like this (more than one separator, something left of a removed
-    /// backslash, bad syntax): that one, which is the one after [`Message::arguments`], is then for
+    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with
+    /// the byte before an argument, and each argument ends in a NUL, the last one at the end.
+    /// Stops, without an error, at the first that does not look like this (more than one separator,
+    /// something left of a removed backslash, bad syntax): that one, which is the one after
+    /// [`Message::arguments`], is then for
     /// [`Message::apply_word`].
     pub fn apply_split<S: AsRef<[AtomicU64]>>(
         &mut self,
@@ -311,7 +321,11 @@ impl Message {
 
     /// Counts an argument, checks its numbers and applies it.
     #[inline(always)]
-    pub(super) fn execute<T: Table>(&mut self, table: &T, argument: Argument) -> Result<(), MessageError> {
+    pub(super) fn execute<T: Table>(
+        &mut self,
+        table: &T,
+        argument: Argument,
+    ) -> Result<(), MessageError> {
         self.words = self.words.wrapping_add(1);
         match argument {
             Argument::Map { region, path } => self.map(table, region, path),
@@ -336,7 +350,12 @@ impl Message {
     }
 
     #[inline(never)]
-    fn repeat<T: Table>(&mut self, table: &T, cycle: u64, count: u64) -> Result<(), MessageErrorKind> {
+    fn repeat<T: Table>(
+        &mut self,
+        table: &T,
+        cycle: u64,
+        count: u64,
+    ) -> Result<(), MessageErrorKind> {
         let (index, regions) = (self.index, table.geometry().nr_regions());
         let last = cycle.wrapping_sub(1);
         if last > index {
@@ -352,7 +371,8 @@ impl Message {
         }
     }
 
-    /// Counts `count` arguments that something faster has applied, the last of them to region `index`.
+    /// Counts `count` arguments that something faster has applied, the last of them to region
+    /// `index`.
     #[inline]
     pub(super) const fn mapped(&mut self, index: u64, count: u64) {
         self.index = index;
@@ -379,8 +399,8 @@ pub(super) enum Argument {
 }
 
 impl Argument {
-    /// The argument a text begins with, and what follows it. Always inlined, here and where it is acted upon:
-    /// an argument that passes through memory costs more than it takes to read it.
+    /// The argument a text begins with, and what follows it. Always inlined, here and where it is
+    /// acted upon: an argument that passes through memory costs more than it takes to read it.
     #[inline(always)]
     pub(super) fn parse(text: &[u8]) -> Option<(Self, &[u8])> {
         match text.split_first()? {

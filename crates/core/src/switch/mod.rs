@@ -1,7 +1,7 @@
 //! The switch target: its constructor, its region table, its messages.
 //!
-//! [`params`] reads the table line, [`geometry`] knows everything that is fixed then, [`regions`] is the
-//! table every request looks at, [`message`] changes it, [`compact`] writes it out again.
+//! [`params`] reads the table line, [`geometry`] knows everything that is fixed then, [`regions`]
+//! is the table every request looks at, [`message`] changes it, [`compact`] writes it out again.
 
 mod blocks;
 pub mod compact;

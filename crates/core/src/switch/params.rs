@@ -1,8 +1,9 @@
 //! The constructor's words: `<num_paths> <region_size> 0 [<device> <offset>]+`.
 //!
-//! The kernel opens the device of path k before it looks at the offset of path k, and both before those of
-//! path k + 1. So that errors come in the same order, [`Params`] hands out one path after the other, and the
-//! offset is checked when [`PathArg::offset`] is called, after the caller has opened [`PathArg::device`].
+//! The kernel opens the device of path k before it looks at the offset of path k, and both before
+//! those of path k + 1. So that errors come in the same order, [`Params`] hands out one path after
+//! the other, and the offset is checked when [`PathArg::offset`] is called, after the caller has
+//! opened [`PathArg::device`].
 //!
 //! Contract: no allocation, no panic. Words come split, for example by
 //! [`super::super::args::split_in_place`].

@@ -1,13 +1,14 @@
 //! The region table: which path every region takes.
 //!
 //! An entry holds the difference of its path from round robin, `(path - region mod n) mod n`, in a
-//! power-of-two number of bits. Zeroed storage is round robin, so a table can be lazily zeroed memory: it
-//! appears at once however many regions it has, and takes memory only where it departs from round robin.
+//! power-of-two number of bits. Zeroed storage is round robin, so a table can be lazily zeroed
+//! memory: it appears at once however many regions it has, and takes memory only where it departs
+//! from round robin.
 //!
-//! Contract: the storage belongs to the caller; it must be zeroed, or hold what a map of the same geometry
-//! left in it. Any number of threads may read at any time, each with one relaxed load: an entry means
-//! something on its own. One thread at a time may write (the caller holds the message lock). Nothing panics;
-//! a region past the end reads as round robin and cannot be written.
+//! Contract: the storage belongs to the caller; it must be zeroed, or hold what a map of the same
+//! geometry left in it. Any number of threads may read at any time, each with one relaxed load: an
+//! entry means something on its own. One thread at a time may write (the caller holds the message
+//! lock). Nothing panics; a region past the end reads as round robin and cannot be written.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -19,8 +20,8 @@ use super::sync::AtomicU64;
 pub struct Route {
     /// The path, below the geometry's `num_paths`.
     pub path: u32,
-    /// Sectors from this one to the end of its region, this one included; at least 1. In a short last region
-    /// this reaches past the end of the target, where no request does.
+    /// Sectors from this one to the end of its region, this one included; at least 1. In a short
+    /// last region this reaches past the end of the target, where no request does.
     pub left: u64,
 }
 
@@ -32,8 +33,8 @@ pub struct Map<S> {
 }
 
 impl<S: AsRef<[AtomicU64]>> Map<S> {
-    /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same geometry.
-    /// Storage of fewer than [`Geometry::nr_slots`] words is given back.
+    /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same
+    /// geometry. Storage of fewer than [`Geometry::nr_slots`] words is given back.
     pub fn new(geometry: Geometry, storage: S) -> Result<Self, S> {
         if storage.as_ref().len() < geometry.nr_slots() {
             Err(storage)
@@ -58,8 +59,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         self.storage
     }
 
-    /// Where a sector, counted from the target's start, goes. The caller sees to it that the target has this
-    /// sector; if it has not, the answer is of no use but within its limits.
+    /// Where a sector, counted from the target's start, goes. The caller sees to it that the target
+    /// has this sector; if it has not, the answer is of no use but within its limits.
     #[inline]
     pub fn route(&self, sector: u64) -> Route {
         let sector = Geometry::valid_sector_bits(sector);
@@ -94,23 +95,25 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
     }
 
-    /// The regions from `from` up to but not including `to` (or the last one), neighbours with the same path in
-    /// one run. While somebody writes, a run may be of different moments: who needs better holds the message
-    /// lock.
+    /// The regions from `from` up to but not including `to` (or the last one), neighbours with the
+    /// same path in one run. While somebody writes, a run may be of different moments: who needs
+    /// better holds the message lock.
     pub fn runs(&self, from: u64, to: u64) -> Runs<'_, S> {
         Runs { map: self, next: from, end: to.min(self.geometry.nr_regions()) }
     }
 
-    /// The first region from `from` on, below `to`, that may differ from round robin: whole words of zeroes
-    /// are passed over at a glance, so this finds the little that was changed in a large table. `None` if
-    /// there is none.
+    /// The first region from `from` on, below `to`, that may differ from round robin: whole words
+    /// of zeroes are passed over at a glance, so this finds the little that was changed in a large
+    /// table. `None` if there is none.
     pub fn next_changed(&self, from: u64, to: u64) -> Option<u64> {
         let end = to.min(self.geometry.nr_regions());
         let mut region = from;
         while region < end {
-            let entries = self.slot(self.geometry.slot_of(region)).wrapping_shr(self.geometry.bit_of(region));
+            let entries =
+                self.slot(self.geometry.slot_of(region)).wrapping_shr(self.geometry.bit_of(region));
             if entries != 0 {
-                let unchanged = entries.trailing_zeros().wrapping_shr(self.geometry.entry_bits_log2());
+                let unchanged =
+                    entries.trailing_zeros().wrapping_shr(self.geometry.entry_bits_log2());
                 let changed = region.wrapping_add(u64::from(unchanged));
                 return if changed < end { Some(changed) } else { None };
             }
@@ -144,8 +147,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         slot.wrapping_shr(self.geometry.bit_of(region)) & self.geometry.entry_mask()
     }
 
-    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so that neither the
-    /// entry nor its mask has to be moved.
+    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so
+    /// that neither the entry nor its mask has to be moved.
     #[inline]
     pub(super) fn store_entry(&self, region: u64, entry: u64) -> bool {
         let bit = self.geometry.bit_of(region);

@@ -1,9 +1,10 @@
-//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time; and the question how far
-//! regions are a copy of earlier ones.
+//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time; and the question
+//! how far regions are a copy of earlier ones.
 //!
-//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c, and entries
-//! are differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole word is copied from an
-//! unaligned place and the same number subtracted modulo n in all of its entries at once.
+//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c,
+//! and entries are differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole
+//! word is copied from an unaligned place and the same number subtracted modulo n in all of its
+//! entries at once.
 //!
 //! Contract: the ranges are checked by the caller; one writer.
 
@@ -27,9 +28,9 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         if count < slot_entries.wrapping_mul(2) {
             return self.repeat_singly(region, end, cycle);
         }
-        // A word's source must be complete before the word is begun, so words are copied from at least a word
-        // away: the smallest multiple of the cycle that is. The regions before it repeats itself are done
-        // singly.
+        // A word's source must be complete before the word is begun, so words are copied from at
+        // least a word away: the smallest multiple of the cycle that is. The regions before it
+        // repeats itself are done singly.
         let mut distance = cycle;
         while distance < slot_entries {
             distance = distance.wrapping_add(cycle);
@@ -41,8 +42,9 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
         self.repeat_singly(region, words, cycle);
         let num_paths = u64::from(geometry.num_paths());
-        // A word waits for the one it is copied from. After some rounds there is a source further away, which
-        // is also a whole number of round robins, so that nothing needs to be subtracted any more.
+        // A word waits for the one it is copied from. After some rounds there is a source further
+        // away, which is also a whole number of round robins, so that nothing needs to be
+        // subtracted any more.
         let mut far = distance.saturating_mul(num_paths);
         while far < slot_entries.wrapping_mul(FAR_SLOTS) {
             far = far.wrapping_mul(2);
@@ -68,7 +70,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
     }
 
-    /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before it.
+    /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before
+    /// it.
     fn repeat_words(&self, region: u64, end: u64, distance: u64) {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
@@ -87,7 +90,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
     }
 
-    /// How many regions from `region` on, below `end`, have the path of the region `distance` before them.
+    /// How many regions from `region` on, below `end`, have the path of the region `distance`
+    /// before them.
     pub(super) fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
@@ -146,9 +150,9 @@ const fn align_up(region: u64, slot_entries: u64) -> u64 {
 
 /// Subtracts one number modulo the number of paths from every entry of a word.
 ///
-/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room above it.
-/// There x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits + 1` of t + (2^(bits +
-/// 1) - n).
+/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room
+/// above it. There x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits +
+/// 1` of t + (2^(bits + 1) - n).
 struct Difference {
     /// 0 if there is nothing to subtract.
     change: u32,
@@ -166,7 +170,12 @@ impl Difference {
             ones |= ones.wrapping_shl(width);
             width = width.wrapping_mul(2);
         }
-        Self { change: geometry.default_path(number), bits, num_paths: u64::from(geometry.num_paths()), ones }
+        Self {
+            change: geometry.default_path(number),
+            bits,
+            num_paths: u64::from(geometry.num_paths()),
+            ones,
+        }
     }
 
     #[inline]
@@ -187,8 +196,9 @@ impl Difference {
     #[inline]
     fn subtract_even(&self, entries: u64) -> u64 {
         let top = self.bits.wrapping_add(1);
-        let sum =
-            entries.wrapping_add(self.ones.wrapping_mul(self.num_paths.wrapping_sub(u64::from(self.change))));
+        let sum = entries.wrapping_add(
+            self.ones.wrapping_mul(self.num_paths.wrapping_sub(u64::from(self.change))),
+        );
         let bias = self.ones.wrapping_mul(1u64.wrapping_shl(top).wrapping_sub(self.num_paths));
         let too_large = sum.wrapping_add(bias).wrapping_shr(top) & self.ones;
         sum.wrapping_sub(too_large.wrapping_mul(self.num_paths))

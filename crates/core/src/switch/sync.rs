@@ -1,4 +1,5 @@
-//! The words of the region table: the machine's atomics, or, where all orders of their use are tried, loom's.
+//! The words of the region table: the machine's atomics, or, where all orders of their use are
+//! tried, loom's.
 //!
 //! Contract: nothing but this name.
 

@@ -1,11 +1,13 @@
 //! Arguments of a message straight from its text.
 //!
-//! Four speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a whole map is
-//! sent in), runs of `<region>:<digit>` ([`super::entries`], the form single changes are sent in), an argument
-//! read where it stands, and, for whatever is left (backslashes, cut words, errors), a word split off first. The faster ways only take what they are sure of and leave everything else to the
-//! last.
+//! Four speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a
+//! whole map is sent in), runs of `<region>:<digit>` ([`super::entries`], the form single changes
+//! are sent in), an argument read where it stands, and, for whatever is left (backslashes, cut
+//! words, errors), a word split off first. The faster ways only take what they are sure of and
+//! leave everything else to the last.
 //!
-//! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the result.
+//! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the
+//! result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
 use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
@@ -40,7 +42,11 @@ pub(super) fn run<T: Table>(
 }
 
 /// See [`Message::apply_split`].
-pub(super) fn run_split<T: Table>(message: &mut Message, table: &T, text: &[u8]) -> Result<(), MessageError> {
+pub(super) fn run_split<T: Table>(
+    message: &mut Message,
+    table: &T,
+    text: &[u8],
+) -> Result<(), MessageError> {
     let mut rest = text;
     loop {
         rest = blocks::run::<0, T>(message, table, rest);

@@ -1,5 +1,5 @@
-//! Shared by the tests that replay what a kernel did: reading the cases, and the list of those that are meant to come
-//! out differently, checked in both directions.
+//! Shared by the tests that replay what a kernel did: reading the cases, and the list of those that
+//! are meant to come out differently, checked in both directions.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,7 +11,8 @@ pub(crate) fn repository() -> PathBuf {
 }
 
 pub(crate) fn cases(suite: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
+    let text =
+        std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -29,9 +30,15 @@ pub(crate) fn listed_differences() -> BTreeSet<String> {
 }
 
 /// Compares every case of `suite` with the list; `replay` says how a case differs.
-pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Value) -> Result<(), String>) {
-    let listed: BTreeSet<String> =
-        listed_differences().into_iter().filter(|id| id.starts_with(&format!("{suite}-"))).collect();
+pub(crate) fn check_suite(
+    suite: &str,
+    least: usize,
+    mut replay: impl FnMut(&Value) -> Result<(), String>,
+) {
+    let listed: BTreeSet<String> = listed_differences()
+        .into_iter()
+        .filter(|id| id.starts_with(&format!("{suite}-")))
+        .collect();
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     let cases = cases(suite);
@@ -40,12 +47,18 @@ pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Val
         let id = text(case, "id");
         seen.insert(id.to_owned());
         match (replay(case), listed.contains(id)) {
-            (Err(difference), false) => wrong.push(format!("{id} ({}): {difference}", text(case, "name"))),
-            (Ok(()), true) => wrong.push(format!("{id}: listed as a difference, but there is none")),
+            (Err(difference), false) => {
+                wrong.push(format!("{id} ({}): {difference}", text(case, "name")))
+            }
+            (Ok(()), true) => {
+                wrong.push(format!("{id}: listed as a difference, but there is none"))
+            }
             _ => {}
         }
     }
-    wrong.extend(listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")));
+    wrong.extend(
+        listed.difference(&seen).map(|id| format!("{id}: listed, but there is no such case")),
+    );
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
@@ -53,6 +66,14 @@ pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("{key} missing in {value}"))
 }
 
-pub(crate) fn differs<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, kernel: T) -> Result<(), String> {
-    if ours == kernel { Ok(()) } else { Err(format!("{what}: ours {ours:?}, the kernel's {kernel:?}")) }
+pub(crate) fn differs<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    ours: T,
+    kernel: T,
+) -> Result<(), String> {
+    if ours == kernel {
+        Ok(())
+    } else {
+        Err(format!("{what}: ours {ours:?}, the kernel's {kernel:?}"))
+    }
 }

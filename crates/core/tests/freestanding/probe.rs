@@ -1,5 +1,6 @@
-//! Compiled by `freestanding.rs` the way the kernel module compiles the core: taken in as a module, without
-//! std, and then looked at for symbols it needs. Everything the kernel module calls is called here.
+//! Compiled by `freestanding.rs` the way the kernel module compiles the core: taken in as a module,
+//! without std, and then looked at for symbols it needs. Everything the kernel module calls is
+//! called here.
 #![no_std]
 
 #[path = "../../src/lib.rs"]

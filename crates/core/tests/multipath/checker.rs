@@ -1,7 +1,8 @@
 //! What is multipathd's business in the kernel's world, as functions of time.
 
 use blkswitch_core::multipath::checker::{
-    FIRST_INTERVAL_NS, Failback, FailbackTimer, Intervals, LAST_INTERVAL_NS, NoPathRetry, NoPathTimer, Probe,
+    FIRST_INTERVAL_NS, Failback, FailbackTimer, Intervals, LAST_INTERVAL_NS, NoPathRetry,
+    NoPathTimer, Probe,
 };
 
 use super::loading::new;
@@ -103,6 +104,9 @@ fn no_path_retry() {
 
     for policy in [NoPathRetry::Fail, NoPathRetry::Queue, NoPathRetry::Rounds(0)] {
         let mut timer = NoPathTimer::new();
-        assert!([0, 0, 0, 1, 0].into_iter().all(|live| timer.round(policy, live).is_none()), "{policy:?}");
+        assert!(
+            [0, 0, 0, 1, 0].into_iter().all(|live| timer.round(policy, live).is_none()),
+            "{policy:?}"
+        );
     }
 }

@@ -43,9 +43,9 @@ proptest! {
         }
     }
 
-    /// At every choice the chosen path is the one that is expected to answer first. While enough is in flight for all
-    /// to be busy, each gets its share: no path has had more or fewer requests than its speed says by more than what is
-    /// in flight and one request per path.
+    /// At every choice the chosen path is the one that is expected to answer first. While enough is
+    /// in flight for all to be busy, each gets its share: no path has had more or fewer requests
+    /// than its speed says by more than what is in flight and one request per path.
     #[test]
     fn historical_service_time_keeps_every_path_busy(
         service in prop::collection::vec(1u64..=20, 2..6),
@@ -106,13 +106,14 @@ fn expected_ns(multipath: &Owned, now_ns: u64) -> Vec<u64> {
     multipath.paths().iter().map(expected).collect()
 }
 
-/// Paths that serve one request after the other, each in its own time; `depth` requests always in flight. Returns how
-/// many each path served.
+/// Paths that serve one request after the other, each in its own time; `depth` requests always in
+/// flight. Returns how many each path served.
 fn serve(multipath: &Owned, service_ns: &[u64], depth: usize, requests: usize) -> Vec<u64> {
     serve_and(multipath, service_ns, depth, requests, |_, _| {})
 }
 
-/// The same; `look` is told of every choice: when each path was expected to answer, and which was chosen.
+/// The same; `look` is told of every choice: when each path was expected to answer, and which was
+/// chosen.
 fn serve_and(
     multipath: &Owned,
     service_ns: &[u64],
@@ -126,7 +127,8 @@ fn serve_and(
     let mut in_flight: Vec<(u64, Attempt)> = Vec::new();
     for _ in 0..requests {
         let expected = expected_ns(multipath, now_ns);
-        let attempt = send(multipath.select(Ask { now_ns, ..Ask::default() }, &mut |_| {})).unwrap();
+        let attempt =
+            send(multipath.select(Ask { now_ns, ..Ask::default() }, &mut |_| {})).unwrap();
         let path = attempt.path() as usize;
         look(&expected, path);
         free_at[path] = free_at[path].max(now_ns) + service_ns[path];
@@ -165,7 +167,8 @@ fn historical_service_time_tries_a_slow_path_again_with_one_request() {
     assert_eq!(served, [99, 1]);
     let stale_ns = multipath.paths()[1].stale_after_ns();
     assert!(stale_ns >= 50_000 * STALE_AFTER);
-    let ask = |now_ns| send(multipath.select(Ask { now_ns, ..Ask::default() }, &mut |_| {})).unwrap();
+    let ask =
+        |now_ns| send(multipath.select(Ask { now_ns, ..Ask::default() }, &mut |_| {})).unwrap();
     let end = |attempt: Attempt, now_ns| {
         assert_eq!(multipath.judge(attempt, 0, now_ns, &mut |_| {}), Verdict::Done);
     };
@@ -186,7 +189,8 @@ fn historical_service_time_tries_a_slow_path_again_with_one_request() {
 
 #[test]
 fn historical_service_time_threshold() {
-    // 1000 and 3000 ns do not differ if the threshold is 4, so both are used alike; they do if it is 2.
+    // 1000 and 3000 ns do not differ if the threshold is 4, so both are used alike; they do if it
+    // is 2.
     let used = |threshold| {
         let multipath = new(&format!("0 0 1 1 historical-service-time 2 972 {threshold} 2 0 a b"));
         serve(&multipath, &[1000, 3000], 1, 1000)

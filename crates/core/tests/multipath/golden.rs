@@ -1,5 +1,6 @@
-//! Replays what a real kernel did with multipath targets (`tests/golden/mpath.jsonl`): tables, messages, which disk
-//! every read went to, and the status afterwards. Cases of one device follow each other and so do they here.
+//! Replays what a real kernel did with multipath targets (`tests/golden/mpath.jsonl`): tables,
+//! messages, which disk every read went to, and the status afterwards. Cases of one device follow
+//! each other and so do they here.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
@@ -27,7 +28,8 @@ const DISKS: [(&str, &str, u64); 6] = [
 
 /// The number of a disk by name or number. A number that is no disk's is one, but no path's.
 fn look_up(name: &str) -> Result<String, Errno> {
-    let disk = DISKS.iter().find(|(disk, number, _)| name == format!("/dev/{disk}") || name == *number);
+    let disk =
+        DISKS.iter().find(|(disk, number, _)| name == format!("/dev/{disk}") || name == *number);
     match disk {
         Some((_, number, _)) => Ok((*number).to_owned()),
         None if name.starts_with('/') => Err(Errno::Enoent),
@@ -58,27 +60,40 @@ impl World {
     fn load(line: &str, number: &'static str) -> Result<Self, (Errno, String)> {
         let target = table::lines(line.as_bytes()).next().unwrap().unwrap();
         assert_eq!(target.kind, b"multipath");
-        let loaded = load(std::str::from_utf8(target.params).unwrap(), look_up).map_err(|error| {
-            (error.errno(), format!("device-mapper: table: {number}: multipath: {error} ({})", error.errno()))
-        })?;
+        let loaded =
+            load(std::str::from_utf8(target.params).unwrap(), look_up).map_err(|error| {
+                (
+                    error.errno(),
+                    format!(
+                        "device-mapper: table: {number}: multipath: {error} ({})",
+                        error.errno()
+                    ),
+                )
+            })?;
         for device in &loaded.devices {
             let (name, _, sectors) = DISKS.iter().find(|disk| disk.1 == device).unwrap();
             check_area(0, target.len, *sectors, 512).map_err(|error| {
-                (error.errno(), format!("device-mapper: table: {number}: {}", error.of_device(name)))
+                (
+                    error.errno(),
+                    format!("device-mapper: table: {number}: {}", error.of_device(name)),
+                )
             })?;
         }
         let line = format!("{} {} multipath", target.start, target.len);
-        let log = loaded.warnings.iter().map(|text| (4, format!("device-mapper: {text}"))).collect();
+        let log =
+            loaded.warnings.iter().map(|text| (4, format!("device-mapper: {text}"))).collect();
         Ok(Self { loaded, number, line, log, events: 0, now_ns: 0 })
     }
 
     fn status(&self) -> String {
-        let info = self.loaded.multipath.info(|path, f| f.write_str(&self.loaded.devices[path as usize]));
+        let info =
+            self.loaded.multipath.info(|path, f| f.write_str(&self.loaded.devices[path as usize]));
         format!("{} {info}", self.line)
     }
 
     fn table(&self) -> String {
-        let table = self.loaded.multipath.table(|path, f| f.write_str(&self.loaded.devices[path as usize]));
+        let table =
+            self.loaded.multipath.table(|path, f| f.write_str(&self.loaded.devices[path as usize]));
         format!("{} {table}", self.line)
     }
 
@@ -130,7 +145,8 @@ impl World {
             let (disk, ..) = DISKS.iter().find(|disk| disk.1 == number).unwrap();
             let errno = if down.contains(*disk) { EIO } else { 0 };
             let now_ns = self.now_ns;
-            let verdict = self.with(|multipath, mut on| multipath.judge(attempt, errno, now_ns, &mut on));
+            let verdict =
+                self.with(|multipath, mut on| multipath.judge(attempt, errno, now_ns, &mut on));
             attempt = match verdict {
                 Verdict::Done => return Ok(disk),
                 Verdict::Retry(attempt) => attempt,
@@ -148,7 +164,8 @@ impl World {
     fn check_reads(&mut self, case: &Value, down: &BTreeSet<String>) -> Result<(), String> {
         let Some(reads) = case["reads"].as_str() else { return Ok(()) };
         let results: Vec<ReadResult> = reads.split(' ').map(|_| self.read(down)).collect();
-        let words: Vec<&str> = results.iter().map(|read| read.map_or_else(|error| error, |_| "ok")).collect();
+        let words: Vec<&str> =
+            results.iter().map(|read| read.map_or_else(|error| error, |_| "ok")).collect();
         differs("reads", words.join(" "), reads.to_owned())?;
         let disks: Vec<&str> = results.into_iter().flatten().collect();
         differs("disks", disks.join(" "), text(case, "paths").to_owned())
@@ -201,18 +218,21 @@ fn replay_steps(world: &mut World, case: &Value) -> Result<(), String> {
     world.check_texts(case)
 }
 
-/// All paths up, then queueing on and all paths failed, then a read; what the case says happens; the read again.
+/// All paths up, then queueing on and all paths failed, then a read; what the case says happens;
+/// the read again.
 fn replay_queued(world: &mut World, case: &Value) -> Result<(), String> {
     let up = BTreeSet::new();
     let as_recorded = |read: ReadResult| read.map_or_else(|error| error, |_| "lun 0");
     let all = ["8:0", "8:16", "8:32", "8:48"];
     if text(case, "read") == "blocked" {
-        all.iter().for_each(|path| assert_eq!(world.message(&format!("reinstate_path {path}")), "ok"));
+        all.iter()
+            .for_each(|path| assert_eq!(world.message(&format!("reinstate_path {path}")), "ok"));
         world.log.clear();
         assert_eq!(world.message("queue_if_no_path"), "ok");
         all.iter().for_each(|path| assert_eq!(world.message(&format!("fail_path {path}")), "ok"));
     } else {
-        all.iter().for_each(|path| assert_eq!(world.message(&format!("reinstate_path {path}")), "ok"));
+        all.iter()
+            .for_each(|path| assert_eq!(world.message(&format!("reinstate_path {path}")), "ok"));
     }
     differs("read", as_recorded(world.read(&up)), text(case, "read"))?;
     if let Some(status) = case["status_while_queued"].as_str() {
@@ -227,7 +247,11 @@ fn replay_queued(world: &mut World, case: &Value) -> Result<(), String> {
 }
 
 /// Disks go down and come up, messages, then reads.
-fn replay_disks(world: &mut World, down: &mut BTreeSet<String>, case: &Value) -> Result<(), String> {
+fn replay_disks(
+    world: &mut World,
+    down: &mut BTreeSet<String>,
+    case: &Value,
+) -> Result<(), String> {
     down.extend(list(&case["down"]));
     list(&case["up"]).iter().for_each(|disk| assert!(down.remove(disk)));
     list(&case["messages"]).iter().for_each(|message| assert_eq!(world.message(message), "ok"));
@@ -288,24 +312,36 @@ fn replay_two_layers(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
     let (mut members, mut disks) = (Vec::new(), Vec::new());
     let reads = case["reads"].as_array().unwrap().iter();
     let results: Vec<&str> = reads
-        .map(|read| both.read(read[0].as_u64().unwrap(), read[1].as_u64().unwrap(), &mut members, &mut disks))
+        .map(|read| {
+            both.read(
+                read[0].as_u64().unwrap(),
+                read[1].as_u64().unwrap(),
+                &mut members,
+                &mut disks,
+            )
+        })
         .collect();
     differs("results", results, list(&case["results"]).iter().map(String::as_str).collect())?;
     differs("members", members, list(&case["members"]))?;
     differs("disks", disks, list(&case["disks"]))?;
     differs("log", both.log(), recorded_log(&case["kmsg"]))?;
     for (number, member) in both.members.iter().enumerate() {
-        differs("status", member.status().as_str(), text(&case["status"], &format!("member{number}")))?;
+        differs(
+            "status",
+            member.status().as_str(),
+            text(&case["status"], &format!("member{number}")),
+        )?;
     }
     Ok(())
 }
 
 /// mpath-089: a held read stays with its member, wherever its region has moved meanwhile.
 fn replay_held_below(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
-    let read = |both: &mut TwoLayers, at: u64| match both.read(at, 1, &mut Vec::new(), &mut Vec::new()) {
-        "ok" => format!("lun {at}"),
-        error => error.to_owned(),
-    };
+    let read =
+        |both: &mut TwoLayers, at: u64| match both.read(at, 1, &mut Vec::new(), &mut Vec::new()) {
+            "ok" => format!("lun {at}"),
+            error => error.to_owned(),
+        };
     both.members[1].message("queue_if_no_path");
     for path in ["8:48", "8:0", "8:16"] {
         assert_eq!(both.members[1].message(&format!("fail_path {path}")), "ok");
@@ -313,9 +349,14 @@ fn replay_held_below(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
     differs("first", vec![read(both, 0), read(both, 128)], list(&case["first"]))?;
     both.switch_message("set_region_mappings 0:0 R1,f");
     let held = both.members[1].read(&both.down).unwrap_err();
-    differs("after the message", vec![read(both, 128), held.to_owned()], list(&case["after_the_message"]))?;
+    differs(
+        "after the message",
+        vec![read(both, 128), held.to_owned()],
+        list(&case["after_the_message"]),
+    )?;
     assert_eq!(both.members[1].message("reinstate_path 8:0"), "ok");
-    let held = both.members[1].read(&both.down).map_or_else(str::to_owned, |_| "lun 128".to_owned());
+    let held =
+        both.members[1].read(&both.down).map_or_else(str::to_owned, |_| "lun 128".to_owned());
     differs("after reinstate", held.as_str(), text(case, "after_reinstate"))?;
     differs("log", both.log(), recorded_log(&case["kmsg"]))
 }
@@ -324,7 +365,8 @@ fn replay_held_below(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
 fn multipath() {
     let two_groups =
         "0 8192 multipath 0 0 2 1 round-robin 0 2 1 8:0 1 8:16 1 round-robin 0 2 1 8:32 1 8:48 1";
-    let member = |groups: &str, number| World::new(&format!("0 8192 multipath 0 0 2 1 {groups}"), number);
+    let member =
+        |groups: &str, number| World::new(&format!("0 8192 multipath 0 0 2 1 {groups}"), number);
     let mut by_message = World::new(two_groups, "$DEV");
     let mut by_disk = World::new(two_groups, "$DEV");
     let mut down = BTreeSet::new();
@@ -337,33 +379,41 @@ fn multipath() {
         ],
         down: BTreeSet::new(),
     };
-    check_suite("mpath", 90, |case| match text(case, "id")["mpath-".len()..].parse::<u32>().unwrap() {
-        1 => {
-            let disks: Vec<Value> = DISKS[..4]
-                .iter()
-                .map(|(name, number, sectors)| serde_json::json!([format!("/dev/{name}"), number, sectors]))
-                .collect();
-            differs("disks", &Value::from(disks), &case["disks"])
+    check_suite("mpath", 90, |case| {
+        match text(case, "id")["mpath-".len()..].parse::<u32>().unwrap() {
+            1 => {
+                let disks: Vec<Value> = DISKS[..4]
+                    .iter()
+                    .map(|(name, number, sectors)| {
+                        serde_json::json!([format!("/dev/{name}"), number, sectors])
+                    })
+                    .collect();
+                differs("disks", &Value::from(disks), &case["disks"])
+            }
+            2..=37 | 90 => replay_load(case),
+            38..=60 => replay_steps(&mut by_message, case),
+            61..=64 => replay_queued(&mut by_message, case),
+            65..=71 => replay_disks(&mut by_disk, &mut down, case),
+            72 => {
+                // What `dmsetup wait` waits for: the count of events goes up.
+                let before = by_disk.events;
+                assert_eq!(by_disk.message("fail_path 8:0"), "ok");
+                differs(
+                    "events",
+                    by_disk.events > before,
+                    !case["returned_before"].as_bool().unwrap(),
+                )
+            }
+            number @ 73..=74 => {
+                let member = &both.members[number as usize - 73];
+                differs("table", member.table().trim_end(), text(case, "table").trim_end())
+            }
+            // The switch's own table, and a transcript of dmsetup: both are the daemon's.
+            75..=76 => Ok(()),
+            77..=88 => replay_two_layers(&mut both, case),
+            89 => replay_held_below(&mut both, case),
+            number => Err(format!("nobody knows what to do with case {number}")),
         }
-        2..=37 | 90 => replay_load(case),
-        38..=60 => replay_steps(&mut by_message, case),
-        61..=64 => replay_queued(&mut by_message, case),
-        65..=71 => replay_disks(&mut by_disk, &mut down, case),
-        72 => {
-            // What `dmsetup wait` waits for: the count of events goes up.
-            let before = by_disk.events;
-            assert_eq!(by_disk.message("fail_path 8:0"), "ok");
-            differs("events", by_disk.events > before, !case["returned_before"].as_bool().unwrap())
-        }
-        number @ 73..=74 => {
-            let member = &both.members[number as usize - 73];
-            differs("table", member.table().trim_end(), text(case, "table").trim_end())
-        }
-        // The switch's own table, and a transcript of dmsetup: both are the daemon's.
-        75..=76 => Ok(()),
-        77..=88 => replay_two_layers(&mut both, case),
-        89 => replay_held_below(&mut both, case),
-        number => Err(format!("nobody knows what to do with case {number}")),
     });
 }
 
@@ -380,7 +430,9 @@ fn groups_and_paths_of_different_tables_do_not_fit() {
         while let Some(item) = params.next_item().unwrap() {
             match item {
                 blkswitch_core::multipath::Item::Group(group) => groups.push(group.group()),
-                blkswitch_core::multipath::Item::Path(path) => paths.push(path.path().unwrap().path),
+                blkswitch_core::multipath::Item::Path(path) => {
+                    paths.push(path.path().unwrap().path)
+                }
             }
         }
         (*params.features(), groups, paths)

@@ -3,7 +3,9 @@
 use blkswitch_core::args::split_in_place;
 use blkswitch_core::error::Errno;
 use blkswitch_core::multipath::selector::RepeatCountDeprecated;
-use blkswitch_core::multipath::{Attempt, Choice, Group, Item, Multipath, Params, ParamsError, Path};
+use blkswitch_core::multipath::{
+    Attempt, Choice, Group, Item, Multipath, Params, ParamsError, Path,
+};
 
 pub(crate) type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
 
@@ -35,13 +37,16 @@ pub(crate) fn load(
                 devices.push(open(name).map_err(|errno| path.lookup_failed(errno))?);
                 let new = path.path()?;
                 let deprecated = new.repeat_count_deprecated;
-                warnings.extend(deprecated.map(|selector| RepeatCountDeprecated(&selector).to_string()));
+                warnings.extend(
+                    deprecated.map(|selector| RepeatCountDeprecated(&selector).to_string()),
+                );
                 paths.push(new.path);
             }
         }
     }
-    let multipath = Multipath::new(*params.features(), params.initial_group(), groups.into(), paths.into())
-        .expect("what was handed out fits together");
+    let multipath =
+        Multipath::new(*params.features(), params.initial_group(), groups.into(), paths.into())
+            .expect("what was handed out fits together");
     Ok(Loaded { multipath, devices, warnings })
 }
 

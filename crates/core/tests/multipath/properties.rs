@@ -104,14 +104,17 @@ struct Both {
 impl Both {
     /// The choice must be the model's.
     fn chosen(&mut self, choice: Choice, bytes: u64, cpu: u16) -> Result<(), TestCaseError> {
-        let path = if let Choice::Send(attempt) = &choice { Some(attempt.path() as usize) } else { None };
+        let path =
+            if let Choice::Send(attempt) = &choice { Some(attempt.path() as usize) } else { None };
         match (choice, self.model.select(bytes, cpu, path)) {
             (Choice::Send(attempt), path) => {
                 prop_assert_eq!(Some(attempt.path() as usize), path);
                 self.in_flight.push((attempt, bytes, cpu));
             }
             (Choice::Hold, path) => prop_assert_eq!((path, self.queueing), (None, true)),
-            (Choice::Fail(errno), path) => prop_assert_eq!((path, self.queueing, errno), (None, false, EIO)),
+            (Choice::Fail(errno), path) => {
+                prop_assert_eq!((path, self.queueing, errno), (None, false, EIO))
+            }
         }
         Ok(())
     }
@@ -121,7 +124,8 @@ impl Both {
         let (path, sent) = (attempt.path() as usize, attempt.sent_before() + 1);
         self.model.ended(path, bytes);
         let before = self.events.len();
-        let verdict = self.real.judge(attempt, errno, self.now_ns, &mut |event| self.events.push(event));
+        let verdict =
+            self.real.judge(attempt, errno, self.now_ns, &mut |event| self.events.push(event));
         if errno == 0 {
             prop_assert_eq!(verdict, Verdict::Done);
         } else if !is_path_error(errno) {
@@ -164,7 +168,8 @@ impl Both {
                 self.judge(which.index(self.in_flight.len()), *errno)?;
             }
             Step::Withdraw { which } if !self.in_flight.is_empty() => {
-                let (attempt, bytes, _) = self.in_flight.swap_remove(which.index(self.in_flight.len()));
+                let (attempt, bytes, _) =
+                    self.in_flight.swap_remove(which.index(self.in_flight.len()));
                 self.model.ended(attempt.path() as usize, bytes);
                 self.real.withdraw(attempt);
             }
@@ -176,7 +181,8 @@ impl Both {
             }
             Step::Reinstate(which) => {
                 let path = which.index(paths);
-                let ours = self.real.reinstate_path(path as u32, &mut |event| self.events.push(event));
+                let ours =
+                    self.real.reinstate_path(path as u32, &mut |event| self.events.push(event));
                 prop_assert_eq!(ours, self.model.reinstate(path));
             }
             Step::SwitchGroup(which) => {
@@ -189,7 +195,9 @@ impl Both {
             Step::DisableGroup(which, disable) => {
                 let group = which.index(groups);
                 let word = if *disable { "disable_group" } else { "enable_group" };
-                message(&self.real, &format!("{word} {}", group + 1), &mut |event| self.events.push(event));
+                message(&self.real, &format!("{word} {}", group + 1), &mut |event| {
+                    self.events.push(event)
+                });
                 self.model.disable_group(group, *disable);
             }
             Step::Queueing(on) => {
@@ -223,19 +231,24 @@ impl Both {
     fn check_events(&self) -> Result<(), TestCaseError> {
         for (number, path) in self.model.paths.iter().enumerate() {
             let about = self.events.iter().filter(|event| event.path() == Some(number as u32));
-            let changes: Vec<bool> = about.map(|event| matches!(event, Event::PathFailed { .. })).collect();
+            let changes: Vec<bool> =
+                about.map(|event| matches!(event, Event::PathFailed { .. })).collect();
             prop_assert!(changes.iter().zip((0..).map(|n| n % 2 == 0)).all(|(a, b)| *a == b));
             let failures = changes.iter().filter(|failed| **failed).count() as u64;
-            prop_assert_eq!((failures, changes.last() == Some(&true)), (path.fail_count, path.failed));
+            prop_assert_eq!(
+                (failures, changes.last() == Some(&true)),
+                (path.fail_count, path.failed)
+            );
         }
         Ok(())
     }
 }
 
 proptest! {
-    /// Every choice, verdict, count and event is the model's, but for the choice among the paths of a group that spreads by
-    /// measured times: that must be one that is up. In particular no request goes to a failed path while
-    /// another is up, as the model has only paths that are up in its queues.
+    /// Every choice, verdict, count and event is the model's, but for the choice among the paths of
+    /// a group that spreads by measured times: that must be one that is up. In particular no
+    /// request goes to a failed path while another is up, as the model has only paths that are up
+    /// in its queues.
     #[test]
     fn is_the_model(shapes in shapes(), steps in prop::collection::vec(step(), 1..120)) {
         let mut both = Both {
@@ -257,7 +270,8 @@ proptest! {
         prop_assert!(both.real.paths().iter().all(|path| path.in_flight() == 0 && path.bytes_in_flight() == 0));
     }
 
-    /// Whatever comes back and breaks meanwhile: a request comes to an end, and is never sent to a path that is down.
+    /// Whatever comes back and breaks meanwhile: a request comes to an end, and is never sent to a
+    /// path that is down.
     #[test]
     fn a_request_comes_to_an_end(
         shapes in shapes(),
@@ -308,7 +322,8 @@ fn a_request_that_is_sent_too_often_fails_although_a_path_is_up() {
 
 #[test]
 fn errors_that_fail_a_path_and_errors_that_go_up() {
-    // EOPNOTSUPP ENOSPC EREMOTEIO EBADE ENODATA EILSEQ, then EINVAL EFAULT EFBIG EPERM EACCES EROFS EDQUOT ENOMEM.
+    // EOPNOTSUPP ENOSPC EREMOTEIO EBADE ENODATA EILSEQ, then EINVAL EFAULT EFBIG EPERM EACCES EROFS
+    // EDQUOT ENOMEM.
     let up = [95, 28, 121, 52, 61, 84, 22, 14, 27, 1, 13, 30, 122, 12];
     for errno in 1..134 {
         assert_eq!(is_path_error(errno), !up.contains(&errno), "errno {errno}");
@@ -318,7 +333,8 @@ fn errors_that_fail_a_path_and_errors_that_go_up() {
 #[test]
 fn silence_fails_a_path() {
     let multipath = new("0 0 1 1 queue-length 0 2 0 a b");
-    let attempt = send(multipath.select(Ask { now_ns: 1000, ..Ask::default() }, &mut |_| {})).unwrap();
+    let attempt =
+        send(multipath.select(Ask { now_ns: 1000, ..Ask::default() }, &mut |_| {})).unwrap();
     let mut events = Vec::new();
     let verdict = multipath.judge(attempt, 110, 6000, &mut |event| events.push(event));
     assert_eq!(events, [Event::PathFailed { path: 0, left: 1 }]);

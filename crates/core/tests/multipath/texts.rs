@@ -1,5 +1,5 @@
-//! Texts: errors of table lines with their position and what would be right, tables and states that no kernel was
-//! recorded with, messages, log lines.
+//! Texts: errors of table lines with their position and what would be right, tables and states that
+//! no kernel was recorded with, messages, log lines.
 
 use std::collections::BTreeSet;
 
@@ -17,11 +17,13 @@ fn refused(line: &str) -> ParamsError {
 }
 
 fn texts(loaded: &Loaded) -> (String, String) {
-    let device = |path: u32, f: &mut std::fmt::Formatter<'_>| f.write_str(&loaded.devices[path as usize]);
+    let device =
+        |path: u32, f: &mut std::fmt::Formatter<'_>| f.write_str(&loaded.devices[path as usize]);
     (loaded.multipath.info(device).to_string(), loaded.multipath.table(device).to_string())
 }
 
-/// `(line, the kernel's text, the word it is about, part of the sentence for people)`; no word: it is missing.
+/// `(line, the kernel's text, the word it is about, part of the sentence for people)`; no word: it
+/// is missing.
 #[rustfmt::skip]
 const REFUSED: &[(&str, &str, Option<&str>, &str)] = &[
     ("", "invalid number of feature args", None, "is missing: it must be a decimal number up to 8"),
@@ -91,7 +93,8 @@ fn refused_lines() {
     // Every kind of error is in the list above.
     let kinds: BTreeSet<String> =
         REFUSED.iter().map(|(line, ..)| format!("{:?}", refused(line).kind)).collect();
-    let kinds: BTreeSet<&str> = kinds.iter().map(|kind| kind.split([' ', '(']).next().unwrap()).collect();
+    let kinds: BTreeSet<&str> =
+        kinds.iter().map(|kind| kind.split([' ', '(']).next().unwrap()).collect();
     assert_eq!(kinds.len(), 20, "{kinds:?}");
 }
 
@@ -134,11 +137,14 @@ fn tables_are_normalised() {
 
 #[test]
 fn what_is_in_flight_shows() {
-    let loaded =
-        load("0 0 3 1 service-time 0 1 2 a 1 5 queue-length 0 1 0 b historical-service-time 0 1 0 c", open)
-            .unwrap();
-    let select =
-        |now_ns| send(loaded.multipath.select(Ask { bytes: 4096, now_ns, cpu: 0 }, &mut |_| {})).unwrap();
+    let loaded = load(
+        "0 0 3 1 service-time 0 1 2 a 1 5 queue-length 0 1 0 b historical-service-time 0 1 0 c",
+        open,
+    )
+    .unwrap();
+    let select = |now_ns| {
+        send(loaded.multipath.select(Ask { bytes: 4096, now_ns, cpu: 0 }, &mut |_| {})).unwrap()
+    };
     let a = select(0);
     loaded.multipath.fail_path(0, &mut |_| {});
     let b = select(0);
@@ -165,7 +171,10 @@ fn masks_of_cpus() {
         ("A,0,f", "a,00000000,0000000f"),
         ("80000000,00000000", "80000000,00000000"),
     ] {
-        assert_eq!(CpuMask::parse(word.as_bytes()).map(|mask| mask.to_string()).as_deref(), Some(shown));
+        assert_eq!(
+            CpuMask::parse(word.as_bytes()).map(|mask| mask.to_string()).as_deref(),
+            Some(shown)
+        );
     }
     let chunks = |count: usize| ["1"].repeat(count).join(",");
     assert!(CpuMask::parse(chunks(16).as_bytes()).unwrap().contains(480));
@@ -173,7 +182,12 @@ fn masks_of_cpus() {
         assert_eq!(CpuMask::parse(word.as_bytes()), None, "{word}");
     }
     let high = CpuMask::parse(format!("80000000{}", ",0".repeat(15)).as_bytes()).unwrap();
-    assert!(high.contains(511) && !high.contains(510) && !high.contains(512) && !high.contains(u16::MAX));
+    assert!(
+        high.contains(511)
+            && !high.contains(510)
+            && !high.contains(512)
+            && !high.contains(u16::MAX)
+    );
 }
 
 #[test]
@@ -182,13 +196,22 @@ fn messages_that_are_refused() {
     let apply = |words: &[&str]| {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let command = Command::parse(&words)?;
-        let is_meant = |path: u32| command.device() == Some(loaded.devices[path as usize].as_bytes());
+        let is_meant =
+            |path: u32| command.device() == Some(loaded.devices[path as usize].as_bytes());
         loaded.multipath.apply(&command, is_meant, &mut |_| {})
     };
     for (words, text, sentence) in [
-        (&[][..], "Invalid multipath message arguments. Expected 2 arguments, got 0.", "there are 0 words"),
+        (
+            &[][..],
+            "Invalid multipath message arguments. Expected 2 arguments, got 0.",
+            "there are 0 words",
+        ),
         (&["fail_path", "b"], "", "no path leads over the device 'b'"),
-        (&["Fail", "b\x01"], "Unrecognised multipath message received: Fail", "'Fail' is no message"),
+        (
+            &["Fail", "b\x01"],
+            "Unrecognised multipath message received: Fail",
+            "'Fail' is no message",
+        ),
         (
             &["switch_group", "3"],
             "invalid PG number supplied to switch_pg_num",
@@ -199,7 +222,10 @@ fn messages_that_are_refused() {
         let error = apply(words).unwrap_err();
         let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let word = error.word(&bytes);
-        assert_eq!((error.of_word(word).to_string().as_str(), error.errno()), (text, Errno::Einval));
+        assert_eq!(
+            (error.of_word(word).to_string().as_str(), error.errno()),
+            (text, Errno::Einval)
+        );
         let explained = error.explain(word).to_string();
         assert!(explained.contains(sentence), "{explained}");
     }
@@ -219,9 +245,18 @@ fn messages_that_are_refused() {
 #[test]
 fn log_lines() {
     let line = |event: Event| event.log_line("253:1", "8:48").to_string();
-    assert_eq!(line(Event::PathFailed { path: 0, left: 1 }), "multipath: 253:1: Failing path 8:48.");
-    assert_eq!(line(Event::PathReinstated { path: 0, left: 1 }), "multipath: 253:1: Reinstating path 8:48.");
-    assert_eq!(line(Event::GroupSwitched { group: 2 }), "multipath: 253:1: Using priority group 2.");
+    assert_eq!(
+        line(Event::PathFailed { path: 0, left: 1 }),
+        "multipath: 253:1: Failing path 8:48."
+    );
+    assert_eq!(
+        line(Event::PathReinstated { path: 0, left: 1 }),
+        "multipath: 253:1: Reinstating path 8:48."
+    );
+    assert_eq!(
+        line(Event::GroupSwitched { group: 2 }),
+        "multipath: 253:1: Using priority group 2."
+    );
     let all = [
         Event::PathFailed { path: 0, left: 0 },
         Event::PathReinstated { path: 0, left: 1 },
@@ -234,7 +269,10 @@ fn log_lines() {
     ];
     assert_eq!(all.map(|event| event.name()).into_iter().collect::<BTreeSet<_>>().len(), all.len());
     assert_eq!(all.map(line).into_iter().collect::<BTreeSet<_>>().len(), all.len());
-    assert_eq!(all.map(|event| event.is_counted()), [true, true, false, true, true, true, false, false]);
+    assert_eq!(
+        all.map(|event| event.is_counted()),
+        [true, true, false, true, true, true, false, false]
+    );
     assert_eq!(
         all.map(|event| event.releases_held()),
         [false, true, false, false, false, false, false, true]

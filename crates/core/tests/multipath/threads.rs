@@ -1,4 +1,5 @@
-//! Several queues at once. Each test runs real threads for a while; what must hold is checked on every request.
+//! Several queues at once. Each test runs real threads for a while; what must hold is checked on
+//! every request.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -10,7 +11,8 @@ use blkswitch_core::multipath::{Ask, Choice, Event, Verdict};
 
 use super::loading::{new, send};
 
-/// Long enough for a few hundred thousand requests, and for the system to interrupt each thread at odd places.
+/// Long enough for a few hundred thousand requests, and for the system to interrupt each thread at
+/// odd places.
 const RUN: Duration = Duration::from_millis(400);
 /// Longer where the machine has other things to do, until each thread has done this much,
 const ENOUGH: u64 = 1000;
@@ -45,7 +47,8 @@ fn a_path_is_found_as_long_as_there_is_one() {
                 }
             });
         }
-        // One path after the other is the only one that is up; the next comes up before it goes down.
+        // One path after the other is the only one that is up; the next comes up before it goes
+        // down.
         (1..4).for_each(|path| assert!(multipath.fail_path(path, &mut |_| {})));
         let (end, mut seed, mut only) = (Instant::now() + RUN, 1, 0);
         let mut turns = 0;
@@ -62,7 +65,8 @@ fn a_path_is_found_as_long_as_there_is_one() {
     assert!(multipath.paths().iter().all(|path| path.in_flight() == 0));
 }
 
-/// Queues fail paths, a checker brings them back: every request ends once, and at rest every count is right.
+/// Queues fail paths, a checker brings them back: every request ends once, and at rest every count
+/// is right.
 #[test]
 fn counts_are_right_in_the_end() {
     let multipath =
@@ -82,14 +86,15 @@ fn counts_are_right_in_the_end() {
                         is_busy = false;
                         busy.fetch_sub(1, SeqCst);
                     }
-                    let mut next = match multipath.select(Ask { bytes: 4096, ..Ask::default() }, &mut on) {
-                        Choice::Send(attempt) => Some(attempt),
-                        Choice::Hold => {
-                            own_ends[2] += 1;
-                            None
-                        }
-                        Choice::Fail(_) => panic!("queueing was never turned off"),
-                    };
+                    let mut next =
+                        match multipath.select(Ask { bytes: 4096, ..Ask::default() }, &mut on) {
+                            Choice::Send(attempt) => Some(attempt),
+                            Choice::Hold => {
+                                own_ends[2] += 1;
+                                None
+                            }
+                            Choice::Fail(_) => panic!("queueing was never turned off"),
+                        };
                     let mut sends = 0;
                     while let Some(attempt) = next.take() {
                         sends += 1;
@@ -158,9 +163,12 @@ fn round_robin_is_fair_over_all_queues() {
             });
         }
     });
-    // Each lost race (a path taken without its turn) is one off; they are a small part of all choices, one or two in a
-    // hundred where processors have nothing else to do.
+    // Each lost race (a path taken without its turn) is one off; they are a small part of all
+    // choices, one or two in a hundred where processors have nothing else to do.
     let used = used.into_inner().unwrap();
     let fair = QUEUES as usize * EACH / 3;
-    assert!(used.iter().all(|used| used.abs_diff(fair) < fair / 10), "{used:?} instead of {fair} each");
+    assert!(
+        used.iter().all(|used| used.abs_diff(fair) < fair / 10),
+        "{used:?} instead of {fair} each"
+    );
 }

@@ -1,7 +1,8 @@
 //! Flushes from the control side: of leaves that leave a table, and of all when the pool stops.
 //!
-//! A path of a multipath device that cannot be flushed is answered for by another: they lead to one volume, whose cache
-//! is what a flush empties. Not so if its cache is on this side ([`Engine::forgets_failed_writes`]).
+//! A path of a multipath device that cannot be flushed is answered for by another: they lead to one
+//! volume, whose cache is what a flush empties. Not so if its cache is on this side
+//! ([`Engine::forgets_failed_writes`]).
 //!
 //! Contract: blocks; the gate of the device is closed, or nothing runs any more.
 //!
@@ -25,8 +26,11 @@ impl Device {
     /// Flushes every leaf of the live table.
     pub(crate) fn flush_all(&self) {
         let Some(live) = lock(&self.state).live.clone() else { return };
-        let own =
-            live.table.leaves().iter().map(|leaf| (leaf, live.table.multipath().map(|_| live.table.clone())));
+        let own = live
+            .table
+            .leaves()
+            .iter()
+            .map(|leaf| (leaf, live.table.multipath().map(|_| live.table.clone())));
         let departed = live.departed.iter().map(|leaf| (leaf, None));
         for (leaf, multipath) in own.chain(departed) {
             if let Err(error) = flush(&Reached { leaf: leaf.clone(), multipath }, None) {
@@ -36,8 +40,8 @@ impl Device {
     }
 }
 
-/// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach and that a last
-/// flush could not make clean.
+/// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach
+/// and that a last flush could not make clean.
 pub(super) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]> {
     let (mut reached, mut stays) = (Vec::new(), Vec::new());
     if let Some(old) = old {
@@ -62,7 +66,10 @@ fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut
     let Some(left) = levels.checked_sub(1) else { return };
     let multipath = table.multipath().map(|_| table.clone());
     leaves.extend(
-        table.leaves().iter().map(|leaf| Reached { leaf: leaf.clone(), multipath: multipath.clone() }),
+        table
+            .leaves()
+            .iter()
+            .map(|leaf| Reached { leaf: leaf.clone(), multipath: multipath.clone() }),
     );
     // They are of earlier tables, so not necessarily of this table's volume.
     leaves.extend(departed.iter().map(|leaf| Reached { leaf: leaf.clone(), multipath: None }));
@@ -71,8 +78,8 @@ fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut
     }
 }
 
-/// Flushes a leaf, or, if it is a path that is down, the volume over another: a path of its own multipath, or of the
-/// table that takes the place of that.
+/// Flushes a leaf, or, if it is a path that is down, the volume over another: a path of its own
+/// multipath, or of the table that takes the place of that.
 fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     let Reached { leaf, multipath } = reached;
     let alone = leaf.engine().forgets_failed_writes() || leaf.is_lossy();
@@ -92,7 +99,8 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     // A new table may be of another volume.
     let identity = leaf.engine().identity();
     let is_same = |other: &&Arc<Leaf>| identity.is_some() && other.engine().identity() == identity;
-    let siblings = up_leaves(old).chain(new.into_iter().flat_map(|new| up_leaves(new)).filter(is_same));
+    let siblings =
+        up_leaves(old).chain(new.into_iter().flat_map(|new| up_leaves(new)).filter(is_same));
     for other in siblings {
         if result.is_ok() {
             break;
@@ -116,6 +124,7 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
 
 /// The leaves of a multipath table that a path that is up leads to.
 fn up_leaves(table: &Table) -> impl Iterator<Item = &Arc<Leaf>> {
-    let paths = table.multipath().into_iter().flat_map(|(groups, paths)| paths.iter().zip(groups.paths()));
+    let paths =
+        table.multipath().into_iter().flat_map(|(groups, paths)| paths.iter().zip(groups.paths()));
     paths.filter(|(_, path)| path.is_up()).filter_map(|(to, _)| table.leaf_of(*to))
 }

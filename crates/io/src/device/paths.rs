@@ -1,4 +1,5 @@
-//! Multipath devices from the control side: messages and the checker change them, and what happens is told.
+//! Multipath devices from the control side: messages and the checker change them, and what happens
+//! is told.
 //!
 //! Contract: as [`super`]. Changes are made under the message lock, which [`Messenger`] holds.
 
@@ -18,7 +19,8 @@ impl Device {
         self.mailboxes.send_all(|_| Command::Release { device: self.id });
     }
 
-    /// Something has changed on this multipath device: it is counted, logged, and told to who watches.
+    /// Something has changed on this multipath device: it is counted, logged, and told to who
+    /// watches.
     pub(crate) fn happened(&self, event: Event) {
         let path = event.path().and_then(|path| {
             let table = self.live()?;
@@ -45,16 +47,20 @@ impl Device {
         self.group_switches.load(Ordering::Relaxed)
     }
 
-    /// A message has changed the map of the switch segment that begins at `sector`, by so many arguments.
+    /// A message has changed the map of the switch segment that begins at `sector`, by so many
+    /// arguments.
     pub fn remapped(&self, sector: u64, arguments: u64) {
         self.mailboxes.tell(self, What::Remapped { sector, arguments });
     }
 }
 
 impl Messenger<'_> {
-    /// Changes the multipath; nothing if the segment is none. What happened is told, and held requests are released if
-    /// that is called for.
-    pub fn change<R>(&self, act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)) -> R) -> Option<R> {
+    /// Changes the multipath; nothing if the segment is none. What happened is told, and held
+    /// requests are released if that is called for.
+    pub fn change<R>(
+        &self,
+        act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)) -> R,
+    ) -> Option<R> {
         let groups = self.groups()?;
         let mut events = Vec::new();
         let result = act(groups, &mut |event| events.push(event));
@@ -65,8 +71,8 @@ impl Messenger<'_> {
         Some(result)
     }
 
-    /// Applies a message to the multipath, unless the device is suspended; nothing if the segment is none. `is_meant`
-    /// says of a path's number whether the path is over the message's device.
+    /// Applies a message to the multipath, unless the device is suspended; nothing if the segment
+    /// is none. `is_meant` says of a path's number whether the path is over the message's device.
     pub fn apply(
         &self,
         command: &Words<'_>,

@@ -1,6 +1,6 @@
-//! A path that could not be reached when its table was loaded, as a member of a group may be down while the host
-//! starts. It is taken for what the other paths are, fails everything, and becomes what it should be once a probe
-//! reaches it and finds the same volume.
+//! A path that could not be reached when its table was loaded, as a member of a group may be down
+//! while the host starts. It is taken for what the other paths are, fails everything, and becomes
+//! what it should be once a probe reaches it and finds the same volume.
 //!
 //! Contract: as [`super::Engine`]. The engine that is found stays for the life of the leaf.
 
@@ -80,7 +80,10 @@ impl AbsentEngine {
             || limits.logical_block > self.limits.logical_block
             || limits.read_only != self.limits.read_only
         {
-            tracing::error!(path = name, "this path leads to another volume than the others: it is not used");
+            tracing::error!(
+                path = name,
+                "this path leads to another volume than the others: it is not used"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, "another volume"));
         }
         // Probes come one at a time; if there was one already it is as good.

@@ -1,12 +1,15 @@
-//! A carrier: the link of a leaf that is reached by connections which may be lost, whatever they speak.
+//! A carrier: the link of a leaf that is reached by connections which may be lost, whatever they
+//! speak.
 //!
-//! An operation is `ready` until its protocol has sent it, then under way, then answered. When the connection is lost (an
-//! error, the end, silence for longer than the timeout, an answer that is none) it is ended; once nothing refers to the
-//! operations' memory any more, they are answered with the reason, or, as long as the leaf's `reconnect` time has not
-//! run out for them, made ready again for the next connection.
+//! An operation is `ready` until its protocol has sent it, then under way, then answered. When the
+//! connection is lost (an error, the end, silence for longer than the timeout, an answer that is
+//! none) it is ended; once nothing refers to the operations' memory any more, they are answered
+//! with the reason, or, as long as the leaf's `reconnect` time has not run out for them, made ready
+//! again for the next connection.
 //!
-//! Contract: as [`Link`]. What goes over the wire is the [`Protocol`]'s matter, what becomes of operations without a
-//! connection is decided here. Operations are repeated only as wholes; reads, writes, discards, zeroes and flushes may be.
+//! Contract: as [`Link`]. What goes over the wire is the [`Protocol`]'s matter, what becomes of
+//! operations without a connection is decided here. Operations are repeated only as wholes; reads,
+//! writes, discards, zeroes and flushes may be.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,17 +22,19 @@ use super::uri::Patience;
 use super::{LeafIo, LeafOp};
 use crate::slab::Slab;
 
-/// What had reached a server when its connection was lost, it carries out in this time, if it is well. Before that no
-/// write that was under way is answered or sent again: a second copy, over another connection or another path, must not be
-/// overtaken by the first, for by then something newer may have been written. For a server that is not well there is no
-/// such time (docs/leaves.md, requests in doubt).
+/// What had reached a server when its connection was lost, it carries out in this time, if it is
+/// well. Before that no write that was under way is answered or sent again: a second copy, over
+/// another connection or another path, must not be overtaken by the first, for by then something
+/// newer may have been written. For a server that is not well there is no such time
+/// (docs/leaves.md, requests in doubt).
 static SETTLING: types::Timespec = types::Timespec::new().nsec(100_000_000);
 
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
 pub(super) type Lost = (i32, &'static str);
 
-/// Lost only because what is behind the connection may be another now. Operations wait for the next one, which is made
-/// only to what it was, as they did when the leaf was opened: who looks and finds it the same has lost nothing.
+/// Lost only because what is behind the connection may be another now. Operations wait for the next
+/// one, which is made only to what it was, as they did when the leaf was opened: who looks and
+/// finds it the same has lost nothing.
 pub(super) const DOUBTED: i32 = libc::ESTALE;
 
 /// What a connection speaks.
@@ -51,7 +56,8 @@ pub(super) trait Protocol: Sized + 'static {
     fn turn(&mut self, work: &mut Work<'_, Self>, port: &mut Port<'_>) -> Result<(), Lost>;
 
     /// One of its operations on the ring has completed.
-    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>) -> Result<(), Lost>;
+    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>)
+    -> Result<(), Lost>;
 
     /// Says good-bye to the other side, if that can be done at once.
     fn say_goodbye(&mut self);
@@ -65,8 +71,8 @@ pub(super) trait Protocol: Sized + 'static {
     /// The ring has nothing of it.
     fn is_quiet(&self) -> bool;
 
-    /// It is quiet and goes. What it has answers for and has kept back is answered; afterwards it refers to no
-    /// operation's memory.
+    /// It is quiet and goes. What it has answers for and has kept back is answered; afterwards it
+    /// refers to no operation's memory.
     fn bury(self, work: &mut Work<'_, Self>);
 }
 
@@ -86,7 +92,8 @@ pub(super) struct Op<R> {
     /// Bytes of a discard or zeroing that were answered by earlier requests.
     pub(super) done: u64,
     pub(super) request: R,
-    /// When it came, was answered in part, or a connection was there again; [`NOW`] until the next turn.
+    /// When it came, was answered in part, or a connection was there again; [`NOW`] until the next
+    /// turn.
     since_ns: u64,
     /// When the connection was lost that it was to use first.
     lost_ns: Option<u64>,
@@ -98,7 +105,8 @@ pub(super) struct Op<R> {
 const NOW: u64 = u64::MAX;
 
 impl<R> Op<R> {
-    /// A request of it was answered and there is more of it to ask for: the next one has its own time.
+    /// A request of it was answered and there is more of it to ask for: the next one has its own
+    /// time.
     pub(super) fn again(&mut self) {
         self.since_ns = NOW;
     }
@@ -209,12 +217,18 @@ impl<P: Protocol> Carrier<P> {
         }
     }
 
-    /// The connection cannot be used any more. Its operations are answered when the ring has let go of it.
+    /// The connection cannot be used any more. Its operations are answered when the ring has let go
+    /// of it.
     fn lose(&mut self, (errno, why): Lost) {
         match std::mem::replace(&mut self.state, State::Connecting) {
             State::Up(mut protocol) => {
                 if !self.closing {
-                    tracing::warn!(leaf = self.shared.connector.name(), why, errno, "connection lost");
+                    tracing::warn!(
+                        leaf = self.shared.connector.name(),
+                        why,
+                        errno,
+                        "connection lost"
+                    );
                 }
                 protocol.end();
                 self.state = State::Ending(protocol, errno);
@@ -262,13 +276,19 @@ impl<P: Protocol> Carrier<P> {
         let patience_ns = if self.closing { 0 } else { self.reconnect_ns() };
         let settling = self.settling.is_some();
         self.answer_ready(errno, out, |op| {
-            let is_over = op.lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) >= patience_ns);
+            let is_over =
+                op.lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) >= patience_ns);
             is_over && !(settling && op.in_doubt)
         });
     }
 
     /// Answers those operations that are ready and of which `is_one` is true.
-    fn answer_ready(&mut self, errno: i32, out: &mut Finished, is_one: impl Fn(&Op<P::Request>) -> bool) {
+    fn answer_ready(
+        &mut self,
+        errno: i32,
+        out: &mut Finished,
+        is_one: impl Fn(&Op<P::Request>) -> bool,
+    ) {
         for _ in 0..self.ready.len() {
             let Some(slot) = self.ready.pop_front() else { return };
             if !self.ops.get(slot).is_some_and(&is_one) {
@@ -313,10 +333,13 @@ impl<P: Protocol> Carrier<P> {
 
     /// Has the ring wait for the bell.
     fn listen(&mut self, port: &mut Port<'_>) {
-        let Some(seat) = self.shared.connector.seat(self.berth).filter(|_| !self.bell_armed) else { return };
+        let Some(seat) = self.shared.connector.seat(self.berth).filter(|_| !self.bell_armed) else {
+            return;
+        };
         self.bell_armed = true;
         let entry = seat.bell().entry(&mut self.bell_count);
-        // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.
+        // SAFETY: the count and the descriptor live until is_over(), which waits for the
+        // completion.
         unsafe { port.push(Part::Bell, entry) };
     }
 }

@@ -1,11 +1,13 @@
-//! The connector of a leaf: makes connections anew on a thread of its own, for queues that must not wait.
+//! The connector of a leaf: makes connections anew on a thread of its own, for queues that must not
+//! wait.
 //!
-//! A leaf has a berth for each of its links. A link whose connection is lost asks for another ([`Connector::want`]); the
-//! connector's thread makes it, puts it into the berth and rings the link's bell. It tries again, less and less often,
-//! until it succeeds or the leaf is closed, and ends when nobody wants anything.
+//! A leaf has a berth for each of its links. A link whose connection is lost asks for another
+//! ([`Connector::want`]); the connector's thread makes it, puts it into the berth and rings the
+//! link's bell. It tries again, less and less often, until it succeeds or the leaf is closed, and
+//! ends when nobody wants anything.
 //!
-//! Contract: the locks here are taken when connections come and go, never by an operation on a connected link. A
-//! connection that is in a berth is used by nobody else.
+//! Contract: the locks here are taken when connections come and go, never by an operation on a
+//! connected link. A connection that is in a berth is used by nobody else.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -19,8 +21,8 @@ use crate::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// A connection that is lost earlier counts as an attempt that failed: there are servers that accept everybody and then
-/// close.
+/// A connection that is lost earlier counts as an attempt that failed: there are servers that
+/// accept everybody and then close.
 const LASTING: Duration = Duration::from_secs(1);
 
 /// Where a link finds its connections.
@@ -98,7 +100,8 @@ impl<C: Send + 'static> Connector<C> {
             })
         };
         let berths = (0..berths).map(&mut berth).collect::<io::Result<_>>()?;
-        let (closed, state, changed) = (AtomicBool::new(false), Mutex::new(State::default()), Condvar::new());
+        let (closed, state, changed) =
+            (AtomicBool::new(false), Mutex::new(State::default()), Condvar::new());
         Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
     }
 
@@ -138,14 +141,17 @@ impl<C: Send + 'static> Connector<C> {
         let connector = self.clone();
         match thread::Builder::new().name("connector".into()).spawn(move || connector.run()) {
             Ok(_) => state.running = true,
-            Err(error) => tracing::error!(leaf = self.name, %error, "no thread to connect again on"),
+            Err(error) => {
+                tracing::error!(leaf = self.name, %error, "no thread to connect again on")
+            }
         }
     }
 
     /// The same, if nobody has asked yet and there is none.
     pub(super) fn want_if_idle(self: &Arc<Self>, berth: usize) {
         let is_idle = |berth: &Berth<C>| {
-            // A wish ends after its connection has come, which may be since the link looked: it cannot come between these.
+            // A wish ends after its connection has come, which may be since the link looked: it
+            // cannot come between these.
             let ready = lock(&berth.ready);
             ready.is_none() && !berth.wanted.load(Ordering::Acquire)
         };
@@ -154,8 +160,8 @@ impl<C: Send + 'static> Connector<C> {
         }
     }
 
-    /// Has missing connections tried for at once and waits for all of them. Errors: the next attempt
-    /// fails, or takes too long.
+    /// Has missing connections tried for at once and waits for all of them. Errors: the next
+    /// attempt fails, or takes too long.
     pub(super) fn wait_connected(&self, deadline: Instant) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.hurry = true;
@@ -166,7 +172,8 @@ impl<C: Send + 'static> Connector<C> {
             if left.is_zero() || state.failed > before || !state.running {
                 return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.hurry = false;
         Ok(())
@@ -212,7 +219,8 @@ impl<C: Send + 'static> Connector<C> {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     (pause, said) = (FIRST_PAUSE, String::new());
-                    // Locked first: a link that takes it and loses it at once asks again only when this wish has ended.
+                    // Locked first: a link that takes it and loses it at once asks again only when
+                    // this wish has ended.
                     let _state = lock(&self.state);
                     *lock(&berth.made) = Some(Instant::now());
                     *lock(&berth.ready) = Some(connection);
@@ -224,10 +232,16 @@ impl<C: Send + 'static> Connector<C> {
                     // Once, however long it lasts.
                     let why = error.to_string();
                     if why != said {
-                        tracing::warn!(leaf = self.name, error = why, "cannot connect again; trying on");
+                        tracing::warn!(
+                            leaf = self.name,
+                            error = why,
+                            "cannot connect again; trying on"
+                        );
                         said = why;
                     }
-                    for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
+                    for berth in
+                        self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire))
+                    {
                         berth.failed.store(true, Ordering::Release);
                         berth.seat.bell().ring();
                     }

@@ -1,11 +1,11 @@
 //! The file engine: a regular file or block device by io_uring.
 //!
-//! The kernel reports a failed write-back once to *each* open file description, so everybody who may be told has his
-//! own: each queue for its flushes (and all that reports nothing), all queues together for stable writes, the control
-//! side for its flushes. None can swallow an error that another must see. The first also carries the lock against a
-//! second writer. Files that live in memory (tmpfs) are served by plain
-//! system calls: they never wait for a device, and io_uring would hand each to a worker thread because tmpfs has no
-//! non-blocking mode.
+//! The kernel reports a failed write-back once to *each* open file description, so everybody who
+//! may be told has his own: each queue for its flushes (and all that reports nothing), all queues
+//! together for stable writes, the control side for its flushes. None can swallow an error that
+//! another must see. The first also carries the lock against a second writer. Files that live in
+//! memory (tmpfs) are served by plain system calls: they never wait for a device, and io_uring
+//! would hand each to a worker thread because tmpfs has no non-blocking mode.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -33,12 +33,13 @@ const SHARED: usize = 2;
 /// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
 const TRANSFER_MAX: u64 = 1 << 30;
 
-/// A read or write in memory that is not longer counts as taking no time: it takes less than the shortest that is told
-/// apart by much, and to read the clock is a fifteenth of all our own work on it.
+/// A read or write in memory that is not longer counts as taking no time: it takes less than the
+/// shortest that is told apart by much, and to read the clock is a fifteenth of all our own work on
+/// it.
 const UNTIMED: u64 = 16 << 10;
 
-/// How long a lock may be held before the file counts as in use: a daemon that was killed holds its files until the
-/// kernel has taken its rings down, a moment after the process is gone.
+/// How long a lock may be held before the file counts as in use: a daemon that was killed holds its
+/// files until the kernel has taken its rings down, a moment after the process is gone.
 const LOCK_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -56,7 +57,8 @@ const BLKGETZONESZ: libc::c_ulong = 0x8004_1284;
 
 /// See the module's text.
 pub struct FileEngine {
-    /// One per queue, the first with the lock; then that for stable writes and that of the control side.
+    /// One per queue, the first with the lock; then that for stable writes and that of the control
+    /// side.
     files: Box<[File]>,
     /// In memory: plain system calls.
     in_memory: bool,
@@ -77,7 +79,10 @@ impl FileEngine {
     }
 
     /// Opens and locks, and reads the limits.
-    pub(crate) fn open(path: &Path, options: &LeafOptions) -> Result<(FileEngine, Limits), LeafError> {
+    pub(crate) fn open(
+        path: &Path,
+        options: &LeafOptions,
+    ) -> Result<(FileEngine, Limits), LeafError> {
         let name = path.display().to_string();
         let system = |what| {
             let name = name.clone();
@@ -85,8 +90,11 @@ impl FileEngine {
         };
         let made = match (std::fs::metadata(path), options.make_bytes) {
             (Err(e), Some(bytes)) if e.kind() == io::ErrorKind::NotFound => {
-                let file =
-                    OpenOptions::new().write(true).create_new(true).open(path).map_err(system("make"))?;
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .open(path)
+                    .map_err(system("make"))?;
                 file.set_len(bytes).map_err(system("make"))?;
                 true
             }
@@ -104,7 +112,8 @@ impl FileEngine {
         options: &LeafOptions,
         name: &str,
     ) -> Result<(FileEngine, Limits), LeafError> {
-        let system = |what| move |source| LeafError::System { what, name: name.to_string(), source };
+        let system =
+            |what| move |source| LeafError::System { what, name: name.to_string(), source };
         let kind = std::fs::metadata(path).map_err(system("open"))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(LeafError::NotBlock(name.to_string()));
@@ -114,10 +123,15 @@ impl FileEngine {
         if kind.is_block_device() {
             flags |= libc::O_EXCL;
         }
-        let open = |write: bool| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+        let open =
+            |write: bool| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
         let (file, read_only) = match open(!options.read_only) {
-            // A read-only medium in a read-write table is accepted, as the kernel does; writes then fail.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES)) && !options.read_only => {
+            // A read-only medium in a read-write table is accepted, as the kernel does; writes then
+            // fail.
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES))
+                    && !options.read_only =>
+            {
                 (open(false), true)
             }
             other => (other, options.read_only),
@@ -138,9 +152,13 @@ impl FileEngine {
             return Err(LeafError::Empty(name.to_string()));
         }
         let in_memory = !kind.is_block_device() && is_in_memory(&file);
-        let files =
-            reopen(file, options.queues.max(1) + SHARED, read_only, if direct { libc::O_DIRECT } else { 0 })
-                .map_err(system("open again"))?;
+        let files = reopen(
+            file,
+            options.queues.max(1) + SHARED,
+            read_only,
+            if direct { libc::O_DIRECT } else { 0 },
+        )
+        .map_err(system("open again"))?;
         Ok((FileEngine { files, in_memory, is_block: kind.is_block_device(), direct }, limits))
     }
 
@@ -179,8 +197,8 @@ impl FileEngine {
                 opcode::Fallocate::new(file, io.len).offset(io.offset).mode(mode).build()
             }
         };
-        // SAFETY: the caller keeps `data` valid until completion; the descriptor lives as long as the leaf, which
-        // the table that routed this operation holds until it has drained.
+        // SAFETY: the caller keeps `data` valid until completion; the descriptor lives as long as
+        // the leaf, which the table that routed this operation holds until it has drained.
         unsafe { ring.push(&entry.user_data(user_data(Tag::Part, u64::from(io.part)))) };
         Submitted::Pending
     }
@@ -195,8 +213,8 @@ impl FileEngine {
         self.direct && !self.in_memory
     }
 
-    /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this moves is used
-    /// by nobody.
+    /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this
+    /// moves is used by nobody.
     pub(super) fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
         if self.is_block {
             return (len, 0);
@@ -217,14 +235,15 @@ impl FileEngine {
         }
     }
 
-    /// The page cache does, once it has told of a failed write-back. A disk past the cache keeps what it could not flush,
-    /// or has told of it when it was written; a file system may fall back to its cache.
+    /// The page cache does, once it has told of a failed write-back. A disk past the cache keeps
+    /// what it could not flush, or has told of it when it was written; a file system may fall back
+    /// to its cache.
     pub(super) fn forgets_failed_writes(&self) -> bool {
         !(self.is_block && self.direct)
     }
 
-    /// Reads the first block, past the page cache where the file system can do that: what is cached says nothing about
-    /// the medium.
+    /// Reads the first block, past the page cache where the file system can do that: what is cached
+    /// says nothing about the medium.
     pub(super) fn probe(&self) -> io::Result<()> {
         let Some(control) = self.files.last() else { return Ok(()) };
         let path = format!("/proc/self/fd/{}", control.as_raw_fd());
@@ -261,9 +280,9 @@ impl FileEngine {
 /// The submission of a read or write: on memory, or on pages in the ring's table.
 fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
     let flags = if io.fua { libc::RWF_DSYNC } else { 0 };
-    let slot = io
-        .pages
-        .and_then(|pages| Some((pages.slot?, ptr::without_provenance_mut(pages.offset(io.data) as usize))));
+    let slot = io.pages.and_then(|pages| {
+        Some((pages.slot?, ptr::without_provenance_mut(pages.offset(io.data) as usize)))
+    });
     match (io.op, slot) {
         (LeafOp::Write, None) => {
             opcode::Write::new(file, io.data.0, len).offset(io.offset).rw_flags(flags).build()
@@ -272,12 +291,15 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
             opcode::WriteFixed::new(file, at, len, slot).offset(io.offset).rw_flags(flags).build()
         }
         (_, None) => opcode::Read::new(file, io.data.0, len).offset(io.offset).build(),
-        (_, Some((slot, at))) => opcode::ReadFixed::new(file, at, len, slot).offset(io.offset).build(),
+        (_, Some((slot, at))) => {
+            opcode::ReadFixed::new(file, at, len, slot).offset(io.offset).build()
+        }
     }
 }
 
-/// One operation by a plain system call. Counts or negative errno, like a completion. Reads and writes go around
-/// libc's functions, which make themselves points where a thread can be cancelled: a tenth of a small read.
+/// One operation by a plain system call. Counts or negative errno, like a completion. Reads and
+/// writes go around libc's functions, which make themselves points where a thread can be cancelled:
+/// a tenth of a small read.
 ///
 /// # Safety
 /// `io.data` is valid for `io.len` bytes.
@@ -305,9 +327,11 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     }
 }
 
-/// A lock on the whole file that other processes' locks (ours, QEMU's) run into. Read-only users share it.
+/// A lock on the whole file that other processes' locks (ours, QEMU's) run into. Read-only users
+/// share it.
 fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
-    // SAFETY: flock is plain data; zero is a valid value of every field (whole file, from the start).
+    // SAFETY: flock is plain data; zero is a valid value of every field (whole file, from the
+    // start).
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
@@ -318,7 +342,9 @@ fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
         let source = io::Error::last_os_error();
         match source.raw_os_error() {
             _ if result == 0 => return Ok(()),
-            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE)
+            }
             _ => return refused_lock(source, name),
         }
     }
@@ -338,7 +364,8 @@ fn reopen(first: File, count: usize, read_only: bool, flags: i32) -> io::Result<
     let path = format!("/proc/self/fd/{}", first.as_raw_fd());
     let mut files = vec![first];
     while files.len() < count {
-        files.push(OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(&path)?);
+        files
+            .push(OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(&path)?);
     }
     Ok(files.into())
 }
@@ -360,7 +387,8 @@ fn direct_alignment(file: &File) -> Option<u32> {
     unsafe {
         let mut out: libc::statx = std::mem::zeroed();
         let path = c"".as_ptr();
-        let result = libc::statx(file.as_raw_fd(), path, libc::AT_EMPTY_PATH, STATX_DIOALIGN, &raw mut out);
+        let result =
+            libc::statx(file.as_raw_fd(), path, libc::AT_EMPTY_PATH, STATX_DIOALIGN, &raw mut out);
         (result == 0 && out.stx_mask & STATX_DIOALIGN != 0 && out.stx_dio_offset_align > 0)
             .then_some(out.stx_dio_offset_align.max(512))
     }
@@ -381,7 +409,8 @@ fn block_limits(file: &File) -> io::Result<Limits> {
     }
     let rdev = file.metadata()?.rdev();
     let (major, minor) = (libc::major(rdev), libc::minor(rdev));
-    let rotational = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/rotational"));
+    let rotational =
+        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/rotational"));
     Ok(Limits {
         logical_block: logical.max(512) as u32,
         physical_block: physical,
@@ -392,7 +421,8 @@ fn block_limits(file: &File) -> io::Result<Limits> {
     })
 }
 
-/// Nobody above could be told of its zones: neither a client of NBD, nor through a table of several devices.
+/// Nobody above could be told of its zones: neither a client of NBD, nor through a table of several
+/// devices.
 fn is_zoned(file: &File) -> bool {
     let mut sectors = 0u32;
     // SAFETY: the ioctl writes one integer. A kernel without zones refuses it.

@@ -1,11 +1,13 @@
-//! Links: what leaves on other machines have on a queue. A link carries the operations that one queue has for one
-//! leaf, over a connection that only this queue's thread uses, driven by this queue's ring.
+//! Links: what leaves on other machines have on a queue. A link carries the operations that one
+//! queue has for one leaf, over a connection that only this queue's thread uses, driven by this
+//! queue's ring.
 //!
-//! Contract: one thread owns [`Links`], inside its [`Ring`], so an engine that is lent the ring reaches its link. An
-//! engine gives a link an operation with [`Links::submit`], which does nothing but note it; [`Links::turn`], once a
-//! turn of the queue's loop, has every link with work send all of it and make ready to receive. What is done comes
-//! out of [`Links::take_finished`], each operation exactly once, when nothing in the kernel refers to its memory any
-//! more. A link is dropped only when the kernel has given back everything of it.
+//! Contract: one thread owns [`Links`], inside its [`Ring`], so an engine that is lent the ring
+//! reaches its link. An engine gives a link an operation with [`Links::submit`], which does nothing
+//! but note it; [`Links::turn`], once a turn of the queue's loop, has every link with work send all
+//! of it and make ready to receive. What is done comes out of [`Links::take_finished`], each
+//! operation exactly once, when nothing in the kernel refers to its memory any more. A link is
+//! dropped only when the kernel has given back everything of it.
 
 use std::io;
 use std::mem;
@@ -18,7 +20,8 @@ use super::{LeafIo, Submitted};
 use crate::ring::{Completion, Ring, Tag, user_data};
 use crate::slab::Slab;
 
-/// Which of a link's operations on the ring a completion belongs to: above the link's index in the id.
+/// Which of a link's operations on the ring a completion belongs to: above the link's index in the
+/// id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
@@ -56,7 +59,8 @@ pub trait Link {
     fn is_over(&self) -> bool;
 }
 
-/// The operations that are done: their parts, and their results as [`super::Submitted::Done`] has them.
+/// The operations that are done: their parts, and their results as [`super::Submitted::Done`] has
+/// them.
 #[derive(Default)]
 pub struct Finished(Vec<(u32, i64)>);
 
@@ -217,7 +221,8 @@ impl Links {
 impl Drop for Links {
     fn drop(&mut self) {
         for id in self.links.iter().map(|(id, _)| id).collect::<Vec<_>>() {
-            // The ring has failed before the links ended: the kernel may still write to their memory.
+            // The ring has failed before the links ended: the kernel may still write to their
+            // memory.
             mem::forget(self.links.remove(id));
         }
     }
@@ -243,7 +248,12 @@ impl Seat {
     }
 
     /// Gives an operation to the link, on its queue's thread; makes the link if there is none.
-    pub fn submit(&self, io: &LeafIo, ring: &mut Ring, make: impl FnOnce() -> Box<dyn Link>) -> Submitted {
+    pub fn submit(
+        &self,
+        io: &LeafIo,
+        ring: &mut Ring,
+        make: impl FnOnce() -> Box<dyn Link>,
+    ) -> Submitted {
         let mut link = self.link.load(Ordering::Relaxed);
         if link == NO_LINK {
             link = ring.links.join(make());
@@ -283,8 +293,8 @@ impl Bell {
     /// Wakes who waits, now or when he next does. From any thread.
     pub fn ring(&self) {
         let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by overflow, when it
-        // has been rung anyway.
+        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by
+        // overflow, when it has been rung anyway.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 

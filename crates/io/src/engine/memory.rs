@@ -1,7 +1,8 @@
 //! The memory engine: a leaf in anonymous memory of this process, lazily zeroed.
 //!
-//! Overlapping requests that run on two queues at once may interleave, as on any disk: which bytes win is open, but
-//! only bytes that one of them wrote appear. Completes at once; has no volatile cache to lose.
+//! Overlapping requests that run on two queues at once may interleave, as on any disk: which bytes
+//! win is open, but only bytes that one of them wrote appear. Completes at once; has no volatile
+//! cache to lose.
 
 use std::io;
 use std::ptr::NonNull;
@@ -14,7 +15,8 @@ pub struct MemoryEngine {
     bytes: usize,
 }
 
-// SAFETY: the memory is shared like a disk's: access is by byte copies without references into it (see `submit`).
+// SAFETY: the memory is shared like a disk's: access is by byte copies without references into it
+// (see `submit`).
 unsafe impl Send for MemoryEngine {}
 // SAFETY: as above.
 unsafe impl Sync for MemoryEngine {}
@@ -22,7 +24,8 @@ unsafe impl Sync for MemoryEngine {}
 impl MemoryEngine {
     /// `bytes` of zeroes.
     pub fn new(bytes: u64) -> io::Result<MemoryEngine> {
-        let size = usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let size =
+            usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
         // SAFETY: a fresh private anonymous mapping touches no memory of ours.
         let memory = unsafe {
             libc::mmap(
@@ -48,9 +51,10 @@ impl MemoryEngine {
         if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
             return Submitted::Done(-i64::from(libc::EIO));
         }
-        // SAFETY: offset + len lie in the mapping (checked above); `data` is lent for `len` bytes and is no part
-        // of the mapping. Two queues may copy over the same bytes at once: no reference is made, and the outcome is
-        // one of the two for each byte, which is all that a disk promises.
+        // SAFETY: offset + len lie in the mapping (checked above); `data` is lent for `len` bytes
+        // and is no part of the mapping. Two queues may copy over the same bytes at once: no
+        // reference is made, and the outcome is one of the two for each byte, which is all that a
+        // disk promises.
         unsafe {
             let at = self.memory.as_ptr().add(offset);
             match io.op {

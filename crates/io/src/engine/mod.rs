@@ -1,8 +1,8 @@
 //! Engines: how a leaf is reached. One file each; all have the same entry points.
 //!
-//! `submit` starts one operation and either answers at once or leaves it with the ring; `finish` is called when a
-//! deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve the control side. A new engine
-//! is one file and one variant here.
+//! `submit` starts one operation and either answers at once or leaves it with the ring; `finish` is
+//! called when a deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve
+//! the control side. A new engine is one file and one variant here.
 
 pub mod absent;
 mod carrier;
@@ -108,8 +108,8 @@ pub enum Submitted {
     Pending,
 }
 
-/// What a probe makes of an answer: an error that fails no path says that the path is there. Only for answers: the same
-/// number from an attempt to connect says that it is not.
+/// What a probe makes of an answer: an error that fails no path says that the path is there. Only
+/// for answers: the same number from an attempt to connect says that it is not.
 fn answered(answer: io::Result<()>) -> io::Result<()> {
     match answer {
         Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => Ok(()),
@@ -175,7 +175,8 @@ impl Engine {
         }
     }
 
-    /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's status flags.
+    /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's
+    /// status flags.
     pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
         match self {
             Engine::Absent(_) => (len, 0),
@@ -200,10 +201,11 @@ impl Engine {
         }
     }
 
-    /// Looks whether the leaf can be reached: what a path checker asks, of a path that is up as of one that failed.
-    /// Blocks, for `timeout` at most where that can be limited (a read of a file or block device cannot). Called from
-    /// the control side, also while queues submit; one at a time. An answer that fails no path, like a bad block, is an
-    /// answer. Errors: it cannot be reached, or is not what it was when it was opened.
+    /// Looks whether the leaf can be reached: what a path checker asks, of a path that is up as of
+    /// one that failed. Blocks, for `timeout` at most where that can be limited (a read of a file
+    /// or block device cannot). Called from the control side, also while queues submit; one at a
+    /// time. An answer that fails no path, like a bad block, is an answer. Errors: it cannot be
+    /// reached, or is not what it was when it was opened.
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
@@ -216,8 +218,9 @@ impl Engine {
         }
     }
 
-    /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name); nothing if that is
-    /// not known. Two leaves whose identities are known and differ are two volumes.
+    /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name);
+    /// nothing if that is not known. Two leaves whose identities are known and differ are two
+    /// volumes.
     pub fn identity(&self) -> Option<String> {
         match self {
             Engine::Absent(engine) => engine.identity(),
@@ -236,9 +239,11 @@ impl Engine {
             Engine::File(engine) => engine.takes_pages(),
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => false,
-            Engine::Absent(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => {
-                false
-            }
+            Engine::Absent(_)
+            | Engine::Memory(_)
+            | Engine::Nbd(_)
+            | Engine::Null(_)
+            | Engine::Sim(_) => false,
         }
     }
 
@@ -259,7 +264,8 @@ impl Engine {
         }
     }
 
-    /// Whether completed writes can be lost without a flush. What cannot lose them is never flushed.
+    /// Whether completed writes can be lost without a flush. What cannot lose them is never
+    /// flushed.
     pub fn has_cache(&self) -> bool {
         match self {
             // Not known yet: an earlier process may have written.
@@ -272,8 +278,8 @@ impl Engine {
         }
     }
 
-    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not write back: a later
-    /// flush succeeds, and no other path knows of them.
+    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not
+    /// write back: a later flush succeeds, and no other path knows of them.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
@@ -284,8 +290,8 @@ impl Engine {
         }
     }
 
-    /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later success means
-    /// nothing.
+    /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later
+    /// success means nothing.
     pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
         match self {
             Engine::Absent(engine) => {
@@ -295,7 +301,8 @@ impl Engine {
             // As with NBD: the target's storage failed.
             #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
-            // The server's storage failed, and it may be as forgetful. A flush that got no answer covered nothing.
+            // The server's storage failed, and it may be as forgetful. A flush that got no answer
+            // covered nothing.
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }

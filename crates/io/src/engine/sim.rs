@@ -1,14 +1,16 @@
-//! The sim engine: memory that misbehaves from a seed. Product code: a leaf `sim:SIZE[,option...]` for trying out
-//! what faults do, and the disk under our own simulation.
+//! The sim engine: memory that misbehaves from a seed. Product code: a leaf `sim:SIZE[,option...]`
+//! for trying out what faults do, and the disk under our own simulation.
 //!
-//! It delays and reorders completions, fails operations, tears failed writes at sector boundaries, cuts transfers
-//! short, interrupts operations before they do anything, may be unable to discard or zero, and has a volatile cache: a
-//! completed write is stable only once a flush that started after its completion has succeeded, or when it was FUA.
+//! It delays and reorders completions, fails operations, tears failed writes at sector boundaries,
+//! cuts transfers short, interrupts operations before they do anything, may be unable to discard or
+//! zero, and has a volatile cache: a completed write is stable only once a flush that started after
+//! its completion has succeeded, or when it was FUA.
 //! [`SimEngine::power_cut`] keeps what is stable plus an arbitrary choice of the rest.
 //!
-//! Several leaves may be paths to one memory (`name=`, `path=`). A path can be down: operations fail, those under way
-//! too; or silent: they fail when `timeout=` is over. In both cases nobody knows whether one was carried out; if it
-//! was, then before it was answered. Its sectors may be bad whatever path they are read through.
+//! Several leaves may be paths to one memory (`name=`, `path=`). A path can be down: operations
+//! fail, those under way too; or silent: they fail when `timeout=` is over. In both cases nobody
+//! knows whether one was carried out; if it was, then before it was answered. Its sectors may be
+//! bad whatever path they are read through.
 //!
 //! One mutex per leaf and one per memory: the engine is for tests, its speed is of no interest.
 
@@ -65,8 +67,16 @@ pub struct SimEngine {
 impl SimEngine {
     /// A disk of zeroes, or a further path to one that others lead to.
     pub fn new(options: &SimOptions) -> SimEngine {
-        let state = State { errors: options.errors, flush_errors: options.flush_errors, ..State::default() };
-        SimEngine { volume: volume::open(options), state: Mutex::new(state), options: options.clone() }
+        let state = State {
+            errors: options.errors,
+            flush_errors: options.flush_errors,
+            ..State::default()
+        };
+        SimEngine {
+            volume: volume::open(options),
+            state: Mutex::new(state),
+            options: options.clone(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,8 +108,8 @@ impl SimEngine {
         self.volume_lock().current.clone()
     }
 
-    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed` decides. Returns
-    /// what a restart would find, and goes on from it.
+    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed`
+    /// decides. Returns what a restart would find, and goes on from it.
     pub fn power_cut(&self, seed: u64) -> Vec<u8> {
         self.state().lost.clear();
         self.volume_lock().power_cut(seed)
@@ -199,7 +209,11 @@ impl SimEngine {
         };
         if volume.random.chance(self.options.interrupts) {
             volume.end_flush(io);
-            return -i64::from(if volume.random.chance(MILLION / 2) { libc::EINTR } else { libc::EAGAIN });
+            return -i64::from(if volume.random.chance(MILLION / 2) {
+                libc::EINTR
+            } else {
+                libc::EAGAIN
+            });
         }
         match io.op {
             LeafOp::Flush => return finish_flush(volume, io, flush_errors),
@@ -222,15 +236,20 @@ impl SimEngine {
             LeafOp::Read if failed => {}
             LeafOp::Read if overlap(&volume.bad, offset, len) => return -i64::from(libc::ENODATA),
             LeafOp::Read => {
-                // SAFETY: the caller lends `len` bytes at `data`; the range of the image was checked above.
-                unsafe { std::ptr::copy_nonoverlapping(volume.current[offset..].as_ptr(), io.data.0, len) };
+                // SAFETY: the caller lends `len` bytes at `data`; the range of the image was
+                // checked above.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(volume.current[offset..].as_ptr(), io.data.0, len)
+                };
             }
             LeafOp::Write => {
                 // SAFETY: the caller lends `len` bytes at `data`.
                 let data = unsafe { std::slice::from_raw_parts(io.data.0, len) }.to_vec();
                 volume.write(offset, data, io.fua, failed);
             }
-            LeafOp::Discard | LeafOp::Zero { .. } => volume.write(offset, vec![0; len], io.fua, failed),
+            LeafOp::Discard | LeafOp::Zero { .. } => {
+                volume.write(offset, vec![0; len], io.fua, failed)
+            }
             LeafOp::Flush => {}
         }
         if failed { -i64::from(libc::EIO) } else { len as i64 }
@@ -279,7 +298,10 @@ mod tests {
             assert_eq!((image[0], image[512]), (1, 2));
             lost += usize::from(image[1024] == 0);
         }
-        assert!((1..32).contains(&lost), "an unflushed write is sometimes lost, sometimes not: {lost}");
+        assert!(
+            (1..32).contains(&lost),
+            "an unflushed write is sometimes lost, sometimes not: {lost}"
+        );
     }
 
     #[test]

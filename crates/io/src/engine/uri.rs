@@ -1,7 +1,8 @@
-//! What addresses of leaves on other machines have in common: percent-encoding, hosts, options behind a `?`.
+//! What addresses of leaves on other machines have in common: percent-encoding, hosts, options
+//! behind a `?`.
 //!
-//! Contract: pure. An address is one word of a table line, so what means something in a line or in an address is
-//! percent-encoded.
+//! Contract: pure. An address is one word of a table line, so what means something in a line or in
+//! an address is percent-encoded.
 
 use std::fmt;
 use std::time::Duration;
@@ -59,7 +60,8 @@ pub(super) fn number(value: &str, least: u64, most: u64) -> Option<u64> {
     value.parse().ok().filter(|number| plain && (least..=most).contains(number))
 }
 
-/// Gives each option of a query, name and value, to `take`; the first that it does not take is the error.
+/// Gives each option of a query, name and value, to `take`; the first that it does not take is the
+/// error.
 pub(super) fn options(
     address: &str,
     query: &str,
@@ -88,7 +90,8 @@ pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(Strin
         None if port.is_empty() => default_port,
         None => return None,
     };
-    let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c));
+    let plain =
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c));
     plain.then(|| (host.to_string(), port))
 }
 
@@ -123,7 +126,9 @@ pub(super) fn decode(text: &str) -> Option<String> {
 pub(super) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     name.bytes().try_for_each(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => write!(f, "{}", char::from(byte)),
-        b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b',' | b'+' => write!(f, "{}", char::from(byte)),
+        b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b',' | b'+' => {
+            write!(f, "{}", char::from(byte))
+        }
         _ => write!(f, "%{byte:02X}"),
     })
 }

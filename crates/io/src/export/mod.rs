@@ -1,7 +1,7 @@
 //! Exports: how a device is offered. A folder each; what they share is here.
 //!
-//! An export makes requests with tokens of its own. The top bit of a token says which export made it, so that a
-//! queue carries an answer there without a table: NBD's tokens leave it clear.
+//! An export makes requests with tokens of its own. The top bit of a token says which export made
+//! it, so that a queue carries an answer there without a table: NBD's tokens leave it clear.
 
 pub mod nbd;
 pub mod ublk;
@@ -24,7 +24,8 @@ pub struct Listener {
 
 impl From<UnixListener> for Listener {
     fn from(socket: UnixListener) -> Listener {
-        let name = socket.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
+        let name =
+            socket.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
         Listener { name: name.unwrap_or_else(|| "unix".into()), socket: socket.into() }
     }
 }

@@ -1,9 +1,9 @@
-//! The short way of a read or write that is one piece, as most are: it is no list of pieces, and no request that waits
-//! for its parts.
+//! The short way of a read or write that is one piece, as most are: it is no list of pieces, and no
+//! request that waits for its parts.
 //!
-//! Contract: as [`super`]. A request that came this way is a part with [`ALONE`] in place of a request's number, or
-//! nothing at all once it has been answered; if it may have to wait or go down another path it becomes one like all others
-//! ([`super::multipath`]).
+//! Contract: as [`super`]. A request that came this way is a part with [`ALONE`] in place of a
+//! request's number, or nothing at all once it has been answered; if it may have to wait or go down
+//! another path it becomes one like all others ([`super::multipath`]).
 
 use blkswitch_core::multipath::{Ask, Attempt, Verdict};
 
@@ -24,8 +24,8 @@ pub(super) enum Alone {
 }
 
 impl Pipeline {
-    /// A read or write enters that is one piece: the part is all that is kept of it, and if its leaf does all of it at once
-    /// nothing is.
+    /// A read or write enters that is one piece: the part is all that is kept of it, and if its
+    /// leaf does all of it at once nothing is.
     #[inline]
     pub(super) fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
         let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
@@ -35,7 +35,8 @@ impl Pipeline {
         let (at, leaf, attempt) = match way {
             Straight::Leaf(at, leaf) => (at, leaf, None),
             Straight::Multipath(device, groups, table) => {
-                // What is to be known of it, should it need another path, is in the part if it is as simple as this.
+                // What is to be known of it, should it need another path, is in the part if it is
+                // as simple as this.
                 if request.pages.is_some() || request.fua {
                     return Alone::Not;
                 }
@@ -78,7 +79,11 @@ impl Pipeline {
                     debug_assert!(verdict == Verdict::Done, "there is nothing more to do");
                 }
                 let ns = ring.now_ns().saturating_sub(began_ns);
-                self.count(&hops, (0, hops.depth), Counted { kind, len: request.len, failed: false, ns });
+                self.count(
+                    &hops,
+                    (0, hops.depth),
+                    Counted { kind, len: request.len, failed: false, ns },
+                );
                 ring.answered(1);
                 return Alone::Answered;
             }
@@ -89,7 +94,8 @@ impl Pipeline {
         Alone::UnderWay
     }
 
-    /// As [`Pipeline::begin_alone`], when its leaf was not asked yet, will answer, or has not done all.
+    /// As [`Pipeline::begin_alone`], when its leaf was not asked yet, will answer, or has not done
+    /// all.
     fn go_on_alone(
         &mut self,
         request: &Request,

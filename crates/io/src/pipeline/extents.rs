@@ -1,4 +1,5 @@
-//! What is known of a range of a device: which path it takes, and what is allocated. For NBD's block status.
+//! What is known of a range of a device: which path it takes, and what is allocated. For NBD's
+//! block status.
 //!
 //! Contract: reads only; bounded in time, as a queue does it between requests.
 
@@ -6,11 +7,12 @@ use super::split::{self, Piece, PieceTo};
 use super::state::Hops;
 use super::{Pipeline, WINDOW, leaf_at};
 
-/// Pieces of a device described at a time, at most: each may cost system calls. What was not described is asked for
-/// again.
+/// Pieces of a device described at a time, at most: each may cost system calls. What was not
+/// described is asked for again.
 const EXTENTS_PIECES: usize = 4096;
 
-/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's base:allocation).
+/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's
+/// base:allocation).
 pub const HOLE: u32 = 1;
 /// See [`HOLE`].
 pub const ZERO: u32 = 2;
@@ -25,9 +27,9 @@ pub enum Extents {
 }
 
 impl Pipeline {
-    /// Describes a range of a device from its start, extent by extent in order, until `each` (bytes, status) says
-    /// that it has enough, or as much was looked at as a queue may spend on it. The status is the number of the path,
-    /// or what is known of the allocation.
+    /// Describes a range of a device from its start, extent by extent in order, until `each`
+    /// (bytes, status) says that it has enough, or as much was looked at as a queue may spend on
+    /// it. The status is the number of the path, or what is known of the allocation.
     pub fn extents(
         &self,
         device: u32,
@@ -56,7 +58,12 @@ impl Pipeline {
         }
     }
 
-    fn describe(&self, piece: &Piece, what: Extents, each: &mut dyn FnMut(u64, u32) -> bool) -> bool {
+    fn describe(
+        &self,
+        piece: &Piece,
+        what: Extents,
+        each: &mut dyn FnMut(u64, u32) -> bool,
+    ) -> bool {
         if what == Extents::Paths {
             return each(piece.len, piece.hops.all().first().map_or(0, |hop| hop.path));
         }
@@ -68,7 +75,8 @@ impl Pipeline {
         let Some(leaf) = leaf else { return each(piece.len, 0) };
         let mut done = 0;
         while done < piece.len {
-            let (len, status) = leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
+            let (len, status) =
+                leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
             done += len;
             if !each(len, status) {
                 return false;

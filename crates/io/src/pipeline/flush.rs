@@ -1,6 +1,8 @@
-//! Flushes of one leaf: one runs at a time on a queue, and those that come meanwhile share the next.
+//! Flushes of one leaf: one runs at a time on a queue, and those that come meanwhile share the
+//! next.
 //!
-//! Contract: as [`super`]. Two at once on one descriptor would let one swallow the error the other must report.
+//! Contract: as [`super`]. Two at once on one descriptor would let one swallow the error the other
+//! must report.
 
 use super::state::Flushing;
 use super::{Pipeline, leaf_at};
@@ -13,7 +15,8 @@ impl Pipeline {
         }
         let Some(part) = self.parts.get_mut(id) else { return false };
         let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return false };
-        // A flush that finds everything covered by another meanwhile is still sent: it is asked for.
+        // A flush that finds everything covered by another meanwhile is still sent: it is asked
+        // for.
         part.whole.covers = leaf.dirty().unflushed().unwrap_or(0);
         self.cover_failed(id);
         true

@@ -1,4 +1,5 @@
-//! Judging: what a leaf's result means for a part. Pure but for the leaf's account of unflushed writes.
+//! Judging: what a leaf's result means for a part. Pure but for the leaf's account of unflushed
+//! writes.
 
 use super::{Kind, LeafIo, LeafOp, Part, Whole};
 use crate::leaf::Leaf;
@@ -65,8 +66,8 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
     }
 }
 
-/// A write has ended: what may be in a cache now is to be flushed. Counted before it is answered, and when it failed, too:
-/// part of it may have landed.
+/// A write has ended: what may be in a cache now is to be flushed. Counted before it is answered,
+/// and when it failed, too: part of it may have landed.
 #[inline]
 pub(super) fn wrote(io: &LeafIo, leaf: &Leaf, errno: i32) {
     if leaf.engine().has_cache() && !(io.fua && errno == 0) {

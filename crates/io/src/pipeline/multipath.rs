@@ -1,12 +1,13 @@
-//! Multipath devices: which path a piece takes, what the path's answer means, and the pieces that no path takes.
+//! Multipath devices: which path a piece takes, what the path's answer means, and the pieces that
+//! no path takes.
 //!
-//! All decisions are the core's ([`blkswitch_core::multipath`]); here they are carried out. A piece that goes down a
-//! path is a part like any other, with an attempt beside it; when the leaf has answered it (short transfers,
-//! fallbacks and flushes for FUA included) the attempt is judged, and the part ends, or is what it was at first and
-//! goes down another path.
+//! All decisions are the core's ([`blkswitch_core::multipath`]); here they are carried out. A piece
+//! that goes down a path is a part like any other, with an attempt beside it; when the leaf has
+//! answered it (short transfers, fallbacks and flushes for FUA included) the attempt is judged, and
+//! the part ends, or is what it was at first and goes down another path.
 //!
-//! A piece that no path takes is *held*, in the device's own list. It is not in flight there: the gate closes over
-//! it, and when it opens again the piece is routed by the table that is live then.
+//! A piece that no path takes is *held*, in the device's own list. It is not in flight there: the
+//! gate closes over it, and when it opens again the piece is routed by the table that is live then.
 
 use blkswitch_core::multipath::outcome::EIO;
 use blkswitch_core::multipath::{Ask, Attempt, Choice, Event, Verdict};
@@ -18,7 +19,8 @@ use crate::request::{Op, Request, Span, Token};
 use crate::ring::Ring;
 
 impl Pipeline {
-    /// Sends a piece, which has entered, down a path of the multipath device: the one that is wanted, if it is up.
+    /// Sends a piece, which has entered, down a path of the multipath device: the one that is
+    /// wanted, if it is up.
     pub(super) fn choose(
         &mut self,
         id: u32,
@@ -28,7 +30,8 @@ impl Pipeline {
         ring: &mut Ring,
     ) {
         let table = table_at(&self.devices, device);
-        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?))) else {
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?)))
+        else {
             return self.fail_piece(id, &piece, libc::EIO, ring);
         };
         let ask = Ask { bytes: piece.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
@@ -75,11 +78,13 @@ impl Pipeline {
             self.keep_request(id);
         }
         let table = table_at(&self.devices, device);
-        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?))) else {
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?)))
+        else {
             return false;
         };
         let events = &mut self.events;
-        let verdict = groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
+        let verdict =
+            groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
         match verdict {
             Verdict::Done => self.end_part(id, true, ring),
             Verdict::Retry(attempt) => {
@@ -102,9 +107,12 @@ impl Pipeline {
         false
     }
 
-    /// A part that is all of its request may have to wait, or go down another path: the request is kept from now on.
+    /// A part that is all of its request may have to wait, or go down another path: the request is
+    /// kept from now on.
     fn keep_request(&mut self, id: u32) {
-        let Some(part) = self.parts.get_mut(id).filter(|part| part.request == ALONE) else { return };
+        let Some(part) = self.parts.get_mut(id).filter(|part| part.request == ALONE) else {
+            return;
+        };
         let Some(device) = part.hops.all().first().map(|hop| hop.device) else { return };
         let Whole { kind, len, done, .. } = part.whole;
         let request = Request {
@@ -119,7 +127,8 @@ impl Pipeline {
             token: part.token,
         };
         let started_ns = part.started_ns;
-        let running = Running { request, device, left: 1, held: 0, errno: 0, split: len, started_ns };
+        let running =
+            Running { request, device, left: 1, held: 0, errno: 0, split: len, started_ns };
         part.request = self.running.insert(running);
         self.alone -= 1;
     }
@@ -132,9 +141,13 @@ impl Pipeline {
     }
 
     fn count_attempt(&self, part: &Part, attempt: &Attempt, now_ns: u64) {
-        let live =
-            self.devices.get(part.leaf.device as usize).and_then(|local| local.as_ref()?.live.as_ref());
-        if let Some(counters) = live.and_then(|live| live.table.counters(self.queue, attempt.path())) {
+        let live = self
+            .devices
+            .get(part.leaf.device as usize)
+            .and_then(|local| local.as_ref()?.live.as_ref());
+        if let Some(counters) =
+            live.and_then(|live| live.table.counters(self.queue, attempt.path()))
+        {
             let ns = now_ns.saturating_sub(attempt.started_ns());
             counters.count(part.whole.kind, part.whole.len, part.whole.errno != 0, ns);
         }
@@ -174,14 +187,21 @@ impl Pipeline {
         Some((part.request, self.piece_of(&part)?.1))
     }
 
-    /// Whether what finds no path is held. While a suspend is under way it says so, whatever the policy is: one with
-    /// flush must come to an end, one without must not fail anything.
+    /// Whether what finds no path is held. While a suspend is under way it says so, whatever the
+    /// policy is: one with flush must come to an end, one without must not fail anything.
     fn holds(&self, device: u32, policy: bool) -> bool {
         let local = self.devices.get(device as usize).and_then(Option::as_ref);
         local.is_some_and(|local| if local.open { policy } else { local.noflush })
     }
 
-    fn no_path(&mut self, id: u32, piece: Piece, (device, policy): (u32, bool), errno: i32, ring: &mut Ring) {
+    fn no_path(
+        &mut self,
+        id: u32,
+        piece: Piece,
+        (device, policy): (u32, bool),
+        errno: i32,
+        ring: &mut Ring,
+    ) {
         if self.holds(device, policy) {
             return self.hold(id, piece, device, ring);
         }
@@ -245,8 +265,8 @@ impl Pipeline {
         }
     }
 
-    /// What a multipath device holds asks for a path again: one came back, or nothing is to be held any more. At a
-    /// closed gate it waits on.
+    /// What a multipath device holds asks for a path again: one came back, or nothing is to be held
+    /// any more. At a closed gate it waits on.
     pub fn release(&mut self, device: u32, ring: &mut Ring) {
         let Some(local) = self.local(device).filter(|local| local.open) else { return };
         // What is held again goes to another list.
@@ -289,11 +309,13 @@ impl Pipeline {
 
     // ---- flushes
 
-    /// A flush goes to its leaf: if over a path of a multipath device, it will also cover what was written over paths
-    /// that are down. They lead to the same volume.
+    /// A flush goes to its leaf: if over a path of a multipath device, it will also cover what was
+    /// written over paths that are down. They lead to the same volume.
     pub(super) fn cover_failed(&mut self, id: u32) {
         let attempt = self.attempts.get(id as usize).is_some_and(Option::is_some);
-        let Some(part) = self.parts.get(id).filter(|part| attempt && part.whole.kind == Kind::Flush) else {
+        let Some(part) =
+            self.parts.get(id).filter(|part| attempt && part.whole.kind == Kind::Flush)
+        else {
             return;
         };
         // A server without flush has nothing to say of what others cache.

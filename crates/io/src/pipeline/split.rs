@@ -1,13 +1,14 @@
-//! Splitting: which leaves the sectors of a request lie on. Pure: reads the live tables, changes nothing.
+//! Splitting: which leaves the sectors of a request lie on. Pure: reads the live tables, changes
+//! nothing.
 //!
-//! A request is cut at region, chunk and segment boundaries; neighbours that go through the same path to
-//! neighbouring addresses are one piece again.
+//! A request is cut at region, chunk and segment boundaries; neighbours that go through the same
+//! path to neighbouring addresses are one piece again.
 
 use super::state::NO_PATH;
 use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
 
-/// Boundaries passed before a request's split is put off until what was found is done: neighbours that are one piece
-/// again cost time all the same, and a request may span a billion of them.
+/// Boundaries passed before a request's split is put off until what was found is done: neighbours
+/// that are one piece again cost time all the same, and a request may span a billion of them.
 pub(super) const STEPS: usize = 64 << 10;
 
 /// A piece of a request.
@@ -30,7 +31,8 @@ pub(super) struct Piece {
 pub(super) enum PieceTo {
     /// To a leaf.
     Leaf(LeafAt),
-    /// Down a path of a multipath device. The path of the piece's last hop is known when it is chosen.
+    /// Down a path of a multipath device. The path of the piece's last hop is known when it is
+    /// chosen.
     Multipath {
         /// The device.
         device: u32,
@@ -58,9 +60,14 @@ pub(super) struct Range {
     pub(super) data: u64,
 }
 
-/// Splits a range into pieces until the list has a window's worth, or [`STEPS`] were taken. Returns the sectors
-/// taken, at least one if any were asked for.
-pub(super) fn range(devices: &[Option<Local>], at: &Range, hops: Hops, out: &mut Vec<Piece>) -> u64 {
+/// Splits a range into pieces until the list has a window's worth, or [`STEPS`] were taken. Returns
+/// the sectors taken, at least one if any were asked for.
+pub(super) fn range(
+    devices: &[Option<Local>],
+    at: &Range,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+) -> u64 {
     range_in(devices, at, hops, out, &mut 0)
 }
 
@@ -97,8 +104,8 @@ struct Way {
     len: u64,
 }
 
-/// Where sector `within` of a target and those behind it, `left` in all, go; nothing if it sends them nowhere, or it is not
-/// the sector that decides.
+/// Where sector `within` of a target and those behind it, `left` in all, go; nothing if it sends
+/// them nowhere, or it is not the sector that decides.
 #[inline(always)]
 fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
     let (path, to, sector, len) = match target {
@@ -123,12 +130,13 @@ fn way(target: &Target, within: u64, left: u64) -> Option<Way> {
 pub(super) enum Straight<'a> {
     /// On a leaf.
     Leaf(LeafAt, &'a Leaf),
-    /// On one of the paths of a multipath device. The path of the last hop is known when it is chosen.
+    /// On one of the paths of a multipath device. The path of the last hop is known when it is
+    /// chosen.
     Multipath(u32, &'a PathGroups, &'a Table),
 }
 
-/// Where all sectors of a request go, neighbours there, and the byte offset on what does it; nothing if there is more to it
-/// than that. `hops` is empty, and becomes the way there.
+/// Where all sectors of a request go, neighbours there, and the byte offset on what does it;
+/// nothing if there is more to it than that. `hops` is empty, and becomes the way there.
 #[inline(always)]
 pub(super) fn straight<'a>(
     devices: &'a [Option<Local>],
@@ -178,7 +186,8 @@ fn step(
         Target::Multipath { .. } => {
             let to = PieceTo::Multipath { device: at.device, path: None };
             let through = hops.with(at.device, segment.first_path);
-            let (to, hops) = through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
+            let (to, hops) =
+                through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
             return nowhere(to, at, left, hops, out);
         }
         Target::Zero => return nowhere(PieceTo::Nowhere, at, left, ended(hops, at.device), out),
@@ -206,12 +215,14 @@ fn step(
             );
             len
         }
-        Below::Device(device) => below_device(devices, &Range { device, ..there }, through, out, steps),
+        Below::Device(device) => {
+            below_device(devices, &Range { device, ..there }, through, out, steps)
+        }
     }
 }
 
-/// The way to a device that sends a piece nowhere, for its counters. (What the request's own device does is counted with the
-/// request.)
+/// The way to a device that sends a piece nowhere, for its counters. (What the request's own device
+/// does is counted with the request.)
 fn ended(hops: Hops, device: u32) -> Hops {
     if hops.depth == 0 { hops } else { hops.with(device, NO_PATH).unwrap_or(hops) }
 }
@@ -260,7 +271,8 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
     let Some(Some(local)) = devices.get(device as usize) else { return };
     let Some(live) = &local.live else { return };
     let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
-    // A device that was put below a stack as deep as may be: no request comes through, and a flush does not say it did.
+    // A device that was put below a stack as deep as may be: no request comes through, and a flush
+    // does not say it did.
     let too_deep = || piece(PieceTo::Fail(libc::EIO), hops);
     let departed = live.departed.iter().map(|leaf| (leaf, 0, true));
     let own = live.table.leaves_with_paths().filter(|_| live.table.multipath().is_none());
@@ -289,9 +301,9 @@ pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mu
     }
 }
 
-/// The pieces of a flush of a multipath device. It is one volume, but its paths may lead to servers with a cache each:
-/// so every path that is up and holds unflushed writes is flushed. What went over paths that are down is covered by
-/// a flush over another ([`super::multipath`]).
+/// The pieces of a flush of a multipath device. It is one volume, but its paths may lead to servers
+/// with a cache each: so every path that is up and holds unflushed writes is flushed. What went
+/// over paths that are down is covered by a flush over another ([`super::multipath`]).
 fn flush_multipath(
     table: &Table,
     (groups, paths): (&PathGroups, &[To]),

@@ -94,7 +94,8 @@ pub(super) struct Running {
     pub(super) device: u32,
     /// Pieces not done, and 1 while the request is being split.
     pub(super) left: u32,
-    /// Those of them that its own device holds. While that is all of them, the request is not counted as in flight.
+    /// Those of them that its own device holds. While that is all of them, the request is not
+    /// counted as in flight.
     pub(super) held: u32,
     pub(super) errno: i32,
     /// Bytes already split off.
@@ -142,8 +143,8 @@ pub(super) struct Whole {
     pub(super) errno: i32,
 }
 
-/// Flushes of one leaf: one runs, the rest wait for the next (group commit). Two at once on one descriptor would
-/// let one swallow the error the other must report.
+/// Flushes of one leaf: one runs, the rest wait for the next (group commit). Two at once on one
+/// descriptor would let one swallow the error the other must report.
 pub(super) struct Flushing {
     /// The address of the leaf, whatever device it is used by.
     pub(super) leaf: *const Leaf,

@@ -1,17 +1,19 @@
-//! How long a queue looks for a completion before it sleeps: adaptive polling, as KVM's `halt_poll_ns` and QEMU's
-//! `poll-max-ns` do it.
+//! How long a queue looks for a completion before it sleeps: adaptive polling, as KVM's
+//! `halt_poll_ns` and QEMU's `poll-max-ns` do it.
 //!
-//! On an idle machine falling asleep and being woken takes longer than a small request, so a client that sends one
-//! request at a time waits mostly for that. Looking pays only where the next completion comes soon: it starts after a
-//! short sleep, stops when it has found nothing, and is then tried again the more rarely the more often it failed.
-//! A queue that has nothing to do sleeps; one that always has something never gets here.
+//! On an idle machine falling asleep and being woken takes longer than a small request, so a client
+//! that sends one request at a time waits mostly for that. Looking pays only where the next
+//! completion comes soon: it starts after a short sleep, stops when it has found nothing, and is
+//! then tried again the more rarely the more often it failed. A queue that has nothing to do
+//! sleeps; one that always has something never gets here.
 
-/// A look takes this long at most, as KVM's by default: the client, too, must wake before it can send its next request.
+/// A look takes this long at most, as KVM's by default: the client, too, must wake before it can
+/// send its next request.
 const LOOK_NS: u64 = 200_000;
 /// A sleep this short would have been a look that finds something: the rest of it is the wake-up.
 const SHORT_SLEEP_NS: u64 = 300_000;
-/// Short sleeps to let pass after the n-th look in vain are 2^n; n is at most this. So looks in vain cost less than
-/// one part in a thousand of the time.
+/// Short sleeps to let pass after the n-th look in vain are 2^n; n is at most this. So looks in
+/// vain cost less than one part in a thousand of the time.
 const MAX_FAILURES: u32 = 10;
 
 /// See the module's text.
@@ -29,7 +31,8 @@ impl Polling {
         if self.active { LOOK_NS } else { 0 }
     }
 
-    /// The look before a sleep of the whole duration `waited_ns` found something, or did not, or there was none.
+    /// The look before a sleep of the whole duration `waited_ns` found something, or did not, or
+    /// there was none.
     pub(super) fn waited(&mut self, found: bool, waited_ns: u64) {
         match (self.active, found) {
             (true, true) => self.failures = self.failures.saturating_sub(1),

@@ -56,7 +56,8 @@ impl Drop for Stranger {
     }
 }
 
-/// Clients that write and verify, of a volume of zeroes of 4 MiB, until told to end; each returns its longest wait.
+/// Clients that write and verify, of a volume of zeroes of 4 MiB, until told to end; each returns
+/// its longest wait.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
@@ -67,7 +68,8 @@ impl Load {
     pub(super) fn start(world: &World, export: &str) -> Load {
         let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let client = |number: u64| {
-            let (mut client, stop, requests) = (world.connect(export), stop.clone(), requests.clone());
+            let (mut client, stop, requests) =
+                (world.connect(export), stop.clone(), requests.clone());
             std::thread::spawn(move || {
                 let (mut random, mut longest) = (Random::new(number), Duration::ZERO);
                 let mut model = [0u8; BLOCKS as usize];
@@ -79,13 +81,19 @@ impl Load {
                         client.write(offset, &[byte; 4096]).unwrap();
                         model[block as usize] = byte;
                     } else {
-                        assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
+                        assert_eq!(
+                            client.read(offset, 4096).unwrap(),
+                            [model[block as usize]; 4096]
+                        );
                     }
                     longest = longest.max(began.elapsed());
                     requests.fetch_add(1, Ordering::SeqCst);
                 }
                 for (block, byte) in (0..).zip(model) {
-                    assert_eq!(client.read((number * BLOCKS + block) * 4096, 4096).unwrap(), [byte; 4096]);
+                    assert_eq!(
+                        client.read((number * BLOCKS + block) * 4096, 4096).unwrap(),
+                        [byte; 4096]
+                    );
                 }
                 longest
             })
@@ -107,7 +115,8 @@ impl Load {
     }
 }
 
-/// Nothing fails, nothing is lost, and the paths stay up: there is no reconnect that could hide a lost session.
+/// Nothing fails, nothing is lost, and the paths stay up: there is no reconnect that could hide a
+/// lost session.
 #[test]
 fn resets_under_load_cost_nothing() {
     let Some(target) = Target::start(4 * MIB, &Login::Open) else { return };
@@ -124,7 +133,8 @@ fn resets_under_load_cost_nothing() {
     assert!(done > 100 && longest < Duration::from_secs(15), "{done} requests, {longest:?}");
 }
 
-/// The unit is exchanged for another under the same address while it is used: by its size, and by its name alone.
+/// The unit is exchanged for another under the same address while it is used: by its size, and by
+/// its name alone.
 #[test]
 fn a_unit_that_becomes_another_under_load_is_not_used() {
     for (bytes, name) in [(8 * MIB, None), (4 * MIB, Some("another"))] {
@@ -166,7 +176,9 @@ fn a_unit_that_becomes_another_under_load_is_not_used() {
         assert!(error.contains("not what it was"), "{error}");
         assert!(target.stored() == vec![9; bytes], "nothing was written to it");
         target.exchange(4 * MIB as u64, &own);
-        eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(10)).is_ok());
+        eventually("the right one is back", || {
+            leaf.engine().probe(Duration::from_secs(10)).is_ok()
+        });
         client.write(0, &[3; 4096]).unwrap();
     }
 }

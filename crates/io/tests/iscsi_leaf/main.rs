@@ -1,5 +1,5 @@
-//! The iSCSI leaf against tgt on loopback. Needs the feature `iscsi`, root, and tgtd; without one of the latter a test says
-//! so and passes, or fails where `CI=true`.
+//! The iSCSI leaf against tgt on loopback. Needs the feature `iscsi`, root, and tgtd; without one
+//! of the latter a test says so and passes, or fails where `CI=true`.
 
 #![cfg(feature = "iscsi")]
 
@@ -24,7 +24,8 @@ use target::{Login, Target};
 /// What our own export says of a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;
 const MIB: usize = 1 << 20;
-/// How long a target may be silent unless told otherwise (docs/leaves.md). What takes less was not waited for so long.
+/// How long a target may be silent unless told otherwise (docs/leaves.md). What takes less was not
+/// waited for so long.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
@@ -94,11 +95,13 @@ fn several_paths_to_a_unit_have_one_identity_and_other_units_another() {
     let Some(target) = Target::start(MIB, &Login::Open) else { return };
     let world = World::new(1);
     let identity = |leaf: &Arc<Leaf>| leaf.engine().identity().unwrap();
-    let (a, b) = (world.leaf(&target.address("", "")), world.leaf(&target.address("", "?timeout=9")));
+    let (a, b) =
+        (world.leaf(&target.address("", "")), world.leaf(&target.address("", "?timeout=9")));
     let other = world.leaf(&target.address_of(2, "", ""));
     assert_eq!(identity(&a), identity(&b));
     assert_ne!(identity(&a), identity(&other));
-    // A daemon on another machine, with a unit of the same numbers and size: tgt gives it the same NAA name.
+    // A daemon on another machine, with a unit of the same numbers and size: tgt gives it the same
+    // NAA name.
     let Some(stranger) = Target::start(MIB, &Login::Open) else { return };
     let stranger = identity(&world.leaf(&stranger.address("", "")));
     assert_eq!(stranger.split(", ").next(), identity(&a).split(", ").next());
@@ -106,7 +109,8 @@ fn several_paths_to_a_unit_have_one_identity_and_other_units_another() {
     // One that leads to the same unit.
     let Some(twin) = target.twin() else { return };
     assert_eq!(identity(&world.leaf(&twin.address("", ""))), identity(&a));
-    let none = Leaf::open(&target.address_of(7, "", "?timeout=3").parse().unwrap(), &options()).unwrap_err();
+    let none = Leaf::open(&target.address_of(7, "", "?timeout=3").parse().unwrap(), &options())
+        .unwrap_err();
     assert!(none.to_string().contains("/7"), "{none}");
 }
 
@@ -132,8 +136,12 @@ fn chap_takes_the_secret_from_a_file_or_the_environment_and_shows_it_nowhere() {
     };
     let variable = "?secret-env=BLKSWITCH_TEST_NO_SUCH_VARIABLE";
     let missing = format!("?secret-file={}/none", dir.path().display());
-    let refused =
-        [("", String::new()), ("me@", file("bad", "hunter3hunter3")), ("you@", good), ("me@", missing)];
+    let refused = [
+        ("", String::new()),
+        ("me@", file("bad", "hunter3hunter3")),
+        ("you@", good),
+        ("me@", missing),
+    ];
     for (user, query) in
         refused.iter().map(|(user, query)| (*user, query.as_str())).chain([("me@", variable)])
     {
@@ -176,7 +184,9 @@ fn a_target_that_is_killed_and_comes_back() {
         assert!(start.elapsed() < Duration::from_secs(8), "at once: {:?}", start.elapsed());
         assert!(fails.engine().probe(Duration::from_secs(2)).is_err());
         target.again();
-        eventually("a probe brings it back", || fails.engine().probe(Duration::from_secs(20)).is_ok());
+        eventually("a probe brings it back", || {
+            fails.engine().probe(Duration::from_secs(20)).is_ok()
+        });
         failing.read(0, 512).unwrap();
     }
     std::thread::sleep(Duration::from_millis(300));
@@ -229,12 +239,15 @@ fn a_target_that_comes_back_as_another_is_not_used() {
         target.kill();
         target.change(4 * MIB, 1);
         target.again();
-        eventually("the right one is back", || leaf.engine().probe(Duration::from_secs(10)).is_ok());
+        eventually("the right one is back", || {
+            leaf.engine().probe(Duration::from_secs(10)).is_ok()
+        });
         assert_eq!(client.read(0, 4096).unwrap(), [1; 4096]);
     }
 }
 
-/// A target tells its sessions that its units are others. They look what theirs is, and nothing fails meanwhile.
+/// A target tells its sessions that its units are others. They look what theirs is, and nothing
+/// fails meanwhile.
 #[test]
 fn units_that_come_and_go_beside_it_fail_nothing() {
     let Some(target) = Target::start(4 * MIB, &Login::Open) else { return };
@@ -274,9 +287,15 @@ fn a_portal_that_sends_sessions_elsewhere_is_followed() {
     let members = [first.portal(), second.portal()];
     let portal = Portal::start(move |login, _| format!("{},1", members[login % 2]));
     let world = World::new(2);
-    let leaf = world.leaf(&first.address_by(&portal.address.to_string(), "?timeout=20&reconnect=40"));
+    let leaf =
+        world.leaf(&first.address_by(&portal.address.to_string(), "?timeout=20&reconnect=40"));
     assert_eq!(portal.logins(), 3, "two queues and control");
-    assert!(first.sessions() > 0 && second.sessions() > 0, "{} {}", first.sessions(), second.sessions());
+    assert!(
+        first.sessions() > 0 && second.sessions() > 0,
+        "{} {}",
+        first.sessions(),
+        second.sessions()
+    );
     world.device("disk", world.linear(&leaf));
     // Some connections, so that both queues have one.
     let mut clients: Vec<_> = (0..8).map(|_| world.connect("disk")).collect();
@@ -291,7 +310,8 @@ fn a_portal_that_sends_sessions_elsewhere_is_followed() {
     check(7);
     assert!(first.stored()[..4096] == [7; 4096], "it is written where the portal sent the session");
     second.kill();
-    // The portal goes on sending every other login to the dead one; the next attempt goes elsewhere.
+    // The portal goes on sending every other login to the dead one; the next attempt goes
+    // elsewhere.
     check(70);
     assert!(portal.logins() > 3);
     assert_eq!(second.sessions(), 0);
@@ -312,7 +332,10 @@ fn portals_that_send_in_a_circle_are_left() {
         let (before, start) = (itself.logins(), Instant::now());
         let address = target.address_by(&portal.address.to_string(), "?timeout=20");
         let error = Leaf::open(&address.parse().unwrap(), &options()).unwrap_err().to_string();
-        assert!(error.contains(&address) && error.contains("redirected more than 8 times"), "{error}");
+        assert!(
+            error.contains(&address) && error.contains("redirected more than 8 times"),
+            "{error}"
+        );
         assert!(
             start.elapsed() < Duration::from_secs(20),
             "not for as long as it may: {:?}",

@@ -1,5 +1,5 @@
-//! A portal that sends every login elsewhere, as that of a group does: it answers the first login request of a connection
-//! (RFC 7143, 11.13) with a temporary redirection, and hangs up.
+//! A portal that sends every login elsewhere, as that of a group does: it answers the first login
+//! request of a connection (RFC 7143, 11.13) with a temporary redirection, and hangs up.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -43,7 +43,8 @@ fn redirect(mut connection: TcpStream, to: &str) -> std::io::Result<()> {
     reply[0] = 0x23;
     reply[1] = request[1] & 0x0c;
     reply[5..8].copy_from_slice(&(text.len() as u32).to_be_bytes()[1..]);
-    // The session's identifier and the task's tag are the request's; the first command is to have its number.
+    // The session's identifier and the task's tag are the request's; the first command is to have
+    // its number.
     reply[8..20].copy_from_slice(&request[8..20]);
     reply[24..28].copy_from_slice(&1u32.to_be_bytes());
     reply[28..32].copy_from_slice(&request[24..28]);

@@ -1,5 +1,5 @@
-//! tgt as the tests use it: a daemon with a control number and a port of its own, one target with two units over files.
-//! The tests of the daemon use this file, too.
+//! tgt as the tests use it: a daemon with a control number and a port of its own, one target with
+//! two units over files. The tests of the daemon use this file, too.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -28,7 +28,10 @@ pub(crate) struct Target {
 
 /// Where everything must be tested, that something cannot be is a failure.
 fn skipped() -> Option<Target> {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI=true, so a skipped test is a failure");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "CI=true, so a skipped test is a failure"
+    );
     None
 }
 
@@ -53,28 +56,41 @@ impl Target {
         for lun in [1, 2] {
             let file = dir.path().join(format!("lun{lun}"));
             std::fs::File::create(&file).unwrap().set_len(bytes as u64).unwrap();
-            setup.push(format!("--mode logicalunit --op new --tid 1 --lun {lun} -b {}", file.display()));
-            let names =
-                format!("scsi_id=IET-{number}-{lun},scsi_sn=serial-{number}-{lun},thin_provisioning=1");
-            setup.push(format!("--mode logicalunit --op update --tid 1 --lun {lun} --params {names}"));
+            setup.push(format!(
+                "--mode logicalunit --op new --tid 1 --lun {lun} -b {}",
+                file.display()
+            ));
+            let names = format!(
+                "scsi_id=IET-{number}-{lun},scsi_sn=serial-{number}-{lun},thin_provisioning=1"
+            );
+            setup.push(format!(
+                "--mode logicalunit --op update --tid 1 --lun {lun} --params {names}"
+            ));
         }
         setup.push("--mode target --op bind --tid 1 -I ALL".to_string());
         if let Login::Chap { user, secret } = login {
             setup.push(format!("--mode account --op new --user {user} --password {secret}"));
             setup.push(format!("--mode account --op bind --tid 1 --user {user}"));
         }
-        let setup = setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
-        let mut target = Target { iqn, dir, control: number, port: free_port(), daemon: None, setup };
+        let setup =
+            setup.iter().map(|line| line.split(' ').map(str::to_string).collect()).collect();
+        let mut target =
+            Target { iqn, dir, control: number, port: free_port(), daemon: None, setup };
         target.serve().then_some(target).or_else(skipped)
     }
 
-    /// The first unit is another from now on, while sessions use it: of this size, and with this in its T10 name.
+    /// The first unit is another from now on, while sessions use it: of this size, and with this in
+    /// its T10 name.
     pub(crate) fn exchange(&self, bytes: u64, name: &str) {
         let (file, unit) = (self.file(1), ["--mode", "logicalunit", "--tid", "1", "--lun", "1"]);
         // Not while it has requests of somebody's in its hands.
-        eventually("the unit is deleted", || self.admin(&[&unit[..], &["--op", "delete"]].concat()));
+        eventually("the unit is deleted", || {
+            self.admin(&[&unit[..], &["--op", "delete"]].concat())
+        });
         std::fs::File::options().write(true).open(&file).unwrap().set_len(bytes).unwrap();
-        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
+        assert!(
+            self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat())
+        );
         let names = format!("scsi_id={name},scsi_sn={name},thin_provisioning=1");
         assert!(self.admin(&[&unit[..], &["--op", "update", "--params", &names]].concat()));
     }
@@ -110,7 +126,8 @@ impl Target {
         }
         let mut tries = 0;
         while !self.admin(&["--mode", "sys", "--op", "show"]) {
-            let over = self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().unwrap().is_some());
+            let over =
+                self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().unwrap().is_some());
             if over || tries > 1200 {
                 println!("skipped: tgtd does not run here (it needs root)");
                 return false;
@@ -128,7 +145,11 @@ impl Target {
     fn admin(&self, words: &[&str]) -> bool {
         let mut command = Command::new("/usr/sbin/tgtadm");
         command.args(["--control-port", &self.control.to_string(), "--lld", "iscsi"]).args(words);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     }
 
     pub(crate) fn address(&self, user: &str, query: &str) -> String {
@@ -155,8 +176,14 @@ impl Target {
         let (file, lun, block) =
             (self.file(lun).display().to_string(), lun.to_string(), block_bytes.to_string());
         let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
-        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file, "--blocksize", &block]].concat()));
-        assert!(self.admin(&[&unit[..], &["--op", "update", "--params", "thin_provisioning=1"]].concat()));
+        assert!(
+            self.admin(&[&unit[..], &["--op", "new", "-b", &file, "--blocksize", &block]].concat())
+        );
+        assert!(
+            self.admin(
+                &[&unit[..], &["--op", "update", "--params", "thin_provisioning=1"]].concat()
+            )
+        );
     }
 
     /// Where it listens.
@@ -216,8 +243,8 @@ impl Target {
         eventually("tgtd runs again", || self.serve());
     }
 
-    /// From its next start on the first unit has this size, and the target this number: tgt makes the units' names of it
-    /// (`scsi_id` stands only in those of a lower rank).
+    /// From its next start on the first unit has this size, and the target this number: tgt makes
+    /// the units' names of it (`scsi_id` stands only in those of a lower rank).
     pub(crate) fn change(&mut self, bytes: usize, number: u32) {
         let file = std::fs::File::options().write(true).open(self.dir.path().join("lun1")).unwrap();
         file.set_len(bytes as u64).unwrap();
@@ -231,7 +258,9 @@ impl Target {
     pub(crate) fn another_unit(&self, lun: u32) {
         let (file, lun) = (self.dir.path().join("lun2"), lun.to_string());
         let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];
-        assert!(self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat()));
+        assert!(
+            self.admin(&[&unit[..], &["--op", "new", "-b", &file.display().to_string()]].concat())
+        );
         assert!(self.admin(&[&unit[..], &["--op", "delete"]].concat()));
     }
 }

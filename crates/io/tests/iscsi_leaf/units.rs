@@ -48,7 +48,10 @@ fn discards_and_zeroes_give_the_space_up() {
     }
     assert!(target.stored() == wanted, "nothing beside them is touched");
     for at in 0..8 {
-        assert!(client.read(at * mib, MIB as u32).unwrap() == wanted[at as usize * MIB..][..MIB], "MiB {at}");
+        assert!(
+            client.read(at * mib, MIB as u32).unwrap() == wanted[at as usize * MIB..][..MIB],
+            "MiB {at}"
+        );
     }
 }
 
@@ -56,8 +59,8 @@ fn discards_and_zeroes_give_the_space_up() {
 fn units_of_other_blocks_and_sizes() {
     let Some(target) = Target::start(MIB, &Login::Open) else { return };
     let world = World::new(1);
-    // One block; a last 4 KiB that is not whole; a file that ends within a block; large blocks, also with a rest of the
-    // file behind them; and a size that 32 bits of blocks do not reach.
+    // One block; a last 4 KiB that is not whole; a file that ends within a block; large blocks,
+    // also with a rest of the file behind them; and a size that 32 bits of blocks do not reach.
     for (lun, bytes, block) in [
         (3, 512u64, 512u32),
         (4, MIB as u64 + 3584, 512),

@@ -1,4 +1,5 @@
-//! What is written is read again, whatever the server can do; nothing is asked of it that it does not offer.
+//! What is written is read again, whatever the server can do; nothing is asked of it that it does
+//! not offer.
 
 use std::time::Duration;
 
@@ -18,14 +19,17 @@ fn world_over(address: &str, queues: usize) -> World {
     world
 }
 
-/// Random requests of several clients, each in its own part of the device, against what they should find.
+/// Random requests of several clients, each in its own part of the device, against what they should
+/// find.
 fn load(world: &World, size: usize, seed: u64, requests: usize) {
     let clients = 3;
     let part = size / clients / 512 * 512;
     let threads: Vec<_> = (0..clients)
         .map(|number| {
             let client = world.connect("disk");
-            std::thread::spawn(move || load_part(client, number * part, part, seed + number as u64, requests))
+            std::thread::spawn(move || {
+                load_part(client, number * part, part, seed + number as u64, requests)
+            })
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -70,8 +74,10 @@ fn our_own_server_with_queues_and_connections() {
     let leaves = [far.file_leaf("a", 6 * MIB as u64), far.file_leaf("b", 6 * MIB as u64)];
     far.device("disk", far.switch(&leaves, 128));
     for (options, queues) in [("", 1), ("", 3), ("&connections=3", 2)] {
-        let world =
-            world_over(&format!("nbd+unix:///disk?socket={}{options}", far.socket().display()), queues);
+        let world = world_over(
+            &format!("nbd+unix:///disk?socket={}{options}", far.socket().display()),
+            queues,
+        );
         load(&world, 6 * MIB, queues as u64, 250);
         world.pool.stop();
     }
@@ -89,7 +95,8 @@ fn a_switch_over_three_servers_and_tcp() {
         far.device(name, far.linear(&far.leaf("mem:3M")));
     }
     let world = World::new(2);
-    let leaves = ["a%20b", "c%25d", "e"].map(|name| world.leaf(&format!("nbd://127.0.0.1:{port}/{name}")));
+    let leaves =
+        ["a%20b", "c%25d", "e"].map(|name| world.leaf(&format!("nbd://127.0.0.1:{port}/{name}")));
     world.device("disk", world.switch(&leaves, 24));
     load(&world, 3 * MIB, 7, 250);
     world.pool.stop();
@@ -104,14 +111,22 @@ fn servers_that_can_little_or_answer_oddly() {
     let variants: [(&str, Options, Action); 6] = [
         ("simple replies", Options { structured: false, size, ..Options::default() }, Action::Do),
         ("pieces out of order", Options { size, ..Options::default() }, Action::Pieces(3000)),
-        ("no command but read and write", Options { flags: least, size, ..Options::default() }, Action::Do),
+        (
+            "no command but read and write",
+            Options { flags: least, size, ..Options::default() },
+            Action::Do,
+        ),
         (
             "one connection",
             Options { flags: server::GOOD & !server::MULTI_CONN, size, ..Options::default() },
             Action::Do,
         ),
         ("one at a time", Options { at_once: 1, size, ..Options::default() }, Action::Do),
-        ("small blocks", Options { blocks: Some([1, 4096, 8192]), size, ..Options::default() }, Action::Do),
+        (
+            "small blocks",
+            Options { blocks: Some([1, 4096, 8192]), size, ..Options::default() },
+            Action::Do,
+        ),
     ];
     for (what, options, action) in variants {
         let (flags, blocks) = (options.flags, options.blocks);
@@ -155,7 +170,8 @@ fn requests_say_what_the_client_asked_for() {
         let data = vec![1; if command == WRITE { len as usize } else { 0 }];
         client.call(flags, command, offset, len, &data).unwrap();
         let requests = server.disk.requests.lock().unwrap();
-        let got: Vec<_> = requests[before..].iter().map(|r| (r.command, r.flags, r.offset, r.len)).collect();
+        let got: Vec<_> =
+            requests[before..].iter().map(|r| (r.command, r.flags, r.offset, r.len)).collect();
         assert_eq!(got, [(wanted.0, wanted.1, offset, len)]);
     };
     expect(READ, 0, 4096, 512, (0, 0));

@@ -26,7 +26,8 @@ fn driver_over(address: &str) -> Driver {
     driver
 }
 
-/// Starts these and waits for all. Returns errnos and data by token, which is the place in the list.
+/// Starts these and waits for all. Returns errnos and data by token, which is the place in the
+/// list.
 fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> Vec<(i32, Vec<u8>)> {
     let (mut results, mut answers) = (Vec::new(), Vec::new());
     for (token, (op, offset, data)) in (0..).zip(asks) {
@@ -59,10 +60,13 @@ fn requests_go_in_and_answers_come_out_in_one_thread() {
     let server = Server::start(&dir.path().join("s"), Options::default(), |_| Action::Do);
     let mut driver = driver_over(&server.address(""));
     let model: Vec<Vec<u8>> = (1..=64).map(|n| vec![n; BLOCK]).collect();
-    let writes = (0..).zip(&model).map(|(block, data)| (Op::Write, block * BLOCK as u64, data.clone()));
+    let writes =
+        (0..).zip(&model).map(|(block, data)| (Op::Write, block * BLOCK as u64, data.clone()));
     assert_eq!(errnos(&all(&mut driver, writes)), [0; 64]);
     let read = all(&mut driver, reads(64));
-    assert!(read.into_iter().zip(&model).all(|((errno, read), model)| errno == 0 && read == *model));
+    assert!(
+        read.into_iter().zip(&model).all(|((errno, read), model)| errno == 0 && read == *model)
+    );
     assert!(server.disk.bytes.lock().unwrap().starts_with(&model.concat()));
 }
 
@@ -71,14 +75,19 @@ fn requests_go_in_and_answers_come_out_in_one_thread() {
 fn an_answer_that_is_there_is_not_waited_for() {
     support::in_time("answers", || {
         let mut driver = driver_over("mem:1M");
-        let asks =
-            [(Op::Flush, 0, 0), (Op::Read, 1 << 20, BLOCK), (Op::Read, 100, BLOCK), (Op::Read, 0, 100)];
+        let asks = [
+            (Op::Flush, 0, 0),
+            (Op::Read, 1 << 20, BLOCK),
+            (Op::Read, 100, BLOCK),
+            (Op::Read, 0, 100),
+        ];
         for (op, offset, len) in asks {
             let results = all(&mut driver, std::iter::once((op, offset, vec![0; len])));
             assert_eq!(results[0].0 == 0, op == Op::Flush, "{offset}: errno {}", results[0].0);
         }
         // Less data than it says.
-        let ask = Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data: vec![0; 512], token: 7 };
+        let ask =
+            Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data: vec![0; 512], token: 7 };
         driver.start(DEVICE, ask);
         let mut answers = Vec::new();
         driver.wait(&mut answers).unwrap();
@@ -100,7 +109,8 @@ fn a_driver_is_dropped_with_requests_under_way() {
         support::in_time("dropped", move || {
             let mut driver = driver_over(&address);
             for (token, (op, offset, data)) in (0..).zip(reads(32)) {
-                driver.start(DEVICE, Ask { op, fua: false, offset, len: BLOCK as u64, data, token });
+                driver
+                    .start(DEVICE, Ask { op, fua: false, offset, len: BLOCK as u64, data, token });
             }
             let mut answers = Vec::new();
             if !silent {
@@ -134,7 +144,11 @@ fn silence_is_found_out_and_the_leaf_comes_back() {
     let is_silent = Arc::new(AtomicBool::new(true));
     let silent = is_silent.clone();
     let script = move |request: &server::Request| {
-        if request.command == READ && silent.load(Ordering::SeqCst) { Action::Silence } else { Action::Do }
+        if request.command == READ && silent.load(Ordering::SeqCst) {
+            Action::Silence
+        } else {
+            Action::Do
+        }
     };
     let server = Server::start(&dir.path().join("s"), Options::default(), script);
     let mut driver = driver_over(&server.address("&timeout=1&reconnect=1"));

@@ -1,5 +1,5 @@
-//! Servers that hang, answer late, answer with errors, drop half a reply, lie, are killed and come back. Every request
-//! is answered, once, in time, and with what it deserves.
+//! Servers that hang, answer late, answer with errors, drop half a reply, lie, are killed and come
+//! back. Every request is answered, once, in time, and with what it deserves.
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::support::{self, READ, WRITE, World, eventually, in_time, options};
 const EIO: u32 = 5;
 /// What our own export says of a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;
-/// How long a server may be silent unless told otherwise (docs/leaves.md). What takes less was not waited for so long.
+/// How long a server may be silent unless told otherwise (docs/leaves.md). What takes less was not
+/// waited for so long.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server with one connection for all queues.
 const ONE: u16 = server::GOOD & !server::MULTI_CONN;
@@ -49,13 +50,19 @@ fn a_server_that_is_not_there_or_is_none_is_refused_with_its_address() {
     let open_at = |address: &str| Leaf::open(&address.parse().unwrap(), &options()).unwrap_err();
     let open = || open_at(&address);
     let error = open();
-    assert!(matches!(error, LeafError::System { .. }) && error.to_string().contains(&address), "{error}");
+    assert!(
+        matches!(error, LeafError::System { .. }) && error.to_string().contains(&address),
+        "{error}"
+    );
     assert_eq!(error.errno(), libc_enoent());
     // Accepts and says nothing.
     let silent = UnixListener::bind(&path).unwrap();
     let start = Instant::now();
     let error = open_at(&format!("{address}&timeout=1"));
-    assert!(error.to_string().contains("timed out") && start.elapsed() < DEFAULT_TIMEOUT, "{error}");
+    assert!(
+        error.to_string().contains("timed out") && start.elapsed() < DEFAULT_TIMEOUT,
+        "{error}"
+    );
     drop(silent);
     let mut old = b"NBDMAGIC".to_vec();
     old.extend(0x0000_4202_8186_1253_u64.to_be_bytes());
@@ -66,8 +73,11 @@ fn a_server_that_is_not_there_or_is_none_is_refused_with_its_address() {
         (old, "no NBD server"),
         ([&b"NBDMAGICIHAVEOPT\x00\x03"[..], &[0xff; 4096]].concat(), "no reply to option"),
     ] {
-        let _server =
-            Server::start(&path, Options { greeting: Some(greeting), ..Options::default() }, |_| Action::Do);
+        let _server = Server::start(
+            &path,
+            Options { greeting: Some(greeting), ..Options::default() },
+            |_| Action::Do,
+        );
         let error = open().to_string();
         assert!(error.contains(says) && error.contains(&address), "{error}");
     }
@@ -97,17 +107,26 @@ fn an_error_is_the_answer_of_a_server_that_lives() {
         for (code, answer) in
             [(1, 1), (5, EIO), (12, 12), (22, 22), (28, 28), (75, 22), (108, 108), (9999, EIO)]
         {
-            let server = Server::start(&dir.path().join("s"), options.clone(), first(0, Action::Error(code)));
+            let server = Server::start(
+                &dir.path().join("s"),
+                options.clone(),
+                first(0, Action::Error(code)),
+            );
             let world = world_over(&server, "");
             let mut client = world.connect("disk");
             assert_eq!(client.read(0, 4096), Err(answer), "error {code}");
-            assert_eq!(client.read(0, 4096).unwrap(), [0; 4096], "the connection is still good after {code}");
+            assert_eq!(
+                client.read(0, 4096).unwrap(),
+                [0; 4096],
+                "the connection is still good after {code}"
+            );
             assert_eq!(server.count(0), 2);
         }
     }
 }
 
-/// Whatever a server sends instead of a reply: the request fails, the connection is made anew, nothing else happens.
+/// Whatever a server sends instead of a reply: the request fails, the connection is made anew,
+/// nothing else happens.
 #[test]
 fn lies_cost_the_connection_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
@@ -124,8 +143,11 @@ fn lies_cost_the_connection_and_nothing_else() {
     ];
     for options in both_routes() {
         for (what, bytes) in &lies {
-            let server =
-                Server::start(&dir.path().join("s"), options.clone(), first(0, Action::Bytes(bytes.clone())));
+            let server = Server::start(
+                &dir.path().join("s"),
+                options.clone(),
+                first(0, Action::Bytes(bytes.clone())),
+            );
             let world = world_over(&server, "");
             let mut client = world.connect("disk");
             let start = Instant::now();
@@ -137,14 +159,22 @@ fn lies_cost_the_connection_and_nothing_else() {
     // Those who know the cookie.
     type Lie = fn(u64) -> Vec<u8>;
     let informed: [(&str, Lie); 8] = [
-        ("data beyond the request", |c| chunk(1, 1, c, &[&8192u64.to_be_bytes()[..], &[7; 512]].concat())),
-        ("data before the request", |c| chunk(1, 1, c, &[&0u64.to_be_bytes()[..], &[7; 512]].concat())),
+        ("data beyond the request", |c| {
+            chunk(1, 1, c, &[&8192u64.to_be_bytes()[..], &[7; 512]].concat())
+        }),
+        ("data before the request", |c| {
+            chunk(1, 1, c, &[&0u64.to_be_bytes()[..], &[7; 512]].concat())
+        }),
         ("too much data", |c| chunk(1, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 8192]].concat())),
         ("an offset that wraps", |c| {
             chunk(1, 1, c, &[&(u64::MAX - 255).to_be_bytes()[..], &[7; 512]].concat())
         }),
-        ("a huge hole", |c| chunk(1, 2, c, &[&4096u64.to_be_bytes()[..], &u32::MAX.to_be_bytes()].concat())),
-        ("a part of the data", |c| chunk(1, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 512]].concat())),
+        ("a huge hole", |c| {
+            chunk(1, 2, c, &[&4096u64.to_be_bytes()[..], &u32::MAX.to_be_bytes()].concat())
+        }),
+        ("a part of the data", |c| {
+            chunk(1, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 512]].concat())
+        }),
         ("no data at all", |c| chunk(1, 0, c, &[])),
         ("data twice", |c| {
             let once = chunk(0, 1, c, &[&4096u64.to_be_bytes()[..], &[7; 2048]].concat());
@@ -169,8 +199,8 @@ fn lies_cost_the_connection_and_nothing_else() {
     }
 }
 
-/// Replies put together at random, some of them right: every request is answered in time, and when the server has come
-/// to its senses, so has the leaf.
+/// Replies put together at random, some of them right: every request is answered in time, and when
+/// the server has come to its senses, so has the leaf.
 #[test]
 fn replies_at_random_are_survived() {
     let dir = tempfile::tempdir().unwrap();
@@ -178,12 +208,14 @@ fn replies_at_random_are_survived() {
         let (is_mad, count) = (Arc::new(AtomicBool::new(true)), AtomicUsize::new(0));
         let mad = is_mad.clone();
         let script = move |request: &Request| {
-            let mut random = Random::new(seed as u64 * 1000 + count.fetch_add(1, Ordering::SeqCst) as u64);
+            let mut random =
+                Random::new(seed as u64 * 1000 + count.fetch_add(1, Ordering::SeqCst) as u64);
             if !mad.load(Ordering::SeqCst) || random.chance(500_000) {
                 return Action::Do;
             }
             let cookie = if random.chance(900_000) { request.cookie } else { random.bits() };
-            let mut payload: Vec<u8> = (0..random.below(5000)).map(|_| random.bits() as u8).collect();
+            let mut payload: Vec<u8> =
+                (0..random.below(5000)).map(|_| random.bits() as u8).collect();
             let offset = request.offset + random.below(3) * 512;
             payload.splice(..payload.len().min(8), offset.to_be_bytes());
             let kind = [0, 1, 2, 3, 0x8001, 0x8002, random.bits() as u16][random.below(7) as usize];
@@ -214,8 +246,8 @@ fn replies_at_random_are_survived() {
     }
 }
 
-/// The answer to a write comes before the server has taken its data: its memory, which the next request gets, is not
-/// given back before it has been sent.
+/// The answer to a write comes before the server has taken its data: its memory, which the next
+/// request gets, is not given back before it has been sent.
 #[test]
 fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     let dir = tempfile::tempdir().unwrap();
@@ -223,7 +255,8 @@ fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     let len = 16 << 20;
     for options in both_routes() {
         let options = Options { size: 64 << 20, ..options };
-        let early = |request: &Request| if request.command == WRITE { Action::Early } else { Action::Do };
+        let early =
+            |request: &Request| if request.command == WRITE { Action::Early } else { Action::Do };
         let server = Server::start(&dir.path().join("s"), options, early);
         let world = world_over(&server, "");
         let mut client = world.connect("disk");
@@ -231,7 +264,10 @@ fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
             client.write(u64::from(n) << 24, &vec![n + 1; len]).unwrap();
         }
         for n in 0..4u8 {
-            assert!(client.read(u64::from(n) << 24, len as u32).unwrap() == vec![n + 1; len], "write {n}");
+            assert!(
+                client.read(u64::from(n) << 24, len as u32).unwrap() == vec![n + 1; len],
+                "write {n}"
+            );
         }
     }
 }
@@ -243,7 +279,8 @@ fn a_write_answered_too_early_and_never_taken_is_sent_again() {
     let data = vec![7; 16 << 20];
     for options in both_routes() {
         let options = Options { size: 64 << 20, ..options };
-        let server = Server::start(&dir.path().join("s"), options.clone(), first(WRITE, Action::TooEarly));
+        let server =
+            Server::start(&dir.path().join("s"), options.clone(), first(WRITE, Action::TooEarly));
         let world = world_over(&server, "&reconnect=20");
         world.connect("disk").write(0, &data).unwrap();
         assert!(server.disk.bytes.lock().unwrap()[..data.len()] == data, "acknowledged and lost");
@@ -283,8 +320,9 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
     for options in both_routes() {
         let is_silent = Arc::new(AtomicBool::new(false));
         let silent = is_silent.clone();
-        let script =
-            move |_: &Request| if silent.load(Ordering::SeqCst) { Action::Silence } else { Action::Do };
+        let script = move |_: &Request| {
+            if silent.load(Ordering::SeqCst) { Action::Silence } else { Action::Do }
+        };
         let server = Server::start(&dir.path().join("s"), options, script);
         let world = World::new(1);
         let leaf = world.leaf(&server.address("&timeout=2"));
@@ -303,7 +341,8 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
         assert!((Duration::from_millis(1500)..DEFAULT_TIMEOUT).contains(&time), "{time:?}");
         let error = leaf.engine().probe(Duration::from_secs(1)).unwrap_err();
         assert!(
-            matches!(error.raw_os_error(), Some(110 | 107)) || error.kind() == std::io::ErrorKind::TimedOut,
+            matches!(error.raw_os_error(), Some(110 | 107))
+                || error.kind() == std::io::ErrorKind::TimedOut,
             "{error}"
         );
         is_silent.store(false, Ordering::SeqCst);
@@ -312,7 +351,8 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
     }
 }
 
-/// EPERM, EIO, ENOMEM, EINVAL, ENOSPC: the server is there, on either route. One that shuts down is not.
+/// EPERM, EIO, ENOMEM, EINVAL, ENOSPC: the server is there, on either route. One that shuts down is
+/// not.
 #[test]
 fn a_probe_that_is_answered_with_an_error_has_been_answered() {
     let dir = tempfile::tempdir().unwrap();
@@ -353,30 +393,36 @@ fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
             let mut client = world.connect("disk");
             assert_eq!(client.read(0, 65536), Err(ESHUTDOWN), "{action:?}");
             eventually("it is connected again", || client.read(0, 65536).is_ok());
-            let leaf = world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
+            let leaf =
+                world.pool.registry().find("disk").unwrap().live().unwrap().leaves()[0].clone();
             let disk = server.kill();
             eventually("it knows", || client.read(0, 512).is_err());
             let start = Instant::now();
             (0..100).for_each(|_| assert_eq!(client.read(0, 512), Err(ESHUTDOWN)));
-            // The next attempt to connect is up to five seconds away: not even one of them has waited for that.
+            // The next attempt to connect is up to five seconds away: not even one of them has
+            // waited for that.
             assert!(start.elapsed() < Duration::from_secs(8), "at once: {:?}", start.elapsed());
             assert!(leaf.engine().probe(Duration::from_secs(5)).is_err());
             let _server = Server::again(&path, disk, options.clone(), |_| Action::Do);
-            eventually("a probe brings it back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+            eventually("a probe brings it back", || {
+                leaf.engine().probe(Duration::from_secs(5)).is_ok()
+            });
             client.read(0, 512).unwrap();
         }
     }
 }
 
-/// A write that was sent on a connection that is lost may still be carried out by a server that is well. Whoever made it
-/// hears of the loss only when that must have happened: sent again by another path, the second copy is the later one.
+/// A write that was sent on a connection that is lost may still be carried out by a server that is
+/// well. Whoever made it hears of the loss only when that must have happened: sent again by another
+/// path, the second copy is the later one.
 #[test]
 fn a_write_in_doubt_waits_until_the_server_must_have_done_it() {
     let dir = tempfile::tempdir().unwrap();
     let settling = Duration::from_millis(100);
     for options in both_routes() {
         for reconnect in ["", "&reconnect=30"] {
-            let server = Server::start(&dir.path().join("s"), options.clone(), first(1, Action::Close));
+            let server =
+                Server::start(&dir.path().join("s"), options.clone(), first(1, Action::Close));
             let world = world_over(&server, reconnect);
             let mut client = world.connect("disk");
             let start = Instant::now();
@@ -422,7 +468,11 @@ fn with_reconnect_requests_wait_for_the_server_and_only_so_long() {
         assert!((Duration::from_millis(5500)..DEFAULT_TIMEOUT).contains(&time), "{time:?}");
         let start = Instant::now();
         assert_eq!(client.read(0, 512), Err(ESHUTDOWN));
-        assert!(start.elapsed() < Duration::from_secs(5), "its time is over for all: {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "its time is over for all: {:?}",
+            start.elapsed()
+        );
     }
 }
 
@@ -472,8 +522,8 @@ fn a_server_that_comes_back_as_another_is_not_used() {
 const TWO_GROUPS: &str = "0 0 2 1 round-robin 0 1 0 0 round-robin 0 1 0 1";
 const SECOND_ONLY: &str = "0 0 1 1 round-robin 0 1 0 1";
 
-/// A path that leaves and cannot be flushed is flushed over its sibling. If that fails there, the writes may be gone, and
-/// whatever the sibling's server says later, it does not bring them back.
+/// A path that leaves and cannot be flushed is flushed over its sibling. If that fails there, the
+/// writes may be gone, and whatever the sibling's server says later, it does not bring them back.
 #[test]
 fn a_sibling_that_has_lost_writes_makes_good_for_no_path() {
     let dir = tempfile::tempdir().unwrap();
@@ -500,7 +550,8 @@ fn a_sibling_that_has_lost_writes_makes_good_for_no_path() {
     }
 }
 
-/// The server says that the writes are gone: a sibling, which knows nothing of them, is not even asked.
+/// The server says that the writes are gone: a sibling, which knows nothing of them, is not even
+/// asked.
 #[test]
 fn a_flush_that_a_server_has_failed_is_not_made_good_by_a_sibling() {
     let dir = tempfile::tempdir().unwrap();
@@ -530,8 +581,11 @@ fn a_long_discard_may_take_longer_than_one_request() {
         }
         _ => Action::Do,
     };
-    let server =
-        Server::start(&dir.path().join("s"), Options { size: 8 << 30, ..Options::default() }, script);
+    let server = Server::start(
+        &dir.path().join("s"),
+        Options { size: 8 << 30, ..Options::default() },
+        script,
+    );
     let world = world_over(&server, "&timeout=5");
     let mut client = world.connect("disk");
     let start = Instant::now();
@@ -541,7 +595,8 @@ fn a_long_discard_may_take_longer_than_one_request() {
     assert!(start.elapsed() > Duration::from_secs(6));
 }
 
-/// A flush that fails for want of a server is tried again and may succeed; one that the server fails may not.
+/// A flush that fails for want of a server is tried again and may succeed; one that the server
+/// fails may not.
 #[test]
 fn a_lost_flush_is_asked_for_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -568,8 +623,8 @@ fn a_lost_flush_is_asked_for_again() {
     }
 }
 
-/// Load from several clients while connections are cut at random and the server is killed and comes back: all
-/// that is read is what was written last.
+/// Load from several clients while connections are cut at random and the server is killed and comes
+/// back: all that is read is what was written last.
 #[test]
 fn data_survives_cut_connections_and_killed_servers() {
     let dir = tempfile::tempdir().unwrap();
@@ -592,7 +647,8 @@ fn data_survives_cut_connections_and_killed_servers() {
         let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..3u64)
             .map(|number| {
-                let (mut client, stop, requests) = (world.connect("disk"), stop.clone(), requests.clone());
+                let (mut client, stop, requests) =
+                    (world.connect("disk"), stop.clone(), requests.clone());
                 std::thread::spawn(move || {
                     let mut random = Random::new(seed as u64 * 10 + number);
                     let mut model = vec![0u8; 256];
@@ -604,7 +660,10 @@ fn data_survives_cut_connections_and_killed_servers() {
                             client.write(offset, &[byte; 4096]).unwrap();
                             model[block as usize] = byte;
                         } else {
-                            assert_eq!(client.read(offset, 4096).unwrap(), [model[block as usize]; 4096]);
+                            assert_eq!(
+                                client.read(offset, 4096).unwrap(),
+                                [model[block as usize]; 4096]
+                            );
                         }
                         requests.fetch_add(1, Ordering::SeqCst);
                     }
@@ -656,7 +715,8 @@ fn leaves_come_and_go_and_leave_nothing() {
         let before = descriptors();
         (0..50).for_each(|_| cycle());
         server.cut();
-        // Other tests of this program come and go meanwhile: what each cycle would leave counts, not a few.
+        // Other tests of this program come and go meanwhile: what each cycle would leave counts,
+        // not a few.
         eventually("all are closed", || descriptors() < before + 50);
     }
 }

@@ -1,4 +1,5 @@
-//! The NBD leaf against servers good and bad: our own in this process, and one that does what a script says.
+//! The NBD leaf against servers good and bad: our own in this process, and one that does what a
+//! script says.
 
 #[path = "../support/mod.rs"]
 mod support;

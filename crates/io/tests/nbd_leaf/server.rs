@@ -1,5 +1,5 @@
-//! An NBD server that behaves as it is told: a thread per connection over shared memory, and a script that says of
-//! each request how it is (not) answered. It shares no code with the product.
+//! An NBD server that behaves as it is told: a thread per connection over shared memory, and a
+//! script that says of each request how it is (not) answered. It shares no code with the product.
 
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
@@ -39,7 +39,8 @@ pub struct Request {
 pub enum Action {
     /// It is done and answered.
     Do,
-    /// Done, and answered in pieces of this many bytes, the last first, zeroes as holes (structured replies only).
+    /// Done, and answered in pieces of this many bytes, the last first, zeroes as holes (structured
+    /// replies only).
     Pieces(usize),
     /// Refused with this number.
     Error(u32),
@@ -186,7 +187,13 @@ impl Server {
     }
 
     pub fn count(&self, command: u16) -> usize {
-        self.disk.requests.lock().unwrap().iter().filter(|request| request.command == command).count()
+        self.disk
+            .requests
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|request| request.command == command)
+            .count()
     }
 
     fn end(&mut self) {
@@ -235,8 +242,9 @@ impl Conn {
         loop {
             let header = self.take::<28>()?;
             assert_eq!(header[..4], 0x2560_9513u32.to_be_bytes());
-            let number =
-                |from: usize, to: usize| header[from..to].iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
+            let number = |from: usize, to: usize| {
+                header[from..to].iter().fold(0u64, |n, b| n << 8 | u64::from(*b))
+            };
             let request = Request {
                 flags: number(4, 6) as u16,
                 command: number(6, 8) as u16,
@@ -298,14 +306,18 @@ impl Conn {
                     self.option_reply(8, 1, &[])?;
                 }
                 7 => {
-                    let export =
-                        [&[0, 0][..], &self.options.size.to_be_bytes(), &self.options.flags.to_be_bytes()];
+                    let export = [
+                        &[0, 0][..],
+                        &self.options.size.to_be_bytes(),
+                        &self.options.flags.to_be_bytes(),
+                    ];
                     self.option_reply(7, 3, &export.concat())?;
                     if let Some(name) = self.options.name {
                         self.option_reply(7, 3, &[&[0, 1], name.as_bytes()].concat())?;
                     }
                     if let Some(blocks) = self.options.blocks {
-                        let blocks: Vec<u8> = blocks.iter().flat_map(|block| block.to_be_bytes()).collect();
+                        let blocks: Vec<u8> =
+                            blocks.iter().flat_map(|block| block.to_be_bytes()).collect();
                         self.option_reply(7, 3, &[&[0, 3], &blocks[..]].concat())?;
                     }
                     self.option_reply(7, 1, &[])?;
@@ -368,7 +380,12 @@ impl Conn {
         reply
     }
 
-    fn answer(&mut self, request: &Request, structured: bool, piece: Option<usize>) -> io::Result<()> {
+    fn answer(
+        &mut self,
+        request: &Request,
+        structured: bool,
+        piece: Option<usize>,
+    ) -> io::Result<()> {
         let reply = self.reply(request, structured, piece);
         self.stream.write_all(&reply)
     }

@@ -45,8 +45,12 @@ impl Bench {
     }
 
     pub(crate) fn leaf(&self, address: &str) -> Arc<Leaf> {
-        let options =
-            LeafOptions { direct: None, read_only: false, queues: self.queues.len(), make_bytes: None };
+        let options = LeafOptions {
+            direct: None,
+            read_only: false,
+            queues: self.queues.len(),
+            make_bytes: None,
+        };
         let leaf = Leaf::open(&address.parse().unwrap(), &options).unwrap();
         // Whatever a file may hold that an earlier process wrote: nothing here.
         leaf.flush_blocking().unwrap();
@@ -74,7 +78,8 @@ impl Bench {
         table.build(self.queues.len())
     }
 
-    /// A multipath device by the words of its table line, in which leaves stand by their places here.
+    /// A multipath device by the words of its table line, in which leaves stand by their places
+    /// here.
     pub(crate) fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
         let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
         let mut params = Params::parse(&words).unwrap();
@@ -170,8 +175,15 @@ impl Bench {
             let slot = (token % 4 == 1).then_some(7);
             Pages { memory, file: file.as_raw_fd(), at: PAGES_AT, slot }
         });
-        let request =
-            Request { op, fua, offset: at * SECTOR as u64, len: len as u64, data: span, pages, token };
+        let request = Request {
+            op,
+            fua,
+            offset: at * SECTOR as u64,
+            len: len as u64,
+            data: span,
+            pages,
+            token,
+        };
         let (pipeline, ring) = &mut self.queues[queue];
         if let Some(errno) = pipeline.start(device.id(), &request, ring) {
             assert_eq!(self.answers.insert(token, errno), None, "answered twice");

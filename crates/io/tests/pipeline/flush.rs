@@ -25,8 +25,8 @@ fn switch(bench: &mut Bench) -> ([Arc<Leaf>; 2], Arc<Device>) {
         leaves.iter().map(|leaf| To { below: table.leaf(leaf.clone()), offset: 0 }).collect();
     let geometry = blkswitch_io::core::switch::geometry::Geometry::new(128, 2, 8).unwrap();
     let storage = blkswitch_io::table::region_storage(&geometry).unwrap();
-    let map =
-        blkswitch_io::core::switch::regions::Map::new(geometry, storage).unwrap_or_else(|_| unreachable!());
+    let map = blkswitch_io::core::switch::regions::Map::new(geometry, storage)
+        .unwrap_or_else(|_| unreachable!());
     table.push(128, Target::Switch { map, paths: paths.into() });
     let device = bench.device("switch", table.build(bench.queues.len()));
     (leaves, device)
@@ -58,13 +58,17 @@ fn two_at_once_run_one_after_the_other_and_those_that_came_meanwhile_share_the_s
 fn fua_that_became_a_flush_shares_runs_too() {
     let mut bench = Bench::new(1);
     let (leaf, device) = disk(&mut bench, "sim:64K,delay=10us,nofua");
-    let writes: Vec<u64> =
-        (0..8).map(|n| bench.start(0, &device, Op::Write, true, n, vec![n as u8 + 1; SECTOR])).collect();
+    let writes: Vec<u64> = (0..8)
+        .map(|n| bench.start(0, &device, Op::Write, true, n, vec![n as u8 + 1; SECTOR]))
+        .collect();
     bench.turn();
     assert!(writes.iter().all(|t| bench.answer(*t).is_none()), "written, not flushed");
     bench.turn();
     bench.turn();
-    assert!(writes.iter().all(|t| bench.answer(*t) == Some(0)), "the first run, and one for all others");
+    assert!(
+        writes.iter().all(|t| bench.answer(*t) == Some(0)),
+        "the first run, and one for all others"
+    );
     let image = sim(&leaf).power_cut(1);
     assert!((0..8).all(|n| image[n * SECTOR] == n as u8 + 1));
 }
@@ -199,7 +203,8 @@ fn a_flush_goes_down_a_stack() {
     assert_stable(&leaf, 4);
 }
 
-/// Found by the simulation (seed 627): the leaf is not in the table that left, but in that of a device below.
+/// Found by the simulation (seed 627): the leaf is not in the table that left, but in that of a
+/// device below.
 #[test]
 fn a_device_that_leaves_a_table_is_flushed() {
     for fails in [false, true] {

@@ -34,13 +34,15 @@ fn zeroes_are_written_out_where_they_cannot_be_asked_for() {
         let leaf = bench.leaf(address);
         let device = bench.device("disk", bench.linear(&leaf));
         bench.write(&device, 0, 2048, 0xff);
-        // More than the zeroes that are kept at hand, from the middle of a page to the middle of another.
+        // More than the zeroes that are kept at hand, from the middle of a page to the middle of
+        // another.
         let token = bench.start(0, &device, ZEROES, false, 3, vec![0; 701 * SECTOR]);
         assert_eq!(bench.finish(token).0, 0, "{address}");
         let token = bench.start(0, &device, Op::Read, false, 0, vec![0; 2048 * SECTOR]);
         let (errno, data) = bench.finish(token);
-        let expected: Vec<u8> =
-            (0..2048 * SECTOR).map(|n| if (3..704).contains(&(n / SECTOR)) { 0 } else { 0xff }).collect();
+        let expected: Vec<u8> = (0..2048 * SECTOR)
+            .map(|n| if (3..704).contains(&(n / SECTOR)) { 0 } else { 0xff })
+            .collect();
         assert!((errno, data) == (0, expected), "{address}");
     }
 }
@@ -70,7 +72,8 @@ fn a_discard_that_cannot_be_done_is_a_hint_that_was_not_taken() {
 
 #[test]
 fn fua_of_every_kind_survives_on_leaves_that_can_and_that_cannot() {
-    for address in ["sim:64K", "sim:64K,nofua", "sim:64K,nofua,nozero", "sim:64K,nozero,short=0.5"] {
+    for address in ["sim:64K", "sim:64K,nofua", "sim:64K,nofua,nozero", "sim:64K,nozero,short=0.5"]
+    {
         for op in [Op::Write, ZEROES, Op::Discard] {
             let mut bench = Bench::new(1);
             let leaf = bench.leaf(address);
@@ -83,7 +86,10 @@ fn fua_of_every_kind_survives_on_leaves_that_can_and_that_cannot() {
             let byte = if op == Op::Write { 0x11 } else { 0 };
             for seed in 0..16 {
                 let image = sim(&leaf).power_cut(seed);
-                assert!(image[2 * SECTOR..6 * SECTOR].iter().all(|b| *b == byte), "{address} {op:?}");
+                assert!(
+                    image[2 * SECTOR..6 * SECTOR].iter().all(|b| *b == byte),
+                    "{address} {op:?}"
+                );
             }
         }
     }
@@ -106,7 +112,8 @@ fn a_failed_write_may_have_landed_and_is_flushed() {
     let leaf = bench.leaf("sim:64K");
     let device = bench.device("disk", bench.linear(&leaf));
     sim(&leaf).set_errors(1_000_000, 0);
-    for (op, fua) in [(Op::Write, false), (Op::Write, true), (ZEROES, false), (Op::Discard, false)] {
+    for (op, fua) in [(Op::Write, false), (Op::Write, true), (ZEROES, false), (Op::Discard, false)]
+    {
         let token = bench.start(0, &device, op, fua, 0, vec![1; 8 * SECTOR]);
         assert_eq!(bench.finish(token).0, libc::EIO);
         assert!(leaf.needs_flush(), "{op:?}");

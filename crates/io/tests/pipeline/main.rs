@@ -1,5 +1,6 @@
-//! The pipeline through its public interface, on simulated rings, in one thread: splitting against the model, what
-//! becomes of results that are no plain success, flushes in the hard cases, multipath devices.
+//! The pipeline through its public interface, on simulated rings, in one thread: splitting against
+//! the model, what becomes of results that are no plain success, flushes in the hard cases,
+//! multipath devices.
 
 mod bench;
 mod flush;

@@ -1,5 +1,5 @@
-//! Multipath devices: failover, holding, suspending, what is flushed. The paths of a test are sim leaves that lead to
-//! one memory; each can be cut.
+//! Multipath devices: failover, holding, suspending, what is flushed. The paths of a test are sim
+//! leaves that lead to one memory; each can be cut.
 
 use std::sync::Arc;
 
@@ -16,7 +16,9 @@ const QUEUEING: &str = "1 queue_if_no_path 0 2 1 round-robin 0 1 0 0 round-robin
 
 /// Paths to one volume of a name of its own.
 fn paths(bench: &Bench, name: &str, count: usize, options: &str) -> Vec<Arc<Leaf>> {
-    (0..count).map(|path| bench.leaf(&format!("sim:64K,name={name},path={path}{options}"))).collect()
+    (0..count)
+        .map(|path| bench.leaf(&format!("sim:64K,name={name},path={path}{options}")))
+        .collect()
 }
 
 fn volume(bench: &mut Bench, name: &str, line: &str) -> (Vec<Arc<Leaf>>, Arc<Device>) {
@@ -64,7 +66,8 @@ fn read(bench: &mut Bench, device: &Device, at: u64) -> (i32, u8) {
 
 /// The checker has found that a path is back, or a message says so.
 fn reinstate(bench: &mut Bench, device: &Device, path: u32) {
-    let is_back = device.messenger(0).unwrap().change(|groups, mut on| groups.reinstate_path(path, &mut on));
+    let is_back =
+        device.messenger(0).unwrap().change(|groups, mut on| groups.reinstate_path(path, &mut on));
     assert_eq!(is_back, Some(true));
     bench.release(device);
 }
@@ -175,7 +178,11 @@ fn requests_that_find_no_path_wait_for_one() {
     let late = write(&mut bench, &device, 8, 2);
     bench.run();
     assert_eq!([early, late].map(|token| bench.answer(token)), [None, None]);
-    assert_eq!((counted(&device, 0).0, counted(&device, 1).0), (1, 1), "the late one was not tried at all");
+    assert_eq!(
+        (counted(&device, 0).0, counted(&device, 1).0),
+        (1, 1),
+        "the late one was not tried at all"
+    );
     bench.release(&device);
     bench.run();
     assert_eq!(bench.answer(early), None, "asking again without a path changes nothing");
@@ -278,8 +285,8 @@ fn two_layers(bench: &mut Bench, below: &Arc<Device>) -> Arc<Device> {
     let paths = [table.device(below).unwrap(), leaf].map(|below| To { below, offset: 0 });
     let geometry = blkswitch_io::core::switch::geometry::Geometry::new(128, 2, 8).unwrap();
     let storage = blkswitch_io::table::region_storage(&geometry).unwrap();
-    let map =
-        blkswitch_io::core::switch::regions::Map::new(geometry, storage).unwrap_or_else(|_| unreachable!());
+    let map = blkswitch_io::core::switch::regions::Map::new(geometry, storage)
+        .unwrap_or_else(|_| unreachable!());
     table.push(128, Target::Switch { map, paths: paths.into() });
     bench.device("switch", table.build(bench.queues.len()))
 }
@@ -293,7 +300,11 @@ fn a_piece_from_above_waits_in_the_multipath_and_keeps_the_device_above_busy() {
     let token = bench.start(0, &switch, Op::Write, false, 4, vec![6; 24 * SECTOR]);
     let good = bench.start(0, &switch, Op::Write, false, 8, vec![7; 8 * SECTOR]);
     bench.run();
-    assert_eq!([token, good].map(|token| bench.answer(token)), [None, Some(0)], "the other region goes on");
+    assert_eq!(
+        [token, good].map(|token| bench.answer(token)),
+        [None, Some(0)],
+        "the other region goes on"
+    );
     assert!(bench.close_as(&member, true).is_done());
     let above = bench.close_as(&switch, true);
     assert!(!above.is_done());
@@ -331,7 +342,10 @@ fn what_waits_is_refused_when_the_queue_stops_or_its_client_is_given_up() {
     bench.collect();
     assert_eq!(bench.answer(spared), Some(libc::ESHUTDOWN));
     assert_eq!(bench.queues[0].0.in_flight(), 0);
-    assert!(bench.close(&member).is_done() && bench.close(&switch).is_done(), "every gate was left");
+    assert!(
+        bench.close(&member).is_done() && bench.close(&switch).is_done(),
+        "every gate was left"
+    );
     let device = bench.device("again", bench.multipath(QUEUEING, &leaves));
     let token = write(&mut bench, &device, 0, 1);
     bench.run();
@@ -412,7 +426,8 @@ fn a_flush_without_a_path_fails_or_waits_but_never_succeeds() {
     }
 }
 
-/// A flush of two paths that is held is one flush to be tried again, not two, which would be four the next time.
+/// A flush of two paths that is held is one flush to be tried again, not two, which would be four
+/// the next time.
 #[test]
 fn a_flush_that_is_held_again_and_again_stays_one() {
     let mut bench = Bench::new(1);
@@ -430,7 +445,8 @@ fn a_flush_that_is_held_again_and_again_stays_one() {
         reinstate(&mut bench, &device, 1);
         bench.run();
         assert_eq!(bench.answer(token), None);
-        let tried: u64 = flushes(&device).iter().zip(before).map(|(now, before)| now - before).sum();
+        let tried: u64 =
+            flushes(&device).iter().zip(before).map(|(now, before)| now - before).sum();
         assert!(tried <= 4, "{tried} flushes in round {round}");
     }
     cut(&leaves, Link::Up);
@@ -492,7 +508,8 @@ fn a_path_that_leaves_the_table_when_all_are_down_is_flushed_over_the_new_ones_o
     }
 }
 
-/// A flush of another volume says nothing about what was written to this one, wherever it stands in the tables.
+/// A flush of another volume says nothing about what was written to this one, wherever it stands in
+/// the tables.
 #[test]
 fn a_path_that_leaves_for_another_volume_is_not_covered_by_it() {
     let mut bench = Bench::new(1);

@@ -21,7 +21,10 @@ fn cases(test: &str, case: impl Fn(u64)) {
     impl Drop for Replay<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                eprintln!("replay: CASE={} cargo test -p blkswitch-io --test pipeline {}", self.1, self.0);
+                eprintln!(
+                    "replay: CASE={} cargo test -p blkswitch-io --test pipeline {}",
+                    self.1, self.0
+                );
             }
         }
     }
@@ -32,7 +35,8 @@ fn cases(test: &str, case: impl Fn(u64)) {
     }
 }
 
-/// Where a sector ends: the (device, path) it went through, and which sector of which leaf or device that is.
+/// Where a sector ends: the (device, path) it went through, and which sector of which leaf or
+/// device that is.
 #[derive(Clone, PartialEq, Debug)]
 struct End {
     hops: Vec<(usize, usize)>,
@@ -85,7 +89,8 @@ struct Stack {
 fn stack(seed: u64) -> Stack {
     let mut random = Random::new(seed);
     let mut bench = Bench::new(1);
-    let leaves: Vec<_> = (0..LEAVES).map(|_| bench.leaf(&format!("sim:{}", LEAF_SECTORS * 512))).collect();
+    let leaves: Vec<_> =
+        (0..LEAVES).map(|_| bench.leaf(&format!("sim:{}", LEAF_SECTORS * 512))).collect();
     let devices: Vec<_> = (0..DEVICES).map(|n| bench.create(&format!("d{n}"))).collect();
     let mut tables = Vec::new();
     for (n, device) in devices.iter().enumerate() {
@@ -119,7 +124,8 @@ fn every_sector_of_a_write_lands_where_the_model_says_in_as_few_pieces_as_can_be
 
         let ends: Vec<End> = (0..sectors).map(|n| end(&tables, top, offset + n)).collect();
         let mut images = vec![vec![0u8; LEAF_SECTORS as usize]; LEAVES];
-        // Two sectors of one request may meet on one leaf sector; the pieces of the later ones complete later.
+        // Two sectors of one request may meet on one leaf sector; the pieces of the later ones
+        // complete later.
         for (n, end) in ends.iter().enumerate() {
             if let At::Leaf(leaf) = end.at {
                 images[leaf][end.sector as usize] = n as u8 + 1;
@@ -164,8 +170,14 @@ fn every_sector_of_a_read_comes_from_where_the_model_says() {
         let len = tables[top].len;
         let offset = random.below(len);
         let sectors = 1 + random.below(len - offset);
-        let token =
-            bench.start(0, &devices[top], Op::Read, false, offset, vec![0xee; sectors as usize * SECTOR]);
+        let token = bench.start(
+            0,
+            &devices[top],
+            Op::Read,
+            false,
+            offset,
+            vec![0xee; sectors as usize * SECTOR],
+        );
         let (errno, data) = bench.finish(token);
         for n in 0..sectors {
             let end = end(&tables, top, offset + n);
@@ -179,15 +191,20 @@ fn every_sector_of_a_read_comes_from_where_the_model_says() {
             };
             assert_eq!(data[n as usize * SECTOR..][..SECTOR], [expected; SECTOR], "sector {n}");
         }
-        assert!(errno == 0 || (0..sectors).any(|n| end(&tables, top, offset + n).fails()), "{errno}");
+        assert!(
+            errno == 0 || (0..sectors).any(|n| end(&tables, top, offset + n).fails()),
+            "{errno}"
+        );
     });
 }
 
 /// A device whose neighbouring sectors are all on different leaves, behind a closed gate or not.
 fn striped(bench: &mut Bench, sectors: u64) -> (Vec<Arc<Leaf>>, Arc<Device>) {
-    let leaves: Vec<_> = (0..2).map(|_| bench.leaf(&format!("sim:{},delay=1us", sectors * 512))).collect();
+    let leaves: Vec<_> =
+        (0..2).map(|_| bench.leaf(&format!("sim:{},delay=1us", sectors * 512))).collect();
     let mut table = TableBuilder::new(false);
-    let stripes = leaves.iter().map(|leaf| To { below: table.leaf(leaf.clone()), offset: 0 }).collect();
+    let stripes =
+        leaves.iter().map(|leaf| To { below: table.leaf(leaf.clone()), offset: 0 }).collect();
     table.push(sectors, Target::Striped { chunk: 1, stripes });
     let device = bench.device("striped", table.build(1));
     (leaves, device)
@@ -207,8 +224,8 @@ fn a_request_of_many_windows_is_whole() {
     assert!(bench.finish(token) == (0, data));
 }
 
-/// A stop answers what waits at gates; a request whose later windows come to a closed gate afterwards must not wait
-/// there for ever either.
+/// A stop answers what waits at gates; a request whose later windows come to a closed gate
+/// afterwards must not wait there for ever either.
 #[test]
 fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
     let mut bench = Bench::new(1);
@@ -233,7 +250,8 @@ fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
     drop(leaves);
 }
 
-/// The longest discard there is over the smallest regions: a queue must not be away for long, however it is split.
+/// The longest discard there is over the smallest regions: a queue must not be away for long,
+/// however it is split.
 #[test]
 fn a_huge_request_is_split_a_little_at_a_time() {
     let mut bench = Bench::new(1);
@@ -242,7 +260,8 @@ fn a_huge_request_is_split_a_little_at_a_time() {
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     let geometry = blkswitch_io::core::switch::geometry::Geometry::new(sectors, 1, 1).unwrap();
-    let map = blkswitch_io::core::switch::regions::Map::new(geometry, region_storage(&geometry).unwrap());
+    let map =
+        blkswitch_io::core::switch::regions::Map::new(geometry, region_storage(&geometry).unwrap());
     let map = map.unwrap_or_else(|_| unreachable!());
     table.push(sectors, Target::Switch { map, paths: [To { below, offset: 0 }].into() });
     let device = bench.device("huge", table.build(1));

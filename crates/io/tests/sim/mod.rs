@@ -1,11 +1,12 @@
 //! The whole data path from one seed, in one thread.
 //!
-//! Several real pipelines (queues) on simulated rings run over sim leaves; real devices without queues of their own
-//! are the control side, whose commands reach the pipelines through mailboxes of the simulation, in order, late. A
-//! scheduler that follows the seed interleaves requests of all kinds with completions, messages, suspends, resumes,
-//! reloads, errors of leaves, paths of a multipath that are cut, failed and reinstated, lost clients, stops and power
-//! cuts. The model (stack.rs, disk.rs) says what each read may return, where each write must be found, which requests
-//! must fail, and what must survive.
+//! Several real pipelines (queues) on simulated rings run over sim leaves; real devices without
+//! queues of their own are the control side, whose commands reach the pipelines through mailboxes
+//! of the simulation, in order, late. A scheduler that follows the seed interleaves requests of all
+//! kinds with completions, messages, suspends, resumes, reloads, errors of leaves, paths of a
+//! multipath that are cut, failed and reinstated, lost clients, stops and power cuts. The model
+//! (stack.rs, disk.rs) says what each read may return, where each write must be found, which
+//! requests must fail, and what must survive.
 
 macro_rules! say {
     ($world:expr, $($text:tt)*) => {
@@ -44,7 +45,8 @@ use stack::{Below, DEVICE_SECTORS, LEAF_SECTORS, ModelTable, ModelTarget, Step};
 const QUEUES: usize = 3;
 const LEAVES: usize = 4;
 const DEVICES: usize = 5;
-/// In some seeds the first device is a multipath. Its volume is one more leaf to the model, with so many paths.
+/// In some seeds the first device is a multipath. Its volume is one more leaf to the model, with so
+/// many paths.
 const MULTIPATH: usize = 0;
 const VOLUME: usize = LEAVES;
 const PATHS: usize = 3;
@@ -72,8 +74,18 @@ pub struct Summary {
 
 impl Summary {
     pub fn add(&mut self, other: &Summary) {
-        let Summary { reads, writes, flushes, failed, parked, messages, swaps, power_cuts, stops, .. } =
-            other;
+        let Summary {
+            reads,
+            writes,
+            flushes,
+            failed,
+            parked,
+            messages,
+            swaps,
+            power_cuts,
+            stops,
+            ..
+        } = other;
         let Summary { path_failures, reinstated, held, .. } = other;
         self.reads += reads;
         self.writes += writes;
@@ -250,7 +262,8 @@ impl World {
             };
             no_discard.push(options.no_discard);
             no_zero.push(options.no_zero);
-            let how = LeafOptions { direct: None, read_only: false, queues: QUEUES, make_bytes: None };
+            let how =
+                LeafOptions { direct: None, read_only: false, queues: QUEUES, make_bytes: None };
             if number == VOLUME {
                 options.name = Some(volume_name());
                 options.timeout_ns = random.below(2_000_000);
@@ -303,12 +316,22 @@ impl World {
         for number in 0..QUEUES {
             let mut pipeline = Pipeline::new(number);
             for (number, device) in self.devices.iter().enumerate() {
-                let own =
-                    if number == MULTIPATH { self.counters.clone() } else { Counters::boxed(QUEUES).into() };
+                let own = if number == MULTIPATH {
+                    self.counters.clone()
+                } else {
+                    Counters::boxed(QUEUES).into()
+                };
                 pipeline.install(device.id(), own);
             }
-            let gates = (0..DEVICES).map(|_| Gate { open: true, table: None, waiting: Vec::new() }).collect();
-            self.queues.push(Queue { pipeline, ring: Ring::simulated(), gates, mail: VecDeque::new() });
+            let gates = (0..DEVICES)
+                .map(|_| Gate { open: true, table: None, waiting: Vec::new() })
+                .collect();
+            self.queues.push(Queue {
+                pipeline,
+                ring: Ring::simulated(),
+                gates,
+                mail: VecDeque::new(),
+            });
         }
         for device in 0..DEVICES {
             self.load(device);
@@ -385,7 +408,10 @@ impl World {
             }
         };
         let mut data =
-            vec![0xaa; if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }];
+            vec![
+                0xaa;
+                if matches!(op, Op::Read | Op::Write) { sectors as usize * SECTOR } else { 0 }
+            ];
         if op == Op::Write {
             for (nth, sector) in data.as_chunks_mut::<SECTOR>().0.iter_mut().enumerate() {
                 sector.as_chunks_mut::<8>().0.fill(stamp(id, nth).to_le_bytes());
@@ -466,7 +492,14 @@ impl World {
     }
 
     /// Sends one sector of a request down from a device whose gate it has passed.
-    fn route(&mut self, id: u64, nth: usize, mut device: usize, mut sector: u64, mut through: Through) {
+    fn route(
+        &mut self,
+        id: u64,
+        nth: usize,
+        mut device: usize,
+        mut sector: u64,
+        mut through: Through,
+    ) {
         let flight = self.in_flight.get_mut(&id).expect("in flight");
         let gates = &mut self.queues[flight.queue].gates;
         loop {
@@ -511,7 +544,8 @@ impl World {
         let mut done = Vec::new();
         let pipeline = &mut self.queues[queue].pipeline;
         pipeline.take_done(&mut done);
-        let failed = pipeline.take_events().filter(|(_, event)| matches!(event, Event::PathFailed { .. }));
+        let failed =
+            pipeline.take_events().filter(|(_, event)| matches!(event, Event::PathFailed { .. }));
         self.summary.path_failures += failed.count() as u64;
         done.into_iter().for_each(|done| self.answered(queue, done));
     }
@@ -520,7 +554,8 @@ impl World {
         let now = self.tick();
         say!(self, "q{queue} #{token} answered {errno}");
         let flight = self.in_flight.remove(&token);
-        let flight = flight.unwrap_or_else(|| panic!("#{token} was answered twice, or never asked"));
+        let flight =
+            flight.unwrap_or_else(|| panic!("#{token} was answered twice, or never asked"));
         assert_eq!(flight.queue, queue, "#{token} was answered on another queue");
         self.judge(token, &flight, errno, now);
     }
@@ -532,8 +567,16 @@ impl World {
             || self.faulty && errno == libc::EIO
             || self.may_lose_its_path(flight, errno);
         match errno {
-            0 => assert!(!flight.must_fail, "#{id} {:?} succeeded; expected {:?}", flight.op, flight.errors),
-            _ => assert!(expected, "#{id} {:?} failed with {errno}; expected {:?}", flight.op, flight.errors),
+            0 => assert!(
+                !flight.must_fail,
+                "#{id} {:?} succeeded; expected {:?}",
+                flight.op, flight.errors
+            ),
+            _ => assert!(
+                expected,
+                "#{id} {:?} failed with {errno}; expected {:?}",
+                flight.op, flight.errors
+            ),
         }
         let ok = errno == 0;
         self.summary.failed += u64::from(!ok);
@@ -542,7 +585,9 @@ impl World {
             Op::Read => {}
             // What a client that is gone was promised, nobody knows.
             Op::Flush if ok && !flight.orphan => {
-                self.disks.iter_mut().for_each(|disk| disk.flushed(1 << flight.device, flight.started));
+                self.disks
+                    .iter_mut()
+                    .for_each(|disk| disk.flushed(1 << flight.device, flight.started));
             }
             Op::Flush => {}
             Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
@@ -556,12 +601,21 @@ impl World {
 
     fn check_read(&mut self, id: u64, flight: &InFlight, now: Time) {
         let sectors = flight.data.as_chunks::<SECTOR>().0;
-        assert_eq!(flight.places.len() + flight.zeroes.len(), sectors.len(), "#{id}: the model routed all");
+        assert_eq!(
+            flight.places.len() + flight.zeroes.len(),
+            sectors.len(),
+            "#{id}: the model routed all"
+        );
         for nth in &flight.zeroes {
-            assert_eq!(value_of(&sectors[*nth]), Some(0), "#{id}: sector {nth} of it is on a zero target");
+            assert_eq!(
+                value_of(&sectors[*nth]),
+                Some(0),
+                "#{id}: sector {nth} of it is on a zero target"
+            );
         }
         for Place { nth, leaf, sector, begin } in &flight.places {
-            let value = value_of(&sectors[*nth]).unwrap_or_else(|| panic!("#{id}: sector {nth} is torn"));
+            let value =
+                value_of(&sectors[*nth]).unwrap_or_else(|| panic!("#{id}: sector {nth} is torn"));
             assert!(
                 self.disks[*leaf].may_read(*sector, value, *begin, now),
                 "#{id} read {value:#x} at its sector {nth}, which is leaf {leaf} sector {sector}; there were{}",
@@ -635,9 +689,17 @@ impl World {
         let regions = map.borrow().paths.len() as u64;
         let text = stack::message(&mut self.random, regions, ways.len() as u64);
         say!(self, "d{device} segment {nth}: {text}");
-        let real = Message::new().apply_text(real.expect("a switch").map().unwrap(), text.as_bytes(), true);
+        let real = Message::new().apply_text(
+            real.expect("a switch").map().unwrap(),
+            text.as_bytes(),
+            true,
+        );
         let model = map.borrow_mut().message(text.as_bytes());
-        assert_eq!(real.map(|_| ()).map_err(|e| e.1.position as usize), model.map_err(|e| e.0), "{text}");
+        assert_eq!(
+            real.map(|_| ()).map_err(|e| e.1.position as usize),
+            model.map_err(|e| e.0),
+            "{text}"
+        );
         self.summary.messages += 1;
     }
 
@@ -671,8 +733,11 @@ impl World {
         let noflush = self.random.chance(500_000);
         say!(self, "d{device} suspend noflush={noflush}");
         // The control side's own part: a device without queues is suspended at once.
-        let suspended =
-            if noflush { self.devices[device].suspend_noflush() } else { self.devices[device].suspend() };
+        let suspended = if noflush {
+            self.devices[device].suspend_noflush()
+        } else {
+            self.devices[device].suspend()
+        };
         suspended.expect("suspend");
         let latch = Latch::new(QUEUES);
         for queue in &mut self.queues {
@@ -681,7 +746,8 @@ impl World {
         self.control[device] = Control::Closing(latch);
     }
 
-    /// Resume of a device whose gates are closed: the control side swaps tables, the queues hear of it later.
+    /// Resume of a device whose gates are closed: the control side swaps tables, the queues hear of
+    /// it later.
     fn open(&mut self, device: usize) {
         if let Some(model) = self.inactive[device].take() {
             self.tables[device] = Some(model);
@@ -703,7 +769,8 @@ impl World {
         for device in 0..DEVICES {
             match &self.control[device] {
                 Control::Closing(latch) if latch.is_done() => {
-                    let inside = self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
+                    let inside =
+                        self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
                     // What a multipath holds is not in flight.
                     assert!(
                         inside.is_none() || self.is_multipath(device),
@@ -723,10 +790,12 @@ impl World {
     }
 
     fn faults(&mut self) {
-        let all: Vec<Arc<Leaf>> = self.leaves.iter().chain(self.paths.iter().skip(1)).cloned().collect();
+        let all: Vec<Arc<Leaf>> =
+            self.leaves.iter().chain(self.paths.iter().skip(1)).cloned().collect();
         let leaf = self.random.below(all.len() as u64) as usize;
         if self.faulty {
-            let mut chance = || if self.random.chance(500_000) { 0 } else { self.random.below(400_000) };
+            let mut chance =
+                || if self.random.chance(500_000) { 0 } else { self.random.below(400_000) };
             let (errors, flush_errors) = (chance(), chance());
             sim(&all[leaf]).set_errors(errors, flush_errors);
         }
@@ -773,8 +842,8 @@ impl World {
         let now = self.tick();
         for (number, leaf) in self.leaves.iter().enumerate() {
             for (sector, content) in sim(leaf).image().as_chunks::<SECTOR>().0.iter().enumerate() {
-                let value =
-                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                let value = value_of(content)
+                    .unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
                 assert!(
                     self.disks[number].may_read(sector, value, now, now),
                     "leaf {number} sector {sector} holds {value:#x}; there were{}",
@@ -796,8 +865,8 @@ impl World {
                 self.paths.iter().for_each(|path| drop(sim(path).power_cut(0)));
             }
             for (sector, content) in image.as_chunks::<SECTOR>().0.iter().enumerate() {
-                let value =
-                    value_of(content).unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
+                let value = value_of(content)
+                    .unwrap_or_else(|| panic!("leaf {number} sector {sector}: torn"));
                 assert!(
                     self.disks[number].may_survive(sector, value),
                     "leaf {number} sector {sector} held {value:#x} after the power cut; there were{}",
@@ -810,15 +879,20 @@ impl World {
         self.boot();
     }
 
-    /// The daemon stops: what waits at gates is refused, the rest finishes without a gate being opened.
+    /// The daemon stops: what waits at gates is refused, the rest finishes without a gate being
+    /// opened.
     fn stop(&mut self) {
         say!(self, "-- stop");
         // A flush may have come to a closed gate below; the model does not follow it.
         let flushes = self.in_flight.values_mut().filter(|flight| flight.op == Op::Flush);
         flushes.for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
         // What is held, or would be from now on, is refused.
-        let on_paths = |flight: &&mut InFlight| flight.places.iter().any(|place| place.leaf == VOLUME);
-        self.in_flight.values_mut().filter(on_paths).for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
+        let on_paths =
+            |flight: &&mut InFlight| flight.places.iter().any(|place| place.leaf == VOLUME);
+        self.in_flight
+            .values_mut()
+            .filter(on_paths)
+            .for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
         for number in 0..QUEUES {
             for device in 0..DEVICES {
                 for waiting in std::mem::take(&mut self.queues[number].gates[device].waiting) {
@@ -845,8 +919,10 @@ impl World {
         for (number, (leaf, disk)) in self.leaves.iter().zip(&mut self.disks).enumerate() {
             let others = self.paths.iter().skip(1).filter(|_| number == VOLUME);
             // All of them, as each knows of its own writes only.
-            let failed =
-                std::iter::once(leaf).chain(others).filter(|leaf| leaf.flush_blocking().is_err()).count();
+            let failed = std::iter::once(leaf)
+                .chain(others)
+                .filter(|leaf| leaf.flush_blocking().is_err())
+                .count();
             if failed == 0 {
                 disk.flushed(Through::MAX, now);
             }

@@ -1,4 +1,5 @@
-//! The multipath of a simulation: its paths are cut and joined, failed and reinstated, and what is held asks again.
+//! The multipath of a simulation: its paths are cut and joined, failed and reinstated, and what is
+//! held asks again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,7 +64,8 @@ impl World {
         drop(messenger);
         say!(self, "paths: {events:?}");
         self.summary.reinstated +=
-            events.iter().filter(|event| matches!(event, Event::PathReinstated { .. })).count() as u64;
+            events.iter().filter(|event| matches!(event, Event::PathReinstated { .. })).count()
+                as u64;
         // A round of the checker lets what is held ask, too.
         if events.iter().any(Event::releases_held) || what == 7 {
             self.release();
@@ -78,7 +80,9 @@ impl World {
     /// All paths are joined and reinstated.
     pub(super) fn mend(&mut self) {
         self.paths.iter().for_each(|path| sim(path).set_link(Link::Up));
-        let Some(device) = self.devices.get(MULTIPATH).filter(|_| !self.paths.is_empty()) else { return };
+        let Some(device) = self.devices.get(MULTIPATH).filter(|_| !self.paths.is_empty()) else {
+            return;
+        };
         let mended = device.messenger(0).ok().and_then(|messenger| {
             messenger.change(|groups, mut on| {
                 (0..groups.num_paths()).filter(|path| groups.reinstate_path(*path, &mut on)).count()
@@ -94,6 +98,7 @@ impl World {
         let on_paths = flight.places.iter().any(|place| place.leaf == VOLUME);
         // A path that left the table unflushed is flushed by itself.
         let departed = flight.op == Op::Flush && [libc::ENOTCONN, libc::ETIMEDOUT].contains(&errno);
-        !self.paths.is_empty() && (errno == libc::EIO && (on_paths || flight.op == Op::Flush) || departed)
+        !self.paths.is_empty()
+            && (errno == libc::EIO && (on_paths || flight.op == Op::Flush) || departed)
     }
 }

@@ -1,4 +1,5 @@
-//! Tables at random, each twice: the real one, and the model of it that is asked where a single sector goes.
+//! Tables at random, each twice: the real one, and the model of it that is asked where a single
+//! sector goes.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -74,7 +75,8 @@ pub enum Step {
 
 impl ModelTable {
     pub fn step(&self, sector: u64) -> Step {
-        let Some(segment) = self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&sector))
+        let Some(segment) =
+            self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&sector))
         else {
             return Step::Fail;
         };
@@ -112,7 +114,8 @@ pub fn random(
     let mut start = 0;
     let len = DEVICE_SECTORS - random.below(DEVICE_SECTORS / 4);
     while start < len {
-        let segment_len = if random.chance(600_000) { len - start } else { 1 + random.below(len - start) };
+        let segment_len =
+            if random.chance(600_000) { len - start } else { 1 + random.below(len - start) };
         let kind = random.below(30);
         let count = match kind {
             0 | 1 => 0,
@@ -122,7 +125,10 @@ pub fn random(
         let mut way = || {
             let (below, room) = match random.below(number as u64 * 2 + 3) {
                 pick if pick < number as u64 * 2 => (Below::Device(pick as usize / 2), 8),
-                _ => (Below::Leaf(random.below(leaves.len() as u64) as usize), LEAF_SECTORS - DEVICE_SECTORS),
+                _ => (
+                    Below::Leaf(random.below(leaves.len() as u64) as usize),
+                    LEAF_SECTORS - DEVICE_SECTORS,
+                ),
             };
             Way { below, offset: random.below(room + 1) }
         };
@@ -132,7 +138,9 @@ pub fn random(
             .map(|way| To {
                 below: match way.below {
                     Below::Leaf(leaf) => builder.leaf(leaves[leaf].clone()),
-                    Below::Device(device) => builder.device(&devices[device]).expect("nothing is removed"),
+                    Below::Device(device) => {
+                        builder.device(&devices[device]).expect("nothing is removed")
+                    }
                 },
                 offset: way.offset,
             })
@@ -143,13 +151,18 @@ pub fn random(
             2..=7 => (Target::Linear(tos[0]), ModelTarget::Linear(ways[0])),
             8..=13 => {
                 let chunk = 1 + random.below(8);
-                (Target::Striped { chunk, stripes: tos.into() }, ModelTarget::Striped { chunk, ways })
+                (
+                    Target::Striped { chunk, stripes: tos.into() },
+                    ModelTarget::Striped { chunk, ways },
+                )
             }
             _ => {
                 let size = 1 + random.below(12) as u32;
-                let geometry = Geometry::new(segment_len, ways.len() as u32, size).expect("geometry");
+                let geometry =
+                    Geometry::new(segment_len, ways.len() as u32, size).expect("geometry");
                 let storage = region_storage(&geometry).expect("memory");
-                let map = Map::new(geometry, storage).unwrap_or_else(|_| unreachable!("large enough"));
+                let map =
+                    Map::new(geometry, storage).unwrap_or_else(|_| unreachable!("large enough"));
                 let model = Model::new(segment_len, ways.len() as u32, size);
                 let real = Target::Switch { map, paths: tos.into() };
                 (real, ModelTarget::Switch { map: RefCell::new(model), ways })
@@ -162,7 +175,8 @@ pub fn random(
     (builder.build(queues), Rc::new(ModelTable { segments, len, read_only }))
 }
 
-/// A multipath over some of these paths, in groups at random. To the model it is its volume, the leaf `volume`.
+/// A multipath over some of these paths, in groups at random. To the model it is its volume, the
+/// leaf `volume`.
 pub fn multipath(
     random: &mut Random,
     paths: &[Arc<Leaf>],

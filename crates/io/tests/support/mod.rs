@@ -1,4 +1,5 @@
-//! What the tests with real threads share: a pool with devices over any addresses, and an NBD client of a page.
+//! What the tests with real threads share: a pool with devices over any addresses, and an NBD
+//! client of a page.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
@@ -12,9 +13,12 @@ use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::geometry::Geometry;
 use blkswitch_io::core::switch::regions::Map;
 use blkswitch_io::table::region_storage;
-use blkswitch_io::{Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To};
+use blkswitch_io::{
+    Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To,
+};
 
-/// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two cores needs.
+/// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two
+/// cores needs.
 pub const HANG: Duration = Duration::from_secs(60);
 
 /// A pool that listens on a unix socket in a temporary folder.
@@ -25,8 +29,10 @@ pub struct World {
 
 impl World {
     pub fn new(queues: usize) -> World {
-        let world =
-            World { pool: Pool::start(PoolOptions { queues }).unwrap(), dir: tempfile::tempdir().unwrap() };
+        let world = World {
+            pool: Pool::start(PoolOptions { queues }).unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        };
         world.pool.listen(UnixListener::bind(world.socket()).unwrap().into()).unwrap();
         world
     }
@@ -82,7 +88,8 @@ impl World {
         table.build(self.pool.queues())
     }
 
-    /// A multipath device by the words of its table line, in which leaves stand by their places here.
+    /// A multipath device by the words of its table line, in which leaves stand by their places
+    /// here.
     pub fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
         let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
         let mut params = Params::parse(&words).unwrap();
@@ -125,7 +132,8 @@ pub fn options() -> LeafOptions {
 /// A switch target of `sectors` sectors over these, each from its start.
 pub fn switch(sectors: u64, region_size: u32, below: &[Below]) -> Target {
     let geometry = Geometry::new(sectors, below.len() as u32, region_size).unwrap();
-    let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap_or_else(|_| unreachable!());
+    let map =
+        Map::new(geometry, region_storage(&geometry).unwrap()).unwrap_or_else(|_| unreachable!());
     Target::Switch { map, paths: below.iter().map(|&below| To { below, offset: 0 }).collect() }
 }
 
@@ -144,7 +152,9 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(work()));
-    is_done.recv_timeout(HANG).unwrap_or_else(|error| panic!("this hangs or panics: {what}: {error}"))
+    is_done
+        .recv_timeout(HANG)
+        .unwrap_or_else(|error| panic!("this hangs or panics: {what}: {error}"))
 }
 
 pub const READ: u16 = 0;

@@ -1,6 +1,7 @@
-//! A file on a filesystem on a disk of ours, treated as fsx treats it: random writes, reads, truncations, mappings and
-//! holes from a seed, against a copy in memory, and all of it again when it is mounted anew. The server is a process of its
-//! own, so that a fault in a mapping never waits for a thread of the process that it is in.
+//! A file on a filesystem on a disk of ours, treated as fsx treats it: random writes, reads,
+//! truncations, mappings and holes from a seed, against a copy in memory, and all of it again when
+//! it is mounted anew. The server is a process of its own, so that a fault in a mapping never waits
+//! for a thread of the process that it is in.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -21,7 +22,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit.max(1)
     }
 }
@@ -87,8 +89,9 @@ impl Subject {
     fn punch(&mut self, at: u64, len: u64) -> &'static str {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: a system call with integers, on a descriptor of ours.
-        let result =
-            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, at as libc::off_t, len as libc::off_t) };
+        let result = unsafe {
+            libc::fallocate(self.file.as_raw_fd(), mode, at as libc::off_t, len as libc::off_t)
+        };
         assert_eq!(result, 0, "fallocate: {}", std::io::Error::last_os_error());
         let end = self.model.len().min((at + len) as usize);
         if let Some(hole) = self.model.get_mut(at as usize..end) {
@@ -105,12 +108,15 @@ impl Subject {
         }
         let bytes = self.bytes((end - at as usize) as u64);
         let (fd, both) = (self.file.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a new mapping of a file that nobody truncates while it exists; used below its length, then unmapped.
+        // SAFETY: a new mapping of a file that nobody truncates while it exists; used below its
+        // length, then unmapped.
         unsafe {
             let memory = libc::mmap(std::ptr::null_mut(), end, both, libc::MAP_SHARED, fd, 0);
             assert_ne!(memory, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-            let part =
-                std::slice::from_raw_parts_mut(memory.cast::<u8>().add(at as usize), end - at as usize);
+            let part = std::slice::from_raw_parts_mut(
+                memory.cast::<u8>().add(at as usize),
+                end - at as usize,
+            );
             assert!(*part == self.model[at as usize..end], "content of a mapping at {at}");
             if write {
                 part.copy_from_slice(&bytes);

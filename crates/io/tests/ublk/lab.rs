@@ -1,4 +1,5 @@
-//! What the tests share: a pool with one switch device, programs, and a writer that knows what it must read.
+//! What the tests share: a pool with one switch device, programs, and a writer that knows what it
+//! must read.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -29,17 +30,21 @@ pub(crate) const REGION: u32 = 24;
 pub(crate) fn ready() -> bool {
     let ready = Lab::has_driver();
     if !ready {
-        println!("skipped: no ublk driver here (cargo xtask system-test ublk-export runs this in a guest)");
+        println!(
+            "skipped: no ublk driver here (cargo xtask system-test ublk-export runs this in a guest)"
+        );
     }
     ready
 }
 
-/// Whether disks are to be without copies, where the kernel can: then all are, so that every leaf meets it.
+/// Whether disks are to be without copies, where the kernel can: then all are, so that every leaf
+/// meets it.
 fn zero_copy() -> bool {
     std::env::var_os(COPY).is_none()
 }
 
-/// Whether the kernel can do it, so that a fallback that should not have been is noticed. Linux 6.16 and later can.
+/// Whether the kernel can do it, so that a fallback that should not have been is noticed. Linux
+/// 6.16 and later can.
 pub(crate) fn can_zero_copy() -> bool {
     is_new_enough() && zero_copy()
 }
@@ -98,15 +103,19 @@ impl Lab {
 }
 
 /// Makes a disk of a device.
-pub(crate) fn attach(pool: &Pool, device: &Arc<Device>, queues: Option<u16>) -> Result<Node, UblkError> {
+pub(crate) fn attach(
+    pool: &Pool,
+    device: &Arc<Device>,
+    queues: Option<u16>,
+) -> Result<Node, UblkError> {
     let options = Options { queues, depth: Some(32), zero_copy: Some(zero_copy()) };
     let node = pool.attach_ublk(device, &options)?;
     settle(&node);
     Ok(node)
 }
 
-/// Newer kernels (7.3 is one) look for partitions when a start is over already. Until they have done so the disk is in use,
-/// and without a server it would stay so.
+/// Newer kernels (7.3 is one) look for partitions when a start is over already. Until they have
+/// done so the disk is in use, and without a server it would stay so.
 fn settle(node: &Node) {
     const BLKRRPART: libc::c_ulong = 0x125f;
     let disk = File::open(node.path()).unwrap();
@@ -145,9 +154,15 @@ pub(crate) fn leaves(queues: usize, under: &Under<'_>) -> Vec<Arc<Leaf>> {
 }
 
 /// A switch table of these paths.
-pub(crate) fn table_of(leaves: Vec<Arc<Leaf>>, queues: usize, region: u32, read_only: bool) -> Table {
+pub(crate) fn table_of(
+    leaves: Vec<Arc<Leaf>>,
+    queues: usize,
+    region: u32,
+    read_only: bool,
+) -> Table {
     let mut table = TableBuilder::new(read_only);
-    let paths: Box<[To]> = leaves.into_iter().map(|leaf| To { below: table.leaf(leaf), offset: 0 }).collect();
+    let paths: Box<[To]> =
+        leaves.into_iter().map(|leaf| To { below: table.leaf(leaf), offset: 0 }).collect();
     let geometry = Geometry::new(BYTES / 512, 3, region).unwrap();
     let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
     table.push(BYTES / 512, Target::Switch { map, paths });
@@ -160,7 +175,9 @@ fn open(address: &str, queues: usize) -> Arc<Leaf> {
     loop {
         match Leaf::open(&address.parse().unwrap(), &options) {
             // The server that died a moment ago may still hold its lock.
-            Err(LeafError::Busy(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Err(LeafError::Busy(_)) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             leaf => return leaf.unwrap(),
         }
     }
@@ -168,7 +185,8 @@ fn open(address: &str, queues: usize) -> Arc<Leaf> {
 
 /// Runs a program that must succeed; returns what it printed.
 pub(crate) fn run(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output =
+        Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         output.status.success(),
@@ -237,8 +255,9 @@ pub(crate) fn open_direct(node: &str) -> File {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(node).unwrap()
 }
 
-/// Writes and reads random blocks of a disk, past the page cache, from several threads with blocks of their own, until
-/// told to stop. Every acknowledged write must be there, whatever is done to the device meanwhile.
+/// Writes and reads random blocks of a disk, past the page cache, from several threads with blocks
+/// of their own, until told to stop. Every acknowledged write must be there, whatever is done to
+/// the device meanwhile.
 pub(crate) fn verify_while<T>(node: &str, threads: u64, during: impl FnOnce(&AtomicU64) -> T) -> T {
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -266,7 +285,8 @@ fn verify(node: &str, worker: u64, workers: u64, stop: &AtomicBool, rounds: &Ato
     let mut data = Box::new(Aligned([0; BLOCK]));
     let mut random = worker + 1;
     while !stop.load(Ordering::Relaxed) {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let block = (random >> 33) % blocks;
         let at = (block * workers + worker) * BLOCK as u64;
         if known[block as usize] > 0 && random >> 62 == 0 {
@@ -298,7 +318,9 @@ fn check(disk: &File, at: u64, generation: u64, data: &mut Aligned) {
     stamp(&mut expected, at, generation);
     if let Some(wrong) = data.0.iter().zip(&expected).position(|(is, should)| is != should) {
         let word = &data.0[wrong / 16 * 16..][..16];
-        panic!("block at {at}: generation {generation} was acknowledged; from byte {wrong} it has {word:x?}");
+        panic!(
+            "block at {at}: generation {generation} was acknowledged; from byte {wrong} it has {word:x?}"
+        );
     }
 }
 

@@ -55,7 +55,8 @@ fn two_devices_share_the_queues() {
     let other = lab.pool.registry().create("other", "", None).unwrap();
     other.load(lab::table(1, &Under::Memories, 40, false)).unwrap();
     other.resume().unwrap();
-    let nodes = [lab.attach(None).unwrap(), lab.pool.attach_ublk(&other, &Options::default()).unwrap()];
+    let nodes =
+        [lab.attach(None).unwrap(), lab.pool.attach_ublk(&other, &Options::default()).unwrap()];
     lab::verify_while(&nodes[0].path(), 2, |_| {
         lab::verify_while(&nodes[1].path(), 2, |_| std::thread::sleep(Duration::from_secs(1)));
         // One of them suspended does not stop the other's going away.
@@ -87,7 +88,8 @@ fn in_use_it_goes_by_force_alone() {
     // With requests waiting at the gate, which nobody will open.
     lab.device.suspend().unwrap();
     std::thread::scope(|scope| {
-        let write = scope.spawn(move || file.write_all(&[8; 4 << 20]).and_then(|()| file.sync_all()));
+        let write =
+            scope.spawn(move || file.write_all(&[8; 4 << 20]).and_then(|()| file.sync_all()));
         std::thread::sleep(Duration::from_millis(300));
         lab.pool.detach_ublk(&lab.device, true).unwrap();
         assert!(write.join().unwrap().is_err(), "an fsync that was not served fails");
@@ -98,7 +100,8 @@ fn in_use_it_goes_by_force_alone() {
     run("umount", &[mount]);
     let node = lab.attach(None).unwrap();
     // 1 is: errors were corrected. What was not written is lost; the filesystem is not.
-    let fsck = std::process::Command::new("fsck.ext4").args(["-f", "-p", &node.path()]).status().unwrap();
+    let fsck =
+        std::process::Command::new("fsck.ext4").args(["-f", "-p", &node.path()]).status().unwrap();
     assert!(matches!(fsck.code(), Some(0 | 1)), "{fsck}");
     lab.detach();
 }

@@ -1,7 +1,8 @@
 //! The ublk export against a real driver: disks, filesystems on them, servers that die.
 //!
-//! `cargo xtask system-test ublk-export` runs this in a guest, as root with `ublk_drv` loaded. Elsewhere each test says why it does
-//! nothing, but those that are about a machine without a driver: these run there.
+//! `cargo xtask system-test ublk-export` runs this in a guest, as root with `ublk_drv` loaded.
+//! Elsewhere each test says why it does nothing, but those that are about a machine without a
+//! driver: these run there.
 
 mod fsx;
 mod lab;
@@ -23,8 +24,12 @@ fn without_a_driver_the_error_says_so() {
     assert!(matches!(error, blkswitch_io::export::ublk::UblkError::NoDriver { .. }), "{error}");
     let text = error.to_string();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    for part in ["/dev/ublk-control does not exist", "modprobe ublk_drv", "6.1) cannot do it", release.trim()]
-    {
+    for part in [
+        "/dev/ublk-control does not exist",
+        "modprobe ublk_drv",
+        "6.1) cannot do it",
+        release.trim(),
+    ] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
     assert_eq!(lab.device.info().opens, 0, "a failed attach leaves nothing behind");

@@ -10,7 +10,8 @@ use blkswitch_io::export::ublk;
 
 use crate::lab::{self, BYTES, Folder, Lab, Under, run};
 
-/// Makes this program a server: the folder of the leaves, and the number of the disk to take over, if any.
+/// Makes this program a server: the folder of the leaves, and the number of the disk to take over,
+/// if any.
 const CHILD: &str = "BLKSWITCH_UBLK_TEST_SERVER";
 
 /// Not a test but the server that tests start.
@@ -24,7 +25,8 @@ fn server() {
         Err(_) => lab.attach(None).unwrap(),
     };
     println!("serving {}", node.id);
-    // A line, or the end of input, is the order to stop in good order; here with requests waiting at the gate.
+    // A line, or the end of input, is the order to stop in good order; here with requests waiting
+    // at the gate.
     let _ = std::io::stdin().read_line(&mut String::new());
     lab.device.suspend().unwrap();
     std::thread::sleep(Duration::from_millis(20));

@@ -19,7 +19,8 @@ fn the_block_layer_is_told_the_truth() {
     if !lab::ready() {
         return;
     }
-    // 24 sectors and 15 MiB are no powers of two; one sector is no boundary that the block layer can keep.
+    // 24 sectors and 15 MiB are no powers of two; one sector is no boundary that the block layer
+    // can keep.
     for (region, chunk) in [(REGION, "24"), (30720, "30720"), (1, "0")] {
         let lab = Lab::with_regions(2, Under::Memories, region);
         let node = lab.attach(None).unwrap();
@@ -38,7 +39,10 @@ fn the_block_layer_is_told_the_truth() {
         for (name, value) in expected {
             assert_eq!(limit(&node, name), value, "{name} with regions of {region}");
         }
-        assert_eq!(run("blockdev", &["--getsize64", "--getro", &node.path()]), format!("{BYTES}\n0\n"));
+        assert_eq!(
+            run("blockdev", &["--getsize64", "--getro", &node.path()]),
+            format!("{BYTES}\n0\n")
+        );
         assert_eq!(lab.pool.ublk_node(&lab.device), Some(node));
         assert_eq!(lab.device.info().opens, 1);
         lab.detach();
@@ -74,14 +78,24 @@ fn requests_of_every_kind_reach_the_leaves() {
     // Files that were opened anew count as written to once: that is made stable first.
     disk.sync_all().unwrap();
     let flushes = counted(|t| t.flushes);
-    let sync = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(node.path());
+    let sync = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+        .open(node.path());
     let data = AlignedMegabyte::new(0x5a);
     sync.unwrap().write_all_at(data.bytes(), 0).unwrap();
-    assert_eq!(counted(|t| t.flushes), flushes, "FUA goes with the writes: the file leaf needs no flush");
+    assert_eq!(
+        counted(|t| t.flushes),
+        flushes,
+        "FUA goes with the writes: the file leaf needs no flush"
+    );
     disk.write_all_at(data.bytes(), 2 << 20).unwrap();
     disk.sync_all().unwrap();
     let each: Vec<u64> = (0..3).map(|path| table.path_totals(path).flushes).collect();
-    assert!(each.iter().all(|flushes| *flushes > 0), "an fsync flushes every leaf written to: {each:?}");
+    assert!(
+        each.iter().all(|flushes| *flushes > 0),
+        "an fsync flushes every leaf written to: {each:?}"
+    );
     let flushes = counted(|t| t.flushes);
     disk.sync_all().unwrap();
     assert_eq!(counted(|t| t.flushes), flushes, "nothing was written since: nothing is flushed");
@@ -92,10 +106,17 @@ fn requests_of_every_kind_reach_the_leaves() {
     let mut read = AlignedMegabyte::new(0xff);
     for at in [0, 2 << 20] {
         disk.read_exact_at(read.bytes_mut(), at).unwrap();
-        assert!(read.bytes().iter().all(|byte| *byte == 0), "a file reads as zeroes where it was discarded");
+        assert!(
+            read.bytes().iter().all(|byte| *byte == 0),
+            "a file reads as zeroes where it was discarded"
+        );
     }
     let left = || -> u64 { (0..3).map(|n| allocated(&files.0.join(format!("leaf{n}")))).sum() };
-    assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&left()), "BLKZEROOUT keeps the space: {}", left());
+    assert!(
+        (1 << 20..(1 << 20) + (64 << 10)).contains(&left()),
+        "BLKZEROOUT keeps the space: {}",
+        left()
+    );
     let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: a system call with integers, on a descriptor of ours.
     assert_eq!(unsafe { libc::fallocate(disk.as_raw_fd(), hole, 2 << 20, 1 << 20) }, 0);
@@ -164,12 +185,17 @@ fn a_filesystem_lives_on_it() {
                 "file {n}, {queues} queues"
             );
         }
-        (0..60).filter(|n| n % 2 == 0).for_each(|n| std::fs::remove_file(at.0.join(n.to_string())).unwrap());
+        (0..60)
+            .filter(|n| n % 2 == 0)
+            .for_each(|n| std::fs::remove_file(at.0.join(n.to_string())).unwrap());
         let table = lab.device.live().unwrap();
         let discards = |path| table.path_totals(path).discards;
         let before: Vec<u64> = (0..3).map(discards).collect();
         run("fstrim", &[mount]);
-        assert!((0..3).all(|path| discards(path) > before[path as usize]), "a trim reaches every leaf");
+        assert!(
+            (0..3).all(|path| discards(path) > before[path as usize]),
+            "a trim reaches every leaf"
+        );
         assert!((0..3).all(|path| table.path_totals(path).writes > 0 && table.path_totals(path).reads > 0));
         run("umount", &[mount]);
         run("fsck.ext4", &["-f", "-n", &node.path()]);
@@ -253,7 +279,10 @@ fn partitions_and_other_devices_stand_on_it() {
     run("blockdev", &["--rereadpt", &node.path()]);
     let part = format!("{}p1", node.path());
     assert_eq!(run("blockdev", &["--getsize64", &part]), "2097152\n");
-    run("dmsetup", &["create", "on-ublk", "--table", &format!("0 8192 linear {} 4096", node.path())]);
+    run(
+        "dmsetup",
+        &["create", "on-ublk", "--table", &format!("0 8192 linear {} 4096", node.path())],
+    );
     let error = lab.pool.detach_ublk(&lab.device, false).unwrap_err().to_string();
     assert!(error.contains("is in use"), "{error}");
     let dm = OpenOptions::new().read(true).write(true).open("/dev/mapper/on-ublk").unwrap();
@@ -269,7 +298,8 @@ fn partitions_and_other_devices_stand_on_it() {
     lab.detach();
 }
 
-/// The target that ours stands for, over three disks of ours: each region's bytes are in the leaf that its map names.
+/// The target that ours stands for, over three disks of ours: each region's bytes are in the leaf
+/// that its map names.
 #[test]
 fn the_kernels_own_switch_stands_on_three_disks() {
     if !lab::ready() {
@@ -328,7 +358,9 @@ fn the_kernels_own_switch_stands_on_three_disks() {
     write(0, REGIONS, 1);
     let map = [2, 2, 1, 0, 0, 0, 0, 0, 2, 0, 1, 2, 0, 1, 2, 0];
     let mut expected = vec![vec![0; REGIONS]; 3];
-    map.iter().enumerate().for_each(|(region, path)| expected[*path as usize][region] = region as u8 + 1);
+    map.iter()
+        .enumerate()
+        .for_each(|(region, path)| expected[*path as usize][region] = region as u8 + 1);
     assert_eq!(landed(), expected);
     // Another owner has the next write; the last owner keeps what it had.
     remap("0:1 8:0");
@@ -357,7 +389,10 @@ fn lvm_and_a_virtual_machines_block_layer_use_it() {
     let (path, mapped) = (node.path(), "/dev/mapper/blkswitch_group-volume");
     run("pvcreate", &["--config", LVM, "--yes", &path]);
     run("vgcreate", &["--config", LVM, "blkswitch_group", &path]);
-    run("lvcreate", &["--config", LVM, "--yes", "--size", "32m", "--name", "volume", "blkswitch_group"]);
+    run(
+        "lvcreate",
+        &["--config", LVM, "--yes", "--size", "32m", "--name", "volume", "blkswitch_group"],
+    );
     run("mkfs.ext4", &["-q", mapped]);
     let at = Folder::new("volume");
     run("mount", &[mapped, at.0.to_str().unwrap()]);
@@ -372,8 +407,9 @@ fn lvm_and_a_virtual_machines_block_layer_use_it() {
     run("umount", &[at.0.to_str().unwrap()]);
     run("vgremove", &["--config", LVM, "--force", "--yes", "blkswitch_group"]);
 
-    let qemu =
-        |command: &str| run("qemu-io", &["-f", "raw", "-t", "none", "-i", "native", "-c", command, &path]);
+    let qemu = |command: &str| {
+        run("qemu-io", &["-f", "raw", "-t", "none", "-i", "native", "-c", command, &path])
+    };
     qemu("write -P 0x5a 1M 192k");
     let read = qemu("read -P 0x5a 1M 192k");
     assert!(read.contains("read 196608/196608 bytes") && !read.contains("failed"), "{read}");

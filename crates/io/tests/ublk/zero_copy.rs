@@ -1,5 +1,5 @@
-//! Data that is not copied, and what must be copied all the same: leaves that come with a later table, boundaries within a
-//! request, memory that a leaf's device cannot use as it is.
+//! Data that is not copied, and what must be copied all the same: leaves that come with a later
+//! table, boundaries within a request, memory that a leaf's device cannot use as it is.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -73,7 +73,8 @@ fn it_is_had_where_it_pays() {
     }
 }
 
-/// Different bytes everywhere, in requests that cross many regions, each third of which is on a leaf of its own.
+/// Different bytes everywhere, in requests that cross many regions, each third of which is on a
+/// leaf of its own.
 #[test]
 fn a_later_table_may_have_any_leaves() {
     if !lab::ready() {
@@ -84,12 +85,19 @@ fn a_later_table_may_have_any_leaves() {
     let disk = lab::open_direct(&stage.attach());
     let mut random = 1u64;
     let (mut written, mut read) = (lab::Memory::new(384 << 10), lab::Memory::new(384 << 10));
-    for leaves in
-        [&stage.files, &stage.mixed(), &stage.memories, &stage.mixed(), &stage.nothing, &stage.files]
-    {
+    for leaves in [
+        &stage.files,
+        &stage.mixed(),
+        &stage.memories,
+        &stage.mixed(),
+        &stage.nothing,
+        &stage.files,
+    ] {
         stage.load(leaves);
         for word in written.bytes().chunks_exact_mut(8) {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             word.copy_from_slice(&random.to_le_bytes());
         }
         disk.write_all_at(written.bytes(), 4096).unwrap();
@@ -141,8 +149,8 @@ fn leaves_of_both_kinds_serve_one_request_under_io() {
     stage.lab.detach();
 }
 
-/// A loop device past the page cache wants memory that is aligned to sectors. The disk takes less from its users, and the
-/// daemon makes up for it.
+/// A loop device past the page cache wants memory that is aligned to sectors. The disk takes less
+/// from its users, and the daemon makes up for it.
 #[test]
 fn memory_that_the_device_below_cannot_use_is_copied() {
     if !lab::ready() {

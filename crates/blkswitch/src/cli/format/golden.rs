@@ -1,7 +1,7 @@
 //! The formats against what a real dmsetup printed: the transcripts of tests/golden/tools.jsonl.
 //!
-//! The devices are built by hand, with the numbers of the recording; each case says which command of which
-//! transcript it stands for, and the text is looked up there.
+//! The devices are built by hand, with the numbers of the recording; each case says which command
+//! of which transcript it stands for, and the text is looked up there.
 
 use serde_json::Value;
 
@@ -18,7 +18,10 @@ fn recorded(id: &str, command: &str, nth: usize) -> String {
     let case = cases.into_iter().find(|case| case["id"] == id).unwrap();
     let steps = case["steps"].as_array().unwrap();
     let step = steps.iter().filter(|step| step["cmd"] == command).nth(nth);
-    step.unwrap_or_else(|| panic!("{id} does not run {command}"))["stdout"].as_str().unwrap().to_owned()
+    step.unwrap_or_else(|| panic!("{id} does not run {command}"))["stdout"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn ram(minor: u32) -> Dependency {
@@ -82,7 +85,12 @@ fn draw(devices: &[Device], options: Option<&str>) -> String {
     tree::tree(devices, &tree::Style::parse(options, false).unwrap(), tree::WIDTH_DEFAULT)
 }
 
-fn columns(device: Device, list: Option<&str>, noheadings: bool, separator: Option<&str>) -> String {
+fn columns(
+    device: Device,
+    list: Option<&str>,
+    noheadings: bool,
+    separator: Option<&str>,
+) -> String {
     let style = Style {
         columns: list.map(str::to_owned),
         sort: None,
@@ -102,7 +110,10 @@ fn table_and_status() {
     assert_eq!(alone(What::Table), recorded("tools-005", "dmsetup table switch", 0));
     assert_eq!(alone(What::Status), recorded("tools-006", "dmsetup status switch", 0));
     assert_eq!(table_lines(&[switch()], false), recorded("tools-005", "dmsetup table", 0));
-    assert_eq!(table_lines(&[switch()], true), recorded("tools-021", "dmsetup table --inactive", 0));
+    assert_eq!(
+        table_lines(&[switch()], true),
+        recorded("tools-021", "dmsetup table --inactive", 0)
+    );
     assert_eq!(table_lines(&stacked(), false), recorded("tools-040", "dmsetup table", 0));
     let linear = lines::segments(live.as_ref(), What::Table, Some("linear"), "switch: ");
     assert_eq!(linear, recorded("tools-005", "dmsetup table --target linear", 0));
@@ -117,7 +128,8 @@ fn table_and_status() {
 #[test]
 fn status_with_the_block_of_info() {
     let device = switch();
-    let text = info::block(&device, false) + &lines::segments(device.live.as_ref(), What::Status, None, "");
+    let text = info::block(&device, false)
+        + &lines::segments(device.live.as_ref(), What::Status, None, "");
     assert_eq!(text, recorded("tools-006", "dmsetup status -v switch", 0));
 }
 
@@ -146,7 +158,8 @@ fn info_blocks() {
     let more = Device { uuid: "U-1".into(), deferred_remove: true, ..switch() };
     let block = info::block(&more, false);
     assert!(
-        block.contains("State:             ACTIVE (DEFERRED REMOVE)\n") && block.ends_with("UUID: U-1\n\n")
+        block.contains("State:             ACTIVE (DEFERRED REMOVE)\n")
+            && block.ends_with("UUID: U-1\n\n")
     );
 }
 
@@ -156,7 +169,10 @@ fn info_columns() {
     let text = columns(switch(), None, true, Some(":"));
     assert_eq!(text, recorded("tools-008", "dmsetup info -c --noheadings switch", 0));
     let text = columns(switch(), None, true, Some("|"));
-    assert_eq!(text, recorded("tools-008", "dmsetup info -c --noheadings --separator '|' switch", 0));
+    assert_eq!(
+        text,
+        recorded("tools-008", "dmsetup info -c --noheadings --separator '|' switch", 0)
+    );
     for list in [
         "name,uuid,attr,open,segments,events,devnos_used,devs_used,names_using_dev",
         "name,tables_loaded,suspended,readonly,device_count",
@@ -177,13 +193,22 @@ fn info_columns() {
 fn ls_and_deps() {
     let device = switch();
     assert_eq!(lines::ls(&device, DeviceName::Number), recorded("tools-009", "dmsetup ls", 0));
-    assert_eq!(lines::ls(&device, DeviceName::Block), recorded("tools-009", "dmsetup ls -o blkdevname", 0));
+    assert_eq!(
+        lines::ls(&device, DeviceName::Block),
+        recorded("tools-009", "dmsetup ls -o blkdevname", 0)
+    );
     assert_eq!(lines::ls_target(&device), recorded("tools-009", "dmsetup ls --target switch", 0));
     let deps = |by, prefix| lines::deps(device.live.as_ref(), by, prefix);
     assert_eq!(deps(DeviceName::Number, "switch: "), recorded("tools-010", "dmsetup deps", 0));
     assert_eq!(deps(DeviceName::Number, ""), recorded("tools-010", "dmsetup deps switch", 0));
-    assert_eq!(deps(DeviceName::Mapped, ""), recorded("tools-010", "dmsetup deps -o devname switch", 0));
-    assert_eq!(deps(DeviceName::Block, ""), recorded("tools-010", "dmsetup deps -o blkdevname switch", 0));
+    assert_eq!(
+        deps(DeviceName::Mapped, ""),
+        recorded("tools-010", "dmsetup deps -o devname switch", 0)
+    );
+    assert_eq!(
+        deps(DeviceName::Block, ""),
+        recorded("tools-010", "dmsetup deps -o blkdevname switch", 0)
+    );
     let stacked = &stacked()[2];
     let text = lines::deps(stacked.live.as_ref(), DeviceName::Mapped, "");
     assert_eq!(text, recorded("tools-040", "dmsetup deps -o devname switch", 0));
@@ -204,12 +229,16 @@ fn trees() {
 #[test]
 fn compact_trees_keep_the_first_branch_on_the_line() {
     let text = draw(&stacked(), Some("compact,nodevice,blkdevname"));
-    assert_eq!(text, "switch <dm-2>-+-low1 <dm-1>--- <ram1>\n              `-low0 <dm-0>--- <ram0>\n");
+    assert_eq!(
+        text,
+        "switch <dm-2>-+-low1 <dm-1>--- <ram1>\n              `-low0 <dm-0>--- <ram0>\n"
+    );
 }
 
 #[test]
 fn a_leaf_without_numbers_shows_its_address() {
-    let leaf = Dependency { name: "a.img".into(), address: "/tmp/a.img".into(), ..Dependency::default() };
+    let leaf =
+        Dependency { name: "a.img".into(), address: "/tmp/a.img".into(), ..Dependency::default() };
     let over = Dependency {
         major: 0,
         minor: 0,
@@ -217,7 +246,8 @@ fn a_leaf_without_numbers_shows_its_address() {
         address: "/dev/blkswitch/low".into(),
         is_device: true,
     };
-    let device = Device { major: 0, minor: 1, ..device(1, "d", "linear", "/tmp/a.img 0", vec![over, leaf]) };
+    let device =
+        Device { major: 0, minor: 1, ..device(1, "d", "linear", "/tmp/a.img 0", vec![over, leaf]) };
     let deps = lines::deps(device.live.as_ref(), DeviceName::Number, "");
     assert_eq!(deps, "2 dependencies\t: (0, 0) (/tmp/a.img)\n");
     assert_eq!(draw(&[device], None), "d (0:1)\n |- (0:0)\n `- (/tmp/a.img)\n");
@@ -226,7 +256,12 @@ fn a_leaf_without_numbers_shows_its_address() {
 #[test]
 fn rows_sort_by_number_or_text() {
     let all: Vec<_> = [(10, "b", 1), (9, "a", 2), (2, "c", 1)]
-        .map(|(minor, name, open_count)| Device { minor, name: name.into(), open_count, ..Device::default() })
+        .map(|(minor, name, open_count)| Device {
+            minor,
+            name: name.into(),
+            open_count,
+            ..Device::default()
+        })
         .into();
     let sorted = |sort: &str| {
         let style = Style {
@@ -257,7 +292,8 @@ fn columns_that_are_unknown_are_listed() {
     };
     let complaint = report::report(&[], &[], &style).unwrap_err();
     assert!(
-        complaint.contains("  devnos_used           - ") && complaint.ends_with("Unrecognised field: bogus")
+        complaint.contains("  devnos_used           - ")
+            && complaint.ends_with("Unrecognised field: bogus")
     );
 }
 
@@ -272,5 +308,8 @@ fn prefixes_for_shells() {
         quotes: true,
     };
     let all = [switch()];
-    assert_eq!(report::report(&[&all[0]], &all, &style).unwrap(), "DM_NAME='switch' DM_MINOR='0'\n");
+    assert_eq!(
+        report::report(&[&all[0]], &all, &style).unwrap(),
+        "DM_NAME='switch' DM_MINOR='0'\n"
+    );
 }

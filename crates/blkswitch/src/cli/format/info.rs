@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use super::{READ_AHEAD_SECTORS, slot};
 use crate::protocol::Device;
 
-/// The block with its closing empty line. `Number of targets` counts the slot that `--inactive` chooses.
+/// The block with its closing empty line. `Number of targets` counts the slot that `--inactive`
+/// chooses.
 pub(crate) fn block(device: &Device, inactive: bool) -> String {
     let mut text = String::new();
     let state = if device.suspended { "SUSPENDED" } else { "ACTIVE" };

@@ -31,7 +31,9 @@ impl DeviceName {
     /// Reads the list of `-o`, of which the last one holds.
     pub(crate) fn parse(list: Option<&str>) -> Result<Self, String> {
         let mut chosen = Self::default();
-        for word in list.into_iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+        for word in
+            list.into_iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty())
+        {
             chosen = match word {
                 "devno" => Self::Number,
                 "blkdevname" => Self::Block,
@@ -43,9 +45,14 @@ impl DeviceName {
     }
 }
 
-/// The segments of one slot that are of type `target`, a line each behind `prefix`. A device without a table has one
-/// empty line, unless a type is asked for.
-pub(crate) fn segments(table: Option<&Table>, what: What, target: Option<&str>, prefix: &str) -> String {
+/// The segments of one slot that are of type `target`, a line each behind `prefix`. A device
+/// without a table has one empty line, unless a type is asked for.
+pub(crate) fn segments(
+    table: Option<&Table>,
+    what: What,
+    target: Option<&str>,
+    prefix: &str,
+) -> String {
     let mut text = String::new();
     let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
     for segment in matching(all, target) {
@@ -58,7 +65,10 @@ pub(crate) fn segments(table: Option<&Table>, what: What, target: Option<&str>, 
 }
 
 /// The segments of type `target`, or all.
-pub(crate) fn matching<'a>(all: &'a [Segment], target: Option<&'a str>) -> impl Iterator<Item = &'a Segment> {
+pub(crate) fn matching<'a>(
+    all: &'a [Segment],
+    target: Option<&'a str>,
+) -> impl Iterator<Item = &'a Segment> {
     all.iter().filter(move |segment| target.is_none_or(|target| segment.target == target))
 }
 
@@ -74,7 +84,8 @@ fn segment_line(segment: &Segment, what: What) -> String {
 /// A device in the form that `create --concise` reads.
 pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&str>) -> String {
     let (name, uuid) = (quote_concise(&device.name), quote_concise(&device.uuid));
-    let mut text = format!("{name},{uuid},{},{}", device.minor, if device.read_only { "ro" } else { "rw" });
+    let mut text =
+        format!("{name},{uuid},{},{}", device.minor, if device.read_only { "ro" } else { "rw" });
     let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
     for Segment { start, length, target, params, .. } in matching(all, target) {
         let _ = write!(text, ",{start} {length} {target} {}", quote_concise(params));
@@ -87,7 +98,8 @@ pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     match by {
         DeviceName::Number => {
             // Only a device that dmsetup could not have shows more than dmsetup would.
-            let disk = device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
+            let disk =
+                device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
             format!("{}\t({}:{}){disk}\n", device.name, device.major, device.minor)
         }
         DeviceName::Block => format!("{}\t({})\n", device.name, block_name(device)),

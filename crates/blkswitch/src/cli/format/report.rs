@@ -26,7 +26,8 @@ impl Value {
     }
 }
 
-/// A column: its name for `-o`, its heading, its least width, what it is, and how its cells come about.
+/// A column: its name for `-o`, its heading, its least width, what it is, and how its cells come
+/// about.
 struct Column {
     id: &'static str,
     heading: &'static str,
@@ -106,7 +107,9 @@ const COLUMNS: &[Column] = &[
         heading: "RAhead",
         width: 6,
         about: "Read ahead of a client that attaches the export, in sectors.",
-        value: |row| Value::Number(if row.device.live.is_some() { READ_AHEAD_SECTORS.into() } else { 0 }),
+        value: |row| {
+            Value::Number(if row.device.live.is_some() { READ_AHEAD_SECTORS.into() } else { 0 })
+        },
     },
     Column {
         id: "blkdevname",
@@ -176,7 +179,9 @@ const COLUMNS: &[Column] = &[
         heading: "Targ",
         width: 4,
         about: "Segments of the live table.",
-        value: |row| Value::Number(row.device.live.as_ref().map_or(0, |table| table.segments.len() as u64)),
+        value: |row| {
+            Value::Number(row.device.live.as_ref().map_or(0, |table| table.segments.len() as u64))
+        },
     },
     Column {
         id: "events",
@@ -197,7 +202,9 @@ const COLUMNS: &[Column] = &[
         heading: "DevNamesUsed",
         width: 16,
         about: "The devices of ours it stands on.",
-        value: |row| joined(row.deps().iter().filter(|dep| dep.is_device).map(|dep| dep.name.clone())),
+        value: |row| {
+            joined(row.deps().iter().filter(|dep| dep.is_device).map(|dep| dep.name.clone()))
+        },
     },
     Column {
         id: "devnos_used",
@@ -275,13 +282,15 @@ fn tables_loaded(device: &Device) -> &'static str {
     }
 }
 
-/// The report on `devices`, which are some of `all`. Fails with the list of columns when one is unknown.
+/// The report on `devices`, which are some of `all`. Fails with the list of columns when one is
+/// unknown.
 pub(crate) fn report(devices: &[&Device], all: &[Device], style: &Style) -> Result<String, String> {
     let columns = chosen(style)?;
     let keys = sort_keys(style)?;
     let mut rows: Vec<Row<'_>> = devices.iter().map(|device| Row { device, all }).collect();
     rows.sort_by(|a, b| compare(a, b, &keys));
-    let cells = rows.iter().map(|row| columns.iter().map(|column| (column.value)(row)).collect()).collect();
+    let cells =
+        rows.iter().map(|row| columns.iter().map(|column| (column.value)(row)).collect()).collect();
     Ok(print(&columns, cells, style))
 }
 
@@ -347,8 +356,10 @@ fn print(columns: &[&Column], rows: Vec<Vec<Value>>, style: &Style) -> String {
         .collect();
     let mut out = String::new();
     if style.headings && !rows.is_empty() {
-        let headings =
-            columns.iter().zip(&widths).map(|(column, width)| format!("{:<width$}", column.heading));
+        let headings = columns
+            .iter()
+            .zip(&widths)
+            .map(|(column, width)| format!("{:<width$}", column.heading));
         out.push_str(&headings.collect::<Vec<_>>().join(separator));
         out.push('\n');
     }

@@ -30,9 +30,12 @@ struct Symbols {
     first: &'static str,
 }
 
-static ASCII: Symbols = Symbols { branch: "|-", vertical: "| ", last: "`-", single: "---", first: "-+-" };
+static ASCII: Symbols =
+    Symbols { branch: "|-", vertical: "| ", last: "`-", single: "---", first: "-+-" };
 static UTF: Symbols =
-    Symbols { branch: "├─", vertical: "│ ", last: "└─", single: "───", first: "─┬─" };
+    Symbols {
+        branch: "├─", vertical: "│ ", last: "└─", single: "───", first: "─┬─"
+    };
 static VT100: Symbols = Symbols {
     branch: "\x1b(0\x0ftq\x1b(B",
     vertical: "\x1b(0\x0fx\x1b(B ",
@@ -62,7 +65,9 @@ impl Style {
             inverted: false,
             truncate: true,
         };
-        for word in list.into_iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+        for word in
+            list.into_iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty())
+        {
             match word {
                 "ascii" => style.symbols = &ASCII,
                 "utf" => style.symbols = &UTF,
@@ -113,7 +118,8 @@ impl<'a> Graph<'a> {
     }
 
     fn add_device(&mut self, device: &'a Device, all: &'a [Device]) -> usize {
-        let same = |node: &Node<'_>| matches!(node, Node::Device(known) if known.name == device.name);
+        let same =
+            |node: &Node<'_>| matches!(node, Node::Device(known) if known.name == device.name);
         if let Some(index) = self.nodes.iter().position(same) {
             return index;
         }
@@ -131,7 +137,8 @@ impl<'a> Graph<'a> {
     }
 
     fn add_leaf(&mut self, dep: &'a Dependency) -> usize {
-        let same = |node: &Node<'_>| matches!(node, Node::Leaf(known) if known.address == dep.address);
+        let same =
+            |node: &Node<'_>| matches!(node, Node::Leaf(known) if known.address == dep.address);
         let known = self.nodes.iter().position(same);
         known.unwrap_or_else(|| self.push(Node::Leaf(dep)))
     }
@@ -156,8 +163,14 @@ impl<'a> Graph<'a> {
 /// The tree of all devices, lines cut to `width` columns.
 pub(crate) fn tree(devices: &[Device], style: &Style, width: usize) -> String {
     let graph = Graph::new(devices);
-    let mut drawing =
-        Drawing { graph: &graph, style, width, out: String::new(), line: String::new(), levels: Vec::new() };
+    let mut drawing = Drawing {
+        graph: &graph,
+        style,
+        width,
+        out: String::new(),
+        line: String::new(),
+        levels: Vec::new(),
+    };
     drawing.draw(&graph.roots(style.inverted));
     drawing.out
 }
@@ -206,7 +219,11 @@ impl Drawing<'_> {
         let offset = self.line.chars().count();
         if compact && !fresh {
             let more = self.levels.last().is_some_and(|level| level.more);
-            self.line.push_str(if more { self.style.symbols.first } else { self.style.symbols.single });
+            self.line.push_str(if more {
+                self.style.symbols.first
+            } else {
+                self.style.symbols.single
+            });
         }
         self.line.push_str(&label);
         if compact && let Some(level) = self.levels.last_mut() {
@@ -269,7 +286,12 @@ impl Drawing<'_> {
             (style.open, &open),
             (style.uuid, &device.uuid),
         ];
-        parts.iter().filter(|(shown, _)| *shown).map(|(_, text)| *text).collect::<Vec<_>>().join(", ")
+        parts
+            .iter()
+            .filter(|(shown, _)| *shown)
+            .map(|(_, text)| *text)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn newline(&mut self) {

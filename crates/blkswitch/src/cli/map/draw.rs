@@ -1,14 +1,15 @@
 //! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend that counts.
 //!
-//! Contract: pure; knows nothing of the terminal but what [`Look`] says. Without colours a block is the path's
-//! digit (0-9, then a-z, then #), and a `~` behind it says that other paths are in it, too.
+//! Contract: pure; knows nothing of the terminal but what [`Look`] says. Without colours a block is
+//! the path's digit (0-9, then a-z, then #), and a `~` behind it says that other paths are in it,
+//! too.
 
 use std::fmt::Write as _;
 
 use crate::protocol::{Cell, MapPicture};
 
-/// 256-colour codes that stay apart from each other on dark and light ground, also for most colour-blind eyes in the
-/// first eight; beyond sixteen they come round again.
+/// 256-colour codes that stay apart from each other on dark and light ground, also for most
+/// colour-blind eyes in the first eight; beyond sixteen they come round again.
 const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211, 23, 228, 53, 239];
 /// Ground behind the dots of mixed blocks.
 const MIXED_GROUND: u8 = 236;
@@ -16,7 +17,8 @@ const MIXED_GROUND: u8 = 236;
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 /// Columns that the ruler takes: region, sector, and the space around them.
 const RULER_COLUMNS: usize = 27;
-/// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard to follow.
+/// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard
+/// to follow.
 const ROW_BLOCKS: [usize; 4] = [100, 50, 20, 10];
 /// Columns of the terminal where there is none to ask: room for fifty blocks of two columns.
 const COLUMNS_DEFAULT: usize = 130;
@@ -52,10 +54,14 @@ impl Look {
     /// Blocks in a row when each has `width` columns.
     fn row(&self, width: usize) -> usize {
         let room = self.columns.saturating_sub(RULER_COLUMNS) / width;
-        ROW_BLOCKS.into_iter().find(|&blocks| blocks <= room).unwrap_or(ROW_BLOCKS[ROW_BLOCKS.len() - 1])
+        ROW_BLOCKS
+            .into_iter()
+            .find(|&blocks| blocks <= room)
+            .unwrap_or(ROW_BLOCKS[ROW_BLOCKS.len() - 1])
     }
 
-    /// Columns of a block: two where so many fit, one otherwise. Without colours the second shows the mark.
+    /// Columns of a block: two where so many fit, one otherwise. Without colours the second shows
+    /// the mark.
     fn block_width(&self, cells: usize) -> usize {
         if !self.colours || cells <= self.row(2) * self.rows { 2 } else { 1 }
     }
@@ -65,7 +71,8 @@ impl Look {
 pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
     let mut out = heading(name, picture);
     let width = look.block_width(picture.cells.len());
-    let _ = writeln!(out, "\n{:>10} {:>14}  each block: {}", "region", "sector", block_size(picture));
+    let _ =
+        writeln!(out, "\n{:>10} {:>14}  each block: {}", "region", "sector", block_size(picture));
     for row in picture.cells.chunks(look.row(width)) {
         let start = row.first().map_or(0, |cell| cell.start);
         let _ = write!(out, "{start:>10} {:>14}  ", first_sector(picture, start));
@@ -90,7 +97,8 @@ fn first_sector(picture: &MapPicture, region: u64) -> u64 {
 fn heading(name: &str, picture: &MapPicture) -> String {
     let MapPicture { regions, paths, region_size, from, to, .. } = *picture;
     let size = bytes(u64::from(region_size).saturating_mul(512));
-    let mut out = format!("{name}: {regions} regions of {region_size} sectors ({size}) on {paths} paths\n");
+    let mut out =
+        format!("{name}: {regions} regions of {region_size} sectors ({size}) on {paths} paths\n");
     if from > 0 || to.saturating_add(1) < regions {
         let _ = writeln!(out, "only regions {from} to {to}");
     }
@@ -147,7 +155,10 @@ fn legend(out: &mut String, picture: &MapPicture, colours: bool) {
     }
     if picture.cells.iter().any(|cell| cell.majority != cell.count) {
         let mixed = if colours { "▓ mostly, ▒ less than three quarters" } else { "~ mostly" };
-        let _ = writeln!(out, "{mixed} on the path shown, the rest on others (--range A-B looks closer)");
+        let _ = writeln!(
+            out,
+            "{mixed} on the path shown, the rest on others (--range A-B looks closer)"
+        );
     }
 }
 
@@ -163,7 +174,8 @@ fn colour(path: u32) -> u8 {
     PALETTE[path as usize % PALETTE.len()]
 }
 
-/// Black or white, whichever is seen on the colour: by the luminance of the 6x6x6 cube or of the greys.
+/// Black or white, whichever is seen on the colour: by the luminance of the 6x6x6 cube or of the
+/// greys.
 fn ink(colour: u8) -> u8 {
     let luminance = match colour {
         16..=231 => {
@@ -206,7 +218,9 @@ mod tests {
     }
 
     fn round_robin(paths: u32, regions: u64) -> Vec<Run> {
-        (0..regions).map(|start| Run { start, count: 1, path: (start % u64::from(paths)) as u32 }).collect()
+        (0..regions)
+            .map(|start| Run { start, count: 1, path: (start % u64::from(paths)) as u32 })
+            .collect()
     }
 
     #[test]
@@ -229,10 +243,13 @@ mod tests {
     fn mixed_blocks_are_marked() {
         let runs = [Run { start: 0, count: 8, path: 0 }, Run { start: 8, count: 2, path: 1 }];
         let plain = draw("d", &picture(2, &runs, 2), &Look::new(None, false));
-        assert!(plain.contains("each block: 5 regions\n         0              0  0 0~\n"), "{plain}");
         assert!(
-            plain.ends_with("~ mostly on the path shown, the rest on others (--range A-B looks closer)\n")
+            plain.contains("each block: 5 regions\n         0              0  0 0~\n"),
+            "{plain}"
         );
+        assert!(plain.ends_with(
+            "~ mostly on the path shown, the rest on others (--range A-B looks closer)\n"
+        ));
         let coloured = draw("d", &picture(2, &runs, 2), &Look::new(None, true));
         assert!(
             coloured.contains("\x1b[38;5;231;48;5;33m0 \x1b[0m\x1b[38;5;33;48;5;236m▒▒\x1b[0m"),
@@ -254,7 +271,9 @@ mod tests {
             let runs = round_robin(3, cells as u64);
             let text = draw("d", &picture(3, &runs, cells), &look);
             let width = |line: &str| {
-                line.split('\x1b').map(|part| part.rsplit('m').next().unwrap_or(part).len()).sum::<usize>()
+                line.split('\x1b')
+                    .map(|part| part.rsplit('m').next().unwrap_or(part).len())
+                    .sum::<usize>()
             };
             let widest = text.lines().skip(3).take(look.rows).map(width).max().unwrap();
             assert!(widest <= size.0.max(RULER_COLUMNS + 20), "{size:?}: {widest}");

@@ -1,4 +1,5 @@
-//! `map export`: the map as a message that makes it again, on this device or another of the same shape.
+//! `map export`: the map as a message that makes it again, on this device or another of the same
+//! shape.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -17,8 +18,8 @@ use crate::protocol::{device_path, route};
 
 /// Print the region map as a message that makes the same map anywhere
 ///
-/// One set_region_mappings message that names every region, with R where patterns repeat; map import, message -,
-/// and the kernel's own switch target read it.
+/// One set_region_mappings message that names every region, with R where patterns repeat; map
+/// import, message -, and the kernel's own switch target read it.
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The device
@@ -56,7 +57,8 @@ impl Export {
             }
             return context.print_download(&path, selector.subject()).await;
         };
-        let couldnt = |error| Failure::Message(format!("Cannot write '{}': {error}.", file.display()));
+        let couldnt =
+            |error| Failure::Message(format!("Cannot write '{}': {error}.", file.display()));
         let mut out = BufWriter::new(File::create(&file).map_err(couldnt)?);
         let copied = context.client.download(&path, |data| out.write_all(data)).await;
         copied.map_err(|error| match error {

@@ -39,19 +39,30 @@ impl Import {
             None => only_switch(find(&context.devices().await?, &selector, "message")?, &selector)?,
         };
         let name = context.name_of(&selector, "message").await?;
-        let path = format!("{}?sector={sector}&atomic={}", device_path(route::MESSAGE, &name), self.atomic);
+        let path = format!(
+            "{}?sector={sector}&atomic={}",
+            device_path(route::MESSAGE, &name),
+            self.atomic
+        );
         let sent = if self.file == "-" {
-            let source =
-                Source { reader: stdin(), length: upload::length_of_stdin(), bar: !stdin().is_terminal() };
+            let source = Source {
+                reader: stdin(),
+                length: upload::length_of_stdin(),
+                bar: !stdin().is_terminal(),
+            };
             context.client.post_text(&path, upload::body(String::new(), source)).await
         } else {
-            let couldnt =
-                |error| Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file));
+            let couldnt = |error| {
+                Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file))
+            };
             let file = File::open(&self.file).map_err(couldnt)?;
             let length = file.metadata().ok().map(|file| file.len());
             context
                 .client
-                .post_text(&path, upload::body(String::new(), Source { reader: file, length, bar: true }))
+                .post_text(
+                    &path,
+                    upload::body(String::new(), Source { reader: file, length, bar: true }),
+                )
                 .await
         };
         let reply: MessageReply = sent.map_err(|error| error.about(selector.subject()))?;
@@ -62,11 +73,17 @@ impl Import {
 /// First sector of the one switch segment there is.
 fn only_switch(device: &Device, selector: &Selector) -> Result<u64, Failure> {
     let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
-    let starts: Vec<_> =
-        segments.iter().filter(|segment| segment.target == "switch").map(|segment| segment.start).collect();
+    let starts: Vec<_> = segments
+        .iter()
+        .filter(|segment| segment.target == "switch")
+        .map(|segment| segment.start)
+        .collect();
     match starts.as_slice() {
         [start] => Ok(*start),
-        [] => Err(refused(selector, format!("{} has no switch segment in its live table.", device.name))),
+        [] => Err(refused(
+            selector,
+            format!("{} has no switch segment in its live table.", device.name),
+        )),
         _ => {
             let reason = format!(
                 "{} has switch segments at sectors {starts:?}: say which with --sector.",

@@ -12,7 +12,8 @@ use crate::protocol::{MapPicture, device_path, route};
 
 /// Draw the region map of a device
 ///
-/// A block per region, or per some neighbouring regions, in the colour of the path that most of them are on.
+/// A block per region, or per some neighbouring regions, in the colour of the path that most of
+/// them are on.
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The device
@@ -59,7 +60,8 @@ impl Show {
 }
 
 fn parse_range(text: &str) -> Result<(u64, u64), String> {
-    let range = text.split_once('-').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    let range =
+        text.split_once('-').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
     match range {
         Some((from, to)) if from <= to => Ok((from, to)),
         _ => Err(format!("'{text}' is not a range of regions A-B with A <= B, like 0-99")),

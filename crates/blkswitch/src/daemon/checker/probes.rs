@@ -1,11 +1,13 @@
 //! Probes: one question to a path, and not too long a wait for the answer.
 //!
-//! Most leaves keep to a time limit themselves. The kernel does not: a read of a disk that hangs ends when the disk
-//! does. So a probe has a thread of its own, which is left alone with its leaf when the time is over. Until it comes
-//! back the leaf counts as silent, and no other thread is sent after it.
+//! Most leaves keep to a time limit themselves. The kernel does not: a read of a disk that hangs
+//! ends when the disk does. So a probe has a thread of its own, which is left alone with its leaf
+//! when the time is over. Until it comes back the leaf counts as silent, and no other thread is
+//! sent after it.
 //!
-//! Contract: at most [`AT_A_TIME`] are waited for at a time, each at most [`TIME`]; so leaves that hang keep nobody else
-//! from being probed for longer. At most one thread per path hangs, and it holds nothing but its leaf.
+//! Contract: at most [`AT_A_TIME`] are waited for at a time, each at most [`TIME`]; so leaves that
+//! hang keep nobody else from being probed for longer. At most one thread per path hangs, and it
+//! holds nothing but its leaf.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +38,8 @@ impl Probes {
         Arc::new(Probes { places: Semaphore::new(AT_A_TIME), hanging: Mutex::default() })
     }
 
-    /// Asks a leaf; `ask` is told how long it may take. Nothing if that panics, which says nothing about the leaf.
+    /// Asks a leaf; `ask` is told how long it may take. Nothing if that panics, which says nothing
+    /// about the leaf.
     pub(super) async fn probe(
         self: &Arc<Self>,
         leaf: &Arc<Leaf>,
@@ -107,7 +110,8 @@ mod tests {
         for leaf in &hanging {
             let (release, released) = mpsc::channel::<()>();
             releases.push(release);
-            let answer = probes.probe(leaf, move |_, _| released.recv().map_err(io::Error::other)).await;
+            let answer =
+                probes.probe(leaf, move |_, _| released.recv().map_err(io::Error::other)).await;
             assert_eq!(answer.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         }
         assert_eq!(probes.places.available_permits(), AT_A_TIME);

@@ -13,7 +13,8 @@ use crate::protocol::{
 /// All devices, sorted by name.
 #[utoipa::path(get, path = route::DEVICES, responses((status = 200, body = DeviceList)))]
 pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
-    let describe = move || app.devices.list().iter().map(|device| app.devices.describe(device)).collect();
+    let describe =
+        move || app.devices.list().iter().map(|device| app.devices.describe(device)).collect();
     Ok(Json(DeviceList { devices: blocking(describe).await? }))
 }
 

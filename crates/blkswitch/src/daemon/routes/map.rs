@@ -1,8 +1,9 @@
 //! Reading the region map back: as runs, as a picture, as a message.
 //!
-//! Contract: maps may have a billion regions. Nothing is made before the client takes what came before: each piece
-//! is computed on a thread that may block, when it is asked for, so a slow client holds neither a thread nor memory.
-//! The table stays in memory while its map is read, even if the device is reloaded or removed meanwhile.
+//! Contract: maps may have a billion regions. Nothing is made before the client takes what came
+//! before: each piece is computed on a thread that may block, when it is asked for, so a slow
+//! client holds neither a thread nor memory. The table stays in memory while its map is read, even
+//! if the device is reloaded or removed meanwhile.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,8 +26,8 @@ use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
 use crate::picture;
 use crate::protocol::{
-    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run, SegmentQuery,
-    route,
+    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run,
+    SegmentQuery, route,
 };
 
 /// What libdm would call the request if it knew it.
@@ -52,7 +53,8 @@ impl Switch {
                 Some(segment).filter(is_switch).ok_or(DeviceError::NoMessages)?.start
             }
             None => {
-                let starts: Vec<u64> = table.segments().iter().filter(is_switch).map(|s| s.start).collect();
+                let starts: Vec<u64> =
+                    table.segments().iter().filter(is_switch).map(|s| s.start).collect();
                 let [start] = starts.as_slice() else {
                     let reason = format!(
                         "the device has {} switch segments, at sectors {starts:?}: say which by a sector",
@@ -226,9 +228,9 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
     })
 }
 
-/// Runs to count cells of `cell` regions with. A stretch of round robin within one cell comes as one run for each
-/// path, with that path's share: for counting it is the same, and a map of a billion regions that was hardly changed
-/// need not be looked at region by region.
+/// Runs to count cells of `cell` regions with. A stretch of round robin within one cell comes as
+/// one run for each path, with that path's share: for counting it is the same, and a map of a
+/// billion regions that was hardly changed need not be looked at region by region.
 fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Run> + '_ {
     let paths = u64::from(map.geometry().num_paths());
     let mut next = from;
@@ -241,7 +243,11 @@ fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Ru
                 let first = u64::from(map.geometry().default_path(next));
                 for index in 0..paths {
                     let count = unchanged / paths + u64::from(index < unchanged % paths);
-                    queue.push_back(Run { start: next, count, path: ((first + index) % paths) as u32 });
+                    queue.push_back(Run {
+                        start: next,
+                        count,
+                        path: ((first + index) % paths) as u32,
+                    });
                     next += count;
                 }
             } else if let Some(run) = map.runs(next, cell_end).next() {
@@ -288,9 +294,11 @@ struct MessageText {
 impl Pieces for MessageText {
     fn next_piece(&mut self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
-        let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else { return out };
-        // No message changes the map while a piece is made. Without a messenger (the device was reloaded with another
-        // kind of table, or is gone) the table has no writers any more.
+        let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else {
+            return out;
+        };
+        // No message changes the map while a piece is made. Without a messenger (the device was
+        // reloaded with another kind of table, or is gone) the table has no writers any more.
         let _messenger = self.device.messenger(self.switch.start);
         if !compact.write(map, PIECE_BYTES, &mut out) {
             self.compact = None;
@@ -310,13 +318,16 @@ mod tests {
         for (paths, regions) in [(1, 50), (2, 1000), (3, 1000), (16, 4099), (300, 4099)] {
             let geometry = Geometry::new(regions, paths, 1).unwrap();
             let map: IoMap =
-                Map::new(geometry, blkswitch_io::table::region_storage(&geometry).unwrap()).ok().unwrap();
+                Map::new(geometry, blkswitch_io::table::region_storage(&geometry).unwrap())
+                    .ok()
+                    .unwrap();
             Message::new().apply_text(&map, b"7:0 R1,5 20:0", true).unwrap();
             for (from, to, cells) in
                 [(0, regions - 1, 10), (0, regions - 1, 4096), (9, regions - 3, 3), (40, 40, 1)]
             {
                 let runs = map.runs(from, to + 1);
-                let runs = runs.map(|run| Run { start: run.start, count: run.count, path: run.path });
+                let runs =
+                    runs.map(|run| Run { start: run.start, count: run.count, path: run.path });
                 let cell = picture::cell_size(to - from + 1, cells as u64);
                 assert_eq!(
                     picture::condense(from, to, cells, paths, shares(&map, from, to, cell)),

@@ -1,13 +1,14 @@
 //! `message`: words for a target, of any number, applied as they arrive.
 //!
-//! The body is read by the runtime and handed over in blocks to a thread that holds the device's message lock and
-//! applies them ([`apply`]). A message that fits one block, as nearly all do, is complete before the lock is taken.
-//! A longer one holds the lock while the rest arrives, so each further block must be there within [`BLOCK_TIME`]:
-//! a client that stalls cannot keep others out.
+//! The body is read by the runtime and handed over in blocks to a thread that holds the device's
+//! message lock and applies them ([`apply`]). A message that fits one block, as nearly all do, is
+//! complete before the lock is taken. A longer one holds the lock while the rest arrives, so each
+//! further block must be there within [`BLOCK_TIME`]: a client that stalls cannot keep others out.
 //!
-//! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message by
-//! [`ATOMIC_MAX_BYTES`]. Whatever is refused, the rest of the body is read and dropped before the answer, so the
-//! client always gets the reason.
+//! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message
+//! by
+//! [`ATOMIC_MAX_BYTES`]. Whatever is refused, the rest of the body is read and dropped before the
+//! answer, so the client always gets the reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,8 @@ const IOCTL: &str = "message";
 const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks in the channel: the next is read while one is applied.
 const BLOCKS_AHEAD: usize = 2;
-/// A block must be full, or the message complete, after this long: 25 KiB/s is less than any client has that means it.
+/// A block must be full, or the message complete, after this long: 25 KiB/s is less than any client
+/// has that means it.
 const BLOCK_TIME: Duration = Duration::from_secs(10);
 /// Longest atomic message: it is kept until all of it was checked. Some ten million mappings.
 const ATOMIC_MAX_BYTES: usize = 128 << 20;
@@ -70,7 +72,9 @@ impl From<Cut> for Failure {
                 );
                 Failure::new(Errno::Etimedout, reason)
             }
-            Cut::Broken(error) => Failure::new(Errno::Eintr, format!("the message was cut: {error}")),
+            Cut::Broken(error) => {
+                Failure::new(Errno::Eintr, format!("the message was cut: {error}"))
+            }
         }
     }
 }
@@ -129,7 +133,8 @@ async fn receive(
     }
     let (sent, applied) = tokio::join!(incoming.hand_over(sender), applied);
     Ok(match (sent, applied?) {
-        // The reason for a message that was refused is the refusal, whatever became of the rest of it.
+        // The reason for a message that was refused is the refusal, whatever became of the rest of
+        // it.
         (Err(cut), Ok(_)) => Err(cut.into()),
         (_, applied) => applied,
     })
@@ -238,7 +243,8 @@ fn apply(
         Some(Command::SetRegionMappings) => {
             let begin = head.len() - words.rest().len();
             let reply = set_region_mappings(map, query.atomic, head, begin, complete, pieces);
-            let applied = reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
+            let applied =
+                reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
             if applied > 0 {
                 device.remapped(messenger.segment().start, applied);
                 devices.sync_map(map)?;
@@ -248,7 +254,8 @@ fn apply(
         Some(Command::GetRegionMappings) => get_region_mappings(map),
         None => {
             let word = String::from_utf8_lossy(&first).chars().take(64).collect::<String>();
-            let reason = format!("'{word}' is no message of switch: it must be set_region_mappings");
+            let reason =
+                format!("'{word}' is no message of switch: it must be set_region_mappings");
             let mut failure = Failure::new(Errno::Einval, reason);
             failure.kernel.push(format!("device-mapper: switch: {UNRECOGNISED_MESSAGE}"));
             Err(failure)
@@ -279,8 +286,9 @@ fn core_message(device: &Device, text: &[u8], complete: bool) -> Result<MessageR
         .collect();
     let [first, rest @ ..] = words.as_slice() else { return Ok(MessageReply::default()) };
     if !first.eq_ignore_ascii_case("@cancel_deferred_remove") {
-        let reason =
-            format!("'{first}' is not known here; blkswitch stats has what @stats_ messages give elsewhere");
+        let reason = format!(
+            "'{first}' is not known here; blkswitch stats has what @stats_ messages give elsewhere"
+        );
         let line = format!("Unsupported message sent to DM core: {first}");
         return Err(Failure::new(Errno::Einval, reason).logged(line));
     }
@@ -310,14 +318,19 @@ fn to_multipath(
 fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
     let (mut text, mut compact) = (Vec::new(), Compact::default());
     if compact.write(map, ANSWER_MAX_BYTES, &mut text) {
-        let reason =
-            format!("the map takes more than {ANSWER_MAX_BYTES} bytes: read it with blkswitch map export");
+        let reason = format!(
+            "the map takes more than {ANSWER_MAX_BYTES} bytes: read it with blkswitch map export"
+        );
         return Err(Failure::new(Errno::E2big, reason));
     }
-    Ok(MessageReply { text: Some(String::from_utf8_lossy(&text).into_owned()), ..MessageReply::default() })
+    Ok(MessageReply {
+        text: Some(String::from_utf8_lossy(&text).into_owned()),
+        ..MessageReply::default()
+    })
 }
 
-/// Changes the map. The arguments begin at `begin` of `head`. With a refusal comes how many were applied.
+/// Changes the map. The arguments begin at `begin` of `head`. With a refusal comes how many were
+/// applied.
 fn set_region_mappings(
     map: &RegionMap,
     atomic: bool,
@@ -346,7 +359,12 @@ fn set_region_mappings(
             Some(Piece::Block(block)) => text.extend_from_slice(&block),
             Some(Piece::End) => last = true,
             // The reading side knows why the message was cut and answers.
-            None => return Ok(MessageReply { arguments: state.arguments(), ..MessageReply::default() }),
+            None => {
+                return Ok(MessageReply {
+                    arguments: state.arguments(),
+                    ..MessageReply::default()
+                });
+            }
         }
     }
 }

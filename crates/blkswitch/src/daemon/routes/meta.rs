@@ -21,8 +21,10 @@ pub async fn version(State(app): State<App>) -> Json<Version> {
 /// The target types a table line may name.
 #[utoipa::path(get, path = route::TARGETS, responses((status = 200, body = TargetList)))]
 pub async fn targets() -> Json<TargetList> {
-    let target =
-        |(name, version, _): &(&str, [u32; 3], _)| Target { name: (*name).to_owned(), version: *version };
+    let target = |(name, version, _): &(&str, [u32; 3], _)| Target {
+        name: (*name).to_owned(),
+        version: *version,
+    };
     Json(TargetList { targets: TYPES.iter().map(target).collect() })
 }
 

@@ -31,7 +31,11 @@ pub async fn load(
     params(("name" = String, Path, description = "The device")),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
-pub async fn clear(State(app): State<App>, Name(name): Name, _: NoBody) -> Result<StatusCode, Refused> {
+pub async fn clear(
+    State(app): State<App>,
+    Name(name): Name,
+    _: NoBody,
+) -> Result<StatusCode, Refused> {
     on_device(app, name, "clear", |app, device| {
         app.devices.clear(device);
         Ok(())
@@ -53,7 +57,8 @@ pub async fn suspend(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "suspend");
-    on_device(app, name, "suspend", move |app, device| app.devices.suspend(device, how.noflush)).await
+    on_device(app, name, "suspend", move |app, device| app.devices.suspend(device, how.noflush))
+        .await
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.
@@ -63,7 +68,11 @@ pub async fn suspend(
     params(("name" = String, Path, description = "The device")),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
-pub async fn resume(State(app): State<App>, Name(name): Name, _: NoBody) -> Result<StatusCode, Refused> {
+pub async fn resume(
+    State(app): State<App>,
+    Name(name): Name,
+    _: NoBody,
+) -> Result<StatusCode, Refused> {
     on_device(app, name, "resume", |app, device| app.devices.resume(device)).await
 }
 
@@ -89,7 +98,9 @@ async fn on_device(
     app: App,
     name: String,
     ioctl: &'static str,
-    work: impl FnOnce(&App, &std::sync::Arc<blkswitch_io::Device>) -> Result<(), Failure> + Send + 'static,
+    work: impl FnOnce(&App, &std::sync::Arc<blkswitch_io::Device>) -> Result<(), Failure>
+    + Send
+    + 'static,
 ) -> Result<StatusCode, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse(ioctl, None))?;

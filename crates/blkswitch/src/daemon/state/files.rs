@@ -1,5 +1,5 @@
-//! What a state folder does with files, a function each: [`super`] decides when. A test of power cuts is told of every
-//! step, in its order.
+//! What a state folder does with files, a function each: [`super`] decides when. A test of power
+//! cuts is told of every step, in its order.
 //!
 //! Contract: as [`super`]. A folder that need not outlive the machine forces nothing to the medium.
 
@@ -65,8 +65,9 @@ impl Files {
         }
     }
 
-    /// Makes a folder, and those above that are not there, each with its name on the medium before anything is put into
-    /// it. Those that are there are forced, too: who made them may have been killed before.
+    /// Makes a folder, and those above that are not there, each with its name on the medium before
+    /// anything is put into it. Those that are there are forced, too: who made them may have been
+    /// killed before.
     pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
         let (above, is_there) = (above(path), path.is_dir());
         if !is_there {
@@ -132,8 +133,9 @@ impl Files {
         Ok(())
     }
 
-    /// Words for a new map in a new file, whose length and name are on the medium: a description that has the name must not
-    /// be there before it, and nothing but a forced folder says which of two names comes first.
+    /// Words for a new map in a new file, whose length and name are on the medium: a description
+    /// that has the name must not be there before it, and nothing but a forced folder says which of
+    /// two names comes first.
     pub(super) fn make_map(&self, path: &Path, len: usize) -> io::Result<Slots> {
         let slots = Slots::in_new_file(path, len, &self.in_use)?;
         self.done(Step::Made(path));

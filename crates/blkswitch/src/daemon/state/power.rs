@@ -1,10 +1,10 @@
 //! Power cuts: what `serve --state` has answered is there afterwards, wherever the power fails.
 //!
-//! A daemon's devices go through a history while a [`Journal`] notes each step that its folder takes ([`super::files`]),
-//! with the content of all files at that moment. Then the power is cut after every step. What was not forced to the
-//! medium is lost, kept, or half of it is there; names of files change one by one, in order or out of it
-//! ([`Medium::names`]). From each folder that may be left a daemon is started, and has to find what was answered last,
-//! or what was under way.
+//! A daemon's devices go through a history while a [`Journal`] notes each step that its folder
+//! takes ([`super::files`]), with the content of all files at that moment. Then the power is cut
+//! after every step. What was not forced to the medium is lost, kept, or half of it is there; names
+//! of files change one by one, in order or out of it ([`Medium::names`]). From each folder that may
+//! be left a daemon is started, and has to find what was answered last, or what was under way.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -147,7 +147,9 @@ impl Medium {
         match &note.what {
             What::MadeFolder(path) => self.make(path, Node::Folder),
             // Made anew, or emptied: as long as that is not forced, what it held may come back.
-            What::Made(path) if !self.now.contains_key(path) => self.make(path, Node::File(Vec::new())),
+            What::Made(path) if !self.now.contains_key(path) => {
+                self.make(path, Node::File(Vec::new()))
+            }
             What::Renamed(from, to) => {
                 let id = self.now[from];
                 self.name(Naming::Renamed(from.clone(), to.clone(), id));
@@ -180,11 +182,14 @@ impl Medium {
 
     /// What files hold that have a name now.
     fn by_id(&self, contents: &Contents) -> ById {
-        contents.iter().filter_map(|(name, content)| Some((*self.now.get(name)?, content.clone()))).collect()
+        contents
+            .iter()
+            .filter_map(|(name, content)| Some((*self.now.get(name)?, content.clone())))
+            .collect()
     }
 
-    /// The names that a power cut may leave: those that were forced, with the first changes since, in order; with one of
-    /// them alone; and with all but one.
+    /// The names that a power cut may leave: those that were forced, with the first changes since,
+    /// in order; with one of them alone; and with all but one.
     fn names(&self) -> Vec<Names> {
         let all = self.pending.len();
         let first = (0..=all).map(|n| (0..n).collect::<Vec<_>>());
@@ -260,8 +265,8 @@ fn known(devices: &Devices) -> Vec<Known> {
     devices.list().into_iter().filter_map(kept).collect()
 }
 
-/// Whether `found` is what there was before a change, or after it; or, as only a message leaves it, each region of a map
-/// for itself.
+/// Whether `found` is what there was before a change, or after it; or, as only a message leaves it,
+/// each region of a map for itself.
 fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
     if found == before || found == after {
         return true;
@@ -338,13 +343,19 @@ impl History {
 
     fn create(&mut self, name: &str, table: String) {
         let leaves = LeafOptions { make_files: true, ..LeafOptions::default() };
-        let request =
-            CreateDevice { name: name.into(), table: Some(table), leaves, ..CreateDevice::default() };
+        let request = CreateDevice {
+            name: name.into(),
+            table: Some(table),
+            leaves,
+            ..CreateDevice::default()
+        };
         self.change(|devices| drop(devices.create(request).unwrap()));
     }
 
     fn message(&mut self, name: &str, text: &str, atomic: bool) {
-        self.change(|devices| drop(apply_whole(&devices.find(name).unwrap(), devices, text, atomic)));
+        self.change(|devices| {
+            drop(apply_whole(&devices.find(name).unwrap(), devices, text, atomic))
+        });
     }
 
     fn swap(&mut self, name: &str, table: String) {
@@ -366,7 +377,10 @@ impl History {
 fn everything(history: &mut History) {
     // Room for every table, whatever its offset.
     for nr in 0..4 {
-        std::fs::File::create(history.path(nr)).unwrap().set_len(u64::from(REGIONS + 64) * 8 * 512).unwrap();
+        std::fs::File::create(history.path(nr))
+            .unwrap()
+            .set_len(u64::from(REGIONS + 64) * 8 * 512)
+            .unwrap();
     }
     history.create("disk", history.table(3, 0));
     history.message("disk", "set_region_mappings 0:1 R1,9c3f", false);
@@ -390,7 +404,12 @@ fn everything(history: &mut History) {
     history.change(|devices| devices.resume(&devices.find("other").unwrap()).unwrap());
     history.create(
         "second",
-        format!("0 80 linear {} 0\n80 {} switch 1 8 0 {} 80", history.path(3), REGIONS, history.path(3)),
+        format!(
+            "0 80 linear {} 0\n80 {} switch 1 8 0 {} 80",
+            history.path(3),
+            REGIONS,
+            history.path(3)
+        ),
     );
     history.remove("other");
     history.swap("disk", history.table(3, 16));
@@ -404,8 +423,8 @@ fn everything(history: &mut History) {
     history.journal.push(What::Answered(history.states.len() - 1));
 }
 
-/// A folder that a power cut leaves, and the states that may be found there: the last that was answered, and the one that
-/// was under way.
+/// A folder that a power cut leaves, and the states that may be found there: the last that was
+/// answered, and the one that was under way.
 #[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Left {
     files: Contents,
@@ -460,7 +479,12 @@ fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
         }
     }
     println!("{} steps, {cuts} power cuts, {} of them different", notes.len(), seen.len());
-    assert!(states.len() >= 20 && seen.len() >= 150, "{} states, {} folders", states.len(), seen.len());
+    assert!(
+        states.len() >= 20 && seen.len() >= 150,
+        "{} states, {} folders",
+        states.len(),
+        seen.len()
+    );
 }
 
 fn check(files: &Contents, states: &[Vec<Known>], between: [usize; 2]) -> Result<(), String> {
@@ -471,7 +495,8 @@ fn check(files: &Contents, states: &[Vec<Known>], between: [usize; 2]) -> Result
         std::fs::write(path, content).unwrap();
     }
     let folder = Folder::of_all(base.path().join(FOLDER)).unwrap();
-    let devices = start(folder).map_err(|error| format!("the next daemon does not start: {error:#}"))?;
+    let devices =
+        start(folder).map_err(|error| format!("the next daemon does not start: {error:#}"))?;
     let found = known(&devices);
     let [before, after] = between.map(|state| &states[state]);
     if is_between(&found, before, after) {

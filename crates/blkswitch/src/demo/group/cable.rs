@@ -1,7 +1,8 @@
 //! Cables: sockets that pass bytes on to other sockets, and that can be pulled out.
 //!
-//! Contract: a cable is a socket of its own; whoever connects to it talks to the server behind it. Pulled out, it
-//! drops its connections and takes no new ones. Plugged in again, it carries what connects from then on.
+//! Contract: a cable is a socket of its own; whoever connects to it talks to the server behind it.
+//! Pulled out, it drops its connections and takes no new ones. Plugged in again, it carries what
+//! connects from then on.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -48,7 +49,9 @@ impl Listener {
     /// Listens there. Returns where that is.
     async fn bind(place: Place) -> io::Result<(Listener, Place)> {
         match place {
-            Place::Unix(path) => Ok((Listener::Unix(UnixListener::bind(&path)?), Place::Unix(path))),
+            Place::Unix(path) => {
+                Ok((Listener::Unix(UnixListener::bind(&path)?), Place::Unix(path)))
+            }
             Place::Tcp(port) => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
                 let port = listener.local_addr()?.port();
@@ -68,7 +71,9 @@ impl Listener {
 async fn connect(place: &Place) -> io::Result<Box<dyn Stream>> {
     Ok(match place {
         Place::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        Place::Tcp(port) => Box::new(quick(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?)?),
+        Place::Tcp(port) => {
+            Box::new(quick(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?)?)
+        }
     })
 }
 
@@ -114,7 +119,8 @@ impl Cables {
             cables.push(Cable { place, plugged });
         }
         let carry_all = async move {
-            let ends: Vec<_> = ends.into_iter().map(|end| tokio::spawn(serve(end.0, end.1, end.2))).collect();
+            let ends: Vec<_> =
+                ends.into_iter().map(|end| tokio::spawn(serve(end.0, end.1, end.2))).collect();
             for end in ends {
                 end.await.context("a cable's task panicked")??;
             }
@@ -131,7 +137,11 @@ impl Cables {
 }
 
 /// Carries connections until the cable is gone.
-async fn serve(listener: Listener, server: Place, mut plugged: watch::Receiver<bool>) -> io::Result<()> {
+async fn serve(
+    listener: Listener,
+    server: Place,
+    mut plugged: watch::Receiver<bool>,
+) -> io::Result<()> {
     loop {
         let client = tokio::select! {
             accepted = listener.accept() => accepted?,

@@ -14,7 +14,8 @@ const LINE: f64 = 19.0;
 const FORWARDED: &str = "#d97706";
 const REQUESTS: &str = "#2563eb";
 
-/// Two plots over one time: the share of forwarded requests, and requests per second; below them the events.
+/// Two plots over one time: the share of forwarded requests, and requests per second; below them
+/// the events.
 pub(super) fn draw(members: u32, samples: &[Sample], events: &[Event]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at);
     let most = samples.iter().map(|sample| sample.per_second).fold(1.0, f64::max);
@@ -35,9 +36,15 @@ pub(super) fn draw(members: u32, samples: &[Sample], events: &[Event]) -> String
     add(format!(
         r##"<text x="{LEFT}" y="26" font-size="16" font-weight="600">One volume over {members} members: what they must forward, while its regions move</text>"##
     ));
-    axes(&mut add, TOP, "requests forwarded by members, %", &[(0.0, "0"), (0.5, "50"), (1.0, "100")]);
+    axes(
+        &mut add,
+        TOP,
+        "requests forwarded by members, %",
+        &[(0.0, "0"), (0.5, "50"), (1.0, "100")],
+    );
     let labels = [0.0, 0.5, 1.0].map(|share| (share, thousands(share * top)));
-    let labels: Vec<(f64, &str)> = labels.iter().map(|(share, label)| (*share, label.as_str())).collect();
+    let labels: Vec<(f64, &str)> =
+        labels.iter().map(|(share, label)| (*share, label.as_str())).collect();
     axes(&mut add, second, "requests of the host per second", &labels);
     let forwarded: Vec<(f64, f64)> =
         samples.iter().map(|s| (x(s.at), TOP + PLOT_HEIGHT * (1.0 - s.forwarded))).collect();
@@ -47,10 +54,18 @@ pub(super) fn draw(members: u32, samples: &[Sample], events: &[Event]) -> String
         r#"<path d="M{first:.1} {base} L{} L{last:.1} {base} Z" fill="{FORWARDED}" fill-opacity="0.25"/>"#,
         points(&forwarded)
     ));
-    add(format!(r#"<path d="M{}" fill="none" stroke="{FORWARDED}" stroke-width="2"/>"#, points(&forwarded)));
-    let requests: Vec<(f64, f64)> =
-        samples.iter().map(|s| (x(s.at), second + PLOT_HEIGHT * (1.0 - s.per_second / top))).collect();
-    add(format!(r#"<path d="M{}" fill="none" stroke="{REQUESTS}" stroke-width="2"/>"#, points(&requests)));
+    add(format!(
+        r#"<path d="M{}" fill="none" stroke="{FORWARDED}" stroke-width="2"/>"#,
+        points(&forwarded)
+    ));
+    let requests: Vec<(f64, f64)> = samples
+        .iter()
+        .map(|s| (x(s.at), second + PLOT_HEIGHT * (1.0 - s.per_second / top)))
+        .collect();
+    add(format!(
+        r#"<path d="M{}" fill="none" stroke="{REQUESTS}" stroke-width="2"/>"#,
+        points(&requests)
+    ));
     for (event, number) in events.iter().zip(1..) {
         let (at, bottom) = (x(event.at), second + PLOT_HEIGHT);
         add(format!(
@@ -69,7 +84,11 @@ pub(super) fn draw(members: u32, samples: &[Sample], events: &[Event]) -> String
     let below = second + PLOT_HEIGHT;
     for step in 0..=(end / 5.0) as u32 {
         let at = f64::from(step) * 5.0;
-        add(format!(r#"<text x="{:.1}" y="{}" text-anchor="middle">{at:.0} s</text>"#, x(at), below + 18.0));
+        add(format!(
+            r#"<text x="{:.1}" y="{}" text-anchor="middle">{at:.0} s</text>"#,
+            x(at),
+            below + 18.0
+        ));
     }
     add("</svg>".to_owned());
     svg

@@ -51,7 +51,8 @@ impl Layout {
         let mut text = String::new();
         for (region, owner) in self.owners.iter().enumerate() {
             // Writing to a string does not fail.
-            let _ = if region == 0 { write!(text, "0:{owner:x}") } else { write!(text, " :{owner:x}") };
+            let _ =
+                if region == 0 { write!(text, "0:{owner:x}") } else { write!(text, " :{owner:x}") };
         }
         text
     }
@@ -59,7 +60,8 @@ impl Layout {
 
 /// The words of a message that makes these moves.
 pub(super) fn words(moves: &[Move]) -> String {
-    let words: Vec<String> = moves.iter().map(|moved| format!("{:x}:{:x}", moved.region, moved.to)).collect();
+    let words: Vec<String> =
+        moves.iter().map(|moved| format!("{:x}:{:x}", moved.region, moved.to)).collect();
     words.join(" ")
 }
 
@@ -81,6 +83,8 @@ mod tests {
         assert_eq!(words(&[Move { region: 26, from: 0, to: 2 }]), "1a:2");
         let whole = layout.words();
         assert_eq!(whole.split(' ').count(), 1000);
-        assert!(whole.starts_with("0:") && whole.split(' ').skip(1).all(|word| word.starts_with(':')));
+        assert!(
+            whole.starts_with("0:") && whole.split(' ').skip(1).all(|word| word.starts_with(':'))
+        );
     }
 }

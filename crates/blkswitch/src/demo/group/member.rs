@@ -1,9 +1,10 @@
-//! A member of the group: a server that owns some regions of the volume and forwards requests for the rest to their
-//! owners.
+//! A member of the group: a server that owns some regions of the volume and forwards requests for
+//! the rest to their owners.
 //!
-//! It is made of what this project has: its daemon serves `store`, the memory that its own regions lie in, and `volume`,
-//! a switch device whose path to itself is that memory and whose other paths are the stores of the others, over NBD.
-//! So what a member forwards is what its switch sends down the other paths.
+//! It is made of what this project has: its daemon serves `store`, the memory that its own regions
+//! lie in, and `volume`, a switch device whose path to itself is that memory and whose other paths
+//! are the stores of the others, over NBD. So what a member forwards is what its switch sends down
+//! the other paths.
 
 use std::path::{Path, PathBuf};
 
@@ -35,13 +36,23 @@ impl Member {
         let socket = folder.join(format!("member{number}")).join("control.sock");
         let daemon = Running::start(&socket, Some(1))?;
         let member = Member { number, socket, daemon };
-        member.verb(&["create", STORE, "--table", &format!("0 {SECTORS} linear {} 0", member.memory())])?;
+        member.verb(&[
+            "create",
+            STORE,
+            "--table",
+            &format!("0 {SECTORS} linear {} 0", member.memory()),
+        ])?;
         Ok(member)
     }
 
-    /// Makes its volume: it reaches the others' stores through these sockets, and waits so many seconds for one that is
-    /// lost.
-    pub(super) fn make_volume(&self, stores: &[PathBuf], reconnect: u64, words: &str) -> anyhow::Result<()> {
+    /// Makes its volume: it reaches the others' stores through these sockets, and waits so many
+    /// seconds for one that is lost.
+    pub(super) fn make_volume(
+        &self,
+        stores: &[PathBuf],
+        reconnect: u64,
+        words: &str,
+    ) -> anyhow::Result<()> {
         let mut table = format!("0 {SECTORS} switch {} {REGION_SECTORS} 0", stores.len());
         for (store, number) in stores.iter().zip(0u32..) {
             let path = match number == self.number {

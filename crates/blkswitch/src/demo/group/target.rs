@@ -1,10 +1,12 @@
 //! An iSCSI target before a member: what a host that speaks iSCSI connects to.
 //!
-//! tgt serves the file that nbdfuse makes of the member's volume, past the page cache. So every member's target is a way
-//! to the whole volume, as with an array whose members forward what is not theirs.
+//! tgt serves the file that nbdfuse makes of the member's volume, past the page cache. So every
+//! member's target is a way to the whole volume, as with an array whose members forward what is not
+//! theirs.
 //!
-//! Contract: root. tgt and nbdfuse are other programs; both are ended when a [`Target`] is dropped, and by the kernel if
-//! this process is killed before that. nbdfuse has a mount namespace of its own, so its mount ends with it.
+//! Contract: root. tgt and nbdfuse are other programs; both are ended when a [`Target`] is dropped,
+//! and by the kernel if this process is killed before that. nbdfuse has a mount namespace of its
+//! own, so its mount ends with it.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -58,7 +60,11 @@ impl Programs {
         } else if let Err(error) = File::open("/dev/fuse") {
             missing.push(format!("/dev/fuse ({error})"));
         }
-        ensure!(missing.is_empty(), "a group over iSCSI needs what is not here: {}", missing.join(", "));
+        ensure!(
+            missing.is_empty(),
+            "a group over iSCSI needs what is not here: {}",
+            missing.join(", ")
+        );
         Ok(Programs { tgtd, tgtadm, nbdfuse })
     }
 }
@@ -70,7 +76,8 @@ fn find(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
-/// See the module's text. What stands first is dropped first: without nbdfuse nobody hangs in its file.
+/// See the module's text. What stands first is dropped first: without nbdfuse nobody hangs in its
+/// file.
 pub(super) struct Target {
     _nbdfuse: Program,
     tgtd: Program,
@@ -104,7 +111,8 @@ impl Target {
     fn make_volume(&self, programs: &Programs, folder: &Path, file: &Path) -> anyhow::Result<()> {
         let (lun, file) = (LUN.to_string(), file.display().to_string());
         // Past the page cache, which knows nothing of what is written by way of other members.
-        let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun, "-b", &file];
+        let unit =
+            ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun, "-b", &file];
         for words in [
             &["--mode", "target", "--op", "new", "--tid", "1", "-T", IQN][..],
             &[&unit[..], &["--bsoflags", "direct"]].concat(),
@@ -124,14 +132,19 @@ impl Target {
 fn serve(programs: &Programs, folder: &Path) -> anyhow::Result<(Program, u16)> {
     for attempt in 1.. {
         // Free now; that somebody takes it before tgtd does is seldom.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr())?.port();
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr())?.port();
         let mut tgtd = Command::new(&programs.tgtd);
         tgtd.args(["--foreground", "--control-port", "0", "--iscsi"]);
-        tgtd.arg(format!("portal={}:{port}", Ipv4Addr::LOCALHOST)).env("TGT_IPC_SOCKET", control(folder));
+        tgtd.arg(format!("portal={}:{port}", Ipv4Addr::LOCALHOST))
+            .env("TGT_IPC_SOCKET", control(folder));
         let mut tgtd = Program::start("tgtd", &mut tgtd, &folder.join("tgtd.log"))?;
         let is_ready = || {
             let mut shown = tgtadm(programs, folder);
-            shown.args(["--mode", "sys", "--op", "show"]).stdout(Stdio::null()).stderr(Stdio::null());
+            shown
+                .args(["--mode", "sys", "--op", "show"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             shown.status().is_ok_and(|status| status.success())
         };
         match tgtd.until(is_ready) {
@@ -163,11 +176,15 @@ struct Program {
 }
 
 impl Program {
-    /// Starts it. The kernel kills it when this process is gone; Ctrl-C in a terminal is not for it.
+    /// Starts it. The kernel kills it when this process is gone; Ctrl-C in a terminal is not for
+    /// it.
     fn start(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
         let out = File::create(log).with_context(|| format!("cannot make '{}'", log.display()))?;
         let mut guarded = Command::new("setpriv");
-        guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        guarded
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(command.get_program())
+            .args(command.get_args());
         guarded.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         guarded.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
         let child = guarded.spawn().with_context(|| format!("cannot run {name} by setpriv"))?;
@@ -190,7 +207,9 @@ impl Program {
 
     /// What it has said.
     fn log(&self) -> String {
-        fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).trim().to_owned()).unwrap_or_default()
+        fs::read(&self.log)
+            .map(|log| String::from_utf8_lossy(&log).trim().to_owned())
+            .unwrap_or_default()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Watching: what the group and the host did in each interval, as a line on the terminal and as numbers for the figure.
+//! Watching: what the group and the host did in each interval, as a line on the terminal and as
+//! numbers for the figure.
 
 use std::io::{Write as _, stdout};
 use std::sync::Arc;

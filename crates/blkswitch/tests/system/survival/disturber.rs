@@ -1,4 +1,5 @@
-//! Suspends, resumes and reloads the devices of a host all the time, beside whatever else happens to them.
+//! Suspends, resumes and reloads the devices of a host all the time, beside whatever else happens
+//! to them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -27,9 +28,13 @@ pub(super) struct Disturber {
 }
 
 impl Disturber {
-    /// Starts. It is a thread, because a suspend waits for the requests under way: with both ways of a device gone,
-    /// until one is back.
-    pub(super) fn start(host: Arc<Daemon>, devices: Vec<Disturbed>, mut random: Random) -> Disturber {
+    /// Starts. It is a thread, because a suspend waits for the requests under way: with both ways
+    /// of a device gone, until one is back.
+    pub(super) fn start(
+        host: Arc<Daemon>,
+        devices: Vec<Disturbed>,
+        mut random: Random,
+    ) -> Disturber {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {

@@ -1,7 +1,8 @@
-//! Two tiers over iSCSI: a switch device over two multipath devices, whose paths are sessions to two tgt daemons with one
-//! volume. Each is the first way of one member and the second of the other. Loads, regions that move and the disturber
-//! are those of the other scenarios; what breaks are the daemons themselves. Needs the feature `iscsi`, root, and tgtd;
-//! without one of the latter a test says so and passes, or fails where `CI=true`.
+//! Two tiers over iSCSI: a switch device over two multipath devices, whose paths are sessions to
+//! two tgt daemons with one volume. Each is the first way of one member and the second of the
+//! other. Loads, regions that move and the disturber are those of the other scenarios; what breaks
+//! are the daemons themselves. Needs the feature `iscsi`, root, and tgtd; without one of the latter
+//! a test says so and passes, or fails where `CI=true`.
 
 #[path = "../../../../io/tests/iscsi_leaf/target.rs"]
 mod target;
@@ -29,16 +30,24 @@ struct Scenario {
     errors: Errors,
     /// Seconds after which a session that does not answer is taken for lost.
     timeout: u64,
-    /// How often a request may meet a silent daemon: one way, the other, and the same before it at a gate that closes
-    /// over it.
+    /// How often a request may meet a silent daemon: one way, the other, and the same before it at
+    /// a gate that closes over it.
     silences: u32,
     bytes: usize,
 }
 
 impl Scenario {
-    /// Nothing may fail, and no daemon is silent. (No session is taken for lost because the machine is busy.)
+    /// Nothing may fail, and no daemon is silent. (No session is taken for lost because the machine
+    /// is busy.)
     fn new(name: &'static str) -> Scenario {
-        Scenario { name, queueing: true, errors: Errors::No, timeout: 20, silences: 0, bytes: BYTES }
+        Scenario {
+            name,
+            queueing: true,
+            errors: Errors::No,
+            timeout: 20,
+            silences: 0,
+            bytes: BYTES,
+        }
     }
 }
 
@@ -79,7 +88,8 @@ impl World {
     }
 
     fn member_table(&self, member: usize) -> String {
-        let (sectors, features) = (self.sectors, if self.queueing { "1 queue_if_no_path" } else { "0" });
+        let (sectors, features) =
+            (self.sectors, if self.queueing { "1 queue_if_no_path" } else { "0" });
         let (first, second) = (self.address(member), self.address(1 - member));
         format!(
             "0 {sectors} multipath {features} 0 2 1 round-robin 0 1 1 {first} 1 round-robin 0 1 1 {second} 1"
@@ -88,7 +98,9 @@ impl World {
 
     fn switch_table(&self) -> String {
         let sectors = self.sectors;
-        format!("0 {sectors} switch 2 {REGION_SECTORS} 0 /dev/blkswitch/member0 0 /dev/blkswitch/member1 0")
+        format!(
+            "0 {sectors} switch 2 {REGION_SECTORS} 0 /dev/blkswitch/member0 0 /dev/blkswitch/member1 0"
+        )
     }
 
     fn disturb(&self, seed: u64) -> Disturber {
@@ -108,7 +120,8 @@ impl World {
 
     /// Sends regions somewhere else.
     fn remap(&mut self) {
-        let (regions, mut words) = (self.sectors / REGION_SECTORS, String::from("set_region_mappings"));
+        let (regions, mut words) =
+            (self.sectors / REGION_SECTORS, String::from("set_region_mappings"));
         for _ in 0..8 {
             let (region, path) = (self.random.below(regions as u32), self.random.below(2));
             words.push_str(&format!(" {region:x}:{path}"));
@@ -116,8 +129,8 @@ impl World {
         self.host.message("volume", 0, words.as_bytes()).expect_ok();
     }
 
-    /// What `status` says of a member: its current group, and for both daemons whether the path there is up and how
-    /// often it has failed.
+    /// What `status` says of a member: its current group, and for both daemons whether the path
+    /// there is up and how often it has failed.
     fn status(&self, member: usize) -> (String, [(bool, u64); 2]) {
         let shown = self.host.run(&["status", &format!("member{member}")]);
         let text = String::from_utf8(shown.stdout).unwrap();
@@ -151,7 +164,8 @@ impl World {
 
     /// All paths come up again, by themselves, and each member uses its better group.
     fn recover(&self) {
-        let is_well = |member| matches!(self.status(member), (group, [(true, _), (true, _)]) if group == "1");
+        let is_well =
+            |member| matches!(self.status(member), (group, [(true, _), (true, _)]) if group == "1");
         eventually("all paths are up", || (0..2).all(is_well));
     }
 
@@ -171,12 +185,13 @@ impl World {
 /// What a scenario has come to.
 struct Survived {
     failed: u64,
-    /// Most failures of paths that were counted at once (a table that is loaded begins to count anew).
+    /// Most failures of paths that were counted at once (a table that is loaded begins to count
+    /// anew).
     failures: u64,
 }
 
-/// Runs a load while `act` does something again and again, regions move and a disturber does something else; then
-/// verifies all that was written. Nothing if there can be no tgt here.
+/// Runs a load while `act` does something again and again, regions move and a disturber does
+/// something else; then verifies all that was written. Nothing if there can be no tgt here.
 #[track_caller]
 fn survive(
     scenario: &Scenario,
@@ -184,7 +199,8 @@ fn survive(
     mut act: impl FnMut(&mut World, u32),
 ) -> Option<Survived> {
     let name = scenario.name;
-    let run = Run::new("cargo test -p blkswitch --features iscsi --test system survival::iscsi", name);
+    let run =
+        Run::new("cargo test -p blkswitch --features iscsi --test system survival::iscsi", name);
     let seed = run.seed;
     let mut world = World::new(seed, scenario)?;
     let load = start(&world, seed);
@@ -241,8 +257,9 @@ fn load(errors: Errors) -> impl FnOnce(&World, u64) -> Box<dyn Verifies> {
     }
 }
 
-/// A load that never writes other data to where it has written, for daemons that carry out late what has failed long
-/// ago: to a block that holds something newer by then, that is what no client can exclude (docs/leaves.md).
+/// A load that never writes other data to where it has written, for daemons that carry out late
+/// what has failed long ago: to a block that holds something newer by then, that is what no client
+/// can exclude (docs/leaves.md).
 struct OnceLoad {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<anyhow::Result<(u64, Duration)>>>,
@@ -253,7 +270,8 @@ impl OnceLoad {
         const CLIENTS: usize = 2;
         let stop = Arc::new(AtomicBool::new(false));
         let client = |number: usize| {
-            let (host, stop, mut random) = (world.host.clone(), stop.clone(), Random(seed + number as u64));
+            let (host, stop, mut random) =
+                (world.host.clone(), stop.clone(), Random(seed + number as u64));
             thread::spawn(move || {
                 let mut client = host.nbd("volume");
                 client.set_patience(PATIENCE)?;
@@ -261,7 +279,13 @@ impl OnceLoad {
                 let (mut written, mut done, mut longest) = (0, 0, Duration::ZERO);
                 let offset = |own: usize| ((own * CLIENTS + number) * BLOCK) as u64;
                 let content = |own: usize| -> Vec<u8> {
-                    offset(own + 1).wrapping_add(seed).to_le_bytes().into_iter().cycle().take(BLOCK).collect()
+                    offset(own + 1)
+                        .wrapping_add(seed)
+                        .to_le_bytes()
+                        .into_iter()
+                        .cycle()
+                        .take(BLOCK)
+                        .collect()
                 };
                 while !stop.load(SeqCst) {
                     let began = Instant::now();
@@ -310,8 +334,10 @@ impl Verifies for OnceLoad {
 #[test]
 fn paths_failed_and_reinstated_by_message() {
     let mut taken = 0;
-    let survived =
-        survive(&Scenario::new("paths_failed_and_reinstated_by_message"), load(Errors::No), |world, _| {
+    let survived = survive(
+        &Scenario::new("paths_failed_and_reinstated_by_message"),
+        load(Errors::No),
+        |world, _| {
             let (member, target) = (world.random.below(2), world.random.below(2));
             let verb = if world.random.below(2) == 0 { "fail_path" } else { "reinstate_path" };
             let address = world.address(target as usize);
@@ -320,14 +346,17 @@ fn paths_failed_and_reinstated_by_message() {
             // A multipath that is suspended takes no messages.
             assert!(run.status.success() || said.contains("busy"), "{verb}: {said}");
             taken += u32::from(run.status.success());
-        });
+        },
+    );
     assert!(survived.is_none() || taken > 0);
 }
 
-/// Each in turn, as often as time allows: requests go by the other, and nothing fails, though nothing may be held.
+/// Each in turn, as often as time allows: requests go by the other, and nothing fails, though
+/// nothing may be held.
 #[test]
 fn targets_killed_and_started_again() {
-    let scenario = Scenario { queueing: false, ..Scenario::new("targets_killed_and_started_again") };
+    let scenario =
+        Scenario { queueing: false, ..Scenario::new("targets_killed_and_started_again") };
     survive(&scenario, load(Errors::No), |world, step| {
         let target = step as usize % 2;
         world.targets[target].kill();
@@ -342,20 +371,23 @@ fn targets_killed_and_started_again() {
 /// For less time than the timeout: the answers are late, no path fails.
 #[test]
 fn targets_that_answer_late() {
-    let survived = survive(&Scenario::new("targets_that_answer_late"), load(Errors::No), |world, step| {
-        let target = step as usize % 2;
-        world.targets[target].pause();
-        (0..4).for_each(|_| world.rest());
-        world.targets[target].resume();
-        world.rest();
-    });
+    let survived =
+        survive(&Scenario::new("targets_that_answer_late"), load(Errors::No), |world, step| {
+            let target = step as usize % 2;
+            world.targets[target].pause();
+            (0..4).for_each(|_| world.rest());
+            world.targets[target].resume();
+            world.rest();
+        });
     assert!(survived.is_none_or(|survived| survived.failures == 0));
 }
 
-/// Silent for longer than the timeout, then killed, as a machine that hangs is: what it had in its hands is gone.
+/// Silent for longer than the timeout, then killed, as a machine that hangs is: what it had in its
+/// hands is gone.
 #[test]
 fn targets_that_hang_and_are_killed() {
-    let scenario = Scenario { timeout: 1, silences: 4, ..Scenario::new("targets_that_hang_and_are_killed") };
+    let scenario =
+        Scenario { timeout: 1, silences: 4, ..Scenario::new("targets_that_hang_and_are_killed") };
     survive(&scenario, load(Errors::No), |world, step| {
         let target = step as usize % 2;
         world.targets[target].pause();
@@ -366,7 +398,8 @@ fn targets_that_hang_and_are_killed() {
     });
 }
 
-/// Silent for longer than the timeout, then going on with what it has, which others have done long ago.
+/// Silent for longer than the timeout, then going on with what it has, which others have done long
+/// ago.
 #[test]
 fn targets_that_hang_and_go_on() {
     let name = "targets_that_hang_and_go_on";

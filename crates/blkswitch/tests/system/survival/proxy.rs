@@ -1,4 +1,5 @@
-//! A way to a server that can be broken in many manners: a socket that passes bytes on, or does not.
+//! A way to a server that can be broken in many manners: a socket that passes bytes on, or does
+//! not.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -22,14 +23,16 @@ pub(crate) enum Way {
     Up,
     /// Connections are dropped, new ones at once: a server that was killed.
     Cut,
-    /// Nothing passes, in both directions: a network that does not deliver. Up again, it passes on what came meanwhile,
-    /// late answers among it, on connections whose ends are still there. What was sent on a connection that its client has
-    /// given up is dropped, as it is with a connection of TCP: a server that carries it out late is what no client of NBD
-    /// can exclude (docs/leaves.md, requests in doubt).
+    /// Nothing passes, in both directions: a network that does not deliver. Up again, it passes on
+    /// what came meanwhile, late answers among it, on connections whose ends are still there. What
+    /// was sent on a connection that its client has given up is dropped, as it is with a connection
+    /// of TCP: a server that carries it out late is what no client of NBD can exclude
+    /// (docs/leaves.md, requests in doubt).
     Silent,
     /// Answers come late by these milliseconds.
     Slow(u64),
-    /// Half of the next answer passes, then the connection is dropped, and so on with each connection.
+    /// Half of the next answer passes, then the connection is dropped, and so on with each
+    /// connection.
     Half,
     /// One answer in so many says that the server is shutting down, whatever it was.
     Leaving(u64),
@@ -83,7 +86,9 @@ impl Proxy {
                 let Ok(server) = UnixStream::connect(&server) else { continue };
                 let requests = Follow::Requests(Requests::new(witness.clone(), member));
                 let answers = Follow::Answers(Replies::default());
-                for (from, to, follow) in [(&client, &server, requests), (&server, &client, answers)] {
+                for (from, to, follow) in
+                    [(&client, &server, requests), (&server, &client, answers)]
+                {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let state = state.clone();
                     thread::spawn(move || pump(from, to, follow, &state));
@@ -137,7 +142,9 @@ fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &At
         let read = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(read) => read,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                continue;
+            }
             Err(_) => break,
         };
         follow.see(&buffer[..read]);
@@ -150,7 +157,8 @@ fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &At
                     follow.see(&buffer[..more]);
                     held.extend_from_slice(&buffer[..more]);
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_) => break 'pump,
             }
         }

@@ -1,7 +1,8 @@
-//! What a server sends on a connection, cut into its messages, so that some answers can be changed on the way.
+//! What a server sends on a connection, cut into its messages, so that some answers can be changed
+//! on the way.
 //!
-//! Contract: the client has negotiated structured replies, as ours does, so every reply says itself how long it is.
-//! Whatever is no message panics: the server is our own.
+//! Contract: the client has negotiated structured replies, as ours does, so every reply says itself
+//! how long it is. Whatever is no message panics: the server is our own.
 
 const GREETING_LEN: usize = 18;
 const OPTION_REPLY_LEN: usize = 20;
@@ -35,7 +36,8 @@ pub(super) struct Replies {
 }
 
 impl Replies {
-    /// Passes on what is whole. One answer in `one_in` becomes that of a server that shuts down; 0: none.
+    /// Passes on what is whole. One answer in `one_in` becomes that of a server that shuts down; 0:
+    /// none.
     pub(super) fn pass(&mut self, bytes: &[u8], one_in: u64) -> Vec<u8> {
         self.rest.extend_from_slice(bytes);
         let mut passed = Vec::with_capacity(self.rest.len());

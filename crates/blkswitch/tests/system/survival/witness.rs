@@ -1,8 +1,10 @@
-//! Who was asked for what: a witness at every way sees the requests that pass, and says whether the region map allows
-//! them there. Data alone would not tell, since all ways of these tests lead to one volume.
+//! Who was asked for what: a witness at every way sees the requests that pass, and says whether the
+//! region map allows them there. Data alone would not tell, since all ways of these tests lead to
+//! one volume.
 //!
-//! A region that is never moved may only be asked for where it belongs, at any time. One that moves may also be asked
-//! for where it was, as long as a request that was sent before it left is under way.
+//! A region that is never moved may only be asked for where it belongs, at any time. One that moves
+//! may also be asked for where it was, as long as a request that was sent before it left is under
+//! way.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,7 +25,8 @@ const WRITE: u16 = 1;
 const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 
-/// Requests are seen so much later than they were sent, at most, once their client has an answer from elsewhere.
+/// Requests are seen so much later than they were sent, at most, once their client has an answer
+/// from elsewhere.
 const LATE: Duration = Duration::from_secs(1);
 
 /// What a region is to a member.
@@ -66,7 +69,13 @@ impl Witness {
             places[home(region)] = Place::Here;
             places
         });
-        let map = Map { region_bytes, places: places.collect(), under_way: None, seen: [0; 2], wrong: None };
+        let map = Map {
+            region_bytes,
+            places: places.collect(),
+            under_way: None,
+            seen: [0; 2],
+            wrong: None,
+        };
         Witness { map: Arc::new(Mutex::new(map)), change: Arc::default() }
     }
 
@@ -85,8 +94,10 @@ impl Witness {
     pub(super) fn returning(&self, act: impl FnOnce()) {
         let _one = self.change.lock().unwrap();
         let regions = self.map.lock().unwrap().places.len() as u64;
-        let moves: Vec<_> =
-            (0..regions).filter(|region| !stays(*region)).map(|region| (region, home(region))).collect();
+        let moves: Vec<_> = (0..regions)
+            .filter(|region| !stays(*region))
+            .map(|region| (region, home(region)))
+            .collect();
         self.change(&moves, act);
     }
 
@@ -117,18 +128,22 @@ impl Witness {
             map.seen[usize::from(!stays(region))] += 1;
             let allowed = match map.places[region as usize][member] {
                 Place::Here => true,
-                Place::Left(since) => since.elapsed() < LATE || oldest.is_some_and(|oldest| oldest <= since),
+                Place::Left(since) => {
+                    since.elapsed() < LATE || oldest.is_some_and(|oldest| oldest <= since)
+                }
                 Place::Elsewhere => false,
             };
             if !allowed && map.wrong.is_none() {
                 let Request { command, offset, len } = request;
                 let what = format!("{len} bytes at {offset}, command {command}");
-                map.wrong = Some(format!("region {region} was asked for at member {member}: {what}"));
+                map.wrong =
+                    Some(format!("region {region} was asked for at member {member}: {what}"));
             }
         }
     }
 
-    /// How many requests went where they belong, of regions that stay and of those that move. Panics if one did not.
+    /// How many requests went where they belong, of regions that stay and of those that move.
+    /// Panics if one did not.
     pub(super) fn verdict(&self) -> [u64; 2] {
         let map = self.map.lock().unwrap();
         assert_eq!(map.wrong, None);
@@ -198,7 +213,8 @@ impl Requests {
                     // What looks whether a path is up reads the beginning of the volume.
                     let is_probe = command == READ && offset == 0;
                     if matches!(command, READ | WRITE | TRIM | WRITE_ZEROES) && !is_probe {
-                        self.witness.passes(self.member, &Request { command, offset, len: len.into() });
+                        self.witness
+                            .passes(self.member, &Request { command, offset, len: len.into() });
                     }
                 }
                 magic => {

@@ -1,20 +1,22 @@
-//! `historical-service-time`: the path that is expected to answer first, from how long it took so far.
+//! `historical-service-time`: the path that is expected to answer first, from how long it took so
+//! far.
 //!
-//! Measured is the time a path spends on a request once it is done with the one before: from the later of "sent" and
-//! "previous answer" to "answered". An average that forgets, `base_weight`/1024 old and the rest new, times
-//! (requests in flight + 1), is the expected time. The kernel weighs by the length of the time as well; the numbers
-//! differ, the choice seldom does.
+//! Measured is the time a path spends on a request once it is done with the one before: from the
+//! later of "sent" and "previous answer" to "answered". An average that forgets, `base_weight`/1024
+//! old and the rest new, times (requests in flight + 1), is the expected time. The kernel weighs by
+//! the length of the time as well; the numbers differ, the choice seldom does.
 //!
-//! An average too old to be trusted ([`STALE_AFTER`] times itself without an answer) sends one request to find out,
-//! and only one: with a request in flight the old average counts again. A path that never answered counts as the
-//! fastest one known.
+//! An average too old to be trusted ([`STALE_AFTER`] times itself without an answer) sends one
+//! request to find out, and only one: with a request in flight the old average counts again. A path
+//! that never answered counts as the fastest one known.
 //!
-//! Fairness: of paths that take equally long, the chosen one has the fewest requests in flight. A path that takes r
-//! times as long as another has, when both are busy, about 1/r as many requests in flight and so does its share of
-//! the work. The bound: where paths take a time each that stays, with twice as many requests in flight as keep the
-//! slowest busy (the sum, over the paths, of how many times each is as fast, rounded up), none idles, and none has had
-//! more or fewer requests than its share by more than what is in flight and one per path. With fewer in flight slow
-//! paths get less, at last only the request that finds out (tests/multipath/fairness.rs).
+//! Fairness: of paths that take equally long, the chosen one has the fewest requests in flight. A
+//! path that takes r times as long as another has, when both are busy, about 1/r as many requests
+//! in flight and so does its share of the work. The bound: where paths take a time each that stays,
+//! with twice as many requests in flight as keep the slowest busy (the sum, over the paths, of how
+//! many times each is as fast, rounded up), none idles, and none has had more or fewer requests
+//! than its share by more than what is in flight and one per path. With fewer in flight slow paths
+//! get less, at last only the request that finds out (tests/multipath/fairness.rs).
 
 use core::cmp::Ordering;
 
@@ -26,8 +28,8 @@ use super::turn;
 const ONE: u32 = 1024;
 /// 0.95: twenty requests make most of the average.
 const DEFAULT_WEIGHT: u32 = 972;
-/// How many times its average a path may be silent before it is tried again: a slow path that nobody would use is
-/// busy a thousandth of the time with finding out whether it still is slow.
+/// How many times its average a path may be silent before it is tried again: a slow path that
+/// nobody would use is busy a thousandth of the time with finding out whether it still is slow.
 pub const STALE_AFTER: u64 = 1000;
 /// Longest time that counts, an hour: keeps the products below 2^64, and no request takes as long.
 const MAX_TIME_NS: u64 = 3_600_000_000_000;
@@ -37,7 +39,8 @@ const MAX_TIME_NS: u64 = 3_600_000_000_000;
 pub struct Weights {
     /// Weight of what is old, in 1/1024: 0..=1023.
     pub base_weight: u32,
-    /// Two expected times differ only if one is more than this many times the other; 0 and 1: always.
+    /// Two expected times differ only if one is more than this many times the other; 0 and 1:
+    /// always.
     pub threshold_multiplier: u32,
 }
 
@@ -61,7 +64,8 @@ impl Weights {
         let known = paths.iter().filter(|path| path.is_up()).map(Path::average_ns);
         let fastest_ns = known.filter(|average| *average != 0).min().unwrap_or(1);
         turn::pick(paths, |a, b| {
-            let (time_a, time_b) = (expected_ns(a, fastest_ns, now_ns), expected_ns(b, fastest_ns, now_ns));
+            let (time_a, time_b) =
+                (expected_ns(a, fastest_ns, now_ns), expected_ns(b, fastest_ns, now_ns));
             self.compare(time_a, time_b).then(a.in_flight().cmp(&b.in_flight()))
         })
     }
@@ -71,8 +75,8 @@ impl Weights {
         if a.max(b) > a.min(b).saturating_mul(threshold) { a.cmp(&b) } else { Ordering::Equal }
     }
 
-    /// A path has answered what was sent at `started_ns`. Two queues at once may lose one measurement: an average
-    /// can do without one.
+    /// A path has answered what was sent at `started_ns`. Two queues at once may lose one
+    /// measurement: an average can do without one.
     #[inline]
     pub(super) fn measured(&self, path: &Path, started_ns: u64, now_ns: u64) {
         let began_ns = path.swap_last_end(now_ns).max(started_ns);

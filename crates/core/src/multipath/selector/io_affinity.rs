@@ -1,7 +1,7 @@
 //! `io-affinity`: every CPU has its path.
 //!
-//! A path lists its CPUs; a request takes the first path in the order of the table that lists its CPU and is up. If
-//! there is none, that is a miss, and all paths take turns.
+//! A path lists its CPUs; a request takes the first path in the order of the table that lists its
+//! CPU and is up. If there is none, that is a miss, and all paths take turns.
 //!
 //! Fairness: none asked for; misses are spread as by `round-robin`.
 
@@ -14,7 +14,8 @@ use super::turn;
 
 /// Words of a mask.
 const WORDS: usize = 8;
-/// CPUs a mask can name: a cache line's worth, and more than any machine's that a daemon like this is pinned to.
+/// CPUs a mask can name: a cache line's worth, and more than any machine's that a daemon like this
+/// is pinned to.
 pub const MAX_CPUS: u32 = 64 * WORDS as u32;
 /// Hexadecimal digits between two commas at most.
 const CHUNK_DIGITS: usize = 8;
@@ -27,8 +28,9 @@ impl CpuMask {
     /// No CPU.
     pub const NONE: Self = Self([0; WORDS]);
 
-    /// A mask as the kernel reads it: hexadecimal, in chunks of at most 8 digits with commas between them, the
-    /// highest CPUs first. `None` if it is not that, or names CPUs from [`MAX_CPUS`] on.
+    /// A mask as the kernel reads it: hexadecimal, in chunks of at most 8 digits with commas
+    /// between them, the highest CPUs first. `None` if it is not that, or names CPUs from
+    /// [`MAX_CPUS`] on.
     ///
     /// ```
     /// use blkswitch_core::multipath::CpuMask;

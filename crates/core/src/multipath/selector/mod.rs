@@ -1,7 +1,8 @@
 //! Path selectors: how requests are spread over the paths of a group that are up.
 //!
-//! A selector is a file here: its arguments, its arguments per path, the order in which it prefers paths, and what
-//! it counts. All but `io-affinity` say only which of two paths is better and leave equal ones to [`turn`].
+//! A selector is a file here: its arguments, its arguments per path, the order in which it prefers
+//! paths, and what it counts. All but `io-affinity` say only which of two paths is better and leave
+//! equal ones to [`turn`].
 //!
 //! | selector | prefers | with several queues |
 //! |---|---|---|
@@ -11,8 +12,8 @@
 //! | `historical-service-time` | average time of service x (requests in flight + 1) | the same |
 //! | `io-affinity` | the path of the request's CPU | exact |
 //!
-//! Contract: choosing allocates nothing, takes no lock, and is bounded in time: [`turn::MAX_SCANS`] looks at the
-//! group's paths.
+//! Contract: choosing allocates nothing, takes no lock, and is bounded in time: [`turn::MAX_SCANS`]
+//! looks at the group's paths.
 
 pub mod historical;
 pub mod io_affinity;
@@ -58,9 +59,11 @@ pub enum Selector {
 /// A path's arguments. What its selector has no use for is at its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathArgs {
-    /// Only ever 0 or 1: the kernel has given up sending more than one request at a time down a path.
+    /// Only ever 0 or 1: the kernel has given up sending more than one request at a time down a
+    /// path.
     pub repeat_count: u32,
-    /// Throughput relative to the other paths, 0..=100; 0: only if there is no other (`service-time`).
+    /// Throughput relative to the other paths, 0..=100; 0: only if there is no other
+    /// (`service-time`).
     pub relative_throughput: u32,
     /// The CPUs whose requests it takes (`io-affinity`).
     pub cpus: CpuMask,
@@ -104,9 +107,9 @@ impl Selector {
             b"round-robin" => Ok(Self::RoundRobin),
             b"queue-length" => Ok(Self::QueueLength),
             b"service-time" => Ok(Self::ServiceTime),
-            b"historical-service-time" => {
-                Weights::parse(args).map(Self::HistoricalServiceTime).ok_or(SelectorError::Arguments)
-            }
+            b"historical-service-time" => Weights::parse(args)
+                .map(Self::HistoricalServiceTime)
+                .ok_or(SelectorError::Arguments),
             b"io-affinity" => Ok(Self::IoAffinity),
             _ => Err(SelectorError::Name),
         }
@@ -124,8 +127,8 @@ impl Selector {
         }
     }
 
-    /// Reads a path's arguments. With them comes `true` if the repeat count was above 1 and is now 1, which is
-    /// worth the warning [`RepeatCountDeprecated`].
+    /// Reads a path's arguments. With them comes `true` if the repeat count was above 1 and is now
+    /// 1, which is worth the warning [`RepeatCountDeprecated`].
     pub fn path_args(&self, words: &[&[u8]]) -> Result<(PathArgs, bool), PathArgsError> {
         let mut args = PathArgs::default();
         let repeat_word = match (self, words) {
@@ -144,7 +147,8 @@ impl Selector {
             args.repeat_count = count.min(1);
         }
         if let (Self::ServiceTime, [_, word]) = (self, words) {
-            args.relative_throughput = service_time::throughput(word).ok_or(PathArgsError::Throughput)?;
+            args.relative_throughput =
+                service_time::throughput(word).ok_or(PathArgsError::Throughput)?;
         }
         Ok((args, deprecated))
     }
@@ -265,7 +269,8 @@ pub enum SelectorError {
     Arguments,
 }
 
-/// The kernel's warning for a repeat count above 1. `Display` is its line, without `device-mapper: ` before it.
+/// The kernel's warning for a repeat count above 1. `Display` is its line, without `device-mapper:
+/// ` before it.
 #[derive(Clone, Copy, Debug)]
 pub struct RepeatCountDeprecated<'a>(pub &'a Selector);
 

@@ -1,7 +1,8 @@
-//! `service-time`: the path that would have moved everything it has in flight, and this request, first.
+//! `service-time`: the path that would have moved everything it has in flight, and this request,
+//! first.
 //!
-//! Fairness: no path that is up has a lower (bytes in flight + the request's) / throughput than the chosen one. A
-//! path of throughput 0 is used only if no other is up.
+//! Fairness: no path that is up has a lower (bytes in flight + the request's) / throughput than the
+//! chosen one. A path of throughput 0 is used only if no other is up.
 
 use core::cmp::Ordering;
 

@@ -1,24 +1,28 @@
-//! Turns: the best path that is up; of equally good ones the one that was not used for the longest time.
+//! Turns: the best path that is up; of equally good ones the one that was not used for the longest
+//! time.
 //!
-//! Every path of a group has a turn, a number. A path that is chosen gets the highest turn of the group plus one, so
-//! the turns are the order of a queue in which a path that is used goes to the end. There is no word that all
-//! choices write, only the turn of the path that is chosen.
+//! Every path of a group has a turn, a number. A path that is chosen gets the highest turn of the
+//! group plus one, so the turns are the order of a queue in which a path that is used goes to the
+//! end. There is no word that all choices write, only the turn of the path that is chosen.
 //!
-//! Contract: [`pick`] never fails while a path is up during the whole of a look at the paths. One queue alone gets
-//! exactly that order. Where several queues choose at once, the exchange on the turn lets one of them have it and
-//! the others look again, [`MAX_SCANS`] times at most.
+//! Contract: [`pick`] never fails while a path is up during the whole of a look at the paths. One
+//! queue alone gets exactly that order. Where several queues choose at once, the exchange on the
+//! turn lets one of them have it and the others look again, [`MAX_SCANS`] times at most.
 
 use core::cmp::Ordering;
 
 use super::super::path::Path;
 
-/// Looks at the paths before a choice is taken although another queue made the same at the same moment. One more
-/// request on a path is no harm; looking for ever is.
+/// Looks at the paths before a choice is taken although another queue made the same at the same
+/// moment. One more request on a path is no harm; looking for ever is.
 pub const MAX_SCANS: u32 = 4;
 
 /// The place of the path to use. `better(a, b)` is `Less` if `a` is better than `b`.
 #[inline]
-pub(in super::super) fn pick(paths: &[Path], better: impl Fn(&Path, &Path) -> Ordering) -> Option<u32> {
+pub(in super::super) fn pick(
+    paths: &[Path],
+    better: impl Fn(&Path, &Path) -> Ordering,
+) -> Option<u32> {
     let mut chosen = None;
     for _ in 0..MAX_SCANS {
         let (scan, up) = scan(paths, &better);
@@ -42,7 +46,10 @@ struct Best<'p> {
 
 /// The best path that is up, and how many are up.
 #[inline]
-fn scan<'p>(paths: &'p [Path], better: impl Fn(&Path, &Path) -> Ordering) -> (Option<Best<'p>>, u32) {
+fn scan<'p>(
+    paths: &'p [Path],
+    better: impl Fn(&Path, &Path) -> Ordering,
+) -> (Option<Best<'p>>, u32) {
     let mut best: Option<Best<'p>> = None;
     let (mut up, mut last_turn) = (0u32, 0u64);
     for (path, place) in paths.iter().zip(0u32..) {

@@ -1,9 +1,9 @@
-//! The address of an iSCSI leaf: `iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN[?OPTION=VALUE&...]`, the form that libiscsi,
-//! QEMU and others use, but for secrets.
+//! The address of an iSCSI leaf: `iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN[?OPTION=VALUE&...]`, the
+//! form that libiscsi, QEMU and others use, but for secrets.
 //!
-//! Contract: [`IscsiAddress`]'s text is the address again, in one form for all ways to write it. There is no secret in
-//! it: tables, logs and lists of processes show addresses to everybody, so one with a secret is refused, and what
-//! refuses it does not repeat it.
+//! Contract: [`IscsiAddress`]'s text is the address again, in one form for all ways to write it.
+//! There is no secret in it: tables, logs and lists of processes show addresses to everybody, so
+//! one with a secret is refused, and what refuses it does not repeat it.
 
 use std::fmt;
 
@@ -100,11 +100,14 @@ impl IscsiAddress {
         options(&shown, query, OPTIONS, |key, value| {
             match key {
                 "secret-file" if user.is_some() => {
-                    secret = Some(SecretAt::File(decode(value).filter(|path| path.starts_with('/'))?));
+                    secret =
+                        Some(SecretAt::File(decode(value).filter(|path| path.starts_with('/'))?));
                 }
                 "secret-env" if user.is_some() => {
                     let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-                    secret = Some(SecretAt::Env(Some(value).filter(|v| plain && !v.is_empty())?.to_string()));
+                    secret = Some(SecretAt::Env(
+                        Some(value).filter(|v| plain && !v.is_empty())?.to_string(),
+                    ));
                 }
                 "initiator" => initiator = Some(decode(value).filter(is_name)?),
                 key => patience.option(key, value)?,
@@ -113,8 +116,12 @@ impl IscsiAddress {
         })?;
         let user = match (user, secret) {
             (None, _) => None,
-            (Some(name), Some(secret)) if !name.is_empty() => Some(User { name: name.to_string(), secret }),
-            (Some(name), _) => return Err(bad(name, "USER@ with secret-file=PATH or secret-env=NAME")),
+            (Some(name), Some(secret)) if !name.is_empty() => {
+                Some(User { name: name.to_string(), secret })
+            }
+            (Some(name), _) => {
+                return Err(bad(name, "USER@ with secret-file=PATH or secret-env=NAME"));
+            }
         };
         Ok(IscsiAddress { host, port, target, lun, user, initiator, patience })
     }
@@ -159,7 +166,10 @@ mod tests {
     #[test]
     fn addresses_round_trip_to_one_form() {
         for (text, shown) in [
-            ("iscsi://host/iqn.2026-01.org.example:vol/1", "iscsi://host/iqn.2026-01.org.example:vol/1"),
+            (
+                "iscsi://host/iqn.2026-01.org.example:vol/1",
+                "iscsi://host/iqn.2026-01.org.example:vol/1",
+            ),
             ("iscsi://192.0.2.1:3260/iqn.x/0?timeout=30", "iscsi://192.0.2.1/iqn.x/0"),
             ("iscsi://[::1]:99/iqn.x/16383", "iscsi://[::1]:99/iqn.x/16383"),
             (

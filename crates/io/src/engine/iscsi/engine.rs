@@ -40,13 +40,16 @@ impl IscsiEngine {
         address: &IscsiAddress,
         options: &LeafOptions,
     ) -> Result<(IscsiEngine, Limits), LeafError> {
-        let system = |source| LeafError::System { what: "reach", name: address.to_string(), source };
+        let system =
+            |source| LeafError::System { what: "reach", name: address.to_string(), source };
         Self::connect(address, options).map_err(system)
     }
 
     fn connect(address: &IscsiAddress, options: &LeafOptions) -> io::Result<(IscsiEngine, Limits)> {
         let deadline = Instant::now() + address.patience.timeout;
-        let again = |volume: &Volume| login_again(address, volume, Instant::now() + address.patience.timeout);
+        let again = |volume: &Volume| {
+            login_again(address, volume, Instant::now() + address.patience.timeout)
+        };
         let mut first = Session::login(address, deadline)?;
         let volume = first.volume(deadline)?;
         let mut sessions = vec![first];
@@ -58,7 +61,8 @@ impl IscsiEngine {
         let identity = identity(address, &volume);
         let limits = limits(&volume, options.read_only);
         let of = (address.clone(), volume.clone());
-        let dial = Box::new(move || login_again(&of.0, &of.1, Instant::now() + of.0.patience.timeout));
+        let dial =
+            Box::new(move || login_again(&of.0, &of.1, Instant::now() + of.0.patience.timeout));
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: volume,
@@ -76,9 +80,15 @@ impl IscsiEngine {
             LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. } if self.read_only => libc::EPERM,
             LeafOp::Discard if volume.unmap_blocks == 0 => libc::EOPNOTSUPP,
             // Only giving space up is faster than writing, for certain.
-            LeafOp::Zero { no_hole } if io.fast && (no_hole || !volume.same_unmaps) => libc::EOPNOTSUPP,
+            LeafOp::Zero { no_hole } if io.fast && (no_hole || !volume.same_unmaps) => {
+                libc::EOPNOTSUPP
+            }
             LeafOp::Flush if !volume.cache => return Submitted::Done(0),
-            LeafOp::Read | LeafOp::Write | LeafOp::Flush | LeafOp::Discard | LeafOp::Zero { .. } => 0,
+            LeafOp::Read
+            | LeafOp::Write
+            | LeafOp::Flush
+            | LeafOp::Discard
+            | LeafOp::Zero { .. } => 0,
         };
         if refusal != 0 {
             return Submitted::Done(-i64::from(refusal));
@@ -99,7 +109,8 @@ impl IscsiEngine {
         self.control().call(deadline, |session, _| session.flush(deadline))
     }
 
-    /// Whether the unit is there, still what it was, and answers a read, and every queue is logged in again. Blocks.
+    /// Whether the unit is there, still what it was, and answers a read, and every queue is logged
+    /// in again. Blocks.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         self.control().call(deadline, |session, volume| {
@@ -170,7 +181,8 @@ fn same(now: &Volume, volume: &Volume) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
-/// A unit without any name is that of its target and number: nobody can tell units of several targets to be one volume.
+/// A unit without any name is that of its target and number: nobody can tell units of several
+/// targets to be one volume.
 fn identity(IscsiAddress { target, lun, .. }: &IscsiAddress, volume: &Volume) -> String {
     let nameless = || format!("unit {lun} of {target}, which has no name of its own");
     volume.identity.clone().unwrap_or_else(nameless)

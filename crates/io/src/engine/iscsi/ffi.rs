@@ -1,7 +1,9 @@
-//! The functions of libiscsi 1.19 that are used, as `iscsi/iscsi.h` and `iscsi/scsi-lowlevel.h` declare them, and the
-//! beginning of one structure. Written by hand, so that nothing but the library itself is needed to build.
+//! The functions of libiscsi 1.19 that are used, as `iscsi/iscsi.h` and `iscsi/scsi-lowlevel.h`
+//! declare them, and the beginning of one structure. Written by hand, so that nothing but the
+//! library itself is needed to build.
 //!
-//! Contract: declarations only. A context is used by one thread at a time; it may be handed from one to another.
+//! Contract: declarations only. A context is used by one thread at a time; it may be handed from
+//! one to another.
 
 use std::ffi::{c_char, c_int, c_uchar, c_void};
 use std::marker::{PhantomData, PhantomPinned};
@@ -13,7 +15,8 @@ pub(super) struct Context {
     pinned: PhantomData<(*mut u8, PhantomPinned)>,
 }
 
-/// The beginning of `struct scsi_task`, of which there is no other way to read what was not transferred.
+/// The beginning of `struct scsi_task`, of which there is no other way to read what was not
+/// transferred.
 #[repr(C)]
 pub(super) struct Task {
     pub(super) status: c_int,
@@ -71,9 +74,17 @@ unsafe extern "C" {
         callback: Callback,
         data: *mut c_void,
     ) -> c_int;
-    pub(super) fn iscsi_login_async(context: *mut Context, callback: Callback, data: *mut c_void) -> c_int;
+    pub(super) fn iscsi_login_async(
+        context: *mut Context,
+        callback: Callback,
+        data: *mut c_void,
+    ) -> c_int;
     pub(super) fn iscsi_get_target_address(context: *mut Context) -> *const c_char;
-    pub(super) fn iscsi_logout_async(context: *mut Context, callback: Callback, data: *mut c_void) -> c_int;
+    pub(super) fn iscsi_logout_async(
+        context: *mut Context,
+        callback: Callback,
+        data: *mut c_void,
+    ) -> c_int;
     pub(super) fn iscsi_get_error(context: *mut Context) -> *const c_char;
     pub(super) fn iscsi_get_fd(context: *mut Context) -> c_int;
     pub(super) fn iscsi_which_events(context: *mut Context) -> c_int;
@@ -86,8 +97,21 @@ unsafe extern "C" {
         data: *mut c_void,
         private: *mut c_void,
     ) -> c_int;
-    pub(super) fn scsi_create_task(size: c_int, cdb: *mut c_uchar, way: c_int, bytes: c_int) -> *mut Task;
+    pub(super) fn scsi_create_task(
+        size: c_int,
+        cdb: *mut c_uchar,
+        way: c_int,
+        bytes: c_int,
+    ) -> *mut Task;
     pub(super) fn scsi_free_scsi_task(task: *mut Task);
-    pub(super) fn scsi_task_add_data_in_buffer(task: *mut Task, len: c_int, buffer: *mut c_uchar) -> c_int;
-    pub(super) fn scsi_task_add_data_out_buffer(task: *mut Task, len: c_int, buffer: *mut c_uchar) -> c_int;
+    pub(super) fn scsi_task_add_data_in_buffer(
+        task: *mut Task,
+        len: c_int,
+        buffer: *mut c_uchar,
+    ) -> c_int;
+    pub(super) fn scsi_task_add_data_out_buffer(
+        task: *mut Task,
+        len: c_int,
+        buffer: *mut c_uchar,
+    ) -> c_int;
 }

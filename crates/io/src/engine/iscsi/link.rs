@@ -1,9 +1,10 @@
-//! iSCSI on a session: operations to commands, their ends to answers. libiscsi keeps what is on the wire; the ring
-//! tells when its socket is ready.
+//! iSCSI on a session: operations to commands, their ends to answers. libiscsi keeps what is on the
+//! wire; the ring tells when its socket is ready.
 //!
-//! Contract: as [`Protocol`]. libiscsi allocates for every command, and so does this: what a command needs beside the
-//! operation's own memory stays in one place of its own ([`Call`]) until the command has ended, or its context, with
-//! all that it refers to, is destroyed. Secrets are not here.
+//! Contract: as [`Protocol`]. libiscsi allocates for every command, and so does this: what a
+//! command needs beside the operation's own memory stays in one place of its own ([`Call`]) until
+//! the command has ended, or its context, with all that it refers to, is destroyed. Secrets are not
+//! here.
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -64,8 +65,8 @@ struct Ended {
 /// See the module's text.
 pub(super) struct IscsiLink {
     session: Session,
-    /// Its socket again, under a descriptor of our own: libiscsi closes its one when it likes, with which a wait of the
-    /// ring would never end.
+    /// Its socket again, under a descriptor of our own: libiscsi closes its one when it likes, with
+    /// which a wait of the ring would never end.
     socket: Option<OwnedFd>,
     /// Where callbacks note what has ended. Boxed: they have its address.
     #[expect(clippy::box_collection, reason = "the address of the list itself is given away")]
@@ -80,8 +81,8 @@ pub(super) struct IscsiLink {
 
 /// Notes the end of a command for [`IscsiLink::take_ended`].
 unsafe extern "C" fn ended(_: *mut ffi::Context, status: c_int, _: *mut c_void, call: *mut c_void) {
-    // SAFETY: `call` is the boxed call of a command that has not been answered, its task is its own, and its list is that
-    // of the link whose thread is just calling libiscsi.
+    // SAFETY: `call` is the boxed call of a command that has not been answered, its task is its
+    // own, and its list is that of the link whose thread is just calling libiscsi.
     unsafe {
         let call = &*call.cast::<Call>();
         let task = &*call.task;
@@ -165,8 +166,8 @@ impl Protocol for IscsiLink {
     }
 
     fn bury(self, _work: &mut Work<'_>) {
-        // The context goes first: it cancels what is under way, which is noted in `ended`. What the calls hold goes after
-        // that, when their operations are answered or made ready again.
+        // The context goes first: it cancels what is under way, which is noted in `ended`. What the
+        // calls hold goes after that, when their operations are answered or made ready again.
         drop(self.session);
         drop(self.ended);
     }
@@ -188,7 +189,9 @@ impl IscsiLink {
             LeafOp::Read => scsi::read(block, blocks),
             LeafOp::Write => scsi::write(block, blocks, op.io.fua),
             LeafOp::Flush => scsi::synchronize_cache(),
-            LeafOp::Zero { no_hole } => scsi::write_same(block, blocks, volume.same_unmaps && !no_hole),
+            LeafOp::Zero { no_hole } => {
+                scsi::write_same(block, blocks, volume.same_unmaps && !no_hole)
+            }
             LeafOp::Discard => {
                 let (command, list) = scsi::unmap(block, blocks);
                 unmap = list;
@@ -216,9 +219,9 @@ impl IscsiLink {
         let private = (&raw mut *call).cast();
         (op.request.call, op.request.piece) = (Some(call), piece);
         let (context, lun) = (self.session.context(), self.session.lun());
-        // SAFETY: a live context and task. `data` is the operation's, which lends it until it is answered, or the call's, or
-        // static; the call stays in the operation until then. Nothing is answered before its command has ended or the
-        // context is destroyed (bury).
+        // SAFETY: a live context and task. `data` is the operation's, which lends it until it is
+        // answered, or the call's, or static; the call stays in the operation until then. Nothing
+        // is answered before its command has ended or the context is destroyed (bury).
         let begun = unsafe {
             match command.way {
                 Way::In => ffi::scsi_task_add_data_in_buffer(task, bytes, data),
@@ -255,11 +258,14 @@ impl IscsiLink {
     /// Has the ring wait for what libiscsi waits for.
     fn wait(&mut self, port: &mut Port<'_>) {
         let wants = self.wants();
-        let Some(fd) = self.socket.as_ref().map(|socket| types::Fd(socket.as_raw_fd())) else { return };
+        let Some(fd) = self.socket.as_ref().map(|socket| types::Fd(socket.as_raw_fd())) else {
+            return;
+        };
         if !self.waits_in {
             self.waits_in = true;
             let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-            // SAFETY: nothing is pointed to; the descriptor is open until bury(), which waits for the completion.
+            // SAFETY: nothing is pointed to; the descriptor is open until bury(), which waits for
+            // the completion.
             unsafe { port.push(Part::Receive, entry) };
         }
         if wants & libc::POLLOUT != 0 && !self.waits_out {
@@ -273,7 +279,8 @@ impl IscsiLink {
     /// Answers what has ended.
     fn take_ended(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
         let mut lost = Ok(());
-        for Ended { slot, status, sense: (key, ascq), is_short } in std::mem::take(&mut *self.ended) {
+        for Ended { slot, status, sense: (key, ascq), is_short } in std::mem::take(&mut *self.ended)
+        {
             self.under_way -= 1;
             if status >= FIRST_OF_TRANSPORT {
                 lost = Err((libc::ECONNRESET, "a command was not answered"));
@@ -283,7 +290,9 @@ impl IscsiLink {
             op.request.call = None;
             let piece = op.request.piece;
             let outcome = match scsi::judge(status, key, ascq) {
-                Outcome::Good if is_short && op.io.op == LeafOp::Read => Outcome::Failed(libc::EREMOTEIO),
+                Outcome::Good if is_short && op.io.op == LeafOp::Read => {
+                    Outcome::Failed(libc::EREMOTEIO)
+                }
                 outcome => outcome,
             };
             match outcome {
@@ -305,7 +314,12 @@ impl IscsiLink {
                 }
                 Outcome::Again if op.request.tries < TRIES => {
                     op.request.tries += 1;
-                    tracing::debug!(leaf = work.shared.connector.name(), key, ascq, "command sent again");
+                    tracing::debug!(
+                        leaf = work.shared.connector.name(),
+                        key,
+                        ascq,
+                        "command sent again"
+                    );
                     work.ready.push_back(slot);
                 }
                 Outcome::Changed => lost = Err((DOUBTED, "the logical unit may have changed")),

@@ -8,10 +8,11 @@
 //! control its own session: probe, flush                         control thread, blocking, with a deadline
 //! ```
 //!
-//! Each queue has a session of its own: a context of libiscsi is one thread's at a time. The cache is the logical
-//! unit's, so a flush by any session covers all.
+//! Each queue has a session of its own: a context of libiscsi is one thread's at a time. The cache
+//! is the logical unit's, so a flush by any session covers all.
 //!
-//! Only with the feature `iscsi` is there more than [`address`] and [`scsi`]: the rest needs libiscsi.
+//! Only with the feature `iscsi` is there more than [`address`] and [`scsi`]: the rest needs
+//! libiscsi.
 //!
 //! Contract: as [`crate::engine::Engine`]. What is promised to users is in `docs/leaves.md`.
 

@@ -1,7 +1,8 @@
-//! SCSI as far as a disk needs it: commands to bytes, what a logical unit says about itself, what sense data means.
+//! SCSI as far as a disk needs it: commands to bytes, what a logical unit says about itself, what
+//! sense data means.
 //!
-//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is read within its
-//! length. Sources: SBC-4 and SPC-5 of T10, by command.
+//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is
+//! read within its length. Sources: SBC-4 and SPC-5 of T10, by command.
 
 use blkswitch_core::multipath::outcome;
 
@@ -45,7 +46,11 @@ fn command(len: usize, way: Way, bytes: &[(usize, &[u8])]) -> Command {
 }
 
 fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> Command {
-    command(16, way, &[(0, &[opcode, flags]), (2, &block.to_be_bytes()), (10, &blocks.to_be_bytes())])
+    command(
+        16,
+        way,
+        &[(0, &[opcode, flags]), (2, &block.to_be_bytes()), (10, &blocks.to_be_bytes())],
+    )
 }
 
 /// READ(16).
@@ -145,7 +150,10 @@ impl Volume {
         self.block_bytes = u32::from_be_bytes(be(answer, 8)?);
         self.blocks = last.checked_add(1)?;
         let good = self.block_bytes.is_power_of_two() && (512..=65536).contains(&self.block_bytes);
-        let fits = self.blocks.checked_mul(u64::from(self.block_bytes)).is_some_and(|b| b <= i64::MAX as u64);
+        let fits = self
+            .blocks
+            .checked_mul(u64::from(self.block_bytes))
+            .is_some_and(|b| b <= i64::MAX as u64);
         let exponent = answer.get(13).map_or(0, |byte| byte & 0x0f).min(7);
         self.physical_bytes = self.block_bytes << exponent;
         // Logical block provisioning is there, and reads of what was given up return zeroes.
@@ -179,7 +187,8 @@ impl Volume {
 
     /// Takes the answer to MODE SENSE(6) of the caching page.
     pub fn take_mode(&mut self, answer: &[u8]) {
-        let (specific, skip) = (answer.get(2).copied().unwrap_or(0), answer.get(3).copied().unwrap_or(0));
+        let (specific, skip) =
+            (answer.get(2).copied().unwrap_or(0), answer.get(3).copied().unwrap_or(0));
         self.read_only = specific & 0x80 != 0;
         self.fua = specific & 0x10 != 0;
         let page = answer.get(4 + usize::from(skip)..).unwrap_or_default();
@@ -188,13 +197,18 @@ impl Volume {
         }
     }
 
-    /// Takes the page of device identification (0x83): all names of the logical unit itself, the best first. One name
-    /// alone may be that of other units, too: some targets make it of numbers that others use as well.
+    /// Takes the page of device identification (0x83): all names of the logical unit itself, the
+    /// best first. One name alone may be that of other units, too: some targets make it of numbers
+    /// that others use as well.
     pub fn take_identity(&mut self, page: &[u8]) {
         let (mut names, mut at) = (Vec::new(), 4);
-        let end = be(page, 2).map_or(0, |len| 4 + usize::from(u16::from_be_bytes(len))).min(page.len());
+        let end =
+            be(page, 2).map_or(0, |len| 4 + usize::from(u16::from_be_bytes(len))).min(page.len());
         while let Some([codes, kind, _, len]) = be(page, at) {
-            let Some(name) = page.get(at + 4..at + 4 + usize::from(len)).filter(|_| at < end) else { break };
+            let Some(name) = page.get(at + 4..at + 4 + usize::from(len)).filter(|_| at < end)
+            else {
+                break;
+            };
             at += 4 + usize::from(len);
             // Association 0: the logical unit, not the port.
             if kind & 0x30 != 0 || is_blank(name) {
@@ -220,7 +234,8 @@ impl Volume {
     /// Takes the page of the unit's serial number (0x80), where it has no name.
     pub fn take_serial(&mut self, page: &[u8]) {
         let len = be(page, 2).map_or(0, u16::from_be_bytes);
-        let serial = page.get(4..).map_or(&[][..], |rest| rest.get(..usize::from(len)).unwrap_or(rest));
+        let serial =
+            page.get(4..).map_or(&[][..], |rest| rest.get(..usize::from(len)).unwrap_or(rest));
         if self.identity.is_none() && !is_blank(serial) {
             self.identity = Some(format!("serial.{}", text(serial)));
         }
@@ -273,8 +288,9 @@ pub mod status {
     pub const TASK_ABORTED: i32 = 0x40;
 }
 
-/// What status and sense mean. Errnos are those the kernel's SCSI layer maps to, so that paths fail by the same rules
-/// ([`outcome`]): the medium, the target, reservations do not fail a path; a unit that is not there or not ready does.
+/// What status and sense mean. Errnos are those the kernel's SCSI layer maps to, so that paths fail
+/// by the same rules ([`outcome`]): the medium, the target, reservations do not fail a path; a unit
+/// that is not there or not ready does.
 pub fn judge(status: i32, key: u8, ascq: u16) -> Outcome {
     match status {
         status::GOOD | status::CONDITION_MET => Outcome::Good,
@@ -336,7 +352,10 @@ mod tests {
         assert_eq!(write_same(1, 2, true).cdb[..2], [0x93, 8]);
         let (unmap, list) = unmap(7, 9);
         assert_eq!((unmap.cdb[0], unmap.cdb[8], unmap.len), (0x42, 24, 10));
-        assert_eq!(list, [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 0]);
+        assert_eq!(
+            list,
+            [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 0]
+        );
         assert_eq!(inquiry(0x83).cdb[..5], [0x12, 1, 0x83, 0, 255]);
     }
 
@@ -430,7 +449,8 @@ mod tests {
     #[test]
     fn after_an_attention_that_it_may_be_another_the_unit_is_looked_at_again() {
         let attention = |ascq| judge(status::CHECK_CONDITION, 6, ascq);
-        // Power on, a reset of the target, a nexus that was lost; another capacity, name, other units.
+        // Power on, a reset of the target, a nexus that was lost; another capacity, name, other
+        // units.
         for changed in [0x2900, 0x2902, 0x2907, 0x2a09, 0x3f03, 0x3f0e] {
             assert_eq!(attention(changed), Outcome::Changed, "{changed:#x}");
         }

@@ -1,8 +1,8 @@
-//! A session with a target: login, and commands one at a time, blocking, for the control side. A session that is ready
-//! is handed to a queue, whose [`super::link`] drives it from then on.
+//! A session with a target: login, and commands one at a time, blocking, for the control side. A
+//! session that is ready is handed to a queue, whose [`super::link`] drives it from then on.
 //!
-//! Contract: a session is used by one thread at a time. Every call here ends at its deadline; one that fails ends the
-//! session, so that libiscsi refers to none of its memory afterwards.
+//! Contract: a session is used by one thread at a time. Every call here ends at its deadline; one
+//! that fails ends the session, so that libiscsi refers to none of its memory afterwards.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -18,14 +18,16 @@ use super::ffi::{self, Context};
 use super::scsi::{self, ANSWER, Command, Outcome, Volume, Way};
 use crate::gather::tune;
 
-/// The initiator's name where the address has none: a session's own identifier is drawn by libiscsi.
+/// The initiator's name where the address has none: a session's own identifier is drawn by
+/// libiscsi.
 const INITIATOR: &str = "iqn.2026-11.org.blkswitch:host";
-/// How often a command is sent again after a unit attention: one for each kind that a session may begin with.
+/// How often a command is sent again after a unit attention: one for each kind that a session may
+/// begin with.
 pub(super) const TRIES: u32 = 8;
 /// Longest wait between two looks at the clock, and at timers of libiscsi.
 const SLICE: Duration = Duration::from_millis(500);
-/// Most portals that a login is sent on to: a group needs one or two, and one that sends in a circle is to be told from
-/// one that is slow.
+/// Most portals that a login is sent on to: a group needs one or two, and one that sends in a
+/// circle is to be told from one that is slow.
 const MAX_REDIRECTIONS: u32 = 8;
 /// Of a file's mode.
 const OTHERS_MAY_READ: u32 = 0o004;
@@ -65,8 +67,14 @@ unsafe extern "C" fn login_ended(_: *mut Context, status: c_int, _: *mut c_void,
 }
 
 /// Notes how a command ended.
-unsafe extern "C" fn command_ended(_: *mut Context, status: c_int, task: *mut c_void, to: *mut c_void) {
-    // SAFETY: `to` is a cell of Session::call, which waits for this or destroys the context; the task is its own.
+unsafe extern "C" fn command_ended(
+    _: *mut Context,
+    status: c_int,
+    task: *mut c_void,
+    to: *mut c_void,
+) {
+    // SAFETY: `to` is a cell of Session::call, which waits for this or destroys the context; the
+    // task is its own.
     unsafe {
         let sense = task.cast::<ffi::Task>().as_ref().map_or((0, 0), sense);
         (*to.cast::<Cell<Option<Ended>>>()).set(Some(Ended { status, sense }));
@@ -85,19 +93,22 @@ impl Session {
         for _ in 0..=MAX_REDIRECTIONS {
             match Session::login_at(address, &portal, deadline)? {
                 Login::Done(mut session) => {
-                    // What is new to a session that begins says nothing: what the unit is, is asked after this.
+                    // What is new to a session that begins says nothing: what the unit is, is asked
+                    // after this.
                     session.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)?;
                     return Ok(session);
                 }
                 Login::Elsewhere(next) => portal = next,
             }
         }
-        let reason =
-            format!("the login was redirected more than {MAX_REDIRECTIONS} times, at last to '{portal}'");
+        let reason = format!(
+            "the login was redirected more than {MAX_REDIRECTIONS} times, at last to '{portal}'"
+        );
         Err(io::Error::new(io::ErrorKind::NotConnected, reason))
     }
 
-    /// The same by one portal. Another place to go to is one for another context: libiscsi would follow for ever.
+    /// The same by one portal. Another place to go to is one for another context: libiscsi would
+    /// follow for ever.
     fn login_at(address: &IscsiAddress, portal: &str, deadline: Instant) -> io::Result<Login> {
         let text = |text: &str| CString::new(text).map_err(io::Error::other);
         let initiator = text(address.initiator.as_deref().unwrap_or(INITIATOR))?;
@@ -111,16 +122,18 @@ impl Session {
         if context.is_null() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let session = Session { context, lun: c_int::from(address.lun), login: Box::default(), told: false };
+        let session =
+            Session { context, lun: c_int::from(address.lun), login: Box::default(), told: false };
         let silence = address.patience.timeout.as_secs().clamp(1, 3600) as c_int;
         let login = (&raw const *session.login).cast_mut().cast();
-        // SAFETY: a live context, live strings that libiscsi copies; `login` lives as long as the session.
+        // SAFETY: a live context, live strings that libiscsi copies; `login` lives as long as the
+        // session.
         let begun = unsafe {
             ffi::iscsi_set_targetname(context, target.as_ptr());
             ffi::iscsi_set_session_type(context, ffi::SESSION_NORMAL);
             ffi::iscsi_set_header_digest(context, ffi::DIGEST_NONE_CRC32C);
-            // What becomes of a lost connection is decided here, and another one begins at the portal again: there a
-            // group may send it elsewhere.
+            // What becomes of a lost connection is decided here, and another one begins at the
+            // portal again: there a group may send it elsewhere.
             ffi::iscsi_set_noautoreconnect(context, 1);
             ffi::iscsi_set_tcp_user_timeout(context, silence * 1000);
             ffi::iscsi_set_tcp_keepidle(context, (silence / 4).max(1));
@@ -129,7 +142,11 @@ impl Session {
             let refused = user.as_ref().is_some_and(|(name, secret)| {
                 ffi::iscsi_set_initiator_username_pwd(context, name.as_ptr(), secret.as_ptr()) != 0
             });
-            if refused { -1 } else { ffi::iscsi_connect_async(context, to.as_ptr(), login_ended, login) }
+            if refused {
+                -1
+            } else {
+                ffi::iscsi_connect_async(context, to.as_ptr(), login_ended, login)
+            }
         };
         session.until_ended(begun, deadline)?;
         session.login.set(None);
@@ -149,7 +166,8 @@ impl Session {
         Ok(Login::Done(session))
     }
 
-    /// Waits for the end of what was begun, and returns its status: good, or that the login is to go elsewhere.
+    /// Waits for the end of what was begun, and returns its status: good, or that the login is to
+    /// go elsewhere.
     fn until_ended(&self, begun: c_int, deadline: Instant) -> io::Result<c_int> {
         if begun != 0 {
             return Err(self.error());
@@ -168,11 +186,16 @@ impl Session {
         // SAFETY: a live context; the text is its own, and copied.
         unsafe {
             let text = ffi::iscsi_get_target_address(self.context);
-            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+            if text.is_null() {
+                String::new()
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
         }
     }
 
-    /// What the logical unit says about itself, all of it after it has told last that it may be another.
+    /// What the logical unit says about itself, all of it after it has told last that it may be
+    /// another.
     pub(super) fn volume(&mut self, deadline: Instant) -> io::Result<Volume> {
         for _ in 0..TRIES {
             self.told = false;
@@ -205,8 +228,8 @@ impl Session {
         for (question, take) in questions {
             match self.ask(&question, deadline) {
                 Ok(answer) => take(&mut volume, &answer),
-                // It does not know the question. (One that cannot answer now may know it another time, and would seem to
-                // have become another unit.)
+                // It does not know the question. (One that cannot answer now may know it another
+                // time, and would seem to have become another unit.)
                 Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => {
                     tracing::debug!(?question, %error, "not answered");
                 }
@@ -259,11 +282,16 @@ impl Session {
         // SAFETY: a live context; the text is its own, and copied.
         let text = unsafe {
             let text = ffi::iscsi_get_error(self.context);
-            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+            if text.is_null() {
+                String::new()
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
         };
         // What the target says to a login is an answer; anything else is that it cannot be reached.
         let refused = text.contains("Failed to log in");
-        let kind = if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotConnected };
+        let kind =
+            if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotConnected };
         io::Error::new(kind, text.trim().to_string())
     }
 
@@ -273,8 +301,8 @@ impl Session {
         self.carry_out(question, &mut answer, deadline, true).map(|()| answer)
     }
 
-    /// A command, again while the unit has something else to say first; if that is that it may be another now, or none,
-    /// the session ends: the next one looks what it is.
+    /// A command, again while the unit has something else to say first; if that is that it may be
+    /// another now, or none, the session ends: the next one looks what it is.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
         self.carry_out(command, data, deadline, false)
     }
@@ -309,15 +337,20 @@ impl Session {
         Err(io::Error::from_raw_os_error(libc::EBUSY))
     }
 
-    fn call_once(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<Ended> {
+    fn call_once(
+        &mut self,
+        command: &Command,
+        data: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<Ended> {
         if self.context.is_null() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let ended = Cell::new(None::<Ended>);
         let (mut cdb, way) = (command.cdb, ffi::XFER[usize::from(command.way == Way::In)]);
         let (len, to) = (data.len() as c_int, (&raw const ended).cast_mut().cast());
-        // SAFETY: a live context; the bytes of the command are copied; `data` and `ended` live until the command has
-        // ended or the context is destroyed, both before this returns.
+        // SAFETY: a live context; the bytes of the command are copied; `data` and `ended` live
+        // until the command has ended or the context is destroyed, both before this returns.
         let task = unsafe {
             let task = ffi::scsi_create_task(command.len as c_int, cdb.as_mut_ptr(), way, len);
             if !task.is_null() && len > 0 {
@@ -330,8 +363,9 @@ impl Session {
         }
         let none = std::ptr::null_mut();
         // SAFETY: as above.
-        let begun =
-            unsafe { ffi::iscsi_scsi_command_async(self.context, self.lun, task, command_ended, none, to) };
+        let begun = unsafe {
+            ffi::iscsi_scsi_command_async(self.context, self.lun, task, command_ended, none, to)
+        };
         let mut result = if begun == 0 { Ok(()) } else { Err(self.error()) };
         let ended = loop {
             if let Some(ended) = ended.take() {
@@ -342,7 +376,8 @@ impl Session {
             }
             result = self.service(deadline);
         };
-        if result.is_err() || ended.as_ref().is_some_and(|ended| ended.status >= FIRST_OF_TRANSPORT) {
+        if result.is_err() || ended.as_ref().is_some_and(|ended| ended.status >= FIRST_OF_TRANSPORT)
+        {
             let error = self.error();
             self.destroy();
             result = result.and(Err(error));
@@ -404,18 +439,24 @@ fn secret(at: &SecretAt) -> io::Result<CString> {
         SecretAt::File(path) => {
             let file = std::fs::metadata(path);
             if file.as_ref().is_ok_and(|file| file.mode() & OTHERS_MAY_READ != 0) {
-                tracing::warn!(file = path, "everybody on this machine may read this secret: chmod o-r");
+                tracing::warn!(
+                    file = path,
+                    "everybody on this machine may read this secret: chmod o-r"
+                );
             }
             let len = file.map(|file| file.len());
-            match len.and_then(|len| if len > MAX_SECRET + 1 { Ok(Vec::new()) } else { std::fs::read(path) })
-            {
+            match len.and_then(|len| {
+                if len > MAX_SECRET + 1 { Ok(Vec::new()) } else { std::fs::read(path) }
+            }) {
                 Ok(mut bytes) => {
                     if bytes.last() == Some(&b'\n') {
                         bytes.pop();
                     }
                     bytes
                 }
-                Err(error) => return Err(failed(format!("cannot read the secret in '{path}': {error}"))),
+                Err(error) => {
+                    return Err(failed(format!("cannot read the secret in '{path}': {error}")));
+                }
             }
         }
         SecretAt::Env(name) => match std::env::var(name) {

@@ -7,7 +7,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::engine::uri::{Patience, Query, decode, encode, host_and_port, number, options, write_host};
+use crate::engine::uri::{
+    Patience, Query, decode, encode, host_and_port, number, options, write_host,
+};
 use crate::leaf::LeafError;
 
 /// The port of NBD.
@@ -21,7 +23,8 @@ const MAX_CONNECTIONS: u64 = 16;
 const TCP: &str = "nbd://";
 const UNIX: &str = "nbd+unix://";
 
-const FORMS: &str = "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, what is not plain as %XX";
+const FORMS: &str =
+    "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, what is not plain as %XX";
 const OPTIONS: &str =
     "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600 or reconnect=0..86400";
 
@@ -136,14 +139,20 @@ mod tests {
                 "nbd://h/d?connections=4&timeout=2&reconnect=5",
             ),
             ("nbd+unix:///?socket=/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"),
-            ("nbd+unix:///v%C3%A9?timeout=1&socket=/a%26b", "nbd+unix:///v%C3%A9?socket=/a%26b&timeout=1"),
+            (
+                "nbd+unix:///v%C3%A9?timeout=1&socket=/a%26b",
+                "nbd+unix:///v%C3%A9?socket=/a%26b&timeout=1",
+            ),
         ] {
             let address = NbdAddress::parse(text).unwrap();
             assert_eq!(address.to_string(), shown, "{text}");
             assert_eq!(NbdAddress::parse(shown).unwrap(), address, "{text}");
         }
         let address = NbdAddress::parse("nbd+unix:///v%C3%A9%20?socket=/s").unwrap();
-        assert_eq!((address.export.as_str(), address.place), ("v\u{e9} ", Place::Unix("/s".into())));
+        assert_eq!(
+            (address.export.as_str(), address.place),
+            ("v\u{e9} ", Place::Unix("/s".into()))
+        );
     }
 
     #[test]

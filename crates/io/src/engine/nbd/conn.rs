@@ -1,7 +1,9 @@
-//! The bytes of one connection: what has come in, what is going out, and who has which memory meanwhile.
+//! The bytes of one connection: what has come in, what is going out, and who has which memory
+//! meanwhile.
 //!
-//! Contract: at most one receive and one send are with the kernel at a time. What they point to (the input buffer, the
-//! headers and the memory of the operations in the batch, the memory of a read) stays where it is until they complete;
+//! Contract: at most one receive and one send are with the kernel at a time. What they point to
+//! (the input buffer, the headers and the memory of the operations in the batch, the memory of a
+//! read) stays where it is until they complete;
 //! [`Conn::is_quiet`] says when none is.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -144,7 +146,11 @@ impl Conn {
     ///
     /// # Safety
     /// `data` is valid for its length until [`Conn::may_send`] says no.
-    pub(super) unsafe fn add(&mut self, header: [u8; REQUEST_LEN], data: Option<(*const u8, usize)>) {
+    pub(super) unsafe fn add(
+        &mut self,
+        header: [u8; REQUEST_LEN],
+        data: Option<(*const u8, usize)>,
+    ) {
         debug_assert!(self.headers.len() < BATCH, "headers may not move");
         self.headers.push(header);
         if let Some(header) = self.headers.last() {
@@ -161,10 +167,12 @@ impl Conn {
             return;
         }
         self.gather.send_now(self.socket.as_fd());
-        if let Some(entry) = self.gather.entry(self.socket.as_fd()).filter(|_| !self.gather.is_done()) {
+        if let Some(entry) =
+            self.gather.entry(self.socket.as_fd()).filter(|_| !self.gather.is_done())
+        {
             self.sending = true;
-            // SAFETY: headers, list and the memory of the requests stay as they are until the completion: is_quiet()
-            // and may_send() wait for it.
+            // SAFETY: headers, list and the memory of the requests stay as they are until the
+            // completion: is_quiet() and may_send() wait for it.
             unsafe { port.push(Part::Send, entry) };
         }
     }
@@ -177,7 +185,8 @@ impl Conn {
         self.compact();
         let place = self.input.as_ptr().wrapping_add(self.end);
         let len = (self.input.size() - self.end).min(self.input_cap);
-        let entry = opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), place, len as u32).build();
+        let entry =
+            opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), place, len as u32).build();
         self.receiving = Receiving::Input;
         // SAFETY: the input stays where it is until the completion: is_quiet() waits for it.
         unsafe { port.push(Part::Receive, entry) };
@@ -198,8 +207,8 @@ impl Conn {
         unsafe { port.push(Part::Receive, entry) };
     }
 
-    /// Moves what is unread to the front when the rest of the buffer gets short. It is less than a header: there is
-    /// always room.
+    /// Moves what is unread to the front when the rest of the buffer gets short. It is less than a
+    /// header: there is always room.
     fn compact(&mut self) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -222,7 +231,8 @@ impl Conn {
         }
     }
 
-    /// Ends what is under way; what was not delivered is not delivered any more, unless it is the good-bye.
+    /// Ends what is under way; what was not delivered is not delivered any more, unless it is the
+    /// good-bye.
     pub(super) fn shut_down(&self) {
         if !self.said_goodbye {
             reset_on_close(self.socket.as_fd());

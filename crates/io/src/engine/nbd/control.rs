@@ -1,5 +1,5 @@
-//! The control side's own connection: one request at a time, blocking, with a deadline. It is made anew when it is
-//! needed and was lost.
+//! The control side's own connection: one request at a time, blocking, with a deadline. It is made
+//! anew when it is needed and was lost.
 //!
 //! Contract: any thread but a queue's, one at a time.
 
@@ -22,7 +22,11 @@ pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socke
 }
 
 /// Connects again: what is offered must be what it was.
-pub(super) fn dial_again(address: &NbdAddress, offer: &Offer, deadline: Instant) -> io::Result<Socket> {
+pub(super) fn dial_again(
+    address: &NbdAddress,
+    offer: &Offer,
+    deadline: Instant,
+) -> io::Result<Socket> {
     let (socket, now) = dial(address, deadline)?;
     match offer.changed(&now) {
         None => Ok(socket),
@@ -73,9 +77,14 @@ impl Control {
         answered(self.call(Command::Read, into, deadline)?)
     }
 
-    /// A request, and what the server answers; once more on another connection if that which there was has been lost
-    /// meanwhile.
-    fn call(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> io::Result<io::Result<()>> {
+    /// A request, and what the server answers; once more on another connection if that which there
+    /// was has been lost meanwhile.
+    fn call(
+        &mut self,
+        command: Command,
+        data: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<io::Result<()>> {
         let had_one = self.socket.is_some();
         for attempt in 0.. {
             match self.call_once(command, data, deadline) {
@@ -92,7 +101,12 @@ impl Control {
         Ok(Ok(()))
     }
 
-    fn call_once(&mut self, command: Command, data: &mut [u8], deadline: Instant) -> Result<(), Failed> {
+    fn call_once(
+        &mut self,
+        command: Command,
+        data: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), Failed> {
         if self.socket.is_none() {
             self.socket = Some(dial_again(&self.address, &self.offer, deadline)?);
         }
@@ -116,10 +130,12 @@ impl Control {
                     covered.add(0, data.len() as u64);
                 }
                 What::Data { offset, len } | What::Hole { offset, len } => {
-                    let end = offset.checked_add(u64::from(len)).filter(|end| *end <= data.len() as u64);
+                    let end =
+                        offset.checked_add(u64::from(len)).filter(|end| *end <= data.len() as u64);
                     let end = end.filter(|_| covered.add(offset, u64::from(len)));
                     let place = end.and_then(|end| data.get_mut(offset as usize..end as usize));
-                    let place = place.ok_or_else(|| broken("data that was not asked for, or twice"))?;
+                    let place =
+                        place.ok_or_else(|| broken("data that was not asked for, or twice"))?;
                     match reply.what {
                         What::Data { .. } => socket.read_exact(place)?,
                         _ => place.fill(0),

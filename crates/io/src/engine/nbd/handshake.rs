@@ -1,7 +1,9 @@
-//! The client's side of the negotiation: fixed newstyle, structured replies if the server has them, `NBD_OPT_GO`.
+//! The client's side of the negotiation: fixed newstyle, structured replies if the server has them,
+//! `NBD_OPT_GO`.
 //!
-//! Contract: blocking, on a [`Socket`] with a deadline; bounded in memory whatever the server sends. Servers that know
-//! no `NBD_OPT_GO` (before 2017) and those that ask for TLS are refused with a sentence.
+//! Contract: blocking, on a [`Socket`] with a deadline; bounded in memory whatever the server
+//! sends. Servers that know no `NBD_OPT_GO` (before 2017) and those that ask for TLS are refused
+//! with a sentence.
 
 use std::io;
 
@@ -99,8 +101,9 @@ fn go(socket: &mut Socket, export: &str) -> io::Result<Offer> {
     for _ in 0..MAX_REPLIES {
         match reply(socket, opt::GO)? {
             (rep::ACK, _) => return checked(offer),
-            (rep::INFO, data) => inform(&mut offer, &data)
-                .ok_or_else(|| broken(format!("information about the export of {} bytes", data.len())))?,
+            (rep::INFO, data) => inform(&mut offer, &data).ok_or_else(|| {
+                broken(format!("information about the export of {} bytes", data.len()))
+            })?,
             (kind, text) if kind & rep::ERROR_BIT != 0 => return Err(refused(export, kind, &text)),
             (kind, _) => return Err(broken(format!("a reply of type {kind:#x} to GO"))),
         }
@@ -108,7 +111,8 @@ fn go(socket: &mut Socket, export: &str) -> io::Result<Offer> {
     Err(broken(format!("more than {MAX_REPLIES} replies to GO")))
 }
 
-/// Takes a piece of information. Nothing if it is malformed; unknown kinds are skipped, as the document wants.
+/// Takes a piece of information. Nothing if it is malformed; unknown kinds are skipped, as the
+/// document wants.
 fn inform(offer: &mut Offer, data: &[u8]) -> Option<()> {
     let mut reader = Reader::new(data);
     let kind = reader.u16()?;
@@ -146,7 +150,11 @@ fn checked(mut offer: Offer) -> io::Result<Offer> {
 }
 
 fn send(socket: &mut Socket, option: u32, data: &[u8]) -> io::Result<()> {
-    let head = [&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &(data.len() as u32).to_be_bytes()];
+    let head = [
+        &OPTION_MAGIC.to_be_bytes()[..],
+        &option.to_be_bytes(),
+        &(data.len() as u32).to_be_bytes(),
+    ];
     socket.write_all(&[&head.concat(), data].concat())
 }
 

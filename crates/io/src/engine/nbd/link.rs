@@ -1,7 +1,8 @@
 //! NBD on a connection: operations to requests, replies to answers.
 //!
-//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered, even if the server
-//! answers a write before it has taken it. Whatever a server sends is checked against what it was asked.
+//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered,
+//! even if the server answers a write before it has taken it. Whatever a server sends is checked
+//! against what it was asked.
 
 use std::os::fd::OwnedFd;
 
@@ -13,7 +14,8 @@ use crate::engine::links::{Part, Port};
 use crate::engine::{LeafIo, LeafOp};
 use crate::nbd::{Command, REQUEST_LEN, command_flag};
 
-/// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers in time.
+/// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers
+/// in time.
 const MAX_RANGE: u64 = 1 << 30;
 /// Data of a read from here on is received where it belongs instead of being copied there.
 const IN_PLACE: u64 = 16 << 10;
@@ -120,7 +122,8 @@ impl Protocol for NbdLink {
     }
 
     fn bury(self, work: &mut Work<'_>) {
-        // What succeeded before all of it was sent has not: it is sent again, as what was not answered.
+        // What succeeded before all of it was sent has not: it is sent again, as what was not
+        // answered.
         for (slot, result) in self.held.into_iter().filter(|(_, result)| *result < 0) {
             work.answer(slot, result);
         }
@@ -141,7 +144,8 @@ impl NbdLink {
                 self.serial = self.serial.wrapping_add(1).max(1);
                 (op.request.serial, op.request.batch) = (self.serial, batch);
                 let (header, data) = op.request.fill(slot, &op.io, op.done, &work.shared.facts);
-                // SAFETY: the operation lends its memory until it is answered; answer_sent() waits for may_send().
+                // SAFETY: the operation lends its memory until it is answered; answer_sent() waits
+                // for may_send().
                 unsafe { self.conn.add(header, data) };
             }
         }
@@ -158,8 +162,9 @@ impl NbdLink {
 
     /// Answers an operation, or notes the answer until the kernel has sent all of it.
     fn answer_sent(&mut self, slot: u32, result: i64, work: &mut Work<'_>) {
-        let is_held =
-            |op: &carrier::Op<Request>| op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch);
+        let is_held = |op: &carrier::Op<Request>| {
+            op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch)
+        };
         if work.ops.get(slot).is_some_and(is_held) {
             self.held.insert(0, (slot, result));
         } else {
@@ -172,8 +177,9 @@ impl NbdLink {
         match self.step {
             Step::Data { slot, at, left, .. } if left >= IN_PLACE => {
                 let Some(op) = work.ops.get(slot) else { return };
-                // SAFETY: take_reply() checked that the data lies within what the operation lends, which it does until
-                // it is answered: not before all of this data is there, or the connection is quiet.
+                // SAFETY: take_reply() checked that the data lies within what the operation lends,
+                // which it does until it is answered: not before all of this data is there, or the
+                // connection is quiet.
                 unsafe { self.conn.receive_at(op.io.data.at(at).0, left, port) };
             }
             _ => self.conn.receive(port),
@@ -196,8 +202,8 @@ impl NbdLink {
                     let unread = self.conn.unread();
                     let come = left.min(unread.len() as u64);
                     if let Some(op) = work.ops.get(slot) {
-                        // SAFETY: `come` bytes are unread, and take_reply() checked that the data lies within what
-                        // the operation lends.
+                        // SAFETY: `come` bytes are unread, and take_reply() checked that the data
+                        // lies within what the operation lends.
                         unsafe {
                             std::ptr::copy_nonoverlapping(
                                 unread.as_ptr(),
@@ -244,12 +250,15 @@ impl NbdLink {
         Ok(true)
     }
 
-    /// Takes the header of a reply: checks that it answers a request of ours, and in a way that makes sense.
+    /// Takes the header of a reply: checks that it answers a request of ours, and in a way that
+    /// makes sense.
     fn take_reply(&mut self, reply: &Reply, work: &mut Work<'_>) -> Result<(), Lost> {
         let broken = |why| Err((libc::EPROTO, why));
         let (slot, serial) = (reply.cookie as u32, (reply.cookie >> 32) as u32);
         let op = work.ops.get_mut(slot).filter(|op| op.request.serial == serial && serial != 0);
-        let Some(carrier::Op { io, request, .. }) = op else { return broken("a reply to no request") };
+        let Some(carrier::Op { io, request, .. }) = op else {
+            return broken("a reply to no request");
+        };
         let (is_read, last) = (io.op == LeafOp::Read, reply.last);
         self.conn.expect(if is_read { request.piece } else { 0 });
         match reply.what {
@@ -268,7 +277,8 @@ impl NbdLink {
             }
             What::Data { offset, len } | What::Hole { offset, len } if is_read => {
                 let (at, len) = (offset.checked_sub(io.offset), u64::from(len));
-                let at = at.filter(|at| at.checked_add(len).is_some_and(|end| end <= request.piece));
+                let at =
+                    at.filter(|at| at.checked_add(len).is_some_and(|end| end <= request.piece));
                 let Some(at) = at.filter(|at| request.covered.add(*at, len)) else {
                     return broken("data that was not asked for, or twice");
                 };
@@ -279,7 +289,9 @@ impl NbdLink {
                 // SAFETY: checked to lie within the request, whose memory the operation lends.
                 unsafe { io.data.at(at).0.write_bytes(0, len as usize) };
             }
-            What::Data { .. } | What::Hole { .. } => return broken("data to a request that is no read"),
+            What::Data { .. } | What::Hole { .. } => {
+                return broken("data to a request that is no read");
+            }
             What::Simple | What::Nothing => {}
         }
         self.piece_of_reply(slot, last, work)
@@ -344,7 +356,8 @@ impl Request {
         let offset = if command == Command::Flush { 0 } else { io.offset + done };
         let cookie = u64::from(self.serial) << 32 | u64::from(slot);
         let header = wire::request(flags, command as u16, cookie, offset, self.piece as u32);
-        let data = (command == Command::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
+        let data =
+            (command == Command::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
         (header, data)
     }
 }

@@ -8,12 +8,12 @@
 //! control control.rs: probe, flush                       control thread, blocking, with a deadline
 //! ```
 //!
-//! A server that says `CAN_MULTI_CONN` is reached by connections of each queue's own; then a flush on one covers all,
-//! and which of them an operation takes does not matter. Any other server, or one that does not accept so many, is
-//! reached by one connection for all queues (relay.rs).
+//! A server that says `CAN_MULTI_CONN` is reached by connections of each queue's own; then a flush
+//! on one covers all, and which of them an operation takes does not matter. Any other server, or
+//! one that does not accept so many, is reached by one connection for all queues (relay.rs).
 //!
-//! Contract: as [`crate::engine::Engine`]. What is promised about errors, lost connections and flushes is told to users
-//! in `docs/leaves.md`. TLS is not spoken.
+//! Contract: as [`crate::engine::Engine`]. What is promised about errors, lost connections and
+//! flushes is told to users in `docs/leaves.md`. TLS is not spoken.
 
 pub mod address;
 mod conn;
@@ -46,8 +46,8 @@ use relay::Relay;
 
 type Shared = carrier::Shared<NbdLink>;
 
-/// How long a further connection may take when the leaf is opened. A server that limits their number lets those above
-/// it wait.
+/// How long a further connection may take when the leaf is opened. A server that limits their
+/// number lets those above it wait.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// See the module's text.
@@ -83,7 +83,8 @@ impl NbdEngine {
         address: &NbdAddress,
         options: &LeafOptions,
     ) -> Result<(NbdEngine, Limits), LeafError> {
-        let system = |source| LeafError::System { what: "reach", name: address.to_string(), source };
+        let system =
+            |source| LeafError::System { what: "reach", name: address.to_string(), source };
         Self::connect(address, options).map_err(system)
     }
 
@@ -134,7 +135,8 @@ impl NbdEngine {
             }
             LeafOp::Zero { .. } => (flag::SEND_WRITE_ZEROES, -libc::EOPNOTSUPP),
         };
-        if self.read_only && matches!(io.op, LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. }) {
+        if self.read_only && matches!(io.op, LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. })
+        {
             return Submitted::Done(-i64::from(libc::EPERM));
         }
         if !self.shared.facts.has(needs) {
@@ -172,7 +174,8 @@ impl NbdEngine {
         }
     }
 
-    /// Whether the server is there and answers a read, and every queue is connected to it again. Blocks.
+    /// Whether the server is there and answers a read, and every queue is connected to it again.
+    /// Blocks.
     pub(super) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         let block = self.shared.facts.min_block.max(512) as usize;
@@ -188,8 +191,8 @@ impl NbdEngine {
         }
     }
 
-    /// What the volume is known by: paths that differ in it do not lead to one volume. The other way round it is no
-    /// proof: the protocol has no identity of a volume.
+    /// What the volume is known by: paths that differ in it do not lead to one volume. The other
+    /// way round it is no proof: the protocol has no identity of a volume.
     pub(super) fn identity(&self) -> String {
         let Offer { size, name, description, .. } = &self.shared.facts;
         format!("nbd export '{name}' of {size} bytes ('{description}')")
@@ -217,7 +220,8 @@ fn lock(control: &Mutex<Control>) -> std::sync::MutexGuard<'_, Control> {
     control.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes further connections until there are `count`, and one for control. Nothing if there cannot be so many.
+/// Makes further connections until there are `count`, and one for control. Nothing if there cannot
+/// be so many.
 fn further(
     address: &NbdAddress,
     offer: &Offer,

@@ -1,12 +1,13 @@
 //! The relay: one connection for all queues, on a thread of its own.
 //!
-//! A server that does not say `CAN_MULTI_CONN` promises nothing about several connections to one export: a flush on one
-//! need not cover what was written on another, and one may read old data. So there is one connection, to which the
-//! queues hand their operations over, and from which they get the answers back: a lock and a wake-up for each batch
-//! in either direction. Servers that can do better are not reached this way.
+//! A server that does not say `CAN_MULTI_CONN` promises nothing about several connections to one
+//! export: a flush on one need not cover what was written on another, and one may read old data. So
+//! there is one connection, to which the queues hand their operations over, and from which they get
+//! the answers back: a lock and a wake-up for each batch in either direction. Servers that can do
+//! better are not reached this way.
 //!
-//! Contract: the thread answers everything that it was handed, and ends when the leaf is closed and its connection is
-//! gone. A queue's end of the relay answers on that queue's thread.
+//! Contract: the thread answers everything that it was handed, and ends when the leaf is closed and
+//! its connection is gone. A queue's end of the relay answers on that queue's thread.
 
 use std::io;
 use std::mem;
@@ -33,8 +34,9 @@ struct Order {
     from: From,
 }
 
-// SAFETY: an operation's memory is lent to the engine, not to a thread: whoever lends it leaves it alone until the
-// answer, and the engine touches it on one thread at a time, the one that has the order.
+// SAFETY: an operation's memory is lent to the engine, not to a thread: whoever lends it leaves it
+// alone until the answer, and the engine touches it on one thread at a time, the one that has the
+// order.
 unsafe impl Send for Order {}
 
 /// Who wants the answer.
@@ -73,10 +75,17 @@ impl Relay {
         std::thread::Builder::new().name("nbd-relay".into()).spawn(move || {
             // The ring is made on its thread: only that one may use it.
             let ring = Ring::new();
-            let _ = started.send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
+            let _ = started
+                .send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
             if let Ok(ring) = ring {
-                Worker { relay: worker, ring, asked: Slab::default(), count: Box::new(0), ticking: false }
-                    .run();
+                Worker {
+                    relay: worker,
+                    ring,
+                    asked: Slab::default(),
+                    count: Box::new(0),
+                    ticking: false,
+                }
+                .run();
             }
         })?;
         starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
@@ -143,7 +152,8 @@ impl Worker {
     fn run(&mut self) {
         let mut completions = Vec::new();
         let mut orders = Vec::new();
-        let mut answers: Vec<Vec<(u32, i64)>> = self.relay.ends.iter().map(|_| Vec::new()).collect();
+        let mut answers: Vec<Vec<(u32, i64)>> =
+            self.relay.ends.iter().map(|_| Vec::new()).collect();
         self.listen();
         loop {
             if let Err(error) = self.ring.wait(false, &mut completions) {
@@ -175,7 +185,9 @@ impl Worker {
             while let Some((part, result)) = self.ring.links.take_finished() {
                 self.answer(part, result, &mut answers);
             }
-            for (end, answers) in self.relay.ends.iter().zip(&mut answers).filter(|(_, a)| !a.is_empty()) {
+            for (end, answers) in
+                self.relay.ends.iter().zip(&mut answers).filter(|(_, a)| !a.is_empty())
+            {
                 lock(&end.answers).append(answers);
                 end.seat.bell().ring();
             }
@@ -191,7 +203,8 @@ impl Worker {
 
     fn listen(&mut self) {
         let entry = self.relay.bell.entry(&mut self.count).user_data(user_data(Tag::Wake, 0));
-        // SAFETY: the count and the bell live as long as this thread, which outlives its ring's operations.
+        // SAFETY: the count and the bell live as long as this thread, which outlives its ring's
+        // operations.
         unsafe { self.ring.push(&entry) };
     }
 
@@ -265,7 +278,8 @@ impl Link for RelayEnd {
         if !self.armed && !has_ended {
             self.armed = true;
             let entry = end.seat.bell().entry(&mut self.count);
-            // SAFETY: the count and the descriptor live until is_over(), which waits for the completion.
+            // SAFETY: the count and the descriptor live until is_over(), which waits for the
+            // completion.
             unsafe { port.push(Part::Bell, entry) };
         }
         if self.is_over() {

@@ -1,7 +1,7 @@
 //! A connected socket of the control side: blocking, but never longer than a deadline.
 //!
-//! Contract: every call ends at the deadline, with [`io::ErrorKind::TimedOut`] if it is not done by then. Only names of
-//! hosts are looked up without one: the resolver has its own.
+//! Contract: every call ends at the deadline, with [`io::ErrorKind::TimedOut`] if it is not done by
+//! then. Only names of hosts are looked up without one: the resolver has its own.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -29,8 +29,13 @@ enum Stream {
 }
 
 impl Socket {
-    /// Connects. A peer that is silent for `silence` while it should acknowledge counts as gone from then on.
-    pub(super) fn connect(place: &Place, silence: Duration, deadline: Instant) -> io::Result<Socket> {
+    /// Connects. A peer that is silent for `silence` while it should acknowledge counts as gone
+    /// from then on.
+    pub(super) fn connect(
+        place: &Place,
+        silence: Duration,
+        deadline: Instant,
+    ) -> io::Result<Socket> {
         let stream = match place {
             Place::Tcp { host, port } => Stream::Tcp(connect_tcp(host, *port, deadline)?),
             Place::Unix(path) => Stream::Unix(connect_unix(path, deadline)?),
@@ -54,8 +59,12 @@ impl Socket {
         while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let left = left(self.deadline)?;
             let read = match &mut self.stream {
-                Stream::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest)),
-                Stream::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest)),
+                Stream::Tcp(stream) => {
+                    stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest))
+                }
+                Stream::Unix(stream) => {
+                    stream.set_read_timeout(Some(left)).and_then(|()| stream.read(rest))
+                }
             };
             match progress(read)? {
                 Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -79,7 +88,9 @@ impl Socket {
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             let left = left(self.deadline)?;
             let wrote = match &mut self.stream {
-                Stream::Tcp(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)),
+                Stream::Tcp(stream) => {
+                    stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest))
+                }
                 Stream::Unix(stream) => {
                     stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest))
                 }
@@ -114,11 +125,14 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left.max(SHORTEST)) }
 }
 
-/// What a read or write did; nothing if it is to be tried again (whether there is time for it is asked then).
+/// What a read or write did; nothing if it is to be tried again (whether there is time for it is
+/// asked then).
 fn progress(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),
@@ -144,7 +158,8 @@ fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
     let bytes = path.as_os_str().as_bytes();
     if bytes.len() >= address.sun_path.len() {
-        let reason = format!("the path of a socket has at most {} bytes", address.sun_path.len() - 1);
+        let reason =
+            format!("the path of a socket has at most {} bytes", address.sun_path.len() - 1);
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
@@ -218,9 +233,13 @@ mod tests {
     #[test]
     fn a_server_that_is_not_there_is_an_error() {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let connect = |place| Socket::connect(&place, Duration::from_secs(1), deadline).err().unwrap();
+        let connect =
+            |place| Socket::connect(&place, Duration::from_secs(1), deadline).err().unwrap();
         assert_eq!(connect(Place::Unix("/no/such/socket".into())).kind(), io::ErrorKind::NotFound);
-        assert_eq!(connect(Place::Unix("/".repeat(200).into())).kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            connect(Place::Unix("/".repeat(200).into())).kind(),
+            io::ErrorKind::InvalidInput
+        );
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let error = connect(Place::Tcp { host: "127.0.0.1".into(), port: free });
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
@@ -229,7 +248,8 @@ mod tests {
     #[test]
     fn a_peer_that_acknowledges_nothing_is_found_out() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = Place::Tcp { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let place =
+            Place::Tcp { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
         let deadline = Instant::now() + Duration::from_secs(60);
         let socket = Socket::connect(&place, Duration::from_secs(20), deadline).unwrap();
         for (level, option, wanted) in [
@@ -243,7 +263,8 @@ mod tests {
             let (mut value, mut len) = (0_i32, 4);
             let (to, bytes) = ((&raw mut value).cast(), &raw mut len);
             // SAFETY: writes at most four bytes into a live integer.
-            let status = unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, to, bytes) };
+            let status =
+                unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, to, bytes) };
             assert_eq!((status, value), (0, wanted), "option {option}");
         }
     }

@@ -1,13 +1,15 @@
-//! Requests to bytes and bytes to replies: the transmission phase as the client sees it, without sockets.
+//! Requests to bytes and bytes to replies: the transmission phase as the client sees it, without
+//! sockets.
 //!
-//! Contract: pure, no allocation but where a server answers a read in pieces out of order, no panics. Whatever a
-//! server sends is a reply or a reason to drop the connection; what a reply claims about lengths is checked against
-//! the request it answers by the caller, with [`Covered`] for the pieces of a read.
+//! Contract: pure, no allocation but where a server answers a read in pieces out of order, no
+//! panics. Whatever a server sends is a reply or a reason to drop the connection; what a reply
+//! claims about lengths is checked against the request it answers by the caller, with [`Covered`]
+//! for the pieces of a read.
 
 use crate::export::nbd::MAX_STRING;
 use crate::nbd::{
-    NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_LEN,
-    STRUCTURED_REPLY_MAGIC, chunk,
+    NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_LEN, STRUCTURED_REPLY_MAGIC, chunk,
 };
 
 /// Longest payload of an error chunk: number, length, text, offset.
@@ -18,8 +20,8 @@ const OFFSET_LEN: u32 = 8;
 const HOLE_LEN: u32 = 12;
 /// Payload of an error before its text: number and length.
 const ERROR_HEAD: u32 = 6;
-/// Pieces of one read that may be ahead of a piece that is missing. Servers that answer in pieces send them in order;
-/// the protocol does not ask for it.
+/// Pieces of one read that may be ahead of a piece that is missing. Servers that answer in pieces
+/// send them in order; the protocol does not ask for it.
 const MAX_AHEAD: usize = 1024;
 
 /// The header of a request.
@@ -101,7 +103,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     let mut reader = Reader::new(bytes);
     match reader.u32() {
         Some(SIMPLE_REPLY_MAGIC) => {
-            let (Some(code), Some(cookie)) = (reader.u32(), reader.u64()) else { return Parsed::More };
+            let (Some(code), Some(cookie)) = (reader.u32(), reader.u64()) else {
+                return Parsed::More;
+            };
             let what = if code == 0 { What::Simple } else { What::Error { code, skip: 0 } };
             Parsed::Reply(Reply { header: SIMPLE_REPLY_LEN, cookie, last: true, what })
         }
@@ -135,7 +139,9 @@ fn structured(reader: &mut Reader<'_>) -> Parsed {
         kind if kind & chunk::ERROR_BIT != 0 && (ERROR_HEAD..=MAX_ERROR_PAYLOAD).contains(&len) => {
             match (reader.u32(), reader.u16()) {
                 (Some(0), Some(_)) => Parsed::Broken("an error without a number"),
-                (Some(code), Some(_)) => reply(ERROR_HEAD, What::Error { code, skip: len - ERROR_HEAD }),
+                (Some(code), Some(_)) => {
+                    reply(ERROR_HEAD, What::Error { code, skip: len - ERROR_HEAD })
+                }
                 _ => Parsed::More,
             }
         }
@@ -143,9 +149,9 @@ fn structured(reader: &mut Reader<'_>) -> Parsed {
     }
 }
 
-/// What a server's error means here. A reply with an error is the answer of a server that lives, so but for
-/// ESHUTDOWN none may fail a path ([`blkswitch_core::multipath::outcome`]): what the server calls an I/O error is the
-/// target's, EREMOTEIO, and so is what is no error of the protocol.
+/// What a server's error means here. A reply with an error is the answer of a server that lives, so
+/// but for ESHUTDOWN none may fail a path ([`blkswitch_core::multipath::outcome`]): what the server
+/// calls an I/O error is the target's, EREMOTEIO, and so is what is no error of the protocol.
 pub fn errno(code: u32) -> i32 {
     match NbdError::from_code(code) {
         Some(NbdError::Perm) => libc::EPERM,
@@ -158,8 +164,8 @@ pub fn errno(code: u32) -> i32 {
     }
 }
 
-/// Which bytes of a read have been answered. Each must be exactly once: a byte that is missing would be whatever the
-/// memory held before.
+/// Which bytes of a read have been answered. Each must be exactly once: a byte that is missing
+/// would be whatever the memory held before.
 #[derive(Debug, Default)]
 pub struct Covered {
     /// All below is there.
@@ -175,7 +181,8 @@ impl Covered {
         self.ahead.clear();
     }
 
-    /// `len` bytes from `start` have come. False if some of them had before, or too many pieces are out of order.
+    /// `len` bytes from `start` have come. False if some of them had before, or too many pieces are
+    /// out of order.
     pub fn add(&mut self, start: u64, len: u64) -> bool {
         let end = start + len;
         if start < self.prefix {

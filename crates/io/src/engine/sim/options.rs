@@ -28,7 +28,8 @@ pub struct SimOptions {
     pub flush_errors: u64,
     /// Chance that a read or write of several sectors ends early, in millionths.
     pub short: u64,
-    /// Chance that an operation is interrupted (EINTR, EAGAIN) before it did anything, in millionths.
+    /// Chance that an operation is interrupted (EINTR, EAGAIN) before it did anything, in
+    /// millionths.
     pub interrupts: u64,
     /// Chance that an operation is done at once, and not by a completion later, in millionths.
     pub at_once: u64,
@@ -77,38 +78,51 @@ impl SimOptions {
     /// Reads `SIZE[,option...]`; `address` is the whole word, for errors.
     pub fn parse(address: &str, rest: &str) -> Result<SimOptions, LeafError> {
         let mut words = rest.split(',');
-        let bytes = words.next().and_then(parse_size).ok_or_else(|| LeafError::Size(address.to_string()))?;
+        let bytes = words
+            .next()
+            .and_then(parse_size)
+            .ok_or_else(|| LeafError::Size(address.to_string()))?;
         let mut options = SimOptions::new(bytes, 0);
         for word in words {
-            let bad = |allowed| LeafError::Option { address: address.into(), option: word.into(), allowed };
+            let bad = |allowed| LeafError::Option {
+                address: address.into(),
+                option: word.into(),
+                allowed,
+            };
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             match key {
                 "name" if !value.is_empty() => options.name = Some(value.to_string()),
                 "seed" => options.seed = value.parse().map_err(|_| bad("seed=NUMBER"))?,
                 "delay" => {
                     let (low, high) = value.split_once("..").unwrap_or((value, value));
-                    let range =
-                        parse_duration(low).zip(parse_duration(high)).filter(|(low, high)| low <= high);
-                    options.delay_ns =
-                        range.ok_or_else(|| bad("delay=TIME or delay=TIME..TIME with ns, us, ms or s"))?;
+                    let range = parse_duration(low)
+                        .zip(parse_duration(high))
+                        .filter(|(low, high)| low <= high);
+                    options.delay_ns = range.ok_or_else(|| {
+                        bad("delay=TIME or delay=TIME..TIME with ns, us, ms or s")
+                    })?;
                 }
                 "errors" => {
-                    options.errors = parse_chance(value).ok_or_else(|| bad("errors=CHANCE from 0 to 1"))?
+                    options.errors =
+                        parse_chance(value).ok_or_else(|| bad("errors=CHANCE from 0 to 1"))?
                 }
                 "flush-errors" => {
-                    options.flush_errors =
-                        parse_chance(value).ok_or_else(|| bad("flush-errors=CHANCE from 0 to 1"))?;
+                    options.flush_errors = parse_chance(value)
+                        .ok_or_else(|| bad("flush-errors=CHANCE from 0 to 1"))?;
                 }
                 "short" => {
-                    options.short = parse_chance(value).ok_or_else(|| bad("short=CHANCE from 0 to 1"))?
+                    options.short =
+                        parse_chance(value).ok_or_else(|| bad("short=CHANCE from 0 to 1"))?
                 }
                 "interrupts" => {
                     // Not always: an operation that is always interrupted never ends.
                     let chance = parse_chance(value).filter(|chance| *chance <= MILLION / 2);
-                    options.interrupts = chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?
+                    options.interrupts =
+                        chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?
                 }
                 "at-once" => {
-                    options.at_once = parse_chance(value).ok_or_else(|| bad("at-once=CHANCE from 0 to 1"))?
+                    options.at_once =
+                        parse_chance(value).ok_or_else(|| bad("at-once=CHANCE from 0 to 1"))?
                 }
                 "nofua" if value.is_empty() => options.no_fua = true,
                 "block" => {
@@ -117,15 +131,17 @@ impl SimOptions {
                 }
                 "path" if !value.is_empty() => options.path = Some(value.to_string()),
                 "timeout" => {
-                    options.timeout_ns =
-                        parse_duration(value).ok_or_else(|| bad("timeout=TIME with ns, us, ms or s"))?;
+                    options.timeout_ns = parse_duration(value)
+                        .ok_or_else(|| bad("timeout=TIME with ns, us, ms or s"))?;
                 }
                 "cut" if value.starts_with('/') => options.cut = Some(PathBuf::from(value)),
                 "nodiscard" if value.is_empty() => options.no_discard = true,
                 "nozero" if value.is_empty() => options.no_zero = true,
                 _ => {
-                    return Err(bad("name=, seed=, delay=, errors=, flush-errors=, short=, interrupts=, \
-                                    at-once=, block=, path=, timeout=, cut=/FILE, nofua, nodiscard or nozero"));
+                    return Err(bad(
+                        "name=, seed=, delay=, errors=, flush-errors=, short=, interrupts=, \
+                                    at-once=, block=, path=, timeout=, cut=/FILE, nofua, nodiscard or nozero",
+                    ));
                 }
             }
         }
@@ -169,7 +185,8 @@ impl fmt::Display for SimOptions {
         if let Some(file) = &self.cut {
             write!(f, ",cut={}", file.display())?;
         }
-        let lacks = [(self.no_fua, ",nofua"), (self.no_discard, ",nodiscard"), (self.no_zero, ",nozero")];
+        let lacks =
+            [(self.no_fua, ",nofua"), (self.no_discard, ",nodiscard"), (self.no_zero, ",nozero")];
         lacks.into_iter().filter(|(lacks, _)| *lacks).try_for_each(|(_, word)| f.write_str(word))
     }
 }
@@ -202,7 +219,10 @@ mod tests {
         let options = SimOptions::parse(text, text.strip_prefix("sim:").unwrap()).unwrap();
         assert_eq!(options.delay_ns, (10_000, 2_000_000));
         let shown = options.to_string();
-        assert_eq!(SimOptions::parse(&shown, shown.strip_prefix("sim:").unwrap()).unwrap(), options);
+        assert_eq!(
+            SimOptions::parse(&shown, shown.strip_prefix("sim:").unwrap()).unwrap(),
+            options
+        );
         for bad in [
             "0",
             "8M,delay=5",

@@ -1,5 +1,5 @@
-//! The memory behind sim leaves: what reads see, what a power cut leaves, and the generator all misbehaviour comes
-//! from. Shared by all paths that lead to it.
+//! The memory behind sim leaves: what reads see, what a power cut leaves, and the generator all
+//! misbehaviour comes from. Shared by all paths that lead to it.
 //!
 //! Contract: plain data behind the one mutex of [`super::SimEngine`].
 
@@ -40,7 +40,8 @@ impl Random {
     }
 }
 
-/// Versions of one sector that no flush has made stable, oldest first: (order of the write, content).
+/// Versions of one sector that no flush has made stable, oldest first: (order of the write,
+/// content).
 type Versions = Vec<(u64, [u8; SECTOR])>;
 
 /// See the module's text.
@@ -70,7 +71,8 @@ pub(super) fn open(options: &SimOptions) -> Arc<Mutex<Volume>> {
     };
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     shared.retain(|(_, volume)| volume.strong_count() > 0);
-    let known = shared.iter().find(|(other, _)| other == name).and_then(|(_, volume)| volume.upgrade());
+    let known =
+        shared.iter().find(|(other, _)| other == name).and_then(|(_, volume)| volume.upgrade());
     known.unwrap_or_else(|| {
         let volume = Arc::new(Mutex::new(Volume::new(options)));
         shared.push((name.clone(), Arc::downgrade(&volume)));
@@ -92,7 +94,8 @@ impl Volume {
         }
     }
 
-    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed` decides.
+    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed`
+    /// decides.
     pub(super) fn power_cut(&mut self, seed: u64) -> Vec<u8> {
         let mut random = Random::new(seed);
         let mut image = self.stable.clone();
@@ -119,7 +122,8 @@ impl Volume {
         self.flushes.remove(&(io.queue, io.part))
     }
 
-    /// A write lands. A failed one lands up to some sector: what it covers is undefined until written again.
+    /// A write lands. A failed one lands up to some sector: what it covers is undefined until
+    /// written again.
     pub(super) fn write(&mut self, offset: usize, mut data: Vec<u8>, fua: bool, failed: bool) {
         if failed {
             let sectors = self.random.below((data.len() / SECTOR) as u64 + 1);

@@ -1,10 +1,11 @@
 //! One connection: its socket, what has come in, what has to go out, the requests in between.
 //!
-//! Contract: at most one receive and one send are with the kernel at a time; what they point to (input buffer, the
-//! body of a write, the batch of replies) stays where it is until they complete. Requests are read from the input
-//! while fewer than [`MAX_IN_FLIGHT`] requests and [`MAX_LENT_BYTES`] bytes are between their header and their
-//! sent reply; beyond that nothing is received, so a client that does not read its replies stops itself and costs
-//! no more memory than that.
+//! Contract: at most one receive and one send are with the kernel at a time; what they point to
+//! (input buffer, the body of a write, the batch of replies) stays where it is until they complete.
+//! Requests are read from the input while fewer than [`MAX_IN_FLIGHT`] requests and
+//! [`MAX_LENT_BYTES`] bytes are between their header and their sent reply; beyond that nothing is
+//! received, so a client that does not read its replies stops itself and costs no more memory than
+//! that.
 
 mod sending;
 
@@ -15,8 +16,8 @@ use io_uring::{opcode, types};
 
 use super::server::token;
 use super::{
-    Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError, Next, Parsed, Request,
-    Session, reply::MAX_STATUS_CHUNK,
+    Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError, Next, Parsed,
+    Request, Session, reply::MAX_STATUS_CHUNK,
 };
 use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
@@ -35,22 +36,27 @@ pub(super) const MAX_IN_FLIGHT: usize = 1024;
 pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
 /// Input buffer: a whole option of the handshake with room, or some dozen small writes.
 const INPUT_BYTES: usize = 128 << 10;
-/// A write from here on has its data received in place; what comes with its header is kept short. The rest of a smaller
-/// one is received together with what follows it: a receive of its own for each is three turns of the loop for a write.
+/// A write from here on has its data received in place; what comes with its header is kept short.
+/// The rest of a smaller one is received together with what follows it: a receive of its own for
+/// each is three turns of the loop for a write.
 const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
-/// Data asked for between two sends. What has been read is sent while it is still in the processor's cache, and the
-/// client takes it while the next is read: neither waits for a whole batch of the other's (docs/performance.md).
+/// Data asked for between two sends. What has been read is sent while it is still in the
+/// processor's cache, and the client takes it while the next is read: neither waits for a whole
+/// batch of the other's (docs/performance.md).
 const SEND_BYTES: usize = 256 << 10;
-/// Requests read between two sends, for the same reason: a deep queue of small ones is less than [`SEND_BYTES`].
+/// Requests read between two sends, for the same reason: a deep queue of small ones is less than
+/// [`SEND_BYTES`].
 const SEND_REQUESTS: usize = 12;
-/// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection from one.
+/// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection
+/// from one.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Time for a client to take the last replies when the server stops.
 const STOP_TIMEOUT_NS: u64 = 5_000_000_000;
 
-const _: () = assert!(INPUT_BYTES >= 2 * MAX_OPTION_BYTES, "an option must fit, behind the rest of another");
+const _: () =
+    assert!(INPUT_BYTES >= 2 * MAX_OPTION_BYTES, "an option must fit, behind the rest of another");
 
 enum Phase {
     Handshake(Handshake),
@@ -70,8 +76,9 @@ struct Body {
     len: usize,
 }
 
-/// Where the bytes of the receive under way go. A write whose data is awaited may begin while a receive into the
-/// input is under way (its header waited for the limits there): what comes then is taken from the input.
+/// Where the bytes of the receive under way go. A write whose data is awaited may begin while a
+/// receive into the input is under way (its header waited for the limits there): what comes then is
+/// taken from the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     Nothing,
@@ -91,7 +98,8 @@ pub(super) struct Conn {
     body: Option<Body>,
     /// Payload of a refused request, still to come and to be thrown away.
     skip: u64,
-    /// Its answer, which waits for the payload: to libnbd, a request exists only once it has sent all of it.
+    /// Its answer, which waits for the payload: to libnbd, a request exists only once it has sent
+    /// all of it.
     refusal: Option<Reply>,
     pending: Slab<Pending>,
     lent_bytes: usize,
@@ -108,7 +116,8 @@ pub(super) struct Conn {
     deadline_ns: Option<u64>,
     /// In the server's list of this turn.
     pub(super) touched: bool,
-    /// Has read as much as is sent at a time: to be called again when the answers there are have been carried.
+    /// Has read as much as is sent at a time: to be called again when the answers there are have
+    /// been carried.
     pub(super) has_more: bool,
 }
 
@@ -186,10 +195,16 @@ impl Conn {
         let header_len = match (errno, request.command) {
             (0, Command::Read) => session.read_ok(cookie, offset, len, &mut header),
             (0, _) => session.ok(cookie, offset, &mut header),
-            (libc::EOPNOTSUPP, Command::WriteZeroes) if fast_zero => {
-                session.error(cookie, offset, NbdError::NotSup, "zeroing would not be fast", &mut header)
+            (libc::EOPNOTSUPP, Command::WriteZeroes) if fast_zero => session.error(
+                cookie,
+                offset,
+                NbdError::NotSup,
+                "zeroing would not be fast",
+                &mut header,
+            ),
+            (errno, _) => {
+                session.error(cookie, offset, NbdError::from_errno(errno), "", &mut header)
             }
-            (errno, _) => session.error(cookie, offset, NbdError::from_errno(errno), "", &mut header),
         };
         let body = keep.map(|buffer| (buffer, len as usize));
         let lent = if body.is_some() { lent } else { 0 };
@@ -205,7 +220,8 @@ impl Conn {
         if let Phase::Handshake(_) = self.phase {
             self.shake_hands(context);
         }
-        if (self.lent_bytes >= SEND_BYTES && !self.replies.is_empty()) || self.replies.len() >= SEND_REQUESTS
+        if (self.lent_bytes >= SEND_BYTES && !self.replies.is_empty())
+            || self.replies.len() >= SEND_REQUESTS
         {
             self.send(id, context);
         }
@@ -241,7 +257,8 @@ impl Conn {
                 self.ending = true;
             }
             Next::Transmission(session) => {
-                let device = context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
+                let device =
+                    context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
                 // Between the answer and now it may have been removed, and its id given to another.
                 match device.filter(|open| open.device().name() == session.export.name) {
                     Some(device) => {
@@ -272,7 +289,9 @@ impl Conn {
         if full || available < header_len {
             return false;
         }
-        let Some(header) = self.input.bytes().get(self.start..self.start + header_len) else { return false };
+        let Some(header) = self.input.bytes().get(self.start..self.start + header_len) else {
+            return false;
+        };
         match session.parse(header) {
             Parsed::Request(request) => return self.take_request(id, request, header_len, context),
             Parsed::Refused { cookie, offset, error, payload, reason, .. } => {
@@ -291,7 +310,8 @@ impl Conn {
         true
     }
 
-    /// Takes a request whose header is good. False if its data would be too much now, or is not there yet.
+    /// Takes a request whose header is good. False if its data would be too much now, or is not
+    /// there yet.
     fn take_request(
         &mut self,
         id: u32,
@@ -330,10 +350,13 @@ impl Conn {
     /// Copies what has come of the awaited data of a write; the write starts when it is whole.
     fn fill_body(&mut self, id: u32, context: &mut Context<'_>) {
         // While the kernel fills the body itself, it is left alone.
-        let Some(body) = self.body.as_mut().filter(|_| self.receiving != Receiving::Body) else { return };
+        let Some(body) = self.body.as_mut().filter(|_| self.receiving != Receiving::Body) else {
+            return;
+        };
         let come = (body.len - body.filled).min(self.end - self.start);
         let buffer = self.pending.get_mut(body.slot).and_then(|pending| pending.buffer.as_mut());
-        if let (Some(buffer), Some(from)) = (buffer, self.input.bytes().get(self.start..self.start + come))
+        if let (Some(buffer), Some(from)) =
+            (buffer, self.input.bytes().get(self.start..self.start + come))
             && let Some(to) = buffer.bytes_mut().get_mut(body.filled..body.filled + come)
         {
             to.copy_from_slice(from);
@@ -349,14 +372,16 @@ impl Conn {
 
     /// Hands a complete request to the pipeline.
     fn start(&mut self, id: u32, slot: u32, context: &mut Context<'_>) {
-        let (Phase::Transmission { device, .. }, Some(pending)) = (&self.phase, self.pending.get(slot))
+        let (Phase::Transmission { device, .. }, Some(pending)) =
+            (&self.phase, self.pending.get(slot))
         else {
             return self.answered(slot, libc::ESHUTDOWN, context);
         };
         let Request { command, offset, len, fua, no_hole, fast_zero, .. } = pending.request;
         let op = match command {
             Command::Read => Op::Read,
-            // Read and thrown away: it is in the cache afterwards. More than can be read at once is not worth it.
+            // Read and thrown away: it is in the cache afterwards. More than can be read at once is
+            // not worth it.
             Command::Cache if len <= u64::from(super::MAX_REQUEST_BYTES) => Op::Read,
             Command::Write => Op::Write,
             Command::Flush => Op::Flush,
@@ -369,14 +394,20 @@ impl Conn {
         }
         let data = pending.buffer.as_ref().map_or(Span::NONE, |buffer| Span(buffer.as_ptr()));
         // The buffer stays in `pending`, untouched, until the answer (contract of Span).
-        let request = request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
+        let request =
+            request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
         if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.ring) {
             self.answered(slot, errno, context);
         }
     }
 
     /// Answers BLOCK_STATUS from the maps and the leaves. False if its payload is not there yet.
-    fn block_status(&mut self, request: Request, header_len: usize, context: &mut Context<'_>) -> bool {
+    fn block_status(
+        &mut self,
+        request: Request,
+        header_len: usize,
+        context: &mut Context<'_>,
+    ) -> bool {
         let payload = request.payload as usize;
         let Phase::Transmission { session, device } = &self.phase else { return false };
         if self.end - self.start < header_len + payload {
@@ -406,22 +437,32 @@ impl Conn {
             };
             let mut writer = session.block_status(&request, what, buffer.bytes_mut());
             let id = device.device().id();
-            context.pipeline.extents(id, request.offset, request.len, extents, &mut |len, status| {
-                writer.extent(len, status)
-            });
+            context.pipeline.extents(
+                id,
+                request.offset,
+                request.len,
+                extents,
+                &mut |len, status| writer.extent(len, status),
+            );
             let written = writer.finish();
             let lent = buffer.size();
             self.lent_bytes += lent;
             let mut header = [0; MAX_REPLY_HEADER];
-            // The chunk carries its own header; without an extent (the table has shrunk) the reply is an error.
+            // The chunk carries its own header; without an extent (the table has shrunk) the reply
+            // is an error.
             let reply = match written {
                 Some(len) => Reply { header, header_len: 0, body: Some((buffer, len)), lent },
                 None => {
                     self.lent_bytes -= lent;
                     context.buffers.put(buffer);
                     let (cookie, offset) = (request.cookie, request.offset);
-                    let header_len =
-                        session.error(cookie, offset, NbdError::Inval, "no extents there", &mut header);
+                    let header_len = session.error(
+                        cookie,
+                        offset,
+                        NbdError::Inval,
+                        "no extents there",
+                        &mut header,
+                    );
                     Reply { header, header_len, body: None, lent: 0 }
                 }
             };
@@ -434,8 +475,8 @@ impl Conn {
         true
     }
 
-    /// Sends what is to be sent, and gives the kernel a place for what comes. True if requests that were held back
-    /// are to be read first.
+    /// Sends what is to be sent, and gives the kernel a place for what comes. True if requests that
+    /// were held back are to be read first.
     pub(super) fn arm(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         if self.ending
             && self.receiving == Receiving::Nothing
@@ -476,8 +517,9 @@ impl Conn {
         }
     }
 
-    /// Sends what there is: what the socket takes at once, the rest through the ring, which also finds out errors. True
-    /// if something has left at once: that may have made room for requests which the limits held back.
+    /// Sends what there is: what the socket takes at once, the rest through the ring, which also
+    /// finds out errors. True if something has left at once: that may have made room for requests
+    /// which the limits held back.
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
         while !self.sending.active {
@@ -501,7 +543,8 @@ impl Conn {
     fn send_by_ring(&mut self, id: u32, ring: &mut Ring) {
         let Some(entry) = self.sending.gather.entry(self.socket.as_fd()) else { return };
         self.sending.active = true;
-        // SAFETY: header, vectors, replies and text stay in `sending` until the completion (is_over waits for it).
+        // SAFETY: header, vectors, replies and text stay in `sending` until the completion (is_over
+        // waits for it).
         unsafe { ring.push(&entry.user_data(user_data(Tag::Send, u64::from(id)))) };
     }
 
@@ -509,7 +552,8 @@ impl Conn {
         let fd = types::Fd(self.socket.as_raw_fd());
         let (into, place, len, flags) = match &self.body {
             Some(body) if body.len >= LARGE_WRITE => {
-                let buffer = self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
+                let buffer =
+                    self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
                 let Some(buffer) = buffer else { return };
                 let place = buffer.as_ptr().wrapping_add(body.filled);
                 (Receiving::Body, place, body.len - body.filled, libc::MSG_WAITALL)
@@ -527,7 +571,8 @@ impl Conn {
         };
         let entry = opcode::Recv::new(fd, place, len as u32).flags(flags).build();
         self.receiving = into;
-        // SAFETY: the input buffer and the pending write's buffer stay where they are until the completion.
+        // SAFETY: the input buffer and the pending write's buffer stay where they are until the
+        // completion.
         unsafe { context.ring.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
     }
 
@@ -542,7 +587,8 @@ impl Conn {
         }
     }
 
-    /// The server stops: nothing more is read, what is in flight is still answered, if the client takes it soon.
+    /// The server stops: nothing more is read, what is in flight is still answered, if the client
+    /// takes it soon.
     pub(super) fn stop(&mut self, now_ns: u64) {
         self.ending = true;
         self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
@@ -557,14 +603,19 @@ impl Conn {
     pub(super) fn expire(&mut self, now_ns: u64) -> bool {
         let is_up = self.is_timed() && self.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
         if is_up {
-            tracing::debug!("connection dropped: its handshake, or its last replies, took too long");
+            tracing::debug!(
+                "connection dropped: its handshake, or its last replies, took too long"
+            );
             (self.broken, self.ending) = (true, true);
         }
         is_up
     }
 
     fn nothing_to_send(&self) -> bool {
-        !self.sending.active && self.sending.is_done() && self.replies.is_empty() && self.text.is_empty()
+        !self.sending.active
+            && self.sending.is_done()
+            && self.replies.is_empty()
+            && self.text.is_empty()
     }
 
     /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.

@@ -1,12 +1,14 @@
 //! Metadata contexts: what BLOCK_STATUS can tell about an extent, and how clients ask for it.
 //!
-//! Contract: a closed set. Each context has a fixed number, so a set of them is one byte and a reply needs no table.
+//! Contract: a closed set. Each context has a fixed number, so a set of them is one byte and a
+//! reply needs no table.
 
 /// A metadata context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum MetaContext {
-    /// `base:allocation`: is the extent allocated, does it read as zeroes? See [`super::proto::allocation`].
+    /// `base:allocation`: is the extent allocated, does it read as zeroes? See
+    /// [`super::proto::allocation`].
     Allocation = 1,
     /// `blkswitch:path`: the number of the path that the region table gives the extent.
     Path = 2,
@@ -34,13 +36,16 @@ impl MetaContext {
         MetaContext::ALL.into_iter().find(|context| context.id() == id)
     }
 
-    /// Does `query` of a LIST_META_CONTEXT mean this context: by its name, or by its namespace and a colon?
+    /// Does `query` of a LIST_META_CONTEXT mean this context: by its name, or by its namespace and
+    /// a colon?
     pub fn is_listed_by(self, query: &str) -> bool {
         let name = self.name();
-        query == name || query.strip_suffix(':').is_some_and(|space| name.split(':').next() == Some(space))
+        query == name
+            || query.strip_suffix(':').is_some_and(|space| name.split(':').next() == Some(space))
     }
 
-    /// Does `query` of a SET_META_CONTEXT select this context? Only its name does: wildcards select nothing.
+    /// Does `query` of a SET_META_CONTEXT select this context? Only its name does: wildcards select
+    /// nothing.
     pub fn is_selected_by(self, query: &str) -> bool {
         query == self.name()
     }
@@ -117,8 +122,10 @@ mod tests {
             ("qemu:dirty-bitmap:b0", &[], &[]),
         ];
         for (query, listed, selected) in table {
-            let list: Vec<_> = MetaContext::ALL.into_iter().filter(|c| c.is_listed_by(query)).collect();
-            let set: Vec<_> = MetaContext::ALL.into_iter().filter(|c| c.is_selected_by(query)).collect();
+            let list: Vec<_> =
+                MetaContext::ALL.into_iter().filter(|c| c.is_listed_by(query)).collect();
+            let set: Vec<_> =
+                MetaContext::ALL.into_iter().filter(|c| c.is_selected_by(query)).collect();
             assert_eq!((&list[..], &set[..]), (listed, selected), "{query}");
         }
     }

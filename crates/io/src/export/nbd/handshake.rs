@@ -1,12 +1,14 @@
 //! The handshake: fixed-newstyle negotiation, from the greeting to a [`Session`].
 //!
-//! Contract: [`Handshake::input`] eats whole steps (the client flags, an option header, an option's data) and leaves
-//! the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it; options that are longer, unknown or not
-//! allowed to have data are skipped while they stream and answered then. What is answered does not depend on how the
-//! bytes were cut. Never panics; memory is bounded by the limits in the parent module. Deadlines are the caller's.
+//! Contract: [`Handshake::input`] eats whole steps (the client flags, an option header, an option's
+//! data) and leaves the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it; options
+//! that are longer, unknown or not allowed to have data are skipped while they stream and answered
+//! then. What is answered does not depend on how the bytes were cut. Never panics; memory is
+//! bounded by the limits in the parent module. Deadlines are the caller's.
 //!
-//! Options are answered in their order and each completely, as the document wants it; a client that does not wait
-//! for answers is served all the same. Without TLS and without oldstyle: both are answered as the document provides.
+//! Options are answered in their order and each completely, as the document wants it; a client that
+//! does not wait for answers is served all the same. Without TLS and without oldstyle: both are
+//! answered as the document provides.
 
 use self::options::{Refusal, answer, refuse};
 use super::contexts::Contexts;
@@ -15,8 +17,8 @@ use super::proto::{
 };
 use super::session::Session;
 use super::{
-    Directory, MAX_ANSWER_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS_PER_CONNECTION, MAX_SKIPPED_OPTION_BYTES,
-    MAX_STRING,
+    Directory, MAX_ANSWER_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS_PER_CONNECTION,
+    MAX_SKIPPED_OPTION_BYTES, MAX_STRING,
 };
 
 /// One connection before transmission.
@@ -138,7 +140,8 @@ impl Handshake {
         out.extend_from_slice(&OFFERED_FLAGS.to_be_bytes());
     }
 
-    /// The server is going away: from now on every option but ABORT is answered with `NBD_REP_ERR_SHUTDOWN`.
+    /// The server is going away: from now on every option but ABORT is answered with
+    /// `NBD_REP_ERR_SHUTDOWN`.
     pub fn shut_down(&mut self) {
         self.shutting_down = true;
     }
@@ -201,7 +204,8 @@ impl Handshake {
     /// Decides, before the data is there, whether an option is looked at or skipped.
     fn header(&mut self, input: &[u8]) -> Step {
         let mut reader = Reader::new(input);
-        let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32()) else {
+        let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32())
+        else {
             return Step::Starved;
         };
         let close = |reason| Step::End(OPTION_HEADER_LEN, Next::Close(reason));
@@ -241,7 +245,11 @@ impl Handshake {
         let has_data = match option {
             // Data is ignored rather than refused.
             opt::ABORT => return Some(Verdict::Abort),
-            opt::EXPORT_NAME | opt::INFO | opt::GO | opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => true,
+            opt::EXPORT_NAME
+            | opt::INFO
+            | opt::GO
+            | opt::LIST_META_CONTEXT
+            | opt::SET_META_CONTEXT => true,
             opt::LIST | opt::STARTTLS | opt::STRUCTURED_REPLY | opt::EXTENDED_HEADERS => false,
             _ => return Some(Verdict::Unknown),
         };
@@ -258,7 +266,14 @@ impl Handshake {
         }
     }
 
-    fn skip(&mut self, option: u32, left: u32, verdict: Verdict, input: &[u8], out: &mut Vec<u8>) -> Step {
+    fn skip(
+        &mut self,
+        option: u32,
+        left: u32,
+        verdict: Verdict,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Step {
         let ate = input.len().min(left as usize);
         let left = left - ate as u32;
         if left > 0 {
@@ -271,12 +286,15 @@ impl Handshake {
                 answer(out, option, rep::ACK, &[]);
                 return Step::End(ate, Next::Close(CloseReason::Abort));
             }
-            Verdict::Unknown => Refusal::new(rep::ERR_UNSUP, format!("option {option} is not known here")),
+            Verdict::Unknown => {
+                Refusal::new(rep::ERR_UNSUP, format!("option {option} is not known here"))
+            }
             Verdict::NeedsNoData => Refusal::invalid(format!("option {option} has no data")),
             Verdict::NoTls => Refusal::new(rep::ERR_UNSUP, "there is no TLS here"),
             Verdict::TooLong(len) => {
-                let text =
-                    format!("option {option} with {len} bytes of data; at most {MAX_OPTION_BYTES} are read");
+                let text = format!(
+                    "option {option} with {len} bytes of data; at most {MAX_OPTION_BYTES} are read"
+                );
                 Refusal::new(rep::ERR_TOO_BIG, text)
             }
             Verdict::Shutdown => Refusal::new(rep::ERR_SHUTDOWN, "the server is shutting down"),

@@ -1,24 +1,29 @@
 //! Replies: the headers that go in front of data, and the replies that are nothing but a header.
 //!
-//! Contract: written into memory of the caller, no allocation, no panics. A session has one form of reply for
-//! everything: simple; structured chunks as soon as those were negotiated (mandatory for READ and BLOCK_STATUS, and
-//! allowed everywhere, with room for a text in errors); extended chunks after EXTENDED_HEADERS (mandatory for all).
-//! Every chunk of success but those of BLOCK_STATUS is the last of its reply: the header of a READ is written when
-//! all its data is there, so nothing can go wrong behind it.
+//! Contract: written into memory of the caller, no allocation, no panics. A session has one form of
+//! reply for everything: simple; structured chunks as soon as those were negotiated (mandatory for
+//! READ and BLOCK_STATUS, and allowed everywhere, with room for a text in errors); extended chunks
+//! after EXTENDED_HEADERS (mandatory for all). Every chunk of success but those of BLOCK_STATUS is
+//! the last of its reply: the header of a READ is written when all its data is there, so nothing
+//! can go wrong behind it.
 
 use super::MAX_EXTENTS;
 use super::contexts::MetaContext;
-use super::proto::{EXTENDED_REPLY_MAGIC, NbdError, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk};
+use super::proto::{
+    EXTENDED_REPLY_MAGIC, NbdError, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
+};
 use super::session::{Request, Session};
 
-/// Largest header: what [`Session::read_ok`], [`Session::ok`] and [`Session::error`] write at most. Two cache lines.
+/// Largest header: what [`Session::read_ok`], [`Session::ok`] and [`Session::error`] write at most.
+/// Two cache lines.
 pub const MAX_REPLY_HEADER: usize = 128;
 
 /// Longest text of an error: what is left of [`MAX_REPLY_HEADER`] in an extended chunk.
 pub const MAX_ERROR_TEXT: usize = MAX_REPLY_HEADER - EXTENDED_CHUNK_LEN - ERROR_HEAD;
 
 /// Largest chunk of a BLOCK_STATUS reply, so the most memory a [`StatusWriter`] has a use for.
-pub const MAX_STATUS_CHUNK: usize = EXTENDED_CHUNK_LEN + STATUS_EXT_HEAD + MAX_EXTENTS * EXTENT_EXT_LEN;
+pub const MAX_STATUS_CHUNK: usize =
+    EXTENDED_CHUNK_LEN + STATUS_EXT_HEAD + MAX_EXTENTS * EXTENT_EXT_LEN;
 
 /// Header of an extended chunk; that of a structured one is 20, a simple reply 16.
 const EXTENDED_CHUNK_LEN: usize = 32;
@@ -35,15 +40,29 @@ const EXTENT_LEN: usize = 8;
 const EXTENT_EXT_LEN: usize = 16;
 
 impl Session {
-    /// Header of a READ that succeeded as a whole; `len` bytes of data follow it. Returns the header's length.
+    /// Header of a READ that succeeded as a whole; `len` bytes of data follow it. Returns the
+    /// header's length.
     ///
     /// A READ of no bytes is answered like a command without data: a data chunk must not be empty.
-    pub fn read_ok(&self, cookie: u64, offset: u64, len: u64, out: &mut [u8; MAX_REPLY_HEADER]) -> usize {
+    pub fn read_ok(
+        &self,
+        cookie: u64,
+        offset: u64,
+        len: u64,
+        out: &mut [u8; MAX_REPLY_HEADER],
+    ) -> usize {
         if !self.structured || len == 0 {
             return self.ok(cookie, offset, out);
         }
         let mut put = Put::new(out);
-        self.chunk(&mut put, chunk::FLAG_DONE, chunk::OFFSET_DATA, cookie, offset, OFFSET_LEN as u64 + len);
+        self.chunk(
+            &mut put,
+            chunk::FLAG_DONE,
+            chunk::OFFSET_DATA,
+            cookie,
+            offset,
+            OFFSET_LEN as u64 + len,
+        );
         put.u64(offset);
         put.at
     }
@@ -58,7 +77,8 @@ impl Session {
         put.at
     }
 
-    /// An error, the only or last chunk of its reply; `text` is for humans, may be empty and is cut at
+    /// An error, the only or last chunk of its reply; `text` is for humans, may be empty and is cut
+    /// at
     /// [`MAX_ERROR_TEXT`] (simple replies have no place for it). Returns the length.
     pub fn error(
         &self,
@@ -85,7 +105,8 @@ impl Session {
     /// Begins the chunk that answers `context` of a BLOCK_STATUS. A reply is one chunk for each of
     /// `request.contexts`, in their order; the last says that it is.
     ///
-    /// As many extents as fit into `out` and [`MAX_EXTENTS`] are taken; [`MAX_STATUS_CHUNK`] bytes are always enough.
+    /// As many extents as fit into `out` and [`MAX_EXTENTS`] are taken; [`MAX_STATUS_CHUNK`] bytes
+    /// are always enough.
     pub fn block_status<'a>(
         &self,
         request: &Request,
@@ -136,8 +157,8 @@ fn simple(put: &mut Put<'_>, error: u32, cookie: u64) {
 
 /// Takes the extents of one context in their order and makes a chunk of them.
 ///
-/// Neighbours of equal status become one extent; nothing beyond the request is told. Where an extent ends is the
-/// caller's matter: the document wants multiples of the minimum block size.
+/// Neighbours of equal status become one extent; nothing beyond the request is told. Where an
+/// extent ends is the caller's matter: the document wants multiples of the minimum block size.
 #[derive(Debug)]
 pub struct StatusWriter<'a> {
     put: Put<'a>,
@@ -153,8 +174,9 @@ pub struct StatusWriter<'a> {
 }
 
 impl StatusWriter<'_> {
-    /// The next `len` bytes have this status. False when no further extent is wanted, because the request is covered
-    /// or the chunk is full; what comes after is ignored, so the answer never has a hole.
+    /// The next `len` bytes have this status. False when no further extent is wanted, because the
+    /// request is covered or the chunk is full; what comes after is ignored, so the answer never
+    /// has a hole.
     pub fn extent(&mut self, len: u64, status: u32) -> bool {
         let len = len.min(self.left);
         if len == 0 {
@@ -175,8 +197,8 @@ impl StatusWriter<'_> {
         self.left > 0
     }
 
-    /// Completes the chunk and returns its length; `None` if there was no extent, which is no answer: the request
-    /// has to be answered with an error instead.
+    /// Completes the chunk and returns its length; `None` if there was no extent, which is no
+    /// answer: the request has to be answered with an error instead.
     pub fn finish(mut self) -> Option<usize> {
         self.write_pending();
         if self.count == 0 {
@@ -209,8 +231,8 @@ impl StatusWriter<'_> {
     }
 }
 
-/// Writes big-endian numbers one after the other. What does not fit is not written; callers size `out` so that all
-/// does, or ask for the room.
+/// Writes big-endian numbers one after the other. What does not fit is not written; callers size
+/// `out` so that all does, or ask for the room.
 #[derive(Debug)]
 struct Put<'a> {
     out: &'a mut [u8],

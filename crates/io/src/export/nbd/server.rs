@@ -1,7 +1,7 @@
 //! The connections of one queue, and the ways between them, the ring and the pipeline.
 //!
-//! Contract: one thread. A token is the connection's index and the index of the request within it; a connection is
-//! dropped only when the kernel and the pipeline have given back everything of it.
+//! Contract: one thread. A token is the connection's index and the index of the request within it;
+//! a connection is dropped only when the kernel and the pipeline have given back everything of it.
 
 use std::os::fd::OwnedFd;
 
@@ -11,7 +11,8 @@ use crate::request::Done;
 use crate::ring::{Completion, Tag};
 use crate::slab::Slab;
 
-/// Connections that one queue serves. Each costs its input buffer and two descriptors' worth of kernel memory.
+/// Connections that one queue serves. Each costs its input buffer and two descriptors' worth of
+/// kernel memory.
 pub const MAX_CONNECTIONS_PER_QUEUE: usize = 1024;
 
 /// See the module's text.
@@ -72,8 +73,8 @@ impl Server {
         self.touch(id);
     }
 
-    /// Lets every touched connection go on. True if it is to be called again at once, after the answers there are have
-    /// been carried.
+    /// Lets every touched connection go on. True if it is to be called again at once, after the
+    /// answers there are have been carried.
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
         let mut more = false;
         for at in 0..self.touched.len() {
@@ -112,7 +113,8 @@ impl Server {
         }
     }
 
-    /// Whether a connection has a deadline: then [`Server::tick`] is to be called every second or so.
+    /// Whether a connection has a deadline: then [`Server::tick`] is to be called every second or
+    /// so.
     pub fn is_timed(&self) -> bool {
         self.conns.iter().any(|(_, conn)| conn.is_timed())
     }

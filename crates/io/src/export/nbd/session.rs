@@ -1,13 +1,14 @@
 //! A session: what the handshake agreed on, and the parsing of request headers.
 //!
-//! Contract: [`Session::parse`] is on the way of every request: no allocation, no panics, no state. It accepts only
-//! what the session offers and what lies inside the size announced to the connection; everything else comes back as
-//! the error to answer, with the payload that has to be skipped first, or as a reason to drop the connection.
+//! Contract: [`Session::parse`] is on the way of every request: no allocation, no panics, no state.
+//! It accepts only what the session offers and what lies inside the size announced to the
+//! connection; everything else comes back as the error to answer, with the payload that has to be
+//! skipped first, or as a reason to drop the connection.
 
 use super::contexts::{Contexts, MetaContext};
 use super::proto::{
-    Command, EXTENDED_REQUEST_LEN, EXTENDED_REQUEST_MAGIC, NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader,
-    command_flag, transmission_flag,
+    Command, EXTENDED_REQUEST_LEN, EXTENDED_REQUEST_MAGIC, NbdError, REQUEST_LEN, REQUEST_MAGIC,
+    Reader, command_flag, transmission_flag,
 };
 use super::{ExportInfo, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES};
 
@@ -76,7 +77,8 @@ pub struct Request {
     /// Number of bytes; `offset + len` lies inside the export and does not overflow. At most
     /// [`MAX_REQUEST_BYTES`] for READ and WRITE, as large as the export for others.
     pub len: u64,
-    /// Bytes that follow on the wire: the data of a WRITE, or what [`Session::status_payload`] wants.
+    /// Bytes that follow on the wire: the data of a WRITE, or what [`Session::status_payload`]
+    /// wants.
     pub payload: u64,
     /// Answer when the data is on stable storage. Set for commands that write only.
     pub fua: bool,
@@ -95,8 +97,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// Success without doing anything: the protocol leaves requests of no bytes to the server, and this one gives
-    /// them no meaning. (A FLUSH has no length but a meaning; a BLOCK_STATUS with a payload has its length there.)
+    /// Success without doing anything: the protocol leaves requests of no bytes to the server, and
+    /// this one gives them no meaning. (A FLUSH has no length but a meaning; a BLOCK_STATUS with a
+    /// payload has its length there.)
     pub fn is_empty(&self) -> bool {
         self.len == 0 && self.payload == 0 && self.command != Command::Flush
     }
@@ -133,7 +136,8 @@ impl Session {
         session
     }
 
-    /// The flags each command may have. FUA is valid on every command; where nothing is written it has no effect.
+    /// The flags each command may have. FUA is valid on every command; where nothing is written it
+    /// has no effect.
     fn allowed_flags(&self) -> [Option<u16>; Command::SLOTS] {
         use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
         let when = |offered: bool, flag: u16| if offered { flag } else { 0 };
@@ -147,8 +151,16 @@ impl Session {
         allow(Command::Flush, true, 0);
         allow(Command::Trim, export.can_discard, 0);
         allow(Command::Cache, export.can_cache, 0);
-        allow(Command::WriteZeroes, export.can_zero, NO_HOLE | when(export.can_fast_zero, FAST_ZERO));
-        allow(Command::BlockStatus, !self.contexts.is_empty(), REQ_ONE | when(self.extended, PAYLOAD_LEN));
+        allow(
+            Command::WriteZeroes,
+            export.can_zero,
+            NO_HOLE | when(export.can_fast_zero, FAST_ZERO),
+        );
+        allow(
+            Command::BlockStatus,
+            !self.contexts.is_empty(),
+            REQ_ONE | when(self.extended, PAYLOAD_LEN),
+        );
         allowed
     }
 
@@ -169,7 +181,10 @@ impl Session {
             (self.extended && !self.contexts.is_empty(), BLOCK_STATUS_PAYLOAD),
         ];
         let always = HAS_FLAGS | SEND_FLUSH | SEND_FUA;
-        offers.into_iter().filter(|(offered, _)| *offered).fold(always, |flags, (_, flag)| flags | flag)
+        offers
+            .into_iter()
+            .filter(|(offered, _)| *offered)
+            .fold(always, |flags, (_, flag)| flags | flag)
     }
 
     /// Bytes of a request header: 28, or 32 with extended headers.
@@ -199,14 +214,19 @@ impl Session {
         };
         match checked {
             Ok(request) => Parsed::Request(request),
-            Err((error, reason)) => {
-                Parsed::Refused { cookie: wire.cookie, offset: wire.offset, command, error, payload, reason }
-            }
+            Err((error, reason)) => Parsed::Refused {
+                cookie: wire.cookie,
+                offset: wire.offset,
+                command,
+                error,
+                payload,
+                reason,
+            },
         }
     }
 
-    /// Reads the payload of a BLOCK_STATUS with `payload_len_flag`: the length in question and the contexts wanted.
-    /// The request it returns has no payload; a refusal has none to skip.
+    /// Reads the payload of a BLOCK_STATUS with `payload_len_flag`: the length in question and the
+    /// contexts wanted. The request it returns has no payload; a refusal has none to skip.
     pub fn status_payload(&self, request: &Request, payload: &[u8]) -> Parsed {
         match self.chosen_contexts(request, payload) {
             Ok(request) => Parsed::Request(request),
@@ -234,10 +254,12 @@ impl Session {
         Some((magic, Wire { flags, kind, cookie, offset, len }))
     }
 
-    /// Bytes that follow the header, whatever becomes of the request; an error if they are too many to read.
+    /// Bytes that follow the header, whatever becomes of the request; an error if they are too many
+    /// to read.
     fn payload(&self, command: Option<Command>, wire: &Wire) -> Result<u64, &'static str> {
         if self.extended {
-            // The document wants the connection dropped at once when the announced maximum is exceeded.
+            // The document wants the connection dropped at once when the announced maximum is
+            // exceeded.
             match wire.flags & command_flag::PAYLOAD_LEN != 0 {
                 true if wire.len > u64::from(MAX_REQUEST_BYTES) => {
                     Err("a payload above the announced maximum")
@@ -264,7 +286,10 @@ impl Session {
             return Err((NbdError::Inval, "the export did not offer this command"));
         };
         if wire.flags & !allowed != 0 {
-            return Err((NbdError::Inval, "a flag that this command does not have on this connection"));
+            return Err((
+                NbdError::Inval,
+                "a flag that this command does not have on this connection",
+            ));
         }
         let has = |flag: u16| wire.flags & flag != 0;
         let request = Request {
@@ -294,27 +319,35 @@ impl Session {
     fn check_len(&self, request: &Request) -> Result<(), Refusal> {
         let too_long = request.len > u64::from(MAX_REQUEST_BYTES);
         match request.command {
-            // A structured reply could come in pieces, so the document has an own error for not doing that.
+            // A structured reply could come in pieces, so the document has an own error for not
+            // doing that.
             Command::Read if too_long && self.structured => {
                 Err((NbdError::Overflow, "a READ above the announced maximum"))
             }
-            Command::Read if too_long => Err((NbdError::Inval, "a READ above the announced maximum")),
+            Command::Read if too_long => {
+                Err((NbdError::Inval, "a READ above the announced maximum"))
+            }
             Command::Write if self.extended && !request.payload_len_flag => {
                 Err((NbdError::Inval, "an extended WRITE without PAYLOAD_LEN"))
             }
-            Command::Write if too_long => Err((NbdError::Inval, "a WRITE above the announced maximum")),
+            Command::Write if too_long => {
+                Err((NbdError::Inval, "a WRITE above the announced maximum"))
+            }
             Command::Flush if request.offset != 0 || request.len != 0 => {
                 Err((NbdError::Inval, "a FLUSH with offset or length"))
             }
             Command::BlockStatus if request.payload_len_flag => {
                 self.check_status_payload_len(request.payload)
             }
-            Command::BlockStatus if request.len == 0 => Err((NbdError::Inval, "a BLOCK_STATUS of no bytes")),
+            Command::BlockStatus if request.len == 0 => {
+                Err((NbdError::Inval, "a BLOCK_STATUS of no bytes"))
+            }
             _ => Ok(()),
         }
     }
 
-    /// The payload must name at least one context; one that names more than there are names one twice or one unknown.
+    /// The payload must name at least one context; one that names more than there are names one
+    /// twice or one unknown.
     fn check_status_payload_len(&self, payload: u64) -> Result<(), Refusal> {
         match payload.checked_sub(STATUS_PAYLOAD_HEAD) {
             Some(ids)
@@ -329,7 +362,10 @@ impl Session {
     }
 
     fn check_range(&self, request: &Request) -> Result<(), Refusal> {
-        let inside = request.offset.checked_add(request.len).is_some_and(|end| end <= self.export.size_bytes);
+        let inside = request
+            .offset
+            .checked_add(request.len)
+            .is_some_and(|end| end <= self.export.size_bytes);
         if !inside {
             let error = match request.command {
                 Command::Write | Command::WriteZeroes => NbdError::NoSpc,
@@ -353,7 +389,12 @@ impl Session {
             let id = reader.u32().ok_or(MALFORMED)?;
             match MetaContext::from_id(id) {
                 Some(context) if self.contexts.contains(context) && contexts.insert(context) => {}
-                _ => return Err((NbdError::Inval, "a metadata context that is unknown or named twice")),
+                _ => {
+                    return Err((
+                        NbdError::Inval,
+                        "a metadata context that is unknown or named twice",
+                    ));
+                }
             }
         }
         if len == 0 {

@@ -1,4 +1,5 @@
-//! What the tests of this protocol share: a directory, and a notation in which conversations can be read.
+//! What the tests of this protocol share: a directory, and a notation in which conversations can be
+//! read.
 
 use super::{Directory, ExportInfo};
 
@@ -40,7 +41,8 @@ pub(super) fn disk(name: &str) -> ExportInfo {
     }
 }
 
-/// Bytes from notation: hex digits, `'text'`, and `[ ... ]` for what is preceded by its length in 32 bits.
+/// Bytes from notation: hex digits, `'text'`, and `[ ... ]` for what is preceded by its length in
+/// 32 bits.
 pub(super) fn wire(notation: &str) -> Vec<u8> {
     let mut levels = vec![Vec::new()];
     let mut chars = notation.chars();
@@ -48,7 +50,9 @@ pub(super) fn wire(notation: &str) -> Vec<u8> {
         let top = levels.last_mut().unwrap();
         match c {
             ' ' | '\n' => {}
-            '\'' => top.extend(chars.by_ref().take_while(|&c| c != '\'').collect::<String>().bytes()),
+            '\'' => {
+                top.extend(chars.by_ref().take_while(|&c| c != '\'').collect::<String>().bytes())
+            }
             '[' => levels.push(Vec::new()),
             ']' => {
                 let inner = levels.pop().unwrap();
@@ -57,7 +61,8 @@ pub(super) fn wire(notation: &str) -> Vec<u8> {
                 outer.extend(inner);
             }
             high => {
-                let pair = [high, chars.next().unwrap()].map(|c| c.to_digit(16).expect("hex digits") as u8);
+                let pair = [high, chars.next().unwrap()]
+                    .map(|c| c.to_digit(16).expect("hex digits") as u8);
                 top.push(pair[0] << 4 | pair[1]);
             }
         }
@@ -68,8 +73,9 @@ pub(super) fn wire(notation: &str) -> Vec<u8> {
 
 /// Hex in groups of four bytes, so that a failing test can be read.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    let groups =
-        bytes.chunks(4).map(|group| group.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let groups = bytes
+        .chunks(4)
+        .map(|group| group.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
     groups.collect::<Vec<_>>().join(" ")
 }
 

@@ -1,8 +1,9 @@
 //! The interface of the ublk driver: numbers and structures.
 //!
-//! Source of every fact here: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of Linux 6.12 (zero copy:
-//! 7.3), `_IOWR` from `include/uapi/asm-generic/ioctl.h`. Structures are passed by address in the layout of C; their
-//! sizes are checked below, because the driver checks them too.
+//! Source of every fact here: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of
+//! Linux 6.12 (zero copy: 7.3), `_IOWR` from `include/uapi/asm-generic/ioctl.h`. Structures are
+//! passed by address in the layout of C; their sizes are checked below, because the driver checks
+//! them too.
 
 /// The control device.
 pub(super) const CONTROL: &str = "/dev/ublk-control";
@@ -68,7 +69,8 @@ pub(super) mod feature {
     pub(in super::super) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     /// Commands are numbered as ioctls are.
     pub(in super::super) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
-    /// A request's bytes can be read and written by way of the character device, and are not copied otherwise.
+    /// A request's bytes can be read and written by way of the character device, and are not copied
+    /// otherwise.
     pub(in super::super) const USER_COPY: u64 = 1 << 7;
     /// A request's pages are put into the table before it comes, and taken out with its answer.
     pub(in super::super) const AUTO_BUF_REG: u64 = 1 << 11;
@@ -99,14 +101,16 @@ pub(super) mod io_flag {
     pub(in super::super) const NEED_REG_BUF: u32 = 1 << 17;
 }
 
-/// What a fetch says of the pages of the request that comes: the slot for them, and that it is to come without if they
-/// cannot be put there (`struct ublk_auto_buf_reg`, `UBLK_AUTO_BUF_REG_FALLBACK`).
+/// What a fetch says of the pages of the request that comes: the slot for them, and that it is to
+/// come without if they cannot be put there (`struct ublk_auto_buf_reg`,
+/// `UBLK_AUTO_BUF_REG_FALLBACK`).
 pub(super) fn auto_buf_reg(slot: u16) -> u64 {
     const FALLBACK: u64 = 1 << 0;
     u64::from(slot) | (FALLBACK << 16)
 }
 
-/// Where the bytes of a tag's request are in the character device (`UBLKSRV_IO_BUF_OFFSET` and what follows it).
+/// Where the bytes of a tag's request are in the character device (`UBLKSRV_IO_BUF_OFFSET` and what
+/// follows it).
 pub(super) fn bytes_at(queue: u16, tag: u16) -> u64 {
     0x8000_0000 + (u64::from(queue) << 41) + (u64::from(tag) << 25)
 }
@@ -310,8 +314,12 @@ mod tests {
         };
         let expected: Vec<u8> = (1..=26).chain([0; 54]).collect();
         assert_eq!(command.bytes().as_slice(), expected, "on a little-endian machine");
-        let command =
-            IoCommand { queue: 0x0201, tag: 0x0403, result: 0x0807_0605, addr: 0x100f_0e0d_0c0b_0a09 };
+        let command = IoCommand {
+            queue: 0x0201,
+            tag: 0x0403,
+            result: 0x0807_0605,
+            addr: 0x100f_0e0d_0c0b_0a09,
+        };
         assert_eq!(command.bytes().as_slice(), (1..=16).collect::<Vec<u8>>());
     }
 }

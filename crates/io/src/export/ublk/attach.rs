@@ -1,7 +1,7 @@
 //! From a device to a disk and back: attaching, detaching, taking over.
 //!
-//! Contract: the methods block and may be called from any thread but a queue's. A device is one disk at most; while
-//! it is one it counts as open. No lock is held while the driver works.
+//! Contract: the methods block and may be called from any thread but a queue's. A device is one
+//! disk at most; while it is one it counts as open. No lock is held while the driver works.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::abi::{DevInfo, feature, state};
 use super::control::{Control, kernel_release};
 use super::{
-    DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError, ZERO_COPY,
-    block_node, char_node, in_use, is_zero_copy, params,
+    DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError,
+    ZERO_COPY, block_node, char_node, in_use, is_zero_copy, params,
 };
 use crate::device::{Device, OpenDevice};
 use crate::pool::{Gone, Latch, Mailboxes};
@@ -21,7 +21,8 @@ use crate::queue::Command;
 /// What the driver keeps for us with each of our disks, to know them again: "blkswtch".
 const MARK: u64 = u64::from_be_bytes(*b"blkswtch");
 /// Features without which we do not make a disk.
-const FEATURES: u64 = feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
+const FEATURES: u64 =
+    feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
 /// How long a dead server's leaving may take: its ring and what it had under way must be gone.
 const LEAVING: Duration = Duration::from_secs(30);
 /// How often to look whether it has left.
@@ -61,7 +62,9 @@ struct Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.exports.lock().retain(|(device, attached)| *device != self.device || attached.is_some());
+        self.exports
+            .lock()
+            .retain(|(device, attached)| *device != self.device || attached.is_some());
     }
 }
 
@@ -125,7 +128,8 @@ impl Exports {
         let reserved = self.reserve(device)?;
         let mut info = wanted(options, mailboxes.len())?;
         let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
-        let params = params::params(&table, MAX_IO_BYTES).ok_or_else(|| UblkError::Table(device.name()))?;
+        let params =
+            params::params(&table, MAX_IO_BYTES).ok_or_else(|| UblkError::Table(device.name()))?;
         let wanted_pages = options.zero_copy.unwrap_or_else(|| table.gains_by_pages());
         drop(table);
         let open = OpenDevice::new(device).ok_or_else(|| UblkError::Stopping(device.name()))?;
@@ -135,7 +139,8 @@ impl Exports {
         if device.info().suspended {
             return Err(UblkError::Suspended(device.name()));
         }
-        let zero_copy = if wanted_pages && features & ZERO_COPY == ZERO_COPY { ZERO_COPY } else { 0 };
+        let zero_copy =
+            if wanted_pages && features & ZERO_COPY == ZERO_COPY { ZERO_COPY } else { 0 };
         control.add(&mut info, zero_copy)?;
         let mut added = Added { control: &mut control, id: Some(info.dev_id) };
         need(info.flags)?;
@@ -170,8 +175,8 @@ impl Exports {
         Ok(node)
     }
 
-    /// The device is no disk any more. Refused while the disk is in use, unless by force: then whoever uses it gets
-    /// errors from now on, and what the kernel has not written yet is lost.
+    /// The device is no disk any more. Refused while the disk is in use, unless by force: then
+    /// whoever uses it gets errors from now on, and what the kernel has not written yet is lost.
     pub(crate) fn detach(
         &self,
         device: &Device,
@@ -224,7 +229,11 @@ fn end(attached: &Attached, force: bool, mailboxes: &Mailboxes) -> Result<(), Ub
 /// Opens the disk for nobody else, and has written what its cache still holds.
 fn hold(node: &Node) -> Result<File, UblkError> {
     let file = in_use::claim(node)?;
-    file.sync_all().map_err(|source| UblkError::System { what: "flush", name: node.path(), source })?;
+    file.sync_all().map_err(|source| UblkError::System {
+        what: "flush",
+        name: node.path(),
+        source,
+    })?;
     Ok(file)
 }
 
@@ -246,7 +255,11 @@ fn wanted(options: &Options, pool_queues: usize) -> Result<DevInfo, UblkError> {
 }
 
 fn in_range(what: &'static str, given: u16, most: u16) -> Result<u16, UblkError> {
-    if (1..=most).contains(&given) { Ok(given) } else { Err(UblkError::Range { what, given, most }) }
+    if (1..=most).contains(&given) {
+        Ok(given)
+    } else {
+        Err(UblkError::Range { what, given, most })
+    }
 }
 
 /// The driver drops what it does not know without a word.
@@ -263,7 +276,11 @@ fn node(info: &DevInfo) -> Node {
 }
 
 /// Gives each hardware queue to a queue of ours; returns what tells when all are over.
-fn serve(device: &Arc<Device>, info: &DevInfo, mailboxes: &Mailboxes) -> Result<Arc<Latch>, UblkError> {
+fn serve(
+    device: &Arc<Device>,
+    info: &DevInfo,
+    mailboxes: &Mailboxes,
+) -> Result<Arc<Latch>, UblkError> {
     let name = char_node(info.dev_id);
     let system = |what| {
         let name = name.clone();
@@ -274,8 +291,8 @@ fn serve(device: &Arc<Device>, info: &DevInfo, mailboxes: &Mailboxes) -> Result<
     let over = Latch::new(usize::from(info.nr_hw_queues));
     let taken = Latch::new(usize::from(info.nr_hw_queues));
     for number in 0..info.nr_hw_queues {
-        let queue =
-            HwQueue::new(file.clone(), info, number, device.id(), over.ack()).map_err(system("map"))?;
+        let queue = HwQueue::new(file.clone(), info, number, device.id(), over.ack())
+            .map_err(system("map"))?;
         if let Some(mailbox) = mailboxes.get(usize::from(number) % mailboxes.len().max(1)) {
             mailbox.send(Command::ServeUblk { queue: Box::new(queue), ack: taken.ack() });
         }
@@ -296,7 +313,8 @@ fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, UblkError> 
         if info.state == state::QUIESCED {
             match control.start_recovery(id) {
                 Ok(()) => return Ok(info),
-                Err(UblkError::Command { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(UblkError::Command { source, .. })
+                    if source.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(error),
             }
         } else if is_alive(info.ublksrv_pid) {
@@ -339,7 +357,8 @@ pub fn leftovers() -> Result<Vec<Leftover>, UblkError> {
     Ok(found)
 }
 
-/// Removes a disk that a dead server of ours has left behind: requests that wait for another server fail.
+/// Removes a disk that a dead server of ours has left behind: requests that wait for another server
+/// fail.
 pub fn remove_leftover(id: u32) -> Result<(), UblkError> {
     let mut control = Control::open()?;
     let info = control.info(id)?;
@@ -376,7 +395,8 @@ mod tests {
     #[test]
     fn a_driver_without_recovery_is_refused() {
         assert!(need(FEATURES | 1 << 40).is_ok());
-        let needed = [feature::USER_RECOVERY, feature::USER_RECOVERY_REISSUE, feature::CMD_IOCTL_ENCODE];
+        let needed =
+            [feature::USER_RECOVERY, feature::USER_RECOVERY_REISSUE, feature::CMD_IOCTL_ENCODE];
         for missing in needed.into_iter().chain([FEATURES]) {
             let error = need(FEATURES & !missing).unwrap_err();
             let begin = format!("the ublk driver of kernel {} lacks ", kernel_release());

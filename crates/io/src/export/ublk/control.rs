@@ -1,8 +1,9 @@
 //! Commands to the driver: one call each, on the thread of whoever controls.
 //!
-//! Contract: every method blocks until the driver has answered, which for a start means that the device's first
-//! reads (of a partition table) were served, and for a stop that its last requests were: never call one on a queue's
-//! thread. The ring is this object's own, because control commands need submissions of 128 bytes.
+//! Contract: every method blocks until the driver has answered, which for a start means that the
+//! device's first reads (of a partition table) were served, and for a stop that its last requests
+//! were: never call one on a queue's thread. The ring is this object's own, because control
+//! commands need submissions of 128 bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,7 +19,8 @@ use super::abi::{self, ControlCommand, DevInfo, Params};
 const SUBMISSIONS: u32 = 2;
 /// How long a device may take to come up or go away before the command is taken back.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a removal waits for the last user of the device: the driver goes on with it afterwards by itself.
+/// How long a removal waits for the last user of the device: the driver goes on with it afterwards
+/// by itself.
 const REMOVAL: Duration = Duration::from_secs(2);
 
 const COMMAND: u64 = 1;
@@ -33,15 +35,16 @@ pub(super) struct Control {
 impl Control {
     /// Opens the control device. Errors: no driver, no permission, no io_uring.
     pub(super) fn open() -> Result<Control, UblkError> {
-        let device = OpenOptions::new().read(true).write(true).open(abi::CONTROL).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-                    UblkError::NoDriver { release: kernel_release() }
+        let device =
+            OpenOptions::new().read(true).write(true).open(abi::CONTROL).map_err(|source| {
+                match source.raw_os_error() {
+                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                        UblkError::NoDriver { release: kernel_release() }
+                    }
+                    Some(libc::EACCES | libc::EPERM) => UblkError::NotPermitted(source),
+                    _ => UblkError::System { what: "open", name: abi::CONTROL.into(), source },
                 }
-                Some(libc::EACCES | libc::EPERM) => UblkError::NotPermitted(source),
-                _ => UblkError::System { what: "open", name: abi::CONTROL.into(), source },
-            }
-        })?;
+            })?;
         let ring = IoUring::builder().build(SUBMISSIONS).map_err(|source| UblkError::System {
             what: "make",
             name: "an io_uring".into(),
@@ -64,8 +67,8 @@ impl Control {
         Ok(features)
     }
 
-    /// Makes a device; `info` is what was asked for and becomes what was given. The features `welcome` are had all or
-    /// none, whatever the driver makes of them.
+    /// Makes a device; `info` is what was asked for and becomes what was given. The features
+    /// `welcome` are had all or none, whatever the driver makes of them.
     pub(super) fn add(&mut self, info: &mut DevInfo, welcome: u64) -> Result<(), UblkError> {
         let plain = *info;
         info.flags |= welcome;
@@ -112,8 +115,11 @@ impl Control {
 
     /// Forgets the device. One that somebody still has open goes when they close it.
     pub(super) fn delete(&mut self, id: u32) -> Result<(), UblkError> {
-        let command =
-            ControlCommand { dev_id: id, queue_id: ControlCommand::NO_QUEUE, ..ControlCommand::default() };
+        let command = ControlCommand {
+            dev_id: id,
+            queue_id: ControlCommand::NO_QUEUE,
+            ..ControlCommand::default()
+        };
         match self.run(abi::Control::DelDev, command, REMOVAL) {
             Err(error) if error.raw_os_error() != Some(libc::EINTR) => {
                 Err(UblkError::command(abi::Control::DelDev, error))
@@ -152,10 +158,19 @@ impl Control {
     }
 
     /// Runs a command to its end; one that takes longer than `patience` is asked to end (EINTR).
-    fn run(&mut self, what: abi::Control, command: ControlCommand, patience: Duration) -> io::Result<()> {
+    fn run(
+        &mut self,
+        what: abi::Control,
+        command: ControlCommand,
+        patience: Duration,
+    ) -> io::Result<()> {
         let fd = types::Fd(self.device.as_raw_fd());
-        let entry = opcode::UringCmd80::new(fd, what as u32).cmd(command.bytes()).build().user_data(COMMAND);
-        // SAFETY: what `command.addr` points to belongs to our caller, and we return only when the command is over.
+        let entry = opcode::UringCmd80::new(fd, what as u32)
+            .cmd(command.bytes())
+            .build()
+            .user_data(COMMAND);
+        // SAFETY: what `command.addr` points to belongs to our caller, and we return only when the
+        // command is over.
         unsafe { self.push(&entry)? };
         if let Some(result) = self.wait(Some(patience))? {
             return result;
@@ -201,7 +216,8 @@ impl Control {
     }
 }
 
-/// Why the driver does not say what it knows. One that is too old has no such command, or takes it for one of a device.
+/// Why the driver does not say what it knows. One that is too old has no such command, or takes it
+/// for one of a device.
 fn no_features(source: io::Error) -> UblkError {
     match source.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENODEV) => {
@@ -228,6 +244,9 @@ mod tests {
             let expected = "lacks the GET_FEATURES command: Linux 6.5 or newer is needed";
             assert!(error.ends_with(expected), "{error}");
         }
-        assert!(matches!(no_features(io::Error::from_raw_os_error(libc::EPERM)), UblkError::NotPermitted(_)));
+        assert!(matches!(
+            no_features(io::Error::from_raw_os_error(libc::EPERM)),
+            UblkError::NotPermitted(_)
+        ));
     }
 }

@@ -1,14 +1,16 @@
 //! One hardware queue of one device: its tags, their descriptors and their data.
 //!
-//! Contract: used by one queue thread, from its first fetch until it is over; the driver accepts the commands of a
-//! hardware queue from one thread only. A tag is at any time either with the driver (a command waits there for a
-//! request) or with the pipeline, and its data area is lent accordingly: the driver copies a write's data in before
-//! the command completes, and a read's data out when the answer is committed. So a request costs one submission and
-//! one completion beside its leaf's, and no memory is taken or given.
+//! Contract: used by one queue thread, from its first fetch until it is over; the driver accepts
+//! the commands of a hardware queue from one thread only. A tag is at any time either with the
+//! driver (a command waits there for a request) or with the pipeline, and its data area is lent
+//! accordingly: the driver copies a write's data in before the command completes, and a read's data
+//! out when the answer is committed. So a request costs one submission and one completion beside
+//! its leaf's, and no memory is taken or given.
 //!
-//! With zero copy the driver copies nothing: it puts the request's pages into the ring's table of buffers before the
-//! command completes, in the tag's slot, and takes them out when the answer is committed ([`crate::pages`]). Pages that it
-//! could not put there (no slot was left, no memory) are copied through the character device.
+//! With zero copy the driver copies nothing: it puts the request's pages into the ring's table of
+//! buffers before the command completes, in the tag's slot, and takes them out when the answer is
+//! committed ([`crate::pages`]). Pages that it could not put there (no slot was left, no memory)
+//! are copied through the character device.
 
 use std::fs::File;
 use std::io;
@@ -30,8 +32,8 @@ use crate::ring::{Ring, Tag, user_data};
 /// A place that no table of buffers has: pages are not put there.
 const NO_SLOT: u16 = u16::MAX;
 
-/// Distance of the queues' descriptors in the character device's address space (`UBLKSRV_CMD_BUF_OFFSET`, and room
-/// for the largest depth).
+/// Distance of the queues' descriptors in the character device's address space
+/// (`UBLKSRV_CMD_BUF_OFFSET`, and room for the largest depth).
 fn descriptors_at(queue: u16) -> usize {
     usize::from(queue) * usize::from(abi::MAX_QUEUE_DEPTH) * size_of::<IoDesc>()
 }
@@ -42,7 +44,8 @@ struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: a Mapping is the only owner of its address range, and may be used and unmapped by any thread.
+// SAFETY: a Mapping is the only owner of its address range, and may be used and unmapped by any
+// thread.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -61,7 +64,13 @@ impl Mapping {
         Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
     }
 
-    fn map(bytes: usize, protection: i32, flags: i32, fd: i32, offset: usize) -> io::Result<Mapping> {
+    fn map(
+        bytes: usize,
+        protection: i32,
+        flags: i32,
+        fd: i32,
+        offset: usize,
+    ) -> io::Result<Mapping> {
         let (none, offset) = (std::ptr::null_mut(), offset as libc::off_t);
         // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
         let memory = unsafe { libc::mmap(none, bytes, protection, flags, fd, offset) };
@@ -92,7 +101,8 @@ pub struct HwQueue {
     max_io_bytes: usize,
     descriptors: Mapping,
     data: ManuallyDrop<Mapping>,
-    /// With zero copy: the tags' places in the ring's table of buffers, for as many tags as have one.
+    /// With zero copy: the tags' places in the ring's table of buffers, for as many tags as have
+    /// one.
     slots: Option<Vec<u16>>,
     /// Commands that the driver holds.
     armed: u16,
@@ -105,7 +115,8 @@ pub struct HwQueue {
 }
 
 impl HwQueue {
-    /// Queue `number` of the device that `info` tells of. `over` is answered when the queue is over.
+    /// Queue `number` of the device that `info` tells of. `over` is answered when the queue is
+    /// over.
     pub(super) fn new(
         char_device: Arc<File>,
         info: &DevInfo,
@@ -223,7 +234,8 @@ impl HwQueue {
         }
         .build();
         self.armed += 1;
-        // SAFETY: the data area stays mapped while the driver holds a command (see Drop), and so does the descriptor.
+        // SAFETY: the data area stays mapped while the driver holds a command (see Drop), and so
+        // does the descriptor.
         unsafe { ring.push(&entry.user_data(user_data(Tag::Ublk, super::server::id(at, tag)))) };
     }
 
@@ -250,16 +262,16 @@ impl HwQueue {
             return None;
         }
         let at = self.descriptors.memory.cast::<IoDesc>();
-        // SAFETY: `depth` descriptors are mapped. Volatile, because the driver writes them: not while the tag is
-        // ours, and any bit pattern is a descriptor.
+        // SAFETY: `depth` descriptors are mapped. Volatile, because the driver writes them: not
+        // while the tag is ours, and any bit pattern is a descriptor.
         Some(unsafe { at.add(usize::from(tag)).read_volatile() })
     }
 }
 
 impl Drop for HwQueue {
     fn drop(&mut self) {
-        // A queue that ends with the process leaves commands with the driver, which copies to the data areas until
-        // it has noticed: their addresses must not become those of something else.
+        // A queue that ends with the process leaves commands with the driver, which copies to the
+        // data areas until it has noticed: their addresses must not become those of something else.
         if self.armed == 0 {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.data) };
@@ -314,7 +326,10 @@ mod tests {
     #[test]
     fn descriptors_become_requests() {
         let read = of(op::READ.into(), 8, 8).unwrap();
-        assert_eq!((read.op, read.offset, read.len, read.fua, read.token), (Op::Read, 4096, 4096, false, 7));
+        assert_eq!(
+            (read.op, read.offset, read.len, read.fua, read.token),
+            (Op::Read, 4096, 4096, false, 7)
+        );
         assert!(!read.data.0.is_null() && read.pages.is_some());
         let write = of(u32::from(op::WRITE) | io_flag::FUA, 1, 1).unwrap();
         assert_eq!((write.op, write.offset, write.len, write.fua), (Op::Write, 512, 512, true));
@@ -334,6 +349,10 @@ mod tests {
     fn what_cannot_be_is_refused() {
         assert_eq!(of(15, 0, 8).unwrap_err(), libc::EOPNOTSUPP, "a zone operation");
         assert_eq!(of(op::READ.into(), 0, 9).unwrap_err(), libc::EINVAL, "more than a data area");
-        assert_eq!(of(op::WRITE.into(), u64::MAX / 512 + 1, 1).unwrap_err(), libc::EINVAL, "no byte offset");
+        assert_eq!(
+            of(op::WRITE.into(), u64::MAX / 512 + 1, 1).unwrap_err(),
+            libc::EINVAL,
+            "no byte offset"
+        );
     }
 }

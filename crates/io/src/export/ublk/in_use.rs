@@ -1,6 +1,7 @@
 //! Who uses a disk: what must be known before it, or its server, goes away.
 //!
-//! Contract: may block (the kernel is asked, other processes are looked at), never for the disk's own I/O.
+//! Contract: may block (the kernel is asked, other processes are looked at), never for the disk's
+//! own I/O.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -27,7 +28,8 @@ pub(super) fn user(node: &Node) -> Option<String> {
     }
 }
 
-/// A process that has a disk or a partition of it open, other than `own`, which a descriptor may have been left to.
+/// A process that has a disk or a partition of it open, other than `own`, which a descriptor may
+/// have been left to.
 fn process_with(path: &str, own: u32) -> Option<String> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes.filter(|process| has_open(&process.path(), path)).find_map(|process| {

@@ -1,27 +1,33 @@
 //! The ublk export: a device as a disk of this machine, `/dev/ublkbN`.
 //!
-//! The kernel's ublk driver hands each request of the disk to the thread that serves its hardware queue, as the
-//! completion of a command on the same ring that carries the leaves' I/O; the answer is the next command. So one
-//! system call per turn serves both sides, and one thread serves any number of hardware queues of any number of
-//! devices beside its NBD connections. `Documentation/block/ublk.rst` of the kernel describes the protocol.
+//! The kernel's ublk driver hands each request of the disk to the thread that serves its hardware
+//! queue, as the completion of a command on the same ring that carries the leaves' I/O; the answer
+//! is the next command. So one system call per turn serves both sides, and one thread serves any
+//! number of hardware queues of any number of devices beside its NBD connections.
+//! `Documentation/block/ublk.rst` of the kernel describes the protocol.
 //!
-//! Where the driver can (Linux 6.16) and it pays ([`crate::Table::gains_by_pages`]), data is not copied on this side at
-//! all: the driver puts a request's pages into the table of buffers of the ring, and leaves read and write these (zero
-//! copy, `UBLK_F_SUPPORT_ZERO_COPY` with `UBLK_F_AUTO_BUF_REG`). That is a property of the disk for good, but its device may get
-//! another table: what a leaf cannot take so is copied by reads and writes of the character device
-//! (`UBLK_F_USER_COPY`; [`crate::pages`]). Linux 6.15 has zero copy, too, at two more commands per request: not used.
+//! Where the driver can (Linux 6.16) and it pays ([`crate::Table::gains_by_pages`]), data is not
+//! copied on this side at all: the driver puts a request's pages into the table of buffers of the
+//! ring, and leaves read and write these (zero copy, `UBLK_F_SUPPORT_ZERO_COPY` with
+//! `UBLK_F_AUTO_BUF_REG`). That is a property of the disk for good, but its device may get another
+//! table: what a leaf cannot take so is copied by reads and writes of the character device
+//! (`UBLK_F_USER_COPY`; [`crate::pages`]). Linux 6.15 has zero copy, too, at two more commands per
+//! request: not used.
 //!
-//! Elsewhere data is copied once each way, by the driver, into and out of an area that a tag owns, as part of the commands
-//! that carry the request anyway. User copy would make the same copy with one more system call per request, or through
-//! the ring with a worker thread, because the character device has no non-blocking mode (`ublk_ch_fops`, Linux 6.12).
+//! Elsewhere data is copied once each way, by the driver, into and out of an area that a tag owns,
+//! as part of the commands that carry the request anyway. User copy would make the same copy with
+//! one more system call per request, or through the ring with a worker thread, because the
+//! character device has no non-blocking mode (`ublk_ch_fops`, Linux 6.12).
 //!
-//! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`): while there is none its requests wait, and
-//! those that a dead server had are sent again to the next one, so a write may reach its leaf twice. It is taken
-//! over with [`crate::Pool::recover_ublk`]; [`leftovers`] finds what there is.
+//! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`): while there is none its
+//! requests wait, and those that a dead server had are sent again to the next one, so a write may
+//! reach its leaf twice. It is taken over with [`crate::Pool::recover_ublk`]; [`leftovers`] finds
+//! what there is.
 //!
-//! Limits: size, block sizes and boundaries of a disk are those of the table that was live when it was attached; a
-//! reload can change none of them (a request beyond the end of a shorter table fails). A queue takes up to
-//! `depth` × [`MAX_IO_BYTES`] of memory, and keeps what large requests have touched.
+//! Limits: size, block sizes and boundaries of a disk are those of the table that was live when it
+//! was attached; a reload can change none of them (a request beyond the end of a shorter table
+//! fails). A queue takes up to `depth` × [`MAX_IO_BYTES`] of memory, and keeps what large requests
+//! have touched.
 //!
 //! Needs: root (CAP_SYS_ADMIN), the module `ublk_drv`, Linux 6.5.
 
@@ -39,7 +45,8 @@ pub(crate) use attach::Exports;
 pub use attach::{Leftover, leftovers, remove_leftover};
 pub use hw_queue::HwQueue;
 
-/// Largest read or write: the size of a tag's data area. The kernel's own loop driver takes no more at once.
+/// Largest read or write: the size of a tag's data area. The kernel's own loop driver takes no more
+/// at once.
 pub const MAX_IO_BYTES: u32 = 512 << 10;
 /// Requests of a hardware queue in flight unless told otherwise: what ublk's own tools take.
 pub const DEFAULT_DEPTH: u16 = 128;
@@ -48,9 +55,10 @@ pub const MAX_DEPTH: u16 = abi::MAX_QUEUE_DEPTH;
 /// Most hardware queues; the kernel makes no more than it has processors (`UBLK_MAX_NR_QUEUES`).
 pub const MAX_QUEUES: u16 = 4096;
 
-/// What zero copy takes of the driver: pages in the ring's table without a command of their own, and a way to copy what
-/// must be copied all the same.
-const ZERO_COPY: u64 = abi::feature::SUPPORT_ZERO_COPY | abi::feature::AUTO_BUF_REG | abi::feature::USER_COPY;
+/// What zero copy takes of the driver: pages in the ring's table without a command of their own,
+/// and a way to copy what must be copied all the same.
+const ZERO_COPY: u64 =
+    abi::feature::SUPPORT_ZERO_COPY | abi::feature::AUTO_BUF_REG | abi::feature::USER_COPY;
 
 /// How a device is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,7 +204,9 @@ impl UblkError {
                 source.raw_os_error().unwrap_or(libc::EIO)
             }
             UblkError::Range { .. } | UblkError::Table(_) => libc::EINVAL,
-            UblkError::Suspended(_) | UblkError::Attached(_) | UblkError::InUse { .. } => libc::EBUSY,
+            UblkError::Suspended(_) | UblkError::Attached(_) | UblkError::InUse { .. } => {
+                libc::EBUSY
+            }
             UblkError::NotAttached(_) => libc::ENXIO,
             UblkError::NotLeftover { .. } => libc::EBUSY,
             UblkError::Stopping(_) => libc::ESHUTDOWN,

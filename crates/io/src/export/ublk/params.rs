@@ -5,13 +5,15 @@ use crate::table::{Table, Target};
 
 /// Largest and smallest logical block that the driver takes (a page; a sector).
 const LOGICAL_BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
-/// Largest discard or write-zeroes in one request: few requests for a large device, and yet a bounded piece of work.
+/// Largest discard or write-zeroes in one request: few requests for a large device, and yet a
+/// bounded piece of work.
 const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// Smallest boundary that is announced: the block layer wants to send a page in one piece.
 const MIN_CHUNK_SECTORS: u64 = 8;
 
-/// The parameters of a device that runs `table`, with requests of at most `max_io_bytes`. Nothing when the logical
-/// block size is none that the driver takes, or nothing of that size fits in the device.
+/// The parameters of a device that runs `table`, with requests of at most `max_io_bytes`. Nothing
+/// when the logical block size is none that the driver takes, or nothing of that size fits in the
+/// device.
 pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let logical = table.logical_block();
     if !LOGICAL_BLOCK_BYTES.contains(&logical) || !logical.is_power_of_two() {
@@ -23,7 +25,8 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let flags = [
         (table.read_only(), param::ATTR_READ_ONLY),
         (table.rotational(), param::ATTR_ROTATIONAL),
-        // What a table has no need of today it may need after a reload, when this cannot be changed any more.
+        // What a table has no need of today it may need after a reload, when this cannot be changed
+        // any more.
         (true, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA),
     ];
     let basic = BasicParams {
@@ -46,11 +49,17 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
         reserved0: 0,
     };
     let types = param::TYPE_BASIC | param::TYPE_DISCARD;
-    (dev_sectors > 0).then_some(Params { len: size_of::<Params>() as u32, types, basic, discard, pad: 0 })
+    (dev_sectors > 0).then_some(Params {
+        len: size_of::<Params>() as u32,
+        types,
+        basic,
+        discard,
+        pad: 0,
+    })
 }
 
-/// The distance of the boundaries at which requests are split anyway; 0 if there are none, or none that the block
-/// layer can go by. It need not be a power of two (Linux 5.10 and later).
+/// The distance of the boundaries at which requests are split anyway; 0 if there are none, or none
+/// that the block layer can go by. It need not be a power of two (Linux 5.10 and later).
 fn chunk_sectors(table: &Table, sectors_per_block: u64) -> u32 {
     let [segment] = table.segments() else { return 0 };
     let chunk = match &segment.target {
@@ -74,7 +83,8 @@ mod tests {
     use blkswitch_core::switch::geometry::Geometry;
     use blkswitch_core::switch::regions::Map;
 
-    const OPTIONS: LeafOptions = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+    const OPTIONS: LeafOptions =
+        LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
 
     fn open(address: &str) -> Arc<Leaf> {
         Leaf::open(&address.parse().unwrap(), &OPTIONS).unwrap()
@@ -95,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_switch_announces_its_regions() {
-        // Regions of 15 MiB are no power of two; regions below a page are no boundary that the block layer can keep.
+        // Regions of 15 MiB are no power of two; regions below a page are no boundary that the
+        // block layer can keep.
         for (region_size, chunk) in [(8, 8), (24, 24), (30720, 30720), (1, 0), (4, 0)] {
             let params = params(&switch(2048, region_size, false), 512 << 10).unwrap();
             assert_eq!(params.basic.chunk_sectors, chunk, "regions of {region_size} sectors");
@@ -124,7 +135,11 @@ mod tests {
             let basic = params.basic;
             assert_eq!((basic.logical_bs_shift, basic.physical_bs_shift), (12, 12));
             assert_eq!((basic.io_min_shift, basic.io_opt_shift), (12, 12));
-            assert_eq!((basic.dev_sectors, basic.chunk_sectors), (sectors, chunk), "{len} by {region_size}");
+            assert_eq!(
+                (basic.dev_sectors, basic.chunk_sectors),
+                (sectors, chunk),
+                "{len} by {region_size}"
+            );
             assert_eq!(params.discard.discard_granularity, 4096);
         }
         assert!(params(&below(7, 8), 4096).is_none(), "not one block");
@@ -134,7 +149,8 @@ mod tests {
     fn a_disk_over_what_turns_is_rotational() {
         let address = "mem:1M".parse().unwrap();
         let (engine, limits, name) = open_engine(&address, &OPTIONS).unwrap();
-        let leaf = Leaf::new(&address, &OPTIONS, engine, Limits { rotational: true, ..limits }, name);
+        let leaf =
+            Leaf::new(&address, &OPTIONS, engine, Limits { rotational: true, ..limits }, name);
         let attrs = params(&over(leaf, 64, 8, false), 4096).unwrap().basic.attrs;
         assert_eq!(attrs, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA | param::ATTR_ROTATIONAL);
     }
@@ -142,7 +158,8 @@ mod tests {
     #[test]
     fn discards_and_zeroes_are_announced_whatever_the_leaf_can() {
         for leaf in ["mem:1M", "sim:1M,nodiscard,nozero"] {
-            let Params { types, discard, .. } = params(&over(open(leaf), 64, 8, false), 4096).unwrap();
+            let Params { types, discard, .. } =
+                params(&over(open(leaf), 64, 8, false), 4096).unwrap();
             assert_eq!(types, param::TYPE_BASIC | param::TYPE_DISCARD, "{leaf}");
             let most = (discard.max_discard_sectors, discard.max_write_zeroes_sectors);
             assert_eq!(most, (MAX_DISCARD_SECTORS, MAX_DISCARD_SECTORS), "{leaf}");

@@ -1,7 +1,8 @@
 //! The hardware queues that one queue thread serves, of any number of devices.
 //!
-//! Contract: one thread. A token is the mark of this export, the hardware queue's place here and the tag; a hardware
-//! queue is dropped only when the driver and the pipeline have given back everything of it, or with the thread.
+//! Contract: one thread. A token is the mark of this export, the hardware queue's place here and
+//! the tag; a hardware queue is dropped only when the driver and the pipeline have given back
+//! everything of it, or with the thread.
 
 use super::hw_queue::HwQueue;
 use crate::export::UBLK_TOKEN;
@@ -60,7 +61,8 @@ impl Server {
     /// A request was answered.
     pub(crate) fn answered(&mut self, token: Token, errno: i32, context: &mut Context<'_>) {
         let (at, tag) = place(token);
-        // An answer that is not committed any more is not given: the kernel asks the next server again.
+        // An answer that is not committed any more is not given: the kernel asks the next server
+        // again.
         if self.stopping {
             return;
         }
@@ -73,8 +75,12 @@ impl Server {
 
     /// Refuses what comes from now on for a device, and what waits for it at a gate.
     pub(crate) fn fail(&mut self, device: u32, context: &mut Context<'_>) {
-        let places: Vec<u32> =
-            self.queues.iter().filter(|(_, queue)| queue.device() == device).map(|(at, _)| at).collect();
+        let places: Vec<u32> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.device() == device)
+            .map(|(at, _)| at)
+            .collect();
         for at in places {
             if let Some(queue) = self.queues.get_mut(at) {
                 queue.fail();
@@ -84,7 +90,8 @@ impl Server {
         }
     }
 
-    /// Starts and answers nothing any more. Devices are left to the driver: they wait for another server.
+    /// Starts and answers nothing any more. Devices are left to the driver: they wait for another
+    /// server.
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
     }

@@ -1,7 +1,7 @@
 //! What goes out on a connection: replies in batches, each batch with one system call.
 //!
-//! Contract: while a send is with the kernel ([`Sending::active`]), headers, list, replies and text stay where they
-//! are and are not touched.
+//! Contract: while a send is with the kernel ([`Sending::active`]), headers, list, replies and text
+//! stay where they are and are not touched.
 
 use std::collections::VecDeque;
 

@@ -1,16 +1,16 @@
 //! Options: what each of them answers, and what it changes in the negotiation.
 //!
-//! Contract: [`Handshake::option`] gets an option and all of its data, at most `MAX_OPTION_BYTES` of it,
-//! and answers it completely. An option that fails changes nothing, except SET_META_CONTEXT, which has dropped the old
-//! selection by then.
+//! Contract: [`Handshake::option`] gets an option and all of its data, at most `MAX_OPTION_BYTES`
+//! of it, and answers it completely. An option that fails changes nothing, except SET_META_CONTEXT,
+//! which has dropped the old selection by then.
 
 use super::{CloseReason, Handshake, Next};
 use crate::export::nbd::contexts::{Contexts, MetaContext};
 use crate::export::nbd::proto::{EXPORT_NAME_PADDING, OPTION_REPLY_MAGIC, Reader, info, opt, rep};
 use crate::export::nbd::session::Session;
 use crate::export::nbd::{
-    Directory, ExportInfo, MAX_CONTEXT_QUERIES, MAX_LIST_BYTES, MAX_REFUSAL_TEXT, MAX_REQUEST_BYTES,
-    MAX_STRING,
+    Directory, ExportInfo, MAX_CONTEXT_QUERIES, MAX_LIST_BYTES, MAX_REFUSAL_TEXT,
+    MAX_REQUEST_BYTES, MAX_STRING,
 };
 use std::borrow::Cow;
 
@@ -89,7 +89,10 @@ impl Handshake {
             answer(out, option, rep::INFO, &[&[&kind.to_be_bytes()[..]], parts].concat());
         };
         let export = &session.export;
-        item(info::EXPORT, &[&export.size_bytes.to_be_bytes(), &session.transmission_flags().to_be_bytes()]);
+        item(
+            info::EXPORT,
+            &[&export.size_bytes.to_be_bytes(), &session.transmission_flags().to_be_bytes()],
+        );
         // Also unasked: whoever does not ask for the limits may still heed them.
         let (minimum, preferred) = export.block_sizes();
         let sizes = [minimum, preferred, MAX_REQUEST_BYTES].map(u32::to_be_bytes);
@@ -132,7 +135,12 @@ impl Handshake {
             if queries.is_empty() || queries.iter().any(|query| context.is_listed_by(query)) {
                 // The number is reserved here.
                 let name = context.name().as_bytes();
-                answer(out, opt::LIST_META_CONTEXT, rep::META_CONTEXT, &[&0u32.to_be_bytes(), name]);
+                answer(
+                    out,
+                    opt::LIST_META_CONTEXT,
+                    rep::META_CONTEXT,
+                    &[&0u32.to_be_bytes(), name],
+                );
             }
         }
         answer(out, opt::LIST_META_CONTEXT, rep::ACK, &[]);
@@ -152,7 +160,12 @@ impl Handshake {
             .collect();
         for context in selected.iter() {
             let name = context.name().as_bytes();
-            answer(out, opt::SET_META_CONTEXT, rep::META_CONTEXT, &[&context.id().to_be_bytes(), name]);
+            answer(
+                out,
+                opt::SET_META_CONTEXT,
+                rep::META_CONTEXT,
+                &[&context.id().to_be_bytes(), name],
+            );
         }
         answer(out, opt::SET_META_CONTEXT, rep::ACK, &[]);
         self.selected = Some((export.to_owned(), selected));
@@ -182,7 +195,9 @@ impl Handshake {
             return Err(Refusal::invalid(format!("{} bytes behind the last query", reader.len())));
         }
         if let Some(query) = queries.iter().find(|query| !query.contains(':')) {
-            return Err(Refusal::invalid(format!("query '{query}' is not of the form namespace:leaf")));
+            return Err(Refusal::invalid(format!(
+                "query '{query}' is not of the form namespace:leaf"
+            )));
         }
         find(export, dir)?;
         Ok((export, queries))
@@ -230,7 +245,8 @@ fn list(dir: &dyn Directory, out: &mut Vec<u8>) -> Result<Next, Refusal> {
         answer(out, opt::LIST, rep::SERVER, &[&name_len, name.as_bytes(), description.as_bytes()]);
     });
     if left_out > 0 {
-        let text = format!("the list is cut at {MAX_LIST_BYTES} bytes; {left_out} more exports exist");
+        let text =
+            format!("the list is cut at {MAX_LIST_BYTES} bytes; {left_out} more exports exist");
         return Err(Refusal::new(rep::ERR_TOO_BIG, text));
     }
     answer(out, opt::LIST, rep::ACK, &[]);
@@ -254,9 +270,13 @@ fn info_request(data: &[u8]) -> Result<(&str, Vec<u16>), Refusal> {
     let mut reader = Reader::new(data);
     let name = string(&mut reader)?;
     let count = reader.u16().ok_or_else(cut_short)?;
-    let wanted = (0..count).map(|_| reader.u16()).collect::<Option<Vec<_>>>().ok_or_else(cut_short)?;
+    let wanted =
+        (0..count).map(|_| reader.u16()).collect::<Option<Vec<_>>>().ok_or_else(cut_short)?;
     if reader.len() > 0 {
-        return Err(Refusal::invalid(format!("{} bytes behind the last information request", reader.len())));
+        return Err(Refusal::invalid(format!(
+            "{} bytes behind the last information request",
+            reader.len()
+        )));
     }
     Ok((name, wanted))
 }

@@ -1,11 +1,13 @@
-//! Conversations. `C:` is what the client sends, `S:` what it must get for it; see [`wire`] for the notation.
+//! Conversations. `C:` is what the client sends, `S:` what it must get for it; see [`wire`] for the
+//! notation.
 
 use super::*;
 use crate::export::nbd::testing::{Shelf, disk, hex, wire};
 use crate::export::nbd::{ExportInfo, MAX_LIST_BYTES, MetaContext};
 use proptest::prelude::*;
 
-/// Plays the script behind the greeting; returns how the last line of the client left the connection.
+/// Plays the script behind the greeting; returns how the last line of the client left the
+/// connection.
 fn talk(dir: &Shelf, script: &str) -> Next {
     let mut handshake = Handshake::new();
     talk_on(&mut handshake, dir, script)
@@ -79,7 +81,10 @@ fn export_name_without_padding() {
          S: 0000000000100000 0d6d",
     ));
     assert_eq!(session.export, disk("disk"));
-    assert_eq!((session.structured, session.extended, session.contexts), (false, false, Contexts::NONE));
+    assert_eq!(
+        (session.structured, session.extended, session.contexts),
+        (false, false, Contexts::NONE)
+    );
 }
 
 #[test]
@@ -104,7 +109,10 @@ fn export_name_fails_by_closing() {
         assert_eq!(close_reason(next), CloseReason::ExportName(why.into()));
     }
     let next = talk(&two(), "C: 00000003\nC: 'IHAVEOPT' 00000001 00001001");
-    assert_eq!(close_reason(next), CloseReason::ExportName("a name of 4097 bytes; at most 4096".into()));
+    assert_eq!(
+        close_reason(next),
+        CloseReason::ExportName("a name of 4097 bytes; at most 4096".into())
+    );
 }
 
 #[test]
@@ -116,7 +124,10 @@ fn export_name_is_not_allowed_with_extended_headers() {
          S: 0003e889045565a9 0000000b 00000001 []
          C: 'IHAVEOPT' 00000001 ['disk']",
     );
-    assert_eq!(close_reason(next), CloseReason::ExportName("not allowed after EXTENDED_HEADERS".into()));
+    assert_eq!(
+        close_reason(next),
+        CloseReason::ExportName("not allowed after EXTENDED_HEADERS".into())
+    );
 }
 
 #[test]
@@ -226,7 +237,9 @@ fn abort_is_acknowledged_whatever_it_carries() {
     for data in ["[]", "['so long']"] {
         let next = talk(
             &one(),
-            &format!("C: 00000003\nC: 'IHAVEOPT' 00000002 {data}\nS: 0003e889045565a9 00000002 00000001 []"),
+            &format!(
+                "C: 00000003\nC: 'IHAVEOPT' 00000002 {data}\nS: 0003e889045565a9 00000002 00000001 []"
+            ),
         );
         assert_eq!(close_reason(next), CloseReason::Abort);
     }
@@ -269,7 +282,8 @@ fn long_options_are_skipped_as_they_stream() {
     ] {
         let mut handshake = Handshake::new();
         let mut out = Vec::new();
-        let header = [b"\0\0\0\x03IHAVEOPT", &option.to_be_bytes()[..], &len.to_be_bytes()].concat();
+        let header =
+            [b"\0\0\0\x03IHAVEOPT", &option.to_be_bytes()[..], &len.to_be_bytes()].concat();
         assert_eq!(handshake.input(&header, &one(), &mut out).consumed, header.len());
         let mut left = len as usize;
         while left > 0 {
@@ -566,16 +580,20 @@ fn a_list_is_cut_and_many_lists_end_the_connection() {
 /// An option of the kind clients send, and some of the kind they should not.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(vec![&b"disk"[..], b"", b"tape", b"nothing", b"\xff"]);
-    let query = prop::sample::select(vec!["base:", "base:allocation", "blkswitch:path", "x:", "no"]);
+    let query =
+        prop::sample::select(vec!["base:", "base:allocation", "blkswitch:path", "x:", "no"]);
     let with_len = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
-    let info = (name.clone(), prop::collection::vec(0u16..5, 0..5)).prop_map(move |(name, wanted)| {
-        let list: Vec<u8> = wanted.iter().flat_map(|kind| kind.to_be_bytes()).collect();
-        [with_len(name), (wanted.len() as u16).to_be_bytes().to_vec(), list].concat()
-    });
-    let contexts = (name.clone(), prop::collection::vec(query, 0..4)).prop_map(move |(name, queries)| {
-        let list: Vec<u8> = queries.iter().flat_map(|query| with_len(query.as_bytes())).collect();
-        [with_len(name), (queries.len() as u32).to_be_bytes().to_vec(), list].concat()
-    });
+    let info =
+        (name.clone(), prop::collection::vec(0u16..5, 0..5)).prop_map(move |(name, wanted)| {
+            let list: Vec<u8> = wanted.iter().flat_map(|kind| kind.to_be_bytes()).collect();
+            [with_len(name), (wanted.len() as u16).to_be_bytes().to_vec(), list].concat()
+        });
+    let contexts =
+        (name.clone(), prop::collection::vec(query, 0..4)).prop_map(move |(name, queries)| {
+            let list: Vec<u8> =
+                queries.iter().flat_map(|query| with_len(query.as_bytes())).collect();
+            [with_len(name), (queries.len() as u32).to_be_bytes().to_vec(), list].concat()
+        });
     let noise = prop::collection::vec(any::<u8>(), 0..40);
     let option = prop_oneof![
         1 => (Just(opt::EXPORT_NAME), name.prop_map(<[u8]>::to_vec)),

@@ -35,7 +35,10 @@ fn check(write: impl FnOnce(&mut [u8; MAX_REPLY_HEADER]) -> usize, expected: &st
 #[test]
 fn success_without_data() {
     check(|out| simple_session().ok(COOKIE, OFFSET, out), "67446698 00000000 c0c1c2c3c4c5c6c7");
-    check(|out| structured_session().ok(COOKIE, OFFSET, out), "668e33ef 0001 0000 c0c1c2c3c4c5c6c7 00000000");
+    check(
+        |out| structured_session().ok(COOKIE, OFFSET, out),
+        "668e33ef 0001 0000 c0c1c2c3c4c5c6c7 00000000",
+    );
     check(
         |out| extended_session().ok(COOKIE, OFFSET, out),
         "6e8a278c 0001 0000 c0c1c2c3c4c5c6c7 0000000000000f00 0000000000000000",
@@ -45,7 +48,10 @@ fn success_without_data() {
 #[test]
 fn data_of_a_read() {
     let len = 0x1000;
-    check(|out| simple_session().read_ok(COOKIE, OFFSET, len, out), "67446698 00000000 c0c1c2c3c4c5c6c7");
+    check(
+        |out| simple_session().read_ok(COOKIE, OFFSET, len, out),
+        "67446698 00000000 c0c1c2c3c4c5c6c7",
+    );
     check(
         |out| structured_session().read_ok(COOKIE, OFFSET, len, out),
         "668e33ef 0001 0001 c0c1c2c3c4c5c6c7 00001008 0000000000000f00",
@@ -59,7 +65,10 @@ fn data_of_a_read() {
 /// A data chunk must not be empty.
 #[test]
 fn data_of_a_read_of_no_bytes() {
-    check(|out| simple_session().read_ok(COOKIE, OFFSET, 0, out), "67446698 00000000 c0c1c2c3c4c5c6c7");
+    check(
+        |out| simple_session().read_ok(COOKIE, OFFSET, 0, out),
+        "67446698 00000000 c0c1c2c3c4c5c6c7",
+    );
     check(
         |out| structured_session().read_ok(COOKIE, OFFSET, 0, out),
         "668e33ef 0001 0000 c0c1c2c3c4c5c6c7 00000000",
@@ -104,7 +113,9 @@ fn status_request(session: &Session, offset: u64, len: u64, req_one: bool) -> Re
         false => ("25609513", format!("{len:08x}")),
     };
     let flags = if req_one { 8 } else { 0 };
-    match session.parse(&wire(&format!("{magic} {flags:04x} 0007 {COOKIE:016x} {offset:016x} {len}"))) {
+    match session
+        .parse(&wire(&format!("{magic} {flags:04x} 0007 {COOKIE:016x} {offset:016x} {len}")))
+    {
         Parsed::Request(request) => request,
         other => panic!("{other:?}"),
     }
@@ -143,7 +154,8 @@ fn block_status_with_extended_headers() {
         ..status_request(&session, 0, 1 << 20, false)
     };
     let reply = status(&session, &whole, &[(0x8_0000, 5), (0, 6), (0x8_0000, 7)]);
-    let expected = "6e8a278c 0001 0006 c0c1c2c3c4c5c6c7 0000000000000000 0000000000000028 00000002 00000002
+    let expected =
+        "6e8a278c 0001 0006 c0c1c2c3c4c5c6c7 0000000000000000 0000000000000028 00000002 00000002
                         0000000000080000 0000000000000005 0000000000080000 0000000000000007";
     assert_eq!(hex(&reply), hex(&wire(expected)));
 }
@@ -159,7 +171,8 @@ fn block_status_of_one_extent() {
         (&[(u64::MAX, 1)], "00001000"),
         (&[(0x200, 1), (0x200, 0), (0x200, 1)], "00000200"),
     ] {
-        let expected = format!("668e33ef 0001 0005 c0c1c2c3c4c5c6c7 0000000c 00000001 {len} 00000001");
+        let expected =
+            format!("668e33ef 0001 0005 c0c1c2c3c4c5c6c7 0000000c 00000001 {len} 00000001");
         assert_eq!(hex(&status(&session, &one, extents)), hex(&wire(&expected)), "{extents:x?}");
     }
 }
@@ -213,7 +226,8 @@ fn read_status(session: &Session, mut chunk: &[u8]) -> Vec<(u64, u64)> {
 }
 
 proptest! {
-    /// What comes out is a prefix of what went in: every byte has its status, and neighbours differ.
+    /// What comes out is a prefix of what went in: every byte has its status, and neighbours
+    /// differ.
     #[test]
     fn block_status_tells_a_prefix_of_the_truth(
         extents in prop::collection::vec((0u64..64, 0u32..3), 1..200),

@@ -1,4 +1,5 @@
-//! Request headers and what becomes of them. Cookie and offset are told by their digits: `c0..` and `0f..`.
+//! Request headers and what becomes of them. Cookie and offset are told by their digits: `c0..` and
+//! `0f..`.
 
 use super::*;
 use crate::export::nbd::testing::{disk, wire};
@@ -93,8 +94,12 @@ fn an_extended_header_byte_by_byte() {
     let session = extended();
     assert_eq!(session.header_len(), 32);
     let bytes = wire("21e41c71 0021 0001 c0c1c2c3c4c5c6c7 0000000000000e00 0000000000000200");
-    let expected =
-        Request { payload: 512, fua: true, payload_len_flag: true, ..plain(Command::Write, 0xe00, 512) };
+    let expected = Request {
+        payload: 512,
+        fua: true,
+        payload_len_flag: true,
+        ..plain(Command::Write, 0xe00, 512)
+    };
     assert_eq!(session.parse(&bytes), Parsed::Request(expected));
 }
 
@@ -157,7 +162,10 @@ fn flags_that_commands_do_not_have() {
     assert_eq!(refused(parse(&structured(), FLUSH, DF, 0, 0)), (NbdError::Inval, 0, why));
     // The data of a WRITE follows whatever else is wrong with it.
     for flags in [DF, PAYLOAD_LEN, REQ_ONE | FUA] {
-        assert_eq!(refused(parse(&structured(), WRITE, flags, 512, 1024)), (NbdError::Inval, 1024, why));
+        assert_eq!(
+            refused(parse(&structured(), WRITE, flags, 512, 1024)),
+            (NbdError::Inval, 1024, why)
+        );
     }
 }
 
@@ -220,8 +228,12 @@ fn what_an_export_is_shows_in_its_flags() {
 fn the_end_of_the_export() {
     let session = structured();
     for command in [READ, WRITE, TRIM, CACHE, ZEROES, STATUS] {
-        assert!(matches!(parse(&session, command, 0, MIB - 512, 512), Parsed::Request(_)), "{command}");
-        let error = if matches!(command, WRITE | ZEROES) { NbdError::NoSpc } else { NbdError::Inval };
+        assert!(
+            matches!(parse(&session, command, 0, MIB - 512, 512), Parsed::Request(_)),
+            "{command}"
+        );
+        let error =
+            if matches!(command, WRITE | ZEROES) { NbdError::NoSpc } else { NbdError::Inval };
         for (offset, len) in
             [(MIB - 512, 1024), (MIB, 512), (1 << 62, 512), (u64::MAX - 511, 512), (512, MIB)]
         {
@@ -255,7 +267,8 @@ fn alignment() {
             );
         }
     }
-    let bytes = Session::new(ExportInfo { min_block: 1, ..disk("disk") }, false, false, Contexts::NONE);
+    let bytes =
+        Session::new(ExportInfo { min_block: 1, ..disk("disk") }, false, false, Contexts::NONE);
     assert_eq!(parse(&bytes, READ, 0, 3, 5), Parsed::Request(plain(Command::Read, 3, 5)));
 }
 
@@ -284,9 +297,15 @@ fn requests_of_no_bytes() {
                 other => panic!("{command}: {other:?}"),
             }
         }
-        assert_eq!(refused(parse(&session, command, 0, MIB + 512, 0)).2, "beyond the end of the export");
+        assert_eq!(
+            refused(parse(&session, command, 0, MIB + 512, 0)).2,
+            "beyond the end of the export"
+        );
     }
-    assert_eq!(refused(parse(&session, STATUS, 0, 0, 0)), (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes"));
+    assert_eq!(
+        refused(parse(&session, STATUS, 0, 0, 0)),
+        (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes")
+    );
     let Parsed::Request(flush) = parse(&session, FLUSH, 0, 0, 0) else { panic!() };
     assert!(!flush.is_empty());
     for (offset, len) in [(0, 1), (512, 0)] {
@@ -307,7 +326,10 @@ fn requests_that_are_too_long() {
         assert!(matches!(parse(session, READ, 0, 0, max), Parsed::Request(_)));
         // Nothing but the size of the export bounds what carries no data.
         for command in [TRIM, CACHE, ZEROES] {
-            assert!(matches!(parse(session, command, 0, 0, 0xffff_fe00), Parsed::Request(_)), "{command}");
+            assert!(
+                matches!(parse(session, command, 0, 0, 0xffff_fe00), Parsed::Request(_)),
+                "{command}"
+            );
         }
     }
     assert!(matches!(parse(&extended, ZEROES, 0, 0, 1 << 40), Parsed::Request(_)));
@@ -319,7 +341,10 @@ fn requests_that_are_too_long() {
     // Compact writes are skipped up to twice the maximum.
     let write = "a WRITE above the announced maximum";
     assert!(matches!(parse(&structured, WRITE, 0, 0, max), Parsed::Request(_)));
-    assert_eq!(refused(parse(&structured, WRITE, 0, 0, max + 512)), (NbdError::Inval, max + 512, write));
+    assert_eq!(
+        refused(parse(&structured, WRITE, 0, 0, max + 512)),
+        (NbdError::Inval, max + 512, write)
+    );
     assert_eq!(refused(parse(&simple, WRITE, 0, 0, 2 * max)), (NbdError::Inval, 2 * max, write));
     let broken = Parsed::Broken("a WRITE of more than twice the announced maximum");
     assert_eq!(parse(&simple, WRITE, 0, 0, 2 * max + 1), broken);
@@ -337,7 +362,8 @@ fn requests_that_are_too_long() {
 fn payloads_in_the_wrong_place() {
     let session = extended();
     for command in [READ, FLUSH, TRIM, CACHE, ZEROES] {
-        let expected = (NbdError::Inval, 512, "a flag that this command does not have on this connection");
+        let expected =
+            (NbdError::Inval, 512, "a flag that this command does not have on this connection");
         assert_eq!(refused(parse(&session, command, PAYLOAD_LEN, 0, 512)), expected, "{command}");
     }
     let expected = (NbdError::Inval, 0, "an extended WRITE without PAYLOAD_LEN");
@@ -355,7 +381,10 @@ fn goodbye() {
 #[test]
 fn headers_that_are_none() {
     let magic = Parsed::Broken("a request does not begin with the magic number of its form");
-    assert_eq!(simple().parse(&wire("25609514 0000 0000 c0c1c2c3c4c5c6c7 0000000000000000 00000200")), magic);
+    assert_eq!(
+        simple().parse(&wire("25609514 0000 0000 c0c1c2c3c4c5c6c7 0000000000000000 00000200")),
+        magic
+    );
     let mut compact_in_extended = header(&simple(), READ, 0, 0, 512);
     compact_in_extended.extend([0; 4]);
     assert_eq!(extended().parse(&compact_in_extended), magic);
@@ -372,7 +401,11 @@ fn status_payload(session: &Session, offset: u64, flags: u16, payload: &str) -> 
     match parse(session, STATUS, PAYLOAD_LEN | flags, offset, payload.len() as u64) {
         Parsed::Request(request) => {
             assert_eq!((request.payload, request.len), (payload.len() as u64, 0));
-            assert!(request.payload_len_flag && payload.len() <= MAX_STATUS_PAYLOAD && !request.is_empty());
+            assert!(
+                request.payload_len_flag
+                    && payload.len() <= MAX_STATUS_PAYLOAD
+                    && !request.is_empty()
+            );
             session.status_payload(&request, &payload)
         }
         other => other,
@@ -390,7 +423,9 @@ fn block_status_chooses_contexts_by_payload() {
     };
     let parsed = status_payload(&session, 512, REQ_ONE, "0000000000000400 00000002");
     assert_eq!(parsed, Parsed::Request(expected));
-    let Parsed::Request(both) = status_payload(&session, 0, 0, "0000000000000400 00000002 00000001") else {
+    let Parsed::Request(both) =
+        status_payload(&session, 0, 0, "0000000000000400 00000002 00000001")
+    else {
         panic!()
     };
     assert_eq!((both.contexts, both.payload), (all_contexts(), 0));
@@ -401,8 +436,10 @@ fn block_status_payloads_that_are_wrong() {
     let session = extended();
     let allocation_only =
         Session::new(disk("disk"), false, true, [MetaContext::Allocation].into_iter().collect());
-    let (length, context) =
-        ("a BLOCK_STATUS payload of the wrong length", "a metadata context that is unknown or named twice");
+    let (length, context) = (
+        "a BLOCK_STATUS payload of the wrong length",
+        "a metadata context that is unknown or named twice",
+    );
     for (session, payload, expected) in [
         (&session, "", (NbdError::Inval, 0, length)),
         (&session, "0000000000000400", (NbdError::Inval, 8, length)),
@@ -413,7 +450,11 @@ fn block_status_payloads_that_are_wrong() {
         (&session, "0000000000000400 00000001 00000001", (NbdError::Inval, 0, context)),
         (&session, "0000000000000400 00000003", (NbdError::Inval, 0, context)),
         (&session, "0000000000000000 00000001", (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes")),
-        (&session, "0000000000100000 00000001", (NbdError::Inval, 0, "beyond the end of the export")),
+        (
+            &session,
+            "0000000000100000 00000001",
+            (NbdError::Inval, 0, "beyond the end of the export"),
+        ),
         (
             &session,
             "0000000000000401 00000001",
