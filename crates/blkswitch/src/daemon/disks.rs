@@ -1,38 +1,25 @@
 //! Devices as disks of this machine: attached, detached, and taken over from a daemon that was
-//! killed; and devices that are kept for the next daemon whatever becomes of this one (`serve
-//! --state`).
-//!
-//! The description for the next daemon ([`super::state`]) is written before a change of a device's
-//! table takes effect and after any other change is made; so a daemon that is killed in between
-//! leaves a description that fits what the device's users have been told.
+//! killed.
 //!
 //! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory
 //! cannot be taken over, which is said when it is attached.
 
-use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use blkswitch_io::Device;
 use blkswitch_io::export::ublk::{self, Node, Options, UblkError};
-use blkswitch_io::table::RegionMap;
-use blkswitch_io::{Device, Table, Target};
 
-use super::build::{Maps, Site, build};
 use super::describe;
 use super::devices::Devices;
 use super::failure::Failure;
-use super::state::{SavedDevice, State};
-use crate::protocol::{self, AttachUblk, Disk, Errno, LeafOptions, LoadTable};
+use super::kept::survives;
+use crate::protocol::{self, AttachUblk, Disk, Errno};
 
 /// Where the disks have the names of their devices.
 const LINKS: &str = "/dev/blkswitch";
-/// How long a killed daemon's leaving may take.
-const LEAVING: Duration = Duration::from_secs(30);
-/// Pause between two looks whether it has left.
-const PAUSE: Duration = Duration::from_millis(10);
 
 impl From<UblkError> for Failure {
     fn from(error: UblkError) -> Failure {
@@ -72,127 +59,6 @@ impl Devices {
         self.pool().detach_ublk(device, force)?;
         unlink(&device.name());
         self.save()
-    }
-
-    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
-    /// path meanwhile.
-    pub fn suspend(&self, device: &Arc<Device>, noflush: bool) -> Result<(), Failure> {
-        if noflush {
-            device.suspend_noflush()?;
-        } else {
-            device.suspend()?;
-        }
-        self.save()
-    }
-
-    /// Swaps in the inactive table, if there is one, and opens the gate.
-    pub fn resume(&self, device: &Arc<Device>) -> Result<(), Failure> {
-        let first = device.live().is_none();
-        self.go_live(device)?;
-        self.warn_if_lost(device);
-        match self.default_disk {
-            Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
-            _ => Ok(()),
-        }
-    }
-
-    /// The same, and no more. The next daemon is told of the new table before it answers anything:
-    /// if this one is killed in between, that is as if it had been killed a moment after the swap,
-    /// which nobody has been told of yet.
-    pub(super) fn go_live(&self, device: &Arc<Device>) -> Result<(), Failure> {
-        let swaps = device.inactive().is_some();
-        if swaps {
-            self.swapping().insert(device.id());
-        }
-        let told = if swaps { self.save() } else { Ok(()) };
-        let resumed = told.and_then(|()| Ok(device.resume()?));
-        if swaps {
-            self.swapping().remove(&device.id());
-        }
-        let saved = self.save();
-        resumed.and(saved)
-    }
-
-    fn swapping(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.swapping.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says so where devices are kept, and this one cannot be.
-    pub(super) fn warn_if_lost(&self, device: &Device) {
-        if self.folder.keeps_all() && !device.live().is_some_and(|table| survives(&table)) {
-            tracing::warn!(device = %device.name(),
-                "is not kept: a leaf of it is in the daemon's memory, or it has no table");
-        }
-    }
-
-    /// Describes what is kept for the next daemon.
-    pub(super) fn save(&self) -> Result<(), Failure> {
-        let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let swapping = self.swapping().clone();
-        let mut saved = Vec::new();
-        for device in self.list() {
-            let mut stack = Vec::new();
-            // One that goes with its last user goes with the daemon.
-            let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
-            // One that would not survive is not promised to.
-            if (is_kept || self.pool().ublk_node(&device).is_some())
-                && self.describe_stack(&device, &swapping, &mut stack)
-            {
-                saved.extend(stack);
-            }
-        }
-        let mut known = HashSet::new();
-        saved.retain(|device| known.insert(device.minor));
-        self.folder.save(saved).map_err(|error| {
-            let errno = Errno::from_number(error.raw_os_error().unwrap_or(Errno::Eio.number()));
-            let path = self.folder.path().display();
-            Failure::new(
-                errno,
-                format!("cannot save in '{path}' what the next daemon needs: {error}"),
-            )
-        })
-    }
-
-    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
-    /// that nobody has.
-    pub(super) fn save_kept(&self) -> Result<(), Failure> {
-        if self.folder.keeps_all() {
-            return self.save();
-        }
-        self.folder.sweep();
-        Ok(())
-    }
-
-    /// A device and what it stands on, what is below first; those in `swapping` are about to run
-    /// their inactive tables. False if something of it is in memory.
-    fn describe_stack(
-        &self,
-        device: &Arc<Device>,
-        swapping: &HashSet<u32>,
-        out: &mut Vec<SavedDevice>,
-    ) -> bool {
-        let swaps = swapping.contains(&device.id());
-        let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
-        let Some(table) = table else { return false };
-        if !survives_alone(&table)
-            || !table.devices().all(|below| self.describe_stack(below, swapping, out))
-        {
-            return false;
-        }
-        let info = device.info();
-        out.push(SavedDevice {
-            name: info.name,
-            uuid: info.uuid,
-            minor: info.id,
-            read_only: table.read_only(),
-            // A swap closes the gate for a moment of its own; what the user did before that counts.
-            suspended: info.suspended && !swaps,
-            cache: self.cache_of(device),
-            table: describe::text(&table),
-            maps: maps(&table).filter_map(|path| path?.file_name().map(PathBuf::from)).collect(),
-            disk: self.pool().ublk_node(device).map(|node| node.id),
-        });
-        true
     }
 
     /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
@@ -252,49 +118,6 @@ impl Devices {
         }
     }
 
-    fn restore_all(
-        &self,
-        state: &State,
-        is_left: impl Fn(Option<u32>) -> bool,
-    ) -> anyhow::Result<()> {
-        for saved in &state.devices {
-            if let Err(error) = self.restore(saved, is_left(saved.disk)) {
-                let name = &saved.name;
-                if self.folder.keeps_all() {
-                    bail!(
-                        "cannot make device '{name}' again, which is kept in '{}': {error:#}. Mend that and start \
-                         again; nothing is lost",
-                        self.folder.path().display()
-                    );
-                }
-                bail!(
-                    "cannot make device '{name}' again, which disks wait for: {error:#}. Mend that and start again, \
-                     or let their requests fail with serve --abandon-disks"
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn restore(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
-        let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
-        let leaves = LeafOptions { make_files: false, cache: saved.cache };
-        self.remember_cache(&device, saved.cache);
-        let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
-        let maps = Maps::saved(&self.folder, &saved.maps);
-        let site = Site { maps, ..self.site(&device) };
-        device.load(build_when_free(&site, &load)?)?;
-        device.resume()?;
-        if saved.suspended {
-            device.suspend()?;
-        }
-        if let (true, Some(id)) = (is_left, saved.disk) {
-            let node = self.pool().recover_ublk(&device, id)?;
-            link(&saved.name, &node);
-        }
-        Ok(())
-    }
-
     /// The disks that somebody uses, each a phrase that says who. May block.
     pub fn disks_in_use(&self) -> Vec<String> {
         let used = |device: Arc<Device>| {
@@ -314,57 +137,6 @@ impl Devices {
         }
         self.folder.end();
     }
-
-    /// Forces what a message has changed to the medium, where devices are kept.
-    pub fn sync_map(&self, map: &RegionMap) -> Result<(), Failure> {
-        self.folder.sync_map(map.storage()).map_err(|error| {
-            let reason = format!(
-                "the message was applied, but the map cannot be forced to its medium: {error}"
-            );
-            Failure::new(Errno::Eio, reason)
-        })
-    }
-}
-
-/// A table whose leaves the killed daemon may not have let go of yet: the kernel first ends what it
-/// had under way.
-fn build_when_free(site: &Site<'_>, load: &LoadTable) -> anyhow::Result<Table> {
-    let until = Instant::now() + LEAVING;
-    loop {
-        match build(site, load) {
-            Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
-                site.maps.rewind()
-            }
-            built => return built.map_err(|failure| anyhow::anyhow!(failure.reason)),
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// Whether another process can go on with a table and all below it.
-fn survives(table: &Table) -> bool {
-    survives_alone(table)
-        && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
-}
-
-fn survives_alone(table: &Table) -> bool {
-    // Other leaves are in memory; null has nothing to lose.
-    const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
-    let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
-    let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
-    leaves && maps(table).all(|file| file.is_some())
-}
-
-/// The files of a table's maps, segment by segment.
-fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
-    table.segments().iter().filter_map(|segment| match &segment.target {
-        Target::Switch { map, .. } => Some(map.storage().file()),
-        Target::Linear(_)
-        | Target::Striped { .. }
-        | Target::Multipath { .. }
-        | Target::Error
-        | Target::Zero => None,
-    })
 }
 
 fn disk(device: &Device, node: Node) -> Disk {

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
 //! | [`devices`] | what can be done with devices |
-//! | [`disks`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
+//! | [`disks`], [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`checker`] | the paths of multipath devices are looked after |
@@ -24,6 +24,7 @@ pub mod describe;
 pub mod devices;
 pub mod disks;
 pub mod failure;
+pub mod kept;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
