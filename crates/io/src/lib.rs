@@ -16,6 +16,7 @@ pub mod event;
 pub mod export;
 mod gather;
 pub mod leaf;
+mod log_limit;
 pub mod nbd;
 pub mod pages;
 pub mod pipeline;

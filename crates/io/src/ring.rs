@@ -337,7 +337,7 @@ impl Ring {
 /// The system's monotonic clock, one for all threads: what one queue measures is compared with what
 /// another did. Read as it is: the standard library's instants take twice the time to be made into
 /// a number.
-fn clock_ns() -> u64 {
+pub(crate) fn clock_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to a live structure. Every Linux has this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };

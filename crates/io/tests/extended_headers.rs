@@ -1,13 +1,13 @@
-//! A client that negotiates EXTENDED_HEADERS, over a socket of a real server. No stock client
-//! speaks them yet, so this one is written from the protocol's document (NetworkBlockDevice/nbd,
-//! doc/proto.md) and shares no code with the server.
+//! A client that negotiates EXTENDED_HEADERS, over a socket of a real server. It is written from
+//! the protocol's document (NetworkBlockDevice/nbd, doc/proto.md) and shares no code with the
+//! server; one test sends what QEMU 10 sends, which is not what the document says.
 
 mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use support::{FLUSH, HANG, READ, TRIM, WRITE, WRITE_ZEROES, World, option};
+use support::{FLUSH, FUA, HANG, READ, TRIM, WRITE, WRITE_ZEROES, World, option};
 
 const OPTION_GO: u32 = 7;
 const OPTION_SET_META_CONTEXT: u32 = 10;
@@ -206,6 +206,21 @@ fn requests_longer_than_4_gib() {
     assert_eq!(client.read(9 * GIB, data.len() as u64), data, "behind the trimmed range");
     client.done(0, WRITE_ZEROES, 8 * GIB, 8 * GIB, &[]);
     assert_eq!(client.read(9 * GIB, data.len() as u64), vec![0; data.len()]);
+}
+
+/// QEMU 10 asks for extended headers and then sends WRITE with FUA without PAYLOAD_LEN. The data
+/// follows, and the requests behind it must be found.
+#[test]
+fn a_write_as_qemu_10_sends_it() {
+    let world = World::new(1);
+    world.device("disk", world.linear(&world.leaf("mem:64M")));
+    let mut client = Client::connect(&world, "disk", &["base:allocation"]);
+    for (n, len) in [512usize, 4096, 1 << 20, 32 << 20].into_iter().enumerate() {
+        let data: Vec<u8> = (0..len).map(|at| (at / 511 + n) as u8).collect();
+        client.done(FUA, WRITE, 4096, len as u64, &data);
+        assert_eq!(client.read(4096, len as u64), data);
+        client.done(0, FLUSH, 0, 0, &[]);
+    }
 }
 
 #[test]

@@ -14,5 +14,6 @@ mod golden_tools;
 mod http;
 mod lifecycle;
 mod multipath;
+mod nbd_clients;
 mod state;
 mod survival;

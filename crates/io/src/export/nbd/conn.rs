@@ -7,6 +7,7 @@
 //! received, so a client that does not read its replies stops itself and costs no more memory than
 //! that.
 
+mod complaint;
 mod sending;
 
 use std::collections::VecDeque;
@@ -16,8 +17,8 @@ use io_uring::{opcode, types};
 
 use super::server::token;
 use super::{
-    Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError, Next, Parsed,
-    Request, Session, reply::MAX_STATUS_CHUNK,
+    CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
+    Next, Parsed, Peer, Request, Session, reply::MAX_STATUS_CHUNK,
 };
 use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
@@ -89,7 +90,10 @@ enum Receiving {
 /// See the module's text.
 pub(super) struct Conn {
     socket: OwnedFd,
+    peer: Peer,
     phase: Phase,
+    /// A breach of the protocol by the client was logged: one line a connection.
+    has_complained: bool,
     input: Buffer,
     start: usize,
     end: usize,
@@ -129,7 +133,9 @@ impl Conn {
         let mut text = Vec::new();
         handshake.greeting(&mut text);
         Conn {
+            peer: Peer::of(socket.as_fd()),
             socket,
+            has_complained: false,
             phase: Phase::Handshake(handshake),
             input: context.buffers.take(INPUT_BYTES),
             start: 0,
@@ -253,8 +259,13 @@ impl Conn {
         match progress.next {
             Next::More => {}
             Next::Close(reason) => {
-                tracing::debug!(%reason, "connection closed in its handshake");
                 self.ending = true;
+                match reason {
+                    CloseReason::Abort | CloseReason::ExportName(_) => {
+                        tracing::debug!(client = %self.peer, %reason, "closed in its handshake");
+                    }
+                    reason => self.complain(&reason.to_string(), &[], "its handshake is closed"),
+                }
             }
             Next::Transmission(session) => {
                 let device =
@@ -295,15 +306,16 @@ impl Conn {
         match session.parse(header) {
             Parsed::Request(request) => return self.take_request(id, request, header_len, context),
             Parsed::Refused { cookie, offset, error, payload, reason, .. } => {
-                let mut header = [0; MAX_REPLY_HEADER];
-                let len = session.error(cookie, offset, error, reason, &mut header);
-                self.refusal = Some(Reply { header, header_len: len, body: None, lent: 0 });
+                let mut answer = [0; MAX_REPLY_HEADER];
+                let len = session.error(cookie, offset, error, reason, &mut answer);
+                self.refusal = Some(Reply { header: answer, header_len: len, body: None, lent: 0 });
+                self.complain_of_request(reason, header_len, "the request is refused");
                 self.start += header_len;
                 self.skip = payload;
             }
             Parsed::Disconnect => self.ending = true,
             Parsed::Broken(reason) => {
-                tracing::debug!(reason, "connection dropped");
+                self.complain_of_request(reason, header_len, "the connection is dropped");
                 (self.broken, self.ending) = (true, true);
             }
         }

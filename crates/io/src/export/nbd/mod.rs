@@ -22,6 +22,7 @@
 mod conn;
 pub mod contexts;
 pub mod handshake;
+mod peer;
 pub mod reply;
 pub mod server;
 pub mod session;
@@ -32,6 +33,7 @@ pub use crate::nbd as proto;
 pub use crate::nbd::{Command, NbdError};
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
+pub use peer::Peer;
 pub use reply::{MAX_REPLY_HEADER, StatusWriter};
 pub use session::{Parsed, Request, Session};
 

@@ -258,9 +258,14 @@ impl Session {
     /// to read.
     fn payload(&self, command: Option<Command>, wire: &Wire) -> Result<u64, &'static str> {
         if self.extended {
-            // The document wants the connection dropped at once when the announced maximum is
-            // exceeded.
-            match wire.flags & command_flag::PAYLOAD_LEN != 0 {
+            // The document demands PAYLOAD_LEN on every WRITE. QEMU 10 sends WRITE with FUA
+            // without it, and the data follows all the same; QEMU's own server takes it too.
+            // Read as a header without data, the data would be the next header.
+            let has_payload =
+                wire.flags & command_flag::PAYLOAD_LEN != 0 || command == Some(Command::Write);
+            match has_payload {
+                // The document wants the connection dropped at once when the announced maximum is
+                // exceeded.
                 true if wire.len > u64::from(MAX_REQUEST_BYTES) => {
                     Err("a payload above the announced maximum")
                 }
@@ -326,9 +331,6 @@ impl Session {
             }
             Command::Read if too_long => {
                 Err((NbdError::Inval, "a READ above the announced maximum"))
-            }
-            Command::Write if self.extended && !request.payload_len_flag => {
-                Err((NbdError::Inval, "an extended WRITE without PAYLOAD_LEN"))
             }
             Command::Write if too_long => {
                 Err((NbdError::Inval, "a WRITE above the announced maximum"))

@@ -366,8 +366,22 @@ fn payloads_in_the_wrong_place() {
             (NbdError::Inval, 512, "a flag that this command does not have on this connection");
         assert_eq!(refused(parse(&session, command, PAYLOAD_LEN, 0, 512)), expected, "{command}");
     }
-    let expected = (NbdError::Inval, 0, "an extended WRITE without PAYLOAD_LEN");
-    assert_eq!(refused(parse(&session, WRITE, 0, 0, 512)), expected);
+}
+
+/// QEMU 10 sends WRITE with FUA without PAYLOAD_LEN, and its data follows.
+#[test]
+fn an_extended_write_without_its_flag_has_its_payload() {
+    let session = extended();
+    for (flags, fua) in [(0, false), (FUA, true)] {
+        let expected = Request { payload: 512, fua, ..plain(Command::Write, 0, 512) };
+        assert_eq!(parse(&session, WRITE, flags, 0, 512), Parsed::Request(expected));
+    }
+    // Refused, its payload is skipped; too long to be skipped, the connection ends.
+    let flag = (NbdError::Inval, 512, "a flag that this command does not have on this connection");
+    assert_eq!(refused(parse(&session, WRITE, NO_HOLE, 0, 512)), flag);
+    let max = u64::from(MAX_REQUEST_BYTES);
+    let broken = Parsed::Broken("a payload above the announced maximum");
+    assert_eq!(parse(&session, WRITE, FUA, 0, max + 512), broken);
 }
 
 #[test]

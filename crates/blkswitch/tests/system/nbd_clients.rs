@@ -1,0 +1,88 @@
+//! NBD clients that break the protocol, hold on to memory or descriptors, or go away: what they
+//! cost the daemon, what others notice, and what the administrator sees.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use crate::fixture::{Daemon, PATIENCE, eventually};
+
+const READ: u16 = 0;
+
+/// A client that speaks the protocol by hand: EXPORT_NAME, compact headers, simple replies.
+struct Raw {
+    socket: UnixStream,
+}
+
+impl Raw {
+    fn connect(socket: &Path, export: &str) -> std::io::Result<Raw> {
+        let mut socket = UnixStream::connect(socket)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.read_exact(&mut [0; 18])?;
+        let mut hello = 3u32.to_be_bytes().to_vec();
+        hello.extend(b"IHAVEOPT");
+        hello.extend(1u32.to_be_bytes());
+        hello.extend((export.len() as u32).to_be_bytes());
+        hello.extend(export.as_bytes());
+        socket.write_all(&hello)?;
+        socket.read_exact(&mut [0; 10])?;
+        Ok(Raw { socket })
+    }
+
+    fn send(&mut self, flags: u16, command: u16, offset: u64, len: u32) {
+        let mut header = 0x2560_9513u32.to_be_bytes().to_vec();
+        header.extend(flags.to_be_bytes());
+        header.extend(command.to_be_bytes());
+        header.extend(7u64.to_be_bytes());
+        header.extend(offset.to_be_bytes());
+        header.extend(len.to_be_bytes());
+        self.socket.write_all(&header).unwrap();
+    }
+
+    /// The error of the next reply.
+    fn error(&mut self) -> u32 {
+        let mut header = [0; 16];
+        self.socket.read_exact(&mut header).unwrap();
+        u32::from_be_bytes(header[4..8].try_into().unwrap())
+    }
+}
+
+/// Lines of the log in which a client breaks the protocol.
+fn complaints(daemon: &Daemon) -> Vec<String> {
+    let log = daemon.log();
+    log.lines().filter(|line| line.contains("breaks the NBD protocol")).map(String::from).collect()
+}
+
+/// The first breach of a connection is one line with who it was and the bytes that came; a flood
+/// of them is a few lines.
+#[test]
+fn breaches_of_the_protocol_are_logged_once_and_not_without_end() {
+    let daemon = Daemon::start_with(&[]);
+    daemon.create("disk", "0 2048 linear mem:1M 0").expect_ok();
+    let mut client = Raw::connect(&daemon.path("nbd.sock"), "disk").unwrap();
+    for _ in 0..3 {
+        client.send(0, 99, 0, 0);
+        assert_eq!(client.error(), 22);
+    }
+    client.socket.write_all(&[0xab; 28]).unwrap();
+    assert_eq!(client.socket.read(&mut [0]).unwrap(), 0, "the connection is dropped");
+    eventually("a line of the log", || !complaints(&daemon).is_empty());
+    let lines = complaints(&daemon);
+    let [line] = &lines[..] else { panic!("one line a connection: {lines:?}") };
+    let pid = std::process::id();
+    for part in [" WARN ", "unknown command", "2560951300000063", &format!("pid {pid} uid ")] {
+        assert!(line.contains(part), "no '{part}' in {line}");
+    }
+    for _ in 0..200 {
+        let mut client = Raw::connect(&daemon.path("nbd.sock"), "disk").unwrap();
+        client.socket.write_all(&[0xab; 28]).unwrap();
+        assert_eq!(client.socket.read(&mut [0]).unwrap(), 0);
+    }
+    // A well-behaved client is served all the while.
+    let mut client = Raw::connect(&daemon.path("nbd.sock"), "disk").unwrap();
+    client.send(0, READ, 0, 512);
+    assert_eq!(client.error(), 0);
+    let lines = complaints(&daemon);
+    assert!((2..=15).contains(&lines.len()), "{} lines:\n{}", lines.len(), lines.join("\n"));
+    assert!(lines.iter().all(|line| line.contains("suppressed=")), "{lines:?}");
+}
