@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 
-use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map};
+use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map, writer};
 
 const LOOKUPS: usize = 1_000_000;
 
@@ -33,13 +33,16 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
 /// A map that departs from round robin everywhere, so all of it is in memory.
 fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<LazyMap> {
     let map = lazy_map(regions, num_paths, region_size)?;
+    let mut writer = writer(&map);
     let mut random = Random(regions);
     for region in 0..regions.min(4096) {
-        map.set(region, random.below(num_paths.into()) as u32);
+        writer.set(region, random.below(num_paths.into()) as u32);
     }
     let text = format!("{:x}:0 R1000,{:x}", regions.min(4096) - 1, regions - regions.min(4096));
-    let applied = blkswitch_core::switch::Message::new().apply_text(&map, text.as_bytes(), true);
+    let applied =
+        blkswitch_core::switch::Message::new().apply_text(&mut writer, text.as_bytes(), true);
     applied.map_err(|(_, error)| error)?;
+    drop(writer);
     Ok(map)
 }
 

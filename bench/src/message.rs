@@ -11,7 +11,7 @@ use std::hint::black_box;
 use anyhow::{Context, ensure};
 use blkswitch_core::switch::{Message, compact};
 
-use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map};
+use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map, writer};
 
 const ENTRIES: u64 = 1_000_000;
 const REGION_SIZE: u32 = 30_720;
@@ -45,7 +45,7 @@ fn write_out(
     let map = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;
     let mut random = Random(3);
     for _ in 0..ENTRIES / every {
-        map.set(random.below(ENTRIES), random.below(num_paths.into()) as u32);
+        writer(&map).set(random.below(ENTRIES), random.below(num_paths.into()) as u32);
     }
     let mut places = vec![0; PLACES];
     let mut text = Vec::new();
@@ -101,13 +101,15 @@ fn compare(
     let prepare = || {
         let map = lazy_map(ENTRIES, num_paths, REGION_SIZE).expect("a map of a million regions");
         // All of it in memory, which is not what is measured here.
-        (0..ENTRIES).step_by(64).for_each(|region| assert!(map.set(region, 1)));
-        map.reset();
+        let mut writer = writer(&map);
+        (0..ENTRIES).step_by(64).for_each(|region| assert!(writer.set(region, 1)));
+        writer.reset();
+        drop(writer);
         map
     };
     let text = text.as_bytes();
     let ours = rounds.seconds(prepare, |map| {
-        black_box(Message::new().apply_text(map, black_box(text), true))
+        black_box(Message::new().apply_text(&mut writer(map), black_box(text), true))
             .expect("the message is right");
     });
     let chunked = rounds.seconds(prepare, |map| apply_chunks(map, black_box(text)));
@@ -136,7 +138,7 @@ fn apply_chunks(map: &LazyMap, text: &[u8]) {
     while at < text.len() {
         let end = text.len().min(at + CHUNK);
         at += message
-            .apply_text(map, &text[at..end], end == text.len())
+            .apply_text(&mut writer(map), &text[at..end], end == text.len())
             .expect("the message is right");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use blkswitch_core::switch::{Geometry, Map};
+use blkswitch_core::switch::{Geometry, Map, MapWriter};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -167,6 +167,11 @@ impl Rounds {
         let counts = if self.best { 0 } else { seconds.len() / 2 };
         seconds.get(counts).copied().unwrap_or(f64::NAN)
     }
+}
+
+/// The one writer of a map.
+pub(crate) fn writer(map: &LazyMap) -> MapWriter<'_, Box<[AtomicU64]>> {
+    map.writer().expect("nobody else changes the map")
 }
 
 /// A map of `regions` regions of one size, round robin.

@@ -36,12 +36,13 @@ fn refused(error: MessageError, argument: Word<'_>) -> (usize, String) {
 }
 
 fn in_chunks(map: &VecMap, text: &[u8], chunk: usize) -> Outcome {
+    let mut writer = map.writer().expect("nobody else writes");
     let mut message = Message::new();
     let (mut taken, mut end) = (0, 0);
     loop {
         end = text.len().min(end + chunk);
         let rest = &text[taken..end];
-        match message.apply_text(map, rest, end == text.len()) {
+        match message.apply_text(&mut writer, rest, end == text.len()) {
             Ok(len) => taken += len,
             Err((at, error)) => {
                 return Err(refused(
@@ -59,9 +60,10 @@ fn in_chunks(map: &VecMap, text: &[u8], chunk: usize) -> Outcome {
 
 fn in_words(map: &VecMap, text: &[u8]) -> Outcome {
     let mut text = text.to_vec();
+    let mut writer = map.writer().expect("nobody else writes");
     let mut message = Message::new();
     for word in split_in_place(&mut text) {
-        message.apply_word(map, word).map_err(|error| refused(error, Word::literal(word)))?;
+        message.apply_word(&mut writer, word).map_err(|error| refused(error, Word::literal(word)))?;
     }
     Ok(())
 }

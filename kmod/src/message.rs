@@ -51,10 +51,13 @@ fn failure(errno: Errno) -> c_int {
 
 /// Applies arguments one after the other.
 fn apply(target: &Target, words: Words<'_>) -> c_int {
+    // The caller holds the message lock, so there is no other writer.
+    let Some(writer) = target.map.writer() else { return failure(Errno::Ebusy) };
     run(
         words,
-        |message, text| message.apply_split(&target.map, text),
-        |message, word| message.apply_word(&target.map, word),
+        writer,
+        |writer, message, text| message.apply_split(writer, text),
+        |writer, message, word| message.apply_word(writer, word),
     )
 }
 
@@ -63,18 +66,20 @@ fn apply(target: &Target, words: Words<'_>) -> c_int {
 fn check(target: &Target, words: Words<'_>) -> c_int {
     run(
         words,
-        |message, text| message.check_split(target.map.geometry(), text),
-        |message, word| message.check_word(target.map.geometry(), word),
+        target.map.geometry(),
+        |geometry, message, text| message.check_split(geometry, text),
+        |geometry, message, word| message.check_word(geometry, word),
     )
 }
 
 /// Hands the arguments to `many` as they lie in the message's buffer, and to `one` what that does
-/// not take.
+/// not take; both get `on`, which they act on.
 #[inline(always)]
-fn run(
+fn run<T>(
     words: Words<'_>,
-    many: impl Fn(&mut Message, &[u8]) -> Result<(), MessageError>,
-    one: impl Fn(&mut Message, &[u8]) -> Result<(), MessageError>,
+    mut on: T,
+    many: impl Fn(&mut T, &mut Message, &[u8]) -> Result<(), MessageError>,
+    one: impl Fn(&mut T, &mut Message, &[u8]) -> Result<(), MessageError>,
 ) -> c_int {
     let mut message = Message::new();
     loop {
@@ -86,8 +91,8 @@ fn run(
         }
         // SAFETY: the words of a message are in one buffer, and `next` is not the first.
         let text = unsafe { words.text_from(next) };
-        let result = match many(&mut message, text) {
-            Ok(()) if message.arguments() == before => one(&mut message, words.get(next)),
+        let result = match many(&mut on, &mut message, text) {
+            Ok(()) if message.arguments() == before => one(&mut on, &mut message, words.get(next)),
             result => result,
         };
         if let Err(error) = result {

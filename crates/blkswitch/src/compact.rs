@@ -85,9 +85,9 @@ mod tests {
         );
         let copy = map(geometry.nr_regions(), geometry.num_paths());
         for region in 0..geometry.nr_regions() {
-            copy.set(region, geometry.num_paths() - 1);
+            copy.writer().unwrap().set(region, geometry.num_paths() - 1);
         }
-        Message::new().apply_text(&copy, arguments.as_bytes(), true).unwrap();
+        Message::new().apply_text(&mut copy.writer().unwrap(), arguments.as_bytes(), true).unwrap();
         for region in 0..geometry.nr_regions() {
             assert_eq!(copy.path(region), original.path(region), "region {region}");
         }
@@ -99,13 +99,15 @@ mod tests {
         assert_eq!(round_trip(&map(1, 3), 1 << 16), "set_region_mappings 0:0\n");
         assert_eq!(round_trip(&map(16, 3), 1 << 16), "set_region_mappings 0:0 :1 :2 R3,d\n");
         let documented = map(16, 3);
-        Message::new().apply_text(&documented, b"0:0 :1 :2 :0 :1 :2 :1", true).unwrap();
+        Message::new()
+            .apply_text(&mut documented.writer().unwrap(), b"0:0 :1 :2 :0 :1 :2 :1", true)
+            .unwrap();
         assert_eq!(
             round_trip(&documented, 1 << 16),
             "set_region_mappings 0:0 :1 :2 R3,3 :1 R3,2 R9,6 :0\n"
         );
         let uniform = map(1 << 20, 4);
-        Message::new().apply_text(&uniform, b"0:3 R1,fffff", true).unwrap();
+        Message::new().apply_text(&mut uniform.writer().unwrap(), b"0:3 R1,fffff", true).unwrap();
         assert_eq!(round_trip(&uniform, 1 << 16), "set_region_mappings 0:3 R1,fffff\n");
         assert!(round_trip(&map(5000, 300), 1 << 16).ends_with(" :12b R12c,125c\n"));
     }
@@ -125,7 +127,7 @@ mod tests {
                 } else {
                     region as u32 / 500 % paths
                 };
-                random.set(region, path);
+                random.writer().unwrap().set(region, path);
             }
             round_trip(&random, 100);
             round_trip(&random, 1 << 20);

@@ -230,20 +230,21 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
     }
     // The same once more as text, on a map of its own, must end the same way.
     let twin = new_map(*map.geometry());
+    let mut writer = twin.writer().unwrap();
     for run in map.runs(0, u64::MAX) {
-        assert!((run.start..run.start + run.count).all(|region| twin.set(region, run.path)));
+        assert!((run.start..run.start + run.count).all(|region| writer.set(region, run.path)));
     }
     let mut text_words = blkswitch_core::args::Words::new(&whole);
     text_words.next();
     let as_text = Message::new()
-        .apply_text(&twin, text_words.rest(), true)
+        .apply_text(&mut writer, text_words.rest(), true)
         .map_err(|(_, error)| error)
         .map(|_| ());
     let mut message = Message::new();
     let mut verdict = Some(("ok", Vec::new()));
     let mut as_words = Ok(());
     for word in words {
-        if let Err(error) = message.apply_word(map, word) {
+        if let Err(error) = message.apply_word(&mut map.writer().unwrap(), word) {
             verdict = refuse(4, format!("switch: {}", error.of_argument(Word::literal(word))));
             as_words = Err(error);
             break;

@@ -32,7 +32,7 @@ fn table(paths: u32, regions: u64) -> Table {
 }
 
 fn apply(table: &Table, text: &str) {
-    Message::new().apply_text(table, text.as_bytes(), true).unwrap();
+    Message::new().apply_text(&mut table.writer().unwrap(), text.as_bytes(), true).unwrap();
 }
 
 /// What the table has after these messages.
@@ -184,7 +184,7 @@ fn reset_while_looking() {
             let (shared, old, new) = (shared.clone(), old.clone(), new.clone());
             thread::spawn(move || look(&shared.0, &[0, 2, 33, 0], &shared.1, &old, &new))
         };
-        shared.0.reset();
+        shared.0.writer().unwrap().reset();
         shared.1.store(true, Ordering::Release);
         queue.join().unwrap();
     });

@@ -15,12 +15,17 @@ fn new_map(len: u64, num_paths: u32, region_size: u32) -> BoxedMap {
     Map::new(geometry, bytemuck::zeroed_slice_box(geometry.nr_slots())).unwrap()
 }
 
+fn set(map: &BoxedMap, region: u64, path: u32) -> bool {
+    map.writer().unwrap().set(region, path)
+}
+
 fn paths(map: &BoxedMap) -> Vec<u32> {
     (0..map.geometry().nr_regions()).map(|region| map.path(region).unwrap()).collect()
 }
 
 /// Applies `text` in chunks that end at `cuts`; returns what [`Model::message`] does.
 fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, String)> {
+    let mut writer = map.writer().unwrap();
     let mut message = Message::new();
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
     ends.push(text.len());
@@ -28,7 +33,7 @@ fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, Stri
     let mut taken = 0;
     for (number, &end) in ends.iter().enumerate() {
         let last = number + 1 == ends.len();
-        match message.apply_text(map, &text[taken..end], last) {
+        match message.apply_text(&mut writer, &text[taken..end], last) {
             Ok(len) => taken += len,
             Err((at, error)) => {
                 let word = Words::new(&text[taken + at..]).next().unwrap();
@@ -42,10 +47,11 @@ fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, Stri
 
 /// The same with words that are split first.
 fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
+    let mut writer = map.writer().unwrap();
     let mut text = text.to_vec();
     let mut message = Message::new();
     for word in split_in_place(&mut text) {
-        message.apply_word(map, word).map_err(|error| {
+        message.apply_word(&mut writer, word).map_err(|error| {
             let argument = Word::literal(word);
             (error.position as usize, error.of_argument(argument).to_string())
         })?;
@@ -56,6 +62,7 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
 /// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken
 /// many at a time where they lie.
 fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
+    let mut writer = map.writer().unwrap();
     let mut text = [b"\0", text].concat();
     let base = text.as_ptr().addr();
     let words: Vec<(usize, usize)> = split_in_place(&mut text[1..])
@@ -71,9 +78,9 @@ fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let result = (|| {
         while let Some(&(at, word_end)) = words.get(message.arguments() as usize) {
             let before = message.arguments();
-            message.apply_split(map, &text[at - 1..end])?;
+            message.apply_split(&mut writer, &text[at - 1..end])?;
             if message.arguments() == before {
-                message.apply_word(map, &text[at..word_end])?;
+                message.apply_word(&mut writer, &text[at..word_end])?;
             }
         }
         Ok(())
@@ -271,7 +278,7 @@ proptest! {
             for step in 0..count as u64 {
                 let copied = region.checked_sub(back as u64).and_then(|source| map.path(source));
                 let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { seed.rotate_left(step as u32) % few };
-                map.set(region, path % num_paths);
+                set(&map, region, path % num_paths);
                 region += 1;
             }
         }
@@ -288,7 +295,7 @@ proptest! {
         };
         let copy = new_map(len, num_paths, region_size);
         for region in 0..regions {
-            prop_assert!(copy.set(region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32));
+            prop_assert!(set(&copy, region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32));
         }
         let before = paths(&copy);
         prop_assert_eq!(apply(&copy, &write(false).unwrap(), &[]), Ok(()));
@@ -323,12 +330,12 @@ proptest! {
         let map = new_map(len, num_paths, region_size);
         let regions = map.geometry().nr_regions();
         if let Some((start, end)) = same {
-            (start..end.min(regions)).for_each(|region| assert!(map.set(region, num_paths - 1)));
+            (start..end.min(regions)).for_each(|region| assert!(set(&map, region, num_paths - 1)));
         }
         for (region, path) in edits {
-            prop_assert!(map.set(region % regions, path % num_paths));
+            prop_assert!(set(&map, region % regions, path % num_paths));
         }
-        prop_assert!(!map.set(regions, 0) && !map.set(0, num_paths));
+        prop_assert!(!set(&map, regions, 0) && !set(&map, 0, num_paths));
         let mut next = from;
         let mut before = None;
         for run in map.runs(from, to) {
@@ -406,11 +413,13 @@ fn a_word_past_the_limit_is_refused_however_it_arrives() {
     for text in [&longest, &escaped] {
         assert_eq!(apply(&map, text.as_bytes(), &[]), Ok(()));
         assert_eq!(map.path(5), Some(2));
-        assert!(map.set(5, 0));
+        assert!(set(&map, 5, 0));
     }
     for text in [format!("{longest}0"), format!("0{escaped}")] {
         for (chunk, last) in [(text.clone(), true), (format!("{text} "), false), (text, false)] {
-            let (at, error) = Message::new().apply_text(&map, chunk.as_bytes(), last).unwrap_err();
+            let (at, error) = Message::new()
+                .apply_text(&mut map.writer().unwrap(), chunk.as_bytes(), last)
+                .unwrap_err();
             assert_eq!((at, error.kind), (0, MessageErrorKind::Argument));
         }
     }
@@ -421,7 +430,7 @@ fn a_word_past_the_limit_is_refused_however_it_arrives() {
 fn a_list_that_breaks_off_can_be_gone_on_with() {
     let map = new_map(5000, 16, 1);
     (0..5000).for_each(|region| {
-        assert!(map.set(region, (region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u32))
+        assert!(set(&map, region, (region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u32))
     });
     let copy = new_map(5000, 16, 1);
     let mut places = [0; 512];
@@ -463,11 +472,88 @@ fn lists_are_short() {
     let map = new_map(1_000_000, 3, 1);
     assert_eq!(list(&map, false), "0:0 :1 :2 R3,f423d");
     assert_eq!(list(&map, true), "");
-    assert!(map.set(500_000, 0));
+    assert!(set(&map, 500_000, 0));
     assert_eq!(list(&map, true), "7a120:0");
     assert_eq!(apply(&map, b"0:2 :1 :1 :0 :1 R5,f423b", &[]), Ok(()));
     assert_eq!(list(&map, false), "0:2 :1 :1 :0 :1 R5,f423b");
     let map = new_map(1_000_000, 262_141, 1);
     assert_eq!(apply(&map, b"0:3fffc R1,f423f", &[]), Ok(()));
     assert_eq!(list(&map, false), "0:3fffc R1,f423f");
+}
+
+/// Two writers at once would lose each other's changes of neighbouring regions.
+#[test]
+fn a_map_has_one_writer_at_a_time() {
+    let map = new_map(16, 3, 1);
+    let mut writer = map.writer().unwrap();
+    assert!(map.writer().is_none(), "there is one already");
+    assert!(writer.set(1, 0));
+    assert_eq!((map.path(1), writer.path(1)), (Some(0), Some(0)), "look-ups go on meanwhile");
+    drop(writer);
+    assert!(map.writer().is_some_and(|mut writer| writer.set(2, 1)));
+    assert_eq!((map.path(1), map.path(2)), (Some(0), Some(1)));
+}
+
+/// Threads that each change regions of their own in words that they share.
+#[test]
+fn no_change_is_lost_between_threads() {
+    const THREADS: u64 = 4;
+    const REGIONS: u64 = 64 * THREADS;
+    let map = new_map(REGIONS, 2, 1);
+    let change = |mine: u64| {
+        for round in 0..2000 {
+            let path = (round % 2) as u32;
+            let mut writer = loop {
+                match map.writer() {
+                    Some(writer) => break writer,
+                    None => std::thread::yield_now(),
+                }
+            };
+            (mine..REGIONS).step_by(THREADS as usize).for_each(|region| {
+                assert!(writer.set(region, path));
+            });
+            drop(writer);
+            (mine..REGIONS).step_by(THREADS as usize).for_each(|region| {
+                assert_eq!(map.path(region), Some(path), "a change of region {region} is lost");
+            });
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..THREADS).for_each(|mine| drop(scope.spawn(move || change(mine))))
+    });
+}
+
+/// Storage from a file may hold anything: no route may lead past the paths unnoticed.
+#[test]
+fn storage_that_is_not_valid_is_refused() {
+    use blkswitch_core::switch::StorageError;
+    for num_paths in [1, 2, 3, 4, 5, 15, 16, 17, 256, 257, 65_537] {
+        let geometry = Geometry::new(1000, num_paths, 1).unwrap();
+        let storage: Box<[AtomicU64]> = bytemuck::zeroed_slice_box(geometry.nr_slots());
+        let map = Map::checked(geometry, storage).unwrap();
+        (0..1000).for_each(|region| assert!(set(&map, region, num_paths - 1)));
+        let storage = Map::checked(geometry, map.into_storage()).unwrap().into_storage();
+        let bits = u64::from(num_paths).next_power_of_two().ilog2().max(1).next_power_of_two();
+        let bits = u64::from(bits);
+        for region in [0, 1, 499, 998, 999] {
+            let at = (region * bits) as usize;
+            let word = &storage[at / 64];
+            let good = word.load(core::sync::atomic::Ordering::Relaxed);
+            let mask = ((1u64 << bits) - 1) << (at % 64);
+            // The smallest number that is no path, if there is one of so many bits.
+            if u64::from(num_paths) >> bits == 0 {
+                let bad = good & !mask | u64::from(num_paths) << (at % 64);
+                word.store(bad, core::sync::atomic::Ordering::Relaxed);
+                let map = Map::new(geometry, &storage[..]).unwrap();
+                assert!(!map.is_valid(), "region {region} of {num_paths} paths");
+                assert!(matches!(
+                    Map::checked(geometry, &storage[..]),
+                    Err(StorageError::Invalid(_))
+                ));
+                word.store(good, core::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let short = &storage[..geometry.nr_slots() - 1];
+        assert!(matches!(Map::checked(geometry, short), Err(StorageError::TooShort(_))));
+    }
 }

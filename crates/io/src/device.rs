@@ -17,9 +17,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use blkswitch_core::switch::MapWriter;
+
 use crate::engine::Limits;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
+use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
 use crate::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
 
@@ -476,6 +479,13 @@ impl Messenger<'_> {
             Target::Switch { map, .. } => Some(map),
             _ => None,
         }
+    }
+
+    /// The right to change the map, if the segment is a switch. Messengers come one at a time, so
+    /// this is `None` for a switch only while somebody holds a writer that they have from the map
+    /// itself.
+    pub fn writer(&self) -> Option<MapWriter<'_, Slots>> {
+        self.map()?.writer()
     }
 
     /// The groups, if the segment is a multipath.

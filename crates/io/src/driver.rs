@@ -78,7 +78,7 @@ pub struct Answer {
 /// let device = driver.add(table.clone());
 /// // Region 1 goes to path 0 from now on; others may do this while requests are under way.
 /// if let Target::Switch { map, .. } = &table.segments()[0].target {
-///     map.set(1, 0);
+///     map.writer().ok_or("somebody else changes the map")?.set(1, 0);
 /// }
 /// let (data, mut answers) = (vec![7; 4096], Vec::new());
 /// driver.start(device, Ask { op: Op::Write, fua: false, offset: 65536, len: 4096, data, token: 1 });

@@ -98,7 +98,7 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                             let text =
                                 format!("{at:x}:{path:x} R1,{:x}", random.below(BLOCKS / 2 - at));
                             Message::new()
-                                .apply_text(messenger.map().unwrap(), text.as_bytes(), true)
+                                .apply_text(&mut messenger.writer().unwrap(), text.as_bytes(), true)
                                 .unwrap();
                             messages.fetch_add(1, Ordering::Relaxed);
                         }
@@ -203,7 +203,7 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     });
     until_taken(&device);
     client.read(0, 512).unwrap();
-    assert!(!resume.is_finished() && messenger.map().unwrap().set(1, 0));
+    assert!(!resume.is_finished() && messenger.writer().unwrap().set(1, 0));
     drop(messenger);
     resume.join().unwrap().unwrap();
     client.read(0, 512).unwrap();
@@ -309,7 +309,7 @@ fn a_suspend_is_the_barrier_behind_a_remap() {
     // Answered behind it: the write has been mapped.
     client.send(0, WRITE, 8 * 512, 512, &[1; 512]).unwrap();
     client.reply().unwrap();
-    assert!(device.messenger(0).unwrap().map().unwrap().set(0, 1));
+    assert!(device.messenger(0).unwrap().writer().unwrap().set(0, 1));
     device.suspend().unwrap();
     assert_eq!(old.image()[..512], [9; 512], "done, and on the old path");
     device.resume().unwrap();

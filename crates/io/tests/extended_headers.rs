@@ -235,7 +235,7 @@ fn the_region_map_in_long_extents() {
     assert_eq!(client.extents(0, 8 * GIB, context), expected);
     let message = device.messenger(0).unwrap();
     blkswitch_io::core::switch::Message::new()
-        .apply_text(message.map().unwrap(), b"0:1 R1,f", true)
+        .apply_text(&mut message.writer().unwrap(), b"0:1 R1,f", true)
         .unwrap();
     drop(message);
     assert_eq!(client.extents(0, 8 * GIB, context), [(8 * GIB, 1)], "one extent of 8 GiB");

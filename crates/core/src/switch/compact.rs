@@ -44,7 +44,8 @@ const MAX_ARGUMENT: usize = 40;
 /// # use blkswitch_core::switch::{Geometry, Map, Message, compact};
 /// # let geometry = Geometry::new(2048, 3, 128)?;
 /// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
-/// Message::new().apply_text(&map, b"9:2 :2", true).map_err(|(_, error)| error)?;
+/// let mut writer = map.writer().expect("nobody else changes the map");
+/// Message::new().apply_text(&mut writer, b"9:2 :2", true).map_err(|(_, error)| error)?;
 /// let mut places = [0; 64];
 /// let mut list = String::new();
 /// compact::write(&map, 0, u64::MAX, &mut places, |argument| {

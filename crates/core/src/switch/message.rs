@@ -8,8 +8,8 @@
 //! failing.
 //!
 //! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an
-//! error the message is over. The caller holds the message lock: one writer at a time. No
-//! allocation, no panic, any bytes.
+//! error the message is over. To apply takes the map's one [`MapWriter`]. No allocation, no panic,
+//! any bytes.
 
 use core::fmt;
 
@@ -17,7 +17,7 @@ use super::super::args::Word;
 use super::super::error::Errno;
 use super::geometry::Geometry;
 use super::hex;
-use super::regions::Map;
+use super::regions::{Map, MapWriter};
 use super::sync::AtomicU64;
 use super::text;
 
@@ -209,14 +209,15 @@ impl fmt::Display for ExplainMessage<'_> {
 /// # use blkswitch_core::switch::{Geometry, Map, Message};
 /// # let geometry = Geometry::new(2048, 3, 128)?;
 /// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
+/// let mut writer = map.writer().expect("nobody else changes the map");
 /// // A chunk that ends within a word: what is left over is handed in again with what follows.
 /// let mut message = Message::new();
-/// assert_eq!(message.apply_text(&map, b"0:2 R1,", false), Ok(4));
-/// assert_eq!(message.apply_text(&map, b"R1,f", true), Ok(4));
+/// assert_eq!(message.apply_text(&mut writer, b"0:2 R1,", false), Ok(4));
+/// assert_eq!(message.apply_text(&mut writer, b"R1,f", true), Ok(4));
 /// assert_eq!(map.runs(0, 16).count(), 1);
 ///
 /// // What came before the bad argument stays applied.
-/// let (at, error) = Message::new().apply_text(&map, b"5:1 99:0 6:1", true).unwrap_err();
+/// let (at, error) = Message::new().apply_text(&mut writer, b"5:1 99:0 6:1", true).unwrap_err();
 /// assert_eq!((at, error.position, map.path(5)), (4, 2, Some(1)));
 /// assert_eq!(error.to_string(), "invalid set_region_mappings region number: 153 >= 16");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -251,10 +252,10 @@ impl Message {
     #[inline]
     pub fn apply_word<S: AsRef<[AtomicU64]>>(
         &mut self,
-        map: &Map<S>,
+        map: &mut MapWriter<'_, S>,
         word: &[u8],
     ) -> Result<(), MessageError> {
-        self.word(map, word)
+        self.word(&**map, word)
     }
 
     /// Would [`Message::apply_word`] take this argument?
@@ -268,11 +269,11 @@ impl Message {
     /// argument begins.
     pub fn apply_text<S: AsRef<[AtomicU64]>>(
         &mut self,
-        map: &Map<S>,
+        map: &mut MapWriter<'_, S>,
         text: &[u8],
         last: bool,
     ) -> Result<usize, (usize, MessageError)> {
-        text::run(self, map, text, last)
+        text::run(self, &**map, text, last)
     }
 
     /// Would [`Message::apply_text`] take this text?
@@ -293,10 +294,10 @@ impl Message {
     /// [`Message::apply_word`].
     pub fn apply_split<S: AsRef<[AtomicU64]>>(
         &mut self,
-        map: &Map<S>,
+        map: &mut MapWriter<'_, S>,
         text: &[u8],
     ) -> Result<(), MessageError> {
-        text::run_split(self, map, text)
+        text::run_split(self, &**map, text)
     }
 
     /// Would [`Message::apply_split`] take this text?

@@ -5,20 +5,25 @@
 //! memory: it appears at once however many regions it has, and takes memory only where it departs
 //! from round robin.
 //!
-//! Contract: the storage belongs to the caller; it must be zeroed, or hold what a map of the same
+//! Contract: the storage belongs to one map; it must be zeroed, or hold what a map of the same
 //! geometry left in it. Any number of threads may read at any time, each with one relaxed load: an
-//! entry means something on its own. One thread at a time may write (the caller holds the message
-//! lock). Nothing panics; a region past the end reads as round robin and cannot be written.
+//! entry means something on its own. A word holds the entries of many regions and is changed by a
+//! load and a store, so two writers at once would lose each other's changes, of other regions too:
+//! only a [`MapWriter`] can write, and a map hands out one at a time. Nothing panics; a region past
+//! the end reads as round robin and cannot be written.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::fmt;
+use core::ops::Deref;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::geometry::Geometry;
-use super::sync::AtomicU64;
+use super::sync::{AtomicBool, AtomicU64};
 
 /// Where a sector goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The path, below the geometry's `num_paths`.
+    /// The path. It is below the geometry's `num_paths` if the map's storage is valid
+    /// ([`Map::is_valid`]); a caller that indexes with it checks the bound all the same.
     pub path: u32,
     /// Sectors from this one to the end of its region, this one included; at least 1. In a short
     /// last region this reaches past the end of the target, where no request does.
@@ -26,21 +31,105 @@ pub struct Route {
 }
 
 /// A region table over storage `S`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Map<S> {
     geometry: Geometry,
     storage: S,
+    /// There is a [`MapWriter`].
+    has_writer: AtomicBool,
 }
+
+/// Why storage cannot become a [`Map`]. The storage comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StorageError<S> {
+    /// It has fewer words than [`Geometry::nr_slots`].
+    TooShort(S),
+    /// An entry in it leads to a path that the geometry does not have.
+    Invalid(S),
+}
+
+impl<S> StorageError<S> {
+    /// The storage that was refused.
+    pub fn into_storage(self) -> S {
+        match self {
+            Self::TooShort(storage) | Self::Invalid(storage) => storage,
+        }
+    }
+}
+
+impl<S> fmt::Display for StorageError<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooShort(_) => "the storage has fewer words than the region map needs",
+            Self::Invalid(_) => {
+                "the storage holds entries that are no paths of this region map: it is damaged, or \
+                 of another geometry"
+            }
+        })
+    }
+}
+
+impl<S: fmt::Debug> core::error::Error for StorageError<S> {}
 
 impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same
-    /// geometry. Storage of fewer than [`Geometry::nr_slots`] words is given back.
+    /// geometry. Only the length is checked, so that lazily zeroed memory is not touched: the
+    /// contents are trusted. For storage that comes from outside this program (a file) there is
+    /// [`Map::checked`]. No other map may use the storage at the same time.
+    ///
+    /// # Errors
+    /// Storage of fewer than [`Geometry::nr_slots`] words is given back.
     pub fn new(geometry: Geometry, storage: S) -> Result<Self, S> {
         if storage.as_ref().len() < geometry.nr_slots() {
             Err(storage)
         } else {
-            Ok(Self { geometry, storage })
+            Ok(Self { geometry, storage, has_writer: AtomicBool::new(false) })
         }
+    }
+
+    /// A map over storage that is not trusted: every entry is looked at. What it cannot find is an
+    /// entry that is another of the geometry's paths than it should be; that takes a checksum.
+    ///
+    /// # Errors
+    /// Storage that is too short or not valid is given back.
+    pub fn checked(geometry: Geometry, storage: S) -> Result<Self, StorageError<S>> {
+        let map = Self::new(geometry, storage).map_err(StorageError::TooShort)?;
+        if map.is_valid() { Ok(map) } else { Err(StorageError::Invalid(map.storage)) }
+    }
+
+    /// Whether every region's entry leads to one of the geometry's paths. True of every map over
+    /// zeroed storage that only its writers changed.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let entries = Entries::new(&self.geometry);
+        let slot_entries = self.geometry.slot_entries();
+        let mut left = self.geometry.nr_regions();
+        for slot in self.storage.as_ref() {
+            let mut word = slot.load(Relaxed);
+            if left < slot_entries {
+                // Past the last region nothing is ever looked up.
+                let bits = (left as u32).wrapping_shl(self.geometry.entry_bits_log2());
+                word &= 1u64.wrapping_shl(bits).wrapping_sub(1);
+            }
+            if !entries.are_valid(word) {
+                return false;
+            }
+            left = left.saturating_sub(slot_entries);
+            if left == 0 {
+                return true;
+            }
+        }
+        // The storage has grown shorter since the map was made.
+        false
+    }
+
+    /// The right to change the map; `None` while somebody else has it. Whoever holds the message
+    /// lock takes it for the time of a message. Look-ups go on meanwhile.
+    #[must_use]
+    pub fn writer(&self) -> Option<MapWriter<'_, S>> {
+        // Acquire: a writer goes on from all that the writers before it have stored.
+        if self.has_writer.swap(true, Acquire) { None } else { Some(MapWriter { map: self }) }
     }
 
     /// What is fixed about this map.
@@ -74,25 +163,6 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     #[inline]
     pub fn path(&self, region: u64) -> Option<u32> {
         if region < self.geometry.nr_regions() { Some(self.entry_path(region)) } else { None }
-    }
-
-    /// Sends a region to a path. `false`, and nothing done, if there is no such region or path.
-    #[inline]
-    pub fn set(&self, region: u64, path: u32) -> bool {
-        if region >= self.geometry.nr_regions() || path >= self.geometry.num_paths() {
-            return false;
-        }
-        self.store_path(region, path)
-    }
-
-    /// Sends every region back to round robin.
-    pub fn reset(&self) {
-        for slot in self.storage.as_ref() {
-            // A load first: memory that was never written is not made resident by this.
-            if slot.load(Relaxed) != 0 {
-                slot.store(0, Relaxed);
-            }
-        }
     }
 
     /// The regions from `from` up to but not including `to` (or the last one), neighbours with the
@@ -182,6 +252,90 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     #[inline]
     fn slot_ref(&self, index: u64) -> Option<&AtomicU64> {
         self.storage.as_ref().get(usize::try_from(index).ok()?)
+    }
+}
+
+/// The right to change a map: there is one at a time ([`Map::writer`]), and it ends when this is
+/// dropped. It reads like the map.
+#[derive(Debug)]
+#[must_use]
+pub struct MapWriter<'a, S> {
+    map: &'a Map<S>,
+}
+
+impl<S: AsRef<[AtomicU64]>> MapWriter<'_, S> {
+    /// Sends a region to a path. `false`, and nothing done, if there is no such region or path.
+    #[inline]
+    pub fn set(&mut self, region: u64, path: u32) -> bool {
+        let geometry = &self.map.geometry;
+        if region >= geometry.nr_regions() || path >= geometry.num_paths() {
+            return false;
+        }
+        self.map.store_path(region, path)
+    }
+
+    /// Sends every region back to round robin.
+    pub fn reset(&mut self) {
+        for slot in self.map.storage.as_ref() {
+            // A load first: memory that was never written is not made resident by this.
+            if slot.load(Relaxed) != 0 {
+                slot.store(0, Relaxed);
+            }
+        }
+    }
+}
+
+impl<S> Deref for MapWriter<'_, S> {
+    type Target = Map<S>;
+
+    #[inline]
+    fn deref(&self) -> &Map<S> {
+        self.map
+    }
+}
+
+impl<S> Drop for MapWriter<'_, S> {
+    fn drop(&mut self) {
+        self.map.has_writer.store(false, Release);
+    }
+}
+
+/// Checks the entries of a word all at once.
+///
+/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room
+/// above it. There x >= n shows in bit `bits` of x + (2^bits - n).
+struct Entries {
+    bits: u32,
+    /// A 1 in each even entry.
+    ones: u64,
+    /// All bits of each even entry.
+    even: u64,
+    /// 2^bits - n in each even entry.
+    bias: u64,
+}
+
+impl Entries {
+    fn new(geometry: &Geometry) -> Self {
+        let bits = geometry.entry_bits();
+        let (mut ones, mut width) = (1u64, bits.wrapping_mul(2));
+        while width < u64::BITS {
+            ones |= ones.wrapping_shl(width);
+            width = width.wrapping_mul(2);
+        }
+        let unused = 1u64.wrapping_shl(bits).wrapping_sub(u64::from(geometry.num_paths()));
+        Self {
+            bits,
+            ones,
+            even: ones.wrapping_shl(bits).wrapping_sub(ones),
+            bias: ones.wrapping_mul(unused),
+        }
+    }
+
+    #[inline]
+    fn are_valid(&self, word: u64) -> bool {
+        let even = (word & self.even).wrapping_add(self.bias);
+        let odd = (word.wrapping_shr(self.bits) & self.even).wrapping_add(self.bias);
+        (even | odd).wrapping_shr(self.bits) & self.ones == 0
     }
 }
 

@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicU64;
 
 use blkswitch::error::Error;
 use blkswitch::switch::{
-    Command, Geometry, Map, Message, MessageError, Params, Route, Run, command, compact,
+    Command, Geometry, Map, MapWriter, Message, MessageError, Params, Route, Run, command, compact,
 };
 use blkswitch::table::{Layout, check_area, check_region_size};
 
@@ -29,6 +29,11 @@ pub fn probe_geometry(len: u64, num_paths: u32, region_size: u32) -> Result<Geom
 #[unsafe(no_mangle)]
 pub fn probe_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Result<Map<Slots<'a>>, Slots<'a>> {
     Map::new(geometry, slots)
+}
+
+#[unsafe(no_mangle)]
+pub fn probe_checked_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Option<Map<Slots<'a>>> {
+    Map::checked(geometry, slots).ok()
 }
 
 #[unsafe(no_mangle)]
@@ -63,7 +68,7 @@ pub fn probe_route(map: &Map<Slots<'_>>, sector: u64) -> Route {
 
 #[unsafe(no_mangle)]
 pub fn probe_set(map: &Map<Slots<'_>>, region: u64, path: u32) -> (bool, Option<u32>) {
-    (map.set(region, path), map.path(region))
+    (map.writer().is_some_and(|mut writer| writer.set(region, path)), map.path(region))
 }
 
 #[unsafe(no_mangle)]
@@ -72,7 +77,7 @@ pub fn probe_command(word: &[u8]) -> Option<Command> {
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_word(message: &mut Message, map: &Map<Slots<'_>>, word: &[u8]) -> Result<(), MessageError> {
+pub fn probe_word(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, word: &[u8]) -> Result<(), MessageError> {
     message.apply_word(map, word)
 }
 
@@ -82,12 +87,12 @@ pub fn probe_check(message: &mut Message, geometry: &Geometry, word: &[u8]) -> R
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_text(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> Result<usize, (usize, MessageError)> {
+pub fn probe_text(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<usize, (usize, MessageError)> {
     message.apply_text(map, text, true)
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_split(message: &mut Message, map: &Map<Slots<'_>>, text: &[u8]) -> Result<(), MessageError> {
+pub fn probe_split(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<(), MessageError> {
     message.apply_split(map, text)?;
     message.check_split(map.geometry(), text)
 }

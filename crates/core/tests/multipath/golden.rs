@@ -271,7 +271,7 @@ impl TwoLayers {
     fn switch_message(&self, message: &str) {
         let mut words = Words::new(message.as_bytes());
         words.next();
-        Message::new().apply_text(&self.switch, words.rest(), true).unwrap();
+        Message::new().apply_text(&mut self.switch.writer().unwrap(), words.rest(), true).unwrap();
     }
 
     /// A read of the switch. Its parts are added to `members` and `disks` as `member0 120+8`.

@@ -140,7 +140,7 @@ fn a_remap_does_not_hide_the_path_that_was_written() {
     let mut bench = Bench::new(1);
     let (leaves, device) = switch(&mut bench);
     bench.write(&device, 0, 1, 5);
-    device.messenger(0).unwrap().map().unwrap().set(0, 1);
+    device.messenger(0).unwrap().writer().unwrap().set(0, 1);
     let flush = bench.flush(0, &device);
     assert_eq!(bench.finish(flush).0, 0);
     assert_stable(&leaves[0], 5);

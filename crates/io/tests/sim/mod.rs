@@ -690,7 +690,7 @@ impl World {
         let text = stack::message(&mut self.random, regions, ways.len() as u64);
         say!(self, "d{device} segment {nth}: {text}");
         let real = Message::new().apply_text(
-            real.expect("a switch").map().unwrap(),
+            &mut real.expect("a switch").writer().unwrap(),
             text.as_bytes(),
             true,
         );

@@ -222,7 +222,7 @@ fn remaps_and_reloads_go_on_under_io() {
             let geometry = *messenger.map().unwrap().geometry();
             for _ in 0..1000 {
                 region = (region * 31 + 7) % geometry.nr_regions();
-                assert!(messenger.map().unwrap().set(region, (region % 3) as u32));
+                assert!(messenger.writer().unwrap().set(region, (region % 3) as u32));
             }
             drop(messenger);
             turns += 1;

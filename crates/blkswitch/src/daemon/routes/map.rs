@@ -321,7 +321,7 @@ mod tests {
                 Map::new(geometry, blkswitch_io::table::region_storage(&geometry).unwrap())
                     .ok()
                     .unwrap();
-            Message::new().apply_text(&map, b"7:0 R1,5 20:0", true).unwrap();
+            Message::new().apply_text(&mut map.writer().unwrap(), b"7:0 R1,5 20:0", true).unwrap();
             for (from, to, cells) in
                 [(0, regions - 1, 10), (0, regions - 1, 4096), (9, regions - 3, 3), (40, 40, 1)]
             {

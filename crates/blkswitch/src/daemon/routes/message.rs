@@ -18,10 +18,11 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use blkswitch_core::args::{Words, is_space};
 use blkswitch_core::switch::message::{EMPTY_MESSAGE, MAX_WORD_LEN, UNRECOGNISED_MESSAGE};
-use blkswitch_core::switch::{Command, Message, MessageError, command};
+use blkswitch_core::switch::{Command, MapWriter, Message, MessageError, command};
 use blkswitch_io::Device;
 use blkswitch_io::device::Messenger;
 use blkswitch_io::pool::Registry;
+use blkswitch_io::slots::Slots;
 use blkswitch_io::table::RegionMap;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
@@ -242,7 +243,10 @@ fn apply(
     match command(&first) {
         Some(Command::SetRegionMappings) => {
             let begin = head.len() - words.rest().len();
-            let reply = set_region_mappings(map, query.atomic, head, begin, complete, pieces);
+            let writer = messenger.writer().ok_or_else(|| {
+                Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
+            })?;
+            let reply = set_region_mappings(writer, query.atomic, head, begin, complete, pieces);
             let applied =
                 reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
             if applied > 0 {
@@ -332,7 +336,7 @@ fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
 /// Changes the map. The arguments begin at `begin` of `head`. With a refusal comes how many were
 /// applied.
 fn set_region_mappings(
-    map: &RegionMap,
+    mut writer: MapWriter<'_, Slots>,
     atomic: bool,
     mut head: Vec<u8>,
     begin: usize,
@@ -342,14 +346,14 @@ fn set_region_mappings(
     head.drain(..begin);
     if atomic {
         let mut check = Message::new();
-        let checked = check.check_text(map.geometry(), &head, true);
+        let checked = check.check_text(writer.geometry(), &head, true);
         checked.map_err(|refused| (bad_argument(&head, refused), 0))?;
     }
     let mut state = Message::new();
     let mut text = head;
     let mut last = complete;
     loop {
-        let taken = state.apply_text(map, &text, last);
+        let taken = state.apply_text(&mut writer, &text, last);
         let taken = taken.map_err(|refused| (bad_argument(&text, refused), state.arguments()))?;
         if last {
             return Ok(MessageReply { arguments: state.arguments(), ..MessageReply::default() });
