@@ -143,7 +143,7 @@ fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
     // Not loom's: it counts, and orders nothing.
     let dialled = Arc::new(AtomicU32::new(0));
     let count = dialled.clone();
-    let dial = move || match count.fetch_add(1, Ordering::Relaxed) {
+    let dial = move |_| match count.fetch_add(1, Ordering::Relaxed) {
         attempt if attempt < failing => Err(io::ErrorKind::ConnectionRefused.into()),
         attempt => Ok(attempt),
     };

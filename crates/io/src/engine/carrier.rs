@@ -46,8 +46,8 @@ pub(super) trait Protocol: Sized + 'static {
     /// What is kept of a request for an operation; new whenever it is made ready.
     type Request: Default;
 
-    /// On a connection that is ready for requests.
-    fn new(connection: Self::Connection) -> Self;
+    /// On a connection that is ready for requests; nothing if it has been lost already.
+    fn new(connection: Self::Connection) -> Option<Self>;
 
     /// Whether it was lost while nobody looked.
     fn is_stale(&self) -> bool;
@@ -58,6 +58,16 @@ pub(super) trait Protocol: Sized + 'static {
     /// One of its operations on the ring has completed.
     fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>)
     -> Result<(), Lost>;
+
+    /// A second or so has passed while [`Protocol::is_timed`], or while there are operations.
+    fn tick(&mut self, _now_ns: u64) -> Result<(), Lost> {
+        Ok(())
+    }
+
+    /// Whether something other than an operation has a deadline.
+    fn is_timed(&self) -> bool {
+        false
+    }
 
     /// Says good-bye to the other side, if that can be done at once.
     fn say_goodbye(&mut self);
@@ -201,8 +211,9 @@ impl<P: Protocol> Carrier<P> {
             return;
         }
         let connector = &self.shared.connector;
-        match connector.take(self.berth).map(P::new) {
-            Some(protocol) if !protocol.is_stale() => {
+        let made = connector.take(self.berth);
+        match made.map(|made| P::new(made).filter(|protocol| !protocol.is_stale())) {
+            Some(Some(protocol)) => {
                 self.state = State::Up(Box::new(protocol));
                 for &slot in &self.ready {
                     if let Some(op) = self.ops.get_mut(slot) {
@@ -212,7 +223,7 @@ impl<P: Protocol> Carrier<P> {
                 }
             }
             // Nobody has looked after it since the leaf was opened.
-            Some(_) => connector.want(self.berth),
+            Some(None) => connector.want(self.berth),
             None => connector.want_if_idle(self.berth),
         }
     }
@@ -422,6 +433,11 @@ impl<P: Protocol> Link for Carrier<P> {
     }
 
     fn tick(&mut self, now_ns: u64, out: &mut Finished) {
+        if let State::Up(protocol) = &mut self.state
+            && let Err(lost) = protocol.tick(now_ns)
+        {
+            return self.lose(lost);
+        }
         let timeout_ns = self.shared.patience.timeout.as_nanos() as u64;
         let is_late = |op: &Op<_>| now_ns.saturating_sub(op.since_ns) >= timeout_ns;
         match self.state {
@@ -439,7 +455,8 @@ impl<P: Protocol> Link for Carrier<P> {
     }
 
     fn is_timed(&self) -> bool {
-        !self.ops.is_empty()
+        let is_timed = matches!(&self.state, State::Up(protocol) if protocol.is_timed());
+        is_timed || !self.ops.is_empty()
     }
 
     fn close(&mut self, now_ns: u64, out: &mut Finished) {

@@ -63,8 +63,8 @@ impl State {
     }
 }
 
-/// Makes a connection; the leaf's engine knows how.
-type Dial<C> = Box<dyn Fn() -> io::Result<C> + Send + Sync>;
+/// Makes a connection for a berth; the leaf's engine knows how.
+type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
 /// See the module's text.
 pub(super) struct Connector<C> {
@@ -197,8 +197,9 @@ impl<C: Send + 'static> Connector<C> {
         let (mut pause, mut said) = (FIRST_PAUSE, String::new());
         loop {
             let mut state = lock(&self.state);
-            let wanted = self.berths.iter().find(|berth| berth.wanted.load(Ordering::Acquire));
-            let Some(berth) = wanted.filter(|_| !self.is_closed()) else {
+            let mut berths = self.berths.iter().enumerate();
+            let wanted = berths.find(|(_, berth)| berth.wanted.load(Ordering::Acquire));
+            let Some((number, berth)) = wanted.filter(|_| !self.is_closed()) else {
                 state.running = false;
                 drop(state);
                 return self.changed.notify_all();
@@ -215,7 +216,7 @@ impl<C: Send + 'static> Connector<C> {
             state.hurry = false;
             state.begun += 1;
             drop(state);
-            match (self.dial)() {
+            match (self.dial)(number) {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     (pause, said) = (FIRST_PAUSE, String::new());

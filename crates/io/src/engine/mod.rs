@@ -6,6 +6,7 @@
 
 pub mod absent;
 mod carrier;
+mod conn;
 mod connector;
 pub mod file;
 pub mod iscsi;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod nbd;
 pub mod null;
 pub mod sim;
+mod socket;
 pub mod uri;
 
 use std::io;

@@ -5,6 +5,7 @@
 //! an address is percent-encoded.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::leaf::LeafError;
@@ -14,6 +15,20 @@ const TIMEOUT: u64 = 30;
 const MAX_TIMEOUT: u64 = 3600;
 /// Longest time that operations may wait for a server to come back, in seconds.
 const MAX_RECONNECT: u64 = 86_400;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A host and its port.
+    Tcp {
+        /// A name, or an address without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A socket of this machine.
+    Unix(PathBuf),
+}
 
 /// What every such leaf can be told about a server that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

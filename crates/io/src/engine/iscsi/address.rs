@@ -11,7 +11,7 @@ use crate::engine::uri::{Patience, Query, decode, encode, host_and_port, options
 use crate::leaf::LeafError;
 
 /// The port of iSCSI.
-const PORT: u16 = 3260;
+pub(super) const PORT: u16 = 3260;
 /// Longest name of an initiator or target: the protocol's limit.
 const MAX_NAME: usize = 223;
 /// What libiscsi can address.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::address::IscsiAddress;
 use super::link::IscsiLink;
 use super::scsi::Volume;
-use super::session::Session;
+use super::session::{Isid, Session};
 use crate::engine::carrier::{self, Carrier};
 use crate::engine::connector::Connector;
 use crate::engine::links::Link;
@@ -27,10 +27,14 @@ pub struct IscsiEngine {
     control: Mutex<Control>,
 }
 
+/// The number of the control side's session among those of a leaf.
+const CONTROL: u16 = u16::MAX;
+
 /// The control side's session; made anew when it is needed and was lost.
 struct Control {
     address: IscsiAddress,
     volume: Volume,
+    isid: Isid,
     session: Option<Session>,
 }
 
@@ -47,22 +51,27 @@ impl IscsiEngine {
 
     fn connect(address: &IscsiAddress, options: &LeafOptions) -> io::Result<(IscsiEngine, Limits)> {
         let deadline = Instant::now() + address.patience.timeout;
-        let again = |volume: &Volume| {
-            login_again(address, volume, Instant::now() + address.patience.timeout)
+        let drawn = draw()?;
+        let again = |volume: &Volume, isid| {
+            login_again(address, volume, isid, Instant::now() + address.patience.timeout)
         };
-        let mut first = Session::login(address, deadline)?;
+        let mut first = Session::login(address, Isid::new(drawn, 0), deadline)?;
         let volume = first.volume(deadline)?;
         let mut sessions = vec![first];
         while sessions.len() < options.queues.max(1) {
-            sessions.push(again(&volume)?);
+            sessions.push(again(&volume, Isid::new(drawn, sessions.len() as u16))?);
         }
-        let session = Some(again(&volume)?);
-        let control = Control { address: address.clone(), volume: volume.clone(), session };
+        let isid = Isid::new(drawn, CONTROL);
+        let session = Some(again(&volume, isid)?);
+        let control = Control { address: address.clone(), volume: volume.clone(), isid, session };
         let identity = identity(address, &volume);
         let limits = limits(&volume, options.read_only);
         let of = (address.clone(), volume.clone());
-        let dial =
-            Box::new(move || login_again(&of.0, &of.1, Instant::now() + of.0.patience.timeout));
+        let dial = Box::new(move |berth: usize| {
+            let (address, volume) = &of;
+            let deadline = Instant::now() + address.patience.timeout;
+            login_again(address, volume, Isid::new(drawn, berth as u16), deadline)
+        });
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: volume,
@@ -159,16 +168,31 @@ impl Control {
             }
         }
         self.session = None;
-        let mut session = login_again(&self.address, &self.volume, deadline)?;
+        let mut session = login_again(&self.address, &self.volume, self.isid, deadline)?;
         let result = call(&mut session, &self.volume);
         self.session = Some(session).filter(Session::is_there);
         result
     }
 }
 
+/// Numbers that no other leaf has, by chance.
+fn draw() -> io::Result<[u8; 3]> {
+    let mut drawn = [0; 3];
+    // SAFETY: writes three bytes into live memory.
+    match unsafe { libc::getrandom(drawn.as_mut_ptr().cast(), drawn.len(), 0) } {
+        3 => Ok(drawn),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Logs in again: the unit must be what it was.
-fn login_again(address: &IscsiAddress, volume: &Volume, deadline: Instant) -> io::Result<Session> {
-    let mut session = Session::login(address, deadline)?;
+fn login_again(
+    address: &IscsiAddress,
+    volume: &Volume,
+    isid: Isid,
+    deadline: Instant,
+) -> io::Result<Session> {
+    let mut session = Session::login(address, isid, deadline)?;
     same(&session.volume(deadline)?, volume)?;
     Ok(session)
 }

@@ -1,355 +1,548 @@
-//! iSCSI on a session: operations to commands, their ends to answers. libiscsi keeps what is on the
-//! wire; the ring tells when its socket is ready.
+//! iSCSI on a session: operations to commands, their ends to answers.
 //!
-//! Contract: as [`Protocol`]. libiscsi allocates for every command, and so does this: what a
-//! command needs beside the operation's own memory stays in one place of its own ([`Call`]) until
-//! the command has ended, or its context, with all that it refers to, is destroyed. Secrets are not
-//! here.
+//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered, even
+//! if the target answers a write before it has taken it. Whatever a target sends is checked against
+//! the command that it belongs to ([`Transfer`]): every byte of a read comes once and in order, no
+//! data is sent that was not asked for, and a command is good only if all of its data was moved.
+//! Nothing is allocated in steady state. Secrets are not here. What is sent is in [`super::send`].
 
-use std::ffi::{c_int, c_void};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::collections::VecDeque;
 
-use io_uring::{opcode, types};
-
-use super::ffi;
-use super::scsi::{self, Command, Outcome, UNMAP_LIST, Volume, Way};
-use super::session::{FIRST_OF_TRANSPORT, Session, TRIES, sense};
+use super::pdu::{self, DataOut, HEADER, Heard, Header, Incoming, Residual, Status, Transfer};
+use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
+use super::session::{Session, TRIES, Wire};
 use crate::engine::LeafOp;
 use crate::engine::carrier::{self, DOUBTED, Lost, Protocol};
+use crate::engine::conn::{Conn, Received};
 use crate::engine::links::{Part, Port};
-use crate::gather::{is_closed, reset_on_close, shutdown};
 
-/// Largest transfer of one command: larger ones gain nothing, and hold up the others.
-const MAX_TRANSFER: u64 = 4 << 20;
-/// Longest range of one UNMAP or WRITE SAME: what every target does in time.
-const MAX_RANGE: u64 = 1 << 30;
+/// Most commands of a session that are under way: no target takes more.
+pub(super) const MAX_TASKS: usize = 256;
+/// Most pings that wait for their answer: a target that does not read is not to cost memory.
+const MAX_PINGS: usize = 16;
+/// Most sense data that is kept, as it stands in a response.
+const MAX_SENSE: usize = 2 + 252;
+/// Data of a read from here on is received where it belongs instead of being copied there.
+const IN_PLACE: u32 = 16 << 10;
+/// The tag of a logout: no command has it, as that of a command has a serial above 0 and below the
+/// largest.
+const LOGOUT_TAG: u32 = 0xff;
+/// The part of a tag that says which task; the rest tells it from those that had its place before.
+const TASK_MASK: u32 = MAX_TASKS as u32 - 1;
+/// How long a target that asks for the end of the session may take for what is under way.
+const LEAVING_NS: u64 = 2_000_000_000;
 
-/// A block of zeroes of any size.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+pub(super) type Work<'a> = carrier::Work<'a, IscsiLink>;
 
-type Work<'a> = carrier::Work<'a, IscsiLink>;
-
-/// What libiscsi refers to while a command is under way.
-struct Call {
-    task: *mut ffi::Task,
-    slot: u32,
-    ended: *mut Vec<Ended>,
-    unmap: [u8; UNMAP_LIST],
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // SAFETY: our task; a call is dropped when its command has ended or its context is gone.
-        unsafe { ffi::scsi_free_scsi_task(self.task) };
-    }
-}
-
-/// What is kept of a command.
+/// What is kept of an operation.
 #[derive(Default)]
 pub(super) struct Request {
-    call: Option<Box<Call>>,
-    /// Bytes of the operation that it is for.
-    piece: u64,
     tries: u32,
 }
 
-/// The end of a command.
-struct Ended {
-    slot: u32,
-    status: c_int,
-    sense: (u8, u16),
-    /// Something of a read was not transferred.
-    is_short: bool,
+/// A command under way.
+pub(super) struct Task {
+    pub(super) tag: u32,
+    pub(super) slot: u32,
+    /// Bytes of the operation that it is for.
+    pub(super) piece: u64,
+    /// Its own memory: the list of an UNMAP.
+    pub(super) unmap: [u8; UNMAP_LIST],
+    pub(super) transfer: Transfer,
+    /// The last batch that has something of its data.
+    pub(super) batch: u64,
+    /// Bursts of it that are not sent.
+    pub(super) bursts: u8,
+    /// The target has answered.
+    pub(super) has_ended: bool,
+    /// What its operation is answered with then, if it is.
+    pub(super) answer: Option<i64>,
+}
+
+/// Data that a target wants: it is sent in as many PDUs as it needs.
+#[derive(Clone, Copy)]
+pub(super) struct Burst {
+    pub(super) task: u32,
+    pub(super) next: DataOut,
+    pub(super) end: u32,
+}
+
+/// What the next bytes of the target are.
+#[derive(Clone, Copy)]
+enum Step {
+    Header,
+    /// Data of a read, at `at` in the operation's memory.
+    Data {
+        task: u32,
+        at: u64,
+        left: u32,
+    },
+    /// Another data segment; its beginning is kept.
+    Segment {
+        left: u32,
+    },
+    /// What fills the data segment up.
+    Padding {
+        left: u32,
+    },
+}
+
+/// How far a session is that ends because the target wants it to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaving {
+    No,
+    /// What is under way may end, until then; nothing new is sent.
+    Soon {
+        /// Whether it ends with a logout, or the target hangs up.
+        logout: bool,
+        /// Unknown until the next turn.
+        until_ns: Option<u64>,
+    },
+    /// The target is to answer the logout, until then.
+    LoggedOut {
+        until_ns: u64,
+    },
 }
 
 /// See the module's text.
 pub(super) struct IscsiLink {
-    session: Session,
-    /// Its socket again, under a descriptor of our own: libiscsi closes its one when it likes, with
-    /// which a wait of the ring would never end.
-    socket: Option<OwnedFd>,
-    /// Where callbacks note what has ended. Boxed: they have its address.
-    #[expect(clippy::box_collection, reason = "the address of the list itself is given away")]
-    ended: Box<Vec<Ended>>,
-    /// Refused for want of room at the target: to be sent again when something else is done.
+    pub(super) conn: Conn<{ HEADER + pdu::DIGEST }>,
+    pub(super) wire: Wire,
+    step: Step,
+    /// The PDU whose data segment is coming.
+    heard: Incoming,
+    /// The beginning of its data segment, unless that is data of a read.
+    segment: Vec<u8>,
+    /// By tag. Its entries stay where they are: the kernel may read the list of an UNMAP.
+    pub(super) tasks: Box<[Option<Task>]>,
+    pub(super) free: Vec<u32>,
+    pub(super) serial: u32,
+    /// Data to be sent, at most one burst a task.
+    pub(super) bursts: VecDeque<Burst>,
+    /// Answers to pings.
+    pub(super) pings: VecDeque<Header>,
+    /// Tasks that are answered but for what the kernel is sending.
+    held: Vec<u32>,
+    /// Operations that the target had no room for: to be sent again when something else is done.
     busy: Vec<u32>,
-    under_way: usize,
-    /// The ring looks for bytes that come, or for room to send.
-    waits_in: bool,
-    waits_out: bool,
+    pub(super) leaving: Leaving,
 }
-
-/// Notes the end of a command for [`IscsiLink::take_ended`].
-unsafe extern "C" fn ended(_: *mut ffi::Context, status: c_int, _: *mut c_void, call: *mut c_void) {
-    // SAFETY: `call` is the boxed call of a command that has not been answered, its task is its
-    // own, and its list is that of the link whose thread is just calling libiscsi.
-    unsafe {
-        let call = &*call.cast::<Call>();
-        let task = &*call.task;
-        let is_short = task.residual_status == 1 && task.residual > 0;
-        (*call.ended).push(Ended { slot: call.slot, status, sense: sense(task), is_short });
-    }
-}
-
-unsafe extern "C" fn ignored(_: *mut ffi::Context, _: c_int, _: *mut c_void, _: *mut c_void) {}
 
 impl Protocol for IscsiLink {
     type Connection = Session;
     type Facts = Volume;
     type Request = Request;
 
-    fn new(session: Session) -> IscsiLink {
-        let socket = session.socket().and_then(|socket| socket.try_clone_to_owned().ok());
-        IscsiLink {
-            session,
-            socket,
-            ended: Box::default(),
+    fn new(session: Session) -> Option<IscsiLink> {
+        let (socket, wire) = session.into_parts();
+        let heard = Incoming::parse(&[0; HEADER]);
+        Some(IscsiLink {
+            conn: Conn::new(socket?),
+            wire,
+            step: Step::Header,
+            heard,
+            segment: Vec::with_capacity(MAX_SENSE),
+            tasks: (0..MAX_TASKS).map(|_| None).collect(),
+            free: (0..MAX_TASKS as u32).rev().collect(),
+            serial: 0,
+            bursts: VecDeque::new(),
+            pings: VecDeque::new(),
+            held: Vec::new(),
             busy: Vec::new(),
-            under_way: 0,
-            waits_in: false,
-            waits_out: false,
-        }
+            leaving: Leaving::No,
+        })
     }
 
     fn is_stale(&self) -> bool {
-        self.socket.as_ref().is_none_or(|socket| is_closed(socket.as_fd()))
+        self.conn.is_stale()
     }
 
     fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
-        if self.under_way == 0 {
+        if self.under_way() == 0 {
             work.ready.extend(self.busy.drain(..));
         }
-        while let Some(slot) = work.ready.pop_front() {
-            self.send(slot, work)?;
-        }
-        if self.wants() & libc::POLLOUT != 0 && !self.waits_out {
-            self.service(libc::POLLOUT, work)?;
-        }
-        self.wait(port);
+        self.leave(port.now_ns());
+        self.send(work, port);
+        self.receive(work, port);
         Ok(())
     }
 
     fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
-        self.completed_after_end(part, result);
-        match result {
-            0.. => self.service(result as i16, work),
-            error => Err((-error, "waiting for the socket failed")),
+        if part == Part::Send {
+            self.conn.sent(result).map_err(|errno| (errno, "sending failed"))?;
+            self.release_held(work);
+            return Ok(());
         }
+        match (self.conn.received(result), self.step) {
+            (Received::End(_), _) if self.leaving != Leaving::No => {
+                Err((DOUBTED, "the target has ended the session, as it said"))
+            }
+            (Received::End(errno), _) => Err((errno, "the target has closed it")),
+            (Received::Input, _) => self.read(work),
+            (Received::Place(come), Step::Data { task, at, left }) => {
+                let come = (come as u32).min(left);
+                self.step = Step::Data { task, at: at + u64::from(come), left: left - come };
+                self.read(work)
+            }
+            (Received::Place(_), _) => Err((libc::EPROTO, "data without a place")),
+        }
+    }
+
+    fn tick(&mut self, now_ns: u64) -> Result<(), Lost> {
+        match self.leaving {
+            Leaving::Soon { until_ns: Some(until_ns), logout: false }
+            | Leaving::LoggedOut { until_ns }
+                if now_ns >= until_ns =>
+            {
+                Err((DOUBTED, "the target wants the session to end"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_timed(&self) -> bool {
+        self.leaving != Leaving::No
     }
 
     fn say_goodbye(&mut self) {
-        // SAFETY: a live context; the callback has no data.
-        unsafe {
-            let none = std::ptr::null_mut();
-            if ffi::iscsi_logout_async(self.session.context(), ignored, none) == 0 {
-                ffi::iscsi_service(self.session.context(), c_int::from(libc::POLLOUT));
-            }
-        }
+        let mut bytes = [0; HEADER + pdu::DIGEST];
+        let header = pdu::logout(LOGOUT_TAG, self.wire.numbers);
+        let len = sealed(&self.wire, &header, &mut bytes);
+        self.conn.say_goodbye(bytes.get(..len).unwrap_or_default());
     }
 
     fn end(&mut self) {
-        if let Some(socket) = &self.socket {
-            reset_on_close(socket.as_fd());
-            shutdown(socket.as_fd(), libc::SHUT_RDWR);
-        }
+        self.conn.shut_down();
     }
 
-    fn completed_after_end(&mut self, part: Part, _result: i32) {
-        match part {
-            Part::Send => self.waits_out = false,
-            _ => self.waits_in = false,
+    fn completed_after_end(&mut self, part: Part, result: i32) {
+        // Whatever came: it is not looked at any more.
+        if part == Part::Send {
+            let _ = self.conn.sent(result);
+        } else {
+            let _ = self.conn.received(result);
         }
     }
 
     fn is_quiet(&self) -> bool {
-        !self.waits_in && !self.waits_out
+        self.conn.is_quiet()
     }
 
-    fn bury(self, _work: &mut Work<'_>) {
-        // The context goes first: it cancels what is under way, which is noted in `ended`. What the
-        // calls hold goes after that, when their operations are answered or made ready again.
-        drop(self.session);
-        drop(self.ended);
+    fn bury(self, work: &mut Work<'_>) {
+        // What succeeded before all of it was sent has not: it is sent again, as what was not
+        // answered.
+        for number in self.held {
+            let task = self.tasks.get(number as usize).and_then(Option::as_ref);
+            if let Some(Task { slot, answer: Some(answer @ ..0), .. }) = task {
+                work.answer(*slot, *answer);
+            }
+        }
     }
+}
+
+/// A header with its digest, if there is one; how long that is.
+pub(super) fn sealed(wire: &Wire, header: &Header, bytes: &mut [u8; HEADER + pdu::DIGEST]) -> usize {
+    let digest = if wire.agreed.digest { pdu::digest(header) } else { [0; pdu::DIGEST] };
+    bytes.iter_mut().zip(header.iter().chain(&digest)).for_each(|(to, from)| *to = *from);
+    wire.header_len()
 }
 
 impl IscsiLink {
-    /// Hands an operation's next command to libiscsi.
-    fn send(&mut self, slot: u32, work: &mut Work<'_>) -> Result<(), Lost> {
-        const NO_MEMORY: Lost = (libc::ENOTCONN, "libiscsi takes no command");
-        let Some(op) = work.ops.get_mut(slot) else { return Ok(()) };
-        let volume = &work.shared.facts;
-        let block_bytes = u64::from(volume.block_bytes);
-        let at = op.io.offset + op.done;
-        let most = limit(op.io.op, volume);
-        let piece = (op.io.len - op.done).min(most);
-        let (block, blocks) = (at / block_bytes, (piece / block_bytes) as u32);
-        let mut unmap = [0; UNMAP_LIST];
-        let mut command = match op.io.op {
-            LeafOp::Read => scsi::read(block, blocks),
-            LeafOp::Write => scsi::write(block, blocks, op.io.fua),
-            LeafOp::Flush => scsi::synchronize_cache(),
-            LeafOp::Zero { no_hole } => {
-                scsi::write_same(block, blocks, volume.same_unmaps && !no_hole)
-            }
-            LeafOp::Discard => {
-                let (command, list) = scsi::unmap(block, blocks);
-                unmap = list;
-                command
-            }
-        };
-        let bytes = match op.io.op {
-            LeafOp::Read | LeafOp::Write => piece as c_int,
-            LeafOp::Flush => 0,
-            LeafOp::Zero { .. } => volume.block_bytes as c_int,
-            LeafOp::Discard => UNMAP_LIST as c_int,
-        };
-        let task = new_task(&mut command, bytes);
-        if task.is_null() {
-            return Err(NO_MEMORY);
+    /// Commands that have not ended.
+    fn under_way(&self) -> usize {
+        MAX_TASKS - self.free.len() - self.held.len()
+    }
+
+    pub(super) fn task(&mut self, task: u32) -> Option<&mut Task> {
+        self.tasks.get_mut(task as usize)?.as_mut()
+    }
+
+    /// The task of a tag, if it has not ended.
+    pub(super) fn tagged(&self, tag: u32) -> Result<u32, Lost> {
+        let number = tag & TASK_MASK;
+        let task = self.tasks.get(number as usize).and_then(Option::as_ref);
+        match task {
+            Some(task) if task.tag == tag && !task.has_ended => Ok(number),
+            _ => Err((libc::EPROTO, "an answer to no command")),
         }
-        let mut call = Box::new(Call { task, slot, ended: &raw mut *self.ended, unmap });
-        let data = match op.io.op {
-            LeafOp::Read | LeafOp::Write => op.io.data.0,
-            LeafOp::Flush => std::ptr::null_mut(),
-            // Only ever read.
-            LeafOp::Zero { .. } => ZEROES.as_ptr().cast_mut(),
-            LeafOp::Discard => call.unmap.as_mut_ptr(),
-        };
-        let private = (&raw mut *call).cast();
-        (op.request.call, op.request.piece) = (Some(call), piece);
-        let (context, lun) = (self.session.context(), self.session.lun());
-        // SAFETY: a live context and task. `data` is the operation's, which lends it until it is
-        // answered, or the call's, or static; the call stays in the operation until then. Nothing
-        // is answered before its command has ended or the context is destroyed (bury).
-        let begun = unsafe {
-            match command.way {
-                Way::In => ffi::scsi_task_add_data_in_buffer(task, bytes, data),
-                Way::Out => ffi::scsi_task_add_data_out_buffer(task, bytes, data),
-                Way::None => 0,
-            };
-            ffi::iscsi_scsi_command_async(context, lun, task, ended, std::ptr::null_mut(), private)
-        };
-        if begun != 0 {
-            return Err(NO_MEMORY);
+    }
+
+    /// Has the next bytes received.
+    fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+        if let Step::Data { task, at, left } = self.step
+            && left >= IN_PLACE
+            && let Some(op) = self.task(task).map(|task| task.slot).and_then(|op| work.ops.get(op))
+        {
+            // SAFETY: take_header() checked that the data lies within what the operation lends,
+            // which it does until it is answered: not before all of this data is there, or the
+            // connection is quiet.
+            unsafe { self.conn.receive_at(op.io.data.at(at).0, u64::from(left), port) };
+        } else {
+            self.conn.receive(port);
         }
-        self.under_way += 1;
+    }
+
+    /// Reads what has come. Errors: the target does not keep to the protocol, or is to be left.
+    fn read(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
+        loop {
+            let unread = self.conn.unread();
+            let come = unread.len();
+            match self.step {
+                Step::Header => {
+                    let (Some(header), Some(whole)) =
+                        (unread.first_chunk::<HEADER>(), unread.get(..self.wire.header_len()))
+                    else {
+                        return Ok(());
+                    };
+                    let digest = whole.get(HEADER..).unwrap_or_default();
+                    if !digest.is_empty() && digest != pdu::digest(header) {
+                        return Err((libc::EPROTO, "a header whose digest is wrong"));
+                    }
+                    let (incoming, len) = (Incoming::parse(header), whole.len());
+                    self.conn.consume(len);
+                    self.take_header(incoming)?;
+                }
+                Step::Data { left: 0, .. } | Step::Segment { left: 0 } => {
+                    self.step = Step::Padding { left: pdu::padding(self.heard.data) };
+                }
+                Step::Padding { left: 0 } => {
+                    self.step = Step::Header;
+                    self.take_pdu(work)?;
+                }
+                _ if come == 0 => return Ok(()),
+                Step::Data { task, at, left } => {
+                    let bytes = come.min(left as usize);
+                    let slot = self.tasks.get(task as usize).and_then(Option::as_ref);
+                    if let Some(op) = slot.and_then(|task| work.ops.get(task.slot)) {
+                        // SAFETY: `bytes` are unread, and take_header() checked that the data lies
+                        // within what the operation lends.
+                        unsafe {
+                            let to = op.io.data.at(at).0;
+                            std::ptr::copy_nonoverlapping(unread.as_ptr(), to, bytes);
+                        }
+                    }
+                    self.conn.consume(bytes);
+                    self.step =
+                        Step::Data { task, at: at + bytes as u64, left: left - bytes as u32 };
+                }
+                Step::Segment { left } => {
+                    let bytes = come.min(left as usize);
+                    let kept = bytes.min(MAX_SENSE - self.segment.len());
+                    self.segment.extend_from_slice(unread.get(..kept).unwrap_or_default());
+                    self.conn.consume(bytes);
+                    self.step = Step::Segment { left: left - bytes as u32 };
+                }
+                Step::Padding { left } => {
+                    let bytes = come.min(left as usize);
+                    self.conn.consume(bytes);
+                    self.step = Step::Padding { left: left - bytes as u32 };
+                }
+            }
+        }
+    }
+
+    /// Takes a header, before its data segment.
+    fn take_header(&mut self, incoming: Incoming) -> Result<(), Lost> {
+        if let Heard::Broken(why) = incoming.heard {
+            return Err((libc::EPROTO, why));
+        }
+        self.wire.count(&incoming.counters);
+        self.heard = incoming;
+        self.segment.clear();
+        self.step = Step::Segment { left: incoming.data };
+        if let Heard::DataIn { offset, .. } = incoming.heard {
+            let number = self.tagged(incoming.tag)?;
+            let Some(task) = self.task(number) else { return Ok(()) };
+            task.transfer.came(offset, incoming.data).map_err(|why| (libc::EPROTO, why))?;
+            let bytes = u64::from(task.transfer.bytes);
+            self.conn.expect(bytes);
+            self.step = Step::Data { task: number, at: u64::from(offset), left: incoming.data };
+        }
         Ok(())
     }
 
-    /// What libiscsi waits for.
-    fn wants(&self) -> i16 {
-        // SAFETY: a live context.
-        unsafe { ffi::iscsi_which_events(self.session.context()) as i16 }
-    }
-
-    /// Lets libiscsi send and receive.
-    fn service(&mut self, events: i16, work: &mut Work<'_>) -> Result<(), Lost> {
-        // SAFETY: a live context. Callbacks write to `ended` alone.
-        let served = unsafe { ffi::iscsi_service(self.session.context(), c_int::from(events)) };
-        self.take_ended(work)?;
-        if served < 0 || self.session.socket().is_none() {
-            Err((libc::ECONNRESET, "the session has ended"))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Has the ring wait for what libiscsi waits for.
-    fn wait(&mut self, port: &mut Port<'_>) {
-        let wants = self.wants();
-        let Some(fd) = self.socket.as_ref().map(|socket| types::Fd(socket.as_raw_fd())) else {
-            return;
-        };
-        if !self.waits_in {
-            self.waits_in = true;
-            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-            // SAFETY: nothing is pointed to; the descriptor is open until bury(), which waits for
-            // the completion.
-            unsafe { port.push(Part::Receive, entry) };
-        }
-        if wants & libc::POLLOUT != 0 && !self.waits_out {
-            self.waits_out = true;
-            let entry = opcode::PollAdd::new(fd, libc::POLLOUT as u32).build();
-            // SAFETY: as above.
-            unsafe { port.push(Part::Send, entry) };
-        }
-    }
-
-    /// Answers what has ended.
-    fn take_ended(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
-        let mut lost = Ok(());
-        for Ended { slot, status, sense: (key, ascq), is_short } in std::mem::take(&mut *self.ended)
-        {
-            self.under_way -= 1;
-            if status >= FIRST_OF_TRANSPORT {
-                lost = Err((libc::ECONNRESET, "a command was not answered"));
-                continue;
+    /// Takes a PDU that has come whole.
+    fn take_pdu(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
+        let Incoming { tag, heard, .. } = self.heard;
+        match heard {
+            Heard::DataIn { status: None, .. } => Ok(()),
+            Heard::DataIn { status: Some(status), .. } => {
+                let task = self.tagged(tag)?;
+                self.end_task(task, status, (0, 0), work)
             }
-            let Some(op) = work.ops.get_mut(slot) else { continue };
-            op.request.call = None;
-            let piece = op.request.piece;
-            let outcome = match scsi::judge(status, key, ascq) {
-                Outcome::Good if is_short && op.io.op == LeafOp::Read => {
+            Heard::Response(status) => {
+                let (task, sense) = (self.tagged(tag)?, scsi::sense(&self.segment));
+                self.end_task(task, status, sense, work)
+            }
+            Heard::Ready { transfer, offset, len } => self.wanted(tag, transfer, offset, len),
+            Heard::Ping { transfer, .. } if tag == pdu::NO_TAG && transfer == pdu::NO_TAG => Ok(()),
+            Heard::Ping { transfer, lun } if tag == pdu::NO_TAG => {
+                if self.pings.len() >= MAX_PINGS {
+                    return Err((libc::EPROTO, "it pings and does not read the answers"));
+                }
+                self.pings.push_back(pdu::nop_out(lun, transfer, self.wire.numbers));
+                Ok(())
+            }
+            Heard::Event { code, parameters } => self.take_event(code, parameters, work),
+            Heard::Logout { .. }
+                if tag == LOGOUT_TAG && matches!(self.leaving, Leaving::LoggedOut { .. }) =>
+            {
+                Err((DOUBTED, "the session has ended, as the target asked"))
+            }
+            // It waits for a logout that it has asked for.
+            Heard::Reject { reason: 0x0c } => self.take_event(1, [0; 3], work),
+            Heard::Reject { .. } => Err((libc::EPROTO, "the target rejects a request")),
+            Heard::Ping { .. }
+            | Heard::Logout { .. }
+            | Heard::Login { .. }
+            | Heard::Broken(_) => Err((libc::EPROTO, "an answer to no request")),
+        }
+    }
+
+    /// The target tells of something.
+    fn take_event(
+        &mut self,
+        code: u8,
+        [_, _, seconds]: [u16; 3],
+        work: &Work<'_>,
+    ) -> Result<(), Lost> {
+        /// What the units have to say, as sense data.
+        const SCSI: u8 = 0;
+        const LOGOUT: u8 = 1;
+        const DROPS_CONNECTION: u8 = 2;
+        const DROPS_SESSION: u8 = 3;
+        const RENEGOTIATE: u8 = 4;
+        let leaf = work.shared.connector.name();
+        tracing::info!(leaf, code, seconds, "the target tells of an event");
+        match code {
+            SCSI => {
+                let (key, ascq) = scsi::sense(&self.segment);
+                match scsi::judge(scsi::status::CHECK_CONDITION, key, ascq) {
+                    Outcome::Changed => Err((DOUBTED, "the logical unit may have changed")),
+                    _ => Ok(()),
+                }
+            }
+            LOGOUT | RENEGOTIATE | DROPS_CONNECTION | DROPS_SESSION => {
+                if self.leaving == Leaving::No {
+                    let logout = matches!(code, LOGOUT | RENEGOTIATE);
+                    self.leaving = Leaving::Soon { logout, until_ns: None };
+                }
+                Ok(())
+            }
+            // Of a vendor's, or of a later standard.
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on with leaving a target that wants it.
+    fn leave(&mut self, now_ns: u64) {
+        let quiet = self.under_way() == 0;
+        match &mut self.leaving {
+            Leaving::Soon { logout: true, until_ns } => {
+                let until_ns = *until_ns.get_or_insert(now_ns + LEAVING_NS);
+                if quiet || now_ns >= until_ns {
+                    self.leaving = Leaving::LoggedOut { until_ns: now_ns + LEAVING_NS };
+                    self.pings.push_back(pdu::logout(LOGOUT_TAG, self.wire.numbers));
+                }
+            }
+            Leaving::Soon { until_ns, .. } => {
+                until_ns.get_or_insert(now_ns + LEAVING_NS);
+            }
+            Leaving::No | Leaving::LoggedOut { .. } => {}
+        }
+    }
+
+    /// A command has ended. Errors: it cannot have ended so.
+    fn end_task(
+        &mut self,
+        number: u32,
+        end: Status,
+        (key, ascq): (u8, u16),
+        work: &mut Work<'_>,
+    ) -> Result<(), Lost> {
+        let Some(task) = self.task(number) else { return Ok(()) };
+        let (slot, piece, transfer, unsent) = (task.slot, task.piece, task.transfer, task.bursts);
+        let Some(op) = work.ops.get_mut(slot) else { return Ok(()) };
+        let judged = end.status.map(|status| scsi::judge(i32::from(status), key, ascq));
+        let outcome = match judged.unwrap_or(Outcome::Failed(libc::EREMOTEIO)) {
+            Outcome::Good if unsent > 0 && end.residual == Residual::None => {
+                return Err((libc::EPROTO, "a write was answered before it was sent"));
+            }
+            Outcome::Good => match transfer.is_whole(end.residual) {
+                Ok(false) if matches!(op.io.op, LeafOp::Read | LeafOp::Write) => {
                     Outcome::Failed(libc::EREMOTEIO)
                 }
-                outcome => outcome,
-            };
-            match outcome {
-                Outcome::Good => {
-                    work.ready.extend(self.busy.drain(..));
-                    match op.io.op {
-                        LeafOp::Read | LeafOp::Write => work.answer(slot, piece as i64),
-                        LeafOp::Flush => work.answer(slot, 0),
-                        LeafOp::Discard | LeafOp::Zero { .. } => {
-                            op.done += piece;
-                            if op.done < op.io.len {
-                                op.again();
-                                work.ready.push_back(slot);
-                            } else {
-                                work.answer(slot, 0);
-                            }
-                        }
-                    }
+                Ok(_) => Outcome::Good,
+                Err(why) => return Err((libc::EPROTO, why)),
+            },
+            outcome => outcome,
+        };
+        let answer = match outcome {
+            Outcome::Good => match op.io.op {
+                LeafOp::Read | LeafOp::Write => Some(piece as i64),
+                LeafOp::Flush => Some(0),
+                LeafOp::Discard | LeafOp::Zero { .. } => {
+                    op.done += piece;
+                    (op.done >= op.io.len).then_some(0)
                 }
-                Outcome::Again if op.request.tries < TRIES => {
-                    op.request.tries += 1;
-                    tracing::debug!(
-                        leaf = work.shared.connector.name(),
-                        key,
-                        ascq,
-                        "command sent again"
-                    );
+            },
+            Outcome::Again if op.request.tries < TRIES => {
+                op.request.tries += 1;
+                let leaf = work.shared.connector.name();
+                tracing::debug!(leaf, key, ascq, "command sent again");
+                None
+            }
+            Outcome::Changed => return Err((DOUBTED, "the logical unit may have changed")),
+            Outcome::Gone => return Err((scsi::GONE, "the logical unit is gone")),
+            Outcome::Busy => None,
+            Outcome::Again => Some(-i64::from(libc::EIO)),
+            Outcome::Failed(errno) => Some(-i64::from(errno)),
+        };
+        match outcome {
+            // It has a deadline like every operation.
+            Outcome::Busy => self.busy.push(slot),
+            Outcome::Good => {
+                if answer.is_none() {
+                    op.again();
                     work.ready.push_back(slot);
                 }
-                Outcome::Changed => lost = Err((DOUBTED, "the logical unit may have changed")),
-                Outcome::Gone => lost = Err((scsi::GONE, "the logical unit is gone")),
-                // It has a deadline like every operation.
-                Outcome::Busy => self.busy.push(slot),
-                Outcome::Again => work.answer(slot, -i64::from(libc::EIO)),
-                Outcome::Failed(errno) => work.answer(slot, -i64::from(errno)),
+                work.ready.extend(self.busy.drain(..));
             }
+            _ if answer.is_none() => work.ready.push_back(slot),
+            _ => {}
         }
-        lost
+        self.finish(number, answer, work);
+        Ok(())
     }
-}
 
-fn new_task(command: &mut Command, bytes: c_int) -> *mut ffi::Task {
-    let way = ffi::XFER[command.way as usize];
-    // SAFETY: the bytes of the command are copied.
-    unsafe { ffi::scsi_create_task(command.len as c_int, command.cdb.as_mut_ptr(), way, bytes) }
-}
+    /// A task is over: its operation is answered, if it has an answer, when the kernel has sent all
+    /// that it was handed of its data.
+    fn finish(&mut self, number: u32, answer: Option<i64>, work: &mut Work<'_>) {
+        if self.task(number).is_some_and(|task| task.bursts > 0) {
+            self.bursts.retain(|burst| burst.task != number);
+        }
+        let Some(task) = self.tasks.get_mut(number as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        (task.has_ended, task.answer) = (true, answer);
+        self.held.push(number);
+        self.release_held(work);
+    }
 
-/// Most bytes of one command.
-fn limit(op: LeafOp, volume: &Volume) -> u64 {
-    let bytes = |blocks: u64| match blocks {
-        0 => u64::MAX,
-        blocks => blocks.saturating_mul(u64::from(volume.block_bytes)),
-    };
-    match op {
-        LeafOp::Read | LeafOp::Write => bytes(u64::from(volume.transfer_blocks)).min(MAX_TRANSFER),
-        LeafOp::Flush => 0,
-        LeafOp::Discard => bytes(u64::from(volume.unmap_blocks)).min(MAX_RANGE),
-        LeafOp::Zero { .. } => bytes(volume.same_blocks).min(MAX_RANGE),
+    /// Answers what the kernel has nothing of any more.
+    pub(super) fn release_held(&mut self, work: &mut Work<'_>) {
+        let Self { held, tasks, conn, free, .. } = self;
+        held.retain(|number| {
+            let Some(task) = tasks.get_mut(*number as usize) else { return false };
+            let sends = |task: &Task| task.transfer.way == Way::Out && conn.may_send(task.batch);
+            if task.as_ref().is_some_and(sends) {
+                return true;
+            }
+            free.push(*number);
+            if let Some(Task { slot, answer: Some(answer), .. }) = task.take() {
+                work.answer(slot, answer);
+            }
+            false
+        });
     }
 }

@@ -1,18 +1,21 @@
-//! The iSCSI engine: a leaf that is a logical unit of an iSCSI target, through libiscsi.
+//! The iSCSI engine: a leaf that is a logical unit of an iSCSI target.
 //!
 //! ```text
 //! open    session.rs: login (CHAP, redirections), questions   control thread, blocking, with a deadline
-//! I/O     engine/carrier.rs -> link.rs -> libiscsi              a queue's thread and ring
+//! I/O     engine/carrier.rs -> link.rs, send.rs                a queue's thread and ring
+//!         pdu.rs: headers to bytes, bytes to headers            pure
+//!         login.rs: what is agreed, CHAP                        pure
 //!         scsi.rs: commands to bytes, sense to outcomes         pure
 //! lost    engine/connector.rs: another session, from the portal on
 //! control its own session: probe, flush                         control thread, blocking, with a deadline
 //! ```
 //!
-//! Each queue has a session of its own: a context of libiscsi is one thread's at a time. The cache
-//! is the logical unit's, so a flush by any session covers all.
+//! Each queue has a session of its own. The cache is the logical unit's, so a flush by any session
+//! covers all.
 //!
-//! Only with the feature `iscsi` is there more than [`address`] and [`scsi`]: the rest needs
-//! libiscsi.
+//! The protocol is spoken here and not by libiscsi, which it was at first: that believes a target
+//! that answers a read with less data than was asked for, and loops for ever when one asks for data
+//! of a read. It also allocates for every command.
 //!
 //! Contract: as [`crate::engine::Engine`]. What is promised to users is in `docs/leaves.md`.
 
@@ -20,10 +23,13 @@ pub mod address;
 #[cfg(feature = "iscsi")]
 mod engine;
 #[cfg(feature = "iscsi")]
-mod ffi;
-#[cfg(feature = "iscsi")]
 mod link;
+#[cfg(feature = "iscsi")]
+mod login;
+pub mod pdu;
 pub mod scsi;
+#[cfg(feature = "iscsi")]
+mod send;
 #[cfg(feature = "iscsi")]
 mod session;
 

@@ -255,6 +255,21 @@ fn text(name: &[u8]) -> String {
     name.get(first..end).unwrap_or_default().escape_ascii().to_string()
 }
 
+/// Key and additional code of sense data, as it stands in a response: behind its length.
+pub fn sense(segment: &[u8]) -> (u8, u16) {
+    let data = segment.get(2..).unwrap_or_default();
+    let byte = |at: usize| data.get(at).copied().unwrap_or(0);
+    match byte(0) & 0x7f {
+        0x70 | 0x71 => (byte(2) & 0x0f, u16::from_be_bytes([byte(12), byte(13)])),
+        0x72 | 0x73 => (byte(1) & 0x0f, u16::from_be_bytes([byte(2), byte(3)])),
+        _ => (NO_SENSE_DATA, 0),
+    }
+}
+
+/// The key where there is no sense data. A command that failed without any has not succeeded, as the
+/// key 0 would say.
+const NO_SENSE_DATA: u8 = u8::MAX;
+
 /// What a command's end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -429,6 +444,18 @@ mod tests {
         volume.identity = Some("naa.1".into());
         volume.take_serial(&vpd(0x80, &[b"S2"]));
         assert_eq!(volume.identity.as_deref(), Some("naa.1"), "a name is better");
+    }
+
+    #[test]
+    fn sense_data_is_read_in_both_forms_and_within_its_length() {
+        let mut fixed = [0; 20];
+        (fixed[2], fixed[4], fixed[14], fixed[15]) = (0x70, 0x46, 0x29, 0x02);
+        assert_eq!(sense(&fixed), (6, 0x2902));
+        assert_eq!(sense(&[0, 8, 0x72, 5, 0x25, 0]), (5, 0x2500));
+        assert_eq!(sense(&fixed[..14]), (6, 0));
+        let (key, ascq) = sense(&[]);
+        let none = judge(status::CHECK_CONDITION, key, ascq);
+        assert_eq!(none, Outcome::Failed(libc::EREMOTEIO), "no sense data is no success");
     }
 
     #[test]

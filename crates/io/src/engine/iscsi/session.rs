@@ -2,50 +2,105 @@
 //! session that is ready is handed to a queue, whose [`super::link`] drives it from then on.
 //!
 //! Contract: a session is used by one thread at a time. Every call here ends at its deadline; one
-//! that fails ends the session, so that libiscsi refers to none of its memory afterwards.
+//! that fails on the way ends the session. Whatever a target sends is checked against the request
+//! that it answers, as in [`super::link`]: by [`super::pdu`].
 
-use std::cell::Cell;
-use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::{IscsiAddress, SecretAt};
-use super::ffi::{self, Context};
-use super::scsi::{self, ANSWER, Command, Outcome, Volume, Way};
-use crate::gather::tune;
+use super::login::{self, Agreed};
+use super::pdu::{self, Counters, HEADER, Heard, Header, Incoming, Numbers, Stage, Transfer};
+use super::scsi::{self, ANSWER, Command, Outcome, Volume};
+use crate::engine::socket::Socket;
+use crate::engine::uri::{Place, host_and_port};
 
-/// The initiator's name where the address has none: a session's own identifier is drawn by
-/// libiscsi.
+/// The initiator's name where the address has none.
 const INITIATOR: &str = "iqn.2026-11.org.blkswitch:host";
 /// How often a command is sent again after a unit attention: one for each kind that a session may
 /// begin with.
 pub(super) const TRIES: u32 = 8;
-/// Longest wait between two looks at the clock, and at timers of libiscsi.
-const SLICE: Duration = Duration::from_millis(500);
+/// Pause before a command is sent again that the target had no room for.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Most portals that a login is sent on to: a group needs one or two, and one that sends in a
 /// circle is to be told from one that is slow.
 const MAX_REDIRECTIONS: u32 = 8;
+/// Most exchanges of one login: each stage needs some.
+const MAX_EXCHANGES: u32 = 16;
+/// Most text that a target may send in one login.
+const MAX_TEXT: usize = 64 << 10;
 /// Of a file's mode.
 const OTHERS_MAY_READ: u32 = 0o004;
 /// Longest secret.
 const MAX_SECRET: u64 = 255;
+/// How long a good-bye may take.
+const GOODBYE: Duration = Duration::from_millis(100);
+
+/// Who a session is to the target: the name of its initiator is that of the leaf. A login with the
+/// same name and identifier at the same group of portals is the same session begun anew: the target
+/// ends what is left of the old one, with all its commands, before it answers (RFC 7143, 6.3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Isid([u8; 6]);
+
+impl Isid {
+    /// An identifier of this leaf for each of its sessions, by `number`. Drawn anew whenever the leaf
+    /// is opened: two daemons must not end each other's sessions.
+    pub(super) fn new(leaf: [u8; 3], number: u16) -> Isid {
+        // The standard's form for numbers that are drawn, with a qualifier.
+        let ([a, b, c], [high, low]) = (leaf, number.to_be_bytes());
+        Isid([0x80, a, b, c, high, low])
+    }
+}
+
+/// What a session has beside its socket, for whoever drives it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wire {
+    pub(super) lun: [u8; 8],
+    pub(super) numbers: Numbers,
+    /// The last command that the target takes.
+    pub(super) most: u32,
+    pub(super) agreed: Agreed,
+}
+
+impl Wire {
+    /// Takes the counters of a header.
+    pub(super) fn count(&mut self, counters: &Counters) {
+        if let Some(status) = counters.status
+            && !pdu::is_after(self.numbers.status, status.wrapping_add(1))
+        {
+            self.numbers.status = status.wrapping_add(1);
+        }
+        // The standard: both are left alone if they do not fit together.
+        let fit = !pdu::is_after(counters.expected.wrapping_sub(1), counters.most);
+        if fit && pdu::is_after(counters.most, self.most) {
+            self.most = counters.most;
+        }
+    }
+
+    /// Whether the target takes a further command now.
+    pub(super) fn is_open(&self) -> bool {
+        !pdu::is_after(self.numbers.command, self.most)
+    }
+
+    /// Bytes of a header that comes.
+    pub(super) fn header_len(&self) -> usize {
+        HEADER + if self.agreed.digest { pdu::DIGEST } else { 0 }
+    }
+}
 
 /// See the module's text.
 pub(super) struct Session {
-    context: *mut Context,
-    lun: c_int,
-    /// Where libiscsi notes the end of the login, and later that of the connection.
-    login: Box<Cell<Option<c_int>>>,
+    /// Nothing once it was ended.
+    socket: Option<Socket>,
+    wire: Wire,
+    tag: u32,
     /// The unit has told that it may be another while it was asked what it is.
     told: bool,
 }
-
-// SAFETY: a context has no ties to a thread, and a session is used by one at a time.
-unsafe impl Send for Session {}
 
 /// What became of a login by one portal.
 enum Login {
@@ -56,141 +111,146 @@ enum Login {
 
 /// The end of a command.
 struct Ended {
-    status: c_int,
+    status: Option<u8>,
     sense: (u8, u16),
+    /// All of its data has come.
+    is_whole: bool,
 }
 
-/// Notes the status. `to` is a cell that outlives the session.
-unsafe extern "C" fn login_ended(_: *mut Context, status: c_int, _: *mut c_void, to: *mut c_void) {
-    // SAFETY: `to` is the session's `login`, which lives until the context is destroyed.
-    unsafe { &*to.cast::<Cell<Option<c_int>>>() }.set(Some(status));
-}
-
-/// Notes how a command ended.
-unsafe extern "C" fn command_ended(
-    _: *mut Context,
-    status: c_int,
-    task: *mut c_void,
-    to: *mut c_void,
-) {
-    // SAFETY: `to` is a cell of Session::call, which waits for this or destroys the context; the
-    // task is its own.
-    unsafe {
-        let sense = task.cast::<ffi::Task>().as_ref().map_or((0, 0), sense);
-        (*to.cast::<Cell<Option<Ended>>>()).set(Some(Ended { status, sense }));
-    }
-}
-
-/// Key and additional code of a task's sense data.
-pub(super) fn sense(task: &ffi::Task) -> (u8, u16) {
-    (task.sense.key as u8, task.sense.ascq as u16)
+/// An answer that cannot be one: nothing more can be understood on this session.
+fn broken(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, format!("the target breaks the protocol: {}", why.into()))
 }
 
 impl Session {
     /// Connects, logs in, follows redirections, and looks whether the unit is there.
-    pub(super) fn login(address: &IscsiAddress, deadline: Instant) -> io::Result<Session> {
-        let mut portal = portal(address);
+    pub(super) fn login(address: &IscsiAddress, isid: Isid, deadline: Instant) -> io::Result<Session> {
+        let mut place = Place::Tcp { host: address.host.clone(), port: address.port };
+        let mut last = String::new();
         for _ in 0..=MAX_REDIRECTIONS {
-            match Session::login_at(address, &portal, deadline)? {
+            match Session::login_at(address, &place, isid, deadline)? {
                 Login::Done(mut session) => {
                     // What is new to a session that begins says nothing: what the unit is, is asked
                     // after this.
                     session.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)?;
                     return Ok(session);
                 }
-                Login::Elsewhere(next) => portal = next,
+                Login::Elsewhere(next) => {
+                    tracing::debug!(?place, next, "the login is redirected");
+                    place = portal(&next)?;
+                    last = next;
+                }
             }
         }
         let reason = format!(
-            "the login was redirected more than {MAX_REDIRECTIONS} times, at last to '{portal}'"
+            "the login was redirected more than {MAX_REDIRECTIONS} times, at last to '{last}'"
         );
         Err(io::Error::new(io::ErrorKind::NotConnected, reason))
     }
 
-    /// The same by one portal. Another place to go to is one for another context: libiscsi would
-    /// follow for ever.
-    fn login_at(address: &IscsiAddress, portal: &str, deadline: Instant) -> io::Result<Login> {
-        let text = |text: &str| CString::new(text).map_err(io::Error::other);
-        let initiator = text(address.initiator.as_deref().unwrap_or(INITIATOR))?;
-        let (target, to) = (text(&address.target)?, text(portal)?);
+    /// The same by one portal.
+    fn login_at(
+        address: &IscsiAddress,
+        place: &Place,
+        isid: Isid,
+        deadline: Instant,
+    ) -> io::Result<Login> {
         let user = match &address.user {
-            Some(user) => Some((text(&user.name)?, secret(&user.secret)?)),
+            Some(user) => Some((user.name.as_str(), secret(&user.secret)?)),
             None => None,
         };
-        // SAFETY: the string is live.
-        let context = unsafe { ffi::iscsi_create_context(initiator.as_ptr()) };
-        if context.is_null() {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let session =
-            Session { context, lun: c_int::from(address.lun), login: Box::default(), told: false };
-        let silence = address.patience.timeout.as_secs().clamp(1, 3600) as c_int;
-        let login = (&raw const *session.login).cast_mut().cast();
-        // SAFETY: a live context, live strings that libiscsi copies; `login` lives as long as the
-        // session.
-        let begun = unsafe {
-            ffi::iscsi_set_targetname(context, target.as_ptr());
-            ffi::iscsi_set_session_type(context, ffi::SESSION_NORMAL);
-            ffi::iscsi_set_header_digest(context, ffi::DIGEST_NONE_CRC32C);
-            // What becomes of a lost connection is decided here, and another one begins at the
-            // portal again: there a group may send it elsewhere.
-            ffi::iscsi_set_noautoreconnect(context, 1);
-            ffi::iscsi_set_tcp_user_timeout(context, silence * 1000);
-            ffi::iscsi_set_tcp_keepidle(context, (silence / 4).max(1));
-            ffi::iscsi_set_tcp_keepintvl(context, (silence / 4).max(1));
-            ffi::iscsi_set_tcp_keepcnt(context, 3);
-            let refused = user.as_ref().is_some_and(|(name, secret)| {
-                ffi::iscsi_set_initiator_username_pwd(context, name.as_ptr(), secret.as_ptr()) != 0
-            });
-            if refused {
-                -1
-            } else {
-                ffi::iscsi_connect_async(context, to.as_ptr(), login_ended, login)
+        let socket = Socket::connect(place, address.patience.timeout, deadline)?;
+        // The first command has the number 1, as its login has.
+        let numbers = Numbers { command: 1, status: 0 };
+        let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
+        let mut session = Session { socket: Some(socket), wire, tag: 0, told: false };
+        let method = if user.is_some() { "CHAP,None" } else { "None" };
+        let mut text = login::text(&[
+            ("InitiatorName", address.initiator.as_deref().unwrap_or(INITIATOR)),
+            ("TargetName", &address.target),
+            ("SessionType", "Normal"),
+            ("AuthMethod", method),
+        ]);
+        let (mut stage, mut agreed) = (Stage::Security, Agreed::default());
+        // Whether we have said all that is to be said in this stage.
+        let mut done = user.is_none();
+        for _ in 0..MAX_EXCHANGES {
+            let next = match stage {
+                Stage::Security => Stage::Operational,
+                Stage::Operational | Stage::Full => Stage::Full,
+            };
+            let (answer, status, turned) =
+                session.exchange_text(isid, stage, done.then_some(next), &text)?;
+            match status {
+                [0, _] => {}
+                [1, _] => {
+                    let to = login::value(&answer, "TargetAddress").unwrap_or_default();
+                    return Ok(Login::Elsewhere(to.to_string()));
+                }
+                status => {
+                    // Only of the last class is that it may be otherwise in a while.
+                    let refused = io::ErrorKind::PermissionDenied;
+                    let kind = if status[0] == 3 { io::ErrorKind::NotConnected } else { refused };
+                    return Err(io::Error::new(kind, login::refusal(status)));
+                }
             }
-        };
-        session.until_ended(begun, deadline)?;
-        session.login.set(None);
-        // SAFETY: as above.
-        let begun = unsafe { ffi::iscsi_login_async(context, login_ended, login) };
-        match session.until_ended(begun, deadline) {
-            Ok(ffi::REDIRECT) => {
-                let next = session.redirected_to();
-                tracing::debug!(portal, next, "the login is redirected");
-                return Ok(Login::Elsewhere(next));
+            text = agreed.take(&answer).map_err(broken)?;
+            match (stage, turned) {
+                (Stage::Security, Some(1)) if done => {
+                    stage = Stage::Operational;
+                    text = login::offer();
+                }
+                (Stage::Operational, Some(3)) if done => {
+                    session.wire.agreed = agreed;
+                    return Ok(Login::Done(session));
+                }
+                (_, Some(_)) => return Err(broken("it leaves a stage of the login that has not ended")),
+                (Stage::Security, None) => {
+                    if let Some((name, secret)) = &user {
+                        (text, done) = prove(&answer, name, secret)?;
+                    }
+                }
+                (_, None) => {}
             }
-            ended => ended?,
-        };
-        if let Some(socket) = session.socket() {
-            tune(socket);
         }
-        Ok(Login::Done(session))
+        Err(broken("the login does not end"))
     }
 
-    /// Waits for the end of what was begun, and returns its status: good, or that the login is to
-    /// go elsewhere.
-    fn until_ended(&self, begun: c_int, deadline: Instant) -> io::Result<c_int> {
-        if begun != 0 {
-            return Err(self.error());
-        }
+    /// A login request and the answer to it: its text, its status, and the stage it goes on to.
+    fn exchange_text(
+        &mut self,
+        isid: Isid,
+        stage: Stage,
+        next: Option<Stage>,
+        text: &[u8],
+    ) -> io::Result<(Vec<u8>, [u8; 2], Option<u8>)> {
+        let header = |numbers, next, text: &[u8]| {
+            pdu::login(isid.0, stage, next, numbers, text.len() as u32)
+        };
+        let first = header(self.wire.numbers, next, text);
+        self.send(&first, text)?;
+        let mut all = Vec::new();
         loop {
-            match self.login.get() {
-                Some(status @ (scsi::status::GOOD | ffi::REDIRECT)) => return Ok(status),
-                Some(_) => return Err(self.error()),
-                None => self.service(deadline)?,
+            let (incoming, data) = self.receive()?;
+            let Heard::Login { status, next: turned, continues } = incoming.heard else {
+                return Err(broken("its answer to a login is none"));
+            };
+            if incoming.tag != 0 {
+                return Err(broken("it answers another login"));
             }
-        }
-    }
-
-    /// Where the portal sends the login.
-    fn redirected_to(&self) -> String {
-        // SAFETY: a live context; the text is its own, and copied.
-        unsafe {
-            let text = ffi::iscsi_get_target_address(self.context);
-            if text.is_null() {
-                String::new()
-            } else {
-                CStr::from_ptr(text).to_string_lossy().into_owned()
+            if status[0] == 0 {
+                self.wire.numbers.status = incoming.counters.status.unwrap_or(0).wrapping_add(1);
+                self.wire.most = incoming.counters.most;
             }
+            all.extend_from_slice(&data);
+            if all.len() > MAX_TEXT {
+                return Err(broken("it sends too much text"));
+            }
+            if !continues || status[0] != 0 {
+                return Ok((all, status, turned));
+            }
+            let more = header(self.wire.numbers, None, &[]);
+            self.send(&more, &[])?;
         }
     }
 
@@ -213,7 +273,7 @@ impl Session {
         let mut volume = Volume { cache: true, ..Volume::default() };
         let capacity = self.ask(&scsi::read_capacity(), deadline)?;
         volume.take_capacity(&capacity).ok_or_else(|| {
-            let reason = format!("a capacity that makes no sense: {:x?}", capacity.get(..16));
+            let reason = "the target tells a capacity that makes no sense";
             io::Error::new(io::ErrorKind::InvalidData, reason)
         })?;
         type Take = fn(&mut Volume, &[u8]);
@@ -251,48 +311,12 @@ impl Session {
 
     /// Whether the session was not ended by a call that failed.
     pub(super) fn is_there(&self) -> bool {
-        !self.context.is_null()
+        self.socket.is_some()
     }
 
-    pub(super) fn context(&self) -> *mut Context {
-        self.context
-    }
-
-    pub(super) fn lun(&self) -> c_int {
-        self.lun
-    }
-
-    /// The socket, while it is connected.
-    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        if self.context.is_null() {
-            return None;
-        }
-        // SAFETY: a live context, whose descriptor stays open as long as it; -1 is no descriptor.
-        unsafe {
-            let fd = ffi::iscsi_get_fd(self.context);
-            (fd >= 0).then(|| BorrowedFd::borrow_raw(fd))
-        }
-    }
-
-    /// What libiscsi says about its last failure.
-    pub(super) fn error(&self) -> io::Error {
-        if self.context.is_null() {
-            return io::ErrorKind::NotConnected.into();
-        }
-        // SAFETY: a live context; the text is its own, and copied.
-        let text = unsafe {
-            let text = ffi::iscsi_get_error(self.context);
-            if text.is_null() {
-                String::new()
-            } else {
-                CStr::from_ptr(text).to_string_lossy().into_owned()
-            }
-        };
-        // What the target says to a login is an answer; anything else is that it cannot be reached.
-        let refused = text.contains("Failed to log in");
-        let kind =
-            if refused { io::ErrorKind::PermissionDenied } else { io::ErrorKind::NotConnected };
-        io::Error::new(kind, text.trim().to_string())
+    /// What a link needs of it.
+    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Wire) {
+        (self.socket.take().map(OwnedFd::from), self.wire)
     }
 
     /// The answer to a question.
@@ -317,8 +341,12 @@ impl Session {
     ) -> io::Result<()> {
         for _ in 0..TRIES {
             let ended = self.call_once(command, data, deadline)?;
-            match scsi::judge(ended.status, ended.sense.0, ended.sense.1) {
-                Outcome::Good => return Ok(()),
+            let Ended { status, sense: (key, ascq), is_whole } = ended;
+            let judged = status.map(|status| scsi::judge(i32::from(status), key, ascq));
+            match judged.unwrap_or(Outcome::Failed(libc::EREMOTEIO)) {
+                // An answer may be as short as the target likes.
+                Outcome::Good if asks || is_whole => return Ok(()),
+                Outcome::Good => return Err(io::Error::from_raw_os_error(libc::EREMOTEIO)),
                 Outcome::Again => {}
                 Outcome::Changed if asks => self.told = true,
                 Outcome::Changed => {
@@ -330,7 +358,7 @@ impl Session {
                     self.destroy();
                     return Err(io::Error::from_raw_os_error(scsi::GONE));
                 }
-                Outcome::Busy => std::thread::sleep(SLICE / 10),
+                Outcome::Busy => std::thread::sleep(PAUSE),
                 Outcome::Failed(errno) => return Err(io::Error::from_raw_os_error(errno)),
             }
         }
@@ -343,97 +371,157 @@ impl Session {
         data: &mut [u8],
         deadline: Instant,
     ) -> io::Result<Ended> {
-        if self.context.is_null() {
-            return Err(io::ErrorKind::NotConnected.into());
+        match &mut self.socket {
+            Some(socket) => socket.set_deadline(deadline),
+            None => return Err(io::ErrorKind::NotConnected.into()),
         }
-        let ended = Cell::new(None::<Ended>);
-        let (mut cdb, way) = (command.cdb, ffi::XFER[usize::from(command.way == Way::In)]);
-        let (len, to) = (data.len() as c_int, (&raw const ended).cast_mut().cast());
-        // SAFETY: a live context; the bytes of the command are copied; `data` and `ended` live
-        // until the command has ended or the context is destroyed, both before this returns.
-        let task = unsafe {
-            let task = ffi::scsi_create_task(command.len as c_int, cdb.as_mut_ptr(), way, len);
-            if !task.is_null() && len > 0 {
-                ffi::scsi_task_add_data_in_buffer(task, len, data.as_mut_ptr());
-            }
-            task
-        };
-        if task.is_null() {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let none = std::ptr::null_mut();
-        // SAFETY: as above.
-        let begun = unsafe {
-            ffi::iscsi_scsi_command_async(self.context, self.lun, task, command_ended, none, to)
-        };
-        let mut result = if begun == 0 { Ok(()) } else { Err(self.error()) };
-        let ended = loop {
-            if let Some(ended) = ended.take() {
-                break Some(ended);
-            }
-            if result.is_err() {
-                break None;
-            }
-            result = self.service(deadline);
-        };
-        if result.is_err() || ended.as_ref().is_some_and(|ended| ended.status >= FIRST_OF_TRANSPORT)
-        {
-            let error = self.error();
+        let result = self.exchange(command, data);
+        if result.is_err() {
             self.destroy();
-            result = result.and(Err(error));
         }
-        // SAFETY: our task; its command has ended or its context is gone.
-        unsafe { ffi::scsi_free_scsi_task(task) };
-        result?;
-        ended.ok_or_else(|| io::ErrorKind::NotConnected.into())
+        result
     }
 
-    /// Waits for the socket and lets libiscsi go on.
-    fn service(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    /// Sends a command that sends no data and waits for its end.
+    fn exchange(&mut self, command: &Command, data: &mut [u8]) -> io::Result<Ended> {
+        while !self.wire.is_open() {
+            let (incoming, segment) = self.receive()?;
+            self.hear(&incoming, &segment)?;
         }
-        // SAFETY: a live context; `poll` gets one live structure.
-        let served = unsafe {
-            let events = ffi::iscsi_which_events(self.context) as i16;
-            let mut poll = libc::pollfd { fd: ffi::iscsi_get_fd(self.context), events, revents: 0 };
-            let ms = left.min(SLICE).as_millis().max(1) as c_int;
-            libc::poll(&raw mut poll, 1, ms);
-            ffi::iscsi_service(self.context, c_int::from(poll.revents))
-        };
-        if served < 0 { Err(self.error()) } else { Ok(()) }
+        self.tag = (self.tag + 1) & 0xffff;
+        let (tag, bytes) = (self.tag, data.len() as u32);
+        let Wire { lun, numbers, .. } = self.wire;
+        self.wire.numbers.command = numbers.command.wrapping_add(1);
+        self.send(&pdu::command(command, lun, tag, numbers, bytes, 0, false), &[])?;
+        let mut transfer = Transfer { way: command.way, bytes, moved: 0 };
+        loop {
+            let (incoming, segment) = self.receive()?;
+            let (end, sense) = match incoming.heard {
+                Heard::DataIn { offset, status } if incoming.tag == tag => {
+                    transfer.came(offset, incoming.data).map_err(broken)?;
+                    let place = offset as usize..offset as usize + segment.len();
+                    if let Some(place) = data.get_mut(place) {
+                        place.copy_from_slice(&segment);
+                    }
+                    (status, (0, 0))
+                }
+                Heard::Response(status) if incoming.tag == tag => {
+                    (Some(status), scsi::sense(&segment))
+                }
+                _ => {
+                    self.hear(&incoming, &segment)?;
+                    (None, (0, 0))
+                }
+            };
+            if let Some(end) = end {
+                let is_whole = transfer.moved == transfer.bytes;
+                return Ok(Ended { status: end.status, sense, is_whole });
+            }
+        }
     }
 
-    /// Ends it: what is under way is cancelled, and nothing is referred to any more.
+    /// Takes what the target says without having been asked.
+    fn hear(&mut self, incoming: &Incoming, segment: &[u8]) -> io::Result<()> {
+        match incoming.heard {
+            Heard::Ping { transfer: pdu::NO_TAG, .. } => Ok(()),
+            Heard::Ping { transfer, lun } => {
+                let header = pdu::nop_out(lun, transfer, self.wire.numbers);
+                self.send(&header, &[])
+            }
+            // What is new about the unit.
+            Heard::Event { code: 0, .. } => {
+                let (key, ascq) = scsi::sense(segment);
+                let sense = scsi::judge(scsi::status::CHECK_CONDITION, key, ascq);
+                self.told |= sense == Outcome::Changed;
+                Ok(())
+            }
+            Heard::Event { code: 1..=4, .. } => {
+                self.say_goodbye();
+                let reason = "the target asks for the end of the session";
+                Err(io::Error::new(io::ErrorKind::ConnectionReset, reason))
+            }
+            Heard::Event { .. } => Ok(()),
+            Heard::Reject { reason } => Err(broken(format!("it rejects a request (reason {reason})"))),
+            Heard::Broken(why) => Err(broken(why)),
+            _ => Err(broken("an answer to no request")),
+        }
+    }
+
+    /// The next PDU and its data.
+    fn receive(&mut self) -> io::Result<(Incoming, Vec<u8>)> {
+        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let header: Header = socket.array()?;
+        if self.wire.agreed.digest && socket.array()? != pdu::digest(&header) {
+            return Err(broken("a header whose digest is wrong"));
+        }
+        let incoming = Incoming::parse(&header);
+        if let Heard::Broken(why) = incoming.heard {
+            return Err(broken(why));
+        }
+        let mut data = vec![0; (incoming.data + pdu::padding(incoming.data)) as usize];
+        socket.read_exact(&mut data)?;
+        data.truncate(incoming.data as usize);
+        // Those of a login are taken with its status.
+        if !matches!(incoming.heard, Heard::Login { .. }) {
+            self.wire.count(&incoming.counters);
+        }
+        Ok((incoming, data))
+    }
+
+    fn send(&mut self, header: &Header, data: &[u8]) -> io::Result<()> {
+        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let mut bytes = header.to_vec();
+        if self.wire.agreed.digest {
+            bytes.extend_from_slice(&pdu::digest(header));
+        }
+        bytes.extend_from_slice(data);
+        bytes.resize(bytes.len() + pdu::padding(data.len() as u32) as usize, 0);
+        socket.write_all(&bytes)
+    }
+
+    fn say_goodbye(&mut self) {
+        if let Some(socket) = &mut self.socket {
+            socket.set_deadline(Instant::now() + GOODBYE);
+            // The target finds out by itself, too.
+            let _ = self.send(&pdu::logout(self.tag, self.wire.numbers), &[]);
+        }
+    }
+
+    /// Ends it.
     fn destroy(&mut self) {
-        if !self.context.is_null() {
-            // SAFETY: our context, used no more.
-            unsafe { ffi::iscsi_destroy_context(self.context) };
-            self.context = std::ptr::null_mut();
-        }
+        self.socket = None;
     }
 }
-
-/// Statuses from here on are not the target's but libiscsi's: cancelled, failed, timed out.
-pub(super) const FIRST_OF_TRANSPORT: c_int = 0x0f00_0000;
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.destroy();
+        self.say_goodbye();
     }
 }
 
-/// The portal as libiscsi wants it.
-fn portal(address: &IscsiAddress) -> String {
-    match address.host.contains(':') {
-        true => format!("[{}]:{}", address.host, address.port),
-        false => format!("{}:{}", address.host, address.port),
+/// What a user answers in the stage of security, and whether that is all of it.
+fn prove(answer: &[u8], name: &str, secret: &[u8]) -> io::Result<(Vec<u8>, bool)> {
+    let refused = |why| io::Error::new(io::ErrorKind::PermissionDenied, why);
+    match login::value(answer, "AuthMethod") {
+        Some("CHAP") => Ok((login::algorithm(), false)),
+        Some("None") => Ok((Vec::new(), true)),
+        Some(other) => Err(refused(format!("the target wants '{other}' and not CHAP"))),
+        None => {
+            login::chap(answer, name, secret).map(|answer| (answer, true)).map_err(refused)
+        }
     }
+}
+
+/// Where a target sends a login: `HOST:PORT,GROUP`.
+fn portal(text: &str) -> io::Result<Place> {
+    let place = text.split_once(',').map_or(text, |(place, _)| place);
+    let (host, port) = host_and_port(place, super::address::PORT)
+        .ok_or_else(|| broken(format!("it sends the login to '{}'", text.escape_default())))?;
+    Ok(Place::Tcp { host, port })
 }
 
 /// Reads a secret. Errors name where it was looked for, never what it is.
-fn secret(at: &SecretAt) -> io::Result<CString> {
+fn secret(at: &SecretAt) -> io::Result<Vec<u8>> {
     let failed = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
     let bytes = match at {
         SecretAt::File(path) => {
@@ -471,5 +559,8 @@ fn secret(at: &SecretAt) -> io::Result<CString> {
     if bytes.is_empty() || bytes.len() as u64 > MAX_SECRET {
         return Err(failed(format!("a secret has 1 to {MAX_SECRET} bytes")));
     }
-    CString::new(bytes).map_err(|_| failed("a secret has no byte of zero in it".into()))
+    if bytes.contains(&0) {
+        return Err(failed("a secret has no byte of zero in it".into()));
+    }
+    Ok(bytes)
 }

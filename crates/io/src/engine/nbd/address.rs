@@ -5,8 +5,8 @@
 //! Contract: [`NbdAddress`]'s text is the address again, in one form for all ways to write it.
 
 use std::fmt;
-use std::path::PathBuf;
 
+pub use crate::engine::uri::Place;
 use crate::engine::uri::{
     Patience, Query, decode, encode, host_and_port, number, options, write_host,
 };
@@ -27,20 +27,6 @@ const FORMS: &str =
     "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, what is not plain as %XX";
 const OPTIONS: &str =
     "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600 or reconnect=0..86400";
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A host and its port.
-    Tcp {
-        /// A name, or an address without brackets.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-    /// A socket of this machine.
-    Unix(PathBuf),
-}
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands};
-use super::socket::Socket;
+use crate::engine::socket::Socket;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::answered;
 use crate::nbd::{Command, SIMPLE_REPLY_LEN};

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::socket::Socket;
+use crate::engine::socket::Socket;
 use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING};
 use crate::nbd::{
     INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, handshake_flag, info, opt, rep,

@@ -6,10 +6,10 @@
 
 use std::os::fd::OwnedFd;
 
-use super::conn::{BATCH, Conn, Received};
 use super::handshake::Offer;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::carrier::{self, Lost, Protocol};
+use crate::engine::conn::{BATCH, Conn, Received};
 use crate::engine::links::{Part, Port};
 use crate::engine::{LeafIo, LeafOp};
 use crate::nbd::{Command, REQUEST_LEN, command_flag};
@@ -58,7 +58,7 @@ enum Step {
 
 /// See the module's text.
 pub(super) struct NbdLink {
-    conn: Conn,
+    conn: Conn<REQUEST_LEN>,
     step: Step,
     /// Answered writes of a batch that the kernel may still be sending, with their results.
     held: Vec<(u32, i64)>,
@@ -70,8 +70,8 @@ impl Protocol for NbdLink {
     type Facts = Offer;
     type Request = Request;
 
-    fn new(socket: OwnedFd) -> NbdLink {
-        NbdLink { conn: Conn::new(socket), step: Step::Header, held: Vec::new(), serial: 0 }
+    fn new(socket: OwnedFd) -> Option<NbdLink> {
+        Some(NbdLink { conn: Conn::new(socket), step: Step::Header, held: Vec::new(), serial: 0 })
     }
 
     fn is_stale(&self) -> bool {
@@ -101,7 +101,7 @@ impl Protocol for NbdLink {
     }
 
     fn say_goodbye(&mut self) {
-        self.conn.say_goodbye();
+        self.conn.say_goodbye(&wire::request(0, Command::DISCONNECT, 0, 0, 0));
     }
 
     fn end(&mut self) {
@@ -146,7 +146,7 @@ impl NbdLink {
                 let (header, data) = op.request.fill(slot, &op.io, op.done, &work.shared.facts);
                 // SAFETY: the operation lends its memory until it is answered; answer_sent() waits
                 // for may_send().
-                unsafe { self.conn.add(header, data) };
+                unsafe { self.conn.add(&header, data) };
             }
         }
         self.release_held(work);

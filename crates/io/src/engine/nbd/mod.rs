@@ -1,8 +1,8 @@
 //! The NBD engine: a leaf that is an export of an NBD server, on this machine or another.
 //!
 //! ```text
-//! open    socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
-//! I/O     engine/carrier.rs -> link.rs -> conn.rs (bytes)  a queue's thread and ring
+//! open    engine/socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
+//! I/O     engine/carrier.rs -> link.rs -> engine/conn.rs  a queue's thread and ring
 //!         wire.rs: requests to bytes, bytes to replies   pure
 //! lost    engine/connector.rs: another connection        a thread of its own, while one is missing
 //! control control.rs: probe, flush                       control thread, blocking, with a deadline
@@ -16,12 +16,10 @@
 //! flushes is told to users in `docs/leaves.md`. TLS is not spoken.
 
 pub mod address;
-mod conn;
 mod control;
 mod handshake;
 mod link;
 mod relay;
-mod socket;
 pub mod wire;
 
 use std::io;
@@ -103,7 +101,7 @@ impl NbdEngine {
         let berths = if own.is_some() { connections.len() } else { 1 };
         connections.truncate(berths);
         let again = (address.clone(), offer.clone());
-        let dial = Box::new(move || dial_for_link(&again.0, &again.1));
+        let dial = Box::new(move |_| dial_for_link(&again.0, &again.1));
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), berths, connections, dial)?,
             facts: offer,

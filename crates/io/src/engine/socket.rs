@@ -1,4 +1,5 @@
-//! A connected socket of the control side: blocking, but never longer than a deadline.
+//! A connected socket of the control side, of any protocol: blocking, but never longer than a
+//! deadline.
 //!
 //! Contract: every call ends at the deadline, with [`io::ErrorKind::TimedOut`] if it is not done by
 //! then. Only names of hosts are looked up without one: the resolver has its own.
@@ -11,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::address::Place;
+use super::uri::Place;
 use crate::gather::{set_option, tune};
 
 /// Shortest wait that is asked of the system: 0 would be for ever.

@@ -13,9 +13,6 @@ use io_uring::{opcode, types};
 use crate::buffer::{Buffer, Buffers};
 use crate::engine::links::{Part, Port};
 use crate::gather::{Gather, is_closed, reset_on_close, shutdown};
-use crate::nbd::{Command, REQUEST_LEN};
-
-use super::wire;
 
 /// Input buffer: the replies of a deep queue of small reads.
 const INPUT_BYTES: usize = 128 << 10;
@@ -35,7 +32,7 @@ enum Receiving {
 }
 
 /// See the module's text.
-pub(super) struct Conn {
+pub(super) struct Conn<const HEADER: usize> {
     socket: OwnedFd,
     input: Buffer,
     start: usize,
@@ -43,7 +40,7 @@ pub(super) struct Conn {
     input_cap: usize,
     receiving: Receiving,
     gather: Gather,
-    headers: Vec<[u8; REQUEST_LEN]>,
+    headers: Vec<[u8; HEADER]>,
     /// The number of the batch that is being filled or sent.
     batch: u64,
     sending: bool,
@@ -61,9 +58,9 @@ pub(super) enum Received {
     End(i32),
 }
 
-impl Conn {
+impl<const HEADER: usize> Conn<HEADER> {
     /// On a socket that is ready for requests.
-    pub(super) fn new(socket: OwnedFd) -> Conn {
+    pub(super) fn new(socket: OwnedFd) -> Self {
         Conn {
             socket,
             input: Buffers::default().take(INPUT_BYTES),
@@ -143,22 +140,33 @@ impl Conn {
     }
 
     /// Adds a request to the batch, at most [`BATCH`] times, with the memory of a write behind it.
+    /// A header is at most as long as `HEADER`.
     ///
     /// # Safety
     /// `data` is valid for its length until [`Conn::may_send`] says no.
-    pub(super) unsafe fn add(
-        &mut self,
-        header: [u8; REQUEST_LEN],
-        data: Option<(*const u8, usize)>,
-    ) {
+    pub(super) unsafe fn add(&mut self, header: &[u8], data: Option<(*const u8, usize)>) {
         debug_assert!(self.headers.len() < BATCH, "headers may not move");
-        self.headers.push(header);
+        let (mut place, len) = ([0; HEADER], header.len().min(HEADER));
+        place.iter_mut().zip(header).for_each(|(to, from)| *to = *from);
+        self.headers.push(place);
         if let Some(header) = self.headers.last() {
-            self.gather.push(header.as_ptr(), REQUEST_LEN);
+            self.gather.push(header.as_ptr(), len);
         }
         if let Some((from, len)) = data {
             self.gather.push(from, len);
         }
+    }
+
+    /// Adds bytes behind the request that was added last.
+    pub(super) fn pad(&mut self, bytes: &'static [u8]) {
+        if !bytes.is_empty() {
+            self.gather.push(bytes.as_ptr(), bytes.len());
+        }
+    }
+
+    /// How many requests the batch can still take.
+    pub(super) fn room(&self) -> usize {
+        BATCH - self.headers.len()
     }
 
     /// Sends the batch: what the socket takes at once, the rest through the ring.
@@ -219,12 +227,12 @@ impl Conn {
         }
     }
 
-    /// Says good-bye, if the socket takes it.
-    pub(super) fn say_goodbye(&mut self) {
+    /// Says good-bye with these bytes, if the socket takes them.
+    pub(super) fn say_goodbye(&mut self, bytes: &[u8]) {
         if self.can_fill() {
             self.begin_batch();
             // SAFETY: there is no data.
-            unsafe { self.add(wire::request(0, Command::DISCONNECT, 0, 0, 0), None) };
+            unsafe { self.add(bytes, None) };
             self.gather.send_now(self.socket.as_fd());
             self.gather.clear();
             self.said_goodbye = true;
