@@ -14,9 +14,6 @@ SECRET=correct-horse-battery
 CHAP_SECRET=$SECRET serve --queues 2 --log-level trace --state "$HERE/state"
 blkswitch monitor --json >monitor.log 2>&1 &
 MONITOR=$!
-case $(refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:1/iqn.x/1?timeout=1 0") in
-    *"this build has no iSCSI"*) echo "a build without the feature iscsi (Debian package libiscsi-dev)"; exit 77 ;;
-esac
 
 # admin NUMBER WORD...: tgtadm for the target daemon of that control number.
 admin() {

@@ -2,11 +2,10 @@
 . "$(dirname "$0")/lib.sh"
 need dpkg-deb dpkg
 need strip binutils
-[ -e /usr/include/iscsi/iscsi.h ] || { echo "no libiscsi here (Debian package libiscsi-dev)"; exit 77; }
 
 package=$(cd "$REPOSITORY" && "$XTASK" package)
 dpkg-deb --info "$package" >info
-for wanted in "Package: blkswitch" "Depends: " "libc6 (>= " "libiscsi"; do
+for wanted in "Package: blkswitch" "Depends: " "libc6 (>= "; do
     has "$(cat info)" "$wanted"
 done
 dpkg-deb --contents "$package" >contents
@@ -27,5 +26,4 @@ serve --state "$HERE/state"
 blkswitch create disk --table "0 2048 switch 2 128 0 mem:1M 0 mem:1M 0"
 has "$(blkswitch status disk)" "0 2048 switch"
 said=$(refused blkswitch create none --table "0 8 linear iscsi://127.0.0.1:1/iqn.x/1?timeout=1 0")
-case $said in *"no iSCSI"*) fail "$said" ;; esac
 has "$said" "iscsi://127.0.0.1:1/iqn.x/1"

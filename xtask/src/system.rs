@@ -111,19 +111,10 @@ fn run_all(names: &[String], verbose: bool) -> Result<ExitCode> {
     Ok(if failed == 0 && !(strict && skipped > 0) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Where Debian's libiscsi-dev puts the header of the library that iSCSI leaves need.
-const LIBISCSI: &str = "/usr/include/iscsi/iscsi.h";
-
-/// Whether what the feature `iscsi` needs is here.
-pub(crate) fn has_libiscsi() -> bool {
-    Path::new(LIBISCSI).exists()
-}
-
-/// Builds the daemon, with all that can be built here, and returns the folder it is in.
+/// Builds the daemon and returns the folder it is in.
 pub(crate) fn build() -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
-        .args(has_libiscsi().then_some("--features=iscsi"))
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "blkswitch does not build");

@@ -71,11 +71,6 @@ pub enum LeafError {
          cannot promise that"
     )]
     Zoned(String),
-    /// A leaf that this build cannot reach.
-    #[error(
-        "'{0}': this build has no iSCSI: build it with '--features iscsi' (Debian package libiscsi-dev)"
-    )]
-    NoIscsi(String),
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -99,7 +94,6 @@ impl LeafError {
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
-            LeafError::NoIscsi(_) => libc::EOPNOTSUPP,
             LeafError::Empty(_) | LeafError::Zoned(_) => libc::EINVAL,
         }
     }
@@ -317,13 +311,10 @@ pub(crate) fn open_engine(
             let (engine, limits) = NbdEngine::open(address, options)?;
             (Engine::Nbd(Box::new(engine)), limits, address.to_string())
         }
-        #[cfg(feature = "iscsi")]
         Address::Iscsi(address) => {
             let (engine, limits) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
             (Engine::Iscsi(Box::new(engine)), limits, address.to_string())
         }
-        #[cfg(not(feature = "iscsi"))]
-        Address::Iscsi(address) => return Err(LeafError::NoIscsi(address.to_string())),
         Address::Null { bytes } => {
             (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
         }

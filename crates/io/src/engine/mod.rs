@@ -127,7 +127,6 @@ pub enum Engine {
     /// A file or block device, by io_uring.
     File(file::FileEngine),
     /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
-    #[cfg(feature = "iscsi")]
     Iscsi(Box<iscsi::IscsiEngine>),
     /// Memory of this process.
     Memory(memory::MemoryEngine),
@@ -151,7 +150,6 @@ impl Engine {
             match self {
                 Engine::Absent(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
-                #[cfg(feature = "iscsi")]
                 Engine::Iscsi(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
                 Engine::Nbd(engine) => engine.submit(io, ring),
@@ -171,7 +169,6 @@ impl Engine {
             Engine::Absent(engine) => unsafe { engine.finish(io) },
             // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => 0,
             Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
@@ -184,7 +181,6 @@ impl Engine {
             Engine::Absent(_) => (len, 0),
             Engine::File(engine) => engine.allocation(queue, offset, len),
             Engine::Null(_) => (len, HOLE | ZERO),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => (len, 0),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
         }
@@ -195,7 +191,6 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.flush_blocking(),
             Engine::Nbd(engine) => engine.flush_blocking(),
             Engine::Sim(engine) => engine.flush_blocking(),
@@ -212,7 +207,6 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
             Engine::File(engine) => engine.probe(),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.probe(timeout),
             Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
@@ -227,7 +221,6 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.identity(),
             Engine::File(engine) => engine.volume(),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => Some(engine.identity()),
             Engine::Nbd(engine) => Some(engine.identity()),
             Engine::Sim(engine) => engine.volume(),
@@ -239,7 +232,6 @@ impl Engine {
     pub fn takes_pages(&self) -> bool {
         match self {
             Engine::File(engine) => engine.takes_pages(),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => false,
             Engine::Absent(_)
             | Engine::Memory(_)
@@ -259,7 +251,6 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.has_fua(),
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
@@ -273,7 +264,6 @@ impl Engine {
             // Not known yet: an earlier process may have written.
             Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
             Engine::File(_) | Engine::Sim(_) => true,
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(engine) => engine.has_cache(),
             Engine::Nbd(engine) => engine.has_cache(),
             Engine::Memory(_) | Engine::Null(_) => false,
@@ -286,7 +276,6 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => false,
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
@@ -301,7 +290,6 @@ impl Engine {
             }
             Engine::File(engine) => engine.forgets_failed_writes(),
             // As with NBD: the target's storage failed.
-            #[cfg(feature = "iscsi")]
             Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
             // The server's storage failed, and it may be as forgetful. A flush that got no answer
             // covered nothing.

@@ -1,6 +1,7 @@
 //! What a unit says of itself while requests are under way: that it was reset, or is another now.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,45 +15,42 @@ use super::{ESHUTDOWN, MIB};
 const BLOCKS: u64 = 256;
 const EIO: u32 = 5;
 
-#[link(name = "iscsi")]
-unsafe extern "C" {
-    fn iscsi_create_context(initiator: *const c_char) -> *mut c_void;
-    fn iscsi_destroy_context(context: *mut c_void) -> c_int;
-    fn iscsi_set_targetname(context: *mut c_void, name: *const c_char) -> c_int;
-    fn iscsi_set_session_type(context: *mut c_void, kind: c_int) -> c_int;
-    fn iscsi_full_connect_sync(context: *mut c_void, portal: *const c_char, lun: c_int) -> c_int;
-    fn iscsi_task_mgmt_lun_reset_sync(context: *mut c_void, lun: u32) -> c_int;
-}
-
-/// Another host, with a session of its own.
-struct Stranger(*mut c_void);
+/// Another host, with a session of its own, of which only what a reset needs is spoken.
+struct Stranger(TcpStream);
 
 impl Stranger {
     fn login(target: &Target) -> Stranger {
-        let text = |text: &str| CString::new(text).unwrap();
-        let (own, name, portal) =
-            (text("iqn.2026-11.org.example:stranger"), text(&target.iqn), text(&target.portal()));
-        // SAFETY: live strings, which are copied, and a context that is live until it is dropped.
-        unsafe {
-            let context = iscsi_create_context(own.as_ptr());
-            iscsi_set_targetname(context, name.as_ptr());
-            // A normal session.
-            iscsi_set_session_type(context, 2);
-            assert_eq!(iscsi_full_connect_sync(context, portal.as_ptr(), 1), 0);
-            Stranger(context)
-        }
+        let mut stranger = Stranger(TcpStream::connect(target.portal()).unwrap());
+        let name = format!(
+            "InitiatorName=iqn.2026-11.org.example:stranger\0TargetName={}\0SessionType=Normal\0AuthMethod=None\0",
+            target.iqn
+        );
+        // To the operational stage, then to the end of the login.
+        assert_eq!(stranger.call(0x43, 0x81, name.as_bytes(), &[])[36], 0);
+        assert_eq!(stranger.call(0x43, 0x87, b"InitialR2T=Yes\0", &[])[36], 0);
+        stranger
     }
 
-    fn reset(&self) {
-        // SAFETY: a live context.
-        assert_eq!(unsafe { iscsi_task_mgmt_lun_reset_sync(self.0, 1) }, 0, "the reset is done");
+    /// Sends a request, at once and not counted, and returns the header of what comes back.
+    fn call(&mut self, opcode: u8, flags: u8, text: &[u8], fields: &[(usize, u8)]) -> [u8; 48] {
+        let mut request = vec![0; 48];
+        (request[0], request[1], request[8], request[27]) = (opcode, flags, 0x80, 1);
+        request[5..8].copy_from_slice(&(text.len() as u32).to_be_bytes()[1..]);
+        fields.iter().for_each(|(at, byte)| request[*at] = *byte);
+        request.extend_from_slice(text);
+        request.resize(request.len().next_multiple_of(4), 0);
+        self.0.write_all(&request).unwrap();
+        let mut header = [0; 48];
+        self.0.read_exact(&mut header).unwrap();
+        let len = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+        self.0.read_exact(&mut vec![0; len.next_multiple_of(4)]).unwrap();
+        header
     }
-}
 
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        // SAFETY: our context, used no more.
-        unsafe { iscsi_destroy_context(self.0) };
+    /// Resets unit 1.
+    fn reset(&mut self) {
+        let header = self.call(0x42, 0x80 | 5, &[], &[(8, 0), (9, 1), (19, 9)]);
+        assert_eq!((header[0], header[2]), (0x22, 0), "the reset is done");
     }
 }
 
@@ -123,7 +121,7 @@ fn resets_under_load_cost_nothing() {
     let world = World::new(2);
     let leaf = world.leaf(&target.address("", "?timeout=20"));
     world.device("disk", world.linear(&leaf));
-    let (load, stranger) = (Load::start(&world, "disk"), Stranger::login(&target));
+    let (load, mut stranger) = (Load::start(&world, "disk"), Stranger::login(&target));
     for _ in 0..40 {
         stranger.reset();
         std::thread::sleep(Duration::from_millis(25));

@@ -42,9 +42,6 @@ impl Programs {
     /// Finds them. Errors: all that is missing.
     pub(super) fn find() -> anyhow::Result<Programs> {
         let mut missing = Vec::new();
-        if !cfg!(feature = "iscsi") {
-            missing.push("a build with the feature iscsi".to_owned());
-        }
         let mut find = |name: &str, package: &str| {
             let found = find(name);
             if found.is_none() {

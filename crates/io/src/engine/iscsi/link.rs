@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::pdu::{self, DataOut, HEADER, Heard, Header, Incoming, Residual, Status, Transfer};
+use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Status, Transfer};
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
 use super::session::{Session, TRIES, Wire};
 use crate::engine::LeafOp;
@@ -241,7 +241,11 @@ impl Protocol for IscsiLink {
 }
 
 /// A header with its digest, if there is one; how long that is.
-pub(super) fn sealed(wire: &Wire, header: &Header, bytes: &mut [u8; HEADER + pdu::DIGEST]) -> usize {
+pub(super) fn sealed(
+    wire: &Wire,
+    header: &Header,
+    bytes: &mut [u8; HEADER + pdu::DIGEST],
+) -> usize {
     let digest = if wire.agreed.digest { pdu::digest(header) } else { [0; pdu::DIGEST] };
     bytes.iter_mut().zip(header.iter().chain(&digest)).for_each(|(to, from)| *to = *from);
     wire.header_len()
@@ -392,10 +396,9 @@ impl IscsiLink {
             // It waits for a logout that it has asked for.
             Heard::Reject { reason: 0x0c } => self.take_event(1, [0; 3], work),
             Heard::Reject { .. } => Err((libc::EPROTO, "the target rejects a request")),
-            Heard::Ping { .. }
-            | Heard::Logout { .. }
-            | Heard::Login { .. }
-            | Heard::Broken(_) => Err((libc::EPROTO, "an answer to no request")),
+            Heard::Ping { .. } | Heard::Logout { .. } | Heard::Login { .. } | Heard::Broken(_) => {
+                Err((libc::EPROTO, "an answer to no request"))
+            }
         }
     }
 

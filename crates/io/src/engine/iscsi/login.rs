@@ -188,7 +188,11 @@ fn bytes(value: &str) -> Option<Vec<u8>> {
         "0x" | "0X" => {
             let digit = |c: char| c.to_digit(16).map(|digit| digit as u8);
             let digits: Option<Vec<u8>> = digits.chars().map(digit).collect();
-            digits?.rchunks(2).rev().map(|pair| pair.iter().fold(0, |all, d| all << 4 | d)).collect()
+            digits?
+                .rchunks(2)
+                .rev()
+                .map(|pair| pair.iter().fold(0, |all, d| all << 4 | d))
+                .collect()
         }
         "0b" | "0B" => base64(digits)?,
         _ => return None,

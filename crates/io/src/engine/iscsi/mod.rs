@@ -20,19 +20,13 @@
 //! Contract: as [`crate::engine::Engine`]. What is promised to users is in `docs/leaves.md`.
 
 pub mod address;
-#[cfg(feature = "iscsi")]
 mod engine;
-#[cfg(feature = "iscsi")]
 mod link;
-#[cfg(feature = "iscsi")]
 mod login;
 pub mod pdu;
 pub mod scsi;
-#[cfg(feature = "iscsi")]
 mod send;
-#[cfg(feature = "iscsi")]
 mod session;
 
 pub use address::IscsiAddress;
-#[cfg(feature = "iscsi")]
 pub use engine::IscsiEngine;

@@ -381,10 +381,7 @@ fn data_in(header: &Header, flags: u8, status: u8) -> Heard {
         return Heard::Broken("a status before the last data");
     }
     let end = Status { status: Some(status), residual: residual(header, flags) };
-    Heard::DataIn {
-        offset: be32(header, 40),
-        status: (flags & HAS_STATUS != 0).then_some(end),
-    }
+    Heard::DataIn { offset: be32(header, 40), status: (flags & HAS_STATUS != 0).then_some(end) }
 }
 
 /// A command's data, as far as it has been moved. Data comes in order (it is agreed at the login),
@@ -464,9 +461,15 @@ mod tests {
         let numbers = Numbers { command: 7, status: 9 };
         let header = command(&scsi::write(1, 8, false), lun(3), 5, numbers, 4096, 512, true);
         assert_eq!(header[..10], [1, 0x21, 0, 0, 0, 0, 2, 0, 0, 3]);
-        assert_eq!(header[16..36], [0, 0, 0, 5, 0, 0, 16, 0, 0, 0, 0, 7, 0, 0, 0, 9, 0x8a, 0, 0, 0]);
+        assert_eq!(
+            header[16..36],
+            [0, 0, 0, 5, 0, 0, 16, 0, 0, 0, 0, 7, 0, 0, 0, 9, 0x8a, 0, 0, 0]
+        );
         assert_eq!(lun(0x1234)[..3], [0x52, 0x34, 0]);
-        assert_eq!(login([1; 6], Stage::Security, Some(Stage::Operational), numbers, 9)[..2], [0x43, 0x81]);
+        assert_eq!(
+            login([1; 6], Stage::Security, Some(Stage::Operational), numbers, 9)[..2],
+            [0x43, 0x81]
+        );
         // RFC 7143, A.4: thirty-two bytes of zeroes.
         assert_eq!(digest(&[0; 32]), [0xaa, 0x36, 0x91, 0x8a]);
         assert_eq!([0, 1, 2, 3, 4].map(padding), [0, 3, 2, 1, 0]);

@@ -14,7 +14,7 @@ use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::{IscsiAddress, SecretAt};
 use super::login::{self, Agreed};
-use super::pdu::{self, Counters, HEADER, Heard, Header, Incoming, Numbers, Stage, Transfer};
+use super::pdu::{self, Counters, HEADER, Header, Heard, Incoming, Numbers, Stage, Transfer};
 use super::scsi::{self, ANSWER, Command, Outcome, Volume};
 use crate::engine::socket::Socket;
 use crate::engine::uri::{Place, host_and_port};
@@ -119,12 +119,19 @@ struct Ended {
 
 /// An answer that cannot be one: nothing more can be understood on this session.
 fn broken(why: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, format!("the target breaks the protocol: {}", why.into()))
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        format!("the target breaks the protocol: {}", why.into()),
+    )
 }
 
 impl Session {
     /// Connects, logs in, follows redirections, and looks whether the unit is there.
-    pub(super) fn login(address: &IscsiAddress, isid: Isid, deadline: Instant) -> io::Result<Session> {
+    pub(super) fn login(
+        address: &IscsiAddress,
+        isid: Isid,
+        deadline: Instant,
+    ) -> io::Result<Session> {
         let mut place = Place::Tcp { host: address.host.clone(), port: address.port };
         let mut last = String::new();
         for _ in 0..=MAX_REDIRECTIONS {
@@ -204,7 +211,9 @@ impl Session {
                     session.wire.agreed = agreed;
                     return Ok(Login::Done(session));
                 }
-                (_, Some(_)) => return Err(broken("it leaves a stage of the login that has not ended")),
+                (_, Some(_)) => {
+                    return Err(broken("it leaves a stage of the login that has not ended"));
+                }
                 (Stage::Security, None) => {
                     if let Some((name, secret)) = &user {
                         (text, done) = prove(&answer, name, secret)?;
@@ -441,7 +450,9 @@ impl Session {
                 Err(io::Error::new(io::ErrorKind::ConnectionReset, reason))
             }
             Heard::Event { .. } => Ok(()),
-            Heard::Reject { reason } => Err(broken(format!("it rejects a request (reason {reason})"))),
+            Heard::Reject { reason } => {
+                Err(broken(format!("it rejects a request (reason {reason})")))
+            }
             Heard::Broken(why) => Err(broken(why)),
             _ => Err(broken("an answer to no request")),
         }
@@ -506,9 +517,7 @@ fn prove(answer: &[u8], name: &str, secret: &[u8]) -> io::Result<(Vec<u8>, bool)
         Some("CHAP") => Ok((login::algorithm(), false)),
         Some("None") => Ok((Vec::new(), true)),
         Some(other) => Err(refused(format!("the target wants '{other}' and not CHAP"))),
-        None => {
-            login::chap(answer, name, secret).map(|answer| (answer, true)).map_err(refused)
-        }
+        None => login::chap(answer, name, secret).map(|answer| (answer, true)).map_err(refused),
     }
 }
 

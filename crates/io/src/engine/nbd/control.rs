@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands};
-use crate::engine::socket::Socket;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::answered;
+use crate::engine::socket::Socket;
 use crate::nbd::{Command, SIMPLE_REPLY_LEN};
 
 /// Connects to the export of an address and negotiates its use.

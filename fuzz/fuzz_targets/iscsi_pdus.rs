@@ -1,0 +1,102 @@
+//! iSCSI PDUs of a hostile target, against the whole leaf: login, session, link, pipeline. No panic,
+//! no end without an answer, no byte of a read that was not sent for it.
+//!
+//! The target is that of the tests; the input says how it changes its answers to reads and writes, in
+//! pieces of four bytes: which answer, what is done to it, where, and by what.
+
+#![no_main]
+
+#[path = "../../crates/io/tests/iscsi_own/own.rs"]
+mod own;
+
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
+
+use blkswitch_io::driver::{Ask, Driver};
+use blkswitch_io::request::Op;
+use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+use libfuzzer_sys::fuzz_target;
+use own::{Own, Pdu, READ16, WRITE16, operation, pdu};
+
+const LEN: usize = 64 << 10;
+/// What stands in the buffers before a read.
+const SECRET: u8 = 0xee;
+/// What the target's unit is full of.
+const DATA: u8 = 0x11;
+/// A kind of PDU that there is not: the leaf ends the session when it comes, so that nobody waits
+/// for an answer that the input has taken away.
+const END: u8 = 0x3e;
+
+thread_local! {
+    static TARGET: RefCell<Option<Own>> = const { RefCell::new(None) };
+}
+
+fn change(input: &[u8], answers: &mut Vec<Pdu>) {
+    for edit in input.chunks_exact(4) {
+        let [which, what, at, by] = edit.try_into().unwrap_or([0; 4]);
+        let count = answers.len().max(1);
+        let which = usize::from(which) % count;
+        let Some(answer) = answers.get_mut(which) else { return };
+        let at_byte = usize::from(at) % answer.len().clamp(1, 64);
+        match what % 8 {
+            0..4 => {
+                if let Some(byte) = answer.get_mut(at_byte) {
+                    *byte = if what & 8 == 0 { by } else { *byte ^ by };
+                }
+            }
+            4 => answers.insert(which, answers[which].clone()),
+            5 => drop(answers.remove(which)),
+            6 => answers.swap(which, usize::from(by) % count),
+            _ if answers.len() < 64 => {
+                let mut new = pdu(at, by, &[]);
+                new[16..20].copy_from_slice(&answers[which][16..20]);
+                answers.insert(which, new);
+            }
+            _ => {}
+        }
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    TARGET.with_borrow_mut(|target| {
+        let target = target.get_or_insert_with(|| {
+            let target = Own::start(LEN, "InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=16384\0");
+            target.shared.data.lock().unwrap().fill(DATA);
+            target
+        });
+        target.behave(|_, _| ());
+        let address = target.address("?timeout=10").parse().unwrap();
+        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let leaf = Leaf::open(&address, &options).unwrap();
+        let input = Arc::new(Mutex::new(input.to_vec()));
+        target.behave(move |request, answers| {
+            let is_ours = request[0] & 0x3f == 1 && matches!(operation(request), READ16 | WRITE16);
+            if is_ours && !input.lock().unwrap().is_empty() {
+                change(&input.lock().unwrap(), answers);
+                answers.push(pdu(END, 0, &[]));
+            }
+        });
+        let mut table = TableBuilder::new(false);
+        let below = table.leaf(leaf);
+        table.push((LEN / 512) as u64, Target::Linear(To { below, offset: 0 }));
+        let mut driver = Driver::new().unwrap();
+        let device = driver.add(table.build(1).into());
+        let ask = |op, offset: u64, len: usize, token| {
+            let data = vec![if op == Op::Read { SECRET } else { DATA }; len];
+            Ask { op, fua: false, offset, len: len as u64, data, token }
+        };
+        driver.start(device, ask(Op::Read, 0, LEN / 2, 0));
+        driver.start(device, ask(Op::Write, 4096, LEN / 2, 1));
+        driver.start(device, ask(Op::Read, 512, 4096, 2));
+        let (mut answers, mut left) = (Vec::new(), 3);
+        while left > 0 {
+            driver.wait(&mut answers).unwrap();
+            for answer in answers.drain(..) {
+                left -= 1;
+                let shown = answer.errno == 0 && answer.token != 1;
+                let has_secret = answer.data.chunks(512).any(|one| one.iter().all(|b| *b == SECRET));
+                assert!(!(shown && has_secret), "a buffer is shown that nobody has filled");
+            }
+        }
+    });
+});
