@@ -1,8 +1,9 @@
 //! `help`: of the program, of a verb, or of the columns of `info -c`.
 
+use std::io::Write;
+
 use clap::Args;
 
-use super::context::Context;
 use super::failure::Failure;
 use super::options::Options;
 
@@ -21,7 +22,7 @@ pub(super) const SHOWN: &[&str] = &["columns"];
 
 impl Help {
     /// Runs the verb.
-    pub(super) fn run(&self, context: &mut Context) -> Result<(), Failure> {
+    pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
         let mut command = super::command();
         command.build();
         for verb in &self.verbs {
@@ -32,9 +33,9 @@ impl Help {
             };
             command = found.clone();
         }
-        context.print(&command.render_long_help().to_string())?;
+        write!(out, "{}", command.render_long_help())?;
         if self.options.columns {
-            context.print(&format!("\n{}", super::format::report::help()))?;
+            write!(out, "\n{}", super::format::report::help())?;
         }
         Ok(())
     }

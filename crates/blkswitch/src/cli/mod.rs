@@ -11,6 +11,7 @@ mod client;
 mod context;
 mod devices;
 mod failure;
+mod folder;
 mod format;
 mod map;
 mod monitor;
@@ -47,9 +48,7 @@ mod version;
 mod wait;
 mod wipe_table;
 
-use std::env;
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -181,18 +180,27 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 impl Cli {
     fn run(self) -> ExitCode {
-        let socket = match self.socket.socket.map_or_else(default_socket, Ok) {
-            Ok(socket) => socket,
-            Err(failure) => return exit(Err(failure)),
-        };
+        let named = self.socket.socket;
         match self.verb {
-            Verb::Serve(options) => match options.paths.check() {
-                Ok(()) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
-                Err(why) => exit(Err(Failure::CommandLine(why))),
-            },
+            Verb::Serve(options) => exit_serve(named, options),
             Verb::Demo(options) => exit_daemon(crate::demo::run(options)),
-            verb => exit(verb.run(socket)),
+            // These need no daemon, so they must not fail where its socket cannot be named.
+            Verb::Completions(verb) => exit(verb.run(std::io::stdout())),
+            Verb::Man(verb) => exit(verb.run()),
+            Verb::Help(verb) => exit(verb.run(std::io::stdout())),
+            Verb::Udev(udev::Accepted { .. }) => exit(Ok(())),
+            verb => exit(named.map_or_else(folder::of_client, Ok).and_then(|at| verb.run(at))),
         }
+    }
+}
+
+fn exit_serve(named: Option<PathBuf>, options: ServeOptions) -> ExitCode {
+    if let Err(why) = options.paths.check() {
+        return exit(Err(Failure::CommandLine(why)));
+    }
+    match named.map_or_else(folder::of_daemon, Ok) {
+        Ok(socket) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
+        Err(failure) => exit(Err(failure)),
     }
 }
 
@@ -234,37 +242,14 @@ impl Verb {
             Self::Monitor(verb) => verb.run(context).await,
             Self::Targets(verb) => verb.run(context).await,
             Self::Version(verb) => verb.run(context).await,
-            Self::Completions(verb) => verb.run(std::io::stdout()),
-            Self::Man(verb) => verb.run(),
-            Self::Help(verb) => verb.run(context),
-            Self::Udev(udev::Accepted { .. }) => Ok(()),
-            Self::Serve(_) | Self::Demo(_) => {
-                Err(Failure::message("serve and demo are no verbs of the client."))
-            }
+            Self::Serve(_)
+            | Self::Demo(_)
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::Help(_)
+            | Self::Udev(_) => Err(Failure::message("This verb asks no daemon.")),
         }
     }
-}
-
-/// Where the daemon's sockets are by default.
-pub fn default_folder() -> Option<PathBuf> {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-    folder_of(root, env::var_os("XDG_RUNTIME_DIR"))
-}
-
-fn folder_of(root: bool, runtime: Option<OsString>) -> Option<PathBuf> {
-    if root {
-        return Some(PathBuf::from("/run/blkswitch"));
-    }
-    let runtime = runtime.filter(|folder| !folder.is_empty());
-    runtime.map(|folder| PathBuf::from(folder).join("blkswitch"))
-}
-
-fn default_socket() -> Result<PathBuf, Failure> {
-    let nowhere =
-        "XDG_RUNTIME_DIR is not set: name the daemon's socket with --socket or BLKSWITCH_SOCKET.";
-    default_folder()
-        .map(|folder| folder.join("control.sock"))
-        .ok_or_else(|| Failure::message(nowhere))
 }
 
 fn exit(done: Result<(), Failure>) -> ExitCode {
@@ -322,17 +307,6 @@ fn wrong_number(error: &clap::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sockets_are_where_the_system_has_those_of_this_user() {
-        let folder = |root, runtime: Option<&str>| {
-            folder_of(root, runtime.map(Into::into)).map(|folder| folder.display().to_string())
-        };
-        assert_eq!(folder(true, Some("/run/user/0")).as_deref(), Some("/run/blkswitch"));
-        assert_eq!(folder(false, Some("/run/user/7")).as_deref(), Some("/run/user/7/blkswitch"));
-        assert_eq!(folder(false, Some("")), None);
-        assert_eq!(folder(false, None), None);
-    }
 
     #[test]
     fn the_definition_is_sound() {

@@ -13,7 +13,8 @@ use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct SocketOption {
     /// Control socket of the daemon [default: /run/blkswitch/control.sock as root, else
-    /// $XDG_RUNTIME_DIR/blkswitch/control.sock]
+    /// $XDG_RUNTIME_DIR/blkswitch/control.sock, or /tmp/blkswitch-UID/control.sock without a
+    /// runtime folder]
     #[arg(long, env = "BLKSWITCH_SOCKET", value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
 }

@@ -1,7 +1,6 @@
 //! A daemon for tests of the client: answers what the test tells it to, and remembers what it was
 //! asked.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
@@ -156,9 +155,4 @@ impl From<Output> for Ran {
             err: String::from_utf8(output.stderr).unwrap(),
         }
     }
-}
-
-/// Whether the test runs as root, for whom the default socket is elsewhere.
-pub(crate) fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
