@@ -1,5 +1,6 @@
 # fio's nbd engine writes and verifies while the maps of its devices change, tables are reloaded, devices are
 # suspended, and regions are moved from path to path with their data, as a storage array would.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need fio fio
 fio --enghelp 2>/dev/null | grep -q '\bnbd\b' || { echo "this fio has no nbd engine"; exit 77; }

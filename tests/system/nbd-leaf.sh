@@ -1,6 +1,7 @@
 # The NBD leaf on servers that others wrote: nbdkit (memory, a file, delays, errors), qemu-nbd with one connection for
 # all and with several, qemu-storage-daemon; fio verifies a switch over three of them through our own export; one is
 # killed and comes back meanwhile.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need nbdkit nbdkit
 need qemu-nbd qemu-utils

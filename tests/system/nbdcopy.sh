@@ -1,4 +1,5 @@
 # nbdcopy: images in, out and across, over one and many connections, compared byte by byte.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need nbdcopy libnbd-bin
 serve --nbd tcp:127.0.0.1:0

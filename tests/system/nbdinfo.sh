@@ -1,4 +1,5 @@
 # nbdinfo: what is announced, the list of exports, and the live region map as a metadata context.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need nbdinfo libnbd-bin
 serve

@@ -1,5 +1,6 @@
 # nbdsh: every command and flag of the protocol through libnbd, with structured and with simple replies, on devices
 # that change under their clients.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need_libnbd
 serve

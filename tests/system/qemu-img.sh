@@ -1,4 +1,5 @@
 # qemu-img: convert in both directions, compare, map, info.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-utils
 serve

@@ -1,4 +1,5 @@
 # qemu-io: every request it can make, with its pattern checks.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need qemu-io qemu-utils
 serve

@@ -1,4 +1,5 @@
 # qemu's block layer between two NBD servers: qemu-storage-daemon is our client and offers what it sees again.
+# Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need qemu-storage-daemon qemu-system-common
 need nbdcopy libnbd-bin

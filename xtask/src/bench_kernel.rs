@@ -5,8 +5,9 @@
 //! of the guest is an instruction, and runs repeat to a few instructions. `kmod/tests/bench.py`
 //! does the measuring and prints Markdown.
 
+use super::apt::run;
 use super::kmod;
-use super::vm::{Vm, run};
+use super::vm::Vm;
 use anyhow::{Result, bail};
 use std::process::{Command, ExitCode};
 

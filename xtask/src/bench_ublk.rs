@@ -4,8 +4,9 @@
 //! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the
 //! measuring.
 
+use super::apt::run;
 use super::kmod;
-use super::vm::{Kernel, Vm, run};
+use super::vm::{Kernel, Vm};
 use anyhow::{Context, Result, bail, ensure};
 use std::process::{Command, ExitCode};
 use std::time::Duration;

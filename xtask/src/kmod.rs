@@ -3,7 +3,8 @@
 //! The headers are the laboratory's ([`super::vm`]); sources are copied below the target folder
 //! first, a folder for each kernel, as kbuild writes next to its sources.
 
-use super::vm::{Kernel, Tree, run};
+use super::apt::run;
+use super::vm::{Kernel, Tree};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};

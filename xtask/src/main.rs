@@ -3,8 +3,10 @@
 //! A dispatcher and nothing else: every task has a file, parses its own words and says its own
 //! usage.
 
+mod apt;
 mod bench_kernel;
 mod bench_ublk;
+mod clients;
 mod kmod;
 mod package;
 mod system;

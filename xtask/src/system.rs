@@ -6,6 +6,9 @@
 //! [`EXIT_SKIP`] says that something the test needs is not here (its last line says what); under
 //! `CI=true` that is a failure too, for there everything is installed. A failed test's output is
 //! shown, a passed one's with `--verbose`.
+//!
+//! A script with the line [`ALSO_CURRENT`] is two tests: `NAME` runs with the programs of this
+//! machine, `NAME@13` with Debian 13's (`clients.rs`).
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -25,7 +28,13 @@ const TIMEOUT: Duration = Duration::from_secs(2100);
 const USAGE: &str = "\
 Usage: cargo xtask system-test [--verbose] [--list] [NAME]...
 
-Builds blkswitch and runs the scripts tests/system/NAME.sh (all without a NAME) against it.";
+Builds blkswitch and runs the scripts tests/system/NAME.sh (all without a NAME) against it.
+NAME@13 is the same script with Debian 13's client programs, where it has such a run.";
+
+/// The line of a script that runs with Debian 13's programs, too.
+const ALSO_CURRENT: &str = "# Debian 13's programs, too.";
+/// What the name of such a run ends with.
+const CURRENT: &str = "@13";
 
 /// How a test ended.
 enum Outcome {
@@ -72,10 +81,20 @@ fn tests() -> Result<Vec<String>> {
     {
         let name = entry?.file_name().to_string_lossy().into_owned();
         // The library is no test.
-        names.extend(name.strip_suffix(".sh").filter(|name| *name != "lib").map(str::to_owned));
+        let Some(name) = name.strip_suffix(".sh").filter(|name| *name != "lib") else { continue };
+        let text = fs::read_to_string(script(name))?;
+        if text.lines().any(|line| line == ALSO_CURRENT) {
+            names.push(format!("{name}{CURRENT}"));
+        }
+        names.push(name.to_owned());
     }
     names.sort();
     Ok(names)
+}
+
+/// The script of a test.
+fn script(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(format!("{}.sh", name.trim_end_matches(CURRENT)))
 }
 
 fn run_all(names: &[String], verbose: bool) -> Result<ExitCode> {
@@ -132,11 +151,15 @@ fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
     let output_path = scratch.join("output");
     let output = File::create(&output_path)?;
     let repository = std::env::current_dir()?;
-    let path = std::env::var("PATH").unwrap_or_default();
+    let mut path = std::env::var("PATH").unwrap_or_default();
+    path = format!("/usr/bin:/usr/sbin:{path}");
+    if name.ends_with(CURRENT) {
+        path = format!("{}:{path}", crate::clients::prepare()?.display());
+    }
     let mut child = Command::new("bash")
-        .arg(repository.join(FOLDER).join(format!("{name}.sh")))
+        .arg(repository.join(script(name)))
         .current_dir(&scratch)
-        .env("PATH", format!("{}:/usr/bin:/usr/sbin:{path}", programs.display()))
+        .env("PATH", format!("{}:{path}", programs.display()))
         .env("REPOSITORY", &repository)
         .env("XTASK", std::env::current_exe()?)
         .stdin(Stdio::null())

@@ -10,7 +10,7 @@ mod ending;
 mod initramfs;
 mod packages;
 
-pub(crate) use packages::{Kernel, Tree, run};
+pub(crate) use packages::{Kernel, Tree};
 
 use anyhow::{Context, Result, bail};
 use ending::Ending;

@@ -1,9 +1,7 @@
 //! The cache folder: Debian's kernel, headers and busybox, unpacked and never installed.
 //!
 //! `$XDG_CACHE_HOME/blkswitch/vm/<kernel>` (or below `~/.cache`) appears whole or not at all, so
-//! that any number of runs may want it at once. Packages come through apt from the mirror this
-//! machine is configured with, with a private list of suites and a private state: neither root nor
-//! any change to the host's apt is needed. Removing the folder is how one gets a newer kernel.
+//! that any number of runs may want it at once. Removing the folder is how one gets a newer kernel.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
@@ -11,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
+use crate::apt::{self, Apt, cache_folder, made_once, run};
+
 /// Modules that no test of block devices wants: four fifths of what would be decompressed and
 /// indexed.
 const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu drivers/media drivers/net drivers/staging \
     drivers/iio drivers/usb drivers/infiniband drivers/input drivers/hwmon drivers/platform drivers/video drivers/mtd";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A Debian kernel we test on.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -79,19 +78,11 @@ pub(crate) struct Tree {
 impl Tree {
     /// The tree of `kernel`, made if it is not there.
     pub(crate) fn get(kernel: Kernel) -> Result<Self> {
-        let root = cache_folder()?.join(kernel.name());
-        if !root.exists() {
+        let root = cache_folder()?.join("vm").join(kernel.name());
+        made_once(&root, |new| {
             eprintln!("xtask: unpacking Linux {kernel} to {}", root.display());
-            let parent = root.parent().context("a cache folder below another folder")?;
-            fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-            let new = parent.join(format!("{kernel}.new-{}", std::process::id()));
-            unpack(kernel, &new)?;
-            // Another run may have been quicker; its tree is as good.
-            if fs::rename(&new, &root).is_err() {
-                ensure!(root.exists(), "cannot rename {} to {}", new.display(), root.display());
-                fs::remove_dir_all(&new)?;
-            }
-        }
+            unpack(kernel, new)
+        })?;
         let release = fs::read_to_string(root.join("release"))?;
         Ok(Self { root, release })
     }
@@ -117,15 +108,9 @@ impl Tree {
     }
 }
 
-fn cache_folder() -> Result<PathBuf> {
-    let base =
-        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    Ok(base.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?.join("blkswitch/vm"))
-}
-
 fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
-    let apt = Apt::new(kernel, &root.join("apt"))?;
+    let security = kernel == Kernel::V6_1;
+    let apt = Apt::new(kernel.suites(), security, &root.join("apt"))?;
     let release = apt
         .depends("linux-headers-amd64")?
         .iter()
@@ -145,7 +130,7 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     };
     names.extend(depends.into_iter().filter(is_part));
     for package in apt.download(&names)? {
-        run(Command::new("dpkg").arg("-x").arg(package).arg(root))?;
+        apt::unpack(&package, root)?;
     }
     fs::remove_dir_all(&apt.folder)?;
     fs::write(root.join("release"), &release)?;
@@ -154,96 +139,6 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     extract_vmlinux(&tree)?;
     relocate_headers(&tree)?;
     index_modules(&tree)
-}
-
-/// An apt of our own: the mirror of the host, our suites, our state.
-struct Apt {
-    folder: PathBuf,
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn new(kernel: Kernel, folder: &Path) -> Result<Self> {
-        for part in ["lists/partial", "cache/archives/partial", "packages"] {
-            fs::create_dir_all(folder.join(part))?;
-        }
-        let mut sources = String::new();
-        for suite in kernel.suites() {
-            sources += &format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror("")?);
-        }
-        if let (Kernel::V6_1, Ok(security)) = (kernel, mirror("-security")) {
-            sources += &format!("deb [signed-by={KEYRING}] {security} bookworm-security main\n");
-        }
-        fs::write(folder.join("sources.list"), sources)?;
-        let at = folder.display();
-        let mut options = vec![
-            format!("Dir::Etc::sourcelist={at}/sources.list"),
-            "Dir::Etc::sourceparts=-".to_owned(),
-            format!("Dir::State::lists={at}/lists"),
-            format!("Dir::Cache={at}/cache"),
-            // A mirror that does not answer now may do so in a moment.
-            "Acquire::Retries=5".to_owned(),
-            // The lists of translations are not worth fetching.
-            "Acquire::Languages=none".to_owned(),
-        ];
-        if kernel.suites()[0].ends_with("-backports") {
-            // apt takes nothing from backports unless told to.
-            options.push(format!("APT::Default-Release={}", kernel.suites()[0]));
-        }
-        let apt = Self { folder: folder.to_owned(), options };
-        apt.run("apt-get", &["-qq", "update"])?;
-        Ok(apt)
-    }
-
-    fn run(&self, program: &str, words: &[&str]) -> Result<String> {
-        let mut command = Command::new(program);
-        command.current_dir(self.folder.join("packages"));
-        self.options.iter().for_each(|option| {
-            command.args(["-o", option]);
-        });
-        run(command.args(words))
-    }
-
-    fn depends(&self, package: &str) -> Result<Vec<String>> {
-        let text = self.run("apt-cache", &["depends", "--important", package])?;
-        Ok(text
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .map(str::to_owned)
-            .collect())
-    }
-
-    fn download(&self, names: &[String]) -> Result<Vec<PathBuf>> {
-        let mut words = vec!["-qq", "download"];
-        words.extend(names.iter().map(String::as_str));
-        self.run("apt-get", &words)?;
-        let entries = fs::read_dir(self.folder.join("packages"))?;
-        Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
-    }
-}
-
-/// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the
-/// host's configuration.
-fn mirror(suffix: &str) -> Result<String> {
-    let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(REPO_URI)";
-    let targets = run(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        format,
-        "Created-By: Packages",
-    ]))?;
-    for line in targets.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let [suite, "main", "Debian", address] = words[..]
-            && suite.ends_with(suffix)
-            && (!suffix.is_empty() || !suite.contains('-'))
-        {
-            return Ok(address.to_owned());
-        }
-    }
-    bail!(
-        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help"
-    )
 }
 
 /// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the
@@ -318,13 +213,4 @@ fn index_modules(tree: &Tree) -> Result<()> {
     run(Command::new("sh").args(["-c", decompress, "sh"]).arg(tree.modules()))?;
     run(Command::new(tree.busybox()).args(["depmod", "-b"]).arg(&tree.root).arg(&tree.release))
         .map(drop)
-}
-
-/// What a command prints; it must succeed.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot run {program}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} failed ({}): {}", output.status, errors.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,0 +1,158 @@
+//! Debian packages of any suite, downloaded and unpacked, never installed.
+//!
+//! Packages come through apt from the mirror that this machine is configured with, with a private
+//! list of suites and a private state: neither root nor any change to the host's apt is needed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// An apt with the host's mirror, and with suites and a state of its own.
+pub(crate) struct Apt {
+    pub(crate) folder: PathBuf,
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// Reads the lists of `suites` (the first one counts most), and of Debian 12's security archive
+    /// if `security` says so and the host has it. Keeps everything below `folder`.
+    pub(crate) fn new(suites: &[&str], security: bool, folder: &Path) -> Result<Self> {
+        for part in ["lists/partial", "cache/archives/partial", "packages"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        let mut sources = String::new();
+        for suite in suites {
+            sources += &format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror("")?);
+        }
+        if let (true, Ok(security)) = (security, mirror("-security")) {
+            sources += &format!("deb [signed-by={KEYRING}] {security} bookworm-security main\n");
+        }
+        fs::write(folder.join("sources.list"), sources)?;
+        let at = folder.display();
+        let mut options = vec![
+            format!("Dir::Etc::sourcelist={at}/sources.list"),
+            "Dir::Etc::sourceparts=-".to_owned(),
+            format!("Dir::State::lists={at}/lists"),
+            format!("Dir::Cache={at}/cache"),
+            // A mirror that does not answer now may do so in a moment.
+            "Acquire::Retries=5".to_owned(),
+            // The lists of translations are not worth fetching.
+            "Acquire::Languages=none".to_owned(),
+        ];
+        if suites[0].ends_with("-backports") {
+            // apt takes nothing from backports unless told to.
+            options.push(format!("APT::Default-Release={}", suites[0]));
+        }
+        let apt = Self { folder: folder.to_owned(), options };
+        apt.run("apt-get", &["-qq", "update"])?;
+        Ok(apt)
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.join("packages"));
+        self.options.iter().for_each(|option| {
+            command.args(["-o", option]);
+        });
+        run(command.args(words))
+    }
+
+    /// The names of the packages that `package` depends on.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let text = self.run("apt-cache", &["depends", "--important", package])?;
+        Ok(text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Downloads these packages, without those that they depend on.
+    pub(crate) fn download(&self, names: &[String]) -> Result<Vec<PathBuf>> {
+        let mut words = vec!["-qq", "download"];
+        words.extend(names.iter().map(String::as_str));
+        self.run("apt-get", &words)?;
+        let entries = fs::read_dir(self.folder.join("packages"))?;
+        Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
+    }
+
+    /// Downloads these packages and all that they depend on, as for a machine that has none.
+    pub(crate) fn download_all(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+        let nothing_installed = ["-qq", "-y", "-o", "Dir::State::status=/dev/null"];
+        let download = ["--download-only", "--no-install-recommends", "install"];
+        self.run("apt-get", &[&nothing_installed[..], &download[..], names].concat())?;
+        let entries = fs::read_dir(self.folder.join("cache/archives"))?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let mut packages = paths.collect::<Result<Vec<_>, _>>()?;
+        packages.retain(|path| path.extension().is_some_and(|end| end == "deb"));
+        Ok(packages)
+    }
+}
+
+/// Unpacks the files of a package below `root`.
+pub(crate) fn unpack(package: &Path, root: &Path) -> Result<()> {
+    run(Command::new("dpkg").arg("-x").arg(package).arg(root)).map(drop)
+}
+
+/// The address of the Debian archive (`suffix` "") or of its security archive ("-security") in the
+/// host's configuration.
+fn mirror(suffix: &str) -> Result<String> {
+    let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(REPO_URI)";
+    let targets = run(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+    ]))?;
+    for line in targets.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [suite, "main", "Debian", address] = words[..]
+            && suite.ends_with(suffix)
+            && (!suffix.is_empty() || !suite.contains('-'))
+        {
+            return Ok(address.to_owned());
+        }
+    }
+    bail!(
+        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help"
+    )
+}
+
+/// `$XDG_CACHE_HOME/blkswitch`, or below `~/.cache`.
+pub(crate) fn cache_folder() -> Result<PathBuf> {
+    let base =
+        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    Ok(base.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?.join("blkswitch"))
+}
+
+/// Makes the folder `path` once: `fill` makes it under another name, so that it appears whole or
+/// not at all, and any number of runs may want it at once.
+pub(crate) fn made_once(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let parent = path.parent().context("a cache folder below another folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    fill(&new)?;
+    // Another run may have been quicker; its folder is as good.
+    if fs::rename(&new, path).is_err() {
+        ensure!(path.exists(), "cannot rename {} to {}", new.display(), path.display());
+        fs::remove_dir_all(&new)?;
+    }
+    Ok(())
+}
+
+/// What a command prints; it must succeed.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} failed ({}): {}", output.status, errors.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
