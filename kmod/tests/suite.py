@@ -65,7 +65,7 @@ def hierarchy():
 
 
 def on_one_processor(test):
-    """For tests that switch tracepoints on and off: QEMU before 8.1 does not stand that on several (docs/vm.md)."""
+    """For tests that switch tracepoints on and off: QEMU before 8.1 does not stand that on several (docs/kernel-laboratory.md)."""
 
     def alone():
         switches = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/online")

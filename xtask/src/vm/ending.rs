@@ -76,7 +76,7 @@ pub(super) fn show_console(scratch: &Path) {
     }
     if console.contains("Oops: int3") {
         eprintln!(
-            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: docs/vm.md"
+            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: docs/kernel-laboratory.md"
         );
     }
     let resets = text(scratch, super::RESETS);

@@ -4,7 +4,7 @@
 //! root, which is shared read-only over 9p: whatever is installed or built on the host runs in the
 //! guest under the same path and what the guest writes is gone when it ends. Nothing is installed
 //! on the host and nothing of it is changed but the cache folder. How a guest starts is in
-//! `guest-init.sh`; docs/vm.md is the user's page.
+//! `guest-init.sh`; docs/kernel-laboratory.md is the user's page.
 
 mod ending;
 mod initramfs;
