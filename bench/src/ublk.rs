@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use blkswitch_io::buffer::Buffers;
+use blkswitch_io::buffer::Buffer;
 use clap::Args;
 
 use crate::multipath::servers::{BYTES, Daemon, Server};
@@ -164,7 +164,7 @@ fn open(node: &str) -> Result<File> {
 }
 
 fn measure(disk: &Disk) -> Result<(f64, f64)> {
-    let mut buffer = Buffers::default().take(BLOCK as usize);
+    let mut buffer = Buffer::alone(BLOCK as usize).map_err(std::io::Error::from)?;
     let mut random = Random(5);
     let (before, start) = (process_cpu_ns(disk.server)?, Instant::now());
     for _ in 0..READS {

@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok()
         .and_then(|q| q.parse().ok())
         .unwrap_or(PoolOptions::default().queues);
-    let pool = Pool::start(PoolOptions { queues })?;
+    let pool = Pool::start(PoolOptions { queues, ..PoolOptions::default() })?;
     let options =
         LeafOptions { direct: None, read_only: false, queues: pool.queues(), make_bytes: None };
     let mut table = TableBuilder::new(false);

@@ -118,6 +118,19 @@ pub(crate) fn tune(socket: BorrowedFd<'_>) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
+/// Finds out within a minute, instead of two hours, that a TCP client's host is gone: with it the
+/// device stays open, and its requests hold memory. Other sockets have no such options.
+pub(crate) fn keep_alive(socket: BorrowedFd<'_>) {
+    const IDLE_SECONDS: i32 = 30;
+    const PROBE_SECONDS: i32 = 10;
+    const PROBES: i32 = 3;
+    const UNACKNOWLEDGED_MS: i32 = 60_000;
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, IDLE_SECONDS);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, PROBE_SECONDS);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS);
+}
+
 /// Whether the other side has closed a socket from which nothing is expected.
 pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
     let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);

@@ -17,6 +17,7 @@ pub mod export;
 mod gather;
 pub mod leaf;
 mod log_limit;
+pub mod memory;
 pub mod nbd;
 pub mod pages;
 pub mod pipeline;

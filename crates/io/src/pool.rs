@@ -17,8 +17,10 @@ use blkswitch_core::multipath::Event;
 use crate::device::{Device, DeviceError};
 use crate::event::{Observer, What};
 use crate::export::Listener;
+use crate::export::nbd::admission::Admission;
 use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
+use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
@@ -36,13 +38,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct PoolOptions {
     /// Queue threads.
     pub queues: usize,
+    /// Bytes that the data of all clients' requests may take together; at least
+    /// [`crate::memory::MIN_BYTES`].
+    pub memory_bytes: usize,
 }
 
 impl Default for PoolOptions {
     /// One queue per core.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        PoolOptions { queues: cores.min(MAX_QUEUES) }
+        PoolOptions { queues: cores.min(MAX_QUEUES), memory_bytes: DEFAULT_BYTES }
     }
 }
 
@@ -150,6 +155,11 @@ impl Mailbox {
             Some(commands) => commands.push_back(command),
             None => return,
         }
+        self.wake();
+    }
+
+    /// Has the queue take a turn.
+    fn wake(&self) {
         let one = 1u64;
         // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by
         // overflow, when the queue is awake anyway.
@@ -230,6 +240,8 @@ impl Mailboxes {
 pub struct Registry {
     devices: RwLock<Vec<Arc<Device>>>,
     mailboxes: Arc<Mailboxes>,
+    memory: Arc<Memory>,
+    admission: Arc<Admission>,
 }
 
 impl Registry {
@@ -242,7 +254,28 @@ impl Registry {
             watcher: mpsc::channel().0,
             observer: OnceLock::new(),
         });
-        Registry { devices: RwLock::default(), mailboxes }
+        Registry::new(mailboxes, DEFAULT_BYTES)
+    }
+
+    fn new(mailboxes: Arc<Mailboxes>, memory_bytes: usize) -> Registry {
+        let memory = Arc::new(Memory::new(memory_bytes));
+        let admission = Admission::new(&memory);
+        Registry { devices: RwLock::default(), mailboxes, memory, admission }
+    }
+
+    /// The budget for clients' data.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// How many clients are let in.
+    pub(crate) fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
+    /// Has every queue take a turn.
+    pub(crate) fn wake_queues(&self) {
+        self.mailboxes.boxes.iter().for_each(Mailbox::wake);
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
@@ -402,8 +435,7 @@ impl Pool {
             watcher,
             observer: OnceLock::new(),
         });
-        let registry =
-            Arc::new(Registry { devices: RwLock::default(), mailboxes: mailboxes.clone() });
+        let registry = Arc::new(Registry::new(mailboxes.clone(), options.memory_bytes));
         let failed = Arc::new(AtomicBool::new(false));
         let pool = Pool {
             registry: registry.clone(),

@@ -6,15 +6,19 @@
 //! many leaves it touches, and a send per connection.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{opcode, types};
 
 use crate::buffer::Buffers;
 use crate::engine::links::Links;
+use crate::export::nbd::Peer;
+use crate::export::nbd::admission::Place;
 use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
+use crate::gather::shutdown;
+use crate::log_limit::LogLimit;
 use crate::pipeline::Pipeline;
 use crate::pool::{Ack, Mailboxes, Registry};
 use crate::request::Done;
@@ -74,6 +78,8 @@ pub enum Command {
     Connect {
         /// Its socket.
         socket: OwnedFd,
+        /// Its place among the connections that are let in.
+        place: Place,
     },
     /// Serve a hardware queue of a ublk device.
     ServeUblk {
@@ -139,13 +145,14 @@ impl Queue {
         mailboxes: Arc<Mailboxes>,
         registry: Arc<Registry>,
     ) -> io::Result<Queue> {
+        let buffers = Buffers::new(registry.memory().clone(), mailboxes.len());
         Ok(Queue {
             number,
             mailboxes,
             registry,
             ring: Ring::new()?,
             pipeline: Pipeline::new(number),
-            buffers: Buffers::default(),
+            buffers,
             server: Server::default(),
             ublk: ublk::server::Server::default(),
             listeners: Vec::new(),
@@ -225,7 +232,8 @@ impl Queue {
             }
             Tag::Tick => {
                 self.ticking = false;
-                self.server.tick(self.ring.now_ns());
+                let (server, _, mut context) = self.split();
+                server.tick(&mut context);
                 self.ring.links.tick(self.ring.now_ns());
                 std::mem::take(&mut self.refused)
                     .into_iter()
@@ -299,9 +307,9 @@ impl Queue {
                 self.arm_accept(self.listeners.len() - 1);
                 ack.done();
             }
-            Command::Connect { socket } => {
+            Command::Connect { socket, place } => {
                 let (server, _, mut context) = self.split();
-                server.connect(socket, &mut context);
+                server.connect(socket, place, &mut context);
                 self.keep_ticking();
             }
             Command::ServeUblk { queue, ack } => {
@@ -315,7 +323,11 @@ impl Queue {
                 ack.done();
             }
             Command::Stop { ack } => {
-                self.listeners.clear();
+                // The accept under way has a hold on the socket beyond its close: the next daemon
+                // could not listen there until this one's ring is gone.
+                for listener in self.listeners.drain(..) {
+                    shutdown(listener.socket.as_fd(), libc::SHUT_RDWR);
+                }
                 self.stopping = Some(ack);
                 // First: what waits at a gate is not to be refused but left to the next server.
                 self.ublk.stop();
@@ -329,7 +341,10 @@ impl Queue {
     /// Has a tick come if there is something to look at then.
     fn keep_ticking(&mut self) {
         if !self.ticking
-            && (self.server.is_timed() || self.ring.links.is_timed() || !self.refused.is_empty())
+            && (self.server.is_timed()
+                || self.buffers.keeps_any()
+                || self.ring.links.is_timed()
+                || !self.refused.is_empty())
         {
             self.ticking = true;
             self.ring.tick();
@@ -360,16 +375,35 @@ impl Queue {
         if completion.result >= 0 {
             // SAFETY: the kernel has just made this descriptor for us.
             let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
-            if let Some(mailbox) = self.mailboxes.get(self.next_queue) {
-                mailbox.send(Command::Connect { socket });
-            }
-            self.next_queue = (self.next_queue + 1) % self.mailboxes.len();
+            self.admit(socket);
             self.arm_accept(completion.id as usize);
         } else if completion.result != -libc::ECANCELED && self.stopping.is_none() {
-            let error = io::Error::from_raw_os_error(-completion.result);
-            tracing::warn!(%error, "accept failed");
+            static LIMIT: LogLimit = LogLimit::new();
+            if let Some(suppressed) = LIMIT.pass() {
+                let error = io::Error::from_raw_os_error(-completion.result);
+                tracing::warn!(%error, suppressed, "accept failed");
+            }
             self.refused.push(completion.id as usize);
             self.keep_ticking();
+        }
+    }
+
+    /// Gives a connection to the queue whose turn it is, if it can be let in.
+    fn admit(&mut self, socket: OwnedFd) {
+        static LIMIT: LogLimit = LogLimit::new();
+        match self.registry.admission().admit(socket.as_fd()) {
+            Ok(place) => {
+                if let Some(mailbox) = self.mailboxes.get(self.next_queue) {
+                    mailbox.send(Command::Connect { socket, place });
+                }
+                self.next_queue = (self.next_queue + 1) % self.mailboxes.len();
+            }
+            Err(reason) => {
+                if let Some(suppressed) = LIMIT.pass() {
+                    let client = Peer::of(socket.as_fd());
+                    tracing::warn!(%client, reason, suppressed, "connection refused");
+                }
+            }
         }
     }
 }

@@ -78,6 +78,30 @@ fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
     );
 }
 
+/// A client that has left, with requests at the gate of a suspended device, is let go: the device
+/// can be removed. One that only waits is not.
+#[test]
+fn clients_that_have_left_a_suspended_device_are_let_go() {
+    let world = memory(1);
+    let device = world.pool.registry().find("disk").unwrap();
+    let mut stays = world.connect("disk");
+    device.suspend().unwrap();
+    for n in 0..4 {
+        let mut leaves = world.connect("disk");
+        leaves.send(0, READ, 0, 4096, &[]).unwrap();
+        leaves.send(0, WRITE, 0, 4096, &[9; 4096]).unwrap();
+        if n % 2 == 0 {
+            leaves.send(0, WRITE, 0, 32 << 20, &[9; 4096]).unwrap();
+        }
+    }
+    stays.send(0, WRITE, 512, 512, &[5; 512]).unwrap();
+    eventually("those who left are gone", || device.info().opens == 1);
+    device.resume().unwrap();
+    assert_eq!(stays.reply().unwrap(), (0, 1));
+    assert_eq!(stays.read(512, 512).unwrap(), [5; 512]);
+    assert_eq!(stays.read(0, 512).unwrap(), [0; 512], "what was given up is not carried out");
+}
+
 /// A handshake looks devices up while another is being made: neither may wait for the other.
 #[test]
 fn devices_are_made_while_clients_connect() {

@@ -7,8 +7,9 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use blkswitch_io::memory::MIN_BYTES;
 use blkswitch_io::{Pool, PoolOptions};
 use support::{Client, READ, WRITE, World, eventually, option, request};
 
@@ -127,24 +128,158 @@ fn clients_that_do_not_read_during_the_handshake_cost_what_may_be_answered() {
 #[test]
 fn connections_above_the_limit_are_refused_and_the_others_served() {
     let _alone = alone();
-    let limit = blkswitch_io::export::nbd::server::MAX_CONNECTIONS_PER_QUEUE;
-    let world = World::new(1);
+    // A quarter of the descriptors is not for clients, and these here are this process's, too.
+    let spare = with_few_descriptors(400);
+    let world = small();
     world.device("disk", world.linear(&world.leaf("mem:1M")));
     let mut clients: Vec<Client> = Vec::new();
-    while clients.len() < limit {
-        match Client::connect(&world.socket(), "disk") {
-            Ok(client) => clients.push(client),
-            Err(error) => {
-                return println!("skipped: only {} connections here: {error}", clients.len());
-            }
-        }
+    while let Ok(client) = Client::connect(&world.socket(), "disk") {
+        clients.push(client);
     }
-    assert!(Client::connect(&world.socket(), "disk").is_err(), "one too many");
-    for client in clients.iter_mut().step_by(100) {
+    assert!((100..200).contains(&clients.len()), "{} clients were let in", clients.len());
+    assert!(std::fs::File::open("/dev/null").is_ok(), "descriptors are left");
+    for client in clients.iter_mut().step_by(10) {
         client.read(0, 512).unwrap();
     }
     drop(clients.pop());
     eventually("there is room again", || Client::connect(&world.socket(), "disk").is_ok());
+    drop(spare);
+}
+
+/// A pool of one queue with the smallest budget.
+fn small() -> World {
+    World::with(PoolOptions { queues: 1, memory_bytes: MIN_BYTES })
+}
+
+/// Reads 4 KiB again and again for `time`, and returns the time that 99 of 100 reads took at most.
+fn p99_of_reads(client: &mut Client, time: Duration) -> Duration {
+    let (start, mut took) = (Instant::now(), Vec::new());
+    while start.elapsed() < time {
+        let before = Instant::now();
+        client.read(0, 4096).unwrap();
+        took.push(before.elapsed());
+    }
+    took.sort();
+    took[took.len() * 99 / 100]
+}
+
+/// As `clients_that_do_not_read_cost_what_may_be_lent`, but with so many of them that the sum
+/// counts: the budget is the bound, others are served, and what they held goes back to the system.
+#[test]
+fn clients_that_never_read_cost_no_more_than_the_budget() {
+    let _alone = alone();
+    let world = small();
+    let device = world.device("disk", world.linear(&world.leaf("null:1G")));
+    let mut good = world.connect("disk");
+    let memory = world.pool.registry().memory().clone();
+    let before = resident();
+    for (clients, requests, len) in [(40, 8, 32 << 20), (20, 1500, 65536), (20, 1500, 4096)] {
+        let mut slow = Duration::ZERO;
+        let grown = growth(|look| {
+            let mut stuck = Vec::new();
+            for _ in 0..clients {
+                let mut client = world.connect("disk");
+                let reads = request(0, READ, 1, 0, len).repeat(requests);
+                client.socket.write_all(&reads).unwrap();
+                stuck.push(client);
+                look();
+            }
+            slow = p99_of_reads(&mut good, Duration::from_secs(1));
+            look();
+        });
+        let budget = MIN_BYTES as u64;
+        assert!(memory.used() as u64 <= budget);
+        assert!(grown < budget + SLACK, "{} MiB for {clients} x {len}", grown / MIB);
+        assert!(slow < Duration::from_millis(50), "p99 of another client: {slow:?}");
+        eventually("all are gone", || device.info().opens == 1);
+        eventually("the memory went back to the system", || {
+            resident() < before + 16 * MIB && memory.used() < 16 << 20
+        });
+    }
+}
+
+/// A header costs its sender 28 bytes. It must not cost the server 32 MiB, nor hold up others,
+/// large requests included.
+#[test]
+fn headers_of_writes_without_bodies_cost_next_to_nothing() {
+    let _alone = alone();
+    let world = small();
+    world.device("disk", world.linear(&world.leaf("null:1G")));
+    let mut good = world.connect("disk");
+    let mut slow = Duration::ZERO;
+    let mut stuck = Vec::new();
+    let grown = growth(|look| {
+        for _ in 0..64 {
+            let mut client = world.connect("disk");
+            client.send(0, WRITE, 0, 32 << 20, &[]).unwrap();
+            stuck.push(client);
+        }
+        slow = p99_of_reads(&mut good, Duration::from_secs(1));
+        look();
+    });
+    assert!(grown < 24 * MIB, "{} MiB for 64 headers", grown / MIB);
+    assert!(slow < Duration::from_millis(50), "p99 of another client: {slow:?}");
+    let start = Instant::now();
+    good.write(0, &vec![1; 1 << 20]).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "1 MiB took {:?}", start.elapsed());
+    // The budget does not allow it beside these headers: who sends nothing is dropped in the end.
+    let start = Instant::now();
+    good.write(0, &vec![1; 32 << 20]).unwrap();
+    good.read(0, 32 << 20).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(30), "32 MiB took {:?}", start.elapsed());
+}
+
+/// Large bodies whose memory came in two steps, from many clients at once: all arrive whole.
+#[test]
+fn more_large_writes_than_the_budget_holds_arrive_whole() {
+    let _alone = alone();
+    let world = small();
+    world.device("disk", world.linear(&world.leaf("mem:1G")));
+    let clients: Vec<_> = (0..12u8)
+        .map(|n| {
+            let mut client = world.connect("disk");
+            std::thread::spawn(move || {
+                let len = 16 << 20;
+                let data: Vec<u8> = (0..len).map(|at| (at / 4093) as u8 ^ n).collect();
+                for _ in 0..3 {
+                    client.write(u64::from(n) * len, &data).unwrap();
+                }
+                assert!(client.read(u64::from(n) * len, len as u32).unwrap() == data);
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().unwrap());
+}
+
+/// Where the system has no memory although the budget allows it, the client is told so.
+#[test]
+fn without_memory_of_the_system_requests_fail_and_the_connection_goes_on() {
+    let _alone = alone();
+    let world = World::new(1);
+    let device = world.device("disk", world.linear(&world.leaf("null:1G")));
+    let mut client = world.connect("disk");
+    let data = vec![1; 32 << 20];
+    client.write(0, &data).unwrap();
+    device.suspend().unwrap();
+    let limit = Limit::lower(libc::RLIMIT_AS, address_space() + 80 * MIB);
+    let mut held = world.connect("disk");
+    held.socket.write_all(&request(0, READ, 1, 0, 32 << 20).repeat(2)).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let enomem = 12;
+    client.send(0, WRITE, 0, 32 << 20, &data).unwrap();
+    assert_eq!(client.reply().unwrap().0, enomem);
+    client.send(0, READ, 0, 32 << 20, &[]).unwrap();
+    assert_eq!(client.reply().unwrap().0, enomem);
+    drop(limit);
+    device.resume().unwrap();
+    client.write(0, &data).unwrap();
+    client.read(0, 4096).unwrap();
+}
+
+/// Bytes of this process's address space.
+fn address_space() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
 }
 
 /// With no descriptor left, accepting fails until there is one: that must not take a core, nor end
@@ -174,44 +309,62 @@ fn a_pool_that_cannot_start_says_so() {
     let queues = 32;
     let mut spare = use_up_descriptors();
     // For the mailboxes, and half of the rings.
-    spare.0.truncate(spare.0.len() - queues * 3 / 2);
-    let started =
-        support::in_time("starting", move || Pool::start(PoolOptions { queues }).map(|_| ()));
+    spare.files.truncate(spare.files.len() - queues * 3 / 2);
+    let started = support::in_time("starting", move || {
+        Pool::start(PoolOptions { queues, ..PoolOptions::default() }).map(|_| ())
+    });
     drop(spare);
     started.unwrap_err();
 }
 
+/// A limit of this process that is lower than before, until this is dropped.
+struct Limit(libc::__rlimit_resource_t, libc::rlimit);
+
+impl Limit {
+    fn lower(what: libc::__rlimit_resource_t, to: u64) -> Limit {
+        // SAFETY: rlimit is plain data, filled by the first call and read by the second.
+        unsafe {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            libc::getrlimit(what, &raw mut limit);
+            let low = libc::rlimit { rlim_cur: to, ..limit };
+            libc::setrlimit(what, &raw const low);
+            Limit(what, limit)
+        }
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        // SAFETY: a live limit, which this process had before.
+        unsafe { libc::setrlimit(self.0, &raw const self.1) };
+    }
+}
+
+/// So many descriptors for this process.
+fn with_few_descriptors(count: u64) -> Limit {
+    Limit::lower(libc::RLIMIT_NOFILE, count)
+}
+
 /// All descriptors this process may have.
-struct Spare(Vec<std::fs::File>, libc::rlimit);
+struct Spare {
+    files: Vec<std::fs::File>,
+    _limit: Limit,
+}
 
 fn use_up_descriptors() -> Spare {
-    // SAFETY: rlimit is plain data, filled by the first call and read by the second.
-    let limit = unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        let low = libc::rlimit { rlim_cur: descriptors() as u64 + 100, ..limit };
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const low);
-        limit
-    };
+    let limit = with_few_descriptors(descriptors() as u64 + 100);
     let mut files = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         files.push(file);
     }
-    Spare(files, limit)
+    Spare { files, _limit: limit }
 }
 
 impl Spare {
     /// One descriptor for the client's end, none for the server's.
     fn connect(&mut self, path: &std::path::Path) -> UnixStream {
-        drop(self.0.pop());
+        drop(self.files.pop());
         UnixStream::connect(path).unwrap()
-    }
-}
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        // SAFETY: a live limit, which this process had before.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const self.1) };
     }
 }
 

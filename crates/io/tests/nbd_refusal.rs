@@ -13,7 +13,7 @@ const PAYLOAD: usize = 4096;
 fn a_refusal_waits_for_the_payload() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
-    let pool = Pool::start(PoolOptions { queues: 1 }).unwrap();
+    let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() }).unwrap();
     let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
     let leaf = Leaf::open(&"mem:1m".parse().unwrap(), &options).unwrap();
     let mut table = TableBuilder::new(false);

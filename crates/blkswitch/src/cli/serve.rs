@@ -1,7 +1,7 @@
 //! `serve`: the command line of the daemon.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,8 +21,10 @@ pub struct ServeOptions {
     /// Control socket; filled in from the switch that all verbs share.
     #[arg(skip)]
     pub socket: PathBuf,
-    /// Offer the devices over NBD at unix:PATH or tcp:ADDRESS:PORT; may be given several times
-    /// [default: nbd.sock beside the control socket]
+    /// Offer the devices over NBD at unix:PATH or tcp:HOST:PORT (HOST is an address, an IPv6 one in
+    /// brackets, a name, all of whose addresses are taken, or * for every address of this machine);
+    /// may be given several times. There is no TLS and no list of clients: whoever reaches a TCP
+    /// address reads and writes every device [default: nbd.sock beside the control socket]
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<NbdAddress>,
     /// Queue threads, each with a ring of its own [default: one per core]
@@ -209,8 +211,42 @@ pub enum LogFormat {
 pub enum NbdAddress {
     /// A unix socket.
     Unix(PathBuf),
-    /// An address and port.
-    Tcp(SocketAddr),
+    /// Addresses and ports.
+    Tcp {
+        /// As it was given, without `tcp:`.
+        text: String,
+        /// What it stands for.
+        at: Vec<SocketAddr>,
+    },
+}
+
+/// Every address of this machine. A socket of IPv6 takes IPv4 as well, unless the system is set up
+/// otherwise.
+fn everywhere(port: &str) -> Option<Vec<SocketAddr>> {
+    let port: u16 = port.parse().ok()?;
+    Some(vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()])
+}
+
+/// What stands behind `tcp:`.
+fn tcp_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
+    if matches!(host, "" | "*") {
+        return everywhere(port).ok_or_else(|| format!("'{port}' is not a port from 0 to 65535"));
+    }
+    if port.parse::<u16>().is_err() {
+        return Err(format!("'{port}' is not a port from 0 to 65535"));
+    }
+    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+        return Err(format!("an IPv6 address stands in brackets: tcp:[{host}]:{port}"));
+    }
+    let found = text.to_socket_addrs().map_err(|error| format!("'{host}': {error}"))?;
+    let mut at: Vec<SocketAddr> = Vec::new();
+    found.for_each(|address| {
+        if !at.contains(&address) {
+            at.push(address);
+        }
+    });
+    if at.is_empty() { Err(format!("'{host}' has no address")) } else { Ok(at) }
 }
 
 impl FromStr for NbdAddress {
@@ -220,12 +256,14 @@ impl FromStr for NbdAddress {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
-        let address =
-            text.strip_prefix("tcp:").and_then(|address| address.to_socket_addrs().ok()?.next());
-        let complaint = || {
-            format!("'{text}' is neither unix:PATH nor tcp:ADDRESS:PORT, like tcp:127.0.0.1:10809")
+        let complaint = |why: String| {
+            format!(
+                "'{text}' is neither unix:PATH nor tcp:HOST:PORT, like tcp:127.0.0.1:10809{why}"
+            )
         };
-        address.map(Self::Tcp).ok_or_else(complaint)
+        let address = text.strip_prefix("tcp:").ok_or_else(|| complaint(String::new()))?;
+        let at = tcp_addresses(address).map_err(|why| complaint(format!(": {why}")))?;
+        Ok(Self::Tcp { text: address.to_owned(), at })
     }
 }
 
@@ -233,7 +271,7 @@ impl fmt::Display for NbdAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Tcp { text, .. } => write!(f, "tcp:{text}"),
         }
     }
 }
@@ -303,9 +341,21 @@ mod tests {
 
     #[test]
     fn addresses_come_and_go() {
-        for text in ["unix:/run/a b.sock", "tcp:127.0.0.1:10809", "tcp:[::1]:10809"] {
+        for text in [
+            "unix:/run/a b.sock",
+            "tcp:127.0.0.1:10809",
+            "tcp:[::1]:10809",
+            "tcp::10809",
+            "tcp:*:0",
+            "tcp:localhost:10809",
+        ] {
             assert_eq!(text.parse::<NbdAddress>().unwrap().to_string(), text);
         }
+        let at = |text| tcp_addresses(text).map(|at| at.len());
+        assert_eq!([at(":1"), at("*:1"), at("127.0.0.1:1")], [Ok(2), Ok(2), Ok(1)]);
+        let why = |text| tcp_addresses(text).unwrap_err();
+        assert_eq!(why("::1:10809"), "an IPv6 address stands in brackets: tcp:[::1]:10809");
+        assert_eq!(why("*:http"), "'http' is not a port from 0 to 65535");
         for text in ["", "unix:", "/run/nbd.sock", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "10809"]
         {
             assert!(

@@ -9,7 +9,7 @@
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -130,21 +130,99 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// A socket for NBD clients: the listener, its URI without an export name, and the file of a unix
-/// socket.
-pub fn nbd(address: &NbdAddress) -> anyhow::Result<(Listener, String, Option<SocketFile>)> {
+/// A socket for NBD clients.
+pub struct NbdSocket {
+    /// What listens.
+    pub listener: Listener,
+    /// Its URI without an export name.
+    pub uri: String,
+    /// The file of a unix socket.
+    pub file: Option<SocketFile>,
+}
+
+/// The sockets for NBD clients at an address: one, or several if a host has several addresses.
+pub fn nbd(address: &NbdAddress) -> anyhow::Result<Vec<NbdSocket>> {
     match address {
         NbdAddress::Unix(path) => {
             let (listener, file) = unix(path)?;
-            Ok((listener.into(), uri_of_path(path), Some(file)))
+            let uri = uri_of_path(path);
+            Ok(vec![NbdSocket { listener: listener.into(), uri, file: Some(file) }])
         }
-        NbdAddress::Tcp(address) => {
-            let cannot = || format!("cannot listen on tcp:{address}");
-            let listener = TcpListener::bind(address).with_context(cannot)?;
-            let bound = listener.local_addr().with_context(cannot)?;
-            Ok((listener.into(), format!("nbd://{bound}"), None))
+        NbdAddress::Tcp { text, at } => {
+            if at.iter().any(|address| address.ip().is_unspecified()) {
+                tracing::warn!(
+                    "tcp:{text} offers every device, for reading and writing, to every host that \
+                     can reach this machine: there is no TLS and no list of clients. Listen at \
+                     127.0.0.1 or at a unix socket, or have a firewall"
+                );
+            }
+            tcp(text, at)
         }
     }
+}
+
+/// Listens at each of the addresses that this machine has, one at least.
+fn tcp(text: &str, at: &[SocketAddr]) -> anyhow::Result<Vec<NbdSocket>> {
+    let mut sockets = Vec::<NbdSocket>::new();
+    let mut failure = None;
+    for (n, address) in at.iter().enumerate() {
+        let listener = match bind(*address) {
+            Ok(listener) => listener,
+            // The socket of IPv6 has taken IPv4, too.
+            Err(error)
+                if error.kind() == ErrorKind::AddrInUse
+                    && address.ip().is_unspecified()
+                    && !sockets.is_empty() =>
+            {
+                continue;
+            }
+            // A name may stand for an address of a protocol that is not set up here.
+            Err(error) if is_not_here(&error) => {
+                failure.get_or_insert(error);
+                continue;
+            }
+            Err(error) => return Err(error).context(format!("cannot listen on tcp:{address}")),
+        };
+        let bound = listener.local_addr().context("a socket has no address")?;
+        sockets.push(NbdSocket {
+            listener: listener.into(),
+            uri: format!("nbd://{bound}"),
+            file: None,
+        });
+        if n == 0 && bound.ip().is_unspecified() && bound.port() != address.port() {
+            // The port was for the system to choose, and is another for each socket.
+            break;
+        }
+    }
+    match failure {
+        Some(error) if sockets.is_empty() => {
+            Err(error).context(format!("cannot listen on tcp:{text}"))
+        }
+        _ => Ok(sockets),
+    }
+}
+
+/// Listens at an address, and waits for a daemon that was killed to let go of it.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let until = Instant::now() + GONE_TIME;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == ErrorKind::AddrInUse
+                    && !address.ip().is_unspecified()
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// The machine does not have the address, or not its protocol.
+fn is_not_here(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 /// The URI of NBD's specification for a unix socket; slashes stay readable.
@@ -204,6 +282,39 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(file);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_host_has_all_its_addresses() {
+        let sockets = |text: &str| nbd(&text.parse().unwrap()).unwrap();
+        let one = sockets("tcp:127.0.0.1:0");
+        assert_eq!(one.len(), 1);
+        assert!(one[0].uri.starts_with("nbd://127.0.0.1:"), "{}", one[0].uri);
+        // As many as the machine has of them: two, but for one without IPv6.
+        let has_v6 = TcpListener::bind("[::1]:0").is_ok();
+        let named = "localhost:0".parse::<NbdAddress>();
+        assert!(named.is_err(), "it begins with tcp:");
+        let at = ["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
+        assert_eq!(tcp("localhost:0", &at).unwrap().len(), 1 + usize::from(has_v6));
+        // Every address: IPv4 reaches it, whatever protocol the socket is of.
+        let all = sockets("tcp:*:0");
+        let port = all[0].uri.rsplit_once(':').unwrap().1.to_owned();
+        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        let taken = tcp("x", &[one[0].uri["nbd://".len()..].parse().unwrap()]);
+        let error = format!("{:#}", taken.err().unwrap());
+        assert!(error.contains("cannot listen on tcp:127.0.0.1:"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_is_let_go_soon_is_waited_for() {
+        let before = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = before.local_addr().unwrap();
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(before);
+        });
+        tcp("x", &[address]).unwrap();
+        letting_go.join().unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
+//! | [`accept`], [`limits`] | how many connections, how much memory and how many descriptors clients get |
 //! | [`devices`] | what can be done with devices |
 //! | [`disks`], [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
@@ -17,6 +18,7 @@
 //! it ([`stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
 //! is flushed, the sockets' files are gone.
 
+pub mod accept;
 pub mod build;
 pub mod checker;
 pub mod constructors;
@@ -25,6 +27,7 @@ pub mod devices;
 pub mod disks;
 pub mod failure;
 pub mod kept;
+pub mod limits;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
@@ -44,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use blkswitch_io::export::nbd::admission::raise_descriptor_limit;
 use blkswitch_io::{Pool, PoolOptions};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -105,6 +109,8 @@ pub struct Daemon {
     devices: Arc<Devices>,
     nbd: Vec<String>,
     control: UnixListener,
+    /// Descriptors that the process may have.
+    descriptors: usize,
     stop: watch::Sender<bool>,
     monitor: Monitor,
     paths: PathOptions,
@@ -118,15 +124,21 @@ impl Daemon {
         let (control, control_file) = listen::unix(&options.socket)?;
         control.set_nonblocking(true).context("cannot use the control socket")?;
         let control = UnixListener::from_std(control).context("cannot use the control socket")?;
-        let pool = PoolOptions { queues: options.queues.unwrap_or(PoolOptions::default().queues) };
+        // Before the pool asks how many there are.
+        let descriptors = raise_descriptor_limit().context("cannot learn the descriptor limit")?;
+        let pool = PoolOptions {
+            queues: options.queues.unwrap_or(PoolOptions::default().queues),
+            memory_bytes: limits::client_memory(),
+        };
         let pool =
             Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
         let (mut nbd, mut listeners, mut files) = (Vec::new(), Vec::new(), vec![control_file]);
         for address in nbd_addresses(options) {
-            let (listener, uri, file) = listen::nbd(&address)?;
-            listeners.push(listener);
-            nbd.push(uri);
-            files.extend(file);
+            for socket in listen::nbd(&address)? {
+                listeners.push(socket.listener);
+                nbd.push(socket.uri);
+                files.extend(socket.file);
+            }
         }
         let folder = match &options.state {
             Some(path) => Folder::of_all(path.clone())
@@ -146,7 +158,16 @@ impl Daemon {
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
         let paths = options.paths.clone();
-        Ok(Daemon { devices: Arc::new(devices), nbd, control, stop, monitor, paths, _files: files })
+        Ok(Daemon {
+            devices: Arc::new(devices),
+            nbd,
+            control,
+            descriptors,
+            stop,
+            monitor,
+            paths,
+            _files: files,
+        })
     }
 
     /// NBD URIs of the listening sockets, without an export name.
@@ -172,21 +193,23 @@ impl Daemon {
         let stop = self.stop.clone();
         let devices = self.devices.clone();
         let mut stopping = self.stop.subscribe();
-        let server = axum::serve(self.control, router(app)).with_graceful_shutdown(async move {
+        tokio::spawn(async move {
             tokio::select! {
                 () = until => {}
                 () = queue_failure(&devices) => tracing::error!("a queue has failed: the daemon ends"),
             }
             stop.send_replace(true);
         });
-        let served = tokio::spawn(server.into_future());
+        let limits = accept::Limits::of(self.descriptors);
+        let control = accept::serve(self.control, router(app), limits, self.stop.subscribe());
+        let served = tokio::spawn(control);
         // Ends when the signal has come; an error means that the sender is gone, which is the end
         // as well.
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
         match tokio::time::timeout(CONTROL_GRACE, served).await {
-            Ok(Ok(done)) => done.context("the control server failed")?,
+            Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error).context("the control server failed"),
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }

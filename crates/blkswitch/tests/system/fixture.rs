@@ -100,10 +100,25 @@ impl Daemon {
         self.process = spawn(self.folder.path(), &[]);
     }
 
+    /// Again, after it was killed or has ended, with further options.
+    pub(crate) fn start_again_with(&mut self, options: &[&str]) {
+        self.process = spawn(self.folder.path(), options);
+    }
+
     /// In an empty folder, with further options.
     pub(crate) fn start_with(options: &[&str]) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         Daemon { process: spawn(folder.path(), options), folder }
+    }
+
+    /// In an empty folder, with a limit that `ulimit` of a shell takes.
+    pub(crate) fn start_limited(limit: &str) -> Daemon {
+        let folder = tempfile::tempdir().unwrap();
+        let serve = serve(folder.path(), &[]);
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]);
+        command.arg(serve.get_program()).args(serve.get_args()).stdin(Stdio::null());
+        Daemon { process: started(command), folder }
     }
 
     /// Again in the same folder, after the daemon there has ended.
@@ -229,8 +244,12 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 /// Starts a daemon in a folder and waits until it says that it is ready.
 pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Process {
-    let mut child =
-        serve(folder, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    started(serve(folder, more))
+}
+
+/// As [`spawn`], by any command.
+pub(crate) fn started(mut command: Command) -> Process {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut process = Process::new(child);
     for what in ["control socket", "nbd"] {

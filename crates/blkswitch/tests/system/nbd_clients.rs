@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::fixture::{Daemon, PATIENCE, eventually};
 
@@ -85,4 +86,68 @@ fn breaches_of_the_protocol_are_logged_once_and_not_without_end() {
     let lines = complaints(&daemon);
     assert!((2..=15).contains(&lines.len()), "{} lines:\n{}", lines.len(), lines.join("\n"));
     assert!(lines.iter().all(|line| line.contains("suppressed=")), "{lines:?}");
+}
+
+/// Idle connections up to the limit of descriptors: the administrator's verbs work, and leaves can
+/// be opened.
+#[test]
+fn idle_clients_do_not_shut_the_administrator_out() {
+    let daemon = Daemon::start_limited("-n 256");
+    daemon.create("disk", "0 2048 linear mem:1M 0").expect_ok();
+    let mut good = Raw::connect(&daemon.path("nbd.sock"), "disk").unwrap();
+    let mut idle = Vec::new();
+    let mut half = Vec::new();
+    for _ in 0..400 {
+        idle.extend(Raw::connect(&daemon.path("nbd.sock"), "disk"));
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let _ = stream.write_all(b"GET /v1/devices HTTP/1.1\r\nhost:");
+        half.push(stream);
+    }
+    assert!((100..200).contains(&idle.len()), "{} clients were let in", idle.len());
+    let start = Instant::now();
+    assert!(daemon.run(&["ls"]).status.success());
+    let file = daemon.path("file");
+    std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    let table = format!("0 2048 linear {} 0", file.display());
+    daemon.create("other", &table).expect_ok();
+    assert!(start.elapsed() < Duration::from_secs(5), "verbs took {:?}", start.elapsed());
+    let start = Instant::now();
+    good.send(0, READ, 0, 512);
+    assert_eq!(good.error(), 0);
+    assert!(start.elapsed() < Duration::from_secs(1), "a read took {:?}", start.elapsed());
+    let log = daemon.log();
+    let refused = log.lines().filter(|line| line.contains("connection refused")).count();
+    assert!((1..=15).contains(&refused), "{refused} lines about refused connections");
+    drop(idle);
+    eventually("there is room again", || Raw::connect(&daemon.path("nbd.sock"), "disk").is_ok());
+}
+
+/// An address can be listened at again at once, whether the daemon before was stopped or killed.
+#[test]
+fn a_tcp_address_is_free_again_at_once() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = format!("tcp:{free}");
+    let mut daemon = Daemon::start_with(&["--nbd", &address]);
+    for round in 0..20 {
+        daemon.create("disk", "0 2048 linear mem:1M 0").expect_ok();
+        // A connection that the server has closed keeps the address busy for a minute.
+        let mut client = std::net::TcpStream::connect(free).unwrap();
+        client.read_exact(&mut [0; 18]).unwrap();
+        if round % 2 == 0 {
+            daemon.terminate();
+            let (status, log) = daemon.wait();
+            assert_eq!(status, Some(0), "{log}");
+        } else {
+            daemon.kill();
+        }
+        daemon.start_again_with(&["--nbd", &address]);
+    }
+}
+
+/// Listening at every address of the machine is warned of.
+#[test]
+fn an_address_that_everybody_reaches_is_warned_of() {
+    let daemon = Daemon::start_with(&["--nbd", "tcp:*:0"]);
+    let log = daemon.log();
+    assert!(log.contains("WARN") && log.contains("tcp:*:0 offers every device"), "{log}");
 }

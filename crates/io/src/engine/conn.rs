@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
-use crate::buffer::{Buffer, Buffers};
+use crate::buffer::Buffer;
 use crate::engine::links::{Part, Port};
 use crate::gather::{Gather, is_closed, reset_on_close, shutdown};
 
@@ -63,7 +63,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     pub(super) fn new(socket: OwnedFd) -> Self {
         Conn {
             socket,
-            input: Buffers::default().take(INPUT_BYTES),
+            input: Buffer::or_abort(INPUT_BYTES),
             start: 0,
             end: 0,
             input_cap: INPUT_BYTES,

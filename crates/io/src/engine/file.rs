@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, squeue, types};
 
 use super::{LeafIo, LeafOp, Limits, Submitted};
-use crate::buffer::Buffers;
+use crate::buffer::Buffer;
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
 use crate::ring::{Ring, Tag, user_data};
@@ -248,8 +248,7 @@ impl FileEngine {
         let Some(control) = self.files.last() else { return Ok(()) };
         let path = format!("/proc/self/fd/{}", control.as_raw_fd());
         let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
-        let mut buffers = Buffers::default();
-        let mut buffer = buffers.take(PROBE_BYTES);
+        let mut buffer = Buffer::alone(PROBE_BYTES)?;
         let memory = buffer.bytes_mut();
         let read = match direct {
             Ok(file) => file.read_at(memory, 0),

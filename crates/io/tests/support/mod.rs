@@ -29,10 +29,12 @@ pub struct World {
 
 impl World {
     pub fn new(queues: usize) -> World {
-        let world = World {
-            pool: Pool::start(PoolOptions { queues }).unwrap(),
-            dir: tempfile::tempdir().unwrap(),
-        };
+        World::with(PoolOptions { queues, ..PoolOptions::default() })
+    }
+
+    pub fn with(options: PoolOptions) -> World {
+        let world =
+            World { pool: Pool::start(options).unwrap(), dir: tempfile::tempdir().unwrap() };
         world.pool.listen(UnixListener::bind(world.socket()).unwrap().into()).unwrap();
         world
     }

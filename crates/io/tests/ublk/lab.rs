@@ -86,7 +86,7 @@ impl Lab {
     }
 
     pub(crate) fn with_regions(queues: usize, under: Under<'_>, region: u32) -> Lab {
-        let pool = Pool::start(PoolOptions { queues }).unwrap();
+        let pool = Pool::start(PoolOptions { queues, ..PoolOptions::default() }).unwrap();
         let device = pool.registry().create("switch", "", None).unwrap();
         device.load(table(queues, &under, region, false)).unwrap();
         device.resume().unwrap();

@@ -309,7 +309,7 @@ fn the_kernels_own_switch_stands_on_three_disks() {
     const BYTES_OF_REGION: usize = REGION as usize * 512;
     run("modprobe", &["dm_switch"]);
     let files = Folder::new("kernels-switch");
-    let pool = Pool::start(PoolOptions { queues: 2 }).unwrap();
+    let pool = Pool::start(PoolOptions { queues: 2, ..PoolOptions::default() }).unwrap();
     let disks: Vec<_> = lab::leaves(2, &Under::Files(&files.0))
         .iter()
         .enumerate()

@@ -286,7 +286,11 @@ fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
 }
 
 fn start(folder: Folder) -> anyhow::Result<Devices> {
-    let devices = Devices::new(Pool::start(PoolOptions { queues: 1 })?, folder, None);
+    let devices = Devices::new(
+        Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() })?,
+        folder,
+        None,
+    );
     devices.recover(false)?;
     Ok(devices)
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
 use super::Shared;
-use crate::buffer::{Buffer, Buffers};
+use crate::buffer::Buffer;
 use crate::engine::carrier::Carrier;
 use crate::engine::links::{Bell, Finished, Link, Links, Part, Port, Seat};
 use crate::engine::{LeafIo, LeafOp, Submitted};
@@ -104,7 +104,7 @@ impl Relay {
     /// A flush, or a read from the start of the export, for the control side. Blocks.
     pub(super) fn call(&self, op: LeafOp, bytes: usize, deadline: Instant) -> io::Result<()> {
         let (answer, answers) = mpsc::channel();
-        let buffer = Buffers::default().take(bytes);
+        let buffer = Buffer::alone(bytes)?;
         let data = if op == LeafOp::Read { Span(buffer.as_ptr()) } else { Span::NONE };
         let io = LeafIo {
             op,

@@ -5,16 +5,21 @@
 //! Requests are read from the input while fewer than [`MAX_IN_FLIGHT`] requests and
 //! [`MAX_LENT_BYTES`] bytes are between their header and their sent reply; beyond that nothing is
 //! received, so a client that does not read its replies stops itself and costs no more memory than
-//! that.
+//! that. All connections together cost no more than the pool's budget (`lending.rs`), and one that
+//! holds some of it while its client does nothing is dropped when others wait (`stalling.rs`).
 
 mod complaint;
+mod lending;
 mod sending;
+mod stalling;
+mod status;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
+use super::admission::{INPUT_BYTES, Place};
 use super::server::token;
 use super::{
     CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
@@ -22,27 +27,28 @@ use super::{
 };
 use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
-use crate::gather::{shutdown, tune};
-use crate::pipeline::Extents;
+use crate::gather::{keep_alive, shutdown, tune};
+use crate::memory::Short;
 use crate::queue::Context;
 use crate::request::{self, Op, Span};
 use crate::ring::{Ring, Tag, user_data};
 use crate::slab::Slab;
 
 use sending::{Reply, Sending};
+use stalling::Watch;
 
 /// Requests of a connection between their header and their sent reply. Deeper than any client runs.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
 /// Bytes of data lent to those requests: two of the largest, or all of a deep queue of small ones.
 pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
-/// Input buffer: a whole option of the handshake with room, or some dozen small writes.
-const INPUT_BYTES: usize = 128 << 10;
 /// A write from here on has its data received in place; what comes with its header is kept short.
 /// The rest of a smaller one is received together with what follows it: a receive of its own for
 /// each is three turns of the loop for a write.
 const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
+/// Most of a body asked for with one receive, so that a slow client is seen to send.
+const BODY_RECEIVE: usize = 4 << 20;
 /// Data asked for between two sends. What has been read is sent while it is still in the
 /// processor's cache, and the client takes it while the next is read: neither waits for a whole
 /// batch of the other's (docs/performance.md).
@@ -90,6 +96,7 @@ enum Receiving {
 /// See the module's text.
 pub(super) struct Conn {
     socket: OwnedFd,
+    _place: Place,
     peer: Peer,
     phase: Phase,
     /// A breach of the protocol by the client was logged: one line a connection.
@@ -107,6 +114,9 @@ pub(super) struct Conn {
     refusal: Option<Reply>,
     pending: Slab<Pending>,
     lent_bytes: usize,
+    /// Bytes of memory that a request waits for, which the budget does not allow now.
+    pub(super) starved: Option<usize>,
+    watch: Watch,
     text: Vec<u8>,
     replies: VecDeque<Reply>,
     sending: Sending,
@@ -126,18 +136,24 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    /// A connection that begins with the greeting.
-    pub(super) fn new(socket: OwnedFd, context: &mut Context<'_>) -> Conn {
+    /// A connection that begins with the greeting. Errors: the system has no memory for it.
+    pub(super) fn new(
+        socket: OwnedFd,
+        place: Place,
+        context: &mut Context<'_>,
+    ) -> Result<Conn, Short> {
         tune(socket.as_fd());
+        keep_alive(socket.as_fd());
         let handshake = Handshake::new();
         let mut text = Vec::new();
         handshake.greeting(&mut text);
-        Conn {
+        Ok(Conn {
+            _place: place,
             peer: Peer::of(socket.as_fd()),
             socket,
             has_complained: false,
             phase: Phase::Handshake(handshake),
-            input: context.buffers.take(INPUT_BYTES),
+            input: Buffer::alone(INPUT_BYTES)?,
             start: 0,
             end: 0,
             input_cap: INPUT_BYTES,
@@ -147,6 +163,8 @@ impl Conn {
             refusal: None,
             pending: Slab::default(),
             lent_bytes: 0,
+            starved: None,
+            watch: Watch::default(),
             text,
             replies: VecDeque::new(),
             sending: Sending::default(),
@@ -156,12 +174,13 @@ impl Conn {
             deadline_ns: Some(context.ring.now_ns() + HANDSHAKE_TIMEOUT_NS),
             touched: false,
             has_more: false,
-        }
+        })
     }
 
     /// A receive has completed.
     pub(super) fn received(&mut self, result: i32) {
         let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
+        self.watch.has_moved = true;
         match (result, into, &mut self.body) {
             (n, Receiving::Body, Some(body)) if n > 0 => body.filled += n as usize,
             (n, Receiving::Input, _) if n > 0 => self.end += n as usize,
@@ -174,6 +193,7 @@ impl Conn {
     /// A send has completed.
     pub(super) fn sent(&mut self, result: i32, context: &mut Context<'_>) {
         self.sending.active = false;
+        self.watch.has_moved = true;
         if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
             (self.broken, self.ending) = (true, true);
         }
@@ -220,6 +240,7 @@ impl Conn {
     /// Reads what has come in, as far as the limits allow.
     pub(super) fn read_requests(&mut self, id: u32, context: &mut Context<'_>) {
         self.has_more = false;
+        self.starved = None;
         if self.ending {
             return;
         }
@@ -344,10 +365,17 @@ impl Conn {
         if request.command == Command::BlockStatus {
             return self.block_status(request, header_len, context);
         }
+        let buffer = match self.lend(&request, data, context) {
+            Ok(buffer) => buffer,
+            Err(Short::Spent) => return false,
+            Err(Short::Refused) => {
+                self.start += header_len;
+                self.refuse_for_memory(&request, request.payload);
+                return true;
+            }
+        };
         self.start += header_len;
         let write = request.command == Command::Write;
-        let buffer = (data > 0).then(|| context.buffers.take(data));
-        self.lent_bytes += buffer.as_ref().map_or(0, Buffer::size);
         let slot = self.pending.insert(Pending { request, buffer });
         if write && data > 0 {
             self.input_cap = if data >= LARGE_WRITE { SHORT_INPUT } else { INPUT_BYTES };
@@ -362,23 +390,29 @@ impl Conn {
     /// Copies what has come of the awaited data of a write; the write starts when it is whole.
     fn fill_body(&mut self, id: u32, context: &mut Context<'_>) {
         // While the kernel fills the body itself, it is left alone.
-        let Some(body) = self.body.as_mut().filter(|_| self.receiving != Receiving::Body) else {
-            return;
-        };
-        let come = (body.len - body.filled).min(self.end - self.start);
-        let buffer = self.pending.get_mut(body.slot).and_then(|pending| pending.buffer.as_mut());
-        if let (Some(buffer), Some(from)) =
-            (buffer, self.input.bytes().get(self.start..self.start + come))
-            && let Some(to) = buffer.bytes_mut().get_mut(body.filled..body.filled + come)
+        while self.receiving != Receiving::Body
+            && let Some(body) = self.body.as_mut()
         {
-            to.copy_from_slice(from);
-        }
-        self.start += come;
-        body.filled += come;
-        if body.filled == body.len
-            && let Some(Body { slot, .. }) = self.body.take()
-        {
-            self.start(id, slot, context);
+            let buffer =
+                self.pending.get_mut(body.slot).and_then(|pending| pending.buffer.as_mut());
+            let Some(buffer) = buffer else { return };
+            let room = body.len.min(buffer.size()) - body.filled;
+            let come = room.min(self.end - self.start);
+            if let Some(from) = self.input.bytes().get(self.start..self.start + come)
+                && let Some(to) = buffer.bytes_mut().get_mut(body.filled..body.filled + come)
+            {
+                to.copy_from_slice(from);
+            }
+            self.start += come;
+            body.filled += come;
+            if body.filled == body.len {
+                let slot = body.slot;
+                self.body = None;
+                return self.start(id, slot, context);
+            }
+            if come < room || !self.grow_body(context) {
+                return;
+            }
         }
     }
 
@@ -411,80 +445,6 @@ impl Conn {
         if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.ring) {
             self.answered(slot, errno, context);
         }
-    }
-
-    /// Answers BLOCK_STATUS from the maps and the leaves. False if its payload is not there yet.
-    fn block_status(
-        &mut self,
-        request: Request,
-        header_len: usize,
-        context: &mut Context<'_>,
-    ) -> bool {
-        let payload = request.payload as usize;
-        let Phase::Transmission { session, device } = &self.phase else { return false };
-        if self.end - self.start < header_len + payload {
-            return false;
-        }
-        let from = self.start + header_len;
-        let parsed = match self.input.bytes().get(from..from + payload) {
-            Some(bytes) if request.payload_len_flag => session.status_payload(&request, bytes),
-            _ => Parsed::Request(request),
-        };
-        self.start = from + payload;
-        let request = match parsed {
-            Parsed::Request(request) => request,
-            Parsed::Refused { cookie, offset, error, reason, .. } => {
-                let mut header = [0; MAX_REPLY_HEADER];
-                let header_len = session.error(cookie, offset, error, reason, &mut header);
-                self.replies.push_back(Reply { header, header_len, body: None, lent: 0 });
-                return true;
-            }
-            Parsed::Disconnect | Parsed::Broken(_) => return false,
-        };
-        for what in MetaContext::ALL.into_iter().filter(|what| request.contexts.contains(*what)) {
-            let mut buffer = context.buffers.take(MAX_STATUS_CHUNK);
-            let extents = match what {
-                MetaContext::Path => Extents::Paths,
-                MetaContext::Allocation => Extents::Allocation,
-            };
-            let mut writer = session.block_status(&request, what, buffer.bytes_mut());
-            let id = device.device().id();
-            context.pipeline.extents(
-                id,
-                request.offset,
-                request.len,
-                extents,
-                &mut |len, status| writer.extent(len, status),
-            );
-            let written = writer.finish();
-            let lent = buffer.size();
-            self.lent_bytes += lent;
-            let mut header = [0; MAX_REPLY_HEADER];
-            // The chunk carries its own header; without an extent (the table has shrunk) the reply
-            // is an error.
-            let reply = match written {
-                Some(len) => Reply { header, header_len: 0, body: Some((buffer, len)), lent },
-                None => {
-                    self.lent_bytes -= lent;
-                    context.buffers.put(buffer);
-                    let (cookie, offset) = (request.cookie, request.offset);
-                    let header_len = session.error(
-                        cookie,
-                        offset,
-                        NbdError::Inval,
-                        "no extents there",
-                        &mut header,
-                    );
-                    Reply { header, header_len, body: None, lent: 0 }
-                }
-            };
-            let failed = reply.body.is_none();
-            self.replies.push_back(reply);
-            if failed {
-                break;
-            }
-        }
-        true
     }
 
     /// Sends what is to be sent, and gives the kernel a place for what comes. True if requests that
@@ -563,12 +523,13 @@ impl Conn {
     fn receive(&mut self, id: u32, context: &mut Context<'_>) {
         let fd = types::Fd(self.socket.as_raw_fd());
         let (into, place, len, flags) = match &self.body {
-            Some(body) if body.len >= LARGE_WRITE => {
+            Some(body) if body.len >= LARGE_WRITE && self.starved.is_none() => {
                 let buffer =
                     self.pending.get(body.slot).and_then(|pending| pending.buffer.as_ref());
                 let Some(buffer) = buffer else { return };
                 let place = buffer.as_ptr().wrapping_add(body.filled);
-                (Receiving::Body, place, body.len - body.filled, libc::MSG_WAITALL)
+                let room = body.len.min(buffer.size()) - body.filled;
+                (Receiving::Body, place, room.min(BODY_RECEIVE), libc::MSG_WAITALL)
             }
             _ => {
                 self.compact();
@@ -606,21 +567,20 @@ impl Conn {
         self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
     }
 
-    /// Whether it has a deadline.
-    pub(super) fn is_timed(&self) -> bool {
-        self.deadline_ns.is_some() && !self.broken
+    /// What was found at a tick asks for a turn.
+    pub(super) fn is_to_go_on(&self) -> bool {
+        self.broken || self.starved.is_some()
     }
 
-    /// Drops the connection if its time is up. True if so.
-    pub(super) fn expire(&mut self, now_ns: u64) -> bool {
-        let is_up = self.is_timed() && self.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
+    /// Drops the connection if its time is up.
+    pub(super) fn expire(&mut self, now_ns: u64) {
+        let is_up = !self.broken && self.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
         if is_up {
             tracing::debug!(
                 "connection dropped: its handshake, or its last replies, took too long"
             );
             (self.broken, self.ending) = (true, true);
         }
-        is_up
     }
 
     fn nothing_to_send(&self) -> bool {
@@ -641,6 +601,5 @@ impl Conn {
     /// Gives its buffers back.
     pub(super) fn release(mut self, context: &mut Context<'_>) {
         self.drop_output(context.buffers);
-        context.buffers.put(self.input);
     }
 }

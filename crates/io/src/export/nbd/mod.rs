@@ -19,6 +19,7 @@
 //! below. What the export does with each option, command and flag is told to users in
 //! `docs/nbd.md`.
 
+pub mod admission;
 mod conn;
 pub mod contexts;
 pub mod handshake;

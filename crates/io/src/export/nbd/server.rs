@@ -5,15 +5,13 @@
 
 use std::os::fd::OwnedFd;
 
+use super::admission::Place;
 use super::conn::Conn;
+use crate::log_limit::LogLimit;
 use crate::queue::Context;
 use crate::request::Done;
 use crate::ring::{Completion, Tag};
 use crate::slab::Slab;
-
-/// Connections that one queue serves. Each costs its input buffer and two descriptors' worth of
-/// kernel memory.
-pub const MAX_CONNECTIONS_PER_QUEUE: usize = 1024;
 
 /// See the module's text.
 #[derive(Default)]
@@ -21,6 +19,8 @@ pub struct Server {
     conns: Slab<Box<Conn>>,
     /// Connections that something happened to in this turn.
     touched: Vec<u32>,
+    /// Connections that wait for memory, longest first.
+    starved: Vec<u32>,
     stopping: bool,
 }
 
@@ -37,19 +37,21 @@ impl Server {
 
     /// Nothing has happened to a connection in this turn.
     pub fn is_quiet(&self) -> bool {
-        self.touched.is_empty()
+        self.touched.is_empty() && self.starved.is_empty()
     }
 
     /// Serves a connection from its greeting on.
-    pub fn connect(&mut self, socket: OwnedFd, context: &mut Context<'_>) {
-        if self.stopping || self.conns.len() >= MAX_CONNECTIONS_PER_QUEUE {
-            tracing::warn!(
-                limit = MAX_CONNECTIONS_PER_QUEUE,
-                "connection refused: this queue serves as many as it may"
-            );
+    pub fn connect(&mut self, socket: OwnedFd, place: Place, context: &mut Context<'_>) {
+        static LIMIT: LogLimit = LogLimit::new();
+        if self.stopping {
             return;
         }
-        let conn = Box::new(Conn::new(socket, context));
+        let Ok(conn) = Conn::new(socket, place, context).map(Box::new) else {
+            if let Some(suppressed) = LIMIT.pass() {
+                tracing::warn!(suppressed, "connection refused: the system has no memory for it");
+            }
+            return;
+        };
         let id = self.conns.insert(conn);
         self.touch(id);
     }
@@ -76,6 +78,7 @@ impl Server {
     /// Lets every touched connection go on. True if it is to be called again at once, after the
     /// answers there are have been carried.
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
+        self.feed(context);
         let mut more = false;
         for at in 0..self.touched.len() {
             let id = self.touched[at];
@@ -86,11 +89,14 @@ impl Server {
         if more {
             return true;
         }
-        let Server { conns, touched, .. } = self;
+        let Server { conns, touched, starved, .. } = self;
         touched.retain(|&id| {
             let Some(conn) = conns.get_mut(id) else { return false };
             conn.touched = conn.arm(id, context);
             let again = conn.touched;
+            if conn.starved.is_some() && !starved.contains(&id) {
+                starved.push(id);
+            }
             if conn.is_over()
                 && let Some(conn) = conns.remove(id)
             {
@@ -99,7 +105,27 @@ impl Server {
             }
             again
         });
-        !touched.is_empty()
+        if context.buffers.memory().is_awaited(context.ring.now_ns())
+            && context.buffers.take_given()
+        {
+            // What is kept for reuse would be missing elsewhere.
+            context.buffers.trim(true);
+            context.buffers.take_given();
+            context.registry.wake_queues();
+        }
+        !self.touched.is_empty()
+    }
+
+    /// Lets connections go on that wait for memory which is there now.
+    fn feed(&mut self, context: &Context<'_>) {
+        for id in std::mem::take(&mut self.starved) {
+            match self.conns.get(id) {
+                Some(conn) if conn.starved.is_some() && !conn.can_be_fed(context) => {
+                    self.starved.push(id);
+                }
+                _ => self.touch(id),
+            }
+        }
     }
 
     /// No new requests; connections close when what is in flight is answered.
@@ -113,18 +139,29 @@ impl Server {
         }
     }
 
-    /// Whether a connection has a deadline: then [`Server::tick`] is to be called every second or
-    /// so.
+    /// Whether there are connections: then [`Server::tick`] is to be called every second or so.
     pub fn is_timed(&self) -> bool {
-        self.conns.iter().any(|(_, conn)| conn.is_timed())
+        !self.conns.is_empty()
     }
 
-    /// Drops connections whose time is up.
-    pub fn tick(&mut self, now_ns: u64) {
+    /// Drops connections whose time is up, whose client is gone, or holds memory and does nothing;
+    /// gives back memory that is not used.
+    pub fn tick(&mut self, context: &mut Context<'_>) {
         for id in self.ids() {
-            if self.conns.get_mut(id).is_some_and(|conn| conn.expire(now_ns)) {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            conn.expire(context.ring.now_ns());
+            if conn.look(context) {
+                let is_its = |token| token >> 32 == u64::from(id);
+                context.pipeline.reject_parked(libc::ESHUTDOWN, is_its, context.ring);
+            }
+            if conn.is_to_go_on() {
                 self.touch(id);
             }
+        }
+        let awaited = context.buffers.memory().is_awaited(context.ring.now_ns());
+        context.buffers.trim(awaited || self.conns.is_empty());
+        if !self.starved.is_empty() {
+            context.buffers.memory().await_at(context.ring.now_ns());
         }
     }
 

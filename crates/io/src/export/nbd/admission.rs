@@ -1,0 +1,127 @@
+//! How many clients are let in: connections are counted for all queues, and descriptors are left
+//! for those who look after the daemon.
+//!
+//! A client costs a descriptor and an input buffer. Were all descriptors in the hands of clients,
+//! the control socket could accept nobody and no leaf or state file could be opened: the
+//! administrator would be shut out. So a connection is refused when too many are open, and when
+//! its descriptor's number shows that the process comes close to its limit, whoever uses the rest.
+//!
+//! Contract: a [`Place`] is a connection's for its life.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::memory::Memory;
+
+/// Memory that a connection costs beside the data of its requests: its input buffer.
+pub(super) const INPUT_BYTES: usize = 128 << 10;
+/// Part of the descriptors that clients never get: a quarter.
+const RESERVE_SHARE: usize = 4;
+/// More than so many descriptors need not be kept.
+const RESERVE_MAX: usize = 4096;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Admission {
+    open: AtomicUsize,
+    most: usize,
+    /// A descriptor of this number or a higher one is not given to a client.
+    first_reserved: usize,
+}
+
+/// A connection that was let in, until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Admission>);
+
+impl Admission {
+    /// For a pool with this budget, by the process's limit of descriptors as it is now.
+    pub fn new(memory: &Memory) -> Arc<Admission> {
+        Self::with_limits(memory.limit(), descriptor_limit())
+    }
+
+    fn with_limits(memory: usize, descriptors: usize) -> Arc<Admission> {
+        let reserve = (descriptors / RESERVE_SHARE).min(RESERVE_MAX);
+        Arc::new(Admission {
+            open: AtomicUsize::new(0),
+            most: (memory / INPUT_BYTES).min(descriptors - reserve),
+            first_reserved: descriptors - reserve,
+        })
+    }
+
+    /// A place for a connection that was just accepted. Errors say why there is none.
+    pub(crate) fn admit(self: &Arc<Self>, socket: BorrowedFd<'_>) -> Result<Place, String> {
+        let number = socket.as_raw_fd() as usize;
+        if number >= self.first_reserved {
+            return Err(format!(
+                "{number} descriptors are in use, and those from {} on are not for clients",
+                self.first_reserved
+            ));
+        }
+        let more = |open: usize| (open < self.most).then_some(open + 1);
+        match self.open.fetch_update(Relaxed, Relaxed, more) {
+            Ok(_) => Ok(Place(self.clone())),
+            Err(open) => Err(format!("{open} connections are open, as many as are allowed")),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Most descriptors that the process may have.
+fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes to a live structure.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX),
+        // Cannot happen; the smallest limit that is usual then.
+        _ => 1024,
+    }
+}
+
+/// Raises the process's limit of descriptors as far as it may. The limit it has then.
+pub fn raise_descriptor_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes to a live structure.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: reads a live structure.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn clients_get_no_more_than_their_part() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let admission = Admission::with_limits(3 * INPUT_BYTES, 1 << 20);
+        let mut places: Vec<_> = (0..3).map(|_| admission.admit(socket.as_fd()).unwrap()).collect();
+        let refused = admission.admit(socket.as_fd()).unwrap_err();
+        assert!(refused.starts_with("3 connections are open"), "{refused}");
+        places.pop();
+        places.push(admission.admit(socket.as_fd()).unwrap());
+        // As if all descriptors below this one were in use.
+        let number = socket.as_raw_fd() as usize;
+        let admission = Admission::with_limits(1 << 30, number * 4 / 3);
+        let refused = admission.admit(socket.as_fd()).unwrap_err();
+        assert!(refused.contains("are not for clients"), "{refused}");
+        assert_eq!(Admission::with_limits(1 << 30, 1024).first_reserved, 768);
+        assert_eq!(Admission::with_limits(1 << 30, 1024).most, 768);
+        assert_eq!(Admission::with_limits(1 << 30, 1 << 30).most, 8192);
+    }
+}

@@ -1,0 +1,89 @@
+//! Memory for the data of a connection's requests: taken from the pool's budget, waited for when
+//! the budget is spent, and refused to the client when the system has none.
+
+use super::{Body, Conn, Phase, Reply};
+use crate::buffer::{Buffer, KEEP_MAX};
+use crate::export::nbd::{Command, MAX_REPLY_HEADER, NbdError, Request};
+use crate::memory::Short;
+use crate::queue::Context;
+
+/// While memory is scarce the body of a large write gets only so much before it has begun to come:
+/// a header alone, which costs its sender nothing, must not tie 32 MiB up.
+const FIRST_BODY_BYTES: usize = 128 << 10;
+
+impl Conn {
+    /// Memory for `data` bytes of a request; nothing if the request cannot be taken now. A request
+    /// that the system has no memory for is answered here.
+    pub(super) fn lend(
+        &mut self,
+        request: &Request,
+        data: usize,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Buffer>, Short> {
+        if data == 0 {
+            return Ok(None);
+        }
+        let (buffers, held) = (&mut *context.buffers, self.lent_bytes);
+        let scarce =
+            request.command == Command::Write && data > KEEP_MAX && buffers.memory().is_scarce();
+        let taken = match scarce {
+            true => buffers.take_fresh(FIRST_BODY_BYTES, held),
+            false => buffers.take(data, held),
+        };
+        if taken.as_ref().is_err_and(|short| *short == Short::Spent) {
+            self.starve(if scarce { FIRST_BODY_BYTES } else { data }, context);
+        }
+        let buffer = taken?;
+        self.lent_bytes += buffer.size();
+        Ok(Some(buffer))
+    }
+
+    /// Notes that the connection waits for so much memory.
+    fn starve(&mut self, bytes: usize, context: &mut Context<'_>) {
+        self.starved = Some(bytes);
+        context.buffers.memory().await_at(context.ring.now_ns());
+    }
+
+    /// Whether it waits for memory that is there now.
+    pub(in crate::export::nbd) fn can_be_fed(&self, context: &Context<'_>) -> bool {
+        let memory = context.buffers.memory();
+        self.starved.is_none_or(|bytes| memory.would_grant(self.lent_bytes, bytes))
+    }
+
+    /// Answers a request for which the system has no memory, once its payload has come.
+    pub(super) fn refuse_for_memory(&mut self, request: &Request, still_to_come: u64) {
+        let Phase::Transmission { session, .. } = &self.phase else { return };
+        let mut header = [0; MAX_REPLY_HEADER];
+        let (cookie, offset) = (request.cookie, request.offset);
+        let why = "the server has no memory for it now";
+        let header_len = session.error(cookie, offset, NbdError::NoMem, why, &mut header);
+        self.refusal = Some(Reply { header, header_len, body: None, lent: 0 });
+        self.skip = still_to_come;
+    }
+
+    /// Gives the body that is awaited the memory that it lacks. False if that is not there; then
+    /// the connection waits, or the write was refused.
+    pub(super) fn grow_body(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(Body { slot, filled, len }) = self.body else { return false };
+        let Some(pending) = self.pending.get_mut(slot) else { return false };
+        let Some(buffer) = pending.buffer.as_mut() else { return false };
+        let (had, held) = (buffer.size(), self.lent_bytes);
+        match context.buffers.grow(buffer, len, held) {
+            Ok(()) => self.lent_bytes += buffer.size() - had,
+            Err(Short::Spent) => {
+                self.starve(len - had, context);
+                return false;
+            }
+            Err(Short::Refused) => {
+                self.body = None;
+                if let Some(pending) = self.pending.remove(slot) {
+                    self.lent_bytes -= had;
+                    pending.buffer.into_iter().for_each(|buffer| context.buffers.put(buffer));
+                    self.refuse_for_memory(&pending.request, (len - filled) as u64);
+                }
+                return false;
+            }
+        }
+        true
+    }
+}

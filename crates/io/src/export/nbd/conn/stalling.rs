@@ -1,0 +1,147 @@
+//! Connections whose clients do nothing or are gone: who is dropped when, looked at once a second.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use super::{Conn, Receiving};
+use crate::log_limit::LogLimit;
+use crate::queue::Context;
+use crate::ring::TICK_SECONDS;
+
+/// While others wait for memory, a client that holds some is dropped when for so long it has
+/// neither sent what it announced nor taken what it asked for.
+const STALL_SECONDS: u64 = 10;
+/// A client that has closed its sending side, with requests that wait at a closed gate, may want
+/// to read their answers: for so long it is taken to be there.
+const HALF_CLOSED_SECONDS: u64 = 30;
+
+/// How a connection has moved between two looks.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Something was received or sent.
+    pub(super) has_moved: bool,
+    /// What the kernel had moved at the last look, of receives and sends under way.
+    moved: u64,
+    stalled_seconds: u64,
+    half_closed_seconds: u64,
+}
+
+impl Conn {
+    /// Looks at the connection. True if its requests that wait at a gate, or for a path, are to be
+    /// given up: nobody is there to be answered.
+    pub(in crate::export::nbd) fn look(&mut self, context: &Context<'_>) -> bool {
+        let now_ns = context.ring.now_ns();
+        if !self.broken && context.buffers.memory().is_awaited(now_ns) && self.is_stalled() {
+            static LIMIT: LogLimit = LogLimit::new();
+            if let Some(suppressed) = LIMIT.pass() {
+                tracing::warn!(
+                    client = %self.peer,
+                    held_bytes = self.lent_bytes,
+                    suppressed,
+                    "connection dropped: others wait for the memory it holds, and for \
+                     {STALL_SECONDS} s the client has sent and taken nothing"
+                );
+            }
+            (self.broken, self.ending) = (true, true);
+        }
+        if self.pending.is_empty() {
+            return false;
+        }
+        if !self.broken && self.receiving == Receiving::Nothing && is_hung_up(self.socket.as_fd()) {
+            (self.broken, self.ending) = (true, true);
+        }
+        if self.at_end {
+            self.watch.half_closed_seconds += TICK_SECONDS;
+        }
+        self.broken || self.watch.half_closed_seconds >= HALF_CLOSED_SECONDS
+    }
+
+    /// Whether for [`STALL_SECONDS`] the client has held memory and moved nothing.
+    fn is_stalled(&mut self) -> bool {
+        let awaits_body = self.body.is_some() && self.starved.is_none();
+        let has_moved = std::mem::take(&mut self.watch.has_moved);
+        if self.lent_bytes == 0 || has_moved || !(self.sending.active || awaits_body) {
+            self.watch.stalled_seconds = 0;
+            return false;
+        }
+        let moved = moved_by_kernel(self.socket.as_fd());
+        if std::mem::replace(&mut self.watch.moved, moved) != moved {
+            self.watch.stalled_seconds = 0;
+        }
+        self.watch.stalled_seconds += TICK_SECONDS;
+        self.watch.stalled_seconds > STALL_SECONDS
+    }
+}
+
+/// A number that changes when bytes move on a socket, also within a receive or send under way.
+fn moved_by_kernel(socket: BorrowedFd<'_>) -> u64 {
+    /// Where `struct tcp_info` of linux/tcp.h has `tcpi_bytes_acked` and `tcpi_bytes_received`, in
+    /// words of 8 bytes.
+    const ACKED: usize = 15;
+    const RECEIVED: usize = 16;
+    let mut info = [0u64; 32];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: a system call that writes at most `len` bytes into a live array.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if failed == 0 {
+        return info[ACKED].wrapping_add(info[RECEIVED]);
+    }
+    let mut unsent: libc::c_int = 0;
+    // SAFETY: a system call that writes an integer into a live one.
+    unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+    unsent as u64
+}
+
+/// Whether the other side has closed both directions, or the connection is lost.
+fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: a system call on one live structure, without waiting.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_moves_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let before = moved_by_kernel(ours.as_fd());
+        theirs.write_all(&[0; 1000]).unwrap();
+        ours.read_exact(&mut [0; 1000]).unwrap();
+        let received = moved_by_kernel(ours.as_fd());
+        assert_eq!(received.wrapping_sub(before), 1000);
+        ours.write_all(&[0; 500]).unwrap();
+        theirs.read_exact(&mut [0; 500]).unwrap();
+        assert_eq!(moved_by_kernel(ours.as_fd()).wrapping_sub(received), 500);
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.write_all(&[0; 100]).unwrap();
+        let full = moved_by_kernel(one.as_fd());
+        other.read_exact(&mut [0; 100]).unwrap();
+        assert_ne!(moved_by_kernel(one.as_fd()), full);
+    }
+
+    #[test]
+    fn who_has_closed_one_direction_is_still_there() {
+        let (one, other) = UnixStream::pair().unwrap();
+        assert!(!is_hung_up(one.as_fd()));
+        other.shutdown(Shutdown::Write).unwrap();
+        assert!(!is_hung_up(one.as_fd()));
+        drop(other);
+        assert!(is_hung_up(one.as_fd()));
+    }
+}
