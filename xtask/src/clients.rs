@@ -13,10 +13,12 @@ use anyhow::{Context, Result};
 
 use crate::apt::{self, Apt, cache_folder, made_once};
 
-/// Packages whose programs the tests use, and the shell and the tools that those programs need.
+/// Packages whose programs the tests use, and the shells and tools that those programs need.
 const PACKAGES: &[&str] = &[
+    "bash",
     "coreutils",
     "dash",
+    "file",
     "qemu-utils",
     "qemu-system-common",
     "nbdkit",
