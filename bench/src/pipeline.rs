@@ -15,7 +15,7 @@ use blkswitch_io::request::{Op, Request, Span};
 use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::{Live, region_storage};
-use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+use blkswitch_io::{Leaf, LeafOptions, Queues, TableBuilder, Target, To};
 
 use crate::report::{Figure, Random, Rounds};
 
@@ -52,6 +52,7 @@ pub(crate) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
 }
 
 pub(crate) struct Bench {
+    pub(crate) queues: Queues,
     pipeline: Pipeline,
     ring: Ring,
     random: Random,
@@ -62,6 +63,7 @@ impl Bench {
     /// With no device.
     pub(crate) fn empty() -> Bench {
         Bench {
+            queues: Queues::of_pipelines(1),
             pipeline: Pipeline::new(0),
             ring: Ring::simulated(),
             random: Random(1),
@@ -88,7 +90,7 @@ impl Bench {
         paths: usize,
         target: impl FnOnce(&[To]) -> Result<Target>,
     ) -> Result<()> {
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let options = LeafOptions::new(self.queues);
         let mut table = TableBuilder::new(false);
         let mut to = Vec::new();
         for _ in 0..paths {
@@ -96,15 +98,17 @@ impl Bench {
             to.push(To { below: table.leaf(leaf), offset: 0 });
         }
         table.push(SECTORS, target(&to)?);
-        self.install(number, table);
-        Ok(())
+        self.install(number, table)
     }
 
     /// Makes a table live on a device.
-    pub(crate) fn install(&mut self, number: u32, table: TableBuilder) {
-        let live = Live { table: Arc::new(table.build(1)), departed: Box::default() };
+    pub(crate) fn install(&mut self, number: u32, table: TableBuilder) -> Result<()> {
+        // Unchecked: devices below have no control side here, which would know their lengths.
+        let table = table.build_unchecked().served_by(self.queues).map_err(anyhow::Error::msg)?;
+        let live = Live { table: Arc::new(table), departed: Box::default() };
         self.pipeline.install(number, Counters::boxed(8).into());
         self.pipeline.open(number, Some(Arc::new(live)), &mut self.ring);
+        Ok(())
     }
 
     /// What a request takes, the mean of many.

@@ -101,7 +101,7 @@ fn switch(to: &[To]) -> Result<Target> {
 
 /// A switch over multipath devices, from device number `first` on: the switch itself is that one.
 fn two_tiers(bench: &mut Bench, first: u32) -> Result<()> {
-    let registry = Registry::detached();
+    let registry = Registry::detached(bench.queues);
     // The numbers below are taken by devices without a control side.
     let named = |number: u32| registry.create(&format!("device{number}"), "", Some(number));
     let top = named(first)?;
@@ -116,6 +116,5 @@ fn two_tiers(bench: &mut Bench, first: u32) -> Result<()> {
         });
     }
     table.push(SECTORS, switch(&to)?);
-    bench.install(top.id(), table);
-    Ok(())
+    bench.install(top.id(), table)
 }

@@ -16,12 +16,12 @@ const DEPTH: usize = 32;
 
 /// Random reads of 4 KiB from the server of `address`, 32 at a time: how many in a second.
 pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
-    let options = LeafOptions { direct: None, read_only: true, queues: 1, make_bytes: None };
+    let mut driver = Driver::new()?;
+    let options = LeafOptions { read_only: true, ..LeafOptions::new(driver.queues()) };
     let mut table = TableBuilder::new(true);
     let below = table.leaf(Leaf::open(&address.parse()?, &options)?);
     table.push(BYTES / 512, Target::Linear(To { below, offset: 0 }));
-    let mut driver = Driver::new()?;
-    let device = driver.add(table.build(1).into());
+    let device = driver.add(table.build()?)?;
 
     let mut free: Vec<_> = (0..DEPTH).map(|_| vec![0; BLOCK]).collect();
     let (mut random, mut answers, mut under_way) = (Random(1), Vec::new(), 0);

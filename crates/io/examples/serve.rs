@@ -21,8 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .and_then(|q| q.parse().ok())
         .unwrap_or(PoolOptions::default().queues);
     let pool = Pool::start(PoolOptions { queues, ..PoolOptions::default() })?;
-    let options =
-        LeafOptions { direct: None, read_only: false, queues: pool.queues(), make_bytes: None };
+    let options = LeafOptions::new(pool.queues());
     let mut table = TableBuilder::new(false);
     let mut paths = Vec::new();
     let mut len = u64::MAX;
@@ -41,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         table.push(len, Target::Switch { map, paths: paths.into() });
     }
     let device = pool.registry().create("switch", "", None)?;
-    device.load(table.build(pool.queues()))?;
+    device.load(table.build()?)?;
     device.resume()?;
     let _ = std::fs::remove_file(&socket);
     pool.listen(UnixListener::bind(&socket)?.into())?;

@@ -22,6 +22,7 @@ use blkswitch_core::switch::MapWriter;
 use crate::engine::Limits;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
+use crate::queues::Queues;
 use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
 use crate::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
@@ -70,6 +71,12 @@ pub enum DeviceError {
     /// Too many devices on one another.
     #[error("devices stand on one another more than {MAX_DEPTH} deep")]
     TooDeep,
+    /// A leaf of the table, or a device below it, is of another pool or driver.
+    #[error(
+        "'{0}' belongs to another pool or driver: open a leaf with LeafOptions::new(pool.queues()) of \
+         the pool that the device is of, and stack only devices of one pool"
+    )]
+    OtherQueues(String),
     /// The pool is going down.
     #[error("the daemon is stopping")]
     Stopping,
@@ -90,6 +97,7 @@ impl DeviceError {
             | DeviceError::NothingToResume(_)
             | DeviceError::UuidSet(_)
             | DeviceError::Loop(_)
+            | DeviceError::OtherQueues(_)
             | DeviceError::TooDeep => libc::EINVAL,
         }
     }
@@ -156,7 +164,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device {
     pub(crate) fn new(id: u32, name: &str, uuid: &str, mailboxes: Arc<Mailboxes>) -> Device {
-        let queues = mailboxes.len();
+        let queues = mailboxes.queues().count();
         Device {
             id,
             mailboxes,
@@ -177,6 +185,11 @@ impl Device {
             group_switches: AtomicU64::new(0),
             counters: Counters::boxed(queues).into(),
         }
+    }
+
+    /// The queues that serve it.
+    pub fn queues(&self) -> Queues {
+        self.mailboxes.queues()
     }
 
     /// The number by which queues know it; reused after removal.
@@ -237,11 +250,13 @@ impl Device {
     }
 
     /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make
-    /// the device stand on itself or the stack too deep.
-    pub fn load(&self, table: Table) -> Result<(), DeviceError> {
+    /// the device stand on itself or the stack too deep, and one with leaves of another pool.
+    pub fn load(&self, mut table: Table) -> Result<(), DeviceError> {
         /// Two loads at once could each find no loop and make one together.
         static LOADING: Mutex<()> = Mutex::new(());
         let _loading = lock(&LOADING);
+        // First this: a device of another pool may have the number of one here.
+        table.serve(self.mailboxes.queues()).map_err(DeviceError::OtherQueues)?;
         self.check_below(&table, MAX_DEPTH)?;
         let mut state = lock(&self.state);
         if state.removed {

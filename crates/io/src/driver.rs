@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::engine::links::Links;
 use crate::pipeline::Pipeline;
+use crate::queues::Queues;
 use crate::request::{Done, Op, Request, Span};
 use crate::ring::{Completion, Ring, Tag};
 use crate::slab::Slab;
@@ -47,20 +48,34 @@ pub struct Answer {
     pub data: Vec<u8>,
 }
 
+/// Why a driver refuses a table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// A leaf or a device below belongs to somebody else.
+    #[error(
+        "'{0}' belongs to a pool or another driver: open a leaf with \
+         LeafOptions::new(driver.queues()); a driver's tables have leaves only, no devices"
+    )]
+    OtherQueues(String),
+    /// All numbers are taken.
+    #[error("the driver has no number left for a device")]
+    TooMany,
+}
+
 /// See the module's text.
 ///
 /// A switch over two paths, in memory here; a path may be any address that `docs/leaves.md` has:
 ///
 /// ```
-/// use std::sync::Arc;
-///
 /// use blkswitch_io::core::switch::{Geometry, Map};
 /// use blkswitch_io::driver::{Ask, Driver};
 /// use blkswitch_io::request::Op;
 /// use blkswitch_io::table::region_storage;
 /// use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
 ///
-/// let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+/// let mut driver = Driver::new()?;
+/// let options = LeafOptions::new(driver.queues());
 /// let mut table = TableBuilder::new(false);
 /// let mut paths = Vec::new();
 /// for address in ["mem:1M", "mem:1M"] {
@@ -72,10 +87,8 @@ pub struct Answer {
 /// let storage = region_storage(&geometry).ok_or("no memory for the map")?;
 /// let map = Map::new(geometry, storage).map_err(|_| "the storage is too small")?;
 /// table.push(2048, Target::Switch { map, paths: paths.into() });
-/// let table = Arc::new(table.build(1));
-///
-/// let mut driver = Driver::new()?;
-/// let device = driver.add(table.clone());
+/// let device = driver.add(table.build()?)?;
+/// let table = driver.table(device).ok_or("the device has a table")?.clone();
 /// // Region 1 goes to path 0 from now on; others may do this while requests are under way.
 /// if let Target::Switch { map, .. } = &table.segments()[0].target {
 ///     map.writer().ok_or("somebody else changes the map")?.set(1, 0);
@@ -90,9 +103,11 @@ pub struct Answer {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Driver {
+    queues: Queues,
     pipeline: Pipeline,
     ring: Ring,
-    devices: u32,
+    /// By the number of the device.
+    devices: Vec<Arc<Live>>,
     /// By the pipeline's token: that of the owner, and the memory that is lent.
     under_way: Slab<(u64, Vec<u8>)>,
     answers: Vec<Answer>,
@@ -105,9 +120,10 @@ impl Driver {
     /// Without devices. Errors: as [`Ring::new`].
     pub fn new() -> io::Result<Driver> {
         Ok(Driver {
+            queues: Queues::of_new_owner(1),
             pipeline: Pipeline::new(0),
             ring: Ring::new()?,
-            devices: 0,
+            devices: Vec::new(),
             under_way: Slab::default(),
             answers: Vec::new(),
             done: Vec::new(),
@@ -116,15 +132,29 @@ impl Driver {
         })
     }
 
-    /// A device with this table, which is built for one queue and stands on leaves only. Returns
-    /// its number.
-    pub fn add(&mut self, table: Arc<Table>) -> u32 {
-        let device = self.devices;
-        self.devices += 1;
+    /// Its queue: what its leaves are opened for.
+    pub fn queues(&self) -> Queues {
+        self.queues
+    }
+
+    /// A device with this table, whose paths are leaves of this driver. Returns its number.
+    ///
+    /// # Errors
+    /// A leaf was opened for the queues of a pool or another driver, or a path leads to a device of
+    /// a pool.
+    pub fn add(&mut self, mut table: Table) -> Result<u32, DriverError> {
+        table.serve(self.queues).map_err(DriverError::OtherQueues)?;
+        let device = u32::try_from(self.devices.len()).map_err(|_| DriverError::TooMany)?;
+        let live = Arc::new(Live { table: Arc::new(table), departed: Box::default() });
+        self.devices.push(live.clone());
         self.pipeline.install(device, Counters::boxed(1).into());
-        let live = Live { table, departed: Box::default() };
-        self.pipeline.open(device, Some(Arc::new(live)), &mut self.ring);
-        device
+        self.pipeline.open(device, Some(live), &mut self.ring);
+        Ok(device)
+    }
+
+    /// The table of a device: its maps, and what was counted for its paths.
+    pub fn table(&self, device: u32) -> Option<&Arc<Table>> {
+        self.devices.get(device as usize).map(|live| &live.table)
     }
 
     /// Starts a request; what the kernel has to do for it is handed over with the next

@@ -21,6 +21,7 @@ use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
+use crate::queues::Queues;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Why a leaf cannot be used. Each is a sentence that quotes the address.
@@ -212,10 +213,19 @@ pub struct LeafOptions {
     pub direct: Option<bool>,
     /// Open for reading only.
     pub read_only: bool,
-    /// Number of queues that will submit.
-    pub queues: usize,
+    /// The queues that will submit: [`Pool::queues`](crate::Pool::queues) or
+    /// [`Driver::queues`](crate::driver::Driver::queues).
+    pub queues: Queues,
     /// Make a missing file, sparse, of this many bytes.
     pub make_bytes: Option<u64>,
+}
+
+impl LeafOptions {
+    /// For reading and writing, past the page cache or through it as suits, for these queues; a
+    /// missing file is an error.
+    pub fn new(queues: Queues) -> LeafOptions {
+        LeafOptions { direct: None, read_only: false, queues, make_bytes: None }
+    }
 }
 
 /// Which completed writes no flush has covered yet. Lock-free; per leaf, so per device whatever the
@@ -228,6 +238,9 @@ pub struct LeafOptions {
 #[derive(Debug)]
 pub struct Dirty {
     writes: Box<[Line]>,
+    /// Of queues that have no line. A table is refused before it could come to that
+    /// ([`Queues`]); if it does all the same, no write may be left out.
+    others: AtomicU64,
     flushed: AtomicU64,
 }
 
@@ -241,6 +254,7 @@ impl Dirty {
     pub fn new(queues: usize) -> Dirty {
         Dirty {
             writes: (0..queues.max(1)).map(|_| Line::default()).collect(),
+            others: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
         }
     }
@@ -248,16 +262,23 @@ impl Dirty {
     /// A write of `queue` has completed. Called by that queue's thread only, before the write is
     /// answered.
     pub fn wrote(&self, queue: usize) {
-        if let Some(line) = self.writes.get(queue) {
+        match self.writes.get(queue) {
             // One writer per line: a plain add, published so that a flush elsewhere that hears of
             // the answer sees it.
-            line.0.store(line.0.load(Ordering::Relaxed) + 1, Ordering::Release);
+            Some(line) => line.0.store(line.0.load(Ordering::Relaxed) + 1, Ordering::Release),
+            None => self.wrote_elsewhere(),
         }
+    }
+
+    #[cold]
+    fn wrote_elsewhere(&self) {
+        self.others.fetch_add(1, Ordering::Release);
     }
 
     /// What a flush that starts now will cover, or nothing if all is covered.
     pub fn unflushed(&self) -> Option<u64> {
-        let written = self.writes.iter().map(|line| line.0.load(Ordering::Acquire)).sum();
+        let lines = self.writes.iter().map(|line| &line.0).chain([&self.others]);
+        let written = lines.map(|line| line.load(Ordering::Acquire)).sum();
         (written > self.flushed.load(Ordering::Acquire)).then_some(written)
     }
 
@@ -269,6 +290,7 @@ impl Dirty {
 
 /// See the module's text.
 pub struct Leaf {
+    queues: Queues,
     name: String,
     key: String,
     engine: Engine,
@@ -358,13 +380,14 @@ impl Leaf {
         static ANONYMOUS: atomic::AtomicU64 = atomic::AtomicU64::new(0);
         let key = Self::key_of(address)
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
-        let dirty = Dirty::new(options.queues);
+        let queues = options.queues;
+        let dirty = Dirty::new(queues.count());
         if engine.has_cache() && !limits.read_only {
             // An earlier process may have answered writes, been killed, and left them in the cache:
             // as good as ours.
             dirty.wrote(0);
         }
-        Arc::new(Leaf { name, key, engine, limits, dirty, lost: AtomicBool::new(false) })
+        Arc::new(Leaf { queues, name, key, engine, limits, dirty, lost: AtomicBool::new(false) })
     }
 
     /// Two addresses with one key are one leaf: the same file or device, the same named memory.
@@ -396,6 +419,11 @@ impl Leaf {
     /// Size, block size and abilities.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The queues that it was opened for: only their pool or driver takes it in a table.
+    pub fn queues(&self) -> Queues {
+        self.queues
     }
 
     /// How it is reached.
@@ -494,6 +522,19 @@ mod tests {
         assert_eq!(dirty.unflushed(), None, "an older flush that ends late takes nothing back");
     }
 
+    /// A queue without a line of its own must not lose what it wrote: FLUSH would be answered
+    /// without flushing.
+    #[test]
+    fn a_write_of_an_unknown_queue_is_not_left_out() {
+        let dirty = Dirty::new(1);
+        dirty.wrote(1);
+        let written = dirty.unflushed().expect("the write counts");
+        dirty.flushed(written);
+        assert_eq!(dirty.unflushed(), None);
+        dirty.wrote(7);
+        assert!(dirty.unflushed().is_some());
+    }
+
     /// A path error would have a multipath ask a path that knows nothing of the lost writes, and be
     /// told that all is well.
     #[test]
@@ -503,7 +544,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Path(dir.path().join("file"));
         let options =
-            LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: Some(4096) };
+            LeafOptions { make_bytes: Some(4096), ..LeafOptions::new(Queues::of_new_owner(1)) };
         let leaf = Leaf::open(&address, &options).unwrap();
         assert_eq!(leaf.judge_flush(1, libc::EIO), libc::EIO);
         for _ in 0..2 {

@@ -22,6 +22,7 @@ use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
 use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
+use crate::queues::Queues;
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
 /// memory.
@@ -181,6 +182,7 @@ impl Mailbox {
 /// The mailboxes of all queues.
 pub struct Mailboxes {
     boxes: Vec<Mailbox>,
+    queues: Queues,
     reaper: mpsc::Sender<Reap>,
     watcher: mpsc::Sender<Watch>,
     observer: OnceLock<Observer>,
@@ -198,6 +200,11 @@ enum Watch {
 }
 
 impl Mailboxes {
+    /// The queues that serve the devices; also where nobody reads mail ([`Registry::detached`]).
+    pub fn queues(&self) -> Queues {
+        self.queues
+    }
+
     /// How many queues there are.
     pub fn len(&self) -> usize {
         self.boxes.len()
@@ -247,9 +254,12 @@ pub struct Registry {
 impl Registry {
     /// A registry without queues: its devices know everything but requests. For whoever runs
     /// pipelines himself, as the simulation does.
-    pub fn detached() -> Registry {
+    #[cfg(feature = "internals")]
+    #[doc(hidden)]
+    pub fn detached(queues: Queues) -> Registry {
         let mailboxes = Arc::new(Mailboxes {
             boxes: Vec::new(),
+            queues,
             reaper: mpsc::channel().0,
             watcher: mpsc::channel().0,
             observer: OnceLock::new(),
@@ -284,6 +294,11 @@ impl Registry {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Arc<Device>>> {
         self.devices.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queues that serve its devices: what their leaves are opened for.
+    pub fn queues(&self) -> Queues {
+        self.mailboxes.queues()
     }
 
     /// All devices, oldest first.
@@ -431,6 +446,7 @@ impl Pool {
         let boxes = (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
         let mailboxes = Arc::new(Mailboxes {
             boxes,
+            queues: Queues::of_new_owner(queues),
             reaper: reaper.clone(),
             watcher,
             observer: OnceLock::new(),
@@ -504,9 +520,9 @@ impl Pool {
         self.mailboxes.observer.set(observer).is_ok()
     }
 
-    /// How many queues there are.
-    pub fn queues(&self) -> usize {
-        self.mailboxes.len()
+    /// Its queues: what its leaves are opened for.
+    pub fn queues(&self) -> Queues {
+        self.mailboxes.queues()
     }
 
     /// Serves NBD on a listening socket. Connections are dealt to the queues in turn.

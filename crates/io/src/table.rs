@@ -1,19 +1,25 @@
 //! A table as the pipeline runs it: segments, what they send requests to, and the leaves all of
 //! them use.
 //!
-//! Contract: a [`Table`] is built by control, checked, and then never changed, but for the region
-//! slots of its switch maps (atomics, written under the device's message lock). Building opens
-//! nothing; dropping the last reference closes the leaves and releases the devices below.
+//! Contract: a [`Table`] is built and checked by control ([`TableBuilder::build`], the one way to
+//! make one), and then never changed, but for the region slots of its switch maps (atomics, written
+//! under the device's message lock). Building opens nothing; dropping the last reference closes the
+//! leaves and releases the devices below.
+//!
+//! All places and lengths are in sectors of 512 bytes, unless a name says bytes.
 
 use std::sync::Arc;
 
+use blkswitch_core::error::Error;
 use blkswitch_core::multipath::{Group, Multipath, Path};
 use blkswitch_core::switch::geometry::Geometry;
 use blkswitch_core::switch::regions::Map;
+use blkswitch_core::table::{Layout, check_area, check_region_size};
 
 use crate::device::{Device, OpenDevice};
 use crate::engine::Limits;
 use crate::leaf::Leaf;
+use crate::queues::Queues;
 use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
 
@@ -128,8 +134,96 @@ pub struct Table {
     /// The first path that leads to each leaf, and to each device: where a flush of it is counted.
     leaf_paths: Box<[u32]>,
     device_paths: Box<[u32]>,
-    /// Per queue, then per path.
+    /// Per queue, then per path; none before it is known who serves the table.
     counters: Box<[Counters]>,
+}
+
+/// Why a table cannot be built. Segments and paths are counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// A segment's place, or all of them together: none, no sectors, or too many.
+    #[error("segment {segment}: {}", .error.explain(None))]
+    Extent {
+        /// The segment; 0 if there is none.
+        segment: usize,
+        /// What is wrong with it.
+        error: Error,
+    },
+    /// What a path leads to is too small for the segment, or its blocks do not fit.
+    #[error("segment {segment}, path {path}: {}", .error.explain(None))]
+    Path {
+        /// The segment.
+        segment: usize,
+        /// The path within the segment.
+        path: usize,
+        /// What it leads to.
+        below: Below,
+        /// What is wrong with it.
+        error: Error,
+    },
+    /// A path leads to a leaf or device that was not added to the builder.
+    #[error(
+        "segment {segment}, path {path}: {below:?} is not in this table: add it with \
+         TableBuilder::leaf or TableBuilder::device"
+    )]
+    Unknown {
+        /// The segment.
+        segment: usize,
+        /// The path within the segment.
+        path: usize,
+        /// What it leads to.
+        below: Below,
+    },
+    /// A map or a multipath is made for another number of paths than the segment has.
+    #[error("segment {segment}: there are {has} paths, and {needs} are needed")]
+    PathCount {
+        /// The segment.
+        segment: usize,
+        /// Paths of the segment.
+        has: usize,
+        /// Paths of its map or its groups.
+        needs: usize,
+    },
+    /// A map is made for a target of another length.
+    #[error("segment {segment}: its map is for {map} sectors, and its length is {len} sectors")]
+    MapLength {
+        /// The segment.
+        segment: usize,
+        /// Sectors of the map's geometry.
+        map: u64,
+        /// Sectors of the segment.
+        len: u64,
+    },
+    /// Chunks of stripes that do not fill the segment.
+    #[error(
+        "segment {segment}: a chunk of {chunk} sectors must be at least 1, and {len} sectors a \
+         multiple of the chunk times the {stripes} stripes"
+    )]
+    Chunk {
+        /// The segment.
+        segment: usize,
+        /// Sectors in a chunk.
+        chunk: u64,
+        /// Sectors of the segment.
+        len: u64,
+        /// Stripes.
+        stripes: usize,
+    },
+    /// A multipath beside other segments.
+    #[error("segment {segment}: a multipath is the only segment of its table: put a device on top")]
+    NotAlone {
+        /// The multipath's segment.
+        segment: usize,
+    },
+    /// A path of a multipath that is no leaf, or does not begin with the leaf.
+    #[error("segment {segment}, path {path}: a multipath's path is a leaf from its sector 0 on")]
+    MultipathPath {
+        /// The segment.
+        segment: usize,
+        /// The path within the segment.
+        path: usize,
+    },
 }
 
 impl Table {
@@ -238,6 +332,27 @@ impl Table {
         self.devices.iter().map(|d| d.device().id()).zip(self.device_paths.iter().copied())
     }
 
+    /// Makes the table ready to be served by these queues. The name of what is of others is given
+    /// back: a leaf, whose account of writes these queues have no part in, or a device below, whose
+    /// number would be that of another device here.
+    pub(crate) fn serve(&mut self, queues: Queues) -> Result<(), String> {
+        if let Some(leaf) = self.leaves.iter().find(|leaf| leaf.queues() != queues) {
+            return Err(leaf.name().to_owned());
+        }
+        if let Some(device) = self.devices().find(|device| device.queues() != queues) {
+            return Err(device.name());
+        }
+        self.counters = Counters::boxed(queues.count() * self.path_count as usize);
+        Ok(())
+    }
+
+    /// As a device's load does it, for pipelines that a test drives itself.
+    #[cfg(feature = "internals")]
+    #[doc(hidden)]
+    pub fn served_by(mut self, queues: Queues) -> Result<Table, String> {
+        self.serve(queues).map(|()| self)
+    }
+
     /// The counters of a path as `queue` keeps them.
     pub(crate) fn counters(&self, queue: usize, path: u32) -> Option<&Counters> {
         self.counters.get(queue * self.path_count as usize + path as usize)
@@ -309,16 +424,107 @@ impl TableBuilder {
         }
     }
 
-    /// Adds a segment behind the last.
+    /// Adds a segment of `len` sectors behind the last.
     pub fn push(&mut self, len: u64, target: Target) {
-        let start = self.segments.last().map_or(0, |s| s.start + s.len);
-        let first_path =
-            self.segments.last().map_or(0, |s| s.first_path + s.target.paths().len() as u32);
+        let (start, first_path) = self.segments.last().map_or((0, 0), |last| {
+            let paths = last.target.paths().len() as u32;
+            // Lengths that are too large are refused by build().
+            (last.start.saturating_add(last.len), last.first_path.saturating_add(paths))
+        });
         self.segments.push(Segment { start, len, target, first_path });
     }
 
-    /// The table, with counters for `queues` queues.
-    pub fn build(self, queues: usize) -> Table {
+    /// The table, if every request to it can be routed: the segments fit a device, and all that
+    /// their paths lead to is there, large enough, and of suitable blocks.
+    ///
+    /// # Errors
+    /// The first of the segments' faults, in their order.
+    pub fn build(self) -> Result<Table, TableError> {
+        let mut layout = Layout::new();
+        for (nr, segment) in self.segments.iter().enumerate() {
+            let extent = |error| TableError::Extent { segment: nr, error };
+            Layout::extent(segment.start, segment.len).map_err(extent)?;
+            layout.append(segment.start, segment.len).map_err(extent)?;
+            self.check_target(nr, segment)?;
+        }
+        layout.finish().map_err(|error| TableError::Extent { segment: 0, error })?;
+        for (nr, segment) in self.segments.iter().enumerate() {
+            self.check_paths(nr, segment)?;
+        }
+        Ok(self.build_checked())
+    }
+
+    /// What a segment says by itself.
+    fn check_target(&self, segment: usize, of: &Segment) -> Result<(), TableError> {
+        let (has, len) = (of.target.paths().len(), of.len);
+        let count = |needs| match has {
+            _ if has == needs => Ok(()),
+            _ => Err(TableError::PathCount { segment, has, needs }),
+        };
+        match &of.target {
+            Target::Switch { map, .. } => {
+                let geometry = map.geometry();
+                if geometry.len_sectors() != len {
+                    let map = geometry.len_sectors();
+                    return Err(TableError::MapLength { segment, map, len });
+                }
+                count(geometry.num_paths() as usize)
+            }
+            Target::Striped { chunk, .. } => {
+                let chunk = *chunk;
+                let row = chunk.checked_mul(has as u64).filter(|row| *row > 0);
+                if row.is_none_or(|row| !len.is_multiple_of(row)) {
+                    return Err(TableError::Chunk { segment, chunk, len, stripes: has });
+                }
+                Ok(())
+            }
+            Target::Multipath { groups, paths } => {
+                if self.segments.len() > 1 {
+                    return Err(TableError::NotAlone { segment });
+                }
+                let is_bad = |to: &To| !matches!(to.below, Below::Leaf(_)) || to.offset > 0;
+                if let Some(path) = paths.iter().position(is_bad) {
+                    return Err(TableError::MultipathPath { segment, path });
+                }
+                count(groups.paths().len())
+            }
+            Target::Linear(_) | Target::Error | Target::Zero => Ok(()),
+        }
+    }
+
+    /// Whether what a segment's paths lead to suits it.
+    fn check_paths(&self, segment: usize, of: &Segment) -> Result<(), TableError> {
+        let paths = of.target.paths();
+        let len = match of.target {
+            Target::Striped { .. } => of.len / paths.len().max(1) as u64,
+            _ => of.len,
+        };
+        for (path, &To { below, offset }) in paths.iter().enumerate() {
+            let unknown = TableError::Unknown { segment, path, below };
+            let limits = self.limits(below).ok_or(unknown)?;
+            let block = limits.logical_block;
+            let area = check_area(offset, len, limits.sectors, block);
+            let checked = area.and_then(|()| match &of.target {
+                Target::Switch { map, .. } => {
+                    let geometry = map.geometry();
+                    check_region_size(geometry.region_size(), geometry.nr_regions(), block)
+                }
+                _ => Ok(()),
+            });
+            checked.map_err(|error| TableError::Path { segment, path, below, error })?;
+        }
+        Ok(())
+    }
+
+    /// The table, whatever it is: for the simulation, whose tables are also what a table becomes
+    /// when a device below it is given a shorter one.
+    #[cfg(any(test, feature = "internals"))]
+    #[doc(hidden)]
+    pub fn build_unchecked(self) -> Table {
+        self.build_checked()
+    }
+
+    fn build_checked(self) -> Table {
         let limits: Vec<Limits> = self
             .segments
             .iter()
@@ -354,7 +560,7 @@ impl TableBuilder {
             leaves: self.leaves.into(),
             devices: self.devices.into(),
             path_count,
-            counters: Counters::boxed(queues * path_count as usize),
+            counters: Box::default(),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::{Geometry, Map};
@@ -14,7 +14,7 @@ use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::region_storage;
-use blkswitch_io::{Device, Leaf, LeafOptions, TableBuilder, Target, To};
+use blkswitch_io::{Device, Leaf, LeafOptions, Queues, TableBuilder, Target, To};
 
 struct Counting;
 
@@ -47,8 +47,11 @@ static GLOBAL: Counting = Counting;
 const SECTORS: u64 = 2048;
 const BATCH: u64 = 16;
 
+/// The one queue here.
+static QUEUES: LazyLock<Queues> = LazyLock::new(|| Queues::of_pipelines(1));
+
 fn leaf() -> Arc<Leaf> {
-    let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+    let options = LeafOptions::new(*QUEUES);
     Leaf::open(&format!("mem:{}", SECTORS * 512).parse().unwrap(), &options).unwrap()
 }
 
@@ -59,7 +62,7 @@ fn make(
     builder: TableBuilder,
 ) -> Arc<Device> {
     let device = registry.create(name, "", None).unwrap();
-    device.load(builder.build(1)).unwrap();
+    device.load(builder.build().unwrap()).unwrap();
     device.resume().unwrap();
     pipeline.install(device.id(), Counters::boxed(1).into());
     pipeline.open(device.id(), device.running(), &mut Ring::simulated());
@@ -88,7 +91,7 @@ fn multipath(line: &str) -> TableBuilder {
 #[test]
 fn requests_through_a_switch_over_multipaths_allocate_nothing() {
     let (registry, mut pipeline, mut ring) =
-        (Registry::detached(), Pipeline::new(0), Ring::simulated());
+        (Registry::detached(*QUEUES), Pipeline::new(0), Ring::simulated());
     let members = [
         "0 0 2 1 round-robin 0 2 0 a b queue-length 0 1 0 c",
         "0 0 1 1 service-time 0 2 2 a 1 1 b 1 3",

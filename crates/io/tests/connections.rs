@@ -509,7 +509,7 @@ fn a_read_only_table_and_a_shrunken_one_refuse_writes() {
     let mut table = blkswitch_io::TableBuilder::new(true);
     let below = table.leaf(leaf.clone());
     table.push(2048, blkswitch_io::Target::Linear(blkswitch_io::To { below, offset: 0 }));
-    let device = world.device("disk", table.build(1));
+    let device = world.device("disk", table.build().unwrap());
     let mut before = world.connect("disk");
     assert_eq!(before.write(0, &[1; 512]), Err(EPERM));
     device.load(world.linear(&leaf)).unwrap();
@@ -524,14 +524,14 @@ fn a_read_only_table_and_a_shrunken_one_refuse_writes() {
     let mut short = blkswitch_io::TableBuilder::new(false);
     let below = short.leaf(leaf);
     short.push(8, blkswitch_io::Target::Linear(blkswitch_io::To { below, offset: 0 }));
-    device.load(short.build(1)).unwrap();
+    device.load(short.build().unwrap()).unwrap();
     device.resume().unwrap();
     assert_eq!(after.write(4096, &[1; 512]), Err(ENOSPC));
     assert_eq!(after.read(4096, 512), Err(EINVAL));
     assert_eq!(after.read(3584, 512).unwrap(), [0; 512]);
     let mut error = blkswitch_io::TableBuilder::new(false);
     error.push(2048, blkswitch_io::Target::Error);
-    device.load(error.build(1)).unwrap();
+    device.load(error.build().unwrap()).unwrap();
     device.resume().unwrap();
     assert_eq!(after.read(0, 512), Err(EIO));
 }

@@ -49,7 +49,7 @@ fn count(data: &[u8], block: u64) -> u64 {
 
 /// Tables over the same leaves: a switch with its paths in any order, alone or split in two, or
 /// through a device.
-fn table(world: &World, leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Table {
+fn table(leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Table {
     let sectors = BLOCKS * 8;
     let mut table = TableBuilder::new(false);
     let mut paths: Vec<_> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
@@ -60,7 +60,7 @@ fn table(world: &World, leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut 
     }
     let half = switch(sectors, REGION, &paths);
     table.push(sectors, half);
-    table.build(world.pool.queues())
+    table.build().unwrap()
 }
 
 /// Clients write blocks of their own, know the last count that was acknowledged, and read them
@@ -77,14 +77,13 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
     ];
     let below = world.device("below", world.linear(&leaves[1]));
     let mut random = Random::new(1);
-    let device = world.device("disk", table(&world, &leaves, &below, &mut random));
+    let device = world.device("disk", table(&leaves, &below, &mut random));
     let stop = Arc::new(AtomicBool::new(false));
     let (messages, writes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
 
     let control: Vec<_> = (0..3u64)
         .map(|kind| {
-            let (world, leaves, below, device) =
-                (world.clone(), leaves.clone(), below.clone(), device.clone());
+            let (leaves, below, device) = (leaves.clone(), below.clone(), device.clone());
             let (stop, messages) = (stop.clone(), messages.clone());
             std::thread::spawn(move || {
                 let mut random = Random::new(kind + 2);
@@ -110,7 +109,7 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                             std::thread::sleep(Duration::from_micros(random.below(5000)));
                         }
                         _ => {
-                            device.load(table(&world, &leaves, &below, &mut random)).unwrap();
+                            device.load(table(&leaves, &below, &mut random)).unwrap();
                             device.resume().unwrap();
                             std::thread::sleep(Duration::from_micros(random.below(3000)));
                         }

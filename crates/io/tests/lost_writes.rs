@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use blkswitch_io::{Leaf, LeafError, LeafOptions};
-use support::{FUA, WRITE, World, options};
+use support::{FUA, WRITE, World};
 
 const MIB: usize = 1 << 20;
 const EIO: u32 = 5;
@@ -55,8 +55,8 @@ impl Drop for Failing {
     }
 }
 
-fn open(failing: &Failing) -> std::sync::Arc<Leaf> {
-    let cached = LeafOptions { direct: Some(false), queues: 2, ..options() };
+fn open(failing: &Failing, world: &World) -> std::sync::Arc<Leaf> {
+    let cached = LeafOptions { direct: Some(false), ..LeafOptions::new(world.pool.queues()) };
     let mut opened = None;
     // A queue lets go of its last leaf a moment after the device was removed.
     support::eventually("the device is free", || {
@@ -77,7 +77,7 @@ fn a_flush_that_failed_once_fails_on_every_queue_until_the_leaf_is_opened_anew()
         Err(reason) => return println!("skipped: {reason}"),
     };
     let world = World::new(2);
-    let device = world.device("disk", world.linear(&open(&failing)));
+    let device = world.device("disk", world.linear(&open(&failing, &world)));
     // Connections are dealt to the queues in turn.
     let mut clients = [world.connect("disk"), world.connect("disk"), world.connect("disk")];
     clients[0].write(0, &vec![0x11; 8 * MIB]).unwrap();
@@ -92,7 +92,7 @@ fn a_flush_that_failed_once_fails_on_every_queue_until_the_leaf_is_opened_anew()
     support::eventually("the clients are gone", || device.info().opens == 0);
     world.pool.registry().remove(&device).unwrap();
     drop(device);
-    let device = world.device("again", world.linear(&open(&failing)));
+    let device = world.device("again", world.linear(&open(&failing, &world)));
     let mut client = world.connect("again");
     client.flush().unwrap();
     drop(device);
@@ -108,7 +108,7 @@ fn a_stable_write_that_fails_swallows_no_error_of_a_flush() {
         Err(reason) => return println!("skipped: {reason}"),
     };
     let world = World::new(1);
-    let _device = world.device("disk", world.linear(&open(&failing)));
+    let _device = world.device("disk", world.linear(&open(&failing, &world)));
     let mut client = world.connect("disk");
     client.write(0, &vec![0x11; 8 * MIB]).unwrap();
     // Written back before we ask, as the kernel does by itself after a while. The error is there

@@ -14,13 +14,13 @@ fn a_refusal_waits_for_the_payload() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
     let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() }).unwrap();
-    let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+    let options = LeafOptions::new(pool.queues());
     let leaf = Leaf::open(&"mem:1m".parse().unwrap(), &options).unwrap();
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(2048, Target::Linear(To { below, offset: 0 }));
     let device = pool.registry().create("disk", "", None).unwrap();
-    device.load(table.build(1)).unwrap();
+    device.load(table.build().unwrap()).unwrap();
     device.resume().unwrap();
     pool.listen(UnixListener::bind(&path).unwrap().into()).unwrap();
 

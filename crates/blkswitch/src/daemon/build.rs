@@ -15,11 +15,13 @@ use std::sync::Arc;
 
 use blkswitch_core::args::{Printable, is_space};
 use blkswitch_core::error::Error;
-use blkswitch_core::table::{self, Layout, check_area, check_region_size};
+use blkswitch_core::table::{self, Layout};
 use blkswitch_core::units::SECTOR_SIZE;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::slots::Slots;
-use blkswitch_io::{Address, Below, Device, Leaf, LeafOptions, Table, TableBuilder, To};
+use blkswitch_io::{
+    Address, Below, Device, Leaf, LeafOptions, Queues, Table, TableBuilder, TableError,
+};
 
 use super::constructors;
 use super::failure::{Failure, errno_of};
@@ -35,8 +37,8 @@ pub struct Site<'a> {
     pub leaves: &'a Leaves,
     /// The device it is for: it may not stand on itself.
     pub device: &'a Arc<Device>,
-    /// Queue threads.
-    pub queues: usize,
+    /// The queues that its leaves are opened for.
+    pub queues: Queues,
     /// Where the words of its maps come from.
     pub maps: Maps<'a>,
 }
@@ -111,9 +113,25 @@ pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {
         let reason = error.explain(None).to_string();
         Failure::new(errno_of(&error), reason).logged("populate_table: no targets specified")
     })?;
-    builder.check_areas()?;
+    let names = builder.leaf_names;
+    let table = builder.table.build().map_err(|error| refused(site, &names, error))?;
     made.keep();
-    Ok(builder.table.build(site.queues))
+    Ok(table)
+}
+
+/// A table that the library refuses, although all its targets stand.
+fn refused(site: &Site<'_>, leaf_names: &[String], error: TableError) -> Failure {
+    let TableError::Path { below, error, .. } = error else {
+        return Failure::new(Errno::Einval, error.to_string());
+    };
+    let address = match below {
+        Below::Leaf(leaf) => leaf_names.get(leaf as usize).cloned().unwrap_or_default(),
+        Below::Device(id) => {
+            site.registry.by_id(id).map(|device| device.name()).unwrap_or_default()
+        }
+    };
+    let reason = format!("path '{address}': {}", error.explain(None));
+    Failure::limits(&error, short_name(&address), reason)
 }
 
 /// A table in the making.
@@ -123,7 +141,6 @@ pub(super) struct Builder<'a> {
     table: TableBuilder,
     /// The addresses of the table's leaves, in the table's order.
     leaf_names: Vec<String>,
-    areas: Vec<Area>,
     has_multipath: bool,
 }
 
@@ -135,16 +152,6 @@ pub(super) enum PathLeaf {
     Absent(Box<Address>, Failure),
 }
 
-/// What a target needs of a device below.
-pub(super) struct Area {
-    /// The device and where on it.
-    pub(super) to: To,
-    /// Sectors from there.
-    pub(super) len: u64,
-    /// Region size in sectors and number of regions, for a switch.
-    pub(super) regions: Option<(u32, u64)>,
-}
-
 /// A device below that could not be had: the errno and the reason, for the constructor to put in
 /// its words.
 pub(super) type LookupError = Failure;
@@ -153,14 +160,7 @@ impl<'a> Builder<'a> {
     fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
         let options = leaf_options(load.leaves, load.read_only, site.queues);
         let table = TableBuilder::new(load.read_only);
-        Builder {
-            site,
-            options,
-            table,
-            leaf_names: Vec::new(),
-            areas: Vec::new(),
-            has_multipath: false,
-        }
+        Builder { site, options, table, leaf_names: Vec::new(), has_multipath: false }
     }
 
     fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
@@ -259,39 +259,6 @@ impl<'a> Builder<'a> {
     pub(super) fn slots(&self, len: usize) -> Option<Slots> {
         self.site.maps.next(len)
     }
-
-    /// Notes what a target needs of a device below, to be checked when all targets stand.
-    pub(super) fn needs(&mut self, area: Area) {
-        self.areas.push(area);
-    }
-
-    fn check_areas(&self) -> Result<(), Failure> {
-        for area in &self.areas {
-            let Some(limits) = self.table.limits(area.to.below) else { continue };
-            let block = limits.logical_block;
-            let checked =
-                check_area(area.to.offset, area.len, limits.sectors, block).and_then(|()| {
-                    area.regions
-                        .map_or(Ok(()), |(size, count)| check_region_size(size, count, block))
-                });
-            checked.map_err(|error| {
-                let (name, address) = self.names(area.to.below);
-                Failure::limits(&error, &name, format!("path '{address}': {}", error.explain(None)))
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The short name that stands in the kernel's log, and the address.
-    fn names(&self, below: Below) -> (String, String) {
-        let address = match below {
-            Below::Leaf(leaf) => self.leaf_names.get(leaf as usize).cloned().unwrap_or_default(),
-            Below::Device(id) => {
-                self.site.registry.by_id(id).map(|device| device.name()).unwrap_or_default()
-            }
-        };
-        (short_name(&address).to_owned(), address)
-    }
 }
 
 /// What stands for a block device's name: the file name of a path, any other address as it is.
@@ -302,7 +269,7 @@ pub(super) fn short_name(address: &str) -> &str {
     }
 }
 
-fn leaf_options(leaves: protocol::LeafOptions, read_only: bool, queues: usize) -> LeafOptions {
+fn leaf_options(leaves: protocol::LeafOptions, read_only: bool, queues: Queues) -> LeafOptions {
     let direct = match leaves.cache {
         LeafCache::Auto => None,
         LeafCache::Direct => Some(true),

@@ -2,9 +2,9 @@
 //! with the kernel's order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6,
 //! dm-error 1.5, dm-zero 1.1; dm-multipath 1.14 in [`super::multipath`]).
 //!
-//! Contract: a constructor opens what its words name ([`Builder::below`]) and notes what it needs
-//! of it ([`Builder::needs`]); whether that is there is checked when all targets of the table
-//! stand. A further type is a row in [`TYPES`] and a function here.
+//! Contract: a constructor opens what its words name ([`Builder::below`]); whether that is large
+//! enough is checked when all targets of the table stand, by the library
+//! ([`blkswitch_io::TableBuilder::build`]). A further type is a row in [`TYPES`] and a function here.
 
 use blkswitch_core::args::{Printable, parse_u32, parse_u64};
 use blkswitch_core::error::{Errno as CoreErrno, Error};
@@ -13,7 +13,7 @@ use blkswitch_core::switch::{Geometry, Map, Params};
 use blkswitch_core::table;
 use blkswitch_io::{Target, To};
 
-use super::build::{Area, Builder, words};
+use super::build::{Builder, words};
 use super::failure::{Failure, errno_of};
 use super::multipath::multipath;
 use crate::protocol::Errno;
@@ -62,13 +62,10 @@ fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
     let no_memory = || refuse(Error::RegionTableMemory { regions: geometry.nr_regions() });
     let storage = table.slots(geometry.nr_slots()).ok_or_else(no_memory)?;
     let map = Map::new(geometry, storage).map_err(|_| no_memory())?;
-    for to in &paths {
-        table.needs(Area { to: *to, len, regions: Some((region_size, geometry.nr_regions())) });
-    }
     Ok(Target::Switch { map, paths: paths.into() })
 }
 
-fn linear(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
+fn linear(table: &mut Builder<'_>, _len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
     let [device, offset] = words else {
         return Err(refuse(
             "linear",
@@ -81,9 +78,7 @@ fn linear(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
     let below = table
         .below(device)
         .map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
-    let to = To { below, offset };
-    table.needs(Area { to, len, regions: None });
-    Ok(Target::Linear(to))
+    Ok(Target::Linear(To { below, offset }))
 }
 
 fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
@@ -127,9 +122,6 @@ fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target,
         let offset = sector(offset).ok_or_else(|| refuse(TEXT, bad_offset(offset)))?;
         let below = table.below(device).map_err(|found| lookup_failed("striped", TEXT, found))?;
         places.push(To { below, offset });
-    }
-    for to in &places {
-        table.needs(Area { to: *to, len: width, regions: None });
     }
     Ok(Target::Striped { chunk, stripes: places.into() })
 }

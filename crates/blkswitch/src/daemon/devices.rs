@@ -184,7 +184,8 @@ impl Devices {
         let live = device.live().ok_or(DeviceError::NoTable)?;
         let mut table = TableBuilder::new(live.read_only());
         table.push(live.len(), Target::Error);
-        device.load(table.build(self.pool.queues()))?;
+        let table = table.build();
+        device.load(table.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?)?;
         self.resume(device)
     }
 

@@ -170,6 +170,8 @@ fn open_when_released(address: &Address, options: &LeafOptions) -> Result<Arc<Le
 
 #[cfg(test)]
 mod tests {
+    use blkswitch_io::Queues;
+
     use super::*;
 
     #[test]
@@ -190,7 +192,7 @@ mod tests {
         std::fs::write(&file, [0; 4096]).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let leaves = Leaves::default();
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let options = LeafOptions::new(Queues::of_pipelines(1));
         let first = leaves.open(&Address::Path(file.clone()), &options).unwrap();
         let second = leaves.open(&Address::Path(link), &options).unwrap();
         assert!(Arc::ptr_eq(&first, &second));

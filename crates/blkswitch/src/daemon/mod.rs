@@ -156,7 +156,7 @@ impl Daemon {
             tracing::info!(%uri, "NBD");
         }
         let (stop, _) = watch::channel(false);
-        tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues(), "control");
+        tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues().count(), "control");
         let paths = options.paths.clone();
         Ok(Daemon {
             devices: Arc::new(devices),

@@ -13,7 +13,7 @@ use blkswitch_io::pool::Registry;
 use blkswitch_io::table::PathGroups;
 use blkswitch_io::{Address, Leaf, Table, Target, To};
 
-use super::build::{Area, Builder, PathLeaf};
+use super::build::{Builder, PathLeaf};
 use super::describe::address;
 use super::failure::Failure;
 use super::lookup::{Found, find};
@@ -22,7 +22,7 @@ use crate::protocol::{Errno, MessageReply};
 /// The constructor.
 pub(super) fn multipath(
     table: &mut Builder<'_>,
-    len: u64,
+    _len: u64,
     words: &[&[u8]],
 ) -> Result<Target, Failure> {
     let refuse = |error: ParamsError| {
@@ -63,9 +63,6 @@ pub(super) fn multipath(
         paths.push(new.path);
     }
     let (tos, absent) = adopt(table, leaves)?;
-    for to in &tos {
-        table.needs(Area { to: *to, len, regions: None });
-    }
     let (features, initial) = (*params.features(), params.initial_group());
     let groups = Multipath::new(features, initial, groups.into(), paths.into());
     // What one line has handed out fits together.

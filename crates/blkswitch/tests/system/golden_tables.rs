@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blkswitch::protocol::{Device, route};
-use blkswitch_io::{Address, Leaf, LeafOptions};
+use blkswitch_io::{Address, Leaf, LeafOptions, Queues};
 use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, SECTOR, make_disk, sector_of};
@@ -219,7 +219,7 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
 
 /// Takes the lock of another writer, until it is dropped.
 fn hold(path: &Path) -> Arc<Leaf> {
-    let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+    let options = LeafOptions::new(Queues::of_pipelines(1));
     Leaf::open(&Address::Path(path.to_owned()), &options).unwrap()
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blkswitch::nbd_client::NbdClient;
-use blkswitch_io::{Address, Leaf, LeafOptions};
+use blkswitch_io::{Address, Leaf, LeafOptions, Queues};
 use serde_json::Value;
 
 use crate::fixture::{Daemon, SECTOR, eventually, program, sector_of};
@@ -109,8 +109,8 @@ impl Stage {
             }
             "O_EXCL open of a path" => {
                 // Another process of ours runs into the lock on the file.
-                let second =
-                    Leaf::open(&Address::Path(self.daemon.path("ram0")), &LEAF).unwrap_err();
+                let second = Leaf::open(&Address::Path(self.daemon.path("ram0")), &leaf_options())
+                    .unwrap_err();
                 differs("a second user of a path", second.errno(), 16)
             }
             "four threads, fifty messages each" => self.messages_at_once(value),
@@ -357,12 +357,13 @@ impl Stage {
 }
 
 /// How a leaf is opened.
-const LEAF: LeafOptions =
-    LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+fn leaf_options() -> LeafOptions {
+    LeafOptions::new(Queues::of_pipelines(1))
+}
 
 /// Takes the lock of another writer, until it is dropped.
 fn hold(path: &std::path::Path) -> Arc<Leaf> {
-    Leaf::open(&Address::Path(path.to_owned()), &LEAF).unwrap()
+    Leaf::open(&Address::Path(path.to_owned()), &leaf_options()).unwrap()
 }
 
 /// Writes the first sector of a disk again as it was made.

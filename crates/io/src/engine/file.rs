@@ -154,7 +154,7 @@ impl FileEngine {
         let in_memory = !kind.is_block_device() && is_in_memory(&file);
         let files = reopen(
             file,
-            options.queues.max(1) + SHARED,
+            options.queues.count() + SHARED,
             read_only,
             if direct { libc::O_DIRECT } else { 0 },
         )
@@ -162,9 +162,12 @@ impl FileEngine {
         Ok((FileEngine { files, in_memory, is_block: kind.is_block_device(), direct }, limits))
     }
 
+    /// The queue's own descriptor. A queue that the leaf was not opened for gets none, and EBADF:
+    /// with another queue's it could be told of a failed write-back in that queue's place.
     fn fd(&self, queue: usize) -> RawFd {
-        let queue = queue.min(self.files.len() - SHARED - 1);
-        self.files.get(queue).map_or(-1, AsRawFd::as_raw_fd)
+        let queues = self.files.len() - SHARED;
+        let own = self.files.get(queue).filter(|_| queue < queues);
+        own.map_or(-1, AsRawFd::as_raw_fd)
     }
 
     fn stable_fd(&self) -> RawFd {

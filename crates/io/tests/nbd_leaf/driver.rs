@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blkswitch_io::driver::{Ask, Driver};
 use blkswitch_io::request::Op;
-use blkswitch_io::{Leaf, TableBuilder, Target, To};
+use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
 
 use crate::server::{self, Action, Options, Server};
 use crate::support::{self, READ};
@@ -16,13 +16,13 @@ const BLOCK: usize = 4096;
 
 /// With one device over a leaf.
 fn driver_over(address: &str) -> Driver {
-    let leaf = Leaf::open(&address.parse().unwrap(), &support::options()).unwrap();
+    let mut driver = Driver::new().unwrap();
+    let leaf = Leaf::open(&address.parse().unwrap(), &LeafOptions::new(driver.queues())).unwrap();
     let sectors = leaf.limits().sectors;
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(sectors, Target::Linear(To { below, offset: 0 }));
-    let mut driver = Driver::new().unwrap();
-    assert_eq!(driver.add(table.build(1).into()), DEVICE);
+    assert_eq!(driver.add(table.build().unwrap()).unwrap(), DEVICE);
     driver
 }
 

@@ -16,7 +16,7 @@ use blkswitch_io::pool::{Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
-use blkswitch_io::{Device, Leaf, LeafOptions, Table, TableBuilder, Target, To};
+use blkswitch_io::{Device, Leaf, LeafOptions, Queues, Table, TableBuilder, Target, To};
 
 pub(crate) const SECTOR: usize = 512;
 /// Where pages begin in their file.
@@ -36,7 +36,7 @@ impl Bench {
     pub(crate) fn new(queues: usize) -> Bench {
         Bench {
             queues: (0..queues).map(|queue| (Pipeline::new(queue), Ring::simulated())).collect(),
-            registry: Registry::detached(),
+            registry: Registry::detached(Queues::of_pipelines(queues)),
             next: 0,
             data: BTreeMap::new(),
             pages: BTreeMap::new(),
@@ -45,12 +45,7 @@ impl Bench {
     }
 
     pub(crate) fn leaf(&self, address: &str) -> Arc<Leaf> {
-        let options = LeafOptions {
-            direct: None,
-            read_only: false,
-            queues: self.queues.len(),
-            make_bytes: None,
-        };
+        let options = LeafOptions::new(self.registry.queues());
         let leaf = Leaf::open(&address.parse().unwrap(), &options).unwrap();
         // Whatever a file may hold that an earlier process wrote: nothing here.
         leaf.flush_blocking().unwrap();
@@ -75,7 +70,7 @@ impl Bench {
         let mut table = TableBuilder::new(false);
         let below = table.leaf(leaf.clone());
         table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
-        table.build(self.queues.len())
+        table.build().unwrap()
     }
 
     /// A multipath device by the words of its table line, in which leaves stand by their places
@@ -99,14 +94,14 @@ impl Bench {
         let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
         let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap_or(128);
         table.push(sectors, Target::Multipath { groups, paths: tos.into() });
-        table.build(self.queues.len())
+        table.build().unwrap()
     }
 
     pub(crate) fn linear_on(&self, device: &Arc<Device>, sectors: u64) -> Table {
         let mut table = TableBuilder::new(false);
         let below = table.device(device).unwrap();
         table.push(sectors, Target::Linear(To { below, offset: 0 }));
-        table.build(self.queues.len())
+        table.build().unwrap()
     }
 
     pub(crate) fn close(&mut self, device: &Device) -> Arc<Latch> {

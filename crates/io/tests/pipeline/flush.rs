@@ -28,7 +28,7 @@ fn switch(bench: &mut Bench) -> ([Arc<Leaf>; 2], Arc<Device>) {
     let map = blkswitch_io::core::switch::regions::Map::new(geometry, storage)
         .unwrap_or_else(|_| unreachable!());
     table.push(128, Target::Switch { map, paths: paths.into() });
-    let device = bench.device("switch", table.build(bench.queues.len()));
+    let device = bench.device("switch", table.build().unwrap());
     (leaves, device)
 }
 

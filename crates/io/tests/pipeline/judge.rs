@@ -130,7 +130,7 @@ fn a_request_reports_the_error_of_its_one_bad_piece() {
     let (good, bad) = (table.leaf(good), table.leaf(bad));
     table.push(8, blkswitch_io::Target::Linear(blkswitch_io::To { below: good, offset: 0 }));
     table.push(8, blkswitch_io::Target::Linear(blkswitch_io::To { below: bad, offset: 0 }));
-    let device = bench.device("disk", table.build(1));
+    let device = bench.device("disk", table.build().unwrap());
     for (at, expected) in [(0, 0), (4, libc::EIO), (8, libc::EIO)] {
         let token = bench.start(0, &device, Op::Read, false, at, vec![0; 8 * SECTOR]);
         assert_eq!(bench.finish(token).0, expected, "at {at}");

@@ -288,7 +288,7 @@ fn two_layers(bench: &mut Bench, below: &Arc<Device>) -> Arc<Device> {
     let map = blkswitch_io::core::switch::regions::Map::new(geometry, storage)
         .unwrap_or_else(|_| unreachable!());
     table.push(128, Target::Switch { map, paths: paths.into() });
-    bench.device("switch", table.build(bench.queues.len()))
+    bench.device("switch", table.build().unwrap())
 }
 
 #[test]

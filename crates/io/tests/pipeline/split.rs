@@ -94,10 +94,10 @@ fn stack(seed: u64) -> Stack {
     let devices: Vec<_> = (0..DEVICES).map(|n| bench.create(&format!("d{n}"))).collect();
     let mut tables = Vec::new();
     for (n, device) in devices.iter().enumerate() {
-        let (table, mut model) = stack::random(&mut random, n, &leaves, &devices, 1);
+        let (table, mut model) = stack::random(&mut random, n, &leaves, &devices);
         Rc::get_mut(&mut model).unwrap().read_only = false;
         let table = if table.read_only() {
-            stack::random(&mut random, n, &leaves, &devices, 1)
+            stack::random(&mut random, n, &leaves, &devices)
         } else {
             (table, model)
         };
@@ -206,7 +206,7 @@ fn striped(bench: &mut Bench, sectors: u64) -> (Vec<Arc<Leaf>>, Arc<Device>) {
     let stripes =
         leaves.iter().map(|leaf| To { below: table.leaf(leaf.clone()), offset: 0 }).collect();
     table.push(sectors, Target::Striped { chunk: 1, stripes });
-    let device = bench.device("striped", table.build(1));
+    let device = bench.device("striped", table.build().unwrap());
     (leaves, device)
 }
 
@@ -237,7 +237,7 @@ fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
         let stripes = [to_leaf, to_leaf].map(|below| To { below, offset: 0 }).into();
         table.push(2000, Target::Striped { chunk: 1, stripes });
         table.push(1000, Target::Linear(To { below: to_device, offset: 0 }));
-        (leaf, bench.device("top", table.build(1)))
+        (leaf, bench.device("top", table.build().unwrap()))
     };
     let closed = bench.close(&below);
     assert!(closed.is_done());
@@ -264,7 +264,7 @@ fn a_huge_request_is_split_a_little_at_a_time() {
         blkswitch_io::core::switch::regions::Map::new(geometry, region_storage(&geometry).unwrap());
     let map = map.unwrap_or_else(|_| unreachable!());
     table.push(sectors, Target::Switch { map, paths: [To { below, offset: 0 }].into() });
-    let device = bench.device("huge", table.build(1));
+    let device = bench.device("huge", table.build().unwrap());
     let describe = |bench: &Bench, offset: u64| {
         let mut described = 0;
         let mut each = |bytes, path| {
@@ -293,7 +293,7 @@ fn a_long_request_lets_others_pass() {
     // Alternating offsets, so that no two chunks are one piece again.
     let stripes = [0, 8].map(|offset| To { below: stripe, offset }).into();
     table.push(sectors / 2, Target::Striped { chunk: 1, stripes });
-    let long = bench.device("long", table.build(1));
+    let long = bench.device("long", table.build().unwrap());
     let short = bench.device("short", bench.linear(&other));
     let len = sectors as usize / 4;
     let discard = bench.start(0, &long, Op::Discard, false, 0, vec![0; len * SECTOR]);

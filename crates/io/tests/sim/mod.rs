@@ -36,7 +36,7 @@ use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::Live;
-use blkswitch_io::{Device, Leaf, LeafOptions};
+use blkswitch_io::{Device, Leaf, LeafOptions, Queues};
 
 use disk::{Disk, Through, Time};
 use paths::volume_name;
@@ -201,6 +201,7 @@ struct World {
     now: Time,
     next_request: u64,
     registry: Registry,
+    owner: Queues,
     leaves: Vec<Arc<Leaf>>,
     /// The paths of the multipath, if this seed has one; the first is the last of `leaves`.
     paths: Vec<Arc<Leaf>>,
@@ -243,6 +244,7 @@ fn stamp(request: u64, nth: usize) -> u64 {
 impl World {
     fn new(seed: u64, verbose: bool) -> World {
         let mut random = Random::new(seed);
+        let queues = Queues::of_pipelines(QUEUES);
         let faulty = random.chance(500_000);
         let rough = random.chance(500_000);
         let mut leaves = Vec::new();
@@ -262,8 +264,7 @@ impl World {
             };
             no_discard.push(options.no_discard);
             no_zero.push(options.no_zero);
-            let how =
-                LeafOptions { direct: None, read_only: false, queues: QUEUES, make_bytes: None };
+            let how = LeafOptions::new(queues);
             if number == VOLUME {
                 options.name = Some(volume_name());
                 options.timeout_ns = random.below(2_000_000);
@@ -281,7 +282,8 @@ impl World {
             verbose,
             now: 1,
             next_request: 1,
-            registry: Registry::detached(),
+            registry: Registry::detached(queues),
+            owner: queues,
             leaves,
             paths,
             counters: Counters::boxed(QUEUES).into(),
@@ -306,7 +308,7 @@ impl World {
         self.in_flight.clear();
         self.queues.clear();
         self.devices.clear();
-        self.registry = Registry::detached();
+        self.registry = Registry::detached(self.owner);
         self.devices = (0..DEVICES)
             .map(|n| self.registry.create(&format!("d{n}"), "", None).expect("a new device"))
             .collect();
@@ -720,9 +722,9 @@ impl World {
 
     fn load(&mut self, device: usize) {
         let (table, model) = if self.is_multipath(device) {
-            stack::multipath(&mut self.random, &self.paths, VOLUME, QUEUES)
+            stack::multipath(&mut self.random, &self.paths, VOLUME)
         } else {
-            stack::random(&mut self.random, device, &self.leaves[..LEAVES], &self.devices, QUEUES)
+            stack::random(&mut self.random, device, &self.leaves[..LEAVES], &self.devices)
         };
         say!(self, "d{device} load {model:?}");
         self.devices[device].load(table).expect("no loops: a device stands on those before it");

@@ -106,7 +106,6 @@ pub fn random(
     number: usize,
     leaves: &[Arc<Leaf>],
     devices: &[Arc<Device>],
-    queues: usize,
 ) -> (Table, Rc<ModelTable>) {
     let read_only = random.chance(20_000);
     let mut builder = TableBuilder::new(read_only);
@@ -172,7 +171,7 @@ pub fn random(
         segments.push(ModelSegment { start, len: segment_len, target });
         start += segment_len;
     }
-    (builder.build(queues), Rc::new(ModelTable { segments, len, read_only }))
+    (builder.build_unchecked(), Rc::new(ModelTable { segments, len, read_only }))
 }
 
 /// A multipath over some of these paths, in groups at random. To the model it is its volume, the
@@ -181,7 +180,6 @@ pub fn multipath(
     random: &mut Random,
     paths: &[Arc<Leaf>],
     volume: usize,
-    queues: usize,
 ) -> (Table, Rc<ModelTable>) {
     let mut left: Vec<usize> = (0..paths.len()).collect();
     left.truncate(1 + random.below(paths.len() as u64 * 2) as usize);
@@ -215,7 +213,10 @@ pub fn multipath(
     builder.push(DEVICE_SECTORS, Target::Multipath { groups, paths: tos.into() });
     let target = ModelTarget::Linear(Way { below: Below::Leaf(volume), offset: 0 });
     let segments = vec![ModelSegment { start: 0, len: DEVICE_SECTORS, target }];
-    (builder.build(queues), Rc::new(ModelTable { segments, len: DEVICE_SECTORS, read_only: false }))
+    (
+        builder.build_unchecked(),
+        Rc::new(ModelTable { segments, len: DEVICE_SECTORS, read_only: false }),
+    )
 }
 
 /// The arguments of a message, mostly right ones.

@@ -14,7 +14,7 @@ use blkswitch_io::core::switch::geometry::Geometry;
 use blkswitch_io::core::switch::regions::Map;
 use blkswitch_io::table::region_storage;
 use blkswitch_io::{
-    Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To,
+    Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Queues, Table, TableBuilder, Target, To,
 };
 
 /// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two
@@ -44,7 +44,7 @@ impl World {
     }
 
     pub fn leaf(&self, address: &str) -> Arc<Leaf> {
-        let options = LeafOptions { queues: self.pool.queues(), ..options() };
+        let options = LeafOptions::new(self.pool.queues());
         Leaf::open(&address.parse().unwrap(), &options).unwrap()
     }
 
@@ -70,7 +70,7 @@ impl World {
         let mut table = TableBuilder::new(false);
         let below = table.leaf(leaf.clone());
         table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
-        table.build(self.pool.queues())
+        table.build().unwrap()
     }
 
     /// A table that sends everything to another device, `sectors` long.
@@ -78,7 +78,7 @@ impl World {
         let mut table = TableBuilder::new(false);
         let below = table.device(device).unwrap();
         table.push(sectors, Target::Linear(To { below, offset: 0 }));
-        table.build(self.pool.queues())
+        table.build().unwrap()
     }
 
     /// A switch over leaves, as long as the shortest.
@@ -87,7 +87,7 @@ impl World {
         let mut table = TableBuilder::new(false);
         let below: Vec<Below> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
         table.push(sectors, switch(sectors, region_size, &below));
-        table.build(self.pool.queues())
+        table.build().unwrap()
     }
 
     /// A multipath device by the words of its table line, in which leaves stand by their places
@@ -110,7 +110,7 @@ impl World {
         let (features, initial) = (*params.features(), params.initial_group());
         let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
         table.push(leaves[0].limits().sectors, Target::Multipath { groups, paths: tos.into() });
-        table.build(self.pool.queues())
+        table.build().unwrap()
     }
 
     /// A live device.
@@ -126,9 +126,9 @@ impl World {
     }
 }
 
-/// Leaf options of one queue.
+/// Leaf options for a leaf that is in no table.
 pub fn options() -> LeafOptions {
-    LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None }
+    LeafOptions::new(Queues::of_pipelines(1))
 }
 
 /// A switch target of `sectors` sectors over these, each from its start.

@@ -15,8 +15,8 @@ use blkswitch_core::switch::regions::Map;
 use blkswitch_io::export::ublk::{Node, Options, UblkError};
 use blkswitch_io::table::region_storage;
 use blkswitch_io::{
-    Device, Leaf, LeafError, LeafOptions, Pool, PoolOptions, Table, TableBuilder, Target, To,
-    core as blkswitch_core,
+    Device, Leaf, LeafError, LeafOptions, Pool, PoolOptions, Queues, Table, TableBuilder, Target,
+    To, core as blkswitch_core,
 };
 
 /// Has data copied, whatever the kernel can.
@@ -88,7 +88,7 @@ impl Lab {
     pub(crate) fn with_regions(queues: usize, under: Under<'_>, region: u32) -> Lab {
         let pool = Pool::start(PoolOptions { queues, ..PoolOptions::default() }).unwrap();
         let device = pool.registry().create("switch", "", None).unwrap();
-        device.load(table(queues, &under, region, false)).unwrap();
+        device.load(table(pool.queues(), &under, region, false)).unwrap();
         device.resume().unwrap();
         Lab { pool, device }
     }
@@ -128,20 +128,20 @@ fn settle(node: &Node) {
 }
 
 /// A switch table of three paths.
-pub(crate) fn table(queues: usize, under: &Under<'_>, region: u32, read_only: bool) -> Table {
-    table_of(leaves(queues, under), queues, region, read_only)
+pub(crate) fn table(queues: Queues, under: &Under<'_>, region: u32, read_only: bool) -> Table {
+    table_of(leaves(queues, under), region, read_only)
 }
 
 /// A table of one leaf.
-pub(crate) fn linear(leaf: &Arc<Leaf>, queues: usize) -> Table {
+pub(crate) fn linear(leaf: &Arc<Leaf>) -> Table {
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf.clone());
     table.push(BYTES / 512, Target::Linear(To { below, offset: 0 }));
-    table.build(queues)
+    table.build().unwrap()
 }
 
 /// Three leaves.
-pub(crate) fn leaves(queues: usize, under: &Under<'_>) -> Vec<Arc<Leaf>> {
+pub(crate) fn leaves(queues: Queues, under: &Under<'_>) -> Vec<Arc<Leaf>> {
     match under {
         Under::Null => (0..3).map(|_| open(&format!("null:{BYTES}"), queues)).collect(),
         Under::Memories => (0..3).map(|_| open(&format!("mem:{BYTES}"), queues)).collect(),
@@ -154,23 +154,18 @@ pub(crate) fn leaves(queues: usize, under: &Under<'_>) -> Vec<Arc<Leaf>> {
 }
 
 /// A switch table of these paths.
-pub(crate) fn table_of(
-    leaves: Vec<Arc<Leaf>>,
-    queues: usize,
-    region: u32,
-    read_only: bool,
-) -> Table {
+pub(crate) fn table_of(leaves: Vec<Arc<Leaf>>, region: u32, read_only: bool) -> Table {
     let mut table = TableBuilder::new(read_only);
     let paths: Box<[To]> =
         leaves.into_iter().map(|leaf| To { below: table.leaf(leaf), offset: 0 }).collect();
     let geometry = Geometry::new(BYTES / 512, 3, region).unwrap();
     let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
     table.push(BYTES / 512, Target::Switch { map, paths });
-    table.build(queues)
+    table.build().unwrap()
 }
 
-fn open(address: &str, queues: usize) -> Arc<Leaf> {
-    let options = LeafOptions { direct: None, read_only: false, queues, make_bytes: Some(BYTES) };
+fn open(address: &str, queues: Queues) -> Arc<Leaf> {
+    let options = LeafOptions { make_bytes: Some(BYTES), ..LeafOptions::new(queues) };
     let until = Instant::now() + Duration::from_secs(30);
     loop {
         match Leaf::open(&address.parse().unwrap(), &options) {

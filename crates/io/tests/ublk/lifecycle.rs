@@ -53,7 +53,7 @@ fn two_devices_share_the_queues() {
     }
     let lab = Lab::new(1, Under::Memories);
     let other = lab.pool.registry().create("other", "", None).unwrap();
-    other.load(lab::table(1, &Under::Memories, 40, false)).unwrap();
+    other.load(lab::table(lab.pool.queues(), &Under::Memories, 40, false)).unwrap();
     other.resume().unwrap();
     let nodes =
         [lab.attach(None).unwrap(), lab.pool.attach_ublk(&other, &Options::default()).unwrap()];

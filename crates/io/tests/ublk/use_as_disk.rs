@@ -51,7 +51,7 @@ fn the_block_layer_is_told_the_truth() {
         assert!(!std::path::Path::new(&node.path()).exists());
     }
     let lab = Lab::new(1, Under::Memories);
-    lab.device.load(lab::table(1, &Under::Memories, REGION, true)).unwrap();
+    lab.device.load(lab::table(lab.pool.queues(), &Under::Memories, REGION, true)).unwrap();
     lab.device.resume().unwrap();
     let node = lab.attach(None).unwrap();
     assert_eq!(run("blockdev", &["--getro", &node.path()]), "1\n");
@@ -255,7 +255,7 @@ fn reloaded(leaf: &std::sync::Arc<blkswitch_io::Leaf>) -> blkswitch_io::Table {
     let geometry = Geometry::new(BYTES / 512, 3, 40).unwrap();
     let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
     table.push(BYTES / 512, Target::Switch { map, paths: paths.into() });
-    table.build(2)
+    table.build().unwrap()
 }
 
 #[test]
@@ -310,12 +310,12 @@ fn the_kernels_own_switch_stands_on_three_disks() {
     run("modprobe", &["dm_switch"]);
     let files = Folder::new("kernels-switch");
     let pool = Pool::start(PoolOptions { queues: 2, ..PoolOptions::default() }).unwrap();
-    let disks: Vec<_> = lab::leaves(2, &Under::Files(&files.0))
+    let disks: Vec<_> = lab::leaves(pool.queues(), &Under::Files(&files.0))
         .iter()
         .enumerate()
         .map(|(n, leaf)| {
             let device = pool.registry().create(&format!("disk{n}"), "", None).unwrap();
-            device.load(lab::linear(leaf, 2)).unwrap();
+            device.load(lab::linear(leaf)).unwrap();
             device.resume().unwrap();
             let node = lab::attach(&pool, &device, None).unwrap();
             (device, node.path())

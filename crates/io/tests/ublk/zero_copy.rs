@@ -23,8 +23,11 @@ struct Stage {
 impl Stage {
     fn new(folder: &Folder) -> Stage {
         let lab = Lab::new(1, Under::Null);
-        let files = lab::leaves(1, &Under::Files(&folder.0));
-        let (memories, nothing) = (lab::leaves(1, &Under::Memories), lab::leaves(1, &Under::Null));
+        let files = lab::leaves(lab.pool.queues(), &Under::Files(&folder.0));
+        let (memories, nothing) = (
+            lab::leaves(lab.pool.queues(), &Under::Memories),
+            lab::leaves(lab.pool.queues(), &Under::Null),
+        );
         let stage = Stage { lab, files, memories, nothing };
         stage.load(&stage.files);
         stage
@@ -36,7 +39,7 @@ impl Stage {
     }
 
     fn load(&self, leaves: &[Arc<Leaf>]) {
-        self.lab.device.load(lab::table_of(leaves.to_vec(), 1, REGION, false)).unwrap();
+        self.lab.device.load(lab::table_of(leaves.to_vec(), REGION, false)).unwrap();
         self.lab.device.resume().unwrap();
     }
 
@@ -56,7 +59,7 @@ fn it_is_had_where_it_pays() {
     let folder = Folder::new("zero-copy");
     let stage = Stage::new(&folder);
     let disk = LoopDevice::new(&folder);
-    let disks = lab::leaves(1, &Under::Leaf(&disk.0));
+    let disks = lab::leaves(stage.lab.pool.queues(), &Under::Leaf(&disk.0));
     let pays = lab::is_new_enough();
     for (leaves, zero_copy) in [
         // Through the page cache it does not.

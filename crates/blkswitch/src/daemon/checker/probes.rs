@@ -91,12 +91,12 @@ impl Probes {
 mod tests {
     use std::sync::mpsc;
 
-    use blkswitch_io::LeafOptions;
+    use blkswitch_io::{LeafOptions, Queues};
 
     use super::*;
 
     fn leaf() -> Arc<Leaf> {
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
+        let options = LeafOptions::new(Queues::of_pipelines(1));
         Leaf::open(&"null:1M".parse().unwrap(), &options).unwrap()
     }
 

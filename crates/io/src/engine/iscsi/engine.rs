@@ -58,7 +58,7 @@ impl IscsiEngine {
         let mut first = Session::login(address, Isid::new(drawn, 0), deadline)?;
         let volume = first.volume(deadline)?;
         let mut sessions = vec![first];
-        while sessions.len() < options.queues.max(1) {
+        while sessions.len() < options.queues.count() {
             sessions.push(again(&volume, Isid::new(drawn, sessions.len() as u16))?);
         }
         let isid = Isid::new(drawn, CONTROL);

@@ -93,7 +93,7 @@ impl NbdEngine {
             let reason = format!("the export has {} bytes: less than a block", offer.size);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
-        let queues = options.queues.max(1);
+        let queues = options.queues.count();
         let (mut connections, mut own) = (vec![OwnedFd::from(first)], None);
         if offer.has(flag::CAN_MULTI_CONN) {
             own = further(address, &offer, queues * address.connections, &mut connections);

@@ -79,15 +79,12 @@ mod tests {
     use crate::engine::Limits;
     use crate::leaf::open_engine;
     use crate::table::{TableBuilder, To, region_storage};
-    use crate::{Leaf, LeafOptions};
+    use crate::{Leaf, LeafOptions, Queues};
     use blkswitch_core::switch::geometry::Geometry;
     use blkswitch_core::switch::regions::Map;
 
-    const OPTIONS: LeafOptions =
-        LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
-
     fn open(address: &str) -> Arc<Leaf> {
-        Leaf::open(&address.parse().unwrap(), &OPTIONS).unwrap()
+        Leaf::open(&address.parse().unwrap(), &LeafOptions::new(Queues::of_new_owner(1))).unwrap()
     }
 
     fn switch(len: u64, region_size: u32, read_only: bool) -> Table {
@@ -100,7 +97,8 @@ mod tests {
         let geometry = Geometry::new(len, 2, region_size).unwrap();
         let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
         table.push(len, Target::Switch { map, paths: paths.into() });
-        table.build(1)
+        // Unchecked: what is below may be another device, whose blocks have changed since.
+        table.build_unchecked()
     }
 
     #[test]
@@ -148,9 +146,15 @@ mod tests {
     #[test]
     fn a_disk_over_what_turns_is_rotational() {
         let address = "mem:1M".parse().unwrap();
-        let (engine, limits, name) = open_engine(&address, &OPTIONS).unwrap();
-        let leaf =
-            Leaf::new(&address, &OPTIONS, engine, Limits { rotational: true, ..limits }, name);
+        let (engine, limits, name) =
+            open_engine(&address, &LeafOptions::new(Queues::of_new_owner(1))).unwrap();
+        let leaf = Leaf::new(
+            &address,
+            &LeafOptions::new(Queues::of_new_owner(1)),
+            engine,
+            Limits { rotational: true, ..limits },
+            name,
+        );
         let attrs = params(&over(leaf, 64, 8, false), 4096).unwrap().basic.attrs;
         assert_eq!(attrs, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA | param::ATTR_ROTATIONAL);
     }
