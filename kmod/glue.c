@@ -13,6 +13,8 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include <linux/vmalloc.h>
@@ -72,6 +74,7 @@ void glue_free(struct dm_target *ti);
 void glue_warn(const char *head, const char *middle, const char *tail);
 u64 glue_count(const struct glue_target *gt, u32 path, u32 group, bool sectors);
 bool glue_is_counting(void);
+bool glue_go_on(void);
 
 static char *name = "switch";
 module_param(name, charp, 0444);
@@ -113,6 +116,13 @@ MODULE_PARM_DESC(counters, "count the requests and sectors of every path, see ge
 bool glue_is_counting(void)
 {
 	return static_key_enabled(&glue_counting);
+}
+
+/* Between two turns of a long message. */
+bool glue_go_on(void)
+{
+	cond_resched();
+	return !fatal_signal_pending(current);
 }
 
 struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted)
@@ -287,7 +297,9 @@ static int glue_message(struct dm_target *ti, unsigned int argc, char **argv, ch
 	struct glue_target *gt = ti->private;
 	int ret;
 
-	mutex_lock(&gt->message_lock);
+	/* The message before it may be long. */
+	if (mutex_lock_killable(&gt->message_lock))
+		return -EINTR;
 	ret = blkswitch_message(gt->state, gt, argc, argv, result, maxlen);
 	mutex_unlock(&gt->message_lock);
 	return ret;
@@ -317,6 +329,19 @@ static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
 	return !blkswitch_passes_ioctl(gt->state, glue_start(ti, path), bdev_nr_sectors(*bdev));
 }
 
+/* As newer kernels want it: they say which ioctl it is, and can be told that it was answered here. */
+static int __maybe_unused glue_prepare_known_ioctl(struct dm_target *ti, struct block_device **bdev, unsigned int cmd,
+				    unsigned long arg, bool *forward)
+{
+	return glue_prepare_ioctl(ti, bdev);
+}
+
+/* Which of the two this kernel wants, its headers say. */
+#define GLUE_PREPARE_IOCTL                                                              \
+	_Generic((dm_prepare_ioctl_fn)NULL,                                             \
+		 int (*)(struct dm_target *, struct block_device **): glue_prepare_ioctl, \
+		 default: glue_prepare_known_ioctl)
+
 static int glue_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
 {
 	const struct glue_target *gt = ti->private;
@@ -338,7 +363,7 @@ static struct target_type glue_target_type = {
 	.map = glue_map,
 	.message = glue_message,
 	.status = glue_status,
-	.prepare_ioctl = glue_prepare_ioctl,
+	.prepare_ioctl = GLUE_PREPARE_IOCTL,
 	.iterate_devices = glue_iterate_devices,
 };
 

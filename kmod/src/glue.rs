@@ -32,6 +32,7 @@ unsafe extern "C" {
     fn glue_warn(head: *const c_char, middle: *const c_char, tail: *const c_char);
     fn glue_count(target: *const RawTarget, path: u32, group: u32, sectors: bool) -> u64;
     fn glue_is_counting() -> bool;
+    fn glue_go_on() -> bool;
     fn strlen(string: *const c_char) -> usize;
 }
 
@@ -48,6 +49,13 @@ pub(crate) unsafe fn bytes<'a>(string: *const c_char) -> &'a [u8] {
 pub(crate) fn warn(head: &CStr, middle: &CStr, tail: &CStr) {
     // SAFETY: three strings that end in a NUL.
     unsafe { glue_warn(head.as_ptr(), middle.as_ptr(), tail.as_ptr()) }
+}
+
+/// Lets others run if they wait for the processor. Whether this is to go on: not if whoever asked
+/// was killed.
+pub(crate) fn go_on() -> bool {
+    // SAFETY: called where the kernel may sleep, by whoever sent a message.
+    unsafe { glue_go_on() }
 }
 
 /// The words of a constructor or a message, as the kernel split them.
@@ -83,13 +91,15 @@ impl<'a> Words<'a> {
         self.argv.get(index).map_or(c"", |&word| unsafe { CStr::from_ptr(word) })
     }
 
-    /// From the byte before word `index` to the end of the last word, as the splitter left it.
-    /// Empty if there is no such word.
+    /// From the byte before word `index` to the end of the last word, or of that `most` words
+    /// further, as the splitter left it. Empty if there is no such word.
     ///
     /// # Safety
     /// The words are one behind the other in one buffer, and `index` is not that of the first.
-    pub(crate) unsafe fn text_from(&self, index: usize) -> &'a [u8] {
-        let (Some(&first), Some(&last)) = (self.argv.get(index), self.argv.last()) else { return &[] };
+    pub(crate) unsafe fn text_from(&self, index: usize, most: usize) -> &'a [u8] {
+        let end = index.saturating_add(most);
+        let last = self.argv.get(end).or(self.argv.last());
+        let (Some(&first), Some(&last)) = (self.argv.get(index), last) else { return &[] };
         // SAFETY: all within the buffer, as the words are in order and a word comes before this
         // one.
         unsafe {

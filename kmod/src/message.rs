@@ -7,8 +7,11 @@
 //! | `get_region_mappings [<first> [<count>]]` | answers with arguments that make this map again |
 //! | `get_path_counters` | answers with a line for each path, see [`path_counters`] |
 //!
-//! The words of a message are in any case, numbers are hexadecimal. Contract: the caller holds the
-//! message lock.
+//! The words of a message are in any case, numbers are hexadecimal. A long message is done in turns:
+//! between two of them others may have the processor, and a sender who was killed is let go of. A
+//! message that was checked whole is applied to its end all the same.
+//!
+//! Contract: the caller holds the message lock, and may sleep.
 
 use core::ffi::c_int;
 
@@ -20,8 +23,12 @@ use super::text::{Line, MAX_LINE, Reply};
 
 /// The kernel's kinds of requests: reads, writes, discards, flushes.
 const KINDS: u32 = 4;
+/// Words that are handled in a turn, a tenth of a millisecond.
+const TURN_WORDS: usize = 4096;
 /// Places the compact writer remembers: 1 KiB of a kernel stack.
 const PLACES: usize = 128;
+/// What a message returns whose sender was killed: `-EINTR`.
+const INTERRUPTED: c_int = -4;
 /// What a message with an answer returns.
 const ANSWERED: c_int = 1;
 
@@ -29,10 +36,14 @@ const ANSWERED: c_int = 1;
 pub(crate) fn handle(target: &Target, counts: Counts, words: Words<'_>, reply: Reply) -> c_int {
     let name = words.get(0);
     match switch::command(name) {
-        Some(Command::SetRegionMappings) => apply(target, words),
+        Some(Command::SetRegionMappings) => apply(target, words, &glue::go_on),
         Some(Command::GetRegionMappings) => region_mappings(target, words, reply),
         None if name.eq_ignore_ascii_case(b"set_region_mappings_atomic") => match check(target, words) {
-            0 => apply(target, words),
+            // All of it, or nothing.
+            0 => apply(target, words, &|| {
+                glue::go_on();
+                true
+            }),
             errno => errno,
         },
         None if name.eq_ignore_ascii_case(b"get_path_counters") => {
@@ -49,15 +60,16 @@ fn failure(errno: Errno) -> c_int {
     errno.number().wrapping_neg()
 }
 
-/// Applies arguments one after the other.
-fn apply(target: &Target, words: Words<'_>) -> c_int {
+/// Applies arguments one after the other, as long as `go_on` says.
+fn apply(target: &Target, words: Words<'_>, go_on: &impl Fn() -> bool) -> c_int {
     // The caller holds the message lock, so there is no other writer.
     let Some(writer) = target.map.writer() else { return failure(Errno::Ebusy) };
     run(
         words,
         writer,
-        |writer, message, text| message.apply_split(writer, text),
-        |writer, message, word| message.apply_word(writer, word),
+        go_on,
+        |writer, message, text| message.apply_split_in_turns(writer, text, go_on),
+        |writer, message, word| message.apply_word_in_turns(writer, word, go_on),
     )
 }
 
@@ -67,17 +79,19 @@ fn check(target: &Target, words: Words<'_>) -> c_int {
     run(
         words,
         target.map.geometry(),
+        &glue::go_on,
         |geometry, message, text| message.check_split(geometry, text),
         |geometry, message, word| message.check_word(geometry, word),
     )
 }
 
-/// Hands the arguments to `many` as they lie in the message's buffer, and to `one` what that does
-/// not take; both get `on`, which they act on.
+/// Hands the arguments to `many` as they lie in the message's buffer, a turn's words at a time, and
+/// to `one` what that does not take; both get `on`, which they act on.
 #[inline(always)]
 fn run<T>(
     words: Words<'_>,
     mut on: T,
+    go_on: &impl Fn() -> bool,
     many: impl Fn(&mut T, &mut Message, &[u8]) -> Result<(), MessageError>,
     one: impl Fn(&mut T, &mut Message, &[u8]) -> Result<(), MessageError>,
 ) -> c_int {
@@ -90,7 +104,7 @@ fn run<T>(
             return 0;
         }
         // SAFETY: the words of a message are in one buffer, and `next` is not the first.
-        let text = unsafe { words.text_from(next) };
+        let text = unsafe { words.text_from(next, TURN_WORDS) };
         let result = match many(&mut on, &mut message, text) {
             Ok(()) if message.arguments() == before => one(&mut on, &mut message, words.get(next)),
             result => result,
@@ -98,6 +112,9 @@ fn run<T>(
         if let Err(error) = result {
             report(&error, words);
             return failure(error.errno());
+        }
+        if !go_on() {
+            return INTERRUPTED;
         }
     }
 }
@@ -145,12 +162,15 @@ fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int
     let mut places = [0u64; PLACES];
     let end = first.saturating_add(count);
     // A reply that is full ends the list: the kernel will ask again with more room.
-    let _ = compact::write(&target.map, first, end, &mut places, |argument| {
+    let mut is_wanted = true;
+    let sink = |argument: &[u8]| {
         reply.text(argument);
-        if reply.is_full() { Err(()) } else { Ok(()) }
-    });
+        is_wanted = glue::go_on();
+        if reply.is_full() || !is_wanted { Err(()) } else { Ok(()) }
+    };
+    let _ = compact::write_in_turns(&target.map, first, end, &mut places, sink, &glue::go_on);
     reply.end();
-    ANSWERED
+    if is_wanted { ANSWERED } else { INTERRUPTED }
 }
 
 /// Word `index` as a hexadecimal number, or what stands for it if there is no such word.

@@ -8,7 +8,9 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import struct
+import time
 
 import dm
 
@@ -16,6 +18,8 @@ TRACING = "/sys/kernel/tracing"
 COUNTERS = "/sys/module/blkswitch/parameters/counters"
 BLKDISCARD, BLKZEROOUT, SG_IO = 0x1277, 0x127F, 0x2285
 SECTORS = 2048
+PREEMPTION = "/sys/kernel/debug/sched/preempt"
+WIDE_REGIONS = 10**9
 LOOPS = ("loop4", "loop5", "loop6")
 TABLE = f"0 {SECTORS} switch 3 128 0 /dev/loop4 0 /dev/loop5 0 /dev/loop6 0"
 
@@ -41,7 +45,8 @@ def traced(function, event="block_bio_queue"):
             if match:
                 disk = os.path.basename(os.readlink(f"/sys/dev/block/{match[1]}:{match[2]}"))
                 if not disk.startswith("dm-"):
-                    seen.append((disk, match[3], int(match[4]), int(match[5])))
+                    # Write-zeroes is WZ to newer kernels.
+                    seen.append((disk, match[3].replace("WZ", "N"), int(match[4]), int(match[5])))
     return result, seen
 
 
@@ -239,6 +244,39 @@ class Behaviour:
         self.results.check("regions that cut a path's blocks", error, 0 if self.strict else errno.EINVAL)
         self.dm.remove("t")
 
+    def turns(self):
+        """Long messages let others run, and end when their sender is killed. On one processor, without preemption."""
+        if os.path.exists(PREEMPTION):
+            with open(PREEMPTION) as file:
+                offered = file.read().replace("(", " ").replace(")", " ").split()
+            # Newer kernels do not do without any more.
+            write(PREEMPTION, next(kind for kind in ("none", "voluntary", "lazy", "full") if kind in offered))
+        sectors = WIDE_REGIONS * 8
+        self.dm.make("wide", f"0 {sectors} zero")
+        self.device(f"0 {sectors} switch 3 8 0" + " /dev/mapper/wide 0" * 3)
+        last = WIDE_REGIONS - 1
+        for text in (f"set_region_mappings 0:1 R1,{last:x}", f"set_region_mappings_atomic 0:2 R1,{last:x}", "get_region_mappings"):
+            took, longest, (error, _) = beside_another(lambda: self.dm.message("t", 0, text))
+            print(f"  {text.split()[0]} of {WIDE_REGIONS} regions: {took * 1000:.0f} ms, without others for {longest * 1000:.0f} ms", flush=True)
+            self.results.check(f"{text}: is done", error, 0)
+            self.results.check(f"{text}: others run", longest < max(took / 3, 0.02), True)
+            if text.startswith("set_region_mappings 0:1"):
+                whole = took
+        path = int(self.dm.message("t", 0, f"get_region_mappings {last:x}")[1].split(":")[1])
+        child = os.fork()
+        if not child:
+            self.dm.message("t", 0, f"set_region_mappings 0:0 R1,{last:x}")
+            os._exit(0)
+        time.sleep(whole / 10)
+        started = time.monotonic()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        self.results.check("a sender who is killed ends", time.monotonic() - started < whole / 2, True)
+        self.results.check("some of it is done", self.dm.message("t", 0, "get_region_mappings 0 1"), (0, "0:0"))
+        self.results.check("and not the rest", self.dm.message("t", 0, f"get_region_mappings {last:x}"), (0, f"{last:x}:{path}"))
+        self.dm.remove("t")
+        self.dm.remove("wide")
+
     def run(self):
         self.flushes()
         self.fua()
@@ -248,7 +286,34 @@ class Behaviour:
         self.counters()
         self.read_back()
         self.loads()
+        self.turns()
         return self.results.end()
+
+
+def beside_another(function):
+    """How long `function` took, for how long another process could not run meanwhile, and what it returned."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        ended = []
+        signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+        longest, before = 0.0, time.monotonic()
+        while not ended:
+            time.sleep(0.001)
+            now = time.monotonic()
+            longest, before = max(longest, now - before), now
+        os.write(writer, str(longest).encode())
+        os._exit(0)
+    time.sleep(0.2)
+    started = time.monotonic()
+    returned = function()
+    took = time.monotonic() - started
+    os.kill(child, signal.SIGTERM)
+    longest = float(os.read(reader, 64))
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
+    return took, longest, returned
 
 
 # Of a map of 8 regions, 4 paths: 3 1 2 0 0 1 2 3.

@@ -13,6 +13,7 @@
 //! what map the list makes, and the longer it is the shorter the list (a few thousand places are
 //! good, none are allowed).
 
+use super::message::TURN_REGIONS;
 use super::regions::Map;
 use super::sync::AtomicU64;
 
@@ -59,9 +60,24 @@ pub fn write<S: AsRef<[AtomicU64]>, E>(
     from: u64,
     to: u64,
     places: &mut [u64],
-    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), (u64, E)> {
-    Writer::new(map, from, places).stretch(from, to.min(map.geometry().nr_regions()), &mut sink)
+    write_in_turns(map, from, to, places, sink, &|| true)
+}
+
+/// As [`write()`], in turns: `go_on` is called between two turns of a long comparison. If it
+/// returns `false`, the comparison ends there, and the list makes the same map all the same; the
+/// sink may then fail, too.
+pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
+    map: &Map<S>,
+    from: u64,
+    to: u64,
+    places: &mut [u64],
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    go_on: &impl Fn() -> bool,
+) -> Result<(), (u64, E)> {
+    let end = to.min(map.geometry().nr_regions());
+    Writer::new(map, from, places, go_on).stretch(from, end, &mut sink)
 }
 
 /// As [`write()`], but only for regions that differ from round robin: applied to a map that is
@@ -76,7 +92,7 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
 ) -> Result<(), (u64, E)> {
     // What comes before is round robin here and there, or was written: all of it can be copied
     // from.
-    let mut writer = Writer::new(map, from, places);
+    let mut writer = Writer::new(map, from, places, &|| true);
     let mut region = from;
     while let Some(start) = map.next_changed(region, to) {
         region = start.wrapping_add(1);
@@ -98,8 +114,9 @@ struct Copy {
     saved: u64,
 }
 
-struct Writer<'a, S> {
+struct Writer<'a, S, G> {
     map: &'a Map<S>,
+    go_on: &'a G,
     places: Places<'a>,
     /// The first region that may be copied from.
     floor: u64,
@@ -107,10 +124,10 @@ struct Writer<'a, S> {
     began: bool,
 }
 
-impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
-    fn new(map: &'a Map<S>, floor: u64, places: &'a mut [u64]) -> Self {
+impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
+    fn new(map: &'a Map<S>, floor: u64, places: &'a mut [u64], go_on: &'a G) -> Self {
         let places = Places::new(places, map.geometry().num_paths());
-        Self { map, places, floor, last_distance: 1, began: false }
+        Self { map, go_on, places, floor, last_distance: 1, began: false }
     }
 
     /// Writes the regions from `start` up to `end`, the first of them with its number.
@@ -159,6 +176,18 @@ impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
         Ok(())
     }
 
+    /// See [`Map::repeated`]; in turns.
+    fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
+        let mut next = region;
+        loop {
+            let turn_end = end.min(next.saturating_add(TURN_REGIONS));
+            next = next.wrapping_add(self.map.repeated(next, turn_end, distance));
+            if next < turn_end || turn_end == end || !(self.go_on)() {
+                return next.wrapping_sub(region);
+            }
+        }
+    }
+
     /// The copy that saves most, if one does. `place` is where the next paths may have stood
     /// before.
     fn copy(&self, region: u64, end: u64, place: u64) -> Option<Copy> {
@@ -169,7 +198,7 @@ impl<'a, S: AsRef<[AtomicU64]>> Writer<'a, S> {
             if distance == 0 || distance > region.saturating_sub(self.floor) {
                 continue;
             }
-            let count = self.map.repeated(region, end, distance);
+            let count = self.repeated(region, end, distance);
             if count == 0 {
                 continue;
             }

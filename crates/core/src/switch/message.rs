@@ -34,6 +34,10 @@ pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
 /// hold a word whole.
 pub const MAX_WORD_LEN: usize = 4096;
 
+/// Regions that are changed or compared between two calls of a caller's `go_on`: a millisecond of
+/// work at most, and so many that the calls cost nothing.
+pub(super) const TURN_REGIONS: u64 = 1 << 20;
+
 /// What the first word of a message asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -305,6 +309,28 @@ impl Message {
         text::run_split(self, geometry, text)
     }
 
+    /// As [`Message::apply_split`], in turns: `go_on` is called between two turns of a long repeat.
+    /// If it returns `false`, the rest of that repeat is left out, and the message is over: what
+    /// was applied stays.
+    pub fn apply_split_in_turns<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &mut MapWriter<'_, S>,
+        text: &[u8],
+        go_on: &impl Fn() -> bool,
+    ) -> Result<(), MessageError> {
+        text::run_split(self, &InTurns { map: &**map, go_on }, text)
+    }
+
+    /// As [`Message::apply_word`], in turns.
+    pub fn apply_word_in_turns<S: AsRef<[AtomicU64]>>(
+        &mut self,
+        map: &mut MapWriter<'_, S>,
+        word: &[u8],
+        go_on: &impl Fn() -> bool,
+    ) -> Result<(), MessageError> {
+        self.word(&InTurns { map: &**map, go_on }, word)
+    }
+
     #[inline]
     pub(super) fn word<T: Table>(&mut self, table: &T, word: &[u8]) -> Result<(), MessageError> {
         match Argument::parse(word) {
@@ -459,6 +485,47 @@ impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
     #[inline]
     fn store_slot(&self, slot: u64, word: u64) {
         self.store_slot(slot, word);
+    }
+}
+
+/// A map whose long repeats are done in turns. A repeat copies from the regions just before it, so
+/// one that follows another with the same cycle goes on where that has ended.
+struct InTurns<'a, S, G> {
+    map: &'a Map<S>,
+    go_on: &'a G,
+}
+
+impl<S: AsRef<[AtomicU64]>, G: Fn() -> bool> Table for InTurns<'_, S, G> {
+    #[inline]
+    fn geometry(&self) -> &Geometry {
+        self.map.geometry()
+    }
+
+    #[inline]
+    fn map(&self, region: u64, path: u32) -> bool {
+        self.map.store_path(region, path)
+    }
+
+    fn repeat(&self, mut index: u64, cycle: u64, count: u64) {
+        let end = index.wrapping_add(count);
+        loop {
+            let turn = end.wrapping_sub(index).min(TURN_REGIONS);
+            self.map.repeat(index, cycle, turn);
+            index = index.wrapping_add(turn);
+            if index == end || !(self.go_on)() {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn slot(&self, slot: u64) -> u64 {
+        self.map.slot(slot)
+    }
+
+    #[inline]
+    fn store_slot(&self, slot: u64, word: u64) {
+        self.map.store_slot(slot, word);
     }
 }
 
