@@ -71,12 +71,16 @@ impl Apt {
             .collect())
     }
 
-    /// Downloads these packages, without those that they depend on.
+    /// Downloads these packages, without those that they depend on. Their files go with the next
+    /// call.
     pub(crate) fn download(&self, names: &[String]) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join("packages");
+        fs::remove_dir_all(&folder)?;
+        fs::create_dir(&folder)?;
         let mut words = vec!["-qq", "download"];
         words.extend(names.iter().map(String::as_str));
         self.run("apt-get", &words)?;
-        let entries = fs::read_dir(self.folder.join("packages"))?;
+        let entries = fs::read_dir(folder)?;
         Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-Usage: cargo xtask kmod [--kernel 6.12|6.1]
+Usage: cargo xtask kmod [--kernel 6.12|6.1|newest]
 
 Builds blkswitch.ko against Debian's headers of that kernel (6.12) and prints where it is.";
 
@@ -41,12 +41,13 @@ pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
     }
     let kmod = folder.join("kmod");
     lint(&kmod)?;
-    let output = Command::new("make")
-        .arg("-C")
-        .arg(&kmod)
-        .arg(format!("KDIR={}", tree.headers().display()))
-        .output()
-        .context("make (Debian packages make, gcc, binutils, libelf1)")?;
+    let mut make = Command::new("make");
+    make.arg("-C").arg(&kmod).arg(format!("KDIR={}", tree.headers().display()));
+    if let Some(compiler) = tree.compiler(kernel)? {
+        // No type information is made, so none of the program that makes it is missed.
+        make.arg(format!("CC={}", compiler.display())).arg("CONFIG_PAHOLE_VERSION=0");
+    }
+    let output = make.output().context("make (Debian packages make, gcc, binutils, libelf1)")?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success() && errors.trim().is_empty(),

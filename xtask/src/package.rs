@@ -34,6 +34,9 @@ StateDirectory=blkswitch
 StateDirectoryMode=0700
 Restart=on-failure
 LimitNOFILE=65536
+# For disks (docs/ublk.md): memory can be locked, and the daemon is the last to be killed for memory.
+LimitMEMLOCK=infinity
+OOMScoreAdjust=-999
 TimeoutStopSec=120
 
 [Install]

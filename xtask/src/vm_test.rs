@@ -10,7 +10,7 @@ use std::time::Duration;
 const TIMEOUT_SECONDS: u64 = 1800;
 
 const USAGE: &str = "\
-Usage: cargo xtask vm-test [--kernel 6.12|6.1] [TEST]...
+Usage: cargo xtask vm-test [--kernel 6.12|6.1|newest] [TEST]...
 
 Builds the kernel module and runs its tests in a guest with that kernel (6.12); all of them, or those named:
 golden, golden-strict, io, io-strict, differential, behaviour, behaviour-strict, tools, hierarchy, stress, loading.";

@@ -9,6 +9,7 @@
 mod ending;
 mod initramfs;
 mod packages;
+mod toolchain;
 
 pub(crate) use packages::{Kernel, Tree};
 
@@ -37,6 +38,8 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// The guest's console, in the folder of a run.
 const CONSOLE: &str = "console";
+/// The disk of a guest that has one, a sparse file there.
+const DISK: &str = "disk";
 /// What the emulator prints.
 const ERRORS: &str = "errors";
 /// What the emulator notes about processors that are reset.
@@ -53,6 +56,7 @@ with its status (124: time ran out, 125: the guest's kernel crashed).
   --icount            one processor whose clock counts instructions: 1 ns of guest time is 1 instruction
   --cpus N            processors (2)
   --memory MIB        memory (1024)
+  --disk MIB          an empty disk, /dev/vda, for what must not be in memory (none)
   --timeout SECONDS   end the guest after that (600)
   --user-space        what is tested is no kernel: a guest whose kernel is stuck is booted once more
   --append WORDS      more words for the kernel's command line
@@ -68,6 +72,8 @@ pub(crate) struct Vm {
     pub(crate) cpus: u32,
     /// Memory.
     pub(crate) memory_mib: u32,
+    /// An empty disk of so many MiB; 0 for none.
+    pub(crate) disk_mib: u32,
     /// How long it may run.
     pub(crate) timeout: Duration,
     /// What is tested is a program: a kernel that is stuck says nothing about it.
@@ -83,6 +89,7 @@ impl Default for Vm {
             icount: false,
             cpus: 2,
             memory_mib: DEFAULT_MEMORY_MIB,
+            disk_mib: 0,
             timeout: Duration::from_secs(DEFAULT_TIMEOUT_SECONDS),
             user_space: false,
             append: String::new(),
@@ -102,6 +109,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
             "--icount" => vm.icount = true,
             "--cpus" => vm.cpus = number("--cpus", next("--cpus")?)?,
             "--memory" => vm.memory_mib = number("--memory", next("--memory")?)?,
+            "--disk" => vm.disk_mib = number("--disk", next("--disk")?)?,
             "--timeout" => {
                 vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?)
             }
@@ -182,6 +190,9 @@ impl Vm {
 
     /// One boot, its files in `scratch`.
     fn boot(&self, tree: &Tree, initramfs: &[u8], scratch: &Path) -> Result<Ending> {
+        if self.disk_mib > 0 {
+            File::create(scratch.join(DISK))?.set_len(u64::from(self.disk_mib) << 20)?;
+        }
         let path = scratch.join("initramfs");
         fs::write(&path, initramfs)?;
         let mut child = self
@@ -232,6 +243,10 @@ impl Vm {
             "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         ]);
         qemu.args(["-device", "virtio-serial-pci"]);
+        if self.disk_mib > 0 {
+            let disk = scratch.join(DISK);
+            qemu.arg("-drive").arg(format!("if=virtio,format=raw,file={}", disk.display()));
+        }
         for (port, chardev) in [
             "stdio,id=port0,signal=on".to_owned(),
             format!("file,id=port1,path={}", scratch.join("status").display()),

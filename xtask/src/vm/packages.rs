@@ -3,6 +3,7 @@
 //! `$XDG_CACHE_HOME/blkswitch/vm/<kernel>` (or below `~/.cache`) appears whole or not at all, so
 //! that any number of runs may want it at once. Removing the folder is how one gets a newer kernel.
 
+use super::toolchain;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use crate::apt::{self, Apt, cache_folder, made_once, run};
 /// indexed.
 const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu drivers/media drivers/net drivers/staging \
     drivers/iio drivers/usb drivers/infiniband drivers/input drivers/hwmon drivers/platform drivers/video drivers/mtd";
+/// What builds modules for a kernel that is newer than the host, in its tree.
+const TOOLS: &str = "tools";
 
 /// A Debian kernel we test on.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -81,7 +84,7 @@ impl Tree {
         let root = cache_folder()?.join("vm").join(kernel.name());
         made_once(&root, |new| {
             eprintln!("xtask: unpacking Linux {kernel} to {}", root.display());
-            unpack(kernel, new)
+            unpack(kernel, new, &root)
         })?;
         let release = fs::read_to_string(root.join("release"))?;
         Ok(Self { root, release })
@@ -102,13 +105,24 @@ impl Tree {
         self.root.join("usr/src").join(format!("linux-headers-{}", self.release))
     }
 
+    /// The compiler for modules of this kernel, if it is not the host's. Errors: it should be here.
+    pub(crate) fn compiler(&self, kernel: Kernel) -> Result<Option<PathBuf>> {
+        if kernel != Kernel::Newest {
+            return Ok(None);
+        }
+        let found = toolchain::compiler(&self.root.join(TOOLS));
+        let old = || format!("{} has no compiler: remove it, to make it anew", self.root.display());
+        found.map(Some).with_context(old)
+    }
+
     /// One program that is all the tools the guest needs to start.
     pub(crate) fn busybox(&self) -> PathBuf {
         self.root.join("bin/busybox")
     }
 }
 
-fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
+/// Unpacks a kernel to `root`, which will be at `home`.
+fn unpack(kernel: Kernel, root: &Path, home: &Path) -> Result<()> {
     let security = kernel == Kernel::V6_1;
     let apt = Apt::new(kernel.suites(), security, &root.join("apt"))?;
     let release = apt
@@ -125,12 +139,15 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     // Newer images are a name for two other packages.
     let parts = ["linux-binary-", "linux-modules-", "linux-kbuild-"];
     let depends = [apt.depends(&image)?, apt.depends(&headers)?].concat();
-    let is_part = |name: &String| {
-        name.ends_with("-common") || parts.iter().any(|part| name.starts_with(part))
-    };
-    names.extend(depends.into_iter().filter(is_part));
+    let is_part =
+        |name: &str| name.ends_with("-common") || parts.iter().any(|part| name.starts_with(part));
+    names.extend(depends.iter().filter(|name| is_part(name)).cloned());
     for package in apt.download(&names)? {
         apt::unpack(&package, root)?;
+    }
+    if kernel == Kernel::Newest {
+        let kbuild = root.join("usr/lib").join(kbuild_name(&depends)?);
+        toolchain::unpack(&apt, &depends, &root.join(TOOLS), &home.join(TOOLS), &kbuild)?;
     }
     fs::remove_dir_all(&apt.folder)?;
     fs::write(root.join("release"), &release)?;
@@ -139,6 +156,12 @@ fn unpack(kernel: Kernel, root: &Path) -> Result<()> {
     extract_vmlinux(&tree)?;
     relocate_headers(&tree)?;
     index_modules(&tree)
+}
+
+/// The package, and folder, of the kernel's own tools.
+fn kbuild_name(depends: &[String]) -> Result<&str> {
+    let name = depends.iter().find(|name| name.starts_with("linux-kbuild-"));
+    Ok(name.context("the kernel's headers name no tools")?)
 }
 
 /// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the
@@ -194,11 +217,12 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
 /// The headers' Makefile and the kbuild link say `/usr/src`, `/usr/lib`: they are elsewhere here.
 fn relocate_headers(tree: &Tree) -> Result<()> {
     let path = tree.headers().join("Makefile");
-    let text = fs::read_to_string(&path)?;
-    Ok(fs::write(
-        path,
-        text.replace("include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../"),
-    )?)
+    let here = "$(dir $(lastword $(MAKEFILE_LIST)))";
+    let output = format!("KBUILD_OUTPUT=/usr/src/linux-headers-{}", tree.release);
+    let text = fs::read_to_string(&path)?
+        .replace(&output, &format!("KBUILD_OUTPUT := $(abspath {here})"))
+        .replace("include /usr/src/", &format!("include {here}../"));
+    Ok(fs::write(path, text)?)
 }
 
 /// Decompresses the modules (busybox wants every one it indexes plain) and writes modules.dep.

@@ -1,0 +1,93 @@
+//! What builds modules for a kernel that is newer than the host: its compiler, and its own tools.
+//!
+//! Debian's kernels are built by the compiler of their release, with options that an older one does
+//! not know, and their tools (modpost, objtool) want that release's C library. So compiler and
+//! libraries are unpacked below the tree's `tools`, and every program is started by the C library's
+//! own loader: a script takes its place. Nothing is installed, and no root is needed.
+
+use crate::apt::{self, Apt};
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where libraries are, below the folder of the tools.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where programs are that are started by name or by another one.
+const PROGRAMS: [&str; 2] = ["usr/bin", "usr/libexec"];
+
+/// The compiler that was unpacked to `tools`, if there is one.
+pub(super) fn compiler(tools: &Path) -> Option<PathBuf> {
+    let programs = fs::read_dir(tools.join("usr/bin")).ok()?.flatten();
+    let is_gcc = |name: &str| {
+        let version = name.strip_prefix("x86_64-linux-gnu-gcc-");
+        version.is_some_and(|version| version.parse::<u32>().is_ok())
+    };
+    let mut programs = programs.map(|program| program.path());
+    programs.find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_gcc))
+}
+
+/// Unpacks what the headers' packages, whose dependencies these are, are built with, to `tools`.
+/// Programs there, and those of the kernel's `kbuild`, will be started as from `home`, which is
+/// where `tools` will be.
+pub(super) fn unpack(
+    apt: &Apt,
+    depends: &[String],
+    tools: &Path,
+    home: &Path,
+    kbuild: &Path,
+) -> Result<()> {
+    // gcc-14-for-host
+    let version = depends
+        .iter()
+        .find_map(|name| name.strip_prefix("gcc-")?.split('-').next())
+        .context("the kernel's headers name no compiler")?;
+    let mut names =
+        ["gcc", "cpp"].map(|program| format!("{program}-{version}-x86-64-linux-gnu")).to_vec();
+    let kbuilds = depends.iter().filter(|name| name.starts_with("linux-kbuild-"));
+    let users: Vec<String> = names.iter().chain(kbuilds).cloned().collect();
+    let is_library = |name: &String| {
+        (name.starts_with("lib") || name.starts_with("zlib")) && !name.ends_with("-dev")
+    };
+    for user in users {
+        names.extend(apt.depends(&user)?.into_iter().filter(is_library));
+    }
+    names.sort_unstable();
+    names.dedup();
+    for package in apt.download(&names)? {
+        apt::unpack(&package, tools)?;
+    }
+    for folder in PROGRAMS.map(|folder| tools.join(folder)).iter().chain([&kbuild.to_owned()]) {
+        start_by_loader(folder, &home.join(LIBRARIES))?;
+    }
+    Ok(())
+}
+
+/// Puts a script in the place of every program in `folder` and below.
+fn start_by_loader(folder: &Path, libraries: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() {
+            start_by_loader(&path, libraries)?;
+        } else if kind.is_file() && is_program(&path)? {
+            let program = PathBuf::from(format!("{}.elf", path.display()));
+            fs::rename(&path, &program)?;
+            let libraries = libraries.display();
+            let script = format!(
+                "#!/bin/sh\nexec {libraries}/ld-linux-x86-64.so.2 --argv0 \"$0\" \
+                 --library-path {libraries} \"$0.elf\" \"$@\"\n"
+            );
+            fs::write(&path, script)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_program(path: &Path) -> Result<bool> {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    let is_executable = fs::metadata(path)?.permissions().mode() & 0o100 != 0;
+    Ok(is_executable && fs::File::open(path)?.read(&mut magic)? == 4 && magic == *b"\x7fELF")
+}
