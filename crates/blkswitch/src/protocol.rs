@@ -56,9 +56,10 @@ pub const PICTURE_CELLS_MAX: usize = 65_536;
 /// The daemon answers an `events` poll after this long even if nothing happened, and the client
 /// asks again: a connection that says nothing for longer is hard to tell from a dead one.
 pub const EVENTS_POLL_SECONDS: u64 = 30;
+/// Header of a good answer: a sentence that its reader should know.
+pub const NOTE_HEADER: &str = "blkswitch-note";
 
-/// The routes, as axum writes them (`{name}` is a parameter). [`device_path`] and its neighbours
-/// fill them in.
+/// The routes, as axum writes them (`{name}` is a parameter); [`device_path`] fills them in.
 pub mod route {
     /// `GET`: versions of daemon and protocol.
     pub const VERSION: &str = "/v1/version";
@@ -204,6 +205,15 @@ pub struct Disk {
     /// Data is not copied on its way to leaves that can do without (Linux 6.16).
     #[serde(default)]
     pub zero_copy: bool,
+    /// Its size in sectors of 512 bytes, which it keeps whatever table is loaded.
+    #[serde(default)]
+    pub sectors: u64,
+    /// Its logical block size in bytes, which it keeps as well.
+    #[serde(default)]
+    pub logical_block: u32,
+    /// What may hold it up when the machine's memory is short, each a phrase.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub risks: Vec<String>,
 }
 
 /// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the
@@ -290,7 +300,7 @@ pub struct Dependency {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LeafCache {
-    /// Block devices direct, regular files through the page cache.
+    /// Block devices direct, regular files through the page cache, unless below a disk.
     #[default]
     Auto,
     /// `O_DIRECT` for all.

@@ -519,7 +519,7 @@ fn json_of_one_target_is_of_those_devices_only() {
 
 #[test]
 fn json_of_the_other_verbs_is_what_the_daemon_said() {
-    let disk = json!({"node": "/dev/ublkb3", "link": "/dev/blkswitch/a", "queues": 2, "depth": 64, "zero_copy": false});
+    let disk = json!({"node": "/dev/ublkb3", "link": "/dev/blkswitch/a", "queues": 2, "depth": 64, "zero_copy": false, "sectors": 8, "logical_block": 512});
     let events = json!({"event_nr": 6, "changed": true});
     let targets = json!({"targets": [{"name": "switch", "version": [1, 1, 0]}]});
     let removed = json!({"removed": ["a"], "busy": ["b"]});

@@ -17,6 +17,7 @@ use crate::engine::absent::AbsentEngine;
 use crate::engine::file::FileEngine;
 use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
+use crate::engine::mode::Unfit;
 use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
@@ -72,6 +73,16 @@ pub enum LeafError {
          cannot promise that"
     )]
     Zoned(String),
+    /// It is open in the other mode, and cannot change.
+    #[error("'{name}' is open {now} already, for another table, and stays so: {why}")]
+    Mode {
+        /// The path.
+        name: String,
+        /// How it is open.
+        now: &'static str,
+        /// Why it stays so.
+        why: Unfit,
+    },
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -95,6 +106,7 @@ impl LeafError {
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
+            LeafError::Mode { .. } => libc::EBUSY,
             LeafError::Empty(_) | LeafError::Zoned(_) => libc::EINVAL,
         }
     }
@@ -429,6 +441,22 @@ impl Leaf {
     /// How it is reached.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Goes past the page cache, if nobody has asked for another mode, and if that serves whoever
+    /// was told of [`Leaf::limits`]. Errors: it stays in the page cache, and why.
+    pub fn prefer_direct(&self) -> Result<(), Unfit> {
+        self.engine.prefer_direct(self.limits.logical_block)
+    }
+
+    /// Takes the mode that a user asks for: past the page cache, or through it. The last who asks
+    /// decides.
+    pub fn choose_mode(&self, direct: bool) -> Result<(), LeafError> {
+        self.engine.choose_mode(self.limits.logical_block, direct).map_err(|why| LeafError::Mode {
+            name: self.name.clone(),
+            now: if direct { "through the page cache" } else { "past the page cache" },
+            why,
+        })
     }
 
     /// Its unflushed writes.

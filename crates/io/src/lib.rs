@@ -22,6 +22,7 @@ pub mod nbd;
 pub mod pages;
 pub mod pipeline;
 pub mod pool;
+pub mod process;
 pub mod queue;
 mod queues;
 pub mod request;

@@ -560,7 +560,7 @@ impl Pool {
         self.ublk.user(device)
     }
 
-    /// Puts a device behind a disk that a dead server has left ([`ublk::leftovers`]): its requests
+    /// Puts a device behind a disk that a dead server has left ([`ublk::found`]): its requests
     /// go on.
     pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
         self.ublk.recover(device, id, &self.mailboxes)

@@ -13,8 +13,20 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of maps that may be locked in memory, where memory is locked ([`crate::process`]): a look-up
+/// below a disk must not wait for a page. Maps beyond that stay as the kernel likes it.
+const LOCKED_MAX: usize = 256 << 20;
+/// Bytes of the maps that count as locked.
+static LOCKED: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts a new map as locked, if there is room for it.
+fn count_locked(bytes: usize) -> bool {
+    let room = |locked: usize| locked.checked_add(bytes).filter(|locked| *locked <= LOCKED_MAX);
+    LOCKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
+}
 
 /// The files that maps are in now; shared by whoever removes files and all the maps.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +56,8 @@ pub struct Slots {
     memory: NonNull<AtomicU64>,
     len: usize,
     file: Option<(PathBuf, InUse)>,
+    /// It counts as locked.
+    is_locked: bool,
 }
 
 // SAFETY: the words are atomics at a fixed address, owned by this alone.
@@ -57,7 +71,7 @@ impl Slots {
     pub fn in_memory(len: usize) -> Option<Slots> {
         let words: Box<[AtomicU64]> = bytemuck::allocation::try_zeroed_slice_box(len).ok()?;
         let memory = NonNull::from(Box::leak(words)).cast();
-        Some(Slots { memory, len, file: None })
+        Some(Slots::new(memory, len, None))
     }
 
     /// Words in a new file, which has room for all of them from the start: a store to a file that
@@ -102,10 +116,21 @@ impl Slots {
         let memory = unsafe { libc::mmap(none, bytes(len)?, protection, libc::MAP_SHARED, fd, 0) };
         match NonNull::new(memory.cast::<AtomicU64>()) {
             Some(at) if memory != libc::MAP_FAILED => {
-                Ok(Slots { memory: at, len, file: Some((path.to_owned(), in_use.clone())) })
+                Ok(Slots::new(at, len, Some((path.to_owned(), in_use.clone()))))
             }
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    fn new(memory: NonNull<AtomicU64>, len: usize, file: Option<(PathBuf, InUse)>) -> Slots {
+        // The length was good when the memory was made.
+        let bytes = len * size_of::<u64>();
+        let is_locked = count_locked(bytes);
+        if !is_locked {
+            // SAFETY: our own memory.
+            unsafe { crate::process::unlock(memory.as_ptr().cast(), bytes) };
+        }
+        Slots { memory, len, file, is_locked }
     }
 
     /// Forces what was stored so far to the medium of the file, if the words are in one.
@@ -153,6 +178,9 @@ impl AsRef<[loom::sync::atomic::AtomicU64]> for Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
+        if self.is_locked {
+            LOCKED.fetch_sub(self.len * size_of::<u64>(), Ordering::Relaxed);
+        }
         let Some((path, in_use)) = &self.file else {
             let words = NonNull::slice_from_raw_parts(self.memory, self.len);
             // SAFETY: leaked from a box of this length by in_memory().
@@ -169,8 +197,6 @@ impl Drop for Slots {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     fn set(slots: &Slots, at: usize, value: u64) {
@@ -200,6 +226,16 @@ mod tests {
         assert!(Slots::in_memory(usize::MAX / 8).is_none());
         assert!(Slots::in_new_file(&path, usize::MAX, &in_use).is_err());
         assert!(!path.exists(), "and when it could not be made");
+    }
+
+    #[test]
+    fn maps_count_as_locked_up_to_a_limit() {
+        // Nothing of it is touched. Other tests have small maps at the same time.
+        let half = LOCKED_MAX / 2 / size_of::<u64>();
+        let (one, two) = (Slots::in_memory(half).unwrap(), Slots::in_memory(half + 1).unwrap());
+        assert!(one.is_locked && !two.is_locked);
+        drop(one);
+        assert!(Slots::in_memory(half).unwrap().is_locked);
     }
 
     #[test]

@@ -290,6 +290,27 @@ impl Table {
         all && any
     }
 
+    /// The leaves below, at any depth, go past the page cache where nobody has asked for another
+    /// mode and it serves ([`crate::engine::mode`]).
+    pub fn prefer_direct(&self) {
+        self.each_leaf(&mut |leaf| {
+            if let Err(why) = leaf.prefer_direct() {
+                tracing::info!(leaf = leaf.name(), %why, "stays in the page cache below a disk");
+            }
+        });
+    }
+
+    /// The names of the leaves below, at any depth, that keep what is written in the page cache.
+    pub fn cached_leaves(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        self.each_leaf(&mut |leaf| {
+            if leaf.engine().is_cached() && !names.iter().any(|name| name == leaf.name()) {
+                names.push(leaf.name().to_owned());
+            }
+        });
+        names
+    }
+
     fn each_leaf(&self, visit: &mut dyn FnMut(&Leaf)) {
         self.leaves.iter().for_each(|leaf| visit(leaf));
         for below in self.devices().filter_map(|device| device.live()) {

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::failure::{Failure, Refusal, Subject};
-use crate::protocol::ErrorBody;
+use crate::protocol::{ErrorBody, NOTE_HEADER};
 
 /// Whatever may go wrong inside a body that is sent.
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -69,14 +69,17 @@ impl Client {
         self.json(Method::GET, path, Bytes::new()).await
     }
 
-    /// `method path` with a JSON body, where the reply's body does not matter.
+    /// `method path` with a JSON body, where the reply's body does not matter. Returns what the
+    /// daemon has to say of a request that it has carried out.
     pub(super) async fn send(
         &self,
         method: Method,
         path: &str,
         body: &impl Serialize,
-    ) -> Result<(), ClientError> {
-        self.request(method, path, JSON, Full::new(encode(body)?)).await.map(drop)
+    ) -> Result<Option<String>, ClientError> {
+        let reply = self.request(method, path, JSON, Full::new(encode(body)?)).await?;
+        let note = reply.headers().get(NOTE_HEADER).and_then(|note| note.to_str().ok());
+        Ok(note.map(str::to_owned))
     }
 
     /// `method path` with a JSON body, and a JSON reply.

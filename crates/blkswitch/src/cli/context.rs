@@ -119,7 +119,8 @@ impl Context {
         self.print(&format::info::block(device, options.inactive))
     }
 
-    /// Sends a request about one device, with a JSON body and no interest in the reply's.
+    /// Sends a request about one device, with a JSON body and no interest in the reply's. What the
+    /// daemon has to say of it goes to standard error.
     pub(super) async fn command(
         &self,
         method: Method,
@@ -130,7 +131,11 @@ impl Context {
     ) -> Result<(), Failure> {
         let path = device_path(route, &self.name_of(selector, ioctl).await?);
         let sent = self.client.send(method, &path, body).await;
-        sent.map_err(|error: ClientError| error.about(selector.subject()))
+        let note = sent.map_err(|error: ClientError| error.about(selector.subject()))?;
+        if let Some(note) = note {
+            eprintln!("blkswitch: {note}");
+        }
+        Ok(())
     }
 }
 

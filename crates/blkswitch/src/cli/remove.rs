@@ -55,6 +55,6 @@ impl Remove {
         let path =
             format!("{}?force={force}&deferred={deferred}", device_path(route::DEVICE, &name));
         let sent = context.client.send(Method::DELETE, &path, &()).await;
-        sent.map_err(|error| error.about(selector.subject()))
+        sent.map(drop).map_err(|error| error.about(selector.subject()))
     }
 }

@@ -26,6 +26,7 @@ use blkswitch_io::{
 use super::constructors;
 use super::failure::{Failure, errno_of};
 use super::lookup::{Found, Leaves, find};
+use super::privileges::UBLK_CONTROL;
 use super::state::Folder;
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
 
@@ -93,9 +94,6 @@ impl<'a> Maps<'a> {
         }).ok()
     }
 }
-
-/// There is a ublk driver where this is.
-const UBLK_CONTROL: &str = "/dev/ublk-control";
 
 /// The table of a load.
 pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {

@@ -13,6 +13,7 @@ use super::build::{Maps, Site, build};
 use super::disks::{link, unlink};
 use super::failure::{Failure, MAJOR};
 use super::lookup::Leaves;
+use super::privileges::Privileges;
 use super::state::Folder;
 use crate::protocol::{
     self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
@@ -31,6 +32,8 @@ pub struct Devices {
     pub(super) saving: Mutex<()>,
     /// The numbers of devices that are about to run their inactive tables.
     pub(super) swapping: Mutex<HashSet<u32>>,
+    /// What the process was allowed.
+    pub(super) privileges: Privileges,
     /// How a device is made a disk when it first has a table.
     pub(super) default_disk: Option<AttachUblk>,
 }
@@ -46,8 +49,14 @@ impl Devices {
             folder,
             saving: Mutex::default(),
             swapping: Mutex::default(),
+            privileges: Privileges::default(),
             default_disk,
         }
+    }
+
+    /// With what the process was allowed, where it has asked.
+    pub fn with_privileges(self, privileges: Privileges) -> Devices {
+        Devices { privileges, ..self }
     }
 
     /// How the leaves of a device were opened last.

@@ -4,18 +4,22 @@
 //! Contract: as [`super::devices`]. A disk in whose stack a leaf or a map is in the daemon's memory
 //! cannot be taken over, which is said when it is attached.
 
+use std::cmp::Ordering;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use blkswitch_io::Device;
-use blkswitch_io::export::ublk::{self, Node, Options, UblkError};
+use blkswitch_io::export::ublk::{Node, Options, UblkError};
+use blkswitch_io::{Device, Table};
 
 use super::describe;
 use super::devices::Devices;
 use super::failure::Failure;
 use super::kept::survives;
+use super::leftovers;
+use super::mounts;
+use super::privileges::UBLK_CONTROL;
 use crate::protocol::{self, AttachUblk, Disk, Errno};
 
 /// Where the disks have the names of their devices.
@@ -30,12 +34,15 @@ impl From<UblkError> for Failure {
 impl Devices {
     /// A device as the protocol describes it.
     pub fn describe(&self, device: &Device) -> protocol::Device {
-        let disk = self.pool().ublk_node(device).map(|node| disk(device, node));
+        let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
         protocol::Device { disk, ..describe::device(device) }
     }
 
     /// Makes a disk of a device.
     pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
+        if let Some(table) = device.live().filter(|_| Path::new(UBLK_CONTROL).exists()) {
+            table.prefer_direct();
+        }
         let node = self.pool().attach_ublk(
             device,
             &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
@@ -51,7 +58,49 @@ impl Devices {
                 "a leaf or a region map of this disk is in the daemon's memory: it cannot be taken over");
         }
         link(&device.name(), &node);
-        Ok(disk(device, node))
+        self.disk_appeared(device);
+        Ok(self.disk(device, node))
+    }
+
+    /// Says what may hold up a disk, and looks whether it was mounted already.
+    pub(super) fn disk_appeared(&self, device: &Device) {
+        let risks = self.risks(device);
+        if !risks.is_empty() {
+            tracing::warn!(device = %device.name(),
+                "when the machine's memory is short, this disk may stand still: {}",
+                risks.join("; "));
+        }
+        if self.privileges.has_own_mounts {
+            mounts::detach_own(self);
+        }
+    }
+
+    /// What may hold up a disk when memory is short, each a phrase.
+    fn risks(&self, device: &Device) -> Vec<String> {
+        let cached = device.live().map(|table| table.cached_leaves()).unwrap_or_default();
+        let cached = cached.into_iter().map(|name| format!("'{name}' goes through the page cache"));
+        self.privileges.lacks().iter().cloned().chain(cached).collect()
+    }
+
+    /// The names of the disks, as in `/sys/block`.
+    pub(super) fn disk_names(&self) -> impl Iterator<Item = String> {
+        let nodes = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device));
+        nodes.filter_map(|node| Some(node.path().strip_prefix("/dev/")?.to_owned()))
+    }
+
+    /// After a table has become live: leaves below disks go past the page cache where that serves,
+    /// and a disk whose table has another size says that it keeps its own.
+    pub(super) fn table_went_live(&self, device: &Device) {
+        if let Some(note) = self.size_note(device, device.live()) {
+            tracing::warn!(device = %device.name(), "{note}");
+        }
+        for device in self.list() {
+            if let Some(table) = device.live()
+                && self.pool().ublk_node(&device).is_some()
+            {
+                table.prefer_direct();
+            }
+        }
     }
 
     /// The device is no disk any more; by force also while it is in use.
@@ -66,36 +115,16 @@ impl Devices {
     /// instead: their requests fail.
     pub fn recover(&self, abandon: bool) -> anyhow::Result<()> {
         let keeps_all = self.folder.keeps_all();
-        let mut left = match ublk::leftovers() {
-            Ok(left) => left,
-            Err(error) => {
-                tracing::debug!(%error, "no disks to take over");
-                if !keeps_all {
-                    return Ok(());
-                }
-                Vec::new()
-            }
-        };
-        if abandon {
-            for leftover in left.drain(..) {
-                ublk::remove_leftover(leftover.node.id)?;
-                tracing::warn!(node = %leftover.node.path(), "abandoned");
-            }
-        }
-        if left.is_empty() && !keeps_all {
+        let found = leftovers::found(&self.folder, abandon)?;
+        if found.is_empty() && !keeps_all {
             return self.folder.save(Vec::new()).context("cannot forget disks that are gone");
         }
         let state = self.folder.load().with_context(|| {
             format!("cannot read the state of the devices in '{}'", self.folder.path().display())
         })?;
-        let is_left =
-            |disk: Option<u32>| disk.is_some_and(|id| left.iter().any(|l| l.node.id == id));
-        let known = |id: u32| state.devices.iter().any(|saved| saved.disk == Some(id));
-        for leftover in left.iter().filter(|leftover| !known(leftover.node.id)) {
-            tracing::warn!(node = %leftover.node.path(), pid = leftover.pid,
-                "left behind by a blkswitch of which nothing is known here; serve --abandon-disks removes it");
-        }
-        if keeps_all || state.devices.iter().any(|saved| is_left(saved.disk)) {
+        let left = leftovers::of_devices(&found, &state.devices)?;
+        let is_left = |disk: Option<u32>| disk.is_some_and(|id| left.contains(&id));
+        if keeps_all || !left.is_empty() {
             self.restore_all(&state, is_left)?;
         }
         self.save().map_err(|failure| anyhow::anyhow!(failure.reason))?;
@@ -115,6 +144,26 @@ impl Devices {
             {
                 tracing::warn!(device = %device.name(), reason = %failure.reason, "is no disk");
             }
+        }
+    }
+
+    /// What must be said of a table in a slot of a device that is a disk: that the disk has another
+    /// size.
+    pub fn size_note(&self, device: &Device, table: Option<Arc<Table>>) -> Option<String> {
+        size_note(&self.pool().ublk_node(device)?, table?.len())
+    }
+
+    /// A disk as the protocol describes it.
+    fn disk(&self, device: &Device, node: Node) -> Disk {
+        Disk {
+            node: node.path(),
+            link: Path::new(LINKS).join(device.name()).display().to_string(),
+            queues: node.queues,
+            depth: node.depth,
+            zero_copy: node.zero_copy,
+            sectors: node.sectors,
+            logical_block: node.logical_block,
+            risks: self.risks(device),
         }
     }
 
@@ -139,15 +188,21 @@ impl Devices {
     }
 }
 
-fn disk(device: &Device, node: Node) -> Disk {
-    let link = Path::new(LINKS).join(device.name()).display().to_string();
-    Disk {
-        node: node.path(),
-        link,
-        queues: node.queues,
-        depth: node.depth,
-        zero_copy: node.zero_copy,
-    }
+/// A sentence about a disk whose table has another size.
+fn size_note(node: &Node, sectors: u64) -> Option<String> {
+    // The end of a table that fills no block of the disk is never part of it.
+    let block = u64::from(node.logical_block / 512).max(1);
+    let ending = match (sectors / block * block).cmp(&node.sectors) {
+        Ordering::Equal => return None,
+        Ordering::Greater => "what is beyond it is not used",
+        Ordering::Less => "requests beyond the table's end fail",
+    };
+    Some(format!(
+        "{} keeps its size of {} sectors, and the table has {sectors}: {ending}. A disk that is \
+         detached and attached again has the table's size",
+        node.path(),
+        node.sectors
+    ))
 }
 
 /// Gives a disk the name of its device. Without it the disk can be used all the same.
@@ -169,5 +224,30 @@ pub(super) fn unlink(name: &str) {
             tracing::warn!(path = %path.display(), %error, "the name of a disk stays behind");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_another_size_than_the_disk_is_said() {
+        let node = |sectors, logical_block| Node {
+            id: 0,
+            queues: 1,
+            depth: 1,
+            zero_copy: false,
+            sectors,
+            logical_block,
+        };
+        let disk = node(100, 512);
+        assert_eq!(size_note(&disk, 100), None);
+        let grown = size_note(&disk, 101).unwrap();
+        assert!(grown.contains("/dev/ublkb0 keeps its size of 100 sectors"), "{grown}");
+        assert!(grown.contains("the table has 101: what is beyond it is not used"), "{grown}");
+        let shrunk = size_note(&disk, 61).unwrap();
+        assert!(shrunk.contains("requests beyond the table's end fail"), "{shrunk}");
+        assert_eq!(size_note(&node(96, 4096), 100), None, "12 blocks and a half");
     }
 }

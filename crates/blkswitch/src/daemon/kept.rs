@@ -65,6 +65,9 @@ impl Devices {
         if swaps {
             self.swapping().remove(&device.id());
         }
+        if swaps && resumed.is_ok() {
+            self.table_went_live(device);
+        }
         let saved = self.save();
         resumed.and(saved)
     }
@@ -188,8 +191,12 @@ impl Devices {
             device.suspend()?;
         }
         if let (true, Some(id)) = (is_left, saved.disk) {
+            if let Some(table) = device.live() {
+                table.prefer_direct();
+            }
             let node = self.pool().recover_ublk(&device, id)?;
             link(&saved.name, &node);
+            self.disk_appeared(&device);
         }
         Ok(())
     }

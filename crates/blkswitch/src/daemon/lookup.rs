@@ -11,7 +11,8 @@
 //! | any other absolute path | a regular file or block device |
 //!
 //! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`]
-//! knows every open one by [`Leaf::key`]. The options of whoever opened it first hold. May block
+//! knows every open one by [`Leaf::key`]. Whether it goes through the page cache is what the
+//! last table says that asks for either; the other options are of whoever opened it first. May block
 //! (opening); any thread.
 
 use std::collections::HashMap;
@@ -124,6 +125,9 @@ impl Leaves {
         let key = Leaf::key_of(address);
         let known = |open: &HashMap<_, Weak<Leaf>>| open.get(key.as_ref()?).and_then(Weak::upgrade);
         if let Some(leaf) = known(&open) {
+            if let Some(direct) = options.direct {
+                leaf.choose_mode(direct)?;
+            }
             return Ok(leaf);
         }
         let leaf = if address.is_remote() {

@@ -6,7 +6,8 @@
 //! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
 //! | [`accept`], [`limits`] | how many connections, how much memory and how many descriptors clients get |
 //! | [`devices`] | what can be done with devices |
-//! | [`disks`], [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
+//! | [`disks`], `leftovers`, [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
+//! | [`privileges`], `mounts` | what the process of a server of disks needs of the kernel |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`checker`] | the paths of multipath devices are looked after |
@@ -27,12 +28,15 @@ pub mod devices;
 pub mod disks;
 pub mod failure;
 pub mod kept;
+mod leftovers;
 pub mod limits;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
 pub mod monitor;
+mod mounts;
 pub mod multipath;
+pub mod privileges;
 pub mod reply;
 pub mod routes;
 pub mod server;
@@ -56,6 +60,7 @@ use tracing_subscriber::EnvFilter;
 use self::devices::Devices;
 use self::listen::SocketFile;
 use self::monitor::Monitor;
+use self::privileges::Privileges;
 use self::server::{App, router};
 use self::state::Folder;
 use self::stop::Signals;
@@ -74,10 +79,12 @@ const THREAD_GRACE: Duration = Duration::from_secs(1);
 /// Serves devices until SIGTERM or SIGINT.
 pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     init_log(&options)?;
+    // Threads that are started from here on have the same.
+    let privileges = privileges::claim(options.ublk);
     let runtime = runtime()?;
     let stopped = runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let daemon = Daemon::start(&options)?;
+        let daemon = Daemon::start_with(&options, privileges)?;
         announce(&options, &daemon);
         let devices = (!options.leave_disks).then(|| daemon.devices().clone());
         daemon.run(async move { signals.agreed(devices).await }).await
@@ -121,6 +128,11 @@ pub struct Daemon {
 impl Daemon {
     /// Opens the sockets and starts the queues. Within a runtime.
     pub fn start(options: &ServeOptions) -> anyhow::Result<Daemon> {
+        Daemon::start_with(options, Privileges::default())
+    }
+
+    /// The same in a process that was allowed these.
+    fn start_with(options: &ServeOptions, privileges: Privileges) -> anyhow::Result<Daemon> {
         let (control, control_file) = listen::unix(&options.socket)?;
         control.set_nonblocking(true).context("cannot use the control socket")?;
         let control = UnixListener::from_std(control).context("cannot use the control socket")?;
@@ -148,8 +160,13 @@ impl Daemon {
         let default_disk = options.ublk.then(AttachUblk::default);
         let monitor = Monitor::default();
         pool.observe(monitor.observer());
-        let devices = Devices::new(pool, folder, default_disk);
+        let has_own_mounts = privileges.has_own_mounts;
+        let devices = Devices::new(pool, folder, default_disk).with_privileges(privileges);
+        let devices = Arc::new(devices);
         devices.recover(options.abandon_disks)?;
+        if has_own_mounts {
+            mounts::watch(&devices);
+        }
         // Who connects early waits until the devices are there again.
         for (listener, uri) in listeners.into_iter().zip(&nbd) {
             devices.pool().listen(listener)?;
@@ -158,16 +175,7 @@ impl Daemon {
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues().count(), "control");
         let paths = options.paths.clone();
-        Ok(Daemon {
-            devices: Arc::new(devices),
-            nbd,
-            control,
-            descriptors,
-            stop,
-            monitor,
-            paths,
-            _files: files,
-        })
+        Ok(Daemon { devices, nbd, control, descriptors, stop, monitor, paths, _files: files })
     }
 
     /// NBD URIs of the listening sockets, without an export name.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, squeue, types};
 
+use super::mode::{Mode, Unfit};
 use super::{LeafIo, LeafOp, Limits, Submitted};
 use crate::buffer::Buffer;
 use crate::leaf::{LeafError, LeafOptions};
@@ -63,8 +64,7 @@ pub struct FileEngine {
     /// In memory: plain system calls.
     in_memory: bool,
     is_block: bool,
-    /// Past the page cache.
-    direct: bool,
+    mode: Mode,
 }
 
 impl FileEngine {
@@ -159,7 +159,9 @@ impl FileEngine {
             if direct { libc::O_DIRECT } else { 0 },
         )
         .map_err(system("open again"))?;
-        Ok((FileEngine { files, in_memory, is_block: kind.is_block_device(), direct }, limits))
+        let is_block = kind.is_block_device();
+        let mode = Mode::new(direct, options.direct.is_some(), is_block);
+        Ok((FileEngine { files, in_memory, is_block, mode }, limits))
     }
 
     /// The queue's own descriptor. A queue that the leaf was not opened for gets none, and EBADF:
@@ -213,7 +215,22 @@ impl FileEngine {
 
     /// Past the page cache the device itself moves the data.
     pub(super) fn gains_by_pages(&self) -> bool {
-        self.direct && !self.in_memory
+        self.mode.is_direct() && !self.in_memory
+    }
+
+    /// Whether what is written stays in the page cache of the machine until it is flushed.
+    pub(super) fn is_cached(&self) -> bool {
+        !self.mode.is_direct() && !self.in_memory
+    }
+
+    /// See [`super::mode`]; a file in memory has nothing to go past.
+    pub(super) fn prefer_direct(&self, block: u32) -> Result<(), Unfit> {
+        if self.in_memory { Ok(()) } else { self.mode.prefer_direct(&self.files, block) }
+    }
+
+    /// See [`super::mode`].
+    pub(super) fn choose_mode(&self, block: u32, direct: bool) -> Result<(), Unfit> {
+        if self.in_memory { Ok(()) } else { self.mode.choose(&self.files, block, direct) }
     }
 
     /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this
@@ -242,7 +259,7 @@ impl FileEngine {
     /// what it could not flush, or has told of it when it was written; a file system may fall back
     /// to its cache.
     pub(super) fn forgets_failed_writes(&self) -> bool {
-        !(self.is_block && self.direct)
+        !(self.is_block && self.mode.is_direct())
     }
 
     /// Reads the first block, past the page cache where the file system can do that: what is cached

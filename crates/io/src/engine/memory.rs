@@ -40,6 +40,9 @@ impl MemoryEngine {
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // It may be larger than the machine's memory.
+        // SAFETY: mapped just now.
+        unsafe { crate::process::unlock(memory, size) };
         let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
         Ok(MemoryEngine { memory, bytes: size })
     }

@@ -12,6 +12,7 @@ pub mod file;
 pub mod iscsi;
 pub mod links;
 pub mod memory;
+pub mod mode;
 pub mod nbd;
 pub mod null;
 pub mod sim;
@@ -244,6 +245,28 @@ impl Engine {
     /// Whether it costs less so, too.
     pub fn gains_by_pages(&self) -> bool {
         matches!(self, Engine::File(engine) if engine.gains_by_pages())
+    }
+
+    /// Goes past the page cache, if nobody has asked for another mode, and if that serves users who
+    /// were promised blocks of `block` bytes ([`mode`]).
+    pub fn prefer_direct(&self, block: u32) -> Result<(), mode::Unfit> {
+        match self {
+            Engine::File(engine) => engine.prefer_direct(block),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the mode that a user asks for.
+    pub fn choose_mode(&self, block: u32, direct: bool) -> Result<(), mode::Unfit> {
+        match self {
+            Engine::File(engine) => engine.choose_mode(block, direct),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it keeps what is written in the page cache of this machine.
+    pub fn is_cached(&self) -> bool {
+        matches!(self, Engine::File(engine) if engine.is_cached())
     }
 
     /// Whether writes can be made stable one by one.

@@ -33,7 +33,7 @@ fn without_a_driver_the_error_says_so() {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
     assert_eq!(lab.device.info().opens, 0, "a failed attach leaves nothing behind");
-    assert_eq!(blkswitch_io::export::ublk::leftovers().unwrap(), []);
+    assert_eq!(blkswitch_io::export::ublk::found().unwrap(), []);
 }
 
 #[test]

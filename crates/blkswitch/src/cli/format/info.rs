@@ -39,6 +39,9 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
             "Disk:              {} ({}, {} queues{zero_copy})",
             disk.node, disk.link, disk.queues
         );
+        for risk in &disk.risks {
+            let _ = writeln!(text, "If memory is short: {risk}");
+        }
     }
     text.push('\n');
     text

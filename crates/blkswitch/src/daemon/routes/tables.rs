@@ -1,12 +1,12 @@
 //! The two table slots of a device and its gate: load, clear, suspend, resume, wipe.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::daemon::failure::Failure;
 use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, refuse};
 use crate::daemon::server::App;
-use crate::protocol::{ErrorBody, LoadTable, Suspend, route};
+use crate::protocol::{ErrorBody, LoadTable, NOTE_HEADER, Suspend, route};
 
 /// Load the inactive slot, in place of what was there.
 #[utoipa::path(
@@ -20,8 +20,13 @@ pub async fn load(
     State(app): State<App>,
     Name(name): Name,
     Json(load): Json<LoadTable>,
-) -> Result<StatusCode, Refused> {
-    on_device(app, name, "reload", move |app, device| app.devices.load(device, &load)).await
+) -> Result<(StatusCode, HeaderMap), Refused> {
+    on_device(app, name, "reload", move |app, device| {
+        app.devices.load(device, &load)?;
+        Ok(app.devices.size_note(device, device.inactive()))
+    })
+    .await
+    .map(noted)
 }
 
 /// Drop the inactive table.
@@ -41,6 +46,7 @@ pub async fn clear(
         Ok(())
     })
     .await
+    .map(done)
 }
 
 /// Close the gate and wait for the requests in flight.
@@ -59,6 +65,7 @@ pub async fn suspend(
     tracing::debug!(?how, "suspend");
     on_device(app, name, "suspend", move |app, device| app.devices.suspend(device, how.noflush))
         .await
+        .map(done)
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.
@@ -72,8 +79,13 @@ pub async fn resume(
     State(app): State<App>,
     Name(name): Name,
     _: NoBody,
-) -> Result<StatusCode, Refused> {
-    on_device(app, name, "resume", |app, device| app.devices.resume(device)).await
+) -> Result<(StatusCode, HeaderMap), Refused> {
+    on_device(app, name, "resume", |app, device| {
+        app.devices.resume(device)?;
+        Ok(app.devices.size_note(device, device.live()))
+    })
+    .await
+    .map(noted)
 }
 
 /// Swap in an `error` table of the same length.
@@ -90,23 +102,37 @@ pub async fn wipe(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "wipe");
-    on_device(app, name, "reload", |app, device| app.devices.wipe(device)).await
+    on_device(app, name, "reload", |app, device| app.devices.wipe(device)).await.map(done)
+}
+
+/// Done, and perhaps there is something to say of it.
+fn noted(note: Option<String>) -> (StatusCode, HeaderMap) {
+    let value = note.and_then(|note| HeaderValue::from_str(&note).ok());
+    (StatusCode::NO_CONTENT, value.into_iter().map(|note| (NOTE, note)).collect())
+}
+
+/// See [`NOTE_HEADER`].
+const NOTE: HeaderName = HeaderName::from_static(NOTE_HEADER);
+
+/// Done, and there is nothing to say of it.
+fn done((): ()) -> StatusCode {
+    StatusCode::NO_CONTENT
 }
 
 /// Does something to a device where blocking is allowed, and logs it.
-async fn on_device(
+async fn on_device<T: Send + 'static>(
     app: App,
     name: String,
     ioctl: &'static str,
-    work: impl FnOnce(&App, &std::sync::Arc<blkswitch_io::Device>) -> Result<(), Failure>
+    work: impl FnOnce(&App, &std::sync::Arc<blkswitch_io::Device>) -> Result<T, Failure>
     + Send
     + 'static,
-) -> Result<StatusCode, Refused> {
+) -> Result<T, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse(ioctl, None))?;
-        work(&app, &device).map_err(refuse(ioctl, Some(device.id())))?;
+        let done = work(&app, &device).map_err(refuse(ioctl, Some(device.id())))?;
         tracing::info!(device = %name, "{ioctl}");
-        Ok(StatusCode::NO_CONTENT)
+        Ok(done)
     })
     .await?
 }

@@ -18,6 +18,7 @@ pub(super) enum Control {
     StartDev = ioc(READ | WRITE, 0x06, CONTROL_SIZE),
     StopDev = ioc(READ | WRITE, 0x07, CONTROL_SIZE),
     SetParams = ioc(READ | WRITE, 0x08, CONTROL_SIZE),
+    GetParams = ioc(READ, 0x09, CONTROL_SIZE),
     StartUserRecovery = ioc(READ | WRITE, 0x10, CONTROL_SIZE),
     EndUserRecovery = ioc(READ | WRITE, 0x11, CONTROL_SIZE),
     GetFeatures = ioc(READ, 0x13, CONTROL_SIZE),
@@ -33,6 +34,7 @@ impl Control {
             Control::StartDev => "START_DEV",
             Control::StopDev => "STOP_DEV",
             Control::SetParams => "SET_PARAMS",
+            Control::GetParams => "GET_PARAMS",
             Control::StartUserRecovery => "START_USER_RECOVERY",
             Control::EndUserRecovery => "END_USER_RECOVERY",
             Control::GetFeatures => "GET_FEATURES",
@@ -78,6 +80,8 @@ pub(super) mod feature {
 
 /// State of a device, `UBLK_S_DEV_*`.
 pub(super) mod state {
+    /// There is no disk: it was never started, or it was stopped.
+    pub(in super::super) const DEAD: u16 = 0;
     /// The disk is there; its server is dead and it waits for another.
     pub(in super::super) const QUIESCED: u16 = 2;
 }
@@ -194,6 +198,13 @@ pub(super) struct Params {
     pub(super) discard: DiscardParams,
     /// The first word of the parameters that follow, which the driver alone fills in.
     pub(super) pad: u32,
+}
+
+impl Params {
+    /// Bytes of a logical block.
+    pub(super) fn logical_block(&self) -> u32 {
+        1u32.checked_shl(self.basic.logical_bs_shift.into()).unwrap_or(u32::MAX)
+    }
 }
 
 /// `struct ublk_param_basic`.

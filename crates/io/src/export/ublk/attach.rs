@@ -6,29 +6,21 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use super::abi::{DevInfo, feature, state};
+use super::abi::{DevInfo, Params, feature};
 use super::control::{Control, kernel_release};
+use super::leftover::{MARK, begin_recovery};
 use super::{
     DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError,
-    ZERO_COPY, block_node, char_node, in_use, is_zero_copy, params,
+    ZERO_COPY, char_node, in_use, is_zero_copy, params,
 };
 use crate::device::{Device, OpenDevice};
 use crate::pool::{Gone, Latch, Mailboxes};
 use crate::queue::Command;
 
-/// What the driver keeps for us with each of our disks, to know them again: "blkswtch".
-const MARK: u64 = u64::from_be_bytes(*b"blkswtch");
 /// Features without which we do not make a disk.
 const FEATURES: u64 =
     feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
-/// How long a dead server's leaving may take: its ring and what it had under way must be gone.
-const LEAVING: Duration = Duration::from_secs(30);
-/// How often to look whether it has left.
-const LOOK: Duration = Duration::from_millis(10);
-/// Where the driver lists its devices.
-const CLASS: &str = "/sys/class/ublk-char";
 
 /// A disk that we serve.
 struct Attached {
@@ -43,15 +35,6 @@ struct Attached {
 pub(crate) struct Exports {
     /// By the device's id; nothing while it is being attached or detached.
     slots: Mutex<Vec<(u32, Option<Attached>)>>,
-}
-
-/// A disk that a server of ours has left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leftover {
-    /// The disk.
-    pub node: Node,
-    /// The process that served it; -1 if the kernel has forgotten (7.3 does so, 6.12 does not).
-    pub pid: i32,
 }
 
 /// Keeps a device's slot, and frees it again unless it is filled.
@@ -148,7 +131,7 @@ impl Exports {
         let over = serve(device, &info, mailboxes)?;
         added.control.start(info.dev_id)?;
         added.id = None;
-        let node = self.fill(reserved, Attached { node: node(&info), over, open });
+        let node = self.fill(reserved, Attached { node: node(&info, &params), over, open });
         tracing::info!(device = %device.name(), node = %node.path(), queues = node.queues,
             zero_copy = node.zero_copy, "attached");
         Ok(node)
@@ -162,15 +145,20 @@ impl Exports {
         mailboxes: &Mailboxes,
     ) -> Result<Node, UblkError> {
         let reserved = self.reserve(device)?;
-        if device.live().is_none() {
-            return Err(UblkError::Table(device.name()));
-        }
+        let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
+        let needed = table.logical_block();
+        drop(table);
         let open = OpenDevice::new(device).ok_or_else(|| UblkError::Stopping(device.name()))?;
         let mut control = Control::open()?;
+        let params = control.params(id)?;
+        let disk = params.logical_block();
+        if needed > disk {
+            return Err(UblkError::Block { id, disk, device: device.name(), table: needed });
+        }
         let info = begin_recovery(&mut control, id)?;
         let over = serve(device, &info, mailboxes)?;
         control.end_recovery(id)?;
-        let node = self.fill(reserved, Attached { node: node(&info), over, open });
+        let node = self.fill(reserved, Attached { node: node(&info, &params), over, open });
         tracing::info!(device = %device.name(), node = %node.path(), "taken over");
         Ok(node)
     }
@@ -270,9 +258,15 @@ fn need(features: u64) -> Result<(), UblkError> {
     Err(UblkError::TooOld { release: kernel_release(), lacks: "user recovery" })
 }
 
-fn node(info: &DevInfo) -> Node {
-    let zero_copy = is_zero_copy(info);
-    Node { id: info.dev_id, queues: info.nr_hw_queues, depth: info.queue_depth, zero_copy }
+pub(super) fn node(info: &DevInfo, params: &Params) -> Node {
+    Node {
+        id: info.dev_id,
+        queues: info.nr_hw_queues,
+        depth: info.queue_depth,
+        zero_copy: is_zero_copy(info),
+        sectors: params.basic.dev_sectors,
+        logical_block: params.logical_block(),
+    }
 }
 
 /// Gives each hardware queue to a queue of ours; returns what tells when all are over.
@@ -299,76 +293,6 @@ fn serve(
     }
     taken.wait().map_err(|Gone| UblkError::Stopping(device.name()))?;
     Ok(over)
-}
-
-/// Waits until the dead server has left, then tells the driver of the next.
-fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, UblkError> {
-    let until = Instant::now() + LEAVING;
-    loop {
-        let info = control.info(id)?;
-        let refuse = |why: &str| Err(UblkError::NotLeftover { id, why: why.to_string() });
-        if info.ublksrv_flags != MARK {
-            return refuse("it is not a device of blkswitch");
-        }
-        if info.state == state::QUIESCED {
-            match control.start_recovery(id) {
-                Ok(()) => return Ok(info),
-                Err(UblkError::Command { source, .. })
-                    if source.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => return Err(error),
-            }
-        } else if is_alive(info.ublksrv_pid) {
-            return refuse(&format!("process {} serves it", info.ublksrv_pid));
-        }
-        if Instant::now() >= until {
-            return refuse("its last server is dead but has not let go of it");
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-/// Whether a process runs (and is not merely unreaped).
-fn is_alive(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses and may hold any character.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
-}
-
-/// The disks that dead servers of ours have left behind. None if there is no driver.
-pub fn leftovers() -> Result<Vec<Leftover>, UblkError> {
-    let Ok(entries) = std::fs::read_dir(CLASS) else { return Ok(Vec::new()) };
-    let ids: Vec<u32> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok())
-        .collect();
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut control = Control::open()?;
-    let mut found = Vec::new();
-    for id in ids {
-        // One that goes just now is none.
-        let Ok(info) = control.info(id) else { continue };
-        if info.ublksrv_flags == MARK && !is_alive(info.ublksrv_pid) {
-            found.push(Leftover { node: node(&info), pid: info.ublksrv_pid });
-        }
-    }
-    found.sort_by_key(|leftover| leftover.node.id);
-    Ok(found)
-}
-
-/// Removes a disk that a dead server of ours has left behind: requests that wait for another server
-/// fail.
-pub fn remove_leftover(id: u32) -> Result<(), UblkError> {
-    let mut control = Control::open()?;
-    let info = control.info(id)?;
-    if info.ublksrv_flags != MARK || is_alive(info.ublksrv_pid) {
-        let node = block_node(id);
-        let why = format!("{node} was not left behind by a blkswitch that is dead");
-        return Err(UblkError::NotLeftover { id, why });
-    }
-    control.stop(id)?;
-    control.delete(id)
 }
 
 #[cfg(test)]
@@ -405,11 +329,5 @@ mod tests {
             assert!(text.ends_with("user recovery: Linux 6.5 or newer is needed"), "{text}");
             assert_eq!(error.errno(), libc::EOPNOTSUPP);
         }
-    }
-
-    #[test]
-    fn this_process_is_alive_and_an_impossible_one_is_not() {
-        assert!(is_alive(std::process::id() as i32));
-        assert!(!is_alive(-1));
     }
 }

@@ -103,6 +103,15 @@ impl Control {
         self.device_command(abi::Control::SetParams, id, size_of::<Params>() as u16, addr, 0)
     }
 
+    /// What the device is to the block layer.
+    pub(super) fn params(&mut self, id: u32) -> Result<Params, UblkError> {
+        let len = size_of::<Params>() as u16;
+        let mut params = Params { len: len.into(), ..Params::default() };
+        let addr = (&raw mut params).addr() as u64;
+        self.device_command(abi::Control::GetParams, id, len, addr, 0)?;
+        Ok(params)
+    }
+
     /// The disk appears. Waits until every tag of every queue was fetched.
     pub(super) fn start(&mut self, id: u32) -> Result<(), UblkError> {
         self.device_command(abi::Control::StartDev, id, 0, 0, std::process::id().into())

@@ -21,7 +21,7 @@
 //!
 //! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`): while there is none its
 //! requests wait, and those that a dead server had are sent again to the next one, so a write may
-//! reach its leaf twice. It is taken over with [`crate::Pool::recover_ublk`]; [`leftovers`] finds
+//! reach its leaf twice. It is taken over with [`crate::Pool::recover_ublk`]; [`found`] finds
 //! what there is.
 //!
 //! Limits: size, block sizes and boundaries of a disk are those of the table that was live when it
@@ -36,14 +36,15 @@ mod attach;
 mod control;
 mod hw_queue;
 mod in_use;
+mod leftover;
 mod params;
 pub(crate) mod server;
 
 use std::io;
 
 pub(crate) use attach::Exports;
-pub use attach::{Leftover, leftovers, remove_leftover};
 pub use hw_queue::HwQueue;
+pub use leftover::{Found, Server, found, remove_leftover, wait_until_left};
 
 /// Largest read or write: the size of a tag's data area. The kernel's own loop driver takes no more
 /// at once.
@@ -82,6 +83,10 @@ pub struct Node {
     pub depth: u16,
     /// Data is not copied on its way to leaves that can do without.
     pub zero_copy: bool,
+    /// Its size in sectors, which it keeps.
+    pub sectors: u64,
+    /// Its logical block size in bytes, which it keeps.
+    pub logical_block: u32,
 }
 
 impl Node {
@@ -181,6 +186,21 @@ pub enum UblkError {
         /// What it is instead.
         why: String,
     },
+    /// The disk's users send requests that the table cannot take.
+    #[error(
+        "/dev/ublkb{id} has blocks of {disk} bytes, which a disk keeps, and the table of device \
+         '{device}' needs blocks of {table} bytes"
+    )]
+    Block {
+        /// The driver's number of it.
+        id: u32,
+        /// The disk's.
+        disk: u32,
+        /// The device.
+        device: String,
+        /// Those of its table.
+        table: u32,
+    },
     /// The device is being removed, or the pool is going down.
     #[error("device '{0}' is being removed, or the daemon is stopping")]
     Stopping(String),
@@ -203,7 +223,7 @@ impl UblkError {
             UblkError::Command { source, .. } | UblkError::System { source, .. } => {
                 source.raw_os_error().unwrap_or(libc::EIO)
             }
-            UblkError::Range { .. } | UblkError::Table(_) => libc::EINVAL,
+            UblkError::Range { .. } | UblkError::Table(_) | UblkError::Block { .. } => libc::EINVAL,
             UblkError::Suspended(_) | UblkError::Attached(_) | UblkError::InUse { .. } => {
                 libc::EBUSY
             }

@@ -1,0 +1,179 @@
+//! What a server of disks asks of the kernel for its whole process: memory that stays, allocations
+//! that do not wait for its own disks, and a mount namespace without their file systems.
+//!
+//! A server of disks is below the page cache of its own machine. When memory is short, the kernel
+//! writes pages back to a disk, and the server must be able to do that I/O without waiting for the
+//! very pages that it is to clean ([`io_flusher`]), without page faults on its own code and buffers
+//! ([`lock_memory`]), and it must not be the process that is killed ([`spare_from_oom`]).
+//!
+//! Contract: [`io_flusher`] and [`separate_mounts`] change the calling thread, and the threads that
+//! it starts from then on: call them before there are others. The rest may be called at any time.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// `PR_SET_IO_FLUSHER` of prctl(2), Linux 5.6.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+/// `MADV_POPULATE_READ` of madvise(2), Linux 5.14.
+const MADV_POPULATE_READ: libc::c_int = 22;
+/// The last process to be killed when memory is out, and yet one that can be: with -1000, the next
+/// value and the last, a daemon that is alone in its memory cgroup would hang there instead.
+const OOM_SCORE: i32 = -999;
+const OOM_FILE: &str = "/proc/self/oom_score_adj";
+
+/// New memory is locked; what would lock too much gives it back ([`unlock`]).
+static LOCKS: AtomicBool = AtomicBool::new(false);
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Says that this thread, and those that it starts, do I/O for others: their allocations start no
+/// write-back, and they are not held up until pages are clean that only they can clean. Needs
+/// CAP_SYS_RESOURCE.
+pub fn io_flusher() -> io::Result<()> {
+    // SAFETY: a system call with integers.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) })
+}
+
+/// Locks memory: what is mapped now and is in memory stays there, and so does what is touched from
+/// now on, but nothing is filled for it. The program's own code and constants are read in. Needs
+/// CAP_IPC_LOCK, or no limit of locked memory: under a limit every later allocation could fail.
+pub fn lock_memory() -> io::Result<()> {
+    if !may_lock()? {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    // SAFETY: a system call with integers.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })?;
+    LOCKS.store(true, Ordering::Relaxed);
+    populate_program()
+}
+
+/// Whether there is no limit of locked memory for this process.
+fn may_lock() -> io::Result<bool> {
+    /// CAP_IPC_LOCK of capabilities(7).
+    const IPC_LOCK: u32 = 14;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one structure of ours.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    Ok(limit.rlim_cur == libc::RLIM_INFINITY || has_capability(IPC_LOCK))
+}
+
+/// Whether this process has a capability, by its number.
+fn has_capability(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << number) != 0)
+}
+
+/// Reads in what is mapped of the program and its libraries.
+fn populate_program() -> io::Result<()> {
+    for line in fs::read_to_string("/proc/self/maps")?.lines() {
+        let Some((start, len)) = program_part(line) else { continue };
+        let at = std::ptr::without_provenance_mut(start);
+        // SAFETY: the advice changes no byte, and a range that is gone meanwhile is an error.
+        // A kernel that does not know the advice reads the pages in when they are needed.
+        unsafe { libc::madvise(at, len, MADV_POPULATE_READ) };
+    }
+    Ok(())
+}
+
+/// Address and length of a line of `/proc/self/maps` that is a part of a program: readable, from a
+/// file, and not shared, as region maps are.
+fn program_part(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
+    let (range, rights, path) = (words.next()?, words.next()?, words.nth(3)?);
+    if !rights.starts_with('r') || !rights.ends_with('p') || !path.starts_with('/') {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    Some((start, end.checked_sub(start)?))
+}
+
+/// Lets the kernel take pages of a mapping away again, if memory is locked: those of a leaf in
+/// memory, say, which may be larger than the machine's memory.
+///
+/// # Safety
+/// The range is a mapping of the caller's.
+pub(crate) unsafe fn unlock(at: *const libc::c_void, len: usize) {
+    if LOCKS.load(Ordering::Relaxed) {
+        // SAFETY: the caller's promise. It changes no byte; failing, it changes nothing at all.
+        unsafe { libc::munlock(at, len) };
+    }
+}
+
+/// Makes this process the last that is killed when memory is out. Needs CAP_SYS_RESOURCE. A score
+/// that is lower already stays.
+pub fn spare_from_oom() -> io::Result<()> {
+    let now: i32 = fs::read_to_string(OOM_FILE)?.trim().parse().unwrap_or_default();
+    if now <= OOM_SCORE { Ok(()) } else { fs::write(OOM_FILE, OOM_SCORE.to_string()) }
+}
+
+/// Gives this thread, and those that it starts, a mount namespace of its own, to which the mounts
+/// of the old one come, but from which none goes back. Needs CAP_SYS_ADMIN.
+pub fn separate_mounts() -> io::Result<()> {
+    let flags = libc::MS_SLAVE | libc::MS_REC;
+    // SAFETY: system calls with integers, and strings that outlive them.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        let none = std::ptr::null();
+        check(libc::mount(none, c"/".as_ptr(), none, flags, none.cast()))
+    }
+}
+
+/// Takes a mount out of this process's namespace; its file system stays for whoever uses it.
+pub fn detach_mount(point: &Path) -> io::Result<()> {
+    let point = CString::new(point.as_os_str().as_bytes())?;
+    let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
+    // SAFETY: the string outlives the call.
+    check(unsafe { libc::umount2(point.as_ptr(), flags) })
+}
+
+/// Waits until the mounts that `mountinfo` (an open `/proc/self/mountinfo`) tells of have changed.
+pub fn wait_for_mounts(mountinfo: &File) -> io::Result<()> {
+    let events = libc::POLLPRI | libc::POLLERR;
+    let mut poll = libc::pollfd { fd: mountinfo.as_raw_fd(), events, revents: 0 };
+    loop {
+        // SAFETY: one structure of ours.
+        match check(unsafe { libc::poll(&raw mut poll, 1, -1) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            waited => return waited,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_program_are_known_by_their_line() {
+        let code = "55d0c0a00000-55d0c0b00000 r-xp 00001000 08:01 1234    /usr/bin/blkswitch";
+        assert_eq!(program_part(code), Some((0x55d0_c0a0_0000, 0x10_0000)));
+        for other in [
+            "7f0000000000-7f0000001000 rw-s 00000000 00:21 77   /run/blkswitch/disks/map-0",
+            "7f0000000000-7f0000001000 rw-p 00000000 00:00 0 ",
+            "7f0000000000-7f0000001000 ---p 00000000 08:01 9   /usr/lib/libc.so.6",
+            "7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0   [stack]",
+            "",
+        ] {
+            assert_eq!(program_part(other), None, "{other}");
+        }
+        populate_program().unwrap();
+    }
+
+    #[test]
+    fn a_mount_point_that_is_none_is_an_error() {
+        let errno = |path: &str| detach_mount(Path::new(path)).unwrap_err().raw_os_error();
+        assert!(matches!(errno("/not/there"), Some(libc::ENOENT | libc::EPERM)));
+        assert_eq!(errno("a\0b"), None, "no path");
+    }
+}
