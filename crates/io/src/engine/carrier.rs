@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::{opcode, types};
 
@@ -22,19 +23,17 @@ use super::uri::Patience;
 use super::{LeafIo, LeafOp};
 use crate::slab::Slab;
 
-/// What had reached a server when its connection was lost, it carries out in this time, if it is
-/// well. Before that no write that was under way is answered or sent again: a second copy, over
-/// another connection or another path, must not be overtaken by the first, for by then something
-/// newer may have been written. For a server that is not well there is no such time
-/// (docs/leaves.md, requests in doubt).
-static SETTLING: types::Timespec = types::Timespec::new().nsec(100_000_000);
+/// The most that a timer is set for, so that a link that ends need not wait long for it.
+const SLICE_NS: u64 = 250_000_000;
+/// How long operations in doubt wait at most when the leaf is closed.
+const CLOSING_NS: u64 = 100_000_000;
 
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
 pub(super) type Lost = (i32, &'static str);
 
-/// Lost only because what is behind the connection may be another now. Operations wait for the next
-/// one, which is made only to what it was, as they did when the leaf was opened: who looks and
-/// finds it the same has lost nothing.
+/// The connection was dropped because the volume behind it may have changed, or because the other
+/// side asked for it. Operations stay queued until the next connection has checked the volume's
+/// identity; if that is unchanged, they are sent again and nobody gets an error.
 pub(super) const DOUBTED: i32 = libc::ESTALE;
 
 /// What a connection speaks.
@@ -45,6 +44,15 @@ pub(super) trait Protocol: Sized + 'static {
     type Facts: Send + Sync + 'static;
     /// What is kept of a request for an operation; new whenever it is made ready.
     type Request: Default;
+    /// What tells a connection from others, as far as [`Protocol::ends_doubt`] needs it.
+    type Mark;
+
+    /// Its mark.
+    fn mark(&self) -> Self::Mark;
+
+    /// Whether a connection that was made after one of that mark is known to have ended all that the
+    /// other side still had of it.
+    fn ends_doubt(connection: &Self::Connection, lost: &Self::Mark) -> bool;
 
     /// On a connection that is ready for requests; nothing if it has been lost already.
     fn new(connection: Self::Connection) -> Option<Self>;
@@ -94,6 +102,8 @@ pub(super) struct Shared<P: Protocol> {
     pub(super) facts: P::Facts,
     /// How long to wait for what.
     pub(super) patience: Patience,
+    /// Writes in doubt that were gone on with only because their time was over.
+    pub(super) doubted: AtomicU64,
 }
 
 /// An operation.
@@ -167,18 +177,26 @@ pub(super) struct Carrier<P: Protocol> {
     /// Where the kernel writes the bell's count.
     bell_count: Box<u64>,
     bell_armed: bool,
-    settling: Option<Settling>,
-    /// The timer is over.
-    settled: bool,
+    settling: Option<Settling<P::Mark>>,
+    /// Where the kernel reads how long the timer is.
+    timer: Box<types::Timespec>,
+    /// The ring has the timer.
+    timer_armed: bool,
     closing: bool,
 }
 
-/// Operations in doubt wait ([`SETTLING`]).
-struct Settling {
+/// Operations in doubt wait: they change the volume, were sent on a connection that was lost, and may
+/// still be carried out. A second copy, over another connection or another path, must not be
+/// overtaken by the first, for by then something newer may have been written. So they are neither
+/// answered nor sent again before the other side is known to have ended them
+/// ([`Protocol::ends_doubt`]), or the time is over in which it carries them out, if it ever does
+/// (docs/leaves.md, writes in doubt).
+struct Settling<M> {
     /// What they are answered with.
     errno: i32,
-    /// The ring has the timer.
-    armed: bool,
+    until_ns: u64,
+    /// The connection that was lost, if one was known.
+    lost: Option<M>,
 }
 
 /// Borrows the fields that a protocol works with, beside its own.
@@ -200,7 +218,8 @@ impl<P: Protocol> Carrier<P> {
             bell_count: Box::new(0),
             bell_armed: false,
             settling: None,
-            settled: false,
+            timer: Box::default(),
+            timer_armed: false,
             closing: false,
         }
     }
@@ -256,9 +275,13 @@ impl<P: Protocol> Carrier<P> {
         };
         let next = if is_doubted { State::Connecting } else { State::Down { since_ns: now_ns } };
         let before = std::mem::replace(&mut self.state, next);
+        let mut lost = None;
         if let State::Up(protocol) | State::Ending(protocol, _) = before {
+            lost = Some(protocol.mark());
             protocol.bury(&mut work!(self, out));
         }
+        let settle = self.shared.patience.settling(errno == libc::ETIMEDOUT);
+        let until_ns = now_ns.saturating_add(settle.as_nanos() as u64);
         let unsent: BTreeSet<u32> = self.ready.drain(..).collect();
         let slots: Vec<u32> = self.ops.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
@@ -270,7 +293,8 @@ impl<P: Protocol> Carrier<P> {
             let changes = !matches!(op.io.op, LeafOp::Read | LeafOp::Flush);
             if changes && !unsent.contains(&slot) {
                 op.in_doubt = true;
-                self.settling.get_or_insert(Settling { errno, armed: false });
+                let lost = lost.take();
+                self.settling.get_or_insert(Settling { errno, until_ns, lost });
             }
             self.ready.push_back(slot);
         }
@@ -314,21 +338,46 @@ impl<P: Protocol> Carrier<P> {
         self.shared.patience.reconnect.as_nanos() as u64
     }
 
-    /// What was in doubt is not any more.
+    /// Operations in doubt are so no longer, if the other side has ended them or their time is over.
     fn settle(&mut self, now_ns: u64, out: &mut Finished) {
-        if let Some(Settling { errno, .. }) = self.settling.take() {
-            self.give_up(now_ns, errno, out);
+        let Some(Settling { until_ns, lost, .. }) = &self.settling else { return };
+        let connector = &self.shared.connector;
+        let is_over = now_ns >= *until_ns;
+        let has_ended = |lost| connector.peek(self.berth, |made| P::ends_doubt(made, lost));
+        let is_ended = lost.as_ref().and_then(has_ended) == Some(true);
+        if !is_over && !is_ended {
+            return;
         }
+        let Some(Settling { errno, .. }) = self.settling.take() else { return };
+        let mut count = 0;
+        for &slot in &self.ready {
+            if let Some(op) = self.ops.get_mut(slot).filter(|op| op.in_doubt) {
+                (op.in_doubt, count) = (false, count + 1);
+            }
+        }
+        let leaf = connector.name();
+        if is_ended {
+            tracing::info!(leaf, count, "writes in doubt: the target has ended their session");
+        } else {
+            let all = self.shared.doubted.fetch_add(count, Ordering::Relaxed) + count;
+            tracing::warn!(leaf, count, all, "writes in doubt: going on after the time to settle");
+        }
+        self.give_up(now_ns, errno, out);
     }
 
-    /// Has the ring say when operations in doubt have waited long enough.
+    /// Has the ring say when to look after operations in doubt.
     fn time(&mut self, port: &mut Port<'_>) {
-        if let Some(settling) = self.settling.as_mut().filter(|settling| !settling.armed) {
-            settling.armed = true;
-            let entry = opcode::Timeout::new(&raw const SETTLING).build();
-            // SAFETY: the time it points to is static.
-            unsafe { port.push(Part::Timer, entry) };
-        }
+        let Some(Settling { until_ns, .. }) = self.settling.as_ref().filter(|_| !self.timer_armed)
+        else {
+            return;
+        };
+        let left_ns = until_ns.saturating_sub(port.now_ns()).clamp(1, SLICE_NS);
+        self.timer_armed = true;
+        *self.timer = types::Timespec::new().nsec(left_ns as u32);
+        let entry = opcode::Timeout::new(&raw const *self.timer).build();
+        // SAFETY: the time it points to stays where it is until is_over(), which waits for the
+        // completion.
+        unsafe { port.push(Part::Timer, entry) };
     }
 
     /// No attempt to connect had failed so far; now one has.
@@ -361,10 +410,14 @@ impl<P: Protocol> Link for Carrier<P> {
         if let State::Down { since_ns } = self.state {
             self.adopt(now_ns);
             if let State::Down { .. } = self.state {
-                if self.closing || now_ns.saturating_sub(since_ns) >= self.reconnect_ns() {
+                // There is one, which waits for older operations that are in doubt.
+                let is_made = self.shared.connector.peek(self.berth, |_| ()).is_some();
+                if self.closing
+                    || !is_made && now_ns.saturating_sub(since_ns) >= self.reconnect_ns()
+                {
                     return out.push(io, -i64::from(libc::ENOTCONN));
                 }
-                lost_ns = Some(since_ns);
+                lost_ns = Some(since_ns).filter(|_| !is_made);
             }
         }
         let request = P::Request::default();
@@ -376,7 +429,7 @@ impl<P: Protocol> Link for Carrier<P> {
     fn completed(&mut self, part: Part, result: i32, out: &mut Finished) {
         match &mut self.state {
             _ if part == Part::Bell => self.bell_armed = false,
-            _ if part == Part::Timer => self.settled = true,
+            _ if part == Part::Timer => self.timer_armed = false,
             State::Up(protocol) => {
                 if let Err(lost) = protocol.completed(part, result, &mut work!(self, out)) {
                     self.lose(lost);
@@ -389,9 +442,7 @@ impl<P: Protocol> Link for Carrier<P> {
 
     fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished) {
         let now_ns = port.now_ns();
-        if std::mem::take(&mut self.settled) {
-            self.settle(now_ns, out);
-        }
+        self.settle(now_ns, out);
         if self.shared.connector.is_closed() && !self.closing {
             self.close(now_ns, out);
         }
@@ -461,6 +512,9 @@ impl<P: Protocol> Link for Carrier<P> {
 
     fn close(&mut self, now_ns: u64, out: &mut Finished) {
         self.closing = true;
+        if let Some(settling) = &mut self.settling {
+            settling.until_ns = settling.until_ns.min(now_ns.saturating_add(CLOSING_NS));
+        }
         if let Some(seat) = self.shared.connector.seat(self.berth) {
             seat.bell().ring();
         }
@@ -478,6 +532,7 @@ impl<P: Protocol> Link for Carrier<P> {
     fn is_over(&self) -> bool {
         self.closing
             && !self.bell_armed
+            && !self.timer_armed
             && self.settling.is_none()
             && self.ops.is_empty()
             && matches!(self.state, State::Down { .. })

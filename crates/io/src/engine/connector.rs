@@ -120,6 +120,11 @@ impl<C: Send + 'static> Connector<C> {
         lock(&self.berths.get(berth)?.ready).take()
     }
 
+    /// Looks at the connection that is ready for a berth, if there is one.
+    pub(super) fn peek<T>(&self, berth: usize, look: impl FnOnce(&C) -> T) -> Option<T> {
+        lock(&self.berths.get(berth)?.ready).as_ref().map(look)
+    }
+
     /// Whether the last attempt to connect for a berth failed.
     pub(super) fn has_failed(&self, berth: usize) -> bool {
         self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))

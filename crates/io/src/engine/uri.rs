@@ -30,6 +30,13 @@ pub enum Place {
     Unix(PathBuf),
 }
 
+/// How long writes in doubt wait by default: after a connection that the other side has ended, as it
+/// lives, or has died; and after one on which it was silent, as it may go on with them.
+const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_SILENT: Duration = Duration::from_secs(5);
+/// Longest wait for them, in seconds.
+const MAX_SETTLE: u64 = 3600;
+
 /// What every such leaf can be told about a server that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
@@ -37,11 +44,14 @@ pub struct Patience {
     pub timeout: Duration,
     /// How long operations wait for a lost connection to come back. 0: they fail at once.
     pub reconnect: Duration,
+    /// How long writes wait that may still be carried out, before they are answered or sent again.
+    /// Nothing: what the loss of their connection suggests.
+    pub settle: Option<Duration>,
 }
 
 impl Default for Patience {
     fn default() -> Patience {
-        Patience { timeout: Duration::from_secs(TIMEOUT), reconnect: Duration::ZERO }
+        Patience { timeout: Duration::from_secs(TIMEOUT), reconnect: Duration::ZERO, settle: None }
     }
 }
 
@@ -51,9 +61,15 @@ impl Patience {
         match key {
             "timeout" => self.timeout = Duration::from_secs(number(value, 1, MAX_TIMEOUT)?),
             "reconnect" => self.reconnect = Duration::from_secs(number(value, 0, MAX_RECONNECT)?),
+            "settle" => self.settle = Some(seconds(value, MAX_SETTLE)?),
             _ => return None,
         }
         Some(())
+    }
+
+    /// How long writes in doubt wait; `silent` if their connection was lost by silence.
+    pub(super) fn settling(&self, silent: bool) -> Duration {
+        self.settle.unwrap_or(if silent { SETTLE_SILENT } else { SETTLE })
     }
 
     /// The options that are not the defaults.
@@ -65,8 +81,26 @@ impl Patience {
         if self.reconnect != usual.reconnect {
             query.number("reconnect", self.reconnect.as_secs())?;
         }
-        Ok(())
+        match self.settle {
+            Some(settle) => query.text("settle", &settle.as_secs_f64().to_string()),
+            None => Ok(()),
+        }
     }
+}
+
+/// Seconds, with up to three digits behind the point, up to `most`.
+fn seconds(value: &str, most: u64) -> Option<Duration> {
+    let (whole, part) = value.split_once('.').unwrap_or((value, "0"));
+    let whole = number(whole, 0, most)?;
+    let digits = part.len();
+    let scale = match digits {
+        1 => 100,
+        2 => 10,
+        3 => 1,
+        _ => return None,
+    };
+    let time = Duration::from_millis(whole * 1000 + number(part, 0, 999)? * scale);
+    (time <= Duration::from_secs(most)).then_some(time)
 }
 
 /// A number in plain digits from `least` to `most`.

@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod doubt;
+mod events;
 mod hostile;
 mod own;
 

@@ -32,7 +32,7 @@ pub(crate) struct Own {
 }
 
 pub(crate) struct Shared {
-    pub(crate) data: Mutex<Vec<u8>>,
+    pub(crate) data: Arc<Mutex<Vec<u8>>>,
     pub(crate) logins: AtomicUsize,
     /// Logins that ended an older session of the same identifier.
     pub(crate) reinstated: AtomicUsize,
@@ -105,11 +105,20 @@ impl Own {
 
     /// The same with another name of its unit.
     pub(crate) fn named(bytes: usize, keys: &'static str, name: u8) -> Own {
+        Own::over(Arc::new(Mutex::new(vec![0; bytes])), keys, name)
+    }
+
+    /// Another machine with the same unit.
+    pub(crate) fn twin(&self) -> Own {
+        Own::over(self.shared.data.clone(), self.shared.keys, self.shared.name)
+    }
+
+    fn over(data: Arc<Mutex<Vec<u8>>>, keys: &'static str, name: u8) -> Own {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let honest: Manner = Box::new(|_, _| ());
         let shared = Arc::new(Shared {
-            data: Mutex::new(vec![0; bytes]),
+            data,
             logins: AtomicUsize::new(0),
             reinstated: AtomicUsize::new(0),
             logouts: AtomicUsize::new(0),

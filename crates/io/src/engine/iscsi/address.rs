@@ -19,8 +19,8 @@ const MAX_LUN: u64 = 16_383;
 
 const SCHEME: &str = "iscsi://";
 const FORM: &str = "iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, what is not plain as %XX";
-const OPTIONS: &str = "secret-file=PATH, secret-env=NAME (both with USER@ only), initiator=NAME, timeout=1..3600 or \
-                       reconnect=0..86400";
+const OPTIONS: &str = "secret-file=PATH, secret-env=NAME (both with USER@ only), initiator=NAME, timeout=1..3600, \
+                       reconnect=0..86400 or settle=0..3600";
 const NO_SECRET: &str = "no secret here, where everybody can see it: put it into a file (secret-file=PATH) or into \
                          the daemon's environment (secret-env=NAME)";
 

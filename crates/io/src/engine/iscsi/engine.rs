@@ -3,6 +3,7 @@
 //! Contract: as the parent module's.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,7 @@ impl IscsiEngine {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: volume,
             patience: address.patience,
+            doubted: AtomicU64::new(0),
         });
         let read_only = limits.read_only;
         Ok((IscsiEngine { shared, identity, read_only, control: Mutex::new(control) }, limits))

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Status, Transfer};
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
-use super::session::{Session, TRIES, Wire};
+use super::session::{Nexus, Session, TRIES, Wire};
 use crate::engine::LeafOp;
 use crate::engine::carrier::{self, DOUBTED, Lost, Protocol};
 use crate::engine::conn::{Conn, Received};
@@ -108,6 +108,7 @@ pub(super) enum Leaving {
 pub(super) struct IscsiLink {
     pub(super) conn: Conn<{ HEADER + pdu::DIGEST }>,
     pub(super) wire: Wire,
+    nexus: Nexus,
     step: Step,
     /// The PDU whose data segment is coming.
     heard: Incoming,
@@ -132,13 +133,25 @@ impl Protocol for IscsiLink {
     type Connection = Session;
     type Facts = Volume;
     type Request = Request;
+    type Mark = Nexus;
+
+    fn mark(&self) -> Nexus {
+        self.nexus.clone()
+    }
+
+    fn ends_doubt(session: &Session, lost: &Nexus) -> bool {
+        // Its identifier is that of the session that was lost: each berth has one.
+        session.nexus().is_same(lost)
+    }
 
     fn new(session: Session) -> Option<IscsiLink> {
+        let nexus = session.nexus().clone();
         let (socket, wire) = session.into_parts();
         let heard = Incoming::parse(&[0; HEADER]);
         Some(IscsiLink {
             conn: Conn::new(socket?),
             wire,
+            nexus,
             step: Step::Header,
             heard,
             segment: Vec::with_capacity(MAX_SENSE),

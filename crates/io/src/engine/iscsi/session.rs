@@ -56,6 +56,24 @@ impl Isid {
     }
 }
 
+/// Where a session has ended up: a login that leads there again, with the same identifier, ends the
+/// session that was there before, with all its commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Nexus {
+    place: Place,
+    /// The tag of the group of portals; nothing if the target does not tell.
+    group: Option<u16>,
+}
+
+impl Nexus {
+    /// Whether the other is the same. By the standard the group alone says so, whatever the portal;
+    /// but there are groups of machines whose portals all give themselves one tag and do not know of
+    /// each other's sessions. So the portal must be the same, too.
+    pub(super) fn is_same(&self, other: &Nexus) -> bool {
+        self.group.is_some() && self == other
+    }
+}
+
 /// What a session has beside its socket, for whoever drives it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wire {
@@ -97,6 +115,7 @@ pub(super) struct Session {
     /// Nothing once it was ended.
     socket: Option<Socket>,
     wire: Wire,
+    nexus: Nexus,
     tag: u32,
     /// The unit has told that it may be another while it was asked what it is.
     told: bool,
@@ -170,7 +189,8 @@ impl Session {
         // The first command has the number 1, as its login has.
         let numbers = Numbers { command: 1, status: 0 };
         let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
-        let mut session = Session { socket: Some(socket), wire, tag: 0, told: false };
+        let nexus = Nexus { place: place.clone(), group: None };
+        let mut session = Session { socket: Some(socket), wire, nexus, tag: 0, told: false };
         let method = if user.is_some() { "CHAP,None" } else { "None" };
         let mut text = login::text(&[
             ("InitiatorName", address.initiator.as_deref().unwrap_or(INITIATOR)),
@@ -200,6 +220,9 @@ impl Session {
                     let kind = if status[0] == 3 { io::ErrorKind::NotConnected } else { refused };
                     return Err(io::Error::new(kind, login::refusal(status)));
                 }
+            }
+            if let Some(group) = login::value(&answer, "TargetPortalGroupTag") {
+                session.nexus.group = group.parse().ok();
             }
             text = agreed.take(&answer).map_err(broken)?;
             match (stage, turned) {
@@ -321,6 +344,11 @@ impl Session {
     /// Whether the session was not ended by a call that failed.
     pub(super) fn is_there(&self) -> bool {
         self.socket.is_some()
+    }
+
+    /// Where it is.
+    pub(super) fn nexus(&self) -> &Nexus {
+        &self.nexus
     }
 
     /// What a link needs of it.

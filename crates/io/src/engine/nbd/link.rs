@@ -69,6 +69,14 @@ impl Protocol for NbdLink {
     type Connection = OwnedFd;
     type Facts = Offer;
     type Request = Request;
+    type Mark = ();
+
+    fn mark(&self) {}
+
+    fn ends_doubt(_: &OwnedFd, (): &()) -> bool {
+        // The protocol has no way to end another connection's requests.
+        false
+    }
 
     fn new(socket: OwnedFd) -> Option<NbdLink> {
         Some(NbdLink { conn: Conn::new(socket), step: Step::Header, held: Vec::new(), serial: 0 })

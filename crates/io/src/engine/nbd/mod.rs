@@ -24,7 +24,7 @@ pub mod wire;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,7 @@ impl NbdEngine {
             connector: Connector::new(address.to_string(), berths, connections, dial)?,
             facts: offer,
             patience: address.patience,
+            doubted: AtomicU64::new(0),
         });
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {

@@ -1,0 +1,61 @@
+//! Writes in doubt: a target that was silent may carry them out later than anybody thinks.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::own::Own;
+use super::support::World;
+use super::{ESHUTDOWN, MIB};
+
+/// The session is begun anew at the same target, which ends what it still had of the old one; then
+/// nothing has to be waited for.
+#[test]
+fn a_session_that_is_begun_anew_ends_the_doubt() {
+    for (query, answer) in [
+        ("?timeout=2&settle=60", Err(ESHUTDOWN)),
+        ("?timeout=2&settle=60&reconnect=40", Ok(())),
+    ] {
+        let target = Own::start(MIB, "");
+        let world = World::new(1);
+        let leaf = world.leaf(&target.address(query));
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 4096]).unwrap();
+        target.shared.silent.store(true, Ordering::SeqCst);
+        let again = target.shared.clone();
+        let back = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1500));
+            again.silent.store(false, Ordering::SeqCst);
+        });
+        let start = Instant::now();
+        assert_eq!(client.write(0, &[2; 4096]), answer, "{query}");
+        let time = start.elapsed();
+        back.join().unwrap();
+        assert!(time > Duration::from_millis(1900), "{query}: the target may be slow: {time:?}");
+        assert!(time < Duration::from_secs(30), "{query}: it was not waited for: {time:?}");
+        assert!(target.shared.reinstated.load(Ordering::SeqCst) > 0, "{query}");
+        assert_eq!(target.shared.data.lock().unwrap()[0], 2, "it was carried out nevertheless");
+    }
+}
+
+/// The session begins anew at another machine, which cannot end what the first has: the time to
+/// settle passes.
+#[test]
+fn a_session_elsewhere_does_not_end_the_doubt() {
+    let portal = Own::start(MIB, "");
+    let (first, second) = (portal.twin(), portal.twin());
+    *portal.shared.elsewhere.lock().unwrap() = Some(first.address.to_string());
+    let world = World::new(1);
+    let leaf = world.leaf(&portal.address("?timeout=1&settle=4&reconnect=40"));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    client.write(0, &[1; 4096]).unwrap();
+    first.shared.silent.store(true, Ordering::SeqCst);
+    *portal.shared.elsewhere.lock().unwrap() = Some(second.address.to_string());
+    let start = Instant::now();
+    client.write(0, &[2; 4096]).unwrap();
+    let time = start.elapsed();
+    assert!(time >= Duration::from_millis(4900), "timeout and settle: {time:?}");
+    assert!(time < Duration::from_secs(30), "{time:?}");
+    assert!(second.shared.logins.load(Ordering::SeqCst) > 0);
+}
