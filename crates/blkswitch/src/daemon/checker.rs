@@ -195,9 +195,12 @@ impl Checker {
             return;
         };
         path.since_ns = None;
-        if let Some(intervals) = intervals(&self.options) {
-            // If its state has changed, the next look begins anew.
-            path.probe.unchanged(&intervals, now_ns);
+        // A path whose state has changed got a new probe at a look since then, or gets one at the
+        // next.
+        if let Some(intervals) = intervals(&self.options)
+            && path.probe.due_ns() <= now_ns
+        {
+            path.probe.unchanged(&intervals, path.was_up, now_ns);
         }
     }
 }

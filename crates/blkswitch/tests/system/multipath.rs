@@ -484,11 +484,11 @@ fn an_export_of_another_size_or_name_is_no_path() {
     volume(&far, "volume", 2048);
     eventually("the volume is there", is_up);
 
-    // It was there, and comes back as another.
+    // It was there, and comes back as another. (One that only grew would be used, as far as it was.)
     far.kill();
     eventually("it is gone", || !is_up());
     far.start_again();
-    volume(&far, "volume", 4096);
+    volume(&far, "volume", 1024);
     stays_away(2);
     let theirs = std::fs::read(far.path("ram0")).unwrap();
     assert_eq!(theirs[..SECTOR], sector_of("ram0", 0), "nothing was written to it");

@@ -14,7 +14,7 @@ pub const LAST_INTERVAL_NS: u64 = 20_000_000_000;
 pub struct Intervals {
     /// After the path's state has changed.
     pub first_ns: u64,
-    /// At most; each interval is twice the one before until this is reached.
+    /// At most, while the path is up; each interval is twice the one before until this is reached.
     pub last_ns: u64,
 }
 
@@ -24,7 +24,8 @@ impl Default for Intervals {
     }
 }
 
-/// When a path is to be probed: seldom while nothing changes, soon after something did.
+/// When a path is to be probed: a healthy one seldom while nothing changes, a failed one at every
+/// interval, so that it is back within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     due_ns: u64,
@@ -45,7 +46,11 @@ impl Probe {
     }
 
     /// The path was probed, and is as it was before. (If it is not, it gets a new [`Probe`].)
-    pub fn unchanged(&mut self, intervals: &Intervals, now_ns: u64) {
+    pub fn unchanged(&mut self, intervals: &Intervals, is_up: bool, now_ns: u64) {
+        if !is_up {
+            *self = Self::new(intervals, now_ns);
+            return;
+        }
         let longest = intervals.last_ns.max(intervals.first_ns);
         self.interval_ns = self.interval_ns.saturating_mul(2).min(longest);
         self.due_ns = now_ns.saturating_add(self.interval_ns);
@@ -139,14 +144,17 @@ impl NoPathRetry {
 /// Counts the rounds without a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoPathTimer {
+    /// Whole rounds without a path.
     rounds: u32,
+    /// The last round ended without one.
+    is_without: bool,
 }
 
 impl NoPathTimer {
     /// No round without a path yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { rounds: 0 }
+        Self { rounds: 0, is_without: false }
     }
 
     /// A round of the checker ends with so many paths up. Returns what to give to
@@ -155,12 +163,14 @@ impl NoPathTimer {
     /// again from the next time on.
     pub fn round(&mut self, policy: NoPathRetry, live_paths: u32) -> Option<bool> {
         let NoPathRetry::Rounds(limit @ 1..) = policy else { return None };
+        let was_without = core::mem::replace(&mut self.is_without, live_paths == 0);
         if live_paths > 0 {
             let gave_up = self.rounds >= limit;
             self.rounds = 0;
             return gave_up.then_some(true);
         }
-        if self.rounds >= limit {
+        // The round in which the last path was lost is not a whole one.
+        if !was_without || self.rounds >= limit {
             return None;
         }
         self.rounds = self.rounds.saturating_add(1);

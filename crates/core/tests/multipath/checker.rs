@@ -17,15 +17,21 @@ fn probes_back_off_from_5_to_20_seconds() {
     let mut due = vec![probe.due_ns() / SECOND_NS];
     for _ in 0..4 {
         // Answered one second after it was due: the next interval begins then.
-        probe.unchanged(&intervals, probe.due_ns() + SECOND_NS);
+        probe.unchanged(&intervals, true, probe.due_ns() + SECOND_NS);
         due.push(probe.due_ns() / SECOND_NS);
     }
     assert_eq!(due, [105, 116, 137, 158, 179]);
     // A longest interval below the first is the first.
     let odd = Intervals { first_ns: 7, last_ns: 3 };
     let mut probe = Probe::new(&odd, 0);
-    probe.unchanged(&odd, 7);
+    probe.unchanged(&odd, true, 7);
     assert_eq!(probe.due_ns(), 14);
+    // A path that is down is probed at every interval, however long it is down.
+    let mut probe = Probe::new(&intervals, 0);
+    for round in 1..10 {
+        assert_eq!(probe.due_ns(), round * 5 * SECOND_NS);
+        probe.unchanged(&intervals, false, probe.due_ns());
+    }
     // The end of time does not wrap.
     assert_eq!(Probe::new(&intervals, u64::MAX).due_ns(), u64::MAX);
 }
@@ -90,6 +96,7 @@ fn no_path_retry() {
 
     let mut timer = NoPathTimer::new();
     assert_eq!(timer.round(rounds, 1), None);
+    assert_eq!(timer.round(rounds, 0), None, "the round in which the path was lost");
     assert_eq!(timer.round(rounds, 0), None);
     assert_eq!(timer.round(rounds, 0), Some(false), "two rounds without a path");
     assert_eq!(timer.round(rounds, 0), None, "said already");
@@ -99,6 +106,7 @@ fn no_path_retry() {
     // Paths that are back in time: the rounds begin anew, and nothing is to be set.
     assert_eq!(timer.round(rounds, 0), None);
     assert_eq!(timer.round(rounds, 3), None);
+    assert_eq!(timer.round(rounds, 0), None);
     assert_eq!(timer.round(rounds, 0), None);
     assert_eq!(timer.round(rounds, 0), Some(false));
 

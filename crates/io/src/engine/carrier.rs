@@ -140,11 +140,13 @@ pub(super) struct Work<'a, P: Protocol> {
     /// Those to be sent, in order.
     pub(super) ready: &'a mut VecDeque<u32>,
     out: &'a mut Finished,
+    has_answered: &'a mut bool,
 }
 
 impl<P: Protocol> Work<'_, P> {
     /// Answers an operation.
     pub(super) fn answer(&mut self, slot: u32, result: i64) {
+        *self.has_answered = true;
         if let Some(op) = self.ops.remove(slot) {
             self.out.push(&op.io, result);
         }
@@ -182,6 +184,8 @@ pub(super) struct Carrier<P: Protocol> {
     timer: Box<types::Timespec>,
     /// The ring has the timer.
     timer_armed: bool,
+    /// The connection there is has answered something.
+    has_answered: bool,
     closing: bool,
 }
 
@@ -202,7 +206,13 @@ struct Settling<M> {
 /// Borrows the fields that a protocol works with, beside its own.
 macro_rules! work {
     ($self:ident, $out:ident) => {
-        Work { shared: &$self.shared, ops: &mut $self.ops, ready: &mut $self.ready, out: $out }
+        Work {
+            shared: &$self.shared,
+            ops: &mut $self.ops,
+            ready: &mut $self.ready,
+            out: $out,
+            has_answered: &mut $self.has_answered,
+        }
     };
 }
 
@@ -220,6 +230,7 @@ impl<P: Protocol> Carrier<P> {
             settling: None,
             timer: Box::default(),
             timer_armed: false,
+            has_answered: false,
             closing: false,
         }
     }
@@ -301,8 +312,9 @@ impl<P: Protocol> Carrier<P> {
         if !is_doubted {
             self.give_up(now_ns, errno, out);
         }
+        let has_answered = std::mem::take(&mut self.has_answered);
         if !self.closing {
-            self.shared.connector.want(self.berth);
+            self.shared.connector.want_after(self.berth, has_answered);
         }
     }
 

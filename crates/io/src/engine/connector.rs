@@ -21,8 +21,8 @@ use crate::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// A connection that is lost earlier counts as an attempt that failed: there are servers that
-/// accept everybody and then close.
+/// A connection that is lost earlier, and has answered nothing, counts as an attempt that failed:
+/// there are servers that accept everybody and then close.
 const LASTING: Duration = Duration::from_secs(1);
 
 /// Where a link finds its connections.
@@ -130,15 +130,21 @@ impl<C: Send + 'static> Connector<C> {
         self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))
     }
 
-    /// Asks for another connection for a berth.
+    /// Asks for another connection for a berth, for one that has answered nothing.
     pub(super) fn want(self: &Arc<Self>, berth: usize) {
+        self.want_after(berth, false);
+    }
+
+    /// Asks for another connection for a berth. One that `has_answered` something counts as one that
+    /// lasted: a server that flaps, but serves in between, is to be used as much as it can be.
+    pub(super) fn want_after(self: &Arc<Self>, berth: usize, has_answered: bool) {
         let Some(at) = self.berths.get(berth) else { return };
         // Locked first: a wish without a thread is what wait_connected() gives up on.
         let mut state = lock(&self.state);
         at.failed.store(false, Ordering::Release);
         at.wanted.store(true, Ordering::Release);
         if let Some(made) = lock(&at.made).take() {
-            state.lost_after(made.elapsed());
+            state.lost_after(if has_answered { LASTING } else { made.elapsed() });
         }
         if state.running || self.is_closed() {
             return;

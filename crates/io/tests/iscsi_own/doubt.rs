@@ -11,10 +11,9 @@ use super::{ESHUTDOWN, MIB};
 /// nothing has to be waited for.
 #[test]
 fn a_session_that_is_begun_anew_ends_the_doubt() {
-    for (query, answer) in [
-        ("?timeout=2&settle=60", Err(ESHUTDOWN)),
-        ("?timeout=2&settle=60&reconnect=40", Ok(())),
-    ] {
+    for (query, answer) in
+        [("?timeout=2&settle=60", Err(ESHUTDOWN)), ("?timeout=2&settle=60&reconnect=40", Ok(()))]
+    {
         let target = Own::start(MIB, "");
         let world = World::new(1);
         let leaf = world.leaf(&target.address(query));

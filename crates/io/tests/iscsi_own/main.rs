@@ -8,6 +8,7 @@ mod doubt;
 mod events;
 mod hostile;
 mod own;
+mod promises;
 
 /// What our own export says of a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;

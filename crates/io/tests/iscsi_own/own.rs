@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Result, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(crate) const IQN: &str = "iqn.2026-11.org.example:own";
@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) elsewhere: Mutex<Option<String>>,
     /// Requests are read, and nothing is answered.
     pub(crate) silent: AtomicBool,
+    /// What the unit says of writes: 0x10, that they can be made stable; 0x80, that there are none.
+    pub(crate) writes: AtomicU8,
     /// What is agreed, in the login's form.
     keys: &'static str,
     lines: Mutex<Vec<Line>>,
@@ -125,6 +127,7 @@ impl Own {
             manner: Mutex::new(Arc::new(honest)),
             elsewhere: Mutex::new(None),
             silent: AtomicBool::new(false),
+            writes: AtomicU8::new(0x10),
             keys,
             lines: Mutex::default(),
             name,
@@ -347,7 +350,8 @@ impl Connection {
             },
             // A write cache, and writes that can be made stable.
             0x1a => {
-                let page = [23, 0, 0x10, 0, 8, 18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                let writes = self.shared.writes.load(Ordering::SeqCst);
+                let page = [23, 0, writes, 0, 8, 18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
                 self.data_in(header, &[&page[..], &[0; 4]].concat())
             }
             _ => vec![sense(5, 0x20)],

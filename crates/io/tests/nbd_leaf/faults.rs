@@ -70,7 +70,7 @@ fn a_server_that_is_not_there_or_is_none_is_refused_with_its_address() {
     for (greeting, says) in [
         (b"SSH-2.0-OpenSSH_9.2p1 Debian".to_vec(), "no NBD server"),
         (b"NBDMAGICIHAVEOPT\x00\x02".to_vec(), "old form"),
-        (old, "no NBD server"),
+        (old, "old form"),
         ([&b"NBDMAGICIHAVEOPT\x00\x03"[..], &[0xff; 4096]].concat(), "no reply to option"),
     ] {
         let _server = Server::start(
@@ -495,9 +495,12 @@ fn a_server_that_comes_back_as_another_is_not_used() {
     let path = dir.path().join("s");
     let first = || Options { name: Some("first"), ..Options::default() };
     for (other, says) in [
-        (Options { size: 2 << 20, ..first() }, "2097152"),
+        (Options { size: 2 << 20, ..first() }, "2097152 bytes"),
         (Options { name: Some("second"), ..first() }, "'second'"),
-        (Options { flags: server::GOOD & !server::FUA, ..first() }, "flags"),
+        (Options { flags: server::GOOD | server::READ_ONLY, ..first() }, "read-only"),
+        (Options { flags: ONE, ..first() }, "one connection"),
+        (Options { flags: server::GOOD & !server::FLUSH, ..first() }, "flushed"),
+        (Options { blocks: Some([4096, 4096, 1 << 20]), ..first() }, "block is 4096"),
     ] {
         let server = Server::start(&path, first(), |_| Action::Do);
         let world = world_over(&server, "");

@@ -7,4 +7,5 @@ mod support;
 mod data;
 mod driver;
 mod faults;
+mod promises;
 mod server;

@@ -58,6 +58,7 @@ impl IscsiEngine {
         };
         let mut first = Session::login(address, Isid::new(drawn, 0), deadline)?;
         let volume = first.volume(deadline)?;
+        first.can(volume.clone());
         let mut sessions = vec![first];
         while sessions.len() < options.queues.count() {
             sessions.push(again(&volume, Isid::new(drawn, sessions.len() as u16))?);
@@ -195,16 +196,17 @@ fn login_again(
     deadline: Instant,
 ) -> io::Result<Session> {
     let mut session = Session::login(address, isid, deadline)?;
-    same(&session.volume(deadline)?, volume)?;
+    let now = session.volume(deadline)?;
+    same(&now, volume)?;
+    session.can(now);
     Ok(session)
 }
 
 fn same(now: &Volume, volume: &Volume) -> io::Result<()> {
-    if now == volume {
-        return Ok(());
+    match volume.broken_promise(now) {
+        None => Ok(()),
+        Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
     }
-    let reason = format!("the logical unit is not what it was: {now:?}; before {volume:?}");
-    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
 /// A unit without any name is that of its target and number: nobody can tell units of several

@@ -38,6 +38,9 @@ pub(super) type Work<'a> = carrier::Work<'a, IscsiLink>;
 #[derive(Default)]
 pub(super) struct Request {
     tries: u32,
+    /// It is the flush after a write that is to be stable, of a unit that has no such writes.
+    /// The bytes of that write.
+    pub(super) flushes: Option<u64>,
 }
 
 /// A command under way.
@@ -108,6 +111,8 @@ pub(super) enum Leaving {
 pub(super) struct IscsiLink {
     pub(super) conn: Conn<{ HEADER + pdu::DIGEST }>,
     pub(super) wire: Wire,
+    /// What the unit can do, which may be less than when the leaf was opened.
+    pub(super) volume: Volume,
     nexus: Nexus,
     step: Step,
     /// The PDU whose data segment is coming.
@@ -146,11 +151,12 @@ impl Protocol for IscsiLink {
 
     fn new(session: Session) -> Option<IscsiLink> {
         let nexus = session.nexus().clone();
-        let (socket, wire) = session.into_parts();
+        let (socket, wire, volume) = session.into_parts();
         let heard = Incoming::parse(&[0; HEADER]);
         Some(IscsiLink {
             conn: Conn::new(socket?),
             wire,
+            volume,
             nexus,
             step: Step::Header,
             heard,
@@ -476,6 +482,7 @@ impl IscsiLink {
         (key, ascq): (u8, u16),
         work: &mut Work<'_>,
     ) -> Result<(), Lost> {
+        let Volume { fua: has_fua, cache: has_cache, .. } = self.volume;
         let Some(task) = self.task(number) else { return Ok(()) };
         let (slot, piece, transfer, unsent) = (task.slot, task.piece, task.transfer, task.bursts);
         let Some(op) = work.ops.get_mut(slot) else { return Ok(()) };
@@ -493,7 +500,12 @@ impl IscsiLink {
             },
             outcome => outcome,
         };
+        let wants_flush = op.io.op == LeafOp::Write && op.io.fua && op.request.flushes.is_none();
         let answer = match outcome {
+            Outcome::Good if wants_flush && !has_fua && has_cache => {
+                op.request.flushes = Some(piece);
+                None
+            }
             Outcome::Good => match op.io.op {
                 LeafOp::Read | LeafOp::Write => Some(piece as i64),
                 LeafOp::Flush => Some(0),

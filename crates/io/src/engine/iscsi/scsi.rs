@@ -139,6 +139,32 @@ pub struct Volume {
     pub identity: Option<String>,
 }
 
+impl Volume {
+    /// Which promise a unit breaks that was `self` and now is `now`; nothing if it can be gone on
+    /// with. It may do more, or be larger (of which the old size is used). It may do less where that
+    /// can be made up for: each session goes by what the unit says to it.
+    pub fn broken_promise(&self, now: &Volume) -> Option<String> {
+        let name = |volume: &Volume| match &volume.identity {
+            Some(names) => format!("'{names}'"),
+            None => "without a name".to_string(),
+        };
+        let broken = if now.identity != self.identity {
+            format!("it is {}, and was {}", name(now), name(self))
+        } else if now.block_bytes != self.block_bytes {
+            format!("its blocks have {} bytes, and had {}", now.block_bytes, self.block_bytes)
+        } else if now.blocks < self.blocks {
+            format!("it has {} blocks, and had {}", now.blocks, self.blocks)
+        } else if now.read_only && !self.read_only {
+            "it is read-only, and could be written".to_string()
+        } else if now.cache && !self.cache {
+            "it has a volatile cache, and had none".to_string()
+        } else {
+            return None;
+        };
+        Some(format!("the logical unit is not what it was: {broken}"))
+    }
+}
+
 fn be<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }

@@ -87,9 +87,14 @@ impl IscsiLink {
     /// Begins a command of an operation.
     fn begin(&mut self, slot: u32, batch: u64, work: &mut Work<'_>) {
         let Some(op) = work.ops.get(slot) else { return };
+        if op.io.op == LeafOp::Discard && self.volume.unmap_blocks == 0 {
+            return work.answer(slot, -i64::from(libc::EOPNOTSUPP));
+        }
         let Some(number) = self.free.pop() else { return };
-        let Next { command, piece, bytes, unmap } =
-            next_command(&op.io, op.done, &work.shared.facts);
+        let Next { command, piece, bytes, unmap } = match op.request.flushes {
+            Some(written) => flush(written),
+            None => next_command(&op.io, op.done, &self.volume),
+        };
         self.serial = self.serial % 0x00ff_fffd + 1;
         let tag = self.serial << 8 | number;
         let agreed = &self.wire.agreed;
@@ -187,6 +192,11 @@ impl IscsiLink {
     }
 }
 
+/// The flush after a write of so many bytes.
+fn flush(piece: u64) -> Next {
+    Next { command: scsi::synchronize_cache(), piece, bytes: 0, unmap: [0; UNMAP_LIST] }
+}
+
 /// The command for what is left of an operation.
 fn next_command(io: &LeafIo, done: u64, volume: &Volume) -> Next {
     let block_bytes = u64::from(volume.block_bytes);
@@ -195,7 +205,7 @@ fn next_command(io: &LeafIo, done: u64, volume: &Volume) -> Next {
     let mut unmap = [0; UNMAP_LIST];
     let (command, bytes) = match io.op {
         LeafOp::Read => (scsi::read(block, blocks), piece as u32),
-        LeafOp::Write => (scsi::write(block, blocks, io.fua), piece as u32),
+        LeafOp::Write => (scsi::write(block, blocks, io.fua && volume.fua), piece as u32),
         LeafOp::Flush => (scsi::synchronize_cache(), 0),
         LeafOp::Zero { no_hole } => {
             let same = scsi::write_same(block, blocks, volume.same_unmaps && !no_hole);

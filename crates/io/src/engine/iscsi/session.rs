@@ -116,6 +116,8 @@ pub(super) struct Session {
     socket: Option<Socket>,
     wire: Wire,
     nexus: Nexus,
+    /// What the unit can do, as it has said on this session.
+    volume: Volume,
     tag: u32,
     /// The unit has told that it may be another while it was asked what it is.
     told: bool,
@@ -190,7 +192,9 @@ impl Session {
         let numbers = Numbers { command: 1, status: 0 };
         let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
         let nexus = Nexus { place: place.clone(), group: None };
-        let mut session = Session { socket: Some(socket), wire, nexus, tag: 0, told: false };
+        let volume = Volume::default();
+        let mut session =
+            Session { socket: Some(socket), wire, nexus, volume, tag: 0, told: false };
         let method = if user.is_some() { "CHAP,None" } else { "None" };
         let mut text = login::text(&[
             ("InitiatorName", address.initiator.as_deref().unwrap_or(INITIATOR)),
@@ -352,8 +356,14 @@ impl Session {
     }
 
     /// What a link needs of it.
-    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Wire) {
-        (self.socket.take().map(OwnedFd::from), self.wire)
+    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Wire, Volume) {
+        let volume = std::mem::take(&mut self.volume);
+        (self.socket.take().map(OwnedFd::from), self.wire, volume)
+    }
+
+    /// From now on the unit is known to be this.
+    pub(super) fn can(&mut self, volume: Volume) {
+        self.volume = volume;
     }
 
     /// The answer to a question.

@@ -25,8 +25,7 @@ const UNIX: &str = "nbd+unix://";
 
 const FORMS: &str =
     "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, what is not plain as %XX";
-const OPTIONS: &str =
-    "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600, reconnect=0..86400 or \
+const OPTIONS: &str = "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600, reconnect=0..86400 or \
      settle=0..3600";
 
 /// See the module's text.

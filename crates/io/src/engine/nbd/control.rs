@@ -4,11 +4,11 @@
 //! Contract: any thread but a queue's, one at a time.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands};
+use super::link::Connection;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::answered;
 use crate::engine::socket::Socket;
@@ -21,22 +21,23 @@ pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socke
     Ok((socket, offer))
 }
 
-/// Connects again: what is offered must be what it was.
+/// Connects again: what was promised must be kept.
 pub(super) fn dial_again(
     address: &NbdAddress,
     offer: &Offer,
     deadline: Instant,
-) -> io::Result<Socket> {
+) -> io::Result<(Socket, Offer)> {
     let (socket, now) = dial(address, deadline)?;
     match offer.changed(&now) {
-        None => Ok(socket),
+        None => Ok((socket, now)),
         Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
     }
 }
 
 /// The same, for a link.
-pub(super) fn dial_for_link(address: &NbdAddress, offer: &Offer) -> io::Result<OwnedFd> {
-    dial_again(address, offer, Instant::now() + address.patience.timeout).map(OwnedFd::from)
+pub(super) fn dial_for_link(address: &NbdAddress, offer: &Offer) -> io::Result<Connection> {
+    let (socket, now) = dial_again(address, offer, Instant::now() + address.patience.timeout)?;
+    Ok(Connection::new(socket, &now))
 }
 
 /// See the module's text.
@@ -108,7 +109,7 @@ impl Control {
         deadline: Instant,
     ) -> Result<(), Failed> {
         if self.socket.is_none() {
-            self.socket = Some(dial_again(&self.address, &self.offer, deadline)?);
+            self.socket = Some(dial_again(&self.address, &self.offer, deadline)?.0);
         }
         let Some(socket) = &mut self.socket else { return Ok(()) };
         socket.set_deadline(deadline);

@@ -48,19 +48,31 @@ impl Offer {
         self.flags & flags == flags
     }
 
-    /// Why a server that offered `self` and now offers `now` cannot be gone on with.
+    /// Which promise a server breaks that offered `self` and now offers `now`; nothing if it can be
+    /// gone on with. It may do more, or serve a larger export (of which the old size is used). It may
+    /// do less where that can be made up for: [`super::link`] writes zeroes out, flushes after a
+    /// write that is to be stable, and cuts requests shorter.
     pub(super) fn changed(&self, now: &Offer) -> Option<String> {
-        // Not the description: it may tell of what changes.
-        let same = (self.size, self.flags, self.min_block, self.max_block, &self.name)
-            == (now.size, now.flags, now.min_block, now.max_block, &now.name);
-        (!same).then(|| {
-            format!(
-                "the export is not what it was: '{}' of {} bytes, flags {:#x}, blocks of {} to {}; before '{}' of {} \
-                 bytes, flags {:#x}, blocks of {} to {}",
-                now.name, now.size, now.flags, now.min_block, now.max_block, self.name, self.size, self.flags,
-                self.min_block, self.max_block
-            )
-        })
+        let lost = |flag| self.has(flag) && !now.has(flag);
+        let broken = if now.name != self.name {
+            format!("it is called '{}', and was '{}'", now.name, self.name)
+        } else if now.size < self.size {
+            format!("it has {} bytes, and had {}", now.size, self.size)
+        } else if now.min_block > self.min_block.max(512) {
+            format!("its smallest block is {}, and was {}", now.min_block, self.min_block)
+        } else if now.has(flag::READ_ONLY) && !self.has(flag::READ_ONLY) {
+            "it is read-only, and could be written".to_string()
+        } else if lost(flag::SEND_FLUSH) {
+            "it cannot be flushed, and could be".to_string()
+        } else if !self.has(flag::SEND_FLUSH) && now.has(flag::SEND_FLUSH) {
+            "it is to be flushed, and had nothing to flush".to_string()
+        } else if lost(flag::CAN_MULTI_CONN) {
+            "it serves one connection at a time, and served several".to_string()
+        } else {
+            // The description may tell of what changes.
+            return None;
+        };
+        Some(format!("the export is not what it was: {broken}"))
     }
 }
 
@@ -178,7 +190,17 @@ impl Reader<'_> {
         match (self.u64(), self.u64(), self.u16()) {
             (Some(INIT_MAGIC), Some(OPTION_MAGIC), Some(flags)) => Ok(flags),
             (first, second, _) => {
-                Err(broken(format!("no NBD server: it greets with {first:x?} {second:x?}")))
+                let of = |word: Option<u64>| word.map_or([0; 8], u64::to_be_bytes);
+                let word = [of(first), of(second)].concat();
+                let word = printable(word.split(|byte| *byte == 0).next().unwrap_or_default());
+                Err(broken(match first {
+                    // The second word would be that of the new form.
+                    Some(INIT_MAGIC) => {
+                        "the server speaks the old form of NBD, without options".to_string()
+                    }
+                    None => "no NBD server: it says less than a greeting".to_string(),
+                    Some(_) => format!("no NBD server: it greets with '{word}'"),
+                }))
             }
         }
     }

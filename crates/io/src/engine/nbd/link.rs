@@ -11,8 +11,9 @@ use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::carrier::{self, Lost, Protocol};
 use crate::engine::conn::{BATCH, Conn, Received};
 use crate::engine::links::{Part, Port};
+use crate::engine::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
-use crate::nbd::{Command, REQUEST_LEN, command_flag};
+use crate::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
 
 /// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers
 /// in time.
@@ -22,9 +23,49 @@ const IN_PLACE: u64 = 16 << 10;
 
 type Work<'a> = carrier::Work<'a, NbdLink>;
 
+/// A connection that is ready for requests, and what the server can do on it. That may be less than
+/// it could when the leaf was opened; what is missing is made up for here.
+pub(super) struct Connection {
+    socket: OwnedFd,
+    can: Can,
+}
+
+/// What a server can do.
+#[derive(Clone, Copy)]
+struct Can {
+    flags: u16,
+    max_block: u32,
+}
+
+impl Can {
+    fn has(self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// What is missing for an operation to be sent at all.
+    fn lacks(self, io: &LeafIo) -> bool {
+        let needs = match io.op {
+            LeafOp::Discard => flag::SEND_TRIM,
+            LeafOp::Zero { .. } if io.fast => flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO,
+            LeafOp::Zero { .. } => flag::SEND_WRITE_ZEROES,
+            LeafOp::Read | LeafOp::Write | LeafOp::Flush => 0,
+        };
+        !self.has(needs)
+    }
+}
+
+impl Connection {
+    pub(super) fn new(socket: Socket, offer: &Offer) -> Connection {
+        let can = Can { flags: offer.flags, max_block: offer.max_block };
+        Connection { socket: socket.into(), can }
+    }
+}
+
 /// What is kept of a request.
 #[derive(Default)]
 pub(super) struct Request {
+    /// It is the flush after a write that is to be stable, of a server that has no such writes.
+    flushes: bool,
     /// Its bytes.
     piece: u64,
     /// Tells it from those that had its slot before; 0: not on the wire.
@@ -58,6 +99,7 @@ enum Step {
 
 /// See the module's text.
 pub(super) struct NbdLink {
+    can: Can,
     conn: Conn<REQUEST_LEN>,
     step: Step,
     /// Answered writes of a batch that the kernel may still be sending, with their results.
@@ -66,20 +108,21 @@ pub(super) struct NbdLink {
 }
 
 impl Protocol for NbdLink {
-    type Connection = OwnedFd;
+    type Connection = Connection;
     type Facts = Offer;
     type Request = Request;
     type Mark = ();
 
     fn mark(&self) {}
 
-    fn ends_doubt(_: &OwnedFd, (): &()) -> bool {
+    fn ends_doubt(_: &Connection, (): &()) -> bool {
         // The protocol has no way to end another connection's requests.
         false
     }
 
-    fn new(socket: OwnedFd) -> Option<NbdLink> {
-        Some(NbdLink { conn: Conn::new(socket), step: Step::Header, held: Vec::new(), serial: 0 })
+    fn new(Connection { socket, can }: Connection) -> Option<NbdLink> {
+        let conn = Conn::new(socket);
+        Some(NbdLink { conn, can, step: Step::Header, held: Vec::new(), serial: 0 })
     }
 
     fn is_stale(&self) -> bool {
@@ -147,14 +190,23 @@ impl NbdLink {
                 break;
             }
             let batch = self.conn.begin_batch();
+            // Allocates nothing unless the server has lost an ability.
+            let mut lacking = Vec::new();
             for slot in work.ready.drain(..work.ready.len().min(BATCH)) {
                 let Some(op) = work.ops.get_mut(slot) else { continue };
+                if self.can.lacks(&op.io) {
+                    lacking.push(slot);
+                    continue;
+                }
                 self.serial = self.serial.wrapping_add(1).max(1);
                 (op.request.serial, op.request.batch) = (self.serial, batch);
-                let (header, data) = op.request.fill(slot, &op.io, op.done, &work.shared.facts);
+                let (header, data) = op.request.fill(slot, &op.io, op.done, self.can);
                 // SAFETY: the operation lends its memory until it is answered; answer_sent() waits
                 // for may_send().
                 unsafe { self.conn.add(&header, data) };
+            }
+            for slot in lacking {
+                work.answer(slot, -i64::from(libc::EOPNOTSUPP));
             }
         }
         self.release_held(work);
@@ -314,6 +366,13 @@ impl NbdLink {
             return Err((libc::ESHUTDOWN, "the server is going away"));
         }
         op.request.serial = 0;
+        let is_write = op.io.op == LeafOp::Write && op.request.errno == 0;
+        if is_write && op.io.fua && !self.can.has(flag::SEND_FUA) && !op.request.flushes {
+            op.request.flushes = true;
+            op.again();
+            work.ready.push_back(slot);
+            return Ok(());
+        }
         let result = match (op.request.errno, op.io.op) {
             (0, LeafOp::Read) if !op.request.covered.is(op.request.piece) => {
                 return Err((libc::EPROTO, "a read was answered in part"));
@@ -343,27 +402,32 @@ impl Request {
         slot: u32,
         io: &LeafIo,
         done: u64,
-        offer: &Offer,
+        can: Can,
     ) -> ([u8; REQUEST_LEN], Option<(*const u8, usize)>) {
         let (command, most) = match io.op {
-            LeafOp::Read => (Command::Read, u64::from(offer.max_block)),
-            LeafOp::Write => (Command::Write, u64::from(offer.max_block)),
+            LeafOp::Write if self.flushes => (Command::Flush, 0),
+            LeafOp::Read => (Command::Read, u64::from(can.max_block)),
+            LeafOp::Write => (Command::Write, u64::from(can.max_block)),
             LeafOp::Flush => (Command::Flush, 0),
             LeafOp::Discard => (Command::Trim, MAX_RANGE),
             LeafOp::Zero { .. } => (Command::WriteZeroes, MAX_RANGE),
         };
-        let mut flags = if io.fua { command_flag::FUA } else { 0 };
+        let has_fua = io.fua && can.has(flag::SEND_FUA);
+        let mut flags = if has_fua { command_flag::FUA } else { 0 };
         if io.op == (LeafOp::Zero { no_hole: true }) {
             flags |= command_flag::NO_HOLE;
         }
         if io.fast {
             flags |= command_flag::FAST_ZERO;
         }
-        self.piece = (io.len - done).min(most);
+        let len = (io.len - done).min(most);
+        if !self.flushes {
+            self.piece = len;
+        }
         // The document wants a flush to have no offset.
         let offset = if command == Command::Flush { 0 } else { io.offset + done };
         let cookie = u64::from(self.serial) << 32 | u64::from(slot);
-        let header = wire::request(flags, command as u16, cookie, offset, self.piece as u32);
+        let header = wire::request(flags, command as u16, cookie, offset, len as u32);
         let data =
             (command == Command::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
         (header, data)

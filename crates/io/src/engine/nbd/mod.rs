@@ -23,7 +23,6 @@ mod relay;
 pub mod wire;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,14 +38,17 @@ use crate::nbd::transmission_flag as flag;
 use crate::ring::Ring;
 use control::{Control, dial, dial_for_link};
 use handshake::Offer;
-use link::NbdLink;
+use link::{Connection, NbdLink};
 use relay::Relay;
 
 type Shared = carrier::Shared<NbdLink>;
 
-/// How long a further connection may take when the leaf is opened. A server that limits their
-/// number lets those above it wait.
+/// How long a further connection may take when the leaf is opened, beside what the server is known to
+/// take: a server that limits their number lets those above it wait, and is not to be waited for as
+/// long as one that is slow.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many times as long as the first connection.
+const FURTHER_FACTOR: u32 = 3;
 
 /// See the module's text.
 pub struct NbdEngine {
@@ -87,16 +89,19 @@ impl NbdEngine {
     }
 
     fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Limits)> {
-        let (first, offer) = dial(address, Instant::now() + address.patience.timeout)?;
+        let start = Instant::now();
+        let (first, offer) = dial(address, start + address.patience.timeout)?;
+        let took = start.elapsed();
         let limits = limits(&offer, options.read_only);
         if limits.sectors == 0 {
             let reason = format!("the export has {} bytes: less than a block", offer.size);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         let queues = options.queues.count();
-        let (mut connections, mut own) = (vec![OwnedFd::from(first)], None);
+        let (mut connections, mut own) = (vec![Connection::new(first, &offer)], None);
         if offer.has(flag::CAN_MULTI_CONN) {
-            own = further(address, &offer, queues * address.connections, &mut connections);
+            let count = queues * address.connections;
+            own = further(address, &offer, took, count, &mut connections);
         }
         let berths = if own.is_some() { connections.len() } else { 1 };
         connections.truncate(berths);
@@ -224,16 +229,18 @@ fn lock(control: &Mutex<Control>) -> std::sync::MutexGuard<'_, Control> {
 fn further(
     address: &NbdAddress,
     offer: &Offer,
+    first_took: Duration,
     count: usize,
-    connections: &mut Vec<OwnedFd>,
+    connections: &mut Vec<Connection>,
 ) -> Option<Control> {
-    let timeout = address.patience.timeout.min(FURTHER_TIMEOUT);
+    let timeout = address.patience.timeout.min(FURTHER_TIMEOUT + first_took * FURTHER_FACTOR);
     let connect = || control::dial_again(address, offer, Instant::now() + timeout);
     let mut all = || {
         while connections.len() < count {
-            connections.push(connect()?.into());
+            let (socket, now) = connect()?;
+            connections.push(Connection::new(socket, &now));
         }
-        Ok::<_, io::Error>(Control::new(address.clone(), offer.clone(), connect()?))
+        Ok::<_, io::Error>(Control::new(address.clone(), offer.clone(), connect()?.0))
     };
     all()
         .inspect_err(|error| {

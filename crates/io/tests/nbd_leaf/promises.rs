@@ -1,0 +1,116 @@
+//! A server that comes back able to do more, or less, than it could; one that flaps; and writes that
+//! a server may still carry out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::server::{self, Action, Options, Server};
+use crate::support::{FLUSH, TRIM, WRITE, WRITE_ZEROES, World, eventually};
+
+const FUA: u16 = 1;
+const ESHUTDOWN: u32 = 108;
+
+/// What every promise of the first server is kept by is used; what is missing is made up for.
+#[test]
+fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let less = server::GOOD & !(server::FUA | server::ZEROES | server::TRIM | server::FAST_ZERO);
+    for (before, after) in [
+        (Options::default(), Options { size: 8 << 20, ..Options::default() }),
+        (Options { flags: less, ..Options::default() }, Options::default()),
+        (Options::default(), Options { flags: less, ..Options::default() }),
+        (Options::default(), Options { blocks: Some([1, 4096, 8192]), ..Options::default() }),
+    ] {
+        let fua_is_lost = after.flags == less;
+        let server = Server::start(&path, before, |_| Action::Do);
+        let world = World::new(1);
+        // The queue may find out later than the probe that its connection is lost.
+        let leaf = world.leaf(&server.address("&reconnect=30"));
+        world.device("disk", world.linear(&leaf));
+        let sectors = leaf.limits().sectors;
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 65536]).unwrap();
+        server.kill();
+        let server = Server::start(&path, after, |_| Action::Do);
+        eventually("it is used", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+        assert_eq!(leaf.limits().sectors, sectors, "a device does not grow by itself");
+        client.call(FUA, WRITE, 0, 65536, &[2; 65536]).unwrap();
+        client.call(0, WRITE_ZEROES, 4096, 4096, &[]).unwrap();
+        client.call(0, TRIM, 8192, 4096, &[]).unwrap();
+        assert_eq!(client.read(0, 4096).unwrap(), [2; 4096]);
+        assert_eq!(client.read(4096, 4096).unwrap(), [0; 4096]);
+        assert_eq!(client.read(12288, 32768).unwrap(), [2; 32768]);
+        let requests = server.disk.requests.lock().unwrap();
+        if fua_is_lost {
+            let last = |command| requests.iter().rposition(|one| one.command == command);
+            assert!(last(FLUSH) > requests.iter().position(|one| one.command == WRITE));
+            assert!(requests.iter().all(|one| one.flags & FUA == 0), "it knows no such writes");
+            assert_eq!((last(WRITE_ZEROES), last(TRIM)), (None, None));
+        }
+    }
+}
+
+/// A server that answers a hundred requests and then hangs up is connected to again at once, not
+/// after a pause that grows.
+#[test]
+fn a_connection_that_has_answered_something_counts_as_one_that_lasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let script = move |_: &server::Request| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        if number % 100 == 99 { Action::Close } else { Action::Do }
+    };
+    let server = Server::start(&dir.path().join("s"), Options::default(), script);
+    let world = World::new(1);
+    let leaf = world.leaf(&server.address("&reconnect=60"));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    let start = Instant::now();
+    for _ in 0..3000 {
+        client.read(0, 512).unwrap();
+    }
+    // Thirty times a pause that grows to 5 s would be two minutes.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// The server is silent, so it may carry the write out later: the write waits for `settle`.
+#[test]
+fn a_write_in_doubt_waits_for_the_time_to_settle() {
+    let dir = tempfile::tempdir().unwrap();
+    for (settle, least) in [("&settle=2.5", 3400), ("", 5900), ("&settle=0", 900)] {
+        let server = Server::start(&dir.path().join("s"), Options::default(), |request| {
+            if request.command == WRITE { Action::Silence } else { Action::Do }
+        });
+        let world = World::new(1);
+        let leaf = world.leaf(&server.address(&format!("&timeout=1{settle}")));
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        let start = Instant::now();
+        assert_eq!(client.write(0, &[1; 512]), Err(ESHUTDOWN));
+        let time = start.elapsed();
+        let least = Duration::from_millis(least);
+        assert!((least..least + Duration::from_secs(8)).contains(&time), "{settle}: {time:?}");
+        // It can be used again, and a read is in no doubt.
+        eventually("it is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+        client.read(0, 512).unwrap();
+    }
+}
+
+/// What a server greets with is shown as what it is, in words.
+#[test]
+fn a_greeting_that_is_none_is_shown_as_text() {
+    let dir = tempfile::tempdir().unwrap();
+    for (greeting, says) in [
+        (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), "it greets with 'HTTP/1.1 400 Bad'"),
+        (b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\x00\x00".to_vec(), "the old form of NBD"),
+    ] {
+        let options = Options { greeting: Some(greeting), ..Options::default() };
+        let server = Server::start(&dir.path().join("s"), options, |_| Action::Do);
+        let address = server.address("").parse().unwrap();
+        let error = blkswitch_io::Leaf::open(&address, &crate::support::options()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(says) && !error.contains("Some("), "{error}");
+    }
+}
