@@ -65,9 +65,9 @@ fuzz_target!(|input: &[u8]| {
             target
         });
         target.behave(|_, _| ());
-        let address = target.address("?timeout=10").parse().unwrap();
-        let options = LeafOptions { direct: None, read_only: false, queues: 1, make_bytes: None };
-        let leaf = Leaf::open(&address, &options).unwrap();
+        let address = target.address("?timeout=10&settle=0").parse().unwrap();
+        let mut driver = Driver::new().unwrap();
+        let leaf = Leaf::open(&address, &LeafOptions::new(driver.queues())).unwrap();
         let input = Arc::new(Mutex::new(input.to_vec()));
         target.behave(move |request, answers| {
             let is_ours = request[0] & 0x3f == 1 && matches!(operation(request), READ16 | WRITE16);
@@ -79,8 +79,7 @@ fuzz_target!(|input: &[u8]| {
         let mut table = TableBuilder::new(false);
         let below = table.leaf(leaf);
         table.push((LEN / 512) as u64, Target::Linear(To { below, offset: 0 }));
-        let mut driver = Driver::new().unwrap();
-        let device = driver.add(table.build(1).into());
+        let device = driver.add(table.build().unwrap()).unwrap();
         let ask = |op, offset: u64, len: usize, token| {
             let data = vec![if op == Op::Read { SECRET } else { DATA }; len];
             Ask { op, fua: false, offset, len: len as u64, data, token }
