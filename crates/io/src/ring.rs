@@ -7,9 +7,11 @@
 //! completion: the simulation runs on it.
 
 mod polling;
+mod trouble;
+mod turn;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::mem;
 
@@ -17,6 +19,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::engine::links::Links;
 use polling::Polling;
+use trouble::Trouble;
+use turn::Turn;
 
 /// Submissions collected before they must go to the kernel. Twice the deepest batch seen in
 /// practice; a fuller queue only means one more system call.
@@ -115,6 +119,10 @@ pub struct Ring {
     /// The links that engines have here.
     pub(crate) links: Links,
     kernel: Option<IoUring>,
+    /// Submissions that the kernel's queue had no room for, oldest first.
+    backlog: VecDeque<squeue::Entry>,
+    trouble: Trouble,
+    turn: Turn,
     deferred: BinaryHeap<Reverse<Deferred>>,
     order: u64,
     now_ns: u64,
@@ -148,6 +156,9 @@ impl Ring {
         Ring {
             links: Links::default(),
             kernel: None,
+            backlog: VecDeque::new(),
+            trouble: Trouble::default(),
+            turn: Turn::default(),
             deferred: BinaryHeap::new(),
             order: 0,
             now_ns: 0,
@@ -181,19 +192,29 @@ impl Ring {
             debug_assert!(false, "a simulated ring has no kernel side");
             return;
         };
-        loop {
+        if self.backlog.is_empty() {
             // SAFETY: the caller keeps what the entry points to alive.
             if unsafe { kernel.submission().push(entry) }.is_ok() {
                 return;
             }
-            // Full: hand over what is there. EBUSY (completion queue full) clears as the kernel
-            // flushes.
-            if let Err(error) = kernel.submit()
-                && error.raw_os_error() != Some(libc::EBUSY)
-                && error.raw_os_error() != Some(libc::EINTR)
-            {
-                tracing::error!(%error, "io_uring submission failed");
+            // Full: hand over what is there. An error is not judged here but by the next wait(),
+            // which submits again; until then the entry waits behind those that were refused.
+            let _ = kernel.submit();
+        }
+        self.backlog.push_back(entry.clone());
+        self.refill();
+    }
+
+    /// Moves submissions from the backlog into the kernel's queue, as many as have room.
+    fn refill(&mut self) {
+        let Some(kernel) = self.kernel.as_mut() else { return };
+        let mut queue = kernel.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: whoever pushed the entry keeps what it points to alive.
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
             }
+            self.backlog.pop_front();
         }
     }
 
@@ -204,6 +225,33 @@ impl Ring {
             opcode::Timeout::new(&raw const TICK).build().user_data(user_data(Tag::Tick, 0));
         // SAFETY: the time it points to is static.
         unsafe { self.push(&entry) };
+    }
+
+    /// So many bytes are copied on this thread for a request, or will be by the kernel as it takes
+    /// a submission.
+    #[inline]
+    pub fn spend(&mut self, bytes: u64) {
+        self.turn.spend(bytes);
+    }
+
+    /// Whether this turn has cost enough, as far as the clock was read: what is left is for the
+    /// next one, so that others have their turn. Never by time on a simulated ring.
+    #[inline]
+    pub fn is_spent(&self) -> bool {
+        self.turn.is_spent(self.now_ns)
+    }
+
+    /// As [`Ring::is_spent`], by the clock as it is now.
+    pub fn is_spent_now(&mut self) -> bool {
+        self.read_clock();
+        self.is_spent()
+    }
+
+    /// Another stage of the turn begins: it has as much time as the one before.
+    pub fn next_stage(&mut self) {
+        if self.kernel.is_some() {
+            self.turn.next_stage(self.now_ns);
+        }
     }
 
     /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.
@@ -260,7 +308,10 @@ impl Ring {
     }
 
     /// Submits what was collected, waits for a completion (not at all if `poll`), reads the clock
-    /// and appends what has completed to `out`.
+    /// and appends what has completed to `out`. A turn begins ([`Ring::is_spent`]).
+    ///
+    /// A refusal that may pass (`EAGAIN`, `ENOMEM`, ...) is tried again, also by the calls that
+    /// follow. Errors: the kernel has refused for so long that nobody can rely on this ring.
     pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
         if self.kernel.is_some() {
             let waited = self.wait_kernel(poll, out)?;
@@ -269,6 +320,7 @@ impl Ring {
             if let Some(found) = waited {
                 self.polling.waited(found, self.now_ns - began_ns);
             }
+            self.turn.begin(self.now_ns);
         } else if !poll && let Some(Reverse(next)) = self.deferred.peek() {
             self.now_ns = self.now_ns.max(next.at_ns);
         }
@@ -297,30 +349,14 @@ impl Ring {
         let one_by_one = mem::take(&mut self.answered) <= 1 && self.under_way <= 1;
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
-        let found = look_ns > 0 && look(kernel, until_ns)?;
+        let found = look_ns > 0 && look(kernel, until_ns);
         // What the look found may be all there already: a receive of bytes that had come completes
         // as it is submitted.
         let all_there = found && !kernel.submission().taskrun();
-        let result = match next_ns {
-            _ if all_there => Ok(0),
-            Some(next_ns) if want == 1 => {
-                let ns = next_ns.saturating_sub(clock_ns());
-                let time = types::Timespec::new()
-                    .sec(ns / 1_000_000_000)
-                    .nsec((ns % 1_000_000_000) as u32);
-                let args = types::SubmitArgs::new().timespec(&time);
-                kernel.submitter().submit_with_args(1, &args)
-            }
-            _ => kernel.submit_and_wait(want),
-        };
-        match result {
-            Ok(_) => {}
-            // Time ran out, a signal came, or completions must be taken first: all are reasons to
-            // go on.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
-            }
-            Err(e) => return Err(e),
-        }
+        let result = self.enter(want, next_ns, all_there);
+        let Some(kernel) = self.kernel.as_mut() else { return Ok(None) };
+        let (now_ns, has_come) = (clock_ns_if(result.is_err()), !kernel.completion().is_empty());
+        self.trouble.judge(result, now_ns, has_come)?;
         for cqe in kernel.completion() {
             let data = cqe.user_data();
             out.push(Completion {
@@ -332,6 +368,40 @@ impl Ring {
         }
         Ok((want == 1 && one_by_one).then_some(found))
     }
+
+    /// Submits everything, and waits for `want` completions until `next_ns`.
+    fn enter(&mut self, want: usize, next_ns: Option<u64>, all_there: bool) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            self.refill();
+            let Some(kernel) = self.kernel.as_mut() else { return Ok(()) };
+            if self.backlog.is_empty() {
+                break;
+            }
+            if kernel.submit()? == 0 {
+                return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+            }
+        }
+        let Some(kernel) = self.kernel.as_mut() else { return Ok(()) };
+        #[cfg(test)]
+        self.trouble.inject()?;
+        match next_ns {
+            _ if all_there => Ok(()),
+            Some(next_ns) if want == 1 => {
+                let ns = next_ns.saturating_sub(clock_ns());
+                let time = types::Timespec::new()
+                    .sec(ns / 1_000_000_000)
+                    .nsec((ns % 1_000_000_000) as u32);
+                let args = types::SubmitArgs::new().timespec(&time);
+                kernel.submitter().submit_with_args(1, &args).map(drop)
+            }
+            _ => kernel.submit_and_wait(want).map(drop),
+        }
+    }
+}
+
+/// The clock, where somebody needs it.
+fn clock_ns_if(is_needed: bool) -> u64 {
+    if is_needed { clock_ns() } else { 0 }
 }
 
 /// The system's monotonic clock, one for all threads: what one queue measures is compared with what
@@ -345,26 +415,85 @@ pub(crate) fn clock_ns() -> u64 {
 }
 
 /// Looks for a completion until `until_ns`, without sleeping. Whether there is one.
-fn look(kernel: &mut IoUring, until_ns: u64) -> io::Result<bool> {
+fn look(kernel: &mut IoUring, until_ns: u64) -> bool {
     /// Looks between two readings of the clock.
     const LOOKS: u32 = 32;
     let is_over = || clock_ns() >= until_ns;
     if is_over() {
-        return Ok(false);
+        return false;
     }
-    match kernel.submit() {
-        Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => return Err(e),
-        _ => {}
+    // A refusal is judged where everything is submitted.
+    if kernel.submit().is_err() {
+        return false;
     }
     loop {
         for _ in 0..LOOKS {
             if kernel.submission().taskrun() || !kernel.completion().is_empty() {
-                return Ok(true);
+                return true;
             }
             std::hint::spin_loop();
         }
         if is_over() {
-            return Ok(false);
+            return false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pushes no-ops until `count` of them have completed, whatever the kernel says meanwhile.
+    fn complete(ring: &mut Ring, count: usize) {
+        for id in 0..count as u64 {
+            let entry = opcode::Nop::new().build().user_data(user_data(Tag::Send, id));
+            // SAFETY: points to nothing.
+            unsafe { ring.push(&entry) };
+        }
+        let mut out = Vec::new();
+        while out.len() < count {
+            ring.wait(false, &mut out).unwrap();
+        }
+        let mut ids: Vec<_> = out.iter().map(|completion| completion.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..count as u64).collect::<Vec<_>>(), "each exactly once");
+    }
+
+    #[test]
+    fn a_transient_refusal_loses_nothing() {
+        let mut ring = Ring::new().unwrap();
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EBUSY, libc::EINTR] {
+            ring.trouble.injected.extend([errno; 3]);
+            while !ring.trouble.injected.is_empty() {
+                complete(&mut ring, 10);
+            }
+        }
+        ring.trouble.injected.push_back(libc::EBADF);
+        let error = ring.wait(false, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF), "that does not pass");
+    }
+
+    #[test]
+    fn more_submissions_than_there_is_room_for_wait_in_order() {
+        let mut ring = Ring::new().unwrap();
+        complete(&mut ring, 5 * SUBMISSIONS as usize);
+        // The kernel has refused what the queue holds: the rest waits beside it.
+        for id in 0..u64::from(SUBMISSIONS) {
+            let entry = opcode::Nop::new().build().user_data(user_data(Tag::Send, id));
+            ring.backlog.push_back(entry);
+        }
+        complete_backlog(&mut ring);
+    }
+
+    fn complete_backlog(ring: &mut Ring) {
+        let (count, mut out) = (ring.backlog.len(), Vec::new());
+        let entry = opcode::Nop::new().build().user_data(user_data(Tag::Send, count as u64));
+        // SAFETY: points to nothing.
+        unsafe { ring.push(&entry) };
+        while out.len() <= count {
+            ring.wait(false, &mut out).unwrap();
+        }
+        let ids: Vec<_> = out.iter().map(|completion| completion.id).collect();
+        assert_eq!(ids, (0..=count as u64).collect::<Vec<_>>(), "in the order of submission");
     }
 }

@@ -112,8 +112,11 @@ impl Counters {
     }
 
     /// Counts one operation. By the owning queue only.
+    ///
+    /// Nobody knows how much of a failed operation was done, so its bytes do not count as moved.
     #[inline]
     pub fn count(&self, kind: Kind, bytes: u64, failed: bool, ns: u64) {
+        let bytes = if failed { 0 } else { bytes };
         match kind {
             Kind::Read => {
                 add(&self.reads, 1);
@@ -180,9 +183,9 @@ pub struct Totals {
     pub reads: u64,
     /// Writes completed.
     pub writes: u64,
-    /// Bytes read.
+    /// Bytes of the reads that succeeded.
     pub read_bytes: u64,
-    /// Bytes written.
+    /// Bytes of the writes that succeeded.
     pub write_bytes: u64,
     /// Flushes completed.
     pub flushes: u64,
@@ -251,10 +254,17 @@ mod tests {
         let mut totals = Totals::default();
         totals.add(&counters[0]);
         assert_eq!((totals.reads, totals.writes, totals.errors), (99, 1, 1));
-        assert_eq!((totals.read_bytes, totals.write_bytes), (99 * 4096, 512));
+        assert_eq!((totals.read_bytes, totals.write_bytes), (99 * 4096, 0), "the write failed");
+        counters[0].count(Kind::Write, 512, false, 5_000_000);
+        let mut totals = Totals::default();
+        totals.add(&counters[0]);
+        assert_eq!((totals.write_bytes, totals.writes, totals.errors), (512, 2, 1));
         assert!((10_000..12_800).contains(&totals.read_latency.quantile_ns(0.99).unwrap()));
         assert!((5_000_000..6_500_000).contains(&totals.write_latency.quantile_ns(0.5).unwrap()));
-        assert_eq!((totals.read_latency.sum_ns, totals.write_latency.sum_ns), (990_000, 5_000_000));
+        assert_eq!(
+            (totals.read_latency.sum_ns, totals.write_latency.sum_ns),
+            (990_000, 10_000_000)
+        );
         assert_eq!(Totals::default().read_latency.quantile_ns(0.5), None);
     }
 }
