@@ -6,8 +6,9 @@
 //! [`Pipeline::open`], so nothing here is locked. In steady state nothing is allocated: requests
 //! and parts live in slabs, pieces in a scratch list.
 //!
-//! Two windows bound the work: a request is split into at most [`WINDOW`] pieces at a time, and
-//! goes on when these are done; and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
+//! The work is bounded: a request is split into at most [`WINDOW`] pieces at a time and goes on
+//! when these are done; all requests of one owner, and all of a queue, share further bounds
+//! ([`turns`]); and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -15,10 +16,9 @@ use std::sync::Arc;
 
 use blkswitch_core::multipath::{Attempt, Event};
 
-use crate::engine::{LeafIo, LeafOp, Submitted};
+use crate::engine::{COPY_STEP, LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
-use crate::pool::Ack;
-use crate::request::{Done, Op, Request, Token};
+use crate::request::{Done, Op, Request};
 use crate::ring::{Completion, Ring, Tag};
 use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
@@ -28,16 +28,19 @@ mod alone;
 mod copy;
 mod extents;
 mod flush;
+mod gate;
 mod judge;
 mod multipath;
 mod split;
 mod state;
+mod turns;
 
 use alone::Alone;
 pub use extents::{Extents, HOLE, ZERO};
 use judge::Verdict;
 use split::{Piece, PieceTo};
 use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
+use turns::{Turns, Work};
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;
@@ -58,6 +61,7 @@ pub struct Pipeline {
     flushing: Vec<Flushing>,
     done: Vec<Done>,
     pieces: Vec<Piece>,
+    turns: Turns,
     /// What comes to a closed gate gets this errno and does not wait.
     refusal: Option<i32>,
 }
@@ -77,6 +81,7 @@ impl Pipeline {
             flushing: Vec::new(),
             done: Vec::new(),
             pieces: Vec::new(),
+            turns: Turns::default(),
             refusal: None,
         }
     }
@@ -105,76 +110,6 @@ impl Pipeline {
             let idle = |l: &Local| l.in_flight == 0 && l.parked.is_empty() && l.held.is_empty();
             debug_assert!(slot.as_ref().is_none_or(idle));
             *slot = None;
-        }
-    }
-
-    /// Closes a device's gate; acknowledged when nothing is in flight. What is held for want of a
-    /// path is not. What finds no path from now on is held with `noflush`, and fails without,
-    /// whatever the device's policy is.
-    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
-        let Some(local) = self.local(device) else { return ack.done() };
-        local.open = false;
-        local.noflush = noflush;
-        local.closing = Some(ack);
-        local.settle();
-    }
-
-    /// Opens a device's gate on what is live now, and lets in what has waited.
-    pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
-        let Some(local) = self.local(device) else { return };
-        local.live = live;
-        local.open = true;
-        self.release(device, ring);
-        let Some(local) = self.local(device) else { return };
-        // What parks again (at a device below) goes to another list.
-        for parked in mem::take(&mut local.parked) {
-            match parked {
-                Parked::Request(request) => {
-                    if let Some(errno) = self.begin(device, &request, ring) {
-                        self.done.push(Done { token: request.token, errno });
-                    }
-                }
-                Parked::Piece { request, piece } => self.unpark(request, piece, ring),
-            }
-        }
-    }
-
-    /// Answers everything that waits at a closed gate or for a path with an error, and what comes
-    /// to one or finds none from now on.
-    pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
-        self.refusal = Some(errno);
-        self.reject_parked(errno, |_| true, ring);
-    }
-
-    /// Answers with an error what waits at a closed gate or for a path, of those requests that
-    /// `is_of` names by their token.
-    pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
-        for device in 0..self.devices.len() as u32 {
-            self.reject_held(device, errno, &is_of, ring);
-            let Some(local) = self.local(device) else { continue };
-            for parked in mem::take(&mut local.parked) {
-                let token = match parked {
-                    Parked::Request(request) => Some(request.token),
-                    Parked::Piece { request, .. } => {
-                        self.running.get(request).map(|r| r.request.token)
-                    }
-                };
-                if !token.is_none_or(&is_of) {
-                    if let Some(local) = self.local(device) {
-                        local.parked.push_back(parked);
-                    }
-                    continue;
-                }
-                match parked {
-                    Parked::Request(request) => {
-                        self.done.push(Done { token: request.token, errno })
-                    }
-                    Parked::Piece { request, piece } => {
-                        self.leave_below(&piece.hops);
-                        self.piece_done(request, errno, ring);
-                    }
-                }
-            }
         }
     }
 
@@ -225,17 +160,21 @@ impl Pipeline {
         self.running.len() + self.alone
     }
 
+    /// Pieces of requests that leaves have now.
+    pub fn pieces(&self) -> usize {
+        self.parts.len()
+    }
+
     /// The live table of a device as this queue has it.
     pub fn table(&self, device: u32) -> Option<&Table> {
         self.devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
     }
 
-    /// Takes a completion of a part, or goes on with a request whose next window's turn it is.
+    /// Takes a completion of a part, or goes on with requests whose turn it is.
     pub fn complete(&mut self, completion: &Completion, ring: &mut Ring) {
         let id = completion.id as u32;
         if completion.tag == Tag::Window {
-            self.split_on(id, ring);
-            return self.piece_done(id, 0, ring);
+            return self.go_on(ring);
         }
         let mut result = i64::from(completion.result);
         if completion.deferred {
@@ -267,91 +206,108 @@ impl Pipeline {
         }
         self.local(device)?.in_flight += 1;
         let (request, started_ns) = (*request, ring.now_ns());
-        let running = Running { request, device, left: 1, held: 0, errno, split: 0, started_ns };
+        let owner = self.turns.enter(request.token);
+        let running =
+            Running { request, device, left: 1, held: 0, errno, split: 0, started_ns, owner };
         let id = self.running.insert(running);
-        if errno == 0 {
+        if errno != 0 {
+            self.end_split(id, ring);
+        } else if self.turns.may_begin(owner, self.parts.len() - self.alone) {
             self.split_on(id, ring);
+        } else {
+            self.put_off(owner, Work::Request(id), ring);
         }
-        self.piece_done(id, 0, ring);
         None
     }
 
     /// Splits the next window of a request and sends it on.
     fn split_on(&mut self, id: u32, ring: &mut Ring) {
         let Some(running) = self.running.get_mut(id) else { return };
-        let request = running.request;
+        let (request, owner) = (running.request, running.owner);
         let mut pieces = mem::take(&mut self.pieces);
         if request.op == Op::Flush {
             split::flush(&self.devices, running.device, Hops::default(), &mut pieces);
         } else {
-            let (at, left) =
-                ((request.offset + running.split) / 512, (request.len - running.split) / 512);
-            let taken = split::range(
-                &self.devices,
-                &split::Range {
-                    device: running.device,
-                    sector: at,
-                    sectors: left,
-                    data: running.split,
-                },
-                Hops::default(),
-                &mut pieces,
-            );
+            let range = split::Range {
+                device: running.device,
+                sector: (request.offset + running.split) / 512,
+                sectors: turns::stretch(request.op, request.len - running.split) / 512,
+                data: running.split,
+            };
+            let mut cut = self.turns.cut(owner, request.op);
+            let taken = split::range(&self.devices, &range, Hops::default(), &mut pieces, &mut cut);
             running.split += taken * 512;
         }
-        self.send_pieces(id, &mut pieces, ring);
+        if let Some(stopped_at) = self.send_pieces(id, &mut pieces, ring)
+            && let Some(running) = self.running.get_mut(id)
+        {
+            running.split = stopped_at;
+        }
         self.pieces = pieces;
+        self.end_split(id, ring);
     }
 
-    /// Sends pieces to their leaves, or parks them. Empties the list.
-    fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, ring: &mut Ring) {
-        for piece in pieces.drain(..) {
-            let Some(running) = self.running.get_mut(id) else { return };
+    /// Sends pieces to their leaves, or parks them. Empties the list. Pieces with data stop when the
+    /// turn has cost enough: returns where, as an offset in the request's data. The rest is not
+    /// sent.
+    fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, ring: &mut Ring) -> Option<u64> {
+        for (number, piece) in pieces.drain(..).enumerate() {
+            let running = self.running.get_mut(id)?;
             let request = running.request;
+            if number > 0 && request.op.has_data() && turns::is_spent(number, ring) {
+                return Some(piece.data);
+            }
             match piece.to {
                 PieceTo::Fail(errno) => {
                     running.errno = worst(running.errno, errno);
                     self.count_ended(request.op, &piece, true);
                 }
                 PieceTo::Nowhere => {
+                    let (mut piece, whole) = (piece, piece.len);
                     if request.op == Op::Read {
-                        let data = request.data.at(piece.data);
                         // SAFETY: the export lends `request.len` bytes; the piece lies within
                         // (split::range).
-                        unsafe { data.0.write_bytes(0, piece.len as usize) };
-                        // SAFETY: as above.
-                        let stored =
-                            request.pages.map(|pages| unsafe { pages.store(data, piece.len) });
-                        if let Some(Err(error)) = stored {
-                            running.errno = worst(running.errno, -error as i32);
+                        match unsafe { read_zeroes(&request, &piece, ring) } {
+                            Ok(bytes) => piece.len = bytes,
+                            Err(errno) => running.errno = worst(running.errno, errno),
                         }
                     }
                     self.count_ended(request.op, &piece, false);
+                    if piece.len < whole {
+                        return Some(piece.data + piece.len);
+                    }
                 }
                 PieceTo::Gate(_) if let Some(errno) = self.refusal => {
                     running.errno = worst(running.errno, errno)
                 }
                 PieceTo::Gate(device) => {
-                    running.left += 1;
-                    self.enter_below(&piece.hops);
+                    self.enter_piece(id, &piece.hops);
                     if let Some(local) = self.local(device) {
                         local.parked.push_back(Parked::Piece { request: id, piece });
                     }
                 }
                 PieceTo::Multipath { device, path } => {
-                    running.left += 1;
-                    self.enter_below(&piece.hops);
+                    self.enter_piece(id, &piece.hops);
                     self.choose(id, &request, piece, (device, path), ring);
                 }
                 PieceTo::Leaf(leaf) => {
-                    running.left += 1;
-                    self.enter_below(&piece.hops);
+                    self.enter_piece(id, &piece.hops);
                     let part = self.part(id, &request, leaf, &piece, ring.now_ns());
                     let part = self.parts.insert(part);
                     self.drive(part, None, ring);
                 }
             }
         }
+        None
+    }
+
+    /// A piece of a request is under way.
+    fn enter_piece(&mut self, id: u32, hops: &Hops) {
+        if let Some(running) = self.running.get_mut(id) {
+            running.left += 1;
+            self.turns.piece_begins(running);
+        }
+        self.enter_below(hops);
     }
 
     #[inline]
@@ -396,37 +352,38 @@ impl Pipeline {
         }
     }
 
-    /// A piece that waited at a gate goes on from there.
+    /// A piece that waited at a gate, or for its turn, goes on from there.
     fn unpark(&mut self, request: u32, piece: Piece, ring: &mut Ring) {
         let PieceTo::Gate(device) = piece.to else { return };
+        let Some(running) = self.running.get(request) else { return };
+        let (op, owner) = (running.request.op, running.owner);
         let mut pieces = mem::take(&mut self.pieces);
-        let is_flush = self.running.get(request).is_some_and(|r| r.request.op == Op::Flush);
-        if is_flush {
+        let mut rest = None;
+        if op == Op::Flush {
             split::flush(&self.devices, device, piece.hops, &mut pieces);
+            self.send_pieces(request, &mut pieces, ring);
         } else {
-            // Not windowed: the piece was part of a window already, and its rest has nowhere else
-            // to be kept.
-            let mut at = split::Range {
+            let range = split::Range {
                 device,
                 sector: piece.offset / 512,
-                sectors: piece.len / 512,
+                sectors: turns::stretch(op, piece.len) / 512,
                 data: piece.data,
             };
-            while at.sectors > 0 {
-                let taken = split::range(&self.devices, &at, piece.hops, &mut pieces);
-                at = split::Range {
-                    sector: at.sector + taken,
-                    sectors: at.sectors - taken,
-                    data: at.data + taken * 512,
-                    ..at
-                };
-                self.send_pieces(request, &mut pieces, ring);
+            let mut cut = self.turns.cut(owner, op);
+            let taken = split::range(&self.devices, &range, piece.hops, &mut pieces, &mut cut);
+            let stopped_at = self.send_pieces(request, &mut pieces, ring);
+            let done = stopped_at.map_or(taken * 512, |at| at - piece.data);
+            let (offset, data) = (piece.offset + done, piece.data + done);
+            rest = Some(Piece { offset, data, len: piece.len - done, ..piece });
+        }
+        self.pieces = pieces;
+        match rest.filter(|rest| rest.len > 0) {
+            Some(rest) => self.put_off(owner, Work::Piece { request, piece: rest }, ring),
+            None => {
+                self.leave_below(&piece.hops);
+                self.piece_done(request, 0, ring);
             }
         }
-        self.send_pieces(request, &mut pieces, ring);
-        self.pieces = pieces;
-        self.leave_below(&piece.hops);
-        self.piece_done(request, 0, ring);
     }
 
     /// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done.
@@ -439,6 +396,7 @@ impl Pipeline {
             // its parts.
             match unsafe { advance(&self.devices, part, result.take(), may_flush, ring) } {
                 Step::Pending => return,
+                Step::Later => return self.turns.again(id, ring),
                 Step::Flush => {
                     may_flush = self.start_flush(id);
                     if !may_flush {
@@ -541,16 +499,28 @@ impl Pipeline {
     fn piece_done(&mut self, id: u32, errno: i32, ring: &mut Ring) {
         let Some(running) = self.running.get_mut(id) else { return };
         running.errno = worst(running.errno, errno);
+        let owner = running.owner;
+        self.turns.piece_ends(running);
+        self.end_split(id, ring);
+        self.wake_owner(owner, ring);
+    }
+
+    /// A window of a request has been sent, or a piece is done: if nothing is left of either, the
+    /// request goes on or is answered.
+    fn end_split(&mut self, id: u32, ring: &mut Ring) {
+        let Some(running) = self.running.get_mut(id) else { return };
         running.left -= 1;
         if running.left > 0 {
             return self.uncount_if_held(id);
         }
+        let owner = running.owner;
         if running.errno == 0 && running.split < running.request.len {
             // Not at once: leaves that answer at once would have one request keep the queue from
             // all others.
             running.left = 1;
-            return ring.defer_window(id);
+            return self.put_off(owner, Work::Request(id), ring);
         }
+        self.turns.leave(owner);
         let Some(running) = self.running.remove(id) else { return };
         let Request { op, len, token, .. } = running.request;
         let ns = ring.now_ns().saturating_sub(running.started_ns);
@@ -603,6 +573,8 @@ impl Counted {
 enum Step {
     /// Nothing: its leaf will answer.
     Pending,
+    /// It goes on in its next turn.
+    Later,
     /// It is done, its errno says how.
     Done,
     /// It is to flush its leaf: [`Pipeline::start_flush`] says when it may.
@@ -633,6 +605,10 @@ unsafe fn advance(
             if judge::judge(part, leaf, result) == Verdict::Done {
                 return Step::Done;
             }
+            // What a leaf does at once is done on this thread.
+            if part.io.op != LeafOp::Flush && ring.is_spent_now() {
+                return Step::Later;
+            }
         }
         if part.io.op == LeafOp::Flush && !mem::take(&mut may_flush) {
             return Step::Flush;
@@ -648,6 +624,26 @@ unsafe fn advance(
             Submitted::Pending => return Step::Pending,
         }
     }
+}
+
+/// Fills the memory of a read with zeroes, until the turn has cost enough. Returns how many, at
+/// least one; or an errno.
+///
+/// # Safety
+/// The request's memory is lent, and the piece lies within.
+unsafe fn read_zeroes(request: &Request, piece: &Piece, ring: &mut Ring) -> Result<u64, i32> {
+    let mut done = 0;
+    while done < piece.len && (done == 0 || !ring.is_spent_now()) {
+        let (data, len) = (request.data.at(piece.data + done), (piece.len - done).min(COPY_STEP));
+        // SAFETY: the caller's promise.
+        unsafe { data.0.write_bytes(0, len as usize) };
+        if let Some(pages) = request.pages {
+            // SAFETY: as above.
+            unsafe { pages.store(data, len) }.map_err(|error| -error as i32)?;
+        }
+        done += len;
+    }
+    Ok(done)
 }
 
 /// The first error stays: it is the one that explains the rest.

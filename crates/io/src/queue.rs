@@ -169,18 +169,18 @@ impl Queue {
     pub fn run(&mut self) -> io::Result<()> {
         let mut completions = Vec::new();
         self.arm_wake();
+        let mut has_more = false;
         let result = loop {
             self.ring.under_way(self.pipeline.in_flight());
-            if let Err(error) = self.ring.wait(false, &mut completions) {
+            if let Err(error) = self.ring.wait(has_more, &mut completions) {
                 break Err(error);
             }
             for completion in &completions {
                 self.dispatch(completion);
             }
             completions.clear();
-            if !self.is_quiet() {
-                self.carry_answers();
-            }
+            self.ring.next_stage();
+            has_more = !self.is_quiet() && self.carry_answers();
             if self.pipeline.has_events() {
                 for (device, event) in self.pipeline.take_events() {
                     self.mailboxes.report(device, event);
@@ -245,8 +245,10 @@ impl Queue {
     }
 
     /// Carries answers to those who asked until no more come, then lets the connections send and
-    /// receive, those of links last: what the others have asked for leaves in one batch.
-    fn carry_answers(&mut self) {
+    /// receive, those of links last: what the others have asked for leaves in one batch. True if the
+    /// turn has cost enough before everything was done: the rest is for the next turn, which must
+    /// not wait.
+    fn carry_answers(&mut self) -> bool {
         loop {
             while let Some((part, result)) = self.ring.links.take_finished() {
                 let completion = Completion::of_part(part, result);
@@ -266,12 +268,14 @@ impl Queue {
                 self.done = done;
             }
             let (server, _, mut context) = self.split();
-            if server.turn(&mut context) || self.pipeline.has_done() {
+            let has_more = server.turn(&mut context);
+            if self.pipeline.has_done() || (has_more && !self.ring.is_spent()) {
                 continue;
             }
             Links::turn(&mut self.ring);
             if !self.ring.links.has_finished() {
-                return self.keep_ticking();
+                self.keep_ticking();
+                return has_more;
             }
         }
     }

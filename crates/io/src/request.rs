@@ -34,6 +34,11 @@ impl Op {
     pub fn is_write(self) -> bool {
         matches!(self, Op::Write | Op::Discard | Op::WriteZeroes { .. })
     }
+
+    /// Whether it moves bytes from or to the request's memory.
+    pub fn has_data(self) -> bool {
+        matches!(self, Op::Read | Op::Write)
+    }
 }
 
 /// Names a request to the export that made it. The export chooses the value.

@@ -56,7 +56,7 @@ pub enum Tag {
     Ignored = 7,
     /// A command of a ublk hardware queue; the id is its place and the tag.
     Ublk = 8,
-    /// A request goes on with its next window; the id is its slab index.
+    /// Requests whose turn it is go on.
     Window = 9,
     /// An operation of a leaf's link; the id is [`Links`]' matter.
     Link = 10,
@@ -259,9 +259,9 @@ impl Ring {
         self.defer_as(at_ns, Tag::Part, part);
     }
 
-    /// Has a [`Tag::Window`] for `request` come with the next turn, after what others wait for.
-    pub fn defer_window(&mut self, request: u32) {
-        self.defer_as(self.now_ns, Tag::Window, request);
+    /// Has a [`Tag::Window`] come with the next turn, after what others wait for.
+    pub fn defer_window(&mut self) {
+        self.defer_as(self.now_ns, Tag::Window, 0);
     }
 
     fn defer_as(&mut self, at_ns: u64, tag: Tag, id: u32) {

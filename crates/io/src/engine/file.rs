@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, squeue, types};
 
 use super::mode::{Mode, Unfit};
-use super::{LeafIo, LeafOp, Limits, Submitted};
+use super::{COPY_STEP, FREE_STEP, LeafIo, LeafOp, Limits, Submitted};
 use crate::buffer::Buffer;
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
@@ -33,6 +33,9 @@ const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const SHARED: usize = 2;
 /// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
 const TRANSFER_MAX: u64 = 1 << 30;
+/// Largest single transfer from or to the page cache: the kernel copies it while it takes the
+/// submission, on the queue's thread.
+const CACHED_MAX: u64 = 1 << 20;
 
 /// A read or write in memory that is not longer counts as taking no time: it takes less than the
 /// shortest that is told apart by much, and to read the clock is a fifteenth of all our own work on
@@ -189,7 +192,11 @@ impl FileEngine {
             }
             return Submitted::Done(done);
         }
-        let len = io.len.min(TRANSFER_MAX) as u32;
+        let direct = self.mode.is_direct();
+        let len = io.len.min(if direct { TRANSFER_MAX } else { CACHED_MAX }) as u32;
+        if !direct && matches!(io.op, LeafOp::Read | LeafOp::Write) {
+            ring.spend(u64::from(len));
+        }
         let file = types::Fd(fd);
         let entry = match io.op {
             LeafOp::Read | LeafOp::Write => transfer(file, io, len),
@@ -324,7 +331,8 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
 /// `io.data` is valid for `io.len` bytes.
 #[inline]
 unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
-    let (offset, len) = (io.offset as i64, io.len.min(TRANSFER_MAX) as usize);
+    let (offset, len) = (io.offset as i64, io.len.min(COPY_STEP) as usize);
+    let range = io.len.min(FREE_STEP) as i64;
     // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
     let result = unsafe {
         match io.op {
@@ -332,17 +340,19 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
             LeafOp::Write => libc::syscall(libc::SYS_pwrite64, fd, io.data.0, len, offset),
             LeafOp::Flush => i64::from(libc::fdatasync(fd)),
             LeafOp::Discard | LeafOp::Zero { no_hole: false } => {
-                i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, io.len as i64))
+                i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, range))
             }
             LeafOp::Zero { no_hole: true } => {
-                i64::from(libc::fallocate(fd, ZERO_RANGE, offset, io.len as i64))
+                i64::from(libc::fallocate(fd, ZERO_RANGE, offset, range))
             }
         }
     };
-    if result < 0 {
-        -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-    } else {
-        result
+    match io.op {
+        _ if result < 0 => {
+            -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+        }
+        LeafOp::Discard | LeafOp::Zero { .. } => range,
+        LeafOp::Read | LeafOp::Write | LeafOp::Flush => result,
     }
 }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use super::{LeafIo, LeafOp, Submitted};
+use super::{COPY_STEP, FREE_STEP, LeafIo, LeafOp, Submitted};
 
 /// See the module's text.
 pub struct MemoryEngine {
@@ -50,7 +50,11 @@ impl MemoryEngine {
     /// # Safety
     /// As [`super::Engine::submit`].
     pub(super) unsafe fn submit(&self, io: &LeafIo) -> Submitted {
-        let (offset, len) = (io.offset as usize, io.len as usize);
+        let step = match io.op {
+            LeafOp::Discard | LeafOp::Zero { no_hole: false } => FREE_STEP,
+            _ => COPY_STEP,
+        };
+        let (offset, len) = (io.offset as usize, io.len.min(step) as usize);
         if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
             return Submitted::Done(-i64::from(libc::EIO));
         }

@@ -102,10 +102,18 @@ pub struct LeafIo {
     pub queue: usize,
 }
 
+/// Bytes that an engine copies at once, on the queue's thread: a tenth of a millisecond, or a few if
+/// the memory is new. What is longer is done a stretch at a time, so that others have their turn.
+pub(crate) const COPY_STEP: u64 = 512 << 10;
+/// Bytes that an engine gives back to the system at once.
+const FREE_STEP: u64 = 8 << 20;
+
 /// What became of a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Submitted {
-    /// Done: a count of bytes (0 for what has none) or a negative errno.
+    /// Done: a count of bytes or a negative errno. A read or write of fewer bytes than were asked
+    /// for, and more than none, is to be asked for the rest. So is a discard or zeroing; that may
+    /// also say 0 for all of it.
     Done(i64),
     /// The ring will tell.
     Pending,

@@ -3,6 +3,7 @@
 //!
 //! Contract: reads only; bounded in time, as a queue does it between requests.
 
+use super::split::Cut;
 use super::split::{self, Piece, PieceTo};
 use super::state::Hops;
 use super::{Pipeline, WINDOW, leaf_at};
@@ -43,7 +44,9 @@ impl Pipeline {
         while done < len && described < EXTENTS_PIECES {
             let (sector, sectors) = ((offset + done) / 512, (len - done) / 512);
             let at = split::Range { device, sector, sectors, data: 0 };
-            let taken = split::range(&self.devices, &at, Hops::default(), &mut pieces) * 512;
+            let mut cut = Cut::in_order(WINDOW);
+            let taken =
+                split::range(&self.devices, &at, Hops::default(), &mut pieces, &mut cut) * 512;
             if taken == 0 {
                 return;
             }

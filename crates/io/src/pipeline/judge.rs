@@ -45,7 +45,15 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
             if leaf.engine().has_cache() {
                 leaf.dirty().wrote(part.io.queue);
             }
+            let done = result.max(0) as u64;
             match (part.io.op, errno) {
+                // A leaf that does it at once does it a stretch at a time.
+                (_, 0) if (1..part.io.len).contains(&done) => {
+                    part.whole.done += done;
+                    part.io.offset += done;
+                    part.io.len -= done;
+                    Verdict::Submit
+                }
                 (_, 0) => then_flush(part),
                 // A hint that cannot be taken is no error.
                 (LeafOp::Discard, libc::EOPNOTSUPP) => finish(&mut part.whole, 0),

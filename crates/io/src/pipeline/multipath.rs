@@ -126,9 +126,10 @@ impl Pipeline {
             data: Span(part.io.data.0.wrapping_sub(done as usize)),
             token: part.token,
         };
-        let started_ns = part.started_ns;
+        let (started_ns, owner) = (part.started_ns, self.turns.enter(request.token));
         let running =
-            Running { request, device, left: 1, held: 0, errno: 0, split: len, started_ns };
+            Running { request, device, left: 1, held: 0, errno: 0, split: len, started_ns, owner };
+        self.turns.piece_begins(&running);
         part.request = self.running.insert(running);
         self.alone -= 1;
     }

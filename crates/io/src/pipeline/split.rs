@@ -5,11 +5,43 @@
 //! path to neighbouring addresses are one piece again.
 
 use super::state::NO_PATH;
-use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To, WINDOW};
+use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To};
 
 /// Boundaries passed before a request's split is put off until what was found is done: neighbours
-/// that are one piece again cost time all the same, and a request may span a billion of them.
-pub(super) const STEPS: usize = 64 << 10;
+/// that are one piece again cost time all the same, and a request may span a billion of them. A
+/// quarter of a millisecond, or less.
+const STEPS: usize = 16 << 10;
+
+/// How far back a piece without data looks for one that it continues: as many stripes or paths as
+/// take turns in most tables.
+const LOOK_BACK: usize = 16;
+
+/// How far a range is split.
+pub(super) struct Cut {
+    /// Pieces in the list at most.
+    pieces: usize,
+    /// Boundaries passed at most.
+    steps: usize,
+    /// Earlier pieces that a new one may continue.
+    look_back: usize,
+}
+
+impl Cut {
+    /// For pieces that keep the order of the request's data.
+    pub(super) fn in_order(pieces: usize) -> Cut {
+        Cut { pieces, steps: STEPS, look_back: 1 }
+    }
+
+    /// For pieces without data: regions that follow one another on one path become one operation,
+    /// also when regions of other paths lie between them.
+    pub(super) fn without_data(pieces: usize) -> Cut {
+        Cut { pieces, steps: STEPS, look_back: LOOK_BACK }
+    }
+
+    fn has_room(&self, out: &[Piece]) -> bool {
+        out.len() < self.pieces && self.steps > 0
+    }
+}
 
 /// A piece of a request.
 #[derive(Clone, Copy, Debug)]
@@ -60,33 +92,24 @@ pub(super) struct Range {
     pub(super) data: u64,
 }
 
-/// Splits a range into pieces until the list has a window's worth, or [`STEPS`] were taken. Returns
-/// the sectors taken, at least one if any were asked for.
+/// Splits a range into pieces as far as `cut` goes. Returns the sectors taken, at least one if any
+/// were asked for.
 pub(super) fn range(
-    devices: &[Option<Local>],
-    at: &Range,
-    hops: Hops,
-    out: &mut Vec<Piece>,
-) -> u64 {
-    range_in(devices, at, hops, out, &mut 0)
-}
-
-fn range_in(
     devices: &[Option<Local>],
     range: &Range,
     hops: Hops,
     out: &mut Vec<Piece>,
-    steps: &mut usize,
+    cut: &mut Cut,
 ) -> u64 {
     let mut taken = 0;
-    while taken < range.sectors && (taken == 0 || out.len() < WINDOW && *steps < STEPS) {
-        *steps += 1;
+    while taken < range.sectors && (taken == 0 || cut.has_room(out)) {
+        cut.steps = cut.steps.saturating_sub(1);
         let (sector, left) = (range.sector + taken, range.sectors - taken);
         let data = range.data + taken * 512;
         let at = Range { sector, sectors: left, data, ..*range };
         taken += match table(devices, range.device).and_then(|t| t.segment_at(sector)) {
-            Some(segment) => step(devices, &at, segment, hops, out, steps),
-            None => nowhere(PieceTo::Fail(libc::EIO), &at, left, ended(hops, at.device), out),
+            Some(segment) => step(devices, &at, segment, hops, out, cut),
+            None => nowhere(PieceTo::Fail(libc::EIO), &at, left, ended(hops, at.device), out, cut),
         };
     }
     taken
@@ -178,7 +201,7 @@ fn step(
     segment: &Segment,
     hops: Hops,
     out: &mut Vec<Piece>,
-    steps: &mut usize,
+    cut: &mut Cut,
 ) -> u64 {
     let within = at.sector - segment.start;
     let left = at.sectors.min(segment.len - within);
@@ -188,16 +211,18 @@ fn step(
             let through = hops.with(at.device, segment.first_path);
             let (to, hops) =
                 through.map_or((PieceTo::Fail(libc::EIO), hops), |through| (to, through));
-            return nowhere(to, at, left, hops, out);
+            return nowhere(to, at, left, hops, out, cut);
         }
-        Target::Zero => return nowhere(PieceTo::Nowhere, at, left, ended(hops, at.device), out),
+        Target::Zero => {
+            return nowhere(PieceTo::Nowhere, at, left, ended(hops, at.device), out, cut);
+        }
         target => way(target, within, left),
     };
     let Some(Way { path, below, sector, len }) = way else {
-        return nowhere(PieceTo::Fail(libc::EIO), at, left, ended(hops, at.device), out);
+        return nowhere(PieceTo::Fail(libc::EIO), at, left, ended(hops, at.device), out, cut);
     };
     let Some(through) = hops.with(at.device, segment.first_path + path) else {
-        return nowhere(PieceTo::Fail(libc::EIO), at, len, hops, out);
+        return nowhere(PieceTo::Fail(libc::EIO), at, len, hops, out, cut);
     };
     let there = Range { device: 0, sector, sectors: len, data: at.data };
     match below {
@@ -212,11 +237,12 @@ fn step(
                     data: at.data,
                 },
                 out,
+                cut,
             );
             len
         }
         Below::Device(device) => {
-            below_device(devices, &Range { device, ..there }, through, out, steps)
+            below_device(devices, &Range { device, ..there }, through, out, cut)
         }
     }
 }
@@ -233,35 +259,49 @@ fn below_device(
     at: &Range,
     hops: Hops,
     out: &mut Vec<Piece>,
-    steps: &mut usize,
+    cut: &mut Cut,
 ) -> u64 {
     let open = devices.get(at.device as usize).and_then(Option::as_ref).map(|local| local.open);
     match open {
-        Some(true) => range_in(devices, at, hops, out, steps),
+        Some(true) => range(devices, at, hops, out, cut),
         Some(false) => {
             let (offset, len) = (at.sector * 512, at.sectors * 512);
-            push(Piece { to: PieceTo::Gate(at.device), hops, offset, len, data: at.data }, out);
+            push(
+                Piece { to: PieceTo::Gate(at.device), hops, offset, len, data: at.data },
+                out,
+                cut,
+            );
             at.sectors
         }
-        None => nowhere(PieceTo::Fail(libc::EIO), at, at.sectors, hops, out),
+        None => nowhere(PieceTo::Fail(libc::EIO), at, at.sectors, hops, out, cut),
     }
 }
 
-fn nowhere(to: PieceTo, at: &Range, sectors: u64, hops: Hops, out: &mut Vec<Piece>) -> u64 {
-    push(Piece { to, hops, offset: at.sector * 512, len: sectors * 512, data: at.data }, out);
+fn nowhere(
+    to: PieceTo,
+    at: &Range,
+    sectors: u64,
+    hops: Hops,
+    out: &mut Vec<Piece>,
+    cut: &Cut,
+) -> u64 {
+    let (offset, len) = (at.sector * 512, sectors * 512);
+    push(Piece { to, hops, offset, len, data: at.data }, out, cut);
     sectors
 }
 
-/// Adds a piece, or makes the last one longer.
-fn push(piece: Piece, out: &mut Vec<Piece>) {
-    if let Some(last) = out.last_mut()
-        && last.to == piece.to
-        && last.offset + last.len == piece.offset
-        && last.data + last.len == piece.data
-        && last.hops.all() == piece.hops.all()
-    {
-        last.len += piece.len;
-        return;
+/// Adds a piece, or makes an earlier one longer.
+fn push(piece: Piece, out: &mut Vec<Piece>, cut: &Cut) {
+    let has_data = cut.look_back == 1;
+    for earlier in out.iter_mut().rev().take(cut.look_back) {
+        if earlier.to == piece.to
+            && earlier.offset + earlier.len == piece.offset
+            && (!has_data || earlier.data + earlier.len == piece.data)
+            && earlier.hops.all() == piece.hops.all()
+        {
+            earlier.len += piece.len;
+            return;
+        }
     }
     out.push(piece);
 }

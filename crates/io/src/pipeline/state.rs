@@ -86,6 +86,8 @@ pub(super) enum Parked {
     Request(Request),
     /// A piece of a request to a device above.
     Piece { request: u32, piece: Piece },
+    /// The rest of a request, whose earlier pieces are done. It does not count as in flight.
+    Rest(u32),
 }
 
 /// A request under way.
@@ -101,6 +103,8 @@ pub(super) struct Running {
     /// Bytes already split off.
     pub(super) split: u64,
     pub(super) started_ns: u64,
+    /// Whose it is ([`super::turns::Turns`]).
+    pub(super) owner: u32,
 }
 
 /// A leaf by where it is found, so that no reference count is touched per request.

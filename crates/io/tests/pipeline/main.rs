@@ -10,3 +10,4 @@ mod split;
 #[path = "../sim/stack.rs"]
 #[allow(unreachable_pub, dead_code, reason = "shared with the simulation")]
 mod stack;
+mod turns;

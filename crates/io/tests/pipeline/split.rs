@@ -290,8 +290,8 @@ fn a_long_request_lets_others_pass() {
     let sectors = leaf.limits().sectors;
     let mut table = TableBuilder::new(false);
     let stripe = table.leaf(leaf);
-    // Alternating offsets, so that no two chunks are one piece again.
-    let stripes = [0, 8].map(|offset| To { below: stripe, offset }).into();
+    // More stripes than a piece looks back, so that no two chunks are one piece again.
+    let stripes = (0..32).map(|stripe_nr| To { below: stripe, offset: 8 * stripe_nr }).collect();
     table.push(sectors / 2, Target::Striped { chunk: 1, stripes });
     let long = bench.device("long", table.build().unwrap());
     let short = bench.device("short", bench.linear(&other));

@@ -133,6 +133,8 @@ pub(super) struct Conn {
     /// Has read as much as is sent at a time: to be called again when the answers there are have
     /// been carried.
     pub(super) has_more: bool,
+    /// The last request took long: the round is over.
+    was_costly: bool,
 }
 
 impl Conn {
@@ -174,6 +176,7 @@ impl Conn {
             deadline_ns: Some(context.ring.now_ns() + HANDSHAKE_TIMEOUT_NS),
             touched: false,
             has_more: false,
+            was_costly: false,
         })
     }
 
@@ -259,6 +262,9 @@ impl Conn {
                 break;
             }
             left -= 1;
+            if std::mem::take(&mut self.was_costly) {
+                left = 0;
+            }
         }
         self.has_more = self.lent_bytes >= enough || left == 0;
         // With nothing in flight no limit holds requests back: what is left is no whole request.
@@ -465,7 +471,8 @@ impl Conn {
         if self.broken && (self.receiving != Receiving::Nothing || self.sending.active) {
             shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
         } else if !self.ending {
-            if self.receiving == Receiving::Nothing && !self.at_end {
+            // What has come is read first: a large write's data is received in place then.
+            if self.receiving == Receiving::Nothing && !self.at_end && !self.has_more {
                 self.receive(id, context);
             }
         } else if self.receiving != Receiving::Nothing {

@@ -13,6 +13,10 @@ use crate::request::Done;
 use crate::ring::{Completion, Tag};
 use crate::slab::Slab;
 
+/// Rounds of connections between two looks at the clock.
+const ROUNDS_A_LOOK: usize = 8;
+const ROUNDS_A_LOOK_LAST: usize = ROUNDS_A_LOOK - 1;
+
 /// See the module's text.
 #[derive(Default)]
 pub struct Server {
@@ -75,24 +79,40 @@ impl Server {
         self.touch(id);
     }
 
-    /// Lets every touched connection go on. True if it is to be called again at once, after the
+    /// Lets touched connections go on, a round each, until the turn has cost enough; those that were
+    /// not reached are the first of the next turn. True if it is to be called again, after the
     /// answers there are have been carried.
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
         self.feed(context);
-        let mut more = false;
-        for at in 0..self.touched.len() {
-            let id = self.touched[at];
+        let (mut more, mut reached) = (false, 0);
+        for &id in &self.touched {
+            // The clock is read now and then only: most rounds are short.
+            let is_spent = match reached % ROUNDS_A_LOOK {
+                ROUNDS_A_LOOK_LAST => context.ring.is_spent_now(),
+                _ => context.ring.is_spent(),
+            };
+            if is_spent && reached > 0 {
+                more = true;
+                break;
+            }
+            reached += 1;
             let Some(conn) = self.conns.get_mut(id) else { continue };
             conn.read_requests(id, context);
             more |= conn.has_more || context.pipeline.has_done();
         }
-        if more {
+        if more && !context.ring.is_spent_now() {
             return true;
         }
         let Server { conns, touched, starved, .. } = self;
+        touched.rotate_left(reached);
+        let mut unread = touched.len() - reached;
         touched.retain(|&id| {
+            if unread > 0 {
+                unread -= 1;
+                return true;
+            }
             let Some(conn) = conns.get_mut(id) else { return false };
-            conn.touched = conn.arm(id, context);
+            conn.touched = conn.arm(id, context) || conn.has_more;
             let again = conn.touched;
             if conn.starved.is_some() && !starved.contains(&id) {
                 starved.push(id);
@@ -152,7 +172,7 @@ impl Server {
             conn.expire(context.ring.now_ns());
             if conn.look(context) {
                 let is_its = |token| token >> 32 == u64::from(id);
-                context.pipeline.reject_parked(libc::ESHUTDOWN, is_its, context.ring);
+                context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.ring);
             }
             if conn.is_to_go_on() {
                 self.touch(id);

@@ -43,6 +43,7 @@ impl Conn {
         match self.lend_chunks(&request, context) {
             Ok(chunks) => {
                 self.start += whole;
+                self.was_costly = true;
                 self.describe(&request, chunks, context);
                 true
             }

@@ -1,0 +1,97 @@
+//! A device's gate: control closes and opens it, requests and pieces wait at it.
+//!
+//! Contract: as [`super`]. What waits is not in flight at its own device, so a closed gate does not
+//! wait for it; it meets the table that is live when the gate opens again.
+
+use std::mem;
+use std::sync::Arc;
+
+use super::Pipeline;
+use super::state::Parked;
+use crate::pool::Ack;
+use crate::request::{Done, Token};
+use crate::ring::Ring;
+use crate::table::Live;
+
+impl Pipeline {
+    /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path
+    /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
+    /// and fails without, whatever the device's policy is.
+    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
+        let Some(local) = self.local(device) else { return ack.done() };
+        local.open = false;
+        local.noflush = noflush;
+        local.closing = Some(ack);
+        local.settle();
+    }
+
+    /// Opens a device's gate on what is live now, and lets in what has waited.
+    pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
+        let Some(local) = self.local(device) else { return };
+        local.live = live;
+        local.open = true;
+        self.release(device, ring);
+        let Some(local) = self.local(device) else { return };
+        // What parks again (at a device below) goes to another list.
+        for parked in mem::take(&mut local.parked) {
+            match parked {
+                Parked::Request(request) => {
+                    if let Some(errno) = self.begin(device, &request, ring) {
+                        self.done.push(Done { token: request.token, errno });
+                    }
+                }
+                Parked::Piece { request, piece } => self.unpark(request, piece, ring),
+                Parked::Rest(id) => self.resume_rest(id, ring),
+            }
+        }
+    }
+
+    /// Answers everything that waits at a closed gate or for a path with an error, and what comes
+    /// to one or finds none from now on. Requests of more pieces than are under way end with what
+    /// is.
+    pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
+        self.refusal = Some(errno);
+        self.abandon(errno, |_| true, ring);
+    }
+
+    /// Whoever asked for the requests that `is_of` names is gone, or will not wait: what waits at a
+    /// closed gate, for a path or for its turn is answered with an error, and requests of more
+    /// pieces than are under way end with what is.
+    pub fn abandon(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
+        self.end_waiting(errno, &is_of, ring);
+        self.reject_parked(errno, is_of, ring);
+    }
+
+    /// Answers with an error what waits at a closed gate or for a path, of those requests that
+    /// `is_of` names by their token.
+    pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
+        for device in 0..self.devices.len() as u32 {
+            self.reject_held(device, errno, &is_of, ring);
+            let Some(local) = self.local(device) else { continue };
+            for parked in mem::take(&mut local.parked) {
+                let token = match parked {
+                    Parked::Request(request) => Some(request.token),
+                    Parked::Piece { request, .. } | Parked::Rest(request) => {
+                        self.running.get(request).map(|r| r.request.token)
+                    }
+                };
+                if !token.is_none_or(&is_of) {
+                    if let Some(local) = self.local(device) {
+                        local.parked.push_back(parked);
+                    }
+                    continue;
+                }
+                match parked {
+                    Parked::Request(request) => {
+                        self.done.push(Done { token: request.token, errno })
+                    }
+                    Parked::Piece { request, piece } => {
+                        self.leave_below(&piece.hops);
+                        self.piece_done(request, errno, ring);
+                    }
+                    Parked::Rest(id) => self.fail_rest(id, errno, ring),
+                }
+            }
+        }
+    }
+}

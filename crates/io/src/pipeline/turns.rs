@@ -1,0 +1,326 @@
+//! Whose turn it is: requests of many pieces, those of different owners one after the other.
+//!
+//! A request may be cut into a million pieces by a few bytes of a client. So every owner (a
+//! connection, a hardware queue) has a bounded number of pieces under way, and so has the queue as
+//! a whole; what goes beyond waits in its owner's list. The lists take turns, a window each, and a
+//! turn of the queue's loop ends when it has cost enough. So a client with many such requests holds
+//! up its own, and a request of one piece never waits here.
+//!
+//! The rest of a request waits at a closed gate like a request that has just come, and is not in
+//! flight there: a gate closes in a moment, however much of a request is left.
+
+use std::collections::VecDeque;
+
+use super::split::{Cut, Piece, PieceTo};
+use super::state::{Parked, Running};
+use super::{Pipeline, WINDOW, check, worst};
+use crate::export::owner_of;
+use crate::request::{Op, Token};
+use crate::ring::Ring;
+
+/// Weight of the pieces that one owner has under way: as much as one request may have, twice the
+/// pieces of a write of 32 MiB over regions of 64 KiB.
+const OWNER_WEIGHT: u32 = WINDOW as u32;
+/// Weight of a piece that changes what is allocated. File systems do these one at a time, and each
+/// takes as long as a dozen small reads.
+const HEAVY: u32 = 16;
+/// Pieces that all owners of a queue together have at their leaves before those who have more wait.
+const QUEUE_PIECES: usize = 4096;
+/// Bytes that are discarded or zeroed in one go: what a leaf has begun cannot be stopped. As much as
+/// an NBD server is asked for in one request.
+const HEAVY_BYTES: u64 = 1 << 30;
+/// Windows in a turn of the queue's loop, if none of them costs much.
+const WINDOWS: usize = 16;
+/// Pieces between two looks at the clock: each may be a read of some KiB in memory.
+const PIECES_A_LOOK: usize = 32;
+
+/// What waits for its turn.
+#[derive(Clone, Copy)]
+pub(super) enum Work {
+    /// A request goes on with its next window.
+    Request(u32),
+    /// The rest of a piece that waited at a gate.
+    Piece { request: u32, piece: Piece },
+}
+
+/// One that makes requests.
+#[derive(Default)]
+struct Owner {
+    name: u64,
+    /// Requests under way; without any, the place is another's.
+    requests: u32,
+    /// Of all its pieces under way.
+    weight: u32,
+    waiting: VecDeque<Work>,
+    is_ready: bool,
+}
+
+impl Owner {
+    /// Not with the last bit of room: a window is to be worth its price.
+    fn has_room(&self) -> bool {
+        self.weight <= OWNER_WEIGHT / 4 * 3
+    }
+}
+
+/// See the module's text.
+#[derive(Default)]
+pub(super) struct Turns {
+    owners: Vec<Owner>,
+    /// Owners whose work may go on, each once.
+    ready: VecDeque<u32>,
+    /// Parts to be submitted again.
+    again: VecDeque<u32>,
+    /// The ring will call.
+    is_due: bool,
+}
+
+fn weight(op: Op) -> u32 {
+    if matches!(op, Op::Discard | Op::WriteZeroes { .. }) { HEAVY } else { 1 }
+}
+
+/// How many of so many bytes are split in one go.
+pub(super) fn stretch(op: Op, bytes: u64) -> u64 {
+    if op.has_data() { bytes } else { bytes.min(HEAVY_BYTES) }
+}
+
+/// Whether the turn has cost enough, after so many pieces.
+#[inline]
+pub(super) fn is_spent(pieces: usize, ring: &mut Ring) -> bool {
+    if pieces.is_multiple_of(PIECES_A_LOOK) { ring.is_spent_now() } else { ring.is_spent() }
+}
+
+impl Turns {
+    /// A request begins; returns the place of its owner.
+    pub(super) fn enter(&mut self, token: Token) -> u32 {
+        let name = owner_of(token);
+        let known = self.owners.iter().position(|owner| owner.name == name && owner.requests > 0);
+        let free = || self.owners.iter().position(|owner| owner.requests == 0);
+        let at = known.or_else(free).unwrap_or_else(|| {
+            self.owners.push(Owner::default());
+            self.owners.len() - 1
+        });
+        if let Some(owner) = self.owners.get_mut(at) {
+            owner.name = name;
+            owner.requests += 1;
+        }
+        at as u32
+    }
+
+    /// A request of the owner ends.
+    pub(super) fn leave(&mut self, owner: u32) {
+        if let Some(owner) = self.owners.get_mut(owner as usize) {
+            owner.requests -= 1;
+        }
+    }
+
+    pub(super) fn piece_begins(&mut self, running: &Running) {
+        if let Some(owner) = self.owners.get_mut(running.owner as usize) {
+            owner.weight += weight(running.request.op);
+        }
+    }
+
+    pub(super) fn piece_ends(&mut self, running: &Running) {
+        if let Some(owner) = self.owners.get_mut(running.owner as usize) {
+            owner.weight = owner.weight.saturating_sub(weight(running.request.op));
+        }
+    }
+
+    /// Whether a request may be split at once, with so many pieces at their leaves. Behind its
+    /// owner's others otherwise.
+    pub(super) fn may_begin(&self, owner: u32, pieces: usize) -> bool {
+        let owner = self.owners.get(owner as usize);
+        pieces < QUEUE_PIECES
+            && owner.is_none_or(|owner| owner.waiting.is_empty() && owner.has_room())
+    }
+
+    /// How far the owner's request is split now.
+    pub(super) fn cut(&self, owner: u32, op: Op) -> Cut {
+        let used = self.owners.get(owner as usize).map_or(0, |owner| owner.weight);
+        let pieces = (OWNER_WEIGHT.saturating_sub(used) / weight(op)).max(1) as usize;
+        if op.has_data() { Cut::in_order(pieces) } else { Cut::without_data(pieces) }
+    }
+
+    /// The part goes on in its next turn.
+    pub(super) fn again(&mut self, part: u32, ring: &mut Ring) {
+        self.again.push_back(part);
+        self.call(ring);
+    }
+
+    /// Has the ring call, after what others wait for.
+    fn call(&mut self, ring: &mut Ring) {
+        if !self.is_due {
+            self.is_due = true;
+            ring.defer_window();
+        }
+    }
+}
+
+impl Pipeline {
+    /// Work of an owner waits for its turn.
+    pub(super) fn put_off(&mut self, owner: u32, work: Work, ring: &mut Ring) {
+        if let Some(owner) = self.turns.owners.get_mut(owner as usize) {
+            owner.waiting.push_back(work);
+        }
+        self.wake_owner(owner, ring);
+    }
+
+    /// The owner's work goes on if it may.
+    pub(super) fn wake_owner(&mut self, at: u32, ring: &mut Ring) {
+        let has_room = self.has_room();
+        let Some(owner) = self.turns.owners.get_mut(at as usize) else { return };
+        if !owner.waiting.is_empty() && !owner.is_ready && owner.has_room() {
+            owner.is_ready = true;
+            self.turns.ready.push_back(at);
+        }
+        if has_room && !self.turns.ready.is_empty() {
+            self.turns.call(ring);
+        }
+    }
+
+    /// Whether the queue as a whole may have more pieces at leaves.
+    fn has_room(&self) -> bool {
+        self.parts.len() - self.alone < QUEUE_PIECES
+    }
+
+    /// Parts and requests go on whose turn it is, until that has cost enough.
+    pub(super) fn go_on(&mut self, ring: &mut Ring) {
+        self.turns.is_due = false;
+        for _ in 0..self.turns.again.len() {
+            let Some(part) = self.turns.again.pop_front() else { break };
+            self.drive(part, None, ring);
+            if ring.is_spent_now() {
+                break;
+            }
+        }
+        for _ in 0..WINDOWS {
+            if !self.has_room() || !self.work_of_next(ring) || ring.is_spent_now() {
+                break;
+            }
+        }
+        let has_work = !self.turns.ready.is_empty() && self.has_room();
+        if has_work || !self.turns.again.is_empty() {
+            self.turns.call(ring);
+        }
+    }
+
+    /// Does the oldest work of the owner whose turn it is. False if nobody has any.
+    fn work_of_next(&mut self, ring: &mut Ring) -> bool {
+        let Some(at) = self.turns.ready.pop_front() else { return false };
+        let Some(owner) = self.turns.owners.get_mut(at as usize) else { return true };
+        owner.is_ready = false;
+        let work = if owner.has_room() { owner.waiting.pop_front() } else { None };
+        if let Some(work) = work {
+            self.work(work, ring);
+            self.wake_owner(at, ring);
+        }
+        true
+    }
+
+    fn work(&mut self, work: Work, ring: &mut Ring) {
+        match work {
+            Work::Request(id) => {
+                let Some(running) = self.running.get(id) else { return };
+                let device = running.device;
+                match self.local(device) {
+                    Some(local) if !local.open => {
+                        local.parked.push_back(Parked::Rest(id));
+                        local.leave();
+                    }
+                    _ => self.split_on(id, ring),
+                }
+            }
+            Work::Piece { request, piece } => {
+                let PieceTo::Gate(device) = piece.to else { return };
+                if self.running.get(request).is_some_and(|running| running.errno != 0) {
+                    // Nobody needs the rest: the request has failed.
+                    self.leave_below(&piece.hops);
+                    return self.piece_done(request, 0, ring);
+                }
+                match self.local(device) {
+                    Some(local) if !local.open => self.park_again(request, piece, device),
+                    _ => self.unpark(request, piece, ring),
+                }
+            }
+        }
+    }
+
+    /// The rest of a piece finds the gate closed again. One that its own device held is held again,
+    /// so that the gate does not wait for it.
+    fn park_again(&mut self, request: u32, piece: Piece, device: u32) {
+        let is_own = piece.hops.depth == 0;
+        let Some(local) = self.local(device) else { return };
+        if !is_own {
+            return local.parked.push_back(Parked::Piece { request, piece });
+        }
+        local.held.push_back((request, piece));
+        if let Some(running) = self.running.get_mut(request) {
+            running.held += 1;
+            self.uncount_if_held(request);
+        }
+    }
+
+    /// The gate is open again for the rest of a request: it meets the table that is live now.
+    pub(super) fn resume_rest(&mut self, id: u32, ring: &mut Ring) {
+        let Some(running) = self.running.get_mut(id) else { return };
+        let Some(Some(local)) = self.devices.get_mut(running.device as usize) else { return };
+        local.in_flight += 1;
+        running.errno = check(local.live.as_deref(), &running.request);
+        let (owner, errno) = (running.owner, running.errno);
+        if errno == 0 {
+            self.put_off(owner, Work::Request(id), ring);
+        } else {
+            self.end_split(id, ring);
+        }
+    }
+
+    /// The rest of a request, which waits at a gate, is not done.
+    pub(super) fn fail_rest(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+        let Some(running) = self.running.get_mut(id) else { return };
+        running.errno = errno;
+        let device = running.device;
+        if let Some(local) = self.local(device) {
+            local.in_flight += 1;
+        }
+        self.end_split(id, ring);
+    }
+
+    /// Ends with an error what waits for its turn, of those requests that `is_of` names; what they
+    /// have under way is the last of them.
+    pub(super) fn end_waiting(
+        &mut self,
+        errno: i32,
+        is_of: &impl Fn(Token) -> bool,
+        ring: &mut Ring,
+    ) {
+        for running in self.running.iter_mut().filter(|running| is_of(running.request.token)) {
+            if running.split < running.request.len && running.errno == 0 {
+                running.errno = errno;
+            }
+        }
+        for at in 0..self.turns.owners.len() {
+            let Some(owner) = self.turns.owners.get_mut(at) else { return };
+            for work in std::mem::take(&mut owner.waiting) {
+                let (Work::Request(id) | Work::Piece { request: id, .. }) = work;
+                let token = self.running.get(id).map(|running| running.request.token);
+                if !token.is_none_or(is_of) {
+                    if let Some(owner) = self.turns.owners.get_mut(at) {
+                        owner.waiting.push_back(work);
+                    }
+                    continue;
+                }
+                match work {
+                    Work::Request(id) => {
+                        if let Some(running) = self.running.get_mut(id) {
+                            running.errno = worst(running.errno, errno);
+                        }
+                        self.end_split(id, ring);
+                    }
+                    Work::Piece { request, piece } => {
+                        self.leave_below(&piece.hops);
+                        self.piece_done(request, errno, ring);
+                    }
+                }
+            }
+        }
+    }
+}
