@@ -155,10 +155,13 @@ fn a_server_whose_exit_waits_for_its_own_disk_is_taken_over() {
     let mut server = Server::start_alone(&files.0);
     let (id, node) = (server.id, format!("/dev/ublkb{}", server.id));
     run("mkfs.ext4", &["-q", &node]);
-    let namespace = format!("--mount=/proc/{}/ns/mnt", server.process.id());
+    let pid = server.process.id();
+    // The namespace has another root than this process, which is in a chroot.
+    let (namespace, root) =
+        (format!("--mount=/proc/{pid}/ns/mnt"), format!("--root=/proc/{pid}/root"));
     let point = mount.0.to_str().unwrap();
     let inside = format!("mount {node} {point} && echo kept >{point}/file");
-    run("nsenter", &[&namespace, "sh", "-c", &inside]);
+    run("nsenter", &[&namespace, &root, "sh", "-c", &inside]);
     server.process.kill().unwrap();
     let left = ublk::wait_until_left(id).unwrap().unwrap();
     assert_eq!(left.server, ublk::Server::Gone);
