@@ -43,19 +43,8 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(folder: &Path, id: Option<u32>) -> Server {
-        Server::start_by(Command::new(std::env::current_exe().unwrap()), folder, id)
-    }
-
-    /// In a mount namespace of its own, whose last process it is.
-    fn start_alone(folder: &Path) -> Server {
-        let mut command = Command::new("unshare");
-        command.arg("-m").arg(std::env::current_exe().unwrap());
-        Server::start_by(command, folder, None)
-    }
-
-    fn start_by(mut command: Command, folder: &Path, id: Option<u32>) -> Server {
         let id = id.map_or_else(|| "new".into(), |id| id.to_string());
-        let mut process = command
+        let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["recovery::server", "--exact", "--nocapture"])
             .env(CHILD, format!("{} {id}", folder.display()))
             .stdin(Stdio::piped())
@@ -142,37 +131,6 @@ fn a_disk_without_a_server_waits_and_can_be_removed() {
         ublk::remove_leftover(id).unwrap();
         assert!(write.join().unwrap().is_err());
     });
-}
-
-/// Issue 11, A6: the exit of a server can unmount a file system that is on its own disk, and then
-/// waits for the next server. Until then the process is there, and looks alive.
-#[test]
-fn a_server_whose_exit_waits_for_its_own_disk_is_taken_over() {
-    if !lab::ready() {
-        return;
-    }
-    let (files, mount) = (Folder::new("last"), Folder::new("mount"));
-    let mut server = Server::start_alone(&files.0);
-    let (id, node) = (server.id, format!("/dev/ublkb{}", server.id));
-    run("mkfs.ext4", &["-q", &node]);
-    let pid = server.process.id();
-    // The namespace has another root than this process, which is in a chroot.
-    let (namespace, root) =
-        (format!("--mount=/proc/{pid}/ns/mnt"), format!("--root=/proc/{pid}/root"));
-    let point = mount.0.to_str().unwrap();
-    let inside = format!("mount {node} {point} && echo kept >{point}/file");
-    run("nsenter", &[&namespace, &root, "sh", "-c", &inside]);
-    server.process.kill().unwrap();
-    let left = ublk::wait_until_left(id).unwrap().unwrap();
-    assert_eq!(left.server, ublk::Server::Gone);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(server.process.try_wait().unwrap().is_none(), "it was to wait for its own disk");
-    let next = Server::start(&files.0, Some(id));
-    server.process.wait().unwrap();
-    run("mount", &[&node, point]);
-    assert_eq!(std::fs::read_to_string(mount.0.join("file")).unwrap(), "kept\n");
-    run("umount", &[point]);
-    ublk::remove_leftover(next.kill()).unwrap();
 }
 
 #[test]

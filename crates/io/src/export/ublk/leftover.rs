@@ -2,8 +2,10 @@
 //!
 //! The driver's state of a disk decides, not whether the process that made it looks alive. A server
 //! that was killed can stay in the process list for as long as its disk waits: its exit may unmount
-//! a file system that is on that disk, and then the exit waits for the next server, which is us.
-//! The driver calls such a disk quiesced long before the process is gone.
+//! a file system that is on that disk. The kernel takes the server's rings down only after that, so
+//! the driver counts on the server for good, and nobody can take the disk over (Linux 6.12). That
+//! must not happen (the daemon keeps such mounts out of its namespace), and where it has happened,
+//! the disk is found all the same, as [`Server::Leaving`], and is not forgotten.
 //!
 //! Contract: every function may block, [`wait_until_left`] for as long as it says.
 
