@@ -132,10 +132,19 @@ fn shape() -> impl Strategy<Value = (u64, u32, u32)> {
     let num_paths = prop_oneof![
         1u32..20,
         prop::sample::select(vec![
-            2, 3, 4, 5, 8, 15, 16, 17, 255, 256, 257, 65535, 65536, 65537, 262_141
+            2, 3, 4, 5, 8, 15, 16, 17, 40, 255, 256, 257, 4096, 4097, 65535, 65536, 65537, 262_141
         ])
     ];
     (1u64..700, num_paths, 1u32..4)
+}
+
+/// Numbers of paths around every one that has a way of its own to be read and stored.
+fn num_paths() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        2 => 1u32..18,
+        2 => 15u32..300,
+        1 => prop::sample::select(vec![255, 256, 257, 300, 1000, 4095, 4096, 4097, 65_537])
+    ]
 }
 
 /// Length, paths and region size of a target, messages for it, and where to cut them.
@@ -182,7 +191,7 @@ proptest! {
 
     #[test]
     fn long_runs_do_what_the_model_does(
-        num_paths in 1u32..18, len in 1u64..400, region_size in 1u32..3, start in 0u64..200,
+        num_paths in num_paths(), len in 1u64..400, region_size in 1u32..3, start in 0u64..200,
         digits in prop::collection::vec(any::<u32>(), 0..300), capital in any::<bool>(),
         wrong in prop::option::weighted(0.7, (any::<usize>(), prop_oneof![
             any::<u8>(), prop::sample::select(b" :0123456789abcdefABCDEFgG@/`\\\tRr,".to_vec())])),
@@ -213,7 +222,7 @@ proptest! {
 
     #[test]
     fn runs_of_regions_do_what_the_model_does(
-        num_paths in 1u32..18, len in prop_oneof![1u64..300, 4000u64..4200, 65_500u64..70_000],
+        num_paths in num_paths(), len in prop_oneof![1u64..300, 4000u64..4200, 65_500u64..70_000],
         entries in prop::collection::vec((any::<u64>(), any::<u32>()), 1..80), capital in any::<bool>(),
         wrong in prop::option::weighted(0.7, (any::<usize>(), prop_oneof![
             any::<u8>(), prop::sample::select(b" :0123456789abcdefABCDEFgG@/`\\\tRr,".to_vec())])),

@@ -156,7 +156,7 @@ fn gather<const BITS: u32>(entries: u64) -> u64 {
 }
 
 /// Writes bits to a table from some region on, whole slots as far as possible.
-struct Writer<'a, T> {
+pub(super) struct Writer<'a, T> {
     table: &'a T,
     slot: u64,
     /// The slot's bits up to `fill` as they shall be; 0 above.
@@ -166,14 +166,14 @@ struct Writer<'a, T> {
 
 impl<'a, T: Table> Writer<'a, T> {
     #[inline]
-    fn new(table: &'a T, first: u64) -> Self {
+    pub(super) fn new(table: &'a T, first: u64) -> Self {
         let (slot, fill) = (table.geometry().slot_of(first), table.geometry().bit_of(first));
         Self { table, slot, word: table.slot(slot) & below(fill), fill }
     }
 
     /// Appends `count` bits, fewer than 64.
     #[inline]
-    fn append(&mut self, count: u32, bits: u64) {
+    pub(super) fn append(&mut self, count: u32, bits: u64) {
         self.word |= bits.wrapping_shl(self.fill);
         let fill = self.fill.wrapping_add(count);
         if fill >= u64::BITS {
@@ -186,7 +186,7 @@ impl<'a, T: Table> Writer<'a, T> {
     }
 
     #[inline]
-    fn finish(self) {
+    pub(super) fn finish(self) {
         let above = self.table.slot(self.slot) & !below(self.fill);
         self.table.store_slot(self.slot, self.word | above);
     }

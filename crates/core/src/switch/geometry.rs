@@ -2,7 +2,8 @@
 //! division.
 //!
 //! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are
-//! below 2^54 ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); higher bits of a sector number are ignored.
+//! below 2^54 ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); of a larger one the answer is of no use, but
+//! within its limits.
 
 use core::num::NonZeroU64;
 
@@ -94,11 +95,20 @@ impl Remainder {
     }
 }
 
+/// Says that a size is no power of two. (Values that no size has, and no `Option`, so that one
+/// comparison tells.)
+const NO_SHIFT: u32 = u32::MAX;
+const NO_MASK: u32 = u32::MAX;
+
 /// Everything about a switch target that does not change while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     region: Quotient,
     round_robin: Remainder,
+    /// log2 of the region size if that is a power of two, else [`NO_SHIFT`].
+    region_shift: u32,
+    /// The number of paths less one if it is a power of two, else [`NO_MASK`].
+    path_mask: u32,
     entry_mask: u64,
     entry_bits_log2: u32,
     region_size: u32,
@@ -139,6 +149,16 @@ impl Geometry {
         let geometry = Self {
             region,
             round_robin,
+            region_shift: if region_size.is_power_of_two() {
+                region_size.trailing_zeros()
+            } else {
+                NO_SHIFT
+            },
+            path_mask: if num_paths.is_power_of_two() {
+                num_paths.wrapping_sub(1)
+            } else {
+                NO_MASK
+            },
             entry_mask,
             entry_bits_log2,
             region_size,
@@ -189,7 +209,20 @@ impl Geometry {
     #[inline]
     #[must_use]
     pub const fn region_of(&self, sector: u64) -> u64 {
-        self.region.of(sector)
+        self.place_of(sector).0
+    }
+
+    /// The region a sector lies in, and how far into it. A shift where it can be one, decided when
+    /// the table is made: the branch goes one way for ever, and costs less than to multiply.
+    #[inline(always)]
+    pub(super) const fn place_of(&self, sector: u64) -> (u64, u64) {
+        let size = self.region_size as u64;
+        if self.region_shift != NO_SHIFT {
+            return (sector.wrapping_shr(self.region_shift), sector & size.wrapping_sub(1));
+        }
+        let sector = Self::valid_sector_bits(sector);
+        let region = self.region.of(sector);
+        (region, sector.wrapping_sub(region.wrapping_mul(size)))
     }
 
     /// First sector and length in sectors of a region; `None` past the last one.
@@ -209,12 +242,27 @@ impl Geometry {
     #[inline]
     #[must_use]
     pub const fn default_path(&self, region: u64) -> u32 {
+        if self.path_mask != NO_MASK {
+            return region as u32 & self.path_mask;
+        }
         self.round_robin.of(region)
+    }
+
+    /// The path of a region whose entry is this: below `num_paths` for a valid one.
+    #[inline(always)]
+    pub(super) const fn path_of(&self, region: u64, entry: u64) -> u32 {
+        if self.path_mask != NO_MASK {
+            return (entry as u32).wrapping_add(region as u32) & self.path_mask;
+        }
+        let path = entry.wrapping_add(self.round_robin.of(region) as u64);
+        let less = path.wrapping_sub(self.round_robin.divisor as u64);
+        // One of the two is not a path but a number near 2^64: the other is the smaller.
+        if path < less { path as u32 } else { less as u32 }
     }
 
     /// A sector number without the bits no sector number has.
     #[inline]
-    pub(super) const fn valid_sector_bits(sector: u64) -> u64 {
+    const fn valid_sector_bits(sector: u64) -> u64 {
         sector & (u64::MAX >> TO_TOP)
     }
 
@@ -245,7 +293,7 @@ impl Geometry {
     /// Which slot a region's entry is in.
     #[inline]
     pub(super) const fn slot_of(&self, region: u64) -> u64 {
-        region.wrapping_shl(self.entry_bits_log2) >> SLOT_BITS_LOG2
+        region.wrapping_shr(SLOT_BITS_LOG2.wrapping_sub(self.entry_bits_log2))
     }
 
     /// How many bits up in its slot a region's entry begins.

@@ -46,6 +46,36 @@ pub(super) fn value(byte: u8) -> u64 {
     VALUES[byte as usize]
 }
 
+/// Value of each digit of a path; for every other byte a bit that is in no number of three digits,
+/// whichever digit it stands for.
+static PATH_DIGITS: [u32; 256] = path_digits();
+const NO_PATH_DIGIT: u32 = 1 << 12;
+
+const fn path_digits() -> [u32; 256] {
+    let digits = digits();
+    let mut table = [NO_PATH_DIGIT; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if digits[byte] != NO_DIGIT {
+            table[byte] = digits[byte] as u32;
+        }
+        byte += 1;
+    }
+    table
+}
+
+/// The number of the last `len` of three digits; `None` if `len` is none of 1, 2, 3, and 4096 or
+/// more if they are not all digits. Without a branch on `len`: what the bytes before them have
+/// given is taken away afterwards.
+#[inline(always)]
+pub(super) fn last_digits(bytes: [u8; 3], len: usize) -> Option<u32> {
+    const ONE: u32 = NO_PATH_DIGIT | 0xf;
+    const KEPT: [u32; 3] = [ONE, ONE | ONE << 4, ONE | ONE << 4 | ONE << 8];
+    let kept = *KEPT.get(len.wrapping_sub(1))?;
+    let [first, middle, last] = bytes.map(|byte| PATH_DIGITS[byte as usize]);
+    Some((first << 8 | middle << 4 | last) & kept)
+}
+
 /// A 1 in every byte.
 pub(super) const ONES: u64 = 0x0101_0101_0101_0101;
 /// The top bit of every byte.

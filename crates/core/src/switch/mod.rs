@@ -10,6 +10,7 @@ pub mod geometry;
 mod hex;
 pub mod message;
 pub mod params;
+mod paths;
 pub mod regions;
 mod repeat;
 mod sync;

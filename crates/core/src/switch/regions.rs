@@ -152,10 +152,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// has this sector; if it has not, the answer is of no use but within its limits.
     #[inline]
     pub fn route(&self, sector: u64) -> Route {
-        let sector = Geometry::valid_sector_bits(sector);
-        let region = self.geometry.region_of(sector);
+        let (region, into_region) = self.geometry.place_of(sector);
         let size = u64::from(self.geometry.region_size());
-        let into_region = sector.wrapping_sub(region.wrapping_mul(size));
         Route { path: self.entry_path(region), left: size.wrapping_sub(into_region) }
     }
 
@@ -195,11 +193,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// The path of a region, which should be one of the map's.
     #[inline]
     pub(super) fn entry_path(&self, region: u64) -> u32 {
-        let entry = self.entry(region);
-        let num_paths = u64::from(self.geometry.num_paths());
-        let path = entry.wrapping_add(u64::from(self.geometry.default_path(region)));
-        // One of the two is not a path but a number near 2^64: the other is the smaller.
-        path.min(path.wrapping_sub(num_paths)) as u32
+        self.geometry.path_of(region, self.entry(region))
     }
 
     /// Sends a region to a path, both known to be the map's.

@@ -1,8 +1,8 @@
 //! Arguments of a message straight from its text.
 //!
-//! Four speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a
-//! whole map is sent in), runs of `<region>:<digit>` ([`super::entries`], the form single changes
-//! are sent in), an argument read where it stands, and, for whatever is left (backslashes, cut
+//! Five speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a
+//! whole map is sent in), runs of `:<path>` where paths have up to three digits ([`super::paths`]),
+//! runs of `<region>:<path>` ([`super::entries`], the form single changes are sent in), an argument read where it stands, and, for whatever is left (backslashes, cut
 //! words, errors), a word split off first. The faster ways only take what they are sure of and
 //! leave everything else to the last.
 //!
@@ -11,7 +11,7 @@
 
 use super::super::args::{Word, Words, is_space, skip_space};
 use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
-use super::{blocks, entries};
+use super::{blocks, entries, paths};
 
 /// See [`Message::apply_text`].
 pub(super) fn run<T: Table>(
@@ -23,6 +23,7 @@ pub(super) fn run<T: Table>(
     let mut rest = text;
     loop {
         rest = blocks::run::<b' ', T>(message, table, rest);
+        rest = paths::run::<b' ', T>(message, table, rest);
         rest = skip_space(entries::run::<b' ', T>(message, table, rest));
         let start = text.len().wrapping_sub(rest.len());
         if rest.is_empty() {
@@ -50,6 +51,7 @@ pub(super) fn run_split<T: Table>(
     let mut rest = text;
     loop {
         rest = blocks::run::<0, T>(message, table, rest);
+        rest = paths::run::<0, T>(message, table, rest);
         rest = entries::run::<0, T>(message, table, rest);
         let Some((_separator, word)) = rest.split_first() else { return Ok(()) };
         match Argument::parse(word) {
@@ -104,4 +106,92 @@ fn with_literal<R>(word: Word<'_>, f: impl FnOnce(&[u8]) -> R) -> R {
         len = len.wrapping_add(1);
     }
     f(buffer.split_at_checked(len).map_or(&[], |(literal, _)| literal))
+}
+
+/// The fast ways decline what they are not sure of, so that a way that took nothing at all would be
+/// noticed by nothing but its speed.
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::format;
+    use std::string::String;
+    use std::vec::Vec;
+
+    use super::super::geometry::Geometry;
+    use super::*;
+
+    const ARGUMENTS: u64 = 200;
+    const REGIONS: u64 = 0x12345;
+
+    /// Well-formed arguments, each with a separator before it, and one at the end.
+    fn text(separator: u8, argument: impl Fn(u64) -> String) -> Vec<u8> {
+        let mut text = Vec::new();
+        for nr in 0..ARGUMENTS {
+            text.push(separator);
+            text.extend_from_slice(argument(nr).as_bytes());
+        }
+        text.push(separator);
+        text
+    }
+
+    /// The way takes all but the last `left` bytes, and counts what it takes.
+    fn takes(
+        way: impl Fn(&mut Message, &Geometry, &[u8]) -> usize,
+        geometry: &Geometry,
+        text: &[u8],
+        left: usize,
+    ) {
+        let mut message = Message::new();
+        let rest = way(&mut message, geometry, text);
+        assert!(rest <= left, "{rest} of {} bytes are left, {geometry:?}", text.len());
+        let taken = text.get(..text.len() - rest).unwrap_or(&[]);
+        let arguments = taken.iter().filter(|&&byte| byte == b':').count();
+        assert_eq!(message.arguments(), arguments as u64, "arguments counted");
+    }
+
+    #[test]
+    fn blocks_of_digits_are_consumed_to_the_end() {
+        for num_paths in [1, 2, 3, 5, 15, 16] {
+            let geometry = Geometry::new(REGIONS, num_paths, 1).unwrap();
+            let path = |nr: u64| format!(":{:x}", nr * 7 % u64::from(num_paths));
+            let way =
+                |m: &mut Message, g: &Geometry, t: &[u8]| blocks::run::<b' ', _>(m, g, t).len();
+            takes(way, &geometry, &text(b' ', path), 24);
+            let way = |m: &mut Message, g: &Geometry, t: &[u8]| blocks::run::<0, _>(m, g, t).len();
+            takes(way, &geometry, &text(0, path), 24);
+        }
+    }
+
+    #[test]
+    fn paths_of_up_to_three_digits_are_consumed_to_the_end() {
+        for num_paths in [17, 40, 255, 256, 257, 300, 1000, 4095, 4096] {
+            let geometry = Geometry::new(REGIONS, num_paths, 1).unwrap();
+            let path = |nr: u64| format!(":{:X}", nr * nr * 7 % u64::from(num_paths));
+            let way =
+                |m: &mut Message, g: &Geometry, t: &[u8]| paths::run::<b' ', _>(m, g, t).len();
+            takes(way, &geometry, &text(b' ', path), 64);
+            let way = |m: &mut Message, g: &Geometry, t: &[u8]| paths::run::<0, _>(m, g, t).len();
+            takes(way, &geometry, &text(0, path), 64);
+        }
+    }
+
+    #[test]
+    fn regions_with_paths_are_consumed_to_the_end() {
+        for (num_paths, regions) in
+            [(1, 9), (3, REGIONS), (16, 0x100_0000), (17, 200), (300, REGIONS), (4096, 5000)]
+        {
+            let geometry = Geometry::new(regions, num_paths, 1).unwrap();
+            let entry = |nr: u64| {
+                let path = nr * nr * 7 % u64::from(num_paths);
+                format!("{:x}:{path:x}", nr * nr * 0x9e37 % regions)
+            };
+            // A window of the longest arguments.
+            let way =
+                |m: &mut Message, g: &Geometry, t: &[u8]| entries::run::<b' ', _>(m, g, t).len();
+            takes(way, &geometry, &text(b' ', entry), 32);
+            let way = |m: &mut Message, g: &Geometry, t: &[u8]| entries::run::<0, _>(m, g, t).len();
+            takes(way, &geometry, &text(0, entry), 32);
+        }
+    }
 }
