@@ -20,6 +20,7 @@
 //! | `POST /v1/devices/{name}/wipe` | [`Suspend`] -> 204 | `wipe_table` |
 //! | `PUT /v1/devices/{name}/ublk` | [`AttachUblk`] -> [`Disk`] | `attach` |
 //! | `DELETE /v1/devices/{name}/ublk?force` | [`DetachQuery`] -> 204 | `detach` |
+//! | `DELETE /v1/devices/{name}/clients?client` | [`DisconnectQuery`] -> [`Disconnected`] | `disconnect` |
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
@@ -38,11 +39,13 @@
 //! newer daemon. Pure data: no I/O, no panics.
 
 mod errno;
+mod users;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use self::errno::Errno;
+pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
 pub const NAME_MAX_BYTES: usize = 127;
@@ -81,6 +84,8 @@ pub mod route {
     pub const WIPE: &str = "/v1/devices/{name}/wipe";
     /// `PUT` makes a disk of a device, `DELETE` ends that.
     pub const UBLK: &str = "/v1/devices/{name}/ublk";
+    /// `DELETE`: end connections of NBD clients.
+    pub const CLIENTS: &str = "/v1/devices/{name}/clients";
     /// `POST`: the words of a message, streamed.
     pub const MESSAGE: &str = "/v1/devices/{name}/message";
     /// `GET`: long poll until the event number differs.
@@ -189,60 +194,9 @@ pub struct Device {
     /// The disk of this machine that the device is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
-}
-
-/// A device as a disk of this machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Disk {
-    /// The block device: `/dev/ublkb0`.
-    pub node: String,
-    /// The name that stays the same: `/dev/blkswitch/NAME`.
-    pub link: String,
-    /// Hardware queues.
-    pub queues: u16,
-    /// Requests per hardware queue.
-    pub depth: u16,
-    /// Data is not copied on its way to leaves that can do without (Linux 6.16).
-    #[serde(default)]
-    pub zero_copy: bool,
-    /// Its size in sectors of 512 bytes, which it keeps whatever table is loaded.
-    #[serde(default)]
-    pub sectors: u64,
-    /// Its logical block size in bytes, which it keeps as well.
-    #[serde(default)]
-    pub logical_block: u32,
-    /// What may hold it up when the machine's memory is short, each a phrase.
+    /// Who has it open over NBD, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub risks: Vec<String>,
-}
-
-/// Body of `PUT /v1/devices/{name}/ublk`: how a device becomes a disk of this machine, by the
-/// kernel's ublk driver.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AttachUblk {
-    /// Hardware queues; absent: as many as the daemon has queues. The kernel makes no more than it
-    /// has processors.
-    #[serde(default)]
-    pub queues: Option<u16>,
-    /// Requests per hardware queue, 1 to 4096; absent: 128.
-    #[serde(default)]
-    pub depth: Option<u16>,
-    /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one
-    /// goes past the page cache.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zero_copy: Option<bool>,
-}
-
-/// Query of `DELETE /v1/devices/{name}/ublk`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct DetachQuery {
-    /// Also while the disk is in use: its users get errors from now on, and what the kernel has not
-    /// written is lost.
-    #[serde(default)]
-    pub force: bool,
+    pub clients: Vec<Client>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::Event;
 
@@ -18,6 +19,7 @@ use crate::device::{Device, DeviceError};
 use crate::event::{Observer, What};
 use crate::export::Listener;
 use crate::export::nbd::admission::Admission;
+use crate::export::nbd::clients::Client;
 use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
 use crate::memory::{DEFAULT_BYTES, Memory};
@@ -29,6 +31,9 @@ use crate::queues::Queues;
 pub const MAX_QUEUES: usize = 256;
 /// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
 pub const MAX_DEVICES: usize = 1 << 20;
+
+/// A queue that takes longer than this to say who is connected is not waited for.
+const CLIENTS_TIME: Duration = Duration::from_secs(2);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,6 +93,17 @@ impl Latch {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.gone { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Blocks until all answers are in, or one can never come, or time is up. Whether all are in.
+    pub fn wait_at_most(&self, time: Duration) -> bool {
+        let (until, mut state) = (Instant::now() + time, lock(&self.state));
+        while state.left > 0 {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !state.gone
     }
 
     /// Whether all answers are in.
@@ -281,6 +297,18 @@ impl Registry {
     /// How many clients are let in.
     pub(crate) fn admission(&self) -> &Arc<Admission> {
         &self.admission
+    }
+
+    /// Sends a command to one queue.
+    pub(crate) fn send(&self, queue: usize, command: Command) {
+        if let Some(mailbox) = self.mailboxes.get(queue) {
+            mailbox.send(command);
+        }
+    }
+
+    /// Sends a command to every queue.
+    pub(crate) fn send_all(&self, command: impl FnMut(usize) -> Command) {
+        self.mailboxes.send_all(command);
     }
 
     /// Has every queue take a turn.
@@ -532,6 +560,26 @@ impl Pool {
             mailbox.send(Command::Listen { listener, ack: latch.ack() });
         }
         latch.wait().map_err(|Gone| DeviceError::Stopping)
+    }
+
+    /// The connections that have a device open over NBD. A queue that does not answer soon is left
+    /// out.
+    pub fn clients(&self) -> Vec<Client> {
+        let (found, latch) = (Arc::new(Mutex::default()), Latch::new(self.mailboxes.len()));
+        self.mailboxes.send_all(|_| Command::Clients { found: found.clone(), ack: latch.ack() });
+        latch.wait_at_most(CLIENTS_TIME);
+        let mut found = std::mem::take(&mut *lock(&found));
+        found.sort_by_key(|client: &Client| client.number);
+        found
+    }
+
+    /// Ends connections, by their numbers. They are gone when what they have under way on leaves
+    /// has ended.
+    pub fn disconnect(&self, numbers: &[u64]) {
+        let (numbers, latch) = (Arc::<[u64]>::from(numbers), Latch::new(self.mailboxes.len()));
+        self.mailboxes
+            .send_all(|_| Command::Disconnect { numbers: numbers.clone(), ack: latch.ack() });
+        latch.wait_at_most(CLIENTS_TIME);
     }
 
     /// Makes a disk of this machine of a device; it counts as open while it is one.

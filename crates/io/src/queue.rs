@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use io_uring::{opcode, types};
 
@@ -15,6 +15,7 @@ use crate::buffer::Buffers;
 use crate::engine::links::Links;
 use crate::export::nbd::Peer;
 use crate::export::nbd::admission::Place;
+use crate::export::nbd::clients::{Barrier, Client, Newer};
 use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
 use crate::gather::shutdown;
@@ -81,6 +82,34 @@ pub enum Command {
         /// Its place among the connections that are let in.
         place: Place,
     },
+    /// Tell who is connected.
+    Clients {
+        /// Where to.
+        found: Arc<Mutex<Vec<Client>>>,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// End connections.
+    Disconnect {
+        /// Their numbers.
+        numbers: Arc<[u64]>,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// A newer connection waits for what its client has under way on older ones.
+    Settle {
+        /// It.
+        newer: Newer,
+        /// Dropped by all when that has ended.
+        barrier: Arc<Barrier>,
+    },
+    /// What a connection of this queue waited for has ended.
+    Settled {
+        /// Its index.
+        conn: u32,
+        /// Its number.
+        number: u64,
+    },
     /// Serve a hardware queue of a ublk device.
     ServeUblk {
         /// It.
@@ -104,6 +133,8 @@ pub enum Command {
 
 /// What the parts of a queue work with, lent for one call.
 pub struct Context<'a> {
+    /// The number of the queue.
+    pub queue: usize,
     /// The ring.
     pub ring: &'a mut Ring,
     /// The pipeline.
@@ -282,6 +313,7 @@ impl Queue {
 
     fn split(&mut self) -> (&mut Server, &mut ublk::server::Server, Context<'_>) {
         let context = Context {
+            queue: self.number,
             ring: &mut self.ring,
             pipeline: &mut self.pipeline,
             buffers: &mut self.buffers,
@@ -316,6 +348,22 @@ impl Queue {
                 server.connect(socket, place, &mut context);
                 self.keep_ticking();
             }
+            Command::Clients { found, ack } => {
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.extend(self.server.clients());
+                ack.done();
+            }
+            Command::Disconnect { numbers, ack } => {
+                let (server, _, mut context) = self.split();
+                let is_one = |client: &Client| numbers.contains(&client.number);
+                server.disconnect(is_one, &mut context);
+                ack.done();
+            }
+            Command::Settle { newer, barrier } => {
+                let (server, _, mut context) = self.split();
+                server.settle(&newer, &barrier, &mut context);
+            }
+            Command::Settled { conn, number } => self.server.settled(conn, number),
             Command::ServeUblk { queue, ack } => {
                 let (_, ublk, mut context) = self.split();
                 ublk.serve(queue, &mut context);

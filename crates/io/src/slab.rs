@@ -58,9 +58,9 @@ impl<T> Slab<T> {
         self.len() == 0
     }
 
-    /// All values, to be changed.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.entries.iter_mut().filter_map(Option::as_mut)
+    /// All values with their indices, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        self.entries.iter_mut().enumerate().filter_map(|(i, e)| e.as_mut().map(|v| (i as u32, v)))
     }
 
     /// All values with their indices.

@@ -102,6 +102,85 @@ fn clients_that_have_left_a_suspended_device_are_let_go() {
     assert_eq!(stays.read(0, 512).unwrap(), [0; 512], "what was given up is not carried out");
 }
 
+/// A client that has lost its connection sends again, on a new one, what was not answered, and goes
+/// on. Its old write must not overtake that: the new connection is answered when it has ended.
+#[test]
+fn a_newer_connection_waits_for_the_writes_of_the_older_ones() {
+    let world = World::new(2);
+    let took = Duration::from_millis(700);
+    let leaf = world.leaf("sim:1M,delay=700ms");
+    world.device("disk", world.linear(&leaf));
+    let start = Instant::now();
+    let mut old = world.connect("disk");
+    assert!(start.elapsed() < took, "there is nothing to wait for");
+    old.send(0, WRITE, 0, 512, &[1; 512]).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
+    let mut new = world.connect("disk");
+    assert!(start.elapsed() > took / 2, "the new connection came after {:?}", start.elapsed());
+    new.write(0, &[2; 512]).unwrap();
+    assert_eq!(old.reply().unwrap(), (0, 1), "the old one is alive and was answered");
+    assert_eq!(new.read(0, 512).unwrap(), [2; 512]);
+    // The client closes the old one with a write under way.
+    old.send(0, WRITE, 0, 512, &[3; 512]).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    drop((old, new));
+    let mut new = world.connect("disk");
+    new.write(0, &[4; 512]).unwrap();
+    std::thread::sleep(took);
+    assert_eq!(new.read(0, 512).unwrap(), [4; 512]);
+}
+
+/// What a client that has left has at a closed gate is dropped before the newer connection is
+/// answered; reads that are under way, and other devices, hold nobody up.
+#[test]
+fn what_the_older_connection_left_at_a_gate_is_dropped() {
+    let world = memory(2);
+    world.device("other", world.linear(&world.leaf("mem:1M")));
+    let device = world.pool.registry().find("disk").unwrap();
+    device.suspend().unwrap();
+    let mut reader = world.connect("disk");
+    reader.send(0, READ, 0, 512, &[]).unwrap();
+    let mut old = world.connect("disk");
+    old.send(0, WRITE, 0, 512, &[1; 512]).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    world.connect("other").write(0, &[1; 512]).unwrap();
+    drop(old);
+    let mut new = in_time("the newer connection", {
+        let path = world.socket();
+        move || Client::connect(&path, "disk").unwrap()
+    });
+    device.resume().unwrap();
+    assert_eq!(new.read(0, 512).unwrap(), [0; 512]);
+    assert_eq!(reader.reply().unwrap(), (0, 1));
+}
+
+/// The administrator sees who has a device open, and ends it.
+#[test]
+fn clients_are_shown_and_ended() {
+    let world = memory(2);
+    let device = world.pool.registry().find("disk").unwrap();
+    assert_eq!(world.pool.clients(), []);
+    let (mut one, mut two) = (world.connect("disk"), world.connect("disk"));
+    device.suspend().unwrap();
+    one.send(0, READ, 0, 512, &[]).unwrap();
+    one.send(0, READ, 0, 512, &[]).unwrap();
+    eventually("the requests are seen", || world.pool.clients()[0].in_flight == 2);
+    let clients = world.pool.clients();
+    assert_eq!(clients.len(), 2);
+    assert!(clients.iter().all(|client| client.device == device.id()), "{clients:?}");
+    assert!(clients.iter().all(|client| client.since.elapsed().unwrap() < support::HANG));
+    assert_eq!((clients[0].number, clients[1].number, clients[1].in_flight), (1, 2, 0));
+    world.pool.disconnect(&[1, 77]);
+    assert_closed(&mut one.socket);
+    eventually("it is gone", || device.info().opens == 1);
+    device.resume().unwrap();
+    two.read(0, 512).unwrap();
+    world.pool.disconnect(&[2]);
+    assert_closed(&mut two.socket);
+    eventually("both are gone", || world.pool.clients().is_empty());
+}
+
 /// A handshake looks devices up while another is being made: neither may wait for the other.
 #[test]
 fn devices_are_made_while_clients_connect() {

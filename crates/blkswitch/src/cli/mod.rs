@@ -10,6 +10,7 @@
 mod client;
 mod context;
 mod devices;
+mod disconnect;
 mod failure;
 mod folder;
 mod format;
@@ -91,6 +92,7 @@ enum Verb {
     Clear(clear::Clear),
     Attach(attach::Attach),
     Detach(attach::Detach),
+    Disconnect(disconnect::Disconnect),
     Message(message::Message),
     Map(map::Map),
     Stats(stats::Stats),
@@ -121,7 +123,7 @@ enum Verb {
 }
 
 /// Of dmsetup's switches, those that a verb's help shows.
-const fn shown_switches() -> [(&'static str, &'static [&'static str]); 23] {
+const fn shown_switches() -> [(&'static str, &'static [&'static str]); 24] {
     [
         ("create", create::SHOWN),
         ("load", load::SHOWN),
@@ -130,6 +132,7 @@ const fn shown_switches() -> [(&'static str, &'static [&'static str]); 23] {
         ("clear", clear::SHOWN),
         ("attach", attach::ATTACH_SHOWN),
         ("detach", attach::DETACH_SHOWN),
+        ("disconnect", disconnect::SHOWN),
         ("message", message::SHOWN),
         ("stats", stats::SHOWN),
         ("table", table::SHOWN),
@@ -226,6 +229,7 @@ impl Verb {
             Self::Clear(verb) => verb.run(context).await,
             Self::Attach(verb) => verb.run(context).await,
             Self::Detach(verb) => verb.run(context).await,
+            Self::Disconnect(verb) => verb.run(context).await,
             Self::Message(verb) => verb.run(context).await,
             Self::Map(verb) => verb.run(context).await,
             Self::Stats(verb) => verb.run(context).await,

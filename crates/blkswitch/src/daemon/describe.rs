@@ -32,6 +32,7 @@ pub fn device(device: &Device) -> protocol::Device {
         live: device.live().as_deref().map(table),
         inactive: device.inactive().as_deref().map(table),
         disk: None,
+        clients: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`disks`], `leftovers`, [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`privileges`], `mounts` | what the process of a server of disks needs of the kernel |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
+//! | [`clients`] | who has devices open over NBD |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`checker`] | the paths of multipath devices are looked after |
 //! | [`monitor`] | what happens, for who watches |
@@ -22,6 +23,7 @@
 pub mod accept;
 pub mod build;
 pub mod checker;
+pub mod clients;
 pub mod constructors;
 pub mod describe;
 pub mod devices;

@@ -11,14 +11,14 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi;
 
 use super::devices::Devices;
 use super::monitor::Monitor;
 use super::reply::{no_such_method, no_such_route};
-use super::routes::{devices, disks, events, map, message, meta, monitor, stats, tables};
+use super::routes::{clients, devices, disks, events, map, message, meta, monitor, stats, tables};
 use crate::protocol::{self, route};
 
 /// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
@@ -69,6 +69,7 @@ pub fn router(app: App) -> Router {
         .route(route::RESUME, post(tables::resume))
         .route(route::WIPE, post(tables::wipe))
         .route(route::UBLK, put(disks::attach).delete(disks::detach))
+        .route(route::CLIENTS, delete(clients::disconnect))
         .route(route::MESSAGE, post(message::message))
         .route(route::EVENTS, get(events::events))
         .route(route::MONITOR, get(monitor::monitor))
@@ -106,6 +107,7 @@ pub fn router(app: App) -> Router {
         tables::wipe,
         disks::attach,
         disks::detach,
+        clients::disconnect,
         message::message,
         events::events,
         monitor::monitor,

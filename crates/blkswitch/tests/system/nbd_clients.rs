@@ -11,14 +11,20 @@ use crate::fixture::{Daemon, PATIENCE, eventually};
 const READ: u16 = 0;
 
 /// A client that speaks the protocol by hand: EXPORT_NAME, compact headers, simple replies.
-struct Raw {
-    socket: UnixStream,
+struct Raw<S = UnixStream> {
+    socket: S,
 }
 
 impl Raw {
     fn connect(socket: &Path, export: &str) -> std::io::Result<Raw> {
-        let mut socket = UnixStream::connect(socket)?;
+        let socket = UnixStream::connect(socket)?;
         socket.set_read_timeout(Some(PATIENCE))?;
+        Raw::over(socket, export)
+    }
+}
+
+impl<S: Read + Write> Raw<S> {
+    fn over(mut socket: S, export: &str) -> std::io::Result<Raw<S>> {
         socket.read_exact(&mut [0; 18])?;
         let mut hello = 3u32.to_be_bytes().to_vec();
         hello.extend(b"IHAVEOPT");
@@ -150,4 +156,44 @@ fn an_address_that_everybody_reaches_is_warned_of() {
     let daemon = Daemon::start_with(&["--nbd", "tcp:*:0"]);
     let log = daemon.log();
     assert!(log.contains("WARN") && log.contains("tcp:*:0 offers every device"), "{log}");
+}
+
+/// `info` says who has a device open, and `disconnect` ends it.
+#[test]
+fn clients_are_shown_and_disconnected() {
+    let daemon = Daemon::start_with(&["--nbd", "tcp:127.0.0.1:0"]);
+    daemon.create("disk", "0 2048 linear mem:1M 0").expect_ok();
+    let version: blkswitch::protocol::Version =
+        daemon.request("GET", "/v1/version", serde_json::Value::Null).json();
+    let at = version.nbd[0].strip_prefix("nbd://").unwrap().to_owned();
+    let connect = || Raw::over(std::net::TcpStream::connect(&at).unwrap(), "disk").unwrap();
+    let (mut one, mut two) = (connect(), connect());
+    let here = one.socket.local_addr().unwrap().to_string();
+    let described = daemon.describe("disk");
+    assert_eq!((described.open_count, described.clients.len()), (2, 2));
+    assert_eq!(described.clients[0].peer, here);
+    let info = daemon.run(&["info", "disk"]);
+    let info = String::from_utf8(info.stdout).unwrap();
+    let line = format!("Client:            {here} (number 1, since 2");
+    assert!(info.contains(&line) && info.contains("0 in flight"), "{info}");
+    // Held up at the gate: it is let go all the same.
+    daemon.run(&["suspend", "disk"]);
+    one.send(0, READ, 0, 512);
+    let refused = daemon.run(&["disconnect", "disk", "10.0.0.1"]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text.contains("no client '10.0.0.1'") && text.contains(&here), "{text}");
+    let ended = daemon.run(&["disconnect", "disk", &here]);
+    let text = String::from_utf8(ended.stdout).unwrap();
+    assert!(ended.status.success() && text.starts_with(&here), "{text}");
+    assert_eq!(one.socket.read(&mut [0]).unwrap_or(0), 0, "it is closed");
+    assert_eq!(daemon.describe("disk").open_count, 1);
+    daemon.run(&["resume", "disk"]);
+    two.send(0, READ, 0, 512);
+    assert_eq!(two.error(), 0);
+    let ended = daemon.run(&["disconnect", "disk", "--json"]);
+    let ended: blkswitch::protocol::Disconnected = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(ended.disconnected.len(), 1);
+    assert_eq!(ended.disconnected[0].number, 2);
+    daemon.remove("disk");
 }

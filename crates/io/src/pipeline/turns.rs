@@ -292,7 +292,12 @@ impl Pipeline {
         is_of: &impl Fn(Token) -> bool,
         ring: &mut Ring,
     ) {
-        for running in self.running.iter_mut().filter(|running| is_of(running.request.token)) {
+        for running in self
+            .running
+            .iter_mut()
+            .map(|(_, running)| running)
+            .filter(|running| is_of(running.request.token))
+        {
             if running.split < running.request.len && running.errno == 0 {
                 running.errno = errno;
             }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{READ_AHEAD_SECTORS, slot};
-use crate::protocol::Device;
+use crate::protocol::{Client, Device};
 
 /// The block with its closing empty line. `Number of targets` counts the slot that `--inactive`
 /// chooses.
@@ -43,6 +43,57 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
             let _ = writeln!(text, "If memory is short: {risk}");
         }
     }
+    for one in &device.clients {
+        let _ = writeln!(text, "Client:            {}", client(one));
+    }
     text.push('\n');
     text
+}
+
+/// A client in a line.
+pub(crate) fn client(client: &Client) -> String {
+    let Client { number, peer, since, in_flight } = client;
+    format!("{peer} (number {number}, since {}, {in_flight} in flight)", time(*since))
+}
+
+/// A time as RFC 3339 writes it.
+fn time(unix: u64) -> String {
+    let (mut days, second) = (unix / 86_400, unix % 86_400);
+    let length = |year: u64| {
+        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+    };
+    let (mut year, mut month) = (1970, 0);
+    // A clock that is wrong by ages costs some time, not an overflow.
+    while days >= length(year).iter().sum() && year < 9999 {
+        days -= length(year).iter().sum::<u64>();
+        year += 1;
+    }
+    for days_of_month in length(year) {
+        if days < days_of_month || month == 11 {
+            break;
+        }
+        days -= days_of_month;
+        month += 1;
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", month + 1, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (unix, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_827_696, "2000-02-29T12:34:56Z"),
+            (1_796_083_199, "2026-11-30T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(time(unix), text);
+        }
+        assert!(time(u64::MAX).starts_with("9999-12-"));
+    }
 }

@@ -13,9 +13,8 @@ use crate::protocol::{
 /// All devices, sorted by name.
 #[utoipa::path(get, path = route::DEVICES, responses((status = 200, body = DeviceList)))]
 pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
-    let describe =
-        move || app.devices.list().iter().map(|device| app.devices.describe(device)).collect();
-    Ok(Json(DeviceList { devices: blocking(describe).await? }))
+    let devices = blocking(move || app.devices.describe_all()).await?;
+    Ok(Json(DeviceList { devices }))
 }
 
 /// One device.
@@ -28,7 +27,7 @@ pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
 pub async fn show(State(app): State<App>, Name(name): Name) -> Result<Json<Device>, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse("info", None))?;
-        Ok(Json(app.devices.describe(&device)))
+        Ok(Json(app.devices.describe_with_clients(&device)))
     })
     .await?
 }

@@ -1,5 +1,6 @@
 //! The handlers of the control protocol, a file per group of routes.
 
+pub mod clients;
 pub mod devices;
 pub mod disks;
 pub mod events;

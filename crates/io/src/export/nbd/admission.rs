@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::memory::Memory;
 
@@ -26,6 +26,8 @@ const RESERVE_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Admission {
     open: AtomicUsize,
+    /// Connections that were let in so far.
+    admitted: AtomicU64,
     most: usize,
     /// A descriptor of this number or a higher one is not given to a client.
     first_reserved: usize,
@@ -33,7 +35,17 @@ pub struct Admission {
 
 /// A connection that was let in, until it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Admission>);
+pub struct Place {
+    admission: Arc<Admission>,
+    number: u64,
+}
+
+impl Place {
+    /// The connection's number, which no other ever has.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
 
 impl Admission {
     /// For a pool with this budget, by the process's limit of descriptors as it is now.
@@ -45,6 +57,7 @@ impl Admission {
         let reserve = (descriptors / RESERVE_SHARE).min(RESERVE_MAX);
         Arc::new(Admission {
             open: AtomicUsize::new(0),
+            admitted: AtomicU64::new(0),
             most: (memory / INPUT_BYTES).min(descriptors - reserve),
             first_reserved: descriptors - reserve,
         })
@@ -61,7 +74,10 @@ impl Admission {
         }
         let more = |open: usize| (open < self.most).then_some(open + 1);
         match self.open.fetch_update(Relaxed, Relaxed, more) {
-            Ok(_) => Ok(Place(self.clone())),
+            Ok(_) => {
+                let number = self.admitted.fetch_add(1, Relaxed) + 1;
+                Ok(Place { admission: self.clone(), number })
+            }
             Err(open) => Err(format!("{open} connections are open, as many as are allowed")),
         }
     }
@@ -69,7 +85,7 @@ impl Admission {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.admission.open.fetch_sub(1, Relaxed);
     }
 }
 

@@ -9,6 +9,7 @@
 //! holds some of it while its client does nothing is dropped when others wait (`stalling.rs`).
 
 mod complaint;
+mod identity;
 mod lending;
 mod sending;
 mod stalling;
@@ -16,10 +17,13 @@ mod status;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use io_uring::{opcode, types};
 
 use super::admission::{INPUT_BYTES, Place};
+use super::clients::Barrier;
 use super::server::token;
 use super::{
     CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
@@ -74,6 +78,8 @@ enum Phase {
 struct Pending {
     request: Request,
     buffer: Option<Buffer>,
+    /// Newer connections that wait for the end of this write.
+    barriers: Vec<Arc<Barrier>>,
 }
 
 /// The body of a write that did not come whole with its header.
@@ -96,8 +102,13 @@ enum Receiving {
 /// See the module's text.
 pub(super) struct Conn {
     socket: OwnedFd,
-    _place: Place,
+    place: Place,
     peer: Peer,
+    since: SystemTime,
+    /// It waits for the end of what its client's older connections have under way.
+    is_settling: bool,
+    /// Newer connections that wait for the end of this one.
+    barriers: Vec<Arc<Barrier>>,
     phase: Phase,
     /// A breach of the protocol by the client was logged: one line a connection.
     has_complained: bool,
@@ -150,7 +161,10 @@ impl Conn {
         let mut text = Vec::new();
         handshake.greeting(&mut text);
         Ok(Conn {
-            _place: place,
+            place,
+            since: SystemTime::now(),
+            is_settling: false,
+            barriers: Vec::new(),
             peer: Peer::of(socket.as_fd()),
             socket,
             has_complained: false,
@@ -208,7 +222,7 @@ impl Conn {
 
     /// The pipeline has answered a request.
     pub(super) fn answered(&mut self, slot: u32, errno: i32, context: &mut Context<'_>) {
-        let Some(Pending { request, buffer }) = self.pending.remove(slot) else { return };
+        let Some(Pending { request, buffer, .. }) = self.pending.remove(slot) else { return };
         let lent = buffer.as_ref().map_or(0, Buffer::size);
         let (keep, give) = match request.command {
             Command::Read if errno == 0 => (buffer, None),
@@ -247,8 +261,11 @@ impl Conn {
         if self.ending {
             return;
         }
+        if self.is_settling {
+            return;
+        }
         if let Phase::Handshake(_) = self.phase {
-            self.shake_hands(context);
+            self.shake_hands(id, context);
         }
         if (self.lent_bytes >= SEND_BYTES && !self.replies.is_empty())
             || self.replies.len() >= SEND_REQUESTS
@@ -278,7 +295,7 @@ impl Conn {
         self.pending.len() + self.replies.len() + self.sending.replies()
     }
 
-    fn shake_hands(&mut self, context: &mut Context<'_>) {
+    fn shake_hands(&mut self, id: u32, context: &mut Context<'_>) {
         let Phase::Handshake(handshake) = &mut self.phase else { return };
         let Some(input) = self.input.bytes().get(self.start..self.end) else { return };
         let progress = handshake.input(input, &**context.registry, &mut self.text);
@@ -301,7 +318,7 @@ impl Conn {
                 match device.filter(|open| open.device().name() == session.export.name) {
                     Some(device) => {
                         self.phase = Phase::Transmission { session, device };
-                        self.deadline_ns = None;
+                        self.settle(id, context);
                     }
                     None => self.ending = true,
                 }
@@ -382,7 +399,7 @@ impl Conn {
         };
         self.start += header_len;
         let write = request.command == Command::Write;
-        let slot = self.pending.insert(Pending { request, buffer });
+        let slot = self.pending.insert(Pending { request, buffer, barriers: Vec::new() });
         if write && data > 0 {
             self.input_cap = if data >= LARGE_WRITE { SHORT_INPUT } else { INPUT_BYTES };
             self.body = Some(Body { slot, filled: 0, len: data });
@@ -501,7 +518,7 @@ impl Conn {
     /// which the limits held back.
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
-        while !self.sending.active {
+        while !self.sending.active && !self.is_settling {
             if self.sending.is_done() {
                 self.sending.fill(&mut self.text, &mut self.replies);
             }

@@ -20,6 +20,7 @@
 //! `docs/nbd.md`.
 
 pub mod admission;
+pub mod clients;
 mod conn;
 pub mod contexts;
 pub mod handshake;

@@ -4,8 +4,10 @@
 //! a connection is dropped only when the kernel and the pipeline have given back everything of it.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::admission::Place;
+use super::clients::{Barrier, Client, Newer};
 use super::conn::Conn;
 use crate::log_limit::LogLimit;
 use crate::queue::Context;
@@ -57,6 +59,56 @@ impl Server {
             return;
         };
         let id = self.conns.insert(conn);
+        self.touch(id);
+    }
+
+    /// The connections that have a device open.
+    pub fn clients(&self) -> impl Iterator<Item = Client> + '_ {
+        self.conns.iter().filter_map(|(_, conn)| conn.client())
+    }
+
+    /// Ends the connections of those clients; what they have at a gate is given up.
+    pub fn disconnect(&mut self, is_one: impl Fn(&Client) -> bool, context: &mut Context<'_>) {
+        for id in self.ids() {
+            if let Some(conn) = self.conns.get_mut(id)
+                && conn.client().is_some_and(|client| is_one(&client))
+            {
+                conn.end_now();
+                self.give_up(id, context);
+            }
+        }
+    }
+
+    /// A newer connection of a client is about to be answered; its older ones have `barrier` held
+    /// until their work has ended.
+    pub fn settle(&mut self, newer: &Newer, barrier: &Arc<Barrier>, context: &mut Context<'_>) {
+        let is_older = |client: Client| {
+            client.device == newer.device
+                && client.number < newer.number
+                && client.peer.is_same_client(&newer.peer)
+        };
+        for id in self.ids() {
+            if let Some(conn) = self.conns.get_mut(id)
+                && conn.client().is_some_and(is_older)
+                && conn.yield_to(barrier)
+            {
+                self.give_up(id, context);
+            }
+        }
+    }
+
+    /// The work that a connection waited for has ended.
+    pub fn settled(&mut self, id: u32, number: u64) {
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.settled(number);
+            self.touch(id);
+        }
+    }
+
+    /// Gives up what a connection has at a gate, or waiting for a path.
+    fn give_up(&mut self, id: u32, context: &mut Context<'_>) {
+        let is_its = |token| token >> 32 == u64::from(id);
+        context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.ring);
         self.touch(id);
     }
 
@@ -171,10 +223,8 @@ impl Server {
             let Some(conn) = self.conns.get_mut(id) else { continue };
             conn.expire(context.ring.now_ns());
             if conn.look(context) {
-                let is_its = |token| token >> 32 == u64::from(id);
-                context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.ring);
-            }
-            if conn.is_to_go_on() {
+                self.give_up(id, context);
+            } else if conn.is_to_go_on() {
                 self.touch(id);
             }
         }

@@ -100,11 +100,20 @@ fn moved_by_kernel(socket: BorrowedFd<'_>) -> u64 {
 }
 
 /// Whether the other side has closed both directions, or the connection is lost.
-fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+pub(super) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    has_happened(socket, libc::POLLHUP | libc::POLLERR)
+}
+
+/// Whether the other side sends nothing more, beyond what may have come already.
+pub(super) fn is_half_closed(socket: BorrowedFd<'_>) -> bool {
+    has_happened(socket, libc::POLLRDHUP)
+}
+
+fn has_happened(socket: BorrowedFd<'_>, events: i16) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
     // SAFETY: a system call on one live structure, without waiting.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready > 0 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+    ready > 0 && poll.revents & events != 0
 }
 
 #[cfg(test)]
@@ -138,9 +147,9 @@ mod tests {
     #[test]
     fn who_has_closed_one_direction_is_still_there() {
         let (one, other) = UnixStream::pair().unwrap();
-        assert!(!is_hung_up(one.as_fd()));
+        assert!(!is_hung_up(one.as_fd()) && !is_half_closed(one.as_fd()));
         other.shutdown(Shutdown::Write).unwrap();
-        assert!(!is_hung_up(one.as_fd()));
+        assert!(!is_hung_up(one.as_fd()) && is_half_closed(one.as_fd()));
         drop(other);
         assert!(is_hung_up(one.as_fd()));
     }

@@ -1,0 +1,73 @@
+//! A connection as one of a client's: shown, ended by the administrator, and waited for by a newer
+//! one.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::stalling::{is_half_closed, is_hung_up};
+use super::{Conn, Phase};
+use crate::export::nbd::clients::{Barrier, Client, Newer};
+use crate::queue::{Command, Context};
+
+/// Longest that a connection waits for its client's older ones before it is dropped: until then
+/// the client sees a handshake that takes its time, and afterwards it may try again.
+const SETTLE_TIMEOUT_NS: u64 = 60_000_000_000;
+
+impl Conn {
+    /// The client, if it has a device open.
+    pub(in crate::export::nbd) fn client(&self) -> Option<Client> {
+        let Phase::Transmission { device, .. } = &self.phase else { return None };
+        Some(Client {
+            device: device.device().id(),
+            number: self.place.number(),
+            peer: self.peer,
+            since: self.since,
+            in_flight: self.in_flight(),
+        })
+    }
+
+    /// Ends the connection: nothing more is received or sent.
+    pub(in crate::export::nbd) fn end_now(&mut self) {
+        (self.broken, self.ending) = (true, true);
+    }
+
+    /// Has the work of the client's older connections end before the handshake is answered.
+    pub(super) fn settle(&mut self, id: u32, context: &mut Context<'_>) {
+        let Some(Client { device, number, peer, .. }) = self.client() else { return };
+        self.is_settling = true;
+        self.deadline_ns = Some(context.ring.now_ns() + SETTLE_TIMEOUT_NS);
+        let registry = context.registry;
+        let barrier = Arc::new(Barrier::new(registry.clone(), context.queue, id, number));
+        let newer = Newer { device, peer, number };
+        registry.send_all(|_| Command::Settle { newer, barrier: barrier.clone() });
+    }
+
+    /// The older connections' work has ended.
+    pub(in crate::export::nbd) fn settled(&mut self, number: u64) {
+        if self.place.number() == number {
+            self.is_settling = false;
+            self.deadline_ns = None;
+        }
+    }
+
+    /// A newer connection of the same client is about to be answered: holds it up until the work
+    /// that is under way here has ended. True if the client has left this one for good.
+    pub(in crate::export::nbd) fn yield_to(&mut self, barrier: &Arc<Barrier>) -> bool {
+        let is_gone = is_hung_up(self.socket.as_fd());
+        if is_gone || self.ending || self.at_end || is_half_closed(self.socket.as_fd()) {
+            // Also what it has sent and was not read yet.
+            self.barriers.push(barrier.clone());
+        }
+        if is_gone {
+            self.end_now();
+            return true;
+        }
+        let incomplete = self.body.as_ref().map(|body| body.slot);
+        for (slot, pending) in self.pending.iter_mut() {
+            if pending.request.command.writes() && incomplete != Some(slot) {
+                pending.barriers.push(barrier.clone());
+            }
+        }
+        false
+    }
+}
