@@ -353,13 +353,12 @@ pub(crate) fn open_engine(
             (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
         }
         Address::Sim(sim) => {
-            let engine = SimEngine::new(sim);
-            let reached = engine.probe(Duration::ZERO);
-            reached.map_err(|source| LeafError::System {
-                what: "reach",
-                name: sim.to_string(),
-                source,
-            })?;
+            let failed = |what| {
+                let name = sim.to_string();
+                move |source| LeafError::System { what, name, source }
+            };
+            let engine = SimEngine::new(sim).map_err(failed("make"))?;
+            engine.probe(Duration::ZERO).map_err(failed("reach"))?;
             let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
             (Engine::Sim(Box::new(engine)), limits, sim.to_string())
         }

@@ -257,8 +257,22 @@ fn logged_if_taken(error: DeviceError, line: String) -> Failure {
     }
 }
 
-/// The kernel's rules for names.
+/// Refuses what would not stay one line, or would command a terminal, wherever it is shown: names
+/// come over HTTP as they are, and go to logs, to `ls` and to NBD clients.
+fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
+    if !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let reason = format!(
+        "the {what} '{}' has a control character in it: write it as \\xNN",
+        text.escape_debug()
+    );
+    Err(Failure::new(Errno::Einval, reason))
+}
+
+/// The kernel's rules for names, and one of our own.
 fn check_name(name: &str) -> Result<(), Failure> {
+    check_printable("name", name)?;
     if name.contains('/') {
         let reason = format!("the name '{name}' must not contain '/'");
         return Err(Failure::new(Errno::Einval, reason).logged("device name cannot contain '/'"));
@@ -279,6 +293,7 @@ fn check_name(name: &str) -> Result<(), Failure> {
 }
 
 fn check_uuid(uuid: &str) -> Result<(), Failure> {
+    check_printable("uuid", uuid)?;
     if uuid.len() <= UUID_MAX_BYTES {
         return Ok(());
     }
@@ -294,6 +309,12 @@ mod tests {
     fn names_follow_the_kernels_rules() {
         for good in ["switch", "a\\x20b", "...", &"n".repeat(127)] {
             assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["\x1b[2J", "a\nb", "a\0b", "\u{9b}31m"] {
+            let reason = check_name(bad).unwrap_err().reason;
+            assert!(reason.contains("control character"), "{reason}");
+            assert!(!reason.chars().any(char::is_control), "{reason}");
+            assert!(check_uuid(bad).is_err(), "{bad:?}");
         }
         for bad in ["", "a/b", ".", "..", "control", &"n".repeat(128)] {
             assert!(check_name(bad).is_err(), "{bad}");

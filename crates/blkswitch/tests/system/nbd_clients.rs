@@ -197,3 +197,15 @@ fn clients_are_shown_and_disconnected() {
     assert_eq!(ended.disconnected[0].number, 2);
     daemon.remove("disk");
 }
+
+/// A size in a table that no machine has is an error, not the end of the daemon.
+#[test]
+fn a_leaf_larger_than_the_memory_is_refused() {
+    let daemon = Daemon::start_limited("-v 4000000");
+    for leaf in ["sim:1T", "sim:64T,name=a,path=1", "mem:64T"] {
+        let reply = daemon.create("disk", &format!("0 2048 linear {leaf} 0"));
+        let reason = reply.error().reason;
+        assert!(reason.contains(&leaf[..4]) && reason.contains("memory"), "{leaf}: {reason}");
+    }
+    daemon.create("disk", "0 2048 linear sim:1M 0").expect_ok();
+}

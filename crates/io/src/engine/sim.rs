@@ -66,17 +66,17 @@ pub struct SimEngine {
 
 impl SimEngine {
     /// A disk of zeroes, or a further path to one that others lead to.
-    pub fn new(options: &SimOptions) -> SimEngine {
+    pub fn new(options: &SimOptions) -> io::Result<SimEngine> {
         let state = State {
             errors: options.errors,
             flush_errors: options.flush_errors,
             ..State::default()
         };
-        SimEngine {
-            volume: volume::open(options),
+        Ok(SimEngine {
+            volume: volume::open(options)?,
             state: Mutex::new(state),
             options: options.clone(),
-        }
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn only_flushed_and_fua_writes_survive_for_certain() {
-        let engine = SimEngine::new(&SimOptions::new(4096, 1));
+        let engine = SimEngine::new(&SimOptions::new(4096, 1)).unwrap();
         let mut volume = engine.volume_lock();
         volume.write(0, vec![1; 512], false, false);
         let order = volume.order;
@@ -286,7 +286,7 @@ mod tests {
         drop(volume);
         let mut lost = 0;
         for seed in 0..32 {
-            let engine = SimEngine::new(&SimOptions::new(4096, 1));
+            let engine = SimEngine::new(&SimOptions::new(4096, 1)).unwrap();
             let mut volume = engine.volume_lock();
             volume.write(0, vec![1; 512], false, false);
             let order = volume.order;
@@ -308,7 +308,7 @@ mod tests {
     fn paths_of_one_name_are_one_memory_with_links_of_their_own() {
         let open = |path: &str| {
             let text = format!("4096,name=paths-of-one-name,path={path}");
-            SimEngine::new(&SimOptions::parse("sim", &text).unwrap())
+            SimEngine::new(&SimOptions::parse("sim", &text).unwrap()).unwrap()
         };
         let (a, b) = (open("a"), open("b"));
         a.volume_lock().write(0, vec![7; 512], false, false);

@@ -4,8 +4,11 @@
 //! Contract: plain data behind the one mutex of [`super::SimEngine`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytemuck::allocation::try_zeroed_vec;
 
 use super::SECTOR;
 use super::options::SimOptions;
@@ -65,33 +68,39 @@ pub(super) struct Volume {
 static SHARED: Mutex<Vec<(String, Weak<Mutex<Volume>>)>> = Mutex::new(Vec::new());
 
 /// The volume of a leaf: that of the other paths to it, if it is one of several, or its own.
-pub(super) fn open(options: &SimOptions) -> Arc<Mutex<Volume>> {
+/// Errors: the size comes from a table's word, and there may not be so much memory.
+pub(super) fn open(options: &SimOptions) -> io::Result<Arc<Mutex<Volume>>> {
     let (Some(name), Some(_)) = (&options.name, &options.path) else {
-        return Arc::new(Mutex::new(Volume::new(options)));
+        return Ok(Arc::new(Mutex::new(Volume::new(options)?)));
     };
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     shared.retain(|(_, volume)| volume.strong_count() > 0);
     let known =
         shared.iter().find(|(other, _)| other == name).and_then(|(_, volume)| volume.upgrade());
-    known.unwrap_or_else(|| {
-        let volume = Arc::new(Mutex::new(Volume::new(options)));
-        shared.push((name.clone(), Arc::downgrade(&volume)));
-        volume
-    })
+    if let Some(volume) = known {
+        return Ok(volume);
+    }
+    let volume = Arc::new(Mutex::new(Volume::new(options)?));
+    shared.push((name.clone(), Arc::downgrade(&volume)));
+    Ok(volume)
 }
 
 impl Volume {
-    fn new(options: &SimOptions) -> Volume {
-        let image = vec![0; options.bytes as usize];
-        Volume {
+    fn new(options: &SimOptions) -> io::Result<Volume> {
+        // Zeroes that cost nothing until they are touched: a copy would touch them all.
+        let zeroes = || {
+            let memory = usize::try_from(options.bytes).ok().map(try_zeroed_vec);
+            memory.and_then(Result::ok).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+        };
+        Ok(Volume {
             random: Random::new(options.seed),
-            current: image.clone(),
-            stable: image,
+            current: zeroes()?,
+            stable: zeroes()?,
             volatile: BTreeMap::new(),
             order: 0,
             flushes: HashMap::new(),
             bad: 0..0,
-        }
+        })
     }
 
     /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed`
