@@ -306,6 +306,8 @@ impl Stage {
         let id = text(case, "id").to_owned();
         let operation = operation(case);
         let mut disks = BTreeMap::<String, Asked>::new();
+        // Disks with failed operations, and whether these were reads or writes.
+        let mut failed = BTreeMap::<String, [bool; 2]>::new();
         let mut ours = Durability { flushes: self.flushes(), fua: BTreeSet::new() };
         let stats = self.stats();
         for path in &stats.paths {
@@ -314,6 +316,9 @@ impl Stage {
             asked.written += path.io.written_bytes;
             asked.discards |= path.io.discards > 0;
             asked.zeroes |= path.io.write_zeroes > 0;
+            if path.io.errors > 0 {
+                failed.insert(disk_of(path), [path.io.reads > 0, path.io.writes > 0]);
+            }
             // What failed needs no flush.
             if path.io.writes > path.io.errors {
                 ours.fua.insert(disk_of(path));
@@ -331,9 +336,17 @@ impl Stage {
             *times -= first[disk];
         }
         ours.flushes.retain(|_, times| *times > 0);
-        disks.retain(|_, asked| *asked != Asked::default());
         self.compared.set(self.compared.get() + 1);
-        let (asked, kernel) = sent_by_the_kernel(case, operation.verb);
+        let (mut asked, kernel) = sent_by_the_kernel(case, operation.verb);
+        // Bytes of failed operations are not counted, so there only the kinds can be compared.
+        for (disk, kinds) in failed {
+            let sent = asked.entry(disk.clone()).or_default();
+            assert_eq!([sent.read > 0, sent.written > 0], kinds, "{id}: asked of {disk}");
+            (sent.read, sent.written) = (disks[&disk].read, disks[&disk].written);
+        }
+        for side in [&mut disks, &mut asked] {
+            side.retain(|_, asked| *asked != Asked::default());
+        }
         if let Err(difference) = differs("paths", disks, asked) {
             self.other_paths.borrow_mut().insert(id.clone(), difference);
         }
