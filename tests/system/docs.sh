@@ -19,7 +19,7 @@ leave() {
 trap leave EXIT
 chmod 755 "$WORK"
 mkdir "$WORK/bin"
-cp "$(command -v blkswitch)" "$WORK/bin/"
+install -m 755 "$(command -v blkswitch)" "$WORK/bin/"
 
 # blocks PAGE: its commands, with a call of prepare before those of a block that needs something.
 blocks() {
