@@ -98,6 +98,37 @@ fn a_write_in_doubt_waits_for_the_time_to_settle() {
     }
 }
 
+/// nbdkit that was told to end keeps its connections and answers everything on them with ESHUTDOWN
+/// until its clients have left. The leaf leaves, and finds the next server at the same address.
+#[test]
+fn a_server_that_says_it_shuts_down_loses_its_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    for reconnect in ["&reconnect=30", "&reconnect=0"] {
+        // Connections with a number below this one belong to the server that shuts down.
+        let old = Arc::new(AtomicUsize::new(0));
+        let says = old.clone();
+        let server = Server::start(&dir.path().join("s"), Options::default(), move |request| {
+            let is_old = request.connection < says.load(Ordering::SeqCst);
+            if is_old { Action::Error(ESHUTDOWN) } else { Action::Do }
+        });
+        let world = World::new(1);
+        let leaf = world.leaf(&server.address(reconnect));
+        world.device("disk", world.linear(&leaf));
+        let mut client = world.connect("disk");
+        client.write(0, &[1; 4096]).unwrap();
+        old.store(server.disk.connections.load(Ordering::SeqCst), Ordering::SeqCst);
+        let start = Instant::now();
+        if reconnect == "&reconnect=0" {
+            assert_eq!(client.write(0, &[2; 4096]), Err(ESHUTDOWN));
+        }
+        eventually("it is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
+        client.write(0, &[3; 4096]).unwrap();
+        assert_eq!(client.read(0, 4096).unwrap(), [3; 4096]);
+        // A refused write is in no doubt, so nothing waits for `settle` (5 s).
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    }
+}
+
 /// What a server greets with is shown as what it is, in words.
 #[test]
 fn a_greeting_that_is_none_is_shown_as_text() {

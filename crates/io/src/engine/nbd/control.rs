@@ -148,6 +148,8 @@ impl Control {
                 (false, _) => {}
                 (true, 0) if covered.is(data.len() as u64) => return Ok(()),
                 (true, 0) => return Err(broken("a read was answered in part")),
+                // The server lets no other client in while this connection is open.
+                (true, libc::ESHUTDOWN) => return Err(Failed::Connection(going_away())),
                 (true, errno) => return Err(Failed::Answer(errno)),
             }
         }
@@ -165,6 +167,10 @@ fn next_reply(socket: &mut Socket) -> Result<Reply, Failed> {
             Parsed::More => bytes.extend_from_slice(&socket.array::<2>()?),
         }
     }
+}
+
+fn going_away() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESHUTDOWN)
 }
 
 fn broken(why: &'static str) -> Failed {

@@ -105,6 +105,9 @@ pub(super) struct NbdLink {
     /// Answered writes of a batch that the kernel may still be sending, with their results.
     held: Vec<(u32, i64)>,
     serial: u32,
+    /// The server has said that it shuts down. It is sent no further request, and the connection is
+    /// dropped when every request under way has its answer.
+    leaving: bool,
 }
 
 impl Protocol for NbdLink {
@@ -122,7 +125,8 @@ impl Protocol for NbdLink {
 
     fn new(Connection { socket, can }: Connection) -> Option<NbdLink> {
         let conn = Conn::new(socket);
-        Some(NbdLink { conn, can, step: Step::Header, held: Vec::new(), serial: 0 })
+        let held = Vec::new();
+        Some(NbdLink { conn, can, step: Step::Header, held, serial: 0, leaving: false })
     }
 
     fn is_stale(&self) -> bool {
@@ -130,6 +134,10 @@ impl Protocol for NbdLink {
     }
 
     fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
+        let has_sent = |(_, op): (u32, &carrier::Op<Request>)| op.request.serial != 0;
+        if self.leaving && self.held.is_empty() && !work.ops.iter().any(has_sent) {
+            return Err((libc::ESHUTDOWN, "the server is going away"));
+        }
         self.send(work, port);
         self.receive(work, port);
         Ok(())
@@ -186,7 +194,7 @@ impl NbdLink {
     fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
         loop {
             self.conn.send(port);
-            if !self.conn.can_fill() || work.ready.is_empty() {
+            if !self.conn.can_fill() || work.ready.is_empty() || self.leaving {
                 break;
             }
             let batch = self.conn.begin_batch();
@@ -361,11 +369,19 @@ impl NbdLink {
     fn piece_of_reply(&mut self, slot: u32, last: bool, work: &mut Work<'_>) -> Result<(), Lost> {
         let reconnects = work.reconnects();
         let Some(op) = work.ops.get_mut(slot).filter(|_| last) else { return Ok(()) };
-        if op.request.errno == libc::ESHUTDOWN && reconnects {
-            // Asked again on the next connection.
-            return Err((libc::ESHUTDOWN, "the server is going away"));
-        }
         op.request.serial = 0;
+        if op.request.errno == libc::ESHUTDOWN {
+            // A server that waits for its clients to leave (nbdkit after SIGTERM) would answer like
+            // this for ever. The other requests keep the connection until they are answered: they
+            // would be in doubt without it.
+            self.leaving = true;
+            if reconnects {
+                // It was refused, so it can be asked again on the next connection.
+                op.request = Request::default();
+                work.ready.push_back(slot);
+                return Ok(());
+            }
+        }
         let is_write = op.io.op == LeafOp::Write && op.request.errno == 0;
         if is_write && op.io.fua && !self.can.has(flag::SEND_FUA) && !op.request.flushes {
             op.request.flushes = true;
