@@ -1,11 +1,14 @@
 //! What the documents promise of the repository itself: places to look at, and tests, are there.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// As many rows as the table had when this was written: it may grow.
 const PLACES: usize = 22;
 /// Likewise of the list of faults.
 const FAULTS: usize = 15;
+/// Likewise of the limits in docs/security.md.
+const LIMITS: usize = 80;
 
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -90,6 +93,158 @@ fn every_test_of_the_list_of_faults_is_there() {
                 module.contains(&format!("def {name}(self)")),
                 "'{fault}': no test {name} of the module"
             );
+        }
+    }
+}
+
+/// All files of Rust below a folder, as paths within the repository.
+fn sources(folder: &str, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(repository().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            sources(&path, found);
+        } else if path.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The constants of the product: file, name, and the text of type and value.
+#[derive(Default)]
+struct Constants {
+    files: HashMap<String, Vec<(String, String, String)>>,
+}
+
+impl Constants {
+    fn read() -> Constants {
+        let (mut constants, mut paths) = (Constants::default(), Vec::new());
+        for package in ["core", "io", "blkswitch"] {
+            sources(&format!("crates/{package}/src"), &mut paths);
+        }
+        for path in paths {
+            let text = read(&path);
+            let all = text.split("const ").skip(1).filter_map(|rest| {
+                let (name, rest) = rest.split_once(": ")?;
+                let (kind, rest) = rest.split_once(" =")?;
+                let is_name =
+                    name.bytes().all(|b| b.is_ascii_uppercase() || b"_0123456789".contains(&b));
+                let value = rest.split(';').next()?.trim();
+                is_name.then(|| (name.to_owned(), kind.to_owned(), value.to_owned()))
+            });
+            constants.files.insert(path.clone(), all.collect());
+        }
+        constants
+    }
+
+    /// The constant `name` of `file`, or of any file if it has none of that name.
+    fn find(&self, name: &str, file: &str) -> (&str, &str, &str) {
+        let own = self.files.get(file).unwrap_or_else(|| panic!("no file {file}"));
+        let others = self.files.values().flatten();
+        let found = own.iter().chain(others).find(|(other, ..)| other == name);
+        let (name, kind, value) = found.unwrap_or_else(|| panic!("{file}: no constant {name}"));
+        (name, kind, value)
+    }
+
+    /// Its value: a number, or nanoseconds.
+    fn value(&self, name: &str, file: &str) -> u64 {
+        let (name, kind, text) = self.find(name, file);
+        let (text, scale) = match text.strip_prefix("Duration::from_") {
+            Some(rest) => {
+                let (unit, number) = rest.split_once('(').unwrap();
+                let scale = match unit {
+                    "secs" => 1_000_000_000,
+                    "millis" => 1_000_000,
+                    "micros" => 1_000,
+                    _ => panic!("{file}: {name}: Duration::from_{unit}"),
+                };
+                (number.trim_end_matches(')'), scale)
+            }
+            None if kind == "Duration" => panic!("{file}: {name}: {text}"),
+            None => (text, 1),
+        };
+        scale * self.sum(text, file)
+    }
+
+    /// Sums, products and shifts of numbers and other constants are all that limits are made of.
+    fn sum(&self, text: &str, file: &str) -> u64 {
+        if let Some((number, shift)) = text.split_once(" << ") {
+            return self.sum(number, file) << self.sum(shift, file);
+        }
+        if let Some((one, rest)) = text.split_once(" + ") {
+            return self.sum(one, file) + self.sum(rest, file);
+        }
+        if let Some((one, rest)) = text.split_once(" * ") {
+            return self.sum(one, file) * self.sum(rest, file);
+        }
+        let word = text.split(" as ").next().unwrap().rsplit("::").next().unwrap();
+        word.replace('_', "").parse().unwrap_or_else(|_| self.value(word, file))
+    }
+}
+
+/// The number of a cell such as `32 MiB`, `0.5 ms` or `1/4`, and whether it is a time (then it is in
+/// nanoseconds).
+fn number(cell: &str) -> (u64, bool) {
+    let (number, unit) = cell.split_once(' ').unwrap_or((cell, ""));
+    let number: f64 =
+        number.trim_start_matches("1/").parse().unwrap_or_else(|_| panic!("'{cell}'"));
+    let (scale, is_time) = match unit {
+        "" | "B" => (1.0, false),
+        "KiB" => (1024.0, false),
+        "MiB" => (1024.0 * 1024.0, false),
+        "GiB" => (1024.0 * 1024.0 * 1024.0, false),
+        "ms" => (1e6, true),
+        "s" => (1e9, true),
+        "h" => (3600e9, true),
+        _ => panic!("'{cell}': the unit"),
+    };
+    ((number * scale) as u64, is_time)
+}
+
+/// The tables of limits: limit, value, constant, file.
+fn limits(text: &str) -> Vec<[&str; 4]> {
+    let lines = text.lines().filter(|line| line.contains(".rs` |"));
+    let cells = lines.map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        <[&str; 4]>::try_from(cells).unwrap_or_else(|cells| panic!("{cells:?}: four cells"))
+    });
+    cells
+        .map(|[limit, value, name, file]| {
+            [limit, value, name.trim_matches('`'), file.trim_matches('`')]
+        })
+        .collect()
+}
+
+#[test]
+fn every_limit_of_the_security_page_holds() {
+    let (text, constants) = (read("docs/security.md"), Constants::read());
+    let limits = limits(&text);
+    assert!(limits.len() >= LIMITS, "{} limits", limits.len());
+    for [limit, value, name, file] in &limits {
+        let (said, is_time) = number(value);
+        let (found, kind, _) = constants.find(name, file);
+        assert!(
+            constants.files[*file].iter().any(|(other, ..)| other == found),
+            "{file}: no {name}"
+        );
+        let scale = match is_time {
+            true if name.ends_with("_MS") => 1_000_000,
+            true if !name.ends_with("_NS") && kind != "Duration" => 1_000_000_000,
+            _ => 1,
+        };
+        let is = constants.value(name, file) * scale;
+        assert_eq!(
+            said, is,
+            "docs/security.md says of '{limit}' {value}, {file} has another {name}"
+        );
+    }
+    // A limit of these files that the page does not have.
+    for file in ["export/nbd/mod.rs", "export/nbd/admission.rs", "engine/iscsi/session.rs"] {
+        let file = format!("crates/io/src/{file}");
+        for (name, ..) in &constants.files[&file] {
+            let is_limit = name.split('_').any(|word| word == "MAX");
+            let is_there = limits.iter().any(|[_, _, other, of]| other == name && *of == file);
+            assert!(!is_limit || is_there, "docs/security.md lacks {name} of {file}");
         }
     }
 }
