@@ -248,3 +248,17 @@ fn every_limit_of_the_security_page_holds() {
         }
     }
 }
+
+#[test]
+fn every_measurement_is_in_the_index_newest_first() {
+    let index = read("bench/results/README.md");
+    let files = std::fs::read_dir(repository().join("bench/results")).unwrap();
+    for file in files {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let is_page = name != "README.md" && !name.ends_with(".json");
+        assert!(!is_page || index.contains(&format!("]({name})")), "no row for {name}");
+    }
+    let dates = index.lines().filter_map(|line| line.strip_prefix("| 2"));
+    let dates: Vec<&str> = dates.filter_map(|row| row.split(' ').next()).collect();
+    assert!(dates.len() > 10 && dates.is_sorted_by(|one, next| one >= next), "{dates:?}");
+}
