@@ -197,6 +197,9 @@ pub struct Device {
     /// Who has it open over NBD, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<Client>,
+    /// What it waits for, if its table is under construction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.

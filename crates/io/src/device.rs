@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use blkswitch_core::switch::MapWriter;
 
+use crate::closer;
 use crate::engine::Limits;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
@@ -254,7 +255,7 @@ impl Device {
     pub fn load(&self, mut table: Table) -> Result<(), DeviceError> {
         /// Two loads at once could each find no loop and make one together.
         static LOADING: Mutex<()> = Mutex::new(());
-        let _loading = lock(&LOADING);
+        let loading = lock(&LOADING);
         // First this: a device of another pool may have the number of one here.
         table.serve(self.mailboxes.queues()).map_err(DeviceError::OtherQueues)?;
         self.check_below(&table, MAX_DEPTH)?;
@@ -263,8 +264,8 @@ impl Device {
             return Err(DeviceError::NotFound(state.name.clone()));
         }
         let old = state.inactive.replace(Arc::new(table));
-        drop(state);
-        drop(old);
+        drop((state, loading));
+        give_up_tables(None, old);
         Ok(())
     }
 
@@ -285,7 +286,7 @@ impl Device {
     /// Drops the inactive table.
     pub fn clear(&self) {
         let old = lock(&self.state).inactive.take();
-        drop(old);
+        give_up_tables(None, old);
     }
 
     /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending
@@ -336,9 +337,10 @@ impl Device {
                 let mut state = lock(&self.state);
                 // Not one that was loaded meanwhile: that is for the next resume.
                 let taken = state.inactive.take_if(|inactive| Arc::ptr_eq(inactive, &live.table));
-                let old = (state.live.replace(live), taken);
+                let old = state.live.replace(live);
                 drop(state);
-                drop(old);
+                drop(taken);
+                give_up_tables(old, None);
                 Ok(())
             }
             (None, Some(live)) if suspended => self.open_gate(Some(live)),
@@ -464,11 +466,19 @@ impl Device {
         let _ = latch.wait();
         self.flush_all();
         let mut state = lock(&self.state);
-        let tables = (state.live.take(), state.inactive.take());
+        let (live, inactive) = (state.live.take(), state.inactive.take());
         drop(state);
-        drop(tables);
+        give_up_tables(live, inactive);
         self.event.notify_all();
     }
+}
+
+/// Drops tables that a device has no more, and waits a moment for the closing of their leaves.
+fn give_up_tables(live: Option<Arc<Live>>, inactive: Option<Arc<Table>>) {
+    let of_live = live.iter().flat_map(|live| live.table.leaves().iter().chain(&live.departed));
+    let of_inactive = inactive.iter().flat_map(|table| table.leaves());
+    let leaves: Vec<_> = of_live.chain(of_inactive).cloned().collect();
+    closer::give_up((live, inactive), leaves);
 }
 
 /// One message to one segment; the device's message lock is held while it lives.

@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
 use std::time::Duration;
 
+use crate::closer::{self, Progress};
 use crate::engine::absent::AbsentEngine;
 use crate::engine::file::FileEngine;
 use crate::engine::iscsi::IscsiAddress;
@@ -305,7 +307,10 @@ pub struct Leaf {
     queues: Queues,
     name: String,
     key: String,
-    engine: Engine,
+    /// Taken when the leaf is dropped.
+    engine: ManuallyDrop<Engine>,
+    /// How far its closing is, for whoever waits for that.
+    progress: Progress,
     limits: Limits,
     dirty: Dirty,
     /// A flush of this leaf failed in a way that may have dropped its writes: say so from now on.
@@ -398,7 +403,9 @@ impl Leaf {
             // as good as ours.
             dirty.wrote(0);
         }
-        Arc::new(Leaf { queues, name, key, engine, limits, dirty, lost: AtomicBool::new(false) })
+        let (engine, lost) = (ManuallyDrop::new(engine), AtomicBool::new(false));
+        let progress = closer::open();
+        Arc::new(Leaf { queues, name, key, engine, progress, limits, dirty, lost })
     }
 
     /// Two addresses with one key are one leaf: the same file or device, the same named memory.
@@ -435,6 +442,10 @@ impl Leaf {
     /// The queues that it was opened for: only their pool or driver takes it in a table.
     pub fn queues(&self) -> Queues {
         self.queues
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// How it is reached.
@@ -510,6 +521,15 @@ impl Leaf {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
+    }
+}
+
+impl Drop for Leaf {
+    /// Any thread may be the last that has it, also one that must not block.
+    fn drop(&mut self) {
+        // SAFETY: the engine is taken once, here, and never used afterwards.
+        let engine = unsafe { ManuallyDrop::take(&mut self.engine) };
+        closer::close(engine, self.progress.clone());
     }
 }
 

@@ -9,6 +9,7 @@
 //! See ARCHITECTURE.md for the life of a request and of a remap.
 
 pub mod buffer;
+pub mod closer;
 pub mod device;
 pub mod driver;
 pub mod engine;

@@ -20,12 +20,13 @@ use blkswitch_core::units::SECTOR_SIZE;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::slots::Slots;
 use blkswitch_io::{
-    Address, Below, Device, Leaf, LeafOptions, Queues, Table, TableBuilder, TableError,
+    Address, Below, Device, Leaf, LeafError, LeafOptions, Queues, Table, TableBuilder, TableError,
 };
 
 use super::constructors;
 use super::failure::{Failure, errno_of};
 use super::lookup::{Found, Leaves, find};
+use super::opening::Opening;
 use super::privileges::UBLK_CONTROL;
 use super::state::Folder;
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
@@ -42,6 +43,8 @@ pub struct Site<'a> {
     pub queues: Queues,
     /// Where the words of its maps come from.
     pub maps: Maps<'a>,
+    /// Where it is noted what is being opened.
+    pub opening: &'a Opening,
 }
 
 /// Where the words of a table's region maps come from.
@@ -208,13 +211,18 @@ impl<'a> Builder<'a> {
             let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
             return Err(Failure::new(Errno::Einval, reason));
         };
-        match self.site.leaves.open(&address, &self.options) {
+        match self.open(&address) {
             Ok(leaf) => Ok(PathLeaf::Open(leaf)),
             Err(error) if address.may_be_absent() && error.is_unreachable() => {
                 Ok(PathLeaf::Absent(Box::new(address), error.into()))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn open(&self, address: &Address) -> Result<Arc<Leaf>, LeafError> {
+        let open = || self.site.leaves.open(address, &self.options);
+        self.site.opening.at(&address.to_string(), open)
     }
 
     /// A leaf for a path that cannot be reached: another way to the volume of `other`.
@@ -247,7 +255,7 @@ impl<'a> Builder<'a> {
                 Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
             }),
             Found::Leaf(address) => {
-                let leaf = self.site.leaves.open(&address, &self.options)?;
+                let leaf = self.open(&address)?;
                 Ok(self.adopt(leaf))
             }
         }

@@ -33,6 +33,7 @@ pub fn device(device: &Device) -> protocol::Device {
         inactive: device.inactive().as_deref().map(table),
         disk: None,
         clients: Vec::new(),
+        waits: None,
     }
 }
 

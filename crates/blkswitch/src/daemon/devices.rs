@@ -13,6 +13,7 @@ use super::build::{Maps, Site, build};
 use super::disks::{link, unlink};
 use super::failure::{Failure, MAJOR};
 use super::lookup::Leaves;
+use super::opening::{Opening, Openings};
 use super::privileges::Privileges;
 use super::state::Folder;
 use crate::protocol::{
@@ -24,6 +25,8 @@ use crate::protocol::{
 pub struct Devices {
     pool: Pool,
     leaves: Leaves,
+    /// Tables under construction.
+    pub(super) openings: Openings,
     /// How the leaves of each device were opened last, by its number.
     caches: Mutex<HashMap<u32, LeafCache>>,
     /// What the next daemon needs.
@@ -45,6 +48,7 @@ impl Devices {
         Devices {
             pool,
             leaves: Leaves::default(),
+            openings: Openings::default(),
             caches: Mutex::default(),
             folder,
             saving: Mutex::default(),
@@ -70,9 +74,9 @@ impl Devices {
     }
 
     /// What a table of `device` is built from.
-    pub(super) fn site<'a>(&'a self, device: &'a Arc<Device>) -> Site<'a> {
-        let (registry, queues) = (self.registry(), self.pool.queues());
-        Site { registry, leaves: &self.leaves, device, queues, maps: Maps::new(&self.folder) }
+    pub(super) fn site<'a>(&'a self, device: &'a Arc<Device>, opening: &'a Opening) -> Site<'a> {
+        let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
+        Site { registry, leaves, device, queues, maps: Maps::new(&self.folder), opening }
     }
 
     /// The queues.
@@ -101,7 +105,8 @@ impl Devices {
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
         let uuid = request.uuid.unwrap_or_default();
         let made = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
-            self.registry().create(&request.name, &uuid, request.minor).map_err(Failure::from)
+            let made = self.registry().create(&request.name, &uuid, request.minor);
+            made.map_err(|error| self.taken(error, &request.name))
         });
         let device = made.map_err(|failure| failure.of("create", None))?;
         let Some(table) = request.table else { return Ok(self.describe(&device)) };
@@ -138,9 +143,21 @@ impl Devices {
         }
     }
 
-    /// Builds a table and puts it into the inactive slot.
+    /// Why a device cannot be made. Of a name whose device is being made: what that waits for.
+    fn taken(&self, error: DeviceError, name: &str) -> Failure {
+        let mut failure = Failure::from(error);
+        let other = self.registry().find(name);
+        if let Some(waits) = other.and_then(|other| self.openings.waits_for(other.id())) {
+            failure.reason = format!("{}, which {waits}", failure.reason);
+        }
+        failure
+    }
+
+    /// Builds a table and puts it into the inactive slot. One at a time for a device: the second
+    /// is refused, for the first may wait for ever.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
-        let table = build(&self.site(device), load)?;
+        let begun = self.openings.begin(device.id(), &device.name())?;
+        let table = build(&self.site(device, &begun.opening), load)?;
         device.load(table)?;
         self.remember_cache(device, load.leaves.cache);
         self.folder.sweep();

@@ -35,7 +35,8 @@ impl Devices {
     /// A device as the protocol describes it.
     pub fn describe(&self, device: &Device) -> protocol::Device {
         let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
-        protocol::Device { disk, ..describe::device(device) }
+        let waits = self.openings.waits_for(device.id());
+        protocol::Device { disk, waits, ..describe::device(device) }
     }
 
     /// Makes a disk of a device.
@@ -94,9 +95,11 @@ impl Devices {
         if let Some(note) = self.size_note(device, device.live()) {
             tracing::warn!(device = %device.name(), "{note}");
         }
-        for device in self.list() {
-            if let Some(table) = device.live()
-                && self.pool().ublk_node(&device).is_some()
+        // Other disks' files are not touched: one that hangs would hold up every resume.
+        for disk in self.list() {
+            if let Some(table) = disk.live()
+                && self.pool().ublk_node(&disk).is_some()
+                && stands_on(&disk, device)
             {
                 table.prefer_direct();
             }
@@ -186,6 +189,12 @@ impl Devices {
         }
         self.folder.end();
     }
+}
+
+/// Whether a device is another, or has it below.
+fn stands_on(device: &Device, below: &Device) -> bool {
+    let through = |table: Arc<Table>| table.devices().any(|device| stands_on(device, below));
+    device.id() == below.id() || device.live().is_some_and(through)
 }
 
 /// A sentence about a disk whose table has another size.

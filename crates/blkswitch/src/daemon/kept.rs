@@ -184,7 +184,9 @@ impl Devices {
         self.remember_cache(&device, saved.cache);
         let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
         let maps = Maps::saved(&self.folder, &saved.maps);
-        let site = Site { maps, ..self.site(&device) };
+        let begun = self.openings.begin(device.id(), &saved.name);
+        let begun = begun.map_err(|failure| anyhow::anyhow!(failure.reason))?;
+        let site = Site { maps, ..self.site(&device, &begun.opening) };
         device.load(build_when_free(&site, &load)?)?;
         device.resume()?;
         if saved.suspended {

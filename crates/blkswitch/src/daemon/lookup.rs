@@ -11,7 +11,7 @@
 //! | any other absolute path | a regular file or block device |
 //!
 //! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`]
-//! knows every open one by [`Leaf::key`]. Whether it goes through the page cache is what the
+//! knows every open one by [`Leaf::key`]. Opening one holds up only who wants the same. Whether it goes through the page cache is what the
 //! last table says that asks for either; the other options are of whoever opened it first. May block
 //! (opening); any thread.
 
@@ -115,50 +115,76 @@ fn block_device_node(major: u32, minor: u32) -> Option<PathBuf> {
 #[derive(Debug, Default)]
 pub struct Leaves {
     open: Mutex<HashMap<String, Weak<Leaf>>>,
+    /// A lock for each leaf that is being opened.
+    opening: Mutex<HashMap<String, Weak<Mutex<()>>>>,
 }
 
 impl Leaves {
     /// The leaf at `address`: the one that is open already, or a new one.
     pub fn open(&self, address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
-        // Held while opening: two loads that name one file must not both open it.
-        let mut open = self.lock();
+        // Nothing that others need is held while the system is asked: a file system or a server
+        // that does not answer holds up this load alone.
         let key = Leaf::key_of(address);
-        let known = |open: &HashMap<_, Weak<Leaf>>| open.get(key.as_ref()?).and_then(Weak::upgrade);
-        if let Some(leaf) = known(&open) {
-            if let Some(direct) = options.direct {
-                leaf.choose_mode(direct)?;
-            }
-            return Ok(leaf);
+        if address.is_remote() {
+            // Of two that open one leaf at once, one is used.
+            return match key.as_ref().and_then(|key| self.known(key)) {
+                Some(leaf) => chosen(leaf, options),
+                None => Ok(self.remember(Leaf::open(address, options)?)),
+            };
         }
-        let leaf = if address.is_remote() {
-            // Not held: a server that is silent would hold up every load. Of two that came first
-            // one is used.
-            drop(open);
-            let leaf = Leaf::open(address, options)?;
-            open = self.lock();
-            known(&open).unwrap_or(leaf)
-        } else {
-            open_when_released(address, options)?
-        };
+        // Two loads that name one file must not both open it.
+        let turn = key.as_ref().map(|key| self.turn(key));
+        let _mine = turn.as_ref().map(|turn| lock(turn));
+        match key.as_ref().and_then(|key| self.known(key)) {
+            Some(leaf) => chosen(leaf, options),
+            None => Ok(self.remember(open_when_released(address, options)?)),
+        }
+    }
+
+    fn known(&self, key: &str) -> Option<Arc<Leaf>> {
+        lock(&self.open).get(key)?.upgrade()
+    }
+
+    /// Makes a leaf that was just opened known, unless one of its key is; the one that is used.
+    fn remember(&self, leaf: Arc<Leaf>) -> Arc<Leaf> {
+        let mut open = lock(&self.open);
+        if let Some(known) = open.get(leaf.key()).and_then(Weak::upgrade) {
+            return known;
+        }
         open.retain(|_, leaf| leaf.strong_count() > 0);
         open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
-        Ok(leaf)
+        leaf
+    }
+
+    /// What is held by whoever opens the leaf of this key.
+    fn turn(&self, key: &str) -> Arc<Mutex<()>> {
+        let mut opening = lock(&self.opening);
+        if let Some(turn) = opening.get(key).and_then(Weak::upgrade) {
+            return turn;
+        }
+        opening.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Mutex::new(()));
+        opening.insert(key.to_owned(), Arc::downgrade(&turn));
+        turn
     }
 
     /// The leaf at an address that cannot be reached: another path to the volume of `other`.
     pub fn absent(&self, address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
-        let mut open = self.lock();
-        let known = Leaf::key_of(address).and_then(|key| open.get(&key)?.upgrade());
-        known.unwrap_or_else(|| {
-            let leaf = Leaf::absent(address, options, other);
-            open.insert(leaf.key().to_owned(), Arc::downgrade(&leaf));
-            leaf
-        })
+        let known = Leaf::key_of(address).and_then(|key| self.known(&key));
+        known.unwrap_or_else(|| self.remember(Leaf::absent(address, options, other)))
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<Leaf>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A leaf that is open already, in the mode that is asked for.
+fn chosen(leaf: Arc<Leaf>, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
+    if let Some(direct) = options.direct {
+        leaf.choose_mode(direct)?;
     }
+    Ok(leaf)
 }
 
 /// Opens a leaf; a busy one is tried again for [`RELEASE_WAIT`].

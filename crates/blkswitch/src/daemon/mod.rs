@@ -8,7 +8,7 @@
 //! | [`devices`] | what can be done with devices |
 //! | [`disks`], `leftovers`, [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
 //! | [`privileges`], `mounts` | what the process of a server of disks needs of the kernel |
-//! | [`build`], [`constructors`], [`multipath`], [`lookup`] | from the text of a table to a table that runs |
+//! | [`build`], [`constructors`], [`multipath`], [`lookup`], [`opening`] | from the text of a table to a table that runs |
 //! | [`clients`] | who has devices open over NBD |
 //! | [`describe`], [`metrics`] | devices and tables as others see them |
 //! | [`checker`] | the paths of multipath devices are looked after |
@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod monitor;
 mod mounts;
 pub mod multipath;
+pub mod opening;
 pub mod privileges;
 pub mod reply;
 pub mod routes;
@@ -54,7 +55,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use blkswitch_io::export::nbd::admission::raise_descriptor_limit;
-use blkswitch_io::{Pool, PoolOptions};
+use blkswitch_io::{Pool, PoolOptions, closer};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -92,6 +93,8 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         daemon.run(async move { signals.agreed(devices).await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
+    // Servers are told that their client leaves.
+    closer::settle(THREAD_GRACE);
     stopped
 }
 

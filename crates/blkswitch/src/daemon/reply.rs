@@ -4,6 +4,7 @@
 //! Contract: bodies are read up to a limit and within a time; nothing panics on what a client
 //! sends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -15,6 +16,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use super::failure::Failure;
 use crate::protocol::{Errno, ErrorBody, TABLE_MAX_BYTES};
@@ -23,6 +25,9 @@ use crate::protocol::{Errno, ErrorBody, TABLE_MAX_BYTES};
 pub const JSON_MAX_BYTES: usize = 2 * TABLE_MAX_BYTES;
 /// A JSON body must be there after this long: the client has it ready when it begins to send.
 pub const JSON_TIME: Duration = Duration::from_secs(30);
+
+/// How long a request waits for a place among those that may wait for ever.
+pub const PLACE_TIME: Duration = Duration::from_secs(10);
 
 /// A refusal as an answer.
 #[derive(Debug)]
@@ -63,6 +68,24 @@ pub async fn blocking<T: Send + 'static>(
         tracing::error!(%error, "a control operation ended early");
         Refused::malformed(Errno::Eio, "the daemon failed while doing this: see its log")
     })
+}
+
+/// Runs what may wait for other machines, in one of the places for that. Who gets none soon is told
+/// so.
+pub async fn opening<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    let place = tokio::time::timeout(PLACE_TIME, places.clone().acquire_owned()).await;
+    let Ok(Ok(place)) = place else {
+        let reason = "too many tables wait for their files or servers already: see info";
+        return Err(Refused::malformed(Errno::Ebusy, reason));
+    };
+    blocking(move || {
+        let _place = place;
+        work()
+    })
+    .await
 }
 
 /// The `{name}` of a route.

@@ -25,6 +25,10 @@ use crate::protocol::{self, route};
 /// starts at most, so that other requests always find one.
 pub const EVENT_POLLS_MAX: usize = 256;
 
+/// Tables under construction at a time: each holds a thread, and one that waits for a file system
+/// or a server may hold it for ever. With the polls, threads are left for all other requests.
+pub const OPENS_MAX: usize = 128;
+
 /// What every handler is given.
 #[derive(Clone)]
 pub struct App {
@@ -38,6 +42,8 @@ pub struct App {
     pub monitor: Monitor,
     /// A place for each poll for events.
     pub event_polls: Arc<Semaphore>,
+    /// A place for each table under construction.
+    pub opens: Arc<Semaphore>,
 }
 
 impl App {
@@ -49,7 +55,8 @@ impl App {
         stopping: watch::Receiver<bool>,
     ) -> App {
         let event_polls = Arc::new(Semaphore::new(EVENT_POLLS_MAX));
-        App { devices, nbd: nbd.into(), stopping, monitor, event_polls }
+        let opens = Arc::new(Semaphore::new(OPENS_MAX));
+        App { devices, nbd: nbd.into(), stopping, monitor, event_polls, opens }
     }
 }
 

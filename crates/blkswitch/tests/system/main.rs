@@ -17,3 +17,4 @@ mod multipath;
 mod nbd_clients;
 mod state;
 mod survival;
+mod waiting;

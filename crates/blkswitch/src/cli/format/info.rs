@@ -43,6 +43,9 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
             let _ = writeln!(text, "If memory is short: {risk}");
         }
     }
+    if let Some(waits) = &device.waits {
+        let _ = writeln!(text, "Waits:             {waits}");
+    }
     for one in &device.clients {
         let _ = writeln!(text, "Client:            {}", client(one));
     }

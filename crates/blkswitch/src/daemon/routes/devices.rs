@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
+use crate::daemon::reply::{self, Name, NoBody, Params, Refused, blocking, opening, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{
     CreateDevice, Device, DeviceList, ErrorBody, RemoveAll, RemoveQuery, Removed, Rename, route,
@@ -43,7 +43,8 @@ pub async fn create(
     State(app): State<App>,
     reply::Json(request): reply::Json<CreateDevice>,
 ) -> Result<(StatusCode, Json<Device>), Refused> {
-    let device = blocking(move || app.devices.create(request)).await??;
+    let places = app.opens.clone();
+    let device = opening(&places, move || app.devices.create(request)).await??;
     tracing::info!(device = %device.name, number = device.minor, "created");
     Ok((StatusCode::CREATED, Json(device)))
 }

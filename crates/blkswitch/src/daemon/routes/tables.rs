@@ -1,10 +1,13 @@
 //! The two table slots of a device and its gate: load, clear, suspend, resume, wipe.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use blkswitch_io::Device;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, refuse};
+use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, opening, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{ErrorBody, LoadTable, NOTE_HEADER, Suspend, route};
 
@@ -21,12 +24,12 @@ pub async fn load(
     Name(name): Name,
     Json(load): Json<LoadTable>,
 ) -> Result<(StatusCode, HeaderMap), Refused> {
-    on_device(app, name, "reload", move |app, device| {
+    let places = app.opens.clone();
+    let work = on_device(app, name, "reload", move |app, device| {
         app.devices.load(device, &load)?;
         Ok(app.devices.size_note(device, device.inactive()))
-    })
-    .await
-    .map(noted)
+    });
+    opening(&places, work).await?.map(noted)
 }
 
 /// Drop the inactive table.
@@ -41,12 +44,11 @@ pub async fn clear(
     Name(name): Name,
     _: NoBody,
 ) -> Result<StatusCode, Refused> {
-    on_device(app, name, "clear", |app, device| {
+    let work = on_device(app, name, "clear", |app, device| {
         app.devices.clear(device);
         Ok(())
-    })
-    .await
-    .map(done)
+    });
+    blocking(work).await?.map(done)
 }
 
 /// Close the gate and wait for the requests in flight.
@@ -63,9 +65,8 @@ pub async fn suspend(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "suspend");
-    on_device(app, name, "suspend", move |app, device| app.devices.suspend(device, how.noflush))
-        .await
-        .map(done)
+    let suspend = move |app: &App, device: &_| app.devices.suspend(device, how.noflush);
+    blocking(on_device(app, name, "suspend", suspend)).await?.map(done)
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.
@@ -80,12 +81,11 @@ pub async fn resume(
     Name(name): Name,
     _: NoBody,
 ) -> Result<(StatusCode, HeaderMap), Refused> {
-    on_device(app, name, "resume", |app, device| {
+    let work = on_device(app, name, "resume", |app, device| {
         app.devices.resume(device)?;
         Ok(app.devices.size_note(device, device.live()))
-    })
-    .await
-    .map(noted)
+    });
+    blocking(work).await?.map(noted)
 }
 
 /// Swap in an `error` table of the same length.
@@ -102,7 +102,8 @@ pub async fn wipe(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "wipe");
-    on_device(app, name, "reload", |app, device| app.devices.wipe(device)).await.map(done)
+    let wipe = |app: &App, device: &_| app.devices.wipe(device);
+    blocking(on_device(app, name, "reload", wipe)).await?.map(done)
 }
 
 /// Done, and perhaps there is something to say of it.
@@ -119,20 +120,17 @@ fn done((): ()) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// Does something to a device where blocking is allowed, and logs it.
-async fn on_device<T: Send + 'static>(
+/// Does something to a device, and logs it. May block.
+fn on_device<T>(
     app: App,
     name: String,
     ioctl: &'static str,
-    work: impl FnOnce(&App, &std::sync::Arc<blkswitch_io::Device>) -> Result<T, Failure>
-    + Send
-    + 'static,
-) -> Result<T, Refused> {
-    blocking(move || {
+    work: impl FnOnce(&App, &Arc<Device>) -> Result<T, Failure>,
+) -> impl FnOnce() -> Result<T, Refused> {
+    move || {
         let device = app.devices.find(&name).map_err(refuse(ioctl, None))?;
         let done = work(&app, &device).map_err(refuse(ioctl, Some(device.id())))?;
         tracing::info!(device = %name, "{ioctl}");
         Ok(done)
-    })
-    .await?
+    }
 }
