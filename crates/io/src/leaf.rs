@@ -24,8 +24,13 @@ use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
+use crate::helper::Helper;
 use crate::queues::Queues;
 use crate::sync::{AtomicU64, Ordering};
+
+/// Operations of a queue that a leaf has under way at most, where each may hold a worker thread of
+/// the kernel: deeper than any disk's own queue; an eighth of the workers ([`crate::ring`]).
+pub(crate) const MAX_UNDER_WAY: u64 = 256;
 
 /// Why a leaf cannot be used. Each is a sentence that quotes the address.
 #[derive(Debug, thiserror::Error)]
@@ -313,6 +318,8 @@ pub struct Leaf {
     progress: Progress,
     limits: Limits,
     dirty: Dirty,
+    under_way: Box<[Line]>,
+    helper: Helper,
     /// A flush of this leaf failed in a way that may have dropped its writes: say so from now on.
     lost: AtomicBool,
 }
@@ -398,14 +405,26 @@ impl Leaf {
             .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let queues = options.queues;
         let dirty = Dirty::new(queues.count());
+        let under_way = (0..queues.count()).map(|_| Line::default()).collect();
         if engine.has_cache() && !limits.read_only {
             // An earlier process may have answered writes, been killed, and left them in the cache:
             // as good as ours.
             dirty.wrote(0);
         }
         let (engine, lost) = (ManuallyDrop::new(engine), AtomicBool::new(false));
-        let progress = closer::open();
-        Arc::new(Leaf { queues, name, key, engine, progress, limits, dirty, lost })
+        let (progress, helper) = (closer::open(), Helper::default());
+        Arc::new(Leaf {
+            queues,
+            name,
+            key,
+            engine,
+            progress,
+            limits,
+            dirty,
+            under_way,
+            helper,
+            lost,
+        })
     }
 
     /// Two addresses with one key are one leaf: the same file or device, the same named memory.
@@ -467,6 +486,39 @@ impl Leaf {
             now: if direct { "through the page cache" } else { "past the page cache" },
             why,
         })
+    }
+
+    /// The thread for what may block.
+    pub(crate) fn helper(&self) -> &Helper {
+        &self.helper
+    }
+
+    /// Whether it has as many operations of this queue under way as it may. If it hangs, each of
+    /// them may hold a worker thread of the kernel, and these are bounded: the other leaves of the
+    /// queue need some, too.
+    #[inline]
+    pub(crate) fn is_full(&self, queue: usize) -> bool {
+        let line = self.under_way.get(queue);
+        self.engine.takes_workers()
+            && line.is_some_and(|line| line.0.load(Ordering::Relaxed) >= MAX_UNDER_WAY)
+    }
+
+    /// The ring has one more operation of this queue for it. By that queue's thread only.
+    #[inline]
+    pub(crate) fn begins(&self, queue: usize) {
+        if self.engine.takes_workers()
+            && let Some(Line(count)) = self.under_way.get(queue)
+        {
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// One of them has ended.
+    #[inline]
+    pub(crate) fn ends(&self, queue: usize) {
+        if let Some(Line(count)) = self.under_way.get(queue) {
+            count.store(count.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        }
     }
 
     /// Its unflushed writes.

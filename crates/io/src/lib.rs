@@ -16,6 +16,7 @@ pub mod engine;
 pub mod event;
 pub mod export;
 mod gather;
+mod helper;
 pub mod leaf;
 mod log_limit;
 pub mod memory;

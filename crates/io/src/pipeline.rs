@@ -28,6 +28,7 @@ mod alone;
 mod copy;
 mod extents;
 mod flush;
+mod full;
 mod gate;
 mod judge;
 mod multipath;
@@ -36,7 +37,9 @@ mod state;
 mod turns;
 
 use alone::Alone;
-pub use extents::{Extents, HOLE, ZERO};
+pub(crate) use extents::EXTENTS_PIECES;
+pub use extents::{Extents, Found, HOLE, ZERO};
+use full::Full;
 use judge::Verdict;
 use split::{Piece, PieceTo};
 use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
@@ -59,6 +62,7 @@ pub struct Pipeline {
     /// What has changed on multipath devices, by their ids.
     events: Vec<(u32, Event)>,
     flushing: Vec<Flushing>,
+    full: Full,
     done: Vec<Done>,
     pieces: Vec<Piece>,
     turns: Turns,
@@ -79,6 +83,7 @@ impl Pipeline {
             covering: Vec::new(),
             events: Vec::new(),
             flushing: Vec::new(),
+            full: Full::default(),
             done: Vec::new(),
             pieces: Vec::new(),
             turns: Turns::default(),
@@ -184,7 +189,9 @@ impl Pipeline {
             // this part.
             result = unsafe { leaf.engine().finish(&part.io) };
         }
+        let next = self.leaf_ended(id);
         self.drive(id, Some(result), ring);
+        self.drive_next(next, ring);
     }
 
     fn local(&mut self, device: u32) -> Option<&mut Local> {
@@ -397,6 +404,7 @@ impl Pipeline {
             match unsafe { advance(&self.devices, part, result.take(), may_flush, ring) } {
                 Step::Pending => return,
                 Step::Later => return self.turns.again(id, ring),
+                Step::Full => return self.wait_for_leaf(id),
                 Step::Flush => {
                     may_flush = self.start_flush(id);
                     if !may_flush {
@@ -575,6 +583,8 @@ enum Step {
     Pending,
     /// It goes on in its next turn.
     Later,
+    /// It goes on when another operation on its leaf has ended.
+    Full,
     /// It is done, its errno says how.
     Done,
     /// It is to flush its leaf: [`Pipeline::start_flush`] says when it may.
@@ -613,6 +623,9 @@ unsafe fn advance(
         if part.io.op == LeafOp::Flush && !mem::take(&mut may_flush) {
             return Step::Flush;
         }
+        if full::must_wait(part, leaf) {
+            return Step::Full;
+        }
         // SAFETY: the caller's promise.
         let submitted = match unsafe { copy::before(part, leaf) } {
             // SAFETY: the caller's promise.
@@ -621,7 +634,10 @@ unsafe fn advance(
         };
         match submitted {
             Submitted::Done(done) => result = Some(done),
-            Submitted::Pending => return Step::Pending,
+            Submitted::Pending => {
+                leaf.begins(part.io.queue);
+                return Step::Pending;
+            }
         }
     }
 }
@@ -670,7 +686,11 @@ fn check(live: Option<&Live>, request: &Request) -> i32 {
 }
 
 fn leaf_at(devices: &[Option<Local>], at: LeafAt) -> Option<&Leaf> {
+    shared_leaf_at(devices, at).map(|leaf| &**leaf)
+}
+
+fn shared_leaf_at(devices: &[Option<Local>], at: LeafAt) -> Option<&Arc<Leaf>> {
     let live = devices.get(at.device as usize)?.as_ref()?.live.as_ref()?;
     let leaves = if at.departed { &live.departed } else { live.table.leaves() };
-    leaves.get(at.index as usize).map(|leaf| &**leaf)
+    leaves.get(at.index as usize)
 }

@@ -16,6 +16,7 @@ use crate::engine::links::Links;
 use crate::export::nbd::Peer;
 use crate::export::nbd::admission::Place;
 use crate::export::nbd::clients::{Barrier, Client, Newer};
+use crate::export::nbd::inquiry::Described;
 use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
 use crate::gather::shutdown;
@@ -110,6 +111,8 @@ pub enum Command {
         /// Its number.
         number: u64,
     },
+    /// Leaves have told of their allocation, for a connection of this queue.
+    Described(Box<Described>),
     /// Serve a hardware queue of a ublk device.
     ServeUblk {
         /// It.
@@ -364,6 +367,10 @@ impl Queue {
                 server.settle(&newer, &barrier, &mut context);
             }
             Command::Settled { conn, number } => self.server.settled(conn, number),
+            Command::Described(described) => {
+                let (server, _, mut context) = self.split();
+                server.described(&described, &mut context);
+            }
             Command::ServeUblk { queue, ack } => {
                 let (_, ublk, mut context) = self.split();
                 ublk.serve(queue, &mut context);

@@ -29,6 +29,11 @@ const SUBMISSIONS: u32 = 512;
 /// requests in flight.
 const COMPLETIONS: u32 = 8192;
 
+/// Threads that the kernel may have at work for this ring's operations on files and disks, where
+/// these cannot be done without waiting. It starts one only when all others wait, so few are ever
+/// there; but one file that hangs must not have them all ([`crate::leaf::MAX_UNDER_WAY`]).
+const MAX_WORKERS: u32 = 2048;
+
 /// Places in the ring's table of buffers, once somebody wants one: the most that the kernel gives
 /// (`IORING_MAX_REG_BUFFERS`), 128 KiB.
 const SLOTS: u16 = 1 << 14;
@@ -148,6 +153,8 @@ impl Ring {
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
+        // Kernels before 5.15 have no such call: what hangs there may hold up more than its own.
+        let _ = kernel.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
         Ok(Ring { kernel: Some(kernel), now_ns: clock_ns(), ..Ring::simulated() })
     }
 

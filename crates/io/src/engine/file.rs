@@ -4,8 +4,8 @@
 //! may be told has his own: each queue for its flushes (and all that reports nothing), all queues
 //! together for stable writes, the control side for its flushes. None can swallow an error that
 //! another must see. The first also carries the lock against a second writer. Files that live in
-//! memory (tmpfs) are served by plain system calls: they never wait for a device, and io_uring
-//! would hand each to a worker thread because tmpfs has no non-blocking mode.
+//! memory (tmpfs) are read and written by plain system calls: these never wait for a device, and
+//! io_uring would hand each to a worker thread because tmpfs has no non-blocking mode.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, squeue, types};
 
 use super::mode::{Mode, Unfit};
-use super::{COPY_STEP, FREE_STEP, LeafIo, LeafOp, Limits, Submitted};
+use super::{COPY_STEP, LeafIo, LeafOp, Limits, Submitted};
 use crate::buffer::Buffer;
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
@@ -184,10 +184,10 @@ impl FileEngine {
     #[inline]
     pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
         let fd = if io.fua { self.stable_fd() } else { self.fd(io.queue) };
-        if self.in_memory {
+        if self.in_memory && matches!(io.op, LeafOp::Read | LeafOp::Write | LeafOp::Flush) {
             // SAFETY: the caller's promise.
             let done = unsafe { call(fd, io) };
-            if io.len > UNTIMED || !matches!(io.op, LeafOp::Read | LeafOp::Write) {
+            if io.len > UNTIMED || io.op == LeafOp::Flush {
                 ring.read_clock();
             }
             return Submitted::Done(done);
@@ -240,14 +240,21 @@ impl FileEngine {
         if self.in_memory { Ok(()) } else { self.mode.choose(&self.files, block, direct) }
     }
 
-    /// By SEEK_DATA and SEEK_HOLE; what has neither (a block device) is all data. The position this
-    /// moves is used by nobody.
-    pub(super) fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
-        if self.is_block {
-            return (len, 0);
-        }
+    /// A block device has no SEEK_DATA: it is all data.
+    pub(super) fn known_allocation(&self) -> Option<u32> {
+        self.is_block.then_some(0)
+    }
+
+    /// What io_uring cannot do without waiting is done by a worker thread of the kernel.
+    pub(super) fn takes_workers(&self) -> bool {
+        !self.in_memory
+    }
+
+    /// By SEEK_DATA and SEEK_HOLE. The position this moves is used by nobody.
+    pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
+        let Some(file) = self.files.last() else { return (len, 0) };
         // SAFETY: seeks on our own descriptor.
-        let seek = |whence| unsafe { libc::lseek(self.fd(queue), offset as i64, whence) };
+        let seek = |whence| unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) };
         let data = seek(libc::SEEK_DATA);
         if data < 0 {
             let no_more_data = io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO);
@@ -323,7 +330,7 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
     }
 }
 
-/// One operation by a plain system call. Counts or negative errno, like a completion. Reads and
+/// A read, write or flush by a plain system call. Counts or negative errno, like a completion. Reads and
 /// writes go around libc's functions, which make themselves points where a thread can be cancelled:
 /// a tenth of a small read.
 ///
@@ -332,27 +339,18 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
 #[inline]
 unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     let (offset, len) = (io.offset as i64, io.len.min(COPY_STEP) as usize);
-    let range = io.len.min(FREE_STEP) as i64;
     // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
     let result = unsafe {
         match io.op {
             LeafOp::Read => libc::syscall(libc::SYS_pread64, fd, io.data.0, len, offset),
             LeafOp::Write => libc::syscall(libc::SYS_pwrite64, fd, io.data.0, len, offset),
             LeafOp::Flush => i64::from(libc::fdatasync(fd)),
-            LeafOp::Discard | LeafOp::Zero { no_hole: false } => {
-                i64::from(libc::fallocate(fd, PUNCH_HOLE, offset, range))
-            }
-            LeafOp::Zero { no_hole: true } => {
-                i64::from(libc::fallocate(fd, ZERO_RANGE, offset, range))
-            }
+            LeafOp::Discard | LeafOp::Zero { .. } => return -i64::from(libc::EOPNOTSUPP),
         }
     };
-    match io.op {
-        _ if result < 0 => {
-            -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-        }
-        LeafOp::Discard | LeafOp::Zero { .. } => range,
-        LeafOp::Read | LeafOp::Write | LeafOp::Flush => result,
+    match result {
+        ..0 => -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+        result => result,
     }
 }
 

@@ -183,15 +183,35 @@ impl Engine {
         }
     }
 
-    /// What is known of the allocation at `offset`: the bytes (1 to `len`) it holds for, and NBD's
-    /// status flags.
-    pub fn allocation(&self, queue: usize, offset: u64, len: u64) -> (u64, u32) {
+    /// What is known of the allocation anywhere, as NBD's status flags; nothing if the leaf must be
+    /// asked ([`Engine::allocation`]).
+    pub fn known_allocation(&self) -> Option<u32> {
         match self {
-            Engine::Absent(_) => (len, 0),
-            Engine::File(engine) => engine.allocation(queue, offset, len),
-            Engine::Null(_) => (len, HOLE | ZERO),
-            Engine::Iscsi(_) => (len, 0),
-            Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => (len, 0),
+            Engine::File(engine) => engine.known_allocation(),
+            Engine::Null(_) => Some(HOLE | ZERO),
+            Engine::Absent(_) | Engine::Iscsi(_) => Some(0),
+            Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => Some(0),
+        }
+    }
+
+    /// What the allocation is at `offset`: the bytes (1 to `len`) it holds for, and NBD's status
+    /// flags. May block: never called on a queue's thread.
+    pub fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
+        match self {
+            Engine::File(engine) => engine.allocation(offset, len),
+            other => (len, other.known_allocation().unwrap_or(0)),
+        }
+    }
+
+    /// Whether an operation of it may occupy a worker thread of the kernel for as long as it takes
+    /// ([`crate::leaf::Leaf::is_full`]).
+    #[inline]
+    pub fn takes_workers(&self) -> bool {
+        match self {
+            Engine::File(engine) => engine.takes_workers(),
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::takes_workers),
+            Engine::Iscsi(_) | Engine::Memory(_) | Engine::Nbd(_) => false,
+            Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
 

@@ -9,7 +9,7 @@ use blkswitch_core::multipath::{Ask, Attempt, Verdict};
 
 use super::split::{self, Piece, PieceTo, Straight};
 use super::state::{ALONE, Hops, LeafAt};
-use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, multipath};
+use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, leaf_at, multipath};
 use crate::request::{Op, Request};
 use crate::ring::Ring;
 
@@ -50,7 +50,10 @@ impl Pipeline {
         let is_read = request.op == Op::Read;
         let mut result = None;
         // Data in pages and what is to be flushed afterwards take more steps than one.
-        if request.pages.is_none() && (!request.fua || leaf.engine().has_fua()) {
+        if request.pages.is_none()
+            && (!request.fua || leaf.engine().has_fua())
+            && !leaf.is_full(self.queue)
+        {
             let io = LeafIo {
                 op: if is_read { LeafOp::Read } else { LeafOp::Write },
                 fua: request.fua,
@@ -119,7 +122,11 @@ impl Pipeline {
         match submitted {
             None => self.drive(id, None, ring),
             Some(Submitted::Done(result)) => self.drive(id, Some(result), ring),
-            Some(Submitted::Pending) => {}
+            Some(Submitted::Pending) => {
+                if let Some(leaf) = leaf_at(&self.devices, leaf) {
+                    leaf.begins(self.queue);
+                }
+            }
         }
     }
 }

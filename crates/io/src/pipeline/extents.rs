@@ -1,16 +1,20 @@
 //! What is known of a range of a device: which path it takes, and what is allocated. For NBD's
 //! block status.
 //!
-//! Contract: reads only; bounded in time, as a queue does it between requests.
+//! Contract: reads only; bounded in time, as a queue does it between requests. Whatever may block
+//! (a file system that looks for holes) is not asked here but named ([`Found::Ask`]).
+
+use std::sync::Arc;
 
 use super::split::Cut;
 use super::split::{self, Piece, PieceTo};
 use super::state::Hops;
-use super::{Pipeline, WINDOW, leaf_at};
+use super::{Pipeline, WINDOW, shared_leaf_at};
+use crate::leaf::Leaf;
 
 /// Pieces of a device described at a time, at most: each may cost system calls. What was not
 /// described is asked for again.
-const EXTENTS_PIECES: usize = 4096;
+pub(crate) const EXTENTS_PIECES: usize = 4096;
 
 /// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's
 /// base:allocation).
@@ -27,17 +31,25 @@ pub enum Extents {
     Allocation,
 }
 
+/// What is found out about an extent.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'a> {
+    /// The number of the path, or what is known of the allocation.
+    Status(u32),
+    /// The leaf is to be asked, at this offset, by a thread that may block.
+    Ask(&'a Arc<Leaf>, u64),
+}
+
 impl Pipeline {
-    /// Describes a range of a device from its start, extent by extent in order, until `each`
-    /// (bytes, status) says that it has enough, or as much was looked at as a queue may spend on
-    /// it. The status is the number of the path, or what is known of the allocation.
+    /// Describes a range of a device from its start, extent by extent in order, until `each` says
+    /// that it has enough, or as much was looked at as a queue may spend on it.
     pub fn extents(
         &self,
         device: u32,
         offset: u64,
         len: u64,
         what: Extents,
-        each: &mut dyn FnMut(u64, u32) -> bool,
+        each: &mut dyn FnMut(u64, Found<'_>) -> bool,
     ) {
         let mut pieces = Vec::new();
         let (mut done, mut described) = (0, 0);
@@ -65,26 +77,24 @@ impl Pipeline {
         &self,
         piece: &Piece,
         what: Extents,
-        each: &mut dyn FnMut(u64, u32) -> bool,
+        each: &mut dyn FnMut(u64, Found<'_>) -> bool,
     ) -> bool {
         if what == Extents::Paths {
-            return each(piece.len, piece.hops.all().first().map_or(0, |hop| hop.path));
+            let path = piece.hops.all().first().map_or(0, |hop| hop.path);
+            return each(piece.len, Found::Status(path));
         }
         let leaf = match piece.to {
-            PieceTo::Leaf(at) => leaf_at(&self.devices, at),
-            PieceTo::Nowhere => return each(piece.len, HOLE | ZERO),
+            PieceTo::Leaf(at) => shared_leaf_at(&self.devices, at),
+            PieceTo::Nowhere => return each(piece.len, Found::Status(HOLE | ZERO)),
             PieceTo::Gate(_) | PieceTo::Fail(_) | PieceTo::Multipath { .. } => None,
         };
-        let Some(leaf) = leaf else { return each(piece.len, 0) };
-        let mut done = 0;
-        while done < piece.len {
-            let (len, status) =
-                leaf.engine().allocation(self.queue, piece.offset + done, piece.len - done);
-            done += len;
-            if !each(len, status) {
-                return false;
-            }
-        }
-        true
+        let found = match leaf {
+            Some(leaf) => match leaf.engine().known_allocation() {
+                Some(status) => Found::Status(status),
+                None => Found::Ask(leaf, piece.offset),
+            },
+            None => Found::Status(0),
+        };
+        each(piece.len, found)
     }
 }

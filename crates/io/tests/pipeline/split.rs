@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use blkswitch_io::engine::sim::Random;
+use blkswitch_io::pipeline::{Extents, Found};
 use blkswitch_io::request::Op;
 use blkswitch_io::table::region_storage;
 use blkswitch_io::{Device, Leaf, TableBuilder, Target, To};
@@ -267,19 +268,42 @@ fn a_huge_request_is_split_a_little_at_a_time() {
     let device = bench.device("huge", table.build().unwrap());
     let describe = |bench: &Bench, offset: u64| {
         let mut described = 0;
-        let mut each = |bytes, path| {
-            assert_eq!(path, 0);
+        let mut each = |bytes, found: Found<'_>| {
+            assert!(matches!(found, Found::Status(0)), "{found:?}");
             described += bytes;
             true
         };
-        let what = blkswitch_io::pipeline::Extents::Paths;
-        bench.queues[0].0.extents(device.id(), offset, sectors * 512 - offset, what, &mut each);
+        let (what, len) = (Extents::Paths, sectors * 512 - offset);
+        bench.queues[0].0.extents(device.id(), offset, len, what, &mut each);
         described
     };
     let first = describe(&bench, 0);
     assert!(first < 1 << 30, "{first} bytes of a tebibyte in one go");
     assert!(first > 0 && describe(&bench, first) > 0, "whoever asks on gets on");
     assert_eq!(describe(&bench, sectors * 512 - 1024), 1024);
+}
+
+/// Whatever may block is not asked on a queue's thread.
+#[test]
+fn holes_of_a_file_are_for_others_to_find() {
+    let mut bench = Bench::new(1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let (file, null) = (bench.leaf(path.to_str().unwrap()), bench.leaf("null:1M"));
+    let mut table = TableBuilder::new(false);
+    for leaf in [&file, &null] {
+        let below = table.leaf(leaf.clone());
+        table.push(2048, Target::Linear(To { below, offset: 0 }));
+    }
+    let device = bench.device("both", table.build().unwrap());
+    let mut found = Vec::new();
+    let mut each = |bytes: u64, what: Found<'_>| {
+        found.push((bytes, format!("{what:?}").contains("Ask")));
+        true
+    };
+    bench.queues[0].0.extents(device.id(), 4096, (2 << 20) - 4096, Extents::Allocation, &mut each);
+    assert_eq!(found, [((1 << 20) - 4096, true), (1 << 20, false)]);
 }
 
 /// Leaves that answer at once must not have one long request keep a queue from all others.

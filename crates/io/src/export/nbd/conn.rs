@@ -40,6 +40,7 @@ use crate::slab::Slab;
 
 use sending::{Reply, Sending};
 use stalling::Watch;
+use status::Status;
 
 /// Requests of a connection between their header and their sent reply. Deeper than any client runs.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
@@ -124,6 +125,10 @@ pub(super) struct Conn {
     /// all of it.
     refusal: Option<Reply>,
     pending: Slab<Pending>,
+    /// BLOCK_STATUS requests not answered: for the first, leaves are being asked.
+    statuses: VecDeque<Status>,
+    /// Inquiries begun.
+    inquiries: u64,
     lent_bytes: usize,
     /// Bytes of memory that a request waits for, which the budget does not allow now.
     pub(super) starved: Option<usize>,
@@ -178,6 +183,8 @@ impl Conn {
             skip: 0,
             refusal: None,
             pending: Slab::default(),
+            statuses: VecDeque::new(),
+            inquiries: 0,
             lent_bytes: 0,
             starved: None,
             watch: Watch::default(),
@@ -292,7 +299,7 @@ impl Conn {
 
     /// Requests between their header and their sent reply.
     fn in_flight(&self) -> usize {
-        self.pending.len() + self.replies.len() + self.sending.replies()
+        self.pending.len() + self.statuses.len() + self.replies.len() + self.sending.replies()
     }
 
     fn shake_hands(&mut self, id: u32, context: &mut Context<'_>) {
@@ -386,7 +393,7 @@ impl Conn {
             return false;
         }
         if request.command == Command::BlockStatus {
-            return self.block_status(request, header_len, context);
+            return self.block_status(id, request, header_len, context);
         }
         let buffer = match self.lend(&request, data, context) {
             Ok(buffer) => buffer,
@@ -481,6 +488,7 @@ impl Conn {
             self.answered(body.slot, libc::ESHUTDOWN, context);
         }
         if self.broken {
+            self.give_up_statuses(context);
             self.drop_output(context.buffers);
         } else if self.send(id, context) && !self.ending && (self.end > self.start || self.at_end) {
             return true;
@@ -619,6 +627,7 @@ impl Conn {
         self.ending
             && self.receiving == Receiving::Nothing
             && self.pending.is_empty()
+            && self.statuses.is_empty()
             && self.nothing_to_send()
     }
 

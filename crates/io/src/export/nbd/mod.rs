@@ -24,6 +24,7 @@ pub mod clients;
 mod conn;
 pub mod contexts;
 pub mod handshake;
+pub(crate) mod inquiry;
 mod peer;
 pub mod reply;
 pub mod server;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::admission::Place;
 use super::clients::{Barrier, Client, Newer};
 use super::conn::Conn;
+use super::inquiry::Described;
 use crate::log_limit::LogLimit;
 use crate::queue::Context;
 use crate::request::Done;
@@ -102,6 +103,14 @@ impl Server {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.settled(number);
             self.touch(id);
+        }
+    }
+
+    /// Leaves have told of their allocation, for a connection that asked.
+    pub fn described(&mut self, described: &Described, context: &mut Context<'_>) {
+        if let Some(conn) = self.conns.get_mut(described.conn) {
+            conn.described(described.conn, described, context);
+            self.touch(described.conn);
         }
     }
 

@@ -43,7 +43,7 @@ impl Conn {
             }
             (self.broken, self.ending) = (true, true);
         }
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && self.statuses.is_empty() {
             return false;
         }
         if !self.broken && self.receiving == Receiving::Nothing && is_hung_up(self.socket.as_fd()) {

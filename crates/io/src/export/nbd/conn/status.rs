@@ -1,20 +1,34 @@
 //! BLOCK_STATUS: answered from the maps and the leaves, without a request in the pipeline.
+//!
+//! Paths are looked up in the maps as the answer is written. For the allocation leaves may have to
+//! be asked, which their helpers do (`inquiry.rs`): one request of a connection at a time, so that
+//! connections take turns at a leaf.
 
 use super::{Conn, Phase, Reply};
 use crate::buffer::Buffer;
+use crate::export::nbd::inquiry::{Asker, Described, Inquiry};
 use crate::export::nbd::reply::MAX_STATUS_CHUNK;
 use crate::export::nbd::{MAX_REPLY_HEADER, MetaContext, NbdError, Parsed, Request};
 use crate::memory::Short;
-use crate::pipeline::Extents;
+use crate::pipeline::{Extents, Found};
 use crate::queue::Context;
 
 /// A chunk of the reply for each metadata context that is asked for.
 type Chunks = [Option<Buffer>; MetaContext::ALL.len()];
 
+/// A request whose leaves are being asked, or that waits for its turn to ask.
+pub(super) struct Status {
+    request: Request,
+    chunks: Chunks,
+    /// Its inquiry, once there is one.
+    asked: Option<u64>,
+}
+
 impl Conn {
-    /// Answers BLOCK_STATUS. False if its payload, or memory for the answer, is not there yet.
+    /// Takes a BLOCK_STATUS. False if its payload, or memory for the answer, is not there yet.
     pub(super) fn block_status(
         &mut self,
+        id: u32,
         request: Request,
         header_len: usize,
         context: &mut Context<'_>,
@@ -44,7 +58,8 @@ impl Conn {
             Ok(chunks) => {
                 self.start += whole;
                 self.was_costly = true;
-                self.describe(&request, chunks, context);
+                self.statuses.push_back(Status { request, chunks, asked: None });
+                self.inquire(id, context);
                 true
             }
             Err(Short::Spent) => false,
@@ -83,9 +98,54 @@ impl Conn {
         context.buffers.put(buffer);
     }
 
-    /// Fills the chunks and queues them as replies. Without an extent (the table has shrunk) the
-    /// reply is an error.
-    fn describe(&mut self, request: &Request, chunks: Chunks, context: &mut Context<'_>) {
+    /// Has leaves asked for the request whose turn it is; answers it if none needs to be.
+    fn inquire(&mut self, id: u32, context: &mut Context<'_>) {
+        let Some(first) = self.statuses.front_mut().filter(|first| first.asked.is_none()) else {
+            return;
+        };
+        let request = first.request;
+        let Phase::Transmission { device, .. } = &self.phase else { return };
+        self.inquiries += 1;
+        let number = self.inquiries;
+        first.asked = Some(number);
+        let mut extents = Vec::new();
+        if request.contexts.contains(MetaContext::Allocation) {
+            let (conn, conn_number) = (id, self.place.number());
+            let asker = Asker { queue: context.queue, conn, conn_number, number };
+            let mut inquiry = Box::new(Inquiry::new(asker, context.registry, request.req_one));
+            let (device, Request { offset, len, .. }) = (device.device().id(), request);
+            let each = &mut |len, found: Found<'_>| inquiry.piece(len, found);
+            context.pipeline.extents(device, offset, len, Extents::Allocation, each);
+            match inquiry.answer_now() {
+                Some(known) => extents = known,
+                None => return inquiry.go_on(),
+            }
+        }
+        self.answer_status(&extents, context);
+    }
+
+    /// Leaves have been asked. The request is answered, and the next one has its turn.
+    pub(in crate::export::nbd) fn described(
+        &mut self,
+        id: u32,
+        described: &Described,
+        context: &mut Context<'_>,
+    ) {
+        let is_first =
+            self.statuses.front().is_some_and(|first| first.asked == Some(described.number));
+        // Otherwise it was given up.
+        if self.place.number() == described.conn_number && is_first {
+            self.answer_status(&described.extents, context);
+            while self.statuses.front().is_some_and(|first| first.asked.is_none()) {
+                self.inquire(id, context);
+            }
+        }
+    }
+
+    /// Answers the first request that waits. Without an extent (the table has shrunk) the reply is
+    /// an error.
+    fn answer_status(&mut self, allocation: &[(u64, u32)], context: &mut Context<'_>) {
+        let Some(Status { request, chunks, .. }) = self.statuses.pop_front() else { return };
         let mut failed = false;
         for (what, chunk) in MetaContext::ALL.into_iter().zip(chunks) {
             let Some(mut buffer) = chunk else { continue };
@@ -94,15 +154,20 @@ impl Conn {
                 self.take_back(buffer, context);
                 continue;
             }
-            let extents = match what {
-                MetaContext::Path => Extents::Paths,
-                MetaContext::Allocation => Extents::Allocation,
-            };
-            let mut writer = session.block_status(request, what, buffer.bytes_mut());
+            let mut writer = session.block_status(&request, what, buffer.bytes_mut());
             let (id, offset, len) = (device.device().id(), request.offset, request.len);
-            context
-                .pipeline
-                .extents(id, offset, len, extents, &mut |len, status| writer.extent(len, status));
+            match what {
+                MetaContext::Path => {
+                    let each = &mut |len, found: Found<'_>| match found {
+                        Found::Status(path) => writer.extent(len, path),
+                        Found::Ask(..) => false,
+                    };
+                    context.pipeline.extents(id, offset, len, Extents::Paths, each);
+                }
+                MetaContext::Allocation => {
+                    let _ = allocation.iter().all(|&(len, status)| writer.extent(len, status));
+                }
+            }
             let mut header = [0; MAX_REPLY_HEADER];
             let reply = match writer.finish() {
                 // The chunk carries its own header.
@@ -120,6 +185,13 @@ impl Conn {
                 }
             };
             self.replies.push_back(reply);
+        }
+    }
+
+    /// Nobody will read the answers: leaves may be asked for as long as they like.
+    pub(super) fn give_up_statuses(&mut self, context: &mut Context<'_>) {
+        while let Some(Status { chunks, .. }) = self.statuses.pop_front() {
+            chunks.into_iter().flatten().for_each(|buffer| self.take_back(buffer, context));
         }
     }
 }
