@@ -1,24 +1,24 @@
 //! Words and numbers as the kernel reads them: splitting of table parameters and messages, and
 //! number parsers.
 //!
-//! Words are separated by the kernel's white space; a backslash makes the next byte literal and is
-//! itself removed; a lone trailing backslash stays; there are no quotes, so there is no empty word.
-//! [`Words`] leaves the text alone and hands out words that remove their backslashes as they are
-//! read; [`split_in_place`] removes them in the text itself and hands out plain slices.
+//! The kernel's white space separates words. A backslash makes the next byte literal and is
+//! removed; a lone trailing backslash stays. There are no quotes, so no word is empty. [`Words`]
+//! does not change the text: its words remove backslashes as they are read. [`split_in_place`]
+//! removes backslashes in the text itself and returns plain slices.
 //!
 //! Contract: no allocation, no panic, any bytes.
 
 use core::fmt;
 
-/// Is this byte white space to the kernel's `isspace()`? Its character table is Latin-1, so the
-/// no-break space 0xa0 counts too.
+/// Whether the kernel's `isspace()` takes this byte for white space. Its character table is
+/// Latin-1, so the no-break space 0xa0 counts, too.
 #[inline]
 #[must_use]
 pub const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r' | 0xa0)
 }
 
-/// A word as it stands in a text, its backslashes not yet removed.
+/// A word of a text, with its backslashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Word<'a> {
     raw: &'a [u8],
@@ -26,25 +26,25 @@ pub struct Word<'a> {
 }
 
 impl<'a> Word<'a> {
-    /// A word that somebody has split already: every byte is meant literally.
+    /// A word that is split already: every byte is literal.
     #[must_use]
     pub const fn literal(word: &'a [u8]) -> Self {
         Self { raw: word, escaped: false }
     }
 
-    /// The bytes as they stand in the text.
+    /// The bytes of the text, with backslashes.
     #[must_use]
     pub const fn raw(self) -> &'a [u8] {
         self.raw
     }
 
-    /// The word itself if it needs no change, that is if it has no backslash.
+    /// The word as a slice, or `None` if it has a backslash.
     #[must_use]
     pub const fn plain(self) -> Option<&'a [u8]> {
         if self.escaped { None } else { Some(self.raw) }
     }
 
-    /// The bytes of the word, backslashes removed.
+    /// The bytes of the word without its backslashes.
     #[must_use]
     pub const fn bytes(self) -> WordBytes<'a> {
         WordBytes { rest: self.raw, escaped: self.escaped }
@@ -52,13 +52,13 @@ impl<'a> Word<'a> {
 }
 
 impl fmt::Display for Word<'_> {
-    /// Printed as the kernel log shows it, see [`Printable`].
+    /// Prints the word like the kernel log, see [`Printable`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.bytes().try_for_each(|byte| print_byte(f, byte))
     }
 }
 
-/// The bytes of a [`Word`], backslashes removed.
+/// Iterator of [`Word::bytes`].
 #[derive(Clone, Debug)]
 pub struct WordBytes<'a> {
     rest: &'a [u8],
@@ -83,7 +83,7 @@ impl Iterator for WordBytes<'_> {
     }
 }
 
-/// The words of a text.
+/// Iterator over the words of a text.
 #[derive(Clone, Debug)]
 pub struct Words<'a> {
     rest: &'a [u8],
@@ -96,7 +96,7 @@ impl<'a> Words<'a> {
         Self { rest: text }
     }
 
-    /// What follows the words taken so far.
+    /// The text after the words taken so far.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {
         self.rest
@@ -116,7 +116,7 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-/// The text from its first byte on that is not white space.
+/// Skips the white space at the start of `text`.
 #[inline]
 #[must_use]
 pub(super) fn skip_space(mut text: &[u8]) -> &[u8] {
@@ -129,7 +129,7 @@ pub(super) fn skip_space(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// Length of the word `text` begins with, as it stands there, and whether it has a backslash.
+/// Length of the first word of `text`, with backslashes, and whether it has any.
 #[inline]
 fn word_extent(text: &[u8]) -> (usize, bool) {
     let mut escaped = false;
@@ -146,8 +146,8 @@ fn word_extent(text: &[u8]) -> (usize, bool) {
     (text.len(), escaped)
 }
 
-/// Splits `text` into words, removing backslashes in the text itself. What is left in the text
-/// afterwards is of no use but through the words.
+/// Splits `text` into words and removes backslashes in the text itself. Afterwards only the
+/// returned words are meaningful, not the text.
 ///
 /// ```
 /// let mut text = *br"3 128 0 /dev/spa\ ce 0";
@@ -182,7 +182,7 @@ impl<'a> Iterator for SplitInPlace<'a> {
     }
 }
 
-/// Moves the bytes of the word together; returns how many there are.
+/// Moves the bytes of the word together and returns their count.
 fn remove_backslashes(word: &mut [u8]) -> usize {
     let (mut from, mut to) = (0usize, 0usize);
     while let Some(&first) = word.get(from) {
@@ -196,23 +196,23 @@ fn remove_backslashes(word: &mut [u8]) -> usize {
     to
 }
 
-/// A constructor's integer: decimal digits, nothing after them; blanks before them are passed over
-/// (they can only come from an escaped blank). Unlike the kernel, which silently keeps the low 32
-/// bits of a larger number, this refuses what does not fit 32 bits.
+/// Parses an integer of a constructor: decimal digits and nothing after them. Leading blanks are
+/// skipped; they can only come from an escaped blank. Returns `None` for a number beyond 32 bits,
+/// of which the kernel silently keeps the low 32 bits.
 #[must_use]
 pub fn parse_u32(word: &[u8]) -> Option<u32> {
     decimal(skip_space(word)).and_then(|value| u32::try_from(value).ok())
 }
 
-/// An offset in sectors: decimal digits, an optional `+` before and one newline after them (it can
-/// only come from an escaped newline); what does not fit 64 bits is refused.
+/// Parses an offset in sectors: an optional `+`, decimal digits, and at most one newline, which can
+/// only come from an escaped one. Returns `None` for a number beyond 64 bits.
 #[must_use]
 pub fn parse_u64(word: &[u8]) -> Option<u64> {
     let digits = word.strip_prefix(b"+").unwrap_or(word);
     decimal(digits.strip_suffix(b"\n").unwrap_or(digits))
 }
 
-/// One or more decimal digits and nothing else; `None` also if the number does not fit 64 bits.
+/// Parses one or more decimal digits and nothing else. Returns `None` for a number beyond 64 bits.
 fn decimal(digits: &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for &byte in digits {
@@ -225,7 +225,7 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { Some(value) }
 }
 
-/// Bytes printed as the kernel log shows them: what is not printable ASCII, and the backslash, as
+/// Prints bytes like the kernel log: a backslash and every byte that is not printable ASCII as
 /// `\xNN`.
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<'a>(pub &'a [u8]);

@@ -1,10 +1,10 @@
-//! Errors of tables and constructors: what was wrong, the kernel's words for it, its errno, and a
-//! longer sentence.
+//! Errors of tables and constructors: the fault, the kernel's text and errno for it, and a longer
+//! sentence.
 //!
-//! Contract: errors are small and `Copy`; they keep numbers and the position of a word, never text,
-//! so the caller that still has the words formats them. [`Error`]'s `Display` is the kernel's text
-//! to the letter (texts that name a device need [`Error::of_device`]); [`Error::explain`] says what
-//! would have been allowed. Messages have their own error, [`super::switch::MessageError`].
+//! Contract: errors are small and `Copy`. They hold numbers and the position of a word, never text,
+//! so the caller, which still has the words, formats them. `Display` of [`Error`] is the kernel's
+//! exact text (texts with a device name need [`Error::of_device`]). [`Error::explain`] says what is
+//! allowed. Messages have an error of their own, [`super::switch::MessageError`].
 
 use core::fmt;
 
@@ -14,7 +14,8 @@ use super::units::MAX_DEVICE_SECTORS;
 
 macro_rules! errnos {
     ($($variant:ident = $number:literal, $name:literal, $text:literal;)*) => {
-        /// The error numbers a table, a message or a device look-up can end with (Linux numbering).
+        /// The error numbers that a table, a message or a device look-up can end with, as Linux
+        /// numbers them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(i32)]
         pub enum Errno {
@@ -34,13 +35,13 @@ macro_rules! errnos {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What `strerror` says, `Invalid argument`.
+            /// The text of `strerror`, `Invalid argument`.
             #[must_use]
             pub const fn description(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The errno with this positive number, if it is one of ours.
+            /// The errno with this positive number; `None` if this enum does not have it.
             #[must_use]
             pub const fn from_number(number: i32) -> Option<Self> {
                 match number { $($number => Some(Self::$variant),)* _ => None }
@@ -76,7 +77,7 @@ impl fmt::Display for Errno {
     }
 }
 
-/// Why a table or a target was refused. `at` is the position of the offending word among the
+/// The reason why a table or a target was refused. `at` is the position of the wrong word among the
 /// target's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -91,13 +92,13 @@ pub enum Error {
         /// Its length in sectors.
         len: u64,
     },
-    /// No such target type. Only the caller knows which there are.
+    /// An unknown target type. Only the caller knows the types.
     UnknownType,
-    /// A target that does not start where the one before ended.
+    /// A target that does not start at the end of the one before.
     Gap {
-        /// Where it starts.
+        /// Its first sector.
         start: u64,
-        /// Where it should start.
+        /// The first sector it should have.
         expected: u64,
     },
     /// `<num_paths>` is missing or not in 1..=[`MAX_PATHS`].
@@ -115,11 +116,11 @@ pub enum Error {
         /// Position of the word.
         at: usize,
     },
-    /// The words that are left are not a device and an offset for each path.
+    /// The remaining words are not a device and an offset for each path.
     PathArguments {
-        /// Words needed: two for each path.
+        /// Number of words needed: two for each path.
         expected: u64,
-        /// Words there are.
+        /// Number of words found.
         found: usize,
     },
     /// No memory for the target itself.
@@ -128,7 +129,7 @@ pub enum Error {
     DeviceLookup {
         /// Number of the path.
         path: u32,
-        /// What opening it gave.
+        /// The errno of the attempt to open it.
         errno: Errno,
     },
     /// A path's offset is not an unsigned 64-bit decimal.
@@ -152,9 +153,9 @@ pub enum Error {
     DeviceTooSmall {
         /// First sector on the device.
         start: u64,
-        /// Sectors needed from there.
+        /// Sectors needed from that sector on.
         len: u64,
-        /// Sectors the device has.
+        /// Size of the device in sectors.
         dev_size: u64,
     },
     /// A path's offset is not a multiple of its device's logical block size.
@@ -171,8 +172,8 @@ pub enum Error {
         /// Logical block size in bytes.
         block_size: u32,
     },
-    /// Regions would cut a path's logical blocks. Ours: the kernel loads such a table and then
-    /// fails I/O in part.
+    /// Region boundaries would lie inside a path's logical blocks. The kernel has no such check: it
+    /// loads the table and later fails part of the I/O.
     RegionUnaligned {
         /// Region size in sectors.
         region_size: u32,
@@ -182,7 +183,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno a caller gets, the same as from the kernel.
+    /// The errno for the caller, the same as the kernel's.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -192,19 +193,19 @@ impl Error {
         }
     }
 
-    /// The kernel's text with the device's name put where the kernel puts it.
+    /// The kernel's text with the device's name in its place.
     #[must_use]
     pub const fn of_device<'a>(&'a self, name: &'a str) -> OfDevice<'a> {
         OfDevice { error: self, name }
     }
 
-    /// One sentence that quotes the bad word (`None`: it is missing) and says what is allowed.
+    /// One sentence that quotes the wrong word (`None`: it is missing) and says what is allowed.
     #[must_use]
     pub const fn explain<'a>(&'a self, word: Option<&'a [u8]>) -> Explain<'a> {
         Explain { error: self, word }
     }
 
-    /// Position of the word this error is about, among the words of the target.
+    /// Position of the wrong word among the words of the target.
     #[must_use]
     pub const fn word_position(&self) -> Option<usize> {
         match self {
@@ -279,7 +280,7 @@ impl fmt::Display for OfDevice<'_> {
     }
 }
 
-/// An [`Error`] as one sentence for people: the bad word and what would have been allowed.
+/// An [`Error`] as one sentence for people: the wrong word and what is allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Explain<'a> {
     error: &'a Error,

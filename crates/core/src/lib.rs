@@ -1,16 +1,16 @@
-//! blkswitch-core decides which path every sector of a switch device takes, and which of several
+//! blkswitch-core decides which path each sector of a switch device takes, and which of several
 //! paths to one volume a request takes.
 //!
-//! A *switch* device is cut into *regions* of one size; a packed table says for every region which
-//! *path* (one of several devices that lead to the same volume) its sectors take. The table begins
-//! as round robin and is changed by messages while I/O runs. This is the device-mapper `switch`
-//! target of Linux: same table lines, same messages, same words in errors. [`multipath`] does the
-//! same for the lower tier, the `multipath` target. The same files are compiled into a daemon, a
-//! library and, without `multipath`, a kernel module.
+//! A *switch* device is divided into *regions* of one size. A packed table holds the *path* of each
+//! region: one of several devices that lead to the same volume. The table begins as round robin,
+//! and messages change it while I/O runs. This is the device-mapper `switch` target of Linux: it
+//! takes the same table lines and messages, and its errors have the same words. [`multipath`] does
+//! the same for the lower tier, the `multipath` target. A daemon, a library and a kernel module
+//! (without `multipath`) compile the same files.
 //!
 //! Contract of the whole crate: no I/O, no clock, no threads, no allocation, no `unsafe`, no
-//! dependency; storage is an argument. Nothing here panics, whatever the input. Everything a kernel
-//! calls (all but `Display`) compiles to code without a symbol of libcore.
+//! dependency. The caller provides storage. No function panics, whatever the input. All functions
+//! that a kernel calls (all but `Display`) compile to code without a symbol of libcore.
 //!
 //! ```
 //! use core::sync::atomic::AtomicU64;
@@ -33,8 +33,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Inside this crate paths are written `super::`, never from the crate's root: the kernel module
-//! takes these files in as a module of its own.
+//! Inside this crate, paths begin with `super::`, never with `crate::`, because the kernel module
+//! includes these files as a module of its own.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,8 +1,8 @@
-//! The naive model: a `Vec` with the path of every region. Property tests, fuzzers and the
-//! simulation compare the real thing with it, so it is written to be obviously right: no packing,
-//! no reciprocals, no shortcuts, and none of the crate's own code.
+//! The naive model: a `Vec` with the path of each region. Property tests, fuzzers and the
+//! simulation compare the implementation with it. So it is written to be obviously right: no
+//! packing, no reciprocals, no shortcuts, and none of the crate's code.
 //!
-//! Contract: only built with the feature `model`, which needs std. Panics are allowed here.
+//! Contract: it is built only with the feature `model`, which needs std. It may panic.
 
 pub mod multipath;
 
@@ -20,7 +20,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Round robin.
+    /// A model in its first state, round robin.
     #[must_use]
     pub fn new(len_sectors: u64, num_paths: u32, region_size: u32) -> Self {
         let regions = len_sectors.div_ceil(u64::from(region_size));
@@ -28,15 +28,15 @@ impl Model {
         Self { paths, num_paths, region_size }
     }
 
-    /// The path of a sector, and the sectors left in its region from this one on.
+    /// The path of a sector, and the number of sectors from this one to the end of its region.
     #[must_use]
     pub fn route(&self, sector: u64) -> (u32, u64) {
         let size = u64::from(self.region_size);
         (self.paths[(sector / size) as usize], size - sector % size)
     }
 
-    /// Applies the arguments of a `set_region_mappings` message as far as they are right. The error
-    /// is the kernel's text and the position of the argument, counted from 1.
+    /// Applies the arguments of a `set_region_mappings` message up to the first wrong one. The
+    /// error is the kernel's text and the position of the argument, counted from 1.
     pub fn message(&mut self, text: &[u8]) -> Result<(), (usize, String)> {
         let mut index = 0u64;
         for (number, word) in split(text).iter().enumerate() {

@@ -1,8 +1,8 @@
-//! The table: lines as `dmsetup` reads them, and the rules the device-mapper core has for their
-//! sectors and for the devices below.
+//! The table: lines as `dmsetup` reads them, and the device-mapper core's rules for their sectors
+//! and for the devices below.
 //!
-//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers;
-//! nothing of a table is used before the whole table has been read, so the first error ends the
+//! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers.
+//! A caller uses nothing of a table before it has read all of it, so the first error ends the
 //! reading.
 
 use core::fmt;
@@ -11,7 +11,7 @@ use super::args::Printable;
 use super::error::Error;
 use super::units::{MAX_DEVICE_SECTORS, SECTOR_SHIFT};
 
-/// Longest target type in bytes: the kernel interface has 16 for it, one of them the terminating
+/// Longest target type in bytes: the kernel's interface has a field of 16 bytes with a terminating
 /// NUL.
 pub const MAX_TYPE_LEN: usize = 15;
 
@@ -26,11 +26,11 @@ pub struct Target<'a> {
     pub len: u64,
     /// Target type, at most [`MAX_TYPE_LEN`] bytes without white space.
     pub kind: &'a [u8],
-    /// The target's own words, as they stand; [`super::args`] splits them.
+    /// The target's own words, not yet split by [`super::args`].
     pub params: &'a [u8],
 }
 
-/// What is wrong with a line.
+/// The fault of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineError<'a> {
     /// Not `<start> <length> <type> [<parameters>]`.
@@ -48,7 +48,7 @@ pub enum LineError<'a> {
 }
 
 impl<'a> LineError<'a> {
-    /// `dmsetup`'s text, which names the file the table came from (nothing for `--table` and
+    /// `dmsetup`'s text, which names the file of the table (`name` is empty for `--table` and
     /// standard input).
     #[must_use]
     pub const fn in_table(self, name: &'a str) -> InTable<'a> {
@@ -84,8 +84,8 @@ impl fmt::Display for LineError<'_> {
 
 impl core::error::Error for LineError<'_> {}
 
-/// The targets of a table text, one a line; blank lines and lines that begin with `#` are skipped,
-/// and so is everything from the first `#` of the parameters on.
+/// The targets of a table text, one per line. Skips blank lines, lines that begin with `#`, and
+/// everything from the first `#` of the parameters on.
 ///
 /// ```
 /// use blkswitch_core::table::lines;
@@ -144,7 +144,7 @@ fn parse_line(text: &[u8], line: usize) -> Result<Target<'_>, LineError<'_>> {
     Ok(Target { line, start, len, kind, params })
 }
 
-/// White space to `dmsetup`, which is the C library's, not the kernel's.
+/// White space of `dmsetup`: that of the C library, not the kernel's.
 const fn is_c_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
@@ -167,8 +167,8 @@ fn trim_end(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// What `%llu` reads: blanks, a sign, decimal digits. A number too large becomes the largest, a
-/// negative one wraps; the rules for sectors refuse both afterwards.
+/// Reads a number like `%llu`: blanks, a sign, decimal digits. A number that is too large becomes
+/// the largest, and a negative one wraps. The rules for sectors refuse both later.
 fn scan_u64(text: &[u8]) -> Option<(u64, &[u8])> {
     let text = trim_start(text);
     let (negative, mut rest) = match text.split_first() {
@@ -198,10 +198,10 @@ fn scan_u64(text: &[u8]) -> Option<(u64, &[u8])> {
     Some((value, rest))
 }
 
-/// The core's rules for the places of targets: they follow each other without a gap from sector 0
-/// on.
+/// The device-mapper core's rule for the places of targets: they follow each other from sector 0
+/// on, without a gap.
 ///
-/// The kernel looks up the target type between the two checks, so they are two calls:
+/// The kernel looks the target type up between the two checks. So the caller makes three calls:
 /// [`Layout::extent`], the caller's look-up ([`Error::UnknownType`]), [`Layout::append`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
@@ -215,13 +215,13 @@ impl Layout {
         Self { end: 0 }
     }
 
-    /// Where the next target must start: the length of the device so far, in sectors.
+    /// The first sector of the next target, which is the length of the device so far.
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
-    /// Can there be a target of this place and length at all?
+    /// Checks that a target can have this place and length.
     pub const fn extent(start: u64, len: u64) -> Result<(), Error> {
         if len == 0 {
             return Err(Error::ZeroLength);
@@ -232,7 +232,7 @@ impl Layout {
         }
     }
 
-    /// Puts a target behind the ones there are.
+    /// Appends a target.
     pub const fn append(&mut self, start: u64, len: u64) -> Result<(), Error> {
         if start != self.end {
             return Err(Error::Gap { start, expected: self.end });
@@ -241,14 +241,14 @@ impl Layout {
         Ok(())
     }
 
-    /// Is the table complete? It is unless it is empty.
+    /// Checks that the table is complete, that is, not empty.
     pub const fn finish(&self) -> Result<(), Error> {
         if self.end == 0 { Err(Error::NoTargets) } else { Ok(()) }
     }
 }
 
-/// Does a device of `dev_size` sectors with this logical block size (bytes, a power of two) have
-/// room for `len` sectors from sector `start` on, in whole blocks?
+/// Checks that a device of `dev_size` sectors has room for `len` sectors from sector `start` on, in
+/// whole blocks of `block_size` bytes (a power of two).
 pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) -> Result<(), Error> {
     match start.checked_add(len) {
         Some(end) if start < dev_size && end <= dev_size => {}
@@ -263,8 +263,8 @@ pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) ->
     Ok(())
 }
 
-/// Do region boundaries fall on boundaries of blocks of this size (bytes, a power of two)? Ours,
-/// the kernel does not ask; with a single region there is no boundary to fall anywhere.
+/// Checks that region boundaries are boundaries of blocks of `block_size` bytes (a power of two).
+/// The kernel has no such check. A single region has no boundary inside the device.
 pub const fn check_region_size(
     region_size: u32,
     nr_regions: u64,

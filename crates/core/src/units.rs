@@ -1,18 +1,17 @@
-//! Units: sectors, region numbers and path numbers, so that they are not mixed up at public
-//! boundaries.
+//! Units: types for sectors, region numbers and path numbers, so that public functions do not mix
+//! them up.
 //!
-//! Contract: plain numbers with a name; nothing is checked here. Inside the functions that run once
-//! per request or per message argument plain `u64` and `u32` are used, under names that carry the
-//! unit.
+//! Contract: plain numbers with a name, without checks. Functions that run for each request or
+//! message argument use plain `u64` and `u32`, under names that end in the unit.
 
 use core::fmt;
 
-/// Bytes in a sector: the unit of every size and offset in a table line, whatever the disks' own
-/// blocks are.
+/// Bytes of a sector, the unit of every size and offset in a table line. It does not depend on the
+/// blocks of the disks.
 pub const SECTOR_SIZE: u64 = 512;
 /// `1 << SECTOR_SHIFT == SECTOR_SIZE`.
 pub const SECTOR_SHIFT: u32 = 9;
-/// The longest device, in sectors: its length in bytes still fits a signed 64-bit file offset.
+/// The longest device in sectors: its length in bytes fits a signed 64-bit file offset.
 pub const MAX_DEVICE_SECTORS: u64 = i64::MAX as u64 >> SECTOR_SHIFT;
 
 macro_rules! unit {
@@ -43,7 +42,7 @@ macro_rules! unit {
 }
 
 unit! {
-    /// A place or a length in units of [`SECTOR_SIZE`] bytes.
+    /// A position or a length in units of [`SECTOR_SIZE`] bytes.
     Sector(u64)
 }
 unit! {
@@ -56,7 +55,7 @@ unit! {
 }
 
 impl Sector {
-    /// The same in bytes; `None` where that does not fit 64 bits.
+    /// The number of bytes; `None` if it does not fit 64 bits.
     #[must_use]
     pub const fn bytes(self) -> Option<u64> {
         self.0.checked_mul(SECTOR_SIZE)

@@ -1,13 +1,12 @@
-//! The naive model of a multipath target: lists of paths, as one would draw them. Same purpose and
-//! contract as
+//! The naive model of a multipath target: plain lists of paths. Purpose and contract are those of
 //! [`super`].
 //!
-//! A group's `queue` holds the paths that are up; the one that is used goes to its end. That is the
-//! whole of round-robin, and what the other selectors do among equally good paths.
+//! A group's `queue` holds the paths that are up, and a used path goes to its end. That is all of
+//! round-robin; the other selectors do the same among equally good paths.
 
 use std::vec::Vec;
 
-/// How a group's requests are spread.
+/// The selector of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
     /// round-robin
@@ -18,17 +17,17 @@ pub enum Spread {
     FewestBytes,
     /// io-affinity
     ByCpu,
-    /// historical-service-time: what was measured the model does not know, so it is told which path
-    /// was chosen
+    /// historical-service-time. The model does not measure, so the caller says which path was
+    /// chosen.
     ByTime,
 }
 
 /// A path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// Has failed.
+    /// Whether it has failed.
     pub failed: bool,
-    /// How often.
+    /// Number of failures.
     pub fail_count: u64,
     /// In flight.
     pub requests: u32,
@@ -36,20 +35,20 @@ pub struct Path {
     pub bytes: u64,
     /// Relative throughput.
     pub throughput: u32,
-    /// Its CPUs.
+    /// The CPUs that use it.
     pub cpus: Vec<u16>,
 }
 
 /// A priority group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// How requests are spread.
+    /// Its selector.
     pub spread: Spread,
-    /// All its paths, by number.
+    /// Numbers of all its paths.
     pub paths: Vec<usize>,
-    /// Those that are up, the next one first.
+    /// Numbers of the paths that are up, the next one first.
     pub queue: Vec<usize>,
-    /// Passed over while there is another.
+    /// Whether it is skipped while there is another group.
     pub disabled: bool,
 }
 
@@ -86,15 +85,14 @@ impl Multipath {
         model
     }
 
-    /// How many paths are up.
+    /// Number of paths that are up.
     #[must_use]
     pub fn live(&self) -> usize {
         self.paths.iter().filter(|path| !path.failed).count()
     }
 
-    /// The path for a request, which is then in flight; nothing if none is up. In a group that
-    /// spreads
-    /// [`Spread::ByTime`] it is the one that was `chosen`, if that may be.
+    /// Chooses the path for a request and counts the request as in flight; `None` if no path is up.
+    /// In a group of [`Spread::ByTime`] it is the `chosen` path, if that is allowed.
     pub fn select(&mut self, bytes: u64, cpu: u16, chosen: Option<usize>) -> Option<usize> {
         let in_order = |disabled| {
             let groups = self.groups.iter().enumerate();
@@ -139,13 +137,13 @@ impl Multipath {
         path
     }
 
-    /// The path's request is over.
+    /// Counts the end of a request.
     pub fn ended(&mut self, path: usize, bytes: u64) {
         self.paths[path].requests -= 1;
         self.paths[path].bytes -= bytes;
     }
 
-    /// Returns whether it was up.
+    /// Fails a path. Returns whether it was up.
     pub fn fail(&mut self, path: usize) -> bool {
         if self.paths[path].failed {
             return false;
@@ -156,7 +154,7 @@ impl Multipath {
         true
     }
 
-    /// Returns whether it was down.
+    /// Reinstates a path. Returns whether it was down.
     pub fn reinstate(&mut self, path: usize) -> bool {
         if !self.paths[path].failed {
             return false;
@@ -185,7 +183,7 @@ impl Multipath {
     }
 }
 
-/// Would `a` be done with everything and this request sooner than `b`?
+/// Whether `a` would finish its bytes in flight and this request sooner than `b`.
 fn sooner(a: &Path, b: &Path, bytes: u64) -> bool {
     let (load_a, load_b) = (u128::from(a.bytes + bytes), u128::from(b.bytes + bytes));
     let (speed_a, speed_b) = (u128::from(a.throughput), u128::from(b.throughput));

@@ -1,20 +1,21 @@
-//! What the kernel leaves to multipathd: when to look after a path, when to go back to a better
-//! group, how long to hold requests while no path is up.
+//! The decisions that the kernel leaves to multipathd: when to probe a path, when to go back to a
+//! better group, and how long to hold requests while no path is up.
 //!
-//! Contract: pure functions of what they are told; the time is an argument. Who calls them has the
-//! timers, sends the probes, and passes the answers on to [`super::Multipath`].
+//! Contract: pure functions; the time is an argument. The caller has the timers, sends the probes,
+//! and passes their answers on to [`super::Multipath`].
 
 /// Time between two probes of a path whose state has just changed: multipathd's `polling_interval`.
 pub const FIRST_INTERVAL_NS: u64 = 5_000_000_000;
 /// Longest time between two probes: multipathd's `max_polling_interval`.
 pub const LAST_INTERVAL_NS: u64 = 20_000_000_000;
 
-/// How often paths are probed.
+/// The intervals between probes of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intervals {
-    /// After the path's state has changed.
+    /// The interval after the path's state has changed.
     pub first_ns: u64,
-    /// At most, while the path is up; each interval is twice the one before until this is reached.
+    /// The longest interval while the path is up. Each interval is twice the one before, up to this
+    /// one.
     pub last_ns: u64,
 }
 
@@ -24,8 +25,8 @@ impl Default for Intervals {
     }
 }
 
-/// When a path is to be probed: a healthy one seldom while nothing changes, a failed one at every
-/// interval, so that it is back within one.
+/// The time of a path's next probe. A healthy path is probed less and less often while nothing
+/// changes; a failed one at every first interval, so that it is back within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     due_ns: u64,
@@ -33,7 +34,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A path whose state has just changed, or is just becoming known.
+    /// For a path whose state has just changed, or is new.
     #[must_use]
     pub const fn new(intervals: &Intervals, now_ns: u64) -> Self {
         Self { due_ns: now_ns.saturating_add(intervals.first_ns), interval_ns: intervals.first_ns }
@@ -45,7 +46,8 @@ impl Probe {
         self.due_ns
     }
 
-    /// The path was probed, and is as it was before. (If it is not, it gets a new [`Probe`].)
+    /// Call this after a probe that did not change the path's state. (After a change, make a new
+    /// [`Probe`].)
     pub fn unchanged(&mut self, intervals: &Intervals, is_up: bool, now_ns: u64) {
         if !is_up {
             *self = Self::new(intervals, now_ns);
@@ -63,30 +65,30 @@ pub enum Failback {
     /// At once.
     #[default]
     Immediate,
-    /// Once it has had one for so long without a break.
+    /// After the group has had a path for this time without a break.
     After {
-        /// How long.
+        /// The time in ns.
         delay_ns: u64,
     },
-    /// Only by message.
+    /// Never, except by message.
     Manual,
 }
 
-/// Watches for a group to go back to.
+/// Decides when to go back to a better group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FailbackTimer {
     better_since_ns: Option<u64>,
 }
 
 impl FailbackTimer {
-    /// Nothing seen yet.
+    /// Before any call of [`FailbackTimer::poll`].
     #[must_use]
     pub const fn new() -> Self {
         Self { better_since_ns: None }
     }
 
-    /// To be asked whenever a path changed, and at [`FailbackTimer::due_ns`]. `better` is
-    /// [`super::Multipath::better_group`]. Returns the group to give to
+    /// Call this whenever a path changed, and at [`FailbackTimer::due_ns`]. `better` is
+    /// [`super::Multipath::better_group`]. Returns the group for
     /// [`super::Multipath::choose_group`].
     pub fn poll(&mut self, policy: Failback, better: Option<u32>, now_ns: u64) -> Option<u32> {
         let Some(group) = better else {
@@ -106,7 +108,7 @@ impl FailbackTimer {
         None
     }
 
-    /// When to ask again if nothing changes before.
+    /// The time of the next call if nothing changes before; `None` if there is none.
     #[must_use]
     pub const fn due_ns(&self, policy: Failback) -> Option<u64> {
         match (policy, self.better_since_ns) {
@@ -118,19 +120,20 @@ impl FailbackTimer {
     }
 }
 
-/// What to do with requests while no path is up: multipathd's `no_path_retry`.
+/// The policy for requests while no path is up: multipathd's `no_path_retry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPathRetry {
     /// Fail them.
     Fail,
-    /// Hold them, however long it takes.
+    /// Hold them without a time limit.
     Queue,
-    /// Hold them for so many rounds of the checker, then fail them. 0 is [`NoPathRetry::Fail`].
+    /// Hold them for this number of rounds of the checker, then fail them. 0 means
+    /// [`NoPathRetry::Fail`].
     Rounds(u32),
 }
 
 impl NoPathRetry {
-    /// Whether requests are held when the last path goes down: for
+    /// Whether requests are held when the last path goes down. The argument for
     /// [`super::Multipath::set_queueing`] when the policy is set.
     #[must_use]
     pub const fn queues_first(self) -> bool {
@@ -141,26 +144,26 @@ impl NoPathRetry {
     }
 }
 
-/// Counts the rounds without a path.
+/// Counts the rounds of the checker without a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoPathTimer {
     /// Whole rounds without a path.
     rounds: u32,
-    /// The last round ended without one.
+    /// Whether the last round ended without a path.
     is_without: bool,
 }
 
 impl NoPathTimer {
-    /// No round without a path yet.
+    /// Before the first round.
     #[must_use]
     pub const fn new() -> Self {
         Self { rounds: 0, is_without: false }
     }
 
-    /// A round of the checker ends with so many paths up. Returns what to give to
-    /// [`super::Multipath::set_queueing`]; nothing if that is to stay as it is, as somebody may
-    /// have set it by message. When paths are back after all rounds were used up, requests are held
-    /// again from the next time on.
+    /// Call this at the end of a round, with the number of paths that are up. Returns the argument
+    /// for [`super::Multipath::set_queueing`], or `None` if the policy is to stay, because a
+    /// message may have set it. When paths are back after all rounds were used up, requests will be
+    /// held again the next time.
     pub fn round(&mut self, policy: NoPathRetry, live_paths: u32) -> Option<bool> {
         let NoPathRetry::Rounds(limit @ 1..) = policy else { return None };
         let was_without = core::mem::replace(&mut self.is_without, live_paths == 0);

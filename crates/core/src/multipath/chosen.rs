@@ -1,4 +1,4 @@
-//! Which group is in use: three numbers in one word, so that all queues see them change together.
+//! The group in use: three numbers in one word, so that all queues see them change together.
 //!
 //! Contract: lock-free; numbers count from 1, 0 is none.
 
@@ -7,25 +7,25 @@ use super::sync::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 /// Bits of a group's number: more than [`super::params::MAX_GROUPS`] needs.
 const NUMBER_BITS: u32 = u16::BITS;
 
-/// The numbers.
+/// The numbers of three groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
-    /// The group requests take.
+    /// The group that requests use.
     pub(super) current: u16,
-    /// The group a message (or the table) has named, until a request has taken notice.
+    /// The group that a message or the table has named, until a request uses it.
     pub(super) next: u16,
-    /// The group requests took last, also while there is no current one.
+    /// The group that requests used last, also while there is no current one.
     pub(super) last: u16,
 }
 
 impl Chosen {
-    /// The current group if it is not about to change, else 0.
+    /// The current group, or 0 if it is about to change.
     #[inline]
     pub(super) const fn settled(self) -> u16 {
         if self.next == 0 { self.current } else { 0 }
     }
 
-    /// With `group` in use; 0: with none.
+    /// The numbers after a change to `group` (0: none).
     pub(super) const fn moved_to(self, group: u16) -> Self {
         Self { current: group, next: 0, last: if group == 0 { self.last } else { group } }
     }
@@ -45,7 +45,7 @@ impl Chosen {
     }
 }
 
-/// The word.
+/// A [`Chosen`] in an atomic word.
 #[derive(Debug)]
 pub(super) struct ChosenGroup(AtomicU64);
 
@@ -63,13 +63,13 @@ impl ChosenGroup {
         Chosen::unpack(self.0.load(SeqCst))
     }
 
-    /// `false` if somebody has changed it.
+    /// Replaces `before` by `after`. Returns `false` if another thread has changed the word.
     pub(super) fn replace(&self, before: Chosen, after: Chosen) -> bool {
         self.0.compare_exchange(before.pack(), after.pack(), SeqCst, SeqCst).is_ok()
     }
 
     pub(super) fn update(&self, change: impl Fn(Chosen) -> Chosen) {
-        // The closure always has a new value, so this cannot end without it.
+        // The closure never returns `None`, so this cannot fail.
         let _ =
             self.0.fetch_update(SeqCst, SeqCst, |word| Some(change(Chosen::unpack(word)).pack()));
     }

@@ -1,7 +1,7 @@
-//! Why a multipath table line was refused: the kernel's words, its errno, and a longer sentence.
+//! Errors of a multipath table line: the kernel's text and errno, and a longer sentence.
 //!
-//! Contract: as [`super::super::error`]: small and `Copy`, without text of the line; who still has
-//! the line formats.
+//! Contract: as [`super::super::error`]: errors are small and `Copy`, without text of the line. The
+//! caller, which still has the line, formats them.
 
 use core::fmt;
 
@@ -14,7 +14,7 @@ use super::params::{
 use super::selector::io_affinity::MAX_CPUS;
 use super::selector::{PathArgsError, Selector};
 
-/// What is wrong.
+/// The fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamsErrorKind {
     /// The count of feature words.
@@ -25,26 +25,26 @@ pub enum ParamsErrorKind {
     PgInitDelay,
     /// `queue_mode`
     QueueMode,
-    /// No such feature, or its value is missing.
+    /// An unknown feature, or one without its value.
     Feature,
     /// The count of handler words.
     HandlerCount,
     /// The count of groups.
     GroupCount,
-    /// The number of the first group to use is no number or too large.
+    /// The number of the first group is not a number, or is too large.
     InitialGroupNumber,
-    /// There are groups and the first to use is 0, or the other way round.
+    /// The first group is 0 although there are groups, or the other way round.
     InitialGroup,
-    /// There are more or fewer groups than said.
+    /// The line has more or fewer groups than it says.
     GroupMismatch {
-        /// Groups there are.
+        /// Number of groups in the line.
         found: u32,
-        /// Groups the line says there are.
+        /// Number of groups that the line announces.
         expected: u32,
     },
     /// The line ends within a group.
     GroupWords,
-    /// No such selector.
+    /// An unknown selector.
     SelectorName,
     /// The count of a selector's words.
     SelectorCount,
@@ -52,37 +52,37 @@ pub enum ParamsErrorKind {
     SelectorArgs,
     /// The count of paths of a group.
     PathCount,
-    /// The count of words each path has.
+    /// The count of words of each path.
     PathArgCount,
     /// The line ends within a path.
     PathWords,
     /// The caller could not open a path's device.
     Device {
-        /// What opening it gave.
+        /// The errno of the attempt to open it.
         errno: Errno,
     },
-    /// No such hardware handler.
+    /// An unknown hardware handler.
     Handler,
     /// A path's arguments.
     PathArgs {
-        /// The selector that did not like them.
+        /// The selector that refused them.
         selector: Selector,
-        /// What it did not like.
+        /// Its reason.
         error: PathArgsError,
     },
 }
 
-/// Why a multipath table line was refused.
+/// The reason why a multipath table line was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamsError {
-    /// What is wrong.
+    /// The fault.
     pub kind: ParamsErrorKind,
-    /// Which of the target's words it is about; there may be none at this position.
+    /// Position of the wrong word among the target's words; the word may be missing.
     pub at: usize,
 }
 
 impl ParamsError {
-    /// The errno a caller gets, the same as from the kernel.
+    /// The errno for the caller, the same as the kernel's.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self.kind {
@@ -91,7 +91,7 @@ impl ParamsError {
         }
     }
 
-    /// One sentence that quotes the bad word (`None`: it is missing) and says what is allowed.
+    /// One sentence that quotes the wrong word (`None`: it is missing) and says what is allowed.
     #[must_use]
     pub const fn explain<'a>(&'a self, word: Option<&'a [u8]>) -> ExplainParams<'a> {
         ExplainParams { error: self, word }
@@ -159,7 +159,7 @@ impl ExplainParams<'_> {
         }
     }
 
-    /// A count of words that must be there.
+    /// Writes the text about a count of words.
     fn count(&self, f: &mut fmt::Formatter<'_>, what: &str, max: u32) -> fmt::Result {
         self.must_be(
             f,

@@ -1,8 +1,8 @@
-//! Events: what has changed, for who waits, watches, logs or counts.
+//! Events: changes of a multipath device, for waiting, monitoring, logs and counters.
 //!
-//! Contract: an event is handed to the closure that the call which caused it was given, on the
-//! thread of that call, after the change took effect. Two queues that change things at once hand
-//! out their events in any order; each change is handed out once.
+//! Contract: a call that causes an event passes it to the closure it was given, on its own thread,
+//! after the change took effect. Each change is reported once. If two queues change the state at
+//! once, their events come in any order.
 
 use core::fmt;
 
@@ -13,22 +13,22 @@ pub enum Event {
     PathFailed {
         /// The path.
         path: u32,
-        /// Paths that are still up.
+        /// Number of paths that are still up.
         left: u32,
     },
-    /// A path is back. Requests that are held may go on: whoever holds some asks again.
+    /// A path is back. The holder of held requests asks for a path again.
     PathReinstated {
         /// The path.
         path: u32,
-        /// Paths that are up now.
+        /// Number of paths that are up now.
         left: u32,
     },
-    /// Requests take another group than before.
+    /// Requests now use another group.
     GroupSwitched {
         /// The group.
         group: u32,
     },
-    /// A message has named the group to use next, or a failback has.
+    /// A message or a failback has named the group to use next.
     GroupChosen {
         /// The group.
         group: u32,
@@ -45,14 +45,14 @@ pub enum Event {
     },
     /// From now on requests are held while no path is up.
     QueueingOn,
-    /// From now on requests fail while no path is up, those that are held too: whoever holds some
-    /// asks again.
+    /// From now on requests fail while no path is up. The holder of held requests asks again, and
+    /// they fail, too.
     QueueingOff,
 }
 
 impl Event {
-    /// Does it count for `dmsetup wait`? The kernel does not count what moves by itself, nor the
-    /// queueing policy.
+    /// Whether the event counts for `dmsetup wait`. The kernel counts neither automatic changes of
+    /// the group nor the queueing policy.
     #[must_use]
     pub const fn is_counted(&self) -> bool {
         match self {
@@ -65,13 +65,13 @@ impl Event {
         }
     }
 
-    /// Must requests that are held ask for a path again?
+    /// Whether held requests must ask for a path again.
     #[must_use]
     pub const fn releases_held(&self) -> bool {
         matches!(self, Self::PathReinstated { .. } | Self::QueueingOff)
     }
 
-    /// The path it is about.
+    /// The path of the event, if it has one.
     #[must_use]
     pub const fn path(&self) -> Option<u32> {
         match self {
@@ -80,7 +80,7 @@ impl Event {
         }
     }
 
-    /// One word for machines; for paths the kernel's word in its uevents.
+    /// One word for programs. Events of paths have the kernel's word from its uevents.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -95,15 +95,16 @@ impl Event {
         }
     }
 
-    /// Its line in the log. `device` is the multipath device, `path` the device of [`Event::path`].
+    /// The line for the log. `device` is the multipath device, `path` the device of
+    /// [`Event::path`].
     #[must_use]
     pub const fn log_line<'a>(&self, device: &'a str, path: &'a str) -> LogLine<'a> {
         LogLine { event: *self, device, path }
     }
 }
 
-/// A line of the log. For paths `Display` is the kernel's text, without `device-mapper: ` before
-/// it; about the rest the kernel says nothing.
+/// A line for the log. For events of paths, `Display` is the kernel's text without the prefix
+/// `device-mapper: `. The kernel logs no other events.
 #[derive(Clone, Copy, Debug)]
 pub struct LogLine<'a> {
     event: Event,

@@ -1,8 +1,8 @@
-//! A priority group: some paths that are equally good, a selector that spreads requests over them,
-//! and whether the group is passed over.
+//! A priority group: paths of equal priority, a selector that spreads requests over them, and
+//! whether the group is disabled.
 //!
-//! Contract: as [`super::path`]. A group knows which paths are its own by their numbers; the paths
-//! themselves are handed in.
+//! Contract: as [`super::path`]. A group knows its paths by their numbers; the caller passes the
+//! paths.
 
 use super::sync::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
@@ -32,7 +32,7 @@ impl Group {
         }
     }
 
-    /// What spreads requests over its paths.
+    /// The selector, which spreads requests over its paths.
     #[must_use]
     pub const fn selector(&self) -> &Selector {
         &self.selector
@@ -50,13 +50,13 @@ impl Group {
         self.num_paths
     }
 
-    /// Is it passed over while another group has a path that is up (`disable_group`)?
+    /// Whether the group is skipped while another group has a path that is up (`disable_group`).
     #[must_use]
     pub fn is_bypassed(&self) -> bool {
         self.bypassed.load(Relaxed)
     }
 
-    /// How often the path that belongs to a request's CPU was not up (io-affinity only).
+    /// How often the path of a request's CPU was not up (io-affinity only).
     #[must_use]
     pub fn misses(&self) -> u32 {
         self.misses.load(Relaxed)
@@ -70,7 +70,7 @@ impl Group {
         self.misses.fetch_add(1, Relaxed);
     }
 
-    /// Its paths, out of all of the device's.
+    /// The group's part of `all` paths of the device.
     #[inline]
     #[must_use]
     pub fn paths<'p>(&self, all: &'p [Path]) -> &'p [Path] {
@@ -78,14 +78,14 @@ impl Group {
         all.get(start..start.wrapping_add(self.num_paths as usize)).unwrap_or(&[])
     }
 
-    /// The path for a request, if one is up: its number on the device.
+    /// Picks a path for a request and returns its number on the device; `None` if no path is up.
     #[inline]
     pub(super) fn pick(&self, all: &[Path], ask: &Ask) -> Option<u32> {
         let place = self.selector.pick(self, self.paths(all), ask)?;
         Some(self.first_path.wrapping_add(place))
     }
 
-    /// Is any of its paths up?
+    /// Whether one of its paths is up.
     pub(super) fn has_path(&self, all: &[Path]) -> bool {
         self.paths(all).iter().any(Path::is_up_ordered)
     }

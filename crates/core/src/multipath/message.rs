@@ -1,12 +1,12 @@
 //! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`,
 //! `queue_if_no_path` and `fail_if_no_path`.
 //!
-//! A message is read ([`Command::parse`]) and then applied ([`Multipath::apply`]). In between the
-//! caller looks up the device that a message about a path names: only the caller knows which of its
-//! paths that is.
+//! [`Command::parse`] reads a message, [`Multipath::apply`] applies it. In between, the caller
+//! looks up the device that a message about a path names, because only the caller knows which paths
+//! lead over it.
 //!
-//! Contract: messages are applied one at a time (the caller holds the message lock); requests run
-//! on meanwhile.
+//! Contract: the caller holds the message lock, so messages are applied one at a time. Requests
+//! keep running.
 
 use core::fmt;
 
@@ -17,30 +17,30 @@ use super::event::Event;
 use super::group::Group;
 use super::path::Path;
 
-/// What a message asks for.
+/// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Fail every path over this device.
     FailPath {
-        /// Its name or number.
+        /// The device's name or number.
         device: &'a [u8],
     },
     /// Reinstate every path over this device.
     ReinstatePath {
-        /// Its name or number.
+        /// The device's name or number.
         device: &'a [u8],
     },
-    /// Use this group next. All groups are enabled.
+    /// Enable all groups and use this one next.
     SwitchGroup {
         /// The word of its number.
         group: &'a [u8],
     },
-    /// Pass over this group while another has a path that is up.
+    /// Skip this group while another one has a path that is up.
     DisableGroup {
         /// The word of its number.
         group: &'a [u8],
     },
-    /// Do not.
+    /// Use this group like the others again.
     EnableGroup {
         /// The word of its number.
         group: &'a [u8],
@@ -52,8 +52,8 @@ pub enum Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    /// Reads the words of a message. A device that is suspended answers [`MessageError::Suspended`]
-    /// before this.
+    /// Reads the words of a message. For a suspended device, the caller answers
+    /// [`MessageError::Suspended`] instead.
     ///
     /// ```
     /// use blkswitch_core::multipath::Command;
@@ -88,7 +88,7 @@ impl<'a> Command<'a> {
         }
     }
 
-    /// The device the caller has to look up.
+    /// The device that the caller must look up.
     #[must_use]
     pub const fn device(&self) -> Option<&'a [u8]> {
         match self {
@@ -98,39 +98,39 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Why a message was refused.
+/// The reason why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageError {
-    /// The device is suspended; whatever the message says, that is the answer.
+    /// The device is suspended and takes no message.
     Suspended,
-    /// Not a word that stands alone, nor two words.
+    /// Neither a message of one word nor of two.
     Arguments {
-        /// How many words there are.
+        /// Number of words in the message.
         found: usize,
     },
-    /// No such message.
+    /// An unknown message.
     Unrecognised,
     /// The device of a path could not be looked up.
     Device {
-        /// What looking it up gave.
+        /// The errno of the look-up.
         errno: Errno,
     },
-    /// No path is over this device.
+    /// No path leads over this device.
     NoSuchPath,
-    /// `switch_group` with a group there is not.
+    /// `switch_group` with a group that does not exist.
     SwitchGroup {
-        /// How many groups there are.
+        /// Number of groups.
         groups: u32,
     },
-    /// `disable_group` or `enable_group` with a group there is not.
+    /// `disable_group` or `enable_group` with a group that does not exist.
     BypassGroup {
-        /// How many groups there are.
+        /// Number of groups.
         groups: u32,
     },
 }
 
 impl MessageError {
-    /// What the sender of the message gets.
+    /// The errno for the sender.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -140,8 +140,8 @@ impl MessageError {
         }
     }
 
-    /// With the word it is about ([`MessageError::word`]): `Display` is then the kernel's text,
-    /// which is empty where the kernel says nothing.
+    /// Adds the wrong word ([`MessageError::word`]). `Display` of the result is the kernel's text,
+    /// which is empty if the kernel logs nothing.
     #[must_use]
     pub const fn of_word<'a>(&'a self, word: &'a [u8]) -> OfWord<'a> {
         OfWord { error: self, word }
@@ -153,7 +153,7 @@ impl MessageError {
         ExplainMessage { error: self, word }
     }
 
-    /// The one of the message's words that the error is about; nothing if there are no words.
+    /// The wrong word of the message; empty if the message has no words.
     #[must_use]
     pub fn word<'a>(&self, words: &[&'a [u8]]) -> &'a [u8] {
         let at = match self {
@@ -240,8 +240,8 @@ impl fmt::Display for ExplainMessage<'_> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// Applies a message. `is_meant` says of a path's number whether the path is over the message's
-    /// device; it is asked for messages about paths only.
+    /// Applies a message. `is_meant` says whether the path of a number leads over the message's
+    /// device; it is called for messages about paths only.
     pub fn apply(
         &self,
         command: &Command<'_>,
@@ -295,8 +295,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         Ok(())
     }
 
-    /// A group's number, counted from 1. As in the constructor, a number beyond 32 bits is refused,
-    /// where the kernel keeps the low 32 bits.
+    /// A group's number, counted from 1. A number beyond 32 bits is refused, as in the constructor;
+    /// the kernel keeps its low 32 bits.
     fn group_number(&self, word: &[u8]) -> Option<u32> {
         parse_u32(word).filter(|number| (1..=self.num_groups()).contains(number))
     }

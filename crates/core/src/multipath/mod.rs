@@ -1,20 +1,19 @@
-//! The multipath target: which of several paths to one volume a request takes, and what its answer
-//! means.
+//! The multipath target: it chooses one of several paths to a volume for each request, and judges
+//! the answer.
 //!
-//! Paths stand in *priority groups*. Requests take the paths of one group, the current one, spread
-//! by its selector; when no path of it is up another group takes over. The kernel's rule, in order:
-//! the group a message named; the current group while it has a path that is up; the first group
-//! that is not disabled; the first that is. Nothing goes back to a better group by itself: that is
-//! [`checker`]'s business, which in the kernel's world is multipathd.
+//! Paths stand in *priority groups*. Requests use the paths of the current group, spread by its
+//! selector. When no path of it is up, another group takes over. The kernel's order is: the group
+//! that a message named; the current group while it has a path that is up; the first group that is
+//! not disabled; the first that is disabled. The way back to a better group is the job of
+//! [`checker`], like multipathd's for the kernel.
 //!
-//! One request: [`Multipath::select`] gives an [`Attempt`], the path with everything there is to
-//! remember about it; the answer and the attempt go to [`Multipath::judge`], which gives the next
-//! attempt if there is to be one. An attempt cannot be copied, so a request cannot be counted or
-//! judged twice, and an answer that comes after its attempt was given up for lost has nothing to be
-//! judged with.
+//! For one request, [`Multipath::select`] returns an [`Attempt`]: the path and everything to
+//! remember about it. The caller passes the answer and the attempt to [`Multipath::judge`], which
+//! returns the next attempt if there is one. An attempt cannot be copied. So a request cannot be
+//! counted or judged twice, and a late answer to a lost attempt cannot be judged at all.
 //!
 //! [`params`] reads the table line, [`message`] changes the state, [`status`] writes it out,
-//! [`event`] tells.
+//! [`event`] reports changes.
 //!
 //! ```
 //! use blkswitch_core::multipath::{Ask, Choice, Event, Item, Multipath, Params, Verdict, outcome};
@@ -49,20 +48,20 @@
 //!
 //! # What is shared, and how
 //!
-//! Everything is used through `&self` by any number of queues at once. Choosing and judging take no
-//! lock, allocate nothing, and on the usual way write to nothing but the path that is used: its
-//! turn, and what the selector counts. A word for all (which group is current) is only read there;
-//! it changes when a group runs out of paths and by message. Messages and the checker's calls are
-//! made one at a time, under the device's message lock; queues fail paths while they run.
+//! Any number of queues use a multipath at once, through `&self`. Choosing and judging take no lock
+//! and allocate nothing. Usually they write only to the path in use: its turn and the selector's
+//! counts. The word with the current group is shared by all and only read there; it changes when a
+//! group has no path left, and by message. Messages and calls of the checker come one at a time,
+//! under the device's message lock. Queues may fail paths meanwhile.
 //!
 //! # Storage
 //!
-//! Groups and paths are two slices of the caller's, so this needs no allocator: how many there are
-//! is known from one look at the words ([`Params`] can be cloned and counted first), and neither
-//! grows afterwards. A daemon uses boxed slices.
+//! The caller provides two slices, for groups and for paths, so this module needs no allocator.
+//! Their lengths are known from the words ([`Params`] can be cloned and counted first) and never
+//! grow. A daemon uses boxed slices.
 //!
-//! Contract: no I/O, no clock, no allocation, no panic; the time is an argument and never goes back
-//! by more than queues differ in reading it.
+//! Contract: no I/O, no clock, no allocation, no panic. The time is an argument; it goes back at
+//! most by the difference between the queues' clocks.
 
 pub mod checker;
 mod chosen;
@@ -91,18 +90,18 @@ use outcome::{EIO, is_path_error};
 use params::MAX_GROUPS;
 use sync::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
-/// How often one request is sent for each path of the device, at most. Each time but the last a
-/// path fails, so once for each path is enough as long as none comes back; twice lets every path
-/// come back once while the request runs. Then it is failed, or held until something changes: it
-/// must not go round for ever between paths that break as soon as they are used.
+/// How often one request is sent at most, per path of the device. Every attempt but the last fails
+/// a path, so one attempt per path is enough if no path comes back. Two let every path come back
+/// once while the request runs. Then the request fails or is held, so that it does not circle for
+/// ever between paths that break as soon as they are used.
 pub const SENDS_PER_PATH: u32 = 2;
 
-/// A request on its way down a path. It is to be judged, or withdrawn, exactly once.
+/// A request on its way down a path. Judge or withdraw it exactly once.
 #[must_use = "an attempt that is neither judged nor withdrawn stays counted as in flight"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Attempt {
     path: u32,
-    /// How often the request was sent before.
+    /// Number of earlier attempts of the request.
     sent_before: u32,
     started_ns: u64,
     bytes: u64,
@@ -110,50 +109,50 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The number of the path to take.
+    /// The number of the path.
     #[inline]
     #[must_use]
     pub const fn path(&self) -> u32 {
         self.path
     }
 
-    /// How often the request was sent before.
+    /// Number of earlier attempts of the request.
     #[must_use]
     pub const fn sent_before(&self) -> u32 {
         self.sent_before
     }
 
-    /// When it was sent.
+    /// The time at which it was sent.
     #[must_use]
     pub const fn started_ns(&self) -> u64 {
         self.started_ns
     }
 }
 
-/// Where a request goes.
+/// The choice for a request.
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Down a path.
+    /// Send it down a path.
     Send(Attempt),
-    /// Nowhere for now. Ask again after the next event that [releases](Event::releases_held), and
-    /// at each round of the checker.
+    /// Hold it. Ask again after the next event that [releases](Event::releases_held), and at each
+    /// round of the checker.
     Hold,
-    /// Nowhere: it fails with this errno.
+    /// Fail it with this errno.
     Fail(i32),
 }
 
-/// What an answer means.
+/// The judgement of an answer.
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The request is done.
     Done,
-    /// It is to be sent again.
+    /// Send it again.
     Retry(Attempt),
     /// As [`Choice::Hold`].
     Hold,
-    /// It fails with this errno.
+    /// Fail it with this errno.
     Fail(i32),
 }
 
@@ -165,18 +164,18 @@ pub struct Multipath<G, P> {
     paths: P,
     chosen: ChosenGroup,
     queueing: AtomicBool,
-    /// A request has asked for a path since the table was loaded.
+    /// Whether a request has asked for a path since the table was loaded.
     used: AtomicBool,
-    /// Paths that are up.
+    /// Number of paths that are up.
     live: AtomicU32,
-    /// Counts reinstated paths, so that a search that found none knows whether it may have missed
-    /// one.
+    /// Counts reinstated paths. A search that found no path compares it to know whether it may have
+    /// missed one.
     reinstated: AtomicU32,
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// A target of what [`Params`] handed out: all groups, all paths, each in that order. `None` if
-    /// there are others or too many.
+    /// A target of all groups and all paths in the order in which [`Params`] returned them. `None`
+    /// if they do not fit together, or are too many.
     pub fn new(features: Features, initial_group: u32, groups: G, paths: P) -> Option<Self> {
         let mut next_path = 0u32;
         for (group, number) in groups.as_ref().iter().zip(0u32..) {
@@ -191,8 +190,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if paths.as_ref().len() != next_path as usize || num_groups > MAX_GROUPS as usize {
             return None;
         }
-        // The kernel takes a first group past the last for none: the search then begins with the
-        // first.
+        // The kernel ignores a first group past the last; the search then begins with the first.
         let next = u16::try_from(initial_group).unwrap_or(0);
         let next = if usize::from(next) <= num_groups { next } else { 0 };
         Some(Self {
@@ -207,14 +205,14 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         })
     }
 
-    /// The path for a request.
+    /// Chooses a path for a request.
     #[inline]
     pub fn select(&self, ask: Ask, on: &mut impl FnMut(Event)) -> Choice {
         self.select_for(ask, 0, on)
     }
 
-    /// An attempt down this path, if it is up: for what has to go where earlier requests went, as a
-    /// flush has while each path may have a cache of its own.
+    /// An attempt down this path; `None` if it is down. For requests that must follow earlier ones,
+    /// like a flush, because each path may have a cache of its own.
     pub fn select_path(&self, path: u32, ask: Ask) -> Option<Attempt> {
         let number = path;
         let path = self.path(number).filter(|path| path.is_up())?;
@@ -242,10 +240,10 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// Makes the right group the current one and picks a path of it; nothing if no path is up.
+    /// Makes the right group the current one and picks a path of it; `None` if no path is up.
     ///
-    /// Each time round but the last somebody else has changed the group or the state of a path
-    /// meanwhile.
+    /// The loop ends: in each round but the last, another thread has changed the group or the state
+    /// of a path.
     #[cold]
     fn change_group(&self, ask: &Ask, on: &mut impl FnMut(Event)) -> Option<(&Group, u32)> {
         self.used.store(true, Relaxed);
@@ -258,8 +256,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
                 continue;
             }
             let Some(group) = self.group(number) else {
-                // A path that came back behind the search, while the last one the search hoped for
-                // went down: look again, as no request may fail while there was a path at every
+                // A path may have come back behind the search while the last path before it went
+                // down. Search again, because no request may fail if there was a path at every
                 // moment.
                 if self.reinstated.load(SeqCst) == reinstated {
                     return None;
@@ -275,7 +273,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// The group to use, 0 if no path is up.
+    /// The group to use; 0 if no path is up.
     fn search(&self, chosen: Chosen) -> u16 {
         let has_path =
             |number: u16| self.group(number).is_some_and(|group| group.has_path(self.paths()));
@@ -296,7 +294,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         0
     }
 
-    /// What it means that a request was answered with `errno`, 0 or positive.
+    /// Judges an answer. `errno` is 0 or positive.
     #[inline]
     pub fn judge(
         &self,
@@ -319,7 +317,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// The path of the attempt is no good.
+    /// Fails the path of the attempt and chooses the next one.
     #[cold]
     fn send_again(&self, attempt: Attempt, now_ns: u64, on: &mut impl FnMut(Event)) -> Verdict {
         self.fail_path(attempt.path, on);
@@ -334,8 +332,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// The attempt was never sent, or its request is given up: it counts no more, and says nothing
-    /// about its path.
+    /// Takes back an attempt that was never sent, or whose request was given up. It no longer
+    /// counts, and is no judgement of its path.
     pub fn withdraw(&self, attempt: Attempt) {
         if let Some((group, path)) = self.used_by(&attempt) {
             group.selector().ended(path, attempt.bytes);
@@ -354,7 +352,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.num_paths().saturating_mul(SENDS_PER_PATH)
     }
 
-    /// Marks a path as failed. `false` if there is none of this number, or it was failed already.
+    /// Marks a path as failed. Returns `false` if the path does not exist or had failed already.
     pub fn fail_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
         if !self.path(path).is_some_and(Path::mark_failed) {
             return false;
@@ -364,8 +362,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
-    /// Marks a path as up. `false` if there is none of this number, or it was up already. The
-    /// caller holds the message lock.
+    /// Marks a path as up. Returns `false` if the path does not exist or was up already. The caller
+    /// holds the message lock.
     pub fn reinstate_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
         let number = path;
         let Some(path) = self.path(number).filter(|path| !path.is_up()) else { return false };
@@ -381,7 +379,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
-    /// Whether requests are held while no path is up.
+    /// Sets whether requests are held while no path is up.
     pub fn set_queueing(&self, queueing: bool, on: &mut impl FnMut(Event)) {
         if self.queueing.swap(queueing, SeqCst) != queueing {
             on(if queueing { Event::QueueingOn } else { Event::QueueingOff });
@@ -394,8 +392,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.choose_group(group, on);
     }
 
-    /// Uses this group, counted from 1, next: the way back to a better group. Disabled groups stay
-    /// disabled. `false` if there is no such group.
+    /// Uses this group, counted from 1, next. This is the way back to a better group. Disabled
+    /// groups stay disabled. Returns `false` if the group does not exist.
     pub fn choose_group(&self, group: u32, on: &mut impl FnMut(Event)) -> bool {
         let Some(next) = u16::try_from(group).ok().filter(|number| self.group(*number).is_some())
         else {
@@ -410,16 +408,14 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if let Some(group) = u16::try_from(group).ok().and_then(|number| self.group(number)) {
             group.set_bypassed(bypassed);
         }
-        // As in the kernel the search begins anew, so a better group that has a path again is used
-        // again.
+        // Like the kernel, search anew, so that a better group that has a path again is used again.
         self.chosen.update(|chosen| Chosen { next: 0, current: 0, ..chosen });
         on(if bypassed { Event::GroupDisabled { group } } else { Event::GroupEnabled { group } });
     }
 
-    /// A group that is better than the one in use: it comes first of those that are not disabled
-    /// and have a path that is up, and comes before the current one, or the current one is
-    /// disabled. Counted from 1. What
-    /// [`checker::FailbackTimer`] is asked about.
+    /// The group that is better than the one in use, counted from 1: the first group that is not
+    /// disabled and has a path that is up, if it comes before the current one or the current one is
+    /// disabled. The argument of [`checker::FailbackTimer::poll`].
     #[must_use]
     pub fn better_group(&self) -> Option<u32> {
         let current = self.current_group()?;
@@ -430,14 +426,13 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if best < current || (in_use.is_bypassed() && best != current) { Some(best) } else { None }
     }
 
-    /// The group in use, counted from 1. Nothing before the first request, and while no path is up.
+    /// The group in use, counted from 1. `None` before the first request, and while no path is up.
     #[must_use]
     pub fn current_group(&self) -> Option<u32> {
         Some(u32::from(self.chosen.load().current)).filter(|number| *number != 0)
     }
 
-    /// The group that status names: the current one, or else the one to be used next, or else the
-    /// first.
+    /// The group that status shows: the current one, else the next one, else the first.
     fn shown_group(&self) -> u32 {
         let chosen = self.chosen.load();
         match (chosen.next, chosen.current) {
@@ -447,20 +442,20 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// Are requests held while no path is up?
+    /// Whether requests are held while no path is up.
     #[inline]
     #[must_use]
     pub fn queues_if_no_path(&self) -> bool {
         self.queueing.load(SeqCst)
     }
 
-    /// How many paths are up.
+    /// Number of paths that are up.
     #[must_use]
     pub fn live_paths(&self) -> u32 {
         self.live.load(SeqCst)
     }
 
-    /// What the table line said before its groups.
+    /// The part of the table line before its groups.
     #[must_use]
     pub const fn features(&self) -> &Features {
         &self.features
@@ -480,13 +475,13 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.paths.as_ref()
     }
 
-    /// How many groups there are.
+    /// Number of groups.
     #[must_use]
     pub fn num_groups(&self) -> u32 {
         self.groups().len() as u32
     }
 
-    /// How many paths there are.
+    /// Number of paths.
     #[must_use]
     pub fn num_paths(&self) -> u32 {
         self.paths().len() as u32
@@ -501,7 +496,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.paths().get(number as usize)
     }
 
-    /// The group of a number counted from 1.
+    /// The group of this number, counted from 1.
     #[inline]
     fn group(&self, number: u16) -> Option<&Group> {
         self.groups().get(usize::from(number).checked_sub(1)?)

@@ -1,20 +1,18 @@
-//! Which errors say that a path is no good, and which say something about the request or the
-//! volume.
+//! Sorts errors: those of a path, and those of the request or the volume.
 //!
-//! The kernel's list of errors that fail no path: not supported, no space, a fault of the target, a
-//! reservation, the medium, protection data. Sending such a request down another path would give
-//! the same answer, or worse, a different one. Ours are added, which the kernel has no need of as
-//! it never makes such requests: errors that say that the request is wrong, or that it may not be
-//! made, or that this machine has no memory for it. Everything else fails the path.
+//! The kernel's list of errors that fail no path is: not supported, no space, a fault of the
+//! target, a reservation, the medium, protection data. Another path would give the same answer, or
+//! worse, a different one. This module adds errors of requests that the kernel never makes: wrong
+//! requests, forbidden requests, and no memory on this machine. Every other error fails the path.
 //!
 //! Contract: Linux's numbers, positive.
 
-/// The path is gone, or nobody knows better: what a request fails with when there is no path.
+/// The error of a request for which there is no path, and of unknown faults.
 pub const EIO: i32 = 5;
-/// The path was silent for too long.
+/// The error of a path that was silent for too long.
 pub const ETIMEDOUT: i32 = 110;
 
-/// Does this errno fail the path it came over? If not it goes up to whoever made the request.
+/// Whether this errno fails the path that it came over. Otherwise it is the answer to the request.
 #[must_use]
 pub const fn is_path_error(errno: i32) -> bool {
     const EPERM: i32 = 1;
@@ -32,9 +30,9 @@ pub const fn is_path_error(errno: i32) -> bool {
     const EREMOTEIO: i32 = 121;
     const EDQUOT: i32 = 122;
     match errno {
-        // The kernel's, in the order of the text above.
+        // The kernel's list, in the order of the module's text.
         EOPNOTSUPP | ENOSPC | EREMOTEIO | EBADE | ENODATA | EILSEQ => false,
-        // Ours.
+        // The additions.
         EINVAL | EFAULT | EFBIG | EPERM | EACCES | EROFS | EDQUOT | ENOMEM => false,
         _ => true,
     }

@@ -5,12 +5,11 @@
 //!    { <selector> <#selector words> [...] <#paths> <#words per path> { <device> [...] }... }...
 //! ```
 //!
-//! The kernel opens the device of a path before it looks at the path's other words, and those
-//! before the next path. So that errors come in the same order, [`Params::next_item`] hands out
-//! groups and paths one after the other, and a path is made by [`PathArg::path`], after the caller
-//! has opened [`PathArg::device`].
+//! The kernel opens the device of a path, then checks the path's other words, then goes on to the
+//! next path. Errors must come in the same order. So [`Params::next_item`] returns groups and paths
+//! one by one, and [`PathArg::path`] checks a path after the caller has opened [`PathArg::device`].
 //!
-//! Contract: no allocation, no panic. Words come split, for example by
+//! Contract: no allocation, no panic. The words are split already, for example by
 //! [`super::super::args::split_in_place`].
 
 use super::super::args::parse_u32;
@@ -20,7 +19,7 @@ use super::group::Group;
 use super::path::Path;
 use super::selector::{Selector, SelectorError};
 
-/// Most feature words; the kernel's, as all that follow.
+/// Most feature words. This limit and the following are the kernel's.
 pub const MAX_FEATURE_WORDS: u32 = 8;
 /// Most handler words.
 pub const MAX_HANDLER_WORDS: u32 = 1024;
@@ -35,18 +34,18 @@ pub const MAX_PG_INIT_RETRIES: u32 = 50;
 /// Largest `pg_init_delay_msecs`.
 pub const MAX_PG_INIT_DELAY_MSECS: u32 = 60_000;
 
-/// How the kernel would take requests. It makes no difference here but to the text of the table.
+/// How the kernel would take requests. Here it only changes the text of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueMode {
-    /// `rq`, `mq` or nothing said.
+    /// `rq`, `mq` or no word.
     #[default]
     Request,
     /// `bio`
     Bio,
 }
 
-/// Hardware handlers the kernel has. Here the transport knows how to wake up its own paths, so a
-/// handler is only a word of the table.
+/// The kernel's hardware handlers. Here each transport wakes up its own paths, so a handler is only
+/// a word of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
     /// Asymmetric logical unit access.
@@ -82,30 +81,31 @@ impl Handler {
     }
 }
 
-/// What the line says before its groups.
+/// The part of the line before its groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// Hold requests while no path is up. Messages change it later, see
     /// [`super::Multipath::queues_if_no_path`].
     pub queue_if_no_path: bool,
-    /// Keep the handler a disk has already. Only a word of the table.
+    /// Keep the handler that a disk has already. Only a word of the table.
     pub retain_attached_hw_handler: bool,
-    /// How often a group is woken up again, 0 if nothing was said. Only a word of the table.
+    /// How often the kernel would wake a group up again; 0 without the word. Only a word of the
+    /// table.
     pub pg_init_retries: u32,
-    /// How long to wait in between. Only a word of the table.
+    /// The pause in between. Only a word of the table.
     pub pg_init_delay_msecs: Option<u32>,
-    /// How the kernel would take requests.
+    /// The queue mode. Only a word of the table.
     pub queue_mode: QueueMode,
     /// The hardware handler.
     pub handler: Option<Handler>,
 }
 
-/// What comes next in a line.
+/// The next item of a line.
 #[derive(Clone, Copy, Debug)]
 pub enum Item<'a> {
     /// A group begins; its paths follow.
     Group(GroupArg),
-    /// A path of the group that came last.
+    /// A path of the last group.
     Path(PathArg<'a>),
 }
 
@@ -124,7 +124,7 @@ impl GroupArg {
         Group::new(self.selector, self.first_path, self.num_paths)
     }
 
-    /// How many paths it has.
+    /// Number of its paths.
     #[must_use]
     pub const fn num_paths(&self) -> u32 {
         self.num_paths
@@ -134,10 +134,10 @@ impl GroupArg {
 /// A path of a line.
 #[derive(Clone, Copy, Debug)]
 pub struct PathArg<'a> {
-    /// Its device: to be opened before anything else is asked for.
+    /// Its device. Open it before anything else.
     pub device: &'a [u8],
-    /// Its number on the device, counted from 0 over all groups: its place in what
-    /// [`super::Multipath::new`] gets.
+    /// Its number on the device, counted from 0 over all groups: its index in the paths of
+    /// [`super::Multipath::new`].
     pub number: u32,
     words: &'a [&'a [u8]],
     at: usize,
@@ -153,12 +153,12 @@ pub struct PathArg<'a> {
 pub struct NewPath {
     /// The path, for [`super::Multipath::new`].
     pub path: Path,
-    /// The selector whose warning about the repeat count is due.
+    /// The selector that must warn about the repeat count, if any.
     pub repeat_count_deprecated: Option<Selector>,
 }
 
 impl PathArg<'_> {
-    /// The path, once its device is open.
+    /// Checks the path's words. Call this after opening its device.
     pub fn path(&self) -> Result<NewPath, ParamsError> {
         if let Some(at) = self.bad_handler_at {
             return Err(ParamsError { kind: ParamsErrorKind::Handler, at });
@@ -182,7 +182,7 @@ impl PathArg<'_> {
     }
 }
 
-/// The checked head of a constructor's words; hands out its groups and paths.
+/// The checked head of a constructor's words, which returns groups and paths.
 #[derive(Clone, Debug)]
 pub struct Params<'a> {
     words: Words<'a>,
@@ -243,20 +243,20 @@ impl<'a> Params<'a> {
         })
     }
 
-    /// What the line says before its groups.
+    /// The part of the line before its groups.
     #[must_use]
     pub const fn features(&self) -> &Features {
         &self.features
     }
 
-    /// The group to use first, counted from 1; 0 if there is no group. It may be past the last:
-    /// then the first is.
+    /// The group to use first, counted from 1; 0 if there is no group. A number past the last group
+    /// means the first.
     #[must_use]
     pub const fn initial_group(&self) -> u32 {
         self.initial_group
     }
 
-    /// The next group or path; nothing once the whole line was read and found right.
+    /// The next group or path; `None` at the end of a correct line.
     pub fn next_item(&mut self) -> Result<Option<Item<'a>>, ParamsError> {
         match self.group {
             Some(group) => self.next_path(group).map(|path| Some(Item::Path(path))),
@@ -321,14 +321,14 @@ impl<'a> Params<'a> {
         Ok(path)
     }
 
-    /// The end of the line.
+    /// Checks the end of the line.
     fn finish(&self) -> Result<Option<Item<'a>>, ParamsError> {
         let (found, expected) = (self.groups, self.num_groups);
         if found != expected {
             let kind = ParamsErrorKind::GroupMismatch { found, expected };
             return Err(ParamsError { kind, at: self.words.all.len() });
         }
-        // The kernel meets a bad handler with the first path; without any path it never does.
+        // The kernel looks at the handler with the first path. Without a path it never does.
         match self.bad_handler_at {
             Some(at) => Err(ParamsError { kind: ParamsErrorKind::Handler, at }),
             None => Ok(None),
@@ -372,8 +372,8 @@ fn parse_features(words: &mut Words<'_>) -> Result<Features, ParamsError> {
     Ok(features)
 }
 
-/// Reads the handler's words. What comes back is where an unknown handler stands: the kernel minds
-/// only when a path is to get it.
+/// Reads the handler's words. Returns the position of an unknown handler, which the kernel refuses
+/// only when a path gets it.
 fn parse_handler(
     words: &mut Words<'_>,
     features: &mut Features,
@@ -381,7 +381,7 @@ fn parse_handler(
     let handler = words.counted(MAX_HANDLER_WORDS, ParamsErrorKind::HandlerCount)?;
     let at = words.at.wrapping_sub(handler.len());
     if features.queue_mode == QueueMode::Bio {
-        // Bios know no handlers: the words are passed over, and what a disk has it keeps.
+        // Bios have no handlers: the words are skipped, and a disk keeps its handler.
         features.retain_attached_hw_handler = true;
         return Ok(None);
     }
@@ -390,7 +390,7 @@ fn parse_handler(
     Ok(if features.handler.is_none() { Some(at) } else { None })
 }
 
-/// Words taken from the front.
+/// A cursor over the words.
 #[derive(Clone, Copy, Debug)]
 struct Words<'a> {
     all: &'a [&'a [u8]],
@@ -402,7 +402,7 @@ impl<'a> Words<'a> {
         self.all.len().saturating_sub(self.at)
     }
 
-    /// The next `count` words, or none if there are not that many.
+    /// The next `count` words, or no words if there are fewer.
     fn take(&mut self, count: usize) -> &'a [&'a [u8]] {
         let end = self.at.saturating_add(count);
         let words = self.all.get(self.at..end).unwrap_or(&[]);
@@ -410,7 +410,7 @@ impl<'a> Words<'a> {
         words
     }
 
-    /// An error about the word taken last.
+    /// An error about the last word.
     fn last_is(&self, kind: ParamsErrorKind) -> ParamsError {
         ParamsError { kind, at: self.at.wrapping_sub(1) }
     }
@@ -422,7 +422,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// A count, and as many words.
+    /// Reads a count and as many words.
     fn counted(&mut self, max: u32, kind: ParamsErrorKind) -> Result<&'a [&'a [u8]], ParamsError> {
         let count = self.number(0, max, kind)? as usize;
         if count > self.left() {

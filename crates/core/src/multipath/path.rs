@@ -1,20 +1,20 @@
-//! A path of a priority group: what its table line says, and the state that every queue shares.
+//! A path of a priority group: its words in the table line, and the state that all queues share.
 //!
-//! Contract: everything that changes is an atomic, so a path is used through `&self` from any
-//! number of threads. The words a choice looks at lie together, and no two paths share a cache
-//! line: a queue that uses one path does not slow down a queue that uses another.
+//! Contract: all state is atomic, so any number of threads use a path through `&self`. The words
+//! that a choice reads lie together. No two paths share a cache line, so a queue that uses one path
+//! does not slow down a queue that uses another.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::selector::PathArgs;
 
-/// The turn of the first path of a group. Far from both ends: turns go up by one a choice, and a
-/// path that is put before all others goes down by one.
+/// The turn of the first path of a group. It is far from both ends, because a choice raises turns
+/// by one, and a path that is put first goes down by one.
 const FIRST_TURN: u64 = 1 << 32;
 
-/// Lowest bit of `health`: the path has failed. The bits above count how often it did.
+/// Lowest bit of `health`: the path has failed. The bits above count its failures.
 const FAILED: u64 = 1;
-/// One failure more, in units of `health`.
+/// One failure in units of `health`.
 const ONE_FAILURE: u64 = 2;
 
 /// A path: its arguments and its state.
@@ -23,16 +23,16 @@ const ONE_FAILURE: u64 = 2;
 pub struct Path {
     /// [`FAILED`] and the count of failures.
     health: AtomicU64,
-    /// Order of use within the group: of equally good paths the one with the lowest turn is next.
+    /// Order of use within the group: of equally good paths, the one with the lowest turn is next.
     turn: AtomicU64,
     /// Bytes sent and not yet judged (service-time only).
     bytes: AtomicU64,
-    /// Average time of service in ns, 0 if there is none yet (historical-service-time only, and the
-    /// next two).
+    /// Average service time in ns; 0 before the first measurement. This field and the next two are
+    /// for historical-service-time only.
     average_ns: AtomicU64,
-    /// When the path last finished something.
+    /// The time of the path's last answer.
     last_end_ns: AtomicU64,
-    /// When the average is too old to be trusted.
+    /// The time from which on the average is too old.
     stale_after_ns: AtomicU64,
     /// Requests sent and not yet judged (queue-length and historical-service-time only).
     in_flight: AtomicU32,
@@ -41,8 +41,8 @@ pub struct Path {
 }
 
 impl Path {
-    /// A path that is up, as [`super::PathArg`] describes it: in group `group` (counted from 0),
-    /// the `place`-th there.
+    /// A path that is up, with the words of a [`super::PathArg`], at index `place` of group `group`
+    /// (both counted from 0).
     #[must_use]
     pub(super) fn new(group: u32, place: u32, args: PathArgs) -> Self {
         Self {
@@ -64,69 +64,69 @@ impl Path {
         self.group
     }
 
-    /// What the table line says about it.
+    /// Its arguments in the table line.
     #[must_use]
     pub const fn args(&self) -> &PathArgs {
         &self.args
     }
 
-    /// Is it up?
+    /// Whether it is up.
     #[inline]
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.health.load(Relaxed) & FAILED == 0
     }
 
-    /// How often it has failed since the table was loaded.
+    /// Number of failures since the table was loaded.
     #[must_use]
     pub fn fail_count(&self) -> u64 {
         self.health.load(Relaxed) / ONE_FAILURE
     }
 
-    /// `(is it up, how often it has failed)`. A failure that is just happening may not be counted
-    /// yet.
+    /// Whether it is up, and its number of failures, read together. A failure that is happening now
+    /// may be missing.
     #[must_use]
     pub fn health(&self) -> (bool, u64) {
         let health = self.health.load(Relaxed);
         (health & FAILED == 0, health / ONE_FAILURE)
     }
 
-    /// Requests in flight, as far as the group's selector counts them.
+    /// Requests in flight, if the group's selector counts them.
     #[inline]
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Bytes in flight, as far as the group's selector counts them.
+    /// Bytes in flight, if the group's selector counts them.
     #[inline]
     #[must_use]
     pub fn bytes_in_flight(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// Average time of service in ns, 0 if there is none (historical-service-time only).
+    /// Average service time in ns; 0 before the first measurement (historical-service-time only).
     #[inline]
     #[must_use]
     pub fn average_ns(&self) -> u64 {
         self.average_ns.load(Relaxed)
     }
 
-    /// When the average is too old to be trusted (historical-service-time only).
+    /// The time from which on the average is too old (historical-service-time only).
     #[inline]
     #[must_use]
     pub fn stale_after_ns(&self) -> u64 {
         self.stale_after_ns.load(Relaxed)
     }
 
-    /// [`Path::is_up`], in one order with all changes: for the search that may end in "there is no
-    /// path".
+    /// As [`Path::is_up`], but sequentially consistent with all changes. For the search that may
+    /// end without a path.
     pub(super) fn is_up_ordered(&self) -> bool {
         self.health.load(SeqCst) & FAILED == 0
     }
 
-    /// Marks it failed. `false` if it was already: of several queues that report it, one is told
-    /// `true`.
+    /// Marks it as failed. Returns `false` if it had failed already: of several queues that report
+    /// a failure, one gets `true`.
     pub(super) fn mark_failed(&self) -> bool {
         let was_up = self.health.fetch_or(FAILED, SeqCst) & FAILED == 0;
         if was_up {
@@ -135,7 +135,7 @@ impl Path {
         was_up
     }
 
-    /// Marks it up. `false` if it was already.
+    /// Marks it as up. Returns `false` if it was up already.
     pub(super) fn mark_up(&self) -> bool {
         self.health.fetch_and(!FAILED, SeqCst) & FAILED != 0
     }
@@ -149,7 +149,7 @@ impl Path {
         self.turn.store(turn, Relaxed);
     }
 
-    /// Takes its turn and gives it the turn `next`. `false` if another queue was faster.
+    /// Replaces the turn `seen` by `next`. Returns `false` if another queue was faster.
     #[inline]
     pub(super) fn take_turn(&self, seen: u64, next: u64) -> bool {
         self.turn.compare_exchange(seen, next, Relaxed, Relaxed).is_ok()
@@ -175,7 +175,7 @@ impl Path {
         self.bytes.fetch_sub(bytes, Relaxed);
     }
 
-    /// The end of the request before this one; `now_ns` is remembered for the next.
+    /// Returns the time of the last answer and stores `now_ns` for the next call.
     #[inline]
     pub(super) fn swap_last_end(&self, now_ns: u64) -> u64 {
         let last = self.last_end_ns.load(Relaxed);

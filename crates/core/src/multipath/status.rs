@@ -1,7 +1,7 @@
-//! The texts of `status` and `table`, to the letter.
+//! The exact texts of `status` and `table`.
 //!
-//! Contract: read while requests run; every number is right at some moment, not all at the same
-//! one.
+//! Contract: the texts are read while requests run. Each number is correct at some moment, but not
+//! all at the same one.
 
 use core::fmt;
 
@@ -10,19 +10,19 @@ use super::group::Group;
 use super::params::QueueMode;
 use super::path::Path;
 
-/// Writes the device of a path, by the path's number: `8:0`.
+/// Writes the device of a path, for example `8:0`, by the path's number.
 pub trait WriteDevice: Fn(u32, &mut fmt::Formatter<'_>) -> fmt::Result {}
 impl<F: Fn(u32, &mut fmt::Formatter<'_>) -> fmt::Result> WriteDevice for F {}
 
-/// Which text.
+/// The kind of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Info,
     Table,
 }
 
-/// A text about a multipath target, without start, length and type. `Display` writes it; it ends in
-/// a space.
+/// A text about a multipath target without start, length and type. `Display` writes it with a space
+/// at its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'m, G, P, W> {
     multipath: &'m Multipath<G, P>,
@@ -31,13 +31,13 @@ pub struct Text<'m, G, P, W> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// What `status` shows.
+    /// The text of `status`.
     pub const fn info<W: WriteDevice>(&self, write_device: W) -> Text<'_, G, P, W> {
         Text { multipath: self, write_device, kind: Kind::Info }
     }
 
-    /// What `table` shows: the constructor's words, normalised, with the group in use and the
-    /// queueing policy of now.
+    /// The text of `table`: the constructor's words, normalised, with the current group and
+    /// queueing policy.
     pub const fn table<W: WriteDevice>(&self, write_device: W) -> Text<'_, G, P, W> {
         Text { multipath: self, write_device, kind: Kind::Table }
     }

@@ -1,6 +1,6 @@
-//! The atomics of this target: the machine's, or, where all orders of their use are tried, loom's.
+//! The atomics of this target: the machine's, or loom's in tests that try all orders of accesses.
 //!
-//! Contract: nothing but these names.
+//! Contract: only re-exports.
 
 #[cfg(not(loom))]
 pub(super) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

@@ -1,16 +1,14 @@
-//! `:<digit>` arguments eight at a time, the form a whole map is sent in.
+//! Reads `:<digit>` arguments, the form in which a whole map is sent, eight at a time.
 //!
-//! Eight arguments, each with one separator before it (a blank, or the NUL that a kernel's splitter
-//! leaves), are 24 bytes of a known pattern. Their digits stand at every third byte, and as 3 and 8
-//! have no common factor, the digits of the pattern's three words fall on different bytes: or-ed
-//! together they are one word of eight digits, in a known order (argument k at byte (3 k + 2) mod
-//! 8). Everything is done to all eight at once: are they digits, are they paths, what do they
-//! differ from round robin by; then they are gathered and go to the region table 8, 16 or 32 bits
-//! at a time.
+//! Eight arguments, each with one separator before it (a blank, or the NUL of a kernel's splitter),
+//! are 24 bytes of a known pattern. Every third byte is a digit. As 3 and 8 have no common factor,
+//! the digits of the pattern's three words lie at different bytes. Or-ed together they are one word
+//! of eight digits in a known order (argument k at byte (3 k + 2) mod 8). The code checks all eight
+//! at once for digits and for paths, and computes their differences from round robin. Then it
+//! gathers them and stores them in the region table 8, 16 or 32 bits at a time.
 //!
-//! Contract: takes only what it is sure of; what it leaves (anything but such blocks, and errors)
-//! is for the slower ways. For up to 16 paths, whose numbers have one digit. No allocation, no
-//! panic.
+//! Contract: it takes only complete, correct blocks, and leaves all other text and all errors to
+//! slower code. It serves up to 16 paths, whose numbers have one digit. No allocation, no panic.
 
 use super::geometry::Geometry;
 use super::hex::{self, ONES, TOPS};
@@ -18,11 +16,11 @@ use super::message::{Message, Table};
 
 /// Arguments in a block.
 const BLOCK: u64 = 8;
-/// Most paths whose numbers all have one digit.
+/// Most paths with numbers of one digit.
 const MAX_BLOCK_PATHS: u32 = 16;
-/// The bytes of the digits in the three words of a block.
+/// Masks of the digits in the three words of a block.
 const DIGITS: [u64; 3] = [0x0000_ff00_00ff_0000, 0x00ff_0000_ff00_00ff, 0xff00_00ff_0000_ff00];
-/// The three words of a block whose digits are 0 bytes.
+/// The three words of a block with digits of 0 bytes.
 const fn pattern(separator: u8) -> [u64; 3] {
     let s = separator;
     [
@@ -32,7 +30,7 @@ const fn pattern(separator: u8) -> [u64; 3] {
     ]
 }
 
-/// Applies the blocks `text` begins with; returns what follows them.
+/// Applies the blocks at the start of `text` and returns the rest.
 #[inline]
 pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -41,7 +39,7 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
 ) -> &'a [u8] {
     let geometry = table.geometry();
     let num_paths = geometry.num_paths();
-    // To begin with blocks takes some work: not for an argument that is in none.
+    // The set-up for blocks takes some work, so first check that there is one.
     match text.first_chunk::<24>() {
         Some(block)
             if block[1] == b':'
@@ -69,7 +67,7 @@ fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
     let mut rest = text;
     while room >= BLOCK
         && let Some((block, after)) = rest.split_first_chunk::<24>()
-        // The last digit must be the last of its argument.
+        // The last digit must be the end of its argument.
         && after.first() == Some(&SEPARATOR)
         && let Some(paths) = paths::<SEPARATOR>(block, lanes.num_paths)
     {
@@ -82,7 +80,8 @@ fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
     rest
 }
 
-/// The paths of a block, a byte each, if it has the pattern and all are below `num_paths`.
+/// The paths of a block, a byte each; `None` if it has another pattern or a path is not below
+/// `num_paths`.
 #[inline]
 fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     let ([a, b, c], []) = block.as_chunks::<8>() else { return None };
@@ -97,7 +96,7 @@ fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
     if others | others_among_digits | (too_large & TOPS) == 0 { Some(values) } else { None }
 }
 
-/// What the eight regions of a block have by round robin, a byte each, in the order of a block's
+/// The round-robin paths of a block's eight regions, a byte each, in the order of the block's
 /// digits.
 struct Lanes {
     /// At most 16.
@@ -121,7 +120,7 @@ impl Lanes {
         Self { num_paths: u64::from(geometry.num_paths()), round_robin, step }
     }
 
-    /// The entries for these paths; goes on to the next block.
+    /// Returns the entries for these paths and goes on to the next block.
     #[inline]
     fn entries(&mut self, paths: u64) -> u64 {
         let entries = self.reduce(
@@ -131,7 +130,7 @@ impl Lanes {
         entries
     }
 
-    /// Every byte, less than twice the number of paths, modulo the number of paths.
+    /// Reduces every byte modulo the number of paths. Each is below twice that number.
     #[inline]
     fn reduce(&self, bytes: u64) -> u64 {
         let too_large =
@@ -140,12 +139,12 @@ impl Lanes {
     }
 }
 
-/// The entries of a block one behind the other, `BITS` bits each.
+/// Packs the entries of a block, `BITS` bits each.
 ///
-/// In each of the block's words the digits stand three bytes apart; one multiplication moves three
-/// of them next to each other at bit 48. Nothing else gets there: with entries x, y, z at bits 0,
-/// 24, 48 the product's other terms are x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS), which end
-/// below bit 36 and overlap nowhere, and terms past bit 64.
+/// In each of the block's words the digits are three bytes apart. One multiplication moves three of
+/// them next to each other at bit 48. No other term reaches that place: with entries x, y, z at
+/// bits 0, 24, 48 the product's other terms are x 2^(2 BITS), x 2^(24 + BITS), y 2^(24 + 2 BITS),
+/// which end below bit 36 and overlap nowhere, and terms past bit 64.
 #[inline]
 fn gather<const BITS: u32>(entries: u64) -> u64 {
     let factor = const { 1 << 48 | 1 << (24 + BITS) | 1 << (2 * BITS) };
@@ -155,11 +154,11 @@ fn gather<const BITS: u32>(entries: u64) -> u64 {
     from(0, 2) | from(1, 0) << (2 * BITS) | from(2, 1) << (5 * BITS)
 }
 
-/// Writes bits to a table from some region on, whole slots as far as possible.
+/// Writes bits to a table from one region on, in whole slots as far as possible.
 pub(super) struct Writer<'a, T> {
     table: &'a T,
     slot: u64,
-    /// The slot's bits up to `fill` as they shall be; 0 above.
+    /// The new bits of the slot up to `fill`; 0 above.
     word: u64,
     fill: u32,
 }
@@ -179,7 +178,7 @@ impl<'a, T: Table> Writer<'a, T> {
         if fill >= u64::BITS {
             self.table.store_slot(self.slot, self.word);
             self.slot = self.slot.wrapping_add(1);
-            // Down by 64 - fill in two steps, as that may be 64.
+            // Shifts down by 64 - fill in two steps, because that may be 64.
             self.word = (bits >> 1).wrapping_shr(63u32.wrapping_sub(self.fill));
         }
         self.fill = fill & (u64::BITS - 1);
@@ -192,7 +191,7 @@ impl<'a, T: Table> Writer<'a, T> {
     }
 }
 
-/// The bits below bit `bit`, which is below 64.
+/// A mask of the bits below `bit`, which is below 64.
 #[inline]
 const fn below(bit: u32) -> u64 {
     1u64.wrapping_shl(bit).wrapping_sub(1)

@@ -1,43 +1,42 @@
-//! The map written out again: a short list of `set_region_mappings` arguments that makes the same
-//! map.
+//! Writes a map as a short list of `set_region_mappings` arguments that makes the same map.
 //!
-//! `R<cycle>,<count>` copies regions from any distance, also onto what it has just copied, so a
-//! list of arguments is what data compressors of the Lempel-Ziv kind write: new regions, and copies
-//! of earlier ones. The map itself is the window to search. Where a copy may come from is guessed:
-//! the region before (runs), the distance of the last copy, the number of paths (round robin), and
-//! the place where the next few paths stood last, which a table of the caller's remembers. The best
-//! guess is taken if it is shorter than writing the paths.
+//! `R<cycle>,<count>` copies regions from any distance, also onto regions that it has just copied.
+//! So a list of arguments is like the output of a Lempel-Ziv compressor: new regions, and copies of
+//! earlier ones. The map is the window to search. The code tries four sources of a copy: the region
+//! before (runs), the distance of the last copy, the number of paths (round robin), and the place
+//! where the next few paths stood last, from a table of the caller. It takes the best one if that
+//! is shorter than the paths themselves.
 //!
-//! Contract: the caller holds the message lock, so that the map stays as it is meanwhile. No
-//! allocation, no panic. The table of places may hold anything to begin with, has no influence on
-//! what map the list makes, and the longer it is the shorter the list (a few thousand places are
-//! good, none are allowed).
+//! Contract: the caller holds the message lock, so the map does not change meanwhile. No
+//! allocation, no panic. The table of places may have any contents at first and never changes the
+//! map that the list makes. A longer table makes a shorter list; a few thousand places are good,
+//! and an empty table is allowed.
 
 use super::message::TURN_REGIONS;
 use super::regions::Map;
 use super::sync::AtomicU64;
 
-/// Bits of paths that are looked up together in the table of places: as many as there are regions
-/// in a large map, so that a find is not by chance.
+/// Bits of paths in one key of the table of places: as many as index all regions of a large map, so
+/// that a match is not by chance.
 const KEY_BITS: u32 = 20;
-/// A key has at least this many paths: a copy of fewer is hardly shorter than the paths. Of the
-/// longest, 18 bits each, three and a bit still fit a word.
+/// Fewest paths of a key: a copy of fewer is hardly shorter than the paths. Of the longest paths,
+/// 18 bits each, more than three still fit a word.
 const MIN_KEY_PATHS: u32 = 4;
-/// A copy of this many regions is good enough not to look for a better one.
+/// A copy of this many regions is good enough to end the search.
 const LONG_COPY: u64 = 64;
-/// Of a copy, this many regions are remembered in the table of places.
+/// Number of regions of a copy that enter the table of places.
 const REMEMBERED: u64 = 16;
-/// Changed regions this close to each other are written as one stretch.
+/// Longest gap between changed regions of one stretch.
 const STRETCH_GAP: u64 = 4;
-/// Bytes of the longest argument: two numbers of 16 digits, and ` R,`.
+/// Bytes of the longest argument: two numbers of 16 digits and ` R,`.
 const MAX_ARGUMENT: usize = 40;
 
-/// Writes arguments for the regions from `from` up to but not including `to` (or the last one).
-/// Applied to any map of the same geometry, whatever it holds, they make these regions what they
-/// are here and leave the others.
+/// Writes arguments for the regions from `from` up to but not including `to` (or to the last one).
+/// Applied to any map of the same geometry, they give these regions the paths of this map and leave
+/// the others.
 ///
-/// `sink` gets the list argument by argument, each but the first beginning with a blank. If it
-/// fails, that is passed on with the first region the list does not name yet, from which another
+/// `sink` gets the list argument by argument; each but the first begins with a blank. If `sink`
+/// fails, its error is returned with the first region that the list does not cover, where another
 /// list could go on.
 ///
 /// ```
@@ -66,8 +65,8 @@ pub fn write<S: AsRef<[AtomicU64]>, E>(
 }
 
 /// As [`write()`], in turns: `go_on` is called between two turns of a long comparison. If it
-/// returns `false`, the comparison ends there, and the list makes the same map all the same; the
-/// sink may then fail, too.
+/// returns `false`, the comparison ends there. The list still makes the same map; the sink may fail
+/// to end it.
 pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
@@ -80,9 +79,9 @@ pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
     Writer::new(map, from, places, go_on).stretch(from, end, &mut sink)
 }
 
-/// As [`write()`], but only for regions that differ from round robin: applied to a map that is
-/// round robin, the arguments make it the same as this one from `from` up to `to`. What is written,
-/// and the time it takes, go by how much was changed.
+/// As [`write()`], but only for regions that differ from round robin. Applied to a round-robin map,
+/// the arguments make it the same as this one from `from` up to `to`. Length and time depend on the
+/// number of changed regions.
 pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
@@ -90,8 +89,7 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     places: &mut [u64],
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), (u64, E)> {
-    // What comes before is round robin here and there, or was written: all of it can be copied
-    // from.
+    // Earlier regions are round robin in both maps, or were written. So all of them can be copied.
     let mut writer = Writer::new(map, from, places, &|| true);
     let mut region = from;
     while let Some(start) = map.next_changed(region, to) {
@@ -105,12 +103,12 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     Ok(())
 }
 
-/// A copy: `count` regions from `distance` before.
+/// A copy of `count` regions from `distance` regions before.
 #[derive(Clone, Copy)]
 struct Copy {
     distance: u64,
     count: u64,
-    /// Bytes it saves against the paths themselves.
+    /// Bytes that it saves compared with the paths.
     saved: u64,
 }
 
@@ -118,7 +116,7 @@ struct Writer<'a, S, G> {
     map: &'a Map<S>,
     go_on: &'a G,
     places: Places<'a>,
-    /// The first region that may be copied from.
+    /// The first region that may be copied.
     floor: u64,
     last_distance: u64,
     began: bool,
@@ -130,7 +128,7 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
         Self { map, go_on, places, floor, last_distance: 1, began: false }
     }
 
-    /// Writes the regions from `start` up to `end`, the first of them with its number.
+    /// Writes the regions from `start` up to `end`, the first one with its number.
     fn stretch<E>(
         &mut self,
         start: u64,
@@ -176,7 +174,7 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
         Ok(())
     }
 
-    /// See [`Map::repeated`]; in turns.
+    /// As [`Map::repeated`], in turns.
     fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
         let mut next = region;
         loop {
@@ -188,8 +186,8 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
         }
     }
 
-    /// The copy that saves most, if one does. `place` is where the next paths may have stood
-    /// before.
+    /// The copy that saves most; `None` if none saves anything. `place` is an earlier region where
+    /// the next paths may have stood.
     fn copy(&self, region: u64, end: u64, place: u64) -> Option<Copy> {
         let num_paths = u64::from(self.map.geometry().num_paths());
         let distances = [self.last_distance, 1, num_paths, region.wrapping_sub(place)];
@@ -202,7 +200,7 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
             if count == 0 {
                 continue;
             }
-            // ` R<distance>,<count>` against ` :<path>` for each, of paths of usual length.
+            // Compares ` R<distance>,<count>` with a ` :<path>` of usual length for each region.
             let length = hex_len(distance).wrapping_add(hex_len(count)).wrapping_add(3);
             let literal = hex_len(num_paths.wrapping_sub(1)).wrapping_add(2);
             let saved = count.saturating_mul(u64::from(literal)).saturating_sub(u64::from(length));
@@ -217,16 +215,16 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
     }
 }
 
-/// Where the next few paths stood last, by a hash of them. What is found there is checked, so it
-/// may be anything.
+/// The regions where sequences of paths stood last, by a hash of the paths. Each find is checked,
+/// so the contents may be anything.
 struct Places<'a> {
     table: &'a mut [u64],
-    /// 64 less log2 of the table's length.
+    /// 64 minus log2 of the table's length.
     shift: u32,
     path_bits: u32,
     key_paths: u64,
     key_mask: u64,
-    /// The paths of the regions from `key_region` on.
+    /// The packed paths of the regions from `key_region` on.
     key: u64,
     key_region: u64,
 }
@@ -234,7 +232,7 @@ struct Places<'a> {
 impl<'a> Places<'a> {
     fn new(table: &'a mut [u64], num_paths: u32) -> Self {
         let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros()).max(1);
-        // Counted, not divided: as many paths as make up the bits.
+        // Counts up to the fewest paths that have enough bits, instead of dividing.
         let (mut key_paths, mut key_bits) = (0u32, 0u32);
         while key_bits < KEY_BITS || key_paths < MIN_KEY_PATHS {
             key_paths = key_paths.wrapping_add(1);
@@ -256,10 +254,10 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// Which of the table's places is for the paths from `region` on.
+    /// The index in the table for the paths from `region` on.
     fn slot<S: AsRef<[AtomicU64]>>(&mut self, map: &Map<S>, region: u64) -> usize {
         let end = region.wrapping_add(self.key_paths);
-        // From one region to the next, all paths but one are in the key already.
+        // For the next region, all paths but one are in the key already.
         let mut next =
             if region == self.key_region.wrapping_add(1) { end.wrapping_sub(1) } else { region };
         while next != end {
@@ -268,17 +266,18 @@ impl<'a> Places<'a> {
             next = next.wrapping_add(1);
         }
         self.key_region = region;
-        // Multiplied by 2^64 over the golden ratio, the top bits are a hash of all of them.
+        // After the multiplication by 2^64 over the golden ratio, the top bits are a hash of all
+        // bits.
         self.key.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(self.shift).unwrap_or(0) as usize
     }
 }
 
-/// How many hexadecimal digits a number has.
+/// Number of hexadecimal digits of a number.
 const fn hex_len(number: u64) -> u32 {
     u64::BITS.wrapping_sub((number | 1).leading_zeros()).wrapping_add(3) / 4
 }
 
-/// One argument as it is put together.
+/// An argument under construction.
 struct Argument {
     buffer: [u8; MAX_ARGUMENT],
     len: usize,

@@ -1,31 +1,31 @@
-//! `<region>:<path>` arguments, one after the other: the form in which single regions are changed.
+//! Reads `<region>:<path>` arguments, the form that changes single regions, one after the other.
 //!
-//! Most regions of a table have numbers of the same length, the rest a digit less. So the place of
-//! every digit of the next region is known before it is looked at: a digit costs a load from a table
-//! and a shift, and nothing is asked but whether colon and separator are where they must be. Whether
-//! all digits were digits comes out of the comparison with the number of regions. The numbers of up
-//! to 16 paths have one digit; of more paths, up to three, which are read without a branch on how
-//! many they are.
+//! Most regions of a table have numbers of the same length, and most others have one digit less. So
+//! the place of every digit of the next region is known in advance. A digit costs a load from a
+//! table and a shift; the only checks are that colon and separator stand in their places. The
+//! comparison with the number of regions also finds bytes that are not digits. Numbers of up to 16
+//! paths have one digit. Of more paths they have up to three, which are read without a branch on
+//! their count.
 //!
-//! Contract: takes only what it is sure of; what it leaves (numbers of another form, errors, the
-//! last arguments of a text) is for the slower ways. No allocation, no panic.
+//! Contract: it takes only correct arguments of this form, and leaves numbers of another form,
+//! errors and the last arguments of a text to slower code. No allocation, no panic.
 
 use super::hex::{self, NO_VALUE};
 use super::message::{Message, Table};
 use super::paths::MAX_PATHS;
 
-/// Most paths whose numbers all have one digit.
+/// Most paths with numbers of one digit.
 const MAX_SHORT_PATHS: u32 = 16;
-/// Most digits of a region's number here.
+/// Most digits of a region's number.
 const MAX_DIGITS: usize = 7;
-/// Most digits of a path's.
+/// Most digits of a path's number.
 const MAX_PATH_DIGITS: usize = 3;
-/// What is looked at together: a separator, the region's digits, the colon, the path's digits, a
+/// Bytes that are read together: a separator, the region's digits, the colon, the path's digits, a
 /// separator.
 const WINDOW: usize = MAX_DIGITS + MAX_PATH_DIGITS + 3;
 
-/// Applies the arguments `text` begins with, each with one separator before it and after it;
-/// returns what follows them.
+/// Applies the arguments at the start of `text`, each with one separator before and after it, and
+/// returns the rest.
 #[inline]
 pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -42,7 +42,7 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     }
 }
 
-/// [`run`] for paths of up to `PATH` digits.
+/// As [`run`], for paths of up to `PATH` digits.
 #[inline(always)]
 fn run_for<'a, const PATH: usize, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -68,14 +68,14 @@ fn run_for<'a, const PATH: usize, const SEPARATOR: u8, T: Table>(
     }
 }
 
-/// How many bytes stand between the separator `text` begins with and the first colon; 0 if there is
-/// none near.
+/// Number of bytes between the first separator of `text` and the first colon; 0 if no colon is
+/// near.
 #[inline]
 fn number_len<const SEPARATOR: u8>(text: &[u8]) -> u32 {
     match text.first_chunk::<WINDOW>() {
         Some(&[first, a, b, c, d, e, f, g, h, ..]) if first == SEPARATOR => {
             let differs = u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ (hex::ONES * b':' as u64);
-            // The lowest byte of which the top bit is set is the first that does not differ.
+            // The lowest byte with its top bit set is the first that does not differ.
             let colons = differs.wrapping_sub(hex::ONES) & !differs & hex::TOPS;
             (colons.trailing_zeros() / u8::BITS) % (MAX_DIGITS as u32 + 1)
         }
@@ -83,8 +83,8 @@ fn number_len<const SEPARATOR: u8>(text: &[u8]) -> u32 {
     }
 }
 
-/// [`run`] for regions of `DIGITS` digits, 1 to [`MAX_DIGITS`], and now and then one of `FEWER`, a
-/// digit less.
+/// As [`run`], for regions of `DIGITS` digits, 1 to [`MAX_DIGITS`], and some of `FEWER` digits, one
+/// less.
 #[inline(never)]
 fn run_of<
     'a,
@@ -116,7 +116,7 @@ fn run_of<
     rest
 }
 
-/// Applies an argument of `DIGITS` digits, if that is what stands here: its region, and the text
+/// Applies the next argument if its region has `DIGITS` digits. Returns its region, and the text
 /// from the separator after it on.
 #[inline(always)]
 fn next<'a, const DIGITS: usize, const PATH: usize, const SEPARATOR: u8, T: Table>(
@@ -135,7 +135,7 @@ fn next<'a, const DIGITS: usize, const PATH: usize, const SEPARATOR: u8, T: Tabl
     }
     let (path, len) = path::<DIGITS, PATH, SEPARATOR>(window)?;
     let (_, after) = text.split_at_checked(const { DIGITS + 2 }.wrapping_add(len))?;
-    // A number with something else than digits in it is at least NO_VALUE.
+    // A number with a byte that is not a digit is at least NO_VALUE.
     let regions = table.geometry().nr_regions().min(NO_VALUE);
     if region >= regions || path >= table.geometry().num_paths() {
         return None;
@@ -143,8 +143,8 @@ fn next<'a, const DIGITS: usize, const PATH: usize, const SEPARATOR: u8, T: Tabl
     if table.map(region, path) { Some((region, after)) } else { None }
 }
 
-/// The path of an argument whose region has `DIGITS` digits, and how many digits it has itself. If
-/// they are not digits it is more than there are paths.
+/// The path of an argument whose region has `DIGITS` digits, and the path's number of digits. With
+/// bytes that are not digits, it is above every path.
 #[inline(always)]
 fn path<const DIGITS: usize, const PATH: usize, const SEPARATOR: u8>(
     window: &[u8; WINDOW],
@@ -155,13 +155,12 @@ fn path<const DIGITS: usize, const PATH: usize, const SEPARATOR: u8>(
         let path = hex::last_digits([0, 0, digits[0]], 1)?;
         return if digits[1] == SEPARATOR { Some((path, 1)) } else { None };
     }
-    // The separator is the first byte that does not differ from it: the lowest with its top bit
-    // set.
+    // The separator is the lowest byte with its top bit set, the first one without a difference.
     let after = u32::from_le_bytes([digits[0], digits[1], digits[2], window[const { DIGITS + 5 }]]);
     let differs = after ^ (SEPARATOR as u32).wrapping_mul(hex::ONES as u32);
     let separators = differs.wrapping_sub(hex::ONES as u32) & !differs & hex::TOPS as u32;
     let len = (separators.trailing_zeros() / u8::BITS) as usize;
-    // The digits end where the separator is: in reach of any colon.
+    // The digits end at the separator, which is within the window for any colon.
     let end = const { DIGITS + 2 }.wrapping_add(len & 3);
     let digit = |back: usize| window.get(end.wrapping_sub(back)).copied().unwrap_or(0);
     Some((hex::last_digits([digit(3), digit(2), digit(1)], len)?, len))

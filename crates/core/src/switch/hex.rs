@@ -1,10 +1,10 @@
-//! Hexadecimal numbers as messages write them.
+//! Hexadecimal numbers of messages.
 //!
-//! Contract: no prefix, either case, any number of digits; a number that does not fit wraps modulo
-//! 2^64, as the kernel's does.
+//! Contract: numbers have no prefix, either case, and any number of digits. A number that is too
+//! large wraps modulo 2^64, as in the kernel.
 
-/// Value of each digit; [`NO_DIGIT`] for every other byte. A table, as it takes one load where
-/// comparisons take three branches that random digits mispredict.
+/// Value of each digit; [`NO_DIGIT`] for every other byte. A table takes one load. Comparisons
+/// would take three branches, which random digits mispredict.
 static DIGITS: [u8; 256] = digits();
 const NO_DIGIT: u8 = 0xff;
 
@@ -20,11 +20,11 @@ const fn digits() -> [u8; 256] {
     table
 }
 
-/// What [`value`] gives for a byte that is no digit: more than any number of seven digits, and a
-/// number of seven places with such a byte in it is at least this, too.
+/// The result of [`value`] for a byte that is not a digit. It is above any number of seven digits,
+/// and so is every number of seven places with such a byte in it.
 pub(super) const NO_VALUE: u64 = 1 << 32;
 
-/// Value of each digit, as wide as what it is added to; [`NO_VALUE`] for every other byte.
+/// Value of each digit with the width of the sum it is added to; [`NO_VALUE`] for every other byte.
 static VALUES: [u64; 256] = values();
 
 const fn values() -> [u64; 256] {
@@ -46,8 +46,8 @@ pub(super) fn value(byte: u8) -> u64 {
     VALUES[byte as usize]
 }
 
-/// Value of each digit of a path; for every other byte a bit that is in no number of three digits,
-/// whichever digit it stands for.
+/// Value of each digit of a path. Every other byte has a bit that no number of three digits has, at
+/// any of the three places.
 static PATH_DIGITS: [u32; 256] = path_digits();
 const NO_PATH_DIGIT: u32 = 1 << 12;
 
@@ -64,9 +64,9 @@ const fn path_digits() -> [u32; 256] {
     table
 }
 
-/// The number of the last `len` of three digits; `None` if `len` is none of 1, 2, 3, and 4096 or
-/// more if they are not all digits. Without a branch on `len`: what the bytes before them have
-/// given is taken away afterwards.
+/// The number of the last `len` of three digits. `None` if `len` is not 1, 2 or 3; 4096 or more if
+/// a byte is not a digit. There is no branch on `len`: the part of the bytes before the digits is
+/// removed afterwards.
 #[inline(always)]
 pub(super) fn last_digits(bytes: [u8; 3], len: usize) -> Option<u32> {
     const ONE: u32 = NO_PATH_DIGIT | 0xf;
@@ -81,12 +81,12 @@ pub(super) const ONES: u64 = 0x0101_0101_0101_0101;
 /// The top bit of every byte.
 pub(super) const TOPS: u64 = 0x80 * ONES;
 
-/// Eight bytes as digits, all at once: their values, and the top bit set in each byte that is no
-/// digit (whose value then means nothing).
+/// Reads eight bytes as digits at once. Returns their values, and a word with the top bit set in
+/// each byte that is not a digit (its value is then meaningless).
 #[inline]
 pub(super) const fn digits_of(text: u64) -> (u64, u64) {
-    // With 7-bit bytes, adding to all at once carries from none to the next; a top bit set
-    // afterwards says "at least".
+    // With 7-bit bytes, an addition to all bytes carries from none to the next. A top bit that is
+    // set afterwards means "at least".
     let ascii = text & !TOPS;
     let decimal = ascii ^ (0x30 * ONES);
     let letter = (ascii | (0x20 * ONES)) ^ (0x60 * ONES);
@@ -97,14 +97,15 @@ pub(super) const fn digits_of(text: u64) -> (u64, u64) {
     (values, (!(is_decimal | is_letter) | text) & TOPS)
 }
 
-/// The number a text begins with, and what follows it; `None` if it does not begin with a digit.
+/// Reads the number at the start of a text and returns it with the rest; `None` if the text does
+/// not begin with a digit.
 ///
-/// A digit at a time: as long as numbers have much the same length, which those of regions have,
-/// the processor guesses where they end and is ahead of this loop. (Eight digits at once would make
-/// each number wait for the one before it.)
+/// It reads a digit at a time. Numbers of regions mostly have the same length, so the processor
+/// predicts their ends and runs ahead of this loop. (With eight digits at once, each number would
+/// wait for the one before it.)
 #[inline(always)]
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
-    // Most numbers are short: without asking for the end of the text at every digit.
+    // Most numbers are short, so this loop does not check for the end of the text at every digit.
     let (mut value, mut len) = (0u64, 0usize);
     if let Some(bytes) = text.first_chunk::<8>() {
         for &byte in bytes {
@@ -120,7 +121,7 @@ pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     long_number(text)
 }
 
-/// [`number`] for numbers that mostly have one or two digits, at random: no branch on which.
+/// As [`number`], for numbers that have one or two digits at random. It has no branch on that.
 #[inline(always)]
 pub(super) fn short_number(text: &[u8]) -> Option<(u64, &[u8])> {
     if let Some((&[first, second, third], _)) = text.split_first_chunk::<3>() {
@@ -129,7 +130,7 @@ pub(super) fn short_number(text: &[u8]) -> Option<(u64, &[u8])> {
             return None;
         }
         let two = next != NO_DIGIT;
-        // Unless both are digits: `NO_DIGIT` has all bits set.
+        // True unless both are digits, because `NO_DIGIT` has all bits set.
         if next | DIGITS[third as usize] == NO_DIGIT {
             let value = u64::from(digit) << (4 * u32::from(two))
                 | u64::from(next & u8::from(two).wrapping_neg());
@@ -140,7 +141,7 @@ pub(super) fn short_number(text: &[u8]) -> Option<(u64, &[u8])> {
     number(text)
 }
 
-/// [`number`] of any length.
+/// As [`number`], for any length.
 #[inline]
 fn long_number(mut text: &[u8]) -> Option<(u64, &[u8])> {
     let (mut value, mut any) = (0u64, false);

@@ -1,11 +1,10 @@
 //! The constructor's words: `<num_paths> <region_size> 0 [<device> <offset>]+`.
 //!
-//! The kernel opens the device of path k before it looks at the offset of path k, and both before
-//! those of path k + 1. So that errors come in the same order, [`Params`] hands out one path after
-//! the other, and the offset is checked when [`PathArg::offset`] is called, after the caller has
-//! opened [`PathArg::device`].
+//! The kernel opens the device of a path, then checks its offset, then goes on to the next path.
+//! Errors must come in the same order. So [`Params`] returns the paths one by one, and
+//! [`PathArg::offset`] checks an offset after the caller has opened [`PathArg::device`].
 //!
-//! Contract: no allocation, no panic. Words come split, for example by
+//! Contract: no allocation, no panic. The words are split already, for example by
 //! [`super::super::args::split_in_place`].
 
 use super::super::args::parse_u32;
@@ -26,7 +25,7 @@ pub struct Params<W> {
 }
 
 impl<'a, W: ExactSizeIterator<Item = &'a [u8]>> Params<W> {
-    /// Checks everything that can be checked before a device is opened.
+    /// Checks all words that the kernel checks before it opens a device.
     ///
     /// ```
     /// use blkswitch_core::switch::Params;
@@ -59,13 +58,13 @@ impl<'a, W: ExactSizeIterator<Item = &'a [u8]>> Params<W> {
 }
 
 impl<W> Params<W> {
-    /// How many paths there are, in 1..=[`MAX_PATHS`].
+    /// Number of paths, in 1..=[`MAX_PATHS`].
     #[must_use]
     pub const fn num_paths(&self) -> u32 {
         self.num_paths
     }
 
-    /// Sectors in a region, at least 1.
+    /// Sectors of a region, at least 1.
     #[must_use]
     pub const fn region_size(&self) -> u32 {
         self.region_size
@@ -89,16 +88,16 @@ impl<'a, W: Iterator<Item = &'a [u8]>> Iterator for Params<W> {
 pub struct PathArg<'a> {
     /// Its number, counted from 0.
     pub number: u32,
-    /// Its device: to be looked up before the offset is asked for.
+    /// Its device. Open it before asking for the offset.
     pub device: &'a [u8],
     /// The word of its offset.
     pub offset_word: &'a [u8],
 }
 
 impl PathArg<'_> {
-    /// Where the device's part of the volume begins, in sectors.
+    /// The first sector of the volume on the device.
     pub fn offset(&self) -> Result<u64, Error> {
-        // Two words a path; this one is the second.
+        // Each path has two words; this one is the second.
         let at = (self.number as usize).wrapping_mul(2).wrapping_add(HEAD_WORDS + 1);
         parse_u64(self.offset_word).ok_or(Error::Offset { path: self.number, at })
     }

@@ -1,26 +1,27 @@
-//! `:<path>` arguments of one to three digits, the form a whole map is sent in where paths are many.
+//! Reads `:<path>` arguments of one to three digits, the form in which a whole map with many paths
+//! is sent.
 //!
-//! To read such arguments one after the other is to wait: where one begins is known only when the
-//! one before it was read, and a guess at its length is often wrong. So the colons of 64 bytes are
-//! found first, all at once, as the bits of a word. From one bit to the next is one argument, and
-//! the processor works on several of them at a time; no branch depends on their lengths.
+//! Reading such arguments one after the other is slow. The start of an argument is known only after
+//! the one before it, and the processor often mispredicts its length. So this code first finds the
+//! colons of 64 bytes at once, as the bits of a word. An argument reaches from one bit to the next.
+//! The processor works on several of them at a time, and no branch depends on their lengths.
 //!
-//! Contract: takes only what it is sure of; what it leaves (other arguments, errors, the last bytes
-//! of a text) is for the slower ways. No allocation, no panic.
+//! Contract: it takes only correct arguments of this form, and leaves other arguments, errors and
+//! the last bytes of a text to slower code. No allocation, no panic.
 
 use super::blocks::Writer;
 use super::hex::{self, ONES};
 use super::message::{Message, Table};
 
-/// Fewest paths here: up to 16 have one digit, and are read in blocks.
+/// Fewest paths. Up to 16 paths have one digit, and [`super::blocks`] reads them.
 const MIN_PATHS: u32 = 17;
-/// Most paths whose numbers have at most three digits.
+/// Most paths with numbers of at most three digits.
 pub(super) const MAX_PATHS: u32 = 0x1000;
-/// Bytes that are searched for colons together: a bit of a word for each.
+/// Bytes that are searched for colons at once: one bit of a word for each.
 const SEARCHED: usize = 64;
 
-/// Applies the arguments `text` begins with, each with one separator before it and after it;
-/// returns what follows them.
+/// Applies the arguments at the start of `text`, each with one separator before and after it, and
+/// returns the rest.
 #[inline]
 pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
@@ -38,14 +39,14 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     }
 }
 
-/// [`run`] for entries of `BITS` bits.
+/// As [`run`], for entries of `BITS` bits.
 #[inline(never)]
 fn windows<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
 ) -> &'a [u8] {
-    /// The first argument's separator and colon.
+    /// Length of the first argument's separator and colon.
     const BEGUN: usize = 2;
     let geometry = table.geometry();
     let num_paths = geometry.num_paths();
@@ -75,7 +76,7 @@ fn windows<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
         }
         let taken = begin.wrapping_sub(BEGUN);
         rest = rest.split_at_checked(taken).map_or(rest, |(_, rest)| rest);
-        // Not the end of the window, but of what this way can take.
+        // This is an argument that this code cannot take, not the end of the window.
         if taken == 0 || colons != 0 {
             break;
         }
@@ -85,7 +86,7 @@ fn windows<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
     rest
 }
 
-/// A bit for each byte of a window: is it a colon?
+/// Finds the colons of a window: one bit for each byte.
 #[inline(always)]
 fn colons(window: &[u8; SEARCHED]) -> u64 {
     let mut colons = 0u64;
@@ -102,9 +103,9 @@ fn colons(window: &[u8; SEARCHED]) -> u64 {
             window[at + 7],
         ]);
         let differs = word ^ (ONES * b':' as u64);
-        // The top bit of each byte that does not differ at all; nothing is carried between bytes.
+        // Sets the top bit of each byte without a difference. No bit is carried between bytes.
         let equal = !((differs & !hex::TOPS).wrapping_add(!hex::TOPS) | differs) & hex::TOPS;
-        // Bit 8 k of the word to bit 56 + k of the product.
+        // The product moves bit 8 k of the word to bit 56 + k.
         let bits = (equal >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         colons |= bits.wrapping_shl(at as u32);
         at = at.wrapping_add(8);

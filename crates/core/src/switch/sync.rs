@@ -1,7 +1,7 @@
-//! The words of the region table and the mark of its writer: the machine's atomics, or, where all
-//! orders of their use are tried, loom's.
+//! The atomics of the region table and of its writer's flag: the machine's, or loom's in tests that
+//! try all orders of accesses.
 //!
-//! Contract: nothing but these names.
+//! Contract: only re-exports.
 
 #[cfg(not(loom))]
 pub(super) use core::sync::atomic::{AtomicBool, AtomicU64};

@@ -1,13 +1,12 @@
-//! Arguments of a message straight from its text.
+//! Reads the arguments of a message from its text.
 //!
-//! Five speeds, one meaning: blocks of `:<digit>` many at a time ([`super::blocks`], the form a
-//! whole map is sent in), runs of `:<path>` where paths have up to three digits ([`super::paths`]),
-//! runs of `<region>:<path>` ([`super::entries`], the form single changes are sent in), an argument read where it stands, and, for whatever is left (backslashes, cut
-//! words, errors), a word split off first. The faster ways only take what they are sure of and
-//! leave everything else to the last.
+//! There are five readers with the same meaning and different speeds: blocks of `:<digit>`
+//! ([`super::blocks`], the form of a whole map), runs of `:<path>` with up to three digits
+//! ([`super::paths`]), runs of `<region>:<path>` ([`super::entries`], the form of single changes),
+//! an argument in place, and a word that is split off first. The last one reads everything:
+//! backslashes, cut words, errors. The faster ones take only correct arguments of their form.
 //!
-//! Contract: as [`super::message`]; how a text is cut into chunks makes no difference to the
-//! result.
+//! Contract: as [`super::message`]. The cuts between chunks do not change the result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
 use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
@@ -64,7 +63,7 @@ pub(super) fn run_split<T: Table>(
     }
 }
 
-/// An argument that ends in white space, or in the end of the message, without a backslash in it.
+/// Reads an argument without a backslash that ends at white space or at the end of the message.
 #[inline(always)]
 fn in_place(text: &[u8], last: bool) -> Option<(Argument, &[u8])> {
     let (argument, rest) = Argument::parse(text)?;
@@ -73,7 +72,8 @@ fn in_place(text: &[u8], last: bool) -> Option<(Argument, &[u8])> {
     if ends && fits { Some((argument, rest)) } else { None }
 }
 
-/// The word a text begins with, split off first. Returns its length, 0 if it is not all there yet.
+/// Splits off the first word and applies it. Returns its length, or 0 if the chunk does not have
+/// all of it.
 #[cold]
 fn split_off<T: Table>(
     message: &mut Message,
@@ -94,7 +94,7 @@ fn split_off<T: Table>(
     Ok(len)
 }
 
-/// Calls `f` with the word's bytes, backslashes removed.
+/// Calls `f` with the word's bytes without backslashes.
 fn with_literal<R>(word: Word<'_>, f: impl FnOnce(&[u8]) -> R) -> R {
     if let Some(literal) = word.plain() {
         return f(literal);
@@ -108,8 +108,8 @@ fn with_literal<R>(word: Word<'_>, f: impl FnOnce(&[u8]) -> R) -> R {
     f(buffer.split_at_checked(len).map_or(&[], |(literal, _)| literal))
 }
 
-/// The fast ways decline what they are not sure of, so that a way that took nothing at all would be
-/// noticed by nothing but its speed.
+/// The fast readers decline other text. So only its speed would show a reader that takes nothing at
+/// all; these tests show it, too.
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -124,7 +124,7 @@ mod tests {
     const ARGUMENTS: u64 = 200;
     const REGIONS: u64 = 0x12345;
 
-    /// Well-formed arguments, each with a separator before it, and one at the end.
+    /// Correct arguments, each with a separator before it, and one separator at the end.
     fn text(separator: u8, argument: impl Fn(u64) -> String) -> Vec<u8> {
         let mut text = Vec::new();
         for nr in 0..ARGUMENTS {
@@ -135,7 +135,7 @@ mod tests {
         text
     }
 
-    /// The way takes all but the last `left` bytes, and counts what it takes.
+    /// Asserts that the reader takes all but the last `left` bytes, and counts its arguments.
     fn takes(
         way: impl Fn(&mut Message, &Geometry, &[u8]) -> usize,
         geometry: &Geometry,
@@ -186,7 +186,7 @@ mod tests {
                 let path = nr * nr * 7 % u64::from(num_paths);
                 format!("{:x}:{path:x}", nr * nr * 0x9e37 % regions)
             };
-            // A window of the longest arguments.
+            // The rest is less than a window of the longest arguments.
             let way =
                 |m: &mut Message, g: &Geometry, t: &[u8]| entries::run::<b' ', _>(m, g, t).len();
             takes(way, &geometry, &text(b' ', entry), 32);

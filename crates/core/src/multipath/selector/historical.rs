@@ -1,22 +1,23 @@
-//! `historical-service-time`: the path that is expected to answer first, from how long it took so
-//! far.
+//! `historical-service-time`: chooses the path that is expected to answer first, from measured
+//! times.
 //!
-//! Measured is the time a path spends on a request once it is done with the one before: from the
-//! later of "sent" and "previous answer" to "answered". An average that forgets, `base_weight`/1024
-//! old and the rest new, times (requests in flight + 1), is the expected time. The kernel weighs by
-//! the length of the time as well; the numbers differ, the choice seldom does.
+//! The measured time is the time that a path spends on a request after the one before: from the
+//! later of "sent" and "previous answer" to "answered". A moving average (`base_weight`/1024 old,
+//! the rest new) times (requests in flight + 1) is the expected time. The kernel also weighs by the
+//! length of the time; the numbers differ, the choice seldom does.
 //!
-//! An average too old to be trusted ([`STALE_AFTER`] times itself without an answer) sends one
-//! request to find out, and only one: with a request in flight the old average counts again. A path
-//! that never answered counts as the fastest one known.
+//! When an average is too old ([`STALE_AFTER`] times itself without an answer), the path gets one
+//! request to measure it again. It gets only one, because with a request in flight the old average
+//! counts again. A path that never answered counts as fast as the fastest one.
 //!
-//! Fairness: of paths that take equally long, the chosen one has the fewest requests in flight. A
-//! path that takes r times as long as another has, when both are busy, about 1/r as many requests
-//! in flight and so does its share of the work. The bound: where paths take a time each that stays,
-//! with twice as many requests in flight as keep the slowest busy (the sum, over the paths, of how
-//! many times each is as fast, rounded up), none idles, and none has had more or fewer requests
-//! than its share by more than what is in flight and one per path. With fewer in flight slow paths
-//! get less, at last only the request that finds out (tests/multipath/fairness.rs).
+//! Fairness: of equally fast paths, the chosen one has the fewest requests in flight. When both are
+//! busy, a path that takes r times as long as another has about 1/r as many requests in flight, and
+//! so does its share of the work. The bound holds for paths with constant times, and twice as many
+//! requests in flight as keep the slowest path busy (the sum over all paths of how many times each
+//! is as fast as the slowest, rounded up). Then no path idles, and the number of requests of a path
+//! differs from its share by at most the requests in flight and one per path. With fewer requests
+//! in flight, slow paths get less, in the end only the measuring request
+//! (tests/multipath/fairness.rs).
 
 use core::cmp::Ordering;
 
@@ -24,23 +25,24 @@ use super::super::super::args::parse_u32;
 use super::super::path::Path;
 use super::turn;
 
-/// `base_weight` of everything old and nothing new; weights are below this.
+/// The weight of an average that ignores new times; weights are below it.
 const ONE: u32 = 1024;
-/// 0.95: twenty requests make most of the average.
+/// 0.95: the last twenty requests make up most of the average.
 const DEFAULT_WEIGHT: u32 = 972;
-/// How many times its average a path may be silent before it is tried again: a slow path that
-/// nobody would use is busy a thousandth of the time with finding out whether it still is slow.
+/// A path is measured again after this many times its average. So a slow, unused path is busy with
+/// that for a thousandth of the time.
 pub const STALE_AFTER: u64 = 1000;
-/// Longest time that counts, an hour: keeps the products below 2^64, and no request takes as long.
+/// Longest time that counts, an hour. It keeps the products below 2^64, and no request takes that
+/// long.
 const MAX_TIME_NS: u64 = 3_600_000_000_000;
 
 /// The arguments of the selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
-    /// Weight of what is old, in 1/1024: 0..=1023.
+    /// Weight of the old average in 1/1024: 0..=1023.
     pub base_weight: u32,
-    /// Two expected times differ only if one is more than this many times the other; 0 and 1:
-    /// always.
+    /// Two expected times differ only if one is more than this many times the other. 0 and 1 mean
+    /// that they always differ.
     pub threshold_multiplier: u32,
 }
 
@@ -75,8 +77,8 @@ impl Weights {
         if a.max(b) > a.min(b).saturating_mul(threshold) { a.cmp(&b) } else { Ordering::Equal }
     }
 
-    /// A path has answered what was sent at `started_ns`. Two queues at once may lose one
-    /// measurement: an average can do without one.
+    /// Updates the average after an answer to a request of `started_ns`. If two queues do this at
+    /// once, one measurement may be lost, which does no harm to an average.
     #[inline]
     pub(super) fn measured(&self, path: &Path, started_ns: u64, now_ns: u64) {
         let began_ns = path.swap_last_end(now_ns).max(started_ns);
@@ -91,7 +93,7 @@ impl Weights {
     }
 }
 
-/// When a path is expected to have answered one request more, in ns from now.
+/// Time in ns until the path is expected to have answered one more request.
 #[inline]
 fn expected_ns(path: &Path, fastest_ns: u64, now_ns: u64) -> u64 {
     let in_flight = u64::from(path.in_flight());

@@ -1,9 +1,9 @@
-//! `io-affinity`: every CPU has its path.
+//! `io-affinity`: each CPU has a path.
 //!
 //! A path lists its CPUs; a request takes the first path in the order of the table that lists its
 //! CPU and is up. If there is none, that is a miss, and all paths take turns.
 //!
-//! Fairness: none asked for; misses are spread as by `round-robin`.
+//! Fairness: none is needed; misses are spread like by `round-robin`.
 
 use core::cmp::Ordering;
 use core::fmt;
@@ -14,10 +14,9 @@ use super::turn;
 
 /// Words of a mask.
 const WORDS: usize = 8;
-/// CPUs a mask can name: a cache line's worth, and more than any machine's that a daemon like this
-/// is pinned to.
+/// Number of CPUs of a mask: one cache line of bits, more than a daemon is pinned to.
 pub const MAX_CPUS: u32 = 64 * WORDS as u32;
-/// Hexadecimal digits between two commas at most.
+/// Most hexadecimal digits between two commas.
 const CHUNK_DIGITS: usize = 8;
 
 /// A set of CPUs.
@@ -28,8 +27,8 @@ impl CpuMask {
     /// No CPU.
     pub const NONE: Self = Self([0; WORDS]);
 
-    /// A mask as the kernel reads it: hexadecimal, in chunks of at most 8 digits with commas
-    /// between them, the highest CPUs first. `None` if it is not that, or names CPUs from
+    /// Parses a mask like the kernel: hexadecimal, in chunks of at most 8 digits with commas
+    /// between them, the highest CPUs first. `None` if it has another form, or names CPUs from
     /// [`MAX_CPUS`] on.
     ///
     /// ```
@@ -58,14 +57,14 @@ impl CpuMask {
         Some(mask)
     }
 
-    /// Does the mask name this CPU?
+    /// Whether the mask names this CPU.
     #[inline]
     #[must_use]
     pub fn contains(&self, cpu: u16) -> bool {
         self.0.get(usize::from(cpu / 64)).is_some_and(|word| word >> (cpu % 64) & 1 != 0)
     }
 
-    /// All CPUs up by 32; `None` if one falls off the end.
+    /// Moves all CPUs up by 32; `None` if one would be beyond the end.
     fn shifted_by_chunk(self) -> Option<Self> {
         let mut carry = 0;
         let mut words = self.0;

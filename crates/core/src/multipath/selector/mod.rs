@@ -1,8 +1,8 @@
-//! Path selectors: how requests are spread over the paths of a group that are up.
+//! Path selectors spread requests over the paths of a group that are up.
 //!
-//! A selector is a file here: its arguments, its arguments per path, the order in which it prefers
-//! paths, and what it counts. All but `io-affinity` say only which of two paths is better and leave
-//! equal ones to [`turn`].
+//! Each selector has a file: its arguments, its arguments per path, its order of paths, and its
+//! counters. All but `io-affinity` only say which of two paths is better; [`turn`] chooses among
+//! equal ones.
 //!
 //! | selector | prefers | with several queues |
 //! |---|---|---|
@@ -30,14 +30,14 @@ use super::path::Path;
 use historical::Weights;
 use io_affinity::CpuMask;
 
-/// What is known about a request when a path is asked for.
+/// A request that needs a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
     /// Its length in bytes.
     pub bytes: u64,
-    /// The time, in ns of a clock that does not go back.
+    /// The time in ns, of a monotonic clock.
     pub now_ns: u64,
-    /// The CPU (or queue) it came from; for `io-affinity`.
+    /// The CPU or queue that it came from, for `io-affinity`.
     pub cpu: u16,
 }
 
@@ -50,22 +50,21 @@ pub enum Selector {
     QueueLength,
     /// Fewest bytes in flight for its throughput.
     ServiceTime,
-    /// Shortest expected time of service, from what was measured.
+    /// Shortest expected service time, from measurements.
     HistoricalServiceTime(Weights),
-    /// Each CPU its path.
+    /// A path for each CPU.
     IoAffinity,
 }
 
-/// A path's arguments. What its selector has no use for is at its default.
+/// A path's arguments. Those that its selector does not use have their default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathArgs {
-    /// Only ever 0 or 1: the kernel has given up sending more than one request at a time down a
-    /// path.
+    /// 0 or 1. The kernel no longer sends several requests in a row down a path.
     pub repeat_count: u32,
-    /// Throughput relative to the other paths, 0..=100; 0: only if there is no other
+    /// Throughput relative to the other paths, 0..=100. 0 means: use it only if no other path is up
     /// (`service-time`).
     pub relative_throughput: u32,
-    /// The CPUs whose requests it takes (`io-affinity`).
+    /// The CPUs that use this path (`io-affinity`).
     pub cpus: CpuMask,
 }
 
@@ -75,12 +74,12 @@ impl Default for PathArgs {
     }
 }
 
-/// What is wrong with a path's arguments.
+/// The fault of a path's arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathArgsError {
     /// Too many words, or too few.
     Count,
-    /// The repeat count is no number.
+    /// The repeat count is not a number.
     RepeatCount,
     /// The throughput is not in 0..=100.
     Throughput,
@@ -89,7 +88,7 @@ pub enum PathArgsError {
 }
 
 impl PathArgsError {
-    /// Which of the path's words it is about, counted from its device.
+    /// Position of the wrong word, counted from the path's device.
     pub(super) const fn word(self) -> usize {
         match self {
             Self::Count => 0,
@@ -102,7 +101,7 @@ impl PathArgsError {
 impl Selector {
     /// The selector of this name, with its arguments.
     pub fn parse(name: &[u8], args: &[&[u8]]) -> Result<Self, SelectorError> {
-        // As in the kernel, selectors without arguments do not look at those they are given.
+        // Like the kernel's, selectors without arguments ignore extra words.
         match name {
             b"round-robin" => Ok(Self::RoundRobin),
             b"queue-length" => Ok(Self::QueueLength),
@@ -127,8 +126,8 @@ impl Selector {
         }
     }
 
-    /// Reads a path's arguments. With them comes `true` if the repeat count was above 1 and is now
-    /// 1, which is worth the warning [`RepeatCountDeprecated`].
+    /// Reads a path's arguments. Also returns `true` if the repeat count was above 1 and is now 1,
+    /// which calls for the warning [`RepeatCountDeprecated`].
     pub fn path_args(&self, words: &[&[u8]]) -> Result<(PathArgs, bool), PathArgsError> {
         let mut args = PathArgs::default();
         let repeat_word = match (self, words) {
@@ -153,7 +152,7 @@ impl Selector {
         Ok((args, deprecated))
     }
 
-    /// The place in `paths`, all those of `group`, of the path for a request.
+    /// Picks the path for a request: its index in `paths`, which are all paths of `group`.
     #[inline]
     pub(super) fn pick(&self, group: &Group, paths: &[Path], ask: &Ask) -> Option<u32> {
         match self {
@@ -165,7 +164,7 @@ impl Selector {
         }
     }
 
-    /// A request goes down the path.
+    /// Counts a request that goes down the path.
     #[inline]
     pub(super) fn started(&self, path: &Path, bytes: u64) {
         match self {
@@ -175,7 +174,7 @@ impl Selector {
         }
     }
 
-    /// It came back, or was given up.
+    /// Counts a request that was answered or given up.
     #[inline]
     pub(super) fn ended(&self, path: &Path, bytes: u64) {
         match self {
@@ -185,7 +184,7 @@ impl Selector {
         }
     }
 
-    /// The path has answered a request.
+    /// Measures an answer of the path.
     #[inline]
     pub(super) fn answered(&self, path: &Path, started_ns: u64, now_ns: u64) {
         if let Self::HistoricalServiceTime(weights) = self {
@@ -193,7 +192,7 @@ impl Selector {
         }
     }
 
-    /// A path that comes back takes its place among the others.
+    /// Gives a path that comes back its place among the others.
     pub(super) fn line_up(&self, path: &Path, paths: &[Path]) {
         match self {
             Self::RoundRobin => turn::put_first(path, paths),
@@ -201,7 +200,7 @@ impl Selector {
         }
     }
 
-    /// How many words [`Selector::write_path_status`] writes.
+    /// Number of words of [`Selector::write_path_status`].
     #[must_use]
     pub const fn info_args(&self) -> u32 {
         match self {
@@ -212,7 +211,7 @@ impl Selector {
         }
     }
 
-    /// How many words [`Selector::write_path_table`] writes.
+    /// Number of words of [`Selector::write_path_table`].
     #[must_use]
     pub const fn table_args(&self) -> u32 {
         match self {
@@ -221,7 +220,7 @@ impl Selector {
         }
     }
 
-    /// The selector's own arguments with their count, in table and status alike.
+    /// Writes the selector's own arguments with their count, for table and status.
     pub(super) fn write_args(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HistoricalServiceTime(weights) => {
@@ -260,17 +259,17 @@ impl Selector {
     }
 }
 
-/// Why [`Selector::parse`] refused.
+/// The reason why [`Selector::parse`] refused a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SelectorError {
-    /// There is no selector of this name.
+    /// No selector has this name.
     Name,
     /// Its arguments are wrong.
     Arguments,
 }
 
-/// The kernel's warning for a repeat count above 1. `Display` is its line, without `device-mapper:
-/// ` before it.
+/// The kernel's warning about a repeat count above 1. `Display` is its line without the prefix
+/// `device-mapper: `.
 #[derive(Clone, Copy, Debug)]
 pub struct RepeatCountDeprecated<'a>(pub &'a Selector);
 

@@ -1,7 +1,7 @@
 //! `queue-length`: the path with the fewest requests in flight.
 //!
-//! Fairness: no path that is up has fewer requests in flight than the chosen one has, not counting
-//! this one. The count is shared by all queues.
+//! Fairness: no path that is up has fewer requests in flight than the chosen one had before this
+//! request. All queues share the count.
 
 use core::cmp::Ordering;
 

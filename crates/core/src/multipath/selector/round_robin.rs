@@ -1,7 +1,7 @@
-//! `round-robin`: every path is as good as any other, so turns decide alone.
+//! `round-robin`: all paths are equal, so only turns decide.
 //!
-//! Fairness: with k paths up, any n choices in a row of one queue (nobody else choosing) use each
-//! path n/k times, rounded down or up.
+//! Fairness: with k paths up, n successive choices of one queue use each path n/k times, rounded
+//! down or up, if no other queue chooses meanwhile.
 
 use core::cmp::Ordering;
 

@@ -1,5 +1,4 @@
-//! `service-time`: the path that would have moved everything it has in flight, and this request,
-//! first.
+//! `service-time`: chooses the path that would first finish its bytes in flight and this request.
 //!
 //! Fairness: no path that is up has a lower (bytes in flight + the request's) / throughput than the
 //! chosen one. A path of throughput 0 is used only if no other is up.
@@ -9,10 +8,10 @@ use core::cmp::Ordering;
 use super::super::super::args::parse_u32;
 use super::super::path::Path;
 
-/// Largest relative throughput a path can be given; the kernel's.
+/// Largest relative throughput of a path; the kernel's limit.
 pub(super) const MAX_THROUGHPUT: u32 = 100;
 
-/// The word of a path's relative throughput.
+/// Parses a path's relative throughput.
 pub(super) fn throughput(word: &[u8]) -> Option<u32> {
     parse_u32(word).filter(|throughput| *throughput <= MAX_THROUGHPUT)
 }
@@ -23,7 +22,8 @@ pub(super) fn better(a: &Path, b: &Path, bytes: u64) -> Ordering {
     let load = |path: &Path| path.bytes_in_flight().saturating_add(bytes);
     let (a_speed, b_speed) = (throughput(a), throughput(b));
     if a_speed == 0 || b_speed == 0 {
-        // No speed at all loses against any; among themselves what is in flight decides.
+        // A path of speed 0 loses against any other; among two of speed 0, the bytes in flight
+        // decide.
         return b_speed.cmp(&a_speed).then(load(a).cmp(&load(b)));
     }
     // load(a) / a_speed against load(b) / b_speed without a division.

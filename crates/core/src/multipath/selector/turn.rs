@@ -1,23 +1,23 @@
-//! Turns: the best path that is up; of equally good ones the one that was not used for the longest
-//! time.
+//! Turns: choose the best path that is up, and of equally good ones the one that has been unused
+//! for the longest time.
 //!
-//! Every path of a group has a turn, a number. A path that is chosen gets the highest turn of the
-//! group plus one, so the turns are the order of a queue in which a path that is used goes to the
-//! end. There is no word that all choices write, only the turn of the path that is chosen.
+//! Each path of a group has a turn, a number. The chosen path gets the highest turn of the group
+//! plus one. So the turns are the order of a queue in which a used path goes to the end. A choice
+//! writes only the turn of the chosen path; no word is written by all choices.
 //!
-//! Contract: [`pick`] never fails while a path is up during the whole of a look at the paths. One
-//! queue alone gets exactly that order. Where several queues choose at once, the exchange on the
-//! turn lets one of them have it and the others look again, [`MAX_SCANS`] times at most.
+//! Contract: [`pick`] never fails if a path is up during a whole scan. A single queue gets exactly
+//! the order above. If several queues choose at once, the compare-exchange on the turn succeeds for
+//! one of them, and the others scan again, at most [`MAX_SCANS`] times.
 
 use core::cmp::Ordering;
 
 use super::super::path::Path;
 
-/// Looks at the paths before a choice is taken although another queue made the same at the same
-/// moment. One more request on a path is no harm; looking for ever is.
+/// Number of scans after which a choice stands although another queue made the same one. One more
+/// request on a path does no harm; an endless loop would.
 pub const MAX_SCANS: u32 = 4;
 
-/// The place of the path to use. `better(a, b)` is `Less` if `a` is better than `b`.
+/// The index of the path to use. `better(a, b)` is `Less` if `a` is better than `b`.
 #[inline]
 pub(in super::super) fn pick(
     paths: &[Path],
@@ -28,7 +28,7 @@ pub(in super::super) fn pick(
         let (scan, up) = scan(paths, &better);
         let Some(best) = scan else { break };
         chosen = Some(best.place);
-        // The only path needs no turn: so the usual group of one path is never written to.
+        // A single path needs no turn. So choosing from the usual group of one path writes nothing.
         if up == 1 || best.path.take_turn(best.turn, best.last_turn.wrapping_add(1)) {
             break;
         }
@@ -40,11 +40,11 @@ struct Best<'p> {
     path: &'p Path,
     place: u32,
     turn: u64,
-    /// Highest turn of any path that is up.
+    /// Highest turn of the paths that are up.
     last_turn: u64,
 }
 
-/// The best path that is up, and how many are up.
+/// Finds the best path that is up, and counts those that are up.
 #[inline]
 fn scan<'p>(
     paths: &'p [Path],
@@ -77,13 +77,13 @@ fn scan<'p>(
     (best, up)
 }
 
-/// Gives `path` a turn before those of all others that are up.
+/// Gives `path` a turn before all others that are up.
 pub(super) fn put_first(path: &Path, paths: &[Path]) {
     let first = paths.iter().filter(|path| path.is_up()).map(Path::turn).min();
     path.set_turn(first.map_or(path.turn(), |turn| turn.saturating_sub(1)));
 }
 
-/// Gives `path` a turn after those of all others that are up.
+/// Gives `path` a turn after all others that are up.
 pub(super) fn put_last(path: &Path, paths: &[Path]) {
     let last = paths.iter().filter(|path| path.is_up()).map(Path::turn).max();
     path.set_turn(last.map_or(path.turn(), |turn| turn.saturating_add(1)));
