@@ -1,4 +1,4 @@
-//! `attach` and `detach`: a device becomes a disk of this machine, and ceases to be one.
+//! `attach` and `detach`: begin and end a device's ublk disk.
 
 use clap::Args;
 use hyper::Method;
@@ -9,7 +9,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{AttachUblk, Disk, device_path, route};
 
-/// Make a disk of this machine of devices
+/// Attach devices as ublk disks of this machine
 ///
 /// The disk is /dev/ublkbN and, by the device's name, /dev/blkswitch/NAME. It outlives the daemon:
 /// see serve. Needs root and the kernel's ublk driver (Linux 6.5 or newer, modprobe ublk_drv).
@@ -18,29 +18,28 @@ pub(super) struct Attach {
     /// The devices
     #[arg(value_name = "DEVICE")]
     devices: Vec<String>,
-    /// By the kernel's ublk driver; the only way there is
+    /// Use the kernel's ublk driver, the only way at present
     #[arg(long, required = true)]
     ublk: bool,
-    /// Hardware queues [default: as many as the daemon has queues; the kernel makes no more than
-    /// processors]
+    /// Hardware queues [default: the number of the daemon's queues; the kernel allows one per
+    /// processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
     /// Requests per hardware queue [default: 128]
     #[arg(long, value_name = "D", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
-    /// Whether to do without copies of data if the kernel can (Linux 6.16): true or false
-    /// [default: if all leaves can, and one goes past the page cache]
+    /// Zero copy if the kernel can (Linux 6.16): true or false [default: true if all leaves can,
+    /// and one of them bypasses the page cache]
     #[arg(long, value_name = "BOOL")]
     zero_copy: Option<bool>,
     #[command(flatten)]
     options: Options,
 }
 
-/// End devices' being disks
+/// Detach the ublk disks of devices
 ///
-/// A disk that is mounted, or below another device, stays, unless --force: then its users get
-/// errors from now on, and what the kernel has not written yet is lost. The device stays in any
-/// case.
+/// A disk that is mounted, or below another device, is refused. With --force its users get errors
+/// from now on, and data that the kernel has not written is lost. The device stays in any case.
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     /// The devices
@@ -50,13 +49,10 @@ pub(super) struct Detach {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const ATTACH_SHOWN: &[&str] = &["uuid", "major", "minor"];
-/// The switches that its help shows.
 pub(super) const DETACH_SHOWN: &[&str] = &["force", "uuid", "major", "minor"];
 
 impl Attach {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let how = AttachUblk { queues: self.queues, depth: self.depth, zero_copy: self.zero_copy };
         for selector in Selector::list(&self.devices, &self.options)? {
@@ -74,7 +70,6 @@ impl Attach {
 }
 
 impl Detach {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         for selector in Selector::list(&self.devices, &self.options)? {
             let name = context.name_of(&selector, "detach").await?;

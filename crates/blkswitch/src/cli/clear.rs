@@ -1,4 +1,4 @@
-//! `clear`: forget the inactive table.
+//! `clear`: drops the inactive table.
 
 use clap::Args;
 use hyper::Method;
@@ -9,7 +9,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::route;
 
-/// Forget the inactive table
+/// Drop the inactive table
 #[derive(Debug, Args)]
 pub(super) struct Clear {
     /// The devices
@@ -19,11 +19,9 @@ pub(super) struct Clear {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 impl Clear {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         for selector in Selector::list(&self.devices, &self.options)? {
             context.command(Method::DELETE, route::TABLE, &selector, "clear", &()).await?;

@@ -1,9 +1,9 @@
-//! HTTP/1.1 over the daemon's unix socket: a connection per request, bodies in both directions as
-//! streams.
+//! HTTP/1.1 over the daemon's unix socket: one connection per request, streamed bodies in both
+//! directions.
 //!
-//! Contract: knows routes and JSON, nothing of verbs. A reply outside 2xx is
-//! [`ClientError::Refused`] with the daemon's own words. Used on a current-thread runtime; no
-//! panics.
+//! Contract: this module knows routes and JSON, but no verbs. A reply outside 2xx is a
+//! [`ClientError::Refused`] with the daemon's text. It runs on a current-thread runtime and does
+//! not panic.
 
 use std::fmt::Write as _;
 use std::io;
@@ -21,33 +21,33 @@ use tokio::net::UnixStream;
 use super::failure::{Failure, Refusal, Subject};
 use crate::protocol::{ErrorBody, NOTE_HEADER};
 
-/// Whatever may go wrong inside a body that is sent.
+/// An error inside a request body.
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Longest error reply that is read: kernel lines and a sentence fit a thousand times.
+/// Longest error reply. Kernel lines and a sentence are a thousandth of it.
 const ERROR_BODY_MAX_BYTES: usize = 1 << 20;
 
-/// The way to one daemon.
+/// A client of one daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     socket: PathBuf,
 }
 
-/// Why there is no reply of the kind asked for.
+/// The reason why there is no proper reply.
 #[derive(Debug)]
 pub(super) enum ClientError {
-    /// Nobody listens.
+    /// No daemon listens.
     Connect(PathBuf, io::Error),
     /// The daemon refused.
     Refused(Box<ErrorBody>),
-    /// The connection broke or what came is not the protocol: a sentence.
+    /// The connection broke, or the reply broke the protocol: a sentence.
     Broken(String),
-    /// What should be sent could not be read, or what came could not be written.
+    /// The request's body could not be read, or the reply could not be written.
     Io(io::Error),
 }
 
 impl ClientError {
-    /// The failure of a verb that named its device by `subject`.
+    /// Converts it to the failure of a verb whose device is `subject`.
     pub(super) fn about(self, subject: Subject) -> Failure {
         match self {
             Self::Connect(socket, error) => Failure::NoDaemon(socket, error),
@@ -59,7 +59,7 @@ impl ClientError {
 }
 
 impl Client {
-    /// The client of the daemon that listens on `socket`. Connects with the first request.
+    /// A client of the daemon that listens on `socket`. It connects with the first request.
     pub(super) fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
@@ -69,8 +69,8 @@ impl Client {
         self.json(Method::GET, path, Bytes::new()).await
     }
 
-    /// `method path` with a JSON body, where the reply's body does not matter. Returns what the
-    /// daemon has to say of a request that it has carried out.
+    /// Sends `method path` with a JSON body and ignores the reply's body. Returns the daemon's note
+    /// about the request, if any.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -82,7 +82,7 @@ impl Client {
         Ok(note.map(str::to_owned))
     }
 
-    /// `method path` with a JSON body, and a JSON reply.
+    /// Sends `method path` with a JSON body and reads a JSON reply.
     pub(super) async fn exchange<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -92,7 +92,7 @@ impl Client {
         self.json(method, path, encode(body)?).await
     }
 
-    /// `POST path` with text as a stream, and a JSON reply.
+    /// Sends `POST path` with streamed text and reads a JSON reply.
     pub(super) async fn post_text<T, B>(&self, path: &str, body: B) -> Result<T, ClientError>
     where
         T: DeserializeOwned,
@@ -103,7 +103,7 @@ impl Client {
         self.decode(path, response).await
     }
 
-    /// `GET path`, handed to `sink` as it arrives.
+    /// Sends `GET path` and passes the reply to `sink` as it arrives.
     pub(super) async fn download(
         &self,
         path: &str,
@@ -140,7 +140,7 @@ impl Client {
         serde_json::from_slice(&body.to_bytes()).map_err(|error| self.broken(path, &error))
     }
 
-    /// One request; the reply's head says 2xx.
+    /// Sends a request. `Ok` is a reply with a status of 2xx.
     async fn request<B>(
         &self,
         method: Method,
@@ -156,8 +156,8 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(path, &error))?;
-        // The connection's errors also reach the request that waits for its reply, so they are not
-        // lost here.
+        // The request that waits for its reply gets the connection's errors, too, so they are not
+        // lost.
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// A sentence with the causes behind it, which hyper keeps apart.
+    /// Makes a sentence of an error and its sources, which hyper does not print together.
     fn broken(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
         let mut text = format!("{}: no proper answer to {path}: {error}", self.socket.display());
         let mut cause = error.source();
@@ -203,7 +203,7 @@ impl Client {
 
 const JSON: &str = "application/json";
 
-/// A type without content, `()`, is no body at all.
+/// Encodes a body; `()` becomes an empty body.
 fn encode<T: Serialize>(body: &T) -> Result<Bytes, ClientError> {
     if size_of::<T>() == 0 {
         return Ok(Bytes::new());

@@ -1,4 +1,4 @@
-//! `completions`: what a shell needs to complete the command line, from the one definition of it.
+//! `completions`: prints a shell's completion script, made from the definition of the command line.
 
 use std::io::Write;
 
@@ -15,9 +15,8 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    /// Runs the verb.
     pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
-        // clap_complete panics when it cannot write: a string always can be written.
+        // clap_complete panics if it cannot write, so it writes to memory first.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut super::command(), super::PROGRAM, &mut script);
         Ok(out.write_all(&script)?)

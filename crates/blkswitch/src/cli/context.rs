@@ -1,7 +1,7 @@
-//! What every verb is given: the daemon, standard output, and the looking up of devices.
+//! The context of a verb: the daemon, standard output, and look-ups of devices.
 //!
-//! Contract: a verb prints through [`Context::print`] only, so that all output is buffered and a
-//! closed pipe is met in one place. Lives on the thread of `main`.
+//! Contract: a verb prints through [`Context::print`] only. So all output is buffered, and one
+//! place handles a closed pipe. It lives on the thread of `main`.
 
 use std::io::{BufWriter, Stdout, Write};
 
@@ -15,20 +15,18 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{Device, DeviceList, Errno, device_path, route};
 
-/// What every verb is given.
+/// The context of a verb.
 pub(super) struct Context {
-    /// The daemon.
     pub client: Client,
     out: BufWriter<Stdout>,
 }
 
 impl Context {
-    /// For one run of one verb.
+    /// A context for one run of one verb.
     pub(super) fn new(client: Client) -> Self {
         Self { client, out: BufWriter::new(std::io::stdout()) }
     }
 
-    /// Prints text as it is.
     pub(super) fn print(&mut self, text: &str) -> Result<(), Failure> {
         Ok(self.out.write_all(text.as_bytes())?)
     }
@@ -39,7 +37,7 @@ impl Context {
         self.print("\n")
     }
 
-    /// Everything printed so far reaches standard output.
+    /// Writes everything printed so far to standard output.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         Ok(self.out.flush()?)
     }
@@ -57,8 +55,8 @@ impl Context {
             .map_err(|error| error.about(subject))
     }
 
-    /// Prints the lines of a reply as they arrive, each as `line` makes it of what came; flushed
-    /// line by line.
+    /// Prints the lines of a reply as they arrive, each converted by `line`, and flushes after
+    /// each.
     pub(super) async fn print_lines(
         &mut self,
         path: &str,
@@ -85,7 +83,7 @@ impl Context {
         Ok(list.devices)
     }
 
-    /// `GET path`, where no device is concerned.
+    /// Sends `GET path` for a route that is not about a device.
     pub(super) async fn get<T: serde::de::DeserializeOwned>(
         &self,
         path: &str,
@@ -93,7 +91,7 @@ impl Context {
         self.client.get(path).await.map_err(|error| error.about(Subject::default()))
     }
 
-    /// The name of a device that was named in any way.
+    /// The name of the device that `selector` means.
     pub(super) async fn name_of(
         &self,
         selector: &Selector,
@@ -105,7 +103,7 @@ impl Context {
         }
     }
 
-    /// Prints the `info` block of a device after a verb that was given `-v`.
+    /// Prints the `info` block of a device if the verb has `-v`.
     pub(super) async fn show_if_verbose(
         &mut self,
         selector: &Selector,
@@ -119,8 +117,8 @@ impl Context {
         self.print(&format::info::block(device, options.inactive))
     }
 
-    /// Sends a request about one device, with a JSON body and no interest in the reply's. What the
-    /// daemon has to say of it goes to standard error.
+    /// Sends a request about one device with a JSON body and ignores the reply's body. The daemon's
+    /// note goes to standard error.
     pub(super) async fn command(
         &self,
         method: Method,
@@ -139,8 +137,7 @@ impl Context {
     }
 }
 
-/// The device that `selector` names; when there is none, the failure of `ioctl` that the kernel
-/// would give.
+/// The device that `selector` names. `Err` is the kernel's failure of `ioctl` for a missing device.
 pub(super) fn find<'a>(
     devices: &'a [Device],
     selector: &Selector,

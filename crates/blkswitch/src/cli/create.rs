@@ -1,5 +1,5 @@
-//! `create`: make a device, load its table and resume it, in one request that leaves nothing behind
-//! when it fails.
+//! `create`: makes a device, loads its table and resumes it, in one request that leaves nothing
+//! behind if it fails.
 
 use clap::Args;
 use hyper::Method;
@@ -26,18 +26,16 @@ pub(super) struct Create {
     args: Vec<String>,
     #[command(flatten)]
     leaves: LeafSwitches,
-    /// Make a disk of this machine of it, /dev/blkswitch/NAME, as attach does
+    /// Attach it as a ublk disk, /dev/blkswitch/NAME, as attach does
     #[arg(long)]
     ublk: bool,
     #[command(flatten)]
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["table", "notable", "concise", "readonly", "uuid", "minor"];
 
 impl Create {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         for request in self.requests()? {
             self.create(request, context).await?;
@@ -45,7 +43,7 @@ impl Create {
         Ok(())
     }
 
-    /// The devices that the command line describes.
+    /// The requests for the devices that the command line describes.
     fn requests(&self) -> Result<Vec<CreateDevice>, Failure> {
         if self.options.concise {
             return self.concise_requests();

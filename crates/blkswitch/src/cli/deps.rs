@@ -1,4 +1,4 @@
-//! `deps`: what devices stand on.
+//! `deps`: shows the dependencies of devices.
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use super::format::lines::{DeviceName, deps};
 use super::format::{info, slot};
 use super::options::Options;
 
-/// Show what devices stand on
+/// Show the dependencies of devices
 #[derive(Debug, Args)]
 pub(super) struct Deps {
     /// The devices; all when none is named
@@ -19,11 +19,9 @@ pub(super) struct Deps {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["fields", "inactive", "uuid", "major", "minor"];
 
 impl Deps {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let options = &self.options;
         let by = DeviceName::parse(options.fields.as_deref()).map_err(Failure::CommandLine)?;

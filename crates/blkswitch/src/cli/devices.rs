@@ -1,4 +1,4 @@
-//! What the reporting verbs share: which devices are meant, and what is printed for none of them.
+//! Common code of the reporting verbs: the choice of devices, and the output for an empty list.
 
 use super::context::{Context, find};
 use super::failure::Failure;
@@ -10,17 +10,18 @@ use crate::protocol::{Device, DeviceList};
 
 /// The devices of one run of a reporting verb.
 pub(super) struct Devices {
-    /// All there are, sorted by name.
+    /// All devices, sorted by name.
     pub all: Vec<Device>,
-    /// Positions in `all` of those that are meant, in the order in which they were named.
+    /// Indices in `all` of the chosen devices, in the order of the command line.
     pub chosen: Vec<usize>,
-    /// Whether lines carry the device's name: when it is not the one device that the user named.
+    /// Whether lines begin with the device's name. They do not if the user named exactly one
+    /// device.
     pub prefixed: bool,
 }
 
 impl Devices {
-    /// Fetches all and finds those that are named, or all. A missing one is a failure of `ioctl`;
-    /// libdm has three for which it is a sentence instead.
+    /// Fetches all devices and chooses the named ones, or all. A missing device is a failure of
+    /// `ioctl`; three ioctls of libdm have a sentence instead.
     pub(super) async fn fetch(
         names: &[String],
         options: &Options,
@@ -45,12 +46,12 @@ impl Devices {
         Ok(Self { chosen, prefixed: named.len() != 1, all })
     }
 
-    /// Those that are meant.
+    /// The chosen devices.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.chosen.iter().filter_map(|&index| self.all.get(index))
     }
 
-    /// Leaves those with a segment of `--target`'s type in the table that is meant.
+    /// Keeps devices with a segment of `--target`'s type in the chosen table.
     pub(super) fn retain_target(&mut self, options: &Options) {
         let Some(target) = options.target.as_deref() else { return };
         let has_segment = |device: &Device| {
@@ -61,8 +62,8 @@ impl Devices {
         self.chosen.retain(|&index| all.get(index).is_some_and(has_segment));
     }
 
-    /// Prints what stands for an empty list or, with `--json`, the devices as the protocol has
-    /// them. Tells whether that was all there is to print.
+    /// Prints the text for an empty list or, with `--json`, the devices as in the protocol. Returns
+    /// whether nothing else is to be printed.
     pub(super) fn printed(
         &self,
         options: &Options,
@@ -84,8 +85,8 @@ fn does_not_exist(failure: Failure, ioctl: &str) -> Failure {
     }
 }
 
-/// Runs `--exec`'s command with the device's path behind its words and waits for it; its exit
-/// status is not looked at, as in dmsetup.
+/// Runs `--exec`'s command with the device's path as its last word and waits for it. Ignores its
+/// exit status, as dmsetup does.
 pub(super) fn exec(command: &str, device: &Device) -> Result<(), Failure> {
     let mut words = command.split_whitespace();
     let Some(program) = words.next() else {

@@ -1,4 +1,4 @@
-//! `disconnect`: NBD clients of a device are cut off.
+//! `disconnect`: ends connections of NBD clients to a device.
 
 use clap::Args;
 use hyper::Method;
@@ -10,7 +10,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{Disconnected, device_path, percent_encode, route};
 
-/// Cut off NBD clients of a device
+/// End connections of NBD clients to a device
 ///
 /// Their connections end at once; requests that wait (at a suspended device, or for a path) are
 /// given up, and those under way on leaves end first, for at most 10 seconds. A client may connect
@@ -26,11 +26,9 @@ pub(super) struct Disconnect {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 impl Disconnect {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let by_switch = super::names::named_by_switch(&self.options);
         let (device, client) = match self.args.as_slice() {

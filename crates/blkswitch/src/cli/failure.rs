@@ -1,8 +1,8 @@
-//! Why a verb failed, and what dmsetup would have printed.
+//! Failures of verbs, and dmsetup's text for them.
 //!
-//! Contract: dmsetup's own lines come out byte for byte; what we add stands between them, indented
-//! by two spaces, so that the first line says what failed, the last is `Command failed.`, and `grep
-//! -v '^ '` gives dmsetup's output. Every failure is exit status 1, as dmsetup has it.
+//! Contract: dmsetup's own lines come out byte for byte. Additional lines stand between them,
+//! indented by two spaces. So the first line names the failure, the last one is `Command failed.`,
+//! and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1, as in dmsetup.
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,33 +10,33 @@ use std::path::PathBuf;
 
 use crate::protocol::{Errno, ErrorBody};
 
-/// Why a verb failed.
+/// The failure of a verb.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// A sentence.
     Message(String),
-    /// The daemon refused, in the place where dmsetup has an ioctl that failed.
+    /// The daemon refused a request, where dmsetup has a failed ioctl.
     Refused(Box<Refusal>),
-    /// Nobody answers on the socket.
+    /// No daemon answers on the socket.
     NoDaemon(PathBuf, io::Error),
-    /// Standard output, or a file of the user.
+    /// An error of standard output or of a user's file.
     Output(io::Error),
-    /// A switch has a value that it cannot have.
+    /// A switch has an invalid value.
     CommandLine(String),
     /// Too many or too few words for the verb.
     WrongNumberOfArguments(&'static str),
 }
 
-/// An ioctl that failed, by libdm's name for it, and what the command said about the device.
+/// A failed ioctl, by libdm's name for it, and the device as the user named it.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// What the daemon (or the client in its place) answered.
+    /// The answer of the daemon, or of the client in its place.
     pub body: ErrorBody,
-    /// What the user named the device by.
+    /// The device as the user named it.
     pub subject: Subject,
 }
 
-/// What stands between `ioctl on` and `failed`.
+/// The words between `ioctl on` and `failed`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Subject {
     /// The name, if the user gave one.
@@ -53,14 +53,14 @@ impl Failure {
         Self::Message(text.into())
     }
 
-    /// A refusal that the client finds out by itself.
+    /// A refusal by the client itself.
     pub(super) fn refused(ioctl: &str, errno: Errno, reason: String, subject: Subject) -> Self {
         let body =
             ErrorBody { errno, ioctl: ioctl.to_owned(), kernel: Vec::new(), reason, device: None };
         Self::Refused(Box::new(Refusal { body, subject }))
     }
 
-    /// The error number, when a device was concerned.
+    /// The errno, if the failure is about a device.
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused(refusal) => Some(refusal.body.errno),
@@ -68,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// What goes to standard error; empty when nobody reads it any more.
+    /// The text for standard error; empty if standard output was closed.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Message(text) => format!("{text}\nCommand failed.\n"),
@@ -92,14 +92,14 @@ impl Refusal {
     fn text(&self) -> String {
         let ErrorBody { errno, ioctl, kernel, reason, device } = &self.body;
         let Subject { name, uuid, devno } = &self.subject;
-        // libdm's reload and resume inside a create know the number the device was given, and no
-        // longer the uuid.
+        // libdm's reload and resume inside a create know the device's number, but no longer its
+        // uuid.
         let uuid = if device.is_some() { "" } else { uuid };
         let number = device
             .or(*devno)
             .map_or_else(String::new, |[major, minor]| format!("({major}:{minor})"));
         let mut text = match ioctl.as_str() {
-            // Of which libdm knows nothing.
+            // libdm does not have these verbs.
             "attach" | "detach" => format!("{ioctl} of {name} failed: {errno}\n"),
             _ => format!("device-mapper: {ioctl} ioctl on {name} {uuid}{number} failed: {errno}\n"),
         };

@@ -1,4 +1,4 @@
-//! Where the daemon's control socket is when nobody names it.
+//! The default place of the daemon's control socket.
 //!
 //! Root's is in `/run/blkswitch`. A user's is in `$XDG_RUNTIME_DIR/blkswitch`, or, where there is
 //! no such folder (`su`, cron, containers), in `/tmp/blkswitch-UID`.
@@ -18,7 +18,7 @@ use super::failure::Failure;
 
 const ROOT: &str = "/run/blkswitch";
 const SOCKET: &str = "control.sock";
-/// Nobody but the owner may do anything in a folder below `/tmp`.
+/// Mode of a folder below `/tmp`: only the owner may use it.
 const PRIVATE: u32 = 0o700;
 
 /// The control socket that a daemon makes; it makes the folder below `/tmp` if it needs it.
@@ -31,8 +31,8 @@ pub(super) fn of_daemon() -> Result<PathBuf, Failure> {
     Ok(folder.join(SOCKET))
 }
 
-/// The control socket that a client asks: of the first folder that has one. A daemon that was
-/// started with a runtime folder is found without one, and the other way round.
+/// The control socket that a client asks: of the first folder that has one. So a client without a
+/// runtime folder finds a daemon that was started with one, and the other way round.
 pub(super) fn of_client() -> Result<PathBuf, Failure> {
     let places = Places::of_this_process()?;
     let first = places.first();
@@ -96,7 +96,7 @@ fn make(folder: &Path, user: u32) -> Result<(), String> {
     check(folder, user)
 }
 
-/// Refuses a folder that somebody else could have put there.
+/// Refuses a folder that another user could have made.
 fn check(folder: &Path, user: u32) -> Result<(), String> {
     // Root's folder is below /run, where only root may write.
     if user == 0 {
@@ -143,7 +143,7 @@ mod tests {
     fn a_folder_that_another_user_can_change_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let user = dir.path().metadata().unwrap().uid();
-        // Root's folder is not checked, so root plays another user.
+        // Root's folder is not checked, so as root this test uses another user.
         let (own, other) = (user.max(1), user.max(1) + 1);
         let folder = dir.path().join("sockets");
         make(&folder, 0).unwrap();

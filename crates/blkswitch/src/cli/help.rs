@@ -1,4 +1,4 @@
-//! `help`: of the program, of a verb, or of the columns of `info -c`.
+//! `help`: shows help for the program, a verb, or the columns of `info -c`.
 
 use std::io::Write;
 
@@ -17,11 +17,9 @@ pub(super) struct Help {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["columns"];
 
 impl Help {
-    /// Runs the verb.
     pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
         let mut command = super::command();
         command.build();

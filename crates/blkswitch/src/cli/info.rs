@@ -1,4 +1,4 @@
-//! `info`: the state of devices, as a block each or as a row each.
+//! `info`: shows the state of devices, each as a block or as a row.
 
 use clap::Args;
 
@@ -19,7 +19,6 @@ pub(super) struct Info {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &[
     "columns",
     "fields",
@@ -35,7 +34,6 @@ pub(super) const SHOWN: &[&str] = &[
 ];
 
 impl Info {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let options = &self.options;
         let devices = Devices::fetch(&self.devices, options, "info", context).await?;
@@ -54,7 +52,7 @@ impl Info {
     }
 }
 
-/// `--noheadings` alone means colons, as it always did.
+/// `--noheadings` alone means colons, as in dmsetup.
 fn style(options: &Options) -> Style {
     Style {
         columns: options.fields.clone(),

@@ -1,4 +1,4 @@
-//! `load` and `reload`: put a table into the inactive slot, where the next resume finds it.
+//! `load` and `reload`: put a table into the inactive slot for the next resume.
 
 use clap::Args;
 use hyper::Method;
@@ -10,22 +10,22 @@ use super::options::Options;
 use super::table_text;
 use crate::protocol::{LeafCache, LeafOptions, LoadTable, route};
 
-/// How the leaves of a table are opened.
+/// Switches for opening a table's leaves.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct LeafSwitches {
     /// Make files that are missing: sparse, and just large enough for the table
     #[arg(long)]
     make_files: bool,
-    /// Go around the page cache, for files too
+    /// Bypass the page cache, also for files
     #[arg(long, conflicts_with = "buffered")]
     direct: bool,
-    /// Go through the page cache, for block devices too
+    /// Use the page cache, also for block devices
     #[arg(long)]
     buffered: bool,
 }
 
 impl LeafSwitches {
-    /// As the protocol has them.
+    /// Converts them to the protocol's type.
     pub(super) fn options(self) -> LeafOptions {
         let cache = match (self.direct, self.buffered) {
             (true, _) => LeafCache::Direct,
@@ -52,11 +52,9 @@ pub(super) struct Load {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["table", "readonly", "uuid", "major", "minor"];
 
 impl Load {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         if self.options.notable {
             return Err(Failure::message("--notable only available when creating new device."));

@@ -1,4 +1,4 @@
-//! `ls`: the devices, as lines or as a tree, or a command run for each.
+//! `ls`: lists devices as lines or as a tree, or runs a command for each.
 
 use std::env;
 
@@ -19,14 +19,12 @@ pub(super) struct Ls {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["target", "exec", "tree", "fields"];
 
-/// What dmsetup leaves of the line for the dots that show a cut.
+/// Columns that dmsetup reserves for the dots of a cut line.
 const TREE_MARGIN: usize = 3;
 
 impl Ls {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let options = &self.options;
         let by = if options.tree {
@@ -74,7 +72,7 @@ fn print_matching(
     Ok(())
 }
 
-/// Whether the locale draws in UTF-8, by the three variables that decide it, the strongest first.
+/// Whether the locale is UTF-8, by the three variables that decide it, the strongest first.
 fn utf8_locale() -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| env::var(name).ok());
     let locale = set.into_iter().find(|value| !value.is_empty()).unwrap_or_default().to_uppercase();

@@ -1,4 +1,4 @@
-//! `man`: manual pages, one for the program and one per verb, from the one definition of the
+//! `man`: writes a manual page for the program and one per verb, made from the definition of the
 //! command line.
 
 use std::path::PathBuf;
@@ -15,7 +15,6 @@ pub(super) struct Man {
 }
 
 impl Man {
-    /// Runs the verb.
     pub(super) fn run(&self) -> Result<(), Failure> {
         let couldnt = |error| {
             Failure::Message(format!("Cannot write to '{}': {error}.", self.folder.display()))

@@ -1,6 +1,7 @@
-//! `message`: words for a target, from the command line or, of any number, from standard input.
+//! `message`: sends words to a target, from the command line or, in any number, from standard
+//! input.
 //!
-//! Contract: the words are sent as they are, joined by single spaces; standard input is streamed in
+//! Contract: the words are sent unchanged, joined by single spaces. Standard input is streamed in
 //! pieces, so memory does not grow with it.
 
 use std::io::IsTerminal;
@@ -34,14 +35,12 @@ pub(super) struct Message {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 /// The word that stands for standard input.
 const STDIN: &str = "-";
 
 impl Message {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let (device, rest) = match self.args.as_slice() {
             [] | [_] => return Err(Failure::WrongNumberOfArguments("message")),
@@ -54,7 +53,7 @@ impl Message {
             [] => return Err(Failure::WrongNumberOfArguments("message")),
         };
         if words.is_empty() {
-            // dmsetup says so and asks the kernel all the same, which refuses.
+            // dmsetup prints this and still asks the kernel, which refuses.
             eprintln!("No message supplied.");
         }
         let reply = send(&selector, sector, self.atomic, words, context).await?;
@@ -87,7 +86,7 @@ async fn send(
     let sent = match words {
         [first @ .., last] if last == STDIN => {
             let stdin = std::io::stdin();
-            // Somebody who types sees what they type; a bar would only be in the way.
+            // A user who types the words needs no progress bar.
             let bar = !stdin.is_terminal();
             let source = Source { reader: stdin, length: upload::length_of_stdin(), bar };
             context.client.post_text(&path, upload::body(first.join(" "), source)).await
@@ -97,7 +96,7 @@ async fn send(
     sent.map_err(|error| error.about(selector.subject()))
 }
 
-/// A decimal number, as `strtoull` reads it.
+/// Parses a decimal number like `strtoull`.
 fn parse_sector(word: &str) -> Result<u64, Failure> {
     word.trim_start().parse().map_err(|_| Failure::message("Invalid sector."))
 }

@@ -1,9 +1,9 @@
-//! The command line: one definition of it, a file per verb, and what they share.
+//! The command line: its definition, a file per verb, and their common code.
 //!
-//! [`run`] reads the words, runs the verb and gives the exit status. What a verb prints and how it
-//! fails is dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb is a file here, a
-//! line in [`Verb`], and a line in [`Verb::run`] (and in [`shown_switches`] if it takes dmsetup's
-//! switches).
+//! [`run`] reads the words, runs the verb and returns the exit status. Output and failures of a
+//! verb are dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb needs a file
+//! here, a line in [`Verb`], and a line in [`Verb::run`] (and one in [`shown_switches`] if it takes
+//! dmsetup's switches).
 //!
 //! Contract: exit status 0, or 1 for every failure; nothing panics on what a user types.
 
@@ -63,7 +63,7 @@ use self::failure::Failure;
 use self::options::{SocketOption, options_behind_verb, shown};
 pub use self::serve::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 
-/// What the program is called.
+/// The program's name.
 const PROGRAM: &str = "blkswitch";
 
 /// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
@@ -122,7 +122,7 @@ enum Verb {
     Udev(udev::Accepted),
 }
 
-/// Of dmsetup's switches, those that a verb's help shows.
+/// The switches of dmsetup that the help of each verb shows.
 const fn shown_switches() -> [(&'static str, &'static [&'static str]); 24] {
     [
         ("create", create::SHOWN),
@@ -159,7 +159,7 @@ fn command() -> Command {
     shown_switches().into_iter().fold(Cli::command(), define)
 }
 
-/// Usage of a verb, or of the program.
+/// The usage line of a verb or of the program.
 fn usage(verb: Option<&str>) -> String {
     let mut command = command();
     command.build();
@@ -170,7 +170,7 @@ fn usage(verb: Option<&str>) -> String {
     format!("{usage}\n")
 }
 
-/// Does what the words say; for `main`.
+/// Runs a command line; for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = options_behind_verb(args);
     let parsed =
@@ -187,7 +187,7 @@ impl Cli {
         match self.verb {
             Verb::Serve(options) => exit_serve(named, options),
             Verb::Demo(options) => exit_daemon(crate::demo::run(options)),
-            // These need no daemon, so they must not fail where its socket cannot be named.
+            // These verbs need no daemon, so they must not fail if its socket has no default place.
             Verb::Completions(verb) => exit(verb.run(std::io::stdout())),
             Verb::Man(verb) => exit(verb.run()),
             Verb::Help(verb) => exit(verb.run(std::io::stdout())),
@@ -208,14 +208,14 @@ fn exit_serve(named: Option<PathBuf>, options: ServeOptions) -> ExitCode {
 }
 
 impl Verb {
-    /// A verb of the client, on a runtime of its own.
+    /// Runs a verb of the client on a runtime of its own.
     fn run(self, socket: PathBuf) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut context = Context::new(Client::new(socket));
         let done = runtime.block_on(self.run_async(&mut context));
-        // What was printed before a failure is printed, and before the failure.
+        // The output before a failure must appear, and before the failure's text.
         let flushed = context.flush();
-        // A thread that still reads standard input must not hold up the end.
+        // A thread that still reads standard input must not delay the end.
         runtime.shutdown_background();
         done.and(flushed)
     }
@@ -276,10 +276,10 @@ fn exit_daemon(done: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Says what clap did not like: in dmsetup's words where it has some, in clap's otherwise.
+/// Prints clap's error, in dmsetup's words where dmsetup has some.
 fn refuse(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Help and version, asked for.
+        // The user asked for help or version.
         return exit(error.print().map_err(Failure::Output));
     }
     let invalid = match error.get(ContextKind::InvalidArg) {
@@ -288,7 +288,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     };
     match error.kind() {
         ErrorKind::InvalidSubcommand => eprint!("Unknown command.\n{}", usage(None)),
-        // The help of what lacks a verb.
+        // A verb is missing, so show help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => eprint!("{error}"),
         ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
             wrong_number(error)
@@ -322,7 +322,7 @@ mod tests {
         command().try_get_matches_from(&args).is_ok()
     }
 
-    /// Every command that was recorded, without what the shell does.
+    /// Parses every recorded command, without the shell's part.
     #[test]
     fn what_dmsetup_takes_is_taken() {
         for line in [

@@ -1,16 +1,15 @@
-//! How the user names a device: by name, by path, by uuid, by number; and libdm's way of writing a
-//! name.
+//! Names of devices on the command line: name, path, uuid or number, and libdm's escaping of names.
 //!
-//! Contract: pure. A name leaves here in its stored form (`\xNN` for what the kernel's names should
-//! not contain).
+//! Contract: pure. Names are returned in their stored form (`\xNN` for characters that the kernel's
+//! names should not contain).
 
 use super::failure::{Failure, Subject};
 use super::options::{Mangling, Options};
 
-/// Where a device would have its node: a name may be given with either in front.
+/// Folders of device nodes. A name may have either as its prefix.
 pub(super) const DEVICE_FOLDERS: [&str; 2] = ["/dev/blkswitch/", "/dev/mapper/"];
 
-/// A device as the user named it.
+/// A device as the user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Selector {
     /// By name, in the stored form.
@@ -22,7 +21,7 @@ pub(super) enum Selector {
 }
 
 impl Selector {
-    /// What the first positional argument, or else `-u` or `-j -m`, say.
+    /// The device of the first positional argument, or else of `-u` or `-j -m`.
     pub(super) fn of(name: Option<&str>, options: &Options) -> Result<Self, Failure> {
         match Self::optional(name, options)? {
             Some(selector) => Ok(selector),
@@ -30,7 +29,7 @@ impl Selector {
         }
     }
 
-    /// The same, where no device at all means all of them.
+    /// As [`Selector::of`], but `None` if no device is named, which means all.
     pub(super) fn optional(name: Option<&str>, options: &Options) -> Result<Option<Self>, Failure> {
         if let Some(name) = name {
             return Ok(Some(Self::Name(stored_name(name, options.manglename)?)));
@@ -41,7 +40,7 @@ impl Selector {
         Ok(options.major.zip(options.minor).map(|(major, minor)| Self::Number([major, minor])))
     }
 
-    /// All that are named, at least one.
+    /// All named devices, at least one.
     pub(super) fn list(names: &[String], options: &Options) -> Result<Vec<Self>, Failure> {
         if names.is_empty() {
             return Ok(vec![Self::of(None, options)?]);
@@ -49,7 +48,7 @@ impl Selector {
         names.iter().map(|name| Self::of(Some(name), options)).collect()
     }
 
-    /// What an error line says about it.
+    /// The device's part of an error line.
     pub(super) fn subject(&self) -> Subject {
         match self.clone() {
             Self::Name(name) => Subject { name, ..Subject::default() },
@@ -64,7 +63,7 @@ pub(super) fn named_by_switch(options: &Options) -> bool {
     options.uuid.is_some() || options.major.is_some()
 }
 
-/// The stored form of a name that may be given as a path.
+/// The stored form of a name or of a path to it.
 pub(super) fn stored_name(name: &str, mode: Mangling) -> Result<String, Failure> {
     let bare = DEVICE_FOLDERS.iter().find_map(|folder| name.strip_prefix(folder)).unwrap_or(name);
     if bare.is_empty() || bare.contains('/') {
@@ -84,8 +83,8 @@ pub(super) fn stored_new_name(name: &str, mode: Mangling) -> Result<String, Fail
     mangle("name", name, mode)
 }
 
-/// Writes every character outside the list as `\xNN`. In the mode `auto` a text that contains
-/// `\xNN` already is left alone, and one that has both is refused, as libdm does.
+/// Writes every character outside the list as `\xNN`. The mode `auto` does not change a text that
+/// already contains `\xNN`, and refuses one that has both, as libdm does.
 pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, Failure> {
     if mode == Mangling::None {
         return Ok(text.to_owned());
@@ -116,7 +115,7 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
     Ok(out)
 }
 
-/// The text that a stored form stands for.
+/// The text of a stored form.
 pub(super) fn unmangle(stored: &str) -> String {
     let bytes = stored.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());

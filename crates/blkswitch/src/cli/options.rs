@@ -1,15 +1,14 @@
-//! dmsetup's switches, one set for all verbs as dmsetup has them, and where they may stand.
+//! dmsetup's switches: one set for all verbs, anywhere on the line, as in dmsetup.
 //!
-//! Contract: every verb of dmsetup accepts every switch, whether it has use for it or not, anywhere
-//! on the line ([`options_behind_verb`]); a verb's help shows those it has use for ([`shown`]).
-//! Pure.
+//! Contract: every verb of dmsetup accepts every switch, used or not, anywhere on the line
+//! ([`options_behind_verb`]). A verb's help shows the switches that it uses ([`shown`]). Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 
-/// Where the daemon is reached.
+/// The switch for the daemon's socket.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct SocketOption {
     /// Control socket of the daemon [default: /run/blkswitch/control.sock as root, else
@@ -22,7 +21,7 @@ pub(super) struct SocketOption {
 /// How `--manglename` treats characters that the kernel's names should not contain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Mangling {
-    /// As they are.
+    /// Leave them.
     None,
     /// Write them as `\xNN`.
     Hex,
@@ -38,7 +37,7 @@ pub(super) struct Options {
     /// Print what the daemon says, as JSON
     #[arg(long)]
     pub json: bool,
-    /// Say more
+    /// Print more
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
     /// The device with this uuid, in place of a name; the new device's uuid for create
@@ -73,7 +72,7 @@ pub(super) struct Options {
     /// Run this command with the path of each device
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
-    /// As a tree of what stands on what
+    /// Print devices and their dependencies as a tree
     #[arg(long)]
     pub tree: bool,
 
@@ -101,19 +100,19 @@ pub(super) struct Options {
     #[arg(long)]
     pub unquoted: bool,
 
-    /// Let go of I/O under way by swapping in an error table
+    /// Fail I/O under way by swapping in an error table
     #[arg(short, long)]
     pub force: bool,
     /// Remove a device that is open with its last user
     #[arg(long)]
     pub deferred: bool,
-    /// Try for some seconds while the device is open
+    /// Try again for some seconds while the device is open
     #[arg(long)]
     pub retry: bool,
     /// Do not wait for I/O that a target holds back
     #[arg(long)]
     pub noflush: bool,
-    /// Accepted: a suspend freezes no file system (one on a disk of ours: fsfreeze before)
+    /// Accepted: a suspend freezes no file system (for one on a ublk disk: fsfreeze before)
     #[arg(long)]
     pub nolockfs: bool,
     /// Give the device a uuid instead of a name
@@ -128,10 +127,10 @@ pub(super) struct Options {
     pub without_effect: WithoutEffect,
 }
 
-/// Switches that mean something to the kernel or udev only. A runbook may contain them.
+/// Switches for the kernel or udev only. Runbooks contain them.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct WithoutEffect {
-    /// Accepted: messages are checked always
+    /// Accepted: messages are always checked
     #[arg(long)]
     pub checks: bool,
     /// Accepted: an open count costs nothing here
@@ -152,7 +151,7 @@ pub(super) struct WithoutEffect {
     /// Accepted: clients of the export read ahead, not the device
     #[arg(long, allow_hyphen_values = true)]
     pub readahead: Option<String>,
-    /// Accepted: nothing is asked
+    /// Accepted: no verb asks
     #[arg(short, long)]
     pub yes: bool,
     /// Accepted: no device node
@@ -170,7 +169,7 @@ pub(super) struct WithoutEffect {
     /// Accepted: no device node
     #[arg(long)]
     pub addnodeoncreate: bool,
-    /// Accepted: tables of ours hold no keys
+    /// Accepted: tables hold no keys
     #[arg(long)]
     pub showkeys: bool,
     /// Accepted: rows are printed at the end
@@ -178,8 +177,7 @@ pub(super) struct WithoutEffect {
     pub unbuffered: bool,
 }
 
-/// Shows in the help of a verb, of all switches, those named in `ids` and the two that all verbs
-/// share.
+/// Shows in the help of a verb only the switches of `ids` and the two common ones.
 pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     command.mut_args(|arg| {
         let id = arg.get_id().as_str();
@@ -188,9 +186,9 @@ pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     })
 }
 
-/// Moves what stands before the verb behind it: `-v --target switch status` becomes `status -v
-/// --target switch`. dmsetup takes its switches anywhere, clap takes those of a verb behind the
-/// verb.
+/// Moves switches from before the verb to behind it: `-v --target switch status` becomes `status -v
+/// --target switch`. dmsetup takes switches anywhere, but clap takes a verb's switches only behind
+/// it.
 pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let switches = leading_switches();
@@ -207,7 +205,7 @@ pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> V
     args
 }
 
-/// How many words the switch `text` takes, itself included; `None` when it is no switch.
+/// Number of words of the switch `text`, itself included; `None` if it is not a switch.
 fn switch_words(text: &str, switches: &Command) -> Option<usize> {
     let takes_value =
         |found: Option<&Arg>| found.is_some_and(|arg| arg.get_action().takes_values());
@@ -215,13 +213,13 @@ fn switch_words(text: &str, switches: &Command) -> Option<usize> {
         let long = |matches: &dyn Fn(&str) -> bool| {
             switches.get_arguments().find(|arg| arg.get_long().is_some_and(matches))
         };
-        // A switch may be shortened; one that is spelt out is no abbreviation of a longer one.
+        // A switch may be abbreviated. A full name wins over longer names that begin with it.
         let found = long(&|long| long == name).or_else(|| long(&|long| long.starts_with(name)));
         return Some(if takes_value(found) { 2 } else { 1 });
     }
     let cluster = text.strip_prefix('-').filter(|rest| !rest.is_empty())?;
-    // In a cluster like -vcO the first letter that takes a value has the rest as its value, or the
-    // next word.
+    // In a cluster like -vcO, the value of the first letter that takes one is the rest, or the next
+    // word.
     let short = |letter| switches.get_arguments().find(|arg| arg.get_short() == Some(letter));
     let valued = cluster.char_indices().find(|&(_, letter)| takes_value(short(letter)));
     Some(match valued {

@@ -1,4 +1,4 @@
-//! `remove`: take a device away.
+//! `remove`: removes devices.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::protocol::{Errno, device_path, route};
 
 /// Remove devices
 ///
-/// A device that is open stays, unless --deferred; --force makes its I/O fail first.
+/// An open device is refused. With --deferred it goes with its last user; with --force its I/O
+/// fails first.
 #[derive(Debug, Args)]
 pub(super) struct Remove {
     /// The devices
@@ -23,16 +24,14 @@ pub(super) struct Remove {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["force", "deferred", "retry", "uuid", "major", "minor"];
 
-/// libdm tries so often with --retry,
+/// Number of tries with --retry, as in libdm.
 const RETRIES: u32 = 25;
-/// and waits so long in between: five seconds in all.
+/// Pause between two tries: five seconds in all.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl Remove {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         for selector in Selector::list(&self.devices, &self.options)? {
             let mut tries = if self.options.retry { RETRIES } else { 1 };

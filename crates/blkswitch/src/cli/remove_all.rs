@@ -1,5 +1,5 @@
-//! `remove_all`: take away every device that nobody uses; with `--force` also make the others fail
-//! their I/O.
+//! `remove_all`: removes every device that is not open. With `--force`, the I/O of the others
+//! fails.
 
 use clap::Args;
 use hyper::Method;
@@ -16,11 +16,9 @@ pub(super) struct RemoveAll {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["force", "deferred"];
 
 impl RemoveAll {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let Options { force, deferred, json, .. } = self.options;
         let request = Request { force, deferred };
@@ -29,7 +27,7 @@ impl RemoveAll {
         if json {
             context.print_json(&removed)?;
         }
-        // dmsetup says this with --force and still exits 0.
+        // dmsetup prints this with --force and still exits with 0.
         if force && !removed.busy.is_empty() {
             eprintln!("Unable to remove {} device(s).", removed.busy.len());
         }

@@ -1,4 +1,4 @@
-//! `rename`: a new name, or a uuid where there was none.
+//! `rename`: gives a device a new name, or a uuid if it has none.
 
 use clap::Args;
 use hyper::Method;
@@ -20,11 +20,9 @@ pub(super) struct Rename {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["setuuid", "uuid", "major", "minor"];
 
 impl Rename {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let mode = self.options.manglename;
         let (device, new) = match self.args.as_slice() {

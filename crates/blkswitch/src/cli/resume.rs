@@ -1,4 +1,4 @@
-//! `resume`: the inactive table, if there is one, becomes live, and I/O flows again.
+//! `resume`: makes the inactive table live, if there is one, and lets I/O flow.
 
 use clap::Args;
 use hyper::Method;
@@ -19,11 +19,9 @@ pub(super) struct Resume {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 impl Resume {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         for selector in Selector::list(&self.devices, &self.options)? {
             context.command(Method::POST, route::RESUME, &selector, "resume", &()).await?;

@@ -11,68 +11,67 @@ use clap::{Args, ValueEnum};
 
 /// Run the daemon in the foreground
 ///
-/// Devices are made and changed through its control socket, by the other verbs, and offered over
-/// NBD. It ends with SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once.
-/// Disks (attach) outlive it however it ends: their I/O waits until serve runs again and takes them
-/// over with their tables and maps. To end them too, remove_all before. While a disk is in use a
-/// signal is refused, and must be given again within 10 seconds.
+/// The other verbs make and change devices through its control socket, and it offers them over NBD.
+/// It ends with SIGTERM or SIGINT, after the I/O under way; a second signal ends it at once. Ublk
+/// disks (attach) outlive it however it ends: their I/O waits until serve runs again and takes them
+/// over with their tables and maps. To end them too, run remove_all before. While a disk is in use,
+/// a signal is refused unless it is sent again within 10 seconds.
 #[derive(Debug, Clone, Args)]
 pub struct ServeOptions {
-    /// Control socket; filled in from the switch that all verbs share.
+    /// Control socket, from the switch that all verbs share.
     #[arg(skip)]
     pub socket: PathBuf,
     /// Offer the devices over NBD at unix:PATH or tcp:HOST:PORT (HOST is an address, an IPv6 one in
-    /// brackets, a name, all of whose addresses are taken, or * for every address of this machine);
-    /// may be given several times. There is no TLS and no list of clients: whoever reaches a TCP
-    /// address reads and writes every device [default: nbd.sock beside the control socket]
+    /// brackets, or a name, which stands for all its addresses, or * for every address of this
+    /// machine); may be given several times. There is no TLS and no list of clients: anyone who
+    /// reaches a TCP address can read and write every device [default: nbd.sock beside the control
+    /// socket]
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<NbdAddress>,
     /// Queue threads, each with a ring of its own [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_queues)]
     pub queues: Option<usize>,
-    /// Make a disk of this machine of every device (needs root and the kernel's ublk driver)
+    /// Attach every device as a ublk disk (needs root and the kernel's ublk driver)
     #[arg(long)]
     pub ublk: bool,
     /// Keep all devices in this folder, with their tables and region maps: the next serve with the
-    /// same folder makes them again. What a message has changed is on its medium when the message
-    /// is answered
+    /// same folder makes them again. The changes of a message are on the medium before it is
+    /// answered
     #[arg(long, value_name = "FOLDER")]
     pub state: Option<PathBuf>,
-    /// Do not take over the disks that a daemon has left behind: let their requests fail
+    /// Do not take over the disks of an earlier daemon: let their requests fail
     #[arg(long)]
     pub abandon_disks: bool,
     /// End with the first signal also while disks are in use: for service managers, which start it
     /// again
     #[arg(long)]
     pub leave_disks: bool,
-    /// What is done about paths of multipath devices.
+    /// The path checker's options.
     #[command(flatten)]
     pub paths: PathOptions,
     /// Form of the log
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or a filter like info,blkswitch_io=debug
+    /// Level of the log: error, warn, info, debug, trace, or a filter like info,blkswitch_io=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 }
 
-/// What is done about paths of multipath devices; for the kernel's devices multipathd does it.
+/// Options of the path checker of multipath devices, which does the work of multipathd.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct PathOptions {
-    /// Probe every path of a multipath after this time, and then less and less often while it stays
-    /// as it is, up to four times the time; 0: never
+    /// Probe every path of a multipath after this time; while a path stays up, the time doubles up
+    /// to four times; 0: never
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
     pub path_checker_interval: Duration,
     /// Go back to a better priority group that has a path again: immediate, manual (by message
-    /// only), or after it has had one for so many seconds. With DEVICE= for this multipath only;
-    /// may be given several times
-    /// [default: immediate]
+    /// only), or after it has had one for this number of seconds. With DEVICE= for this multipath
+    /// only; may be given several times [default: immediate]
     #[arg(long, value_name = "[DEVICE=]WHEN", value_parser = |text: &str| Setting::parse(text, parse_failback))]
     pub failback: Vec<Setting<Failback>>,
-    /// Without a path fail I/O, queue it, or queue it for so many intervals of the checker (there
-    /// must be some) and then fail it. With DEVICE= for this multipath only; may be given several
-    /// times
-    /// [default: as queue_if_no_path in the table or a message says]
+    /// Without a path fail I/O, queue it, or queue it for N intervals of the checker (above 0) and
+    /// then fail it. With DEVICE= for this multipath only; may be given several times [default: as
+    /// queue_if_no_path in the table or a message says]
     #[arg(
         long,
         value_name = "[DEVICE=]fail|queue|N",
@@ -81,12 +80,12 @@ pub struct PathOptions {
     pub no_path_retry: Vec<Setting<NoPathRetry>>,
 }
 
-/// What is set for one device, or for all that have no setting of their own.
+/// A setting for one device, or for all devices without a setting of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting<T> {
-    /// The device's name.
+    /// The device's name; `None` for all.
     pub device: Option<String>,
-    /// What is set.
+    /// The setting.
     pub value: T,
 }
 
@@ -95,7 +94,7 @@ impl<T: Copy> Setting<T> {
         text: &str,
         value: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<Setting<T>, String> {
-        // A name may have an equals sign in it, a value has none.
+        // A name may contain an equals sign, a value cannot.
         let (device, word) =
             text.rsplit_once('=').map_or((None, text), |(name, word)| (Some(name), word));
         if device == Some("") {
@@ -104,13 +103,13 @@ impl<T: Copy> Setting<T> {
         Ok(Setting { device: device.map(str::to_owned), value: value(word)? })
     }
 
-    /// What holds for a device, if anything is set.
+    /// The setting for a device, if there is one.
     fn of(settings: &[Setting<T>], device: &str) -> Option<T> {
         let find = |wanted| settings.iter().find(|setting| setting.device.as_deref() == wanted);
         find(Some(device)).or_else(|| find(None)).map(|setting| setting.value)
     }
 
-    /// Errors: a device, or all, have two.
+    /// Refuses two settings for one device, or for all.
     fn check(settings: &[Setting<T>], option: &str) -> Result<(), String> {
         for (at, setting) in settings.iter().enumerate() {
             if settings[..at].iter().any(|before| before.device == setting.device) {
@@ -132,17 +131,17 @@ impl Default for PathOptions {
 }
 
 impl PathOptions {
-    /// When a device goes back to a better group.
+    /// The failback policy of a device.
     pub fn failback_of(&self, device: &str) -> Failback {
         Setting::of(&self.failback, device).unwrap_or_default()
     }
 
-    /// What a device does without a path; nothing: what its table or a message says.
+    /// The policy of a device without a path; `None` means as its table or a message says.
     pub fn no_path_retry_of(&self, device: &str) -> Option<NoPathRetry> {
         Setting::of(&self.no_path_retry, device)
     }
 
-    /// Whether they go together. Errors quote those that do not.
+    /// Checks that the options fit together. Errors quote those that do not.
     pub(super) fn check(&self) -> Result<(), String> {
         Setting::check(&self.failback, "--failback")?;
         Setting::check(&self.no_path_retry, "--no-path-retry")?;
@@ -151,7 +150,7 @@ impl PathOptions {
             _ => None,
         });
         match counts {
-            // Without rounds of the checker they would never be over.
+            // Without rounds of the checker, the intervals would never end.
             Some((device, rounds)) if self.path_checker_interval.is_zero() => Err(format!(
                 "'--no-path-retry {}{rounds}' counts intervals of the checker, and with '--path-checker-interval 0' there \
                  are none: give an interval above 0, or --no-path-retry fail or queue",
@@ -162,7 +161,7 @@ impl PathOptions {
     }
 }
 
-/// Longest time that an option takes: a day. Who wants to wait longer means never.
+/// Longest time of an option: a day.
 const SECONDS_MAX: f64 = 86_400.0;
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -206,28 +205,28 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where NBD clients connect.
+/// An address for NBD clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NbdAddress {
     /// A unix socket.
     Unix(PathBuf),
     /// Addresses and ports.
     Tcp {
-        /// As it was given, without `tcp:`.
+        /// The option's text without `tcp:`.
         text: String,
-        /// What it stands for.
+        /// Its addresses.
         at: Vec<SocketAddr>,
     },
 }
 
-/// Every address of this machine. A socket of IPv6 takes IPv4 as well, unless the system is set up
+/// Every address of this machine. An IPv6 socket also takes IPv4, unless the system is set up
 /// otherwise.
 fn everywhere(port: &str) -> Option<Vec<SocketAddr>> {
     let port: u16 = port.parse().ok()?;
     Some(vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()])
 }
 
-/// What stands behind `tcp:`.
+/// The addresses of the text behind `tcp:`.
 fn tcp_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
     if matches!(host, "" | "*") {

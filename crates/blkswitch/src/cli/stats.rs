@@ -1,4 +1,4 @@
-//! `stats`: what a device has done, and how fast, in all and per path.
+//! `stats`: shows counters and latencies of a device and of its paths.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{DeviceStats, IoStats, Latency, device_path, route};
 
-/// Show reads, writes, errors and latencies of a device, in all and per path
+/// Show reads, writes, errors and latencies of a device and of its paths
 #[derive(Debug, Args)]
 pub(super) struct Stats {
     /// The device (unless -u or -j -m name it)
@@ -19,11 +19,9 @@ pub(super) struct Stats {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 impl Stats {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(self.device.as_deref(), &self.options)?;
         let name = context.name_of(&selector, "message").await?;
@@ -92,7 +90,7 @@ fn latency(latency: &Latency) -> String {
     [latency.p50_ns, latency.p99_ns, latency.max_ns].map(duration).join("/")
 }
 
-/// Three digits and a unit.
+/// Formats a time with three digits and a unit.
 fn duration(nanoseconds: u64) -> String {
     let value = nanoseconds as f64;
     let (scaled, unit) = match nanoseconds {

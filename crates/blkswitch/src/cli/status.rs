@@ -1,4 +1,4 @@
-//! `status`: what each segment's target says of its state.
+//! `status`: shows the state of each segment's target.
 
 use clap::Args;
 
@@ -19,12 +19,10 @@ pub(super) struct Status {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] =
     &["inactive", "target", "noflush", "exec", "uuid", "major", "minor"];
 
 impl Status {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let mut devices = Devices::fetch(&self.devices, &self.options, "status", context).await?;
         devices.retain_target(&self.options);
@@ -35,8 +33,9 @@ impl Status {
     }
 }
 
-/// A line per segment, for `status` and `table`: behind the device's name when there may be
-/// several, below its `info` block with `-v`, and not at all when `--exec` runs a command instead.
+/// Prints a line per segment, for `status` and `table`. The line begins with the device's name if
+/// there may be several devices. With `-v` it follows the `info` block. With `--exec` a command
+/// runs instead.
 pub(super) fn print_segments(
     devices: &Devices,
     what: What,

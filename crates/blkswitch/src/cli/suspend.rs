@@ -1,4 +1,4 @@
-//! `suspend`: new I/O waits at the gate, and I/O under way is finished, before the verb returns.
+//! `suspend`: closes the gate for new I/O and waits until I/O under way is finished.
 
 use clap::Args;
 use hyper::Method;
@@ -9,7 +9,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{Suspend as Request, route};
 
-/// Hold back new I/O and wait for what is under way
+/// Hold new I/O and wait for I/O under way
 #[derive(Debug, Args)]
 pub(super) struct Suspend {
     /// The devices
@@ -19,11 +19,9 @@ pub(super) struct Suspend {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["noflush", "nolockfs", "uuid", "major", "minor"];
 
 impl Suspend {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let request = Request { noflush: self.options.noflush, nolockfs: self.options.nolockfs };
         for selector in Selector::list(&self.devices, &self.options)? {

@@ -1,4 +1,4 @@
-//! `table`: the lines that a device was loaded with.
+//! `table`: shows the table lines of devices.
 
 use clap::Args;
 
@@ -20,12 +20,10 @@ pub(super) struct Table {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] =
     &["inactive", "target", "concise", "exec", "uuid", "major", "minor"];
 
 impl Table {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let options = &self.options;
         let mut devices = Devices::fetch(&self.devices, options, "table", context).await?;
@@ -40,7 +38,7 @@ impl Table {
     }
 }
 
-/// The devices on one line; nothing when there is none.
+/// All devices on one line; empty if there are none.
 fn concise_line(devices: &Devices, options: &Options) -> String {
     let target = options.target.as_deref();
     let parts =

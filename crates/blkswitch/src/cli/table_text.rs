@@ -1,9 +1,8 @@
-//! Table text as dmsetup reads it: from `--table`, from a file, from standard input, and in the
+//! Reads table text like dmsetup: from `--table`, from a file, from standard input, and in the
 //! concise form.
 //!
-//! Contract: reads what dmsetup reads and words its complaints as dmsetup does; gives back
-//! canonical lines `START LENGTH TYPE PARAMETERS` for the daemon, which decides about everything
-//! else.
+//! Contract: input and error texts are dmsetup's. It returns canonical lines `START LENGTH TYPE
+//! PARAMETERS` for the daemon, which checks everything else.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,8 +10,8 @@ use std::io::{self, Read};
 
 use super::failure::Failure;
 
-/// The table that the command line names: `--table`, else a file, else standard input. `None` when
-/// it has no lines.
+/// Reads the table from `--table`, else from a file, else from standard input. `None` if it has no
+/// lines.
 pub(super) fn read(table: Option<&str>, file: Option<&str>) -> Result<Option<String>, Failure> {
     let (text, source) = match (table, file) {
         (Some(text), _) => (text.to_owned(), ""),
@@ -27,7 +26,7 @@ fn read_file(path: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&fs::read(path).map_err(couldnt)?).into_owned())
 }
 
-/// All of standard input.
+/// Reads all of standard input.
 pub(super) fn read_stdin() -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let aborted = |error| Failure::Message(format!("Read from stdin aborted: {error}"));
@@ -63,7 +62,8 @@ fn split_line(line: &str) -> Option<(u64, u64, &str, &str)> {
     (end > 0).then(|| (start, length, &rest[..end], &rest[end..]))
 }
 
-/// A decimal number at the front; one that is too large is the largest, which the daemon refuses.
+/// Reads a decimal number at the start. A number that is too large becomes the largest, which the
+/// daemon refuses.
 fn number(text: &str) -> Option<(u64, &str)> {
     let text = text.trim_start();
     let digits = text.strip_prefix('+').unwrap_or(text);
@@ -74,11 +74,11 @@ fn number(text: &str) -> Option<(u64, &str)> {
 /// One device of a concise description.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Concise {
-    /// Name as given.
+    /// The name, not yet escaped.
     pub name: String,
-    /// Uuid, or empty.
+    /// The uuid, or an empty string.
     pub uuid: String,
-    /// The number asked for.
+    /// The wanted minor number.
     pub minor: Option<u32>,
     /// Whether the flags say `ro`.
     pub read_only: bool,
@@ -86,8 +86,8 @@ pub(super) struct Concise {
     pub table: String,
 }
 
-/// Splits `name,uuid,minor,flags,table[,table...][;...]`; a backslash makes the next character an
-/// ordinary one.
+/// Splits `name,uuid,minor,flags,table[,table...][;...]`. A backslash makes the next character
+/// literal.
 pub(super) fn parse_concise(text: &str) -> Result<Vec<Concise>, Failure> {
     let mut devices = Vec::new();
     let mut fields = vec![String::new()];
@@ -124,7 +124,7 @@ pub(super) fn parse_concise(text: &str) -> Result<Vec<Concise>, Failure> {
     Ok(devices)
 }
 
-/// name, uuid, minor, flags, table.
+/// Fields: name, uuid, minor, flags, table.
 const CONCISE_FIELDS: usize = 5;
 
 fn concise_device(fields: &[String]) -> Result<Concise, Failure> {
@@ -163,7 +163,7 @@ fn concise(complaint: &str, fields: &[String]) -> Failure {
     Failure::Message(text)
 }
 
-/// A field of the concise form: what would end it gets a backslash.
+/// Quotes a field of the concise form: characters that would end it get a backslash.
 pub(super) fn quote_concise(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

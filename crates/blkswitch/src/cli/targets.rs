@@ -1,4 +1,4 @@
-//! `targets`: the types that a table line may name.
+//! `targets`: shows the target types.
 
 use std::fmt::Write as _;
 
@@ -16,11 +16,9 @@ pub(super) struct Targets {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &[];
 
 impl Targets {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let list: TargetList = context.get(route::TARGETS).await?;
         if self.options.json {

@@ -1,14 +1,14 @@
-//! `mknodes` and dmsetup's verbs about udev: accepted, as a runbook may contain them, and without
-//! effect. Nodes of disks are there when a verb returns, and there is no udev to wait for.
+//! `mknodes` and dmsetup's verbs about udev: accepted without effect, because runbooks contain
+//! them. Nodes of disks exist when a verb returns, and there is no udev to wait for.
 
 use clap::Args;
 
 use super::options::Options;
 
-/// Accepted without effect: nodes are there when a verb returns, and no udev is waited for
+/// Accepted without effect: nodes exist when a verb returns, and no verb waits for udev
 #[derive(Debug, Args)]
 pub(super) struct Accepted {
-    /// Whatever dmsetup takes
+    /// The words that dmsetup takes
     #[arg(value_name = "WORD", num_args = 0..)]
     _words: Vec<String>,
     #[command(flatten)]

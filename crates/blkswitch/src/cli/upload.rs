@@ -1,8 +1,8 @@
-//! Sends what a reader gives as the body of a request, piece by piece, with a progress bar on a
+//! Sends the bytes of a reader as a request's body, piece by piece, with a progress bar on a
 //! terminal.
 //!
 //! Contract: a thread reads, the runtime sends; at most [`PIECES_AHEAD`] pieces of [`PIECE_BYTES`]
-//! are in memory. When the daemon stops listening the thread ends with its next piece.
+//! are in memory. If the daemon stops reading, the thread ends with its next piece.
 
 use std::fs;
 use std::io::{self, Read};
@@ -16,18 +16,18 @@ use hyper::body::{Body, Frame};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 
-/// Large enough that the two copies and the wake-up per piece vanish beside the parsing.
+/// Bytes of a piece. It is so large that two copies and a wake-up cost nothing beside the parsing.
 const PIECE_BYTES: usize = 128 << 10;
-/// Keeps the socket busy while the next piece is read.
+/// Pieces in memory, so that the socket is busy while the next piece is read.
 const PIECES_AHEAD: usize = 4;
 
-/// Where the text comes from.
+/// The source of the text.
 pub(super) struct Source<R> {
-    /// Read to its end.
+    /// The reader, which is read to its end.
     pub reader: R,
-    /// How much it will be, if that is known.
+    /// The length in bytes, if it is known.
     pub length: Option<u64>,
-    /// Whether to draw a bar (on standard error, and only if that is a terminal).
+    /// Whether to draw a progress bar (on standard error, and only if that is a terminal).
     pub bar: bool,
 }
 
@@ -46,7 +46,7 @@ impl Body for Pieces {
     }
 }
 
-/// The words of `first`, and then everything that `source` gives.
+/// Sends the words of `first`, and then everything from `source`.
 pub(super) fn body<R: Read + Send + 'static>(first: String, source: Source<R>) -> Pieces {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     thread::spawn(move || {
@@ -54,7 +54,7 @@ pub(super) fn body<R: Read + Send + 'static>(first: String, source: Source<R>) -
             return;
         }
         if let Err(error) = pump(source, &sender) {
-            // Nobody left to tell is no error: the request has ended before its body.
+            // A closed channel is not an error: the request has ended before its body.
             let _ = sender.blocking_send(Err(error));
         }
     });
@@ -88,7 +88,7 @@ fn progress<R>(source: &Source<R>) -> ProgressBar {
         }
         None => "{spinner} {bytes:>11} {bytes_per_sec}",
     };
-    // The default style is the answer to a template that indicatif does not like.
+    // If indicatif refuses the template, it uses its default style.
     bar.set_style(
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
     );

@@ -1,4 +1,4 @@
-//! `version`: of this program, and of the daemon that stands where dmsetup has the driver.
+//! `version`: shows the versions of this program and of the daemon, which takes the driver's place.
 
 use clap::Args;
 use serde::Serialize;
@@ -15,10 +15,9 @@ pub(super) struct Version {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &[];
 
-/// What `--json` prints.
+/// The JSON output.
 #[derive(Serialize)]
 struct Both {
     client: &'static str,
@@ -26,11 +25,10 @@ struct Both {
 }
 
 impl Version {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let client = env!("CARGO_PKG_VERSION");
         if !self.options.json {
-            // dmsetup, too, tells its own version before it asks the driver for its.
+            // Like dmsetup, print the own version before asking the driver.
             context.print(&format!("Library version:   {client}\n"))?;
         }
         let daemon: Daemon = context.get(route::VERSION).await?;

@@ -1,4 +1,4 @@
-//! `wait`: until something happens to a device.
+//! `wait`: waits for an event of a device.
 
 use clap::Args;
 
@@ -19,11 +19,9 @@ pub(super) struct Wait {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["noflush", "uuid", "major", "minor"];
 
 impl Wait {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let (device, rest) = match (named_by_switch(&self.options), self.args.as_slice()) {
             (true, rest) => (None, rest),
@@ -56,7 +54,8 @@ impl Wait {
     }
 }
 
-/// dmsetup takes anything for a number; a typing error should rather not wait for ever.
+/// dmsetup takes any word for a number. This verb refuses a typing error, which would wait for
+/// ever.
 fn event_number(word: Option<&str>) -> Result<u32, Failure> {
     let Some(word) = word else { return Ok(0) };
     let complaint = || {

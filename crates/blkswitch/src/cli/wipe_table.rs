@@ -1,4 +1,4 @@
-//! `wipe_table`: an `error` table of the same length takes the place of the live one.
+//! `wipe_table`: replaces the live table by an `error` table of the same length.
 
 use clap::Args;
 use hyper::Method;
@@ -19,13 +19,11 @@ pub(super) struct WipeTable {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["force", "noflush", "nolockfs", "uuid", "major", "minor"];
 
 impl WipeTable {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
-        // With --force nobody waits for I/O that may never finish, as dmsetup has it.
+        // Like dmsetup, --force does not wait for I/O, which may never finish.
         let force = self.options.force;
         let request = Suspend {
             noflush: self.options.noflush || force,

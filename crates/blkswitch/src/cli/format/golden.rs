@@ -1,7 +1,8 @@
-//! The formats against what a real dmsetup printed: the transcripts of tests/golden/tools.jsonl.
+//! Compares the formats with the output of a real dmsetup, the transcripts of
+//! tests/golden/tools.jsonl.
 //!
-//! The devices are built by hand, with the numbers of the recording; each case says which command
-//! of which transcript it stands for, and the text is looked up there.
+//! The devices are built by hand with the numbers of the recording. Each case names a command of a
+//! transcript, and the test looks the text up there.
 
 use serde_json::Value;
 

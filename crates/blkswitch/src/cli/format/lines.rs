@@ -6,16 +6,16 @@ use super::{block_name, block_name_of, numbers_or_address};
 use crate::cli::table_text::quote_concise;
 use crate::protocol::{Dependency, Device, Segment, Table};
 
-/// Which of a segment's texts is meant.
+/// A text of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The parameters it was loaded with.
+    /// The parameters of its table line.
     Table,
-    /// What its target says of its state.
+    /// The state of its target.
     Status,
 }
 
-/// How a device is called in `ls` and `deps`.
+/// The form of device names in `ls` and `deps`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum DeviceName {
     /// By major and minor number.
@@ -23,12 +23,12 @@ pub(crate) enum DeviceName {
     Number,
     /// By the kernel's name for it.
     Block,
-    /// By its own name if it is one of ours, else by the kernel's.
+    /// By its own name if it belongs to the daemon, else by the kernel's.
     Mapped,
 }
 
 impl DeviceName {
-    /// Reads the list of `-o`, of which the last one holds.
+    /// Reads the list of `-o`; its last word counts.
     pub(crate) fn parse(list: Option<&str>) -> Result<Self, String> {
         let mut chosen = Self::default();
         for word in
@@ -45,8 +45,8 @@ impl DeviceName {
     }
 }
 
-/// The segments of one slot that are of type `target`, a line each behind `prefix`. A device
-/// without a table has one empty line, unless a type is asked for.
+/// A line for each segment of type `target` in one slot, with `prefix` before it. A device without
+/// a table has one empty line, unless `target` is given.
 pub(crate) fn segments(
     table: Option<&Table>,
     what: What,
@@ -64,7 +64,7 @@ pub(crate) fn segments(
     text
 }
 
-/// The segments of type `target`, or all.
+/// The segments of type `target`, or all segments.
 pub(crate) fn matching<'a>(
     all: &'a [Segment],
     target: Option<&'a str>,
@@ -97,7 +97,7 @@ pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&st
 pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     match by {
         DeviceName::Number => {
-            // Only a device that dmsetup could not have shows more than dmsetup would.
+            // Only a device that dmsetup could not have shows more than in dmsetup.
             let disk =
                 device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
             format!("{}\t({}:{}){disk}\n", device.name, device.major, device.minor)
@@ -107,7 +107,7 @@ pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     }
 }
 
-/// A line of `ls --target`, which dmsetup writes in another way.
+/// A line of `ls --target`, which has another form in dmsetup.
 pub(crate) fn ls_target(device: &Device) -> String {
     format!("{}\t({}, {})\n", device.name, device.major, device.minor)
 }
@@ -131,7 +131,7 @@ fn dependency(dep: &Dependency, by: DeviceName) -> String {
     }
 }
 
-/// What stands for the kernel's name of something a table stands on.
+/// A dependency's name in place of the kernel's name.
 pub(crate) fn block_dependency(dep: &Dependency) -> String {
     if dep.is_device { block_name_of(dep.minor) } else { dep.name.clone() }
 }

@@ -1,4 +1,4 @@
-//! The report of `info -c`: which columns there are, how wide, how sorted and how separated.
+//! The report of `info -c`: columns, widths, order and separators.
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
@@ -7,10 +7,10 @@ use super::{READ_AHEAD_SECTORS, block_name, numbers_or_address};
 use crate::cli::names::unmangle;
 use crate::protocol::{Dependency, Device};
 
-/// What `info -c` shows when nothing else is asked for.
+/// The default columns of `info -c`.
 const DEFAULT_COLUMNS: &str = "name,major,minor,attr,open,segments,events,uuid";
 
-/// A cell: numbers stand to the right and sort as numbers.
+/// A cell. Numbers are aligned to the right and sort as numbers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Value {
     Number(u64),
@@ -26,8 +26,8 @@ impl Value {
     }
 }
 
-/// A column: its name for `-o`, its heading, its least width, what it is, and how its cells come
-/// about.
+/// A column: its name for `-o`, its heading, its smallest width, its description, and the function
+/// for its cells.
 struct Column {
     id: &'static str,
     heading: &'static str,
@@ -36,13 +36,13 @@ struct Column {
     value: fn(&Row<'_>) -> Value,
 }
 
-/// A device, and all of them for those columns that look around.
+/// A device, and all devices for columns that need the others.
 struct Row<'a> {
     device: &'a Device,
     all: &'a [Device],
 }
 
-/// Which columns, in which order and form.
+/// Columns, order and form of a report.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
     /// The list of `-o`; a `+` in front adds to the default.
@@ -51,7 +51,7 @@ pub(crate) struct Style {
     pub sort: Option<String>,
     /// Headings, and cells padded to a width.
     pub headings: bool,
-    /// Printed between columns; `None` pads them instead.
+    /// The text between columns; `None` pads them instead.
     pub separator: Option<String>,
     /// `DM_NAME='...'` instead of the bare value.
     pub prefixes: bool,
@@ -282,7 +282,7 @@ fn tables_loaded(device: &Device) -> &'static str {
     }
 }
 
-/// The report on `devices`, which are some of `all`. Fails with the list of columns when one is
+/// Writes the report on `devices`, a subset of `all`. `Err` has the list of columns if one is
 /// unknown.
 pub(crate) fn report(devices: &[&Device], all: &[Device], style: &Style) -> Result<String, String> {
     let columns = chosen(style)?;
@@ -318,7 +318,7 @@ fn column(id: &str) -> Result<&'static Column, String> {
     found.ok_or_else(|| format!("{}\nUnrecognised field: {id}", help()))
 }
 
-/// The columns there are, for `-o help`.
+/// The list of columns, for `-o help`.
 pub(crate) fn help() -> String {
     let mut text = String::from("Columns of info -c\n------------------\n");
     let _ = writeln!(text, "  {:<21} - All columns.", "all");
@@ -328,7 +328,7 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Columns to sort by, and whether backwards.
+/// Columns to sort by, each with whether it is reversed.
 fn sort_keys(style: &Style) -> Result<Vec<(&'static Column, bool)>, String> {
     let list = style.sort.as_deref().unwrap_or_default();
     let words = list.split(',').filter(|word| !word.is_empty());

@@ -1,11 +1,11 @@
-//! The tree of `ls --tree`: devices above what they stand on, or below it with `inverted`.
+//! The tree of `ls --tree`: devices above their dependencies, or below them with `inverted`.
 
 use std::fmt::Write as _;
 
 use super::{block_name, numbers_or_address};
 use crate::protocol::{Dependency, Device};
 
-/// What `-o` chooses.
+/// The choices of `-o`.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
     symbols: &'static Symbols,
@@ -44,14 +44,14 @@ static VT100: Symbols = Symbols {
     first: "\x1b(0\x0fqw\x1b(B",
 };
 
-/// Columns of a line where there is no terminal, as dmsetup has it.
+/// Columns of a line without a terminal, as in dmsetup.
 pub(crate) const WIDTH_DEFAULT: usize = 80;
 
-/// Deepest nesting that is drawn: a hundred devices upon each other is a loop that nobody noticed.
+/// Deepest nesting that is drawn. A deeper one must be an unnoticed loop.
 const DEPTH_MAX: usize = 100;
 
 impl Style {
-    /// Reads the list of `-o`; `utf8` says what the terminal's locale draws.
+    /// Reads the list of `-o`. `utf8` says whether the terminal's locale is UTF-8.
     pub(crate) fn parse(list: Option<&str>, utf8: bool) -> Result<Self, String> {
         let mut style = Self {
             symbols: if utf8 { &UTF } else { &ASCII },
@@ -82,7 +82,7 @@ impl Style {
                 "compact" => style.compact = true,
                 "inverted" => style.inverted = true,
                 "notrunc" => style.truncate = false,
-                // dmsetup knows these two and prints nothing for them.
+                // dmsetup accepts these two and prints nothing for them.
                 "table" | "status" => {}
                 _ => return Err(format!("Tree option not recognised: {word}.")),
             }
@@ -95,13 +95,13 @@ impl Style {
     }
 }
 
-/// A device of ours, or a leaf that some device stands on.
+/// A device, or a leaf below a device.
 enum Node<'a> {
     Device(&'a Device),
     Leaf(&'a Dependency),
 }
 
-/// Devices and leaves with an edge for every dependency, in the order in which they are met.
+/// Devices and leaves with an edge for every dependency, in the order of discovery.
 struct Graph<'a> {
     nodes: Vec<Node<'a>>,
     below: Vec<Vec<usize>>,
@@ -154,7 +154,7 @@ impl<'a> Graph<'a> {
         if inverted { &self.above[index] } else { &self.below[index] }
     }
 
-    /// Nodes without anything on the other side.
+    /// Nodes that nothing stands on, or that stand on nothing if inverted.
     fn roots(&self, inverted: bool) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&index| self.children(index, !inverted).is_empty()).collect()
     }
@@ -234,7 +234,7 @@ impl Drawing<'_> {
         }
     }
 
-    /// What stands before a node: a vertical line for every level that goes on.
+    /// The text before a node: a vertical line for every level that goes on.
     fn prefix(&mut self) {
         let depth = self.levels.len() - 1;
         for (at, pair) in self.levels.windows(2).enumerate() {

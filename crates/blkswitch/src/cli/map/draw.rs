@@ -1,37 +1,36 @@
 //! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend that counts.
 //!
-//! Contract: pure; knows nothing of the terminal but what [`Look`] says. Without colours a block is
-//! the path's digit (0-9, then a-z, then #), and a `~` behind it says that other paths are in it,
-//! too.
+//! Contract: pure; it knows the terminal only through [`Look`]. Without colours, a block is the
+//! path's digit (0-9, then a-z, then #). A `~` behind it means that the block has other paths, too.
 
 use std::fmt::Write as _;
 
 use crate::protocol::{Cell, MapPicture};
 
-/// 256-colour codes that stay apart from each other on dark and light ground, also for most
-/// colour-blind eyes in the first eight; beyond sixteen they come round again.
+/// 256-colour codes that differ clearly on dark and light backgrounds; most colour-blind users can
+/// tell the first eight apart. From the 17th path on they repeat.
 const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211, 23, 228, 53, 239];
-/// Ground behind the dots of mixed blocks.
+/// Background of the dots of mixed blocks.
 const MIXED_GROUND: u8 = 236;
 /// Digits for paths.
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-/// Columns that the ruler takes: region, sector, and the space around them.
+/// Columns of the ruler: region, sector, and the space around them.
 const RULER_COLUMNS: usize = 27;
 /// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard
 /// to follow.
 const ROW_BLOCKS: [usize; 4] = [100, 50, 20, 10];
-/// Columns of the terminal where there is none to ask: room for fifty blocks of two columns.
+/// Columns without a terminal: room for fifty blocks of two columns.
 const COLUMNS_DEFAULT: usize = 130;
-/// Rows where there is no terminal to ask, and at the most.
+/// Rows without a terminal, and the most rows.
 const ROWS_MAX: usize = 32;
-/// Rows that heading and legend need beside the picture.
+/// Rows of heading and legend.
 const ROWS_AROUND: usize = 10;
-/// Paths that the legend lists before it sums up the rest.
+/// Most paths that the legend lists; it sums up the rest.
 const LEGEND_PATHS_MAX: usize = 16;
 /// Columns of the bar in the legend.
 const BAR_COLUMNS: u64 = 30;
 
-/// How much room there is and whether colours are welcome.
+/// The room for the picture, and whether to use colours.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
     columns: usize,
@@ -40,18 +39,18 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// For a terminal of so many columns and rows, or for none.
+    /// For a terminal of `size` columns and rows, or without a terminal.
     pub(super) fn new(size: Option<(usize, usize)>, colours: bool) -> Self {
         let (columns, lines) = size.unwrap_or((COLUMNS_DEFAULT, usize::MAX));
         Self { columns, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
     }
 
-    /// How many blocks there is room for.
+    /// Number of blocks for which there is room.
     pub(super) fn cells(&self) -> usize {
         self.row(if self.colours { 1 } else { 2 }) * self.rows
     }
 
-    /// Blocks in a row when each has `width` columns.
+    /// Blocks in a row if each has `width` columns.
     fn row(&self, width: usize) -> usize {
         let room = self.columns.saturating_sub(RULER_COLUMNS) / width;
         ROW_BLOCKS
@@ -60,8 +59,8 @@ impl Look {
             .unwrap_or(ROW_BLOCKS[ROW_BLOCKS.len() - 1])
     }
 
-    /// Columns of a block: two where so many fit, one otherwise. Without colours the second shows
-    /// the mark.
+    /// Columns of a block: two if there is room, else one. Without colours the second one shows the
+    /// mark.
     fn block_width(&self, cells: usize) -> usize {
         if !self.colours || cells <= self.row(2) * self.rows { 2 } else { 1 }
     }
@@ -89,7 +88,7 @@ pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
     out
 }
 
-/// Where a region begins in the device.
+/// First sector of a region on the device.
 fn first_sector(picture: &MapPicture, region: u64) -> u64 {
     picture.start_sector.saturating_add(region.saturating_mul(picture.region_size.into()))
 }
@@ -112,7 +111,7 @@ fn block_size(picture: &MapPicture) -> String {
     }
 }
 
-/// Full for one path; dense or loose dots where others are mixed in.
+/// Draws a full block for one path, and dense or loose dots if other paths are in it.
 fn block(out: &mut String, cell: &Cell, width: usize, colours: bool) {
     let pure = cell.majority == cell.count;
     let digit = digit(cell.path);
@@ -174,8 +173,8 @@ fn colour(path: u32) -> u8 {
     PALETTE[path as usize % PALETTE.len()]
 }
 
-/// Black or white, whichever is seen on the colour: by the luminance of the 6x6x6 cube or of the
-/// greys.
+/// Black or white, whichever is readable on the colour, by the luminance of the 6x6x6 cube or of
+/// the greys.
 fn ink(colour: u8) -> u8 {
     let luminance = match colour {
         16..=231 => {
@@ -187,7 +186,7 @@ fn ink(colour: u8) -> u8 {
     if luminance > 22 { 16 } else { 231 }
 }
 
-/// A size with a binary unit, exact where that is short: `64 KiB`, `15 MiB`, `25.5 KiB`.
+/// Formats a size with a binary unit, exactly if that is short: `64 KiB`, `15 MiB`, `25.5 KiB`.
 fn bytes(size: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (size.max(1).ilog2() / 10) as usize;

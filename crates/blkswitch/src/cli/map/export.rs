@@ -1,5 +1,5 @@
-//! `map export`: the map as a message that makes it again, on this device or another of the same
-//! shape.
+//! `map export`: writes the map as a message that makes the same map on a device of the same
+//! geometry.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -27,7 +27,7 @@ pub(super) struct Export {
     /// Write to this file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A sector of the segment that is meant, where a device has several
+    /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
     /// Print {"message"}
@@ -35,14 +35,13 @@ pub(super) struct Export {
     json: bool,
 }
 
-/// What `--json` prints.
+/// The JSON output.
 #[derive(Debug, Serialize)]
 struct MapMessage {
     message: String,
 }
 
 impl Export {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let name = context.name_of(&selector, "message").await?;

@@ -1,4 +1,4 @@
-//! `map import`: send an exported map, or any message, from a file.
+//! `map import`: sends an exported map, or any message, from a file.
 
 use std::fs::File;
 use std::io::{IsTerminal, stdin};
@@ -22,7 +22,7 @@ pub(super) struct Import {
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
-    /// A sector of the segment that is meant, where a device has several
+    /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
     /// Print what the daemon says, as JSON
@@ -31,7 +31,6 @@ pub(super) struct Import {
 }
 
 impl Import {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let sector = match self.sector {
@@ -70,7 +69,7 @@ impl Import {
     }
 }
 
-/// First sector of the one switch segment there is.
+/// First sector of the only switch segment.
 fn only_switch(device: &Device, selector: &Selector) -> Result<u64, Failure> {
     let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
     let starts: Vec<_> = segments

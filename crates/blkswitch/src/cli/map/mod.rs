@@ -1,4 +1,5 @@
-//! `map`: what the kernel cannot do, read the region map back: as a picture, as runs, as a message.
+//! `map`: reads the region map back, which the kernel cannot: as a picture, as runs, or as a
+//! message.
 
 mod draw;
 mod export;
@@ -25,7 +26,6 @@ enum MapVerb {
 }
 
 impl Map {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         match self.verb {
             MapVerb::Show(verb) => verb.run(context).await,
@@ -35,7 +35,7 @@ impl Map {
     }
 }
 
-/// `?sector=N`, or nothing.
+/// `?sector=N`, or an empty string.
 fn sector_query(sector: Option<u64>) -> String {
     sector.map(|sector| format!("?sector={sector}")).unwrap_or_default()
 }

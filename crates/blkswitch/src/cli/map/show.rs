@@ -1,4 +1,4 @@
-//! `map show`: the map as a picture that fits the terminal, or all of it as JSON.
+//! `map show`: draws the map as a picture that fits the terminal, or prints all of it as JSON.
 
 use clap::Args;
 
@@ -12,8 +12,8 @@ use crate::protocol::{MapPicture, device_path, route};
 
 /// Draw the region map of a device
 ///
-/// A block per region, or per some neighbouring regions, in the colour of the path that most of
-/// them are on.
+/// A block stands for one region, or for several neighbouring ones, in the colour of the path of
+/// most of them.
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The device
@@ -24,13 +24,12 @@ pub(super) struct Show {
     /// Print {"regions", "paths", "region_size", "runs": [{"start", "count", "path"}, ...]}
     #[arg(long)]
     json: bool,
-    /// A sector of the segment that is meant, where a device has several
+    /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
 }
 
 impl Show {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let name = context.name_of(&selector, "message").await?;
