@@ -1,12 +1,12 @@
-//! The demonstration: the whole in one command, without root, set-up or arguments.
+//! The demonstration: a switch device at work, in one command without root, set-up or arguments.
 //!
-//! It makes three backing files, starts a daemon inside itself, and drives it as a user would:
-//! every verb it shows is this program run once more, with the words that it prints. It writes and
-//! reads through the NBD export and then looks into the backing files, past the daemon, to prove
-//! which path each region landed on.
+//! It makes three backing files, starts a daemon inside itself, and drives it like a user: for each
+//! verb it runs this program again, with the words that it prints. It writes and reads through the
+//! NBD export. Then it reads the backing files, without the daemon, to prove which path each region
+//! is on.
 //!
-//! Contract: everything lives in one new folder below the temporary one, which is removed at the
-//! end. Any surprise is an error, and so an exit status that is not zero.
+//! Contract: all files are in one new folder below the temporary folder, which is removed at the
+//! end. Anything unexpected is an error, with an exit status other than zero.
 
 mod group;
 
@@ -30,19 +30,19 @@ use crate::daemon::stop::Signals;
 use crate::daemon::{Daemon, runtime};
 use crate::nbd_client::NbdClient;
 
-/// Bytes in a region: the documented example's 128 sectors.
+/// Bytes of a region: 128 sectors, as in the documented example.
 const REGION: usize = 64 << 10;
 /// Regions of the device.
 const REGIONS: usize = 16;
-/// The paths of the regions after the documented message: seven as it names them, the rest round
+/// The paths of the regions after the documented message: it names seven, the others are round
 /// robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
-/// Time between two probes of a path: nobody wants to watch for long.
+/// Time between two probes of a path, short for people who watch.
 const PROBES: Duration = Duration::from_millis(250);
-/// The device.
+/// The device's name.
 const NAME: &str = "switch";
 
-/// Shows a switch device at work, or what was asked for.
+/// Shows a switch device at work, or the demonstration of `options`.
 pub fn run(options: DemoOptions) -> anyhow::Result<()> {
     match &options.what {
         Some(DemoOf::Group(group)) => group::run(group),
@@ -134,7 +134,7 @@ fn prove(nbd: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a region is filled with: its number in every word, so that no two regions are alike.
+/// The content of a region: its number in every word, so that no two regions are alike.
 fn content(region: usize) -> Vec<u8> {
     format!("region {region:08} ").into_bytes().into_iter().cycle().take(REGION).collect()
 }
@@ -144,7 +144,7 @@ fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     let program = program()?.display().to_string();
     let socket = socket.display();
     let runtime = runtime()?;
-    // Before anybody is told to press it: from now on Ctrl-C ends this in good order.
+    // Handle Ctrl-C before the text below tells the user to press it.
     let mut signals = runtime.block_on(async { Signals::new() })?;
     say("Serving until Ctrl-C. To try in another terminal:")?;
     writeln!(stdout(), "  export BLKSWITCH_SOCKET={socket}")?;
@@ -157,14 +157,14 @@ fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a verb of this program and shows what it says.
+/// Runs a verb of this program and shows its output.
 fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
     let shown: Vec<String> = words
         .iter()
         .map(|word| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() })
         .collect();
     writeln!(stdout(), "$ blkswitch {}", shown.join(" "))?;
-    // What the verb prints must come behind what was printed here.
+    // The verb's output must come after the text printed here.
     stdout().flush()?;
     let status = Command::new(program()?)
         .args(words)
@@ -177,7 +177,7 @@ fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a verb of this program; what it says is shown only if it fails.
+/// Runs a verb of this program and shows its output only if it fails.
 fn quiet(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
     let mut command = Command::new(program()?);
     let run = command.args(words).env("BLKSWITCH_SOCKET", socket).stdin(Stdio::null()).output();
@@ -197,7 +197,7 @@ fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's own file")
 }
 
-/// A line of explanation, bold on a terminal.
+/// Prints a line of explanation, bold on a terminal.
 fn say(text: &str) -> io::Result<()> {
     if stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new(""))
@@ -208,7 +208,7 @@ fn say(text: &str) -> io::Result<()> {
     }
 }
 
-/// A folder of our own that is removed at the end.
+/// A new folder that is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -237,7 +237,8 @@ struct Running {
 }
 
 impl Running {
-    /// With a control socket there, `nbd.sock` beside it, and so many queues.
+    /// Starts a daemon with a control socket there, `nbd.sock` beside it, and this number of
+    /// queues.
     fn start(socket: &Path, queues: Option<usize>) -> anyhow::Result<Running> {
         let options = ServeOptions {
             socket: socket.to_owned(),
@@ -257,7 +258,7 @@ impl Running {
         let devices = daemon.devices().clone();
         let (stop, stopped) = oneshot::channel();
         let until = async move {
-            // A sender that is gone means the same.
+            // A dropped sender means the same.
             let _ = stopped.await;
         };
         let thread = thread::spawn(move || runtime.block_on(daemon.run(until)));

@@ -1,15 +1,14 @@
-//! The demonstration of the whole: a storage group, and a host that sends every request straight to
-//! the right member.
+//! The demonstration of both tiers: a storage group, and a host that sends every request straight
+//! to the right member.
 //!
-//! In this process: members ([`member`]), each a server that owns some regions of one volume and
-//! forwards the rest to their owners; the layout ([`layout`]) that moves regions under load; cables
-//! ([`cable`]) between them that can be pulled out; and the host, a daemon with the two tiers: a
-//! switch device over one multipath device per member, each with the straight way to that member as
-//! its preferred group and the ways through the others as the other one. A load ([`crate::load`])
-//! writes and verifies on the host's device all the time.
+//! All of it runs in this process. Each member ([`member`]) is a server that owns some regions of
+//! one volume and forwards requests for the rest to their owners. The layout ([`layout`]) moves
+//! regions under load. Cables ([`cable`]) between the servers can be pulled out. The host is a
+//! daemon with the two tiers: a switch device over one multipath device per member. Each multipath
+//! has the straight way to its member as the preferred group, and the ways through the others as
+//! the second. A load ([`crate::load`]) writes and verifies on the host's device all the time.
 //!
-//! Contract: as the other demonstration's: one folder, which is removed, and an error for whatever
-//! is not as expected.
+//! Contract: as in [`super`]: one folder, which is removed, and an error for anything unexpected.
 
 mod cable;
 mod figure;
@@ -49,28 +48,27 @@ const REGIONS: usize = (SECTORS / REGION_SECTORS) as usize;
 const VOLUME: &str = "volume";
 /// The device with a member's own regions.
 const STORE: &str = "store";
-/// One region in so many moves at a time.
+/// One region in this number moves at a time.
 const MOVED: u32 = 4;
-/// Everything random comes from this.
+/// The seed of all random numbers.
 const SEED: u64 = 20_061_123;
-/// Probes of the ways that are not in use are forwarded reads, too: less than this share of all.
+/// Probes of unused ways are forwarded reads, too. Their share of all requests is below this.
 const PROBED: f64 = 0.02;
-/// Times to look on for something that must happen, at least,
+/// Fewest samples to wait for something that must happen,
 const LOOKS: usize = 5;
-/// and for how long: machines with other things to do take their time.
+/// and the shortest time: a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Clients of the host's device. No request may fail, whatever happens to the group.
+/// Clients of the host's device. None of their requests may fail.
 const LOAD: LoadOptions =
     LoadOptions { clients: 8, seed: SEED, errors: Errors::No, patience: Duration::from_secs(60) };
-/// Seconds without an answer after which the host takes a path for lost.
+/// Seconds without an answer after which the host fails a path.
 const PATH_TIMEOUT: u64 = 1;
-/// The same with iSCSI. tgt has only one answer if the member behind it cannot reach another: an
-/// error of the medium, which fails no path, but the request. So a member waits for the other
-/// ([`ISCSI_RECONNECT`]) and tgt says nothing meanwhile. A host that lost its patience would send a
-/// write elsewhere which is carried out here later.
+/// The same with iSCSI. If a member cannot reach another one, its tgt can only answer with a medium
+/// error, which fails the request and not the path. So the member waits for the other one
+/// ([`ISCSI_RECONNECT`]), and tgt is silent meanwhile. With a shorter time, the host would send a
+/// write another way, and this one would be carried out later.
 const ISCSI_TIMEOUT: u64 = 120;
-/// Seconds that a member waits for another whose store it has lost, with iSCSI: longer than any is
-/// dead.
+/// Seconds that a member waits for a lost store with iSCSI: longer than any member is dead.
 const ISCSI_RECONNECT: u64 = 3600;
 
 /// Shows a group at work.
@@ -94,9 +92,9 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
         let load = Load::start(&host.with_file_name("nbd.sock"), VOLUME, LOAD);
         let mut watch = Watch::new(stdout().is_terminal(), interrupted);
         let shown = show(options, &host, &group, &mut layout, &load, &mut watch);
-        // Whatever came in between: nobody waits for a member any more.
+        // Plug all cables in, so that nothing waits for a member any more.
         group.front.iter().chain(&group.back).for_each(|cable| cable.plug(true));
-        // The load's own error says more than that it has ended.
+        // The load's own error says more than its early end.
         let report = load.verify()?;
         shown?;
         Ok((watch, report))
@@ -120,12 +118,13 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes true at Ctrl-C: then the group is taken down in good order. A second one ends at once.
+/// A flag that becomes true at Ctrl-C, so that the group ends in good order. A second Ctrl-C ends
+/// the process at once.
 fn interruption() -> anyhow::Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let (flag, runtime) = (interrupted.clone(), runtime()?);
     let mut signals = runtime.block_on(async { Signals::new() })?;
-    // It ends with the process.
+    // The thread ends with the process.
     thread::spawn(move || {
         runtime.block_on(async {
             signals.first().await;
@@ -138,12 +137,12 @@ fn interruption() -> anyhow::Result<Arc<AtomicBool>> {
 
 /// The members, and the cables to them.
 struct Group {
-    /// Before the members, if the host speaks iSCSI; in their order.
+    /// The targets in front of the members, in their order, if the host uses iSCSI.
     targets: Vec<Target>,
     members: Vec<Member>,
-    /// From the host to each member.
+    /// Cables from the host to each member.
     front: Vec<Cable>,
-    /// From the other members to each member's store.
+    /// Cables from the other members to each member's store.
     back: Vec<Cable>,
     cables: [Cables; 2],
 }
@@ -176,8 +175,8 @@ impl Group {
         Ok(Group { targets, members, front, back, cables: [before, behind] })
     }
 
-    /// Moves regions to their new owners. Requests wait meanwhile, at every member's gate, so none
-    /// sees a region in two places; the host is told nothing.
+    /// Moves regions to their new owners without telling the host. Requests wait at every member's
+    /// gate meanwhile, so none sees a region in two places.
     fn move_regions(&self, moves: &[Move]) -> anyhow::Result<()> {
         for member in &self.members {
             member.verb(&["suspend", VOLUME])?;
@@ -220,8 +219,8 @@ fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> 
     };
     let others = group.front.len() - 1;
     for number in 0..group.front.len() {
-        // The straight way first, the ways through the others as a second group, for when it is
-        // lost.
+        // The first group is the straight way. The second has the ways through the others, for its
+        // loss.
         let mut table = format!("0 {SECTORS} multipath 1 queue_if_no_path 0 2 1 round-robin 0 1 1");
         table.push_str(&format!(" {} 1 round-robin 0 {others} 1", way(&group.front[number])));
         for (_, other) in group.front.iter().enumerate().filter(|(other, _)| *other != number) {
@@ -240,14 +239,14 @@ fn make_host(host: &Path, group: &Group, layout: &Layout) -> anyhow::Result<()> 
     verb(host, &["map", "show", VOLUME])
 }
 
-/// Tells the host's switch where regions are.
+/// Sends the host's switch a message with the places of regions.
 fn send(host: &Path, words: &str) -> anyhow::Result<()> {
     let mut all = vec!["message", VOLUME, "0", "set_region_mappings"];
     all.extend(words.split(' '));
     quiet(host, &all)
 }
 
-/// The acts.
+/// Runs the acts.
 fn show(
     options: &GroupOptions,
     host: &Path,
@@ -258,7 +257,7 @@ fn show(
 ) -> anyhow::Result<()> {
     let act = Duration::from_secs_f64(options.act);
     let look = |watch: &mut Watch| watch.look_on(act, load, &group.members);
-    // Looks on until it is so: what comes back by itself takes the time between two probes.
+    // Watches until `is_so`. A path comes back within the time between two probes.
     let until = |watch: &mut Watch, is_so: fn(&Sample) -> bool, what: &str| {
         let (begun, mut looks) = (Instant::now(), 0);
         while looks < LOOKS || begun.elapsed() < PATIENCE {

@@ -1,8 +1,8 @@
-//! Cables: sockets that pass bytes on to other sockets, and that can be pulled out.
+//! Cables: sockets that forward bytes to other sockets and can be pulled out.
 //!
-//! Contract: a cable is a socket of its own; whoever connects to it talks to the server behind it.
-//! Pulled out, it drops its connections and takes no new ones. Plugged in again, it carries what
-//! connects from then on.
+//! Contract: a cable has a socket of its own, and forwards its clients to the server behind it.
+//! When it is pulled out, it drops its connections and takes no new ones. When it is plugged in
+//! again, it takes new connections.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -22,7 +22,7 @@ use crate::daemon::runtime;
 pub(super) enum Place {
     /// A unix socket.
     Unix(PathBuf),
-    /// A port of this machine; 0: any that is free.
+    /// A port of this machine; 0 means any free port.
     Tcp(u16),
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What bytes go through.
+/// A stream of bytes in both directions.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
@@ -46,7 +46,7 @@ enum Listener {
 }
 
 impl Listener {
-    /// Listens there. Returns where that is.
+    /// Listens at a place. Returns the place with its port.
     async fn bind(place: Place) -> io::Result<(Listener, Place)> {
         match place {
             Place::Unix(path) => {
@@ -77,7 +77,7 @@ async fn connect(place: &Place) -> io::Result<Box<dyn Stream>> {
     })
 }
 
-/// A cable holds nothing back.
+/// Makes a stream send at once, without Nagle's algorithm.
 fn quick(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -90,7 +90,7 @@ pub(super) struct Cable {
 }
 
 impl Cable {
-    /// Where to connect.
+    /// The place for clients.
     pub(super) fn place(&self) -> &Place {
         &self.place
     }
@@ -107,7 +107,7 @@ pub(super) struct Cables {
 }
 
 impl Cables {
-    /// Lays cables: each has a place of its own and that of the server behind it.
+    /// Makes cables, each from its own place and the place of the server behind it.
     pub(super) fn lay(ways: Vec<(Place, Place)>) -> anyhow::Result<(Cables, Vec<Cable>)> {
         let runtime = runtime()?;
         let (mut cables, mut ends) = (Vec::new(), Vec::new());
@@ -129,14 +129,14 @@ impl Cables {
         Ok((Cables { thread: thread::spawn(move || runtime.block_on(carry_all)) }, cables))
     }
 
-    /// Waits for the end, which comes when all cables are gone.
+    /// Drops all cables and waits for the end of the thread.
     pub(super) fn end(self, cables: Vec<Cable>) -> anyhow::Result<()> {
         drop(cables);
         self.thread.join().unwrap_or_else(|_| bail!("the cables' thread panicked"))
     }
 }
 
-/// Carries connections until the cable is gone.
+/// Forwards connections until the cable is dropped.
 async fn serve(
     listener: Listener,
     server: Place,
@@ -150,21 +150,21 @@ async fn serve(
                 Err(_) => return Ok(()),
             },
         };
-        // Out: whoever connects is dropped at once.
+        // Pulled out: drop the connection at once.
         if *plugged.borrow() {
             tokio::spawn(carry(client, server.clone(), plugged.clone()));
         }
     }
 }
 
-/// One connection, until an end closes it or the cable is pulled out.
+/// Forwards one connection until one side closes it or the cable is pulled out.
 async fn carry(mut client: Box<dyn Stream>, server: Place, mut plugged: watch::Receiver<bool>) {
     let carried = async {
         let mut server = connect(&server).await?;
         copy_bidirectional(&mut client, &mut server).await
     };
     tokio::select! {
-        // Ends break connections as it suits them, that is not the cable's concern.
+        // Either side may reset its connection, which is not an error of the cable.
         carried = carried => if let Err(error) = carried && error.kind() != ErrorKind::ConnectionReset {
             tracing::debug!(%error, "a connection through a cable ended");
         },

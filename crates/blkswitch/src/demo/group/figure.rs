@@ -1,4 +1,4 @@
-//! The figure: what the watch has seen, as SVG.
+//! The figure: the samples and events as SVG.
 
 use std::fmt::Write as _;
 
@@ -14,8 +14,8 @@ const LINE: f64 = 19.0;
 const FORWARDED: &str = "#d97706";
 const REQUESTS: &str = "#2563eb";
 
-/// Two plots over one time: the share of forwarded requests, and requests per second; below them
-/// the events.
+/// Draws two plots over time: the share of forwarded requests, and requests per second. The events
+/// stand below.
 pub(super) fn draw(members: u32, samples: &[Sample], events: &[Event]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at);
     let most = samples.iter().map(|sample| sample.per_second).fold(1.0, f64::max);
@@ -110,13 +110,13 @@ fn axes(add: &mut impl FnMut(String), top: f64, title: &str, labels: &[(f64, &st
 fn points(points: &[(f64, f64)]) -> String {
     let mut text = String::new();
     for (x, y) in points {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{x:.1} {y:.1} ");
     }
     text.trim_end().to_owned()
 }
 
-/// The next round number from a number on.
+/// The smallest round number that is not below `number`.
 fn nice(number: f64) -> f64 {
     let decade = 10f64.powf(number.log10().floor());
     [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]

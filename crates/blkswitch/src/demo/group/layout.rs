@@ -1,10 +1,10 @@
-//! The layout: which member owns each region of the volume. It follows no pattern, and it moves.
+//! The layout: the member that owns each region of the volume. It has no pattern, and it changes.
 
 use std::fmt::Write as _;
 
 use crate::load::Random;
 
-/// Which member owns each region.
+/// The owner of each region.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     members: u32,
@@ -21,19 +21,19 @@ pub(super) struct Move {
 }
 
 impl Layout {
-    /// Regions at random on the members, the same for the same seed.
+    /// A random layout. The same seed gives the same layout.
     pub(super) fn new(regions: usize, members: u32, seed: u64) -> Layout {
         let mut random = Random(seed);
         let owners = (0..regions).map(|_| random.below(members)).collect();
         Layout { members, owners, random }
     }
 
-    /// How many members there are.
+    /// Number of members.
     pub(super) fn members(&self) -> u32 {
         self.members
     }
 
-    /// Moves about one region in `one_in` to another member.
+    /// Moves about one region of `one_in` to another member.
     pub(super) fn shuffle(&mut self, one_in: u32) -> Vec<Move> {
         let mut moves = Vec::new();
         for (region, owner) in self.owners.iter_mut().enumerate() {
@@ -50,7 +50,7 @@ impl Layout {
     pub(super) fn words(&self) -> String {
         let mut text = String::new();
         for (region, owner) in self.owners.iter().enumerate() {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ =
                 if region == 0 { write!(text, "0:{owner:x}") } else { write!(text, " :{owner:x}") };
         }

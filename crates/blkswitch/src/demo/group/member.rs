@@ -1,10 +1,9 @@
 //! A member of the group: a server that owns some regions of the volume and forwards requests for
 //! the rest to their owners.
 //!
-//! It is made of what this project has: its daemon serves `store`, the memory that its own regions
-//! lie in, and `volume`, a switch device whose path to itself is that memory and whose other paths
-//! are the stores of the others, over NBD. So what a member forwards is what its switch sends down
-//! the other paths.
+//! A member is a daemon with two devices. `store` is the memory of its own regions. `volume` is a
+//! switch device: one path is that memory, the others are the stores of the other members over NBD.
+//! So its switch forwards requests by sending them down the other paths.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use super::super::{Running, quiet};
 use super::{REGION_SECTORS, SECTORS, STORE, VOLUME};
 
-/// Seconds without an answer after which a member takes another's store for lost.
+/// Seconds without an answer after which a member loses the connection to another's store.
 const STORE_TIMEOUT: u64 = 1;
 
 /// See the module's text.
@@ -26,12 +25,12 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Where member `number` serves NBD, in the folder of the group.
+    /// The NBD socket of member `number` in the folder of the group.
     pub(super) fn nbd(folder: &Path, number: u32) -> PathBuf {
         folder.join(format!("member{number}")).join("nbd.sock")
     }
 
-    /// Starts it; it has its store and no volume yet.
+    /// Starts a member with a store but without a volume.
     pub(super) fn start(folder: &Path, number: u32) -> anyhow::Result<Member> {
         let socket = folder.join(format!("member{number}")).join("control.sock");
         let daemon = Running::start(&socket, Some(1))?;
@@ -45,8 +44,8 @@ impl Member {
         Ok(member)
     }
 
-    /// Makes its volume: it reaches the others' stores through these sockets, and waits so many
-    /// seconds for one that is lost.
+    /// Makes its volume, which reaches the others' stores through these sockets and waits
+    /// `reconnect` seconds for a lost one.
     pub(super) fn make_volume(
         &self,
         stores: &[PathBuf],
@@ -68,7 +67,7 @@ impl Member {
         self.message(words)
     }
 
-    /// Sends its volume's regions elsewhere.
+    /// Sends its volume a message that moves regions.
     pub(super) fn message(&self, words: &str) -> anyhow::Result<()> {
         let mut all = vec!["message", VOLUME, "0", "set_region_mappings"];
         all.extend(words.split(' '));
@@ -80,7 +79,7 @@ impl Member {
         quiet(&self.socket, words).with_context(|| format!("member {}", self.number))
     }
 
-    /// Where its files are.
+    /// The folder of its files.
     pub(super) fn folder(&self) -> &Path {
         self.socket.parent().unwrap_or(&self.socket)
     }
@@ -90,7 +89,7 @@ impl Member {
         self.socket.with_file_name("nbd.sock")
     }
 
-    /// Requests that came to its volume, and how many of them it forwarded.
+    /// Number of requests to its volume, and how many of them it forwarded.
     pub(super) fn counted(&self) -> anyhow::Result<(u64, u64)> {
         let device = self.volume()?;
         let table = device.live().context("the volume of a member has no table")?;
@@ -103,7 +102,7 @@ impl Member {
         Ok((own + forwarded, forwarded))
     }
 
-    /// Ends it.
+    /// Stops its daemon.
     pub(super) fn stop(self) -> anyhow::Result<()> {
         self.daemon.stop()
     }
@@ -112,7 +111,7 @@ impl Member {
         self.daemon.devices().pool().registry().find(VOLUME).context("a member has no volume")
     }
 
-    /// The memory that its regions lie in: one name, one memory.
+    /// The leaf with the memory of its regions. Leaves of one name are one memory.
     fn memory(&self) -> String {
         format!("mem:{}:store{}", SECTORS * 512, self.number)
     }

@@ -1,12 +1,12 @@
-//! An iSCSI target before a member: what a host that speaks iSCSI connects to.
+//! An iSCSI target in front of a member, for a host that uses iSCSI.
 //!
-//! tgt serves the file that nbdfuse makes of the member's volume, past the page cache. So every
-//! member's target is a way to the whole volume, as with an array whose members forward what is not
-//! theirs.
+//! nbdfuse offers the member's volume as a file, and tgt serves that file without the page cache.
+//! So every member's target is a way to the whole volume, as in an array whose members forward
+//! requests.
 //!
-//! Contract: root. tgt and nbdfuse are other programs; both are ended when a [`Target`] is dropped,
-//! and by the kernel if this process is killed before that. nbdfuse has a mount namespace of its
-//! own, so its mount ends with it.
+//! Contract: it needs root. tgt and nbdfuse are separate programs. They end when a [`Target`] is
+//! dropped; if this process is killed before that, the kernel ends them. nbdfuse has a mount
+//! namespace of its own, so its mount ends with it.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -22,16 +22,16 @@ use anyhow::{Context, bail, ensure};
 use super::cable::Place;
 use super::{SECTORS, VOLUME};
 
-/// The name of the volume: one, whatever member it is reached through.
+/// The name of the volume, the same through every member.
 pub(super) const IQN: &str = "iqn.2026-11.org.blkswitch:volume";
-/// The volume's number at its target; 0 is tgt's own.
+/// The volume's unit number; tgt itself uses 0.
 pub(super) const LUN: u32 = 1;
-/// How long a program may take to be ready.
+/// Longest time until a program is ready.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Ports that somebody else has taken after they were found free.
+/// Number of ports to try, because another program may take a port after it was found free.
 const PORTS_TRIED: usize = 5;
 
-/// The programs of others.
+/// The external programs.
 pub(super) struct Programs {
     tgtd: PathBuf,
     tgtadm: PathBuf,
@@ -39,7 +39,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Finds them. Errors: all that is missing.
+    /// Finds them. `Err` names all that are missing.
     pub(super) fn find() -> anyhow::Result<Programs> {
         let mut missing = Vec::new();
         let mut find = |name: &str, package: &str| {
@@ -51,7 +51,7 @@ impl Programs {
         };
         let (tgtd, tgtadm) = (find("tgtd", "tgt"), find("tgtadm", "tgt"));
         let nbdfuse = find("nbdfuse", "libnbd-bin");
-        // Whose this process is.
+        // The owner of /proc/self is the user of this process.
         if fs::metadata("/proc/self").map_or(u32::MAX, |own| own.uid()) != 0 {
             missing.push("root".to_owned());
         } else if let Err(error) = File::open("/dev/fuse") {
@@ -66,15 +66,15 @@ impl Programs {
     }
 }
 
-/// In the folders of programs, those of administrators included.
+/// Finds a program in `PATH` and in the folders for administrators.
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
-/// See the module's text. What stands first is dropped first: without nbdfuse nobody hangs in its
-/// file.
+/// See the module's text. Fields are dropped in order: nbdfuse first, so that tgt cannot hang in
+/// its file.
 pub(super) struct Target {
     _nbdfuse: Program,
     tgtd: Program,
@@ -82,7 +82,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Before the member whose NBD server is there, with what it needs in `folder`.
+    /// Starts a target in front of the member with the NBD socket `nbd`, with its files in
+    /// `folder`.
     pub(super) fn start(programs: &Programs, folder: &Path, nbd: &Path) -> anyhow::Result<Target> {
         let mount = folder.join("mount");
         fs::create_dir(&mount).with_context(|| format!("cannot make '{}'", mount.display()))?;
@@ -91,7 +92,7 @@ impl Target {
         nbdfuse.args(["--mount", "--"]).args([&programs.nbdfuse, &file]);
         nbdfuse.arg(format!("nbd+unix:///{VOLUME}?socket={}", nbd.display()));
         let mut nbdfuse = Program::start("nbdfuse", &mut nbdfuse, &folder.join("nbdfuse.log"))?;
-        // As nbdfuse sees it.
+        // The path in nbdfuse's mount namespace.
         let file = PathBuf::from(format!("/proc/{}/root{}", nbdfuse.child.id(), file.display()));
         nbdfuse.until(|| fs::metadata(&file).is_ok_and(|file| file.len() == SECTORS * 512))?;
         let (tgtd, port) = serve(programs, folder)?;
@@ -100,14 +101,14 @@ impl Target {
         Ok(target)
     }
 
-    /// Where it listens.
+    /// The place of the target.
     pub(super) fn place(&self) -> Place {
         Place::Tcp(self.port)
     }
 
     fn make_volume(&self, programs: &Programs, folder: &Path, file: &Path) -> anyhow::Result<()> {
         let (lun, file) = (LUN.to_string(), file.display().to_string());
-        // Past the page cache, which knows nothing of what is written by way of other members.
+        // Bypass the page cache, which does not see writes that come by other members.
         let unit =
             ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun, "-b", &file];
         for words in [
@@ -125,10 +126,10 @@ impl Target {
     }
 }
 
-/// A tgtd on a port of its own.
+/// Starts a tgtd on a port of its own.
 fn serve(programs: &Programs, folder: &Path) -> anyhow::Result<(Program, u16)> {
     for attempt in 1.. {
-        // Free now; that somebody takes it before tgtd does is seldom.
+        // The port is free now. Another program may rarely take it before tgtd does.
         let port =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr())?.port();
         let mut tgtd = Command::new(&programs.tgtd);
@@ -153,7 +154,7 @@ fn serve(programs: &Programs, folder: &Path) -> anyhow::Result<(Program, u16)> {
     bail!("tgtd does not start")
 }
 
-/// Where tgtd takes orders, but for the control number that it puts behind it.
+/// The path of tgtd's control socket without the control number, which tgtd appends.
 fn control(folder: &Path) -> PathBuf {
     folder.join("tgt")
 }
@@ -173,8 +174,7 @@ struct Program {
 }
 
 impl Program {
-    /// Starts it. The kernel kills it when this process is gone; Ctrl-C in a terminal is not for
-    /// it.
+    /// Starts it. The kernel kills it if this process dies. Ctrl-C in a terminal does not reach it.
     fn start(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
         let out = File::create(log).with_context(|| format!("cannot make '{}'", log.display()))?;
         let mut guarded = Command::new("setpriv");
@@ -202,7 +202,7 @@ impl Program {
         Ok(())
     }
 
-    /// What it has said.
+    /// Its output.
     fn log(&self) -> String {
         fs::read(&self.log)
             .map(|log| String::from_utf8_lossy(&log).trim().to_owned())
@@ -212,7 +212,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already, which is what is wanted.
+        // It may have ended already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,4 @@
-//! Watching: what the group and the host did in each interval, as a line on the terminal and as
-//! numbers for the figure.
+//! Samples the group and the host at intervals, for lines on the terminal and for the figure.
 
 use std::io::{Write as _, stdout};
 use std::sync::Arc;
@@ -13,27 +12,27 @@ use crate::load::Load;
 
 /// Time between two samples.
 pub(super) const INTERVAL: Duration = Duration::from_millis(250);
-/// Samples to a line.
+/// Samples per line.
 const SAMPLES_PER_LINE: u32 = 2;
-/// Fewer requests in an interval are no load: they are the probes of the host's paths.
+/// Fewer requests in an interval are only probes of the host's paths, not load.
 const FEW: u64 = 50;
 /// Cells of the bar.
 const BAR: usize = 30;
 
-/// What happened in one interval.
+/// The events of one interval.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
     /// Its end, in seconds since the start.
     pub(super) at: f64,
     /// Requests of the load that were answered, per second.
     pub(super) per_second: f64,
-    /// Of the requests that came to members, the share that they forwarded: 0 to 1.
+    /// The share of requests that the members forwarded, 0 to 1.
     pub(super) forwarded: f64,
-    /// The longest that a request had to wait, ended or not.
+    /// The longest time of a request, ended or not.
     pub(super) longest: Duration,
 }
 
-/// Something that was done to the group.
+/// An action on the group.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
     pub(super) at: f64,
@@ -53,7 +52,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Begins now, and ends with an error when it is interrupted.
+    /// Starts now. `interrupted` ends it with an error.
     pub(super) fn new(colour: bool, interrupted: Arc<AtomicBool>) -> Watch {
         let (samples, events) = (Vec::new(), Vec::new());
         Watch {
@@ -68,7 +67,7 @@ impl Watch {
         }
     }
 
-    /// Notes what is about to be done.
+    /// Records an action that is about to happen.
     pub(super) fn event(&mut self, text: &str) -> anyhow::Result<()> {
         let at = self.started.elapsed().as_secs_f64();
         self.events.push(Event { at, text: text.to_owned() });
@@ -76,7 +75,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Looks on for a while. Returns the last sample.
+    /// Samples for a while and returns the last sample.
     pub(super) fn look_on(
         &mut self,
         time: Duration,
@@ -84,7 +83,7 @@ impl Watch {
         members: &[Member],
     ) -> anyhow::Result<Sample> {
         let end = Instant::now() + time;
-        // The interval begins now: what happened before does not count to it.
+        // Begin the interval now, so that earlier requests do not count.
         self.sample(load, members)?;
         let mut number = 0;
         loop {
