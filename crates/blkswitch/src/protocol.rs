@@ -442,17 +442,18 @@ pub struct MonitorQuery {
 pub struct MonitorEvent {
     /// When, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The device; empty for `EVENTS_LOST`.
+    /// The device; empty for `EVENTS_LOST` and `DAEMON_ENDS`.
     pub device: String,
     /// Its number.
     pub minor: u32,
     /// What: `PATH_FAILED`, `PATH_REINSTATED`, `GROUP_SWITCHED`, `GROUP_CHOSEN`, `GROUP_DISABLED`,
-    /// `GROUP_ENABLED`, `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, or `EVENTS_LOST`: the watcher
-    /// was too slow.
+    /// `GROUP_ENABLED`, `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, `PATH_ERRORS`, `CREATED`,
+    /// `REMOVED`, `RENAMED`, `SUSPENDED`, `RESUMED`, `TABLE_SWAPPED` (a resume took the inactive
+    /// table), `EVENTS_LOST` (the watcher was too slow), or `DAEMON_ENDS`, the last.
     pub event: String,
     /// The device's event number then.
     pub event_nr: u32,
-    /// The path that failed or is back, as the table has it.
+    /// The path that failed, is back, or answered with errors, as the table has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Paths of the device that are up now.
@@ -467,6 +468,15 @@ pub struct MonitorEvent {
     /// Arguments of its message that were applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<u64>,
+    /// The errno of a path's errors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+    /// How many errors of this kind there were since the last such event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The name that a renamed device had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// How many events are missing here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,

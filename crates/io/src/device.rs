@@ -21,6 +21,7 @@ use blkswitch_core::switch::MapWriter;
 
 use crate::closer;
 use crate::engine::Limits;
+use crate::event::What;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
 use crate::queues::Queues;
@@ -312,6 +313,7 @@ impl Device {
         self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
         latch.wait().map_err(|_| DeviceError::Stopping)?;
         lock(&self.state).suspended = true;
+        self.mailboxes.tell(self, What::Suspended);
         Ok(())
     }
 
@@ -341,9 +343,14 @@ impl Device {
                 drop(state);
                 drop(taken);
                 give_up_tables(old, None);
+                self.mailboxes.tell(self, What::Resumed { swapped: true });
                 Ok(())
             }
-            (None, Some(live)) if suspended => self.open_gate(Some(live)),
+            (None, Some(live)) if suspended => {
+                self.open_gate(Some(live))?;
+                self.mailboxes.tell(self, What::Resumed { swapped: false });
+                Ok(())
+            }
             (None, None) if suspended => Err(DeviceError::NothingToResume(self.name())),
             (None, _) => Ok(()),
         }

@@ -25,6 +25,33 @@ pub enum What {
         /// Arguments of the message that were applied.
         arguments: u64,
     },
+    /// A path of a device that is no multipath has answered with errors.
+    PathErrors {
+        /// The path, counted over all segments of the table.
+        number: u32,
+        /// The path, as the table has it.
+        path: String,
+        /// What it answered.
+        errno: i32,
+        /// How often, since this was last told.
+        count: u64,
+    },
+    /// The device is there.
+    Created,
+    /// The device is gone.
+    Removed,
+    /// The device has another name now.
+    Renamed {
+        /// The name that it had.
+        from: String,
+    },
+    /// The device's gate is closed: requests wait.
+    Suspended,
+    /// The gate is open.
+    Resumed {
+        /// Another table is live now.
+        swapped: bool,
+    },
 }
 
 /// Is told of everything that happens.

@@ -15,6 +15,7 @@ pub mod driver;
 pub mod engine;
 pub mod event;
 pub mod export;
+mod failing;
 mod gather;
 mod helper;
 pub mod leaf;

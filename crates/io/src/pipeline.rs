@@ -17,6 +17,7 @@ use std::sync::Arc;
 use blkswitch_core::multipath::{Attempt, Event};
 
 use crate::engine::{COPY_STEP, LeafIo, LeafOp, Submitted};
+use crate::failing::Failures;
 use crate::leaf::Leaf;
 use crate::request::{Done, Op, Request};
 use crate::ring::{Completion, Ring, Tag};
@@ -26,6 +27,7 @@ use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 
 mod alone;
 mod copy;
+mod counting;
 mod extents;
 mod flush;
 mod full;
@@ -37,6 +39,7 @@ mod state;
 mod turns;
 
 use alone::Alone;
+use counting::Counted;
 pub(crate) use extents::EXTENTS_PIECES;
 pub use extents::{Extents, Found, HOLE, ZERO};
 use full::Full;
@@ -61,6 +64,7 @@ pub struct Pipeline {
     covering: Vec<Covering>,
     /// What has changed on multipath devices, by their ids.
     events: Vec<(u32, Event)>,
+    failures: Failures,
     flushing: Vec<Flushing>,
     full: Full,
     done: Vec<Done>,
@@ -82,6 +86,7 @@ impl Pipeline {
             attempts: Vec::new(),
             covering: Vec::new(),
             events: Vec::new(),
+            failures: Failures::default(),
             flushing: Vec::new(),
             full: Full::default(),
             done: Vec::new(),
@@ -463,6 +468,9 @@ impl Pipeline {
         let (is_alone, hops) = (part.request == ALONE, &part.hops);
         let (devices, paths) = (usize::from(!is_alone), hops.depth - usize::from(attempted));
         self.count(hops, (devices, paths), Counted::of(&part, ring.now_ns()));
+        if part.whole.errno != 0 {
+            self.count_failure(&part.hops, paths, part.whole.errno);
+        }
         if !is_alone {
             self.leave_below(hops);
             return self.piece_done(part.request, part.whole.errno, ring);
@@ -474,33 +482,6 @@ impl Pipeline {
                 local.leave();
             }
         }
-    }
-
-    /// Counts an operation for the devices of its way from the `devices`th on, and for the first
-    /// `paths` paths of it.
-    #[inline(always)]
-    fn count(&self, hops: &Hops, (devices, paths): (usize, usize), what: Counted) {
-        let Counted { kind, len, failed, ns } = what;
-        for (depth, hop) in hops.all().iter().enumerate() {
-            let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
-            if depth < paths
-                && let Some(live) = &local.live
-                && let Some(path) = live.table.counters(self.queue, hop.path)
-            {
-                path.count(kind, len, failed, ns);
-            }
-            if depth >= devices
-                && let Some(device) = local.counters.get(self.queue)
-            {
-                device.count(kind, len, failed, ns);
-            }
-        }
-    }
-
-    /// Counts a piece that no leaf was asked for, on its way below the request's own device.
-    fn count_ended(&self, op: Op, piece: &Piece, failed: bool) {
-        let what = Counted { kind: Kind::of(op), len: piece.len, failed, ns: 0 };
-        self.count(&piece.hops, (1, piece.hops.depth), what);
     }
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
@@ -556,23 +537,6 @@ impl Pipeline {
                 local.leave();
             }
         }
-    }
-}
-
-/// What an operation counts as.
-#[derive(Clone, Copy)]
-struct Counted {
-    kind: Kind,
-    len: u64,
-    failed: bool,
-    ns: u64,
-}
-
-impl Counted {
-    #[inline]
-    fn of(part: &Part, now_ns: u64) -> Counted {
-        let Whole { kind, len, errno, .. } = part.whole;
-        Counted { kind, len, failed: errno != 0, ns: now_ns.saturating_sub(part.started_ns) }
     }
 }
 

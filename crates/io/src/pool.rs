@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
 use crate::export::nbd::{Directory, ExportInfo};
 use crate::export::ublk::{self, UblkError};
+use crate::failing::{Failure, Telling};
 use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
 use crate::queues::Queues;
@@ -212,6 +213,7 @@ enum Reap {
 /// What a queue has found out: the device's id, and what.
 enum Watch {
     Event(u32, Event),
+    Failure(Arc<Failure>),
     Stop,
 }
 
@@ -244,6 +246,11 @@ impl Mailboxes {
     /// A queue has changed something on a multipath device: the watcher will tell. Without waiting.
     pub(crate) fn report(&self, device: u32, event: Event) {
         let _ = self.watcher.send(Watch::Event(device, event));
+    }
+
+    /// A path has failed requests: the watcher will tell. Without waiting.
+    pub(crate) fn report_failure(&self, failure: Arc<Failure>) {
+        let _ = self.watcher.send(Watch::Failure(failure));
     }
 
     /// Tells who watches.
@@ -382,6 +389,7 @@ impl Registry {
         devices.push(device.clone());
         drop(devices);
         latch.wait().map_err(|Gone| DeviceError::Stopping)?;
+        self.mailboxes.tell(&device, What::Created);
         Ok(device)
     }
 
@@ -391,7 +399,10 @@ impl Registry {
         if devices.iter().any(|d| d.name() == name) {
             return Err(DeviceError::Exists(name.to_string()));
         }
+        let from = device.name();
         device.set_name(name);
+        drop(devices);
+        self.mailboxes.tell(device, What::Renamed { from });
         Ok(())
     }
 
@@ -410,6 +421,7 @@ impl Registry {
         device.dismantle();
         // Only now may the name and the id be used again.
         self.write().retain(|d| !Arc::ptr_eq(d, device));
+        self.mailboxes.tell(device, What::Removed);
         Ok(())
     }
 
@@ -499,11 +511,7 @@ impl Pool {
         }
         let devices = registry.clone();
         let thread = std::thread::Builder::new().name("watcher".into()).spawn(move || {
-            while let Ok(Watch::Event(device, event)) = watch.recv() {
-                if let Some(device) = devices.by_id(device) {
-                    device.happened(event);
-                }
-            }
+            tell_all(&watch, &devices);
         })?;
         lock(&pool.threads).push(thread);
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
@@ -641,6 +649,33 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if !lock(&self.threads).is_empty() {
             self.stop();
+        }
+    }
+}
+
+/// The watcher's life: tells what queues have found out, until the pool stops.
+fn tell_all(watch: &mpsc::Receiver<Watch>, devices: &Registry) {
+    let mut telling = Telling::default();
+    loop {
+        let now = Instant::now();
+        let next = match telling.wait(now) {
+            Some(wait) => watch.recv_timeout(wait),
+            None => watch.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(Watch::Event(device, event)) => {
+                if let Some(device) = devices.by_id(device) {
+                    device.happened(event);
+                }
+            }
+            Ok(Watch::Failure(failure)) => telling.add(failure, now),
+            Ok(Watch::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        for (key, count) in telling.due(Instant::now()) {
+            if let Some(device) = devices.by_id(key.device) {
+                device.path_failed(key, count);
+            }
         }
     }
 }

@@ -220,6 +220,9 @@ impl Queue {
                     self.mailboxes.report(device, event);
                 }
             }
+            if self.pipeline.has_failures() {
+                self.pipeline.take_failures().for_each(|one| self.mailboxes.report_failure(one));
+            }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 // What the kernel still has of their connections it gives back in a moment.
                 self.ring.links.close(self.ring.now_ns());

@@ -258,6 +258,21 @@ impl Table {
         }
     }
 
+    /// The name of a path, counted over all segments: that of its leaf or device.
+    pub(crate) fn path_name(&self, path: u32) -> Arc<str> {
+        let paths = self.segments.iter().flat_map(|segment| segment.target.paths());
+        match paths.copied().nth(path as usize).map(|to| to.below) {
+            Some(Below::Leaf(leaf)) => {
+                self.leaves.get(leaf as usize).map(|leaf| leaf.name().into())
+            }
+            Some(Below::Device(id)) => {
+                self.devices().find(|device| device.id() == id).map(|device| device.name().into())
+            }
+            None => None,
+        }
+        .unwrap_or_default()
+    }
+
     /// Length in sectors.
     pub fn len(&self) -> u64 {
         self.len

@@ -8,7 +8,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{MonitorEvent, percent_encode, route};
 
-/// Show what happens to devices: paths that fail and come back, groups that take over, remaps
+/// Show what happens to devices: failing paths, groups that take over, remaps, changed tables
 ///
 /// A line per event, until the daemon stops or the program is interrupted. With --json a line of
 /// JSON.
@@ -58,6 +58,12 @@ fn text(line: &str) -> Option<String> {
     if let Some(path) = &event.path {
         text.push_str(&format!(" {path}"));
     }
+    if let Some(from) = &event.from {
+        text.push_str(&format!(" from={from}"));
+    }
+    if let Some(errno) = event.errno {
+        text.push_str(&format!(" errno={errno}"));
+    }
     let mut more = |what: &str, number: Option<u64>| {
         if let Some(number) = number {
             text.push_str(&format!(" {what}={number}"));
@@ -67,6 +73,7 @@ fn text(line: &str) -> Option<String> {
     more("group", event.group.map(u64::from));
     more("sector", event.sector);
     more("arguments", event.arguments);
+    more("count", event.count);
     more("lost", event.lost);
     Some(text)
 }

@@ -7,7 +7,7 @@
 //! | `blkswitch_latency_seconds` (histogram) | device, op |
 //! | `blkswitch_path_requests_total`, `blkswitch_path_bytes_total` | device, segment, path, address, op |
 //! | `blkswitch_path_errors_total` | device, segment, path, address |
-//! | `blkswitch_path_up`, `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
+//! | `blkswitch_path_up` (of paths that are leaves), `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
 //! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
 //! | `blkswitch_open_count`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
 //!
@@ -69,6 +69,8 @@ struct SeenPath {
     totals: Totals,
     /// Of a multipath's path: whether it is up, and how often it has failed.
     health: Option<(bool, u64)>,
+    /// Whether the path leads to a leaf that can be reached; `None` of a path to a device.
+    is_up: Option<bool>,
 }
 
 impl Collector for Scrape {
@@ -103,6 +105,7 @@ fn see_paths(seen: &Seen) -> Vec<SeenPath> {
                 }
                 _ => None,
             },
+            is_up: table.leaf_of(*to).map(|leaf| leaf.engine().is_reachable()),
         })
     });
     paths.collect()
@@ -255,22 +258,24 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
     path_health(encoder, paths)
 }
 
-/// Of the paths of multipath devices.
+/// A path of a multipath device is up as its device says, any other while its leaf can be reached.
 fn path_health(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
-    let known = || paths.iter().filter_map(|path| Some((path, path.health?)));
     let mut metric = encoder.encode_descriptor(
         "path_up",
-        "1 unless the path has failed",
+        "1 unless the path has failed or cannot be reached",
         None,
         MetricType::Gauge,
     )?;
-    for (path, (is_up, _)) in known() {
+    for path in paths {
+        let failed = path.health.map(|(is_up, _)| is_up);
+        let Some(is_up) = failed.or(path.is_up) else { continue };
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         metric.encode_family(&labels)?.encode_gauge(&f64::from(u8::from(is_up)))?;
     }
     let help = "How often the path has failed since the table was loaded";
     let mut metric = encoder.encode_descriptor("path_failures", help, None, MetricType::Counter)?;
-    for (path, (_, failures)) in known() {
+    for path in paths {
+        let Some((_, failures)) = path.health else { continue };
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         counter(&mut metric.encode_family(&labels)?, failures)?;
     }

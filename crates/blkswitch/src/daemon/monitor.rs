@@ -19,6 +19,8 @@ const KEPT: usize = 1024;
 const LOST: &str = "EVENTS_LOST";
 /// The name of a changed region map.
 const REMAPPED: &str = "REMAPPED";
+/// The name of the last event.
+const ENDS: &str = "DAEMON_ENDS";
 
 /// Where events go.
 #[derive(Clone)]
@@ -89,7 +91,31 @@ fn event(device: &Device, what: What) -> MonitorEvent {
             };
             MonitorEvent { event: event.name().to_owned(), path, group, paths_up, ..told }
         }
+        What::PathErrors { path, errno, count, .. } => MonitorEvent {
+            event: "PATH_ERRORS".to_owned(),
+            path: Some(path),
+            errno: Some(errno),
+            count: Some(count),
+            ..told
+        },
+        What::Renamed { from } => {
+            MonitorEvent { event: "RENAMED".to_owned(), from: Some(from), ..told }
+        }
+        What::Created => named("CREATED", told),
+        What::Removed => named("REMOVED", told),
+        What::Suspended => named("SUSPENDED", told),
+        What::Resumed { swapped: false } => named("RESUMED", told),
+        What::Resumed { swapped: true } => named("TABLE_SWAPPED", told),
     }
+}
+
+fn named(name: &str, told: MonitorEvent) -> MonitorEvent {
+    MonitorEvent { event: name.to_owned(), ..told }
+}
+
+/// What every watcher is told at last, when the daemon ends in good order.
+pub fn ends() -> MonitorEvent {
+    MonitorEvent { time_ms: now_ms(), event: ENDS.to_owned(), ..MonitorEvent::default() }
 }
 
 /// What a watcher is told that has missed events.

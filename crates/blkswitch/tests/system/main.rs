@@ -5,6 +5,7 @@
 
 mod control;
 mod demo;
+mod events;
 mod fixture;
 mod golden;
 mod golden_io;

@@ -2,14 +2,14 @@
 //! that are refused.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use blkswitch::nbd_client::NbdClient;
 use blkswitch::protocol::{Events, MonitorEvent, route};
 use serde_json::{Value, json};
 
+use crate::events::Watcher;
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of, serve};
 
 const QUICK: [&str; 2] = ["--path-checker-interval", "0.1"];
@@ -50,62 +50,6 @@ fn status(daemon: &Daemon, volume: &str) -> String {
         .join(" ")
         .trim()
         .to_owned()
-}
-
-/// `blkswitch monitor`, which watches already.
-struct Watcher {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Watcher {
-    fn new(daemon: &Daemon, words: &[&str]) -> Watcher {
-        let mut command = daemon.client();
-        let mut child = command.arg("monitor").args(words).stdout(Stdio::piped()).spawn().unwrap();
-        let (send, lines) = channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                let _ = send.send(line);
-            }
-        });
-        let watcher = Watcher { child, lines };
-        // It watches once it tells of this.
-        daemon.create("noise", "0 64 switch 2 32 0 null:1M 0 null:1M 0").expect_ok();
-        eventually("the monitor watches", || {
-            daemon.message("noise", 0, b"set_region_mappings 0:1").expect_ok();
-            watcher.lines.recv_timeout(Duration::from_millis(100)).is_ok()
-        });
-        daemon.remove("noise");
-        watcher
-    }
-
-    /// What it tells until all of these events were told, without the time, each under the event's
-    /// name.
-    #[track_caller]
-    fn until(&self, wanted: &[&str]) -> Vec<(String, String)> {
-        let mut told: Vec<(String, String)> = Vec::new();
-        while !wanted.iter().all(|event| told.iter().any(|(name, _)| name == event)) {
-            let line = self
-                .lines
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("{wanted:?}; only {told:?}"));
-            if line.contains("noise") {
-                continue;
-            }
-            let line = line.split_once("] ").map_or(line.as_str(), |(_, line)| line).to_owned();
-            let name = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            told.push((name, line));
-        }
-        told
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -527,8 +471,9 @@ fn the_monitor_tells_of_the_devices_that_are_named() {
         ("two", "REMAPPED", Some(2))
     );
     daemon.terminate();
-    let mut rest = Vec::new();
-    reader.read_to_end(&mut rest).unwrap();
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains(r#""event":"DAEMON_ENDS""#), "{rest}");
     let refused = daemon.run(&["monitor", "missing"]);
     assert!(!refused.status.success());
 }

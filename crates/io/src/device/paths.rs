@@ -10,6 +10,7 @@ use blkswitch_core::multipath::message::{Command as Words, MessageError};
 
 use super::{Device, Messenger, lock};
 use crate::event::What;
+use crate::failing::Key;
 use crate::queue::Command;
 use crate::table::PathGroups;
 
@@ -40,6 +41,17 @@ impl Device {
             _ => tracing::info!("{line}"),
         }
         self.mailboxes.tell(self, What::Multipath { event, path });
+    }
+
+    /// A path of this device, which is no multipath, has answered with errors since this was last
+    /// told: it is logged, and told to who watches.
+    pub(crate) fn path_failed(&self, key: Key, count: u64) {
+        let Key { path: number, errno, address, .. } = key;
+        let error = std::io::Error::from_raw_os_error(errno);
+        let device = self.name();
+        tracing::warn!(device, path = %address, errno, count, "requests to a path failed: {error}");
+        let path = address.to_string();
+        self.mailboxes.tell(self, What::PathErrors { number, path, errno, count });
     }
 
     /// How often another priority group took over since the device was made.

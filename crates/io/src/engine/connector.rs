@@ -130,6 +130,14 @@ impl<C: Send + 'static> Connector<C> {
         self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))
     }
 
+    /// Whether a connection is missing, and the last attempt to make it has failed.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let is_cut_off = |berth: &Berth<C>| {
+            berth.wanted.load(Ordering::Acquire) && berth.failed.load(Ordering::Acquire)
+        };
+        self.berths.iter().any(is_cut_off)
+    }
+
     /// Asks for another connection for a berth, for one that has answered nothing.
     pub(super) fn want(self: &Arc<Self>, berth: usize) {
         self.want_after(berth, false);

@@ -243,6 +243,18 @@ impl Engine {
         }
     }
 
+    /// Whether the leaf can be reached, as far as is known without asking it: `false` while the last
+    /// attempt to connect to its server has failed. Never blocks.
+    pub fn is_reachable(&self) -> bool {
+        match self {
+            Engine::Absent(engine) => engine.found().is_some_and(Engine::is_reachable),
+            Engine::Iscsi(engine) => engine.is_reachable(),
+            Engine::Nbd(engine) => engine.is_reachable(),
+            Engine::Sim(engine) => !engine.is_cut(),
+            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+        }
+    }
+
     /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name);
     /// nothing if that is not known. Two leaves whose identities are known and differ are two
     /// volumes.

@@ -115,6 +115,11 @@ impl SimEngine {
         self.volume_lock().power_cut(seed)
     }
 
+    /// Whether operations fail, or are silent, for now.
+    pub(super) fn is_cut(&self) -> bool {
+        !matches!(self.link(), Link::Up)
+    }
+
     fn link(&self) -> Link {
         let cut = self.options.cut.as_ref().and_then(|file| std::fs::read(file).ok());
         match cut {

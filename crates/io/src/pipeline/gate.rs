@@ -27,6 +27,7 @@ impl Pipeline {
 
     /// Opens a device's gate on what is live now, and lets in what has waited.
     pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
+        self.failures.forget(device);
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;

@@ -8,7 +8,7 @@ use axum::response::Response;
 use futures_util::stream;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::daemon::monitor::lost;
+use crate::daemon::monitor::{ends, lost};
 use crate::daemon::reply::{self, Params, Refused, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{ErrorBody, MonitorEvent, MonitorQuery, route};
@@ -32,12 +32,13 @@ pub async fn monitor(
     for name in names {
         devices.push(app.devices.find(name).map_err(refuse("waitevent", None))?.id());
     }
-    let watcher = (app.monitor.watch(), app.stopping.clone(), devices);
-    let lines = stream::unfold(watcher, |(mut events, mut stopping, devices)| async {
+    let watcher = Some((app.monitor.watch(), app.stopping.clone(), devices));
+    let lines = stream::unfold(watcher, |watcher| async {
+        let (mut events, mut stopping, devices) = watcher?;
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                _ = stopping.wait_for(|stopping| *stopping) => return None,
+                _ = stopping.wait_for(|stopping| *stopping) => return Some((line(&ends()), None)),
             };
             let event = match event {
                 Ok(event) if devices.is_empty() || devices.contains(&event.minor) => event,
@@ -45,11 +46,15 @@ pub async fn monitor(
                 Err(RecvError::Lagged(count)) => lost(count),
                 Err(RecvError::Closed) => return None,
             };
-            // An event is text and numbers: it can always be written.
-            let mut line = serde_json::to_vec(&event).unwrap_or_default();
-            line.push(b'\n');
-            return Some((Ok::<_, Infallible>(Bytes::from(line)), (events, stopping, devices)));
+            return Some((line(&event), Some((events, stopping, devices))));
         }
     });
     Ok(reply::text("application/x-ndjson", Body::from_stream(lines)))
+}
+
+fn line(event: &MonitorEvent) -> Result<Bytes, Infallible> {
+    // An event is text and numbers: it can always be written.
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    Ok(Bytes::from(line))
 }

@@ -133,6 +133,11 @@ impl IscsiEngine {
         self.shared.connector.wait_connected(deadline)
     }
 
+    /// As [`crate::engine::Engine::is_reachable`].
+    pub(in crate::engine) fn is_reachable(&self) -> bool {
+        !self.shared.connector.is_cut_off()
+    }
+
     /// What names the volume in the world, whatever path leads there.
     pub(in crate::engine) fn identity(&self) -> String {
         self.identity.clone()

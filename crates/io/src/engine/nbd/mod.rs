@@ -195,6 +195,11 @@ impl NbdEngine {
         }
     }
 
+    /// As [`super::Engine::is_reachable`].
+    pub(super) fn is_reachable(&self) -> bool {
+        !self.shared.connector.is_cut_off()
+    }
+
     /// What the volume is known by: paths that differ in it do not lead to one volume. The other
     /// way round it is no proof: the protocol has no identity of a volume.
     pub(super) fn identity(&self) -> String {
