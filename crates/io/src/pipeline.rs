@@ -37,6 +37,8 @@ mod multipath;
 mod split;
 mod state;
 mod turns;
+#[cfg(feature = "internals")]
+mod unrouted;
 
 use alone::Alone;
 use counting::Counted;
@@ -47,6 +49,8 @@ use judge::Verdict;
 use split::{Piece, PieceTo};
 use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 use turns::{Turns, Work};
+#[cfg(feature = "internals")]
+pub use unrouted::Unrouted;
 
 /// Pieces of one request in flight at a time. A 32 MiB write over 64 KiB regions is 512.
 const WINDOW: usize = 1024;

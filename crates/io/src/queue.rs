@@ -338,7 +338,9 @@ impl Queue {
                 self.pipeline.remove(device);
                 ack.done();
             }
-            Command::Close { device, noflush, ack } => self.pipeline.close(device, noflush, ack),
+            Command::Close { device, noflush, ack } => {
+                self.pipeline.close(device, noflush, ack, &mut self.ring);
+            }
             Command::Release { device } => self.pipeline.release(device, &mut self.ring),
             Command::Open { device, live, ack } => {
                 self.pipeline.open(device, live, &mut self.ring);

@@ -17,12 +17,17 @@ impl Pipeline {
     /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path
     /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
     /// and fails without, whatever the device's policy is.
-    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack) {
+    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack, ring: &mut Ring) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
         local.noflush = noflush;
         local.closing = Some(ack);
-        local.settle();
+        // Not acknowledged before the last of it has been looked at: what is parked leaves.
+        local.in_flight += 1;
+        self.park_waiting(device, ring);
+        if let Some(local) = self.local(device) {
+            local.leave();
+        }
     }
 
     /// Opens a device's gate on what is live now, and lets in what has waited.

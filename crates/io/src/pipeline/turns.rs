@@ -7,7 +7,11 @@
 //! up its own, and a request of one piece never waits here.
 //!
 //! The rest of a request waits at a closed gate like a request that has just come, and is not in
-//! flight there: a gate closes in a moment, however much of a request is left.
+//! flight there: a gate closes in a moment, however much of a request is left. Work in the lists
+//! moves to the gate when that closes, and not when its turn comes: its owner may have no room
+//! until the gate opens again, and the gate would wait for the owner. For the same reason a piece
+//! that has come through a device whose gate is closing, and waits for its turn further down, needs
+//! no room.
 
 use std::collections::VecDeque;
 
@@ -31,6 +35,10 @@ const QUEUE_PIECES: usize = 4096;
 const HEAVY_BYTES: u64 = 1 << 30;
 /// Windows in a turn of the queue's loop, if none of them costs much.
 const WINDOWS: usize = 16;
+/// The place of an owner that is none: of pieces that a closing gate waits for. It always has room.
+const AWAITED: u32 = 0;
+/// A name that no owner has ([`owner_of`]).
+const NOBODY: u64 = u64::MAX;
 /// Pieces between two looks at the clock: each may be a read of some KiB in memory.
 const PIECES_A_LOOK: usize = 32;
 
@@ -49,7 +57,8 @@ struct Owner {
     name: u64,
     /// Requests under way; without any, the place is another's.
     requests: u32,
-    /// Of all its pieces under way.
+    /// Of all its pieces under way. The rest of a piece that is in a list here weighs nothing:
+    /// enough of them would leave no room for the first.
     weight: u32,
     waiting: VecDeque<Work>,
     is_ready: bool,
@@ -57,14 +66,15 @@ struct Owner {
 
 impl Owner {
     /// Not with the last bit of room: a window is to be worth its price.
-    fn has_room(&self) -> bool {
-        self.weight <= OWNER_WEIGHT / 4 * 3
+    fn has_room(&self, limit: u32) -> bool {
+        self.weight <= limit / 4 * 3
     }
 }
 
 /// See the module's text.
-#[derive(Default)]
 pub(super) struct Turns {
+    /// [`OWNER_WEIGHT`], or less in tests.
+    pub(super) owner_weight: u32,
     owners: Vec<Owner>,
     /// Owners whose work may go on, each once.
     ready: VecDeque<u32>,
@@ -72,6 +82,18 @@ pub(super) struct Turns {
     again: VecDeque<u32>,
     /// The ring will call.
     is_due: bool,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Turns {
+            owner_weight: OWNER_WEIGHT,
+            owners: vec![Owner { name: NOBODY, requests: 1, ..Owner::default() }],
+            ready: VecDeque::new(),
+            again: VecDeque::new(),
+            is_due: false,
+        }
+    }
 }
 
 fn weight(op: Op) -> u32 {
@@ -128,16 +150,22 @@ impl Turns {
     /// Whether a request may be split at once, with so many pieces at their leaves. Behind its
     /// owner's others otherwise.
     pub(super) fn may_begin(&self, owner: u32, pieces: usize) -> bool {
-        let owner = self.owners.get(owner as usize);
+        let (owner, limit) = (self.owners.get(owner as usize), self.owner_weight);
         pieces < QUEUE_PIECES
-            && owner.is_none_or(|owner| owner.waiting.is_empty() && owner.has_room())
+            && owner.is_none_or(|owner| owner.waiting.is_empty() && owner.has_room(limit))
     }
 
     /// How far the owner's request is split now.
     pub(super) fn cut(&self, owner: u32, op: Op) -> Cut {
         let used = self.owners.get(owner as usize).map_or(0, |owner| owner.weight);
-        let pieces = (OWNER_WEIGHT.saturating_sub(used) / weight(op)).max(1) as usize;
+        let pieces = (self.owner_weight.saturating_sub(used) / weight(op)).max(1) as usize;
         if op.has_data() { Cut::in_order(pieces) } else { Cut::without_data(pieces) }
+    }
+
+    /// All work in the lists.
+    #[cfg(feature = "internals")]
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Work> {
+        self.owners.iter().flat_map(|owner| &owner.waiting)
     }
 
     /// The part goes on in its next turn.
@@ -156,8 +184,17 @@ impl Turns {
 }
 
 impl Pipeline {
-    /// Work of an owner waits for its turn.
+    /// Work of an owner waits for its turn, or at its gate if that is closed.
     pub(super) fn put_off(&mut self, owner: u32, work: Work, ring: &mut Ring) {
+        if self.park(work) {
+            return;
+        }
+        if let Work::Piece { request, .. } = work
+            && let Some(running) = self.running.get(request)
+        {
+            self.turns.piece_ends(running);
+        }
+        let owner = if self.is_awaited(work) { AWAITED } else { owner };
         if let Some(owner) = self.turns.owners.get_mut(owner as usize) {
             owner.waiting.push_back(work);
         }
@@ -166,9 +203,9 @@ impl Pipeline {
 
     /// The owner's work goes on if it may.
     pub(super) fn wake_owner(&mut self, at: u32, ring: &mut Ring) {
-        let has_room = self.has_room();
+        let (has_room, limit) = (self.has_room(), self.turns.owner_weight);
         let Some(owner) = self.turns.owners.get_mut(at as usize) else { return };
-        if !owner.waiting.is_empty() && !owner.is_ready && owner.has_room() {
+        if !owner.waiting.is_empty() && !owner.is_ready && owner.has_room(limit) {
             owner.is_ready = true;
             self.turns.ready.push_back(at);
         }
@@ -205,10 +242,11 @@ impl Pipeline {
 
     /// Does the oldest work of the owner whose turn it is. False if nobody has any.
     fn work_of_next(&mut self, ring: &mut Ring) -> bool {
+        let limit = self.turns.owner_weight;
         let Some(at) = self.turns.ready.pop_front() else { return false };
         let Some(owner) = self.turns.owners.get_mut(at as usize) else { return true };
         owner.is_ready = false;
-        let work = if owner.has_room() { owner.waiting.pop_front() } else { None };
+        let work = if owner.has_room(limit) { owner.waiting.pop_front() } else { None };
         if let Some(work) = work {
             self.work(work, ring);
             self.wake_owner(at, ring);
@@ -217,31 +255,82 @@ impl Pipeline {
     }
 
     fn work(&mut self, work: Work, ring: &mut Ring) {
+        self.take_up(work);
         match work {
-            Work::Request(id) => {
-                let Some(running) = self.running.get(id) else { return };
-                let device = running.device;
-                match self.local(device) {
-                    Some(local) if !local.open => {
-                        local.parked.push_back(Parked::Rest(id));
-                        local.leave();
-                    }
-                    _ => self.split_on(id, ring),
-                }
-            }
+            Work::Request(id) => self.split_on(id, ring),
             Work::Piece { request, piece } => {
-                let PieceTo::Gate(device) = piece.to else { return };
                 if self.running.get(request).is_some_and(|running| running.errno != 0) {
                     // Nobody needs the rest: the request has failed.
                     self.leave_below(&piece.hops);
                     return self.piece_done(request, 0, ring);
                 }
-                match self.local(device) {
-                    Some(local) if !local.open => self.park_again(request, piece, device),
-                    _ => self.unpark(request, piece, ring),
+                self.unpark(request, piece, ring);
+            }
+        }
+    }
+
+    /// Work leaves its list.
+    fn take_up(&mut self, work: Work) {
+        if let Work::Piece { request, .. } = work
+            && let Some(running) = self.running.get(request)
+        {
+            self.turns.piece_begins(running);
+        }
+    }
+
+    /// The gate of a device closes: what waits for its turn there waits at the gate from now on, and
+    /// what has come through it goes on.
+    pub(super) fn park_waiting(&mut self, device: u32, ring: &mut Ring) {
+        for at in 0..self.turns.owners.len() {
+            let Some(owner) = self.turns.owners.get_mut(at) else { return };
+            for work in std::mem::take(&mut owner.waiting) {
+                if self.gate_of(work) == Some(device) && self.park(work) {
+                    self.take_up(work);
+                    continue;
+                }
+                let owner = if self.is_awaited(work) { AWAITED as usize } else { at };
+                if let Some(owner) = self.turns.owners.get_mut(owner) {
+                    owner.waiting.push_back(work);
                 }
             }
         }
+        self.wake_owner(AWAITED, ring);
+    }
+
+    /// Whether a gate that is closing waits for this work, which has come through it.
+    fn is_awaited(&self, work: Work) -> bool {
+        let Work::Piece { piece, .. } = work else { return false };
+        piece.hops.all().iter().any(|hop| {
+            let local = self.devices.get(hop.device as usize).and_then(Option::as_ref);
+            local.is_some_and(|local| local.closing.is_some())
+        })
+    }
+
+    /// The device whose gate the work goes through next.
+    fn gate_of(&self, work: Work) -> Option<u32> {
+        match work {
+            Work::Request(id) => self.running.get(id).map(|running| running.device),
+            Work::Piece { piece, .. } => match piece.to {
+                PieceTo::Gate(device) => Some(device),
+                _ => None,
+            },
+        }
+    }
+
+    /// Has work wait at its gate. False if that is open, or will never open again.
+    fn park(&mut self, work: Work) -> bool {
+        let Some(device) = self.gate_of(work).filter(|_| self.refusal.is_none()) else {
+            return false;
+        };
+        let Some(local) = self.local(device).filter(|local| !local.open) else { return false };
+        match work {
+            Work::Request(id) => {
+                local.parked.push_back(Parked::Rest(id));
+                local.leave();
+            }
+            Work::Piece { request, piece } => self.park_again(request, piece, device),
+        }
+        true
     }
 
     /// The rest of a piece finds the gate closed again. One that its own device held is held again,
@@ -313,6 +402,7 @@ impl Pipeline {
                     }
                     continue;
                 }
+                self.take_up(work);
                 match work {
                     Work::Request(id) => {
                         if let Some(running) = self.running.get_mut(id) {
@@ -326,6 +416,8 @@ impl Pipeline {
                     }
                 }
             }
+            // Those that stay were not there when what ended made room.
+            self.wake_owner(at as u32, ring);
         }
     }
 }

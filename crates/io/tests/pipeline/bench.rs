@@ -110,8 +110,8 @@ impl Bench {
 
     pub(crate) fn close_as(&mut self, device: &Device, noflush: bool) -> Arc<Latch> {
         let latch = Latch::new(self.queues.len());
-        for (pipeline, _) in &mut self.queues {
-            pipeline.close(device.id(), noflush, latch.ack());
+        for (pipeline, ring) in &mut self.queues {
+            pipeline.close(device.id(), noflush, latch.ack(), ring);
         }
         latch
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use blkswitch_io::engine::sim::Link;
 use blkswitch_io::request::Op;
 use blkswitch_io::{Device, Leaf, TableBuilder, Target, To};
 
@@ -117,6 +118,79 @@ fn what_nobody_wants_any_more_ends_with_the_pieces_that_are_under_way() {
         let latch = bench.close(&device);
         assert!(latch.is_done(), "the device is free");
     }
+}
+
+/// Discards that take all the room that their owner has.
+const DISCARDS: usize = 60;
+
+fn discards(bench: &mut Bench, device: &Device, sectors: usize) -> Vec<u64> {
+    (0..DISCARDS)
+        .map(|_| bench.start(0, device, Op::Discard, false, 0, vec![0; sectors * SECTOR]))
+        .collect()
+}
+
+/// A closed gate had this many requests in pieces, and each kept its room while its rest waited for
+/// room: nobody had any, for ever.
+#[test]
+fn rests_of_pieces_behind_a_gate_do_not_keep_each_other_from_going_on() {
+    let mut bench = Bench::new(1);
+    let (_, below) = fine(&mut bench, SECTORS);
+    let table = bench.linear_on(&below, SECTORS as u64);
+    let top = bench.device("top", table);
+    assert!(bench.close(&below).is_done());
+    let all = discards(&mut bench, &top, 200);
+    below.suspend().unwrap();
+    bench.open(&below);
+    bench.run();
+    assert!(all.iter().all(|token| bench.answer(*token) == Some(0)), "all are answered");
+}
+
+/// The gate in the middle waited for the rest of a request that had come through it, and that for
+/// the room that requests behind this gate had.
+#[test]
+fn a_closing_gate_does_not_wait_for_room_that_is_behind_it() {
+    let mut bench = Bench::new(1);
+    let (_, below) = fine(&mut bench, SECTORS);
+    let table = bench.linear_on(&below, SECTORS as u64);
+    let middle = bench.device("middle", table);
+    let table = bench.linear_on(&middle, SECTORS as u64);
+    let top = bench.device("top", table);
+    assert!(bench.close(&below).is_done());
+    let first = bench.start(0, &top, Op::Discard, false, 0, vec![0; 200 * SECTOR]);
+    let latch = bench.close(&middle);
+    assert!(!latch.is_done(), "the first has come through");
+    let all = discards(&mut bench, &top, 200);
+    below.suspend().unwrap();
+    bench.open(&below);
+    bench.run();
+    assert_eq!((bench.answer(first), latch.is_done()), (Some(0), true));
+    middle.suspend().unwrap();
+    bench.open(&middle);
+    bench.run();
+    assert!(all.iter().all(|token| bench.answer(*token) == Some(0)));
+}
+
+/// A suspend without flush is how a multipath without a path gets a table with one. It waited for
+/// requests that waited for the room of those that were held.
+#[test]
+fn a_gate_closes_over_requests_that_wait_for_the_room_of_held_ones() {
+    let mut bench = Bench::new(1);
+    let leaves = [bench.leaf("sim:64K,name=room,path=0")];
+    let table = bench.multipath("1 queue_if_no_path 0 1 1 round-robin 0 1 0 0", &leaves);
+    let device = bench.device("volume", table);
+    sim(&leaves[0]).set_link(Link::Down);
+    let all = discards(&mut bench, &device, 8);
+    bench.run();
+    let latch = bench.close_as(&device, true);
+    bench.run();
+    assert!(latch.is_done(), "nothing is under way");
+    assert!(all.iter().all(|token| bench.answer(*token).is_none()), "and nothing has failed");
+    device.suspend_noflush().unwrap();
+    let other = bench.leaf("sim:64K");
+    device.load(bench.linear(&other)).unwrap();
+    bench.open(&device);
+    bench.run();
+    assert!(all.iter().all(|token| bench.answer(*token) == Some(0)));
 }
 
 /// Stripes of one leaf take turns, and a discard of all of it is one operation on each.

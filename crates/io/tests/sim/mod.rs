@@ -6,7 +6,9 @@
 //! kinds with completions, messages, suspends, resumes, reloads, errors of leaves, paths of a
 //! multipath that are cut, failed and reinstated, lost clients, stops and power cuts. The model
 //! (stack.rs, disk.rs) says what each read may return, where each write must be found, which
-//! requests must fail, and what must survive.
+//! requests must fail, and what must survive. Requests of one queue have one owner, so that they
+//! wait for each other's pieces; the model routes the sectors that wait when the pipeline does, by
+//! the tables that are live then (waits.rs).
 
 macro_rules! say {
     ($world:expr, $($text:tt)*) => {
@@ -20,6 +22,7 @@ pub mod disk;
 mod paths;
 #[allow(dead_code, reason = "the path a step took is for the pipeline's tests")]
 pub mod stack;
+mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -30,7 +33,7 @@ use blkswitch_io::core::switch::message::Message;
 use blkswitch_io::engine::Engine;
 use blkswitch_io::engine::sim::{Link, Random, SimEngine, SimOptions};
 use blkswitch_io::leaf::Address;
-use blkswitch_io::pipeline::Pipeline;
+use blkswitch_io::pipeline::{Pipeline, Unrouted};
 use blkswitch_io::pool::{Ack, Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
 use blkswitch_io::ring::Ring;
@@ -41,6 +44,7 @@ use blkswitch_io::{Device, Leaf, LeafOptions, Queues};
 use disk::{Disk, Through, Time};
 use paths::volume_name;
 use stack::{Below, DEVICE_SECTORS, LEAF_SECTORS, ModelTable, ModelTarget, Step};
+use waits::Wait;
 
 const QUEUES: usize = 3;
 const LEAVES: usize = 4;
@@ -52,6 +56,8 @@ const VOLUME: usize = LEAVES;
 const PATHS: usize = 3;
 const IN_FLIGHT: usize = 24;
 const SECTOR: usize = 512;
+/// The window of a daemon, and so small ones that most requests have a rest.
+const WINDOWS: [u32; 4] = [1024, 64, 16, 4];
 /// Turns within which everything in flight must be answered once nothing holds it up.
 const DRAIN_TURNS: usize = 100_000;
 
@@ -63,6 +69,8 @@ pub struct Summary {
     pub flushes: u64,
     pub failed: u64,
     pub parked: u64,
+    /// Sectors that a closed gate has kept from their request's earlier ones.
+    pub rests: u64,
     pub messages: u64,
     pub swaps: u64,
     pub power_cuts: u64,
@@ -80,6 +88,7 @@ impl Summary {
             flushes,
             failed,
             parked,
+            rests,
             messages,
             swaps,
             power_cuts,
@@ -92,6 +101,7 @@ impl Summary {
         self.flushes += flushes;
         self.failed += failed;
         self.parked += parked;
+        self.rests += rests;
         self.messages += messages;
         self.swaps += swaps;
         self.power_cuts += power_cuts;
@@ -153,8 +163,8 @@ struct InFlight {
     places: Vec<Place>,
     /// Sectors that read as zeroes.
     zeroes: Vec<usize>,
-    /// Waits at its own device's gate.
-    parked: bool,
+    /// Sectors that are not routed to a leaf yet.
+    waits: Vec<Wait>,
     /// Answers it may be given; the first errors of its pieces.
     errors: Vec<i32>,
     /// One of `errors` must be the answer.
@@ -163,16 +173,9 @@ struct InFlight {
     orphan: bool,
 }
 
-/// What waits at a closed gate, in order.
-enum Waiting {
-    Request(u64),
-    Sector { request: u64, nth: usize, sector: u64, through: Through },
-}
-
 struct Gate {
     open: bool,
     table: Option<Rc<ModelTable>>,
-    waiting: Vec<Waiting>,
 }
 
 struct Queue {
@@ -219,6 +222,8 @@ struct World {
     in_flight: BTreeMap<u64, InFlight>,
     /// This seed has leaves that fail at times.
     faulty: bool,
+    /// Weight of the pieces that one owner has under way.
+    window: u32,
     summary: Summary,
 }
 
@@ -234,19 +239,6 @@ fn value_of(sector: &[u8]) -> Option<u64> {
     let words = sector.as_chunks::<8>().0;
     let first = u64::from_le_bytes(words[0]);
     words.iter().all(|word| u64::from_le_bytes(*word) == first).then_some(first)
-}
-
-/// Every request is a client's of its own, by the half of a token that names the connection. One
-/// client's requests of several pieces would wait for each other's; such a rest meets the table that
-/// is live by then, which this model, where a request has one table, does not know. How rests wait
-/// is tested in `tests/pipeline/turns.rs`.
-fn token_of(id: u64) -> u64 {
-    id << 32
-}
-
-/// The request that has this token.
-fn id_of(token: u64) -> u64 {
-    token >> 32
 }
 
 /// The value that request `request` writes into its sector `nth`.
@@ -310,6 +302,7 @@ impl World {
             queues: Vec::new(),
             in_flight: BTreeMap::new(),
             faulty,
+            window: WINDOWS[(seed % WINDOWS.len() as u64) as usize],
             summary: Summary::default(),
         };
         world.boot();
@@ -330,6 +323,7 @@ impl World {
         self.inactive = vec![None; DEVICES];
         for number in 0..QUEUES {
             let mut pipeline = Pipeline::new(number);
+            pipeline.limit_owners(self.window);
             for (number, device) in self.devices.iter().enumerate() {
                 let own = if number == MULTIPATH {
                     self.counters.clone()
@@ -338,9 +332,7 @@ impl World {
                 };
                 pipeline.install(device.id(), own);
             }
-            let gates = (0..DEVICES)
-                .map(|_| Gate { open: true, table: None, waiting: Vec::new() })
-                .collect();
+            let gates = (0..DEVICES).map(|_| Gate { open: true, table: None }).collect();
             self.queues.push(Queue {
                 pipeline,
                 ring: Ring::simulated(),
@@ -434,7 +426,7 @@ impl World {
         }
         let span = if data.is_empty() { Span::NONE } else { Span(data.as_mut_ptr()) };
         say!(self, "q{queue} d{device} #{id} {op:?} fua={fua} {offset}+{sectors}");
-        let mut flight = InFlight {
+        let flight = InFlight {
             queue,
             device,
             op,
@@ -445,7 +437,7 @@ impl World {
             started: now,
             places: Vec::new(),
             zeroes: Vec::new(),
-            parked: false,
+            waits: waits::at_entry(device, offset, sectors),
             errors: Vec::new(),
             must_fail: false,
             orphan: false,
@@ -455,14 +447,10 @@ impl World {
             Op::Flush => self.summary.flushes += 1,
             _ => self.summary.writes += 1,
         }
-        let gate = &mut self.queues[queue].gates[device];
-        flight.parked = !gate.open;
-        if flight.parked {
-            gate.waiting.push(Waiting::Request(id));
-            self.summary.parked += 1;
-            self.in_flight.insert(id, flight);
-        } else {
-            self.in_flight.insert(id, flight);
+        let is_open = self.queues[queue].gates[device].open;
+        self.summary.parked += u64::from(!is_open);
+        self.in_flight.insert(id, flight);
+        if is_open {
             self.enter(id);
         }
         let request = Request {
@@ -472,90 +460,19 @@ impl World {
             len: sectors * SECTOR as u64,
             data: span,
             pages: None,
-            token: token_of(id),
+            token: id,
         };
         let Queue { pipeline, ring, .. } = &mut self.queues[queue];
-        if let Some(errno) = pipeline.start(device as u32, &request, ring) {
-            self.answered(queue, Done { token: token_of(id), errno });
+        let answer = pipeline.start(device as u32, &request, ring);
+        self.follow(queue);
+        if let Some(errno) = answer {
+            self.answered(queue, Done { token: id, errno });
         }
         self.answers(queue);
     }
 
-    /// The model of a request that has passed its own gate.
-    fn enter(&mut self, id: u64) {
-        let flight = self.in_flight.get_mut(&id).expect("in flight");
-        flight.parked = false;
-        let (queue, device, op) = (flight.queue, flight.device, flight.op);
-        let refused = match &self.queues[queue].gates[device].table {
-            None => Some(libc::EIO),
-            Some(_) if op == Op::Flush => None,
-            Some(table) if op.is_write() && table.read_only => Some(libc::EPERM),
-            Some(table) if flight.offset + flight.sectors > table.len => {
-                Some(if op == Op::Write { libc::ENOSPC } else { libc::EINVAL })
-            }
-            Some(_) => None,
-        };
-        if let Some(errno) = refused {
-            flight.errors.push(errno);
-            flight.must_fail = true;
-            return;
-        }
-        let (offset, sectors) = (flight.offset, flight.sectors);
-        for nth in 0..sectors as usize {
-            self.route(id, nth, device, offset + nth as u64, 0);
-        }
-    }
-
-    /// Sends one sector of a request down from a device whose gate it has passed.
-    fn route(
-        &mut self,
-        id: u64,
-        nth: usize,
-        mut device: usize,
-        mut sector: u64,
-        mut through: Through,
-    ) {
-        let flight = self.in_flight.get_mut(&id).expect("in flight");
-        let gates = &mut self.queues[flight.queue].gates;
-        loop {
-            through |= 1 << device;
-            let step = gates[device].table.as_ref().map_or(Step::Fail, |table| table.step(sector));
-            let way = match step {
-                Step::Below(_, way) => way,
-                Step::Zero => return flight.zeroes.push(nth),
-                Step::Fail => {
-                    flight.errors.push(libc::EIO);
-                    flight.must_fail = true;
-                    return;
-                }
-            };
-            match way.below {
-                Below::Device(below) if !gates[below].open => {
-                    let waiting = Waiting::Sector { request: id, nth, sector: way.offset, through };
-                    return gates[below].waiting.push(waiting);
-                }
-                Below::Device(below) => (device, sector) = (below, way.offset),
-                Below::Leaf(leaf) => {
-                    let sector = way.offset as usize;
-                    flight.places.push(Place { nth, leaf, sector, begin: self.now });
-                    let value = match flight.op {
-                        Op::Write => stamp(id, nth),
-                        Op::Discard if self.no_discard[leaf] => return,
-                        Op::WriteZeroes { fast: true, .. } if self.no_zero[leaf] => {
-                            flight.errors.push(libc::EOPNOTSUPP);
-                            flight.must_fail = true;
-                            return;
-                        }
-                        Op::Discard | Op::WriteZeroes { .. } => 0,
-                        Op::Read | Op::Flush => return,
-                    };
-                    return self.disks[leaf].begin(sector, value, id, through, self.now);
-                }
-            }
-        }
-    }
-
     fn answers(&mut self, queue: usize) {
+        self.follow(queue);
         let mut done = Vec::new();
         let pipeline = &mut self.queues[queue].pipeline;
         pipeline.take_done(&mut done);
@@ -567,7 +484,6 @@ impl World {
 
     fn answered(&mut self, queue: usize, Done { token, errno }: Done) {
         let now = self.tick();
-        let token = id_of(token);
         say!(self, "q{queue} #{token} answered {errno}");
         let flight = self.in_flight.remove(&token);
         let flight =
@@ -578,7 +494,7 @@ impl World {
 
     /// Compares an answer with what the model allows.
     fn judge(&mut self, id: u64, flight: &InFlight, errno: i32, now: Time) {
-        assert!(!flight.parked, "#{id} was answered ({errno}) at a closed gate");
+        assert!(errno != 0 || flight.waits.is_empty(), "#{id} is answered before it is all routed");
         let expected = flight.errors.contains(&errno)
             || self.faulty && errno == libc::EIO
             || self.may_lose_its_path(flight, errno);
@@ -666,20 +582,14 @@ impl World {
             Mail::Close { device, noflush, ack } => {
                 say!(self, "q{queue} d{device} gate closes");
                 self.queues[queue].gates[device].open = false;
-                self.queues[queue].pipeline.close(device as u32, noflush, ack);
+                let Queue { pipeline, ring, .. } = &mut self.queues[queue];
+                pipeline.close(device as u32, noflush, ack, ring);
             }
             Mail::Open { device, live, table, ack } => {
                 say!(self, "q{queue} d{device} gate opens");
                 let gate = &mut self.queues[queue].gates[device];
                 (gate.open, gate.table) = (true, table);
-                for waiting in std::mem::take(&mut gate.waiting) {
-                    match waiting {
-                        Waiting::Request(id) => self.enter(id),
-                        Waiting::Sector { request, nth, sector, through } => {
-                            self.route(request, nth, device, sector, through);
-                        }
-                    }
-                }
+                self.enter_all(queue, device);
                 let Queue { pipeline, ring, .. } = &mut self.queues[queue];
                 pipeline.open(device as u32, live, ring);
                 ack.done();
@@ -785,14 +695,7 @@ impl World {
         for device in 0..DEVICES {
             match &self.control[device] {
                 Control::Closing(latch) if latch.is_done() => {
-                    let inside =
-                        self.in_flight.iter().find(|(_, f)| f.device == device && !f.parked);
-                    // What a multipath holds is not in flight.
-                    assert!(
-                        inside.is_none() || self.is_multipath(device),
-                        "d{device} has drained, but #{} is in flight",
-                        inside.unwrap().0
-                    );
+                    self.check_drained(device);
                     say!(self, "d{device} is suspended");
                     self.control[device] = Control::Closed;
                     if self.inactive[device].is_some() {
@@ -910,15 +813,7 @@ impl World {
             .filter(on_paths)
             .for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
         for number in 0..QUEUES {
-            for device in 0..DEVICES {
-                for waiting in std::mem::take(&mut self.queues[number].gates[device].waiting) {
-                    let (Waiting::Request(id) | Waiting::Sector { request: id, .. }) = waiting;
-                    let flight = self.in_flight.get_mut(&id).expect("in flight");
-                    flight.parked = false;
-                    flight.must_fail = true;
-                    flight.errors.push(libc::ESHUTDOWN);
-                }
-            }
+            self.refuse_waits(number);
             let Queue { pipeline, ring, .. } = &mut self.queues[number];
             pipeline.refuse(libc::ESHUTDOWN, ring);
             self.answers(number);
