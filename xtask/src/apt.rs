@@ -1,7 +1,7 @@
-//! Debian packages of any suite, downloaded and unpacked, never installed.
+//! Downloads and unpacks Debian packages of any suite, without installing them.
 //!
-//! Packages come through apt from the mirror that this machine is configured with, with a private
-//! list of suites and a private state: neither root nor any change to the host's apt is needed.
+//! Packages come through apt from this machine's mirror, with a private list of suites and a
+//! private state. So this needs no root, and does not change the host's apt.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// An apt with the host's mirror, and with suites and a state of its own.
+/// An apt with the host's mirror, but with its own suites and state.
 pub(crate) struct Apt {
     pub(crate) folder: PathBuf,
     options: Vec<String>,
 }
 
 impl Apt {
-    /// Reads the lists of `suites` (the first one counts most), and of Debian 12's security archive
-    /// if `security` says so and the host has it. Keeps everything below `folder`.
+    /// Reads the package lists of `suites` (the first one has priority), and of Debian 12's
+    /// security archive if `security` is set and the host has it. Keeps all files below `folder`.
     pub(crate) fn new(suites: &[&str], security: bool, folder: &Path) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(folder.join(part))?;
@@ -38,13 +38,13 @@ impl Apt {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={at}/lists"),
             format!("Dir::Cache={at}/cache"),
-            // A mirror that does not answer now may do so in a moment.
+            // A mirror may fail to answer for a moment.
             "Acquire::Retries=5".to_owned(),
-            // The lists of translations are not worth fetching.
+            // Translations are not needed.
             "Acquire::Languages=none".to_owned(),
         ];
         if suites[0].ends_with("-backports") {
-            // apt takes nothing from backports unless told to.
+            // Without this, apt takes nothing from backports.
             options.push(format!("APT::Default-Release={}", suites[0]));
         }
         let apt = Self { folder: folder.to_owned(), options };
@@ -71,8 +71,7 @@ impl Apt {
             .collect())
     }
 
-    /// Downloads these packages, without those that they depend on. Their files go with the next
-    /// call.
+    /// Downloads these packages without their dependencies. The next call removes the files.
     pub(crate) fn download(&self, names: &[String]) -> Result<Vec<PathBuf>> {
         let folder = self.folder.join("packages");
         fs::remove_dir_all(&folder)?;
@@ -84,7 +83,7 @@ impl Apt {
         Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
     }
 
-    /// Downloads these packages and all that they depend on, as for a machine that has none.
+    /// Downloads these packages and all their dependencies, as for a machine without packages.
     pub(crate) fn download_all(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let nothing_installed = ["-qq", "-y", "-o", "Dir::State::status=/dev/null"];
         let download = ["--download-only", "--no-install-recommends", "install"];
@@ -134,8 +133,8 @@ pub(crate) fn cache_folder() -> Result<PathBuf> {
     Ok(base.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?.join("blkswitch"))
 }
 
-/// Makes the folder `path` once: `fill` makes it under another name, so that it appears whole or
-/// not at all, and any number of runs may want it at once.
+/// Makes the folder `path` once. `fill` makes it under another name, so that it appears whole or
+/// not at all. Any number of runs may call this at once.
 pub(crate) fn made_once(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.exists() {
         return Ok(());
@@ -144,7 +143,7 @@ pub(crate) fn made_once(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     let new = path.with_extension(format!("new-{}", std::process::id()));
     fill(&new)?;
-    // Another run may have been quicker; its folder is as good.
+    // If another run was faster, its folder serves as well.
     if fs::rename(&new, path).is_err() {
         ensure!(path.exists(), "cannot rename {} to {}", new.display(), path.display());
         fs::remove_dir_all(&new)?;
@@ -152,7 +151,7 @@ pub(crate) fn made_once(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
     Ok(())
 }
 
-/// What a command prints; it must succeed.
+/// Runs a command and returns its output. A failure of the command is an error.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;

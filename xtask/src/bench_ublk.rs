@@ -1,8 +1,7 @@
-//! `cargo xtask bench-ublk`: guest instructions of a read of a ublk disk, ours beside others'
+//! `cargo xtask bench-ublk`: compares the guest instructions of a read of a ublk disk with other
 //! servers and the C target.
 //!
-//! As [`super::bench_kernel`]: a clock that counts instructions; `bench/guest/ublk.py` does the
-//! measuring.
+//! The clock counts instructions, as in [`super::bench_kernel`]. `bench/guest/ublk.py` measures.
 
 use super::apt::run;
 use super::kmod;
@@ -11,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// Long on a machine that others use as well.
+/// Time limit of the guest, long enough for a busy machine.
 const TIMEOUT_SECONDS: u64 = 3600;
 
 const USAGE: &str = "\
@@ -21,7 +20,7 @@ Prints the figures as Markdown, with the machine and the date: > bench/results/u
 RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER), UBLKSRV the
 program ublk of that project, installed somewhere (it needs a newer liburing than Debian 12's).";
 
-/// The task.
+/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (mut kernel, mut words) = (Kernel::default(), words);
     if let [option, value, rest @ ..] = words

@@ -1,9 +1,9 @@
-//! Debian 13's client programs, for tests that run with Debian 12's and with these.
+//! Debian 13's client programs, for tests that run with them and with Debian 12's.
 //!
-//! The packages are unpacked to `~/.cache/blkswitch/trixie` and never installed. Each program is
-//! reached by a script of its name, which makes that folder `/` in a mount namespace of its own
-//! and there becomes the program: the process id is the script's, as tests that send signals
-//! expect. Removing the folder is how one gets newer packages.
+//! The packages are unpacked to `~/.cache/blkswitch/trixie`, not installed. Each program has a
+//! script of its name. The script makes that folder `/` in a mount namespace of its own and
+//! executes the program there. So the process keeps the script's id, which tests that send signals
+//! need. Remove the folder to get newer packages.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::apt::{self, Apt, cache_folder, made_once};
 
-/// Packages whose programs the tests use, and the shells and tools that those programs need.
+/// Packages with the programs of the tests, and with the shells and tools that those need.
 const PACKAGES: &[&str] = &[
     "bash",
     "coreutils",
@@ -27,7 +27,7 @@ const PACKAGES: &[&str] = &[
     "nbd-client",
     "fio",
 ];
-/// Those programs, all in `/usr/bin`.
+/// The programs of the tests, all in `/usr/bin`.
 const PROGRAMS: &[&str] = &[
     "qemu-img",
     "qemu-io",
@@ -40,7 +40,7 @@ const PROGRAMS: &[&str] = &[
     "fio",
 ];
 
-/// The folder of the scripts. Downloads and unpacks the packages if they are not here.
+/// Returns the folder of the scripts. Downloads and unpacks the packages if they are missing.
 pub(crate) fn prepare() -> Result<PathBuf> {
     let folder = cache_folder()?.join("trixie");
     made_once(&folder, |new| {
@@ -50,7 +50,7 @@ pub(crate) fn prepare() -> Result<PathBuf> {
     Ok(folder.join("programs"))
 }
 
-/// Makes the folder `new`, which will be called `folder`.
+/// Fills the folder `new`, which will be renamed to `folder`.
 fn unpack(new: &Path, folder: &Path) -> Result<()> {
     let (root, programs) = (new.join("root"), new.join("programs"));
     let apt = Apt::new(&["trixie"], false, &new.join("apt"))?;
@@ -58,7 +58,7 @@ fn unpack(new: &Path, folder: &Path) -> Result<()> {
         apt::unpack(&package, &root)?;
     }
     fs::remove_dir_all(&apt.folder)?;
-    // Debian 13 has nothing outside `/usr`; its packages rely on these links.
+    // Debian 13 has all files in `/usr`; its packages need these links.
     for name in ["bin", "sbin", "lib", "lib64"] {
         if !root.join(name).exists() {
             std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
@@ -74,7 +74,7 @@ fn unpack(new: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The script that becomes the program `name` of the folder `root`.
+/// The script that executes the program `name` of the folder `root`.
 fn script(name: &str, root: &Path) -> String {
     let root = root.display();
     format!(

@@ -1,7 +1,7 @@
 //! `cargo xtask kmod`: builds the kernel module against the headers of a Debian kernel.
 //!
-//! The headers are the laboratory's ([`super::vm`]); sources are copied below the target folder
-//! first, a folder for each kernel, as kbuild writes next to its sources.
+//! The headers are those of the laboratory ([`super::vm`]). The sources are first copied to a
+//! folder for each kernel below the target folder, because kbuild writes beside its sources.
 
 use super::apt::run;
 use super::vm::{Kernel, Tree};
@@ -15,7 +15,7 @@ Usage: cargo xtask kmod [--kernel 6.12|6.1|newest]
 
 Builds blkswitch.ko against Debian's headers of that kernel (6.12) and prints where it is.";
 
-/// The task.
+/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let kernel = match words[..] {
@@ -27,8 +27,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the module for `kernel`; returns its file. Any warning of compiler, modpost or objtool is
-/// an error.
+/// Builds the module for `kernel` and returns its file. A warning of compiler, modpost or objtool
+/// is an error.
 pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
     let tree = Tree::get(kernel)?;
     let folder = target_folder()?.join("kmod").join(&tree.release);
@@ -44,7 +44,7 @@ pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
     let mut make = Command::new("make");
     make.arg("-C").arg(&kmod).arg(format!("KDIR={}", tree.headers().display()));
     if let Some(compiler) = tree.compiler(kernel)? {
-        // No type information is made, so none of the program that makes it is missed.
+        // No type information is made, so pahole is not needed.
         make.arg(format!("CC={}", compiler.display())).arg("CONFIG_PAHOLE_VERSION=0");
     }
     let output = make.output().context("make (Debian packages make, gcc, binutils, libelf1)")?;
@@ -57,7 +57,7 @@ pub(crate) fn build(kernel: Kernel) -> Result<PathBuf> {
     Ok(kmod.join("blkswitch.ko"))
 }
 
-/// The Rust part under clippy, as the kernel's build mutes rustc.
+/// Runs clippy on the Rust part, because the kernel's build mutes rustc.
 fn lint(kmod: &Path) -> Result<()> {
     let mut clippy = Command::new("clippy-driver");
     clippy.args([
@@ -76,7 +76,7 @@ pub(crate) fn source_folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Cargo's target folder: where this program is, less the profile.
+/// Cargo's target folder, two levels above this program.
 fn target_folder() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     Ok(program.ancestors().nth(2).context("xtask is not in a target folder")?.to_owned())

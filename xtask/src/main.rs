@@ -1,6 +1,6 @@
-//! Tasks of the house: `cargo xtask <task> [arguments]`.
+//! The project's tasks: `cargo xtask <task> [arguments]`.
 //!
-//! A dispatcher and nothing else: every task has a file, parses its own words and says its own
+//! This file only dispatches. Each task has a file, parses its own arguments and prints its own
 //! usage.
 
 mod apt;

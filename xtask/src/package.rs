@@ -1,8 +1,8 @@
-//! `cargo xtask package`: a Debian package of the daemon, with all that can be built in.
+//! `cargo xtask package`: makes a Debian package of the daemon.
 //!
-//! Contract: what is installed comes from one release build and from the program itself (manual
-//! pages, completions of shells); what it depends on is read off the libraries it was linked with,
-//! in the versions they have here or later.
+//! Contract: the files come from one release build and from the program itself (manual pages,
+//! completions). The dependencies are the packages of its linked libraries, in this machine's
+//! versions or later.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ Makes target/package/blkswitch_VERSION_ARCHITECTURE.deb: the program with iSCSI,
 documentation, and a unit of systemd, which is not started by itself. Needs the Debian package binutils.
 ";
 
-/// `serve` as a service: devices come back after a restart (docs/state.md).
+/// The unit of systemd. Devices survive a restart (docs/state.md).
 const UNIT: &str = "\
 [Unit]
 Description=Switch and multipath block devices in user space, served over NBD
@@ -54,7 +54,7 @@ License: MIT or Apache-2.0
 
 const DOCUMENTS: [&str; 3] = ["README.md", "LICENSE-MIT", "LICENSE-APACHE"];
 
-/// Where each shell looks for completions.
+/// The place of each shell's completions.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/blkswitch"),
     ("zsh", "usr/share/zsh/vendor-completions/_blkswitch"),
@@ -122,7 +122,7 @@ fn depends(program: &Path) -> Result<String> {
         let name = owner(path)?;
         let version =
             output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &name]))?;
-        // What is only rebuilt is the same version.
+        // A rebuild without changes is the same version.
         let version = version.split("+b").next().unwrap_or_default();
         depends.push(format!("{} (>= {version})", name.split(':').next().unwrap_or_default()));
     }
@@ -131,7 +131,7 @@ fn depends(program: &Path) -> Result<String> {
     Ok(depends.join(", "))
 }
 
-/// The package that a file belongs to: /lib is /usr/lib, and packages know it by either.
+/// The package that owns a file. /lib is /usr/lib, and packages list either.
 fn owner(path: &str) -> Result<String> {
     let other = match path.strip_prefix("/usr") {
         Some(rest) => rest.to_owned(),
@@ -153,7 +153,7 @@ fn write(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(shown)
 }
 
-/// What a program prints; an error if it fails.
+/// Runs a program and returns its output. A failure of the program is an error.
 fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
     let output = command.output().with_context(|| shown.clone())?;

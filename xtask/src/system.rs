@@ -1,11 +1,10 @@
-//! `cargo xtask system-test`: stock programs against the real daemon.
+//! `cargo xtask system-test`: tests the real daemon with stock programs.
 //!
 //! Every `tests/system/*.sh` is a test: a bash script, run in a folder of its own that goes away
 //! with it, with the release build of `blkswitch` first in `PATH` and `tests/system/lib.sh` to be
-//! sourced. Exit status 0 is a pass and
-//! [`EXIT_SKIP`] says that something the test needs is not here (its last line says what); under
-//! `CI=true` that is a failure too, for there everything is installed. A failed test's output is
-//! shown, a passed one's with `--verbose`.
+//! sourced. Exit status 0 is a pass and [`EXIT_SKIP`] says that something the test needs is not
+//! here (its last line says what); under `CI=true` that is a failure too, for there everything is
+//! installed. The output of failed tests is shown, that of passed ones with `--verbose`.
 //!
 //! A script with the line [`ALSO_CURRENT`] is two tests: `NAME` runs with the programs of this
 //! machine, `NAME@13` with Debian 13's (`clients.rs`).
@@ -19,10 +18,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 const FOLDER: &str = "tests/system";
-/// What automake's tests exit with when they cannot run, so ours reads the same.
+/// The exit status of automake's tests that cannot run.
 const EXIT_SKIP: i32 = 77;
-/// Longer than the longest test (guests that boot under emulation) on a busy machine, shorter than
-/// a stuck CI.
+/// Time limit of a test: longer than the longest one (guests under emulation) on a busy machine,
+/// shorter than a stuck CI.
 const TIMEOUT: Duration = Duration::from_secs(2100);
 
 const USAGE: &str = "\
@@ -31,19 +30,19 @@ Usage: cargo xtask system-test [--verbose] [--list] [NAME]...
 Builds blkswitch and runs the scripts tests/system/NAME.sh (all without a NAME) against it.
 NAME@13 is the same script with Debian 13's client programs, where it has such a run.";
 
-/// The line of a script that runs with Debian 13's programs, too.
+/// The line of scripts that also run with Debian 13's programs.
 const ALSO_CURRENT: &str = "# Debian 13's programs, too.";
-/// What the name of such a run ends with.
+/// The suffix of such a run's name.
 const CURRENT: &str = "@13";
 
-/// How a test ended.
+/// The end of a test.
 enum Outcome {
     Passed,
     Skipped(String),
     Failed(String),
 }
 
-/// The task.
+/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (options, mut names): (Vec<_>, Vec<_>) =
         words.iter().cloned().partition(|word| word.starts_with('-'));
@@ -80,7 +79,7 @@ fn tests() -> Result<Vec<String>> {
         fs::read_dir(FOLDER).with_context(|| format!("{FOLDER} (run this in the repository)"))?
     {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        // The library is no test.
+        // The library is not a test.
         let Some(name) = name.strip_suffix(".sh").filter(|name| *name != "lib") else { continue };
         let text = fs::read_to_string(script(name))?;
         if text.lines().any(|line| line == ALSO_CURRENT) {
@@ -130,7 +129,7 @@ fn run_all(names: &[String], verbose: bool) -> Result<ExitCode> {
     Ok(if failed == 0 && !(strict && skipped > 0) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Builds the daemon and returns the folder it is in.
+/// Builds the daemon and returns its folder.
 pub(crate) fn build() -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
@@ -144,7 +143,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(target.join("release"))
 }
 
-/// Runs a test and returns how it ended and what it printed.
+/// Runs a test and returns its end and its output.
 fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
     let scratch = std::env::temp_dir().join(format!("blkswitch-{name}-{}", std::process::id()));
     fs::create_dir(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -165,7 +164,7 @@ fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
-        // A group of its own, so that nothing it started outlives it.
+        // The test gets its own process group, so that no process of it survives.
         .process_group(0)
         .spawn()
         .context("cannot run bash")?;
@@ -185,7 +184,7 @@ fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
     Ok((outcome, text))
 }
 
-/// The status of a test that ended in time.
+/// Waits for a test. `None` if it did not end in time.
 fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + TIMEOUT;
     loop {
@@ -199,7 +198,7 @@ fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends what is left of a test's process group; usually nothing is.
+/// Kills the remaining processes of a test's group; usually there are none.
 fn end_group(leader: u32) {
     let _ = Command::new("kill")
         .args(["-KILL", "--", &format!("-{leader}")])

@@ -1,17 +1,16 @@
-//! `cargo xtask tidy`: rules of the house that no compiler checks.
+//! `cargo xtask tidy`: checks the project's rules that no compiler checks.
 //!
-//! Reads the files git tracks, prints every breach with its place, fails if there is one.
+//! Reads the files that git tracks, prints every breach with its place, and fails if there is one.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 
-/// Longest source file, in lines: beyond this a file holds more than one concept. Tests may be
-/// longer.
+/// Longest source file in lines. A longer file holds more than one concept. Tests may be longer.
 const MAX_LINES: usize = 700;
 
-/// Words that say that something is not finished. Written in two halves: this file is read too.
+/// Words of unfinished code. They are written in two halves, because this file is checked, too.
 const UNFINISHED: [&str; 5] = [
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
@@ -20,7 +19,7 @@ const UNFINISHED: [&str; 5] = [
     concat!("#[ign", "ore"),
 ];
 
-/// Where unsafe code may be.
+/// Folders that may have unsafe code.
 const UNSAFE_HOMES: [&str; 2] = ["crates/io/", "kmod/"];
 
 pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
@@ -71,7 +70,8 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
     }
 }
 
-/// Paths in backticks that look like files of ours, and targets of relative links, must exist.
+/// Checks that paths in backticks that look like the project's files, and targets of relative
+/// links, exist.
 fn markdown_file(file: &str, text: &str, breaches: &mut Vec<String>) {
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
     for (nr, line) in text.lines().enumerate() {

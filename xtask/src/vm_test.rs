@@ -1,4 +1,4 @@
-//! `cargo xtask vm-test`: the guest tests of the kernel module (`kmod/tests`).
+//! `cargo xtask vm-test`: runs the guest tests of the kernel module (`kmod/tests`).
 
 use super::kmod;
 use super::vm::{Kernel, Vm};
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// What all tests may take on a slow machine that others use as well.
+/// Time limit of all tests, long enough for a slow and busy machine.
 const TIMEOUT_SECONDS: u64 = 1800;
 
 const USAGE: &str = "\
@@ -15,7 +15,7 @@ Usage: cargo xtask vm-test [--kernel 6.12|6.1|newest] [TEST]...
 Builds the kernel module and runs its tests in a guest with that kernel (6.12); all of them, or those named:
 golden, golden-strict, io, io-strict, differential, behaviour, behaviour-strict, tools, hierarchy, stress, loading.";
 
-/// The task.
+/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (mut kernel, mut words) = (Kernel::default(), words);
     if let [option, value, rest @ ..] = words

@@ -1,41 +1,40 @@
-//! How a guest ended, and what can be said about it when it did not end well.
+//! The end of a guest, and its diagnosis if it did not end well.
 //!
-//! A script's status comes through a port of its own. Where there is none, either the emulator died
-//! (a signal: the host's OOM killer, an assertion), or it ended in good order because the guest's
-//! kernel did not: it panicked, which its console tells, or the processor reset itself, which only
-//! the emulator's own log tells.
+//! A script's status comes through a port of its own. If it is missing, there are two cases. The
+//! emulator died from a signal (the host's OOM killer, an assertion). Or it ended normally because
+//! the guest's kernel panicked, which the console shows, or because the processor reset itself,
+//! which only the emulator's log shows.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
-/// Lines of a console that are shown: a panic with the traces of all processors, and what came
-/// before it.
+/// Lines of the console that are shown: enough for a panic with the traces of all processors and
+/// the lines before it.
 const CONSOLE_LINES: usize = 200;
 
-/// From then on a processor counts as stuck. On a host with other things to do, some tens of
-/// seconds may mean nothing.
+/// Time after which a processor counts as stuck. On a busy host, some tens of seconds mean nothing.
 const STUCK_SECONDS: u32 = 150;
 
-/// How a boot ended.
+/// The end of a boot.
 pub(super) enum Ending {
-    /// The script did, with this status.
+    /// The script ended with this status.
     Script(u8),
-    /// Not in time.
+    /// The time limit was reached.
     Timeout,
-    /// The guest's kernel did, without a status.
+    /// The guest's kernel ended without a status.
     Crash,
     /// The guest's kernel is stuck ([`is_stuck`]).
     Stuck,
-    /// The emulator was killed, or killed itself: this signal.
+    /// This signal ended the emulator.
     Killed(i32),
-    /// The emulator gave up by itself.
+    /// The emulator failed.
     Gave(ExitStatus),
 }
 
-/// What a boot left in its folder; `exit` is the emulator's status, none if it was ended for taking
-/// too long.
+/// Reads the end of a boot from its folder. `exit` is the emulator's status; `None` if it was
+/// killed at the time limit.
 pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
     let Some(exit) = exit else { return Ending::Timeout };
     if let Ok(status) = text(scratch, "status").trim().parse() {
@@ -48,8 +47,8 @@ pub(super) fn of(scratch: &Path, exit: Option<ExitStatus>) -> Ending {
     }
 }
 
-/// Whether the guest's kernel says that a processor does nothing but one thing, and for so long
-/// that no busy host explains it: "watchdog: BUG: soft lockup - CPU#0 stuck for 425s!".
+/// Whether the guest's kernel reports a soft lockup that is too long to come from a busy host:
+/// "watchdog: BUG: soft lockup - CPU#0 stuck for 425s!".
 pub(super) fn is_stuck(scratch: &Path) -> bool {
     let seconds = |line: &str| {
         let (_, rest) = line.split_once("BUG: soft lockup")?.1.split_once("stuck for ")?;
@@ -58,14 +57,14 @@ pub(super) fn is_stuck(scratch: &Path) -> bool {
     text(scratch, super::CONSOLE).lines().filter_map(seconds).any(|stuck| stuck >= STUCK_SECONDS)
 }
 
-/// Prints what the emulator said, which is nothing as a rule.
+/// Prints the emulator's messages; usually there are none.
 pub(super) fn show_complaints(scratch: &Path) {
     for line in text(scratch, super::ERRORS).lines() {
         eprintln!("xtask: qemu says: {line}");
     }
 }
 
-/// Prints the end of the guest's console, and what the emulator noted about its processors.
+/// Prints the end of the guest's console, and the emulator's notes about processors.
 pub(super) fn show_console(scratch: &Path) {
     let console = text(scratch, super::CONSOLE);
     let skipped = console.lines().count().saturating_sub(CONSOLE_LINES);
@@ -87,7 +86,7 @@ pub(super) fn show_console(scratch: &Path) {
     }
 }
 
-/// A file, whatever bytes are in it: the console has those of every bad message that a test sends.
+/// Reads a file with any bytes: the console has those of bad messages that tests send.
 fn text(scratch: &Path, name: &str) -> String {
     String::from_utf8_lossy(&fs::read(scratch.join(name)).unwrap_or_default()).into_owned()
 }

@@ -1,5 +1,4 @@
-//! The guest's first file system: busybox, the modules that lead to the host's root, and what is to
-//! be run.
+//! The guest's first file system: busybox, the modules for the host's root, and the command.
 //!
 //! An initramfs is a cpio archive in the "newc" form
 //! (Documentation/driver-api/early-userspace/buffer-format.rst): for each file a header of
@@ -11,13 +10,14 @@ use std::fs;
 use std::path::Path;
 
 const INIT: &str = include_str!("guest-init.sh");
-/// What it takes to mount the host's root (a kernel may have some of them built in) and to say so.
+/// Modules for mounting the host's root and for the status port. A kernel may have some of them
+/// built in.
 const BOOT_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// The archive; the guest will run `command` in `folder` of the host.
+/// Builds the archive of a guest that runs `command` in `folder` of the host.
 pub(super) fn build(tree: &Tree, folder: &Path, command: &[String]) -> Result<Vec<u8>> {
     let mut cpio = Cpio::default();
     for name in ["bin", "dev", "proc", "sys", "host", "upper", "root", "modules"] {
@@ -29,13 +29,13 @@ pub(super) fn build(tree: &Tree, folder: &Path, command: &[String]) -> Result<Ve
     for (number, path) in boot_modules(tree)?.iter().enumerate() {
         let bytes =
             fs::read(tree.modules().join(path)).with_context(|| format!("module {path}"))?;
-        // Numbered, so that the shell's order of names is the order to load them in.
+        // Numbers make the shell's order of names the order of loading.
         cpio.entry(&format!("modules/{number:02}.ko"), PROGRAM, &bytes);
     }
     Ok(cpio.end())
 }
 
-/// The files of the boot modules and of what they need, what is needed first.
+/// The files of the boot modules and of their dependencies, which come first.
 fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
     let index = fs::read_to_string(tree.modules().join("modules.dep"))?;
     let mut files: Vec<String> = Vec::new();
@@ -48,7 +48,7 @@ fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
         else {
             continue; // built in
         };
-        // modules.dep lists the direct needs first.
+        // modules.dep lists direct dependencies first.
         let needed = needs.split_whitespace().rev();
         for path in needed.chain([path]) {
             if !files.iter().any(|known| known == path) {
@@ -59,7 +59,7 @@ fn boot_modules(tree: &Tree) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// What the guest runs once its root is there.
+/// The script that the guest runs on its root.
 fn run_script(tree: &Tree, folder: &Path, command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| quote(word)).collect();
     let (modules, folder) =

@@ -1,10 +1,10 @@
-//! `cargo xtask vm`: the laboratory. A script runs as root under a stock Debian kernel.
+//! `cargo xtask vm`: the laboratory, which runs a script as root under a stock Debian kernel.
 //!
-//! QEMU emulates the processor (no KVM needed), the guest's root is an overlay over the host's own
-//! root, which is shared read-only over 9p: whatever is installed or built on the host runs in the
-//! guest under the same path and what the guest writes is gone when it ends. Nothing is installed
-//! on the host and nothing of it is changed but the cache folder. How a guest starts is in
-//! `guest-init.sh`; docs/kernel-laboratory.md is the user's page.
+//! QEMU emulates the processor, so KVM is not needed. The guest's root is an overlay over the
+//! host's root, which is shared read-only over 9p. So programs of the host run in the guest under
+//! the same path, and the guest's writes vanish at its end. The laboratory changes only the cache
+//! folder of the host and installs nothing. `guest-init.sh` starts the guest;
+//! docs/kernel-laboratory.md is the user's page.
 
 mod ending;
 mod initramfs;
@@ -21,28 +21,27 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a guest may take unless told otherwise: longer than any of our runs, shorter than a
-/// stuck CI.
+/// Default time limit of a guest: longer than any run, shorter than a stuck CI.
 const DEFAULT_TIMEOUT_SECONDS: u64 = 600;
-/// Guest memory: enough for the largest region tables of the tests twice over.
+/// Guest memory: twice the largest region tables of the tests.
 const DEFAULT_MEMORY_MIB: u32 = 1024;
-/// What `timeout(1)` exits with, so ours reads the same.
+/// The exit status of `timeout(1)`.
 const EXIT_TIMEOUT: u8 = 124;
 /// The guest ended without a status: its kernel crashed.
 const EXIT_CRASH: u8 = 125;
-/// An emulator that is killed is not what is tested: it gets a second chance.
+/// Boots if the emulator is killed, which is not a failure of the test.
 const MAX_BOOTS: u32 = 2;
 
-/// Pause between two looks whether a guest is stuck.
+/// Pause between two checks for a stuck guest.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The guest's console, in the folder of a run.
 const CONSOLE: &str = "console";
-/// The disk of a guest that has one, a sparse file there.
+/// The guest's disk, if it has one: a sparse file in the folder of a run.
 const DISK: &str = "disk";
-/// What the emulator prints.
+/// The emulator's messages, in the folder of a run.
 const ERRORS: &str = "errors";
-/// What the emulator notes about processors that are reset.
+/// The emulator's notes about reset processors, in the folder of a run.
 const RESETS: &str = "resets";
 
 const USAGE: &str = "\
@@ -62,21 +61,21 @@ with its status (124: time ran out, 125: the guest's kernel crashed).
   --append WORDS      more words for the kernel's command line
   --prepare           only fill the cache folder";
 
-/// How a guest is to be.
+/// The settings of a guest.
 pub(crate) struct Vm {
-    /// Which Debian kernel.
+    /// The Debian kernel.
     pub(crate) kernel: Kernel,
     /// One processor, with a clock that counts instructions.
     pub(crate) icount: bool,
     /// Processors; 1 under `icount`.
     pub(crate) cpus: u32,
-    /// Memory.
+    /// Memory in MiB.
     pub(crate) memory_mib: u32,
-    /// An empty disk of so many MiB; 0 for none.
+    /// Size of an empty disk in MiB; 0 for none.
     pub(crate) disk_mib: u32,
-    /// How long it may run.
+    /// The time limit.
     pub(crate) timeout: Duration,
-    /// What is tested is a program: a kernel that is stuck says nothing about it.
+    /// The test is about a program, so a stuck kernel is not its failure.
     pub(crate) user_space: bool,
     /// More words for the kernel's command line.
     pub(crate) append: String,
@@ -97,7 +96,7 @@ impl Default for Vm {
     }
 }
 
-/// The task.
+/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let mut vm = Vm::default();
     let mut words = words.iter();
@@ -138,11 +137,12 @@ pub(crate) fn number<T: std::str::FromStr>(option: &str, word: &str) -> Result<T
 }
 
 impl Vm {
-    /// Boots, runs `command` in the current folder with its output on ours, and returns its exit
-    /// status.
+    /// Boots a guest, runs `command` in the current folder with its output on this program's, and
+    /// returns its exit status.
     ///
-    /// If the emulator is killed, it is booted once more. A guest that crashes is not: that is a
-    /// finding. Nor is one whose kernel is stuck, unless what is tested is no part of it.
+    /// If the emulator is killed, the guest boots once more. After a crash of the guest it does
+    /// not, because that is a finding. A stuck kernel is a finding, too, unless the test is about a
+    /// program.
     pub(crate) fn run(&self, command: &[String]) -> Result<u8> {
         let tree = Tree::get(self.kernel)?;
         let folder = std::env::current_dir().context("the current folder")?;
@@ -188,7 +188,7 @@ impl Vm {
         }
     }
 
-    /// One boot, its files in `scratch`.
+    /// Boots once, with its files in `scratch`.
     fn boot(&self, tree: &Tree, initramfs: &[u8], scratch: &Path) -> Result<Ending> {
         if self.disk_mib > 0 {
             File::create(scratch.join(DISK))?.set_len(u64::from(self.disk_mib) << 20)?;
@@ -197,8 +197,8 @@ impl Vm {
         fs::write(&path, initramfs)?;
         let mut child = self
             .qemu(tree, &path, scratch)
-            // A pipe nobody writes to: at the end of its input QEMU would unplug the port the
-            // output comes through.
+            // A pipe without a writer. At the end of its input, QEMU would unplug the output's
+            // port.
             .stdin(Stdio::piped())
             .stderr(File::create(scratch.join(ERRORS))?)
             .spawn()
@@ -210,7 +210,7 @@ impl Vm {
 
     fn qemu(&self, tree: &Tree, initramfs: &Path, scratch: &Path) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
-        // The simplest processor that has all a current Debian wants: the fastest to emulate.
+        // The simplest processor for a current Debian, because it is the fastest to emulate.
         qemu.args([
             "-nodefaults",
             "-no-reboot",
@@ -228,14 +228,14 @@ impl Vm {
         }
         qemu.args(["-m", &self.memory_mib.to_string()]);
         qemu.arg("-kernel").arg(tree.vmlinux()).arg("-initrd").arg(initramfs);
-        // no_timer_check: under load the boot-time check of the emulated timer fails now and then,
-        // and panics. rcu_expedited: device-mapper waits for grace periods on every change; idle
-        // emulated processors make them long. oops=panic: a fault ends the run as a crash and
-        // cannot be overlooked.
+        // no_timer_check: under load, the boot-time check of the emulated timer sometimes fails and
+        // panics. rcu_expedited: device-mapper waits for grace periods at every change, and idle
+        // emulated processors make them long. oops=panic: a fault ends the run as a crash, so that
+        // it is seen.
         let words =
             "console=ttyS0 loglevel=5 no_timer_check rcupdate.rcu_expedited=1 oops=panic panic=-1";
-        // On a busy host the kernel measures its processor's clock wrong, several times too fast;
-        // the HPET's rate is known.
+        // On a busy host the kernel measures its processor's clock several times too fast. The
+        // HPET's rate is known.
         let clock = if self.icount { "tsc=reliable" } else { "tsc=unstable clocksource=hpet" };
         qemu.args(["-append", format!("{words} {clock} {}", self.append).trim()]);
         qemu.args([
@@ -263,7 +263,7 @@ impl Vm {
     }
 }
 
-/// The child's status; none if it did not end in time, or is stuck, and was ended.
+/// Waits for the child. `None` if it was killed at the time limit or because it was stuck.
 fn wait(
     child: &mut Child,
     timeout: Duration,
@@ -288,13 +288,12 @@ fn wait(
     }
 }
 
-/// A folder of this run alone, removed when it goes out of scope.
+/// A folder of this run, removed when it is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Self> {
-        // Process numbers alone do not do: containers that share a temporary folder have the same
-        // ones.
+        // Process ids are not enough: containers that share a temporary folder have the same ones.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (next, now) =
             (NEXT.fetch_add(1, Ordering::Relaxed), std::time::SystemTime::UNIX_EPOCH.elapsed()?);
@@ -307,7 +306,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Nothing depends on it: a folder left in the temporary folder is only untidy.
+        // A failure only leaves a folder behind.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,7 +1,7 @@
-//! The cache folder: Debian's kernel, headers and busybox, unpacked and never installed.
+//! The cache folder: Debian's kernel, headers and busybox, unpacked but not installed.
 //!
 //! `$XDG_CACHE_HOME/blkswitch/vm/<kernel>` (or below `~/.cache`) appears whole or not at all, so
-//! that any number of runs may want it at once. Removing the folder is how one gets a newer kernel.
+//! any number of runs may need it at once. Remove the folder to get a newer kernel.
 
 use super::toolchain;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -12,22 +12,22 @@ use std::str::FromStr;
 
 use crate::apt::{self, Apt, cache_folder, made_once, run};
 
-/// Modules that no test of block devices wants: four fifths of what would be decompressed and
+/// Modules that no test of block devices needs: four fifths of all that would be decompressed and
 /// indexed.
 const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu drivers/media drivers/net drivers/staging \
     drivers/iio drivers/usb drivers/infiniband drivers/input drivers/hwmon drivers/platform drivers/video drivers/mtd";
-/// What builds modules for a kernel that is newer than the host, in its tree.
+/// Folder of the tools that build modules for a kernel that is newer than the host.
 const TOOLS: &str = "tools";
 
-/// A Debian kernel we test on.
+/// A Debian kernel of the tests.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Kernel {
     /// Debian 12's own.
     V6_1,
-    /// Debian 12's backport of Debian 13's: the reference.
+    /// Debian 12's backport of Debian 13's kernel, the reference.
     #[default]
     V6_12,
-    /// The newest that Debian has for its stable release, whatever that is today.
+    /// The newest kernel that Debian has for its stable release today.
     Newest,
 }
 
@@ -40,12 +40,12 @@ impl Kernel {
         }
     }
 
-    /// What its release begins with, if that is known.
+    /// The beginning of its release, if it is known.
     fn begin(self) -> &'static str {
         if self == Self::Newest { "" } else { self.name() }
     }
 
-    /// Where its packages are: the suite that has the kernel comes first.
+    /// The suites of its packages. The suite of the kernel comes first.
     fn suites(self) -> &'static [&'static str] {
         match self {
             Self::V6_1 => &["bookworm"],
@@ -72,14 +72,14 @@ impl std::fmt::Display for Kernel {
 
 /// The unpacked packages of one kernel.
 pub(crate) struct Tree {
-    /// The folder that stands for `/` of the packages.
+    /// The folder that is `/` for the packages.
     pub(crate) root: PathBuf,
-    /// What `uname -r` says.
+    /// The output of `uname -r`.
     pub(crate) release: String,
 }
 
 impl Tree {
-    /// The tree of `kernel`, made if it is not there.
+    /// The tree of `kernel`, which is made if it is missing.
     pub(crate) fn get(kernel: Kernel) -> Result<Self> {
         let root = cache_folder()?.join("vm").join(kernel.name());
         made_once(&root, |new| {
@@ -100,12 +100,12 @@ impl Tree {
         self.root.join("lib/modules").join(&self.release)
     }
 
-    /// The folder that `make KDIR=` wants.
+    /// The folder for `make KDIR=`.
     pub(crate) fn headers(&self) -> PathBuf {
         self.root.join("usr/src").join(format!("linux-headers-{}", self.release))
     }
 
-    /// The compiler for modules of this kernel, if it is not the host's. Errors: it should be here.
+    /// The compiler for modules of this kernel; `None` for the host's. A missing one is an error.
     pub(crate) fn compiler(&self, kernel: Kernel) -> Result<Option<PathBuf>> {
         if kernel != Kernel::Newest {
             return Ok(None);
@@ -115,13 +115,13 @@ impl Tree {
         found.map(Some).with_context(old)
     }
 
-    /// One program that is all the tools the guest needs to start.
+    /// busybox, which has all tools that the guest needs to start.
     pub(crate) fn busybox(&self) -> PathBuf {
         self.root.join("bin/busybox")
     }
 }
 
-/// Unpacks a kernel to `root`, which will be at `home`.
+/// Unpacks a kernel to `root`, which will be renamed to `home`.
 fn unpack(kernel: Kernel, root: &Path, home: &Path) -> Result<()> {
     let security = kernel == Kernel::V6_1;
     let apt = Apt::new(kernel.suites(), security, &root.join("apt"))?;
@@ -136,7 +136,7 @@ fn unpack(kernel: Kernel, root: &Path, home: &Path) -> Result<()> {
     );
     let (image, headers) = (format!("linux-image-{release}"), format!("linux-headers-{release}"));
     let mut names = vec!["busybox-static".to_owned(), image.clone(), headers.clone()];
-    // Newer images are a name for two other packages.
+    // Newer images only depend on two other packages.
     let parts = ["linux-binary-", "linux-modules-", "linux-kbuild-"];
     let depends = [apt.depends(&image)?, apt.depends(&headers)?].concat();
     let is_part =
@@ -158,14 +158,14 @@ fn unpack(kernel: Kernel, root: &Path, home: &Path) -> Result<()> {
     index_modules(&tree)
 }
 
-/// The package, and folder, of the kernel's own tools.
+/// The name of the package and folder of the kernel's own tools.
 fn kbuild_name(depends: &[String]) -> Result<&str> {
     let name = depends.iter().find(|name| name.starts_with("linux-kbuild-"));
     Ok(name.context("the kernel's headers name no tools")?)
 }
 
-/// Debian 13 has nothing outside `/usr`, and its kernel lies among its modules: gives all the
-/// places they had.
+/// Makes links to the old places. Debian 13 has all files in `/usr`, and its kernel lies among its
+/// modules.
 fn name_as_before(tree: &Tree) -> Result<()> {
     for name in ["bin", "lib"] {
         if !tree.root.join(name).exists() {
@@ -196,7 +196,7 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
     let setup_sectors =
         usize::from(*image.get(0x1f1).context("a bzImage shorter than its header")?);
     let start = (setup_sectors + 1) * 512 + field(0x248)?;
-    // The last four bytes are the length of what was compressed.
+    // The last four bytes are the uncompressed length.
     let payload =
         image.get(start..start + field(0x24c)?.saturating_sub(4)).context("no payload")?;
     let program = match payload {
@@ -214,7 +214,8 @@ fn extract_vmlinux(tree: &Tree) -> Result<()> {
     Ok(fs::remove_file(path)?)
 }
 
-/// The headers' Makefile and the kbuild link say `/usr/src`, `/usr/lib`: they are elsewhere here.
+/// Changes `/usr/src` and `/usr/lib` in the headers' Makefile and the kbuild link to the places
+/// here.
 fn relocate_headers(tree: &Tree) -> Result<()> {
     let path = tree.headers().join("Makefile");
     let here = "$(dir $(lastword $(MAKEFILE_LIST)))";
@@ -225,7 +226,7 @@ fn relocate_headers(tree: &Tree) -> Result<()> {
     Ok(fs::write(path, text)?)
 }
 
-/// Decompresses the modules (busybox wants every one it indexes plain) and writes modules.dep.
+/// Decompresses the modules, because busybox cannot index compressed ones, and writes modules.dep.
 fn index_modules(tree: &Tree) -> Result<()> {
     for unwanted in UNWANTED_MODULES.split_whitespace() {
         let folder = tree.modules().join("kernel").join(unwanted);

@@ -1,9 +1,9 @@
-//! What builds modules for a kernel that is newer than the host: its compiler, and its own tools.
+//! The compiler and tools that build modules for a kernel that is newer than the host.
 //!
-//! Debian's kernels are built by the compiler of their release, with options that an older one does
-//! not know, and their tools (modpost, objtool) want that release's C library. So compiler and
-//! libraries are unpacked below the tree's `tools`, and every program is started by the C library's
-//! own loader: a script takes its place. Nothing is installed, and no root is needed.
+//! Debian's kernels need the compiler of their release, because an older one does not know its
+//! options. Their tools (modpost, objtool) need that release's C library. So compiler and libraries
+//! are unpacked below the tree's `tools`. A script in place of each program starts it with that C
+//! library's loader. Nothing is installed, and no root is needed.
 
 use crate::apt::{self, Apt};
 use anyhow::{Context, Result};
@@ -11,12 +11,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where libraries are, below the folder of the tools.
+/// The folder of libraries below the tools.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-/// Where programs are that are started by name or by another one.
+/// The folders of programs.
 const PROGRAMS: [&str; 2] = ["usr/bin", "usr/libexec"];
 
-/// The compiler that was unpacked to `tools`, if there is one.
+/// The compiler in `tools`, if there is one.
 pub(super) fn compiler(tools: &Path) -> Option<PathBuf> {
     let programs = fs::read_dir(tools.join("usr/bin")).ok()?.flatten();
     let is_gcc = |name: &str| {
@@ -27,9 +27,9 @@ pub(super) fn compiler(tools: &Path) -> Option<PathBuf> {
     programs.find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_gcc))
 }
 
-/// Unpacks what the headers' packages, whose dependencies these are, are built with, to `tools`.
-/// Programs there, and those of the kernel's `kbuild`, will be started as from `home`, which is
-/// where `tools` will be.
+/// Unpacks the compiler of the headers' packages, which have these dependencies, to `tools`.
+/// Scripts there, and in the kernel's `kbuild`, start programs from `home`, which is the later
+/// place of `tools`.
 pub(super) fn unpack(
     apt: &Apt,
     depends: &[String],
@@ -63,7 +63,7 @@ pub(super) fn unpack(
     Ok(())
 }
 
-/// Puts a script in the place of every program in `folder` and below.
+/// Replaces every program in `folder` and below by a script.
 fn start_by_loader(folder: &Path, libraries: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
