@@ -1,8 +1,8 @@
-//! `create`: a map of a billion regions and 16 paths: time until it can be used, and memory it
-//! takes; and a device with such a map, in a daemon.
+//! `create`: measures a map of a billion regions and 16 paths: the time until it can be used, and
+//! its memory. Then it measures a device with such a map in a daemon.
 //!
-//! Where there is a ublk driver a daemon has its maps in files, so that disks survive it, and each
-//! has its full size there from the start.
+//! With a ublk driver, a daemon keeps its maps in files, so that disks survive it. Then each map
+//! has its full size from the start.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -20,7 +20,7 @@ const REGION_SIZE: u32 = 128;
 
 pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     let before = resident_kib("self")?;
-    // The compiler must not see that this memory is never used: it would leave it out.
+    // Hides from the compiler that this memory is never used; otherwise it would not be allocated.
     let map = black_box(lazy_map(REGIONS, PATHS, REGION_SIZE)?);
     black_box(map.route(REGIONS / 2));
     let after = resident_kib("self")?;
@@ -46,7 +46,7 @@ fn in_a_daemon(figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let blkswitch = crate::nbd::build()?;
     let folder = Scratch::new()?;
     let daemon = Server::daemon(&folder.0, "daemon", &blkswitch)?;
-    // A file of holes, as long as the device: in memory, where no file system is in the way.
+    // A sparse file as long as the device, in tmpfs, so that no other file system adds cost.
     let path = folder.0.join("path");
     let create = |name: &str, regions: u64| {
         let sectors = regions * u64::from(REGION_SIZE);
@@ -56,7 +56,7 @@ fn in_a_daemon(figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         Ok(())
     };
     File::create(&path)?.set_len(REGIONS * u64::from(REGION_SIZE) * 512)?;
-    // What a first device takes besides is not the map's.
+    // The extra memory of a first device does not belong to the map.
     create("small", 1000)?;
     let process = daemon.server.id().to_string();
     let (before, start) = (resident_kib(&process)?, Instant::now());

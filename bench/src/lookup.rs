@@ -1,9 +1,9 @@
-//! `lookup`: where does a sector go, for random sectors, by size of the map, number of paths and
-//! region size.
+//! `lookup`: measures the look-up of random sectors, by size of the map, number of paths and region
+//! size.
 //!
 //! Each figure is the time of one [`Map::route`](blkswitch_core::switch::Map::route) among many
-//! that do not wait for each other, as for the requests of a batch; "in a chain" has each sector
-//! depend on the route before it, which is the time until one answer is there.
+//! independent ones, as for the requests of a batch. "In a chain", each sector depends on the route
+//! before it, so the figure is the latency of one look-up.
 
 use std::hint::black_box;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// A map that departs from round robin everywhere, so all of it is in memory.
+/// A map without any round-robin region, so all of it is in memory.
 fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<LazyMap> {
     let map = lazy_map(regions, num_paths, region_size)?;
     let mut writer = writer(&map);
@@ -46,7 +46,7 @@ fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<Lazy
     Ok(map)
 }
 
-/// Nanoseconds of a lookup: of many at once, and one after the other.
+/// Nanoseconds of a look-up: of many at once, and of a chain.
 fn measure(rounds: Rounds, map: &LazyMap) -> (f64, f64) {
     let sectors = map.geometry().len_sectors();
     let mut random = Random(7);
@@ -67,7 +67,7 @@ fn measure(rounds: Rounds, map: &LazyMap) -> (f64, f64) {
         |()| {
             let mut before = 0;
             for &sector in black_box(&places) {
-                // Never above 1, which the compiler does not know.
+                // This is never above 1, but the compiler does not know that.
                 before = u64::from(map.route(sector ^ before).path >> 31);
             }
             black_box(before);

@@ -1,8 +1,8 @@
 //! Benchmarks: `cargo run --release -p blkswitch-bench -- message` and its siblings, a file each.
 //!
-//! Every figure is the median of several rounds, or with `--best` the best of them, which on a
-//! machine that others use as well says more about the program than about them. `--json` prints
-//! figures for machines, and `--save` keeps them, with date and machine.
+//! Every figure is the median of several rounds. With `--best` it is the best one, which on a busy
+//! machine says more about the program than about the other load. `--json` prints figures for
+//! programs, and `--save` keeps them with date and machine.
 
 mod create;
 mod lookup;
@@ -24,7 +24,7 @@ struct Cli {
     /// Rounds per figure.
     #[arg(long, global = true, default_value_t = 9)]
     rounds: usize,
-    /// The best round counts, not the median.
+    /// Take the best round instead of the median.
     #[arg(long, global = true)]
     best: bool,
     #[command(subcommand)]
@@ -39,15 +39,15 @@ enum Bench {
     Lookup(report::Keep),
     /// Make a map of a billion regions.
     Create(report::Keep),
-    /// Carry requests from an export to leaves that do nothing.
+    /// Send requests through the pipeline to leaves that do nothing.
     Pipeline,
-    /// Serve NBD beside other servers.
+    /// Compare NBD servers.
     Nbd(nbd::NbdOptions),
     /// Choose among paths, carry requests over NBD leaves, fail over.
     Multipath(multipath::MultipathOptions),
-    /// Read a disk of ours on this kernel, which must have the ublk driver.
+    /// Read a ublk disk on this kernel, which must have the driver.
     Ublk(ublk::UblkOptions),
-    /// Run every benchmark once, short: do they work?
+    /// Run every benchmark once, shortly, to check that it works.
     Smoke,
 }
 
@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Message(keep) => keep.save.then_some(("message", "Messages of a million entries")),
         Bench::Lookup(keep) => keep.save.then_some(("lookup", "Routes of random sectors")),
         Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
-        // Its pages are its own.
+        // It writes its own pages.
         Bench::Nbd(_) => None,
         Bench::Pipeline | Bench::Multipath(_) | Bench::Ublk(_) | Bench::Smoke => None,
     };
@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A round of everything that needs no other kernel, in well under a minute.
+/// Runs one round of every benchmark for this kernel, in well under a minute.
 fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     let once = report::Rounds { count: 1, best: false };
     let mut figures = message::run(once)?;

@@ -1,9 +1,9 @@
-//! `message`: a million entries of `set_region_mappings`, in each of its three forms, and the same
-//! through a plain parser as the yardstick; and a map of a million regions written out as such a
+//! `message`: measures a million entries of `set_region_mappings` in each of its three forms, the
+//! same with a plain parser as the yardstick, and a map of a million regions written out as a
 //! message.
 //!
-//! The yardstick splits words first and parses each with a table of digits, as one would write it
-//! without thinking of speed; it packs entries by their exact width with ordinary divisions.
+//! The yardstick is written without regard for speed: it splits words first, parses each with a
+//! table of digits, and packs entries of exact width with ordinary divisions.
 
 use std::fmt::Write;
 use std::hint::black_box;
@@ -15,9 +15,9 @@ use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map, writer};
 
 const ENTRIES: u64 = 1_000_000;
 const REGION_SIZE: u32 = 30_720;
-/// Length of the table of places for writing out.
+/// Length of the table of places for writing a map.
 const PLACES: usize = 1 << 14;
-/// Bytes at a time when a message arrives in pieces.
+/// Bytes of a piece of a message that arrives in pieces.
 const CHUNK: usize = 64 << 10;
 
 pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
@@ -35,7 +35,7 @@ pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Writes out a map in which one region in `every` was sent somewhere at random.
+/// Writes a map in which one region of `every` has a random path.
 fn write_out(
     figures: &mut Vec<Figure>,
     rounds: Rounds,
@@ -100,7 +100,7 @@ fn compare(
 ) -> anyhow::Result<()> {
     let prepare = || {
         let map = lazy_map(ENTRIES, num_paths, REGION_SIZE).expect("a map of a million regions");
-        // All of it in memory, which is not what is measured here.
+        // Touch all memory first, because page faults are not measured here.
         let mut writer = writer(&map);
         (0..ENTRIES).step_by(64).for_each(|region| assert!(writer.set(region, 1)));
         writer.reset();
@@ -143,8 +143,8 @@ fn apply_chunks(map: &LazyMap, text: &[u8]) {
     }
 }
 
-/// The yardstick: exact-width packed paths and a parser that takes one word, one byte, one region
-/// at a time.
+/// The yardstick: packed paths of exact width, and a parser that takes one word, one byte, one
+/// region at a time.
 struct Plain {
     words: Vec<u64>,
     num_paths: u64,

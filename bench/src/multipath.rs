@@ -1,11 +1,11 @@
-//! `multipath`: what choosing among paths costs, what a path over NBD carries, and how soon another
-//! one is taken.
+//! `multipath`: measures the cost of choosing a path, the rate of a path over NBD, and the time of
+//! a failover.
 //!
-//! Three parts. Choosing: our own code alone, as in `pipeline`,
-//! and its share of what a daemon takes for a read. Carrying: fio on nbdkit, straight and through
-//! leaves of ours, in alternating rounds; its answers take [`DELAY_MS`], as on a network, because
-//! on a machine of few cores a server without delay measures how processor time is shared. Failing
-//! over: a server that is killed, and one that stops answering, while a client reads.
+//! It has three parts. Choosing: the pipeline's own code, as in `pipeline`, and its share of a
+//! daemon's time for a read. Carrying: fio on nbdkit, directly and through NBD leaves, in
+//! alternating rounds. nbdkit's answers take [`DELAY_MS`], as on a network, because without a delay
+//! a machine of few cores measures how processor time is shared. Failing over: a server that is
+//! killed, and one that stops answering, while a client reads.
 
 mod carry;
 mod choose;
@@ -18,26 +18,26 @@ use clap::Args;
 
 use crate::report::{Figure, Rounds};
 
-/// What an answer takes besides its way, in milliseconds.
+/// Delay of an answer in milliseconds.
 const DELAY_MS: u32 = 1;
-/// Threads of a server that is not the limit at the depth of the load.
+/// Threads of a server that is not the bottleneck at the depth of the load.
 const WIDE: u32 = 64;
-/// Threads of a server that is: with the delay, some 4,000 answers a second at most.
+/// Threads of a server that is the bottleneck: with the delay, at most some 4,000 answers a second.
 const NARROW: u32 = 4;
 
-/// What may be chosen.
+/// The options.
 #[derive(Args)]
 pub(crate) struct MultipathOptions {
     /// Seconds of each run of fio
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Leave out what takes long: a silent server with the default time limit of half a minute
+    /// Leave out long measurements: a silent server with the default time limit of half a minute
     #[arg(long)]
     short: bool,
 }
 
 impl MultipathOptions {
-    /// As short as a run can be: does everything work?
+    /// The shortest run, which checks that everything works.
     pub(crate) fn smoke() -> Self {
         MultipathOptions { seconds: 0.2, short: true }
     }

@@ -1,9 +1,9 @@
-//! `nbd`: blkswitch and other NBD servers under the same load from the same client.
+//! `nbd`: compares blkswitch and other NBD servers under the same load from the same client.
 //!
-//! Every server runs in its own process over files of its own in memory, all with the same content.
-//! In each round every load meets every server once, in an order that is another in each round, so
-//! that what else the machine does, and what the server before leaves behind, fall on all alike.
-//! The server's processor time per request is the honest figure where the client is the limit.
+//! Each server is a process of its own over its own files in memory, all with the same content. In
+//! each round, every load runs once on every server, in another order each time. So other load on
+//! the machine, and the state that the server before leaves behind, affect all alike. If the client
+//! is the bottleneck, the server's processor time per request is the honest figure.
 
 pub(crate) mod client;
 pub(crate) mod lean;
@@ -24,12 +24,12 @@ pub(crate) use self::server::process_cpu_ns;
 use self::server::{Kind, Server};
 use crate::report::{Figure, Keep, Random};
 
-/// Of the runs for the cost of the switch layer: some 50 ms.
+/// Requests of a run for the cost of the switch layer: some 50 ms.
 const LAYER_REQUESTS: u64 = 20_000;
-/// After each, so that the server sleeps and its time is exact.
+/// Pause after each run. The processor time of a sleeping server is exact.
 const LAYER_PAUSE: Duration = Duration::from_millis(2);
 
-/// What may be chosen.
+/// The options.
 #[derive(Args)]
 pub(crate) struct NbdOptions {
     /// Seconds of each run
@@ -37,14 +37,14 @@ pub(crate) struct NbdOptions {
     seconds: f64,
     #[command(flatten)]
     keep: Keep,
-    /// Pairs of runs, per round, for the cost of the switch layer: what is looked for is smaller
-    /// than one run's noise
+    /// Pairs of runs per round for the cost of the switch layer, which is smaller than one run's
+    /// noise
     #[arg(long, default_value_t = 50)]
     pairs: usize,
 }
 
 impl NbdOptions {
-    /// As short as a run can be: does everything work?
+    /// The shortest run, which checks that everything works.
     pub(crate) fn smoke() -> Self {
         NbdOptions { seconds: 0.1, keep: Keep { save: false }, pairs: 1 }
     }
@@ -85,8 +85,8 @@ pub(crate) fn run_all(rounds: usize, options: &NbdOptions) -> Result<Vec<Figure>
     Ok(results.figures())
 }
 
-/// Switch against bare file, in pairs of short runs over two connections that stay, each first in
-/// every other pair.
+/// Compares a switch with a bare file in pairs of short runs over two lasting connections. Each is
+/// the first one in every other pair.
 fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
     let server = servers
         .iter()
@@ -114,7 +114,7 @@ fn layer(servers: &[Server], pairs: usize) -> Result<Layer> {
     Ok(Layer { cpu_ratios })
 }
 
-/// Builds the daemon, in the folder this program is in.
+/// Builds the daemon in this program's folder.
 pub(crate) fn build() -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--package", "blkswitch"])
@@ -127,7 +127,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(target.join("release/blkswitch"))
 }
 
-/// A folder in memory that goes with its value.
+/// A folder in memory that is removed when this is dropped.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -140,7 +140,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What is left is found under its name.
+        // A failure leaves a folder with a recognisable name.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,9 +1,10 @@
-//! `pipeline`: what our own code takes for a request, and how much of it the switch layer is.
+//! `pipeline`: measures the time of the pipeline's own code for a request, and the share of the
+//! switch layer.
 //!
-//! One pipeline without a kernel: requests of one sector at random offsets go in, 32 at a time, to
-//! leaves that do nothing, and the answers are taken out. A linear target and a switch of three
-//! paths take turns, so that what else the machine does falls on both; the difference is too small
-//! to be seen with a kernel and a client in the way.
+//! It is one pipeline without I/O: requests of one sector at random offsets go in, 32 at a time, to
+//! leaves that do nothing, and the answers come out. A linear target and a switch of three paths
+//! take turns, so that other load on the machine affects both. With I/O and a client, their
+//! difference would be too small to see.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,14 +20,15 @@ use blkswitch_io::{Leaf, LeafOptions, Queues, TableBuilder, Target, To};
 
 use crate::report::{Figure, Random, Rounds};
 
-/// A million regions of 64 KiB: a table that fits a core's own cache.
+/// A million regions of 64 KiB, whose table fits a core's own cache.
 const REGIONS: u64 = 1 << 20;
 pub(crate) const REGION_SECTORS: u32 = 128;
 pub(crate) const SECTORS: u64 = REGIONS * REGION_SECTORS as u64;
 const BATCH: u64 = 32;
 /// Batches of one measurement: a few milliseconds.
 const BATCHES: u64 = 2000;
-/// Measurements of a round, each of both devices. The lowest counts: what disturbs only adds.
+/// Measurements of a round, each of both devices. The lowest one counts, because disturbances only
+/// add time.
 pub(crate) const TURNS: usize = 20;
 
 /// The devices' numbers.
@@ -60,7 +62,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// With no device.
+    /// A benchmark without devices.
     pub(crate) fn empty() -> Bench {
         Bench {
             queues: Queues::of_pipelines(1),
@@ -103,7 +105,7 @@ impl Bench {
 
     /// Makes a table live on a device.
     pub(crate) fn install(&mut self, number: u32, table: TableBuilder) -> Result<()> {
-        // Unchecked: devices below have no control side here, which would know their lengths.
+        // Unchecked, because devices below have no control side here that knows their lengths.
         let table = table.build_unchecked().served_by(self.queues).map_err(anyhow::Error::msg)?;
         let live = Live { table: Arc::new(table), departed: Box::default() };
         self.pipeline.install(number, Counters::boxed(8).into());
@@ -111,7 +113,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a request takes, the mean of many.
+    /// The mean time of many requests.
     pub(crate) fn request_ns(&mut self, device: u32) -> Result<f64> {
         let mut done = Vec::new();
         let (mut answers, mut failed) = (0, 0);

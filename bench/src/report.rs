@@ -1,4 +1,4 @@
-//! Figures and how they are taken, printed and kept; maps and random numbers for the benchmarks.
+//! Takes, prints and keeps figures; also maps and random numbers for the benchmarks.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -11,10 +11,10 @@ use blkswitch_core::switch::{Geometry, Map, MapWriter};
 use clap::Args;
 use serde_json::{Value, json};
 
-/// Of what is kept.
+/// Folder of kept results.
 const FOLDER: &str = "bench/results";
 
-/// A map over memory that is zero and not touched yet.
+/// A map over zeroed memory that was not touched yet.
 pub(crate) type LazyMap = Map<Box<[AtomicU64]>>;
 
 /// One measured number.
@@ -47,7 +47,7 @@ fn json(figures: &[Figure]) -> Value {
     figures.iter().map(one).collect()
 }
 
-/// Whether results are kept.
+/// The option to keep results.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Keep {
     /// Keep the results: bench/results/DATE-NAME.json and .md
@@ -55,7 +55,7 @@ pub(crate) struct Keep {
     pub(crate) save: bool,
 }
 
-/// When, where and with what something was measured.
+/// Date, machine, command and versions of a measurement.
 pub(crate) struct About {
     date: String,
     command: String,
@@ -63,7 +63,8 @@ pub(crate) struct About {
 }
 
 impl About {
-    /// Now and here, by `words` of this program's command line. `versions`: of what else took part.
+    /// For a measurement now on this machine, with `words` of this program's command line and
+    /// `versions` of other programs.
     pub(crate) fn new(words: &str, mut versions: Vec<String>) -> Result<Self> {
         let date = output("date", &["+%F"])?;
         let lscpu = output("lscpu", &[])?;
@@ -95,8 +96,8 @@ impl About {
         facts
     }
 
-    /// Writes `bench/results/DATE-NAME.json` and `.md`: `results`, and `tables` below `title` and
-    /// `text`.
+    /// Writes `bench/results/DATE-NAME.json` with `results`, and `.md` with `tables` below `title`
+    /// and `text`.
     pub(crate) fn keep(
         &self,
         name: &str,
@@ -114,19 +115,19 @@ impl About {
         page.push_str(tables);
         std::fs::write(stem.with_extension("json"), format!("{results:#}\n"))?;
         std::fs::write(stem.with_extension("md"), page)?;
-        // Not to where figures go: they may be read by a machine.
+        // Standard output has the figures, which a program may read.
         eprintln!("written: {}.json, .md", stem.display());
         Ok(())
     }
 }
 
-/// What a program says.
+/// The output of a program.
 pub(crate) fn output(program: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program).args(words).output().with_context(|| program.to_owned())?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// Keeps the figures of a benchmark that has no pages of its own.
+/// Keeps the figures of a benchmark that does not write its own pages.
 pub(crate) fn keep(name: &str, title: &str, rounds: Rounds, figures: &[Figure]) -> Result<()> {
     let Rounds { count, best } = rounds;
     let option = if best { " --best" } else { "" };
@@ -140,7 +141,7 @@ pub(crate) fn keep(name: &str, title: &str, rounds: Rounds, figures: &[Figure]) 
     about.keep(name, results, (title, &format!("{which} of {count} rounds.")), &table)
 }
 
-/// How often each thing is done, and which of the times counts.
+/// The number of rounds, and the choice of median or best.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds {
     pub(crate) count: usize,
@@ -148,7 +149,7 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// Seconds of a call of `work`, each on what `prepare` made; a first call is not counted.
+    /// Seconds of a call of `work` on the result of `prepare`. The first call does not count.
     pub(crate) fn seconds<T>(
         self,
         mut prepare: impl FnMut() -> T,
@@ -169,19 +170,19 @@ impl Rounds {
     }
 }
 
-/// The one writer of a map.
+/// The writer of a map.
 pub(crate) fn writer(map: &LazyMap) -> MapWriter<'_, Box<[AtomicU64]>> {
     map.writer().expect("nobody else changes the map")
 }
 
-/// A map of `regions` regions of one size, round robin.
+/// A round-robin map of `regions` regions.
 pub(crate) fn lazy_map(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<LazyMap> {
     let geometry = Geometry::new(regions * u64::from(region_size), num_paths, region_size)?;
     let storage = bytemuck::zeroed_slice_box(geometry.nr_slots());
     Map::new(geometry, storage).map_err(|_| anyhow::anyhow!("the storage is too short"))
 }
 
-/// A small generator of random numbers (splitmix64): the same ones in every run.
+/// A small generator of random numbers (splitmix64), with the same numbers in every run.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

@@ -1,9 +1,9 @@
-//! `ublk`: a disk of ours on this machine's kernel: reads of 4 KiB, one at a time, past the page
-//! cache.
+//! `ublk`: measures a ublk disk on this machine's kernel: reads of 4 KiB, one at a time, with
+//! direct I/O.
 //!
-//! Of each the time, and the server's processor time, beside a disk of rublk's over a file if its
-//! program is given; all take turns. Needs root and the ublk driver. On other machines `cargo xtask
-//! bench-ublk` counts instructions in a guest.
+//! It measures the time of each and the server's processor time, and those of a rublk disk over a
+//! file if that program is given. All take turns. It needs root and the ublk driver. On other
+//! machines, `cargo xtask bench-ublk` counts instructions in a guest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -20,26 +20,25 @@ use crate::nbd::{Scratch, process_cpu_ns};
 use crate::report::{Figure, Random, Rounds};
 
 const BLOCK: u64 = 4096;
-/// Of one measurement.
+/// Reads of one measurement.
 const READS: u32 = 2000;
-/// rublk's disk is this one.
+/// Number of rublk's disk.
 const THEIR_NUMBER: &str = "60";
-/// A disk that has not come after this will not.
+/// Longest time until a disk appears.
 const COME: Duration = Duration::from_secs(20);
 
-/// What may be chosen.
+/// The options.
 #[derive(Args)]
 pub(crate) struct UblkOptions {
-    /// The program of that name, to be compared with (cargo install rublk)
+    /// The program rublk, for comparison (cargo install rublk)
     #[arg(long)]
     rublk: Option<PathBuf>,
-    /// The program of ours, if it is not to be built
+    /// The program blkswitch; it is built if this is missing
     #[arg(long)]
     blkswitch: Option<PathBuf>,
 }
 
-/// A disk, who serves it, and what was measured: nanoseconds of a read, and of the server's
-/// processor.
+/// A disk, its server, and the measurements: nanoseconds of a read, and of the server's processor.
 struct Disk {
     name: String,
     node: File,
@@ -47,7 +46,7 @@ struct Disk {
     runs: Vec<(f64, f64)>,
 }
 
-/// rublk's server; its disk goes with it.
+/// A server of rublk; dropping it removes its disk.
 struct Rublk(Child, PathBuf);
 
 impl Drop for Rublk {
@@ -57,7 +56,7 @@ impl Drop for Rublk {
     }
 }
 
-/// A daemon of ours, which leaves no disk behind.
+/// A blkswitch daemon; dropping it removes its disks.
 struct Ours(Daemon);
 
 impl Drop for Ours {
@@ -90,7 +89,7 @@ pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figur
         ("switch, memory", three(&|number| format!("mem:{BYTES}:{number}"))),
         ("switch, files", three(&|number| files[number].display().to_string())),
     ];
-    // Its disk is closed before it goes.
+    // Declared here, so that its disk is closed first.
     let mut rublk = None;
     let mut disks = Vec::new();
     for (number, (name, target)) in targets.iter().enumerate() {
@@ -147,9 +146,9 @@ pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figur
     Ok(figures)
 }
 
-/// A disk's node, when it has come, to be read past the page cache.
+/// Waits for a disk's node and opens it for direct I/O.
 fn open(node: &str) -> Result<File> {
-    /// On every architecture that has ublk in Debian.
+    /// The value on every architecture with ublk in Debian.
     const O_DIRECT: i32 = 0o40000;
     let end = Instant::now() + COME;
     loop {
@@ -171,7 +170,7 @@ fn measure(disk: &Disk) -> Result<(f64, f64)> {
         disk.node.read_exact_at(buffer.bytes_mut(), random.below(BYTES / BLOCK) * BLOCK)?;
     }
     let spent = start.elapsed();
-    // It sleeps, and its time is exact.
+    // The processor time of a sleeping server is exact.
     std::thread::sleep(Duration::from_millis(2));
     let own = process_cpu_ns(disk.server)? - before;
     Ok((spent.as_nanos() as f64 / f64::from(READS), own as f64 / f64::from(READS)))

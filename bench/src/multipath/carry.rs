@@ -1,6 +1,5 @@
-//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit itself, through leaves of ours that
-//! lead to it, and by such a leaf alone; and over one and two servers that serve few at a time,
-//! where the servers are the limit.
+//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit directly, through NBD leaves, and by
+//! such a leaf alone. Then over one and two servers with few threads, which are the bottleneck.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,15 +14,15 @@ use crate::nbd::lean::Lean;
 use crate::nbd::{Scratch, process_cpu_ns};
 use crate::report::Figure;
 
-/// Of each run for the time of a read: some 50 ms.
+/// Reads of each run for the time of a read: some 50 ms.
 const READS: u64 = 20_000;
 /// Runs in a round.
 const RUNS: usize = 20;
-/// After each, so that the daemon sleeps and its time is exact.
+/// Pause after each run. The processor time of a sleeping daemon is exact.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What a daemon takes of the processor for a 4 KiB read over NBD, 32 at a time, from a file in
-/// memory: the median, in nanoseconds. A path over a network takes more of it.
+/// A daemon's processor time for a 4 KiB read over NBD, 32 at a time, from a file in memory: the
+/// median in nanoseconds. A path over a network takes more.
 pub(super) fn read_ns(rounds: usize, blkswitch: &Path) -> Result<f64> {
     let folder = Scratch::new()?;
     let file = folder.0.join("image");

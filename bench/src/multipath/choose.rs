@@ -1,5 +1,5 @@
-//! Choosing a path and judging its answer, in nanoseconds of a request: a multipath device against
-//! a linear one, and a switch over multipath devices against a switch over leaves.
+//! Measures choosing a path and judging its answer, in nanoseconds per request: a multipath device
+//! against a linear one, and a switch over multipath devices against a switch over leaves.
 
 use anyhow::{Context, Result};
 use blkswitch_core::multipath::{Item, Multipath, Params};
@@ -10,7 +10,7 @@ use blkswitch_io::{TableBuilder, Target, To};
 use crate::pipeline::{Bench, REGION_SECTORS, SECTORS, TURNS};
 use crate::report::{Figure, Rounds};
 
-/// Selectors with the arguments of each of their paths; io-affinity has its own below.
+/// Selectors with the arguments of each path. io-affinity has a mask for each path, see below.
 const SELECTORS: [(&str, &str); 5] = [
     ("round-robin", "1"),
     ("queue-length", "1"),
@@ -26,7 +26,7 @@ const WAYS: usize = 2;
 
 const LINEAR: u32 = 0;
 
-/// `read_ns`: what the cost is compared with, a read over NBD.
+/// `read_ns` is the time of a read over NBD, for comparison.
 pub(super) fn run(rounds: Rounds, read_ns: f64) -> Result<Vec<Figure>> {
     let mut bench = Bench::empty();
     bench.device(LINEAR, 1, |paths| Ok(Target::Linear(paths[0])))?;
@@ -44,7 +44,8 @@ pub(super) fn run(rounds: Rounds, read_ns: f64) -> Result<Vec<Figure>> {
     names.push(format!("switch of {MEMBERS} over multipaths of {WAYS}"));
     let mut lowest = vec![f64::MAX; names.len()];
     for turn in 0..rounds.count * TURNS {
-        // Each device is first in its turn, so that what else the machine does falls on all alike.
+        // Each device is the first one in turn, so that other load on the machine affects all
+        // alike.
         for place in 0..names.len() {
             let device = (place + turn) % names.len();
             lowest[device] = lowest[device].min(bench.request_ns(device as u32)?);
@@ -72,7 +73,7 @@ fn multipath(selector: &str, arguments: &str, to: &[To]) -> Result<Target> {
     let count = arguments.split(' ').count();
     let mut text = format!("0 0 1 1 {selector} 0 {} {count}", to.len());
     for path in 0..to.len() {
-        // A processor to each path.
+        // One processor for each path.
         let arguments = arguments.replace("MASK", &format!("{:x}", 1 << path));
         text.push_str(&format!(" path{path} {arguments}"));
     }
@@ -99,10 +100,10 @@ fn switch(to: &[To]) -> Result<Target> {
     Ok(Target::Switch { map, paths: to.into() })
 }
 
-/// A switch over multipath devices, from device number `first` on: the switch itself is that one.
+/// Makes a switch, device number `first`, over multipath devices with the next numbers.
 fn two_tiers(bench: &mut Bench, first: u32) -> Result<()> {
     let registry = Registry::detached(bench.queues);
-    // The numbers below are taken by devices without a control side.
+    // Devices without a control side have the lower numbers.
     let named = |number: u32| registry.create(&format!("device{number}"), "", Some(number));
     let top = named(first)?;
     let mut table = TableBuilder::new(false);

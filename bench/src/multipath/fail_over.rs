@@ -1,5 +1,5 @@
-//! Failing over: the longest that a read had to wait when the server behind its path was killed, or
-//! stopped answering.
+//! Failing over: the longest time of a read when the server of its path is killed, or stops
+//! answering.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ use super::servers::Server;
 use crate::nbd::Scratch;
 use crate::report::Figure;
 
-/// Reading before anything happens, and after a read has found its way again.
+/// Time of reading before the fault, and after a read has succeeded again.
 const QUIET: Duration = Duration::from_millis(300);
-/// Longer than the default time limit of a leaf.
+/// Longest wait, above the default time limit of a leaf.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn run(blkswitch: &Path, short: bool) -> Result<Vec<Figure>> {
@@ -65,6 +65,6 @@ fn fail_over(blkswitch: &Path, options: &str, signal: &str) -> Result<Duration> 
             end = Instant::now() + QUIET;
         }
     }
-    // A process that is stopped is killed like any other.
+    // A stopped process can be killed, too.
     Ok(longest)
 }

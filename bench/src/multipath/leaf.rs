@@ -1,5 +1,4 @@
-//! A leaf of ours as the client of a server, nothing in front of it: what fio's own connection is
-//! compared with.
+//! An NBD leaf as the only client of a server, for comparison with fio's own connection.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::report::Random;
 const BLOCK: usize = 4096;
 const DEPTH: usize = 32;
 
-/// Random reads of 4 KiB from the server of `address`, 32 at a time: how many in a second.
+/// Random reads of 4 KiB per second from the server of `address`, 32 at a time.
 pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     let mut driver = Driver::new()?;
     let options = LeafOptions { read_only: true, ..LeafOptions::new(driver.queues()) };
@@ -45,7 +44,7 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    // So that the server is as idle as before for whoever comes next.
+    // Finish the reads, so that the server is idle for the next measurement.
     while under_way > 0 {
         driver.wait(&mut answers)?;
         under_way -= answers.drain(..).len();

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// Of every volume.
+/// Size of every volume.
 pub(crate) const BYTES: u64 = 64 << 20;
-/// A server that does not answer after this will not.
+/// Longest time until a server answers.
 const START: Duration = Duration::from_secs(60);
 
-/// A process with an NBD socket; it ends with its value.
+/// A process with an NBD socket. It ends when this is dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) socket: PathBuf,
 }
 
 impl Server {
-    /// nbdkit with a volume in memory, whose answers take so long, and so many at a time.
+    /// Starts nbdkit with a volume in memory, this delay and this number of threads.
     pub(crate) fn nbdkit(folder: &Path, name: &str, delay_ms: u32, threads: u32) -> Result<Server> {
         let socket = folder.join(format!("{name}.sock"));
         let mut command = Command::new("nbdkit");
@@ -33,7 +33,7 @@ impl Server {
         Server::start(command, socket)
     }
 
-    /// A daemon of ours, without devices.
+    /// Starts a blkswitch daemon without devices.
     pub(crate) fn daemon(folder: &Path, name: &str, blkswitch: &Path) -> Result<Daemon> {
         let (socket, control) =
             (folder.join(format!("{name}.sock")), folder.join(format!("{name}.control")));
@@ -69,7 +69,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Its process.
+    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -84,7 +84,7 @@ impl Server {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 
-    /// Sends it a signal by its name.
+    /// Sends it the signal of this name.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let status = Command::new("kill")
             .arg(format!("-{name}"))
@@ -97,13 +97,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has nothing to save.
+        // It has no data to save.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A daemon of ours.
+/// A blkswitch daemon.
 pub(crate) struct Daemon {
     pub(crate) server: Server,
     blkswitch: PathBuf,
@@ -119,7 +119,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Has it do something. Whether it did.
+    /// Runs a verb on it. Returns whether that succeeded.
     pub(crate) fn command(&self, words: &[&str]) -> Result<bool> {
         let status =
             Command::new(&self.blkswitch).args(words).arg("--socket").arg(&self.control).status();

@@ -11,11 +11,11 @@ use serde_json::Value;
 use super::lean::Lean;
 use super::server::Server;
 
-/// Who makes the load.
+/// The client of a load.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Client {
     Fio,
-    /// Ours, which takes so little time that the servers are the limit ([`Lean`]).
+    /// [`Lean`], which is so fast that the servers are the bottleneck.
     Lean,
 }
 
@@ -56,10 +56,10 @@ impl Load {
         Load::new("128 KiB sequential read, depth 8", "read", 128, 8),
         Load::new("128 KiB sequential write, depth 8", "write", 128, 8),
     ];
-    /// What the cost of the switch layer is measured with.
+    /// The load for the cost of the switch layer.
     pub(crate) const LAYER: Load =
         Load::lean("4 KiB random read, depth 32, a client that batches", "randread");
-    /// What paths of a multipath are measured with.
+    /// The load for paths of a multipath.
     pub(crate) const PATHS: Load = Load::new("4 KiB random read, depth 32", "randread", 4, 32);
 
     fn words(&self) -> Vec<String> {
@@ -72,19 +72,19 @@ impl Load {
     }
 }
 
-/// What one run gave.
+/// The figures of one run.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Run {
     /// Requests per second.
     pub(super) per_second: f64,
     /// Bytes per second.
     pub(super) bytes_per_second: f64,
-    /// Latency by fio's clock, from submission to completion, in microseconds.
+    /// Median latency by fio's clock, from submission to completion, in microseconds.
     pub(super) p50_us: f64,
     pub(super) p99_us: f64,
     /// The server's processor time per request, in microseconds.
     pub(super) server_cpu_us: f64,
-    /// The client's.
+    /// The client's processor time per request, in microseconds.
     pub(super) client_cpu_us: f64,
 }
 
@@ -104,7 +104,7 @@ pub(super) fn run(server: &Server, device: &str, load: &Load, seconds: f64) -> R
     Ok(Run { server_cpu_us: cpu_ns as f64 / 1e3 / requests, ..run })
 }
 
-/// How many requests fio had answered, and what it says of them.
+/// Runs fio. Returns the number of answered requests and its figures.
 fn fio_run(uri: &str, load: &Load, seconds: f64) -> Result<(f64, Run)> {
     let json = fio(uri, load, seconds)?;
     let job = &json["jobs"][0];
@@ -132,7 +132,7 @@ pub(crate) fn per_second(uri: &str, load: &Load, seconds: f64) -> Result<f64> {
 }
 
 fn fio(uri: &str, load: &Load, seconds: f64) -> Result<Value> {
-    // Every run has other random offsets, the same ones in every series.
+    // Every run has other random offsets, but every series has the same ones.
     static SEED: AtomicU32 = AtomicU32::new(1);
     let seed = SEED.fetch_add(1, Ordering::Relaxed);
     let output = Command::new("fio")
@@ -144,7 +144,7 @@ fn fio(uri: &str, load: &Load, seconds: f64) -> Result<Value> {
         .output()
         .context("cannot run fio (Debian package fio)")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // The engine greets on standard output.
+    // The engine first prints a greeting to standard output.
     let json = text.find('{').map(|start| &text[start..]).unwrap_or_default();
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && !json.is_empty(), "fio on {uri}: {text}{errors}");

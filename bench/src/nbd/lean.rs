@@ -1,9 +1,10 @@
-//! A client that is not the limit: requests leave, and answers arrive, in as large pieces as there
-//! are.
+//! A client that is not the bottleneck: it sends requests and receives answers in the largest
+//! possible pieces.
 //!
-//! fio (libnbd) makes a system call or more for each request and each answer, and takes as much
-//! time for a request as a good server does; then two servers that both keep up look the same. This
-//! client makes one call for all requests that it can send and one for all answers that are there.
+//! fio (libnbd) makes one or more system calls for each request and answer, and takes as much time
+//! for a request as a good server does. Then two servers that both keep up look the same. This
+//! client makes one call for all requests that it can send, and one for all answers that have
+//! arrived.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,19 +30,19 @@ pub(crate) struct Lean {
     random: Random,
     /// Numbers of requests that are not under way.
     free: Vec<u32>,
-    /// By number: when it was sent.
+    /// By number: the time at which a request was sent.
     sent: Vec<Instant>,
     out: Vec<u8>,
     input: Vec<u8>,
-    /// Bytes of `input` that have come and were not read.
+    /// Bytes of `input` that have arrived and were not read.
     filled: usize,
-    /// What is written.
+    /// The data of writes.
     data: Vec<u8>,
     latencies_ns: Vec<u32>,
 }
 
 impl Lean {
-    /// Connects to a server's device for `load`, whose requests are at random places.
+    /// Connects to a server's device for `load`, with requests at random offsets.
     pub(crate) fn connect(socket: &Path, device: &str, load: &Load) -> Result<Lean> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         let blocks =
@@ -63,8 +64,8 @@ impl Lean {
         })
     }
 
-    /// Keeps the connection busy for a time. Returns how many requests were answered, and what
-    /// there is to say of them.
+    /// Keeps the connection busy for a time. Returns the number of answered requests and their
+    /// figures.
     pub(super) fn run(&mut self, time: Duration) -> Result<(f64, Run)> {
         let own = Path::new("/proc/thread-self");
         self.latencies_ns.clear();
@@ -88,7 +89,7 @@ impl Lean {
         Ok((requests, run))
     }
 
-    /// Has so many requests answered (up to the depth more).
+    /// Waits for this number of answered requests, and up to the depth more.
     pub(crate) fn carry(&mut self, requests: u64) -> Result<()> {
         self.latencies_ns.clear();
         self.carry_while(|answered| answered < requests)
@@ -124,7 +125,7 @@ impl Lean {
         Ok(self.stream.write_all(&self.out)?)
     }
 
-    /// Takes what has come; waits if nothing has. Returns how many answers it were.
+    /// Reads the answers that have arrived, or waits for some. Returns their number.
     fn receive(&mut self) -> Result<u64> {
         let got = self.stream.read(self.input.get_mut(self.filled..).unwrap_or_default())?;
         ensure!(got > 0, "the server has closed the connection");

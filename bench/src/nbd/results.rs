@@ -1,4 +1,4 @@
-//! What was measured, as medians and ratios: for the terminal, and as files that are kept.
+//! The measurements as medians and ratios, for the terminal and for kept files.
 
 use std::fmt::Write;
 
@@ -18,11 +18,12 @@ pub(super) struct Cell {
 
 /// The cost of the switch layer.
 pub(super) struct Layer {
-    /// Server time per request of the switch over that of the bare file, a ratio per pair of runs.
+    /// Server time per request of the switch divided by that of the bare file, for each pair of
+    /// runs.
     pub(super) cpu_ratios: Vec<f64>,
 }
 
-/// The series.
+/// All measurements of a series.
 pub(super) struct Results {
     pub(super) cells: Vec<Cell>,
     pub(super) layer: Layer,
@@ -66,7 +67,7 @@ impl Cell {
 }
 
 impl Layer {
-    /// Median and the half of the values around it, as per cents above 1.
+    /// The quartiles as percentages above 1.
     fn quartiles(&self) -> [f64; 3] {
         let mut sorted = self.cpu_ratios.clone();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -75,7 +76,7 @@ impl Layer {
 }
 
 impl Results {
-    /// For the terminal.
+    /// The figures for the terminal.
     pub(super) fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         for cell in &self.cells {
@@ -107,7 +108,8 @@ impl Results {
         self.cells.iter().filter(move |cell| cell.load.name == load.name)
     }
 
-    /// Ours against the best peer in each figure: more requests, lower p99, less server time.
+    /// Ratios of blkswitch to the best peer in each figure: more requests, lower p99, less server
+    /// time.
     fn ratios(&self, load: &Load) -> Vec<(Kind, [(&'static str, f64); 3])> {
         let best = |value: fn(&Run) -> f64, higher: bool| {
             let values =

@@ -1,10 +1,8 @@
-//! The servers under comparison: each a process of its own over files in memory, with an NBD
-//! socket.
+//! The compared servers, each a process of its own with an NBD socket over files in memory.
 //!
-//! Contract: a [`Server`] answers on its URI once it is made, and its process ends with it. All of
-//! them serve
-//! [`DEVICE_BYTES`] bytes of the same content; all but blkswitch are started as their manuals
-//! advise for speed.
+//! Contract: a [`Server`] answers on its URI once it is made, and its process ends when it is
+//! dropped. All of them serve [`DEVICE_BYTES`] bytes of the same content. All but blkswitch have
+//! the options that their manuals advise for speed.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,26 +14,26 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::report::Random;
 
-/// Larger than a processor's caches, small enough for several in memory.
+/// Size of a device: larger than a processor's caches, small enough for several in memory.
 pub(super) const DEVICE_BYTES: u64 = 256 << 20;
-/// Of the switch device: the kernel document's example.
+/// Region size of the switch device, from the kernel document's example.
 const REGION_SECTORS: u64 = 128;
-/// The kernel tells user space times in hundredths of a second, whatever its own ticks are.
+/// The kernel reports times to user space in hundredths of a second, whatever its own tick is.
 const NS_PER_TICK: u64 = 10_000_000;
-/// A server that does not answer after this will not.
+/// Longest time until a server answers.
 const START: Duration = Duration::from_secs(60);
 
-/// What is measured.
+/// A measured server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A switch device whose three paths are one image, a queue per core. So the memory it touches
-    /// is what the others touch: with an image for each path, look-ups in the page cache go through
-    /// three trees.
+    /// A switch device with one image for all three paths, and a queue per core. So it touches the
+    /// same memory as the others. With an image for each path, look-ups in the page cache go
+    /// through three trees.
     Switch,
-    /// The same with one queue, and beside it a `linear` device over the same image: what differs
-    /// is the switch.
+    /// The same with one queue, and a `linear` device over the same image, which differs only in
+    /// the switch.
     OneQueue,
-    /// One queue, a switch device with a file for each of the three paths.
+    /// A switch device with a file for each of the three paths, and one queue.
     ThreeFiles,
     /// nbdkit with its file plugin.
     Nbdkit,
@@ -75,7 +73,7 @@ impl Kind {
         matches!(self, Kind::Nbdkit | Kind::QemuNbd | Kind::QemuStorageDaemon)
     }
 
-    /// Its program and what makes it say its version.
+    /// Its version, from the program itself.
     pub(super) fn version(self) -> Result<String> {
         let program = match self {
             Kind::Nbdkit => "nbdkit",
@@ -99,7 +97,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts one over files of its own in `folder`.
+    /// Starts a server over its own files in `folder`.
     pub(super) fn start(kind: Kind, folder: &Path, blkswitch: &Path) -> Result<Server> {
         let at =
             |what: &str| folder.join(format!("{}.{what}", kind.name().replace([' ', ','], "")));
@@ -167,18 +165,18 @@ impl Server {
         Ok(())
     }
 
-    /// Its URI for `device`; the empty name is its only one.
+    /// Its URI for `device`. The empty name stands for its only device.
     pub(super) fn uri(&self, device: &str) -> String {
         format!("nbd+unix:///{device}?socket={}", self.socket.display())
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Processor time the server has taken so far, user and system, in nanoseconds: also that of
-    /// threads that have ended, as nbdkit's do with their connection. In steps of a clock tick.
+    /// User and system time of the server so far, in nanoseconds and in steps of a clock tick. It
+    /// includes threads that have ended, as nbdkit's do with their connection.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
         let path = format!("/proc/{}/stat", self.child.id());
         let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -191,8 +189,7 @@ impl Server {
         Ok(ticks.iter().sum::<u64>() * NS_PER_TICK)
     }
 
-    /// The same for the threads that live, without the steps: for our own server, whose threads
-    /// stay.
+    /// The same for the current threads, without steps. For blkswitch, whose threads stay.
     pub(super) fn threads_cpu_ns(&self) -> Result<u64> {
         process_cpu_ns(self.child.id())
     }
@@ -215,7 +212,7 @@ pub(super) fn thread_cpu_ns(folder: &Path) -> Result<u64> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has nothing to save, and the files go with their folder.
+        // It has no data to save, and the folder is removed with its files.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -228,7 +225,7 @@ fn create(blkswitch: &Path, control: &Path, name: &str, table: &str) -> Result<(
     Ok(())
 }
 
-/// A command out of words without spaces in them.
+/// Makes a command of words without spaces in them.
 fn words(line: &str) -> Command {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or_default());
@@ -236,7 +233,7 @@ fn words(line: &str) -> Command {
     command
 }
 
-/// Writes the content that all files have.
+/// Writes the common content of all files.
 fn fill(path: &Path) -> Result<()> {
     let mut file = File::create(path).with_context(|| path.display().to_string())?;
     let mut random = Random(1);
