@@ -1,8 +1,8 @@
-//! iSCSI PDUs of a hostile target, against the whole leaf: login, session, link, pipeline. No panic,
-//! no end without an answer, no byte of a read that was not sent for it.
+//! iSCSI PDUs of a hostile target against the whole leaf: login, session, link, pipeline. Nothing
+//! panics, every request is answered, and a read returns only bytes that were sent for it.
 //!
-//! The target is that of the tests; the input says how it changes its answers to reads and writes, in
-//! pieces of four bytes: which answer, what is done to it, where, and by what.
+//! The target is that of the tests. Each four bytes of the input change one of its answers to reads
+//! and writes: which answer, the kind of change, its place, and its value.
 
 #![no_main]
 
@@ -19,12 +19,12 @@ use libfuzzer_sys::fuzz_target;
 use own::{Own, Pdu, READ16, WRITE16, operation, pdu};
 
 const LEN: usize = 64 << 10;
-/// What stands in the buffers before a read.
+/// The content of buffers before a read.
 const SECRET: u8 = 0xee;
-/// What the target's unit is full of.
+/// The content of the target's unit.
 const DATA: u8 = 0x11;
-/// A kind of PDU that there is not: the leaf ends the session when it comes, so that nobody waits
-/// for an answer that the input has taken away.
+/// A kind of PDU that does not exist. The leaf ends the session for it, so that no request waits
+/// for an answer that the input has removed.
 const END: u8 = 0x3e;
 
 thread_local! {

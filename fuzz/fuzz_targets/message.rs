@@ -1,8 +1,8 @@
-//! Messages against the naive model: whatever the bytes, both make the same map, stop at the same
-//! argument with the same text, and how the message is cut into chunks makes no difference.
-//! Afterwards the map is written out and read again.
+//! Compares messages with the naive model. For any bytes, both make the same map and stop at the
+//! same argument with the same text, however the message is cut into chunks. Afterwards the map is
+//! written out and read again.
 //!
-//! The first four bytes choose the target's shape and where to cut; the rest is the arguments.
+//! The first four bytes choose the target's geometry and the cuts; the rest are the arguments.
 
 #![no_main]
 
@@ -16,7 +16,7 @@ use libfuzzer_sys::fuzz_target;
 type Outcome = Result<(), (usize, String)>;
 type VecMap = Map<Vec<AtomicU64>>;
 
-/// Numbers of paths around every width of an entry.
+/// Numbers of paths at the limits of every entry width.
 const NUM_PATHS: [u32; 16] =
     [1, 2, 3, 4, 5, 8, 15, 16, 17, 40, 255, 256, 257, 65_536, 65_537, 262_141];
 

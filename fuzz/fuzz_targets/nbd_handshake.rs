@@ -1,9 +1,9 @@
-//! The NBD handshake on hostile bytes: no panic, bounded memory, and the same answers however the
-//! stream is cut.
+//! The NBD handshake with hostile bytes. Nothing panics, memory is bounded, and the answers are the
+//! same however the stream is cut.
 //!
-//! The first byte says how to cut and whether what follows is the stream itself or a list of
-//! options (number, length, data) that are framed here, so that the fuzzer need not find the magic
-//! number again and again.
+//! The first byte chooses the cuts, and whether the rest is the stream itself or a list of options
+//! (number, length, data). This target frames those options, so that the fuzzer need not find the
+//! magic number again and again.
 
 #![no_main]
 
@@ -51,7 +51,7 @@ fn framed(mut list: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// Feeds the stream in pieces of that size, as a connection does.
+/// Feeds the stream in pieces of this size, like a connection.
 fn run(stream: &[u8], piece: usize) -> (Vec<u8>, usize, String) {
     let mut handshake = Handshake::new();
     let (mut out, mut kept, mut total) = (Vec::new(), Vec::new(), 0);

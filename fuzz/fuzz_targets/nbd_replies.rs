@@ -1,8 +1,8 @@
-//! NBD replies of hostile bytes, as the leaf reads them: no panic, nothing is read before it has
-//! come, what a reply claims is bounded, and every byte of a read is counted exactly once.
+//! NBD replies of hostile bytes, as the leaf reads them. Nothing panics, nothing is read before it
+//! has arrived, the lengths of a reply are bounded, and every byte of a read counts exactly once.
 //!
-//! Replies stand one behind the other, each with a byte before it that says its magic number; what
-//! would be data or text behind a header is left out. All answer one read.
+//! The input is a row of replies, each with a byte before it that chooses its magic number. Data
+//! and text behind a header are left out. All replies answer one read.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ use libfuzzer_sys::fuzz_target;
 const LEN: u64 = 2048;
 /// Longest header: that of a hole.
 const MAX_HEADER: usize = 32;
-/// The document's longest string, and what stands around it in a reply.
+/// The document's longest string, and the fields around it in a reply.
 const MAX_SKIPPED: u32 = 4096 + 8;
 const ESHUTDOWN: u32 = 108;
 
@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
             Parsed::Broken(_) => return,
         };
         rest = &behind[reply.header - 4..];
-        // Whatever is cut off: it is not guessed; whatever is behind: it is not looked at.
+        // A cut header is never guessed, and bytes behind it are never read.
         assert!((0..reply.header).all(|cut| parse(&bytes[..cut]) == Parsed::More));
         assert_eq!(parse(&bytes[..reply.header]), Parsed::Reply(reply));
         match reply.what {
@@ -53,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
             }
             What::Data { offset, len } | What::Hole { offset, len } => {
                 assert!(len > 0);
-                // Near enough to meet others.
+                // Near enough to overlap others.
                 let (offset, len) = (offset % LEN, 1 + u64::from(len - 1) % 256);
                 let Some(bytes) = model.get_mut(offset as usize..(offset + len) as usize) else {
                     continue;

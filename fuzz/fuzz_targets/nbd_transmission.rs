@@ -1,9 +1,8 @@
-//! NBD requests of hostile bytes: no panic, accepted requests lie inside the export, and every
-//! reply that is written for them is one that a client can take apart.
+//! NBD requests of hostile bytes. Nothing panics, accepted requests lie inside the export, and a
+//! client can parse every reply to them.
 //!
-//! The first byte says what was negotiated, the second and third what the export is like; then come
-//! headers, each without its magic number (which is wrong now and then), and payloads of
-//! BLOCK_STATUS.
+//! The first byte chooses the negotiated features, the second and third the export. Then come
+//! headers, each without its magic number (which is sometimes wrong), and payloads of BLOCK_STATUS.
 
 #![no_main]
 
@@ -60,7 +59,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Checks the promises of a request and answers it.
+/// Checks the guarantees for a request and answers it.
 fn carry_out(session: &Session, request: &Request, noise: &[u8]) {
     assert!(request.offset.checked_add(request.len).is_some_and(|end| end <= SIZE));
     assert!(!request.command.writes() || !session.export.read_only);
@@ -102,7 +101,7 @@ fn report(session: &Session, request: &Request, noise: &[u8]) {
     }
 }
 
-/// The lengths on the wire add up: what was written, and `data` bytes behind it, are one message.
+/// Checks the lengths on the wire: `reply` and `data` bytes behind it are one message.
 fn check_reply(session: &Session, reply: &[u8], data: u64) {
     let number =
         |bytes: &[u8]| bytes.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));

@@ -1,9 +1,8 @@
-//! What a hostile logical unit says about itself, as the iSCSI leaf reads it: no panic, a geometry
-//! that is taken makes sense, names are plain text without anything between them that could be
-//! taken for another name, and every sense has one meaning that the pipeline can act on.
+//! Answers of a hostile logical unit about itself, as the iSCSI leaf reads them. Nothing panics, an
+//! accepted geometry makes sense, names are plain text that no separator can make into other names,
+//! and every sense has one meaning for the pipeline.
 //!
-//! Answers stand one behind the other: a byte that says to which question, one for the length, and
-//! the answer.
+//! The input is a row of answers: a byte for the question, one for the length, and the answer.
 
 #![no_main]
 
@@ -15,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     while let [question, len, behind @ ..] = rest {
         let (answer, next) = behind.split_at(behind.len().min(usize::from(*len)));
         rest = next;
-        // As the leaf asks: what has not come is zero, and what is longer is not asked for.
+        // Like the leaf, take missing bytes as zero, and never ask for more.
         let mut page = [0; ANSWER];
         page[..answer.len()].copy_from_slice(answer);
         for answer in [answer, &page] {

@@ -1,6 +1,5 @@
-//! Table texts of any bytes: no panic, and what was read holds together: numbers of lines go up,
-//! words are the model's, a constructor that is taken gives a geometry whose every region lies
-//! within the target.
+//! Table texts of any bytes. Nothing panics, line numbers go up, words are the model's, and the
+//! geometry of an accepted constructor has every region within the target.
 
 #![no_main]
 
