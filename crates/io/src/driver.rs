@@ -252,7 +252,8 @@ impl Drop for Driver {
             }
             if let Err(error) = self.wait(&mut answers) {
                 tracing::error!(%error, "a driver's ring fails: what is under way keeps its memory");
-                return mem::forget(mem::take(&mut self.under_way));
+                mem::forget(mem::take(&mut self.under_way));
+                return mem::forget(mem::replace(&mut self.ring, Ring::simulated()));
             }
         }
     }

@@ -4,6 +4,8 @@
 //! Contract: a pool is made once per process (or test) and stopped once. Its methods may be called
 //! from any thread but a queue's, and may block until the queues have answered.
 
+mod failing;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,6 +28,7 @@ use crate::failing::{Failure, Telling};
 use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
 use crate::queues::Queues;
+use failing::{NoteFailure, run_queue};
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
 /// memory.
@@ -509,12 +512,15 @@ impl Pool {
                 return Err(error);
             }
         }
-        let devices = registry.clone();
+        let (devices, failed) = (registry.clone(), pool.failed.clone());
         let thread = std::thread::Builder::new().name("watcher".into()).spawn(move || {
+            let _panic = NoteFailure { thread: "watcher", failed };
             tell_all(&watch, &devices);
         })?;
         lock(&pool.threads).push(thread);
+        let failed = pool.failed.clone();
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
+            let _panic = NoteFailure { thread: "reaper", failed };
             while let Ok(Reap::Device(device)) = reap.recv() {
                 if let Err(error) = registry.remove(&device) {
                     tracing::debug!(%error, "deferred removal");
@@ -535,11 +541,8 @@ impl Pool {
                 let queue = Queue::new(number, mailboxes, registry);
                 let _ =
                     started.send(queue.as_ref().map(|_| ()).map_err(|e| io::Error::from(e.kind())));
-                if let Ok(mut queue) = queue
-                    && let Err(error) = queue.run()
-                {
-                    tracing::error!(queue = number, %error, "queue stopped: its ring failed");
-                    failed.store(true, Ordering::Release);
+                if let Ok(queue) = queue {
+                    run_queue(queue, number, &failed);
                 }
             })?;
         lock(&self.threads).push(thread);
@@ -622,7 +625,9 @@ impl Pool {
         self.ublk.recover(device, id, &self.mailboxes)
     }
 
-    /// Whether a queue has failed.
+    /// Whether a queue, or another of the pool's threads, has failed: nothing that it had is
+    /// answered any more. What control asks of a failed queue is answered with
+    /// [`DeviceError::Stopping`].
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }

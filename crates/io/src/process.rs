@@ -33,6 +33,25 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Ends the process at once, with a message and a status that is not 0 (by SIGABRT): a thread cannot
+/// go on, and neither can what it has been given be answered, for the kernel may still write to its
+/// memory.
+pub(crate) fn fail(why: &str) -> ! {
+    tracing::error!("{why}: the process ends");
+    std::process::abort();
+}
+
+/// Dropped by a panic, it ends the process: see [`fail`].
+pub(crate) struct FailOnPanic(pub(crate) &'static str);
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            fail(&format!("{} has panicked", self.0));
+        }
+    }
+}
+
 /// Says that this thread, and those that it starts, do I/O for others: their allocations start no
 /// write-back, and they are not held up until pages are clean that only they can clean. Needs
 /// CAP_SYS_RESOURCE.

@@ -127,6 +127,9 @@ pub enum Command {
         /// Answered at once.
         ack: Ack,
     },
+    /// Panic, for a test.
+    #[cfg(test)]
+    Panic,
     /// Finish what is in flight and end.
     Stop {
         /// Answered when the thread is about to end.
@@ -232,13 +235,26 @@ impl Queue {
                 }
             }
         };
+        // One that fails has not answered what it was asked: give_up() says so.
+        if result.is_ok() {
+            if let Some(mailbox) = self.mailboxes.get(self.number) {
+                mailbox.close();
+            }
+            if let Some(ack) = self.stopping.take() {
+                ack.done();
+            }
+        }
+        result
+    }
+
+    /// It has failed, and nothing of it is ever touched again: whoever waits for an answer to a
+    /// command is told that there will be none.
+    pub fn give_up(&mut self) {
         if let Some(mailbox) = self.mailboxes.get(self.number) {
             mailbox.close();
         }
-        if let Some(ack) = self.stopping.take() {
-            ack.done();
-        }
-        result
+        self.stopping = None;
+        self.pipeline.forget_commands();
     }
 
     /// There is nothing to be carried: what came was answered where it came from.
@@ -386,6 +402,8 @@ impl Queue {
                 ublk.fail(device, &mut context);
                 ack.done();
             }
+            #[cfg(test)]
+            Command::Panic => panic!("a test wants it"),
             Command::Stop { ack } => {
                 // The accept under way has a hold on the socket beyond its close: the next daemon
                 // could not listen there until this one's ring is gone.

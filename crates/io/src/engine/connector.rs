@@ -44,6 +44,8 @@ struct State {
     /// Attempts begun, and the last of them that failed.
     begun: u64,
     failed: u64,
+    /// There was no thread for the wishes there are: said once.
+    lacks_thread: bool,
     /// When to try again after a connection that did not last, and the pause that this was.
     not_before: Option<Instant>,
     pause: Duration,
@@ -154,35 +156,64 @@ impl<C: Send + 'static> Connector<C> {
         if let Some(made) = lock(&at.made).take() {
             state.lost_after(if has_answered { LASTING } else { made.elapsed() });
         }
+        self.start(&mut state);
+    }
+
+    /// Starts the thread, if there is none. Without one every wish counts as an attempt that failed;
+    /// whoever asks next tries to start it again.
+    fn start(self: &Arc<Self>, state: &mut State) {
         if state.running || self.is_closed() {
             return;
         }
-        let connector = self.clone();
-        match thread::Builder::new().name("connector".into()).spawn(move || connector.run()) {
-            Ok(_) => state.running = true,
+        match self.spawn() {
+            Ok(()) => (state.running, state.lacks_thread) = (true, false),
             Err(error) => {
-                tracing::error!(leaf = self.name, %error, "no thread to connect again on")
+                if !std::mem::replace(&mut state.lacks_thread, true) {
+                    let leaf = &self.name;
+                    tracing::error!(leaf, %error, "no thread to connect again on: trying on");
+                }
+                self.tell_failure();
             }
         }
     }
 
-    /// The same, if nobody has asked yet and there is none.
+    fn spawn(self: &Arc<Self>) -> io::Result<()> {
+        #[cfg(all(test, not(loom)))]
+        tests::refuse_thread(&self.name)?;
+        let connector = self.clone();
+        thread::Builder::new().name("connector".into()).spawn(move || connector.run()).map(drop)
+    }
+
+    /// Tells the links whose wishes were not fulfilled.
+    fn tell_failure(&self) {
+        for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
+            berth.failed.store(true, Ordering::Release);
+            berth.seat.bell().ring();
+        }
+    }
+
+    /// The same, if nobody has asked yet and there is none, or nobody tries.
     pub(super) fn want_if_idle(self: &Arc<Self>, berth: usize) {
-        let is_idle = |berth: &Berth<C>| {
-            // A wish ends after its connection has come, which may be since the link looked: it
-            // cannot come between these.
-            let ready = lock(&berth.ready);
-            ready.is_none() && !berth.wanted.load(Ordering::Acquire)
-        };
-        if self.berths.get(berth).is_some_and(is_idle) {
+        let Some(at) = self.berths.get(berth) else { return };
+        let mut state = lock(&self.state);
+        // A wish ends as its connection comes, under the lock that is held here.
+        if at.wanted.load(Ordering::Acquire) {
+            return self.start(&mut state);
+        }
+        let is_idle = lock(&at.ready).is_none();
+        drop(state);
+        if is_idle {
             self.want(berth);
         }
     }
 
     /// Has missing connections tried for at once and waits for all of them. Errors: the next
     /// attempt fails, or takes too long.
-    pub(super) fn wait_connected(&self, deadline: Instant) -> io::Result<()> {
+    pub(super) fn wait_connected(self: &Arc<Self>, deadline: Instant) -> io::Result<()> {
         let mut state = lock(&self.state);
+        if self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
+            self.start(&mut state);
+        }
         state.hurry = true;
         let before = state.begun;
         self.changed.notify_all();
@@ -213,6 +244,7 @@ impl<C: Send + 'static> Connector<C> {
 
     /// The thread: connects whoever wants it.
     fn run(&self) {
+        let _running = Running(self);
         let (mut pause, mut said) = (FIRST_PAUSE, String::new());
         loop {
             let mut state = lock(&self.state);
@@ -259,12 +291,7 @@ impl<C: Send + 'static> Connector<C> {
                         );
                         said = why;
                     }
-                    for berth in
-                        self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire))
-                    {
-                        berth.failed.store(true, Ordering::Release);
-                        berth.seat.bell().ring();
-                    }
+                    self.tell_failure();
                     let mut state = lock(&self.state);
                     state.failed = state.begun;
                     self.changed.notify_all();
@@ -273,6 +300,69 @@ impl<C: Send + 'static> Connector<C> {
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
+        }
+    }
+}
+
+/// Dropped by a panic of the thread, it has the next wish start another.
+struct Running<'a, C: Send + 'static>(&'a Connector<C>);
+
+impl<C: Send + 'static> Drop for Running<'_, C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(leaf = self.0.name, "the thread that connects again has panicked");
+            lock(&self.0.state).running = false;
+            self.0.tell_failure();
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    /// How many threads of the connector in the test are still to be refused.
+    static REFUSED: AtomicU32 = AtomicU32::new(0);
+
+    pub(super) fn refuse_thread(name: &str) -> io::Result<()> {
+        let take = |left: u32| left.checked_sub(1);
+        let refused = name == "refused"
+            && REFUSED.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();
+        if refused { Err(io::Error::from_raw_os_error(libc::EAGAIN)) } else { Ok(()) }
+    }
+
+    #[test]
+    fn a_thread_that_could_not_be_started_is_started_by_the_next_wish() {
+        let dial = |_| Ok(7);
+        let connector = Connector::new("refused".into(), 1, Vec::new(), Box::new(dial)).unwrap();
+        let deadline = || Instant::now() + Duration::from_secs(60);
+        REFUSED.store(3, Ordering::Release);
+        connector.want(0);
+        assert!(connector.has_failed(0), "the link is told");
+        connector.want_if_idle(0);
+        connector.wait_connected(deadline()).unwrap_err();
+        connector.want_if_idle(0);
+        connector.wait_connected(deadline()).unwrap();
+        assert_eq!(connector.take(0), Some(7));
+    }
+
+    #[test]
+    fn a_thread_that_panicked_is_replaced() {
+        let dialled = AtomicU32::new(0);
+        let dial = move |_| {
+            assert_ne!(dialled.fetch_add(1, Ordering::AcqRel), 0, "the first attempt panics");
+            Ok(7)
+        };
+        let connector = Connector::new("panics".into(), 1, Vec::new(), Box::new(dial)).unwrap();
+        connector.want(0);
+        let until = Instant::now() + Duration::from_secs(60);
+        while connector.take(0).is_none() {
+            assert!(Instant::now() < until, "nobody connects any more");
+            connector.want_if_idle(0);
+            std::thread::yield_now();
         }
     }
 }

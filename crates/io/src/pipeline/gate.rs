@@ -30,6 +30,22 @@ impl Pipeline {
         }
     }
 
+    /// As [`Pipeline::close`], while a request is in flight.
+    #[cfg(test)]
+    pub(crate) fn close_with_one_in_flight(&mut self, device: u32, ack: Ack) {
+        if let Some(local) = self.local(device) {
+            local.in_flight += 1;
+        }
+        self.close(device, false, ack, &mut Ring::simulated());
+    }
+
+    /// The queue has failed: whoever waits for a gate to close is told so.
+    pub fn forget_commands(&mut self) {
+        for local in self.devices.iter_mut().flatten() {
+            local.closing = None;
+        }
+    }
+
     /// Opens a device's gate on what is live now, and lets in what has waited.
     pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
         self.failures.forget(device);

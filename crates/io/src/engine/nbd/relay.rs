@@ -20,6 +20,7 @@ use crate::buffer::Buffer;
 use crate::engine::carrier::Carrier;
 use crate::engine::links::{Bell, Finished, Link, Links, Part, Port, Seat};
 use crate::engine::{LeafIo, LeafOp, Submitted};
+use crate::process;
 use crate::request::Span;
 use crate::ring::{Ring, Tag, user_data};
 use crate::slab::Slab;
@@ -78,6 +79,7 @@ impl Relay {
             let _ = started
                 .send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
             if let Ok(ring) = ring {
+                let _panic = process::FailOnPanic("the relay to an NBD server");
                 Worker {
                     relay: worker,
                     ring,
@@ -157,9 +159,8 @@ impl Worker {
         self.listen();
         loop {
             if let Err(error) = self.ring.wait(false, &mut completions) {
-                // What it had taken stays unanswered: its memory may still be the kernel's.
-                tracing::error!(leaf = self.relay.shared.connector.name(), %error, "relay stopped: its ring failed");
-                return;
+                let leaf = self.relay.shared.connector.name();
+                process::fail(&format!("the relay to '{leaf}': its ring failed: {error}"));
             }
             for completion in completions.drain(..) {
                 match completion.tag {

@@ -14,6 +14,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::UblkError;
 use super::abi::{self, ControlCommand, DevInfo, Params};
+use crate::process;
 
 /// Commands under way at a time: one, and its cancellation.
 const SUBMISSIONS: u32 = 2;
@@ -22,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a removal waits for the last user of the device: the driver goes on with it afterwards
 /// by itself.
 const REMOVAL: Duration = Duration::from_secs(2);
+
+/// Pause after the kernel was short of memory for a call.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
 
 const COMMAND: u64 = 1;
 const CANCEL: u64 = 2;
@@ -201,21 +205,28 @@ impl Control {
         unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 
-    /// Waits for a completion. Nothing if time ran out, or another than the command's came.
-    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<Option<io::Result<()>>> {
-        let result = match at_most {
+    fn enter(&mut self, at_most: Option<Duration>) -> io::Result<usize> {
+        match at_most.map(types::Timespec::from) {
             Some(time) => {
-                let time = types::Timespec::from(time);
                 self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
             }
             None => self.ring.submit_and_wait(1),
-        };
-        match result {
-            Ok(_) => {}
-            Err(e) if e.raw_os_error() == Some(libc::ETIME) => return Ok(None),
-            // A signal: the command goes on, and so do we.
-            Err(e) if e.raw_os_error() == Some(libc::EINTR) => return self.wait(at_most),
-            Err(e) => return Err(e),
+        }
+    }
+
+    /// Waits for a completion. Nothing if time ran out, or another than the command's came.
+    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<Option<io::Result<()>>> {
+        while let Err(error) = self.enter(at_most) {
+            match error.raw_os_error() {
+                Some(libc::ETIME) => return Ok(None),
+                // A signal, or a shortage that passes: the command goes on, and so do we.
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => {
+                    std::thread::sleep(SHORTAGE_PAUSE);
+                }
+                // The driver may still write to our caller's memory.
+                _ => process::fail(&format!("the ring for ublk's commands failed: {error}")),
+            }
         }
         let done = self.ring.completion().find(|cqe| cqe.user_data() == COMMAND);
         Ok(done.map(|cqe| match cqe.result() {
