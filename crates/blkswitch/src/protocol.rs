@@ -39,12 +39,14 @@
 //! newer daemon. Pure data: no I/O, no panics.
 
 mod errno;
+mod kept;
 mod users;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use self::errno::Errno;
+pub use self::kept::{KeptDevice, KeptList};
 pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
@@ -98,6 +100,10 @@ pub mod route {
     pub const MAP_MESSAGE: &str = "/v1/devices/{name}/map/message";
     /// `GET`: counters and latencies.
     pub const STATS: &str = "/v1/devices/{name}/stats";
+    /// What is kept for the next daemon.
+    pub const STATE: &str = "/v1/state";
+    /// One device of that.
+    pub const STATE_DEVICE: &str = "/v1/state/{name}";
     /// `GET`: what happens, streamed.
     pub const MONITOR: &str = "/v1/monitor";
     /// `POST`: remove every device.
@@ -200,6 +206,9 @@ pub struct Device {
     /// What it waits for, if its table is under construction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// Why the table that is kept of it cannot be served yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away: Option<String>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.

@@ -12,6 +12,7 @@
 
 mod leaving;
 mod paths;
+mod replace;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -105,11 +106,17 @@ impl DeviceError {
     }
 }
 
+/// Held while a table is checked for loops: two at once could each find none and make one
+/// together.
+static LOADING: Mutex<()> = Mutex::new(());
+
 struct State {
     name: String,
     uuid: String,
     live: Option<Arc<Live>>,
     inactive: Option<Arc<Table>>,
+    /// What is about to become live in place of a table that stands in for it.
+    coming: Option<Arc<Table>>,
     suspended: bool,
     deferred_remove: bool,
     removed: bool,
@@ -177,6 +184,7 @@ impl Device {
                 uuid: uuid.to_string(),
                 live: None,
                 inactive: None,
+                coming: None,
                 suspended: false,
                 deferred_remove: false,
                 removed: false,
@@ -254,8 +262,6 @@ impl Device {
     /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make
     /// the device stand on itself or the stack too deep, and one with leaves of another pool.
     pub fn load(&self, mut table: Table) -> Result<(), DeviceError> {
-        /// Two loads at once could each find no loop and make one together.
-        static LOADING: Mutex<()> = Mutex::new(());
         let loading = lock(&LOADING);
         // First this: a device of another pool may have the number of one here.
         table.serve(self.mailboxes.queues()).map_err(DeviceError::OtherQueues)?;
@@ -277,11 +283,18 @@ impl Device {
             if below.id == self.id {
                 return Err(DeviceError::Loop(self.name()));
             }
-            for table in [below.live(), below.inactive()].into_iter().flatten() {
+            for table in below.tables() {
                 self.check_below(&table, left)?;
             }
         }
         Ok(())
+    }
+
+    /// All tables that it has or is about to have.
+    fn tables(&self) -> impl Iterator<Item = Arc<Table>> + use<> {
+        let state = lock(&self.state);
+        let live = state.live.as_ref().map(|live| live.table.clone());
+        [live, state.inactive.clone(), state.coming.clone()].into_iter().flatten()
     }
 
     /// Drops the inactive table.

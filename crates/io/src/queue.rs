@@ -69,6 +69,15 @@ pub enum Command {
         /// Answered at once.
         ack: Ack,
     },
+    /// Meet this once the gate opens: it is closed.
+    Exchange {
+        /// Its id.
+        device: u32,
+        /// What requests will meet.
+        live: Arc<Live>,
+        /// Answered at once.
+        ack: Ack,
+    },
     /// Accept connections.
     Listen {
         /// Where.
@@ -360,6 +369,10 @@ impl Queue {
             Command::Release { device } => self.pipeline.release(device, &mut self.ring),
             Command::Open { device, live, ack } => {
                 self.pipeline.open(device, live, &mut self.ring);
+                ack.done();
+            }
+            Command::Exchange { device, live, ack } => {
+                self.pipeline.exchange(device, live);
                 ack.done();
             }
             Command::Listen { listener, ack } => {

@@ -418,12 +418,19 @@ pub struct TableBuilder {
     leaves: Vec<Arc<Leaf>>,
     devices: Vec<OpenDevice>,
     read_only: bool,
+    least_block: u32,
 }
 
 impl TableBuilder {
     /// An empty table.
     pub fn new(read_only: bool) -> TableBuilder {
         TableBuilder { read_only, ..TableBuilder::default() }
+    }
+
+    /// Announces logical blocks of at least this many bytes: the table stands in for another.
+    pub fn least_block(mut self, bytes: u32) -> TableBuilder {
+        self.least_block = bytes;
+        self
     }
 
     /// Uses a leaf; the same leaf twice is one.
@@ -584,11 +591,14 @@ impl TableBuilder {
                 *slot = path as u32;
             }
         }
+        let largest = |blocks: &mut dyn Iterator<Item = u32>| {
+            blocks.max().unwrap_or(512).max(self.least_block)
+        };
         Table {
             leaf_paths: leaf_paths.into(),
             device_paths: device_paths.into(),
-            logical_block: limits.iter().map(|l| l.logical_block).max().unwrap_or(512),
-            physical_block: limits.iter().map(|l| l.physical_block).max().unwrap_or(512),
+            logical_block: largest(&mut limits.iter().map(|l| l.logical_block)),
+            physical_block: largest(&mut limits.iter().map(|l| l.physical_block)),
             rotational: limits.iter().any(|l| l.rotational),
             read_only: self.read_only,
             len: self.segments.last().map_or(0, |s| s.start + s.len),

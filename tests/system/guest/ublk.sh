@@ -254,16 +254,20 @@ wait $daemon
 serve --abandon-disks
 [ ! -e /dev/ublkb0 ] || fail "abandon"
 
-# A leaf that is gone: no take-over, a reason, and nothing is forgotten.
+# A leaf that is gone: the disk is taken over, its requests wait, and it goes on with the leaf.
 bs create disk --ublk --make-files --table "0 2048 linear $PWD/leaf 0"
+dd if=bytes of=/dev/blkswitch/disk oflag=direct bs=4k count=1 status=none
 die
 mv leaf away
-serve
-wait $daemon && fail "took over without a leaf"
-tail -n 1 daemon.log | grep -q "cannot make device 'disk' again.*leaf" || fail "no reason"
-mv away leaf
 serve --ublk
 has "$(bs info disk)" "/dev/ublkb0"
+bs info disk | grep -q "Away: .*leaf.*I/O waits" || fail "no reason"
+[ "$(blockdev --getsz /dev/ublkb0)" = 2048 ] || fail "another size"
+dd if=/dev/blkswitch/disk of=read iflag=direct bs=4k count=1 status=none & reader=$!
+mv away leaf
+wait $reader || fail "a request that should wait failed"
+cmp -n 4096 bytes read
+bs info disk | grep -q "Away:" && fail "still away"
 bs create second --make-files --table "0 2048 linear $PWD/second 0"
 has "$(bs info second)" "/dev/ublkb1"
 bs create third --notable

@@ -39,6 +39,7 @@ mod remove_all;
 mod rename;
 mod resume;
 mod serve;
+mod state;
 mod stats;
 mod status;
 mod suspend;
@@ -96,6 +97,7 @@ enum Verb {
     Message(message::Message),
     Map(map::Map),
     Stats(stats::Stats),
+    State(state::State),
     Table(table::Table),
     Status(status::Status),
     Info(info::Info),
@@ -233,6 +235,7 @@ impl Verb {
             Self::Message(verb) => verb.run(context).await,
             Self::Map(verb) => verb.run(context).await,
             Self::Stats(verb) => verb.run(context).await,
+            Self::State(verb) => verb.run(context).await,
             Self::Table(verb) => verb.run(context).await,
             Self::Status(verb) => verb.run(context).await,
             Self::Info(verb) => verb.run(context).await,

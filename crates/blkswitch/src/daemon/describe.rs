@@ -34,6 +34,7 @@ pub fn device(device: &Device) -> protocol::Device {
         disk: None,
         clients: Vec::new(),
         waits: None,
+        away: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! calls them on threads that may. Nothing here knows HTTP.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blkswitch_io::pool::Registry;
@@ -15,6 +16,7 @@ use super::failure::{Failure, MAJOR};
 use super::lookup::Leaves;
 use super::opening::{Opening, Openings};
 use super::privileges::Privileges;
+use super::standing::Standing;
 use super::state::Folder;
 use crate::protocol::{
     self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
@@ -27,6 +29,10 @@ pub struct Devices {
     leaves: Leaves,
     /// Tables under construction.
     pub(super) openings: Openings,
+    /// Devices whose tables are away.
+    pub(super) standing: Standing,
+    /// Whether the devices of the last daemon are being made again.
+    pub(super) recovering: AtomicBool,
     /// How the leaves of each device were opened last, by its number.
     caches: Mutex<HashMap<u32, LeafCache>>,
     /// What the next daemon needs.
@@ -49,6 +55,8 @@ impl Devices {
             pool,
             leaves: Leaves::default(),
             openings: Openings::default(),
+            standing: Standing::default(),
+            recovering: AtomicBool::new(false),
             caches: Mutex::default(),
             folder,
             saving: Mutex::default(),
@@ -183,6 +191,7 @@ impl Devices {
                     );
                     logged_if_taken(error, line)
                 })?;
+                self.standing.renamed(&old, new);
                 if let Some(node) = self.pool.ublk_node(device) {
                     unlink(&old);
                     link(new, &node);

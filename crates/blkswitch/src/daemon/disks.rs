@@ -36,7 +36,9 @@ impl Devices {
     pub fn describe(&self, device: &Device) -> protocol::Device {
         let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
         let waits = self.openings.waits_for(device.id());
-        protocol::Device { disk, waits, ..describe::device(device) }
+        let mut described = protocol::Device { disk, waits, ..describe::device(device) };
+        self.describe_away(device, &mut described);
+        described
     }
 
     /// Makes a disk of a device.
@@ -116,7 +118,7 @@ impl Devices {
     /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
     /// that a daemon before this one has left. `abandon` lets go of all that were left behind
     /// instead: their requests fail.
-    pub fn recover(&self, abandon: bool) -> anyhow::Result<()> {
+    pub fn recover(self: &Arc<Self>, abandon: bool) -> anyhow::Result<()> {
         let keeps_all = self.folder.keeps_all();
         let found = leftovers::found(&self.folder, abandon)?;
         if found.is_empty() && !keeps_all {
@@ -131,22 +133,19 @@ impl Devices {
             self.restore_all(&state, is_left)?;
         }
         self.save().map_err(|failure| anyhow::anyhow!(failure.reason))?;
-        if let Some(how) = self.default_disk.filter(|_| keeps_all) {
-            self.attach_all(how);
-        }
+        self.list().iter().for_each(|device| self.attach_if_default(device));
         Ok(())
     }
 
-    /// Makes disks of all devices that are none.
-    fn attach_all(&self, how: AttachUblk) {
-        for device in self.list() {
-            let could_be = device.live().is_some() && !device.info().suspended;
-            if could_be
-                && self.pool().ublk_node(&device).is_none()
-                && let Err(failure) = self.attach(&device, how)
-            {
-                tracing::warn!(device = %device.name(), reason = %failure.reason, "is no disk");
-            }
+    /// Makes a disk of a kept device that is none, where all are to be disks.
+    pub(super) fn attach_if_default(&self, device: &Arc<Device>) {
+        let could_be = device.live().is_some()
+            && !device.info().suspended
+            && self.standing.reason(device).is_none()
+            && self.pool().ublk_node(device).is_none();
+        let how = self.default_disk.filter(|_| could_be && self.folder.keeps_all());
+        if let Some(Err(failure)) = how.map(|how| self.attach(device, how)) {
+            tracing::warn!(device = %device.name(), reason = %failure.reason, "is no disk");
         }
     }
 

@@ -9,25 +9,19 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::Context;
 use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Device, Table, Target};
 
-use super::build::{Maps, Site, build};
 use super::describe;
 use super::devices::Devices;
 use super::disks::link;
 use super::failure::Failure;
 use super::state::{SavedDevice, State};
-use crate::protocol::{Errno, LeafOptions, LoadTable};
-
-/// How long a killed daemon's leaving may take.
-const LEAVING: Duration = Duration::from_secs(30);
-/// Pause between two looks whether it has left.
-const PAUSE: Duration = Duration::from_millis(10);
+use crate::protocol::Errno;
 
 impl Devices {
     /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
@@ -38,6 +32,7 @@ impl Devices {
         } else {
             device.suspend()?;
         }
+        self.standing.set_suspended(device, true);
         self.save()
     }
 
@@ -62,6 +57,9 @@ impl Devices {
         }
         let told = if swaps { self.save() } else { Ok(()) };
         let resumed = told.and_then(|()| Ok(device.resume()?));
+        if resumed.is_ok() {
+            self.standing.set_suspended(device, false);
+        }
         if swaps {
             self.swapping().remove(&device.id());
         }
@@ -88,21 +86,7 @@ impl Devices {
     pub(super) fn save(&self) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let swapping = self.swapping().clone();
-        let mut saved = Vec::new();
-        for device in self.list() {
-            let mut stack = Vec::new();
-            // One that goes with its last user goes with the daemon.
-            let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
-            // One that would not survive is not promised to.
-            if (is_kept || self.pool().ublk_node(&device).is_some())
-                && self.describe_stack(&device, &swapping, &mut stack)
-            {
-                saved.extend(stack);
-            }
-        }
-        let mut known = HashSet::new();
-        saved.retain(|device| known.insert(device.minor));
-        self.folder.save(saved).map_err(|error| {
+        self.folder.save(self.described(&swapping)).map_err(|error| {
             let errno = Errno::from_number(error.raw_os_error().unwrap_or(Errno::Eio.number()));
             let path = self.folder.path().display();
             Failure::new(
@@ -110,6 +94,25 @@ impl Devices {
                 format!("cannot save in '{path}' what the next daemon needs: {error}"),
             )
         })
+    }
+
+    /// What is kept of all devices, what is below first.
+    pub(super) fn described(&self, swapping: &HashSet<u32>) -> Vec<SavedDevice> {
+        let mut saved = Vec::new();
+        for device in self.list() {
+            let mut stack = Vec::new();
+            // One that goes with its last user goes with the daemon.
+            let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
+            // One that would not survive is not promised to.
+            if (is_kept || self.pool().ublk_node(&device).is_some())
+                && self.describe_stack(&device, swapping, &mut stack)
+            {
+                saved.extend(stack);
+            }
+        }
+        let mut known = HashSet::new();
+        saved.retain(|device| known.insert(device.minor));
+        saved
     }
 
     /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
@@ -131,6 +134,10 @@ impl Devices {
         out: &mut Vec<SavedDevice>,
     ) -> bool {
         let swaps = swapping.contains(&device.id());
+        if let Some(saved) = self.standing.saved(device).filter(|_| !swaps) {
+            self.describe_away_stack(device, saved, swapping, out);
+            return true;
+        }
         let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
         let Some(table) = table else { return false };
         if !survives_alone(&table)
@@ -150,57 +157,68 @@ impl Devices {
             table: describe::text(&table),
             maps: maps(&table).filter_map(|path| path?.file_name().map(PathBuf::from)).collect(),
             disk: self.pool().ublk_node(device).map(|node| node.id),
+            block: table.logical_block(),
         });
         true
     }
 
-    pub(super) fn restore_all(
+    /// The same of a device whose table is away.
+    fn describe_away_stack(
         &self,
+        device: &Device,
+        saved: SavedDevice,
+        swapping: &HashSet<u32>,
+        out: &mut Vec<SavedDevice>,
+    ) {
+        let at = out.len();
+        let below = self.named_in(&saved.table);
+        let disk = self.pool().ublk_node(device).map(|node| node.id);
+        out.push(SavedDevice { disk: disk.or(saved.disk), ..saved });
+        for below in below {
+            // A description that was edited may have tables in a circle.
+            if out.iter().all(|other| other.minor != below.id()) {
+                self.describe_stack(&below, swapping, out);
+            }
+        }
+        out[at..].rotate_left(1);
+    }
+
+    /// Makes the devices that were saved, whatever of them is away ([`super::standing`]), and takes
+    /// over the disks that `is_left` names.
+    pub(super) fn restore_all(
+        self: &Arc<Self>,
         state: &State,
         is_left: impl Fn(Option<u32>) -> bool,
     ) -> anyhow::Result<()> {
+        self.recovering.store(true, Ordering::Release);
         for saved in &state.devices {
-            if let Err(error) = self.restore(saved, is_left(saved.disk)) {
-                let name = &saved.name;
-                if self.folder.keeps_all() {
-                    bail!(
-                        "cannot make device '{name}' again, which is kept in '{}': {error:#}. Mend that and start \
-                         again; nothing is lost",
-                        self.folder.path().display()
-                    );
-                }
-                bail!(
-                    "cannot make device '{name}' again, which disks wait for: {error:#}. Mend that and start again, \
-                     or let their requests fail with serve --abandon-disks"
-                );
-            }
+            let made = self.stand_in(saved, is_left(saved.disk));
+            made.with_context(|| format!("cannot make device '{}' again", saved.name))?;
         }
-        Ok(())
-    }
-
-    fn restore(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
-        let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
-        let leaves = LeafOptions { make_files: false, cache: saved.cache };
-        self.remember_cache(&device, saved.cache);
-        let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
-        let maps = Maps::saved(&self.folder, &saved.maps);
-        let begun = self.openings.begin(device.id(), &saved.name);
-        let begun = begun.map_err(|failure| anyhow::anyhow!(failure.reason))?;
-        let site = Site { maps, ..self.site(&device, &begun.opening) };
-        device.load(build_when_free(&site, &load)?)?;
-        device.resume()?;
-        if saved.suspended {
-            device.suspend()?;
-        }
-        if let (true, Some(id)) = (is_left, saved.disk) {
-            if let Some(table) = device.live() {
-                table.prefer_direct();
-            }
-            let node = self.pool().recover_ublk(&device, id)?;
+        self.revive_all();
+        self.recovering.store(false, Ordering::Release);
+        for saved in &state.devices {
+            let device = self.pool().registry().by_id(saved.minor);
+            let (Some(device), Some(id)) = (device, saved.disk.filter(|id| is_left(Some(*id))))
+            else {
+                continue;
+            };
+            let node = self.pool().recover_ublk(&device, id).with_context(|| {
+                format!(
+                    "cannot go on with the disk of device '{}'; serve --abandon-disks lets its \
+                     requests fail",
+                    saved.name
+                )
+            })?;
             link(&saved.name, &node);
             self.disk_appeared(&device);
         }
         Ok(())
+    }
+
+    /// Whether the devices of the last daemon are being made again: nothing is saved meanwhile.
+    pub(super) fn recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
     }
 
     /// Forces what a message has changed to the medium, where devices are kept.
@@ -211,21 +229,6 @@ impl Devices {
             );
             Failure::new(Errno::Eio, reason)
         })
-    }
-}
-
-/// A table whose leaves the killed daemon may not have let go of yet: the kernel first ends what it
-/// had under way.
-fn build_when_free(site: &Site<'_>, load: &LoadTable) -> anyhow::Result<Table> {
-    let until = Instant::now() + LEAVING;
-    loop {
-        match build(site, load) {
-            Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
-                site.maps.rewind()
-            }
-            built => return built.map_err(|failure| anyhow::anyhow!(failure.reason)),
-        }
-        std::thread::sleep(PAUSE);
     }
 }
 

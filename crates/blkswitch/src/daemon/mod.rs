@@ -7,6 +7,7 @@
 //! | [`accept`], [`limits`] | how many connections, how much memory and how many descriptors clients get |
 //! | [`devices`] | what can be done with devices |
 //! | [`disks`], `leftovers`, [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
+//! | [`standing`] | devices that are kept, and whose files or servers are away |
 //! | [`privileges`], `mounts` | what the process of a server of disks needs of the kernel |
 //! | [`build`], [`constructors`], [`multipath`], [`lookup`], [`opening`] | from the text of a table to a table that runs |
 //! | [`clients`] | who has devices open over NBD |
@@ -43,6 +44,7 @@ pub mod privileges;
 pub mod reply;
 pub mod routes;
 pub mod server;
+pub mod standing;
 pub mod state;
 pub mod stop;
 
@@ -203,6 +205,7 @@ impl Daemon {
         );
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
+        let retry = tokio::spawn(standing::retry(self.devices.clone()));
         let stop = self.stop.clone();
         let devices = self.devices.clone();
         let mut stopping = self.stop.subscribe();
@@ -221,6 +224,7 @@ impl Daemon {
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
+        retry.abort();
         match tokio::time::timeout(CONTROL_GRACE, served).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error).context("the control server failed"),

@@ -18,6 +18,13 @@ pub struct Opening {
     address: Mutex<String>,
 }
 
+impl Default for Opening {
+    /// Nothing is being opened yet.
+    fn default() -> Opening {
+        Opening { since: Instant::now(), address: Mutex::default() }
+    }
+}
+
 impl Opening {
     /// Notes which address is being opened, while `open` runs.
     pub fn at<T>(&self, address: &str, open: impl FnOnce() -> T) -> T {
@@ -49,7 +56,7 @@ impl Openings {
             let reason = format!("device '{name}' is busy: another load {}", other.waits_for());
             return Err(Failure::new(Errno::Ebusy, reason));
         }
-        let opening = Arc::new(Opening { since: Instant::now(), address: Mutex::default() });
+        let opening = Arc::new(Opening::default());
         all.insert(device, opening.clone());
         Ok(Begun { openings: self, device, opening })
     }

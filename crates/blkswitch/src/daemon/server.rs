@@ -18,7 +18,9 @@ use utoipa::OpenApi;
 use super::devices::Devices;
 use super::monitor::Monitor;
 use super::reply::{no_such_method, no_such_route};
-use super::routes::{clients, devices, disks, events, map, message, meta, monitor, stats, tables};
+use super::routes::{
+    clients, devices, disks, events, map, message, meta, monitor, state, stats, tables,
+};
 use crate::protocol::{self, route};
 
 /// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
@@ -84,6 +86,8 @@ pub fn router(app: App) -> Router {
         .route(route::MAP_PICTURE, get(map::picture))
         .route(route::MAP_MESSAGE, get(map::export))
         .route(route::STATS, get(stats::stats))
+        .route(route::STATE, get(state::list))
+        .route(route::STATE_DEVICE, delete(state::forget))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(app)
@@ -122,6 +126,8 @@ pub fn router(app: App) -> Router {
         map::picture,
         map::export,
         stats::stats,
+        state::list,
+        state::forget,
     ),
     components(schemas(protocol::ErrorBody, protocol::Errno))
 )]

@@ -85,6 +85,9 @@ pub struct SavedDevice {
     pub maps: Vec<PathBuf>,
     /// The ublk driver's number of the disk, if it is one itself.
     pub disk: Option<u32>,
+    /// Bytes of the logical blocks that users were told of; 0 where that was not saved.
+    #[serde(default)]
+    pub block: u32,
 }
 
 /// The folder with all that.
@@ -272,6 +275,7 @@ mod tests {
             table: "0 1 error\n".into(),
             maps: vec![map.into()],
             disk: Some(7),
+            block: 512,
         }
     }
 

@@ -131,16 +131,109 @@ fn what_cannot_be_kept_is_said_and_what_cannot_be_made_again_is_not_forgotten() 
     drop(daemon);
     let (path, aside) = (kept.path(1), kept.folder.path().join("aside"));
     std::fs::rename(&path, &aside).unwrap();
-    let refused =
-        serve(&kept.folder.path().join("third"), &["--state", &kept.options[1]]).output().unwrap();
-    let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        !refused.status.success() && error.contains("cannot make device 'files' again"),
-        "{error}"
-    );
-    std::fs::rename(&aside, &path).unwrap();
     let daemon = kept.start();
+    let away = daemon.describe("files").away.unwrap_or_default();
+    assert!(away.contains(&path), "{away}");
+    std::fs::rename(&aside, &path).unwrap();
+    served(&daemon, "files");
     assert_eq!(String::from_utf8(daemon.run(&["ls"]).stdout).unwrap(), "files\t(0:0)\n");
+}
+
+/// Waits until a device has its table.
+fn served(daemon: &Daemon, name: &str) {
+    eventually("the device has its table", || daemon.describe(name).away.is_none());
+}
+
+/// One file is away when the daemon starts: its device is there and says why, all others are
+/// served, nothing is forgotten by itself, and it comes alive by itself.
+#[test]
+fn a_device_whose_file_is_away_stops_no_other_and_comes_back_by_itself() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    kept.create(&daemon, "disk", 10);
+    let other = kept.folder.path().join("other").display().to_string();
+    let body = json!({"name": "other", "table": format!("0 80 linear {other} 0"), "leaves": {"make_files": true}});
+    daemon.request("POST", route::DEVICES, body).expect_ok();
+    daemon.create("upper", "0 40 linear /dev/blkswitch/disk 8").expect_ok();
+    daemon.message("disk", 0, b"set_region_mappings 0:2 R1,9").expect_ok();
+    daemon.nbd("upper").write(0, &[7; SECTOR], true).unwrap();
+    let table = daemon.run(&["table"]).stdout;
+    daemon.kill();
+    drop(daemon);
+    let (path, aside) = (kept.path(2), kept.folder.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    for _ in 0..2 {
+        let mut daemon = kept.start();
+        daemon.nbd("other").write(0, &[1; SECTOR], true).unwrap();
+        let shown = String::from_utf8(daemon.run(&["info", "disk"]).stdout).unwrap();
+        assert!(
+            shown.contains(&format!("Away:              line 1: path 2: cannot open '{path}'")),
+            "{shown}"
+        );
+        let listed = String::from_utf8(daemon.run(&["ls"]).stdout).unwrap();
+        assert!(listed.contains("disk\t(0:0)\taway\n"), "{listed}");
+        let status = String::from_utf8(daemon.run(&["status", "disk"]).stdout).unwrap();
+        assert!(status.contains("0 80 switch away: line 1"), "{status}");
+        assert_eq!(daemon.run(&["table"]).stdout, table);
+        let state = String::from_utf8(daemon.run(&["state", "ls"]).stdout).unwrap();
+        assert!(
+            state.contains("disk\t(0:0)\taway: ") && state.contains("other\t(0:1)\tserved"),
+            "{state}"
+        );
+        // It is exported, with its size, and so is the device on top.
+        for (name, bytes) in [("disk", 80 * 512), ("upper", 40 * 512)] {
+            let mut client = daemon.nbd(name);
+            assert_eq!(client.size(), bytes, "{name}");
+            assert!(client.read(0, SECTOR).is_err(), "{name}");
+        }
+        let refused = daemon.message("disk", 0, b"set_region_mappings 0:1").error();
+        assert!(refused.reason.contains("is away"), "{}", refused.reason);
+        assert!(!daemon.run(&["state", "forget", "other"]).status.success(), "it is served");
+        daemon.kill();
+    }
+    let mut daemon = kept.start();
+    assert!(daemon.run(&["rename", "disk", "renamed"]).status.success());
+    std::fs::rename(&aside, &path).unwrap();
+    served(&daemon, "renamed");
+    assert_eq!(daemon.map("renamed", 0), [2; 10]);
+    assert_eq!(daemon.nbd("upper").read(0, SECTOR).unwrap(), [7; SECTOR]);
+    daemon.message("renamed", 0, b"set_region_mappings 0:1").expect_ok();
+    daemon.kill();
+    drop(daemon);
+    std::fs::rename(&path, &aside).unwrap();
+    let daemon = kept.start();
+    assert!(daemon.run(&["remove", "upper"]).status.success());
+    assert!(daemon.run(&["state", "forget", "renamed"]).status.success());
+    let ls = String::from_utf8(daemon.run(&["ls"]).stdout).unwrap();
+    assert_eq!((ls.as_str(), kept.maps()), ("other\t(0:1)\n", 0));
+}
+
+/// A user who does not wait gives the device another table.
+#[test]
+fn a_device_whose_file_is_away_can_be_given_another_table_and_a_suspended_one_stays_so() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    kept.create(&daemon, "one", 10);
+    kept.create(&daemon, "two", 10);
+    daemon.run(&["suspend", "two"]);
+    daemon.kill();
+    drop(daemon);
+    let (path, aside) = (kept.path(2), kept.folder.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let mut daemon = kept.start();
+    assert!(daemon.describe("one").away.is_some() && daemon.describe("two").away.is_some());
+    let table = format!("0 80 linear {} 0", kept.path(0));
+    daemon.on("PUT", route::TABLE, "one", json!({"table": table})).expect_ok();
+    daemon.on("POST", route::RESUME, "one", json!({})).expect_ok();
+    assert_eq!(daemon.describe("one").away, None);
+    std::fs::rename(&aside, &path).unwrap();
+    served(&daemon, "two");
+    assert!(daemon.describe("two").suspended);
+    daemon.kill();
+    drop(daemon);
+    let daemon = kept.start();
+    let shown = String::from_utf8(daemon.run(&["table", "one"]).stdout).unwrap();
+    assert_eq!(shown.trim(), table);
 }
 
 #[test]
@@ -156,23 +249,19 @@ fn a_device_that_could_not_be_made_again_has_lost_nothing() {
     daemon.message("shrunk", 0, b"set_region_mappings 0:2 R1,9").expect_ok();
     daemon.kill();
     drop(daemon);
-    let refused = |why: &str| {
-        let folder = kept.folder.path().join("refused");
-        let ended = serve(&folder, &["--state", &kept.options[1]]).output().unwrap();
-        let error = String::from_utf8_lossy(&ended.stderr);
-        assert!(
-            !ended.status.success() && error.contains("again, which is kept in"),
-            "{why}: {error}"
-        );
+    let away = |name: &str, why: &str| {
+        let mut daemon = kept.start();
+        assert!(daemon.describe(name).away.is_some(), "{why}");
+        daemon.kill();
     };
     // The first segment has been built, with its map, when the second cannot be.
     std::fs::rename(&other, format!("{other}.aside")).unwrap();
-    refused("a second segment without its file");
+    away("both", "a second segment without its file");
     std::fs::rename(format!("{other}.aside"), &other).unwrap();
     // Every segment has been built when a path is found to be too short.
     let file = std::fs::OpenOptions::new().write(true).open(kept.path(2)).unwrap();
     file.set_len(4096).unwrap();
-    refused("a file that is too short");
+    away("shrunk", "a file that is too short");
     file.set_len(10 * 8 * 512).unwrap();
     let daemon = kept.start();
     assert_eq!((daemon.map("both", 0), daemon.map("shrunk", 0)), (vec![1; 10], vec![2; 10]));

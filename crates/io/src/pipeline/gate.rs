@@ -68,6 +68,13 @@ impl Pipeline {
         }
     }
 
+    /// Puts what is live now behind a closed gate.
+    pub fn exchange(&mut self, device: u32, live: Arc<Live>) {
+        if let Some(local) = self.local(device) {
+            local.live = Some(live);
+        }
+    }
+
     /// Answers everything that waits at a closed gate or for a path with an error, and what comes
     /// to one or finds none from now on. Requests of more pieces than are under way end with what
     /// is.

@@ -43,6 +43,10 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
             let _ = writeln!(text, "If memory is short: {risk}");
         }
     }
+    if let Some(reason) = &device.away {
+        let io = if device.suspended { "waits" } else { "fails" };
+        let _ = writeln!(text, "Away:              {reason}; I/O {io} until it is back");
+    }
     if let Some(waits) = &device.waits {
         let _ = writeln!(text, "Waits:             {waits}");
     }

@@ -100,7 +100,8 @@ pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
             // Only a device that dmsetup could not have shows more than in dmsetup.
             let disk =
                 device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
-            format!("{}\t({}:{}){disk}\n", device.name, device.major, device.minor)
+            let away = if device.away.is_some() { "\taway" } else { "" };
+            format!("{}\t({}:{}){disk}{away}\n", device.name, device.major, device.minor)
         }
         DeviceName::Block => format!("{}\t({})\n", device.name, block_name(device)),
         DeviceName::Mapped => format!("{0}\t({0})\n", device.name),

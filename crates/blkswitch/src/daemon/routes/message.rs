@@ -236,6 +236,7 @@ fn apply(
         devices.save_kept()?;
         return Ok(reply);
     }
+    devices.check_there(device)?;
     let messenger = device.messenger(query.sector)?;
     let Some(map) = messenger.map() else {
         return to_multipath(&messenger, &head, complete, devices.pool().registry());

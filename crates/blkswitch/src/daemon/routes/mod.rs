@@ -8,5 +8,6 @@ pub mod map;
 pub mod message;
 pub mod meta;
 pub mod monitor;
+pub mod state;
 pub mod stats;
 pub mod tables;

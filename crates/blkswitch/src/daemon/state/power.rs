@@ -285,12 +285,9 @@ fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
         && found_maps.iter().zip(before_maps.iter().zip(&after_maps)).all(is_one)
 }
 
-fn start(folder: Folder) -> anyhow::Result<Devices> {
-    let devices = Devices::new(
-        Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() })?,
-        folder,
-        None,
-    );
+fn start(folder: Folder) -> anyhow::Result<Arc<Devices>> {
+    let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() })?;
+    let devices = Arc::new(Devices::new(pool, folder, None));
     devices.recover(false)?;
     Ok(devices)
 }
@@ -300,7 +297,7 @@ struct History {
     journal: Arc<Journal>,
     /// Of the paths.
     files: tempfile::TempDir,
-    devices: Devices,
+    devices: Arc<Devices>,
     states: Vec<Vec<Known>>,
 }
 
@@ -314,7 +311,7 @@ impl History {
         history
     }
 
-    fn start(journal: &Arc<Journal>) -> Devices {
+    fn start(journal: &Arc<Journal>) -> Arc<Devices> {
         let path = journal.base.join(FOLDER);
         start(Folder::of_all_with(path, Files::noted(journal.clone())).unwrap()).unwrap()
     }
