@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The device-mapper's side of the switch target: what only C can say to a kernel (macros, inlines, module
- * parameters). Everything that is decided, parsed or looked up is in the Rust object; its functions are those
- * named blkswitch_*, the ones it calls back are named glue_*. src/glue.rs declares them on the other side.
+ * The device-mapper side of the switch target: the parts of a kernel that only C can use (macros, inlines,
+ * module parameters). The Rust object decides, parses and looks up. Its functions are named blkswitch_*; the
+ * functions that it calls back are named glue_*, and src/glue.rs declares them.
  */
 #include <linux/blk_types.h>
 #include <linux/blkdev.h>
@@ -21,10 +21,10 @@
 
 #define DM_MSG_PREFIX "switch"
 
-/* Room for the Rust side's state, in 64-bit words; src/target.rs refuses to be compiled if it does not fit. */
+/* Size of the Rust side's state in 64-bit words; src/target.rs does not compile if the state is larger. */
 #define BLKSWITCH_STATE_WORDS 16
 
-/* What a path was sent, by kind of request. */
+/* Requests and sectors of a path, by kind of request. */
 struct glue_count {
 	struct {
 		u64 ios;
@@ -32,10 +32,10 @@ struct glue_count {
 	} of[NR_STAT_GROUPS];
 };
 
-/* Every request looks at one of these: all that it needs of its path, in half a cache line. */
+/* A path. Every request reads one: all that it needs is in half a cache line. */
 struct glue_path {
 	struct block_device *bdev;
-	/* From a sector of the mapped device to that of the path. */
+	/* Difference from a sector of the mapped device to that of the path. */
 	sector_t shift;
 	struct glue_count __percpu *count;
 	struct dm_dev *dev;
@@ -60,7 +60,7 @@ int blkswitch_message(u64 *state, struct glue_target *gt, unsigned int argc, cha
 u32 blkswitch_region_size(const u64 *state);
 int blkswitch_passes_ioctl(const u64 *state, sector_t start, sector_t dev_size);
 
-/* What the Rust object calls; modpost wants them declared. */
+/* Called by the Rust object; modpost needs declarations. */
 struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted);
 int glue_open(struct dm_target *ti, u32 path, const char *device);
 void glue_set_start(struct dm_target *ti, u32 path, sector_t start);
@@ -84,7 +84,7 @@ static bool strict;
 module_param(strict, bool, 0644);
 MODULE_PARM_DESC(strict, "tables loaded from now on do exactly what the kernel's own switch target does (N)");
 
-/* A branch that is patched in and out: what is not counted costs no request anything. */
+/* A branch that is patched in and out, so that requests without counters pay nothing. */
 static DEFINE_STATIC_KEY_FALSE(glue_counting);
 
 static int glue_set_counters(const char *value, const struct kernel_param *param)
@@ -118,7 +118,7 @@ bool glue_is_counting(void)
 	return static_key_enabled(&glue_counting);
 }
 
-/* Between two turns of a long message. */
+/* Called between two turns of a long message. */
 bool glue_go_on(void)
 {
 	cond_resched();
@@ -132,7 +132,7 @@ struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted
 
 	if (!gt)
 		return NULL;
-	/* Not counted: all paths in one, so that no request has to ask. */
+	/* Without counters, all paths share one set, so that no request has to check. */
 	gt->counts = __alloc_percpu(array_size(counted ? num_paths : 1, sizeof(struct glue_count)),
 				    __alignof__(struct glue_count));
 	if (!gt->counts) {
@@ -184,13 +184,13 @@ u32 glue_dev_block_size(const struct dm_target *ti, u32 path)
 	return bdev_logical_block_size(gt->paths[path].bdev);
 }
 
-/* Zeroed. */
+/* Returns zeroed memory. */
 void *glue_alloc_table(struct dm_target *ti, size_t size)
 {
 	struct glue_target *gt = ti->private;
 	gfp_t gfp = GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN;
 
-	/* kvmalloc() refuses more than INT_MAX bytes, and warns. */
+	/* kvmalloc() refuses more than INT_MAX bytes with a warning. */
 	gt->table = size <= INT_MAX ? kvmalloc(size, gfp) : __vmalloc(size, gfp);
 	return gt->table;
 }
@@ -258,7 +258,7 @@ static __always_inline int glue_send(struct bio *bio, const struct glue_path *pa
 	return DM_MAPIO_REMAPPED;
 }
 
-/* A flush is one of as many as glue_set_limits() asked for; of the rest, an extent of one path is taken. */
+/* A flush comes once for each path, as glue_set_limits() asked. Of other requests, this takes an extent of one path. */
 static noinline int glue_map_special(struct dm_target *ti, struct bio *bio)
 {
 	const struct glue_target *gt = ti->private;
@@ -267,7 +267,7 @@ static noinline int glue_map_special(struct dm_target *ti, struct bio *bio)
 	u32 sectors;
 
 	if (bio->bi_opf & REQ_PREFLUSH) {
-		/* It has no place; whatever is set here is not looked at. */
+		/* It has no sector; the value is not used. */
 		path = &gt->paths[dm_bio_get_target_bio_nr(bio)];
 		return glue_send(bio, path, STAT_FLUSH);
 	}
@@ -283,11 +283,11 @@ static int glue_map(struct dm_target *ti, struct bio *bio)
 	const struct glue_target *gt = ti->private;
 	const struct glue_path *path;
 
-	/* Neither a read nor a write: one test for all of them. */
+	/* Neither a read nor a write: one test for all other kinds. */
 	if (unlikely(bio->bi_opf & (REQ_PREFLUSH | (REQ_OP_MASK & ~REQ_OP_WRITE))))
 		return glue_map_special(ti, bio);
 	path = &gt->paths[blkswitch_route(gt->state, dm_target_offset(ti, bio->bi_iter.bi_sector))];
-	/* Keeps gcc from working the address out at each use. */
+	/* Keeps gcc from computing the address at each use. */
 	OPTIMIZER_HIDE_VAR(path);
 	return glue_send(bio, path, bio_data_dir(bio));
 }
@@ -297,7 +297,7 @@ static int glue_message(struct dm_target *ti, unsigned int argc, char **argv, ch
 	struct glue_target *gt = ti->private;
 	int ret;
 
-	/* The message before it may be long. */
+	/* The message before this one may be long. */
 	if (mutex_lock_killable(&gt->message_lock))
 		return -EINTR;
 	ret = blkswitch_message(gt->state, gt, argc, argv, result, maxlen);
@@ -329,14 +329,14 @@ static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
 	return !blkswitch_passes_ioctl(gt->state, glue_start(ti, path), bdev_nr_sectors(*bdev));
 }
 
-/* As newer kernels want it: they say which ioctl it is, and can be told that it was answered here. */
+/* The form of newer kernels: they pass the ioctl, and the target can say that it has answered it. */
 static int __maybe_unused glue_prepare_known_ioctl(struct dm_target *ti, struct block_device **bdev, unsigned int cmd,
 				    unsigned long arg, bool *forward)
 {
 	return glue_prepare_ioctl(ti, bdev);
 }
 
-/* Which of the two this kernel wants, its headers say. */
+/* The kernel's headers decide between the two forms. */
 #define GLUE_PREPARE_IOCTL                                                              \
 	_Generic((dm_prepare_ioctl_fn)NULL,                                             \
 		 int (*)(struct dm_target *, struct block_device **): glue_prepare_ioctl, \
@@ -353,7 +353,7 @@ static int glue_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn
 	return ret;
 }
 
-/* name is filled in at the start. */
+/* The name is set when the module is loaded. */
 static struct target_type glue_target_type = {
 	.version = { 1, 1, 0 },
 	.features = DM_TARGET_NOWAIT,
@@ -388,5 +388,5 @@ module_exit(glue_exit);
 
 MODULE_DESCRIPTION("device-mapper target that sends every region of a device to the path that owns it");
 MODULE_AUTHOR("the blkswitch authors");
-/* The Rust object may also be had under MIT or Apache-2.0; linked into a kernel the whole is under the GPL. */
+/* The Rust object is also available under MIT or Apache-2.0; linked into a kernel, the whole is under the GPL. */
 MODULE_LICENSE("GPL");

@@ -1,4 +1,4 @@
-//! Messages: which there are, and what they answer.
+//! The messages and their answers.
 //!
 //! | message | does |
 //! |---|---|
@@ -7,9 +7,9 @@
 //! | `get_region_mappings [<first> [<count>]]` | answers with arguments that make this map again |
 //! | `get_path_counters` | answers with a line for each path, see [`path_counters`] |
 //!
-//! The words of a message are in any case, numbers are hexadecimal. A long message is done in turns:
-//! between two of them others may have the processor, and a sender who was killed is let go of. A
-//! message that was checked whole is applied to its end all the same.
+//! The words of a message have any case, and numbers are hexadecimal. A long message is handled in
+//! turns. Between two turns, other tasks may run, and the message ends if its sender was killed. A
+//! message that was checked whole is always applied to its end.
 //!
 //! Contract: the caller holds the message lock, and may sleep.
 
@@ -23,23 +23,23 @@ use super::text::{Line, MAX_LINE, Reply};
 
 /// The kernel's kinds of requests: reads, writes, discards, flushes.
 const KINDS: u32 = 4;
-/// Words that are handled in a turn, a tenth of a millisecond.
+/// Words of a turn, which takes a tenth of a millisecond.
 const TURN_WORDS: usize = 4096;
-/// Places the compact writer remembers: 1 KiB of a kernel stack.
+/// Places of the compact writer's table: 1 KiB of a kernel stack.
 const PLACES: usize = 128;
-/// What a message returns whose sender was killed: `-EINTR`.
+/// The result of a message whose sender was killed: `-EINTR`.
 const INTERRUPTED: c_int = -4;
-/// What a message with an answer returns.
+/// The result of a message with an answer.
 const ANSWERED: c_int = 1;
 
-/// Handles a message: 0, 1 if there is an answer, or a negative errno.
+/// Handles a message. Returns 0, 1 if there is an answer, or a negative errno.
 pub(crate) fn handle(target: &Target, counts: Counts, words: Words<'_>, reply: Reply) -> c_int {
     let name = words.get(0);
     match switch::command(name) {
         Some(Command::SetRegionMappings) => apply(target, words, &glue::go_on),
         Some(Command::GetRegionMappings) => region_mappings(target, words, reply),
         None if name.eq_ignore_ascii_case(b"set_region_mappings_atomic") => match check(target, words) {
-            // All of it, or nothing.
+            // The message is correct, so apply all of it without a stop.
             0 => apply(target, words, &|| {
                 glue::go_on();
                 true
@@ -60,9 +60,9 @@ fn failure(errno: Errno) -> c_int {
     errno.number().wrapping_neg()
 }
 
-/// Applies arguments one after the other, as long as `go_on` says.
+/// Applies arguments one after the other while `go_on` returns true.
 fn apply(target: &Target, words: Words<'_>, go_on: &impl Fn() -> bool) -> c_int {
-    // The caller holds the message lock, so there is no other writer.
+    // The caller holds the message lock, so no other writer exists.
     let Some(writer) = target.map.writer() else { return failure(Errno::Ebusy) };
     run(
         words,
@@ -73,8 +73,8 @@ fn apply(target: &Target, words: Words<'_>, go_on: &impl Fn() -> bool) -> c_int 
     )
 }
 
-/// Would [`apply`] take all of them? What is wrong depends on the words alone, never on what the
-/// map holds.
+/// Checks that [`apply`] would take all arguments. Errors depend on the words alone, never on the
+/// map.
 fn check(target: &Target, words: Words<'_>) -> c_int {
     run(
         words,
@@ -85,8 +85,8 @@ fn check(target: &Target, words: Words<'_>) -> c_int {
     )
 }
 
-/// Hands the arguments to `many` as they lie in the message's buffer, a turn's words at a time, and
-/// to `one` what that does not take; both get `on`, which they act on.
+/// Passes the arguments to `many` in the message's buffer, the words of a turn at a time, and the
+/// ones that it does not take to `one`. Both act on `on`.
 #[inline(always)]
 fn run<T>(
     words: Words<'_>,
@@ -98,12 +98,12 @@ fn run<T>(
     let mut message = Message::new();
     loop {
         let before = message.arguments();
-        // The message's own name is a word, too.
+        // The message's name is a word, too.
         let next = (before as usize).wrapping_add(1);
         if next >= words.len() {
             return 0;
         }
-        // SAFETY: the words of a message are in one buffer, and `next` is not the first.
+        // SAFETY: the words of a message are in one buffer, and `next` is not the first word.
         let text = unsafe { words.text_from(next, TURN_WORDS) };
         let result = match many(&mut on, &mut message, text) {
             Ok(()) if message.arguments() == before => one(&mut on, &mut message, words.get(next)),
@@ -119,7 +119,7 @@ fn run<T>(
     }
 }
 
-/// The reference's texts.
+/// Logs the reference's text for an error.
 fn report(error: &MessageError, words: Words<'_>) {
     let line = Line::<MAX_LINE>::new().text(b"invalid set_region_mappings ");
     let line = match error.kind {
@@ -144,8 +144,8 @@ fn report(error: &MessageError, words: Words<'_>) {
     glue::warn(line.as_c_str(), c"", c"");
 }
 
-/// Arguments for `set_region_mappings` that make this map again: all regions, or `count` from
-/// `first` on.
+/// Answers with arguments for `set_region_mappings` that make this map again: all regions, or
+/// `count` from `first` on.
 fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int {
     let nr_regions = target.map.geometry().nr_regions();
     let (first, count) = match (hex(words, 1, 0), hex(words, 2, nr_regions)) {
@@ -161,7 +161,7 @@ fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int
     };
     let mut places = [0u64; PLACES];
     let end = first.saturating_add(count);
-    // A reply that is full ends the list: the kernel will ask again with more room.
+    // A full reply ends the list: the kernel asks again with more room.
     let mut is_wanted = true;
     let sink = |argument: &[u8]| {
         reply.text(argument);
@@ -173,7 +173,7 @@ fn region_mappings(target: &Target, words: Words<'_>, mut reply: Reply) -> c_int
     if is_wanted { ANSWERED } else { INTERRUPTED }
 }
 
-/// Word `index` as a hexadecimal number, or what stands for it if there is no such word.
+/// Word `index` as a hexadecimal number, or `absent` if the word is missing.
 fn hex(words: Words<'_>, index: usize, absent: u64) -> Option<u64> {
     if index >= words.len() {
         return Some(absent);
@@ -186,8 +186,8 @@ fn hex(words: Words<'_>, index: usize, absent: u64) -> Option<u64> {
     Some(value)
 }
 
-/// A line for each path: its number, then requests and sectors for reads, writes (write-zeroes and
-/// secure erase among them), discards and flushes, in decimal.
+/// Answers with a line for each path: its number, then the requests and sectors of reads, writes
+/// (with write-zeroes and secure erase), discards and flushes, in decimal.
 fn path_counters(target: &Target, counts: &Counts, words: Words<'_>, mut reply: Reply) -> c_int {
     let num_paths = target.map.geometry().num_paths();
     if words.len() != 1 {

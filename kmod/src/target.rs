@@ -1,8 +1,8 @@
-//! A target: how it is made out of a table line, and where its requests go.
+//! A target: its construction from a table line, and the routes of its requests.
 //!
-//! Contract: made once by [`build`] and not changed afterwards but for the region table, whose
-//! entries are atomic: any number of processors ask [`Target::route`] while the holder of the
-//! message lock writes.
+//! Contract: [`build`] makes it once. Afterwards only the region table changes, whose entries are
+//! atomic. Any number of processors call [`Target::route`] while the holder of the message lock
+//! writes.
 
 use core::ffi::{c_int, c_void};
 
@@ -12,15 +12,15 @@ use super::blkswitch_core::switch::{Geometry, Map, Params, PathArg};
 use super::glue::{self, Builder, Slots, Words};
 use super::text::{Line, MAX_LINE};
 
-/// Where the state of a target has its room, in `struct glue_target`.
+/// Bytes for the state of a target in `struct glue_target`.
 const STATE_SIZE: usize = 16 * size_of::<u64>();
-/// Requests are counted per path and processor, in one piece of per-processor memory of at most 32
-/// KiB.
+/// Most paths whose requests are counted. The counters of all paths are one piece of per-processor
+/// memory of at most 32 KiB.
 pub(crate) const MAX_COUNTED_PATHS: u32 = 512;
-/// A discard that goes on over regions of the same path goes as one, as far as this many regions:
-/// the look-ups are done in one go and must end soon.
+/// Most regions of one path that a discard covers as one request. The look-ups are not interrupted,
+/// so they must end soon.
 const MAX_EXTENT_REGIONS: u32 = 1024;
-/// Words before the first path's.
+/// Words before the first path.
 const HEAD_WORDS: usize = 3;
 
 /// The state of a target.
@@ -38,7 +38,7 @@ impl Target {
         self.map.route(sector).path
     }
 
-    /// How many of `sectors` sectors, at least 1, take the path of the first.
+    /// The number of `sectors` sectors, at least 1, that have the path of the first one.
     pub(crate) fn extent(&self, sector: u64, sectors: u32) -> u32 {
         if self.strict {
             return sectors;
@@ -59,8 +59,8 @@ impl Target {
     }
 }
 
-/// Makes a target out of a constructor's words; 0 or a negative errno, with the text set and all
-/// given back.
+/// Makes a target from a constructor's words. Returns 0, or a negative errno after it has set the
+/// text and given everything back.
 pub(crate) fn build(builder: Builder, words: Words<'_>, len_sectors: u64, strict: bool) -> c_int {
     let params = match Params::parse(words.iter()) {
         Ok(params) => params,
@@ -106,10 +106,10 @@ fn fill<'a>(
     let too_little = Error::RegionTableMemory { regions: geometry.nr_regions() };
     let slots = builder.alloc_table(geometry.nr_slots()).ok_or(too_little)?;
     let map = Map::new(geometry, slots).map_err(|_| too_little)?;
-    // The reference sends no flush on and knows neither write-zeroes nor secure erase.
+    // The reference passes no flush on, and has neither write-zeroes nor secure erase.
     let (flushes, write_zeroes) = if strict { (0, 0) } else { (num_paths, 1) };
     builder.set_limits(region_size, flushes, 1, write_zeroes);
-    // SAFETY: C made room for `STATE_SIZE` bytes, and nobody looks at them yet.
+    // SAFETY: C allocated `STATE_SIZE` bytes, and no other code reads them yet.
     unsafe { state.cast::<Target>().write(Target { map, strict }) };
     Ok(())
 }
@@ -118,18 +118,18 @@ fn open(builder: &Builder, path: &PathArg<'_>, words: Words<'_>) -> Result<(), R
     let word = HEAD_WORDS.wrapping_add((path.number as usize).wrapping_mul(2));
     match builder.open(path.number, words.c_str(word)) {
         0 => {}
-        // The errno as it is: the kernel has more of them than the core has names for.
+        // Keep the errno: the kernel has more of them than the core has names for.
         errno => return Err(Refusal { text: c"Device lookup failed", errno }),
     }
     builder.set_start(path.number, path.offset()?);
     Ok(())
 }
 
-/// What the kernel only finds out when the table goes live, or when I/O fails: not with us.
+/// Checks at load what the kernel only finds when the table goes live, or when I/O fails.
 fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32) -> Result<(), Refusal> {
     let (start, dev_size) = (path.offset()?, builder.dev_size(path.number));
     let block_size = builder.dev_block_size(path.number);
-    // A size of 0 says that the device does not know its size yet.
+    // A size of 0 means that the device does not know its size yet.
     if dev_size != 0 && start.checked_add(len).is_none_or(|end| end > dev_size) {
         let line = Line::<MAX_LINE>::new().text(b"path ").decimal(u64::from(path.number));
         let line = line.text(b" too small for target: start=").decimal(start);
@@ -148,7 +148,7 @@ fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32)
     Ok(())
 }
 
-/// What the caller of the constructor gets.
+/// The text and errno for the caller of the constructor.
 struct Refusal {
     text: Text,
     errno: c_int,
@@ -169,7 +169,7 @@ impl From<Error> for Refusal {
             Error::RegionUnaligned { .. } => {
                 (c"Region size not aligned to logical block size", Errno::Einval)
             }
-            // The kernel itself has checked the rest of a table before it makes a target.
+            // The kernel has checked the rest of a table before it makes a target.
             _ => (c"Region table too large", Errno::Einval),
         };
         Self { text, errno: errno.number().wrapping_neg() }

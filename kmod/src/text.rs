@@ -1,10 +1,11 @@
 //! Text without `core::fmt`: numbers for the log, answers to messages.
 //!
-//! Contract: no allocation, no panic; what does not fit is cut off, and said so.
+//! Contract: no allocation, no panic. Text that does not fit is cut. An answer that was cut fills
+//! its memory ([`Reply::is_full`]).
 
 use core::ffi::{CStr, c_uint};
 
-/// Longest log text without a user's word: words, and four numbers of twenty digits.
+/// Longest log text without a user's word: some words and four numbers of twenty digits.
 pub(crate) const MAX_LINE: usize = 160;
 /// Digits of the largest 64-bit number.
 const MAX_DIGITS: usize = 20;
@@ -36,7 +37,7 @@ impl<const LEN: usize> Line<LEN> {
         }
     }
 
-    /// The last byte stays a NUL.
+    /// Appends a byte. The last byte of the line stays a NUL.
     fn push(&mut self, byte: u8) {
         if self.len.wrapping_add(1) < LEN
             && let Some(slot) = self.bytes.get_mut(self.len)
@@ -47,12 +48,12 @@ impl<const LEN: usize> Line<LEN> {
     }
 
     pub(crate) fn as_c_str(&self) -> &CStr {
-        // SAFETY: `push` leaves the last byte, and what it has not written, NUL.
+        // SAFETY: the last byte and all bytes that `push` has not written are NUL.
         unsafe { CStr::from_ptr(self.bytes.as_ptr().cast()) }
     }
 }
 
-/// A number's digits, the first first.
+/// Pushes the digits of a number, the most significant first.
 fn write_decimal(mut number: u64, mut push: impl FnMut(u8)) {
     let mut digits = [0u8; MAX_DIGITS];
     let mut used = 0usize;
@@ -69,13 +70,13 @@ fn write_decimal(mut number: u64, mut push: impl FnMut(u8)) {
     }
 }
 
-/// The answer to a message, in the memory the kernel gave for it.
+/// The answer to a message, in the memory that the kernel provides.
 ///
-/// The kernel takes an answer that fills the memory for one that was cut off, and dmsetup then asks
-/// again with twice the memory.
+/// The kernel takes an answer that fills the memory as cut, and dmsetup then asks again with twice
+/// the memory.
 pub(crate) struct Reply {
     first: *mut u8,
-    /// Bytes there are, without the NUL.
+    /// Size of the memory without the NUL.
     room: usize,
     len: usize,
 }
@@ -103,7 +104,7 @@ impl Reply {
 
     fn push(&mut self, byte: u8) {
         if self.len < self.room {
-            // SAFETY: below `room`, which leaves a byte for the NUL.
+            // SAFETY: `len` is below `room`, which leaves a byte for the NUL.
             unsafe { self.first.add(self.len).write(byte) }
             self.len = self.len.wrapping_add(1);
         }
@@ -112,7 +113,7 @@ impl Reply {
     /// Ends the text.
     pub(crate) fn end(self) {
         if self.room > 0 {
-            // SAFETY: `len` is at most `room`, and there is a byte more.
+            // SAFETY: `len` is at most `room`, and the memory has one byte more.
             unsafe { self.first.add(self.len).write(0) }
         }
     }
