@@ -273,7 +273,8 @@ impl fmt::Display for OfDevice<'_> {
             Error::RegionUnaligned { region_size, block_size } => {
                 write!(
                     f,
-                    "region size={region_size} not aligned to h/w logical block size {block_size} of {name}"
+                    "region size={region_size} not aligned to h/w logical block size {block_size} \
+                     of {name}"
                 )
             }
         }
@@ -322,8 +323,8 @@ impl Explain<'_> {
             ),
             Error::PathArguments { expected, found } => write!(
                 f,
-                "{expected} words must follow the optional arguments, a device and an offset for each path, \
-                 but there are {found}"
+                "{expected} words must follow the optional arguments, a device and an offset for \
+                 each path, but there are {found}"
             ),
             Error::DeviceLookup { path, errno } => match self.word {
                 Some(word) => {
@@ -349,22 +350,25 @@ impl Explain<'_> {
         match *self.error {
             Error::DeviceTooSmall { start, len, dev_size } => write!(
                 f,
-                "the target needs {len} sectors from sector {start} on, but the device has only {dev_size} sectors"
+                "the target needs {len} sectors from sector {start} on, but the device has only \
+                 {dev_size} sectors"
             ),
             Error::StartUnaligned { start, block_size } => write!(
                 f,
-                "the offset of {start} sectors must be a multiple of {} sectors, the device's {block_size}-byte block",
+                "the offset of {start} sectors must be a multiple of {} sectors, the device's \
+                 {block_size}-byte block",
                 block_size / 512
             ),
             Error::LenUnaligned { len, block_size } => write!(
                 f,
-                "the length of {len} sectors must be a multiple of {} sectors, the device's {block_size}-byte block",
+                "the length of {len} sectors must be a multiple of {} sectors, the device's \
+                 {block_size}-byte block",
                 block_size / 512
             ),
             Error::RegionUnaligned { region_size, block_size } => write!(
                 f,
-                "the region size of {region_size} sectors must be a multiple of {} sectors, or regions would cut \
-                 the device's {block_size}-byte blocks",
+                "the region size of {region_size} sectors must be a multiple of {} sectors, or \
+                 regions would cut the device's {block_size}-byte blocks",
                 block_size / 512
             ),
             ref error => fmt::Display::fmt(error, f),
@@ -381,8 +385,8 @@ impl fmt::Display for Explain<'_> {
             }
             Error::TooLarge { start, len } => write!(
                 f,
-                "the target of {len} sectors from sector {start} on ends past the longest device there can be, \
-                 {MAX_DEVICE_SECTORS} sectors"
+                "the target of {len} sectors from sector {start} on ends past the longest device \
+                 there can be, {MAX_DEVICE_SECTORS} sectors"
             ),
             Error::UnknownType => match self.word {
                 Some(word) => write!(f, "there is no target type '{}'", Printable(word)),
@@ -396,7 +400,8 @@ impl fmt::Display for Explain<'_> {
             Error::ContextMemory => f.write_str("there is no memory for the target"),
             Error::RegionTableTooLarge { regions } => write!(
                 f,
-                "the table of {regions} regions would not fit the address space: make the regions larger"
+                "the table of {regions} regions would not fit the address space: make the regions \
+                 larger"
             ),
             Error::RegionTableMemory { regions } => {
                 write!(

@@ -24,7 +24,8 @@
 //!
 //! // The first seven regions to paths 0 1 2 0 1 2 1.
 //! let mut writer = map.writer().expect("nobody else changes the map");
-//! Message::new().apply_text(&mut writer, b"0:0 :1 :2 :0 :1 :2 :1", true).map_err(|(_, error)| error)?;
+//! let words = b"0:0 :1 :2 :0 :1 :2 :1";
+//! Message::new().apply_text(&mut writer, words, true).map_err(|(_, error)| error)?;
 //! assert_eq!(map.path(6), Some(1));
 //!
 //! // Read the map back: as runs of equal regions ...

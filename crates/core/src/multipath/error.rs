@@ -186,15 +186,17 @@ impl ExplainParams<'_> {
             PathArgsError::RepeatCount => {
                 self.must_be(f, "the repeat count", format_args!("a decimal number"))
             }
-            PathArgsError::Throughput => {
-                self.must_be(f, "the relative throughput", format_args!("a decimal number from 0 to 100"))
-            }
+            PathArgsError::Throughput => self.must_be(
+                f,
+                "the relative throughput",
+                format_args!("a decimal number from 0 to 100"),
+            ),
             PathArgsError::CpuMask => self.must_be(
                 f,
                 "the mask of CPUs",
                 format_args!(
-                    "hexadecimal without a prefix, in chunks of at most 8 digits with commas between them, \
-                     for CPUs below {MAX_CPUS}"
+                    "hexadecimal without a prefix, in chunks of at most 8 digits with commas \
+                     between them, for CPUs below {MAX_CPUS}"
                 ),
             ),
         }
@@ -202,21 +204,24 @@ impl ExplainParams<'_> {
 
     fn group(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.error.kind {
-            ParamsErrorKind::GroupWords => {
-                f.write_str("the line ends within a group: it begins with a selector and the count of its words")
-            }
+            ParamsErrorKind::GroupWords => f.write_str(
+                "the line ends within a group: it begins with a selector and the \
+                 count of its words",
+            ),
             ParamsErrorKind::SelectorName => self.must_be(
                 f,
                 "the selector",
                 format_args!(
-                    "round-robin, queue-length, service-time, historical-service-time or io-affinity"
+                    "round-robin, queue-length, service-time, historical-service-time or \
+                     io-affinity"
                 ),
             ),
             ParamsErrorKind::SelectorCount => {
                 self.count(f, "the count of the selector's words", MAX_SELECTOR_WORDS)
             }
             ParamsErrorKind::SelectorArgs => f.write_str(
-                "historical-service-time takes at most a base weight from 0 to 1023 and a threshold multiplier",
+                "historical-service-time takes at most a base weight from 0 to 1023 and a \
+                 threshold multiplier",
             ),
             ParamsErrorKind::PathCount => self.must_be(
                 f,
@@ -229,12 +234,17 @@ impl ExplainParams<'_> {
                 format_args!("a decimal number up to {MAX_SELECTOR_WORDS}"),
             ),
             ParamsErrorKind::PathWords => f.write_str(
-                "the line ends within a path: every path of a group has a device and as many words as the \
-                 group says",
+                "the line ends within a path: every path of a group has a device and as many \
+                 words as the group says",
             ),
             ParamsErrorKind::Device { errno } => match self.word {
                 Some(word) => {
-                    write!(f, "the path '{}' cannot be opened: {}", Printable(word), errno.description())
+                    write!(
+                        f,
+                        "the path '{}' cannot be opened: {}",
+                        Printable(word),
+                        errno.description()
+                    )
                 }
                 None => write!(f, "a path cannot be opened: {}", errno.description()),
             },

@@ -57,7 +57,8 @@ impl<'a> Command<'a> {
     ///
     /// ```
     /// use blkswitch_core::multipath::Command;
-    /// assert_eq!(Command::parse(&[b"Fail_Path", b"8:0"]), Ok(Command::FailPath { device: b"8:0" }));
+    /// let command = Command::parse(&[b"Fail_Path", b"8:0"]);
+    /// assert_eq!(command, Ok(Command::FailPath { device: b"8:0" }));
     /// let error = Command::parse(&[b"fail_path"]).unwrap_err();
     /// let text = "Invalid multipath message arguments. Expected 2 arguments, got 1.";
     /// assert_eq!(error.of_word(b"fail_path").to_string(), text);
@@ -220,13 +221,13 @@ impl fmt::Display for ExplainMessage<'_> {
             }
             MessageError::Arguments { found } => write!(
                 f,
-                "'{word}': a message is queue_if_no_path, fail_if_no_path or a word and its argument, but there \
-                 are {found} words"
+                "'{word}': a message is queue_if_no_path, fail_if_no_path or a word and its \
+                 argument, but there are {found} words"
             ),
             MessageError::Unrecognised => write!(
                 f,
-                "'{word}' is no message with one argument: these are fail_path, reinstate_path, switch_group, \
-                 disable_group and enable_group"
+                "'{word}' is no message with one argument: these are fail_path, reinstate_path, \
+                 switch_group, disable_group and enable_group"
             ),
             MessageError::Device { errno } => {
                 write!(f, "the device '{word}' cannot be looked up: {}", errno.description())

@@ -28,15 +28,18 @@
 //!         Item::Path(path) => paths.push(path.path()?.path), // after opening path.device
 //!     }
 //! }
-//! let multipath = Multipath::new(*params.features(), params.initial_group(), groups, paths).unwrap();
+//! let (features, first) = (*params.features(), params.initial_group());
+//! let multipath = Multipath::new(features, first, groups, paths).unwrap();
 //!
 //! let mut events = Vec::new();
 //! let ask = Ask { bytes: 4096, now_ns: 0, cpu: 0 };
-//! let Choice::Send(attempt) = multipath.select(ask, &mut |event| events.push(event)) else { panic!() };
+//! let choice = multipath.select(ask, &mut |event| events.push(event));
+//! let Choice::Send(attempt) = choice else { panic!() };
 //! assert_eq!(attempt.path(), 0);
 //!
 //! // The path does not answer for half a minute: the request goes on over the other group.
-//! let verdict = multipath.judge(attempt, outcome::ETIMEDOUT, 30_000_000_000, &mut |event| events.push(event));
+//! let (errno, now_ns) = (outcome::ETIMEDOUT, 30_000_000_000);
+//! let verdict = multipath.judge(attempt, errno, now_ns, &mut |event| events.push(event));
 //! let Verdict::Retry(attempt) = verdict else { panic!() };
 //! assert_eq!(attempt.path(), 1);
 //! assert_eq!(events, [Event::PathFailed { path: 0, left: 1 }, Event::GroupSwitched { group: 2 }]);

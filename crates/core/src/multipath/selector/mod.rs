@@ -7,7 +7,7 @@
 //! | selector | prefers | with several queues |
 //! |---|---|---|
 //! | `round-robin` | whose turn it is | a path is at most one turn per queue ahead of another |
-//! | `queue-length` | fewest requests in flight | a choice may not see those being made at the same moment |
+//! | `queue-length` | fewest requests in flight | a choice may miss simultaneous ones |
 //! | `service-time` | (bytes in flight + the request's) / throughput | the same |
 //! | `historical-service-time` | average time of service x (requests in flight + 1) | the same |
 //! | `io-affinity` | the path of the request's CPU | exact |
