@@ -68,8 +68,8 @@ impl Drop for Ours {
 pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figure>> {
     if !Path::new("/dev/ublk-control").exists() {
         bail!(
-            "there is no /dev/ublk-control: this kernel has no ublk driver, or it is not loaded (modprobe ublk_drv); \
-             'cargo xtask bench-ublk' boots one that has it"
+            "there is no /dev/ublk-control: this kernel has no ublk driver, or it is not loaded \
+             (modprobe ublk_drv); 'cargo xtask bench-ublk' boots one that has it"
         );
     }
     let blkswitch = options.blkswitch.clone().map_or_else(crate::nbd::build, Ok)?;

@@ -121,7 +121,8 @@ fn mirror(suffix: &str) -> Result<String> {
         }
     }
     bail!(
-        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get update' may help"
+        "apt is configured with no Debian{suffix} archive (apt-get indextargets); 'apt-get \
+         update' may help"
     )
 }
 

@@ -33,7 +33,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     println!("# Instructions in the kernel: dm-switch and blkswitch\n");
     println!("{}, {}, {}.", date.trim(), qemu.lines().next().unwrap_or_default(), rustc.trim());
     println!(
-        "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask bench-kernel`.\n"
+        "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask \
+         bench-kernel`.\n"
     );
     let command = ["/usr/bin/python3", &script.to_string_lossy(), &module.to_string_lossy()]
         .map(str::to_owned);

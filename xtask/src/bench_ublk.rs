@@ -51,7 +51,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let peer = peer.map(|version| format!(", {}", version.trim())).unwrap_or_default();
     println!("{}, {}{peer}.", date.trim(), qemu.lines().next().unwrap_or_default());
     println!(
-        "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask bench-ublk`.\n"
+        "Emulated Nehalem, one processor, a clock that counts instructions. Made by `cargo xtask \
+         bench-ublk`.\n"
     );
     let command: Vec<String> =
         ["/usr/bin/python3".to_owned(), script, program].into_iter().chain(peers).collect();

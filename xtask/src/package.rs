@@ -99,7 +99,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
     let (version, architecture) = (env!("CARGO_PKG_VERSION"), architecture.trim());
     let control = format!(
-        "Package: blkswitch\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: the blkswitch authors\n\
+        "Package: blkswitch\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: the \
+         blkswitch authors\n\
          Section: admin\nPriority: optional\nDepends: {depends}\n\
          Description: switch and multipath block devices in user space\n \
          The device-mapper targets switch and multipath, driven with dmsetup's verbs and\n \

@@ -146,11 +146,12 @@ impl Results {
                 {"quartiles": self.layer.quartiles(), "ratios": self.layer.cpu_ratios},
         });
         let text = format!(
-            "fio's nbd engine, or for \"a client that batches\" one that sends and receives in as large pieces as there \
-             are (bench/src/nbd/lean.rs);\none connection, {} MiB in memory (tmpfs); medians of {} rounds of {} s in \
-             which the servers take turns.\nServer and client time are processor time per request. The blkswitch device is a \
-             switch of three paths and regions of 64 KiB;\nall three are one image as the others serve it, or, where it \
-             says so, a file each.",
+            "fio's nbd engine, or for \"a client that batches\" one that sends and receives in as \
+             large pieces as there are (bench/src/nbd/lean.rs);\none connection, {} MiB in memory \
+             (tmpfs); medians of {} rounds of {} s in which the servers take turns.\nServer and \
+             client time are processor time per request. The blkswitch device is a switch of \
+             three paths and regions of 64 KiB;\nall three are one image as the others serve it, \
+             or, where it says so, a file each.",
             DEVICE_BYTES >> 20,
             self.rounds,
             self.seconds
@@ -186,15 +187,17 @@ impl Results {
                 let name = kind.name();
                 writeln!(
                     text,
-                    "* {name}: {requests:.2} x the requests, {p99:.2} x the p99, {server:.2} x the server time"
+                    "* {name}: {requests:.2} x the requests, {p99:.2} x the p99, {server:.2} x \
+                     the server time"
                 )?;
             }
         }
         let [low, middle, high] = self.layer.quartiles();
         writeln!(
             text,
-            "\n## The switch layer\n\nServer time per request ({}), a switch of three paths against the bare file that \
-             they all are, one queue, {} pairs of runs:\n{middle:+.1} % (half of the pairs between {low:+.1} and {high:+.1} %).",
+            "\n## The switch layer\n\nServer time per request ({}), a switch of three paths \
+             against the bare file that they all are, one queue, {} pairs of runs:\n{middle:+.1} \
+             % (half of the pairs between {low:+.1} and {high:+.1} %).",
             Load::LAYER.name,
             self.layer.cpu_ratios.len(),
         )?;

@@ -123,9 +123,10 @@ impl Server {
                 "qemu-nbd --format raw --aio io_uring --persistent --shared 8 --socket {nbd} {file}"
             )),
             Kind::QemuStorageDaemon => words(&format!(
-                "qemu-storage-daemon --blockdev driver=file,node-name=disk,filename={file},aio=io_uring \
-                 --nbd-server addr.type=unix,addr.path={nbd},max-connections=8 \
-                 --export type=nbd,id=disk,node-name=disk,name=,writable=on"
+                "qemu-storage-daemon --blockdev \
+                 driver=file,node-name=disk,filename={file},aio=io_uring --nbd-server \
+                 addr.type=unix,addr.path={nbd},max-connections=8 --export \
+                 type=nbd,id=disk,node-name=disk,name=,writable=on"
             )),
         };
         let child = command

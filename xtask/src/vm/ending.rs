@@ -75,13 +75,15 @@ pub(super) fn show_console(scratch: &Path) {
     }
     if console.contains("Oops: int3") {
         eprintln!(
-            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: docs/kernel-laboratory.md"
+            "xtask: int3 is what QEMU before 8.1 makes of code that another processor patches: \
+             docs/kernel-laboratory.md"
         );
     }
     let resets = text(scratch, super::RESETS);
     if resets.contains("Triple fault") {
         eprintln!(
-            "xtask: a processor could not handle a fault and reset itself (a triple fault): no kernel prints that"
+            "xtask: a processor could not handle a fault and reset itself (a triple fault): no \
+             kernel prints that"
         );
     }
 }

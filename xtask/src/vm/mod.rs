@@ -164,20 +164,23 @@ impl Vm {
                 Ending::Stuck if boot < MAX_BOOTS => {
                     boot += 1;
                     eprintln!(
-                        "xtask: THE GUEST'S KERNEL WAS STUCK, see its console above. This says nothing about the programs that are tested: BOOTING AGAIN"
+                        "xtask: THE GUEST'S KERNEL WAS STUCK, see its console above. This says \
+                         nothing about the programs that are tested: BOOTING AGAIN"
                     );
                 }
                 Ending::Stuck => bail!("the guest's kernel was stuck, {MAX_BOOTS} times"),
                 Ending::Crash => {
                     eprintln!(
-                        "xtask: the guest ended without a status: its kernel crashed, see its console above"
+                        "xtask: the guest ended without a status: its kernel crashed, see its \
+                         console above"
                     );
                     return Ok(EXIT_CRASH);
                 }
                 Ending::Killed(signal) if boot < MAX_BOOTS => {
                     boot += 1;
                     eprintln!(
-                        "xtask: THE EMULATOR WAS KILLED BY SIGNAL {signal}. This says nothing about what is tested: BOOTING AGAIN"
+                        "xtask: THE EMULATOR WAS KILLED BY SIGNAL {signal}. This says nothing \
+                         about what is tested: BOOTING AGAIN"
                     );
                 }
                 Ending::Killed(signal) => {

@@ -14,8 +14,10 @@ use crate::apt::{self, Apt, cache_folder, made_once, run};
 
 /// Modules that no test of block devices needs: four fifths of all that would be decompressed and
 /// indexed.
-const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu drivers/media drivers/net drivers/staging \
-    drivers/iio drivers/usb drivers/infiniband drivers/input drivers/hwmon drivers/platform drivers/video drivers/mtd";
+const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter drivers/gpu \
+                                drivers/media drivers/net drivers/staging drivers/iio drivers/usb \
+                                drivers/infiniband drivers/input drivers/hwmon drivers/platform \
+                                drivers/video drivers/mtd";
 /// Folder of the tools that build modules for a kernel that is newer than the host.
 const TOOLS: &str = "tools";
 

@@ -18,7 +18,8 @@ use crate::protocol::{AttachUblk, CreateDevice, Device, route};
 /// argument (or standard input) describes any number of devices.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "blkswitch create [OPTIONS] <NAME> [TABLE_FILE]\n       blkswitch create --concise [DESCRIPTION]"
+    override_usage = "blkswitch create [OPTIONS] <NAME> [TABLE_FILE]\n       blkswitch create \
+                      --concise [DESCRIPTION]"
 )]
 pub(super) struct Create {
     /// Name of the device and file with its table

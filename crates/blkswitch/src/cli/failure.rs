@@ -74,8 +74,9 @@ impl Failure {
             Self::Message(text) => format!("{text}\nCommand failed.\n"),
             Self::Refused(refusal) => format!("{}Command failed.\n", refusal.text()),
             Self::NoDaemon(socket, error) => format!(
-                "{}: cannot connect: {error}\n  No daemon answers there. Start it with: blkswitch serve\n  \
-                 (or name its socket with --socket or BLKSWITCH_SOCKET)\nCommand failed.\n",
+                "{}: cannot connect: {error}\n  No daemon answers there. Start it with: blkswitch \
+                 serve\n  (or name its socket with --socket or BLKSWITCH_SOCKET)\nCommand \
+                 failed.\n",
                 socket.display()
             ),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => String::new(),
@@ -138,11 +139,13 @@ mod tests {
         let both = Subject { uuid: "SWITCH-0002".into(), ..named };
         assert_eq!(
             refused(both.clone(), Some([253, 0])),
-            "device-mapper: reload ioctl on switch (253:0) failed: Invalid argument\nCommand failed.\n"
+            "device-mapper: reload ioctl on switch (253:0) failed: Invalid argument\nCommand \
+             failed.\n"
         );
         assert_eq!(
             refused(both, None),
-            "device-mapper: reload ioctl on switch SWITCH-0002 failed: Invalid argument\nCommand failed.\n"
+            "device-mapper: reload ioctl on switch SWITCH-0002 failed: Invalid argument\nCommand \
+             failed.\n"
         );
         let numbered = Subject { devno: Some([0, 3]), ..Subject::default() };
         assert_eq!(

@@ -336,7 +336,8 @@ mod tests {
             "blkswitch message -u SWITCH-0001 0 set_region_mappings 1:2",
             "blkswitch suspend --nolockfs --noflush switch",
             "blkswitch rename --setuuid switch SWITCH-0001",
-            "blkswitch create switch --notable --noudevsync --udevcookie 0x123 -y --readahead none --checks",
+            "blkswitch create switch --notable --noudevsync --udevcookie 0x123 -y --readahead \
+             none --checks",
             "blkswitch -v --noheadings info -C switch",
             "blkswitch remove --deferred -f --retry a b c",
             "blkswitch reload switch --table x --verifyudev --noudevrules --manglename HEX",

@@ -109,7 +109,8 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
     }
     if mangled && plain {
         return Err(Failure::Message(format!(
-            "The {what} \"{text}\" contains mixed mangled and unmangled characters or it's already mangled improperly."
+            "The {what} \"{text}\" contains mixed mangled and unmangled characters or it's \
+             already mangled improperly."
         )));
     }
     Ok(out)

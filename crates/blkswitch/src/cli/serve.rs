@@ -152,8 +152,9 @@ impl PathOptions {
         match counts {
             // Without rounds of the checker, the intervals would never end.
             Some((device, rounds)) if self.path_checker_interval.is_zero() => Err(format!(
-                "'--no-path-retry {}{rounds}' counts intervals of the checker, and with '--path-checker-interval 0' there \
-                 are none: give an interval above 0, or --no-path-retry fail or queue",
+                "'--no-path-retry {}{rounds}' counts intervals of the checker, and with \
+                 '--path-checker-interval 0' there are none: give an interval above 0, or \
+                 --no-path-retry fail or queue",
                 device.map(|device| format!("{device}=")).unwrap_or_default()
             )),
             _ => Ok(()),

@@ -81,8 +81,10 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
     let interrupted = interruption()?;
     let folder = Folder::new()?;
     say(&format!(
-        "A storage group of {members} members, and a host with the two tiers, all in this process.\n\
-         One volume of 64 MiB in {REGIONS} regions; each region lies on one member, without a pattern."
+        "A storage group of {members} members, and a host with the two tiers, all in this \
+         process.\n\
+         One volume of 64 MiB in {REGIONS} regions; each region lies on one member, without a \
+         pattern."
     ))?;
     let mut layout = Layout::new(REGIONS, members, SEED);
     let group = Group::start(&folder.0, &layout, programs.as_ref())?;
@@ -110,8 +112,8 @@ pub(super) fn run(options: &GroupOptions) -> anyhow::Result<()> {
         say(&format!("The figure: {}", file.display()))?;
     }
     say(&format!(
-        "All blocks were read back: each holds what was written last. Of {} requests none failed; the longest waited \
-         {:.1} s.",
+        "All blocks were read back: each holds what was written last. Of {} requests none failed; \
+         the longest waited {:.1} s.",
         report.done,
         report.longest.as_secs_f64()
     ))?;

@@ -133,7 +133,8 @@ impl Watch {
         let longest = sample.longest.as_secs_f64() * 1e3;
         writeln!(
             stdout(),
-            "{at:6.1} s {per_second:8.0} I/O/s   forwarded {forwarded:5.1} % {bar}   longest wait {longest:7.1} ms"
+            "{at:6.1} s {per_second:8.0} I/O/s   forwarded {forwarded:5.1} % {bar}   longest wait \
+             {longest:7.1} ms"
         )?;
         stdout().flush()?;
         Ok(())
