@@ -1,14 +1,14 @@
 //! A region map as a `set_region_mappings` message, in pieces of bounded size.
 //!
-//! Contract: what to write is core's business ([`compact`]); here it is cut into pieces, each made
-//! under the message lock (the caller holds it) and each standing on its own, so that the map may
-//! change between two of them: the message is then what was read, each region at some moment.
+//! Contract: core decides about the text ([`compact`]); this module cuts it into pieces. The caller
+//! holds the message lock for each piece. Each piece is complete in itself, so the map may change
+//! between two of them. The message then shows each region at some moment.
 
 use std::sync::atomic::AtomicU64;
 
 use blkswitch_core::switch::{Map, compact};
 
-/// Places where patterns stood last that the writer remembers: 128 KiB.
+/// Length of the writer's table of places: 128 KiB.
 const PLACES: usize = 1 << 14;
 
 /// A message that is being written.
@@ -20,14 +20,14 @@ pub struct Compact {
 }
 
 impl Default for Compact {
-    /// Nothing is written yet.
+    /// A message before its first piece.
     fn default() -> Compact {
         Compact { next: 0, places: vec![0; PLACES] }
     }
 }
 
 impl Compact {
-    /// Appends about `bytes` of the message to `out`; `false` when it is complete.
+    /// Appends about `bytes` of the message to `out`. Returns `false` when it is complete.
     pub fn write<S: AsRef<[AtomicU64]>>(
         &mut self,
         map: &Map<S>,
@@ -73,8 +73,8 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// Exports, checks that the message makes the same map out of a very different one, and returns
-    /// it.
+    /// Exports the map, checks that the message makes the same map from a very different one, and
+    /// returns the message.
     fn round_trip(original: &Map<Vec<AtomicU64>>, piece: usize) -> String {
         let geometry = original.geometry();
         let text = export(original, piece);

@@ -1,9 +1,8 @@
 //! blkswitch takes orders: daemon and command line of switch devices in user space.
 //!
-//! [`protocol`] is what the two say to each other, [`cli`] the command line, [`daemon`] the devices
-//! and the server,
-//! [`demo`] both in one process. The program is `main.rs`, one call of [`cli::run`]; the rest is a
-//! library so that tests can start a daemon inside themselves.
+//! [`protocol`] is the protocol between the two, [`cli`] the command line, [`daemon`] the devices
+//! and the server, [`demo`] both in one process. The program is `main.rs`, one call of
+//! [`cli::run`]. The rest is a library, so that tests can start a daemon inside themselves.
 
 pub mod cli;
 pub mod compact;

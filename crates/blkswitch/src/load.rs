@@ -1,10 +1,9 @@
-//! A load that verifies: clients that write, read, flush and check without a pause. For the
-//! demonstration and the tests.
+//! A verifying load for the demonstration and the tests: clients that write, read, flush and check
+//! without a pause.
 //!
-//! Every client owns blocks of its own, so it knows what each must hold: what was written last. A
-//! write that fails leaves its block in doubt: it holds what it held or what should have been
-//! written, until a write of it succeeds. An older content than that, or anything else, is a
-//! failure of verification, whenever it is read.
+//! Each client owns its blocks, so it knows the content of each: the last write. After a failed
+//! write, a block may hold its old or its new content until a later write succeeds. Any other
+//! content, older ones included, fails the verification whenever it is read.
 
 use std::io;
 use std::ops::Range;
@@ -18,12 +17,12 @@ use anyhow::{Context, bail, ensure};
 
 use crate::nbd_client::NbdClient;
 
-/// Bytes of a block: the unit of all requests.
+/// Bytes of a block, the unit of all requests.
 const BLOCK: usize = 4096;
-/// One request in so many is a flush.
+/// One request of this number is a flush.
 const FLUSHES: u32 = 64;
 
-/// Which requests may fail. Another that fails ends its client.
+/// The requests that may fail. Any other failure ends its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Errors {
     /// None.
@@ -45,27 +44,27 @@ impl Errors {
     }
 }
 
-/// How a load is to be.
+/// The settings of a load.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Clients, each with one request at a time.
     pub clients: usize,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Which requests may fail.
+    /// The requests that may fail.
     pub errors: Errors,
-    /// How long a request may be held back before its client gives up.
+    /// Longest time of a request before its client gives up.
     pub patience: Duration,
 }
 
-/// What a load has seen.
+/// The results of a load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
     /// Requests answered, failed ones included.
     pub done: u64,
     /// Requests that failed.
     pub failed: u64,
-    /// The longest that one had to wait.
+    /// The longest time of a request.
     pub longest: Duration,
 }
 
@@ -86,14 +85,15 @@ struct Shared {
     done: AtomicU64,
     failed: AtomicU64,
     longest_ns: AtomicU64,
-    /// The longest since somebody looked.
+    /// The longest time since the last [`Load::take_longest`].
     recent_ns: AtomicU64,
-    /// When each client's request was sent, in ns since the start; 0: none is under way.
+    /// The time at which each client's request was sent, in ns since the start; 0 if none is under
+    /// way.
     under_way: Box<[AtomicU64]>,
 }
 
 impl Load {
-    /// Starts on an export behind a socket, whose blocks are zero.
+    /// Starts a load on an export behind a socket. Its blocks must be zero.
     pub fn start(socket: &Path, export: &str, options: LoadOptions) -> Load {
         let number = options.clients;
         let shared = Arc::new(Shared {
@@ -120,7 +120,7 @@ impl Load {
         self.shared.done.load(Relaxed)
     }
 
-    /// The longest wait for an answer since the last look, those that still wait included.
+    /// The longest time of a request since the last call, with the requests under way.
     pub fn take_longest(&self) -> Duration {
         let now = self.shared.now_ns();
         let waits = self.shared.under_way.iter().map(|since| match since.load(Relaxed) {
@@ -131,18 +131,18 @@ impl Load {
         Duration::from_nanos(waiting.max(self.shared.recent_ns.swap(0, Relaxed)))
     }
 
-    /// The requests under way, for who watches them from another thread.
+    /// The requests under way, for a watcher on another thread.
     pub fn under_way(&self) -> UnderWay {
         UnderWay(self.shared.clone())
     }
 
-    /// Whether a client has ended, which it should not.
+    /// Whether a client has ended early.
     pub fn has_failed(&self) -> bool {
         self.clients.iter().any(JoinHandle::is_finished)
     }
 
-    /// Ends the load: every client reads back all it has written. Errors: a request failed that
-    /// must not, or a block does not hold what it should.
+    /// Ends the load: every client reads all its blocks back. `Err` if a request failed that must
+    /// not, or a block has a wrong content.
     pub fn verify(self) -> anyhow::Result<Report> {
         self.shared.stop.store(true, Relaxed);
         for client in self.clients {
@@ -162,7 +162,7 @@ impl Load {
 pub struct UnderWay(Arc<Shared>);
 
 impl UnderWay {
-    /// When the oldest of them was sent; nothing if there is none.
+    /// The time at which the oldest one was sent; `None` if there is none.
     pub fn oldest(&self) -> Option<Instant> {
         let sent = self.0.under_way.iter().map(|sent| sent.load(Relaxed)).filter(|sent| *sent != 0);
         sent.min().map(|sent| self.0.started + Duration::from_nanos(sent))
@@ -175,7 +175,7 @@ impl Shared {
     }
 }
 
-/// What a block may hold: its content after so many writes, from the last that succeeded to the
+/// The possible versions of a block, counted in writes: from the last write that succeeded to the
 /// last that was tried.
 #[derive(Debug, Clone, Copy, Default)]
 struct Versions {
@@ -232,7 +232,7 @@ impl Client<'_> {
         self.connection.flush().context("the last flush failed")
     }
 
-    /// Counts an error of the server, if there may be errors; others end the client.
+    /// Counts an error of the server if it is allowed. Other errors end the client.
     fn judge<T>(&self, block: Option<usize>, answer: io::Result<T>) -> anyhow::Result<Option<T>> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
@@ -279,7 +279,7 @@ impl Client<'_> {
     }
 }
 
-/// What a block holds after so many writes.
+/// The content of a block after `version` writes.
 fn content(block: usize, version: u64) -> Vec<u8> {
     let mut stamp = [0; 16];
     if version != 0 {
@@ -294,7 +294,7 @@ fn content(block: usize, version: u64) -> Vec<u8> {
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number below `end`, which is not 0.
+    /// A number below `end`. `end` must not be 0.
     pub fn below(&mut self, end: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

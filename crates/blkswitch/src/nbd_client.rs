@@ -1,13 +1,12 @@
-//! A small NBD client on a blocking socket: what the demonstration and the tests need, one request
-//! at a time.
+//! A small NBD client on a blocking socket for the demonstration and the tests. It sends one
+//! request at a time.
 //!
-//! It speaks the fixed-newstyle handshake with `NBD_OPT_GO` and simple replies, as doc/proto.md of
-//! NetworkBlockDevice/nbd has them. It is no part of the server and shares nothing with it, so that
-//! a mistake in one is not made twice.
+//! It uses the fixed-newstyle handshake with `NBD_OPT_GO`, and simple replies, as doc/proto.md of
+//! NetworkBlockDevice/nbd defines them. It shares no code with the server, so that a mistake is not
+//! made twice.
 //!
 //! Contract: errors of the server are [`io::Error`]s with its errno; lengths are checked before
-//! anything is sent. A client whose method failed with anything else than the server's errno is of
-//! no more use.
+//! anything is sent. After any other error a client cannot be used any more.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -21,10 +20,9 @@ const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 /// Bytes of a request before its data.
 const REQUEST_HEADER: usize = 28;
-/// What a simple reply begins with.
+/// The magic number of a simple reply.
 pub const SIMPLE_REPLY: u32 = 0x6744_6698;
-/// The server speaks fixed newstyle, the client answers that it does too, both leave the 124 zeroes
-/// out.
+/// Handshake flags: both sides use fixed newstyle and leave the 124 zeroes out.
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
 const OPT_GO: u32 = 7;
@@ -32,25 +30,25 @@ const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_ERROR: u32 = 1 << 31;
 const INFO_EXPORT: u16 = 0;
-/// Longest option reply that is read: names and messages are shorter.
+/// Longest option reply. Names and messages are shorter.
 const OPTION_REPLY_MAX: usize = 64 << 10;
-/// Longest read or write; every server takes as much.
+/// Longest read or write, which every server takes.
 const TRANSFER_MAX: usize = 32 << 20;
-/// Without an answer for so long the server counts as dead. Tests for requests that wait set it
+/// Time without an answer after which the server counts as dead. Tests of requests that wait set it
 /// lower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The command that reads.
+/// Command: read.
 pub const CMD_READ: u16 = 0;
-/// The command that writes.
+/// Command: write.
 pub const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const CMD_TRIM: u16 = 4;
 const CMD_WRITE_ZEROES: u16 = 6;
-/// Command flag: stable before it is answered.
+/// Command flag: the write is stable before it is answered.
 const FLAG_FUA: u16 = 1;
-/// Transmission flag: writes are refused.
+/// Transmission flag: the server refuses writes.
 const FLAG_READ_ONLY: u16 = 2;
 
 /// A unix or TCP stream.
@@ -84,8 +82,8 @@ impl NbdClient {
         Self::over(UnixStream::connect(socket)?, export)
     }
 
-    /// Connects to an export over a stream. Who keeps a clone of it can go on by himself once this
-    /// has returned: the server then speaks simple replies.
+    /// Connects to an export over a stream. Afterwards the caller can go on with a clone of the
+    /// stream; the server then sends simple replies.
     pub fn over(stream: UnixStream, export: &str) -> io::Result<NbdClient> {
         Self::handshake(Box::new(stream), export)
     }
@@ -97,7 +95,7 @@ impl NbdClient {
         Self::handshake(Box::new(stream), export)
     }
 
-    /// Size of the export in bytes, as it was when the client connected.
+    /// Size of the export in bytes at the time of the connection.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -107,7 +105,7 @@ impl NbdClient {
         self.flags & FLAG_READ_ONLY != 0
     }
 
-    /// How long an answer may take.
+    /// Sets the time limit of an answer.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.stream.set_patience(Some(patience))
     }
@@ -153,7 +151,7 @@ impl NbdClient {
         self.receive(0).map(drop)
     }
 
-    /// Says good-bye; without it the server sees a client that was lost.
+    /// Sends `DISC`; without it the server takes the client for lost.
     pub fn disconnect(mut self) -> io::Result<()> {
         self.send(CMD_DISC, 0, 0, 0, &[])
     }
@@ -173,7 +171,7 @@ impl NbdClient {
         self.stream.write_all(&message)
     }
 
-    /// Takes the answer to the request sent last, with `length` bytes of data if it succeeded.
+    /// Reads the answer to the last request, with `length` bytes of data if it succeeded.
     pub fn receive(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let magic = u32::from_be_bytes(self.take()?);
         let errno = u32::from_be_bytes(self.take()?);
@@ -216,14 +214,14 @@ impl NbdClient {
         go.extend_from_slice(&(export.len() as u32 + 6).to_be_bytes());
         go.extend_from_slice(&(export.len() as u32).to_be_bytes());
         go.extend_from_slice(export.as_bytes());
-        // No information is asked for; the export's size and flags come anyway.
+        // Ask for no information. The export's size and flags come anyway.
         go.extend_from_slice(&0u16.to_be_bytes());
         client.stream.write_all(&go)?;
         while !client.option_reply(export)? {}
         Ok(client)
     }
 
-    /// One reply to `NBD_OPT_GO`; true for the last.
+    /// Reads one reply to `NBD_OPT_GO`. True for the last one.
     fn option_reply(&mut self, export: &str) -> io::Result<bool> {
         let magic = u64::from_be_bytes(self.take()?);
         let _option: [u8; 4] = self.take()?;
@@ -258,7 +256,7 @@ impl NbdClient {
     }
 }
 
-/// Appends the header of a request; what is written follows it.
+/// Appends the header of a request. The data of a write must follow it.
 pub fn put_request(
     out: &mut Vec<u8>,
     command: u16,

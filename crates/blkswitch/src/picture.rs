@@ -1,13 +1,13 @@
-//! Condenses a region map of any length to the cells of a picture: pure, one pass over the runs.
+//! Condenses a region map of any length to the cells of a picture, in one pass over the runs.
 //!
-//! Contract: memory is proportional to cells and paths, never to regions; runs are taken as they
-//! come and may reach over both ends of the range; no panics.
+//! Contract: pure. Memory is proportional to cells and paths, never to regions. Runs may reach over
+//! both ends of the range. No panics.
 
 use crate::protocol::{Cell, PICTURE_CELLS_MAX, Run};
 
-/// The cells of regions `from..=to` (at most `cells` of them, and at most [`PICTURE_CELLS_MAX`]),
-/// and how many of those regions each of `paths` paths has. `runs` cover the range in order without
-/// gaps.
+/// Returns the cells of regions `from..=to` (at most `cells`, and at most [`PICTURE_CELLS_MAX`]),
+/// and the number of those regions on each of `paths` paths. `runs` cover the range in order
+/// without gaps.
 pub fn condense(
     from: u64,
     to: u64,
@@ -34,8 +34,8 @@ pub fn condense(
     (counting.done, totals)
 }
 
-/// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... with which `cells` cells are enough.
-/// Round numbers are worth more to a reader than a filled screen.
+/// Regions per cell: the smallest of 1, 2, 5, 10, 20, 50, ... for which `cells` cells are enough. A
+/// reader needs round numbers more than a filled screen.
 pub fn cell_size(regions: u64, cells: u64) -> u64 {
     let mut decade = 1_u64;
     loop {
@@ -52,11 +52,11 @@ pub fn cell_size(regions: u64, cells: u64) -> u64 {
 /// The cell that is being filled.
 struct Counting {
     size: u64,
-    /// Regions of each path in the open cell; `touched` lists those that are not 0.
+    /// Regions of each path in the open cell. `touched` lists the paths with some.
     counts: Vec<u64>,
     touched: Vec<u32>,
     open: Cell,
-    /// Regions that the open cell still lacks, and those behind it.
+    /// Regions that the open cell still lacks, and number of regions behind it.
     missing: u64,
     behind: u64,
     done: Vec<Cell>,
@@ -92,7 +92,7 @@ impl Counting {
         }
     }
 
-    /// Puts the open cell, which is full, with the others and opens the next.
+    /// Closes the open cell, which is full, and opens the next one.
     fn close(&mut self) {
         for path in self.touched.drain(..) {
             let count = std::mem::take(&mut self.counts[path as usize]);
