@@ -1,8 +1,9 @@
-//! A path that could not be reached when its table was loaded, as a member of a group may be down
-//! while the host starts. It is taken for what the other paths are, fails everything, and becomes
-//! what it should be once a probe reaches it and finds the same volume.
+//! A placeholder for a path that cannot be reached when its table is loaded. (A member of a group
+//! may be down while the host starts.) It has the limits of the other paths and fails every
+//! operation. Once a probe reaches the path and finds the same volume, it passes operations to the
+//! real engine.
 //!
-//! Contract: as [`super::Engine`]. The engine that is found stays for the life of the leaf.
+//! Contract: as [`super::Engine`]. The real engine stays for the life of the leaf.
 
 use std::io;
 use std::sync::OnceLock;
@@ -16,14 +17,15 @@ use crate::ring::Ring;
 pub struct AbsentEngine {
     address: Address,
     options: LeafOptions,
-    /// Of the other paths.
+    /// The limits of the other paths.
     limits: Limits,
     identity: Option<String>,
     found: OnceLock<Engine>,
 }
 
 impl AbsentEngine {
-    /// At this address is what has these limits and this identity, if anything.
+    /// Creates a placeholder for a leaf that cannot be reached yet. When it appears, it must have
+    /// `limits` and `identity`; otherwise it is rejected.
     pub(crate) fn new(
         address: &Address,
         options: &LeafOptions,
@@ -34,7 +36,7 @@ impl AbsentEngine {
         AbsentEngine { address, options: *options, limits, identity, found: OnceLock::new() }
     }
 
-    /// The engine, once it was found.
+    /// The real engine, once a probe has found it.
     pub(super) fn found(&self) -> Option<&Engine> {
         self.found.get()
     }
@@ -63,7 +65,7 @@ impl AbsentEngine {
         }
     }
 
-    /// Opens what is not open. Errors: it cannot be reached, or is another volume.
+    /// Opens the leaf if it is not open yet. `Err` if it cannot be reached, or is another volume.
     pub(super) fn probe(&self, timeout: Duration) -> io::Result<()> {
         if let Some(engine) = self.found() {
             return engine.probe(timeout);
@@ -86,7 +88,7 @@ impl AbsentEngine {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, "another volume"));
         }
-        // Probes come one at a time; if there was one already it is as good.
+        // Probes come one at a time. An engine that is there already serves as well.
         let _ = self.found.set(engine);
         Ok(())
     }

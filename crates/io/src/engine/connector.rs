@@ -32,7 +32,7 @@ struct Berth<C> {
     /// The last attempt for it failed.
     failed: AtomicBool,
     ready: Mutex<Option<C>>,
-    /// When that was made which the link has.
+    /// When the connection that the link is using now was established; `None` before the first one.
     made: Mutex<Option<Instant>>,
 }
 

@@ -1,9 +1,9 @@
-//! The short way of a read or write that is one piece, as most are: it is no list of pieces, and no
-//! request that waits for its parts.
+//! The fast path. Most reads and writes touch a single region, so they become a single part. The
+//! fast path submits that part directly: it builds no piece list and stores no `Running` request.
 //!
-//! Contract: as [`super`]. A request that came this way is a part with [`ALONE`] in place of a
-//! request's number, or nothing at all once it has been answered; if it may have to wait or go down
-//! another path it becomes one like all others ([`super::multipath`]).
+//! Contract: as [`super`]. A request on the fast path is a part with [`ALONE`] in place of a
+//! request's number, until it is answered. If it may have to wait or go down another path, it
+//! becomes a normal request ([`super::multipath`]).
 
 use blkswitch_core::multipath::{Ask, Attempt, Verdict};
 
@@ -13,19 +13,19 @@ use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, leaf_at, 
 use crate::request::{Op, Request};
 use crate::ring::Ring;
 
-/// What became of a request that may be one piece on one leaf.
+/// The result of the fast path.
 pub(super) enum Alone {
-    /// It is more, and has not entered.
+    /// The request has several pieces and has not entered.
     Not,
-    /// It will be answered.
+    /// The request is under way.
     UnderWay,
-    /// It was done at once.
+    /// The leaf did all of it at once.
     Answered,
 }
 
 impl Pipeline {
-    /// A read or write enters that is one piece: the part is all that is kept of it, and if its
-    /// leaf does all of it at once nothing is.
+    /// Enters a read or write of one piece. Only its part is stored, and nothing if its leaf does
+    /// all of it at once.
     #[inline]
     pub(super) fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
         let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
@@ -35,8 +35,7 @@ impl Pipeline {
         let (at, leaf, attempt) = match way {
             Straight::Leaf(at, leaf) => (at, leaf, None),
             Straight::Multipath(device, groups, table) => {
-                // What is to be known of it, should it need another path, is in the part if it is
-                // as simple as this.
+                // For another path, the part holds enough of a request that is as simple as this.
                 if request.pages.is_some() || request.fua {
                     return Alone::Not;
                 }
@@ -49,7 +48,7 @@ impl Pipeline {
         };
         let is_read = request.op == Op::Read;
         let mut result = None;
-        // Data in pages and what is to be flushed afterwards take more steps than one.
+        // Data in pages, and writes that need a flush, take several steps.
         if request.pages.is_none()
             && (!request.fua || leaf.engine().has_fua())
             && !leaf.is_full(self.queue)
@@ -76,7 +75,7 @@ impl Pipeline {
                     Kind::Write
                 };
                 if let Some((groups, attempt)) = attempt {
-                    // How long it took is what some selectors go by, however short it was.
+                    // Some selectors use the latency, however short it was.
                     ring.read_clock();
                     let verdict = groups.judge(attempt, 0, ring.now_ns(), &mut |_| {});
                     debug_assert!(verdict == Verdict::Done, "there is nothing more to do");
@@ -97,8 +96,8 @@ impl Pipeline {
         Alone::UnderWay
     }
 
-    /// As [`Pipeline::begin_alone`], when its leaf was not asked yet, will answer, or has not done
-    /// all.
+    /// Goes on with [`Pipeline::begin_alone`] if the leaf was not asked yet, will answer, or has
+    /// not done all of it.
     fn go_on_alone(
         &mut self,
         request: &Request,
