@@ -1,15 +1,14 @@
-//! A carrier: the link of a leaf that is reached by connections which may be lost, whatever they
-//! speak.
+//! A carrier: the link of a leaf that is reached over connections, for any protocol.
 //!
-//! An operation is `ready` until its protocol has sent it, then under way, then answered. When the
-//! connection is lost (an error, the end, silence for longer than the timeout, an answer that is
-//! none) it is ended; once nothing refers to the operations' memory any more, they are answered
-//! with the reason, or, as long as the leaf's `reconnect` time has not run out for them, made ready
-//! again for the next connection.
+//! An operation is `ready` until its protocol has sent it, then under way, then answered. A
+//! connection is lost after an error, its end, silence for longer than the timeout, or a wrong
+//! answer. The carrier then ends it and waits until nothing refers to the operations' memory any
+//! more. Then it answers them with the reason, or makes them ready for the next connection if the
+//! leaf's `reconnect` time is not over.
 //!
-//! Contract: as [`Link`]. What goes over the wire is the [`Protocol`]'s matter, what becomes of
-//! operations without a connection is decided here. Operations are repeated only as wholes; reads,
-//! writes, discards, zeroes and flushes may be.
+//! Contract: as [`Link`]. The [`Protocol`] decides what goes over the wire; this module decides
+//! about operations without a connection. It repeats reads, writes, discards, zeroes and flushes,
+//! and only as wholes.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -23,9 +22,9 @@ use super::uri::Patience;
 use super::{LeafIo, LeafOp};
 use crate::slab::Slab;
 
-/// The most that a timer is set for, so that a link that ends need not wait long for it.
+/// Longest time of a timer, so that a link that ends waits only briefly for it.
 const SLICE_NS: u64 = 250_000_000;
-/// How long operations in doubt wait at most when the leaf is closed.
+/// Longest wait of operations in doubt when the leaf is closed.
 const CLOSING_NS: u64 = 100_000_000;
 
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
@@ -36,38 +35,38 @@ pub(super) type Lost = (i32, &'static str);
 /// identity; if that is unchanged, they are sent again and nobody gets an error.
 pub(super) const DOUBTED: i32 = libc::ESTALE;
 
-/// What a connection speaks.
+/// The protocol of a connection.
 pub(super) trait Protocol: Sized + 'static {
-    /// What the leaf's connector makes.
+    /// The connections that the leaf's connector makes.
     type Connection: Send + 'static;
-    /// What was found out when the leaf was opened, the same on every connection.
+    /// The facts found when the leaf was opened, which are the same on every connection.
     type Facts: Send + Sync + 'static;
-    /// What is kept of a request for an operation; new whenever it is made ready.
+    /// The protocol's state of an operation; reset whenever the operation becomes ready.
     type Request: Default;
-    /// What tells a connection from others, as far as [`Protocol::ends_doubt`] needs it.
+    /// Identifies a connection for [`Protocol::ends_doubt`].
     type Mark;
 
     /// Its mark.
     fn mark(&self) -> Self::Mark;
 
-    /// Whether a connection that was made after one of that mark is known to have ended all that the
-    /// other side still had of it.
+    /// Whether making `connection` is known to have ended all operations that the other side still
+    /// had of the `lost` one.
     fn ends_doubt(connection: &Self::Connection, lost: &Self::Mark) -> bool;
 
-    /// On a connection that is ready for requests; nothing if it has been lost already.
+    /// Starts on a connection that is ready for requests; `None` if it is lost already.
     fn new(connection: Self::Connection) -> Option<Self>;
 
-    /// Whether it was lost while nobody looked.
+    /// Whether it was lost while it was idle.
     fn is_stale(&self) -> bool;
 
-    /// Sends what is ready and has the ring wait for what comes.
+    /// Sends the ready operations and has the ring wait for answers.
     fn turn(&mut self, work: &mut Work<'_, Self>, port: &mut Port<'_>) -> Result<(), Lost>;
 
     /// One of its operations on the ring has completed.
     fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>)
     -> Result<(), Lost>;
 
-    /// A second or so has passed while [`Protocol::is_timed`], or while there are operations.
+    /// About a second has passed, while [`Protocol::is_timed`] or while there are operations.
     fn tick(&mut self, _now_ns: u64) -> Result<(), Lost> {
         Ok(())
     }
@@ -77,32 +76,32 @@ pub(super) trait Protocol: Sized + 'static {
         false
     }
 
-    /// Says good-bye to the other side, if that can be done at once.
+    /// Tells the other side about the end, if that is possible at once.
     fn say_goodbye(&mut self);
 
-    /// It is lost: what it has on the ring is to complete soon.
+    /// Ends a lost connection, so that its operations on the ring complete soon.
     fn end(&mut self);
 
     /// One of its operations on the ring has completed after its end.
     fn completed_after_end(&mut self, part: Part, result: i32);
 
-    /// The ring has nothing of it.
+    /// Whether the ring has nothing of it.
     fn is_quiet(&self) -> bool;
 
-    /// It is quiet and goes. What it has answers for and has kept back is answered; afterwards it
-    /// refers to no operation's memory.
+    /// Drops a quiet connection. It first answers operations whose answers it had kept back.
+    /// Afterwards it refers to no operation's memory.
     fn bury(self, work: &mut Work<'_, Self>);
 }
 
-/// What the carriers of a leaf have in common.
+/// The common state of a leaf's carriers.
 pub(super) struct Shared<P: Protocol> {
     /// Makes their connections.
     pub(super) connector: Arc<Connector<P::Connection>>,
     /// See [`Protocol::Facts`].
     pub(super) facts: P::Facts,
-    /// How long to wait for what.
+    /// The time limits.
     pub(super) patience: Patience,
-    /// Writes in doubt that were gone on with only because their time was over.
+    /// Number of writes in doubt that went on only because their time was over.
     pub(super) doubted: AtomicU64,
 }
 
@@ -112,12 +111,12 @@ pub(super) struct Op<R> {
     /// Bytes of a discard or zeroing that were answered by earlier requests.
     pub(super) done: u64,
     pub(super) request: R,
-    /// When it came, was answered in part, or a connection was there again; [`NOW`] until the next
-    /// turn.
+    /// Start of its time limit: when it came, when a part of it was answered, or when a connection
+    /// was there again. [`NOW`] until the next turn.
     since_ns: u64,
-    /// When the connection was lost that it was to use first.
+    /// When the first connection that it was to use was lost.
     lost_ns: Option<u64>,
-    /// It changes the volume, and was sent on a connection that was lost.
+    /// Whether it changes the volume and was sent on a lost connection.
     in_doubt: bool,
 }
 
@@ -125,8 +124,7 @@ pub(super) struct Op<R> {
 const NOW: u64 = u64::MAX;
 
 impl<R> Op<R> {
-    /// A request of it was answered and there is more of it to ask for: the next one has its own
-    /// time.
+    /// Restarts the time limit, after a request for a part of it was answered.
     pub(super) fn again(&mut self) {
         self.since_ns = NOW;
     }
@@ -135,9 +133,9 @@ impl<R> Op<R> {
 /// The operations of a carrier, as its protocol sees them.
 pub(super) struct Work<'a, P: Protocol> {
     pub(super) shared: &'a Shared<P>,
-    /// All that are not answered.
+    /// All operations without an answer.
     pub(super) ops: &'a mut Slab<Op<P::Request>>,
-    /// Those to be sent, in order.
+    /// The operations to send, in order.
     pub(super) ready: &'a mut VecDeque<u32>,
     out: &'a mut Finished,
     has_answered: &'a mut bool,
@@ -159,10 +157,10 @@ impl<P: Protocol> Work<'_, P> {
 }
 
 enum State<P> {
-    /// There is no connection, but no attempt has failed either.
+    /// There is no connection, and no attempt has failed yet.
     Connecting,
     Up(Box<P>),
-    /// Lost; the ring has not let go of it yet.
+    /// The connection is lost, but the ring still has some of it.
     Ending(Box<P>, i32),
     Down {
         since_ns: u64,
@@ -176,34 +174,33 @@ pub(super) struct Carrier<P: Protocol> {
     state: State<P>,
     ops: Slab<Op<P::Request>>,
     ready: VecDeque<u32>,
-    /// Where the kernel writes the bell's count.
+    /// The kernel writes the bell's count here.
     bell_count: Box<u64>,
     bell_armed: bool,
     settling: Option<Settling<P::Mark>>,
-    /// Where the kernel reads how long the timer is.
+    /// The kernel reads the timer's length here.
     timer: Box<types::Timespec>,
     /// The ring has the timer.
     timer_armed: bool,
-    /// The connection there is has answered something.
+    /// Whether the current connection has answered something.
     has_answered: bool,
     closing: bool,
 }
 
-/// Operations in doubt wait: they change the volume, were sent on a connection that was lost, and may
-/// still be carried out. A second copy, over another connection or another path, must not be
-/// overtaken by the first, for by then something newer may have been written. So they are neither
-/// answered nor sent again before the other side is known to have ended them
-/// ([`Protocol::ends_doubt`]), or the time is over in which it carries them out, if it ever does
-/// (docs/leaves.md, writes in doubt).
+/// Operations in doubt, which wait. They change the volume, were sent on a lost connection, and the
+/// other side may still carry them out. A late first copy could overwrite newer data that was
+/// written after the second copy. So they are neither answered nor sent again before the other side
+/// is known to have ended them ([`Protocol::ends_doubt`]), or before `until_ns` (docs/leaves.md,
+/// writes in doubt).
 struct Settling<M> {
-    /// What they are answered with.
+    /// The errno for their answers.
     errno: i32,
     until_ns: u64,
-    /// The connection that was lost, if one was known.
+    /// The mark of the lost connection, if it had one.
     lost: Option<M>,
 }
 
-/// Borrows the fields that a protocol works with, beside its own.
+/// Borrows the fields that a protocol may use.
 macro_rules! work {
     ($self:ident, $out:ident) => {
         Work {
@@ -217,7 +214,7 @@ macro_rules! work {
 }
 
 impl<P: Protocol> Carrier<P> {
-    /// The carrier of a berth, which takes its connections from there.
+    /// A carrier that takes its connections from `berth`.
     pub(super) fn new(shared: Arc<Shared<P>>, berth: usize) -> Carrier<P> {
         Carrier {
             shared,
@@ -235,7 +232,7 @@ impl<P: Protocol> Carrier<P> {
         }
     }
 
-    /// Uses the connection that is ready, if there is one; not while operations in doubt wait.
+    /// Takes the connection that is ready, if there is one and no operation in doubt waits.
     fn adopt(&mut self, now_ns: u64) {
         if self.settling.is_some() {
             return;
@@ -252,14 +249,14 @@ impl<P: Protocol> Carrier<P> {
                     }
                 }
             }
-            // Nobody has looked after it since the leaf was opened.
+            // It was lost while it waited in the berth.
             Some(None) => connector.want(self.berth),
             None => connector.want_if_idle(self.berth),
         }
     }
 
-    /// The connection cannot be used any more. Its operations are answered when the ring has let go
-    /// of it.
+    /// Gives the connection up. Its operations are answered when the ring has nothing of it any
+    /// more.
     fn lose(&mut self, (errno, why): Lost) {
         match std::mem::replace(&mut self.state, State::Connecting) {
             State::Up(mut protocol) => {
@@ -278,7 +275,8 @@ impl<P: Protocol> Carrier<P> {
         }
     }
 
-    /// The ring has let go of the connection that was lost, if there was one.
+    /// The ring has nothing of the lost connection any more, if there was one. Answers its
+    /// operations or makes them ready again.
     fn bury(&mut self, errno: i32, now_ns: u64, out: &mut Finished) {
         let (is_doubted, errno) = match errno {
             DOUBTED => (!self.closing, libc::ENOTCONN),
@@ -318,7 +316,7 @@ impl<P: Protocol> Carrier<P> {
         }
     }
 
-    /// Answers what has waited for a connection for as long as it may.
+    /// Answers operations that have waited for a connection for `reconnect`.
     fn give_up(&mut self, now_ns: u64, errno: i32, out: &mut Finished) {
         let patience_ns = if self.closing { 0 } else { self.reconnect_ns() };
         let settling = self.settling.is_some();
@@ -329,7 +327,7 @@ impl<P: Protocol> Carrier<P> {
         });
     }
 
-    /// Answers those operations that are ready and of which `is_one` is true.
+    /// Answers the ready operations for which `is_one` is true.
     fn answer_ready(
         &mut self,
         errno: i32,
@@ -350,7 +348,7 @@ impl<P: Protocol> Carrier<P> {
         self.shared.patience.reconnect.as_nanos() as u64
     }
 
-    /// Operations in doubt are so no longer, if the other side has ended them or their time is over.
+    /// Ends the doubt if the other side has ended the operations, or if their time is over.
     fn settle(&mut self, now_ns: u64, out: &mut Finished) {
         let Some(Settling { until_ns, lost, .. }) = &self.settling else { return };
         let connector = &self.shared.connector;
@@ -377,7 +375,7 @@ impl<P: Protocol> Carrier<P> {
         self.give_up(now_ns, errno, out);
     }
 
-    /// Has the ring say when to look after operations in doubt.
+    /// Sets a timer for operations in doubt.
     fn time(&mut self, port: &mut Port<'_>) {
         let Some(Settling { until_ns, .. }) = self.settling.as_ref().filter(|_| !self.timer_armed)
         else {
@@ -392,7 +390,7 @@ impl<P: Protocol> Carrier<P> {
         unsafe { port.push(Part::Timer, entry) };
     }
 
-    /// No attempt to connect had failed so far; now one has.
+    /// The first attempt to connect has failed.
     fn fall(&mut self, now_ns: u64, out: &mut Finished) {
         self.state = State::Down { since_ns: now_ns };
         for &slot in &self.ready {
@@ -422,7 +420,7 @@ impl<P: Protocol> Link for Carrier<P> {
         if let State::Down { since_ns } = self.state {
             self.adopt(now_ns);
             if let State::Down { .. } = self.state {
-                // There is one, which waits for older operations that are in doubt.
+                // A connection is there, but waits for older operations in doubt.
                 let is_made = self.shared.connector.peek(self.berth, |_| ()).is_some();
                 if self.closing
                     || !is_made && now_ns.saturating_sub(since_ns) >= self.reconnect_ns()

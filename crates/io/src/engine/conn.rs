@@ -1,10 +1,8 @@
-//! The bytes of one connection: what has come in, what is going out, and who has which memory
-//! meanwhile.
+//! The bytes of one connection: received and outgoing ones, and the owner of their memory.
 //!
-//! Contract: at most one receive and one send are with the kernel at a time. What they point to
-//! (the input buffer, the headers and the memory of the operations in the batch, the memory of a
-//! read) stays where it is until they complete;
-//! [`Conn::is_quiet`] says when none is.
+//! Contract: the kernel has at most one receive and one send at a time. Their memory (the input
+//! buffer, the headers and the memory of the operations in the batch, the memory of a read) stays
+//! in place until they complete. [`Conn::is_quiet`] says when the kernel has none.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -16,14 +14,15 @@ use crate::gather::{Gather, is_closed, reset_on_close, shutdown};
 
 /// Input buffer: the replies of a deep queue of small reads.
 const INPUT_BYTES: usize = 128 << 10;
-/// The data of a read from here on is received in place; what comes with its header is kept short.
+/// The data of a read of at least this length is received in place, and little of it together with
+/// its header.
 const LARGE_READ: u64 = 32 << 10;
 /// Bytes received along with headers while large reads are answered.
 const SHORT_INPUT: usize = 4 << 10;
 /// Requests sent with one system call.
 pub(super) const BATCH: usize = 128;
 
-/// Where the bytes of the receive under way go.
+/// The destination of the receive under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     Nothing,
@@ -47,12 +46,12 @@ pub(super) struct Conn<const HEADER: usize> {
     said_goodbye: bool,
 }
 
-/// What a receive has brought.
+/// The result of a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// Bytes in the input, or nothing.
+    /// Bytes in the input, perhaps none.
     Input,
-    /// So many bytes where [`Conn::receive_at`] was told.
+    /// This number of bytes at the place of [`Conn::receive_at`].
     Place(u64),
     /// The server has closed the connection, or it is lost: an errno.
     End(i32),
@@ -76,22 +75,22 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// Whether the server has closed a connection that nobody has used for a while.
+    /// Whether the server has closed an idle connection.
     pub(super) fn is_stale(&self) -> bool {
         is_closed(self.socket.as_fd())
     }
 
-    /// What has come and was not consumed.
+    /// The received bytes that were not consumed.
     pub(super) fn unread(&self) -> &[u8] {
         self.input.bytes().get(self.start..self.end).unwrap_or_default()
     }
 
-    /// So many bytes of it are done with.
+    /// Consumes this number of bytes.
     pub(super) fn consume(&mut self, bytes: usize) {
         self.start = (self.start + bytes).min(self.end);
     }
 
-    /// Answers are as large as this: how much is best received at a time?
+    /// Chooses the size of receives for answers with this much data.
     pub(super) fn expect(&mut self, data: u64) {
         self.input_cap = if data >= LARGE_READ { SHORT_INPUT } else { INPUT_BYTES };
     }
@@ -111,7 +110,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// A send has completed. Errors: the connection is lost.
+    /// A send has completed. `Err` if the connection is lost.
     pub(super) fn sent(&mut self, result: i32) -> Result<(), i32> {
         self.sending = false;
         if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
@@ -121,12 +120,12 @@ impl<const HEADER: usize> Conn<HEADER> {
         Ok(())
     }
 
-    /// Whether the kernel may still read the memory of a request of that batch.
+    /// Whether the kernel may still read the memory of a request of this batch.
     pub(super) fn may_send(&self, batch: u64) -> bool {
         batch == self.batch && (self.sending || !self.gather.is_done())
     }
 
-    /// A new batch can be filled.
+    /// Whether a new batch can be filled.
     pub(super) fn can_fill(&self) -> bool {
         !self.sending && self.gather.is_done()
     }
@@ -164,12 +163,12 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// How many requests the batch can still take.
+    /// Number of requests that the batch can still take.
     pub(super) fn room(&self) -> usize {
         BATCH - self.headers.len()
     }
 
-    /// Sends the batch: what the socket takes at once, the rest through the ring.
+    /// Sends the batch: as much as the socket takes at once, and the rest through the ring.
     pub(super) fn send(&mut self, port: &mut Port<'_>) {
         if self.sending || self.gather.is_done() {
             return;
@@ -179,13 +178,13 @@ impl<const HEADER: usize> Conn<HEADER> {
             self.gather.entry(self.socket.as_fd()).filter(|_| !self.gather.is_done())
         {
             self.sending = true;
-            // SAFETY: headers, list and the memory of the requests stay as they are until the
-            // completion: is_quiet() and may_send() wait for it.
+            // SAFETY: headers, list and the memory of the requests do not change until the
+            // completion, because is_quiet() and may_send() wait for it.
             unsafe { port.push(Part::Send, entry) };
         }
     }
 
-    /// Has more received into the input, unless a receive is under way.
+    /// Receives more into the input, unless a receive is under way.
     pub(super) fn receive(&mut self, port: &mut Port<'_>) {
         if self.receiving != Receiving::Nothing {
             return;
@@ -196,11 +195,11 @@ impl<const HEADER: usize> Conn<HEADER> {
         let entry =
             opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), place, len as u32).build();
         self.receiving = Receiving::Input;
-        // SAFETY: the input stays where it is until the completion: is_quiet() waits for it.
+        // SAFETY: the input stays in place until the completion, because is_quiet() waits for it.
         unsafe { port.push(Part::Receive, entry) };
     }
 
-    /// Has `len` bytes of data received where they belong, unless a receive is under way.
+    /// Receives `len` bytes of data at `place`, unless a receive is under way.
     ///
     /// # Safety
     /// `place` is valid for `len` bytes until the completion.
@@ -211,12 +210,12 @@ impl<const HEADER: usize> Conn<HEADER> {
         let socket = types::Fd(self.socket.as_raw_fd());
         let entry = opcode::Recv::new(socket, place, len as u32).flags(libc::MSG_WAITALL).build();
         self.receiving = Receiving::Place;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { port.push(Part::Receive, entry) };
     }
 
-    /// Moves what is unread to the front when the rest of the buffer gets short. It is less than a
-    /// header: there is always room.
+    /// Moves unread bytes to the front when the rest of the buffer gets short. They are less than a
+    /// header, so there is always room.
     fn compact(&mut self) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -227,7 +226,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// Says good-bye with these bytes, if the socket takes them.
+    /// Sends these bytes as the end of the conversation, if the socket takes them.
     pub(super) fn say_goodbye(&mut self, bytes: &[u8]) {
         if self.can_fill() {
             self.begin_batch();
@@ -239,8 +238,8 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// Ends what is under way; what was not delivered is not delivered any more, unless it is the
-    /// good-bye.
+    /// Ends the receive and send under way. Bytes that were not delivered are not delivered any
+    /// more, except after [`Conn::say_goodbye`].
     pub(super) fn shut_down(&self) {
         if !self.said_goodbye {
             reset_on_close(self.socket.as_fd());
@@ -248,7 +247,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
     }
 
-    /// The kernel has nothing of it.
+    /// Whether the kernel has nothing of it.
     pub(super) fn is_quiet(&self) -> bool {
         !self.sending && self.receiving == Receiving::Nothing
     }

@@ -1,13 +1,13 @@
-//! The connector of a leaf: makes connections anew on a thread of its own, for queues that must not
+//! The connector of a leaf: makes new connections on a thread of its own, because queues must not
 //! wait.
 //!
 //! A leaf has a berth for each of its links. A link whose connection is lost asks for another
 //! ([`Connector::want`]); the connector's thread makes it, puts it into the berth and rings the
-//! link's bell. It tries again, less and less often, until it succeeds or the leaf is closed, and
-//! ends when nobody wants anything.
+//! link's bell. It tries again with growing pauses until it succeeds or the leaf is closed. The
+//! thread ends when no link wants a connection.
 //!
-//! Contract: the locks here are taken when connections come and go, never by an operation on a
-//! connected link. A connection that is in a berth is used by nobody else.
+//! Contract: the locks are taken when connections come and go, never by an operation on a connected
+//! link. No other code uses a connection in a berth.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -17,19 +17,19 @@ use std::time::Duration;
 use super::links::Seat;
 use crate::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
-/// Pause after the first attempt that failed; each is twice the one before.
+/// Pause after the first failed attempt. Each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// A connection that is lost earlier, and has answered nothing, counts as an attempt that failed:
-/// there are servers that accept everybody and then close.
+/// A connection that is lost before this time, without an answer, counts as a failed attempt: some
+/// servers accept every client and then close.
 const LASTING: Duration = Duration::from_secs(1);
 
-/// Where a link finds its connections.
+/// The place where a link finds its connections.
 struct Berth<C> {
     seat: Seat,
     wanted: AtomicBool,
-    /// The last attempt for it failed.
+    /// Whether the last attempt for it failed.
     failed: AtomicBool,
     ready: Mutex<Option<C>>,
     /// When the connection that the link is using now was established; `None` before the first one.
@@ -39,38 +39,38 @@ struct Berth<C> {
 #[derive(Default)]
 struct State {
     running: bool,
-    /// To be tried at once, whatever pause there is.
+    /// Whether to try at once, without the pause.
     hurry: bool,
-    /// Attempts begun, and the last of them that failed.
+    /// Number of attempts, and of the last one that failed.
     begun: u64,
     failed: u64,
     /// There was no thread for the wishes there are: said once.
     lacks_thread: bool,
-    /// When to try again after a connection that did not last, and the pause that this was.
+    /// The time of the next try after a connection that did not last, and the length of that pause.
     not_before: Option<Instant>,
     pause: Duration,
 }
 
 impl State {
-    /// A connection was lost that had lasted so long.
+    /// Counts a lost connection that had lasted for `lasted`.
     fn lost_after(&mut self, lasted: Duration) {
         let now = Instant::now();
         if lasted >= LASTING {
             (self.not_before, self.pause) = (None, Duration::ZERO);
         } else if self.not_before.is_none_or(|time| time <= now) {
-            // Of several that are lost together, one counts.
+            // Several connections that are lost together count once.
             self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
             self.not_before = Some(now + self.pause);
         }
     }
 }
 
-/// Makes a connection for a berth; the leaf's engine knows how.
+/// The engine's function that makes a connection for a berth.
 type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
 /// See the module's text.
 pub(super) struct Connector<C> {
-    /// What it connects to, for the log.
+    /// The server's name for the log.
     name: String,
     dial: Dial<C>,
     berths: Box<[Berth<C>]>,
@@ -84,7 +84,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<C: Send + 'static> Connector<C> {
-    /// With `berths` berths, the first of which hold the connections that there are.
+    /// A connector with `berths` berths. The first ones hold `connections`.
     pub(super) fn new(
         name: String,
         berths: usize,
@@ -107,7 +107,7 @@ impl<C: Send + 'static> Connector<C> {
         Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
     }
 
-    /// What it connects to.
+    /// The server's name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -140,16 +140,16 @@ impl<C: Send + 'static> Connector<C> {
         self.berths.iter().any(is_cut_off)
     }
 
-    /// Asks for another connection for a berth, for one that has answered nothing.
+    /// Asks for a new connection for a berth, after one without answers.
     pub(super) fn want(self: &Arc<Self>, berth: usize) {
         self.want_after(berth, false);
     }
 
-    /// Asks for another connection for a berth. One that `has_answered` something counts as one that
-    /// lasted: a server that flaps, but serves in between, is to be used as much as it can be.
+    /// Asks for a new connection for a berth. A connection that `has_answered` something counts as
+    /// one that lasted, so that a flapping server is used as much as possible.
     pub(super) fn want_after(self: &Arc<Self>, berth: usize, has_answered: bool) {
         let Some(at) = self.berths.get(berth) else { return };
-        // Locked first: a wish without a thread is what wait_connected() gives up on.
+        // Lock first: wait_connected() gives up if it sees a wish without a thread.
         let mut state = lock(&self.state);
         at.failed.store(false, Ordering::Release);
         at.wanted.store(true, Ordering::Release);
@@ -184,7 +184,7 @@ impl<C: Send + 'static> Connector<C> {
         thread::Builder::new().name("connector".into()).spawn(move || connector.run()).map(drop)
     }
 
-    /// Tells the links whose wishes were not fulfilled.
+    /// Tells the links without a connection.
     fn tell_failure(&self) {
         for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
             berth.failed.store(true, Ordering::Release);
@@ -207,8 +207,8 @@ impl<C: Send + 'static> Connector<C> {
         }
     }
 
-    /// Has missing connections tried for at once and waits for all of them. Errors: the next
-    /// attempt fails, or takes too long.
+    /// Tries missing connections at once and waits for all of them. `Err` if the next attempt fails
+    /// or takes too long.
     pub(super) fn wait_connected(self: &Arc<Self>, deadline: Instant) -> io::Result<()> {
         let mut state = lock(&self.state);
         if self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
@@ -229,7 +229,7 @@ impl<C: Send + 'static> Connector<C> {
         Ok(())
     }
 
-    /// The leaf is closed: links and thread end.
+    /// Closes the leaf: links and thread end.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(lock(&self.state));
@@ -242,7 +242,7 @@ impl<C: Send + 'static> Connector<C> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// The thread: connects whoever wants it.
+    /// The thread's function: makes wanted connections.
     fn run(&self) {
         let _running = Running(self);
         let (mut pause, mut said) = (FIRST_PAUSE, String::new());
@@ -271,8 +271,8 @@ impl<C: Send + 'static> Connector<C> {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     (pause, said) = (FIRST_PAUSE, String::new());
-                    // Locked first: a link that takes it and loses it at once asks again only when
-                    // this wish has ended.
+                    // Lock first, so that a link that takes the connection and loses it at once
+                    // asks again only after the end of this wish.
                     let _state = lock(&self.state);
                     *lock(&berth.made) = Some(Instant::now());
                     *lock(&berth.ready) = Some(connection);
@@ -281,7 +281,7 @@ impl<C: Send + 'static> Connector<C> {
                     self.changed.notify_all();
                 }
                 Err(error) => {
-                    // Once, however long it lasts.
+                    // Log it once, however long the failure lasts.
                     let why = error.to_string();
                     if why != said {
                         tracing::warn!(

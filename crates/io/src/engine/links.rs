@@ -1,13 +1,12 @@
-//! Links: what leaves on other machines have on a queue. A link carries the operations that one
-//! queue has for one leaf, over a connection that only this queue's thread uses, driven by this
-//! queue's ring.
+//! Links to leaves on other machines. A link carries the operations of one queue for one leaf, over
+//! a connection that only this queue's thread uses and this queue's ring drives.
 //!
 //! Contract: one thread owns [`Links`], inside its [`Ring`], so an engine that is lent the ring
-//! reaches its link. An engine gives a link an operation with [`Links::submit`], which does nothing
-//! but note it; [`Links::turn`], once a turn of the queue's loop, has every link with work send all
-//! of it and make ready to receive. What is done comes out of [`Links::take_finished`], each
-//! operation exactly once, when nothing in the kernel refers to its memory any more. A link is
-//! dropped only when the kernel has given back everything of it.
+//! reaches its link. [`Links::submit`] only queues an operation on a link. [`Links::turn`], called
+//! once a turn of the queue's loop, makes every link with work send all of it and prepare to
+//! receive. [`Links::take_finished`] returns each finished operation exactly once, when nothing in
+//! the kernel refers to its memory any more. A link is dropped only when the kernel has given back
+//! all of its memory.
 
 use std::io;
 use std::mem;
@@ -20,8 +19,7 @@ use super::{LeafIo, Submitted};
 use crate::ring::{Completion, Ring, Tag, user_data};
 use crate::slab::Slab;
 
-/// Which of a link's operations on the ring a completion belongs to: above the link's index in the
-/// id.
+/// The kind of a link's operation on the ring. It stands above the link's index in the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
@@ -29,13 +27,13 @@ pub enum Part {
     Receive = 0,
     /// Bytes to its socket.
     Send = 1,
-    /// Somebody rang its [`Bell`].
+    /// Its [`Bell`] was rung.
     Bell = 2,
     /// Its timer is over.
     Timer = 3,
 }
 
-/// What a link does for its queue. All calls come from the queue's thread.
+/// A link. All calls come from the queue's thread.
 pub trait Link {
     /// Takes an operation. Its memory is lent until the answer.
     fn submit(&mut self, io: &LeafIo, now_ns: u64, out: &mut Finished);
@@ -43,34 +41,33 @@ pub trait Link {
     /// One of its operations on the ring has completed.
     fn completed(&mut self, part: Part, result: i32, out: &mut Finished);
 
-    /// Hands to the ring what there is to be done; called after any of the others.
+    /// Submits its work to the ring. Called after any of the others.
     fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished);
 
-    /// A second or so has passed while [`Link::is_timed`].
+    /// About a second has passed, while [`Link::is_timed`].
     fn tick(&mut self, now_ns: u64, out: &mut Finished);
 
     /// Whether something of it has a deadline.
     fn is_timed(&self) -> bool;
 
-    /// It is to end: nothing more will be submitted. What is under way is answered.
+    /// Ends it: nothing more will be submitted. Operations under way are answered.
     fn close(&mut self, now_ns: u64, out: &mut Finished);
 
-    /// It has ended, and nothing refers to its memory.
+    /// Whether it has ended, and nothing refers to its memory.
     fn is_over(&self) -> bool;
 }
 
-/// The operations that are done: their parts, and their results as [`super::Submitted::Done`] has
-/// them.
+/// The finished operations: their parts, and their results as in [`super::Submitted::Done`].
 #[derive(Default)]
 pub struct Finished(Vec<(u32, i64)>);
 
 impl Finished {
-    /// An operation is done.
+    /// Adds a finished operation.
     pub fn push(&mut self, io: &LeafIo, result: i64) {
         self.push_part(io.part, result);
     }
 
-    /// The operation of this part is done.
+    /// Adds the finished operation of this part.
     pub fn push_part(&mut self, part: u32, result: i64) {
         self.0.push((part, result));
     }
@@ -91,15 +88,16 @@ impl Port<'_> {
     /// Queues a submission.
     ///
     /// # Safety
-    /// What the entry points to stays valid until its completion. The link is not over before that.
+    /// The memory that the entry points to stays valid until its completion. The link is not over
+    /// before that.
     pub unsafe fn push(&mut self, part: Part, entry: io_uring::squeue::Entry) {
         let id = u64::from(self.link) | (part as u64) << 32;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { self.ring.push(&entry.user_data(user_data(Tag::Link, id))) };
     }
 }
 
-/// A link, and whether something happened to it in this turn.
+/// A link, and whether it needs a turn.
 struct Entry {
     link: Box<dyn Link>,
     touched: bool,
@@ -109,13 +107,13 @@ struct Entry {
 #[derive(Default)]
 pub struct Links {
     links: Slab<Entry>,
-    /// Links that something happened to in this turn.
+    /// Links that need a turn.
     touched: Vec<u32>,
     finished: Finished,
 }
 
 impl Links {
-    /// A further link; operations are submitted to it by the number.
+    /// Adds a link and returns its number for submissions.
     pub fn join(&mut self, link: Box<dyn Link>) -> u32 {
         let id = self.links.insert(Entry { link, touched: false });
         self.touch(id);
@@ -145,7 +143,7 @@ impl Links {
         self.touch(id);
     }
 
-    /// Lets every link that something happened to go on.
+    /// Gives every link that needs one its turn.
     pub fn turn(ring: &mut Ring) {
         if ring.links.touched.is_empty() {
             return;
@@ -163,37 +161,37 @@ impl Links {
         ring.links = links;
     }
 
-    /// An operation that is done: its part and its result.
+    /// A finished operation: its part and its result.
     pub fn take_finished(&mut self) -> Option<(u32, i64)> {
         self.finished.0.pop()
     }
 
-    /// Nothing has happened to a link in this turn, and no operation is to be taken.
+    /// Whether no link needs a turn, and no finished operation waits.
     pub fn is_quiet(&self) -> bool {
         self.touched.is_empty() && self.finished.0.is_empty()
     }
 
-    /// Whether there are operations to take.
+    /// Whether finished operations wait.
     pub fn has_finished(&self) -> bool {
         !self.finished.0.is_empty()
     }
 
-    /// Whether a link has a deadline: then [`Links::tick`] is to be called every second or so.
+    /// Whether a link has a deadline. Then call [`Links::tick`] about every second.
     pub fn is_timed(&self) -> bool {
         self.links.iter().any(|(_, entry)| entry.link.is_timed())
     }
 
-    /// Gives up on what has taken too long.
+    /// Ends operations that have taken too long.
     pub fn tick(&mut self, now_ns: u64) {
         self.each(|link, out| link.tick(now_ns, out));
     }
 
-    /// All links end.
+    /// Ends all links.
     pub fn close(&mut self, now_ns: u64) {
         self.each(|link, out| link.close(now_ns, out));
     }
 
-    /// There are no links.
+    /// Whether there are no links.
     pub fn is_empty(&self) -> bool {
         self.links.is_empty()
     }
@@ -221,19 +219,19 @@ impl Links {
 impl Drop for Links {
     fn drop(&mut self) {
         for id in self.links.iter().map(|(id, _)| id).collect::<Vec<_>>() {
-            // The ring has failed before the links ended: the kernel may still write to their
+            // The ring has failed before the links ended, so the kernel may still write to their
             // memory.
             mem::forget(self.links.remove(id));
         }
     }
 }
 
-/// Where an engine finds its link on a queue.
+/// The place where an engine finds its link on a queue.
 ///
-/// A cache line of its own: it is one queue's alone.
+/// It has a cache line of its own, because it belongs to one queue.
 #[repr(align(128))]
 pub struct Seat {
-    /// The link's number. Only the queue's thread uses it, which is why it is relaxed.
+    /// The link's number. It is relaxed because only the queue's thread uses it.
     link: AtomicU32,
     bell: Bell,
 }
@@ -247,7 +245,7 @@ impl Seat {
         Ok(Seat { link: AtomicU32::new(NO_LINK), bell: Bell::new()? })
     }
 
-    /// Gives an operation to the link, on its queue's thread; makes the link if there is none.
+    /// Submits an operation to the link, on its queue's thread. Makes the link if there is none.
     pub fn submit(
         &self,
         io: &LeafIo,
@@ -264,18 +262,18 @@ impl Seat {
         Submitted::Pending
     }
 
-    /// The link is about to end.
+    /// Forgets the link, which is about to end.
     pub fn leave(&self) {
         self.link.store(NO_LINK, Ordering::Relaxed);
     }
 
-    /// What wakes the link.
+    /// The bell that wakes the link.
     pub fn bell(&self) -> &Bell {
         &self.bell
     }
 }
 
-/// What a queue is woken by, for one link: an eventfd on which it has a read under way.
+/// Wakes a queue for one link: an eventfd on which the queue has a read under way.
 pub struct Bell(OwnedFd);
 
 impl Bell {
@@ -290,15 +288,15 @@ impl Bell {
         Ok(Bell(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Wakes who waits, now or when he next does. From any thread.
+    /// Wakes the queue, now or when it next waits. From any thread.
     pub fn ring(&self) {
         let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by
-        // overflow, when it has been rung anyway.
+        // SAFETY: writes eight bytes of a live integer to an own descriptor. It only fails by
+        // overflow, and then the bell has been rung anyway.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// The submission that completes when it has been rung.
+    /// The submission that completes when the bell is rung.
     pub fn entry(&self, count: &mut u64) -> io_uring::squeue::Entry {
         opcode::Read::new(types::Fd(self.0.as_raw_fd()), (&raw mut *count).cast(), 8).build()
     }

@@ -1,8 +1,7 @@
 //! The memory engine: a leaf in anonymous memory of this process, lazily zeroed.
 //!
-//! Overlapping requests that run on two queues at once may interleave, as on any disk: which bytes
-//! win is open, but only bytes that one of them wrote appear. Completes at once; has no volatile
-//! cache to lose.
+//! Overlapping requests on two queues at once may interleave, as on any disk: each byte is from one
+//! of them. Operations complete at once, and there is no volatile cache.
 
 use std::io;
 use std::ptr::NonNull;
@@ -15,18 +14,18 @@ pub struct MemoryEngine {
     bytes: usize,
 }
 
-// SAFETY: the memory is shared like a disk's: access is by byte copies without references into it
+// SAFETY: the memory is shared like a disk: all accesses are byte copies without references into it
 // (see `submit`).
 unsafe impl Send for MemoryEngine {}
 // SAFETY: as above.
 unsafe impl Sync for MemoryEngine {}
 
 impl MemoryEngine {
-    /// `bytes` of zeroes.
+    /// Memory of `bytes` zeroes.
     pub fn new(bytes: u64) -> io::Result<MemoryEngine> {
         let size =
             usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: a fresh private anonymous mapping touches no memory of ours.
+        // SAFETY: a fresh private anonymous mapping touches no other memory.
         let memory = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -59,9 +58,8 @@ impl MemoryEngine {
             return Submitted::Done(-i64::from(libc::EIO));
         }
         // SAFETY: offset + len lie in the mapping (checked above); `data` is lent for `len` bytes
-        // and is no part of the mapping. Two queues may copy over the same bytes at once: no
-        // reference is made, and the outcome is one of the two for each byte, which is all that a
-        // disk promises.
+        // and is no part of the mapping. Two queues may copy over the same bytes at once. No
+        // reference is made, and each byte is from one of the two, as on a disk.
         unsafe {
             let at = self.memory.as_ptr().add(offset);
             match io.op {
@@ -101,7 +99,7 @@ impl MemoryEngine {
 
 impl Drop for MemoryEngine {
     fn drop(&mut self) {
-        // SAFETY: mapped in new() with this size; nobody uses it any more.
+        // SAFETY: mapped in new() with this size, and no code uses it any more.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
     }
 }

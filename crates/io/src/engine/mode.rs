@@ -1,40 +1,40 @@
-//! Whether a file is used through the page cache or past it.
+//! The mode of a file: with or without the page cache.
 //!
-//! A leaf has one mode, whoever uses it. What a user asks for holds. Where nobody has asked, files
-//! go through the page cache, until one is below a disk of this machine: then it goes past it,
-//! where that serves. Pages that the disk's own user has made dirty would be cleaned by writing
-//! them to the cache again, and under memory pressure that can wait for ever.
+//! A leaf has one mode for all its users. A mode that a user has chosen holds. Otherwise files use
+//! the page cache, until one is below a ublk disk; then it uses direct I/O if possible. Cleaning a
+//! dirty page of the disk would write it to the cache again, and under memory pressure that can
+//! wait for ever.
 //!
-//! The mode of an open file can change at any time (`F_SETFL`): the kernel keeps both ways
-//! coherent. But a disk or a client has been told a block size, so direct I/O must do with that.
+//! The mode of an open file can change at any time (`F_SETFL`), because the kernel keeps both ways
+//! coherent. But a block size was announced to disks and clients, so direct I/O must work with
+//! that.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Memory that is handed to leaves begins at a multiple of this many bytes of a page: requests
-/// begin at sectors.
+/// Alignment of memory for leaves: requests begin at sectors.
 const MEMORY_ALIGNMENT: u32 = 512;
 
-/// Why a file stays in the page cache.
+/// The reason why a file stays in the page cache.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// The file system does not say, or the kernel is older than 6.1.
     #[error("its file system does not say what direct I/O needs")]
     Unknown,
-    /// There is none.
+    /// The file system has no direct I/O.
     #[error("its file system does no direct I/O")]
     None,
-    /// It needs more than was promised.
+    /// Direct I/O needs larger blocks than the announced ones.
     #[error("direct I/O needs blocks of {needed} bytes there, and blocks of {block} are announced")]
     Block {
-        /// What it needs.
+        /// The needed block size.
         needed: u32,
-        /// What was announced.
+        /// The announced block size.
         block: u32,
     },
-    /// The user has asked for the page cache.
+    /// A user has chosen the page cache.
     #[error("the page cache was asked for")]
     Chosen,
     /// The mode of a disk below does not change while it is open.
@@ -48,13 +48,14 @@ pub enum Unfit {
 /// See the module's text.
 pub(super) struct Mode {
     direct: AtomicBool,
-    /// Somebody asked for it.
+    /// Whether a user has chosen the mode.
     chosen: AtomicBool,
     is_block: bool,
 }
 
 impl Mode {
-    /// Of files that were opened `direct`; `chosen` if that was asked for.
+    /// The mode of files that were opened with or without `direct`; `chosen` if a user has asked
+    /// for it.
     pub(super) fn new(direct: bool, chosen: bool, is_block: bool) -> Mode {
         Mode { direct: direct.into(), chosen: chosen.into(), is_block }
     }
@@ -63,8 +64,8 @@ impl Mode {
         self.direct.load(Ordering::Relaxed)
     }
 
-    /// Goes past the page cache, unless somebody has asked for another mode, if that serves users
-    /// who were promised blocks of `block` bytes.
+    /// Changes to direct I/O, unless a user has chosen another mode, if it works with the announced
+    /// blocks of `block` bytes.
     pub(super) fn prefer_direct(&self, files: &[File], block: u32) -> Result<(), Unfit> {
         if self.is_direct() {
             return Ok(());
@@ -75,7 +76,7 @@ impl Mode {
         self.change(files, block, true)
     }
 
-    /// Takes the mode that was asked for. The last who asks decides.
+    /// Takes the mode that a user has chosen. The last choice counts.
     pub(super) fn choose(&self, files: &[File], block: u32, direct: bool) -> Result<(), Unfit> {
         if self.is_direct() != direct {
             self.change(files, block, direct)?;
@@ -93,7 +94,7 @@ impl Mode {
         }
         let changed = files.iter().try_for_each(|file| set_direct(file, direct));
         if let Err(error) = changed {
-            // All have one mode. What was possible a moment ago is so still.
+            // All files must have one mode. The old one was possible a moment ago, so it still is.
             let _ = files.iter().try_for_each(|file| set_direct(file, !direct));
             return Err(error.into());
         }
@@ -102,7 +103,7 @@ impl Mode {
     }
 }
 
-/// What direct I/O needs.
+/// The needs of direct I/O.
 #[derive(Clone, Copy)]
 struct Alignment {
     offset: u32,
@@ -138,7 +139,7 @@ fn alignment(file: &File) -> Result<Alignment, Unfit> {
 
 fn set_direct(file: &File, direct: bool) -> io::Result<()> {
     let fd = file.as_raw_fd();
-    // SAFETY: system calls with integers, on our own descriptor.
+    // SAFETY: system calls with integers, on an own descriptor.
     let result = unsafe {
         let flags = libc::fcntl(fd, libc::F_GETFL);
         let wanted = if direct { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     fn direct(file: &File) -> bool {
-        // SAFETY: a system call with integers, on our own descriptor.
+        // SAFETY: a system call with integers, on an own descriptor.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) & libc::O_DIRECT != 0 }
     }
 
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_a_user_has_chosen_stays() {
-        // Beside this program: a temporary folder may be in memory.
+        // Beside this program, because a temporary folder may be in memory.
         let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
         let folder = tempfile::tempdir_in(folder).unwrap();
         let file = File::create(folder.path().join("file")).unwrap();
@@ -174,7 +175,7 @@ mod tests {
         let mode = Mode::new(false, true, false);
         assert!(matches!(mode.prefer_direct(&files, 4096), Err(Unfit::Chosen)));
         assert!(!mode.is_direct() && !direct(&files[0]));
-        // File systems differ in what they can do.
+        // File systems differ.
         let serves = alignment(&files[0]).and_then(|needed| fits(needed, 4096));
         let mode = Mode::new(false, false, false);
         assert_eq!(mode.prefer_direct(&files, 4096).is_ok(), serves.is_ok(), "{serves:?}");

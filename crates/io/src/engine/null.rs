@@ -1,4 +1,4 @@
-//! The null engine: reads give zeroes, writes vanish. The smallest example of an engine.
+//! The null engine: reads return zeroes, writes vanish. It is the smallest example of an engine.
 
 use super::{COPY_STEP, LeafIo, LeafOp, Submitted};
 
@@ -11,7 +11,7 @@ impl NullEngine {
     pub(super) unsafe fn submit(&self, io: &LeafIo) -> Submitted {
         match io.op {
             LeafOp::Read => {
-                // Zeroes, not what the buffer held: it may hold another client's bytes.
+                // Write zeroes, because the buffer may hold another client's bytes.
                 let len = io.len.min(COPY_STEP);
                 // SAFETY: the caller lends `len` bytes at `data`.
                 unsafe { io.data.0.write_bytes(0, len as usize) };

@@ -1,8 +1,7 @@
-//! A connected socket of the control side, of any protocol: blocking, but never longer than a
-//! deadline.
+//! A connected socket of the control side for any protocol. It blocks, but never past a deadline.
 //!
 //! Contract: every call ends at the deadline, with [`io::ErrorKind::TimedOut`] if it is not done by
-//! then. Only names of hosts are looked up without one: the resolver has its own.
+//! then. Only look-ups of host names have no deadline, because the resolver has its own.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::uri::Place;
 use crate::gather::{set_option, tune};
 
-/// Shortest wait that is asked of the system: 0 would be for ever.
+/// Shortest timeout of a system call, because 0 means none.
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// See the module's text.
@@ -30,8 +29,7 @@ enum Stream {
 }
 
 impl Socket {
-    /// Connects. A peer that is silent for `silence` while it should acknowledge counts as gone
-    /// from then on.
+    /// Connects. From then on, a peer that acknowledges nothing for `silence` counts as gone.
     pub(super) fn connect(
         place: &Place,
         silence: Duration,
@@ -49,7 +47,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// From now on calls end then.
+    /// Sets the deadline of later calls.
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
@@ -126,8 +124,8 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left.max(SHORTEST)) }
 }
 
-/// What a read or write did; nothing if it is to be tried again (whether there is time for it is
-/// asked then).
+/// The result of a read or write; `None` if the caller must try again, after a check of the
+/// deadline.
 fn progress(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
@@ -140,7 +138,7 @@ fn progress(result: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
-/// The first of a host's addresses that answers.
+/// Connects to the first of a host's addresses that answers.
 fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in (host, port).to_socket_addrs()? {
@@ -152,7 +150,8 @@ fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream
     Err(last)
 }
 
-/// The standard library's connect waits for ever where the server's list of those who wait is full.
+/// Connects to a unix socket. The standard library's connect waits for ever if the server's backlog
+/// is full.
 fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     // SAFETY: plain data, for which zeroes are valid.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -166,7 +165,7 @@ fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
         *place = *byte as libc::c_char;
     }
-    // SAFETY: makes a descriptor that nobody else owns.
+    // SAFETY: makes a new descriptor.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
         if fd < 0 {
@@ -187,10 +186,11 @@ fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     }
 }
 
-/// A peer that acknowledges nothing for `silence` is gone, whether we send or not.
+/// Sets options so that a peer that acknowledges nothing for `silence` is gone, with or without
+/// traffic.
 fn keep_alive(socket: BorrowedFd<'_>, silence: Duration) {
     let seconds = silence.as_secs().clamp(1, i32::MAX as u64 / 1000) as i32;
-    // Some probes, so that one that is lost means nothing.
+    // Several probes, so that a lost one means nothing.
     let (probes, interval) = (3, (seconds / 4).max(1));
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, interval);
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, interval);
@@ -224,7 +224,7 @@ mod tests {
         timed_out(socket.array::<1>().unwrap_err());
         socket.set_deadline(soon());
         timed_out(socket.write_all(&vec![0; 64 << 20]).unwrap_err());
-        // Until nobody more may wait to be accepted.
+        // Until the backlog is full.
         let mut waiting = Vec::new();
         let error = loop {
             match Socket::connect(&place, Duration::from_secs(1), soon()) {

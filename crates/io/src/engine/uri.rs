@@ -1,8 +1,8 @@
-//! What addresses of leaves on other machines have in common: percent-encoding, hosts, options
-//! behind a `?`.
+//! Common parts of addresses of leaves on other machines: percent-encoding, hosts, options behind a
+//! `?`.
 //!
-//! Contract: pure. An address is one word of a table line, so what means something in a line or in
-//! an address is percent-encoded.
+//! Contract: pure. An address is one word of a table line, so characters with a meaning in a line
+//! or in an address are percent-encoded.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::leaf::LeafError;
 
-/// How long an answer may take, by default and at most, in seconds.
+/// Time limit of an answer in seconds: the default, and the most.
 const TIMEOUT: u64 = 30;
 const MAX_TIMEOUT: u64 = 3600;
-/// Longest time that operations may wait for a server to come back, in seconds.
+/// Longest `reconnect` time in seconds.
 const MAX_RECONNECT: u64 = 86_400;
 
-/// Where a server listens.
+/// The place of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A host and its port.
@@ -30,22 +30,22 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// How long writes in doubt wait by default: after a connection that the other side has ended, as it
-/// lives, or has died; and after one on which it was silent, as it may go on with them.
+/// Default waits of writes in doubt. The first is for a connection that the other side has ended:
+/// it is alive or has died. The second is for silence: the other side may go on with them.
 const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_SILENT: Duration = Duration::from_secs(5);
-/// Longest wait for them, in seconds.
+/// Longest `settle` time in seconds.
 const MAX_SETTLE: u64 = 3600;
 
-/// What every such leaf can be told about a server that does not answer.
+/// The options for a server that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// How long a connection, its negotiation and an answer may take.
+    /// Time limit of a connection, its negotiation and an answer.
     pub timeout: Duration,
-    /// How long operations wait for a lost connection to come back. 0: they fail at once.
+    /// How long operations wait for a lost connection. 0 means that they fail at once.
     pub reconnect: Duration,
-    /// How long writes wait that may still be carried out, before they are answered or sent again.
-    /// Nothing: what the loss of their connection suggests.
+    /// How long writes in doubt wait before they are answered or sent again. `None` means the
+    /// default for the kind of loss.
     pub settle: Option<Duration>,
 }
 
@@ -56,7 +56,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Takes an option if it is one of these. Nothing if it is not, or has a bad value.
+    /// Takes an option if it is one of these. `None` if it is another one or has a bad value.
     pub(super) fn option(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "timeout" => self.timeout = Duration::from_secs(number(value, 1, MAX_TIMEOUT)?),
@@ -67,12 +67,12 @@ impl Patience {
         Some(())
     }
 
-    /// How long writes in doubt wait; `silent` if their connection was lost by silence.
+    /// The wait of writes in doubt. `silent` means that their connection was lost by silence.
     pub(super) fn settling(&self, silent: bool) -> Duration {
         self.settle.unwrap_or(if silent { SETTLE_SILENT } else { SETTLE })
     }
 
-    /// The options that are not the defaults.
+    /// Writes the options that are not the defaults.
     pub(super) fn write(&self, query: &mut Query<'_, '_>) -> fmt::Result {
         let usual = Patience::default();
         if self.timeout != usual.timeout {
@@ -88,7 +88,7 @@ impl Patience {
     }
 }
 
-/// Seconds, with up to three digits behind the point, up to `most`.
+/// Parses seconds with up to three digits behind the point, up to `most`.
 fn seconds(value: &str, most: u64) -> Option<Duration> {
     let (whole, part) = value.split_once('.').unwrap_or((value, "0"));
     let whole = number(whole, 0, most)?;
@@ -103,14 +103,14 @@ fn seconds(value: &str, most: u64) -> Option<Duration> {
     (time <= Duration::from_secs(most)).then_some(time)
 }
 
-/// A number in plain digits from `least` to `most`.
+/// Parses a number of plain digits from `least` to `most`.
 pub(super) fn number(value: &str, least: u64, most: u64) -> Option<u64> {
     let plain = value.bytes().all(|b| b.is_ascii_digit());
     value.parse().ok().filter(|number| plain && (least..=most).contains(number))
 }
 
-/// Gives each option of a query, name and value, to `take`; the first that it does not take is the
-/// error.
+/// Passes name and value of each option of a query to `take`. The first one that it does not take
+/// is the error.
 pub(super) fn options(
     address: &str,
     query: &str,
@@ -128,7 +128,7 @@ pub(super) fn options(
     Ok(())
 }
 
-/// `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT`.
+/// Parses `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT`.
 pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -156,7 +156,7 @@ pub(super) fn write_host(
     if port == default_port { Ok(()) } else { write!(f, ":{port}") }
 }
 
-/// Undoes percent-encoding. Nothing if it is none, or not UTF-8.
+/// Undoes percent-encoding. `None` if it is malformed or not UTF-8.
 pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -171,7 +171,7 @@ pub(super) fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Writes a name, percent-encoded where it must be.
+/// Writes a name with percent-encoding.
 pub(super) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     name.bytes().try_for_each(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => write!(f, "{}", char::from(byte)),
@@ -189,18 +189,18 @@ pub(super) struct Query<'a, 'f> {
 }
 
 impl<'a, 'f> Query<'a, 'f> {
-    /// Behind an address.
+    /// For the options of an address.
     pub(super) fn new(f: &'a mut fmt::Formatter<'f>) -> Query<'a, 'f> {
         Query { f, separator: '?' }
     }
 
-    /// An option with a number.
+    /// Writes an option with a number.
     pub(super) fn number(&mut self, key: &str, value: u64) -> fmt::Result {
         let separator = std::mem::replace(&mut self.separator, '&');
         write!(self.f, "{separator}{key}={value}")
     }
 
-    /// An option with a text.
+    /// Writes an option with a text.
     pub(super) fn text(&mut self, key: &str, value: &str) -> fmt::Result {
         let separator = std::mem::replace(&mut self.separator, '&');
         write!(self.f, "{separator}{key}=")?;
