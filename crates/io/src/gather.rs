@@ -1,21 +1,21 @@
-//! Bytes from many places that leave by one call, and the sockets they leave by: what the
-//! connections of an export and those of a leaf share.
+//! Sends bytes from many places with one call, and sets up sockets. Connections of exports and of
+//! leaves share this code.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{opcode, squeue, types};
 
-/// Socket buffer asked for, so that a batch leaves at once.
+/// Size of a socket buffer, so that a batch leaves at once.
 const SOCKET_BUFFER: i32 = 4 << 20;
 
-/// Has the socket's close throw away what has not been delivered yet, and tell the other side so (a
-/// reset). Without it a TCP socket that is closed goes on delivering what was written to it, for
-/// minutes if need be: requests that were given up long ago, and were sent again by another path.
+/// Makes the socket's close a reset, which throws away undelivered bytes and tells the other side.
+/// Without it, a closed TCP socket goes on delivering for minutes, also requests that were given up
+/// long ago and sent again by another path.
 pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let len = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: a system call on a borrowed descriptor with a live structure. What is not TCP ignores
-    // it.
+    // SAFETY: a system call on a borrowed descriptor with a live structure. Sockets other than TCP
+    // ignore it.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -29,13 +29,12 @@ pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
 
 /// A list of pieces of memory and how far it has been sent.
 ///
-/// Contract: whoever adds a piece keeps it valid and in place until the list is cleared; whoever
-/// hands the message to the kernel neither clears nor changes the list until the kernel has given
-/// it back.
+/// Contract: the caller keeps each piece valid and in place until the list is cleared. While the
+/// kernel has the message, the caller neither clears nor changes the list.
 #[derive(Default)]
 pub(crate) struct Gather {
     iovecs: Vec<libc::iovec>,
-    /// First of `iovecs` not wholly sent.
+    /// First of `iovecs` that is not wholly sent.
     at: usize,
     message: Option<Box<libc::msghdr>>,
 }
@@ -46,18 +45,18 @@ impl Gather {
         self.iovecs.push(libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len });
     }
 
-    /// Nothing is left to be sent.
+    /// Whether nothing is left to send.
     pub(crate) fn is_done(&self) -> bool {
         self.at >= self.iovecs.len()
     }
 
-    /// Forgets what was sent (or never will be).
+    /// Clears the list.
     pub(crate) fn clear(&mut self) {
         self.iovecs.clear();
         self.at = 0;
     }
 
-    /// `bytes` more have been sent.
+    /// Counts `bytes` more as sent.
     pub(crate) fn advance(&mut self, mut bytes: usize) {
         while let Some(iovec) = self.iovecs.get_mut(self.at) {
             if bytes < iovec.iov_len {
@@ -70,20 +69,20 @@ impl Gather {
         }
     }
 
-    /// Sends what the socket takes at once, by a plain system call. That is nearly always all, and
-    /// a send through the ring would complete while it is submitted, and cost a turn of the loop of
-    /// its own. Errors are left to the ring to find ([`Gather::entry`]).
+    /// Sends as much as the socket takes at once, by a plain system call. That is nearly always
+    /// everything. A send through the ring would complete during its submission and cost an extra
+    /// turn of the loop. The ring finds errors later ([`Gather::entry`]).
     pub(crate) fn send_now(&mut self, socket: BorrowedFd<'_>) {
         let Some(message) = self.message() else { return };
         let (fd, flags) = (socket.as_raw_fd(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
-        // SAFETY: a system call on a live descriptor; what the header points to is valid (the
-        // type's contract) and only read. Not libc's function, which makes itself a point where a
-        // thread can be cancelled (some 35 ns).
+        // SAFETY: a system call on a live descriptor. The header's memory is valid (the type's
+        // contract) and only read. This is not libc's function, which costs some 35 ns more because
+        // it is a cancellation point.
         let sent = unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) };
         self.advance(sent.max(0) as usize);
     }
 
-    /// The submission that sends the rest, if there is one. The list stays as it is until that has
+    /// The submission that sends the rest, if there is one. The list must not change until it has
     /// completed.
     pub(crate) fn entry(&mut self, socket: BorrowedFd<'_>) -> Option<squeue::Entry> {
         let fd = types::Fd(socket.as_raw_fd());
@@ -91,7 +90,7 @@ impl Gather {
         Some(opcode::SendMsg::new(fd, self.message()?).flags(flags).build())
     }
 
-    /// The header of the message to be sent, if there is anything.
+    /// The header of the message, if there are bytes to send.
     fn message(&mut self) -> Option<*const libc::msghdr> {
         let left = self.iovecs.get_mut(self.at..).filter(|left| !left.is_empty())?;
         let (first, count) = (left.as_mut_ptr(), left.len());
@@ -103,14 +102,13 @@ impl Gather {
     }
 }
 
-/// Sets an option of a socket. What a kind of socket does not have is not missed.
+/// Sets an option of a socket. Sockets without this option are left alone.
 pub(crate) fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) {
     // SAFETY: a system call on a live descriptor with a live integer.
     unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), 4) };
 }
 
-/// Makes a socket fit for the job: large buffers, no waiting for more to send, dead peers found
-/// out.
+/// Sets up a socket: large buffers, no delay of small sends, keepalive.
 pub(crate) fn tune(socket: BorrowedFd<'_>) {
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, SOCKET_BUFFER);
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
@@ -118,8 +116,8 @@ pub(crate) fn tune(socket: BorrowedFd<'_>) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
-/// Finds out within a minute, instead of two hours, that a TCP client's host is gone: with it the
-/// device stays open, and its requests hold memory. Other sockets have no such options.
+/// Detects within a minute, instead of two hours, that a TCP client's host is gone. Until then the
+/// device stays open, and its requests hold memory. Other sockets do not have these options.
 pub(crate) fn keep_alive(socket: BorrowedFd<'_>) {
     const IDLE_SECONDS: i32 = 30;
     const PROBE_SECONDS: i32 = 10;
@@ -131,7 +129,7 @@ pub(crate) fn keep_alive(socket: BorrowedFd<'_>) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS);
 }
 
-/// Whether the other side has closed a socket from which nothing is expected.
+/// Whether the other side has closed an idle socket.
 pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
     let (mut byte, flags) = (0u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
     // SAFETY: receives at most one byte into a live one.
@@ -140,7 +138,7 @@ pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
         || (got < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
 }
 
-/// Ends what is under way on a socket, in one direction or both.
+/// Shuts a socket down in one direction or both.
 pub(crate) fn shutdown(socket: BorrowedFd<'_>, how: libc::c_int) {
     // SAFETY: a system call on a live descriptor.
     unsafe { libc::shutdown(socket.as_raw_fd(), how) };
@@ -154,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that the other side still gets of what was written before the connection was given up.
+    /// Number of bytes written before `give_up`, and of those that the other side still gets.
     fn delivered(give_up: impl Fn(&TcpStream)) -> (usize, usize) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,8 +1,8 @@
-//! A bound on log lines that others can cause: whoever makes the daemon log a line per connection
-//! can fill a disk.
+//! A bound on log lines that clients can cause. A client that causes a line for each connection
+//! could fill a disk.
 //!
-//! A [`LogLimit`] is a static beside the line that it bounds. A few lines pass at once, then one
-//! each [`PERIOD_NS`]; a line that passes says how many before it did not.
+//! A [`LogLimit`] is a static beside the line that it bounds. A few lines pass at once, then one in
+//! each [`PERIOD_NS`]. A line that passes says how many lines were left out before it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -10,23 +10,23 @@ use crate::ring::clock_ns;
 
 /// Lines that pass at once.
 const BURST: u64 = 10;
-/// Beyond the burst one line passes in this time.
+/// Time in which one line passes after the burst.
 const PERIOD_NS: u64 = 10_000_000_000;
 
 /// See the module's text.
 pub(crate) struct LogLimit {
-    /// The time up to which the lines that have passed have used their periods up.
+    /// The end of the periods of all lines that have passed.
     used_up_to_ns: AtomicU64,
     suppressed: AtomicU64,
 }
 
 impl LogLimit {
-    /// Nothing has passed yet.
+    /// A limit before its first line.
     pub(crate) const fn new() -> LogLimit {
         LogLimit { used_up_to_ns: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// Whether a line may be written now; if so, how many were not since the last one.
+    /// `Some` if a line may be written now, with the number of lines left out since the last one.
     pub(crate) fn pass(&self) -> Option<u64> {
         self.pass_at(clock_ns())
     }

@@ -1,29 +1,30 @@
 //! The budget for clients' data: one for all queues of a pool.
 //!
-//! Every byte that is mapped for the body of a write or the answer to a read is charged here first
-//! and given back when it is unmapped. When nothing is left, connections wait; the system never
-//! has to refuse or kill. What connections take beyond a small share each is bounded by three
-//! quarters of the budget, so that clients who write or read a lot, or never take their replies,
-//! cannot starve those who need little.
+//! Every byte that is mapped for the body of a write or the answer to a read is charged here first,
+//! and given back when it is unmapped. When nothing is left, connections wait, so that the system
+//! never has to refuse memory or kill the daemon. Beyond a small share each, connections together
+//! take at most three quarters of the budget. So clients with large requests, or clients that never
+//! take their replies, do not starve clients with small requests.
 //!
-//! Contract: shared by all threads. It is touched when memory is mapped or unmapped, which in
-//! steady state does not happen, and never otherwise on the way of a request.
+//! Contract: all threads share it. A request touches it only when memory is mapped or unmapped,
+//! which does not happen in steady state.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// The budget unless the pool's owner says otherwise.
+/// The default budget.
 pub const DEFAULT_BYTES: usize = 1 << 30;
-/// The smallest budget: two of the largest requests beside the kept quarter, and some room.
+/// The smallest budget: two of the largest requests, the reserved quarter, and some room.
 pub const MIN_BYTES: usize = 96 << 20;
-/// What a connection takes up to this is its small share, for which there is the whole budget.
+/// The small share of a connection, which may come from the whole budget.
 pub const SMALL_SHARE: usize = 256 << 10;
-/// Somebody who waits tries again at least once a second; that long ago counts as now.
+/// A waiting connection tries again at least once a second, so a wait within this time counts as
+/// current.
 const AWAITED_NS: u64 = 2_500_000_000;
 
-/// Why there is no memory for a request.
+/// The reason why there is no memory for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Short {
-    /// The budget is spent: it will be there when others give theirs back.
+    /// The budget is spent until other connections give memory back.
     Spent,
     /// The system refuses.
     Refused,
@@ -35,16 +36,16 @@ impl From<Short> for std::io::Error {
     }
 }
 
-/// What was charged together.
+/// The amount of one charge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charge {
     bytes: usize,
-    /// Those of it that are beyond small shares.
+    /// The bytes of it beyond small shares.
     large: usize,
 }
 
 impl Charge {
-    /// Both together.
+    /// The sum of both.
     pub(crate) fn and(self, other: Charge) -> Charge {
         Charge { bytes: self.bytes + other.bytes, large: self.large + other.large }
     }
@@ -60,14 +61,14 @@ fn is_small(held: usize, more: usize) -> bool {
 pub struct Memory {
     limit: usize,
     used: AtomicUsize,
-    /// Those of `used` that are beyond small shares.
+    /// The bytes of `used` beyond small shares.
     large: AtomicUsize,
-    /// When somebody last had to wait, on the clock of the rings; 0: never.
+    /// The time of the last wait, on the clock of the rings; 0 for none.
     awaited_ns: AtomicU64,
 }
 
 impl Memory {
-    /// A budget of so many bytes, at least [`MIN_BYTES`].
+    /// A budget of `limit` bytes, at least [`MIN_BYTES`].
     pub fn new(limit: usize) -> Memory {
         let limit = limit.max(MIN_BYTES);
         Memory {
@@ -83,7 +84,7 @@ impl Memory {
         self.limit
     }
 
-    /// Bytes in use, those that queues keep for reuse included.
+    /// Bytes in use, with those that queues keep for reuse.
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
@@ -94,8 +95,8 @@ impl Memory {
         self.used() + more <= self.limit && (is_small(held, more) || large_fits)
     }
 
-    /// Charges `more` bytes for a connection that holds `held`. Nothing if the budget does not
-    /// allow it.
+    /// Charges `more` bytes for a connection that holds `held`. `None` if the budget does not allow
+    /// it.
     pub(crate) fn charge(&self, held: usize, more: usize) -> Option<Charge> {
         let large = if is_small(held, more) { 0 } else { more };
         let add = |counter: &AtomicUsize, bytes: usize, bound: usize| {
@@ -112,7 +113,7 @@ impl Memory {
         Some(Charge { bytes: more, large })
     }
 
-    /// Gives back what was charged.
+    /// Gives a charge back.
     pub(crate) fn give(&self, charge: Charge) {
         self.used.fetch_sub(charge.bytes, Relaxed);
         self.large.fetch_sub(charge.large, Relaxed);
@@ -122,17 +123,17 @@ impl Memory {
         self.limit / 4 * 3
     }
 
-    /// So much is used that large bodies are given memory only as they come.
+    /// Whether so much is used that large bodies get memory only as they arrive.
     pub(crate) fn is_scarce(&self) -> bool {
         self.used() > self.limit / 4
     }
 
-    /// Somebody waits for memory at this time.
+    /// Records that a connection waits for memory now.
     pub(crate) fn await_at(&self, now_ns: u64) {
         self.awaited_ns.store(now_ns.max(1), Relaxed);
     }
 
-    /// Whether somebody waits for memory.
+    /// Whether a connection waits for memory.
     pub(crate) fn is_awaited(&self, now_ns: u64) -> bool {
         let awaited_ns = self.awaited_ns.load(Relaxed);
         awaited_ns > 0 && now_ns.saturating_sub(awaited_ns) < AWAITED_NS

@@ -1,12 +1,12 @@
-//! How many clients are let in: connections are counted for all queues, and descriptors are left
-//! for those who look after the daemon.
+//! Admission of clients: counts connections of all queues, and keeps descriptors for the
+//! administrator.
 //!
-//! A client costs a descriptor and an input buffer. Were all descriptors in the hands of clients,
-//! the control socket could accept nobody and no leaf or state file could be opened: the
-//! administrator would be shut out. So a connection is refused when too many are open, and when
-//! its descriptor's number shows that the process comes close to its limit, whoever uses the rest.
+//! A client costs a descriptor and an input buffer. If clients had all descriptors, the control
+//! socket could accept nobody, and no leaf or state file could be opened. So a connection is
+//! refused if too many are open, or if its descriptor's number shows that the process is close to
+//! its limit.
 //!
-//! Contract: a [`Place`] is a connection's for its life.
+//! Contract: a connection owns a [`Place`] for its life.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,25 +15,25 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::memory::Memory;
 
-/// Memory that a connection costs beside the data of its requests: its input buffer.
+/// Memory of a connection beside the data of its requests: its input buffer.
 pub(super) const INPUT_BYTES: usize = 128 << 10;
 /// Part of the descriptors that clients never get: a quarter.
 const RESERVE_SHARE: usize = 4;
-/// More than so many descriptors need not be kept.
+/// Most descriptors that are kept.
 const RESERVE_MAX: usize = 4096;
 
 /// See the module's text.
 #[derive(Debug)]
 pub struct Admission {
     open: AtomicUsize,
-    /// Connections that were let in so far.
+    /// Number of connections that were admitted so far.
     admitted: AtomicU64,
     most: usize,
-    /// A descriptor of this number or a higher one is not given to a client.
+    /// Clients do not get a descriptor of this number or a higher one.
     first_reserved: usize,
 }
 
-/// A connection that was let in, until it is dropped.
+/// The place of an admitted connection, until it is dropped.
 #[derive(Debug)]
 pub struct Place {
     admission: Arc<Admission>,
@@ -41,14 +41,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// The connection's number, which no other ever has.
+    /// The connection's number, which no other connection ever has.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 }
 
 impl Admission {
-    /// For a pool with this budget, by the process's limit of descriptors as it is now.
+    /// For a pool with this budget and the process's current limit of descriptors.
     pub fn new(memory: &Memory) -> Arc<Admission> {
         Self::with_limits(memory.limit(), descriptor_limit())
     }
@@ -63,7 +63,7 @@ impl Admission {
         })
     }
 
-    /// A place for a connection that was just accepted. Errors say why there is none.
+    /// A place for an accepted connection. `Err` is the reason why there is none.
     pub(crate) fn admit(self: &Arc<Self>, socket: BorrowedFd<'_>) -> Result<Place, String> {
         let number = socket.as_raw_fd() as usize;
         if number >= self.first_reserved {
@@ -95,12 +95,12 @@ fn descriptor_limit() -> usize {
     // SAFETY: writes to a live structure.
     match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
         0 => usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX),
-        // Cannot happen; the smallest limit that is usual then.
+        // Cannot happen. Take the smallest usual limit.
         _ => 1024,
     }
 }
 
-/// Raises the process's limit of descriptors as far as it may. The limit it has then.
+/// Raises the process's limit of descriptors as far as allowed and returns it.
 pub fn raise_descriptor_limit() -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a live structure.

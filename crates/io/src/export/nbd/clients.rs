@@ -1,14 +1,15 @@
-//! Who has a device open over NBD, and the way to end that; and work of a client's older
-//! connections, which a newer one waits for.
+//! The clients that have a device open over NBD, how to end them, and the work of a client's older
+//! connections, for which a newer one waits.
 //!
-//! A client that has lost its connection sends what was not answered again on a new one. Were the
-//! old writes still under way here, they could overwrite what the new connection has written and
-//! got answered. So a connection is told that its handshake is over only when the writes which
-//! the same client ([`Peer::is_same_client`]) has under way on other connections have ended. A
-//! connection that the client has closed ends first: what it had sent is carried out or dropped.
+//! A client that has lost its connection sends unanswered requests again on a new one. Old writes
+//! that are still under way here could overwrite newer, answered ones of the new connection. So the
+//! handshake of a connection ends only when the writes of the same client
+//! ([`Peer::is_same_client`]) on other connections have ended. A connection that the client has
+//! closed ends before that: its requests are carried out or dropped.
 //!
-//! A [`Barrier`] is made by the newer connection and shared by all that it waits for: each holds a
-//! reference until its work is done, and the last to let go sends the news.
+//! The newer connection makes a [`Barrier`] and shares it with all connections that it waits for.
+//! Each holds a reference until its work is done, and the last one to drop it notifies the newer
+//! connection.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -24,9 +25,9 @@ pub struct Client {
     pub device: u32,
     /// The connection's number: no other of this pool ever has it.
     pub number: u64,
-    /// Who it is.
+    /// The client.
     pub peer: Peer,
-    /// When it was accepted.
+    /// The time of its acceptance.
     pub since: SystemTime,
     /// Requests between their header and their sent reply.
     pub in_flight: usize,
@@ -40,7 +41,7 @@ pub struct Barrier {
     number: u64,
 }
 
-/// Whose older work is waited for.
+/// The newer connection that waits for older work.
 #[derive(Clone, Copy, Debug)]
 pub struct Newer {
     /// The device.
