@@ -23,10 +23,10 @@ admin() {
 }
 DAEMONS=()
 BASE=$((20000 + $$ % 10000))
-# target NAME: a daemon of its own on a port of its own, with one unit of 16 MiB over the file NAME.img.
+# target NAME [NUMBER]: a daemon of its own on a port of its own, with one unit of 16 MiB over the file NAME.img.
 target() {
     # tgt names its units after the number of the target.
-    local name=$1 tid=${#1} number=$((BASE + ${#1}))
+    local name=$1 tid=${#1} number=${2:-$((BASE + ${#1}))}
     # Below the ports that the kernel gives to whoever asks for any.
     local port=$number
     tgtd --foreground --iscsi "portal=127.0.0.1:$port,portal=127.0.0.2:$port" --control-port "$number" >>tgtd.log 2>&1 &
@@ -48,7 +48,7 @@ end_daemons() {
         kill -KILL "$daemon" 2>/dev/null || true
         wait "$daemon" 2>/dev/null || true
     done
-    for number in $((BASE + 4)) $((BASE + 2)); do
+    for number in $((BASE + 4)) $((BASE + 2)) $((BASE + 9)); do
         rm -f "/var/run/tgtd/socket.$number" "/var/run/tgtd/socket.$number.lock"
     done
 }
@@ -147,3 +147,14 @@ nbdcopy "$(uri two)" back
 cmp data back || fail "not what was read by the path that is left"
 blkswitch remove two
 has "$(refused blkswitch create none --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} $chap")" "not to one"
+# Two machines whose administrators have left tgt's numbers as they are: nobody can tell the units apart. This is said.
+! grep -q "may lead to two volumes" daemon.log || fail "a warning about two portals of one target"
+truncate -s 16M b2.img
+target b2 $((BASE + 9))
+b2="iscsi://127.0.0.1:$port_b2/iqn.2026-11.org.example:b2/1"
+blkswitch create twins --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} $b2"
+grep -q "may lead to two volumes.*$b2" daemon.log || fail "no warning about names that are not unique"
+blkswitch remove twins
+# With a serial number they are two.
+admin $((BASE + 9)) --mode logicalunit --op update --tid 2 --lun 1 --params scsi_sn=another
+has "$(refused blkswitch create twins --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} $b2")" "not to one"

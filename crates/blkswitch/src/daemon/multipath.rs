@@ -104,7 +104,16 @@ fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec
 struct Volume {
     sectors: Option<(u64, String)>,
     read_only: Option<(bool, String)>,
-    identity: Option<(String, String)>,
+    identity: Option<Named>,
+}
+
+/// The volume that a path leads to, as far as it says.
+#[derive(Clone)]
+struct Named {
+    identity: String,
+    path: String,
+    /// The target within which the identity is unique, if it is not so in the world.
+    target: Option<String>,
 }
 
 impl Volume {
@@ -137,13 +146,25 @@ impl Volume {
             return Err(Failure::new(Errno::Einval, reason));
         }
         let Some(identity) = leaf.engine().identity() else { return Ok(()) };
-        let (first, other) =
-            self.identity.get_or_insert_with(|| (identity.clone(), name.to_owned()));
-        if *first != identity {
+        let target = leaf.engine().unique_within().map(str::to_owned);
+        let named = Named { identity, path: name.to_owned(), target };
+        let Named { identity, path: other, target: other_target } =
+            self.identity.get_or_insert_with(|| named.clone());
+        if *identity != named.identity {
             let reason = format!(
-                "'{name}' leads to the volume '{identity}' and '{other}' to '{first}': not to one"
+                "'{name}' leads to the volume '{}' and '{other}' to '{identity}': not to one",
+                named.identity
             );
             return Err(Failure::new(Errno::Einval, reason));
+        }
+        if named.target != *other_target {
+            tracing::warn!(
+                path = name,
+                other,
+                identity,
+                "these paths may lead to two volumes: the names that agree are not unique; give \
+                 the unit one that is, such as a scsi_id and serial number of its own in tgt"
+            );
         }
         Ok(())
     }

@@ -269,6 +269,21 @@ impl Engine {
         }
     }
 
+    /// Where [`Engine::identity`] is unique, if that is not the world: the name of an iSCSI target
+    /// whose unit has no name of its own that is unique. Two leaves with one such identity within
+    /// two targets may well be two volumes.
+    pub fn unique_within(&self) -> Option<&str> {
+        match self {
+            Engine::Absent(engine) => engine.found().and_then(Engine::unique_within),
+            Engine::Iscsi(engine) => engine.unique_within(),
+            Engine::File(_)
+            | Engine::Memory(_)
+            | Engine::Nbd(_)
+            | Engine::Null(_)
+            | Engine::Sim(_) => None,
+        }
+    }
+
     /// Whether it can move data from and to pages in the ring's table of buffers, without a copy.
     pub fn takes_pages(&self) -> bool {
         match self {

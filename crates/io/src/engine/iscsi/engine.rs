@@ -24,6 +24,7 @@ type Shared = carrier::Shared<IscsiLink>;
 pub struct IscsiEngine {
     shared: Arc<Shared>,
     identity: String,
+    target: String,
     read_only: bool,
     control: Mutex<Control>,
 }
@@ -81,7 +82,8 @@ impl IscsiEngine {
             doubted: AtomicU64::new(0),
         });
         let read_only = limits.read_only;
-        Ok((IscsiEngine { shared, identity, read_only, control: Mutex::new(control) }, limits))
+        let (target, control) = (address.target.clone(), Mutex::new(control));
+        Ok((IscsiEngine { shared, identity, target, read_only, control }, limits))
     }
 
     /// # Safety
@@ -141,6 +143,11 @@ impl IscsiEngine {
     /// What names the volume in the world, whatever path leads there.
     pub(in crate::engine) fn identity(&self) -> String {
         self.identity.clone()
+    }
+
+    /// As [`crate::engine::Engine::unique_within`].
+    pub(in crate::engine) fn unique_within(&self) -> Option<&str> {
+        (!self.shared.facts.has_unique_name).then_some(&*self.target)
     }
 
     pub(in crate::engine) fn has_fua(&self) -> bool {

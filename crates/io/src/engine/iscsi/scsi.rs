@@ -135,8 +135,11 @@ pub struct Volume {
     pub same_unmaps: bool,
     /// Most blocks of a READ or WRITE; 0: whatever is asked.
     pub transfer_blocks: u32,
-    /// The volume's names in the world.
+    /// The names of the unit.
     pub identity: Option<String>,
+    /// One of them is unique in the world: a registered NAA, an EUI-64, a UUID or a SCSI name.
+    /// Targets make the other kinds of numbers that the units of other machines have as well.
+    pub has_unique_name: bool,
 }
 
 impl Volume {
@@ -240,6 +243,7 @@ impl Volume {
             if kind & 0x30 != 0 || is_blank(name) {
                 continue;
             }
+            self.has_unique_name |= is_unique(kind & 0x0f, name);
             let hex = || name.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
             names.extend(match (kind & 0x0f, codes & 0x0f) {
                 (3, _) => Some((0, format!("naa.{}", hex()))),
@@ -257,14 +261,29 @@ impl Volume {
         self.identity = Some(names.join(", ")).filter(|names| !names.is_empty());
     }
 
-    /// Takes the page of the unit's serial number (0x80), where it has no name.
+    /// Takes the page of the unit's serial number (0x80): one more name, where none is unique.
     pub fn take_serial(&mut self, page: &[u8]) {
         let len = be(page, 2).map_or(0, u16::from_be_bytes);
         let serial =
             page.get(4..).map_or(&[][..], |rest| rest.get(..usize::from(len)).unwrap_or(rest));
-        if self.identity.is_none() && !is_blank(serial) {
-            self.identity = Some(format!("serial.{}", text(serial)));
+        if self.has_unique_name || is_blank(serial) {
+            return;
         }
+        let serial = format!("serial.{}", text(serial));
+        self.identity = Some(match self.identity.take() {
+            Some(names) => format!("{names}, {serial}"),
+            None => serial,
+        });
+    }
+}
+
+/// Whether a designator of this type is unique in the world, as SPC has it. NAA 3 is "locally
+/// assigned", which tgt uses; a T10 name is unique only if its vendor takes care.
+fn is_unique(kind: u8, name: &[u8]) -> bool {
+    match kind {
+        2 | 8 | 10 => true,
+        3 => matches!(name.first().map(|byte| byte >> 4), Some(2 | 5 | 6)),
+        _ => false,
     }
 }
 
@@ -455,6 +474,34 @@ mod tests {
         assert!(odd(0xfe).is_some() && odd(0xfe) != odd(0xff));
     }
 
+    /// tgt's defaults: two machines whose first units have the same names, but for the serial
+    /// number, if the administrator has given one.
+    #[test]
+    fn names_that_are_made_of_numbers_are_not_unique_and_the_serial_number_counts_too() {
+        let t10: &[u8] = &[2, 0x01, 0, 4, b'I', b'E', b'T', b'1'];
+        let local: &[u8] = &[1, 0x03, 0, 8, 0x30, 0, 0, 0, 0, 1, 0, 1];
+        let of = |serial: &[u8]| {
+            let mut volume = Volume::default();
+            volume.take_identity(&vpd(0x83, &[t10, local]));
+            volume.take_serial(&vpd(0x80, &[serial]));
+            volume
+        };
+        assert!(!of(b"a").has_unique_name);
+        assert_eq!(of(b"a").identity.unwrap(), "naa.3000000000010001, t10.IET1, serial.a");
+        assert_ne!(of(b"a").identity, of(b"b").identity);
+        for unique in [
+            &[1, 0x02, 0, 2, 1, 2][..],
+            &[1, 0x0a, 0, 2, 1, 2],
+            &[3, 0x08, 0, 4, b'i', b'q', b'n', b'.'],
+            &[1, 0x03, 0, 2, 0x50, 1],
+            &[1, 0x03, 0, 2, 0x20, 1],
+        ] {
+            let mut volume = Volume::default();
+            volume.take_identity(&vpd(0x83, &[t10, unique]));
+            assert!(volume.has_unique_name, "{unique:?}");
+        }
+    }
+
     #[test]
     fn a_name_that_says_nothing_is_none_and_the_serial_number_stands_in() {
         let blank: &[u8] = &[2, 0x01, 0, 4, b' ', b' ', b' ', 0];
@@ -467,9 +514,11 @@ mod tests {
         assert_eq!(volume.identity, None);
         volume.take_serial(&vpd(0x80, &[b"  S1 "]));
         assert_eq!(volume.identity.as_deref(), Some("serial.S1"));
-        volume.identity = Some("naa.1".into());
+        let naa: &[u8] = &[1, 0x03, 0, 8, 0x60, 0, 0, 0, 0, 0, 0x12, 0x34];
+        let mut volume = Volume::default();
+        volume.take_identity(&vpd(0x83, &[naa]));
         volume.take_serial(&vpd(0x80, &[b"S2"]));
-        assert_eq!(volume.identity.as_deref(), Some("naa.1"), "a name is better");
+        assert_eq!(volume.identity.as_deref(), Some("naa.6000000000001234"), "it is enough");
     }
 
     #[test]
