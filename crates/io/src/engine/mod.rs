@@ -10,7 +10,12 @@ mod conn;
 mod connector;
 pub mod file;
 pub mod iscsi;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod links;
+#[cfg(not(feature = "internals"))]
+#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
+pub(crate) mod links;
 pub mod memory;
 pub mod mode;
 pub mod nbd;

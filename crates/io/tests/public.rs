@@ -1,0 +1,16 @@
+//! The engine room is not for others: from safe code its functions could break any rule of the data
+//! path.
+
+/// A compiler would have to be asked without the feature that all tests here are built with; the
+/// declarations say it as well.
+#[test]
+fn the_engine_room_is_public_only_with_a_feature() {
+    let (lib, engine) = (include_str!("../src/lib.rs"), include_str!("../src/engine/mod.rs"));
+    let rooms = ["buffer", "pages", "pipeline", "queue", "ring", "slab"].map(|name| (lib, name));
+    for (source, name) in rooms.into_iter().chain([(engine, "links")]) {
+        let public = format!("pub mod {name};");
+        let hidden = format!("#[cfg(feature = \"internals\")]\n#[doc(hidden)]\n{public}");
+        assert!(source.contains(&hidden), "{name} is shown to everybody");
+        assert_eq!(source.matches(&public).count(), 1, "{name} is public twice");
+    }
+}
