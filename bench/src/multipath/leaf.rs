@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use blkswitch_io::driver::{Ask, Driver};
 use blkswitch_io::request::Op;
-use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 
 use super::servers::BYTES;
 use crate::report::Random;
@@ -22,7 +22,8 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     table.push(BYTES / 512, Target::Linear(To { below, offset: 0 }));
     let device = driver.add(table.build()?)?;
 
-    let mut free: Vec<_> = (0..DEPTH).map(|_| vec![0; BLOCK]).collect();
+    let mut free: Vec<AlignedBytes> =
+        (0..DEPTH).map(|_| AlignedBytes::zeroed(BLOCK)).collect::<std::io::Result<_>>()?;
     let (mut random, mut answers, mut under_way) = (Random(1), Vec::new(), 0);
     let (start, mut answered) = (Instant::now(), 0_u64);
     let time = Duration::from_secs_f64(seconds);
@@ -35,7 +36,7 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
             );
             under_way += 1;
         }
-        driver.wait(&mut answers)?;
+        driver.wait(&mut answers, None)?;
         for answer in answers.drain(..) {
             ensure!(answer.errno == 0, "a read failed with errno {}", answer.errno);
             answered += 1;
@@ -46,7 +47,7 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     let seconds = start.elapsed().as_secs_f64();
     // Finish the reads, so that the server is idle for the next measurement.
     while under_way > 0 {
-        driver.wait(&mut answers)?;
+        driver.wait(&mut answers, None)?;
         under_way -= answers.drain(..).len();
     }
     Ok(answered as f64 / seconds)

@@ -10,7 +10,7 @@
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
 //! time), `state` (short, never held while waiting).
 
-mod leaving;
+pub(crate) mod leaving;
 mod paths;
 mod replace;
 

@@ -1,23 +1,39 @@
 //! A switch, or any other table, driven by its owner's own thread: requests go in by call and
-//! answers come out by call, without a queue thread, a gate or an export. For programs that route
-//! requests in their own process.
+//! answers come out by call, without a queue thread or an export. For programs that route requests
+//! in their own process.
 //!
-//! Contract: one thread. A driver is as live as it is waited on: what takes too long is found out,
-//! and a remote leaf connected again, in [`Driver::wait`]. A request's memory is the driver's until
-//! it is answered.
+//! Contract: one thread; a driver is neither `Send` nor `Sync`. Other threads give it work through
+//! a channel of their own and a [`Waker`]. A driver is as live as it is waited on: what takes too
+//! long is found out, and a remote leaf connected again, in [`Driver::wait`]. A request's memory is
+//! the driver's until it is answered.
 
+mod device;
+mod waker;
+
+use std::cell::OnceCell;
+use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
+use io_uring::{opcode, types};
+
+use crate::aligned::AlignedBytes;
 use crate::engine::links::Links;
 use crate::pipeline::Pipeline;
 use crate::queues::Queues;
 use crate::request::{Done, Op, Request, Span};
-use crate::ring::{Completion, Ring, Tag};
+use crate::ring::{Completion, Ring, Tag, user_data};
 use crate::slab::Slab;
-use crate::stats::Counters;
-use crate::table::{Live, Table};
+
+pub use device::DriverEvent;
+use device::{Events, Local};
+pub use waker::Waker;
+
+/// How long a driver that is dropped may wait for its leaves' idle connections to end: the kernel
+/// gives back their memory in a moment, and keeps it for ever if nobody waits.
+const GOODBYE: Duration = Duration::from_millis(200);
 
 /// A request to a device of a [`Driver`].
 #[derive(Debug)]
@@ -31,8 +47,8 @@ pub struct Ask {
     /// Length in bytes, in whole sectors; 0 for a flush.
     pub len: u64,
     /// What is written, or memory for what is read: at least `len` bytes. Nothing for other
-    /// operations.
-    pub data: Vec<u8>,
+    /// operations (`Default::default()`).
+    pub data: AlignedBytes,
     /// Comes back with the answer.
     pub token: u64,
 }
@@ -45,11 +61,11 @@ pub struct Answer {
     /// 0, or why it failed. A write that failed may have been done, or a part of it.
     pub errno: i32,
     /// The request's memory; of a read, with what was read.
-    pub data: Vec<u8>,
+    pub data: AlignedBytes,
 }
 
-/// Why a driver refuses a table.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a driver refuses to change a device.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriverError {
     /// A leaf or a device below belongs to somebody else.
@@ -61,9 +77,29 @@ pub enum DriverError {
     /// All numbers are taken.
     #[error("the driver has no number left for a device")]
     TooMany,
+    /// There is no device of this number.
+    #[error("the driver has no device {0}")]
+    NoDevice(u32),
+    /// Requests to the device are not answered yet.
+    #[error("device {0} has requests that are not answered yet: wait for their answers first")]
+    Busy(u32),
+    /// A table waits to take the place of the device's.
+    #[error("a table is about to take the place of that of device {0}: wait until it has")]
+    Replacing(u32),
+    /// A leaf cannot be flushed.
+    #[error("cannot flush '{leaf}', which has unflushed writes: {source}")]
+    Flush {
+        /// Its address.
+        leaf: String,
+        /// The system's answer.
+        source: io::Error,
+    },
 }
 
-/// See the module's text.
+/// Tables, and the requests to them that are under way, of one thread.
+///
+/// Answers come out of [`Driver::wait`]. [`Driver::close`] ends it in order; a driver that is just
+/// dropped while the kernel may still write to the memory of requests leaks that.
 ///
 /// A switch over two paths, in memory here; a path may be any address that `docs/leaves.md` has:
 ///
@@ -72,7 +108,7 @@ pub enum DriverError {
 /// use blkswitch_io::driver::{Ask, Driver};
 /// use blkswitch_io::request::Op;
 /// use blkswitch_io::table::region_storage;
-/// use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+/// use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 ///
 /// let mut driver = Driver::new()?;
 /// let options = LeafOptions::new(driver.queues());
@@ -93,23 +129,37 @@ pub enum DriverError {
 /// if let Target::Switch { map, .. } = &table.segments()[0].target {
 ///     map.writer().ok_or("somebody else changes the map")?.set(1, 0);
 /// }
-/// let (data, mut answers) = (vec![7; 4096], Vec::new());
+/// let (data, mut answers) = (AlignedBytes::copy_of(&[7; 4096])?, Vec::new());
 /// driver.start(device, Ask { op: Op::Write, fua: false, offset: 65536, len: 4096, data, token: 1 });
 /// while answers.is_empty() {
-///     driver.wait(&mut answers)?;
+///     driver.wait(&mut answers, None)?;
 /// }
 /// assert_eq!((answers[0].token, answers[0].errno), (1, 0));
 /// assert_eq!([table.path_totals(0).writes, table.path_totals(1).writes], [1, 0]);
+/// driver.close(&mut answers)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// It stays on its thread:
+///
+/// ```compile_fail,E0277
+/// fn to_another_thread<T: Send>() {}
+/// to_another_thread::<blkswitch_io::driver::Driver>();
 /// ```
 pub struct Driver {
     queues: Queues,
     pipeline: Pipeline,
     ring: Ring,
     /// By the number of the device.
-    devices: Vec<Arc<Live>>,
+    devices: Vec<Option<Local>>,
+    events: Events,
+    waker: Waker,
+    /// The ring looks at the waker.
+    is_listening: bool,
+    /// Rung by the kernel when something has completed, once somebody has asked for it.
+    completed: OnceCell<Option<Waker>>,
     /// By the pipeline's token: that of the owner, and the memory that is lent.
-    under_way: Slab<(u64, Vec<u8>)>,
+    under_way: Slab<(u64, AlignedBytes)>,
     answers: Vec<Answer>,
     done: Vec<Done>,
     completions: Vec<Completion>,
@@ -117,13 +167,21 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Without devices. Errors: as [`Ring::new`].
+    /// Without devices.
+    ///
+    /// # Errors
+    /// The kernel has no io_uring, or forbids it (`kernel.io_uring_disabled`, a container's seccomp
+    /// filter), or there is no descriptor left.
     pub fn new() -> io::Result<Driver> {
         Ok(Driver {
             queues: Queues::of_new_owner(1),
             pipeline: Pipeline::new(0),
             ring: Ring::new()?,
             devices: Vec::new(),
+            events: Events::default(),
+            waker: Waker::new()?,
+            is_listening: false,
+            completed: OnceCell::new(),
             under_way: Slab::default(),
             answers: Vec::new(),
             done: Vec::new(),
@@ -137,38 +195,23 @@ impl Driver {
         self.queues
     }
 
-    /// A device with this table, whose paths are leaves of this driver. Returns its number.
-    ///
-    /// # Errors
-    /// A leaf was opened for the queues of a pool or another driver, or a path leads to a device of
-    /// a pool.
-    pub fn add(&mut self, mut table: Table) -> Result<u32, DriverError> {
-        table.serve(self.queues).map_err(DriverError::OtherQueues)?;
-        let device = u32::try_from(self.devices.len()).map_err(|_| DriverError::TooMany)?;
-        let live = Arc::new(Live { table: Arc::new(table), departed: Box::default() });
-        self.devices.push(live.clone());
-        self.pipeline.install(device, Counters::boxed(1).into());
-        self.pipeline.open(device, Some(live), &mut self.ring);
-        Ok(device)
-    }
-
-    /// The table of a device: its maps, and what was counted for its paths.
-    pub fn table(&self, device: u32) -> Option<&Arc<Table>> {
-        self.devices.get(device as usize).map(|live| &live.table)
+    /// What another thread wakes it with.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Starts a request; what the kernel has to do for it is handed over with the next
     /// [`Driver::wait`], together with others. It is answered exactly once, there. `EINVAL`: it is
-    /// not in whole sectors, or has less data than it says.
+    /// not in whole blocks of the device, has less data than it says, is a flush of a range, or is
+    /// to be stable and no write. `ENXIO`: there is no such device.
     pub fn start(&mut self, device: u32, ask: Ask) {
-        let Ask { op, fua, offset, len, mut data, token } = ask;
-        let needs = if matches!(op, Op::Read | Op::Write) { len } else { 0 };
-        if !offset.is_multiple_of(512) || !len.is_multiple_of(512) || (data.len() as u64) < needs {
-            return self.answers.push(Answer { token, errno: libc::EINVAL, data });
+        if let Err(errno) = self.check(device, &ask) {
+            return self.answers.push(Answer { token: ask.token, errno, data: ask.data });
         }
+        let Ask { op, fua, offset, len, mut data, token } = ask;
         // The owner may not have waited for long, and limits count from here.
         self.ring.read_clock();
-        let span = Span(data.as_mut_ptr());
+        let span = if op.has_data() { Span(data.as_mut_ptr()) } else { Span::NONE };
         let id = self.under_way.insert((token, data));
         let request =
             Request { op, fua, offset, len, data: span, pages: None, token: u64::from(id) };
@@ -177,12 +220,29 @@ impl Driver {
         }
     }
 
-    /// Waits until something happens, unless there are answers already, and appends these to
-    /// `answers`: perhaps none yet. Only for who has requests to be answered: without, nothing may
-    /// ever happen. Errors: the ring fails, and nothing is answered any more.
-    pub fn wait(&mut self, answers: &mut Vec<Answer>) -> io::Result<()> {
+    fn check(&self, device: u32, ask: &Ask) -> Result<(), i32> {
+        let table = self.table(device).ok_or(libc::ENXIO)?;
+        let block = u64::from(table.logical_block().max(512));
+        let is_whole = ask.offset.is_multiple_of(block) && ask.len.is_multiple_of(block);
+        let is_enough = !ask.op.has_data() || ask.data.len() as u64 >= ask.len;
+        let is_sane = ask.op != Op::Flush || (ask.offset, ask.len) == (0, 0);
+        let is_write = ask.op.is_write() || !ask.fua;
+        if is_whole && is_enough && is_sane && is_write { Ok(()) } else { Err(libc::EINVAL) }
+    }
+
+    /// Waits until something happens, at most so long (`None`: for ever), unless there are answers
+    /// already, and appends these to `answers`: perhaps none. Something is an answer, a step on the
+    /// way to one, a table that took its place, or a [`Waker`].
+    ///
+    /// # Errors
+    /// The ring fails, and nothing is answered any more.
+    pub fn wait(&mut self, answers: &mut Vec<Answer>, at_most: Option<Duration>) -> io::Result<()> {
+        if let Some(Some(completed)) = self.completed.get() {
+            completed.reset();
+        }
         // A link without a connection may have answered at once.
         self.carry();
+        self.listen();
         let Driver { pipeline, ring, completions, ticking, .. } = self;
         if !*ticking && ring.links.is_timed() {
             *ticking = true;
@@ -190,7 +250,12 @@ impl Driver {
         }
         ring.under_way(pipeline.in_flight());
         ring.read_clock();
-        ring.wait(pipeline.has_done() || !self.answers.is_empty(), completions)?;
+        let has_answers = pipeline.has_done() || !self.answers.is_empty();
+        let poll = has_answers || at_most == Some(Duration::ZERO);
+        let until_ns = at_most.map(|time| {
+            ring.now_ns().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+        });
+        ring.wait_until(poll, until_ns, completions)?;
         for completion in completions.drain(..) {
             match completion.tag {
                 Tag::Part | Tag::Window => pipeline.complete(&completion, ring),
@@ -199,12 +264,17 @@ impl Driver {
                     *ticking = false;
                     ring.links.tick(ring.now_ns());
                 }
-                Tag::Wake | Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Ignored => {}
+                Tag::Wake => {
+                    self.is_listening = false;
+                    self.waker.reset();
+                }
+                Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Ignored => {}
             }
         }
         self.carry();
-        // Paths tell of themselves by their state: nobody listens to these.
-        self.pipeline.take_events().for_each(drop);
+        let happened: Vec<_> = self.pipeline.take_events().collect();
+        happened.into_iter().for_each(|(device, event)| self.happened(device, event));
+        self.settle_devices();
         let mut done = mem::take(&mut self.done);
         self.pipeline.take_done(&mut done);
         self.ring.answered(done.len());
@@ -212,6 +282,32 @@ impl Driver {
         self.done = done;
         answers.append(&mut self.answers);
         Ok(())
+    }
+
+    /// How soon [`Driver::wait`] must be called even if the descriptor ([`AsFd`]) does not become
+    /// readable: for programs that wait for it together with others, by `poll` or `epoll`. `None`:
+    /// there is nothing that only time brings. After each [`Driver::start`] a wait of
+    /// `Some(Duration::ZERO)` hands the request over.
+    pub fn next_wait(&mut self) -> Option<Duration> {
+        let has_answers = self.pipeline.has_done() || !self.answers.is_empty();
+        if has_answers || self.ring.links.has_finished() || self.ring.has_unsubmitted() {
+            return Some(Duration::ZERO);
+        }
+        let next_ns = self.ring.next_deferred_ns()?;
+        self.ring.read_clock();
+        Some(Duration::from_nanos(next_ns.saturating_sub(self.ring.now_ns())))
+    }
+
+    /// Has the ring look at the waker.
+    fn listen(&mut self) {
+        if mem::replace(&mut self.is_listening, true) {
+            return;
+        }
+        // It is polled, not read: whatever becomes of the ring, nobody writes to memory here.
+        let fd = types::Fd(self.waker.fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+        // SAFETY: nothing is pointed to, and the descriptor lives as long as the ring.
+        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Wake, 0))) };
     }
 
     fn answer(&mut self, done: Done) {
@@ -232,14 +328,20 @@ impl Driver {
             }
         }
     }
-}
 
-/// Waits for what is under way, as closing a file does: the kernel may write to its memory until
-/// then. What is held for want of a path fails.
-impl Drop for Driver {
-    fn drop(&mut self) {
+    /// Ends it in order: waits until everything under way has been answered, into `answers`, and
+    /// the connections of its leaves have ended. Requests that wait for a path or a table fail.
+    /// Unflushed writes stay unflushed: start a flush first.
+    ///
+    /// # Errors
+    /// The ring fails: what is under way keeps its memory.
+    pub fn close(mut self, answers: &mut Vec<Answer>) -> io::Result<()> {
+        self.end(answers, None).map(drop)
+    }
+
+    /// Ends what is under way and then the links, until a time if one is given. Whether it has.
+    fn end(&mut self, answers: &mut Vec<Answer>, until: Option<Instant>) -> io::Result<bool> {
         self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
-        let mut answers = Vec::new();
         let mut is_closed = false;
         loop {
             if self.pipeline.in_flight() == 0 && !is_closed {
@@ -247,14 +349,57 @@ impl Drop for Driver {
                 self.carry();
                 is_closed = true;
             }
-            if is_closed && self.ring.links.is_empty() {
+            let is_over = is_closed && self.ring.links.is_empty();
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if is_over || left.is_some_and(|left| left.is_zero()) {
+                // What was refused is answered by now.
+                self.wait(answers, Some(Duration::ZERO))?;
+                return Ok(is_over);
+            }
+            self.wait(answers, left)?;
+        }
+    }
+}
+
+impl AsFd for Driver {
+    /// Readable when there is something to be taken by [`Driver::wait`]; see
+    /// [`Driver::next_wait`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // An eventfd, and not the ring's own descriptor: that does not wake who polls it for
+        // completions that the kernel leaves to this thread (`IORING_SETUP_DEFER_TASKRUN`).
+        let event = self.completed.get_or_init(|| {
+            let event = Waker::new().ok().filter(|event| self.ring.announce_to(event.fd()).is_ok());
+            // What was there before nobody has announced.
+            event.inspect(Waker::wake)
+        });
+        event.as_ref().unwrap_or(&self.waker).fd().as_fd()
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("devices", &self.devices.iter().flatten().count())
+            .field("under_way", &self.under_way.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Does not wait for what is under way: memory that the kernel may still write to is leaked, with
+/// the ring. [`Driver::close`] is the other way.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
+        if self.pipeline.in_flight() == 0 {
+            let ended = self.end(&mut Vec::new(), Some(Instant::now() + GOODBYE));
+            if matches!(ended, Ok(true)) {
                 return;
             }
-            if let Err(error) = self.wait(&mut answers) {
-                tracing::error!(%error, "a driver's ring fails: what is under way keeps its memory");
-                mem::forget(mem::take(&mut self.under_way));
-                return mem::forget(mem::replace(&mut self.ring, Ring::simulated()));
-            }
         }
+        tracing::warn!("a driver is dropped with requests under way: their memory is leaked");
+        mem::forget(mem::take(&mut self.under_way));
+        mem::forget(mem::replace(&mut self.ring, Ring::simulated()));
+        // The leaves' descriptors and connections are in use.
+        mem::forget(mem::take(&mut self.devices));
     }
 }

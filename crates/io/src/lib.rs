@@ -8,6 +8,7 @@
 //!
 //! See ARCHITECTURE.md for the life of a request and of a remap.
 
+mod aligned;
 pub mod closer;
 pub mod device;
 pub mod driver;
@@ -69,6 +70,7 @@ pub mod slab;
 #[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
 mod slab;
 
+pub use aligned::{ALIGNMENT, AlignedBytes};
 pub use blkswitch_core as core;
 pub use device::{Device, DeviceError};
 pub use leaf::{Address, Leaf, LeafError, LeafOptions};

@@ -118,11 +118,18 @@ impl Pipeline {
         });
     }
 
+    /// Whether no request to a device is under way or waits.
+    pub fn is_idle(&self, device: u32) -> bool {
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        local.is_none_or(|local| {
+            local.in_flight == 0 && local.parked.is_empty() && local.held.is_empty()
+        })
+    }
+
     /// Forgets a device that nobody uses any more.
     pub fn remove(&mut self, device: u32) {
+        debug_assert!(self.is_idle(device), "somebody uses it");
         if let Some(slot) = self.devices.get_mut(device as usize) {
-            let idle = |l: &Local| l.in_flight == 0 && l.parked.is_empty() && l.held.is_empty();
-            debug_assert!(slot.as_ref().is_none_or(idle));
             *slot = None;
         }
     }

@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -309,6 +310,23 @@ impl Ring {
         self.under_way = requests;
     }
 
+    /// When the next of what is deferred comes.
+    pub(crate) fn next_deferred_ns(&self) -> Option<u64> {
+        self.deferred.peek().map(|Reverse(next)| next.at_ns)
+    }
+
+    /// Whether there are submissions that go to the kernel with the next [`Ring::wait`].
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
+        let queued = self.kernel.as_mut().is_some_and(|kernel| !kernel.submission().is_empty());
+        queued || !self.backlog.is_empty()
+    }
+
+    /// Has the kernel write to an eventfd whenever something has completed.
+    pub(crate) fn announce_to(&self, event: &OwnedFd) -> io::Result<()> {
+        let kernel = self.kernel.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        kernel.submitter().register_eventfd(event.as_raw_fd())
+    }
+
     /// Whether something is deferred.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
@@ -320,8 +338,18 @@ impl Ring {
     /// A refusal that may pass (`EAGAIN`, `ENOMEM`, ...) is tried again, also by the calls that
     /// follow. Errors: the kernel has refused for so long that nobody can rely on this ring.
     pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
+        self.wait_until(poll, None, out)
+    }
+
+    /// As [`Ring::wait`], until a time ([`Ring::now_ns`] scale) at most.
+    pub(crate) fn wait_until(
+        &mut self,
+        poll: bool,
+        until_ns: Option<u64>,
+        out: &mut Vec<Completion>,
+    ) -> io::Result<()> {
         if self.kernel.is_some() {
-            let waited = self.wait_kernel(poll, out)?;
+            let waited = self.wait_kernel(poll, until_ns, out)?;
             let began_ns = self.now_ns;
             self.now_ns = clock_ns();
             if let Some(found) = waited {
@@ -346,11 +374,16 @@ impl Ring {
     }
 
     /// Whether it may have slept, and if so whether a look beforehand found something.
-    fn wait_kernel(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<Option<bool>> {
+    fn wait_kernel(
+        &mut self,
+        poll: bool,
+        until_ns: Option<u64>,
+        out: &mut Vec<Completion>,
+    ) -> io::Result<Option<bool>> {
+        let next_ns = self.next_deferred_ns().into_iter().chain(until_ns).min();
         let Some(kernel) = self.kernel.as_mut() else { return Ok(None) };
         let ready = !kernel.completion().is_empty();
         let want = usize::from(!poll && !ready);
-        let next_ns = self.deferred.peek().map(|Reverse(next)| next.at_ns);
         // The last turn's reading of the clock is good enough to begin with: a turn is short beside
         // what is told apart.
         let one_by_one = mem::take(&mut self.answered) <= 1 && self.under_way <= 1;

@@ -162,7 +162,8 @@ fn a_leaf_of_other_queues_is_refused() {
     device.resume().unwrap();
 
     let table = over(leaf_of(pool.queues(), "mem:64K"), SECTORS, linear(0)).unwrap();
-    assert_eq!(driver.add(table).unwrap_err(), DriverError::OtherQueues("mem:65536".into()));
+    let refused = driver.add(table).unwrap_err();
+    assert!(matches!(refused, DriverError::OtherQueues(leaf) if leaf == "mem:65536"));
 
     // A device below is a number to the queues: of another pool it would be another device.
     let mut table = TableBuilder::new(false);

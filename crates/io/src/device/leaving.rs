@@ -26,23 +26,25 @@ impl Device {
     /// Flushes every leaf of the live table.
     pub(crate) fn flush_all(&self) {
         let Some(live) = lock(&self.state).live.clone() else { return };
-        let own = live
-            .table
-            .leaves()
-            .iter()
-            .map(|leaf| (leaf, live.table.multipath().map(|_| live.table.clone())));
-        let departed = live.departed.iter().map(|leaf| (leaf, None));
-        for (leaf, multipath) in own.chain(departed) {
-            if let Err(error) = flush(&Reached { leaf: leaf.clone(), multipath }, None) {
-                tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
-            }
+        for (leaf, error) in flush_live(&live) {
+            tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
         }
     }
 }
 
+/// Flushes every leaf that a device uses itself. Returns those that cannot be flushed, and why.
+pub(crate) fn flush_live(live: &Live) -> Vec<(Arc<Leaf>, io::Error)> {
+    let multipath = live.table.multipath().map(|_| live.table.clone());
+    let own = live.table.leaves().iter().map(|leaf| (leaf, multipath.clone()));
+    let departed = live.departed.iter().map(|leaf| (leaf, None));
+    let all =
+        own.chain(departed).map(|(leaf, multipath)| Reached { leaf: leaf.clone(), multipath });
+    all.filter_map(|reached| Some((reached.leaf.clone(), flush(&reached, None).err()?))).collect()
+}
+
 /// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach
 /// and that a last flush could not make clean.
-pub(super) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]> {
+pub(crate) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]> {
     let (mut reached, mut stays) = (Vec::new(), Vec::new());
     if let Some(old) = old {
         reach(&old.table, &old.departed, MAX_DEPTH, &mut reached);

@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkswitch_io::driver::{Ask, Driver};
 use blkswitch_io::request::Op;
-use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 
 use crate::server::{self, Action, Options, Server};
 use crate::support::{self, READ};
 
 const DEVICE: u32 = 0;
 const BLOCK: usize = 4096;
+
+fn aligned(data: &[u8]) -> AlignedBytes {
+    AlignedBytes::copy_of(data).unwrap()
+}
 
 /// With one device over a leaf.
 fn driver_over(address: &str) -> Driver {
@@ -32,13 +36,15 @@ fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> V
     let (mut results, mut answers) = (Vec::new(), Vec::new());
     for (token, (op, offset, data)) in (0..).zip(asks) {
         let len = if op == Op::Flush { 0 } else { data.len() as u64 };
+        let data = aligned(&data);
         driver.start(DEVICE, Ask { op, fua: false, offset, len, data, token });
         results.push(None);
     }
     while results.contains(&None) {
-        driver.wait(&mut answers).unwrap();
+        driver.wait(&mut answers, None).unwrap();
         for answer in answers.drain(..) {
-            let before = results[answer.token as usize].replace((answer.errno, answer.data));
+            let before =
+                results[answer.token as usize].replace((answer.errno, answer.data.to_vec()));
             assert_eq!(before, None, "answered twice");
         }
     }
@@ -86,11 +92,11 @@ fn an_answer_that_is_there_is_not_waited_for() {
             assert_eq!(results[0].0 == 0, op == Op::Flush, "{offset}: errno {}", results[0].0);
         }
         // Less data than it says.
-        let ask =
-            Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data: vec![0; 512], token: 7 };
+        let data = aligned(&[0; 512]);
+        let ask = Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data, token: 7 };
         driver.start(DEVICE, ask);
         let mut answers = Vec::new();
-        driver.wait(&mut answers).unwrap();
+        driver.wait(&mut answers, None).unwrap();
         assert_eq!((answers.len(), answers[0].token, answers[0].errno), (1, 7, libc::EINVAL));
         // One piece after the other, of a request that is longer than a window.
         let results = all(&mut driver, std::iter::once((Op::Read, 0, vec![0; 1 << 20])));
@@ -98,25 +104,33 @@ fn an_answer_that_is_there_is_not_waited_for() {
     });
 }
 
-/// A driver that is dropped waits for what is under way, and for its connection to end.
+/// A driver that is closed waits for what is under way, and for its connection to end. One that is
+/// dropped waits for nothing.
 #[test]
-fn a_driver_is_dropped_with_requests_under_way() {
+fn a_driver_is_closed_or_dropped_with_requests_under_way() {
     let dir = tempfile::tempdir().unwrap();
-    for silent in [false, true] {
+    for (silent, is_closed) in [(false, true), (true, true), (false, false), (true, false)] {
         let script = move |_: &server::Request| if silent { Action::Silence } else { Action::Do };
         let server = Server::start(&dir.path().join("s"), Options::default(), script);
         let address = server.address("&timeout=1&reconnect=1");
         support::in_time("dropped", move || {
             let mut driver = driver_over(&address);
             for (token, (op, offset, data)) in (0..).zip(reads(32)) {
-                driver
-                    .start(DEVICE, Ask { op, fua: false, offset, len: BLOCK as u64, data, token });
+                let (len, data) = (BLOCK as u64, aligned(&data));
+                driver.start(DEVICE, Ask { op, fua: false, offset, len, data, token });
             }
             let mut answers = Vec::new();
-            if !silent {
-                driver.wait(&mut answers).unwrap();
+            if !silent && is_closed {
+                driver.wait(&mut answers, None).unwrap();
             }
-            drop(driver);
+            if is_closed {
+                driver.close(&mut answers).unwrap();
+                assert_eq!(answers.len(), 32, "all are answered");
+            } else {
+                let began = Instant::now();
+                drop(driver);
+                assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+            }
         });
     }
 }
