@@ -1,12 +1,12 @@
-//! One connection: its socket, what has come in, what has to go out, the requests in between.
+//! One connection: its socket, its input, its replies, and the requests in between.
 //!
-//! Contract: at most one receive and one send are with the kernel at a time; what they point to
-//! (input buffer, the body of a write, the batch of replies) stays where it is until they complete.
-//! Requests are read from the input while fewer than [`MAX_IN_FLIGHT`] requests and
-//! [`MAX_LENT_BYTES`] bytes are between their header and their sent reply; beyond that nothing is
-//! received, so a client that does not read its replies stops itself and costs no more memory than
-//! that. All connections together cost no more than the pool's budget (`lending.rs`), and one that
-//! holds some of it while its client does nothing is dropped when others wait (`stalling.rs`).
+//! Contract: the kernel has at most one receive and one send at a time. Their memory (input buffer,
+//! the body of a write, the batch of replies) stays in place until they complete. Requests are read
+//! from the input while fewer than [`MAX_IN_FLIGHT`] requests and [`MAX_LENT_BYTES`] bytes are
+//! between header and sent reply. Beyond that nothing is received, so a client that does not read
+//! its replies stops itself and costs no more memory. All connections together cost at most the
+//! pool's budget (`lending.rs`). If others wait for memory, a connection that holds some while its
+//! client does nothing is dropped (`stalling.rs`).
 
 mod complaint;
 mod identity;
@@ -46,25 +46,25 @@ use status::Status;
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
 /// Bytes of data lent to those requests: two of the largest, or all of a deep queue of small ones.
 pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
-/// A write from here on has its data received in place; what comes with its header is kept short.
-/// The rest of a smaller one is received together with what follows it: a receive of its own for
-/// each is three turns of the loop for a write.
+/// The data of a write of at least this length is received in place, and little of it together with
+/// its header. The rest of a smaller write is received together with later requests: a receive of
+/// its own would cost three turns of the loop for each write.
 const LARGE_WRITE: usize = 64 << 10;
 /// Bytes received along with headers while a client writes large.
 const SHORT_INPUT: usize = 4 << 10;
-/// Most of a body asked for with one receive, so that a slow client is seen to send.
+/// Most bytes of a body per receive, so that the progress of a slow client is visible.
 const BODY_RECEIVE: usize = 4 << 20;
-/// Data asked for between two sends. What has been read is sent while it is still in the
-/// processor's cache, and the client takes it while the next is read: neither waits for a whole
-/// batch of the other's (docs/performance.md).
+/// Data of requests between two sends. Data that was read is sent while it is still in the
+/// processor's cache, and the client takes it while the next data is read. So neither waits for a
+/// whole batch of the other (docs/performance.md).
 const SEND_BYTES: usize = 256 << 10;
 /// Requests read between two sends, for the same reason: a deep queue of small ones is less than
 /// [`SEND_BYTES`].
 const SEND_REQUESTS: usize = 12;
-/// Time for the handshake, as in qemu-nbd. What takes longer is no client, and holds a connection
-/// from one.
+/// Time limit of the handshake, as in qemu-nbd. A slower peer is not a client, and takes a place
+/// away from one.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
-/// Time for a client to take the last replies when the server stops.
+/// Time limit for a client to take the last replies when the server stops.
 const STOP_TIMEOUT_NS: u64 = 5_000_000_000;
 
 const _: () =
@@ -83,16 +83,16 @@ struct Pending {
     barriers: Vec<Arc<Barrier>>,
 }
 
-/// The body of a write that did not come whole with its header.
+/// The body of a write that did not arrive whole with its header.
 struct Body {
     slot: u32,
     filled: usize,
     len: usize,
 }
 
-/// Where the bytes of the receive under way go. A write whose data is awaited may begin while a
-/// receive into the input is under way (its header waited for the limits there): what comes then is
-/// taken from the input.
+/// The destination of the receive under way. A write may begin while a receive into the input is
+/// under way, because its header waited there for the limits. Then its data is taken from the
+/// input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     Nothing,
@@ -106,12 +106,12 @@ pub(super) struct Conn {
     place: Place,
     peer: Peer,
     since: SystemTime,
-    /// It waits for the end of what its client's older connections have under way.
+    /// Whether it waits for the work of its client's older connections.
     is_settling: bool,
     /// Newer connections that wait for the end of this one.
     barriers: Vec<Arc<Barrier>>,
     phase: Phase,
-    /// A breach of the protocol by the client was logged: one line a connection.
+    /// Whether a breach of the protocol was logged: one line per connection.
     has_complained: bool,
     input: Buffer,
     start: usize,
@@ -119,42 +119,42 @@ pub(super) struct Conn {
     input_cap: usize,
     receiving: Receiving,
     body: Option<Body>,
-    /// Payload of a refused request, still to come and to be thrown away.
+    /// Bytes of a refused request's payload that are still to arrive and be skipped.
     skip: u64,
-    /// Its answer, which waits for the payload: to libnbd, a request exists only once it has sent
-    /// all of it.
+    /// The answer to it, which waits for the payload: libnbd expects no answer before it has sent
+    /// all of a request.
     refusal: Option<Reply>,
     pending: Slab<Pending>,
-    /// BLOCK_STATUS requests not answered: for the first, leaves are being asked.
+    /// Unanswered BLOCK_STATUS requests. For the first one, leaves are being asked.
     statuses: VecDeque<Status>,
-    /// Inquiries begun.
+    /// Number of inquiries so far.
     inquiries: u64,
     lent_bytes: usize,
-    /// Bytes of memory that a request waits for, which the budget does not allow now.
+    /// Bytes of memory for which a request waits, because the budget does not allow them now.
     pub(super) starved: Option<usize>,
     watch: Watch,
     text: Vec<u8>,
     replies: VecDeque<Reply>,
     sending: Sending,
-    /// The client sends no more; what it has sent is still answered.
+    /// The client sends no more. Its earlier requests are still answered.
     at_end: bool,
-    /// No request is read any more; it is over when what is in flight is answered.
+    /// No request is read any more. The connection is over when requests in flight are answered.
     ending: bool,
     /// Nothing more can be sent.
     broken: bool,
-    /// When it is dropped whatever it is doing, on the ring's clock.
+    /// The time at which it is dropped in any case, on the ring's clock.
     deadline_ns: Option<u64>,
-    /// In the server's list of this turn.
+    /// Whether it is in the server's list of this turn.
     pub(super) touched: bool,
-    /// Has read as much as is sent at a time: to be called again when the answers there are have
-    /// been carried.
+    /// Whether it has read as much as one send covers. Call it again after the answers were passed
+    /// on.
     pub(super) has_more: bool,
-    /// The last request took long: the round is over.
+    /// Whether the last request was costly, which ends the round.
     was_costly: bool,
 }
 
 impl Conn {
-    /// A connection that begins with the greeting. Errors: the system has no memory for it.
+    /// A connection that begins with the greeting. `Err` if the system has no memory for it.
     pub(super) fn new(
         socket: OwnedFd,
         place: Place,
@@ -209,7 +209,7 @@ impl Conn {
             (n, Receiving::Body, Some(body)) if n > 0 => body.filled += n as usize,
             (n, Receiving::Input, _) if n > 0 => self.end += n as usize,
             (n, ..) if n == -libc::EINTR || n == -libc::EAGAIN => {}
-            // The client is gone, or has half-closed.
+            // The client is gone, or has closed its sending side.
             _ => self.at_end = true,
         }
     }
@@ -261,7 +261,7 @@ impl Conn {
         self.replies.push_back(Reply { header, header_len, body, lent });
     }
 
-    /// Reads what has come in, as far as the limits allow.
+    /// Reads requests from the input, as far as the limits allow.
     pub(super) fn read_requests(&mut self, id: u32, context: &mut Context<'_>) {
         self.has_more = false;
         self.starved = None;
@@ -291,7 +291,7 @@ impl Conn {
             }
         }
         self.has_more = self.lent_bytes >= enough || left == 0;
-        // With nothing in flight no limit holds requests back: what is left is no whole request.
+        // With nothing in flight, no limit holds requests back, so the rest is not a whole request.
         if self.at_end && (self.body.is_some() || self.in_flight() == 0) {
             self.ending = true;
         }
@@ -321,7 +321,8 @@ impl Conn {
             Next::Transmission(session) => {
                 let device =
                     context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
-                // Between the answer and now it may have been removed, and its id given to another.
+                // Since the answer, the device may have been removed and another one may have its
+                // id.
                 match device.filter(|open| open.device().name() == session.export.name) {
                     Some(device) => {
                         self.phase = Phase::Transmission { session, device };
@@ -373,7 +374,7 @@ impl Conn {
         true
     }
 
-    /// Takes a request whose header is good. False if its data would be too much now, or is not
+    /// Takes a request with a correct header. False if its data would exceed a limit now, or is not
     /// there yet.
     fn take_request(
         &mut self,
@@ -417,9 +418,9 @@ impl Conn {
         true
     }
 
-    /// Copies what has come of the awaited data of a write; the write starts when it is whole.
+    /// Copies arrived data of a write into its body. The write starts when its body is whole.
     fn fill_body(&mut self, id: u32, context: &mut Context<'_>) {
-        // While the kernel fills the body itself, it is left alone.
+        // Do nothing while the kernel fills the body.
         while self.receiving != Receiving::Body
             && let Some(body) = self.body.as_mut()
         {
@@ -446,7 +447,7 @@ impl Conn {
         }
     }
 
-    /// Hands a complete request to the pipeline.
+    /// Passes a complete request to the pipeline.
     fn start(&mut self, id: u32, slot: u32, context: &mut Context<'_>) {
         let (Phase::Transmission { device, .. }, Some(pending)) =
             (&self.phase, self.pending.get(slot))
@@ -456,8 +457,8 @@ impl Conn {
         let Request { command, offset, len, fua, no_hole, fast_zero, .. } = pending.request;
         let op = match command {
             Command::Read => Op::Read,
-            // Read and thrown away: it is in the cache afterwards. More than can be read at once is
-            // not worth it.
+            // Read the data and drop it, so that it is in the cache. This is not worth it for more
+            // than one read.
             Command::Cache if len <= u64::from(super::MAX_REQUEST_BYTES) => Op::Read,
             Command::Write => Op::Write,
             Command::Flush => Op::Flush,
@@ -469,7 +470,7 @@ impl Conn {
             return self.answered(slot, 0, context);
         }
         let data = pending.buffer.as_ref().map_or(Span::NONE, |buffer| Span(buffer.as_ptr()));
-        // The buffer stays in `pending`, untouched, until the answer (contract of Span).
+        // The buffer stays untouched in `pending` until the answer (contract of Span).
         let request =
             request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
         if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.ring) {
@@ -477,14 +478,14 @@ impl Conn {
         }
     }
 
-    /// Sends what is to be sent, and gives the kernel a place for what comes. True if requests that
-    /// were held back are to be read first.
+    /// Sends replies, and gives the kernel a place for input. True if the caller must first read
+    /// requests that were held back.
     pub(super) fn arm(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         if self.ending
             && self.receiving == Receiving::Nothing
             && let Some(body) = self.body.take()
         {
-            // The rest of this write will never come: it was never started.
+            // The rest of this write will never arrive, and it was never started.
             self.answered(body.slot, libc::ESHUTDOWN, context);
         }
         if self.broken {
@@ -496,18 +497,18 @@ impl Conn {
         if self.broken && (self.receiving != Receiving::Nothing || self.sending.active) {
             shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
         } else if !self.ending {
-            // What has come is read first: a large write's data is received in place then.
+            // Read the arrived input first, so that the data of a large write is received in place.
             if self.receiving == Receiving::Nothing && !self.at_end && !self.has_more {
                 self.receive(id, context);
             }
         } else if self.receiving != Receiving::Nothing {
-            // Ends the receive under way; what is in flight is still answered.
+            // Ends the receive under way. Requests in flight are still answered.
             shutdown(self.socket.as_fd(), libc::SHUT_RD);
         }
         false
     }
 
-    /// Throws away what can no longer be sent.
+    /// Drops replies that can no longer be sent.
     fn drop_output(&mut self, buffers: &mut Buffers) {
         self.text.clear();
         if !self.sending.active {
@@ -521,9 +522,9 @@ impl Conn {
         }
     }
 
-    /// Sends what there is: what the socket takes at once, the rest through the ring, which also
-    /// finds out errors. True if something has left at once: that may have made room for requests
-    /// which the limits held back.
+    /// Sends replies: as many bytes as the socket takes at once, and the rest through the ring,
+    /// which also finds errors. True if some left at once, because requests that the limits held
+    /// back may fit now.
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
         while !self.sending.active && !self.is_settling {
@@ -566,7 +567,7 @@ impl Conn {
             _ => {
                 self.compact();
                 let room = self.input.size() - self.end;
-                // No room: requests are held back by the limits, and the client with them.
+                // No room: the limits hold requests back, and so the client.
                 if room == 0 {
                     return;
                 }
@@ -576,12 +577,12 @@ impl Conn {
         };
         let entry = opcode::Recv::new(fd, place, len as u32).flags(flags).build();
         self.receiving = into;
-        // SAFETY: the input buffer and the pending write's buffer stay where they are until the
+        // SAFETY: the input buffer and the pending write's buffer stay in place until the
         // completion.
         unsafe { context.ring.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
     }
 
-    /// Moves what is unread to the front when the rest of the buffer gets short.
+    /// Moves unread bytes to the front when the rest of the buffer gets short.
     fn compact(&mut self) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -592,14 +593,14 @@ impl Conn {
         }
     }
 
-    /// The server stops: nothing more is read, what is in flight is still answered, if the client
-    /// takes it soon.
+    /// Stops the connection: nothing more is read, and requests in flight are still answered if the
+    /// client takes the replies soon.
     pub(super) fn stop(&mut self, now_ns: u64) {
         self.ending = true;
         self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
     }
 
-    /// What was found at a tick asks for a turn.
+    /// Whether the connection needs a turn after a tick.
     pub(super) fn is_to_go_on(&self) -> bool {
         self.broken || self.starved.is_some()
     }
@@ -622,7 +623,7 @@ impl Conn {
             && self.text.is_empty()
     }
 
-    /// The kernel and the pipeline hold nothing of it any more, and there is nothing left to say.
+    /// Whether kernel and pipeline hold nothing of it any more, and nothing is left to send.
     pub(super) fn is_over(&self) -> bool {
         self.ending
             && self.receiving == Receiving::Nothing

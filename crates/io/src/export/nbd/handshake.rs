@@ -1,14 +1,14 @@
 //! The handshake: fixed-newstyle negotiation, from the greeting to a [`Session`].
 //!
-//! Contract: [`Handshake::input`] eats whole steps (the client flags, an option header, an option's
-//! data) and leaves the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it; options
-//! that are longer, unknown or not allowed to have data are skipped while they stream and answered
-//! then. What is answered does not depend on how the bytes were cut. Never panics; memory is
-//! bounded by the limits in the parent module. Deadlines are the caller's.
+//! Contract: [`Handshake::input`] consumes whole steps (the client flags, an option header, an
+//! option's data) and leaves the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it.
+//! Options that are longer, unknown, or must not have data are skipped while they stream, and
+//! answered then. The answers do not depend on how the bytes were cut. It never panics, and the
+//! limits in the parent module bound its memory. The caller has the deadlines.
 //!
-//! Options are answered in their order and each completely, as the document wants it; a client that
-//! does not wait for answers is served all the same. Without TLS and without oldstyle: both are
-//! answered as the document provides.
+//! Options are answered in order and each completely, as the document demands. A client that does
+//! not wait for answers is served, too. TLS and oldstyle are not supported, and refused as the
+//! document demands.
 
 use self::options::{Refusal, answer, refuse};
 use super::contexts::Contexts;
@@ -28,37 +28,37 @@ pub struct Handshake {
     no_zeroes: bool,
     structured: bool,
     extended: bool,
-    /// The last SET_META_CONTEXT that succeeded, for the export name it gave.
+    /// The contexts of the last successful SET_META_CONTEXT, and its export name.
     selected: Option<(String, Contexts)>,
     shutting_down: bool,
     options: u32,
     answered: usize,
 }
 
-/// What [`Handshake::input`] did.
+/// The result of [`Handshake::input`].
 #[derive(Debug)]
 pub struct Progress {
-    /// Bytes of the input that are done with; the caller gives the rest again, with more behind it.
+    /// Number of consumed bytes. The caller passes the rest again with more bytes behind it.
     pub consumed: usize,
-    /// How to go on.
+    /// The next step.
     pub next: Next,
 }
 
-/// How a connection goes on, after what was answered has been sent.
+/// The next step of a connection, after the answers were sent.
 #[derive(Debug)]
 pub enum Next {
     /// Read more bytes.
     More,
-    /// The handshake is over; the rest of the input is the first requests.
+    /// The handshake is over. The rest of the input are the first requests.
     Transmission(Box<Session>),
     /// Close the connection.
     Close(CloseReason),
 }
 
-/// Why the server closes a connection during the handshake.
+/// The reason why the server closes a connection during the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
-    /// The client said ABORT.
+    /// The client sent ABORT.
     #[error("the client ended the negotiation")]
     Abort,
     /// Flags that were not offered.
@@ -78,10 +78,10 @@ pub enum CloseReason {
         /// Its length.
         bytes: u32,
     },
-    /// Negotiates without end.
+    /// The client sent too many options.
     #[error("more than {MAX_OPTIONS_PER_CONNECTION} options")]
     TooManyOptions,
-    /// Asked for more than anybody needs to know.
+    /// The client asked for too many answers.
     #[error("the answers exceed {MAX_ANSWER_BYTES} bytes")]
     TooMuchAnswered,
     /// Input after the end.
@@ -98,7 +98,7 @@ enum State {
     Over,
 }
 
-/// What is answered to an option after it was skipped.
+/// The answer to an option after it was skipped.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
     Abort,
@@ -146,7 +146,7 @@ impl Handshake {
         self.shutting_down = true;
     }
 
-    /// Eats what it can of `input`, appends answers to `out`.
+    /// Consumes as much of `input` as possible and appends answers to `out`.
     pub fn input(&mut self, input: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> Progress {
         let mut consumed = 0;
         let mut rest = input;
@@ -201,7 +201,7 @@ impl Handshake {
         Step::Ate(CLIENT_FLAGS_LEN)
     }
 
-    /// Decides, before the data is there, whether an option is looked at or skipped.
+    /// Decides before its data arrives whether an option is read or skipped.
     fn header(&mut self, input: &[u8]) -> Step {
         let mut reader = Reader::new(input);
         let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32())
@@ -240,7 +240,7 @@ impl Handshake {
         Step::Ate(OPTION_HEADER_LEN)
     }
 
-    /// The answer to an option that can be given without looking at its data.
+    /// The answer to an option, if it does not depend on the option's data.
     fn verdict(&self, option: u32, len: u32) -> Option<Verdict> {
         let has_data = match option {
             // Data is ignored rather than refused.

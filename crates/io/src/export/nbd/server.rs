@@ -24,7 +24,7 @@ const ROUNDS_A_LOOK_LAST: usize = ROUNDS_A_LOOK - 1;
 #[derive(Default)]
 pub struct Server {
     conns: Slab<Box<Conn>>,
-    /// Connections that something happened to in this turn.
+    /// Connections that need a turn.
     touched: Vec<u32>,
     /// Connections that wait for memory, longest first.
     starved: Vec<u32>,
@@ -42,7 +42,7 @@ impl Server {
         self.conns.is_empty()
     }
 
-    /// Nothing has happened to a connection in this turn.
+    /// Whether no connection needs a turn.
     pub fn is_quiet(&self) -> bool {
         self.touched.is_empty() && self.starved.is_empty()
     }
@@ -68,7 +68,7 @@ impl Server {
         self.conns.iter().filter_map(|(_, conn)| conn.client())
     }
 
-    /// Ends the connections of those clients; what they have at a gate is given up.
+    /// Ends the connections of these clients. Their requests at a gate are given up.
     pub fn disconnect(&mut self, is_one: impl Fn(&Client) -> bool, context: &mut Context<'_>) {
         for id in self.ids() {
             if let Some(conn) = self.conns.get_mut(id)
@@ -114,7 +114,7 @@ impl Server {
         }
     }
 
-    /// Gives up what a connection has at a gate, or waiting for a path.
+    /// Gives up a connection's requests that wait at a gate or for a path.
     fn give_up(&mut self, id: u32, context: &mut Context<'_>) {
         let is_its = |token| token >> 32 == u64::from(id);
         context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.ring);
@@ -140,14 +140,14 @@ impl Server {
         self.touch(id);
     }
 
-    /// Lets touched connections go on, a round each, until the turn has cost enough; those that were
-    /// not reached are the first of the next turn. True if it is to be called again, after the
-    /// answers there are have been carried.
+    /// Gives touched connections a round each until the turn has cost enough. Connections that it
+    /// does not reach are the first ones of the next turn. True if it must be called again after
+    /// the answers were passed on.
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
         self.feed(context);
         let (mut more, mut reached) = (false, 0);
         for &id in &self.touched {
-            // The clock is read now and then only: most rounds are short.
+            // Read the clock only sometimes, because most rounds are short.
             let is_spent = match reached % ROUNDS_A_LOOK {
                 ROUNDS_A_LOOK_LAST => context.ring.is_spent_now(),
                 _ => context.ring.is_spent(),
@@ -189,7 +189,7 @@ impl Server {
         if context.buffers.memory().is_awaited(context.ring.now_ns())
             && context.buffers.take_given()
         {
-            // What is kept for reuse would be missing elsewhere.
+            // Other connections need the buffers that are kept for reuse.
             context.buffers.trim(true);
             context.buffers.take_given();
             context.registry.wake_queues();
@@ -197,7 +197,7 @@ impl Server {
         !self.touched.is_empty()
     }
 
-    /// Lets connections go on that wait for memory which is there now.
+    /// Lets connections go on if the memory that they wait for is available.
     fn feed(&mut self, context: &Context<'_>) {
         for id in std::mem::take(&mut self.starved) {
             match self.conns.get(id) {
@@ -209,7 +209,7 @@ impl Server {
         }
     }
 
-    /// No new requests; connections close when what is in flight is answered.
+    /// Reads no new requests. Connections close when requests in flight are answered.
     pub fn stop(&mut self, now_ns: u64) {
         self.stopping = true;
         for id in self.ids() {
@@ -220,13 +220,13 @@ impl Server {
         }
     }
 
-    /// Whether there are connections: then [`Server::tick`] is to be called every second or so.
+    /// Whether there are connections. Then call [`Server::tick`] about every second.
     pub fn is_timed(&self) -> bool {
         !self.conns.is_empty()
     }
 
-    /// Drops connections whose time is up, whose client is gone, or holds memory and does nothing;
-    /// gives back memory that is not used.
+    /// Drops connections whose time is up, whose client is gone, or whose client holds memory and
+    /// does nothing. Gives unused memory back.
     pub fn tick(&mut self, context: &mut Context<'_>) {
         for id in self.ids() {
             let Some(conn) = self.conns.get_mut(id) else { continue };

@@ -1,9 +1,9 @@
-//! A session: what the handshake agreed on, and the parsing of request headers.
+//! A session: the result of the handshake, and the parser of request headers.
 //!
 //! Contract: [`Session::parse`] is on the way of every request: no allocation, no panics, no state.
-//! It accepts only what the session offers and what lies inside the size announced to the
-//! connection; everything else comes back as the error to answer, with the payload that has to be
-//! skipped first, or as a reason to drop the connection.
+//! It accepts only requests that the session offers and that lie inside the announced size. For
+//! others it returns the error to answer, with the payload to skip first, or a reason to drop the
+//! connection.
 
 use super::contexts::{Contexts, MetaContext};
 use super::proto::{
@@ -18,20 +18,20 @@ const STATUS_PAYLOAD_HEAD: u64 = 8;
 /// Length of a context number in the payload of a BLOCK_STATUS.
 const STATUS_PAYLOAD_ID: u64 = 4;
 
-/// Longest payload of a BLOCK_STATUS that can be right: it names every context once.
+/// Longest correct payload of a BLOCK_STATUS, which names every context once.
 pub const MAX_STATUS_PAYLOAD: usize =
     (STATUS_PAYLOAD_HEAD + STATUS_PAYLOAD_ID * MetaContext::ALL.len() as u64) as usize;
 
-/// What was negotiated on a connection.
+/// The result of the negotiation on a connection.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// The device as it was announced; its size stays what it was announced to be.
+    /// The device as it was announced. Its size stays the announced one.
     pub export: ExportInfo,
     /// Replies are chunks. Also true with extended headers.
     pub structured: bool,
     /// Headers are extended, in both directions.
     pub extended: bool,
-    /// What BLOCK_STATUS answers.
+    /// The contexts of BLOCK_STATUS.
     pub contexts: Contexts,
     /// Bits of an address that must be zero.
     unaligned: u64,
@@ -39,12 +39,12 @@ pub struct Session {
     allowed: [Option<u16>; Command::SLOTS],
 }
 
-/// What a request header means.
+/// The meaning of a request header.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// To be carried out.
+    /// A request to carry out.
     Request(Request),
-    /// To be answered with an error, after `payload` bytes were skipped.
+    /// A request to answer with an error after `payload` bytes were skipped.
     Refused {
         /// Identifies the request to the client.
         cookie: u64,
@@ -54,9 +54,9 @@ pub enum Parsed {
         command: Option<Command>,
         /// The error to answer.
         error: NbdError,
-        /// Bytes that follow on the wire and are of no use.
+        /// Bytes that follow on the wire and must be skipped.
         payload: u64,
-        /// The same for humans.
+        /// The same for people.
         reason: &'static str,
     },
     /// The client says goodbye: finish what is under way, then close. There is no answer.
@@ -77,8 +77,8 @@ pub struct Request {
     /// Number of bytes; `offset + len` lies inside the export and does not overflow. At most
     /// [`MAX_REQUEST_BYTES`] for READ and WRITE, as large as the export for others.
     pub len: u64,
-    /// Bytes that follow on the wire: the data of a WRITE, or what [`Session::status_payload`]
-    /// wants.
+    /// Bytes that follow on the wire: the data of a WRITE, or the input of
+    /// [`Session::status_payload`].
     pub payload: u64,
     /// Answer when the data is on stable storage. Set for commands that write only.
     pub fua: bool,
@@ -97,15 +97,15 @@ pub struct Request {
 }
 
 impl Request {
-    /// Success without doing anything: the protocol leaves requests of no bytes to the server, and
-    /// this one gives them no meaning. (A FLUSH has no length but a meaning; a BLOCK_STATUS with a
-    /// payload has its length there.)
+    /// Whether it succeeds without doing anything. The protocol lets the server decide about
+    /// requests of no bytes, and here they do nothing. (A FLUSH has no length but a meaning; a
+    /// BLOCK_STATUS with a payload has its length there.)
     pub fn is_empty(&self) -> bool {
         self.len == 0 && self.payload == 0 && self.command != Command::Flush
     }
 }
 
-/// A request header as it stands on the wire.
+/// A request header on the wire.
 #[derive(Clone, Copy)]
 struct Wire {
     flags: u16,
@@ -115,7 +115,7 @@ struct Wire {
     len: u64,
 }
 
-/// An error and why.
+/// An error and its reason.
 type Refusal = (NbdError, &'static str);
 
 impl Session {
@@ -164,7 +164,7 @@ impl Session {
         allowed
     }
 
-    /// What the export offers, for the client.
+    /// The transmission flags that announce the export's features.
     pub fn transmission_flags(&self) -> u16 {
         use transmission_flag::*;
         let export = &self.export;
@@ -192,7 +192,7 @@ impl Session {
         if self.extended { EXTENDED_REQUEST_LEN } else { REQUEST_LEN }
     }
 
-    /// What the header means. `header` is exactly [`Session::header_len`] bytes.
+    /// Parses a header of exactly [`Session::header_len`] bytes.
     pub fn parse(&self, header: &[u8]) -> Parsed {
         let Some((magic, wire)) = self.read(header) else {
             return Parsed::Broken("a request header of the wrong length");
@@ -254,7 +254,7 @@ impl Session {
         Some((magic, Wire { flags, kind, cookie, offset, len }))
     }
 
-    /// Bytes that follow the header, whatever becomes of the request; an error if they are too many
+    /// Bytes that follow the header, whatever the result of the request. `Err` if they are too many
     /// to read.
     fn payload(&self, command: Option<Command>, wire: &Wire) -> Result<u64, &'static str> {
         if self.extended {

@@ -1,12 +1,12 @@
-//! Breaches of the protocol in the log: one line a connection, with the bytes that came, and few
-//! lines for all connections together.
+//! Logs breaches of the protocol: one line per connection with the client's bytes, and few lines
+//! for all connections together.
 
 use super::Conn;
 use crate::export::nbd::proto::EXTENDED_REQUEST_LEN;
 use crate::log_limit::LogLimit;
 
 impl Conn {
-    /// Logs a breach of the protocol by the request whose header is the next of the input.
+    /// Logs a breach of the protocol by the request at the start of the input.
     pub(super) fn complain_of_request(&mut self, reason: &str, header_len: usize, outcome: &str) {
         if self.has_complained {
             return;
@@ -18,7 +18,7 @@ impl Conn {
         self.complain(reason, &header[..len], outcome);
     }
 
-    /// Logs a breach of the protocol with the bytes that came: the first of this connection only.
+    /// Logs the first breach of the protocol of this connection, with the client's bytes.
     pub(super) fn complain(&mut self, reason: &str, came: &[u8], outcome: &str) {
         static LIMIT: LogLimit = LogLimit::new();
         if std::mem::replace(&mut self.has_complained, true) {

@@ -1,5 +1,5 @@
-//! A connection as one of a client's: shown, ended by the administrator, and waited for by a newer
-//! one.
+//! A connection as one of its client's: it is shown, the administrator can end it, and a newer one
+//! waits for it.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use super::{Conn, Phase};
 use crate::export::nbd::clients::{Barrier, Client, Newer};
 use crate::queue::{Command, Context};
 
-/// Longest that a connection waits for its client's older ones before it is dropped: until then
-/// the client sees a handshake that takes its time, and afterwards it may try again.
+/// Longest wait of a connection for its client's older ones. Until then the client sees a slow
+/// handshake. Afterwards the connection is dropped, and the client may try again.
 const SETTLE_TIMEOUT_NS: u64 = 60_000_000_000;
 
 impl Conn {
@@ -31,7 +31,7 @@ impl Conn {
         (self.broken, self.ending) = (true, true);
     }
 
-    /// Has the work of the client's older connections end before the handshake is answered.
+    /// Makes the handshake wait for the work of the client's older connections.
     pub(super) fn settle(&mut self, id: u32, context: &mut Context<'_>) {
         let Some(Client { device, number, peer, .. }) = self.client() else { return };
         self.is_settling = true;
@@ -50,12 +50,12 @@ impl Conn {
         }
     }
 
-    /// A newer connection of the same client is about to be answered: holds it up until the work
-    /// that is under way here has ended. True if the client has left this one for good.
+    /// Holds a newer connection of the same client up until the work under way here has ended. True
+    /// if the client has closed this connection.
     pub(in crate::export::nbd) fn yield_to(&mut self, barrier: &Arc<Barrier>) -> bool {
         let is_gone = is_hung_up(self.socket.as_fd());
         if is_gone || self.ending || self.at_end || is_half_closed(self.socket.as_fd()) {
-            // Also what it has sent and was not read yet.
+            // Include requests that were sent and not read yet.
             self.barriers.push(barrier.clone());
         }
         if is_gone {

@@ -1,5 +1,5 @@
-//! Memory for the data of a connection's requests: taken from the pool's budget, waited for when
-//! the budget is spent, and refused to the client when the system has none.
+//! Memory for the data of a connection's requests. It comes from the pool's budget. If the budget
+//! is spent, the connection waits; if the system has none, the request fails.
 
 use super::{Body, Conn, Phase, Reply};
 use crate::buffer::{Buffer, KEEP_MAX};
@@ -7,13 +7,13 @@ use crate::export::nbd::{Command, MAX_REPLY_HEADER, NbdError, Request};
 use crate::memory::Short;
 use crate::queue::Context;
 
-/// While memory is scarce the body of a large write gets only so much before it has begun to come:
-/// a header alone, which costs its sender nothing, must not tie 32 MiB up.
+/// Memory of a large write's body before its data arrives, while memory is scarce. A header alone,
+/// which costs its sender nothing, must not take 32 MiB.
 const FIRST_BODY_BYTES: usize = 128 << 10;
 
 impl Conn {
-    /// Memory for `data` bytes of a request; nothing if the request cannot be taken now. A request
-    /// that the system has no memory for is answered here.
+    /// Memory for `data` bytes of a request; `None` if the request cannot be taken now. A request
+    /// for which the system has no memory is answered here.
     pub(super) fn lend(
         &mut self,
         request: &Request,
@@ -38,19 +38,19 @@ impl Conn {
         Ok(Some(buffer))
     }
 
-    /// Notes that the connection waits for so much memory.
+    /// Records that the connection waits for this much memory.
     fn starve(&mut self, bytes: usize, context: &mut Context<'_>) {
         self.starved = Some(bytes);
         context.buffers.memory().await_at(context.ring.now_ns());
     }
 
-    /// Whether it waits for memory that is there now.
+    /// Whether the memory that it waits for is available now.
     pub(in crate::export::nbd) fn can_be_fed(&self, context: &Context<'_>) -> bool {
         let memory = context.buffers.memory();
         self.starved.is_none_or(|bytes| memory.would_grant(self.lent_bytes, bytes))
     }
 
-    /// Answers a request for which the system has no memory, once its payload has come.
+    /// Answers a request for which the system has no memory, after its payload has arrived.
     pub(super) fn refuse_for_memory(&mut self, request: &Request, still_to_come: u64) {
         let Phase::Transmission { session, .. } = &self.phase else { return };
         let mut header = [0; MAX_REPLY_HEADER];
@@ -61,8 +61,8 @@ impl Conn {
         self.skip = still_to_come;
     }
 
-    /// Gives the body that is awaited the memory that it lacks. False if that is not there; then
-    /// the connection waits, or the write was refused.
+    /// Gives the pending body its missing memory. False if that is not available; then the
+    /// connection waits, or the write was refused.
     pub(super) fn grow_body(&mut self, context: &mut Context<'_>) -> bool {
         let Some(Body { slot, filled, len }) = self.body else { return false };
         let Some(pending) = self.pending.get_mut(slot) else { return false };

@@ -1,7 +1,7 @@
-//! What goes out on a connection: replies in batches, each batch with one system call.
+//! The output of a connection: replies in batches, each batch with one system call.
 //!
-//! Contract: while a send is with the kernel ([`Sending::active`]), headers, list, replies and text
-//! stay where they are and are not touched.
+//! Contract: while the kernel has a send ([`Sending::active`]), headers, list, replies and text
+//! stay in place and are not touched.
 
 use std::collections::VecDeque;
 
@@ -12,16 +12,16 @@ use crate::gather::Gather;
 /// Replies sent with one system call.
 const BATCH: usize = 128;
 
-/// A reply to be sent: a header, and the data behind it.
+/// A reply: a header and the data behind it.
 pub(super) struct Reply {
     pub(super) header: [u8; MAX_REPLY_HEADER],
     pub(super) header_len: usize,
     pub(super) body: Option<(Buffer, usize)>,
-    /// Bytes that leave the account of lent bytes when it is sent.
+    /// Bytes that are no longer lent after it is sent.
     pub(super) lent: usize,
 }
 
-/// What the kernel is sending.
+/// The bytes that the kernel is sending.
 #[derive(Default)]
 pub(super) struct Sending {
     pub(super) active: bool,
@@ -32,12 +32,12 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Replies being sent.
+    /// Number of replies being sent.
     pub(super) fn replies(&self) -> usize {
         self.batch.len()
     }
 
-    /// Nothing is left of what it held.
+    /// Whether all of it was sent.
     pub(super) fn is_done(&self) -> bool {
         self.gather.is_done()
     }
@@ -52,7 +52,7 @@ impl Sending {
         }
         let count = replies.len().min(BATCH);
         self.batch.extend(replies.drain(..count));
-        // Only now, when the replies stay where they are, their addresses are taken.
+        // Take the addresses of the replies only now, when they stay in place.
         for reply in &self.batch {
             if reply.header_len > 0 {
                 self.gather.push(reply.header.as_ptr(), reply.header_len);
@@ -63,7 +63,8 @@ impl Sending {
         }
     }
 
-    /// Lets go of what was sent (or never will be). Returns the bytes that are lent no more.
+    /// Drops sent replies and those that will never be sent. Returns the bytes that are no longer
+    /// lent.
     pub(super) fn clear(&mut self, buffers: &mut Buffers) -> usize {
         let mut lent = 0;
         for reply in self.batch.drain(..) {

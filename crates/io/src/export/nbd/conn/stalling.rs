@@ -1,4 +1,4 @@
-//! Connections whose clients do nothing or are gone: who is dropped when, looked at once a second.
+//! Drops connections of clients that do nothing or are gone. Checked once a second.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -7,27 +7,27 @@ use crate::log_limit::LogLimit;
 use crate::queue::Context;
 use crate::ring::TICK_SECONDS;
 
-/// While others wait for memory, a client that holds some is dropped when for so long it has
-/// neither sent what it announced nor taken what it asked for.
+/// Time after which a client is dropped that holds memory while others wait for it, and neither
+/// sends announced data nor takes replies.
 const STALL_SECONDS: u64 = 10;
-/// A client that has closed its sending side, with requests that wait at a closed gate, may want
-/// to read their answers: for so long it is taken to be there.
+/// Time for which a client counts as present after it has closed its sending side while its
+/// requests wait at a closed gate. It may still want to read their answers.
 const HALF_CLOSED_SECONDS: u64 = 30;
 
-/// How a connection has moved between two looks.
+/// The progress of a connection between two checks.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// Something was received or sent.
+    /// Whether something was received or sent.
     pub(super) has_moved: bool,
-    /// What the kernel had moved at the last look, of receives and sends under way.
+    /// The kernel's count of moved bytes at the last check.
     moved: u64,
     stalled_seconds: u64,
     half_closed_seconds: u64,
 }
 
 impl Conn {
-    /// Looks at the connection. True if its requests that wait at a gate, or for a path, are to be
-    /// given up: nobody is there to be answered.
+    /// Checks the connection. True if its requests that wait at a gate or for a path are to be
+    /// given up, because the client is gone.
     pub(in crate::export::nbd) fn look(&mut self, context: &Context<'_>) -> bool {
         let now_ns = context.ring.now_ns();
         if !self.broken && context.buffers.memory().is_awaited(now_ns) && self.is_stalled() {
@@ -55,7 +55,7 @@ impl Conn {
         self.broken || self.watch.half_closed_seconds >= HALF_CLOSED_SECONDS
     }
 
-    /// Whether for [`STALL_SECONDS`] the client has held memory and moved nothing.
+    /// Whether the client has held memory without progress for [`STALL_SECONDS`].
     fn is_stalled(&mut self) -> bool {
         let awaits_body = self.body.is_some() && self.starved.is_none();
         let has_moved = std::mem::take(&mut self.watch.has_moved);
@@ -74,8 +74,8 @@ impl Conn {
 
 /// A number that changes when bytes move on a socket, also within a receive or send under way.
 fn moved_by_kernel(socket: BorrowedFd<'_>) -> u64 {
-    /// Where `struct tcp_info` of linux/tcp.h has `tcpi_bytes_acked` and `tcpi_bytes_received`, in
-    /// words of 8 bytes.
+    /// Offsets of `tcpi_bytes_acked` and `tcpi_bytes_received` in `struct tcp_info` of linux/tcp.h,
+    /// in words of 8 bytes.
     const ACKED: usize = 15;
     const RECEIVED: usize = 16;
     let mut info = [0u64; 32];
