@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::closer::{self, Progress};
 use crate::engine::absent::AbsentEngine;
+use crate::engine::custom::{Custom, CustomEngine};
 use crate::engine::file::FileEngine;
 use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
@@ -90,6 +91,17 @@ pub enum LeafError {
         /// Why it stays so.
         why: Unfit,
     },
+    /// A custom leaf with limits that make no sense.
+    #[error(
+        "'{name}' has limits that make no sense: {limits:?}; it needs at least one sector, and blocks of 512 bytes or more, \
+         the logical one a power of two of at most 64 KiB"
+    )]
+    Limits {
+        /// Its name.
+        name: String,
+        /// Its limits.
+        limits: Limits,
+    },
     /// A file of no whole sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
@@ -114,7 +126,7 @@ impl LeafError {
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,
             LeafError::Mode { .. } => libc::EBUSY,
-            LeafError::Empty(_) | LeafError::Zoned(_) => libc::EINVAL,
+            LeafError::Empty(_) | LeafError::Zoned(_) | LeafError::Limits { .. } => libc::EINVAL,
         }
     }
 }
@@ -393,6 +405,29 @@ impl Leaf {
         Leaf::new(address, options, engine, limits, address.to_string())
     }
 
+    /// A leaf of somebody else's engine, under a name of theirs, for the queues of a pool or
+    /// driver. Each call makes a leaf of its own.
+    ///
+    /// # Errors
+    /// [`LeafError::Limits`]: the limits make no sense. [`LeafError::System`]: there are no
+    /// descriptors left; it takes one per queue.
+    pub fn custom(
+        name: &str,
+        engine: Box<dyn CustomEngine>,
+        limits: Limits,
+        queues: Queues,
+    ) -> Result<Arc<Leaf>, LeafError> {
+        let is_block = |block: u32| block.is_power_of_two() && (512..=1 << 16).contains(&block);
+        let is_size = (1..=i64::MAX as u64 / 512).contains(&limits.sectors);
+        if !is_block(limits.logical_block) || limits.physical_block < 512 || !is_size {
+            return Err(LeafError::Limits { name: name.to_owned(), limits });
+        }
+        let system = |source| LeafError::System { what: "make", name: name.to_owned(), source };
+        let engine = Custom::new(engine, queues.count()).map_err(system)?;
+        let engine = Engine::Custom(Box::new(engine));
+        Ok(Leaf::of(None, queues, engine, limits, name.to_owned()))
+    }
+
     pub(crate) fn new(
         address: &Address,
         options: &LeafOptions,
@@ -400,10 +435,18 @@ impl Leaf {
         limits: Limits,
         name: String,
     ) -> Arc<Leaf> {
+        Leaf::of(Self::key_of(address), options.queues, engine, limits, name)
+    }
+
+    fn of(
+        key: Option<String>,
+        queues: Queues,
+        engine: Engine,
+        limits: Limits,
+        name: String,
+    ) -> Arc<Leaf> {
         static ANONYMOUS: atomic::AtomicU64 = atomic::AtomicU64::new(0);
-        let key = Self::key_of(address)
-            .unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
-        let queues = options.queues;
+        let key = key.unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let dirty = Dirty::new(queues.count());
         let under_way = (0..queues.count()).map(|_| Line::default()).collect();
         if engine.has_cache() && !limits.read_only {

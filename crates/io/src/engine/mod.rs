@@ -8,6 +8,7 @@ pub mod absent;
 mod carrier;
 mod conn;
 mod connector;
+pub(crate) mod custom;
 pub mod file;
 pub mod iscsi;
 #[cfg(feature = "internals")]
@@ -23,6 +24,8 @@ pub mod null;
 pub mod sim;
 mod socket;
 pub mod uri;
+
+pub use custom::{CustomEngine, CustomKind, CustomOp};
 
 use std::io;
 use std::time::Duration;
@@ -138,6 +141,8 @@ fn answered(answer: io::Result<()>) -> io::Result<()> {
 pub enum Engine {
     /// One that could not be reached when it was wanted.
     Absent(Box<absent::AbsentEngine>),
+    /// One of somebody else's.
+    Custom(Box<custom::Custom>),
     /// A file or block device, by io_uring.
     File(file::FileEngine),
     /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
@@ -163,6 +168,7 @@ impl Engine {
         unsafe {
             match self {
                 Engine::Absent(engine) => engine.submit(io, ring),
+                Engine::Custom(engine) => engine.submit(io, ring),
                 Engine::File(engine) => engine.submit(io, ring),
                 Engine::Iscsi(engine) => engine.submit(io, ring),
                 Engine::Memory(engine) => engine.submit(io),
@@ -183,7 +189,7 @@ impl Engine {
             Engine::Absent(engine) => unsafe { engine.finish(io) },
             // SAFETY: the caller's promise.
             Engine::Sim(engine) => unsafe { engine.finish(io) },
-            Engine::Iscsi(_) => 0,
+            Engine::Custom(_) | Engine::Iscsi(_) => 0,
             Engine::File(_) | Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) => 0,
         }
     }
@@ -194,7 +200,7 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.known_allocation(),
             Engine::Null(_) => Some(HOLE | ZERO),
-            Engine::Absent(_) | Engine::Iscsi(_) => Some(0),
+            Engine::Absent(_) | Engine::Custom(_) | Engine::Iscsi(_) => Some(0),
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => Some(0),
         }
     }
@@ -215,7 +221,7 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.takes_workers(),
             Engine::Absent(engine) => engine.found().is_some_and(Engine::takes_workers),
-            Engine::Iscsi(_) | Engine::Memory(_) | Engine::Nbd(_) => false,
+            Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) | Engine::Nbd(_) => false,
             Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
@@ -224,6 +230,7 @@ impl Engine {
     pub fn flush_blocking(&self) -> io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.flush_blocking(),
+            Engine::Custom(engine) => engine.engine().flush_blocking(),
             Engine::File(engine) => engine.flush_blocking(),
             Engine::Iscsi(engine) => engine.flush_blocking(),
             Engine::Nbd(engine) => engine.flush_blocking(),
@@ -240,6 +247,7 @@ impl Engine {
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
+            Engine::Custom(engine) => engine.engine().probe(timeout),
             Engine::File(engine) => engine.probe(),
             Engine::Iscsi(engine) => engine.probe(timeout),
             Engine::Nbd(engine) => engine.probe(timeout),
@@ -256,7 +264,7 @@ impl Engine {
             Engine::Iscsi(engine) => engine.is_reachable(),
             Engine::Nbd(engine) => engine.is_reachable(),
             Engine::Sim(engine) => !engine.is_cut(),
-            Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            Engine::Custom(_) | Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
         }
     }
 
@@ -266,6 +274,7 @@ impl Engine {
     pub fn identity(&self) -> Option<String> {
         match self {
             Engine::Absent(engine) => engine.identity(),
+            Engine::Custom(engine) => engine.engine().identity(),
             Engine::File(engine) => engine.volume(),
             Engine::Iscsi(engine) => Some(engine.identity()),
             Engine::Nbd(engine) => Some(engine.identity()),
@@ -281,7 +290,8 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().and_then(Engine::unique_within),
             Engine::Iscsi(engine) => engine.unique_within(),
-            Engine::File(_)
+            Engine::Custom(_)
+            | Engine::File(_)
             | Engine::Memory(_)
             | Engine::Nbd(_)
             | Engine::Null(_)
@@ -293,7 +303,7 @@ impl Engine {
     pub fn takes_pages(&self) -> bool {
         match self {
             Engine::File(engine) => engine.takes_pages(),
-            Engine::Iscsi(_) => false,
+            Engine::Custom(_) | Engine::Iscsi(_) => false,
             Engine::Absent(_)
             | Engine::Memory(_)
             | Engine::Nbd(_)
@@ -334,6 +344,7 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
             Engine::File(_) | Engine::Memory(_) | Engine::Null(_) => true,
+            Engine::Custom(_) => false,
             Engine::Iscsi(engine) => engine.has_fua(),
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
@@ -347,6 +358,7 @@ impl Engine {
             // Not known yet: an earlier process may have written.
             Engine::Absent(engine) => engine.found().is_none_or(Engine::has_cache),
             Engine::File(_) | Engine::Sim(_) => true,
+            Engine::Custom(engine) => engine.engine().has_cache(),
             Engine::Iscsi(engine) => engine.has_cache(),
             Engine::Nbd(engine) => engine.has_cache(),
             Engine::Memory(_) | Engine::Null(_) => false,
@@ -359,7 +371,7 @@ impl Engine {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
             Engine::File(engine) => engine.forgets_failed_writes(),
-            Engine::Iscsi(_) => false,
+            Engine::Custom(_) | Engine::Iscsi(_) => false,
             Engine::Memory(_) | Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }
     }
@@ -372,6 +384,7 @@ impl Engine {
                 engine.found().is_some_and(|found| found.may_have_dropped_writes(errno))
             }
             Engine::File(engine) => engine.forgets_failed_writes(),
+            Engine::Custom(_) => !is_path_error(errno),
             // As with NBD: the target's storage failed.
             Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
             // The server's storage failed, and it may be as forgetful. A flush that got no answer

@@ -1,0 +1,196 @@
+//! Engines that lie, below the real pipeline: whatever a leaf answers, every request is answered
+//! once, and a read that succeeds has only bytes that the leaf has given for it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use blkswitch_io::driver::{Answer, Ask, Driver};
+use blkswitch_io::engine::{CustomEngine, CustomKind, CustomOp, Limits};
+use blkswitch_io::request::Op;
+use blkswitch_io::{AlignedBytes, Leaf, LeafError, TableBuilder, Target, To};
+
+const BLOCK: usize = 4096;
+const SECRET: u8 = 0xee;
+const TRUE: u8 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// None.
+    Nothing,
+    /// More bytes than were asked for.
+    More,
+    /// Fewer.
+    Less,
+    /// No bytes.
+    Zero,
+    /// Done, without any bytes for a read.
+    Done,
+    /// Bytes for what is no read.
+    Bytes,
+    /// It is forgotten.
+    Forgotten,
+    /// Refused so that one would ask again, for ever.
+    Again,
+    /// Refused with a number that is no errno.
+    NoErrno,
+    /// Answered after its time.
+    Late,
+}
+
+struct Liar {
+    lie: Lie,
+    kept: Arc<Kept>,
+}
+
+/// What is to be answered late.
+#[derive(Default)]
+struct Kept {
+    ops: Mutex<Vec<CustomOp>>,
+    is_patient: AtomicBool,
+}
+
+impl CustomEngine for Liar {
+    fn submit(&self, op: CustomOp) {
+        let len = op.len() as usize;
+        match (self.lie, op.kind()) {
+            (Lie::Nothing, CustomKind::Read) => op.done_with(&vec![TRUE; len]),
+            (Lie::Nothing, _) | (Lie::Done, _) => op.done(),
+            (Lie::More, _) => op.done_with(&vec![TRUE; len + 512]),
+            (Lie::Less, _) => op.done_with(&vec![TRUE; len.saturating_sub(512)]),
+            (Lie::Zero, _) => op.done_with(&[]),
+            (Lie::Bytes, CustomKind::Read) => op.done(),
+            (Lie::Bytes, _) => op.done_with(&vec![TRUE; len]),
+            (Lie::Forgotten, _) => drop(op),
+            (Lie::Again, _) => op.fail(io::Error::from_raw_os_error(libc::EAGAIN)),
+            (Lie::NoErrno, _) => op.fail(io::Error::from_raw_os_error(-5)),
+            (Lie::Late, _) => self.kept.ops.lock().unwrap().push(op),
+        }
+    }
+
+    fn flush_blocking(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn time_limit(&self) -> Duration {
+        let is_patient = self.kept.is_patient.load(Ordering::SeqCst);
+        Duration::from_millis(if is_patient { 100_000 } else { 1 })
+    }
+}
+
+fn driver_over(lie: Lie) -> (Driver, u32, Arc<Kept>) {
+    let (mut driver, kept) = (Driver::new().unwrap(), Arc::<Kept>::default());
+    let engine = Box::new(Liar { lie, kept: kept.clone() });
+    let limits = Limits::memory(1 << 20);
+    let leaf = Leaf::custom("liar", engine, limits, driver.queues()).unwrap();
+    let mut table = TableBuilder::new(false);
+    let below = table.leaf(leaf);
+    table.push(2048, Target::Linear(To { below, offset: 0 }));
+    let device = driver.add(table.build().unwrap()).unwrap();
+    (driver, device, kept)
+}
+
+/// All that a request may ask, each over memory that holds a secret. By token.
+fn ask_all(driver: &mut Driver, device: u32) -> Vec<Answer> {
+    let zeroes = Op::WriteZeroes { no_hole: false, fast: false };
+    let ops = [(Op::Read, false), (Op::Write, false), (Op::Write, true), (Op::Discard, false)];
+    let mut count = 0;
+    for (op, fua) in ops.into_iter().chain([(zeroes, false), (Op::Flush, false)]) {
+        let data = AlignedBytes::copy_of(&[SECRET; BLOCK]).unwrap();
+        let (offset, len) = if op == Op::Flush { (0, 0) } else { (8192, BLOCK as u64) };
+        driver.start(device, Ask { op, fua, offset, len, data, token: count });
+        count += 1;
+    }
+    let (mut answers, began) = (Vec::new(), Instant::now());
+    while answers.len() < count as usize {
+        assert!(began.elapsed() < Duration::from_secs(20), "answered: {answers:?}");
+        driver.wait(&mut answers, Some(Duration::from_secs(1))).unwrap();
+    }
+    answers.sort_by_key(|answer: &Answer| answer.token);
+    let tokens: Vec<u64> = answers.iter().map(|answer| answer.token).collect();
+    assert_eq!(tokens, (0..count).collect::<Vec<_>>(), "each once");
+    answers
+}
+
+#[test]
+fn a_read_never_succeeds_with_bytes_that_the_leaf_did_not_give() {
+    let lies = [Lie::More, Lie::Less, Lie::Zero, Lie::Done, Lie::Bytes, Lie::Forgotten];
+    for lie in lies.into_iter().chain([Lie::Again, Lie::NoErrno, Lie::Nothing]) {
+        let (mut driver, device, _) = driver_over(lie);
+        let answers = ask_all(&mut driver, device);
+        assert_eq!(answers[0].errno == 0, lie == Lie::Nothing, "{lie:?}: {answers:?}");
+        if answers[0].errno == 0 {
+            assert!(answers[0].data.iter().all(|byte| *byte == TRUE), "{lie:?}");
+        }
+        // What has no bytes to bring may be done without any.
+        let is_honest = matches!(lie, Lie::Nothing | Lie::Done);
+        for answer in &answers[1..] {
+            assert_eq!(answer.errno == 0, is_honest, "{lie:?}: {answer:?}");
+        }
+        driver.close(&mut Vec::new()).unwrap();
+    }
+}
+
+/// The memory is its owner's again when the time is over: an answer that comes later changes
+/// nothing, of that request or of the next in its place.
+#[test]
+fn an_answer_after_the_fact_changes_nothing() {
+    let (mut driver, device, kept) = driver_over(Lie::Late);
+    let answers = ask_all(&mut driver, device);
+    assert!(answers.iter().all(|answer| answer.errno == libc::ETIMEDOUT), "{answers:?}");
+    kept.is_patient.store(true, Ordering::SeqCst);
+    let data = AlignedBytes::copy_of(&[SECRET; BLOCK]).unwrap();
+    driver.start(device, Ask { op: Op::Read, fua: false, offset: 0, len: 4096, data, token: 9 });
+    driver.wait(&mut Vec::new(), Some(Duration::ZERO)).unwrap();
+    let mut late = std::mem::take(&mut *kept.ops.lock().unwrap());
+    let next = late.pop().unwrap();
+    std::thread::spawn(move || {
+        for op in late {
+            assert!(op.with_data(|data| data.len()).is_none(), "{op:?} has its data still");
+            let bytes = vec![TRUE; op.len() as usize];
+            if op.kind() == CustomKind::Read { op.done_with(&bytes) } else { op.done() }
+        }
+        next.done_with(&[2; BLOCK]);
+    });
+    let (mut more, began) = (Vec::new(), Instant::now());
+    while more.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20), "no answer");
+        driver.wait(&mut more, Some(Duration::from_secs(1))).unwrap();
+    }
+    assert_eq!((more.len(), more[0].token, more[0].errno, more[0].data[7]), (1, 9, 0, 2));
+    assert!(answers.iter().all(|answer| answer.data.iter().all(|byte| *byte == SECRET)));
+    driver.close(&mut Vec::new()).unwrap();
+}
+
+/// The engine is dropped with the last table that names its leaf, not with the driver.
+#[test]
+fn an_engine_goes_with_its_leaf() {
+    let (mut driver, device, kept) = driver_over(Lie::Nothing);
+    ask_all(&mut driver, device);
+    driver.remove(device).unwrap();
+    let began = Instant::now();
+    while Arc::strong_count(&kept) > 1 {
+        assert!(began.elapsed() < Duration::from_secs(20), "the engine stays");
+        driver.wait(&mut Vec::new(), Some(Duration::from_millis(10))).unwrap();
+    }
+    driver.close(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn limits_that_make_no_sense_are_refused() {
+    for limits in [
+        Limits { logical_block: 0, ..Limits::memory(4096) },
+        Limits { logical_block: 513, ..Limits::memory(4096) },
+        Limits { logical_block: 1 << 20, ..Limits::memory(1 << 30) },
+        Limits { physical_block: 0, ..Limits::memory(4096) },
+        Limits::memory(511),
+        Limits { sectors: u64::MAX, ..Limits::memory(4096) },
+    ] {
+        let driver = Driver::new().unwrap();
+        let engine = Box::new(Liar { lie: Lie::Nothing, kept: Arc::default() });
+        let error = Leaf::custom("mine", engine, limits, driver.queues()).unwrap_err();
+        assert!(matches!(error, LeafError::Limits { .. }), "{error}");
+        assert!(error.to_string().contains("'mine'"), "{error}");
+    }
+}
