@@ -21,6 +21,7 @@ mod helper;
 pub mod leaf;
 mod log_limit;
 pub mod memory;
+pub mod multipath;
 pub mod nbd;
 pub mod pool;
 pub mod process;

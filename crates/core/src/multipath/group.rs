@@ -20,9 +20,9 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group of the paths `first_path ..  first_path + num_paths`.
+    /// A group of the paths `first_path ..  first_path + num_paths`, for [`super::Multipath::new`].
     #[must_use]
-    pub(super) fn new(selector: Selector, first_path: u32, num_paths: u32) -> Self {
+    pub fn new(selector: Selector, first_path: u32, num_paths: u32) -> Self {
         Self {
             selector,
             first_path,

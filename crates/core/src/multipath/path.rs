@@ -41,10 +41,10 @@ pub struct Path {
 }
 
 impl Path {
-    /// A path that is up, with the words of a [`super::PathArg`], at index `place` of group `group`
-    /// (both counted from 0).
+    /// A path that is up, at index `place` of group `group` (both counted from 0), for
+    /// [`super::Multipath::new`].
     #[must_use]
-    pub(super) fn new(group: u32, place: u32, args: PathArgs) -> Self {
+    pub fn new(group: u32, place: u32, args: PathArgs) -> Self {
         Self {
             health: AtomicU64::new(0),
             turn: AtomicU64::new(FIRST_TURN.wrapping_add(place as u64)),
