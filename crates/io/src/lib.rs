@@ -1,12 +1,60 @@
-//! blkswitch-io: moves the bytes of blkswitch.
+//! Moves the bytes of blkswitch: region routing, failover and NBD in a process of yours.
 //!
-//! A [`Pool`] runs queue threads. Each owns one io_uring, one pipeline and any number
-//! of export connections, and shares nothing with its siblings on the way of a request but the
-//! region slots of a map and one counter line per leaf. A [`Device`] is the control side of one
-//! device: its live and inactive table, its gate, its message lock. Control reaches the queues
-//! through a mailbox; it never waits inside one.
+//! A [`Pool`] runs queue threads, one per core. Each has an io_uring of its own and any number of
+//! connections, and shares nothing with the others on the way of a request. A [`Device`] is what
+//! clients see: it has a [`Table`] of segments, and each [`Target`] sends its requests down paths,
+//! to a [`Leaf`] (a file, a disk, an NBD export, an iSCSI unit, an engine of yours) or to another
+//! device. Tables are loaded beside the running one and swapped; region maps change at once, under
+//! load.
 //!
-//! See ARCHITECTURE.md for the life of a request and of a remap.
+//! Where to begin:
+//!
+//! | to | see |
+//! |---|---|
+//! | serve a device over NBD, and remap it while it is in use | the example below |
+//! | reach one volume over several paths | [`multipath::MultipathBuilder`] |
+//! | route requests in a thread of your own, without queues or exports | [`driver::Driver`] |
+//! | have a leaf of your own | [`engine::CustomEngine`], [`Leaf::custom`] |
+//!
+//! ```
+//! use std::os::unix::net::UnixListener;
+//!
+//! use blkswitch_io::core::switch::{Geometry, Map};
+//! use blkswitch_io::table::region_storage;
+//! use blkswitch_io::{Leaf, LeafOptions, Pool, PoolOptions, TableBuilder, Target, To};
+//!
+//! let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() })?;
+//!
+//! // A switch of 2048 sectors in regions of 128, over two paths.
+//! let options = LeafOptions::new(pool.queues());
+//! let mut table = TableBuilder::new(false);
+//! let mut paths = Vec::new();
+//! for address in ["mem:1M", "mem:1M"] {
+//!     let leaf = Leaf::open(&address.parse()?, &options)?;
+//!     paths.push(To { below: table.leaf(leaf), offset: 0 });
+//! }
+//! let geometry = Geometry::new(2048, 2, 128).map_err(|error| error.to_string())?;
+//! let storage = region_storage(&geometry).ok_or("no memory for the map")?;
+//! let map = Map::new(geometry, storage).map_err(|_| "the storage is too small")?;
+//! table.push(2048, Target::Switch { map, paths: paths.into() });
+//!
+//! let device = pool.registry().create("switch", "", None)?;
+//! device.load(table.build()?)?;
+//! device.resume()?;
+//!
+//! // Clients find it by its name from now on.
+//! let socket = std::env::temp_dir().join(format!("blkswitch-doc-{}.sock", std::process::id()));
+//! pool.listen(UnixListener::bind(&socket)?.into())?;
+//!
+//! // Region 1 goes to path 0, for the next request that reaches it.
+//! device.messenger(0)?.writer().ok_or("no switch")?.set(1, 0);
+//! pool.stop();
+//! # std::fs::remove_file(socket)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Who writes an export, or changes this crate, begins with `ARCHITECTURE.md`: the life of a
+//! request, of a remap and of a table, and the rules that all code here keeps.
 
 mod aligned;
 pub mod closer;
