@@ -7,6 +7,8 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
+use super::blkswitch_core::switch::Storage;
+
 /// The kernel's `struct dm_target`.
 #[repr(C)]
 pub struct Device {
@@ -156,6 +158,8 @@ impl AsRef<[AtomicU64]> for Slots {
         unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
+
+impl Storage for Slots {}
 
 /// A target being made. What is taken is given back by [`Builder::give_back`].
 pub(crate) struct Builder {

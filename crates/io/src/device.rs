@@ -442,6 +442,11 @@ impl Device {
         Ok(())
     }
 
+    /// Takes back a uuid that was given a moment ago.
+    pub fn forget_uuid(&self) {
+        lock(&self.state).uuid.clear();
+    }
+
     /// Sets whether the device goes with its last close.
     pub fn set_deferred_remove(&self, deferred: bool) {
         lock(&self.state).deferred_remove = deferred;
@@ -474,6 +479,11 @@ impl Device {
         }
         state.removed = true;
         Ok(())
+    }
+
+    /// Takes a retired device into use again.
+    pub(crate) fn take_back(&self) {
+        lock(&self.state).removed = false;
     }
 
     /// Ends a retired device: the queues forget it, its leaves are flushed and closed.

@@ -76,6 +76,7 @@ pub mod process;
 mod queues;
 pub mod request;
 pub mod slots;
+pub mod sparse;
 pub mod stats;
 mod sync;
 pub mod table;

@@ -420,7 +420,21 @@ impl Registry {
 
     /// Removes a device that nobody has open.
     pub fn remove(&self, device: &Arc<Device>) -> Result<(), DeviceError> {
+        self.remove_if(device, || true)
+    }
+
+    /// The same, if `agrees` says so when nobody can open the device any more. Otherwise it stays,
+    /// and that is no error.
+    pub fn remove_if(
+        &self,
+        device: &Arc<Device>,
+        agrees: impl FnOnce() -> bool,
+    ) -> Result<(), DeviceError> {
         device.retire()?;
+        if !agrees() {
+            device.take_back();
+            return Ok(());
+        }
         device.dismantle();
         // Only now may the name and the id be used again.
         self.write().retain(|d| !Arc::ptr_eq(d, device));

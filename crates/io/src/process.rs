@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// `PR_SET_IO_FLUSHER` of prctl(2), Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -50,6 +51,27 @@ impl Drop for FailOnPanic {
             fail(&format!("{} has panicked", self.0));
         }
     }
+}
+
+/// The user that files made by this process belong to.
+pub fn user() -> u32 {
+    // SAFETY: a system call without arguments.
+    unsafe { libc::geteuid() }
+}
+
+/// Makes files that are their user's alone from the moment they appear: what `make` makes has no
+/// rights for others, whatever rights it asks for. A socket's file is made by `bind`, which takes
+/// no mode. The mask is the process': files that other threads make meanwhile are private, too.
+pub fn private_files<T>(make: impl FnOnce() -> T) -> T {
+    // Two at once could each take the other's mask for the old one.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: a system call with an integer.
+    let before = unsafe { libc::umask(0o177) };
+    let made = make();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    made
 }
 
 /// Says that this thread, and those that it starts, do I/O for others: their allocations start no

@@ -1,21 +1,25 @@
-//! The words of a region map: in memory of this process, or in a file that outlives it.
+//! The words of a region map: in memory of this process, with a note of what was changed, if they
+//! are kept in a file.
 //!
-//! A map in a file is what a disk needs whose server may be killed ([`crate::export::ublk`]): a
-//! change is a store to memory that is the file's, so it is there for the next server as soon as it
-//! is made, at no cost. It outlives the machine once it was forced to the medium ([`Slots::sync`]).
+//! A map is kept in a file by whoever owns the device: each message's changes are written there
+//! before it is answered. The words are not a mapping of that file. So a file that somebody makes
+//! shorter is an error of a system call and not SIGBUS, and the file never has half a message that
+//! its checksums do not know of.
 //!
-//! Contract: the words are zero at first and stay where they are. A file stays when its [`Slots`]
-//! go: who knows whether somebody will come for it removes it, by [`InUse::remove_unused`].
+//! Contract: the words are zero at first and stay where they are. Changes are noted by the map's
+//! one writer, and read and forgotten by whoever holds the same lock.
 
-use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use blkswitch_core::switch::Storage;
+
+/// Words of a block: that many are written to a file together. With a checksum they are a sector of
+/// 512 bytes, which no medium writes in part.
+pub const BLOCK_WORDS: usize = 63;
 /// Bytes of maps that may be locked in memory, where memory is locked ([`crate::process`]): a look-up
 /// below a disk must not wait for a page. Maps beyond that stay as the kernel likes it.
 const LOCKED_MAX: usize = 256 << 20;
@@ -28,25 +32,53 @@ fn count_locked(bytes: usize) -> bool {
     LOCKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
 }
 
-/// The files that maps are in now; shared by whoever removes files and all the maps.
-#[derive(Clone, Debug, Default)]
-pub struct InUse(Arc<Mutex<HashSet<PathBuf>>>);
+/// The blocks that were changed, a bit each.
+#[derive(Debug)]
+pub struct Changes(Box<[AtomicU64]>);
 
-impl InUse {
-    /// Removes a file, unless a map is in it. A file too many does no harm, so one that cannot be
-    /// removed is only logged.
-    pub fn remove_unused(&self, path: &Path) {
-        // Held, so that no map is made in it meanwhile.
-        let in_use = self.lock();
-        if !in_use.contains(path)
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            tracing::warn!(path = %path.display(), %error, "the file of a region map stays behind");
+impl Changes {
+    fn new(len: usize) -> Option<Changes> {
+        let blocks = len.div_ceil(BLOCK_WORDS);
+        let bits = bytemuck::allocation::try_zeroed_slice_box(blocks.div_ceil(64)).ok()?;
+        Some(Changes(bits))
+    }
+
+    /// Notes the block of a word. Load and store, not one operation: there is only one writer.
+    #[inline]
+    fn note(&self, word: usize) {
+        self.note_block(word / BLOCK_WORDS);
+    }
+
+    /// Notes a block.
+    #[inline]
+    pub fn note_block(&self, block: usize) {
+        if let Some(bits) = self.0.get(block / 64) {
+            let now = bits.load(Ordering::Relaxed);
+            let with = now | 1 << (block % 64);
+            if with != now {
+                bits.store(with, Ordering::Relaxed);
+            }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The first changed block from `block` on.
+    pub fn next(&self, block: usize) -> Option<usize> {
+        let rest = self.0.get(block / 64)?.load(Ordering::Relaxed) >> (block % 64);
+        if rest != 0 {
+            return Some(block + rest.trailing_zeros() as usize);
+        }
+        let next = block / 64 + 1;
+        let found =
+            self.0.get(next..)?.iter().position(|bits| bits.load(Ordering::Relaxed) != 0)?;
+        let bits = self.0.get(next + found)?.load(Ordering::Relaxed);
+        Some((next + found) * 64 + bits.trailing_zeros() as usize)
+    }
+
+    /// Forgets all.
+    pub fn clear(&self) {
+        for bits in self.0.iter().filter(|bits| bits.load(Ordering::Relaxed) != 0) {
+            bits.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -55,9 +87,9 @@ impl InUse {
 pub struct Slots {
     memory: NonNull<AtomicU64>,
     len: usize,
-    file: Option<(PathBuf, InUse)>,
     /// It counts as locked.
     is_locked: bool,
+    kept: Option<(Arc<Path>, Changes)>,
 }
 
 // SAFETY: the words are atomics at a fixed address, owned by this alone.
@@ -70,59 +102,7 @@ impl Slots {
     /// once. Nothing when the machine has not that much address space.
     pub fn in_memory(len: usize) -> Option<Slots> {
         let words: Box<[AtomicU64]> = bytemuck::allocation::try_zeroed_slice_box(len).ok()?;
-        let memory = NonNull::from(Box::leak(words)).cast();
-        Some(Slots::new(memory, len, None))
-    }
-
-    /// Words in a new file, which has room for all of them from the start: a store to a file that
-    /// cannot grow would end the process. Errors: there is such a file already, or no room.
-    pub fn in_new_file(path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
-        let mut files = in_use.lock();
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        let made = bytes(len).and_then(|bytes| {
-            // SAFETY: a system call with integers, on our own descriptor.
-            match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
-                0 => Self::map(&file, path, len, in_use),
-                errno => Err(io::Error::from_raw_os_error(errno)),
-            }
-        });
-        if made.is_ok() {
-            files.insert(path.to_owned());
-        } else {
-            let _ = std::fs::remove_file(path);
-        }
-        made
-    }
-
-    /// The words that another process has left in a file. Errors: it has not room for so many.
-    pub fn in_file(path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
-        let mut files = in_use.lock();
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        if file.metadata()?.len() < bytes(len)? as u64 {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file is too short for the map",
-            ));
-        }
-        let made = Self::map(&file, path, len, in_use)?;
-        files.insert(path.to_owned());
-        Ok(made)
-    }
-
-    fn map(file: &File, path: &Path, len: usize, in_use: &InUse) -> io::Result<Slots> {
-        let (none, fd) = (std::ptr::null_mut(), file.as_raw_fd());
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
-        let memory = unsafe { libc::mmap(none, bytes(len)?, protection, libc::MAP_SHARED, fd, 0) };
-        match NonNull::new(memory.cast::<AtomicU64>()) {
-            Some(at) if memory != libc::MAP_FAILED => {
-                Ok(Slots::new(at, len, Some((path.to_owned(), in_use.clone()))))
-            }
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn new(memory: NonNull<AtomicU64>, len: usize, file: Option<(PathBuf, InUse)>) -> Slots {
+        let memory: NonNull<AtomicU64> = NonNull::from(Box::leak(words)).cast();
         // The length was good when the memory was made.
         let bytes = len * size_of::<u64>();
         let is_locked = count_locked(bytes);
@@ -130,39 +110,41 @@ impl Slots {
             // SAFETY: our own memory.
             unsafe { crate::process::unlock(memory.as_ptr().cast(), bytes) };
         }
-        Slots { memory, len, file, is_locked }
+        Some(Slots { memory, len, is_locked, kept: None })
     }
 
-    /// Forces what was stored so far to the medium of the file, if the words are in one.
-    pub fn sync(&self) -> io::Result<()> {
-        if self.file.is_none() {
-            return Ok(());
-        }
-        // The length was good when it was mapped.
-        let bytes = self.len.max(1) * size_of::<u64>();
-        // SAFETY: mapped in map() with this length, for as long as we live.
-        match unsafe { libc::msync(self.memory.as_ptr().cast(), bytes, libc::MS_SYNC) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+    /// The same, kept in a file: changes are noted, and `file` is in use as long as the words are
+    /// (whoever shares it sees that). Errors: no memory for the notes.
+    pub fn kept_in(mut self, file: Arc<Path>) -> io::Result<Slots> {
+        let changes = Changes::new(self.len).ok_or(io::ErrorKind::OutOfMemory)?;
+        self.kept = Some((file, changes));
+        Ok(self)
     }
 
-    /// The file that the words are in.
-    pub fn file(&self) -> Option<&Path> {
-        self.file.as_ref().map(|(path, _)| path.as_path())
+    /// The file that the words are kept in.
+    pub fn file(&self) -> Option<&Arc<Path>> {
+        self.kept.as_ref().map(|(path, _)| path)
+    }
+
+    /// What was changed since it was forgotten, of words that are kept in a file.
+    pub fn changes(&self) -> Option<&Changes> {
+        self.kept.as_ref().map(|(_, changes)| changes)
     }
 }
 
-/// Bytes of so many words, at least one: there is no empty mapping.
-fn bytes(len: usize) -> io::Result<usize> {
-    len.max(1).checked_mul(size_of::<u64>()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+impl Storage for Slots {
+    #[inline]
+    fn before_store(&self, slot: usize) {
+        if let Some((_, changes)) = &self.kept {
+            changes.note(slot);
+        }
+    }
 }
 
 impl AsRef<[AtomicU64]> for Slots {
     #[inline]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: `len` words are allocated or mapped there as long as we live; any bits are an
-        // AtomicU64.
+        // SAFETY: `len` words are allocated there as long as we live; any bits are an AtomicU64.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
 }
@@ -181,17 +163,9 @@ impl Drop for Slots {
         if self.is_locked {
             LOCKED.fetch_sub(self.len * size_of::<u64>(), Ordering::Relaxed);
         }
-        let Some((path, in_use)) = &self.file else {
-            let words = NonNull::slice_from_raw_parts(self.memory, self.len);
-            // SAFETY: leaked from a box of this length by in_memory().
-            drop(unsafe { Box::from_raw(words.as_ptr()) });
-            return;
-        };
-        // The length was good when it was mapped.
-        let bytes = self.len.max(1) * size_of::<u64>();
-        // SAFETY: mapped in map() with this length; nobody uses it after its owner.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), bytes) };
-        in_use.lock().remove(path);
+        let words = NonNull::slice_from_raw_parts(self.memory, self.len);
+        // SAFETY: leaked from a box of this length by in_memory().
+        drop(unsafe { Box::from_raw(words.as_ptr()) });
     }
 }
 
@@ -199,33 +173,15 @@ impl Drop for Slots {
 mod tests {
     use super::*;
 
-    fn set(slots: &Slots, at: usize, value: u64) {
-        slots.as_ref()[at].store(value, Ordering::Relaxed);
-    }
-
-    fn get(slots: &Slots, at: usize) -> u64 {
-        slots.as_ref()[at].load(Ordering::Relaxed)
-    }
-
     #[test]
     fn words_are_zero_and_keep_what_is_stored() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("map");
-        let in_use = InUse::default();
-        for slots in
-            [Slots::in_memory(1000).unwrap(), Slots::in_new_file(&path, 1000, &in_use).unwrap()]
-        {
-            assert_eq!(slots.as_ref().len(), 1000);
-            assert!((0..1000).all(|at| get(&slots, at) == 0));
-            set(&slots, 999, u64::MAX);
-            assert_eq!((get(&slots, 998), get(&slots, 999)), (0, u64::MAX));
-        }
-        in_use.remove_unused(&path);
-        assert!(!path.exists(), "the words are gone, and so is the file");
+        let slots = Slots::in_memory(1000).unwrap();
+        assert_eq!(slots.as_ref().len(), 1000);
+        assert!(slots.as_ref().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        slots.as_ref()[999].store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(slots.as_ref()[999].load(Ordering::Relaxed), u64::MAX);
         assert!(Slots::in_memory(0).unwrap().as_ref().is_empty());
         assert!(Slots::in_memory(usize::MAX / 8).is_none());
-        assert!(Slots::in_new_file(&path, usize::MAX, &in_use).is_err());
-        assert!(!path.exists(), "and when it could not be made");
     }
 
     #[test]
@@ -239,30 +195,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_the_words_for_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("map");
-        let in_use = InUse::default();
-        let slots = Slots::in_new_file(&path, 600, &in_use).unwrap();
-        set(&slots, 599, 7);
-        slots.sync().unwrap();
-        in_use.remove_unused(&path);
-        assert!(
-            Slots::in_new_file(&path, 600, &in_use).is_err(),
-            "a file is one map's, and stays while it is"
-        );
-        // What another process sees that maps it while the first one still runs, or was killed.
-        let other = std::fs::read(&path).unwrap();
-        assert_eq!(other[599 * 8..], 7u64.to_ne_bytes());
-        drop(slots);
-        assert!(Slots::in_file(&path, 601, &in_use).is_err(), "too short");
-        let slots = Slots::in_file(&path, 600, &in_use).unwrap();
-        assert_eq!(get(&slots, 599), 7);
-        assert_eq!(slots.file(), Some(path.as_path()));
-        in_use.remove_unused(&path);
-        assert!(path.exists());
-        drop(slots);
-        in_use.remove_unused(&path);
-        assert!(!path.exists());
+    fn blocks_that_are_stored_to_are_noted_where_words_are_kept() {
+        let slots = Slots::in_memory(BLOCK_WORDS * 200).unwrap();
+        slots.before_store(5);
+        assert!(slots.changes().is_none());
+        let file: Arc<Path> = Path::new("/a/map").into();
+        let slots = slots.kept_in(file.clone()).unwrap();
+        assert_eq!((slots.file(), Arc::strong_count(&file)), (Some(&file), 2));
+        for word in [0, 62, 63, BLOCK_WORDS * 64, BLOCK_WORDS * 200 - 1] {
+            slots.before_store(word);
+        }
+        let changes = slots.changes().unwrap();
+        let all = |from| {
+            let next = |block: &usize| changes.next(block + 1);
+            std::iter::successors(changes.next(from), next).collect::<Vec<_>>()
+        };
+        assert_eq!((all(0), all(2)), (vec![0, 1, 64, 199], vec![64, 199]));
+        changes.clear();
+        assert_eq!(changes.next(0), None);
     }
 }

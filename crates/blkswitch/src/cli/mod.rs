@@ -194,6 +194,9 @@ impl Cli {
             Verb::Man(verb) => exit(verb.run()),
             Verb::Help(verb) => exit(verb.run(std::io::stdout())),
             Verb::Udev(udev::Accepted { .. }) => exit(Ok(())),
+            Verb::State(ref verb) if verb.offline().is_some() => {
+                exit(verb.offline().map_or(Ok(()), |check| check.run(std::io::stdout())))
+            }
             verb => exit(named.map_or_else(folder::of_client, Ok).and_then(|at| verb.run(at))),
         }
     }

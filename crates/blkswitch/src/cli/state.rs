@@ -1,5 +1,8 @@
 //! `state`: what is kept for the next daemon.
 
+use std::io::Write;
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use hyper::Method;
 
@@ -7,9 +10,13 @@ use super::context::Context;
 use super::failure::Failure;
 use super::names::Selector;
 use super::options::Options;
+use crate::daemon::state::check;
 use crate::protocol::{KeptList, device_path, route};
 
-/// Show and forget what is kept for the next daemon
+/// Where the service keeps devices.
+const FOLDER: &str = "/var/lib/blkswitch";
+
+/// Show, verify and forget what is kept for the next daemon
 #[derive(Debug, Args)]
 pub(super) struct State {
     #[command(subcommand)]
@@ -20,6 +27,7 @@ pub(super) struct State {
 enum StateVerb {
     Ls(Ls),
     Forget(Forget),
+    Check(Check),
 }
 
 /// List the devices that the next daemon makes again
@@ -42,12 +50,32 @@ struct Forget {
     device: String,
 }
 
+/// Verify the folder of serve --state while no daemon runs
+///
+/// Looks at the description and at every region map, and changes nothing. A line for each file;
+/// status 1 if anything is damaged.
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// The folder
+    #[arg(default_value = FOLDER)]
+    folder: PathBuf,
+}
+
 impl State {
+    /// What needs no daemon.
+    pub(super) fn offline(&self) -> Option<&Check> {
+        match &self.verb {
+            StateVerb::Check(check) => Some(check),
+            StateVerb::Ls(_) | StateVerb::Forget(_) => None,
+        }
+    }
+
     /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         match self.verb {
             StateVerb::Ls(verb) => verb.run(context).await,
             StateVerb::Forget(verb) => verb.run(context).await,
+            StateVerb::Check(verb) => verb.run(std::io::stdout()),
         }
     }
 }
@@ -79,5 +107,21 @@ impl Forget {
         let path = device_path(route::STATE_DEVICE, &name);
         let sent = context.client.send(Method::DELETE, &path, &()).await;
         sent.map(drop).map_err(|error| error.about(selector.subject()))
+    }
+}
+
+impl Check {
+    /// Runs the verb.
+    pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
+        let folder = self.folder.display();
+        let report = check(&self.folder)
+            .map_err(|error| Failure::message(format!("Cannot check '{folder}': {error}.")))?;
+        for line in &report.lines {
+            writeln!(out, "{line}")?;
+        }
+        match report.damages {
+            0 => Ok(()),
+            damages => Err(Failure::message(format!("Damaged in '{folder}': {damages}."))),
+        }
     }
 }

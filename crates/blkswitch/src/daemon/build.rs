@@ -10,11 +10,14 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blkswitch_core::args::{Printable, is_space};
 use blkswitch_core::error::Error;
+use blkswitch_core::switch::Geometry;
 use blkswitch_core::table::{self, Layout};
 use blkswitch_core::units::SECTOR_SIZE;
 use blkswitch_io::pool::Registry;
@@ -28,7 +31,7 @@ use super::failure::{Failure, errno_of};
 use super::lookup::{Found, Leaves, find};
 use super::opening::Opening;
 use super::privileges::UBLK_CONTROL;
-use super::state::Folder;
+use super::state::{Folder, Owner, SavedMap};
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
 
 /// What a table is built from beside its text.
@@ -50,8 +53,8 @@ pub struct Site<'a> {
 /// Where the words of a table's region maps come from.
 pub struct Maps<'a> {
     folder: &'a Folder,
-    /// The names of the saved ones, segment by segment, if there are any, and which is next.
-    saved: Option<(&'a [PathBuf], Cell<usize>)>,
+    /// The saved ones, segment by segment, if there are any, and which is next.
+    saved: Option<(&'a [SavedMap], Cell<usize>)>,
 }
 
 impl<'a> Maps<'a> {
@@ -62,7 +65,7 @@ impl<'a> Maps<'a> {
     }
 
     /// Those that were saved.
-    pub fn saved(folder: &'a Folder, names: &'a [PathBuf]) -> Maps<'a> {
+    pub fn saved(folder: &'a Folder, names: &'a [SavedMap]) -> Maps<'a> {
         Maps { folder, saved: Some((names, Cell::new(0))) }
     }
 
@@ -73,28 +76,44 @@ impl<'a> Maps<'a> {
         }
     }
 
-    /// The words of the next map; nothing if there is no room for them.
-    pub(super) fn next(&self, len: usize) -> Option<Slots> {
+    /// The words of the next map, for `device`. Errors: there is no room for them, or what was
+    /// saved is of no use.
+    pub(super) fn next(&self, device: &Device, geometry: &Geometry) -> Result<Slots, Failure> {
+        let info = device.info();
+        let owner = Owner { name: info.name, uuid: info.uuid };
+        let folder = self.folder.path().display();
         if let Some((names, next)) = &self.saved {
-            let name = names.get(next.replace(next.get() + 1))?;
-            let complain = |error: &std::io::Error| {
-                tracing::error!(map = %name.display(), %error, "a saved region map is of no use");
+            let Some(saved) = names.get(next.replace(next.get() + 1)) else {
+                let reason = "the description has fewer region maps than the table";
+                return Err(Failure::new(Errno::Einval, reason));
             };
-            return self.folder.saved_map(name, len).inspect_err(complain).ok();
+            return self.folder.saved_map(saved, geometry, &owner).map_err(|error| {
+                let name = saved.file.display();
+                Failure::io(&error, format!("the region map '{folder}/{name}' is of no use"))
+            });
         }
         let keeps_all = self.folder.keeps_all();
+        let no_memory = || {
+            let error = Error::RegionTableMemory { regions: geometry.nr_regions() };
+            let text = format!("switch: {error} ({})", error.errno());
+            Failure::target(errno_of(&error), text, error.explain(None).to_string())
+        };
+        let in_memory = || Slots::in_memory(geometry.nr_slots()).ok_or_else(no_memory);
         if !keeps_all && !Path::new(UBLK_CONTROL).exists() {
-            return Slots::in_memory(len);
+            return in_memory();
         }
-        self.folder.new_map(len).or_else(|error| {
-            let folder = self.folder.path().display();
-            if keeps_all {
-                tracing::error!(%folder, %error, "there is no room for a region map");
-                return Err(error);
+        match self.folder.new_map(geometry, &owner) {
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(no_memory()),
+            Err(error) if keeps_all => {
+                Err(Failure::io(&error, format!("cannot keep a region map in '{folder}'")))
             }
-            tracing::warn!(%folder, %error, "a region map is kept in memory, and does not survive the daemon");
-            Slots::in_memory(len).ok_or(error)
-        }).ok()
+            Err(error) => {
+                tracing::warn!(%folder, %error,
+                    "a region map is kept in memory, and does not survive the daemon");
+                in_memory()
+            }
+            Ok(slots) => Ok(slots),
+        }
     }
 }
 
@@ -261,9 +280,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The words of the next region map; nothing if there is no room for them.
-    pub(super) fn slots(&self, len: usize) -> Option<Slots> {
-        self.site.maps.next(len)
+    /// The words of the next region map.
+    pub(super) fn slots(&self, geometry: &Geometry) -> Result<Slots, Failure> {
+        self.site.maps.next(self.site.device, geometry)
     }
 }
 
@@ -318,11 +337,12 @@ impl MadeFiles {
     }
 
     fn make(&mut self, path: PathBuf, sectors: u64) -> Result<(), Failure> {
+        /// What is written to a device is its user's alone.
+        const MODE: u32 = 0o600;
         let failed = |path: &PathBuf, error: std::io::Error| {
-            let errno = Errno::from_number(error.raw_os_error().unwrap_or(0));
-            Failure::new(errno, format!("cannot make '{}': {error}", path.display()))
+            Failure::io(&error, format!("cannot make '{}'", path.display()))
         };
-        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        let made = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&path);
         let file = made.map_err(|error| failed(&path, error))?;
         let sized =
             file.set_len(sectors.saturating_mul(SECTOR_SIZE)).map_err(|error| failed(&path, error));

@@ -59,9 +59,9 @@ fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, 
         paths.push(To { below, offset });
     }
     let geometry = Geometry::new(len, num_paths, region_size).map_err(refuse)?;
-    let no_memory = || refuse(Error::RegionTableMemory { regions: geometry.nr_regions() });
-    let storage = table.slots(geometry.nr_slots()).ok_or_else(no_memory)?;
-    let map = Map::new(geometry, storage).map_err(|_| no_memory())?;
+    let storage = table.slots(&geometry)?;
+    let no_memory = |_| refuse(Error::RegionTableMemory { regions: geometry.nr_regions() });
+    let map = Map::new(geometry, storage).map_err(no_memory)?;
     Ok(Target::Switch { map, paths: paths.into() })
 }
 

@@ -3,7 +3,7 @@
 //! Contract: plain functions that may block (a suspend waits for requests in flight); the server
 //! calls them on threads that may. Nothing here knows HTTP.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +13,7 @@ use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
 use super::build::{Maps, Site, build};
 use super::disks::{link, unlink};
 use super::failure::{Failure, MAJOR};
+use super::kept::Intent;
 use super::lookup::Leaves;
 use super::opening::{Opening, Openings};
 use super::privileges::Privileges;
@@ -39,8 +40,8 @@ pub struct Devices {
     pub(super) folder: Folder,
     /// Held while it is written.
     pub(super) saving: Mutex<()>,
-    /// The numbers of devices that are about to run their inactive tables.
-    pub(super) swapping: Mutex<HashSet<u32>>,
+    /// What is about to happen to devices, by their numbers.
+    pub(super) intents: Mutex<HashMap<u32, Intent>>,
     /// What the process was allowed.
     pub(super) privileges: Privileges,
     /// How a device is made a disk when it first has a table.
@@ -60,7 +61,7 @@ impl Devices {
             caches: Mutex::default(),
             folder,
             saving: Mutex::default(),
-            swapping: Mutex::default(),
+            intents: Mutex::default(),
             privileges: Privileges::default(),
             default_disk,
         }
@@ -178,7 +179,7 @@ impl Devices {
         self.folder.sweep();
     }
 
-    /// Gives a device another name or its uuid.
+    /// Gives a device another name or its uuid. One that cannot be saved is taken back.
     pub fn rename(&self, device: &Device, rename: &Rename) -> Result<(), Failure> {
         match rename {
             Rename::Name(new) => {
@@ -192,10 +193,16 @@ impl Devices {
                     logged_if_taken(error, line)
                 })?;
                 self.standing.renamed(&old, new);
+                if let Err(failure) = self.save() {
+                    self.registry().rename(device, &old)?;
+                    self.standing.renamed(new, &old);
+                    return Err(failure);
+                }
                 if let Some(node) = self.pool.ublk_node(device) {
                     unlink(&old);
                     link(new, &node);
                 }
+                Ok(())
             }
             Rename::Uuid(new) => {
                 check_uuid(new)?;
@@ -209,9 +216,9 @@ impl Devices {
                     );
                     logged_if_taken(error, line)
                 })?;
+                self.save().inspect_err(|_| device.forget_uuid())
             }
         }
-        self.save()
     }
 
     /// Swaps in a table of the same length in which every request fails.
@@ -221,7 +228,7 @@ impl Devices {
         table.push(live.len(), Target::Error);
         let table = table.build();
         device.load(table.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?)?;
-        self.resume(device)
+        self.resume(device).inspect_err(|_| device.clear())
     }
 
     /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one
@@ -231,9 +238,10 @@ impl Devices {
             self.wipe(device)?;
         }
         // First the mark, then the try: a last close in between sees the mark and removes the
-        // device itself.
-        if how.deferred {
+        // device itself. It is saved before anything goes.
+        if how.deferred && !device.info().deferred_remove {
             device.set_deferred_remove(true);
+            self.save_kept().inspect_err(|_| device.set_deferred_remove(false))?;
         }
         // A disk that nobody uses is no reason to stay; by force one that somebody uses is none
         // either.
@@ -243,12 +251,32 @@ impl Devices {
                 detached => detached?,
             }
         }
-        let removed = match self.registry().remove(device) {
-            Err(DeviceError::Busy { .. } | DeviceError::NotFound(_)) if how.deferred => Ok(()),
-            removed => Ok(removed?),
-        };
-        self.save_kept()?;
-        removed
+        match self.remove_saved(device) {
+            Err(failure)
+                if how.deferred && [Errno::Ebusy, Errno::Enxio].contains(&failure.errno) =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        }
+    }
+
+    /// Removes a device once a description without it is saved. Nobody can open it meanwhile, so
+    /// none that is in use is ever missing there.
+    fn remove_saved(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let mut failure = None;
+        let removed = self.registry().remove_if(device, || {
+            let saved = self.save_without(device);
+            saved.map_err(|error| failure = Some(error)).is_ok()
+        });
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                removed?;
+                self.folder.sweep();
+                Ok(())
+            }
+        }
     }
 
     /// Removes every device that nobody has open. Devices that stand on others go first, so it goes

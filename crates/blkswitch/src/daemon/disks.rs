@@ -112,7 +112,7 @@ impl Devices {
     pub fn detach(&self, device: &Arc<Device>, force: bool) -> Result<(), Failure> {
         self.pool().detach_ublk(device, force)?;
         unlink(&device.name());
-        self.save()
+        self.save().map_err(Failure::but_done)
     }
 
     /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
@@ -122,7 +122,14 @@ impl Devices {
         let keeps_all = self.folder.keeps_all();
         let found = leftovers::found(&self.folder, abandon)?;
         if found.is_empty() && !keeps_all {
-            return self.folder.save(Vec::new()).context("cannot forget disks that are gone");
+            // A folder that is not ours, or a description that is damaged, has nothing that could
+            // be needed: there are no disks.
+            if let Err(error) = self.folder.save(Vec::new()) {
+                tracing::warn!(folder = %self.folder.path().display(), %error,
+                    "cannot forget disks that are gone");
+            }
+            self.folder.sweep_strangers();
+            return Ok(());
         }
         let state = self.folder.load().with_context(|| {
             format!("cannot read the state of the devices in '{}'", self.folder.path().display())
@@ -132,7 +139,10 @@ impl Devices {
         if keeps_all || !left.is_empty() {
             self.restore_all(&state, is_left)?;
         }
-        self.save().map_err(|failure| anyhow::anyhow!(failure.reason))?;
+        if let Err(failure) = self.save() {
+            // What was there describes the devices still.
+            tracing::warn!(reason = %failure.reason, "the description stays as it was");
+        }
         self.list().iter().for_each(|device| self.attach_if_default(device));
         Ok(())
     }

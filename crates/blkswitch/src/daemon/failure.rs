@@ -4,7 +4,7 @@
 //! Contract: every refusal of the daemon is a [`Failure`]; which ioctl it belongs to is known only
 //! where a request is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
 
-use std::fmt;
+use std::{fmt, io};
 
 use blkswitch_core::error::Error;
 use blkswitch_io::{DeviceError, LeafError};
@@ -29,6 +29,23 @@ impl Failure {
     /// A refusal that the kernel would not have logged.
     pub fn new(errno: Errno, reason: impl Into<String>) -> Failure {
         Failure { errno, kernel: Vec::new(), reason: reason.into() }
+    }
+
+    /// A system call that failed: `what` could not be done.
+    pub fn io(error: &io::Error, what: impl fmt::Display) -> Failure {
+        let errno = match (error.raw_os_error(), error.kind()) {
+            (Some(number), _) => Errno::from_number(number),
+            (None, io::ErrorKind::OutOfMemory) => Errno::Enomem,
+            (None, io::ErrorKind::PermissionDenied) => Errno::Eacces,
+            (None, _) => Errno::Eio,
+        };
+        Failure::new(errno, format!("{what}: {error}"))
+    }
+
+    /// Of something that has happened all the same.
+    pub fn but_done(mut self) -> Failure {
+        self.reason = format!("done, but not saved: {}", self.reason);
+        self
     }
 
     /// The same with a line that the ioctl layer of the device-mapper core logs.

@@ -7,12 +7,12 @@
 //!
 //! Contract: as [`super::devices`].
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use blkswitch_io::slots::Slots;
 use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Device, Table, Target};
 
@@ -20,20 +20,35 @@ use super::describe;
 use super::devices::Devices;
 use super::disks::link;
 use super::failure::Failure;
-use super::state::{SavedDevice, State};
-use crate::protocol::Errno;
+use super::state::{Owner, SavedDevice, State};
+
+/// What is about to happen to a device, and is described already: a daemon that is killed before it
+/// has happened is as good as one that was killed just afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Its inactive table goes live.
+    Swap,
+    /// Its gate opens, with the table that it has.
+    Open,
+    /// Its gate closes.
+    Close,
+    /// It goes.
+    Remove,
+}
 
 impl Devices {
     /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
     /// path meanwhile.
     pub fn suspend(&self, device: &Arc<Device>, noflush: bool) -> Result<(), Failure> {
-        if noflush {
-            device.suspend_noflush()?;
-        } else {
-            device.suspend()?;
-        }
-        self.standing.set_suspended(device, true);
-        self.save()
+        self.with_intent(device, Intent::Close, || {
+            if noflush {
+                device.suspend_noflush()?;
+            } else {
+                device.suspend()?;
+            }
+            self.standing.set_suspended(device, true);
+            Ok(())
+        })
     }
 
     /// Swaps in the inactive table, if there is one, and opens the gate.
@@ -52,26 +67,49 @@ impl Devices {
     /// which nobody has been told of yet.
     pub(super) fn go_live(&self, device: &Arc<Device>) -> Result<(), Failure> {
         let swaps = device.inactive().is_some();
-        if swaps {
-            self.swapping().insert(device.id());
-        }
-        let told = if swaps { self.save() } else { Ok(()) };
-        let resumed = told.and_then(|()| Ok(device.resume()?));
-        if resumed.is_ok() {
+        let intent = if swaps { Intent::Swap } else { Intent::Open };
+        self.with_intent(device, intent, || {
+            device.resume()?;
             self.standing.set_suspended(device, false);
-        }
-        if swaps {
-            self.swapping().remove(&device.id());
-        }
-        if swaps && resumed.is_ok() {
-            self.table_went_live(device);
-        }
-        let saved = self.save();
-        resumed.and(saved)
+            if swaps {
+                self.table_went_live(device);
+            }
+            Ok(())
+        })
     }
 
-    fn swapping(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.swapping.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Saves what `change` leads to, then makes the change. Errors: it cannot be saved, and nothing
+    /// has happened; or the change has failed, and the description is as before.
+    pub(super) fn with_intent(
+        &self,
+        device: &Device,
+        intent: Intent,
+        change: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.intents().insert(device.id(), intent);
+        let changed = self.save().and_then(|()| change());
+        self.intents().remove(&device.id());
+        // Where all went well this says the same again, which costs nothing.
+        let saved = self.save();
+        match (changed, saved) {
+            (Ok(()), Err(failure)) => Err(failure.but_done()),
+            (changed, _) => changed,
+        }
+    }
+
+    /// Saves the devices but this one, which is about to go.
+    pub(super) fn save_without(&self, device: &Device) -> Result<(), Failure> {
+        if !self.folder.keeps_all() {
+            return Ok(());
+        }
+        self.intents().insert(device.id(), Intent::Remove);
+        let saved = self.save();
+        self.intents().remove(&device.id());
+        saved
+    }
+
+    fn intents(&self) -> MutexGuard<'_, HashMap<u32, Intent>> {
+        self.intents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says so where devices are kept, and this one cannot be.
@@ -85,27 +123,25 @@ impl Devices {
     /// Describes what is kept for the next daemon.
     pub(super) fn save(&self) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let swapping = self.swapping().clone();
-        self.folder.save(self.described(&swapping)).map_err(|error| {
-            let errno = Errno::from_number(error.raw_os_error().unwrap_or(Errno::Eio.number()));
+        let intents = self.intents().clone();
+        self.folder.save(self.described(&intents)).map_err(|error| {
             let path = self.folder.path().display();
-            Failure::new(
-                errno,
-                format!("cannot save in '{path}' what the next daemon needs: {error}"),
-            )
+            Failure::io(&error, format!("cannot save in '{path}' what the next daemon needs"))
         })
     }
 
     /// What is kept of all devices, what is below first.
-    pub(super) fn described(&self, swapping: &HashSet<u32>) -> Vec<SavedDevice> {
+    pub(super) fn described(&self, intents: &HashMap<u32, Intent>) -> Vec<SavedDevice> {
         let mut saved = Vec::new();
         for device in self.list() {
             let mut stack = Vec::new();
             // One that goes with its last user goes with the daemon.
-            let is_kept = self.folder.keeps_all() && !device.info().deferred_remove;
+            let goes =
+                device.info().deferred_remove || intents.get(&device.id()) == Some(&Intent::Remove);
+            let is_kept = self.folder.keeps_all() && !goes;
             // One that would not survive is not promised to.
             if (is_kept || self.pool().ublk_node(&device).is_some())
-                && self.describe_stack(&device, swapping, &mut stack)
+                && self.describe_stack(&device, intents, &mut stack)
             {
                 saved.extend(stack);
             }
@@ -125,23 +161,31 @@ impl Devices {
         Ok(())
     }
 
-    /// A device and what it stands on, what is below first; those in `swapping` are about to run
-    /// their inactive tables. False if something of it is in memory.
+    /// A device and what it stands on, what is below first, as they are once the intents have become
+    /// true. False if something of it is in memory.
     fn describe_stack(
         &self,
         device: &Arc<Device>,
-        swapping: &HashSet<u32>,
+        intents: &HashMap<u32, Intent>,
         out: &mut Vec<SavedDevice>,
     ) -> bool {
-        let swaps = swapping.contains(&device.id());
+        let intent = intents.get(&device.id()).copied();
+        let swaps = intent == Some(Intent::Swap);
+        let is_suspended = |now| match intent {
+            // A swap closes the gate for a moment of its own.
+            Some(Intent::Swap | Intent::Open) => false,
+            Some(Intent::Close) => true,
+            Some(Intent::Remove) | None => now,
+        };
         if let Some(saved) = self.standing.saved(device).filter(|_| !swaps) {
-            self.describe_away_stack(device, saved, swapping, out);
+            let saved = SavedDevice { suspended: is_suspended(saved.suspended), ..saved };
+            self.describe_away_stack(device, saved, intents, out);
             return true;
         }
         let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
         let Some(table) = table else { return false };
         if !survives_alone(&table)
-            || !table.devices().all(|below| self.describe_stack(below, swapping, out))
+            || !table.devices().all(|below| self.describe_stack(below, intents, out))
         {
             return false;
         }
@@ -151,11 +195,10 @@ impl Devices {
             uuid: info.uuid,
             minor: info.id,
             read_only: table.read_only(),
-            // A swap closes the gate for a moment of its own; what the user did before that counts.
-            suspended: info.suspended && !swaps,
+            suspended: is_suspended(info.suspended),
             cache: self.cache_of(device),
             table: describe::text(&table),
-            maps: maps(&table).filter_map(|path| path?.file_name().map(PathBuf::from)).collect(),
+            maps: maps(&table).filter_map(|map| self.folder.saved_as(map)).collect(),
             disk: self.pool().ublk_node(device).map(|node| node.id),
             block: table.logical_block(),
         });
@@ -167,7 +210,7 @@ impl Devices {
         &self,
         device: &Device,
         saved: SavedDevice,
-        swapping: &HashSet<u32>,
+        intents: &HashMap<u32, Intent>,
         out: &mut Vec<SavedDevice>,
     ) {
         let at = out.len();
@@ -177,7 +220,7 @@ impl Devices {
         for below in below {
             // A description that was edited may have tables in a circle.
             if out.iter().all(|other| other.minor != below.id()) {
-                self.describe_stack(&below, swapping, out);
+                self.describe_stack(&below, intents, out);
             }
         }
         out[at..].rotate_left(1);
@@ -221,13 +264,26 @@ impl Devices {
         self.recovering.load(Ordering::Acquire)
     }
 
-    /// Forces what a message has changed to the medium, where devices are kept.
-    pub fn sync_map(&self, map: &RegionMap) -> Result<(), Failure> {
-        self.folder.sync_map(map.storage()).map_err(|error| {
-            let reason = format!(
-                "the message was applied, but the map cannot be forced to its medium: {error}"
-            );
-            Failure::new(Errno::Eio, reason)
+    /// Before the first store of a message to a map. Errors: it could not be saved; nothing may be
+    /// stored.
+    pub fn begin_change(&self, device: &Device, map: &RegionMap) -> Result<(), Failure> {
+        let info = device.info();
+        let owner = Owner { name: info.name, uuid: info.uuid };
+        self.folder.begin_change(map.storage(), &owner).map_err(|error| {
+            let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
+            let mut failure = Failure::io(&error, what);
+            failure.reason.push_str(". Nothing was changed");
+            failure
+        })
+    }
+
+    /// Saves what a message has changed.
+    pub fn end_change(&self, map: &RegionMap) -> Result<(), Failure> {
+        self.folder.end_change(map.storage()).map_err(|error| {
+            let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
+            let mut failure = Failure::io(&error, what).but_done();
+            failure.reason.push_str(". The next message that can be saved saves this one, too");
+            failure
         })
     }
 }
@@ -243,13 +299,13 @@ fn survives_alone(table: &Table) -> bool {
     const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
     let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
     let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
-    leaves && maps(table).all(|file| file.is_some())
+    leaves && maps(table).all(|map| map.file().is_some())
 }
 
-/// The files of a table's maps, segment by segment.
-fn maps(table: &Table) -> impl Iterator<Item = Option<&Path>> {
+/// The words of a table's maps, segment by segment.
+fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
     table.segments().iter().filter_map(|segment| match &segment.target {
-        Target::Switch { map, .. } => Some(map.storage().file()),
+        Target::Switch { map, .. } => Some(map.storage()),
         Target::Linear(_)
         | Target::Striped { .. }
         | Target::Multipath { .. }

@@ -7,16 +7,17 @@
 //!
 //! Contract: blocking; called before the daemon serves anything.
 
-use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use blkswitch_io::export::Listener;
+use blkswitch_io::process;
 
 use crate::cli::NbdAddress;
 use crate::protocol::percent_encode;
@@ -30,9 +31,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const GONE_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries whether it still does.
 const GONE_PAUSE: Duration = Duration::from_millis(100);
-/// Sockets are their user's alone.
-const SOCKET_MODE: u32 = 0o600;
-/// So is a folder made for them.
+/// A folder made for sockets is its user's alone, as they are.
 const FOLDER_MODE: u32 = 0o700;
 
 /// The file of a unix socket; removed when this is dropped, unless it is another one by then.
@@ -70,10 +69,9 @@ pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let _lock = lock(folder)?;
     remove_stale(path)?;
     let cannot = || format!("cannot listen on '{}'", path.display());
-    let listener = UnixListener::bind(path).with_context(cannot)?;
-    // To connect one needs the right to write, which the usual umask gives to nobody else from the
-    // start.
-    std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).with_context(cannot)?;
+    // To connect one needs the right to write. Nobody else ever has it, and the mode is not changed
+    // by name, which could lead elsewhere by then.
+    let listener = process::private_files(|| UnixListener::bind(path)).with_context(cannot)?;
     let identity = identity(path).with_context(cannot)?;
     Ok((listener, SocketFile { path: path.to_owned(), identity }))
 }

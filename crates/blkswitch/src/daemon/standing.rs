@@ -11,7 +11,7 @@
 //! Contract: as [`super::devices`]. The description of a stand-in is what was saved; nothing is
 //! forgotten but by `remove` or `state forget`. Trying holds nothing that another device needs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -255,7 +255,11 @@ impl Devices {
         tracing::info!(device = %saved.name, "has its table");
         self.table_went_live(device);
         if !self.recovering() {
-            self.save()?;
+            if let Err(failure) = self.save() {
+                // What was there describes the device still.
+                tracing::warn!(device = %saved.name, reason = %failure.reason,
+                    "the description stays as it was");
+            }
             self.attach_if_default(device);
         }
         Ok(())
@@ -290,7 +294,7 @@ impl Devices {
         protocol::KeptList {
             folder: self.folder.path().display().to_string(),
             keeps_all: self.folder.keeps_all(),
-            devices: self.described(&HashSet::new()).into_iter().map(kept).collect(),
+            devices: self.described(&HashMap::new()).into_iter().map(kept).collect(),
         }
     }
 

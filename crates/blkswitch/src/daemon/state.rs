@@ -1,94 +1,55 @@
 //! What the next daemon needs to go on with the devices of this one: a file that describes them,
 //! and the region maps as files of their own.
 //!
-//! A map lives in its file ([`blkswitch_io::slots`]), so every acknowledged change is there. The
-//! description is written anew, under another name and then renamed, whenever it changes. There are
-//! two kinds of folder. That of the disks keeps what the disks of a daemon that was killed need,
-//! and forces nothing to a medium: it need not outlive the machine, as the disks do not. That of
-//! `serve --state` keeps every device, and forces the description and each message's changes to the
-//! medium before they are answered.
+//! Each message's changes are written to the map's file before it is answered ([`map_file`]). The
+//! description is written anew, under another name and then renamed, when it says something else
+//! than before ([`description`]). Both have checksums. There are two kinds of folder. That of the
+//! disks keeps what the disks of a daemon that was killed need, and forces nothing to a medium: it
+//! need not outlive the machine, as the disks do not. That of `serve --state` keeps every device,
+//! and forces the description and each message's changes to the medium before they are answered.
 //!
-//! A map's file is removed only once a description is on its medium that does not name it, and
-//! while no table has it: at every other moment a daemon may be killed, and the next one finds all
-//! that it is told of.
+//! A map's file is removed only by a daemon that made it or was told of it, once a description is
+//! on its medium that does not name it, and while no table has it: at every other moment a daemon
+//! may be killed, and the next one finds all that it is told of. A file that nobody names is left
+//! alone: the description that names it may come back from a backup.
 //!
 //! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock).
 //! Any thread; may block.
 
+mod check;
+mod checksum;
+mod description;
 mod files;
+mod header;
+mod map_file;
 #[cfg(test)]
 mod power;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use blkswitch_core::switch::Geometry;
 use blkswitch_io::slots::Slots;
-use serde::{Deserialize, Serialize};
 
+pub use self::check::{Report, check};
+pub use self::description::{SavedDevice, SavedMap, State};
 use self::files::Files;
-use crate::protocol::LeafCache;
+use self::header::Shape;
+pub use self::map_file::Owner;
+use self::map_file::{FoundMap, MapFile};
 
-/// Version of the description: another one is refused.
-const VERSION: u32 = 1;
 /// The description of every device.
 const FILE: &str = "devices.json";
 /// That of the disks.
 const DISKS_FILE: &str = "disks.json";
-/// What the kernel calls its life since it was started: numbers of disks mean nothing in another.
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// What a daemon holds a lock on that keeps everything here.
 const LOCK: &str = "lock";
 /// What the files of maps begin with.
 const MAP: &str = "map-";
-
-/// The devices that are kept, what is below first.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    version: u32,
-    /// In which life of the machine.
-    #[serde(default)]
-    boot: String,
-    /// The devices.
-    pub devices: Vec<SavedDevice>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        State { version: VERSION, boot: boot(), devices: Vec::new() }
-    }
-}
-
-/// A device as it is made again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedDevice {
-    /// Its name.
-    pub name: String,
-    /// Its uuid; empty if it has none.
-    pub uuid: String,
-    /// Its number.
-    pub minor: u32,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// Whether its gate is closed.
-    pub suspended: bool,
-    /// How its leaves are opened.
-    pub cache: LeafCache,
-    /// Its live table.
-    pub table: String,
-    /// The files of the maps, a name per switch segment.
-    pub maps: Vec<PathBuf>,
-    /// The ublk driver's number of the disk, if it is one itself.
-    pub disk: Option<u32>,
-    /// Bytes of the logical blocks that users were told of; 0 where that was not saved.
-    #[serde(default)]
-    pub block: u32,
-}
 
 /// The folder with all that.
 #[derive(Debug)]
@@ -96,11 +57,41 @@ pub struct Folder {
     path: PathBuf,
     file: &'static str,
     files: Files,
-    /// The maps that the description has, or may have.
-    named: Mutex<HashSet<PathBuf>>,
+    /// Held while the description changes and while maps are removed.
+    inner: Mutex<Inner>,
     next_map: AtomicU64,
     /// Locked, of a folder that keeps every device.
     lock: Option<File>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// What the description on the medium says; nothing where that is not certain.
+    saved: Option<State>,
+    /// The maps that it has, or may have.
+    named: HashSet<PathBuf>,
+    /// Maps that this daemon made or was told of, and that are not removed yet.
+    ours: HashSet<PathBuf>,
+    /// Those that tables have, or had.
+    held: HashMap<PathBuf, Held>,
+}
+
+/// A map that a table has.
+#[derive(Clone, Debug)]
+struct Held {
+    /// Its table has it still.
+    words: Weak<Path>,
+    id: Option<u64>,
+    generation: Arc<AtomicU64>,
+    file: Arc<Mutex<Keeping>>,
+}
+
+/// Where the changes of a map go.
+#[derive(Debug)]
+enum Keeping {
+    File(MapFile),
+    /// A file of the format without a header that could not be written anew, and why.
+    ReadOnly(io::Error),
 }
 
 impl Folder {
@@ -110,21 +101,21 @@ impl Folder {
             path,
             file: DISKS_FILE,
             files: Files::new(false),
-            named: Mutex::default(),
+            inner: Mutex::default(),
             next_map: AtomicU64::new(0),
             lock: None,
         }
     }
 
     /// The folder at `path`, made if there is none, for every device. Errors: another daemon has
-    /// it.
+    /// it, or somebody else can write to it.
     pub fn of_all(path: PathBuf) -> io::Result<Folder> {
         Folder::of_all_with(path, Files::new(true))
     }
 
     fn of_all_with(path: PathBuf, files: Files) -> io::Result<Folder> {
         let mut folder = Folder { file: FILE, files, ..Folder::of_disks(path) };
-        folder.files.make_folder(&folder.path)?;
+        folder.make()?;
         let file = Files::open_or_make(&folder.path.join(LOCK))?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
@@ -147,122 +138,361 @@ impl Folder {
     }
 
     /// What was saved last; without the numbers of disks, if the machine was started anew since.
-    /// Errors: it cannot be read, or is not ours.
+    /// Errors: it cannot be read, is damaged or not ours, or is gone while maps are there.
     pub fn load(&self) -> io::Result<State> {
-        let text = match std::fs::read(self.path.join(self.file)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::default()),
+        let text = match Files::read(&self.path.join(self.file)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.check_never_used()?;
+                return Ok(State::new(Vec::new()));
+            }
             text => text?,
         };
-        let mut state: State = serde_json::from_slice(&text)?;
-        if state.version != VERSION {
-            let text = format!("version {} where {VERSION} is understood", state.version);
-            return Err(io::Error::new(ErrorKind::InvalidData, text));
-        }
-        if state.boot != boot() {
-            state.devices.iter_mut().for_each(|device| device.disk = None);
-        }
-        *self.named() = names(&state.devices);
-        Ok(state)
+        let state = State::from_text(&text)
+            .map_err(|error| io::Error::new(error.kind(), format!("'{}': {error}", self.file)))?;
+        let mut inner = self.inner();
+        inner.named = state.files();
+        inner.ours.extend(state.files());
+        let unused = state.unused.iter().filter(|map| self.is_unused(map));
+        inner.ours.extend(unused.map(|map| map.file.clone()));
+        inner.saved = (!state.is_old()).then(|| state.clone());
+        Ok(state.without_gone_disks())
     }
 
-    /// Saves these devices in place of what was saved before; when there are none, no description
-    /// is left. Maps that nobody has any more are removed.
+    /// Whether a map that a description had given up is the same still: it may be that another
+    /// description came later, and has it.
+    fn is_unused(&self, map: &SavedMap) -> bool {
+        let found = map.check_name().and_then(|()| FoundMap::open(&self.path.join(&map.file)));
+        found.is_ok_and(|found| found.is_exactly(map))
+    }
+
+    /// A folder without a description is new, or has lost it.
+    fn check_never_used(&self) -> io::Result<()> {
+        let maps = if self.keeps_all() { self.maps_there() } else { Vec::new() };
+        let Some(first) = maps.first() else { return Ok(()) };
+        let text = format!(
+            "'{}' is missing, but {} region maps are there ('{}' and on): put it back. To begin \
+             without devices, move the maps away",
+            self.file,
+            maps.len(),
+            first.display()
+        );
+        Err(io::Error::new(ErrorKind::InvalidData, text))
+    }
+
+    /// Saves these devices in place of what was saved before, if they are others. Maps that nobody
+    /// has any more are removed.
     pub fn save(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
-        let mut named = self.named();
-        let names = names(&devices);
-        // Until it is known which of the two descriptions is there.
-        named.extend(names.iter().cloned());
-        self.describe(devices)?;
-        *named = names;
-        self.sweep_but(&named);
+        let mut inner = self.inner();
+        let mut state = State::new(devices);
+        state.unused = inner.unused(&state);
+        if !inner.saved.as_ref().is_some_and(|saved| saved.is_as_good_as(&state)) {
+            self.describe(&mut inner, state)?;
+        }
+        self.sweep_but_named(&mut inner);
         Ok(())
     }
 
-    fn describe(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
+    fn describe(&self, inner: &mut Inner, state: State) -> io::Result<()> {
         let file = self.path.join(self.file);
-        if devices.is_empty() {
+        let names = state.files();
+        if state.devices.is_empty() && !self.keeps_all() {
+            inner.saved = None;
             self.files.remove(&file)?;
             // Also if there was none: it may be that only this failed the last time.
-            return self.files.force(&self.path);
+            self.files.force(&self.path)?;
+        } else {
+            self.make()?;
+            let new = self.path.join(format!("{}.new", self.file));
+            self.files.write(&new, &state.to_text()?)?;
+            // Until it is forced, either of the two descriptions may be there.
+            inner.saved = None;
+            inner.named.extend(names.iter().cloned());
+            self.files.rename(&new, &file)?;
+            self.files.force(&self.path)?;
         }
-        self.make()?;
-        let new = self.path.join(format!("{}.new", self.file));
-        let text = serde_json::to_vec_pretty(&State { devices, ..State::default() })?;
-        self.files.write(&new, &text)?;
-        self.files.rename(&new, &file)?;
-        self.files.force(&self.path)
+        (inner.saved, inner.named) = (Some(state), names);
+        Ok(())
     }
 
-    /// Words for a new map, in a file here.
-    pub fn new_map(&self, len: usize) -> io::Result<Slots> {
+    /// Words for a new map of a device, kept in a file here.
+    pub fn new_map(&self, geometry: &Geometry, owner: &Owner) -> io::Result<Slots> {
         self.make()?;
+        let mut inner = self.inner();
+        if self.keeps_all() && inner.saved.is_none() && inner.named.is_empty() {
+            // A folder with maps and without a description is one that has lost it.
+            self.describe(&mut inner, State::new(Vec::new()))?;
+        }
+        let (name, file) = self.new_file(&mut inner, geometry, owner)?;
+        let slots = self.words(geometry, &name)?;
+        hold(&mut inner, name, &slots, Keeping::File(file));
+        Ok(slots)
+    }
+
+    /// A new file, whose length and name are on the medium: a description that has the name must
+    /// not be there before it, and nothing but a forced folder says which of two names comes first.
+    fn new_file(
+        &self,
+        inner: &mut Inner,
+        geometry: &Geometry,
+        owner: &Owner,
+    ) -> io::Result<(PathBuf, MapFile)> {
         loop {
             let number = self.next_map.fetch_add(1, Ordering::Relaxed);
-            match self.files.make_map(&self.path.join(format!("{MAP}{number}")), len) {
+            let name = PathBuf::from(format!("{MAP}{number}"));
+            let path = self.path.join(&name);
+            match MapFile::make(&self.files, &path, Shape::of(geometry), owner) {
                 // Of a daemon before us.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => return made,
+                made => {
+                    let file = made?;
+                    inner.ours.insert(name.clone());
+                    file.force(&self.files)?;
+                    self.files.force(&self.path)?;
+                    return Ok((name, file));
+                }
             }
         }
     }
 
-    /// Forces what was stored to a map so far to its medium, where that is promised.
-    pub fn sync_map(&self, map: &Slots) -> io::Result<()> {
-        self.files.force_map(map)
+    /// Words for the map in a file here.
+    fn words(&self, geometry: &Geometry, name: &Path) -> io::Result<Slots> {
+        let words = Slots::in_memory(geometry.nr_slots()).ok_or(ErrorKind::OutOfMemory)?;
+        words.kept_in(self.path.join(name).into())
     }
 
-    /// The words of a map that was saved.
-    pub fn saved_map(&self, name: &Path, len: usize) -> io::Result<Slots> {
-        self.files.open_map(&self.path.join(name), len)
+    /// The words of a map that was saved. One in the old format gets a file in the new one.
+    pub fn saved_map(
+        &self,
+        saved: &SavedMap,
+        geometry: &Geometry,
+        owner: &Owner,
+    ) -> io::Result<Slots> {
+        saved.check_name()?;
+        let mut inner = self.inner();
+        let is_held = |held: &Held| held.words.strong_count() > 0;
+        if inner.held.get(&saved.file).is_some_and(is_held) {
+            let text = "another device has the same map";
+            return Err(io::Error::new(ErrorKind::InvalidData, text));
+        }
+        let found = FoundMap::open(&self.path.join(&saved.file))?;
+        found.check_identity(saved)?;
+        let slots = self.words(geometry, &saved.file)?;
+        if found.header.is_none() {
+            found.read_old(geometry, &slots)?;
+            return Ok(self.renew(&mut inner, saved, &found, geometry, owner).unwrap_or_else(
+                |error| {
+                    tracing::warn!(map = %saved.file.display(), device = %owner.name, %error,
+                    "a map in the format of older daemons cannot be written anew: it is used, and \
+                     messages to it are refused");
+                    hold(&mut inner, saved.file.clone(), &slots, Keeping::ReadOnly(error));
+                    slots
+                },
+            ));
+        }
+        if found.lacks_copy {
+            tracing::warn!(map = %saved.file.display(), device = %owner.name,
+                "one of the two headers of this map is damaged: the other one serves");
+        }
+        let mut file = found.read(geometry, &slots)?;
+        if file.is_open() {
+            tracing::info!(map = %saved.file.display(), device = %owner.name,
+                "a message to this map was under way when the daemon or the machine ended: a part \
+                 of it may be there");
+            // What was found is good, and must stay so from now on. Where that cannot be written,
+            // the next message says it.
+            let _ = file.close(&self.files);
+        }
+        hold(&mut inner, saved.file.clone(), &slots, Keeping::File(file));
+        Ok(slots)
+    }
+
+    /// Words of the old format, in a file of the new one.
+    fn renew(
+        &self,
+        inner: &mut Inner,
+        saved: &SavedMap,
+        found: &FoundMap,
+        geometry: &Geometry,
+        owner: &Owner,
+    ) -> io::Result<Slots> {
+        let (name, mut file) = self.new_file(inner, geometry, owner)?;
+        let slots = self.words(geometry, &name)?;
+        found.read_old(geometry, &slots)?;
+        file.finish(&self.files, &slots)?;
+        tracing::info!(map = %saved.file.display(), new = %name.display(), device = %owner.name,
+            "the map is written anew, with checksums");
+        hold(inner, name, &slots, Keeping::File(file));
+        Ok(slots)
+    }
+
+    /// How a description names the map of these words, if they are kept.
+    pub fn saved_as(&self, map: &Slots) -> Option<SavedMap> {
+        let file = PathBuf::from(map.file()?.file_name()?);
+        let held = self.inner().held.get(&file)?.clone();
+        Some(held.saved_as(file))
+    }
+
+    /// Before the first store of a message. Errors: nothing may be stored.
+    pub fn begin_change(&self, map: &Slots, owner: &Owner) -> io::Result<()> {
+        let Some(file) = self.file_of(map) else { return Ok(()) };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *file {
+            Keeping::File(file) => file.begin(&self.files, owner),
+            Keeping::ReadOnly(error) => Err(again(error)),
+        }
+    }
+
+    /// Writes what a message has changed, and forces it to the medium where that is promised.
+    pub fn end_change(&self, map: &Slots) -> io::Result<()> {
+        let Some(file) = self.file_of(map) else { return Ok(()) };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *file {
+            Keeping::File(file) => file.finish(&self.files, map),
+            Keeping::ReadOnly(error) => Err(again(error)),
+        }
+    }
+
+    fn file_of(&self, map: &Slots) -> Option<Arc<Mutex<Keeping>>> {
+        let name = map.file()?.file_name()?;
+        Some(self.inner().held.get(Path::new(name))?.file.clone())
     }
 
     /// Removes the maps that neither the description nor a table has.
     pub fn sweep(&self) {
-        self.sweep_but(&self.named());
+        self.sweep_but_named(&mut self.inner());
     }
 
-    fn sweep_but(&self, named: &HashSet<PathBuf>) {
-        self.unnamed(named).for_each(|path| self.files.remove_unused_map(&path));
+    fn sweep_but_named(&self, inner: &mut Inner) {
+        let Inner { named, ours, held, .. } = inner;
+        held.retain(|name, held| {
+            held.words.strong_count() > 0 || (!named.contains(name) && ours.contains(name))
+        });
+        ours.retain(|name| {
+            let has_words = held.get(name).is_some_and(|held| held.words.strong_count() > 0);
+            if named.contains(name) || has_words {
+                return true;
+            }
+            held.remove(name);
+            let path = self.path.join(name);
+            match self.files.remove(&path) {
+                Ok(()) => false,
+                // A file too many does no harm.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error,
+                        "the file of a region map stays behind");
+                    true
+                }
+            }
+        });
     }
 
-    /// Removes the maps that the description does not have: the daemon ends.
+    /// Removes maps that no daemon can come for: where no disk is left that could need them.
+    pub fn sweep_strangers(&self) {
+        let inner = self.inner();
+        for name in self.maps_there() {
+            if !inner.named.contains(&name) && !inner.held.contains_key(&name) {
+                // A file too many does no harm.
+                let _ = self.files.remove(&self.path.join(name));
+            }
+        }
+    }
+
+    /// The daemon ends: the description gets the generations of the maps, and maps that it does not
+    /// have are removed.
     pub fn end(&self) {
-        // A file too many does no harm.
-        self.unnamed(&self.named()).for_each(|path| drop(self.files.remove(&path)));
+        let mut inner = self.inner();
+        if let Some(saved) = inner.saved.clone().filter(|_| self.keeps_all()) {
+            let mut now = saved.clone();
+            for map in now.devices.iter_mut().flat_map(|device| &mut device.maps) {
+                if let Some(held) = inner.held.get(&map.file) {
+                    *map = held.saved_as(map.file.clone());
+                }
+            }
+            if now != saved
+                && let Err(error) = self.describe(&mut inner, now)
+            {
+                // The old one is right, too; it only has older generations.
+                tracing::warn!(folder = %self.path.display(), %error,
+                    "the description cannot be brought up to date");
+            }
+        }
+        for name in inner.ours.iter().filter(|name| !inner.named.contains(*name)) {
+            // A file too many does no harm.
+            let _ = self.files.remove(&self.path.join(name));
+        }
     }
 
-    /// Maps that `named` does not have.
-    fn unnamed(&self, named: &HashSet<PathBuf>) -> impl Iterator<Item = PathBuf> {
+    /// The names of the files that may be maps, sorted.
+    fn maps_there(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
-        entries.filter_map(|entry| {
-            let name = PathBuf::from(entry.file_name());
-            let is_map = name.to_str().is_some_and(|name| name.starts_with(MAP));
-            (is_map && !named.contains(&name)).then(|| entry.path())
-        })
+        let mut names: Vec<PathBuf> = entries
+            .map(|entry| PathBuf::from(entry.file_name()))
+            .filter(|name| name.to_str().is_some_and(|name| name.starts_with(MAP)))
+            .collect();
+        names.sort();
+        names
     }
 
-    /// Held while the description changes and while maps are removed.
-    fn named(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self) -> io::Result<()> {
-        if self.path.is_dir() { Ok(()) } else { self.files.make_folder(&self.path) }
+        if !self.path.is_dir() || self.lock.is_none() {
+            self.files.make_folder(&self.path)?;
+        }
+        Files::check_folder(&self.path)
     }
 }
 
-fn names(devices: &[SavedDevice]) -> HashSet<PathBuf> {
-    devices.iter().flat_map(|device| device.maps.iter().cloned()).collect()
+impl Inner {
+    /// Maps that tables have still, and that are described no more once `state` is.
+    fn unused(&self, state: &State) -> Vec<SavedMap> {
+        let names = state.files();
+        let before = self.saved.iter().flat_map(|saved| saved.maps().chain(&saved.unused));
+        let left = before.filter(|map| !names.contains(&map.file));
+        left.filter_map(|map| {
+            let held = self.held.get(&map.file)?;
+            (held.words.strong_count() > 0).then(|| held.saved_as(map.file.clone()))
+        })
+        .collect()
+    }
 }
 
-/// Empty where the kernel does not say.
-fn boot() -> String {
-    std::fs::read_to_string(BOOT).map(|text| text.trim().to_owned()).unwrap_or_default()
+impl Held {
+    fn saved_as(&self, file: PathBuf) -> SavedMap {
+        let generation = self.generation.load(Ordering::Relaxed);
+        SavedMap { file, id: self.id.map(|id| format!("{id:016x}")), generation }
+    }
+}
+
+/// Notes where the changes of words go from now on.
+fn hold(inner: &mut Inner, name: PathBuf, slots: &Slots, file: Keeping) {
+    let Some(words) = slots.file().map(Arc::downgrade) else { return };
+    let (id, generation) = match &file {
+        Keeping::File(file) => {
+            let (id, generation) = file.identity();
+            (Some(id), generation)
+        }
+        Keeping::ReadOnly(_) => (None, Arc::default()),
+    };
+    inner.held.insert(name, Held { words, id, generation, file: Arc::new(Mutex::new(file)) });
+}
+
+/// The same error once more.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use blkswitch_core::switch::Map;
+
     use super::*;
+    use crate::protocol::LeafCache;
 
     fn device(name: &str, map: &str) -> SavedDevice {
         SavedDevice {
@@ -273,10 +503,34 @@ mod tests {
             suspended: true,
             cache: LeafCache::Direct,
             table: "0 1 error\n".into(),
-            maps: vec![map.into()],
+            maps: vec![SavedMap { file: map.into(), id: None, generation: 0 }],
             disk: Some(7),
             block: 512,
         }
+    }
+
+    /// 20 words, of 16 regions each.
+    fn geometry() -> Geometry {
+        Geometry::new(320 * 8, 5, 8).unwrap()
+    }
+
+    fn new_map(folder: &Folder) -> Map<Slots> {
+        Map::new(geometry(), folder.new_map(&geometry(), &Owner::default()).unwrap()).unwrap()
+    }
+
+    fn name(map: &Map<Slots>) -> String {
+        map.storage().file().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
+    fn set(folder: &Folder, map: &Map<Slots>, region: u64, path: u32) {
+        folder.begin_change(map.storage(), &Owner::default()).unwrap();
+        map.writer().unwrap().set(region, path);
+        folder.end_change(map.storage()).unwrap();
+    }
+
+    fn saved_map(folder: &Folder, saved: &SavedMap) -> io::Result<Map<Slots>> {
+        let slots = folder.saved_map(saved, &geometry(), &Owner::default())?;
+        Ok(Map::new(geometry(), slots).unwrap())
     }
 
     #[test]
@@ -284,25 +538,27 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::of_disks(temporary.path().join("below"));
         assert_eq!(folder.load().unwrap().devices, []);
-        let (one, two) = (folder.new_map(10).unwrap(), folder.new_map(10).unwrap());
-        one.as_ref()[9].store(5, Ordering::Relaxed);
-        let name = one.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-        let saved = vec![device("a", &name)];
+        let (one, two) = (new_map(&folder), new_map(&folder));
+        set(&folder, &one, 319, 0);
+        let map = folder.saved_as(one.storage()).unwrap();
+        let saved = vec![SavedDevice { maps: vec![map.clone()], ..device("a", "") }];
         folder.save(saved.clone()).unwrap();
-        let other = two.file().unwrap().to_owned();
+        let other = two.storage().file().unwrap().to_path_buf();
         assert!(other.exists(), "a table has it");
         drop((one, two));
         let next = Folder::of_disks(folder.path().to_owned());
         let state = next.load().unwrap();
         assert_eq!(state.devices, saved);
         next.sweep();
-        assert!(!other.exists(), "nobody will come for it");
-        let map = next.saved_map(name.as_ref(), 10).unwrap();
-        assert_eq!(map.as_ref()[9].load(Ordering::Relaxed), 5);
+        assert!(other.exists(), "another description may name it");
+        let map = saved_map(&next, &map).unwrap();
+        assert_eq!(map.path(319), Some(0));
         next.save(Vec::new()).unwrap();
-        assert!(map.file().unwrap().exists(), "the table has it still");
+        assert!(map.storage().file().unwrap().exists(), "the table has it still");
         drop(map);
         next.save(Vec::new()).unwrap();
+        assert_eq!(next.maps_there(), [Path::new("map-1")]);
+        next.sweep_strangers();
         assert_eq!(std::fs::read_dir(next.path()).unwrap().count(), 0);
     }
 
@@ -310,43 +566,18 @@ mod tests {
     fn a_description_that_could_not_be_saved_costs_no_map() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Folder::of_all(temporary.path().join("state")).unwrap();
-        let one = folder.new_map(10).unwrap();
-        let name =
-            |slots: &Slots| slots.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let one = new_map(&folder);
         folder.save(vec![device("a", &name(&one))]).unwrap();
         // What it is written to first is a folder.
         std::fs::create_dir(folder.path().join("devices.json.new")).unwrap();
-        let two = folder.new_map(10).unwrap();
+        let two = new_map(&folder);
         folder.save(vec![device("a", &name(&two))]).unwrap_err();
-        let paths = [&one, &two].map(|slots| slots.file().unwrap().to_owned());
+        let paths = [&one, &two].map(|map| map.storage().file().unwrap().to_path_buf());
         drop((one, two));
         folder.sweep();
-        assert!(paths.iter().all(|path| path.exists()));
-        assert_eq!(
-            folder.load().unwrap().devices[0].maps[0],
-            Path::new(paths[0].file_name().unwrap())
-        );
-    }
-
-    #[test]
-    fn numbers_of_disks_mean_nothing_to_a_machine_started_anew() {
-        let temporary = tempfile::tempdir().unwrap();
-        let folder = Folder::of_disks(temporary.path().to_owned());
-        folder.save(vec![device("a", "map-0")]).unwrap();
-        assert_eq!(folder.load().unwrap().devices[0].disk, Some(7));
-        let file = temporary.path().join(DISKS_FILE);
-        let text = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, text.replace(&boot(), "another")).unwrap();
-        assert_eq!(folder.load().unwrap().devices[0].disk, None);
-    }
-
-    #[test]
-    fn another_version_is_refused() {
-        let temporary = tempfile::tempdir().unwrap();
-        let folder = Folder::of_disks(temporary.path().to_owned());
-        std::fs::write(temporary.path().join(DISKS_FILE), r#"{"version": 2, "devices": []}"#)
-            .unwrap();
-        assert!(folder.load().unwrap_err().to_string().contains("version 2 where 1"));
+        assert!(paths[0].exists() && !paths[1].exists(), "only one was ever described");
+        let named = &folder.load().unwrap().devices[0].maps[0].file;
+        assert_eq!(*named, Path::new(paths[0].file_name().unwrap()));
     }
 
     #[test]

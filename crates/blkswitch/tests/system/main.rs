@@ -17,5 +17,6 @@ mod lifecycle;
 mod multipath;
 mod nbd_clients;
 mod state;
+mod state_damage;
 mod survival;
 mod waiting;

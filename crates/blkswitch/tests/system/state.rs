@@ -1,6 +1,6 @@
 //! `serve --state`: devices, tables and region maps outlive the daemon, however it ends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blkswitch::protocol::route;
 use serde_json::json;
@@ -8,36 +8,43 @@ use serde_json::json;
 use crate::fixture::{Daemon, SECTOR, eventually, serve};
 
 /// A daemon that keeps its devices in `state` of its folder, and the folder.
-struct Kept {
-    folder: tempfile::TempDir,
-    options: [String; 2],
+pub(crate) struct Kept {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) options: [String; 2],
 }
 
 impl Kept {
-    fn new() -> Kept {
+    pub(crate) fn new() -> Kept {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state").display().to_string();
         Kept { folder, options: ["--state".into(), state] }
     }
 
-    fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         Daemon::start_with(&self.options.each_ref().map(String::as_str))
     }
 
     /// A table of `regions` regions of 8 sectors over three files, made if they are not there.
-    fn table(&self, regions: u64) -> String {
+    pub(crate) fn table(&self, regions: u64) -> String {
         let paths: String = (0..3).map(|nr| format!(" {} 0", self.path(nr))).collect();
         format!("0 {} switch 3 8 0{paths}", regions * 8)
     }
 
-    fn path(&self, nr: u32) -> String {
+    pub(crate) fn path(&self, nr: u32) -> String {
         self.folder.path().join(format!("path{nr}")).display().to_string()
     }
 
-    fn create(&self, daemon: &Daemon, name: &str, regions: u64) {
+    pub(crate) fn create(&self, daemon: &Daemon, name: &str, regions: u64) {
         let body =
             json!({"name": name, "table": self.table(regions), "leaves": {"make_files": true}});
         daemon.request("POST", route::DEVICES, body).expect_ok();
+    }
+
+    /// The only map's file.
+    pub(crate) fn map(&self) -> PathBuf {
+        let entries = std::fs::read_dir(&self.options[1]).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        paths.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("map-")).unwrap()
     }
 
     fn maps(&self) -> usize {

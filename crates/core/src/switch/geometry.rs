@@ -274,7 +274,8 @@ impl Geometry {
 
     /// Bits of an entry: 1, 2, 4, 8, 16 or 32.
     #[inline]
-    pub(super) const fn entry_bits(&self) -> u32 {
+    #[must_use]
+    pub const fn entry_bits(&self) -> u32 {
         1u32.wrapping_shl(self.entry_bits_log2)
     }
 

@@ -17,8 +17,7 @@ use super::super::args::Word;
 use super::super::error::Errno;
 use super::geometry::Geometry;
 use super::hex;
-use super::regions::{Map, MapWriter};
-use super::sync::AtomicU64;
+use super::regions::{Map, MapWriter, Storage};
 use super::text;
 
 /// The kernel's answer to a word that is no message of the target.
@@ -254,7 +253,7 @@ impl Message {
 
     /// Applies one argument that is split already; its bytes are meant literally.
     #[inline]
-    pub fn apply_word<S: AsRef<[AtomicU64]>>(
+    pub fn apply_word<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         word: &[u8],
@@ -271,7 +270,7 @@ impl Message {
     /// words are taken: returns how many bytes were, and the caller puts the rest (at most
     /// [`MAX_WORD_LEN`] bytes) before the next chunk. With an error comes where in the text its
     /// argument begins.
-    pub fn apply_text<S: AsRef<[AtomicU64]>>(
+    pub fn apply_text<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         text: &[u8],
@@ -296,7 +295,7 @@ impl Message {
     /// something left of a removed backslash, bad syntax): that one, which is the one after
     /// [`Message::arguments`], is then for
     /// [`Message::apply_word`].
-    pub fn apply_split<S: AsRef<[AtomicU64]>>(
+    pub fn apply_split<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         text: &[u8],
@@ -312,7 +311,7 @@ impl Message {
     /// As [`Message::apply_split`], in turns: `go_on` is called between two turns of a long repeat.
     /// If it returns `false`, the rest of that repeat is left out, and the message is over: what
     /// was applied stays.
-    pub fn apply_split_in_turns<S: AsRef<[AtomicU64]>>(
+    pub fn apply_split_in_turns<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         text: &[u8],
@@ -322,7 +321,7 @@ impl Message {
     }
 
     /// As [`Message::apply_word`], in turns.
-    pub fn apply_word_in_turns<S: AsRef<[AtomicU64]>>(
+    pub fn apply_word_in_turns<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         word: &[u8],
@@ -462,7 +461,7 @@ pub(super) trait Table {
     fn store_slot(&self, slot: u64, word: u64);
 }
 
-impl<S: AsRef<[AtomicU64]>> Table for Map<S> {
+impl<S: Storage> Table for Map<S> {
     #[inline]
     fn geometry(&self) -> &Geometry {
         self.geometry()
@@ -495,7 +494,7 @@ struct InTurns<'a, S, G> {
     go_on: &'a G,
 }
 
-impl<S: AsRef<[AtomicU64]>, G: Fn() -> bool> Table for InTurns<'_, S, G> {
+impl<S: Storage, G: Fn() -> bool> Table for InTurns<'_, S, G> {
     #[inline]
     fn geometry(&self) -> &Geometry {
         self.map.geometry()

@@ -19,4 +19,4 @@ mod text;
 pub use geometry::{Geometry, MAX_PATHS, MAX_REGION_SIZE};
 pub use message::{Command, Message, MessageError, MessageErrorKind, command};
 pub use params::{Params, PathArg};
-pub use regions::{Map, MapWriter, Route, Run, Runs, StorageError};
+pub use regions::{Map, MapWriter, Route, Run, Runs, Storage, StorageError};

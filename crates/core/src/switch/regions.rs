@@ -13,7 +13,7 @@
 //! the end reads as round robin and cannot be written.
 
 use core::fmt;
-use core::ops::Deref;
+use core::ops::{Deref, Range};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::geometry::Geometry;
@@ -29,6 +29,17 @@ pub struct Route {
     /// last region this reaches past the end of the target, where no request does.
     pub left: u64,
 }
+
+/// Storage that a map can be changed in. Slices of words are, and so is what leads to one; other
+/// storage can learn which of its words are changed.
+pub trait Storage: AsRef<[AtomicU64]> {
+    /// The map's one writer is about to store to a word. Called before every store, so it must be
+    /// cheap.
+    #[inline]
+    fn before_store(&self, _slot: usize) {}
+}
+
+impl<T: Deref<Target = [AtomicU64]> + AsRef<[AtomicU64]>> Storage for T {}
 
 /// A region table over storage `S`.
 #[derive(Debug)]
@@ -102,26 +113,30 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// zeroed storage that only its writers changed.
     #[must_use]
     pub fn is_valid(&self) -> bool {
+        self.are_valid(0..self.geometry.nr_slots())
+    }
+
+    /// The same of the regions in these slots: storage of which most is known to be zero need not
+    /// be touched. False if there are no such slots.
+    #[must_use]
+    pub fn are_valid(&self, slots: Range<usize>) -> bool {
         let entries = Entries::new(&self.geometry);
         let slot_entries = self.geometry.slot_entries();
-        let mut left = self.geometry.nr_regions();
-        for slot in self.storage.as_ref() {
+        let mut left = self
+            .geometry
+            .nr_regions()
+            .saturating_sub(slot_entries.saturating_mul(slots.start as u64));
+        let Some(words) = self.storage.as_ref().get(slots) else { return false };
+        words.iter().all(|slot| {
             let mut word = slot.load(Relaxed);
             if left < slot_entries {
                 // Past the last region nothing is ever looked up.
                 let bits = (left as u32).wrapping_shl(self.geometry.entry_bits_log2());
                 word &= 1u64.wrapping_shl(bits).wrapping_sub(1);
             }
-            if !entries.are_valid(word) {
-                return false;
-            }
             left = left.saturating_sub(slot_entries);
-            if left == 0 {
-                return true;
-            }
-        }
-        // The storage has grown shorter since the map was made.
-        false
+            entries.are_valid(word)
+        })
     }
 
     /// The right to change the map; `None` while somebody else has it. Whoever holds the message
@@ -196,30 +211,11 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         self.geometry.path_of(region, self.entry(region))
     }
 
-    /// Sends a region to a path, both known to be the map's.
-    #[inline]
-    pub(super) fn store_path(&self, region: u64, path: u32) -> bool {
-        let default = self.geometry.default_path(region);
-        let borrow = if path < default { self.geometry.num_paths() } else { 0 };
-        self.store_entry(region, u64::from(path.wrapping_add(borrow).wrapping_sub(default)))
-    }
-
     /// A region's difference from round robin.
     #[inline]
     pub(super) fn entry(&self, region: u64) -> u64 {
         let slot = self.slot(self.geometry.slot_of(region));
         slot.wrapping_shr(self.geometry.bit_of(region)) & self.geometry.entry_mask()
-    }
-
-    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so
-    /// that neither the entry nor its mask has to be moved.
-    #[inline]
-    pub(super) fn store_entry(&self, region: u64, entry: u64) -> bool {
-        let bit = self.geometry.bit_of(region);
-        let Some(slot) = self.slot_ref(self.geometry.slot_of(region)) else { return false };
-        let others = slot.load(Relaxed).rotate_right(bit) & !self.geometry.entry_mask();
-        slot.store((others | entry).rotate_left(bit), Relaxed);
-        true
     }
 
     /// Slot `index`, or 0 past the end.
@@ -229,8 +225,34 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     }
 
     #[inline]
+    fn slot_ref(&self, index: u64) -> Option<&AtomicU64> {
+        self.storage.as_ref().get(usize::try_from(index).ok()?)
+    }
+}
+
+impl<S: Storage> Map<S> {
+    /// Sends a region to a path, both known to be the map's.
+    #[inline]
+    pub(super) fn store_path(&self, region: u64, path: u32) -> bool {
+        let default = self.geometry.default_path(region);
+        let borrow = if path < default { self.geometry.num_paths() } else { 0 };
+        self.store_entry(region, u64::from(path.wrapping_add(borrow).wrapping_sub(default)))
+    }
+
+    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so
+    /// that neither the entry nor its mask has to be moved.
+    #[inline]
+    pub(super) fn store_entry(&self, region: u64, entry: u64) -> bool {
+        let bit = self.geometry.bit_of(region);
+        let Some(slot) = self.slot_to_store(self.geometry.slot_of(region)) else { return false };
+        let others = slot.load(Relaxed).rotate_right(bit) & !self.geometry.entry_mask();
+        slot.store((others | entry).rotate_left(bit), Relaxed);
+        true
+    }
+
+    #[inline]
     pub(super) fn store_slot(&self, index: u64, word: u64) {
-        if let Some(slot) = self.slot_ref(index) {
+        if let Some(slot) = self.slot_to_store(index) {
             slot.store(word, Relaxed);
         }
     }
@@ -238,14 +260,17 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// Replaces the bits of `mask`. Load and store, not one operation: there is only one writer.
     #[inline]
     pub(super) fn merge_slot(&self, index: u64, word: u64, mask: u64) {
-        if let Some(slot) = self.slot_ref(index) {
+        if let Some(slot) = self.slot_to_store(index) {
             slot.store(slot.load(Relaxed) & !mask | word & mask, Relaxed);
         }
     }
 
     #[inline]
-    fn slot_ref(&self, index: u64) -> Option<&AtomicU64> {
-        self.storage.as_ref().get(usize::try_from(index).ok()?)
+    fn slot_to_store(&self, index: u64) -> Option<&AtomicU64> {
+        let index = usize::try_from(index).ok()?;
+        let slot = self.storage.as_ref().get(index)?;
+        self.storage.before_store(index);
+        Some(slot)
     }
 }
 
@@ -257,7 +282,7 @@ pub struct MapWriter<'a, S> {
     map: &'a Map<S>,
 }
 
-impl<S: AsRef<[AtomicU64]>> MapWriter<'_, S> {
+impl<S: Storage> MapWriter<'_, S> {
     /// Sends a region to a path. `false`, and nothing done, if there is no such region or path.
     #[inline]
     pub fn set(&mut self, region: u64, path: u32) -> bool {
@@ -270,9 +295,10 @@ impl<S: AsRef<[AtomicU64]>> MapWriter<'_, S> {
 
     /// Sends every region back to round robin.
     pub fn reset(&mut self) {
-        for slot in self.map.storage.as_ref() {
+        for (index, slot) in self.map.storage.as_ref().iter().enumerate() {
             // A load first: memory that was never written is not made resident by this.
             if slot.load(Relaxed) != 0 {
+                self.map.storage.before_store(index);
                 slot.store(0, Relaxed);
             }
         }

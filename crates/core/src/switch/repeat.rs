@@ -9,13 +9,13 @@
 //! Contract: the ranges are checked by the caller; one writer.
 
 use super::geometry::Geometry;
-use super::regions::Map;
+use super::regions::{Map, Storage};
 use super::sync::AtomicU64;
 
 /// Slots between a copied word and its source from which on one does not wait for the other.
 const FAR_SLOTS: u64 = 8;
 
-impl<S: AsRef<[AtomicU64]>> Map<S> {
+impl<S: Storage> Map<S> {
     /// Repeats the `cycle` regions up to and with `index` over the `count` regions after it.
     pub(super) fn repeat(&self, index: u64, cycle: u64, count: u64) {
         let geometry = self.geometry();
@@ -89,7 +89,9 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
             slot = slot.wrapping_add(1);
         }
     }
+}
 
+impl<S: AsRef<[AtomicU64]>> Map<S> {
     /// How many regions from `region` on, below `end`, have the path of the region `distance`
     /// before them.
     pub(super) fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {

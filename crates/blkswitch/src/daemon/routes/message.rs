@@ -221,7 +221,7 @@ fn apply(
     device: &Device,
     devices: &Devices,
     query: MessageQuery,
-    head: Vec<u8>,
+    mut head: Vec<u8>,
     complete: bool,
     pieces: mpsc::Receiver<Piece>,
 ) -> Result<MessageReply, Failure> {
@@ -247,13 +247,20 @@ fn apply(
             let writer = messenger.writer().ok_or_else(|| {
                 Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
             })?;
-            let reply = set_region_mappings(writer, query.atomic, head, begin, complete, pieces);
+            head.drain(..begin);
+            if query.atomic {
+                let mut check = Message::new();
+                let checked = check.check_text(writer.geometry(), &head, true);
+                checked.map_err(|refused| bad_argument(&head, refused))?;
+            }
+            devices.begin_change(device, map)?;
+            let reply = set_region_mappings(writer, head, complete, pieces);
             let applied =
                 reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
             if applied > 0 {
                 device.remapped(messenger.segment().start, applied);
-                devices.sync_map(map)?;
             }
+            devices.end_change(map)?;
             reply.map_err(|(failure, _)| failure)
         }
         Some(Command::GetRegionMappings) => get_region_mappings(map),
@@ -334,24 +341,15 @@ fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
     })
 }
 
-/// Changes the map. The arguments begin at `begin` of `head`. With a refusal comes how many were
-/// applied.
+/// Changes the map by the arguments in `text` and in the pieces after it. With a refusal comes how
+/// many were applied.
 fn set_region_mappings(
     mut writer: MapWriter<'_, Slots>,
-    atomic: bool,
-    mut head: Vec<u8>,
-    begin: usize,
+    mut text: Vec<u8>,
     complete: bool,
     mut pieces: mpsc::Receiver<Piece>,
 ) -> Result<MessageReply, (Failure, u64)> {
-    head.drain(..begin);
-    if atomic {
-        let mut check = Message::new();
-        let checked = check.check_text(writer.geometry(), &head, true);
-        checked.map_err(|refused| (bad_argument(&head, refused), 0))?;
-    }
     let mut state = Message::new();
-    let mut text = head;
     let mut last = complete;
     loop {
         let taken = state.apply_text(&mut writer, &text, last);

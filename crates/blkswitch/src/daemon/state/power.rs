@@ -129,7 +129,12 @@ enum Data {
     Lost,
     Kept,
     Half,
+    /// Every other sector is new.
+    Mixed,
 }
+
+/// A medium writes whole sectors.
+const SECTOR: usize = 512;
 
 /// What is certain to be on the medium, and what may be.
 #[derive(Default)]
@@ -222,9 +227,16 @@ impl Medium {
                 (Data::Lost, _) | (_, None) => forced.clone(),
                 (Data::Kept, Some(now)) => now.clone(),
                 (Data::Half, Some(now)) => {
-                    let half = now.len() / 2;
+                    let half = now.len() / 2 / SECTOR * SECTOR;
                     let rest = forced.get(half..).unwrap_or_default();
                     [&now[..half], rest].concat()
+                }
+                (Data::Mixed, Some(now)) => {
+                    let sector = |(n, new): (usize, _)| {
+                        let old = forced.chunks(SECTOR).nth(n).filter(|old| old.len() == SECTOR);
+                        old.filter(|_| n % 2 == 0).unwrap_or(new).to_vec()
+                    };
+                    now.chunks(SECTOR).enumerate().flat_map(sector).collect()
                 }
             };
             left.insert(name.clone(), content);
@@ -464,7 +476,7 @@ fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
             (&contents[next], [answered, under_way]),
         ] {
             for names in medium.names() {
-                for data in [Data::Lost, Data::Kept, Data::Half] {
+                for data in [Data::Lost, Data::Kept, Data::Half, Data::Mixed] {
                     cuts += 1;
                     let left = Left { files: medium.left(&names, contents, data), between };
                     if !seen.insert(left) {
