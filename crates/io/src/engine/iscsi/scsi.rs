@@ -278,11 +278,18 @@ impl Volume {
 }
 
 /// Whether a designator of this type is unique in the world, as SPC has it. NAA 3 is "locally
-/// assigned", which tgt uses; a T10 name is unique only if its vendor takes care.
+/// assigned"; tgt has a registered NAA (6) without a company, made of numbers that other machines
+/// use, too; a T10 name is unique only if its vendor takes care.
 fn is_unique(kind: u8, name: &[u8]) -> bool {
     match kind {
         2 | 8 | 10 => true,
-        3 => matches!(name.first().map(|byte| byte >> 4), Some(2 | 5 | 6)),
+        3 => match *name {
+            [first, a, b, c, ..] if matches!(first >> 4, 5 | 6) => {
+                u32::from_be_bytes([first & 0x0f, a, b, c]) >> 4 != 0
+            }
+            [first, ..] => first >> 4 == 2,
+            [] => false,
+        },
         _ => false,
     }
 }
@@ -479,7 +486,7 @@ mod tests {
     #[test]
     fn names_that_are_made_of_numbers_are_not_unique_and_the_serial_number_counts_too() {
         let t10: &[u8] = &[2, 0x01, 0, 4, b'I', b'E', b'T', b'1'];
-        let local: &[u8] = &[1, 0x03, 0, 8, 0x30, 0, 0, 0, 0, 1, 0, 1];
+        let local: &[u8] = &[1, 0x03, 0, 8, 0x60, 0, 0, 0, 0, 1, 0, 1];
         let of = |serial: &[u8]| {
             let mut volume = Volume::default();
             volume.take_identity(&vpd(0x83, &[t10, local]));
@@ -487,13 +494,13 @@ mod tests {
             volume
         };
         assert!(!of(b"a").has_unique_name);
-        assert_eq!(of(b"a").identity.unwrap(), "naa.3000000000010001, t10.IET1, serial.a");
+        assert_eq!(of(b"a").identity.unwrap(), "naa.6000000000010001, t10.IET1, serial.a");
         assert_ne!(of(b"a").identity, of(b"b").identity);
         for unique in [
             &[1, 0x02, 0, 2, 1, 2][..],
             &[1, 0x0a, 0, 2, 1, 2],
             &[3, 0x08, 0, 4, b'i', b'q', b'n', b'.'],
-            &[1, 0x03, 0, 2, 0x50, 1],
+            &[1, 0x03, 0, 4, 0x50, 0, 0, 0x10],
             &[1, 0x03, 0, 2, 0x20, 1],
         ] {
             let mut volume = Volume::default();
@@ -514,11 +521,11 @@ mod tests {
         assert_eq!(volume.identity, None);
         volume.take_serial(&vpd(0x80, &[b"  S1 "]));
         assert_eq!(volume.identity.as_deref(), Some("serial.S1"));
-        let naa: &[u8] = &[1, 0x03, 0, 8, 0x60, 0, 0, 0, 0, 0, 0x12, 0x34];
+        let naa: &[u8] = &[1, 0x03, 0, 8, 0x60, 0xa, 0, 0, 0, 0, 0x12, 0x34];
         let mut volume = Volume::default();
         volume.take_identity(&vpd(0x83, &[naa]));
         volume.take_serial(&vpd(0x80, &[b"S2"]));
-        assert_eq!(volume.identity.as_deref(), Some("naa.6000000000001234"), "it is enough");
+        assert_eq!(volume.identity.as_deref(), Some("naa.600a000000001234"), "it is enough");
     }
 
     #[test]
