@@ -72,14 +72,13 @@ impl Iterator for WordBytes<'_> {
     fn next(&mut self) -> Option<u8> {
         let (&first, rest) = self.rest.split_first()?;
         self.rest = rest;
-        if self.escaped
-            && first == b'\\'
-            && let Some((&literal, rest)) = rest.split_first()
-        {
-            self.rest = rest;
-            return Some(literal);
+        match rest.split_first() {
+            Some((&literal, rest)) if self.escaped && first == b'\\' => {
+                self.rest = rest;
+                Some(literal)
+            }
+            _ => Some(first),
         }
-        Some(first)
     }
 }
 

@@ -150,18 +150,20 @@ const fn is_c_space(byte: u8) -> bool {
 }
 
 fn trim_start(mut text: &[u8]) -> &[u8] {
-    while let Some((&first, rest)) = text.split_first()
-        && is_c_space(first)
-    {
+    while let Some((&first, rest)) = text.split_first() {
+        if !is_c_space(first) {
+            break;
+        }
         text = rest;
     }
     text
 }
 
 fn trim_end(mut text: &[u8]) -> &[u8] {
-    while let Some((&last, rest)) = text.split_last()
-        && is_c_space(last)
-    {
+    while let Some((&last, rest)) = text.split_last() {
+        if !is_c_space(last) {
+            break;
+        }
         text = rest;
     }
     text

@@ -65,12 +65,13 @@ fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
     let mut lanes = Lanes::new(geometry, first);
     let mut writer = Writer::new(table, first);
     let mut rest = text;
-    while room >= BLOCK
-        && let Some((block, after)) = rest.split_first_chunk::<24>()
+    while room >= BLOCK {
+        let Some((block, after)) = rest.split_first_chunk::<24>() else { break };
         // The last digit must be the end of its argument.
-        && after.first() == Some(&SEPARATOR)
-        && let Some(paths) = paths::<SEPARATOR>(block, lanes.num_paths)
-    {
+        if after.first() != Some(&SEPARATOR) {
+            break;
+        }
+        let Some(paths) = paths::<SEPARATOR>(block, lanes.num_paths) else { break };
         writer.append(8 * BITS, gather::<BITS>(lanes.entries(paths)));
         room = room.wrapping_sub(BLOCK);
         rest = after;
@@ -84,7 +85,9 @@ fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
 /// `num_paths`.
 #[inline]
 fn paths<const SEPARATOR: u8>(block: &[u8; 24], num_paths: u64) -> Option<u64> {
-    let ([a, b, c], []) = block.as_chunks::<8>() else { return None };
+    let (a, rest) = block.split_first_chunk::<8>()?;
+    let (b, rest) = rest.split_first_chunk::<8>()?;
+    let (c, _) = rest.split_first_chunk::<8>()?;
     let (a, b, c) = (u64::from_le_bytes(*a), u64::from_le_bytes(*b), u64::from_le_bytes(*c));
     let pattern = const { pattern(SEPARATOR) };
     let others = (a & !DIGITS[0] ^ pattern[0])
