@@ -81,7 +81,7 @@ pub enum DeviceError {
     )]
     OtherQueues(String),
     /// The pool is going down.
-    #[error("the daemon is stopping")]
+    #[error("the pool is stopping, or one of its queues has failed")]
     Stopping,
 }
 

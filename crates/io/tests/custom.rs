@@ -35,6 +35,8 @@ enum Lie {
     Again,
     /// Refused with a number that is no errno.
     NoErrno,
+    /// The engine panics.
+    Panic,
     /// Answered after its time.
     Late,
 }
@@ -65,6 +67,7 @@ impl CustomEngine for Liar {
             (Lie::Forgotten, _) => drop(op),
             (Lie::Again, _) => op.fail(io::Error::from_raw_os_error(libc::EAGAIN)),
             (Lie::NoErrno, _) => op.fail(io::Error::from_raw_os_error(-5)),
+            (Lie::Panic, _) => panic!("a test wants it"),
             (Lie::Late, _) => self.kept.ops.lock().unwrap().push(op),
         }
     }
@@ -116,7 +119,7 @@ fn ask_all(driver: &mut Driver, device: u32) -> Vec<Answer> {
 #[test]
 fn a_read_never_succeeds_with_bytes_that_the_leaf_did_not_give() {
     let lies = [Lie::More, Lie::Less, Lie::Zero, Lie::Done, Lie::Bytes, Lie::Forgotten];
-    for lie in lies.into_iter().chain([Lie::Again, Lie::NoErrno, Lie::Nothing]) {
+    for lie in lies.into_iter().chain([Lie::Again, Lie::NoErrno, Lie::Panic, Lie::Nothing]) {
         let (mut driver, device, _) = driver_over(lie);
         let answers = ask_all(&mut driver, device);
         assert_eq!(answers[0].errno == 0, lie == Lie::Nothing, "{lie:?}: {answers:?}");

@@ -1,10 +1,10 @@
 //! Leaves of other people: a [`CustomEngine`] does the operations, on whatever it likes.
 //!
 //! Contract: nothing that an engine does or fails to do breaks a rule of the data path. An
-//! operation is answered once, because its answer consumes it; one that is dropped fails; one that
-//! takes longer than the engine's time limit fails, and what comes for it later is ignored. A read
-//! succeeds only with as many bytes as were asked for, and these are copied here: memory of a
-//! request that the engine has not filled is never handed out.
+//! operation is answered once, because its answer consumes it. One that is dropped fails, also when
+//! a panic does it. One that takes longer than the engine's time limit fails, and a later answer is
+//! ignored. A read succeeds only with as many bytes as were asked for, and these are copied here:
+//! memory of a request that the engine has not filled is never handed out.
 //!
 //! It costs an allocation per operation and a lock per answer, which the leaves of this crate do
 //! without. The lock is held for a copy at most, and a queue never waits for it.
@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
@@ -364,7 +365,12 @@ impl Link for CustomLink {
         let op = UnderWay { part: io.part, since_ns: now_ns, lent: lent.clone() };
         let answer = Answer { id: self.under_way.insert(op), shared: self.shared.clone() };
         self.shared.is_submitting.store(true, Ordering::Relaxed);
-        self.engine.submit(CustomOp { kind, offset: io.offset, len: io.len, lent, answer });
+        let op = CustomOp { kind, offset: io.offset, len: io.len, lent, answer };
+        // An engine that panics has dropped the operation, which fails, and nothing else of the
+        // queue was touched: the other leaves go on.
+        if catch_unwind(AssertUnwindSafe(|| self.engine.submit(op))).is_err() {
+            tracing::error!(?kind, "a custom leaf panicked: its operation fails");
+        }
         self.shared.is_submitting.store(false, Ordering::Relaxed);
     }
 

@@ -202,7 +202,7 @@ pub enum UblkError {
         table: u32,
     },
     /// The device is being removed, or the pool is going down.
-    #[error("device '{0}' is being removed, or the daemon is stopping")]
+    #[error("device '{0}' is being removed, or the pool is stopping")]
     Stopping(String),
 }
 
