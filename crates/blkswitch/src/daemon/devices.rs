@@ -166,6 +166,7 @@ impl Devices {
     /// is refused, for the first may wait for ever.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
         let begun = self.openings.begin(device.id(), &device.name())?;
+        self.refuse_own_disks(&load.table)?;
         let table = build(&self.site(device, &begun.opening), load)?;
         device.load(table)?;
         self.remember_cache(device, load.leaves.cache);

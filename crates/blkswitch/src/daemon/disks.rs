@@ -5,19 +5,23 @@
 //! cannot be taken over, which is said when it is attached.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use blkswitch_core::table;
 use blkswitch_io::export::ublk::{Node, Options, UblkError};
-use blkswitch_io::{Device, Table};
+use blkswitch_io::{Address, Device, Table};
 
+use super::build::words;
 use super::describe;
 use super::devices::Devices;
 use super::failure::Failure;
 use super::kept::survives;
 use super::leftovers;
+use super::lookup::{Found, find};
 use super::mounts;
 use super::privileges::UBLK_CONTROL;
 use crate::protocol::{self, AttachUblk, Disk, Errno};
@@ -83,6 +87,32 @@ impl Devices {
         let cached = device.live().map(|table| table.cached_leaves()).unwrap_or_default();
         let cached = cached.into_iter().map(|name| format!("'{name}' goes through the page cache"));
         self.privileges.lacks().iter().cloned().chain(cached).collect()
+    }
+
+    /// Refuses a table with a file or disk on a disk of this daemon: a write to it may have to write
+    /// back pages of the very file, which waits for that write.
+    pub(super) fn refuse_own_disks(&self, text: &str) -> Result<(), Failure> {
+        let own: HashSet<String> = self.disk_names().collect();
+        if own.is_empty() {
+            return Ok(());
+        }
+        for line in table::lines(text.as_bytes()).flatten() {
+            for word in words(line.params) {
+                let Ok(Found::Leaf(Address::Path(path))) = find(word, self.pool().registry())
+                else {
+                    continue;
+                };
+                if path.is_absolute() && mounts::is_below(&path, &own) {
+                    let reason = format!(
+                        "'{}' is on a disk that this daemon serves: its requests would wait for \
+                         one another",
+                        path.display()
+                    );
+                    return Err(Failure::new(Errno::Eloop, reason));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The names of the disks, as in `/sys/block`.

@@ -159,6 +159,7 @@ impl Daemon {
                 files.extend(socket.file);
             }
         }
+        mounts::check_start(options.state.as_deref())?;
         let folder = match &options.state {
             Some(path) => Folder::of_all(path.clone())
                 .with_context(|| format!("cannot keep devices in '{}'", path.display()))?,

@@ -17,6 +17,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::bail;
+use blkswitch_io::export::ublk::{self, Server};
 use blkswitch_io::process;
 
 use super::devices::Devices;
@@ -111,6 +113,55 @@ pub(super) fn detach_own(devices: &Devices) {
     }
 }
 
+/// The file system that a path is on, by its name alone: nothing of it is touched, as it may wait
+/// for this daemon.
+fn mount_of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
+    // Of several on one point, the last one hides the others.
+    let on = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    on.max_by_key(|mount| mount.point.iter().count())
+}
+
+/// Whether a path is on one of these disks, or is one, or stands on one.
+pub(super) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
+    if disks.is_empty() {
+        return false;
+    }
+    let mounts = read();
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if mount_of(&path, &mounts).is_some_and(|mount| stands_on(mount, disks)) {
+        return true;
+    }
+    // It is on none by its name, so it can be looked at, and links can be followed.
+    let Ok(real) = fs::canonicalize(&path) else { return false };
+    let is_disk = fs::metadata(&real).is_ok_and(|file| {
+        let numbers = format!("{}:{}", libc_major(file.rdev()), libc_minor(file.rdev()));
+        file.file_type().is_block_device()
+            && fs::canonicalize(format!("/sys/dev/block/{numbers}"))
+                .is_ok_and(|folder| is_on(&folder, disks))
+    });
+    is_disk || mount_of(&real, &mounts).is_some_and(|mount| stands_on(mount, disks))
+}
+
+/// Refuses a start whose state or log is on a disk that waits for this very daemon: the first
+/// access to it would never end.
+pub(super) fn check_start(state: Option<&Path>) -> anyhow::Result<()> {
+    let left = ublk::found().unwrap_or_default();
+    let left = left.iter().filter(|found| found.server != Server::Alive);
+    let disks: HashSet<String> =
+        left.filter_map(|found| Some(found.path().strip_prefix("/dev/")?.to_owned())).collect();
+    let log = fs::read_link("/proc/self/fd/2").ok().filter(|log| log.is_absolute());
+    for (what, path) in [("the state folder", state), ("the log", log.as_deref())] {
+        if let Some(path) = path.filter(|path| is_below(path, &disks)) {
+            bail!(
+                "{what} '{}' is on a disk that no daemon serves: to use it would wait for this \
+                 daemon. Put it elsewhere",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 fn stands_on(mount: &Mount, own: &HashSet<String>) -> bool {
     let numbers = if mount.numbers.starts_with("0:") {
         let Ok(source) = fs::metadata(&mount.source) else { return false };
@@ -163,6 +214,23 @@ mod tests {
         assert_eq!((plain.is_shared, plain.source.as_path()), (false, Path::new("none")));
         assert_eq!(parse(b""), None);
         assert!(!root_is_shared(&[plain]) && !root_is_shared(&[mount]));
+    }
+
+    #[test]
+    fn a_path_is_on_the_innermost_mount() {
+        let mount = |numbers: &str, point: &str| Mount {
+            numbers: numbers.into(),
+            point: point.into(),
+            source: "none".into(),
+            is_shared: false,
+        };
+        let mounts = [mount("8:1", "/"), mount("259:3", "/mnt"), mount("259:4", "/mnt")];
+        let of = |path: &str| mount_of(Path::new(path), &mounts).unwrap().numbers.clone();
+        assert_eq!(
+            (of("/mnt/a/b"), of("/mnt"), of("/mntx")),
+            ("259:4".into(), "259:4".into(), "8:1".into())
+        );
+        assert!(!is_below(Path::new("/"), &HashSet::from(["ublkb4711".to_owned()])));
     }
 
     #[test]
