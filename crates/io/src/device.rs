@@ -10,6 +10,7 @@
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
 //! time), `state` (short, never held while waiting).
 
+mod gate;
 pub(crate) mod leaving;
 mod paths;
 mod replace;
@@ -29,6 +30,9 @@ use crate::queues::Queues;
 use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
 use crate::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
+
+pub use gate::Interrupt;
+use gate::Reason;
 
 /// Why control of a device failed. The texts of the kernel's log where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +84,12 @@ pub enum DeviceError {
          the pool that the device is of, and stack only devices of one pool"
     )]
     OtherQueues(String),
+    /// Whoever waited has given up, or the device was resumed meanwhile.
+    #[error("the wait for requests in flight on '{0}' was given up: the device runs on as before")]
+    GivenUp(String),
+    /// By force, too, leaves must give back what they have.
+    #[error("requests of '{0}' are with leaves that do not answer: the device runs on as before")]
+    InFlight(String),
     /// The pool is going down.
     #[error("the pool is stopping, or one of its queues has failed")]
     Stopping,
@@ -91,6 +101,8 @@ impl DeviceError {
         match self {
             DeviceError::NotFound(_) => libc::ENXIO,
             DeviceError::Exists(_) | DeviceError::Busy { .. } => libc::EBUSY,
+            DeviceError::GivenUp(_) => libc::EINTR,
+            DeviceError::InFlight(_) => libc::EBUSY,
             DeviceError::Stopping => libc::ESHUTDOWN,
             DeviceError::TooMany => libc::ENOSPC,
             DeviceError::Number(_)
@@ -128,6 +140,8 @@ pub struct Device {
     id: u32,
     mailboxes: Arc<Mailboxes>,
     control: Mutex<()>,
+    /// The suspend that waits for requests in flight.
+    suspending: Mutex<Option<Interrupt>>,
     message: Mutex<()>,
     state: Mutex<State>,
     event: Condvar,
@@ -178,6 +192,7 @@ impl Device {
             id,
             mailboxes,
             control: Mutex::new(()),
+            suspending: Mutex::default(),
             message: Mutex::new(()),
             state: Mutex::new(State {
                 name: name.to_string(),
@@ -303,37 +318,18 @@ impl Device {
         give_up_tables(None, old);
     }
 
-    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending
-    /// twice is fine. What a multipath device holds for want of a path stays held; what finds none
-    /// meanwhile fails.
-    pub fn suspend(&self) -> Result<(), DeviceError> {
-        let _control = lock(&self.control);
-        self.close_gate(false)
-    }
-
-    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's
-    /// policy is.
-    pub fn suspend_noflush(&self) -> Result<(), DeviceError> {
-        let _control = lock(&self.control);
-        self.close_gate(true)
-    }
-
-    fn close_gate(&self, noflush: bool) -> Result<(), DeviceError> {
-        if lock(&self.state).suspended {
-            return Ok(());
-        }
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
-        latch.wait().map_err(|_| DeviceError::Stopping)?;
-        lock(&self.state).suspended = true;
-        self.mailboxes.tell(self, What::Suspended);
-        Ok(())
-    }
-
     /// Swaps the inactive table in, if there is one, and opens the gate. For a swap a gate that is
     /// open is closed as by
     /// [`Device::suspend_noflush`]: the new table may have the path that a request finds no more.
     pub fn resume(&self) -> Result<(), DeviceError> {
+        self.resume_unless(false, &Interrupt::default())
+    }
+
+    /// As [`Device::resume`], until it is given up. By `force` what is held for want of a path, or at
+    /// a gate below, fails for a swap; leaves that do not answer are waited for a while only. A
+    /// suspend under way is given up first.
+    pub fn resume_unless(&self, force: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        self.end_suspend();
         let _control = lock(&self.control);
         let (suspended, live, inactive) = {
             let state = lock(&self.state);
@@ -344,7 +340,7 @@ impl Device {
                 // A message that is being handled finishes on the table it began with. It may take
                 // its time (its words come from a client), so the gate is open until then.
                 let _message = lock(&self.message);
-                self.close_gate(true)?;
+                self.close_gate(Reason::Swap { force }, interrupt)?;
                 let live =
                     Arc::new(Live { departed: leaving::departed(old.as_deref(), &table), table });
                 drop(old);
@@ -367,19 +363,6 @@ impl Device {
             (None, None) if suspended => Err(DeviceError::NothingToResume(self.name())),
             (None, _) => Ok(()),
         }
-    }
-
-    fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Open {
-            device: self.id,
-            live: live.clone(),
-            ack: latch.ack(),
-        });
-        drop(live);
-        latch.wait().map_err(|_| DeviceError::Stopping)?;
-        lock(&self.state).suspended = false;
-        Ok(())
     }
 
     /// Begins a message to the segment that holds `sector`, a switch or multipath; one at a time

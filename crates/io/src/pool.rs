@@ -5,13 +5,14 @@
 //! from any thread but a queue's, and may block until the queues have answered.
 
 mod failing;
+mod latch;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
 use crate::queues::Queues;
 use failing::{NoteFailure, run_queue};
+pub use latch::{Ack, Gone, Latch, Waited};
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
 /// memory.
@@ -58,91 +60,6 @@ impl Default for PoolOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         PoolOptions { queues: cores.min(MAX_QUEUES), memory_bytes: DEFAULT_BYTES }
-    }
-}
-
-/// A queue that was asked is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
-
-struct LatchState {
-    left: usize,
-    gone: bool,
-}
-
-/// Waits until every queue has answered.
-pub struct Latch {
-    state: Mutex<LatchState>,
-    changed: Condvar,
-}
-
-impl Latch {
-    /// For `count` answers.
-    pub fn new(count: usize) -> Arc<Latch> {
-        Arc::new(Latch {
-            state: Mutex::new(LatchState { left: count, gone: false }),
-            changed: Condvar::new(),
-        })
-    }
-
-    /// One of the answers.
-    pub fn ack(self: &Arc<Self>) -> Ack {
-        Ack { latch: Some(self.clone()) }
-    }
-
-    /// Blocks until all answers are in, or one can never come.
-    pub fn wait(&self) -> Result<(), Gone> {
-        let mut state = lock(&self.state);
-        while state.left > 0 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.gone { Err(Gone) } else { Ok(()) }
-    }
-
-    /// Blocks until all answers are in, or one can never come, or time is up. Whether all are in.
-    pub fn wait_at_most(&self, time: Duration) -> bool {
-        let (until, mut state) = (Instant::now() + time, lock(&self.state));
-        while state.left > 0 {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state =
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        !state.gone
-    }
-
-    /// Whether all answers are in.
-    pub fn is_done(&self) -> bool {
-        lock(&self.state).left == 0
-    }
-
-    fn count(&self, gone: bool) {
-        let mut state = lock(&self.state);
-        state.left = state.left.saturating_sub(1);
-        state.gone |= gone;
-        drop(state);
-        self.changed.notify_all();
-    }
-}
-
-/// One answer to a latch. Dropped without [`Ack::done`], it says that the queue is gone.
-pub struct Ack {
-    latch: Option<Arc<Latch>>,
-}
-
-impl Ack {
-    /// Answers.
-    pub fn done(mut self) {
-        if let Some(latch) = self.latch.take() {
-            latch.count(false);
-        }
-    }
-}
-
-impl Drop for Ack {
-    fn drop(&mut self) {
-        if let Some(latch) = self.latch.take() {
-            latch.count(true);
-        }
     }
 }
 

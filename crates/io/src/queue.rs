@@ -60,6 +60,11 @@ pub enum Command {
         /// Its id.
         device: u32,
     },
+    /// Fail what the requests of a device have waiting for a path or at a gate below.
+    FailHeld {
+        /// Its id.
+        device: u32,
+    },
     /// Let requests in.
     Open {
         /// Its id.
@@ -367,6 +372,9 @@ impl Queue {
                 self.pipeline.close(device, noflush, ack, &mut self.ring);
             }
             Command::Release { device } => self.pipeline.release(device, &mut self.ring),
+            Command::FailHeld { device } => {
+                self.pipeline.fail_held(device, libc::EIO, &mut self.ring);
+            }
             Command::Open { device, live, ack } => {
                 self.pipeline.open(device, live, &mut self.ring);
                 ack.done();

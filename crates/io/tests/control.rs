@@ -103,7 +103,10 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                         }
                         1 => {
                             let device = if random.chance(500_000) { &device } else { &below };
-                            device.suspend().unwrap();
+                            // The other thread's resume may come before nothing is in flight.
+                            let suspended = device.suspend();
+                            let given_up = matches!(suspended, Err(DeviceError::GivenUp(_)));
+                            assert!(given_up || suspended.is_ok(), "{suspended:?}");
                             std::thread::sleep(Duration::from_micros(random.below(2000)));
                             device.resume().unwrap();
                             std::thread::sleep(Duration::from_micros(random.below(5000)));

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blkswitch_io::device::Interrupt;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
 
@@ -122,7 +123,9 @@ impl Devices {
         let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
         let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
         let loaded = self.load(&device, &load).map_err(step("reload"));
-        let done = loaded.and_then(|()| self.go_live(&device).map_err(step("resume")));
+        let done = loaded.and_then(|()| {
+            self.go_live(&device, false, &Interrupt::default()).map_err(step("resume"))
+        });
         match done {
             Ok(()) => {
                 self.warn_if_lost(&device);
@@ -223,20 +226,31 @@ impl Devices {
     }
 
     /// Swaps in a table of the same length in which every request fails.
-    pub fn wipe(&self, device: &Arc<Device>) -> Result<(), Failure> {
+    pub fn wipe(
+        &self,
+        device: &Arc<Device>,
+        force: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
         let live = device.live().ok_or(DeviceError::NoTable)?;
         let mut table = TableBuilder::new(live.read_only());
         table.push(live.len(), Target::Error);
         let table = table.build();
         device.load(table.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?)?;
-        self.resume(device).inspect_err(|_| device.clear())
+        // Refused, it is not to come with the next resume.
+        self.go_live(device, force, interrupt).inspect_err(|_| self.clear(device))
     }
 
     /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one
     /// that is.
-    pub fn remove(&self, device: &Arc<Device>, how: RemoveQuery) -> Result<(), Failure> {
+    pub fn remove(
+        &self,
+        device: &Arc<Device>,
+        how: RemoveQuery,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
         if how.force && device.live().is_some() {
-            self.wipe(device)?;
+            self.wipe(device, true, interrupt)?;
         }
         // First the mark, then the try: a last close in between sees the mark and removes the
         // device itself. It is saved before anything goes.
@@ -282,14 +296,14 @@ impl Devices {
 
     /// Removes every device that nobody has open. Devices that stand on others go first, so it goes
     /// round until a round has removed none.
-    pub fn remove_all(&self, how: RemoveAll) -> Removed {
+    pub fn remove_all(&self, how: RemoveAll, interrupt: &Interrupt) -> Removed {
         let how = RemoveQuery { force: how.force, deferred: how.deferred };
         let mut removed = Vec::new();
         loop {
             let before = removed.len();
             for device in self.list() {
                 let name = device.name();
-                match self.remove(&device, how) {
+                match self.remove(&device, how, interrupt) {
                     Ok(()) if self.registry().by_id(device.id()).is_none() => removed.push(name),
                     Ok(()) => {}
                     Err(failure) => {

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use blkswitch_io::device::Interrupt;
 use blkswitch_io::slots::Slots;
 use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Device, Table, Target};
@@ -39,22 +40,23 @@ pub enum Intent {
 impl Devices {
     /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
     /// path meanwhile.
-    pub fn suspend(&self, device: &Arc<Device>, noflush: bool) -> Result<(), Failure> {
+    pub fn suspend(
+        &self,
+        device: &Arc<Device>,
+        noflush: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
         self.with_intent(device, Intent::Close, || {
-            if noflush {
-                device.suspend_noflush()?;
-            } else {
-                device.suspend()?;
-            }
+            device.suspend_unless(noflush, interrupt)?;
             self.standing.set_suspended(device, true);
             Ok(())
         })
     }
 
     /// Swaps in the inactive table, if there is one, and opens the gate.
-    pub fn resume(&self, device: &Arc<Device>) -> Result<(), Failure> {
+    pub fn resume(&self, device: &Arc<Device>, interrupt: &Interrupt) -> Result<(), Failure> {
         let first = device.live().is_none();
-        self.go_live(device)?;
+        self.go_live(device, false, interrupt)?;
         self.warn_if_lost(device);
         match self.default_disk {
             Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
@@ -65,11 +67,16 @@ impl Devices {
     /// The same, and no more. The next daemon is told of the new table before it answers anything:
     /// if this one is killed in between, that is as if it had been killed a moment after the swap,
     /// which nobody has been told of yet.
-    pub(super) fn go_live(&self, device: &Arc<Device>) -> Result<(), Failure> {
+    pub(super) fn go_live(
+        &self,
+        device: &Arc<Device>,
+        force: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
         let swaps = device.inactive().is_some();
         let intent = if swaps { Intent::Swap } else { Intent::Open };
         self.with_intent(device, intent, || {
-            device.resume()?;
+            device.resume_unless(force, interrupt)?;
             self.standing.set_suspended(device, false);
             if swaps {
                 self.table_went_live(device);

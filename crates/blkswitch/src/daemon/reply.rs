@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use blkswitch_io::device::Interrupt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
@@ -68,6 +69,22 @@ pub async fn blocking<T: Send + 'static>(
         tracing::error!(%error, "a control operation ended early");
         Refused::malformed(Errno::Eio, "the daemon failed while doing this: see its log")
     })
+}
+
+/// Runs what may wait for requests in flight. When its client is gone, the wait is given up.
+pub async fn interruptible<T: Send + 'static>(
+    work: impl FnOnce(&Interrupt) -> T + Send + 'static,
+) -> Result<T, Refused> {
+    /// Dropped with the request, whether that has been answered or not.
+    struct GiveUp(Interrupt);
+    impl Drop for GiveUp {
+        fn drop(&mut self) {
+            self.0.give_up();
+        }
+    }
+    let interrupt = Interrupt::default();
+    let _client = GiveUp(interrupt.clone());
+    blocking(move || work(&interrupt)).await
 }
 
 /// Runs what may wait for other machines, in one of the places for that. Who gets none soon is told

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use blkswitch_core::table;
+use blkswitch_io::device::Interrupt;
 use blkswitch_io::{Device, Table, TableBuilder, Target};
 use tokio::sync::Semaphore;
 
@@ -304,7 +305,7 @@ impl Devices {
             let reason = format!("device '{}' is served: remove it", device.name());
             return Err(Failure::new(Errno::Ebusy, reason));
         }
-        self.remove(device, RemoveQuery::default())
+        self.remove(device, RemoveQuery::default(), &Interrupt::default())
     }
 
     /// Refuses what needs the table of a device that is away.

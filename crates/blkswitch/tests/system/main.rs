@@ -12,6 +12,7 @@ mod golden_io;
 mod golden_multipath;
 mod golden_tables;
 mod golden_tools;
+mod held;
 mod http;
 mod lifecycle;
 mod multipath;

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use super::{Device, DeviceError, LOADING, Latch, give_up_tables, leaving, lock};
+use super::{
+    Device, DeviceError, Interrupt, LOADING, Latch, Reason, give_up_tables, leaving, lock,
+};
 use crate::queue::Command;
 use crate::table::{Live, MAX_DEPTH, Table};
 
@@ -44,7 +46,7 @@ impl Device {
         let now = lock(&self.state).live.clone();
         let Some(now) = now.filter(|live| Arc::ptr_eq(&live.table, old)) else { return Ok(false) };
         let _message = lock(&self.message);
-        self.close_gate(true)?;
+        self.close_gate(Reason::Swap { force: false }, &Interrupt::default())?;
         let departed = leaving::departed(Some(&now), table);
         let live = Arc::new(Live { departed, table: table.clone() });
         drop(now);

@@ -3,6 +3,7 @@
 //! Contract: as [`super`]. What waits is not in flight at its own device, so a closed gate does not
 //! wait for it; it meets the table that is live when the gate opens again.
 
+use std::collections::HashSet;
 use std::mem;
 use std::sync::Arc;
 
@@ -52,6 +53,8 @@ impl Pipeline {
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
+        // Whoever had the gate closed has given up, or is told already.
+        local.closing = None;
         self.release(device, ring);
         let Some(local) = self.local(device) else { return };
         // What parks again (at a device below) goes to another list.
@@ -89,6 +92,14 @@ impl Pipeline {
     pub fn abandon(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
         self.end_waiting(errno, &is_of, ring);
         self.reject_parked(errno, is_of, ring);
+    }
+
+    /// Fails the requests under way of a device, as far as they wait: for a path, at a gate below, or
+    /// for their turn.
+    pub fn fail_held(&mut self, device: u32, errno: i32, ring: &mut Ring) {
+        let of_device = self.running.iter().filter(|(_, running)| running.device == device);
+        let tokens: HashSet<Token> = of_device.map(|(_, running)| running.request.token).collect();
+        self.abandon(errno, |token| tokens.contains(&token), ring);
     }
 
     /// Answers with an error what waits at a closed gate or for a path, of those requests that

@@ -4,7 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::reply::{self, Name, NoBody, Params, Refused, blocking, opening, refuse};
+use crate::daemon::reply::{
+    self, Name, NoBody, Params, Refused, blocking, interruptible, opening, refuse,
+};
 use crate::daemon::server::App;
 use crate::protocol::{
     CreateDevice, Device, DeviceList, ErrorBody, RemoveAll, RemoveQuery, Removed, Rename, route,
@@ -84,9 +86,9 @@ pub async fn remove(
     Params(how): Params<RemoveQuery>,
     _: NoBody,
 ) -> Result<StatusCode, Refused> {
-    blocking(move || {
+    interruptible(move |interrupt| {
         let device = app.devices.find(&name).map_err(refuse("remove", None))?;
-        app.devices.remove(&device, how).map_err(refuse("remove", Some(device.id())))?;
+        app.devices.remove(&device, how, interrupt).map_err(refuse("remove", Some(device.id())))?;
         tracing::info!(device = %name, force = how.force, deferred = how.deferred, "removed");
         Ok(StatusCode::NO_CONTENT)
     })
@@ -104,7 +106,7 @@ pub async fn remove_all(
     State(app): State<App>,
     reply::Json(how): reply::Json<RemoveAll>,
 ) -> Result<Json<Removed>, Refused> {
-    let removed = blocking(move || app.devices.remove_all(how)).await?;
+    let removed = interruptible(move |interrupt| app.devices.remove_all(how, interrupt)).await?;
     tracing::info!(removed = ?removed.removed, busy = ?removed.busy, "removed all");
     Ok(Json(removed))
 }

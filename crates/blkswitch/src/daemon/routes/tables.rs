@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use blkswitch_io::Device;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, opening, refuse};
+use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, interruptible, opening, refuse};
 use crate::daemon::server::App;
 use crate::protocol::{ErrorBody, LoadTable, NOTE_HEADER, Suspend, route};
 
@@ -65,8 +65,12 @@ pub async fn suspend(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "suspend");
-    let suspend = move |app: &App, device: &_| app.devices.suspend(device, how.noflush);
-    blocking(on_device(app, name, "suspend", suspend)).await?.map(done)
+    interruptible(move |interrupt| {
+        let suspend = |app: &App, device: &_| app.devices.suspend(device, how.noflush, interrupt);
+        on_device(app, name, "suspend", suspend)()
+    })
+    .await?
+    .map(done)
 }
 
 /// Swap in the inactive table, if there is one, and open the gate.
@@ -81,11 +85,15 @@ pub async fn resume(
     Name(name): Name,
     _: NoBody,
 ) -> Result<(StatusCode, HeaderMap), Refused> {
-    let work = on_device(app, name, "resume", |app, device| {
-        app.devices.resume(device)?;
-        Ok(app.devices.size_note(device, device.live()))
-    });
-    blocking(work).await?.map(noted)
+    interruptible(move |interrupt| {
+        let resume = |app: &App, device: &_| {
+            app.devices.resume(device, interrupt)?;
+            Ok(app.devices.size_note(device, device.live()))
+        };
+        on_device(app, name, "resume", resume)()
+    })
+    .await?
+    .map(noted)
 }
 
 /// Swap in an `error` table of the same length.
@@ -102,8 +110,12 @@ pub async fn wipe(
     Json(how): Json<Suspend>,
 ) -> Result<StatusCode, Refused> {
     tracing::debug!(?how, "wipe");
-    let wipe = |app: &App, device: &_| app.devices.wipe(device);
-    blocking(on_device(app, name, "reload", wipe)).await?.map(done)
+    interruptible(move |interrupt| {
+        let wipe = |app: &App, device: &_| app.devices.wipe(device, false, interrupt);
+        on_device(app, name, "reload", wipe)()
+    })
+    .await?
+    .map(done)
 }
 
 /// Done, and perhaps there is something to say of it.

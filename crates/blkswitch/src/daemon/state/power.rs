@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blkswitch_io::device::Interrupt;
 use blkswitch_io::pool::PoolOptions;
 use blkswitch_io::{Device, Pool, Target};
 
@@ -376,13 +377,15 @@ impl History {
         self.change(|devices| {
             let device = devices.find(name).unwrap();
             devices.load(&device, &load).unwrap();
-            devices.resume(&device).unwrap();
+            devices.resume(&device, &Interrupt::default()).unwrap();
         });
     }
 
     fn remove(&mut self, name: &str) {
         let how = RemoveQuery::default();
-        self.change(|devices| devices.remove(&devices.find(name).unwrap(), how).unwrap());
+        self.change(|devices| {
+            devices.remove(&devices.find(name).unwrap(), how, &Interrupt::default()).unwrap()
+        });
     }
 }
 
@@ -411,10 +414,14 @@ fn everything(history: &mut History) {
     });
     history.swap("disk", history.table(2, 8));
     history.message("disk", "set_region_mappings 0:1 R1,100", false);
-    history.change(|devices| devices.suspend(&devices.find("other").unwrap(), false).unwrap());
+    history.change(|devices| {
+        devices.suspend(&devices.find("other").unwrap(), false, &Interrupt::default()).unwrap()
+    });
     history.killed();
     history.message("disk", "set_region_mappings 0:0 :1 R2,9c3e", false);
-    history.change(|devices| devices.resume(&devices.find("other").unwrap()).unwrap());
+    history.change(|devices| {
+        devices.resume(&devices.find("other").unwrap(), &Interrupt::default()).unwrap()
+    });
     history.create(
         "second",
         format!(
@@ -426,7 +433,9 @@ fn everything(history: &mut History) {
     );
     history.remove("other");
     history.swap("disk", history.table(3, 16));
-    history.change(|devices| devices.wipe(&devices.find("second").unwrap()).unwrap());
+    history.change(|devices| {
+        devices.wipe(&devices.find("second").unwrap(), false, &Interrupt::default()).unwrap()
+    });
     history.remove("second");
     history.killed();
     history.remove("disk");

@@ -1,0 +1,170 @@
+//! The gate of a device, from the control side: closed by a suspend and for a swap of tables.
+//!
+//! A gate closes when nothing is in flight, and that can take for ever: a path may be missing, a
+//! leaf may hang. So whoever waits can give up ([`Interrupt`]), a resume ends a suspend that is
+//! under way, and a removal by force fails what is held below. A gate whose closing was given up
+//! opens again: the device runs on.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{Device, DeviceError, lock};
+use crate::event::What;
+use crate::pool::{Latch, Waited};
+use crate::queue::Command;
+use crate::table::Live;
+
+/// After so long the log says what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+/// Pause between two rounds of failing what is held.
+const FORCE_PAUSE: Duration = Duration::from_millis(50);
+/// How long force waits for leaves: what they have cannot be taken from them.
+const FORCE_TIME: Duration = Duration::from_secs(10);
+
+/// Lets somebody else end a wait: the client who asked for it is gone, or has lost patience.
+#[derive(Clone, Default)]
+pub struct Interrupt(Arc<Mutex<Given>>);
+
+#[derive(Default)]
+struct Given {
+    up: bool,
+    latch: Option<Arc<Latch>>,
+}
+
+impl Interrupt {
+    /// What waits ends, and so does what would wait from now on.
+    pub fn give_up(&self) {
+        let mut given = lock(&self.0);
+        given.up = true;
+        if let Some(latch) = &given.latch {
+            latch.cancel();
+        }
+    }
+
+    fn waits_for(&self, latch: &Arc<Latch>) {
+        let mut given = lock(&self.0);
+        given.latch = Some(latch.clone());
+        if given.up {
+            latch.cancel();
+        }
+    }
+}
+
+/// Why a gate is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// A suspend: a resume ends its wait.
+    Suspend {
+        /// What finds no path is held.
+        noflush: bool,
+    },
+    /// Another table comes in.
+    Swap {
+        /// What is held for want of a path, or at a gate below, fails.
+        force: bool,
+    },
+}
+
+impl Device {
+    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending
+    /// twice is fine. What a multipath device holds for want of a path stays held; what finds none
+    /// meanwhile fails.
+    pub fn suspend(&self) -> Result<(), DeviceError> {
+        self.suspend_unless(false, &Interrupt::default())
+    }
+
+    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's
+    /// policy is.
+    pub fn suspend_noflush(&self) -> Result<(), DeviceError> {
+        self.suspend_unless(true, &Interrupt::default())
+    }
+
+    /// As these two, until it is given up, or somebody resumes the device: then the gate opens
+    /// again.
+    pub fn suspend_unless(&self, noflush: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        let _control = lock(&self.control);
+        self.close_gate(Reason::Suspend { noflush }, interrupt)
+    }
+
+    /// A suspend that waits is given up.
+    pub(super) fn end_suspend(&self) {
+        if let Some(suspend) = lock(&self.suspending).clone() {
+            suspend.give_up();
+        }
+    }
+
+    pub(super) fn close_gate(
+        &self,
+        reason: Reason,
+        interrupt: &Interrupt,
+    ) -> Result<(), DeviceError> {
+        if lock(&self.state).suspended {
+            return Ok(());
+        }
+        let latch = Latch::new(self.mailboxes.len());
+        interrupt.waits_for(&latch);
+        let noflush = match reason {
+            Reason::Suspend { noflush } => {
+                *lock(&self.suspending) = Some(interrupt.clone());
+                noflush
+            }
+            Reason::Swap { .. } => true,
+        };
+        self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
+        let closed = self.wait_closed(&latch, reason);
+        *lock(&self.suspending) = None;
+        match closed {
+            Ok(()) => {
+                lock(&self.state).suspended = true;
+                self.mailboxes.tell(self, What::Suspended);
+                Ok(())
+            }
+            Err(DeviceError::Stopping) => Err(DeviceError::Stopping),
+            Err(error) => {
+                let live = lock(&self.state).live.clone();
+                self.open_gate(live)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn wait_closed(&self, latch: &Arc<Latch>, reason: Reason) -> Result<(), DeviceError> {
+        let (began, mut has_told) = (Instant::now(), false);
+        let by_force = reason == Reason::Swap { force: true };
+        loop {
+            if by_force {
+                self.mailboxes.send_all(|_| Command::FailHeld { device: self.id });
+            }
+            match latch.wait_for(if by_force { FORCE_PAUSE } else { TELL_AFTER }) {
+                Waited::Done => return Ok(()),
+                Waited::Gone => return Err(DeviceError::Stopping),
+                Waited::Cancelled => return Err(DeviceError::GivenUp(self.name())),
+                Waited::NotYet if by_force && began.elapsed() > FORCE_TIME => {
+                    return Err(DeviceError::InFlight(self.name()));
+                }
+                Waited::NotYet if !has_told && began.elapsed() >= TELL_AFTER => {
+                    has_told = true;
+                    let device = self.name();
+                    tracing::warn!(
+                        device,
+                        "still waiting for requests in flight: held for want of a path, or with a leaf that does not answer"
+                    );
+                }
+                Waited::NotYet => {}
+            }
+        }
+    }
+
+    pub(super) fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
+        let latch = Latch::new(self.mailboxes.len());
+        self.mailboxes.send_all(|_| Command::Open {
+            device: self.id,
+            live: live.clone(),
+            ack: latch.ack(),
+        });
+        drop(live);
+        latch.wait().map_err(|_| DeviceError::Stopping)?;
+        lock(&self.state).suspended = false;
+        Ok(())
+    }
+}
