@@ -158,3 +158,15 @@ blkswitch remove twins
 # With a serial number they are two.
 admin $((BASE + 9)) --mode logicalunit --op update --tid 2 --lun 1 --params scsi_sn=another
 has "$(refused blkswitch create twins --table "0 32768 multipath 0 0 1 1 round-robin 0 2 0 ${a1%\?*} $b2")" "not to one"
+
+# Holes of a thin unit are the device's.
+truncate -s 0 b2.img
+truncate -s 16M b2.img
+admin $((BASE + 9)) --mode logicalunit --op update --tid 2 --lun 1 --params thin_provisioning=1
+blkswitch create thin --table "0 32768 linear $b2 0"
+extents() {
+    nbdinfo --map "$(uri thin)" | awk '{ print $1, $2, $3 }'
+}
+equal "$(extents)" "0 16777216 3"
+nbdsh -u "$(uri thin)" -c 'h.pwrite(bytes([7]) * 65536, 131072)' -c 'h.flush()'
+equal "$(extents)" "$(printf '%s\n' '0 131072 3' '131072 65536 0' '196608 16580608 3')"

@@ -4,6 +4,8 @@
 # Debian 13's programs, too.
 . "$(dirname "$0")/lib.sh"
 need nbdkit nbdkit
+need nbdinfo libnbd-bin
+need nbdcopy libnbd-bin
 need qemu-nbd qemu-utils
 need qemu-storage-daemon qemu-system-common
 need fio fio
@@ -52,6 +54,10 @@ verify() {
         --numjobs=2 --size="$2" --offset_increment="$2" --loops="$3" --fsync=32 --verify=crc32c --verify_fatal=1 \
         --verify_backlog=64 --verify_state_save=0 --group_reporting >"$1.log" 2>&1 || fail "fio on $1: $(cat "$1.log")"
 }
+# extents URI: allocation as 'start length flags'.
+extents() {
+    nbdinfo --map "$1" | awk '{ print $1, $2, $3 }'
+}
 serve --queues 2
 SECTORS=$((16 * 2048))
 
@@ -70,8 +76,35 @@ for case in memory: file: slow: qemu:vol qemu8:vol qsd:vol; do
     blkswitch create "$name" --table "0 $SECTORS linear $(leaf "$HERE/$name" "${case#*:}") 0"
     exercise "$name"
     has "$(blkswitch table "$name")" "nbd+unix:///${case#*:}?socket=$HERE/$name"
+    # The server's holes are the device's. A server of one connection is not asked.
+    case $name in
+    memory | file | qemu8)
+        equal "$(extents "$(uri "$name")")" "$(extents "$(leaf "$HERE/$name" "${case#*:}")")"
+        ;;
+    qemu) equal "$(extents "$(uri "$name")")" "0 $((SECTORS * 512)) 0" ;;
+    esac
     blkswitch remove "$name"
 done
+
+# A copy stays sparse through a switch of multipaths.
+truncate -s 64M sparse.img
+kit "$HERE/sparse" file "$HERE/sparse.img"
+for path in 0 1; do
+    blkswitch create "m$path" --table "0 131072 multipath 0 0 1 1 round-robin 0 1 0 $(leaf "$HERE/sparse")"
+done
+blkswitch create thin --table "0 131072 switch 2 2048 0 /dev/blkswitch/m0 0 /dev/blkswitch/m1 0"
+qemu-io -f raw -c 'write -P 0x44 5M 1536k' "$(uri thin)" >/dev/null
+equal "$(extents "$(uri thin)")" "$(printf '%s\n' '0 5242880 3' '5242880 1572864 0' '6815744 60293120 3')"
+nbdcopy "$(uri thin)" copy.img
+cmp copy.img sparse.img || fail "the copy differs"
+qemu-img convert -f raw -O raw "$(uri thin)" converted.img
+cmp converted.img sparse.img || fail "the converted copy differs"
+for copy in copy.img converted.img; do
+    [ "$(stat -c %b "$copy")" -le 8192 ] || fail "$copy takes $(stat -c %b "$copy") sectors for 3,072 of data"
+done
+blkswitch remove thin
+blkswitch remove m0
+blkswitch remove m1
 
 # Over TCP, with a percent-encoded name. Somebody else may have the port before nbdkit has it: then another one is taken.
 for _ in 1 2 3 4 5; do

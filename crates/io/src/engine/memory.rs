@@ -3,10 +3,21 @@
 //! Overlapping requests on two queues at once may interleave, as on any disk: each byte is from one
 //! of them. Operations complete at once, and there is no volatile cache.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use super::{COPY_STEP, FREE_STEP, LeafIo, LeafOp, Submitted};
+use crate::pipeline::{HOLE, ZERO};
+
+const PAGE: usize = 4096;
+/// Pages whose state is read at a time.
+const LOOK: usize = 4096;
+/// The state of a page, as `/proc/PID/pagemap` has it: in memory, or swapped out. A page that is
+/// neither was never written, or was given back.
+const IN_USE: u64 = 0b11 << 62;
 
 /// See the module's text.
 pub struct MemoryEngine {
@@ -73,12 +84,31 @@ impl MemoryEngine {
         Submitted::Done(len as i64)
     }
 
+    /// The bytes from `offset` on, 1 to `len`, that are alike, and whether they take no memory.
+    pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
+        let first = offset / PAGE as u64;
+        let pages = (offset + len).div_ceil(PAGE as u64) - first;
+        // Eight bytes a page. Whatever cannot be found out is taken as data.
+        let mut states = vec![0; pages.min(LOOK as u64) as usize * 8];
+        let at = (self.memory.as_ptr() as u64 / PAGE as u64 + first) * 8;
+        let read = pagemap().map(|pagemap| pagemap.read_exact_at(&mut states, at));
+        let Some(Ok(())) = read else { return (len, 0) };
+        let mut states = states.as_chunks::<8>().0.iter();
+        let mut in_use = || states.next().map(|state| u64::from_ne_bytes(*state) & IN_USE != 0);
+        let Some(kind) = in_use() else { return (len, 0) };
+        let mut alike = 1;
+        while in_use() == Some(kind) {
+            alike += 1;
+        }
+        let end = (first + alike) * PAGE as u64;
+        (end.min(offset + len) - offset, if kind { 0 } else { HOLE | ZERO })
+    }
+
     /// Zeroes a range by giving whole pages back to the system.
     ///
     /// # Safety
     /// The range lies in the mapping.
     unsafe fn drop_pages(&self, offset: usize, len: usize) {
-        const PAGE: usize = 4096;
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(PAGE), end / PAGE * PAGE);
         // SAFETY: all ranges below lie within offset..end, which the caller guarantees.
@@ -97,9 +127,57 @@ impl MemoryEngine {
     }
 }
 
+/// The state of this process's pages; `None` without `/proc`.
+fn pagemap() -> Option<&'static File> {
+    static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
+    PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()
+}
+
 impl Drop for MemoryEngine {
     fn drop(&mut self) {
         // SAFETY: mapped in new() with this size, and no code uses it any more.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Span;
+
+    fn submit(engine: &MemoryEngine, op: LeafOp, offset: u64, data: &mut [u8]) {
+        let io = LeafIo {
+            op,
+            offset,
+            len: data.len() as u64,
+            data: Span(data.as_mut_ptr()),
+            fua: false,
+            fast: false,
+            pages: None,
+            part: 0,
+            queue: 0,
+        };
+        // SAFETY: the data outlives the operation, which is done at once.
+        assert!(matches!(unsafe { engine.submit(&io) }, Submitted::Done(_)));
+    }
+
+    #[test]
+    fn pages_that_were_never_written_or_were_given_back_are_holes() {
+        let engine = MemoryEngine::new(64 << 20).unwrap();
+        submit(&engine, LeafOp::Write, 8192, &mut [1; 8192]);
+        let mut at = 0;
+        let mut runs = Vec::new();
+        while at < 1 << 20 {
+            let (len, status) = engine.allocation(at, (1 << 20) - at);
+            assert!((1..=(1 << 20) - at).contains(&len));
+            runs.push((len, status));
+            at += len;
+        }
+        assert_eq!(runs, [(8192, 3), (8192, 0), ((1 << 20) - 16384, 3)]);
+        assert_eq!(engine.allocation(8704, 512), (512, 0));
+        assert_eq!(engine.allocation(0, 64 << 20).0, 8192);
+        assert_eq!(engine.allocation(16384, (64 << 20) - 16384).0, (LOOK * PAGE) as u64);
+        submit(&engine, LeafOp::Discard, 8192, &mut [0; 8192]);
+        assert_eq!(engine.allocation(8192, 4096), (4096, 3));
     }
 }

@@ -200,8 +200,11 @@ impl Engine {
         match self {
             Engine::File(engine) => engine.known_allocation(),
             Engine::Null(_) => Some(HOLE | ZERO),
-            Engine::Absent(_) | Engine::Custom(_) | Engine::Iscsi(_) => Some(0),
-            Engine::Memory(_) | Engine::Nbd(_) | Engine::Sim(_) => Some(0),
+            Engine::Absent(engine) => engine.found().map_or(Some(0), Engine::known_allocation),
+            Engine::Iscsi(engine) => engine.known_allocation(),
+            Engine::Nbd(engine) => engine.known_allocation(),
+            Engine::Memory(_) => None,
+            Engine::Custom(_) | Engine::Sim(_) => Some(0),
         }
     }
 
@@ -209,7 +212,14 @@ impl Engine {
     /// flags. May block: never called on a queue's thread.
     pub fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         match self {
+            Engine::Absent(engine) => match engine.found() {
+                Some(engine) => engine.allocation(offset, len),
+                None => (len, 0),
+            },
             Engine::File(engine) => engine.allocation(offset, len),
+            Engine::Iscsi(engine) => engine.allocation(offset, len),
+            Engine::Memory(engine) => engine.allocation(offset, len),
+            Engine::Nbd(engine) => engine.allocation(offset, len),
             other => (len, other.known_allocation().unwrap_or(0)),
         }
     }

@@ -73,6 +73,14 @@ impl Pipeline {
         }
     }
 
+    /// A leaf of the multipath device whose path is up. All lead to one volume.
+    fn leaf_that_is_up(&self, device: u32) -> Option<&Arc<Leaf>> {
+        let table = self.table(device)?;
+        let (groups, paths) = table.multipath()?;
+        let up = paths.iter().zip(groups.paths()).find(|(_, path)| path.is_up());
+        table.leaf_of(*up?.0)
+    }
+
     fn describe(
         &self,
         piece: &Piece,
@@ -86,7 +94,8 @@ impl Pipeline {
         let leaf = match piece.to {
             PieceTo::Leaf(at) => shared_leaf_at(&self.devices, at),
             PieceTo::Nowhere => return each(piece.len, Found::Status(HOLE | ZERO)),
-            PieceTo::Gate(_) | PieceTo::Fail(_) | PieceTo::Multipath { .. } => None,
+            PieceTo::Multipath { device, .. } => self.leaf_that_is_up(device),
+            PieceTo::Gate(_) | PieceTo::Fail(_) => None,
         };
         let found = match leaf {
             Some(leaf) => match leaf.engine().known_allocation() {

@@ -2,10 +2,13 @@
 //!
 //! Contract: as the parent module's.
 
+use std::cell::Cell;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::IscsiAddress;
 use super::link::IscsiLink;
@@ -16,6 +19,7 @@ use crate::engine::connector::Connector;
 use crate::engine::links::Link;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
+use crate::pipeline::{HOLE, ZERO};
 use crate::ring::Ring;
 
 type Shared = carrier::Shared<IscsiLink>;
@@ -25,10 +29,14 @@ pub struct IscsiEngine {
     shared: Arc<Shared>,
     identity: String,
     target: String,
+    /// It does not answer GET LBA STATUS.
+    knows_no_status: AtomicBool,
     read_only: bool,
     control: Mutex<Control>,
 }
 
+/// Longest wait for the status of blocks.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The number of the control side's session among those of a leaf.
 const CONTROL: u16 = u16::MAX;
 
@@ -83,7 +91,8 @@ impl IscsiEngine {
         });
         let read_only = limits.read_only;
         let (target, control) = (address.target.clone(), Mutex::new(control));
-        Ok((IscsiEngine { shared, identity, target, read_only, control }, limits))
+        let knows_no_status = AtomicBool::new(false);
+        Ok((IscsiEngine { shared, identity, target, knows_no_status, read_only, control }, limits))
     }
 
     /// # Safety
@@ -138,6 +147,39 @@ impl IscsiEngine {
     /// As [`crate::engine::Engine::is_reachable`].
     pub(in crate::engine) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()
+    }
+
+    /// A unit without provisioning has no holes.
+    pub(in crate::engine) fn known_allocation(&self) -> Option<u32> {
+        let knows_holes = self.shared.facts.provisions && !self.knows_no_status.load(Relaxed);
+        (!knows_holes).then_some(0)
+    }
+
+    /// As [`crate::engine::Engine::allocation`]. By the control side's session: whoever else needs
+    /// it waits for [`STATUS_TIMEOUT`] at most.
+    pub(in crate::engine) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
+        let (facts, deadline) = (&self.shared.facts, Instant::now() + STATUS_TIMEOUT);
+        let block_bytes = u64::from(facts.block_bytes);
+        if self.known_allocation().is_some() || !offset.is_multiple_of(block_bytes) {
+            return (len, 0);
+        }
+        let found = Cell::new((0, true));
+        let asked = self.control().call(deadline, |session, _| {
+            found.set(session.lba_status(offset / block_bytes, deadline)?);
+            Ok(())
+        });
+        if let Err(error) = asked {
+            tracing::debug!(%error, "the allocation is not known");
+            self.knows_no_status.store(!is_path_error(error.raw_os_error().unwrap_or(0)), Relaxed);
+            return (len, 0);
+        }
+        let (blocks, is_provisioned) = found.get();
+        let status = match (is_provisioned, facts.holes_are_zeroes) {
+            (true, _) => 0,
+            (false, true) => HOLE | ZERO,
+            (false, false) => HOLE,
+        };
+        (blocks.saturating_mul(block_bytes).min(len), status)
     }
 
     /// What names the volume in the world, whatever path leads there.

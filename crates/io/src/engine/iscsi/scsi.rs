@@ -95,6 +95,26 @@ pub fn read_capacity() -> Command {
     command(16, Way::In, &[(0, &[0x9e, 0x10]), (10, &(ANSWER as u32).to_be_bytes())])
 }
 
+/// GET LBA STATUS(16) from a block on.
+pub fn get_lba_status(block: u64) -> Command {
+    let length = (ANSWER as u32).to_be_bytes();
+    command(16, Way::In, &[(0, &[0x9e, 0x12]), (2, &block.to_be_bytes()), (10, &length)])
+}
+
+/// Reads its answer: how many blocks from `block` on are alike, and whether they are provisioned.
+/// `None` if it makes no sense.
+pub fn lba_status(answer: &[u8], block: u64) -> Option<(u64, bool)> {
+    // The length does not count itself; the first descriptor begins at 8.
+    let len = u32::from_be_bytes(be(answer, 0)?);
+    let first = u64::from_be_bytes(be(answer, 8)?);
+    let blocks = u64::from(u32::from_be_bytes(be(answer, 16)?));
+    let [status] = be(answer, 20)?;
+    let blocks = first.checked_add(blocks)?.checked_sub(block)?;
+    // 1: deallocated. An anchored block has its place on the medium, but reads as one of them; it
+    // is taken as data, as it counts as used.
+    (len >= 20 && first <= block && blocks > 0).then_some((blocks, status & 0x0f != 1))
+}
+
 /// INQUIRY of a page of vital product data.
 pub fn inquiry(page: u8) -> Command {
     command(6, Way::In, &[(0, &[0x12, 1, page]), (3, &(ANSWER as u16).to_be_bytes())])
@@ -133,6 +153,10 @@ pub struct Volume {
     pub same_blocks: u64,
     /// WRITE SAME may give space up, and what was given up reads as zeroes.
     pub same_unmaps: bool,
+    /// Blocks may be not provisioned, and GET LBA STATUS tells which.
+    pub provisions: bool,
+    /// What is not provisioned reads as zeroes.
+    pub holes_are_zeroes: bool,
     /// Most blocks of a READ or WRITE; 0: whatever is asked.
     pub transfer_blocks: u32,
     /// The names of the unit.
@@ -186,6 +210,8 @@ impl Volume {
         let exponent = answer.get(13).map_or(0, |byte| byte & 0x0f).min(7);
         self.physical_bytes = self.block_bytes << exponent;
         // Logical block provisioning is there, and reads of what was given up return zeroes.
+        let bits = answer.get(14).copied().unwrap_or(0);
+        (self.provisions, self.holes_are_zeroes) = (bits & 0x80 != 0, bits & 0x40 != 0);
         self.same_unmaps = answer.get(14).is_some_and(|byte| byte & 0xc0 == 0xc0);
         (good && fits).then_some(())
     }
@@ -506,6 +532,23 @@ mod tests {
             let mut volume = Volume::default();
             volume.take_identity(&vpd(0x83, &[t10, unique]));
             assert!(volume.has_unique_name, "{unique:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_of_blocks_is_that_of_the_first_descriptor_and_checked() {
+        let answer = |first: u64, blocks: u32, status: u8| {
+            let head = [&20u32.to_be_bytes()[..], &[0; 4]].concat();
+            [&head[..], &first.to_be_bytes(), &blocks.to_be_bytes(), &[status, 0, 0, 0]].concat()
+        };
+        assert_eq!(lba_status(&answer(8, 100, 1), 8), Some((100, false)));
+        assert_eq!(lba_status(&answer(0, 100, 0), 8), Some((92, true)), "it may begin earlier");
+        assert_eq!(lba_status(&answer(8, 100, 2), 8), Some((100, true)), "anchored");
+        for none in [answer(9, 1, 1), answer(0, 8, 1), answer(8, 0, 1), answer(u64::MAX, 9, 1)] {
+            assert_eq!(lba_status(&none, 8), None, "{none:?}");
+        }
+        for cut in 0..21 {
+            assert_eq!(lba_status(&answer(8, 100, 1)[..cut], 8), None);
         }
     }
 

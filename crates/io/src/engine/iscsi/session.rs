@@ -335,6 +335,13 @@ impl Session {
         Ok(volume)
     }
 
+    /// The blocks from `block` on that are alike, and whether they are provisioned.
+    pub(super) fn lba_status(&mut self, block: u64, deadline: Instant) -> io::Result<(u64, bool)> {
+        let answer = self.ask(&scsi::get_lba_status(block), deadline)?;
+        let nonsense = || io::Error::new(io::ErrorKind::InvalidData, "an LBA status of nothing");
+        scsi::lba_status(&answer, block).ok_or_else(nonsense)
+    }
+
     /// Makes what was written stable.
     pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
         self.call(&scsi::synchronize_cache(), &mut [], deadline)

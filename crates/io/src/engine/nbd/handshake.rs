@@ -20,6 +20,8 @@ const MAX_REPLY: usize = 4 * MAX_STRING;
 const MAX_REPLIES: usize = 16;
 /// Largest minimum block size of the protocol.
 const MAX_MIN_BLOCK: u32 = 64 << 10;
+/// The context of a server's allocation.
+const ALLOCATION: &str = "base:allocation";
 /// What may be assumed of a server that says nothing about sizes.
 const DEFAULT_MIN_BLOCK: u32 = 1;
 
@@ -78,6 +80,51 @@ impl Offer {
 
 /// Negotiates the use of an export.
 pub(super) fn shake_hands(socket: &mut Socket, export: &str) -> io::Result<Offer> {
+    begin(socket, export)?;
+    go(socket, export)
+}
+
+/// The same, for questions about allocation: with the number that the server gives to
+/// `base:allocation`. `None` if it does not know that.
+pub(super) fn shake_hands_for_status(
+    socket: &mut Socket,
+    export: &str,
+) -> io::Result<Option<(Offer, u32)>> {
+    if !begin(socket, export)? {
+        return Ok(None);
+    }
+    let mut data = Vec::new();
+    for text in [&(export.len() as u32).to_be_bytes()[..], export.as_bytes(), &1u32.to_be_bytes()] {
+        data.extend_from_slice(text);
+    }
+    data.extend_from_slice(&(ALLOCATION.len() as u32).to_be_bytes());
+    data.extend_from_slice(ALLOCATION.as_bytes());
+    send(socket, opt::SET_META_CONTEXT, &data)?;
+    let mut context = None;
+    for _ in 0..MAX_REPLIES {
+        match reply(socket, opt::SET_META_CONTEXT)? {
+            (rep::ACK, _) => {
+                let Some(context) = context else { return Ok(None) };
+                return Ok(Some((go(socket, export)?, context)));
+            }
+            (rep::META_CONTEXT, data) => {
+                let mut reader = Reader::new(&data);
+                let number = reader.u32();
+                if reader.bytes(reader.len()) == Some(ALLOCATION.as_bytes()) {
+                    context = number;
+                }
+            }
+            (kind, _) if kind & rep::ERROR_BIT != 0 => return Ok(None),
+            (kind, _) => {
+                return Err(broken(format!("a reply of type {kind:#x} to SET_META_CONTEXT")));
+            }
+        }
+    }
+    Err(broken(format!("more than {MAX_REPLIES} replies to SET_META_CONTEXT")))
+}
+
+/// Greets, and asks for structured replies. Whether the server has them.
+fn begin(socket: &mut Socket, export: &str) -> io::Result<bool> {
     let mut greeting = Reader::new(&socket.array::<18>()?).greeting()?;
     greeting &= handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
     if greeting & handshake_flag::FIXED_NEWSTYLE == 0 {
@@ -86,12 +133,11 @@ pub(super) fn shake_hands(socket: &mut Socket, export: &str) -> io::Result<Offer
     socket.write_all(&u32::from(greeting).to_be_bytes())?;
     send(socket, opt::STRUCTURED_REPLY, &[])?;
     match reply(socket, opt::STRUCTURED_REPLY)? {
-        (rep::ACK, _) => {}
-        (kind, text) if kind == rep::ERR_TLS_REQD => return Err(refused(export, kind, &text)),
-        (kind, _) if kind & rep::ERROR_BIT != 0 => {}
-        (kind, _) => return Err(broken(format!("a reply of type {kind:#x} to STRUCTURED_REPLY"))),
+        (rep::ACK, _) => Ok(true),
+        (kind, text) if kind == rep::ERR_TLS_REQD => Err(refused(export, kind, &text)),
+        (kind, _) if kind & rep::ERROR_BIT != 0 => Ok(false),
+        (kind, _) => Err(broken(format!("a reply of type {kind:#x} to STRUCTURED_REPLY"))),
     }
-    go(socket, export)
 }
 
 fn go(socket: &mut Socket, export: &str) -> io::Result<Offer> {

@@ -6,6 +6,7 @@
 //!         wire.rs: requests to bytes, bytes to replies   pure
 //! lost    engine/connector.rs: another connection        a thread of its own, while one is missing
 //! control control.rs: probe, flush                       control thread, blocking, with a deadline
+//! holes   status.rs: what is allocated                  helper thread of the leaf, blocking, with a deadline
 //! ```
 //!
 //! A server that says `CAN_MULTI_CONN` is reached by connections of each queue's own; then a flush
@@ -20,6 +21,7 @@ mod control;
 mod handshake;
 mod link;
 mod relay;
+mod status;
 pub mod wire;
 
 use std::io;
@@ -40,6 +42,7 @@ use control::{Control, dial, dial_for_link};
 use handshake::Offer;
 use link::{Connection, NbdLink};
 use relay::Relay;
+use status::Status;
 
 type Shared = carrier::Shared<NbdLink>;
 
@@ -67,6 +70,8 @@ enum Route {
 
 struct Own {
     per_queue: usize,
+    /// For the leaf's helper thread.
+    status: Mutex<Status>,
     /// Whose turn it is, of a queue's connections.
     turns: Box<[Turn]>,
     control: Mutex<Control>,
@@ -116,6 +121,7 @@ impl NbdEngine {
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {
                 per_queue: address.connections,
+                status: Mutex::new(Status::new(address.clone(), shared.facts.clone())),
                 turns: (0..queues).map(|_| Turn::default()).collect(),
                 control: Mutex::new(control),
             })),
@@ -198,6 +204,21 @@ impl NbdEngine {
     /// As [`super::Engine::is_reachable`].
     pub(super) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()
+    }
+
+    /// A server that serves one connection only is not asked: there is none for it.
+    pub(super) fn known_allocation(&self) -> Option<u32> {
+        match self.route {
+            Route::Own(_) => None,
+            Route::Relay(_) => Some(0),
+        }
+    }
+
+    /// As [`super::Engine::allocation`].
+    pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
+        let Route::Own(own) = &self.route else { return (len, 0) };
+        let mut status = own.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.ask(offset, len).unwrap_or((len, 0))
     }
 
     /// What the volume is known by: paths that differ in it do not lead to one volume. The other
