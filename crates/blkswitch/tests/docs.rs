@@ -137,12 +137,16 @@ impl Constants {
         constants
     }
 
-    /// The constant `name` of `file`, or of any file if it has none of that name.
+    /// The constant `name` of `file`, or else of the nearest file that has one of that name.
     fn find(&self, name: &str, file: &str) -> (&str, &str, &str) {
-        let own = self.files.get(file).unwrap_or_else(|| panic!("no file {file}"));
-        let others = self.files.values().flatten();
-        let found = own.iter().chain(others).find(|(other, ..)| other == name);
-        let (name, kind, value) = found.unwrap_or_else(|| panic!("{file}: no constant {name}"));
+        assert!(self.files.contains_key(file), "no file {file}");
+        let shared =
+            |path: &str| path.bytes().zip(file.bytes()).take_while(|(a, b)| a == b).count();
+        let all = self.files.iter().flat_map(|(path, all)| all.iter().map(move |one| (path, one)));
+        let found = all.filter(|(_, (other, ..))| other == name);
+        let nearest = found.max_by_key(|(path, _)| (*path == file, shared(path), path.as_str()));
+        let (_, (name, kind, value)) =
+            nearest.unwrap_or_else(|| panic!("{file}: no constant {name}"));
         (name, kind, value)
     }
 
