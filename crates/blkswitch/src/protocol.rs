@@ -209,6 +209,10 @@ pub struct Device {
     /// Why the table that is kept of it cannot be served yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away: Option<String>,
+    /// Paths that could be written when the table was loaded, and can only be read since the daemon
+    /// was started again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_only_paths: Vec<String>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.

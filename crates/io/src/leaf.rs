@@ -5,6 +5,8 @@
 //! through
 //! [`Leaf::engine`]; the only shared words a request touches are its queue's line in [`Dirty`].
 
+mod error;
+
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -29,107 +31,11 @@ use crate::helper::Helper;
 use crate::queues::Queues;
 use crate::sync::{AtomicU64, Ordering};
 
+pub use self::error::LeafError;
+
 /// Operations of a queue that a leaf has under way at most, where each may hold a worker thread of
 /// the kernel: deeper than any disk's own queue; an eighth of the workers ([`crate::ring`]).
 pub(crate) const MAX_UNDER_WAY: u64 = 256;
-
-/// Why a leaf cannot be used. Each is a sentence that quotes the address.
-#[derive(Debug, thiserror::Error)]
-pub enum LeafError {
-    /// The address is not of a known form.
-    #[error(
-        "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
-         iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, mem:SIZE, null:SIZE or sim:SIZE[,option...]"
-    )]
-    Address(String),
-    /// The size in an address is wrong.
-    #[error(
-        "'{0}': the size must be a number of bytes with an optional K, M, G or T, a multiple of 512 above 0"
-    )]
-    Size(String),
-    /// An option in an address is unknown or has a bad value.
-    #[error("'{address}': bad option '{option}': {allowed}")]
-    Option {
-        /// The whole address.
-        address: String,
-        /// The word that is wrong.
-        option: String,
-        /// What would be right.
-        allowed: &'static str,
-    },
-    /// The system refused.
-    #[error("cannot {what} '{name}': {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// The path.
-        name: String,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// Somebody else writes to it.
-    #[error(
-        "'{0}' is in use: another process holds a lock on it (or it is mounted); one writer at a time"
-    )]
-    Busy(String),
-    /// Neither a regular file nor a block device.
-    #[error("'{0}' is neither a regular file nor a block device")]
-    NotBlock(String),
-    /// A disk that is written zone by zone.
-    #[error(
-        "'{0}' is a zoned disk, whose zones must be written from front to back: what goes through a table of devices \
-         cannot promise that"
-    )]
-    Zoned(String),
-    /// It is open in the other mode, and cannot change.
-    #[error("'{name}' is open {now} already, for another table, and stays so: {why}")]
-    Mode {
-        /// The path.
-        name: String,
-        /// How it is open.
-        now: &'static str,
-        /// Why it stays so.
-        why: Unfit,
-    },
-    /// A custom leaf with limits that make no sense.
-    #[error(
-        "'{name}' has limits that make no sense: {limits:?}; it needs at least one sector, and blocks of 512 bytes or more, \
-         the logical one a power of two of at most 64 KiB"
-    )]
-    Limits {
-        /// Its name.
-        name: String,
-        /// Its limits.
-        limits: Limits,
-    },
-    /// A file of no whole sector.
-    #[error(
-        "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
-    )]
-    Empty(String),
-}
-
-impl LeafError {
-    /// Whether it cannot be reached, rather than being wrong.
-    pub fn is_unreachable(&self) -> bool {
-        let LeafError::System { source, .. } = self else { return false };
-        let kinds =
-            [io::ErrorKind::TimedOut, io::ErrorKind::NotConnected, io::ErrorKind::UnexpectedEof];
-        source.raw_os_error().is_some() || kinds.contains(&source.kind())
-    }
-
-    /// The errno a caller of the kernel would see.
-    pub fn errno(&self) -> i32 {
-        match self {
-            LeafError::Address(_) | LeafError::Size(_) | LeafError::Option { .. } => libc::EINVAL,
-            LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
-            LeafError::Busy(_) => libc::EBUSY,
-            LeafError::NotBlock(_) => libc::ENOTBLK,
-            LeafError::Mode { .. } => libc::EBUSY,
-            LeafError::Empty(_) | LeafError::Zoned(_) | LeafError::Limits { .. } => libc::EINVAL,
-        }
-    }
-}
 
 /// Where a leaf is.
 #[derive(Clone, Debug, PartialEq)]
@@ -393,6 +299,10 @@ impl Leaf {
     /// Opens a leaf. Errors leave nothing open; a file that was made is removed again.
     pub fn open(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
         let (engine, limits, name) = open_engine(address, options)?;
+        // Found out by a write it would be an error of the volume, in the middle of a request.
+        if limits.read_only && !options.read_only {
+            return Err(LeafError::ReadOnly(name));
+        }
         Ok(Leaf::new(address, options, engine, limits, name))
     }
 
@@ -562,6 +472,22 @@ impl Leaf {
         if let Some(Line(count)) = self.under_way.get(queue) {
             count.store(count.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         }
+    }
+
+    /// Opens once more what is open for reading only, now for writing as well. The leaf that reads
+    /// stays what it is for the tables that have it.
+    pub fn open_writable(
+        &self,
+        address: &Address,
+        options: &LeafOptions,
+    ) -> Result<Arc<Leaf>, LeafError> {
+        // The lock of a reader keeps every writer out, also this one.
+        self.engine.set_reader_lock(false);
+        let opened = Leaf::open(address, options);
+        if opened.is_err() {
+            self.engine.set_reader_lock(true);
+        }
+        opened
     }
 
     /// Its unflushed writes.

@@ -117,6 +117,9 @@ pub struct Segment {
     pub target: Target,
     /// The number of its first path among all paths of the table; set by the builder.
     pub first_path: u32,
+    /// The words that its paths were named by, in their order; empty for a device below, which may
+    /// be renamed. One leaf may have several names, and another medium may have one of them later.
+    pub words: Box<[Box<str>]>,
 }
 
 /// See the module's text.
@@ -467,14 +470,24 @@ impl TableBuilder {
         }
     }
 
-    /// Adds a segment of `len` sectors behind the last.
+    /// Adds a segment of `len` sectors behind the last. Its paths are named as their leaves are.
     pub fn push(&mut self, len: u64, target: Target) {
+        let name = |to: &To| match to.below {
+            Below::Leaf(leaf) => self.leaves.get(leaf as usize).map_or("", |leaf| leaf.name()),
+            Below::Device(_) => "",
+        };
+        let words = target.paths().iter().map(|to| name(to).into()).collect();
+        self.push_named(len, target, words);
+    }
+
+    /// The same, with the words that its paths were named by ([`Segment::words`]).
+    pub fn push_named(&mut self, len: u64, target: Target, words: Box<[Box<str>]>) {
         let (start, first_path) = self.segments.last().map_or((0, 0), |last| {
             let paths = last.target.paths().len() as u32;
             // Lengths that are too large are refused by build().
             (last.start.saturating_add(last.len), last.first_path.saturating_add(paths))
         });
-        self.segments.push(Segment { start, len, target, first_path });
+        self.segments.push(Segment { start, len, target, first_path, words });
     }
 
     /// The table, if every request to it can be routed: the segments fit a device, and all that

@@ -48,6 +48,9 @@ pub struct Site<'a> {
     pub maps: Maps<'a>,
     /// Where it is noted what is being opened.
     pub opening: &'a Opening,
+    /// The table was served before: a path that has become read-only counts as failed, and stops
+    /// nothing else.
+    pub restores: bool,
 }
 
 /// Where the words of a table's region maps come from.
@@ -159,15 +162,17 @@ pub(super) struct Builder<'a> {
     site: &'a Site<'a>,
     options: LeafOptions,
     table: TableBuilder,
-    /// The addresses of the table's leaves, in the table's order.
+    /// The words of the paths of the target that is being made, as they can stand in a table again.
+    words: Vec<Box<str>>,
+    /// The word of each of the table's leaves, in the table's order.
     leaf_names: Vec<String>,
     has_multipath: bool,
 }
 
 /// A path of a multipath.
 pub(super) enum PathLeaf {
-    /// It can be reached.
-    Open(Arc<Leaf>),
+    /// It can be reached, at this address.
+    Open(Box<Address>, Arc<Leaf>),
     /// It cannot, and why.
     Absent(Box<Address>, Failure),
 }
@@ -180,7 +185,8 @@ impl<'a> Builder<'a> {
     fn new(site: &'a Site<'a>, load: &LoadTable) -> Self {
         let options = leaf_options(load.leaves, load.read_only, site.queues);
         let table = TableBuilder::new(load.read_only);
-        Builder { site, options, table, leaf_names: Vec::new(), has_multipath: false }
+        let (words, leaf_names) = (Vec::new(), Vec::new());
+        Builder { site, options, table, words, leaf_names, has_multipath: false }
     }
 
     fn target(&mut self, layout: &mut Layout, line: &table::Target<'_>) -> Result<(), Failure> {
@@ -204,7 +210,8 @@ impl<'a> Builder<'a> {
             failure.reason = format!("line {}: {}", line.line, failure.reason);
             failure
         })?;
-        self.table.push(line.len, target);
+        let words = std::mem::take(&mut self.words);
+        self.table.push_named(line.len, target, words.into());
         Ok(())
     }
 
@@ -231,8 +238,11 @@ impl<'a> Builder<'a> {
             return Err(Failure::new(Errno::Einval, reason));
         };
         match self.open(&address) {
-            Ok(leaf) => Ok(PathLeaf::Open(leaf)),
-            Err(error) if address.may_be_absent() && error.is_unreachable() => {
+            Ok(leaf) => Ok(PathLeaf::Open(Box::new(address), leaf)),
+            Err(error)
+                if address.may_be_absent() && error.is_unreachable()
+                    || self.site.restores && error.is_read_only() =>
+            {
                 Ok(PathLeaf::Absent(Box::new(address), error.into()))
             }
             Err(error) => Err(error.into()),
@@ -244,18 +254,32 @@ impl<'a> Builder<'a> {
         self.site.opening.at(&address.to_string(), open)
     }
 
+    /// A path that could be written when the table was served before, and can only be read now: what
+    /// is written to it fails, which is better than to serve nothing.
+    fn open_degraded(&self, address: &Address, error: LeafError) -> Result<Arc<Leaf>, LeafError> {
+        if !self.site.restores || !error.is_read_only() {
+            return Err(error);
+        }
+        tracing::warn!(device = %self.site.device.name(), path = %address,
+            "has become read-only: writes to this path fail until the table is loaded again");
+        let options = LeafOptions { read_only: true, ..self.options };
+        self.site.leaves.open(address, &options)
+    }
+
     /// A leaf for a path that cannot be reached: another way to the volume of `other`.
     pub(super) fn absent(&self, address: &Address, other: &Leaf) -> Arc<Leaf> {
         self.site.leaves.absent(address, &self.options, other)
     }
 
-    /// Makes a leaf part of the table.
-    pub(super) fn adopt(&mut self, leaf: Arc<Leaf>) -> Below {
-        let name = leaf.name().to_owned();
+    /// Makes the leaf at an address the next path of the target. The word stays that of the table:
+    /// another table may name the same leaf by another, which may lead elsewhere one day.
+    pub(super) fn adopt(&mut self, address: &Address, leaf: Arc<Leaf>) -> Below {
+        let word = address.to_string();
         let below = self.table.leaf(leaf);
+        self.words.push(word.as_str().into());
         // The table numbers its leaves in the order they come; one it has already keeps its number.
         if below == Below::Leaf(self.leaf_names.len() as u32) {
-            self.leaf_names.push(name);
+            self.leaf_names.push(word);
         }
         below
     }
@@ -270,12 +294,17 @@ impl<'a> Builder<'a> {
                 );
                 Err(Failure::new(Errno::Einval, reason))
             }
-            Found::Device(device) => self.table.device(&device).ok_or_else(|| {
-                Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
-            }),
+            Found::Device(device) => {
+                // Its name is looked up when it is shown.
+                self.words.push("".into());
+                self.table.device(&device).ok_or_else(|| {
+                    Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))
+                })
+            }
             Found::Leaf(address) => {
-                let leaf = self.open(&address)?;
-                Ok(self.adopt(leaf))
+                let leaf =
+                    self.open(&address).or_else(|error| self.open_degraded(&address, error))?;
+                Ok(self.adopt(&address, leaf))
             }
         }
     }

@@ -2,13 +2,13 @@
 //!
 //! Everything is read from the table that runs, nothing is remembered beside it: a parameter text
 //! cannot disagree with what the pipeline does, and a device below is shown under the name it has
-//! now. A path stands as the address its leaf was opened by, so a printed table can be loaded
-//! again.
+//! now. A path stands as the word it was loaded by, so a printed table can be loaded again: its
+//! leaf may have other names, too.
 //!
 //! Contract: reads only; takes the short locks of [`Device`]. Any thread.
 
 use blkswitch_io::stats::{Histogram, Totals};
-use blkswitch_io::{Below, Device, Segment, Table, Target, To};
+use blkswitch_io::{Below, Device, Segment, Table, Target};
 
 use super::build::short_name;
 use super::failure::MAJOR;
@@ -35,7 +35,14 @@ pub fn device(device: &Device) -> protocol::Device {
         clients: Vec::new(),
         waits: None,
         away: None,
+        read_only_paths: device.live().as_deref().map(read_only_paths).unwrap_or_default(),
     }
+}
+
+/// The paths of a writable table that cannot be written.
+fn read_only_paths(table: &Table) -> Vec<String> {
+    let leaves = table.leaves().iter().filter(|leaf| leaf.limits().read_only);
+    leaves.filter(|_| !table.read_only()).map(|leaf| leaf.name().to_owned()).collect()
 }
 
 /// A table as the text that makes it again.
@@ -59,69 +66,71 @@ fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
         start: segment.start,
         length: segment.len,
         target: segment.target.name().to_owned(),
-        params: params(table, &segment.target),
-        status: status(table, &segment.target),
+        params: params(table, segment),
+        status: status(table, segment),
     }
 }
 
 /// What `table` prints behind the type.
-fn params(table: &Table, target: &Target) -> String {
-    let mut text = match target {
+fn params(table: &Table, segment: &Segment) -> String {
+    let mut text = match &segment.target {
         Target::Switch { map, paths } => {
             format!("{} {} 0", paths.len(), map.geometry().region_size())
         }
         Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
-        Target::Multipath { groups, paths } => return multipath::params(table, groups, paths),
+        Target::Multipath { groups, .. } => return multipath::params(table, segment, groups),
         Target::Linear(_) | Target::Error | Target::Zero => String::new(),
     };
-    for to in target.paths() {
+    for (path, to) in segment.target.paths().iter().enumerate() {
         if !text.is_empty() {
             text.push(' ');
         }
-        text.push_str(&format!("{} {}", address(table, *to), to.offset));
+        text.push_str(&format!("{} {}", address(table, segment, path), to.offset));
     }
     text
 }
 
 /// What `status` prints behind the type.
-fn status(table: &Table, target: &Target) -> String {
-    match target {
+fn status(table: &Table, segment: &Segment) -> String {
+    match &segment.target {
         Target::Striped { stripes, .. } => {
-            let addresses: String =
-                stripes.iter().map(|to| format!("{} ", address(table, *to))).collect();
+            let address = |path| format!("{} ", address(table, segment, path));
+            let addresses: String = (0..stripes.len()).map(address).collect();
             // One word of status: a letter per stripe. We know of no dead ones.
             format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
         }
-        Target::Multipath { groups, paths } => multipath::status(table, groups, paths),
+        Target::Multipath { groups, .. } => multipath::status(table, segment, groups),
         Target::Switch { .. } | Target::Linear(_) | Target::Error | Target::Zero => String::new(),
     }
 }
 
 /// A path as a word that can stand in a table.
-pub fn address(table: &Table, to: To) -> String {
-    match to.below {
-        Below::Leaf(leaf) => table.leaves().get(leaf as usize).map(|leaf| leaf.name().to_owned()),
-        Below::Device(id) => {
+pub fn address(table: &Table, segment: &Segment, path: usize) -> String {
+    match segment.target.paths().get(path).map(|to| to.below) {
+        Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
+        Some(Below::Device(id)) => {
             let below = table.devices().find(|device| device.id() == id);
             below.map(|device| format!("/dev/blkswitch/{}", device.name()))
         }
+        None => None,
     }
     .unwrap_or_default()
 }
 
 /// Each leaf and device once, the one added last first.
 fn dependencies(table: &Table) -> Vec<Dependency> {
-    let mut seen = Vec::<Below>::new();
-    for to in table.segments().iter().flat_map(|segment| segment.target.paths()) {
-        if !seen.contains(&to.below) {
-            seen.push(to.below);
+    let mut seen = Vec::<(Below, String)>::new();
+    for segment in table.segments() {
+        for (path, to) in segment.target.paths().iter().enumerate() {
+            if seen.iter().all(|(below, _)| *below != to.below) {
+                seen.push((to.below, address(table, segment, path)));
+            }
         }
     }
-    seen.into_iter().rev().map(|below| dependency(table, below)).collect()
+    seen.into_iter().rev().map(|(below, address)| dependency(table, below, address)).collect()
 }
 
-fn dependency(table: &Table, below: Below) -> Dependency {
-    let address = address(table, To { below, offset: 0 });
+fn dependency(table: &Table, below: Below, address: String) -> Dependency {
     let name = short_name(&address).to_owned();
     let (major, minor, is_device) = match below {
         Below::Device(id) => (MAJOR, id, true),
@@ -147,11 +156,11 @@ pub fn stats(device: &Device) -> DeviceStats {
 
 fn path_stats(table: &Table) -> Vec<PathStats> {
     let paths = table.segments().iter().flat_map(|segment| {
-        let paths = segment.target.paths().iter().zip(0u32..);
-        paths.map(move |(to, path)| PathStats {
+        let paths = 0..segment.target.paths().len() as u32;
+        paths.map(move |path| PathStats {
             segment: segment.start,
             path,
-            address: address(table, *to),
+            address: address(table, segment, path as usize),
             io: io_stats(&table.path_totals(segment.first_path + path)),
         })
     });

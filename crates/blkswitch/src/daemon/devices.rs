@@ -86,7 +86,8 @@ impl Devices {
     /// What a table of `device` is built from.
     pub(super) fn site<'a>(&'a self, device: &'a Arc<Device>, opening: &'a Opening) -> Site<'a> {
         let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
-        Site { registry, leaves, device, queues, maps: Maps::new(&self.folder), opening }
+        let maps = Maps::new(&self.folder);
+        Site { registry, leaves, device, queues, maps, opening, restores: false }
     }
 
     /// The queues.

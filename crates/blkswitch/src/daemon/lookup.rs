@@ -128,15 +128,16 @@ impl Leaves {
         if address.is_remote() {
             // Of two that open one leaf at once, one is used.
             return match key.as_ref().and_then(|key| self.known(key)) {
-                Some(leaf) => chosen(leaf, options),
-                None => Ok(self.remember(Leaf::open(address, options)?)),
+                Some(leaf) if suits(&leaf, options) => chosen(leaf, options),
+                _ => Ok(self.remember(Leaf::open(address, options)?)),
             };
         }
         // Two loads that name one file must not both open it.
         let turn = key.as_ref().map(|key| self.turn(key));
         let _mine = turn.as_ref().map(|turn| lock(turn));
         match key.as_ref().and_then(|key| self.known(key)) {
-            Some(leaf) => chosen(leaf, options),
+            Some(leaf) if suits(&leaf, options) => chosen(leaf, options),
+            Some(reader) => Ok(self.remember(reader.open_writable(address, options)?)),
             None => Ok(self.remember(open_when_released(address, options)?)),
         }
     }
@@ -148,7 +149,9 @@ impl Leaves {
     /// Makes a leaf that was just opened known, unless one of its key is; the one that is used.
     fn remember(&self, leaf: Arc<Leaf>) -> Arc<Leaf> {
         let mut open = lock(&self.open);
-        if let Some(known) = open.get(leaf.key()).and_then(Weak::upgrade) {
+        let known = open.get(leaf.key()).and_then(Weak::upgrade);
+        // One that can be written takes the place of one that cannot.
+        if let Some(known) = known.filter(|known| is_as_able(known, &leaf)) {
             return known;
         }
         open.retain(|_, leaf| leaf.strong_count() > 0);
@@ -177,6 +180,16 @@ impl Leaves {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a leaf that is open already will do.
+fn suits(leaf: &Leaf, options: &LeafOptions) -> bool {
+    options.read_only || !leaf.limits().read_only
+}
+
+/// Whether a leaf can do what another can.
+fn is_as_able(leaf: &Leaf, other: &Leaf) -> bool {
+    other.limits().read_only || !leaf.limits().read_only
 }
 
 /// A leaf that is open already, in the mode that is asked for.
@@ -212,6 +225,24 @@ mod tests {
         assert_eq!(device_numbers(b"99999999999:0"), Some((None, Some(0))));
         for not_numbers in ["1", "1:", ":", ":1", "1:0:0", "-1:0", "+1:0", "1:0 ", "a:b", "mem:1"] {
             assert_eq!(device_numbers(not_numbers.as_bytes()), None, "{not_numbers}");
+        }
+    }
+
+    /// A table that was loaded read-only is to be written from now on.
+    #[test]
+    fn a_file_that_is_open_for_reading_can_be_opened_for_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, [0; 4096]).unwrap();
+        let address = Address::Path(file);
+        let leaves = Leaves::default();
+        let writable = LeafOptions::new(Queues::of_pipelines(1));
+        let read_only = LeafOptions { read_only: true, ..writable };
+        let reader = leaves.open(&address, &read_only).unwrap();
+        let writer = leaves.open(&address, &writable).unwrap();
+        assert!(reader.limits().read_only && !writer.limits().read_only);
+        for options in [read_only, writable] {
+            assert!(Arc::ptr_eq(&leaves.open(&address, &options).unwrap(), &writer));
         }
     }
 

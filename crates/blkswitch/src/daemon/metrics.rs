@@ -96,7 +96,7 @@ fn see_paths(seen: &Seen) -> Vec<SeenPath> {
                 ("device", seen.name.clone()),
                 ("segment", segment.start.to_string()),
                 ("path", path.to_string()),
-                ("address", address(table, *to)),
+                ("address", address(table, segment, path as usize)),
             ],
             totals: table.path_totals(segment.first_path + path),
             health: match &segment.target {

@@ -11,7 +11,7 @@ use blkswitch_core::multipath::{Command, Item, MessageError, Multipath, Params, 
 use blkswitch_io::device::Messenger;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::table::PathGroups;
-use blkswitch_io::{Address, Leaf, Table, Target, To};
+use blkswitch_io::{Address, Leaf, Segment, Table, Target, To};
 
 use super::build::{Builder, PathLeaf};
 use super::describe::address;
@@ -50,9 +50,9 @@ pub(super) fn multipath(
             failure
         };
         leaves.push(match table.path(path.device).map_err(refuse_path)? {
-            PathLeaf::Open(leaf) => {
-                volume.check(&leaf).map_err(refuse_path)?;
-                PathLeaf::Open(leaf)
+            PathLeaf::Open(address, leaf) => {
+                volume.check(&leaf, &address.to_string()).map_err(refuse_path)?;
+                PathLeaf::Open(address, leaf)
             }
             PathLeaf::Absent(address, failure) => PathLeaf::Absent(address, refuse_path(failure)),
         });
@@ -79,21 +79,22 @@ pub(super) fn multipath(
 /// must not keep a host from its volume.
 fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec<u32>), Failure> {
     let open = leaves.iter().find_map(|leaf| match leaf {
-        PathLeaf::Open(leaf) => Some(leaf.clone()),
+        PathLeaf::Open(_, leaf) => Some(leaf.clone()),
         PathLeaf::Absent(..) => None,
     });
     let (mut tos, mut absent) = (Vec::new(), Vec::new());
     for (leaf, path) in leaves.into_iter().zip(0..) {
-        let leaf = match (leaf, &open) {
-            (PathLeaf::Open(leaf), _) => leaf,
+        let (address, leaf) = match (leaf, &open) {
+            (PathLeaf::Open(address, leaf), _) => (address, leaf),
             (PathLeaf::Absent(_, failure), None) => return Err(failure),
             (PathLeaf::Absent(address, failure), Some(other)) => {
                 tracing::warn!(reason = %failure.reason, "a path is down and begins as failed");
                 absent.push(path);
-                table.absent(&address, other)
+                let leaf = table.absent(&address, other);
+                (address, leaf)
             }
         };
-        tos.push(To { below: table.adopt(leaf), offset: 0 });
+        tos.push(To { below: table.adopt(&address, leaf), offset: 0 });
     }
     Ok((tos, absent))
 }
@@ -103,7 +104,6 @@ fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec
 #[derive(Default)]
 struct Volume {
     sectors: Option<(u64, String)>,
-    read_only: Option<(bool, String)>,
     identity: Option<Named>,
 }
 
@@ -119,8 +119,8 @@ struct Named {
 impl Volume {
     /// Refuses a path that leads to another volume than those before it, or that caches what it
     /// should not.
-    fn check(&mut self, leaf: &Leaf) -> Result<(), Failure> {
-        let (name, sectors) = (leaf.name(), leaf.limits().sectors);
+    fn check(&mut self, leaf: &Leaf, name: &str) -> Result<(), Failure> {
+        let sectors = leaf.limits().sectors;
         if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
             let reason = format!(
                 "'{name}' goes through the page cache, where no other path sees what is written: load the \
@@ -132,16 +132,6 @@ impl Volume {
         if *first != sectors {
             let reason = format!(
                 "'{name}' has {sectors} sectors and '{other}' has {first}: paths to one volume have one size"
-            );
-            return Err(Failure::new(Errno::Einval, reason));
-        }
-        // A write would fail on some paths, for no fault of theirs.
-        let read_only = leaf.limits().read_only;
-        let (first, other) = self.read_only.get_or_insert_with(|| (read_only, name.to_owned()));
-        if *first != read_only {
-            let (cannot, can) = if read_only { (name, &**other) } else { (&**other, name) };
-            let reason = format!(
-                "'{cannot}' cannot be written and '{can}' can: paths to one volume are alike"
             );
             return Err(Failure::new(Errno::Einval, reason));
         }
@@ -171,17 +161,13 @@ impl Volume {
 }
 
 /// What `table` prints behind the type.
-pub(super) fn params(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
-    let address =
-        |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
-    groups.table(|path, f| f.write_str(&address(path))).to_string()
+pub(super) fn params(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+    groups.table(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
 }
 
 /// What `status` prints behind the type.
-pub(super) fn status(table: &Table, groups: &PathGroups, paths: &[To]) -> String {
-    let address =
-        |path: u32| paths.get(path as usize).map(|to| address(table, *to)).unwrap_or_default();
-    groups.info(|path, f| f.write_str(&address(path))).to_string()
+pub(super) fn status(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+    groups.info(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
 }
 
 /// Applies the words of a message.
@@ -245,15 +231,15 @@ fn meant(
     };
     let Found::Leaf(named) = found else { return Ok(Vec::new()) };
     let key = Leaf::key_of(&named);
-    let leads = |to: &To| {
+    let names = table.segments().first().map(|segment| &*segment.words).unwrap_or_default();
+    let leads = |number: u32, to: &To| {
         let leaf = table.leaf_of(*to);
-        // The name, too: a file may be gone from where it was when it was opened.
-        leaf.is_some_and(|leaf| {
-            leaf.name().as_bytes() == word || key.as_deref() == Some(leaf.key())
-        })
+        // The word, too: a file may be gone from where it was when it was opened.
+        names.get(number as usize).is_some_and(|name| name.as_bytes() == word)
+            || leaf.is_some_and(|leaf| key.as_deref() == Some(leaf.key()))
     };
     let meant: Vec<u32> =
-        paths.iter().zip(0..).filter(|(to, _)| leads(to)).map(|(_, path)| path).collect();
+        (0..).zip(paths).filter(|(number, to)| leads(*number, to)).map(|(path, _)| path).collect();
     match named {
         Address::Path(path) if meant.is_empty() && !path.exists() => {
             Err(MessageError::Device { errno: CoreErrno::Enoent })

@@ -220,7 +220,7 @@ impl Devices {
         let leaves = LeafOptions { make_files: false, cache: saved.cache };
         let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
         let maps = Maps::saved(&self.folder, &saved.maps);
-        let site = Site { maps, ..self.site(device, opening) };
+        let site = Site { maps, restores: true, ..self.site(device, opening) };
         loop {
             match build(&site, &load) {
                 Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {

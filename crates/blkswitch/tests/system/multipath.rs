@@ -409,7 +409,8 @@ fn an_export_of_another_size_or_name_is_no_path() {
     far.remove("volume");
     let read_only = json!({"name": "volume", "table": "0 2048 zero", "read_only": true});
     far.request("POST", route::DEVICES, read_only).expect_ok();
-    refused(&group(&first), "cannot be written");
+    let error = host.create("refused", &group(&first)).error();
+    assert!(error.errno.name() == "EACCES" && error.reason.contains("is read-only"), "{error:?}");
 
     // Down at first, then there as another volume.
     far.kill();

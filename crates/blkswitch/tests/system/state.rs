@@ -215,6 +215,87 @@ fn a_device_whose_file_is_away_stops_no_other_and_comes_back_by_itself() {
     assert_eq!((ls.as_str(), kept.maps()), ("other\t(0:1)\n", 0));
 }
 
+/// The name that a table was loaded by stays its name, also when another table has opened the same
+/// file by another one: after a restart either name may be gone, or lead elsewhere.
+#[test]
+fn two_names_of_one_file_stay_what_their_tables_were_loaded_by() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    let names = ["first", "hard", "soft"].map(|name| kept.folder.path().join(name));
+    std::fs::write(&names[0], [0; 40 * 512]).unwrap();
+    std::fs::hard_link(&names[0], &names[1]).unwrap();
+    std::os::unix::fs::symlink(&names[1], &names[2]).unwrap();
+    let words = names.each_ref().map(|name| name.display().to_string());
+    let tables = [
+        format!("0 8 linear {} 0", words[0]),
+        format!("0 8 linear {} 8", words[1]),
+        format!("0 16 switch 2 8 0 {} 0 {} 16", words[2], words[1]),
+    ];
+    for (name, table) in ["first", "hard", "both"].iter().zip(&tables) {
+        daemon.create(name, table).expect_ok();
+    }
+    let shown = |daemon: &Daemon, name: &str| {
+        String::from_utf8(daemon.run(&["table", name]).stdout).unwrap().trim().to_owned()
+    };
+    let check = |daemon: &Daemon| {
+        for (name, table) in ["first", "hard", "both"].iter().zip(&tables) {
+            assert_eq!(shown(daemon, name), *table);
+        }
+    };
+    check(&daemon);
+    daemon.nbd("first").write(0, &[5; SECTOR], true).unwrap();
+    assert_eq!(daemon.nbd("both").read(0, SECTOR).unwrap(), [5; SECTOR], "one leaf");
+    daemon.kill();
+    drop(daemon);
+    std::fs::remove_file(&names[0]).unwrap();
+    let daemon = kept.start();
+    check(&daemon);
+    let away = ["first", "hard", "both"].map(|name| daemon.describe(name).away.is_some());
+    assert_eq!(away, [true, false, false]);
+}
+
+/// A path that cannot be written is refused with its name, unless the table is read-only. One that
+/// has become so by the next start counts as failed and stops nothing else.
+#[test]
+fn a_read_only_path_is_refused_and_one_that_has_become_so_stops_nothing_else() {
+    let kept = Kept::new();
+    let (server, mut daemon) = (Daemon::start(), kept.start());
+    let serve = |read_only: bool| {
+        let table = format!("0 80 linear {} 0", server.path("ram0").display());
+        let load = json!({"table": table, "read_only": read_only});
+        server.on("PUT", route::TABLE, "disk", load).expect_ok();
+        server.on("POST", route::RESUME, "disk", json!({})).expect_ok();
+    };
+    server.request("POST", route::DEVICES, json!({"name": "disk"})).expect_ok();
+    serve(true);
+    let remote = format!("nbd+unix:///disk?socket={}", server.path("nbd.sock").display());
+    let files = [0, 1].map(|nr| kept.path(nr));
+    files.iter().for_each(|file| std::fs::write(file, [0; 80 * SECTOR]).unwrap());
+    let table = format!("0 80 switch 3 8 0 {} 0 {remote} 0 {} 0", files[0], files[1]);
+    let group = format!("0 80 multipath 0 0 1 1 round-robin 0 1 0 {remote}");
+    for table in [&table, &group] {
+        let refused = daemon.create("disk", table).error();
+        assert!(refused.reason.contains(&format!("'{remote}' is read-only")), "{}", refused.reason);
+    }
+    let read_only = json!({"name": "disk", "table": table, "read_only": true});
+    daemon.request("POST", route::DEVICES, read_only).expect_ok();
+    daemon.remove("disk");
+    serve(false);
+    daemon.create("disk", &table).expect_ok();
+    daemon.kill();
+    drop(daemon);
+    serve(true);
+    let daemon = kept.start();
+    let shown = daemon.describe("disk");
+    assert_eq!((shown.away, shown.read_only_paths), (None, vec![remote]));
+    let mut client = daemon.nbd("disk");
+    for region in 0..3u64 {
+        let at = region * 8 * SECTOR as u64;
+        client.read(at, SECTOR).unwrap();
+        assert_eq!(client.write(at, &[1; SECTOR], false).is_ok(), region != 1, "{region}");
+    }
+}
+
 /// A user who does not wait gives the device another table.
 #[test]
 fn a_device_whose_file_is_away_can_be_given_another_table_and_a_suspended_one_stays_so() {

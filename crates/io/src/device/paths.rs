@@ -25,8 +25,7 @@ impl Device {
     pub(crate) fn happened(&self, event: Event) {
         let path = event.path().and_then(|path| {
             let table = self.live()?;
-            let (_, paths) = table.multipath()?;
-            Some(table.leaf_of(*paths.get(path as usize)?)?.name().to_owned())
+            Some(table.segments().first()?.words.get(path as usize)?.to_string())
         });
         if let Event::GroupSwitched { .. } = event {
             self.group_switches.fetch_add(1, Ordering::Relaxed);

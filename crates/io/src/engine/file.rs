@@ -128,18 +128,8 @@ impl FileEngine {
         }
         let open =
             |write: bool| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
-        let (file, read_only) = match open(!options.read_only) {
-            // A read-only medium in a read-write table is accepted, as the kernel does; writes then
-            // fail.
-            Err(e)
-                if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES))
-                    && !options.read_only =>
-            {
-                (open(false), true)
-            }
-            other => (other, options.read_only),
-        };
-        let file = file.map_err(|source| match source.raw_os_error() {
+        let read_only = options.read_only;
+        let file = open(!read_only).map_err(|source| match source.raw_os_error() {
             Some(libc::EBUSY) => LeafError::Busy(name.to_string()),
             _ => LeafError::System { what: "open", name: name.to_string(), source },
         })?;
@@ -354,6 +344,21 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     }
 }
 
+impl FileEngine {
+    /// Gives up the lock of a reader, or takes it again: this process is to write to the file by
+    /// another leaf, whose lock stands for both.
+    pub(super) fn set_reader_lock(&self, held: bool) {
+        let Some(file) = self.files.first() else { return };
+        // SAFETY: flock is plain data, as below; the descriptor is our own.
+        unsafe {
+            let mut range: libc::flock = std::mem::zeroed();
+            range.l_type = if held { libc::F_RDLCK } else { libc::F_UNLCK } as libc::c_short;
+            range.l_whence = libc::SEEK_SET as libc::c_short;
+            libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range);
+        }
+    }
+}
+
 /// A lock on the whole file that other processes' locks (ours, QEMU's) run into. Read-only users
 /// share it.
 fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
@@ -462,5 +467,31 @@ fn is_in_memory(file: &File) -> bool {
         let mut out: libc::statfs = std::mem::zeroed();
         libc::fstatfs(file.as_raw_fd(), &raw mut out) == 0
             && matches!(out.f_type as i64, TMPFS_MAGIC | RAMFS_MAGIC)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::queues::Queues;
+
+    /// The superuser may write whatever the mode says: then the file is no read-only one.
+    #[test]
+    fn a_file_that_cannot_be_written_is_opened_for_reading_only_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let may_write = OpenOptions::new().write(true).open(&path).is_ok();
+        let options = LeafOptions::new(Queues::of_new_owner(1));
+        let writable = FileEngine::open(&path, &options).map(|(_, limits)| limits.read_only);
+        match writable {
+            Ok(read_only) => assert!(may_write && !read_only),
+            Err(error) => assert!(!may_write && error.is_read_only(), "{error}"),
+        }
+        let options = LeafOptions { read_only: true, ..options };
+        assert!(FileEngine::open(&path, &options).unwrap().1.read_only);
     }
 }

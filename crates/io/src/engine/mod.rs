@@ -158,6 +158,13 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// See [`file::FileEngine`]; other engines have no locks.
+    pub(crate) fn set_reader_lock(&self, held: bool) {
+        if let Engine::File(engine) = self {
+            engine.set_reader_lock(held);
+        }
+    }
+
     /// Starts an operation.
     ///
     /// # Safety

@@ -47,6 +47,9 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
         let io = if device.suspended { "waits" } else { "fails" };
         let _ = writeln!(text, "Away:              {reason}; I/O {io} until it is back");
     }
+    for path in &device.read_only_paths {
+        let _ = writeln!(text, "Read-only path:    {path}");
+    }
     if let Some(waits) = &device.waits {
         let _ = writeln!(text, "Waits:             {waits}");
     }

@@ -214,7 +214,10 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
     let geometry = map.geometry();
     let runs = shares(map, from, to, picture::cell_size(to - from + 1, query.cells as u64));
     let (cells, totals) = picture::condense(from, to, query.cells, geometry.num_paths(), runs);
-    let paths = switch.segment().map(|(segment, _)| segment.target.paths()).unwrap_or_default();
+    let address = |segment, path| address(&switch.table, segment, path);
+    let addresses = switch.segment().map(|(segment, _)| {
+        (0..segment.target.paths().len()).map(|path| address(segment, path)).collect()
+    });
     Ok(MapPicture {
         regions: geometry.nr_regions(),
         paths: geometry.num_paths(),
@@ -224,7 +227,7 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
         to,
         cells,
         totals,
-        addresses: paths.iter().map(|to| address(&switch.table, *to)).collect(),
+        addresses: addresses.unwrap_or_default(),
     })
 }
 
