@@ -11,4 +11,5 @@ pub mod demo;
 pub mod load;
 pub mod nbd_client;
 pub mod picture;
+pub mod printable;
 pub mod protocol;

@@ -23,7 +23,7 @@ use crate::event::{Observer, What};
 use crate::export::Listener;
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
-use crate::export::nbd::{Directory, ExportInfo};
+use crate::export::nbd::{Directory, ExportInfo, names};
 use crate::export::ublk::{self, UblkError};
 use crate::failing::{Failure, Telling};
 use crate::memory::{DEFAULT_BYTES, Memory};
@@ -281,7 +281,7 @@ impl Registry {
         let mut devices = self.write();
         for device in devices.iter() {
             let info = device.info();
-            if info.name == name {
+            if names::is_same(&info.name, name) {
                 return Err(DeviceError::Exists(name.to_string()));
             }
             if !uuid.is_empty() && info.uuid == uuid {
@@ -316,7 +316,7 @@ impl Registry {
     /// Gives a device another name.
     pub fn rename(&self, device: &Device, name: &str) -> Result<(), DeviceError> {
         let devices = self.write();
-        if devices.iter().any(|d| d.name() == name) {
+        if devices.iter().any(|d| names::is_same(&d.name(), name)) {
             return Err(DeviceError::Exists(name.to_string()));
         }
         let from = device.name();
@@ -366,7 +366,7 @@ impl Registry {
         Some(ExportInfo {
             id: info.id,
             description: format!("{} device of {} sectors", targets.join("+"), table.len()),
-            name: info.name,
+            name: names::export_name(&info.name).into_owned(),
             size_bytes: table.len() * 512,
             read_only: info.read_only,
             rotational: table.rotational(),
@@ -395,7 +395,7 @@ impl Directory for Registry {
         let devices = self.read();
         let device = match (name, devices.as_slice()) {
             ("", [only]) => only,
-            _ => devices.iter().find(|d| d.name() == name)?,
+            _ => devices.iter().find(|device| names::is_called(&device.name(), name))?,
         };
         Self::export(device)
     }

@@ -4,7 +4,9 @@
 //! Contract: the words are sent unchanged, joined by single spaces. Standard input is streamed in
 //! pieces, so memory does not grow with it.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
 use clap::Args;
@@ -12,7 +14,7 @@ use http_body_util::Full;
 
 use super::context::Context;
 use super::failure::Failure;
-use super::names::{Selector, named_by_switch};
+use super::names::{Selector, escape_bytes, named_by_switch};
 use super::options::Options;
 use super::upload::{self, Source};
 use crate::protocol::{MessageReply, device_path, route};
@@ -27,7 +29,7 @@ use crate::protocol::{MessageReply, device_path, route};
 pub(super) struct Message {
     /// The device, a sector of it, and the words
     #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]
-    args: Vec<String>,
+    args: Vec<OsString>,
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
@@ -45,11 +47,11 @@ impl Message {
         let (device, rest) = match self.args.as_slice() {
             [] | [_] => return Err(Failure::WrongNumberOfArguments("message")),
             rest if named_by_switch(&self.options) => (None, rest),
-            [device, rest @ ..] => (Some(device.as_str()), rest),
+            [device, rest @ ..] => (Some(escape_bytes(device)), rest),
         };
-        let selector = Selector::of(device, &self.options)?;
+        let selector = Selector::of(device.as_deref(), &self.options)?;
         let (sector, words) = match rest {
-            [sector, words @ ..] => (parse_sector(sector)?, words),
+            [sector, words @ ..] => (parse_sector(&sector.to_string_lossy())?, words),
             [] => return Err(Failure::WrongNumberOfArguments("message")),
         };
         if words.is_empty() {
@@ -78,7 +80,7 @@ async fn send(
     selector: &Selector,
     sector: u64,
     atomic: bool,
-    words: &[String],
+    words: &[OsString],
     context: &Context,
 ) -> Result<MessageReply, Failure> {
     let name = context.name_of(selector, "message").await?;
@@ -89,11 +91,16 @@ async fn send(
             // A user who types the words needs no progress bar.
             let bar = !stdin.is_terminal();
             let source = Source { reader: stdin, length: upload::length_of_stdin(), bar };
-            context.client.post_text(&path, upload::body(first.join(" "), source)).await
+            context.client.post_text(&path, upload::body(joined(first), source)).await
         }
-        _ => context.client.post_text(&path, Full::new(Bytes::from(words.join(" ")))).await,
+        _ => context.client.post_text(&path, Full::new(Bytes::from(joined(words)))).await,
     };
     sent.map_err(|error| error.about(selector.subject()))
+}
+
+/// The words as they are, whatever bytes they have, with spaces between them.
+fn joined(words: &[OsString]) -> Vec<u8> {
+    words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ')
 }
 
 /// Parses a decimal number like `strtoull`.

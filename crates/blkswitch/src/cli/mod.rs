@@ -174,7 +174,12 @@ fn usage(verb: Option<&str>) -> String {
 
 /// Runs a command line; for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = options_behind_verb(args);
+    let mut args = options_behind_verb(args);
+    // Words of a message are bytes. Elsewhere a byte that is no UTF-8 can only be in a name, where
+    // libdm writes it so, or in a path that no table can have.
+    if !args.iter().any(|word| word == "message") {
+        args = args.iter().map(|word| names::escape_bytes(word).into()).collect();
+    }
     let parsed =
         command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {

@@ -3,6 +3,9 @@
 //! Contract: pure. Names are returned in their stored form (`\xNN` for characters that the kernel's
 //! names should not contain).
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::failure::{Failure, Subject};
 use super::options::{Mangling, Options};
 
@@ -114,6 +117,16 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
         )));
     }
     Ok(out)
+}
+
+/// A word with the bytes that are no UTF-8 written as libdm writes them.
+pub(super) fn escape_bytes(word: &OsStr) -> String {
+    let mut out = String::new();
+    for chunk in word.as_bytes().utf8_chunks() {
+        out.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
+    }
+    out
 }
 
 /// The text of a stored form.

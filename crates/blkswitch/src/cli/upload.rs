@@ -47,11 +47,14 @@ impl Body for Pieces {
 }
 
 /// Sends the words of `first`, and then everything from `source`.
-pub(super) fn body<R: Read + Send + 'static>(first: String, source: Source<R>) -> Pieces {
+pub(super) fn body<R: Read + Send + 'static>(mut first: Vec<u8>, source: Source<R>) -> Pieces {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     thread::spawn(move || {
-        if !first.is_empty() && sender.blocking_send(Ok(Bytes::from(first + " "))).is_err() {
-            return;
+        if !first.is_empty() {
+            first.push(b' ');
+            if sender.blocking_send(Ok(Bytes::from(first))).is_err() {
+                return;
+            }
         }
         if let Err(error) = pump(source, &sender) {
             // A closed channel is not an error: the request has ended before its body.
@@ -126,7 +129,7 @@ mod tests {
         }
         let source = Source { reader: Broken, length: None, bar: false };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let error = runtime.block_on(body(String::new(), source).collect()).unwrap_err();
+        let error = runtime.block_on(body(Vec::new(), source).collect()).unwrap_err();
         assert_eq!(error.to_string(), "torn tape");
     }
 }

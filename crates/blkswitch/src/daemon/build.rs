@@ -122,6 +122,7 @@ impl<'a> Maps<'a> {
 
 /// The table of a load.
 pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {
+    check_shown(&load.table)?;
     let mut made = MadeFiles::default();
     if load.leaves.make_files {
         made.make_missing(site, load)?;
@@ -140,6 +141,15 @@ pub fn build(site: &Site<'_>, load: &LoadTable) -> Result<Table, Failure> {
     let table = builder.table.build().map_err(|error| refused(site, &names, error))?;
     made.keep();
     Ok(table)
+}
+
+/// Refuses control characters but white space: words of tables are shown in logs, by `table`, and
+/// wherever a path is named.
+fn check_shown(text: &str) -> Result<(), Failure> {
+    let is_bad = |one: char| one.is_control() && !one.is_ascii_whitespace() && one != '\x0b';
+    let Some(bad) = text.chars().find(|one| is_bad(*one)) else { return Ok(()) };
+    let reason = format!("the table has a control character in it: {}", bad.escape_debug());
+    Err(Failure::new(Errno::Einval, reason))
 }
 
 /// A table that the library refuses, although all its targets stand.

@@ -110,11 +110,16 @@ pub fn address(table: &Table, segment: &Segment, path: usize) -> String {
         Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
         Some(Below::Device(id)) => {
             let below = table.devices().find(|device| device.id() == id);
-            below.map(|device| format!("/dev/blkswitch/{}", device.name()))
+            below.map(|device| device_word(&device.name()))
         }
         None => None,
     }
     .unwrap_or_default()
+}
+
+/// The word of a table for a device of ours. Words end at white space, which a name may have.
+pub fn device_word(name: &str) -> String {
+    format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
 }
 
 /// Each leaf and device once, the one added last first.

@@ -9,6 +9,7 @@ use std::{fmt, io};
 use blkswitch_core::error::Error;
 use blkswitch_io::{DeviceError, LeafError};
 
+use crate::printable::on_one_line;
 use crate::protocol::{Errno, ErrorBody};
 
 /// What stands for the device's number in a line of the kernel's log until the number is known.
@@ -76,12 +77,14 @@ impl Failure {
     /// minor number.
     pub fn of(self, ioctl: &str, minor: Option<u32>) -> ErrorBody {
         let number = minor.map_or(DEV.to_owned(), |minor| format!("{MAJOR}:{minor}"));
-        let kernel = self.kernel.into_iter().map(|line| line.replace(DEV, &number)).collect();
+        // A server's own words may be in it.
+        let shown = |line: String| on_one_line(&line).into_owned();
+        let kernel = self.kernel.into_iter().map(|line| shown(line.replace(DEV, &number)));
         ErrorBody {
             errno: self.errno,
             ioctl: ioctl.to_owned(),
-            kernel,
-            reason: self.reason,
+            kernel: kernel.collect(),
+            reason: shown(self.reason),
             device: None,
         }
     }

@@ -21,6 +21,7 @@ use blkswitch_io::process;
 
 use crate::cli::NbdAddress;
 use crate::protocol::percent_encode;
+use blkswitch_io::export::nbd::names::export_name;
 
 /// How long to wait for another daemon that is about to make its socket in the same folder.
 const LOCK_TIME: Duration = Duration::from_secs(5);
@@ -232,7 +233,7 @@ fn uri_of_path(path: &Path) -> String {
 
 /// The URI of one device at a socket's URI.
 pub fn uri_of_device(socket: &str, name: &str) -> String {
-    let name = percent_encode(name);
+    let name = percent_encode(&export_name(name));
     match socket.strip_prefix("nbd+unix:///") {
         Some(query) => format!("nbd+unix:///{name}{query}"),
         None => format!("{socket}/{name}"),

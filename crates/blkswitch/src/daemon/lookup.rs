@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use blkswitch_io::export::nbd::names::export_name;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::{Address, Device, Leaf, LeafError, LeafOptions};
 
@@ -72,7 +73,12 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
 /// Our device that a path names.
 fn own_device(word: &[u8], registry: &Registry) -> Option<Arc<Device>> {
     let name = DEVICE_FOLDERS.iter().find_map(|folder| word.strip_prefix(*folder))?;
-    registry.find(std::str::from_utf8(name).ok()?)
+    let name = std::str::from_utf8(name).ok()?;
+    registry.find(name).or_else(|| {
+        // A name with white space in it is written as libdm does.
+        let is_it = |device: &Arc<Device>| export_name(&device.name()) == export_name(name);
+        registry.list().into_iter().find(is_it)
+    })
 }
 
 /// The numbers of `MAJOR:MINOR`, nothing else around them.

@@ -70,6 +70,7 @@ use self::server::{App, router};
 use self::state::Folder;
 use self::stop::Signals;
 use crate::cli::{LogFormat, NbdAddress, PathOptions, ServeOptions};
+use crate::printable;
 use crate::protocol::AttachUblk;
 
 /// How long control requests under way may take once the daemon is to stop: long polls end by
@@ -270,9 +271,12 @@ fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
 fn init_log(options: &ServeOptions) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&options.log_level)
         .with_context(|| format!("'{}' is no log level and no filter", options.log_level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let has_colours =
+        matches!(options.log_format, LogFormat::Human) && std::io::stderr().is_terminal();
+    let writer = move || printable::Log { to: std::io::stderr(), has_colours };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match options.log_format {
-        LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Human => log.with_ansi(has_colours).init(),
         LogFormat::Json => log.json().init(),
     }
     Ok(())

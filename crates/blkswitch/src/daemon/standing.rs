@@ -21,11 +21,13 @@ use blkswitch_io::{Device, Table, TableBuilder, Target};
 use tokio::sync::Semaphore;
 
 use super::build::{Maps, Site, build, words};
+use super::describe::device_word;
 use super::devices::Devices;
 use super::failure::Failure;
 use super::lookup::{Found, find};
 use super::opening::Opening;
 use super::state::SavedDevice;
+use crate::printable::on_one_line;
 use crate::protocol::{self, Errno, LeafOptions, LoadTable, RemoveQuery};
 
 /// Pause before a device is tried for the second time; then twice that, and so on
@@ -91,7 +93,7 @@ impl Standing {
 
     /// A device has another name: tables that are away name it by that.
     pub fn renamed(&self, old: &str, new: &str) {
-        let (old, new) = (format!("/dev/blkswitch/{old}"), format!("/dev/blkswitch/{new}"));
+        let (old, new) = (device_word(old), device_word(new));
         for one in self.lock().values_mut() {
             let word = |word: &str| match word.trim_end() {
                 trimmed if trimmed == old => word.replacen(&old, &new, 1),
@@ -267,6 +269,7 @@ impl Devices {
     }
 
     fn still_away(&self, device: &Device, reason: String) {
+        let reason = on_one_line(&reason).into_owned();
         let said = self.standing.of(device, |one| {
             let said = one.reason == reason;
             one.reason.clone_from(&reason);

@@ -16,6 +16,7 @@ mod held;
 mod http;
 mod lifecycle;
 mod multipath;
+mod names;
 mod nbd_clients;
 mod state;
 mod state_damage;

@@ -49,7 +49,7 @@ impl Import {
                 length: upload::length_of_stdin(),
                 bar: !stdin().is_terminal(),
             };
-            context.client.post_text(&path, upload::body(String::new(), source)).await
+            context.client.post_text(&path, upload::body(Vec::new(), source)).await
         } else {
             let couldnt = |error| {
                 Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file))
@@ -60,7 +60,7 @@ impl Import {
                 .client
                 .post_text(
                     &path,
-                    upload::body(String::new(), Source { reader: file, length, bar: true }),
+                    upload::body(Vec::new(), Source { reader: file, length, bar: true }),
                 )
                 .await
         };

@@ -24,6 +24,7 @@ use io_uring::{opcode, types};
 
 use super::admission::{INPUT_BYTES, Place};
 use super::clients::Barrier;
+use super::names::export_name;
 use super::server::token;
 use super::{
     CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
@@ -323,7 +324,9 @@ impl Conn {
                     context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
                 // Since the answer, the device may have been removed and another one may have its
                 // id.
-                match device.filter(|open| open.device().name() == session.export.name) {
+                let is_it =
+                    |open: &OpenDevice| export_name(&open.device().name()) == session.export.name;
+                match device.filter(is_it) {
                     Some(device) => {
                         self.phase = Phase::Transmission { session, device };
                         self.settle(id, context);

@@ -25,6 +25,7 @@ mod conn;
 pub mod contexts;
 pub mod handshake;
 pub(crate) mod inquiry;
+pub mod names;
 mod peer;
 pub mod reply;
 pub mod server;
