@@ -7,6 +7,7 @@
 use std::{fmt, io};
 
 use blkswitch_core::error::Error;
+use blkswitch_io::export::nbd::admission::descriptor_limit;
 use blkswitch_io::{DeviceError, LeafError};
 
 use crate::printable::on_one_line;
@@ -134,7 +135,16 @@ fn sentence(error: &DeviceError) -> String {
 
 impl From<LeafError> for Failure {
     fn from(error: LeafError) -> Failure {
-        Failure::new(Errno::from_number(error.errno()), error.to_string())
+        let (errno, mut reason) = (Errno::from_number(error.errno()), error.to_string());
+        if errno == Errno::Emfile {
+            reason.push_str(&format!(
+                ": this process may have {} files open, and a file or disk takes one for each \
+                 queue and 2 more; raise the limit (ulimit -n, or LimitNOFILE= of the service), or \
+                 start the daemon with fewer --queues",
+                descriptor_limit()
+            ));
+        }
+        Failure::new(errno, reason)
     }
 }
 

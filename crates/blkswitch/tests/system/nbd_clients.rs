@@ -209,3 +209,25 @@ fn a_leaf_larger_than_the_memory_is_refused() {
     }
     daemon.create("disk", "0 2048 linear sim:1M 0").expect_ok();
 }
+
+/// A file takes a descriptor for each queue and two more.
+#[test]
+fn too_few_descriptors_are_said_with_the_limit_and_what_to_do() {
+    let daemon = Daemon::start_limited("-n 128");
+    let mut refused = None;
+    for number in 0..60 {
+        let file = daemon.path(&format!("file-{number}"));
+        std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+        let table = format!("0 2048 linear {} 0", file.display());
+        let reply = daemon.create(&format!("disk-{number}"), &table);
+        if !reply.is_ok() {
+            refused = Some((file, reply.error().reason));
+            break;
+        }
+    }
+    let (file, reason) = refused.expect("128 descriptors are not enough for 60 files");
+    for says in [file.to_str().unwrap(), "128 files open", "ulimit -n", "--queues"] {
+        assert!(reason.contains(says), "{says}: {reason}");
+    }
+    assert!(daemon.run(&["ls"]).status.success());
+}

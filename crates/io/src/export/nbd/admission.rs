@@ -90,7 +90,7 @@ impl Drop for Place {
 }
 
 /// Most descriptors that the process may have.
-fn descriptor_limit() -> usize {
+pub fn descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a live structure.
     match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
