@@ -15,6 +15,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -29,6 +30,10 @@ const SUBMISSIONS: u32 = 512;
 /// Completions the kernel can hold without its overflow list: several connections' worth of
 /// requests in flight.
 const COMPLETIONS: u32 = 8192;
+
+/// How often, and with what pause, a ring is tried for again when there is no memory for it.
+const PAUSES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Threads that the kernel may have at work for this ring's operations on files and disks, where
 /// these cannot be done without waiting. It starts one only when all others wait, so few are ever
@@ -145,18 +150,37 @@ impl Ring {
     /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it
     /// (`kernel.io_uring_disabled`, a container's seccomp filter).
     pub fn new() -> io::Result<Ring> {
-        // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work, and
-        // the flag in the ring says that there are some; older kernels take the plain ring.
-        let kernel = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)
-            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS))?;
+        let kernel = Ring::build()?;
         // Kernels before 5.15 have no such call: what hangs there may hold up more than its own.
         let _ = kernel.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
         Ok(Ring { kernel: Some(kernel), now_ns: clock_ns(), ..Ring::simulated() })
+    }
+
+    /// Makes the kernel's side.
+    ///
+    /// The kernel counts the memory of rings (160 KiB each) against what its user may lock
+    /// (`ulimit -l`, often 8 MiB), from Linux 6.14 on, and gives it back some time after a ring has
+    /// ended. So a refusal may pass.
+    fn build() -> io::Result<IoUring> {
+        let mut pauses = 0;
+        loop {
+            // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work,
+            // and the flag in the ring says that there are some; older kernels take the plain ring.
+            let made = IoUring::builder()
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_taskrun_flag()
+                .setup_cqsize(COMPLETIONS)
+                .build(SUBMISSIONS)
+                .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS));
+            match made {
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory && pauses < PAUSES => {
+                    pauses += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                made => return made,
+            }
+        }
     }
 
     /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].

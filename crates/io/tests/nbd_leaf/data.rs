@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::server::{self, Action, Options, Server};
 use crate::support::{self, Client, READ, TRIM, WRITE, WRITE_ZEROES, World};
 use blkswitch_io::engine::sim::Random;
+use blkswitch_io::{Leaf, LeafOptions};
 
 const MIB: usize = 1 << 20;
 const ZERO_NO_HOLE: u16 = 2;
@@ -202,7 +203,12 @@ fn limits_come_from_the_server() {
     };
     let server = Server::start(&dir.path().join("s"), options, |_| Action::Do);
     let world = World::new(1);
-    let leaf = world.leaf(&server.address(""));
+    let address = server.address("").parse().unwrap();
+    let mut options = LeafOptions::new(world.pool.queues());
+    let refused = Leaf::open(&address, &options).unwrap_err();
+    assert!(refused.is_read_only(), "{refused}");
+    options.read_only = true;
+    let leaf = Leaf::open(&address, &options).unwrap();
     let limits = leaf.limits();
     assert_eq!((limits.sectors, limits.logical_block, limits.physical_block), (2048, 4096, 16384));
     assert!(limits.read_only);

@@ -67,7 +67,7 @@ impl World {
 
     /// A table that sends everything to one leaf.
     pub fn linear(&self, leaf: &Arc<Leaf>) -> Table {
-        let mut table = TableBuilder::new(false);
+        let mut table = TableBuilder::new(leaf.limits().read_only);
         let below = table.leaf(leaf.clone());
         table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
         table.build().unwrap()
