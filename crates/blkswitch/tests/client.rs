@@ -592,6 +592,46 @@ fn without_a_runtime_folder_everything_but_a_daemon_works() {
     assert!(ran.rc == 0 || ran.err.starts_with(&folder), "{}", ran.err);
 }
 
+/// The script of `completions bash`, in a real bash.
+#[test]
+fn completions_offer_devices_and_messages() {
+    let device = |name: &str, target: &str| Device {
+        name: name.into(),
+        live: Some(Table {
+            segments: vec![Segment { length: 8, target: target.into(), ..Segment::default() }],
+            deps: Vec::new(),
+        }),
+        ..Device::default()
+    };
+    let devices =
+        vec![device("member:0", "multipath"), device("vol", "switch"), device("z", "zero")];
+    let fake = Fake::start(move |_| Answer::json(&DeviceList { devices: devices.clone() }));
+    for (line, offered) in [
+        ("info ", "member:0 vol z"),
+        ("info vol ", "member:0 z"),
+        ("message ", "member:0 vol"),
+        ("message vol ", "0"),
+        ("message vol 0 s", "set_region_mappings"),
+        ("message member:0 0 queue", "queue_if_no_path"),
+        ("map show ", "vol"),
+        ("map sh", "show"),
+        ("detach ", ""),
+        // bash has cut the word behind the colon.
+        ("info member:", "0"),
+    ] {
+        let current = if line.ends_with(':') { ":" } else { line.rsplit(' ').next().unwrap() };
+        let script = format!(
+            "eval \"$(blkswitch completions bash)\"; COMP_LINE='blkswitch {line}'; \
+             COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=(x '{current}'); COMP_CWORD=1; _blkswitch; \
+             echo \"${{COMPREPLY[@]}}\""
+        );
+        let file = fake.folder().join("complete.bash");
+        std::fs::write(&file, script).unwrap();
+        let ran = fake.shell(&format!("bash {}", file.display()));
+        assert_eq!((ran.out.trim_end(), ran.err.as_str()), (offered, ""), "{line}");
+    }
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_failure_to_report() {
     let fake = Fake::start(|_| Answer::text(&"x".repeat(1 << 22)));

@@ -34,7 +34,8 @@ pub(super) struct Create {
     options: Options,
 }
 
-pub(super) const SHOWN: &[&str] = &["table", "notable", "concise", "readonly", "uuid", "minor"];
+pub(super) const SHOWN: &[&str] =
+    &["table", "notable", "concise", "readonly", "uuid", "major", "minor"];
 
 impl Create {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {

@@ -24,6 +24,7 @@ mod upload;
 
 mod attach;
 mod clear;
+mod complete;
 mod completions;
 mod create;
 mod demo;
@@ -116,6 +117,8 @@ enum Verb {
     Completions(completions::Completions),
     Man(man::Man),
     Help(help::Help),
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::Complete),
     #[command(
         name = "mknodes",
         hide = true,
@@ -198,6 +201,7 @@ impl Cli {
             Verb::Completions(verb) => exit(verb.run(std::io::stdout())),
             Verb::Man(verb) => exit(verb.run()),
             Verb::Help(verb) => exit(verb.run(std::io::stdout())),
+            Verb::Complete(verb) => exit(verb.run(named, std::io::stdout())),
             Verb::Udev(udev::Accepted { .. }) => exit(Ok(())),
             Verb::State(ref verb) if verb.offline().is_some() => {
                 exit(verb.offline().map_or(Ok(()), |check| check.run(std::io::stdout())))
@@ -262,6 +266,7 @@ impl Verb {
             | Self::Completions(_)
             | Self::Man(_)
             | Self::Help(_)
+            | Self::Complete(_)
             | Self::Udev(_) => Err(Failure::message("This verb asks no daemon.")),
         }
     }
@@ -374,11 +379,42 @@ mod tests {
         }
     }
 
+    /// Each verb, and each verb of a verb, with its words.
+    fn visit(command: &Command, name: &str, look: &mut dyn FnMut(&str, &Command)) {
+        look(name, command);
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            visit(verb, format!("{name} {}", verb.get_name()).trim(), look);
+        }
+    }
+
+    /// Once a switch of dmsetup's hid all switches that a verb had of its own.
     #[test]
-    fn every_verb_with_switches_shows_some() {
+    fn a_verb_shows_every_switch_that_it_accepts() {
+        let mut command = command();
+        command.build();
+        visit(&command, "", &mut |verb, command| {
+            let help = command.clone().render_long_help().to_string();
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command.clone()).render(&mut page).unwrap();
+            let page = String::from_utf8(page).unwrap().replace('\\', "");
+            for long in command.get_arguments().filter_map(clap::Arg::get_long) {
+                let switch = format!("--{long}");
+                assert!(help.contains(&switch), "the help of '{verb}' does not show {switch}");
+                assert!(page.contains(&switch), "the page of '{verb}' does not show {switch}");
+            }
+        });
+    }
+
+    /// A switch of dmsetup's that a verb's source uses stands among the verb's options, with its
+    /// sentence, and not among those that do nothing.
+    #[test]
+    fn a_verb_explains_every_switch_that_it_uses() {
         let mut command = command();
         command.build();
         for (verb, ids) in shown_switches() {
+            let file = if verb == "detach" { "attach" } else { verb };
+            let file = format!("{}/src/cli/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+            let source = std::fs::read_to_string(&file).unwrap();
             let command = command.find_subcommand(verb).unwrap();
             for id in ids {
                 let arg = command.get_arguments().find(|arg| arg.get_id() == id);
@@ -387,8 +423,13 @@ mod tests {
                     "{verb} has no switch {id} to show"
                 );
             }
-            let checks = command.get_arguments().find(|arg| arg.get_id() == "checks");
-            assert!(checks.is_some_and(clap::Arg::is_hide_set), "{verb} shows --checks");
+            for arg in command.get_arguments().filter(|arg| arg.is_hide_set()) {
+                let id = arg.get_id().as_str();
+                // Those refuse what they are given.
+                let refuses = [("load", "notable"), ("create", "inactive"), ("attach", "force")];
+                let is_used = source.contains(&format!("options.{id}"));
+                assert!(!is_used || refuses.contains(&(verb, id)), "{verb} uses {id}, hidden");
+            }
         }
     }
 
@@ -400,11 +441,9 @@ mod tests {
             let page = folder.path().join(format!("blkswitch-{}.1", verb.get_name()));
             assert!(page.exists(), "{} has no manual page", verb.get_name());
         }
-        for shell in
-            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
-        {
+        for shell in [clap_complete::Shell::PowerShell, clap_complete::Shell::Elvish] {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command(), PROGRAM, &mut script);
+            completions::Completions { shell }.run(&mut script).unwrap();
             let script = String::from_utf8(script).unwrap();
             assert!(script.contains("wipe_table") && script.contains("export"), "{shell}");
         }

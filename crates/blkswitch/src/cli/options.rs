@@ -1,7 +1,8 @@
 //! dmsetup's switches: one set for all verbs, anywhere on the line, as in dmsetup.
 //!
 //! Contract: every verb of dmsetup accepts every switch, used or not, anywhere on the line
-//! ([`options_behind_verb`]). A verb's help shows the switches that it uses ([`shown`]). Pure.
+//! ([`options_behind_verb`]). A verb's help shows the switches that it uses, and lists the others
+//! in its last line ([`shown`]). Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,7 +33,6 @@ pub(super) enum Mangling {
 
 /// dmsetup's switches.
 #[derive(Debug, Clone, Default, Args)]
-#[command(mut_args(|arg| arg.hide(true)))]
 pub(super) struct Options {
     /// Print what the daemon says, as JSON
     #[arg(long)]
@@ -177,13 +177,30 @@ pub(super) struct WithoutEffect {
     pub unbuffered: bool,
 }
 
-/// Shows in the help of a verb only the switches of `ids` and the two common ones.
+/// Hides in the help of a verb those of dmsetup's switches that it does not use; the text behind
+/// the help lists them. The verb's own switches stay shown.
 pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
-    command.mut_args(|arg| {
+    let dmsetup = Options::augment_args(Command::new("switches"));
+    let is_hidden = |arg: &Arg| {
         let id = arg.get_id().as_str();
-        let show = arg.is_positional() || ["json", "verbose"].contains(&id) || ids.contains(&id);
-        if show { arg.hide(false) } else { arg }
-    })
+        let names_device = id == "manglename" && ids.contains(&"uuid");
+        let is_used = ["json", "verbose"].contains(&id) || ids.contains(&id) || names_device;
+        !is_used && dmsetup.get_arguments().any(|known| known.get_id() == id)
+    };
+    let unused: Vec<String> =
+        command.get_arguments().filter(|arg| is_hidden(arg)).map(spelling).collect();
+    let unused = format!("Accepted as dmsetup does, and not used here: {}.", unused.join(", "));
+    let command = command.mut_args(|arg| if is_hidden(&arg) { arg.hide(true) } else { arg });
+    command.after_long_help(unused)
+}
+
+/// How a switch is written: `-y/--yes`.
+fn spelling(arg: &Arg) -> String {
+    match (arg.get_short(), arg.get_long()) {
+        (Some(short), Some(long)) => format!("-{short}/--{long}"),
+        (_, Some(long)) => format!("--{long}"),
+        (short, None) => format!("-{}", short.unwrap_or_default()),
+    }
 }
 
 /// Moves switches from before the verb to behind it: `-v --target switch status` becomes `status -v

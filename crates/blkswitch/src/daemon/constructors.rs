@@ -31,6 +31,11 @@ pub(super) const TYPES: [(&str, [u32; 3], Constructor); 6] = [
     ("zero", [1, 1, 0], zero),
 ];
 
+/// The names of the target types.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    TYPES.iter().map(|(name, ..)| *name)
+}
+
 /// The constructor of a target type.
 pub(super) fn by_name(name: &[u8]) -> Option<Constructor> {
     TYPES.iter().find(|(known, ..)| known.as_bytes() == name).map(|(.., constructor)| *constructor)
