@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod demo;
 pub mod load;
 pub mod nbd_client;
+pub mod nearest;
 pub mod picture;
 pub mod printable;
 pub mod protocol;

@@ -13,6 +13,7 @@ use super::failure::{Failure, Subject};
 use super::format;
 use super::names::Selector;
 use super::options::Options;
+use crate::nearest::did_you_mean;
 use crate::protocol::{Device, DeviceList, Errno, device_path, route};
 
 /// The context of a verb.
@@ -137,6 +138,24 @@ impl Context {
     }
 }
 
+/// Says that there is no such device, and what may have been meant.
+fn missing(devices: &[Device], selector: &Selector) -> String {
+    let names = devices.iter().map(|device| device.name.as_str());
+    let uuids = devices.iter().map(|device| device.uuid.as_str());
+    let (what, near) = match selector {
+        Selector::Name(name) => (format!("device '{name}'"), did_you_mean(name, names)),
+        Selector::Uuid(uuid) => {
+            (format!("device with the uuid '{uuid}'"), did_you_mean(uuid, uuids))
+        }
+        Selector::Number([major, minor]) => (format!("device {major}:{minor}"), String::new()),
+    };
+    let others = match devices.len() {
+        0 => "there are none yet",
+        _ => "blkswitch ls lists those there are",
+    };
+    format!("there is no {what}: {near}{others}")
+}
+
 /// The device that `selector` names. `Err` is the kernel's failure of `ioctl` for a missing device.
 pub(super) fn find<'a>(
     devices: &'a [Device],
@@ -149,8 +168,7 @@ pub(super) fn find<'a>(
         Selector::Number(number) => [device.major, device.minor] == *number,
     };
     devices.iter().find(wanted).ok_or_else(|| {
-        let reason =
-            format!("There is no such device; there are {} others (blkswitch ls).", devices.len());
+        let reason = missing(devices, selector);
         Failure::refused(ioctl, Errno::Enxio, reason, selector.subject())
     })
 }

@@ -51,7 +51,9 @@ impl Create {
             return self.concise_requests();
         }
         let Some(name) = self.args.first() else {
-            return Err(Failure::message("Please provide a name for the new device."));
+            let text = "Please provide a name for the new device.\n  blkswitch create NAME --table \
+                        'START LENGTH TYPE PARAMETERS'";
+            return Err(Failure::message(text));
         };
         let file = self.args.get(1).map(String::as_str);
         let table = if self.options.notable {

@@ -79,9 +79,11 @@ impl Devices {
 }
 
 fn does_not_exist(failure: Failure, ioctl: &str) -> Failure {
-    match ioctl {
-        "info" | "status" | "mknodes" => Failure::message("Device does not exist."),
-        _ => failure,
+    match (ioctl, failure) {
+        ("info" | "status" | "mknodes", Failure::Refused(refusal)) => {
+            Failure::Message(format!("Device does not exist.\n  {}", refusal.body.reason))
+        }
+        (_, failure) => failure,
     }
 }
 

@@ -5,8 +5,11 @@
 //! and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1, as in dmsetup.
 
 use std::fmt::Write as _;
-use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::Serialize;
 
 use crate::protocol::{Errno, ErrorBody};
 
@@ -25,6 +28,22 @@ pub(super) enum Failure {
     CommandLine(String),
     /// Too many or too few words for the verb.
     WrongNumberOfArguments(&'static str),
+}
+
+/// A failure as `--json` prints it: the text's first line, and the daemon's answer if it refused.
+#[derive(Debug, Default, Serialize)]
+struct Failed<'a> {
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<Errno>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ioctl: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    kernel: &'a [String],
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<[u32; 2]>,
 }
 
 /// A failed ioctl, by libdm's name for it, and the device as the user named it.
@@ -68,16 +87,37 @@ impl Failure {
         }
     }
 
+    /// The failure as JSON; `None` if standard output was closed.
+    pub(super) fn json(&self) -> Option<String> {
+        let text = self.text();
+        let mut lines = text
+            .lines()
+            .filter(|line| !["Command failed.", "Couldn't process command line."].contains(line));
+        let first = lines.next()?.to_owned();
+        let mut failed = Failed { error: first, ..Failed::default() };
+        match self {
+            Self::Refused(refusal) => {
+                let ErrorBody { errno, ioctl, kernel, reason, device } = &refusal.body;
+                failed.errno = Some(*errno);
+                failed.ioctl = Some(ioctl);
+                failed.kernel = kernel;
+                failed.reason = reason.clone();
+                failed.device = *device;
+            }
+            _ => failed.reason = lines.map(str::trim).collect::<Vec<_>>().join(" "),
+        }
+        serde_json::to_string_pretty(&failed).ok()
+    }
+
     /// The text for standard error; empty if standard output was closed.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Message(text) => format!("{text}\nCommand failed.\n"),
             Self::Refused(refusal) => format!("{}Command failed.\n", refusal.text()),
             Self::NoDaemon(socket, error) => format!(
-                "{}: cannot connect: {error}\n  No daemon answers there. Start it with: blkswitch \
-                 serve\n  (or name its socket with --socket or BLKSWITCH_SOCKET)\nCommand \
-                 failed.\n",
-                socket.display()
+                "{}: cannot connect: {error}\n{}Command failed.\n",
+                socket.display(),
+                no_connection(socket, error)
             ),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => String::new(),
             Self::Output(error) => format!("Cannot write the output: {error}.\nCommand failed.\n"),
@@ -87,6 +127,29 @@ impl Failure {
             }
         }
     }
+}
+
+/// What to do about a socket that cannot be connected to.
+fn no_connection(socket: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return "  No daemon answers there. Start it with: blkswitch serve\n  (or name its socket \
+                with --socket or BLKSWITCH_SOCKET)\n"
+            .to_owned();
+    }
+    let me = fs::metadata("/proc/self").map_or(0, |me| me.uid());
+    let who = match fs::metadata(socket) {
+        Ok(of) => format!(
+            "it belongs to user {} and group {}, with mode {:04o}",
+            of.uid(),
+            of.gid(),
+            of.mode() & 0o7777
+        ),
+        Err(_) => "its folder is closed to this user".to_owned(),
+    };
+    format!(
+        "  User {me} may not use this socket: {who}.\n  Run the command as that user (sudo), or \
+         name the socket of another daemon with --socket.\n"
+    )
 }
 
 impl Refusal {

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
-use clap::Args;
+use clap::{Args, Command};
 
 use super::failure::Failure;
 use super::options::Options;
+use crate::nearest::did_you_mean;
 
 /// Print help for the program or a verb
 #[derive(Debug, Args)]
@@ -25,8 +26,9 @@ impl Help {
         command.build();
         for verb in &self.verbs {
             let Some(found) = command.find_subcommand(verb) else {
+                let near = did_you_mean(verb, command.get_subcommands().map(Command::get_name));
                 return Err(Failure::Message(format!(
-                    "There is no verb '{verb}'; blkswitch help lists them."
+                    "There is no verb '{verb}': {near}blkswitch help lists them."
                 )));
             };
             command = found.clone();

@@ -105,7 +105,12 @@ fn joined(words: &[OsString]) -> Vec<u8> {
 
 /// Parses a decimal number like `strtoull`.
 fn parse_sector(word: &str) -> Result<u64, Failure> {
-    word.trim_start().parse().map_err(|_| Failure::message("Invalid sector."))
+    word.trim_start().parse().map_err(|_| {
+        Failure::Message(format!(
+            "Invalid sector.\n  '{word}': the word behind the device is any sector of the segment \
+             that is meant, in decimal; 0 if there is one segment"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -117,10 +122,9 @@ mod tests {
         assert_eq!(parse_sector("2047").unwrap(), 2047);
         assert_eq!(parse_sector(" +7").unwrap(), 7);
         for word in ["x", "", "0x10", "-1", "18446744073709551616", "1 "] {
-            assert_eq!(
-                parse_sector(word).unwrap_err().text(),
-                "Invalid sector.\nCommand failed.\n"
-            );
+            let text = parse_sector(word).unwrap_err().text();
+            assert!(text.starts_with(&format!("Invalid sector.\n  '{word}': ")), "{text}");
+            assert!(text.ends_with("\nCommand failed.\n"), "{text}");
         }
     }
 }

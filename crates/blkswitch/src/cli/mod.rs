@@ -18,6 +18,7 @@ mod map;
 mod monitor;
 mod names;
 mod options;
+mod refusal;
 mod table_text;
 mod terminal;
 mod upload;
@@ -55,7 +56,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::client::Client;
@@ -178,6 +178,7 @@ fn usage(verb: Option<&str>) -> String {
 /// Runs a command line; for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = options_behind_verb(args);
+    let as_json = args.iter().take_while(|word| *word != "--").any(is_json);
     // Words of a message are bytes. Elsewhere a byte that is no UTF-8 can only be in a name, where
     // libdm writes it so, or in a path that no table can have.
     if !args.iter().any(|word| word == "message") {
@@ -186,13 +187,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let parsed =
         command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
-        Ok(cli) => cli.run(),
-        Err(error) => refuse(&error),
+        Ok(cli) => cli.run(as_json),
+        Err(error) => refusal::refuse(&error, as_json),
     }
 }
 
+/// Whether a word is `--json`, which may be abbreviated.
+fn is_json(word: &OsString) -> bool {
+    word.to_str().is_some_and(|word| word.len() > "--".len() && "--json".starts_with(word))
+}
+
 impl Cli {
-    fn run(self) -> ExitCode {
+    fn run(self, as_json: bool) -> ExitCode {
+        let exit = |done| exit(done, as_json);
         let named = self.socket.socket;
         match self.verb {
             Verb::Serve(options) => exit_serve(named, options),
@@ -213,11 +220,11 @@ impl Cli {
 
 fn exit_serve(named: Option<PathBuf>, options: ServeOptions) -> ExitCode {
     if let Err(why) = options.paths.check() {
-        return exit(Err(Failure::CommandLine(why)));
+        return exit(Err(Failure::CommandLine(why)), false);
     }
     match named.map_or_else(folder::of_daemon, Ok) {
         Ok(socket) => exit_daemon(crate::daemon::serve(ServeOptions { socket, ..options })),
-        Err(failure) => exit(Err(failure)),
+        Err(failure) => exit(Err(failure), false),
     }
 }
 
@@ -272,11 +279,14 @@ impl Verb {
     }
 }
 
-fn exit(done: Result<(), Failure>) -> ExitCode {
+fn exit(done: Result<(), Failure>, as_json: bool) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprint!("{}", failure.text());
+            match failure.json().filter(|_| as_json) {
+                Some(json) => eprintln!("{json}"),
+                None => eprint!("{}", failure.text()),
+            }
             ExitCode::FAILURE
         }
     }
@@ -290,38 +300,6 @@ fn exit_daemon(done: anyhow::Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Prints clap's error, in dmsetup's words where dmsetup has some.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        // The user asked for help or version.
-        return exit(error.print().map_err(Failure::Output));
-    }
-    let invalid = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) => word.as_str(),
-        _ => "",
-    };
-    match error.kind() {
-        ErrorKind::InvalidSubcommand => eprint!("Unknown command.\n{}", usage(None)),
-        // A verb is missing, so show help.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => eprint!("{error}"),
-        ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
-            wrong_number(error)
-        }
-        ErrorKind::MissingRequiredArgument => wrong_number(error),
-        ErrorKind::UnknownArgument if !invalid.starts_with('-') => wrong_number(error),
-        _ => eprintln!("{error}Couldn't process command line."),
-    }
-    ExitCode::FAILURE
-}
-
-fn wrong_number(error: &clap::Error) {
-    let usage = match error.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(usage)) => format!("{usage}\n"),
-        _ => usage(None),
-    };
-    eprint!("Incorrect number of arguments.\n{usage}");
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 
 use super::failure::Failure;
 
@@ -16,13 +16,22 @@ pub(super) fn read(table: Option<&str>, file: Option<&str>) -> Result<Option<Str
     let (text, source) = match (table, file) {
         (Some(text), _) => (text.to_owned(), ""),
         (None, Some(file)) => (read_file(file)?, file),
-        (None, None) => (read_stdin()?, "on stdin"),
+        (None, None) => {
+            if io::stdin().is_terminal() {
+                eprintln!(
+                    "blkswitch: type the table, lines of START LENGTH TYPE PARAMETERS, and end it \
+                     with Ctrl-D (or give it with --table, or as a file)"
+                );
+            }
+            (read_stdin()?, "on stdin")
+        }
     };
     canonical(&text, source)
 }
 
 fn read_file(path: &str) -> Result<String, Failure> {
-    let couldnt = |_| Failure::Message(format!("Couldn't open '{path}' for reading."));
+    let couldnt =
+        |error| Failure::Message(format!("Couldn't open '{path}' for reading.\n  {error}"));
     Ok(String::from_utf8_lossy(&fs::read(path).map_err(couldnt)?).into_owned())
 }
 
@@ -34,6 +43,9 @@ pub(super) fn read_stdin() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Most letters of a wrong line that are shown.
+const SHOWN_LETTERS: usize = 80;
+
 /// Checks every line for three words and drops blanks and comments.
 pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Failure> {
     let mut out = String::new();
@@ -44,8 +56,11 @@ pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Fail
         }
         let Some((start, length, kind, params)) = split_line(line) else {
             let number = index + 1;
+            let shown: String = line.chars().take(SHOWN_LETTERS).collect();
             return Err(Failure::Message(format!(
-                "Invalid format on line {number} of table {source}."
+                "Invalid format on line {number} of table {source}.\n  '{shown}': a line is START \
+                 LENGTH TYPE [PARAMETERS], START and LENGTH decimal numbers of 512-byte sectors, \
+                 as in: 0 2048 zero"
             )));
         };
         let params = params.split('#').next().unwrap_or_default().trim();
@@ -195,10 +210,10 @@ mod tests {
             ("0x10 8 error", "on stdin", "Invalid format on line 1 of table on stdin."),
             ("-1 8 error", "", "Invalid format on line 1 of table ."),
         ] {
-            assert_eq!(
-                canonical(text, source).unwrap_err().text(),
-                format!("{complaint}\nCommand failed.\n")
-            );
+            let failure = canonical(text, source).unwrap_err().text();
+            let line = text.lines().last().unwrap();
+            assert!(failure.starts_with(&format!("{complaint}\n  '{line}': a line is START ")));
+            assert!(failure.ends_with("\nCommand failed.\n"), "{failure}");
         }
         let huge = canonical("0 99999999999999999999999 zero", "").unwrap().unwrap();
         assert_eq!(huge, "0 18446744073709551615 zero\n");

@@ -8,7 +8,7 @@
 //! again, files that were made for it are removed. May block (opening leaves); any thread.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
@@ -29,6 +29,7 @@ use blkswitch_io::{
 use super::constructors;
 use super::failure::{Failure, errno_of};
 use super::lookup::{Found, Leaves, find};
+use super::missing;
 use super::opening::Opening;
 use super::privileges::UBLK_CONTROL;
 use super::state::{Folder, Owner, SavedMap};
@@ -207,8 +208,11 @@ impl<'a> Builder<'a> {
                 Error::UnknownType => format!("{kind}: {error}"),
                 _ => format!("{kind}: {error} ({})", error.errno()),
             };
-            let word = matches!(error, Error::UnknownType).then_some(line.kind);
-            let reason = format!("line {}: {}", line.line, error.explain(word));
+            let why = match error {
+                Error::UnknownType => missing::target_type(&kind, line.len),
+                _ => error.explain(None).to_string(),
+            };
+            let reason = format!("line {}: {why}", line.line);
             Failure::target(errno_of(&error), text, reason)
         };
         Layout::extent(line.start, line.len).map_err(refuse)?;
@@ -255,8 +259,17 @@ impl<'a> Builder<'a> {
             {
                 Ok(PathLeaf::Absent(Box::new(address), error.into()))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.refused(&address, error)),
         }
+    }
+
+    /// A leaf that cannot be opened. Of a table that was served before nothing is misspelt: its file
+    /// is away, and nobody should make a new one.
+    fn refused(&self, address: &Address, error: LeafError) -> Failure {
+        if self.site.restores {
+            return error.into();
+        }
+        missing::leaf(address, error, self.site.registry)
     }
 
     fn open(&self, address: &Address) -> Result<Arc<Leaf>, LeafError> {
@@ -312,8 +325,9 @@ impl<'a> Builder<'a> {
                 })
             }
             Found::Leaf(address) => {
-                let leaf =
-                    self.open(&address).or_else(|error| self.open_degraded(&address, error))?;
+                let opened =
+                    self.open(&address).or_else(|error| self.open_degraded(&address, error));
+                let leaf = opened.map_err(|error| self.refused(&address, error))?;
                 Ok(self.adopt(&address, leaf))
             }
         }
@@ -358,7 +372,7 @@ impl MadeFiles {
     /// Makes the files that the table names and that are missing, sparse, as long as the table
     /// needs them.
     fn make_missing(&mut self, site: &Site<'_>, load: &LoadTable) -> Result<(), Failure> {
-        let mut needed = HashMap::<PathBuf, u64>::new();
+        let mut needed = BTreeMap::<PathBuf, u64>::new();
         for line in table::lines(load.table.as_bytes()).flatten() {
             for (word, sectors) in constructors::needed_sectors(&line) {
                 if let Ok(Found::Leaf(Address::Path(path))) = find(word, site.registry) {
@@ -379,7 +393,11 @@ impl MadeFiles {
         /// What is written to a device is its user's alone.
         const MODE: u32 = 0o600;
         let failed = |path: &PathBuf, error: std::io::Error| {
-            Failure::io(&error, format!("cannot make '{}'", path.display()))
+            let failure = Failure::io(&error, format!("cannot make '{}'", path.display()));
+            match missing::folder(path).filter(|_| error.kind() == ErrorKind::NotFound) {
+                Some(reason) => Failure { reason, ..failure },
+                None => failure,
+            }
         };
         let made = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&path);
         let file = made.map_err(|error| failed(&path, error))?;

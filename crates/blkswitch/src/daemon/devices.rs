@@ -16,6 +16,7 @@ use super::disks::{link, unlink};
 use super::failure::{Failure, MAJOR};
 use super::kept::Intent;
 use super::lookup::Leaves;
+use super::missing;
 use super::opening::{Opening, Openings};
 use super::privileges::Privileges;
 use super::standing::Standing;
@@ -108,7 +109,7 @@ impl Devices {
 
     /// The device of this name.
     pub fn find(&self, name: &str) -> Result<Arc<Device>, Failure> {
-        let missing = || Failure::new(Errno::Enxio, format!("there is no device '{name}'"));
+        let missing = || Failure::new(Errno::Enxio, missing::device(name, self.registry()));
         self.registry().find(name).ok_or_else(missing)
     }
 

@@ -127,7 +127,8 @@ fn sentence(error: &DeviceError) -> String {
             "the sector is past the end of the device's live table".to_owned()
         }
         DeviceError::NoMessages => {
-            "the segment that holds the sector takes no messages: only switch does".to_owned()
+            "the segment that holds the sector takes no messages: only switch and multipath do"
+                .to_owned()
         }
         other => other.to_string(),
     }

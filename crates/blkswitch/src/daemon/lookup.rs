@@ -27,6 +27,7 @@ use blkswitch_io::pool::Registry;
 use blkswitch_io::{Address, Device, Leaf, LeafError, LeafOptions};
 
 use super::failure::{Failure, MAJOR};
+use super::missing;
 use crate::protocol::Errno;
 
 /// Folders whose entries name our devices. The second is the kernel's, so that a runbook's words
@@ -65,9 +66,17 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
     match text.parse::<Address>() {
         Ok(address) => Ok(Found::Leaf(address)),
         // The kernel looks such a word up as a path below its working directory.
-        Err(error @ LeafError::Address(_)) => Err(Failure::new(Errno::Enoent, error.to_string())),
+        Err(error @ LeafError::Address(_)) => {
+            Err(Failure::new(Errno::Enoent, missing::no_address(&text, &error, registry)))
+        }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The name of our device that a path would name.
+pub(super) fn device_name(path: &str) -> Option<&str> {
+    let folders = DEVICE_FOLDERS.iter().filter_map(|folder| std::str::from_utf8(folder).ok());
+    folders.into_iter().find_map(|folder| path.strip_prefix(folder))
 }
 
 /// Our device that a path names.

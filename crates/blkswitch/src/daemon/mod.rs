@@ -36,6 +36,7 @@ pub mod limits;
 pub mod listen;
 pub mod lookup;
 pub mod metrics;
+mod missing;
 pub mod monitor;
 mod mounts;
 pub mod multipath;

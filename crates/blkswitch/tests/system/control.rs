@@ -207,7 +207,7 @@ fn parts_of_a_map_and_wrong_parts() {
     assert_eq!(runs, [(98, 1, 0), (99, 1, 1)]);
     for (query, part) in [
         ("", "2 switch segments, at sectors [0, 1100]"),
-        ("sector=1050", "takes no messages"),
+        ("sector=1050", "is zero, and only switch has a region map"),
         ("sector=1120", "past the end"),
         ("sector=0&from=3&to=2", "the regions 3 to 2"),
         ("sector=0&to=100", "nor the last above 99"),

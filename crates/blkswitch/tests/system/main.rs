@@ -5,6 +5,7 @@
 
 mod control;
 mod demo;
+mod errors;
 mod events;
 mod fixture;
 mod golden;

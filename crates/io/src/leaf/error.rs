@@ -31,6 +31,11 @@ pub enum LeafError {
         /// What would be right.
         allowed: &'static str,
     },
+    /// The address of a unix socket's export without the socket.
+    #[error(
+        "'{0}': socket=PATH is missing, the absolute path of the server's socket: nbd+unix:///EXPORT?socket=PATH"
+    )]
+    NoSocket(String),
     /// The system refused.
     #[error("cannot {what} '{name}': {source}")]
     System {
@@ -109,7 +114,10 @@ impl LeafError {
     /// The errno a caller of the kernel would see.
     pub fn errno(&self) -> i32 {
         match self {
-            LeafError::Address(_) | LeafError::Size(_) | LeafError::Option { .. } => libc::EINVAL,
+            LeafError::Address(_)
+            | LeafError::Size(_)
+            | LeafError::NoSocket(_)
+            | LeafError::Option { .. } => libc::EINVAL,
             LeafError::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             LeafError::Busy(_) => libc::EBUSY,
             LeafError::NotBlock(_) => libc::ENOTBLK,

@@ -50,12 +50,21 @@ impl Switch {
         let start = match sector {
             Some(sector) => {
                 let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
-                Some(segment).filter(is_switch).ok_or(DeviceError::NoMessages)?.start
+                let found = Some(segment).filter(is_switch);
+                found
+                    .ok_or_else(|| {
+                        no_map(&format!("the segment at sector {sector} is"), &[segment])
+                    })?
+                    .start
             }
             None => {
                 let starts: Vec<u64> =
                     table.segments().iter().filter(is_switch).map(|s| s.start).collect();
                 let [start] = starts.as_slice() else {
+                    if starts.is_empty() {
+                        let all: Vec<&Segment> = table.segments().iter().collect();
+                        return Err(no_map("the device is", &all));
+                    }
                     let reason = format!(
                         "the device has {} switch segments, at sectors {starts:?}: say which by a sector",
                         starts.len()
@@ -81,6 +90,20 @@ impl Switch {
         let gone = || Failure::new(Errno::Eio, "the segment has no map");
         self.segment().map(|(_, map)| map).ok_or_else(gone)
     }
+}
+
+/// Segments without a region map; `what` begins the sentence.
+fn no_map(what: &str, segments: &[&Segment]) -> Failure {
+    let mut kinds: Vec<&str> = segments.iter().map(|one| one.target.name()).collect();
+    kinds.dedup();
+    kinds.truncate(4);
+    let instead = match kinds.as_slice() {
+        ["multipath"] => ": blkswitch status shows the paths of a multipath",
+        _ => "",
+    };
+    let reason =
+        format!("{what} {}, and only switch has a region map{instead}", kinds.join(" and "));
+    Failure::new(Errno::Einval, reason)
 }
 
 /// The first and last region of a range, checked.

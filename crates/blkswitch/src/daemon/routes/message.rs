@@ -34,9 +34,12 @@ use crate::daemon::failure::Failure;
 use crate::daemon::multipath;
 use crate::daemon::reply::{Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
+use crate::nearest::did_you_mean;
 use crate::protocol::{Errno, ErrorBody, MessageQuery, MessageReply, route};
 
 const IOCTL: &str = "message";
+/// The first words that [`command`] knows.
+const MESSAGES: [&str; 2] = ["set_region_mappings", "get_region_mappings"];
 /// What is handed over at a time: large enough that handing over costs nothing beside parsing.
 const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks in the channel: the next is read while one is applied.
@@ -266,8 +269,11 @@ fn apply(
         Some(Command::GetRegionMappings) => get_region_mappings(map),
         None => {
             let word = String::from_utf8_lossy(&first).chars().take(64).collect::<String>();
-            let reason =
-                format!("'{word}' is no message of switch: it must be set_region_mappings");
+            let near = did_you_mean(&word, MESSAGES);
+            let reason = format!(
+                "'{word}' is no message of switch: {near}the first word must be one of {}",
+                MESSAGES.join(", ")
+            );
             let mut failure = Failure::new(Errno::Einval, reason);
             failure.kernel.push(format!("device-mapper: switch: {UNRECOGNISED_MESSAGE}"));
             Err(failure)

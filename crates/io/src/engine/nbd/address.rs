@@ -76,6 +76,7 @@ impl NbdAddress {
                 let (host, port) = host_and_port(authority, PORT).ok_or_else(|| bad(authority))?;
                 Place::Tcp { host, port }
             }
+            (true, "", None) => return Err(LeafError::NoSocket(text.to_owned())),
             _ => return Err(bad(rest)),
         };
         Ok(NbdAddress { place, export, connections, patience })
@@ -160,7 +161,7 @@ mod tests {
             ("nbd://host/d?connections=17", "'connections=17'"),
             ("nbd://host/d?reconnect=", "'reconnect='"),
             ("nbd://host/d?bogus", "'bogus'"),
-            ("nbd+unix:///d", "'/d'"),
+            ("nbd+unix:///d", "socket=PATH is missing"),
             ("nbd+unix:///d?socket=relative", "'socket=relative'"),
             ("nbd+unix://host/d?socket=/s", "'host/d'"),
         ] {
