@@ -1,62 +1,120 @@
-//! `stats`: shows counters and latencies of a device and of its paths.
+//! `stats`: shows counters and latencies of devices and of their paths.
 
 use std::fmt::Write as _;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::context::Context;
 use super::failure::Failure;
 use super::names::Selector;
 use super::options::Options;
-use crate::protocol::{DeviceStats, IoStats, Latency, device_path, route};
+use super::terminal;
+use crate::protocol::{DeviceStats, Errno, IoStats, Latency, device_path, route};
 
-/// Show reads, writes, errors and latencies of a device and of its paths
+/// Show reads, writes, errors and latencies of devices and of their paths
+///
+/// All devices when none is named. A table where the terminal is wide enough for it, else a
+/// paragraph for each device and path; without a terminal, COLUMNS says how wide.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
-    /// The device (unless -u or -j -m name it)
-    device: Option<String>,
+    /// The devices; all when none is named
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
 
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
+/// Headings, in the order of a [`row`].
+const HEADINGS: [&str; 11] = [
+    "",
+    "reads",
+    "read bytes",
+    "writes",
+    "written",
+    "flushes",
+    "discards",
+    "zeroes",
+    "errors",
+    "read p50/p99/max",
+    "write p50/p99/max",
+];
+/// Columns before the numbers of a paragraph.
+const INDENT: usize = 4;
+
+/// The JSON output for several devices.
+#[derive(Debug, Serialize)]
+struct StatsList<'a> {
+    devices: &'a [DeviceStats],
+}
+
 impl Stats {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
-        let selector = Selector::of(self.device.as_deref(), &self.options)?;
-        let name = context.name_of(&selector, "message").await?;
-        let stats = context.client.get(&device_path(route::STATS, &name)).await;
-        let stats: DeviceStats = stats.map_err(|error| error.about(selector.subject()))?;
-        if self.options.json { context.print_json(&stats) } else { context.print(&table(&stats)) }
+        let named = match self.devices.as_slice() {
+            [] => Selector::optional(None, &self.options)?.into_iter().collect(),
+            names => Selector::list(names, &self.options)?,
+        };
+        let mut devices = Vec::new();
+        for selector in &named {
+            let name = context.name_of(selector, "message").await?;
+            devices.push(fetch(context, &name, selector).await?);
+        }
+        if named.is_empty() {
+            for device in context.devices().await? {
+                let name = device.name;
+                match fetch(context, &name, &Selector::Name(name.clone())).await {
+                    // It was removed meanwhile.
+                    Err(failure) if failure.errno() == Some(Errno::Enxio) => {}
+                    stats => devices.push(stats?),
+                }
+            }
+        }
+        self.print(devices, !named.is_empty(), context)
+    }
+
+    fn print(
+        &self,
+        devices: Vec<DeviceStats>,
+        are_named: bool,
+        context: &mut Context,
+    ) -> Result<(), Failure> {
+        match devices.as_slice() {
+            [one] if self.options.json && are_named => context.print_json(one),
+            devices if self.options.json => context.print_json(&StatsList { devices }),
+            [] => context.print("No devices found\n"),
+            devices => {
+                let width = terminal::width().unwrap_or(usize::MAX);
+                let tables: Vec<String> = devices.iter().map(|stats| table(stats, width)).collect();
+                context.print(&tables.join("\n"))
+            }
+        }
     }
 }
 
-/// Headings, a row for the device, and a row per path.
-fn table(stats: &DeviceStats) -> String {
-    let headings = [
-        "",
-        "reads",
-        "read bytes",
-        "writes",
-        "written",
-        "flushes",
-        "discards",
-        "zeroes",
-        "errors",
-        "read p50/p99/max",
-        "write p50/p99/max",
-    ];
+async fn fetch(context: &Context, name: &str, selector: &Selector) -> Result<DeviceStats, Failure> {
+    let stats = context.client.get(&device_path(route::STATS, name)).await;
+    stats.map_err(|error| error.about(selector.subject()))
+}
+
+/// The device and its paths: a table if that fits `width` columns, else paragraphs.
+fn table(stats: &DeviceStats, width: usize) -> String {
     let several = stats.paths.iter().any(|path| path.segment != stats.paths[0].segment);
-    let mut rows = vec![headings.map(str::to_owned), row(stats.name.clone(), &stats.total)];
+    let mut rows = vec![row(stats.name.clone(), &stats.total)];
     for path in &stats.paths {
         let segment = if several { format!("{}: ", path.segment) } else { String::new() };
         rows.push(row(format!("  {segment}{} {}", path.path, path.address), &path.io));
     }
-    let widths: Vec<usize> = (0..headings.len())
-        .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+    let all = || std::iter::once(HEADINGS.map(str::to_owned)).chain(rows.iter().cloned());
+    let widths: Vec<usize> = (0..HEADINGS.len())
+        .map(|at| all().map(|row| row[at].chars().count()).max().unwrap_or(0))
         .collect();
+    if widths.iter().sum::<usize>() + 2 * (HEADINGS.len() - 1) > width {
+        return rows.iter().map(|row| paragraph(row, width)).collect();
+    }
     let mut out = String::new();
-    for row in rows {
+    for row in all() {
         let [name, numbers @ ..] = row;
         let _ = write!(out, "{name:<0$}", widths[0]);
         for (number, width) in numbers.iter().zip(&widths[1..]) {
@@ -64,6 +122,27 @@ fn table(stats: &DeviceStats) -> String {
         }
         out.push('\n');
     }
+    out
+}
+
+/// The name, and below it the numbers with their headings, in lines of at most `width` columns.
+fn paragraph(row: &[String; 11], width: usize) -> String {
+    let [name, numbers @ ..] = row;
+    let mut out = format!("{name}\n");
+    let mut used = 0;
+    for (heading, number) in HEADINGS[1..].iter().zip(numbers) {
+        let text = format!("{heading} {number}");
+        let length = text.chars().count();
+        if used > 0 && used + ", ".len() + length <= width {
+            let _ = write!(out, ", {text}");
+            used += ", ".len() + length;
+        } else {
+            let line = if used > 0 { "\n" } else { "" };
+            let _ = write!(out, "{line}{:INDENT$}{text}", "");
+            used = INDENT + length;
+        }
+    }
+    out.push('\n');
     out
 }
 
@@ -122,13 +201,24 @@ mod tests {
             ..IoStats::default()
         };
         let path = PathStats { segment: 0, path: 0, address: "/tmp/a".into(), io: io.clone() };
-        let text = table(&DeviceStats { name: "switch".into(), total: io, paths: vec![path] });
+        let stats = DeviceStats { name: "switch".into(), total: io, paths: vec![path] };
+        let text = table(&stats, usize::MAX);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
         assert!(lines[1].starts_with("switch         12       49152"), "{text}");
         assert!(lines[2].starts_with("  0 /tmp/a"), "{text}");
         assert!(lines[2].contains("900ns/25.3us/3ms"), "{text}");
+        let width = lines[0].len();
+        assert_eq!(table(&stats, width), text);
+        // Narrow terminals get the same numbers in lines that fit.
+        for width in [width - 1, 80, 60, 40] {
+            let narrow = table(&stats, width);
+            assert!(narrow.lines().all(|line| line.len() <= width), "{narrow}");
+            assert!(narrow.starts_with("switch\n    reads 12, read bytes 49152"), "{narrow}");
+            assert!(narrow.contains("\n  0 /tmp/a\n    reads 12, "), "{narrow}");
+            assert!(narrow.contains("read p50/p99/max 900ns/25.3us/3ms"), "{narrow}");
+        }
     }
 
     #[test]

@@ -5,15 +5,25 @@ use std::io::{IsTerminal, stdout};
 
 use terminal_size::{Height, Width, terminal_size_of};
 
-/// Columns of the terminal on standard output; `None` if that is not a terminal.
+/// Fewest columns that a text is cut to; a smaller number in `COLUMNS` is a mistake.
+const COLUMNS_MIN: usize = 20;
+
+/// Columns of the terminal on standard output, or as many as `COLUMNS` says; `None` without both.
 pub(super) fn width() -> Option<usize> {
     size().map(|(width, _)| width)
 }
 
-/// Columns and rows of the terminal on standard output; `None` if that is not a terminal.
+/// Columns and rows of the terminal on standard output. Without a terminal the columns are those of
+/// `COLUMNS`, and rows have no limit; `None` without both.
 pub(super) fn size() -> Option<(usize, usize)> {
-    let (Width(width), Height(height)) = terminal_size_of(stdout())?;
-    Some((width.into(), height.into()))
+    match terminal_size_of(stdout()) {
+        Some((Width(width), Height(height))) => Some((width.into(), height.into())),
+        None => columns(&env::var("COLUMNS").ok()?).map(|columns| (columns, usize::MAX)),
+    }
+}
+
+fn columns(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|columns| *columns >= COLUMNS_MIN)
 }
 
 /// Whether to print colours: to a terminal with colours, unless `NO_COLOR` (no-color.org) is set.
@@ -21,4 +31,15 @@ pub(super) fn colours() -> bool {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
     stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_a_number_that_makes_sense() {
+        let texts = ["80", "60", "20", "19", "0", "", "x", "-1"].map(columns);
+        assert_eq!(texts, [Some(80), Some(60), Some(20), None, None, None, None, None]);
+    }
 }

@@ -1,7 +1,10 @@
 //! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend that counts.
 //!
-//! Contract: pure; it knows the terminal only through [`Look`]. Without colours, a block is the
-//! path's digit (0-9, then a-z, then #). A `~` behind it means that the block has other paths, too.
+//! A block of one path is full. A mixed block shows how much of it is on the path that most of it
+//! is on ([`Share`]); if no path has more than half, it is neutral: to draw one of them would lie.
+//! Without colours, a block is the path's glyph ([`GLYPHS`]) and a mark for the share.
+//!
+//! Contract: pure; it knows the terminal only through [`Look`].
 
 use std::fmt::Write as _;
 
@@ -12,8 +15,13 @@ use crate::protocol::{Cell, MapPicture};
 const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211, 23, 228, 53, 239];
 /// Background of the dots of mixed blocks.
 const MIXED_GROUND: u8 = 236;
-/// Digits for paths.
-const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+/// Grey of the dots of neutral blocks.
+const NEUTRAL: u8 = 245;
+/// Glyphs of the first paths: digits, then letters that nobody takes for one another.
+const GLYPHS: &str = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\
+                      αβγδεζηθλμξπρστφχψωΓΔΘΛΞΠΣΦΨΩбгджзийлпфцчшщъыэюяБГДЖЗИЛУЦЧШЩЪЫЭЮЯ";
+/// Glyph of all further paths.
+const OTHER: char = '#';
 /// Columns of the ruler: region, sector, and the space around them.
 const RULER_COLUMNS: usize = 27;
 /// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard
@@ -25,10 +33,35 @@ const COLUMNS_DEFAULT: usize = 130;
 const ROWS_MAX: usize = 32;
 /// Rows of heading and legend.
 const ROWS_AROUND: usize = 10;
-/// Most paths that the legend lists; it sums up the rest.
-const LEGEND_PATHS_MAX: usize = 16;
-/// Columns of the bar in the legend.
-const BAR_COLUMNS: u64 = 30;
+/// Most paths that have a line of the legend each; more share lines, without bars and addresses.
+const LEGEND_LINES_MAX: usize = 16;
+/// Columns of a path in a shared line.
+const ENTRY_COLUMNS: usize = 22;
+/// Most columns of the bar in the legend, and fewest.
+const BAR_COLUMNS: [usize; 2] = [30, 8];
+/// Columns of a line of the legend without its bar and address.
+const LEGEND_COLUMNS: usize = 39;
+
+/// How much of a block is on the path that most of it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    All,
+    ThreeQuarters,
+    Half,
+    /// Not more than half.
+    Less,
+}
+
+impl Share {
+    fn of(cell: &Cell) -> Self {
+        match u128::from(cell.majority) * 4 {
+            four if four >= u128::from(cell.count) * 4 => Self::All,
+            four if four >= u128::from(cell.count) * 3 => Self::ThreeQuarters,
+            four if four > u128::from(cell.count) * 2 => Self::Half,
+            _ => Self::Less,
+        }
+    }
+}
 
 /// The room for the picture, and whether to use colours.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +69,16 @@ pub(super) struct Look {
     columns: usize,
     rows: usize,
     colours: bool,
+    /// Most columns of a line; no limit without a terminal.
+    limit: usize,
 }
 
 impl Look {
     /// For a terminal of `size` columns and rows, or without a terminal.
     pub(super) fn new(size: Option<(usize, usize)>, colours: bool) -> Self {
         let (columns, lines) = size.unwrap_or((COLUMNS_DEFAULT, usize::MAX));
-        Self { columns, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
+        let limit = size.map_or(usize::MAX, |(columns, _)| columns);
+        Self { limit, columns, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
     }
 
     /// Number of blocks for which there is room.
@@ -76,7 +112,7 @@ pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
         let start = row.first().map_or(0, |cell| cell.start);
         let _ = write!(out, "{start:>10} {:>14}  ", first_sector(picture, start));
         for cell in row {
-            block(&mut out, cell, width, look.colours);
+            block(&mut out, cell, picture, width, look.colours);
         }
         while !look.colours && out.ends_with(' ') {
             out.pop();
@@ -84,7 +120,8 @@ pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
         out.push('\n');
     }
     out.push('\n');
-    legend(&mut out, picture, look.colours);
+    legend(&mut out, picture, look);
+    explain(&mut out, picture, look.colours);
     out
 }
 
@@ -111,62 +148,136 @@ fn block_size(picture: &MapPicture) -> String {
     }
 }
 
-/// Draws a full block for one path, and dense or loose dots if other paths are in it.
-fn block(out: &mut String, cell: &Cell, width: usize, colours: bool) {
-    let pure = cell.majority == cell.count;
-    let digit = digit(cell.path);
+fn block(out: &mut String, cell: &Cell, picture: &MapPicture, width: usize, colours: bool) {
+    let (share, glyph) = (Share::of(cell), glyph(cell.path));
     if !colours {
-        out.push(digit);
-        out.push(if pure { ' ' } else { '~' });
+        let _ = match share {
+            Share::All => write!(out, "{glyph} "),
+            Share::ThreeQuarters => write!(out, "{glyph}+"),
+            Share::Half => write!(out, "{glyph}~"),
+            Share::Less => write!(out, "~~"),
+        };
         return;
     }
     let colour = colour(cell.path);
-    let _ = if pure {
-        write!(out, "\x1b[38;5;{};48;5;{colour}m{digit:<width$}\x1b[0m", ink(colour))
-    } else {
-        let mostly = cell.majority.saturating_mul(4) >= cell.count.saturating_mul(3);
-        let dots = if mostly { "▓" } else { "▒" }.repeat(width);
-        write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m{dots}\x1b[0m")
+    let dots = match share {
+        Share::All => {
+            let ink = ink(colour);
+            let _ = write!(out, "\x1b[38;5;{ink};48;5;{colour}m{glyph:<width$}\x1b[0m");
+            return;
+        }
+        Share::ThreeQuarters => "▓",
+        Share::Half => "▒",
+        Share::Less => "░",
     };
+    let neutral = share == Share::Less;
+    let colour = if neutral { NEUTRAL } else { colour };
+    let _ = write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m");
+    // Colours repeat beyond the palette, so the glyph says which path it is.
+    if !neutral && picture.paths as usize > PALETTE.len() {
+        let _ = write!(out, "{glyph}{}", dots.repeat(width - 1));
+    } else {
+        out.push_str(&dots.repeat(width));
+    }
+    out.push_str("\x1b[0m");
 }
 
-fn legend(out: &mut String, picture: &MapPicture, colours: bool) {
+/// How many regions each path has: a line each, or several in a line where there are many paths.
+fn legend(out: &mut String, picture: &MapPicture, look: &Look) {
     let shown: u64 = picture.totals.iter().sum();
-    let most = picture.totals.iter().copied().max().unwrap_or(0).max(1);
-    for (path, &count) in (0..).zip(&picture.totals).take(LEGEND_PATHS_MAX) {
-        let mark = if colours {
-            format!("\x1b[48;5;{}m  \x1b[0m ", colour(path))
-        } else {
-            format!("{} ", digit(path))
-        };
-        let filled = (u128::from(count) * u128::from(BAR_COLUMNS)).div_ceil(most.into()) as usize;
-        let bar = if colours { "█".repeat(filled) } else { "#".repeat(filled) };
-        let bar = if colours { format!("\x1b[38;5;{}m{bar}\x1b[0m", colour(path)) } else { bar };
-        let address = picture.addresses.get(path as usize).map(String::as_str).unwrap_or_default();
-        let pad = " ".repeat((BAR_COLUMNS as usize).saturating_sub(filled));
-        let share = percent(count, shown);
-        let _ = writeln!(out, "{mark}path {path:<4} {count:>12} {share:>7}  {bar}{pad}  {address}");
+    if picture.totals.len() > LEGEND_LINES_MAX {
+        return crowded_legend(out, picture, shown, look);
     }
-    if picture.totals.len() > LEGEND_PATHS_MAX {
-        let rest: u64 = picture.totals.iter().skip(LEGEND_PATHS_MAX).sum();
-        let others = picture.totals.len() - LEGEND_PATHS_MAX;
+    let most = picture.totals.iter().copied().max().unwrap_or(0).max(1);
+    let longest = picture.addresses.iter().map(|one| one.chars().count()).max().unwrap_or(0);
+    let [bar_most, bar_least] = BAR_COLUMNS;
+    let room = look.limit.saturating_sub(LEGEND_COLUMNS);
+    let bar_columns = room.saturating_sub(longest).clamp(bar_least, bar_most);
+    for (path, &count) in (0..).zip(&picture.totals) {
+        let filled = (u128::from(count) * bar_columns as u128).div_ceil(most.into()) as usize;
+        let bar = if look.colours {
+            format!("\x1b[38;5;{}m{}\x1b[0m", colour(path), "█".repeat(filled))
+        } else {
+            "#".repeat(filled)
+        };
+        let address = picture.addresses.get(path as usize).map(String::as_str).unwrap_or_default();
+        let address = cut(address, room.saturating_sub(bar_columns));
+        let pad = " ".repeat(bar_columns.saturating_sub(filled));
+        let (mark, share) = (mark(path, look.colours), percent(count, shown));
+        let line = format!("{mark}path {path:<4} {count:>12} {share:>8}  {bar}{pad}  {address}");
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+/// The paths in columns, those with most regions if there are too many.
+fn crowded_legend(out: &mut String, picture: &MapPicture, shown: u64, look: &Look) {
+    let in_row = (look.columns / ENTRY_COLUMNS).max(1);
+    let room = in_row * LEGEND_LINES_MAX;
+    let mut paths: Vec<usize> = (0..picture.totals.len()).collect();
+    paths.sort_by_key(|path| std::cmp::Reverse(picture.totals.get(*path)));
+    let rest: u64 = paths.iter().skip(room).filter_map(|path| picture.totals.get(*path)).sum();
+    let others = paths.len().saturating_sub(room);
+    paths.truncate(room);
+    paths.sort_unstable();
+    for row in paths.chunks(in_row) {
+        let mut line = String::new();
+        for &path in row {
+            let count = picture.totals.get(path).copied().unwrap_or(0);
+            let (mark, share) = (mark(path as u32, look.colours), percent(count, shown));
+            let _ = write!(line, "{mark}{path:<6} {share:>8}    ");
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    if others > 0 {
         let _ = writeln!(out, "  {others} other paths: {rest} regions, {}", percent(rest, shown));
     }
-    if picture.cells.iter().any(|cell| cell.majority != cell.count) {
-        let mixed = if colours { "▓ mostly, ▒ less than three quarters" } else { "~ mostly" };
-        let _ = writeln!(
-            out,
-            "{mixed} on the path shown, the rest on others (--range A-B looks closer)"
-        );
+}
+
+/// A path's glyph in its colour, three columns wide, or alone.
+fn mark(path: u32, colours: bool) -> String {
+    let glyph = glyph(path);
+    if !colours {
+        return format!("{glyph} ");
     }
+    let colour = colour(path);
+    format!("\x1b[38;5;{};48;5;{colour}m{glyph} \x1b[0m ", ink(colour))
+}
+
+/// Explains the marks of mixed blocks, if there are some.
+fn explain(out: &mut String, picture: &MapPicture, colours: bool) {
+    let marks = if colours { ["▓", "▒", "░"] } else { ["+", "~", "~~"] };
+    let shares = [Share::ThreeQuarters, Share::Half, Share::Less];
+    let texts = ["three quarters or more", "more than half", "at most half on any path"];
+    let occurs = |share| picture.cells.iter().any(|cell| Share::of(cell) == share);
+    let marked = shares.into_iter().zip(marks.into_iter().zip(texts));
+    let lines: Vec<String> = marked
+        .filter(|(share, _)| occurs(*share))
+        .map(|(_, (mark, text))| format!("{mark:<2} {text}"))
+        .collect();
+    if !lines.is_empty() {
+        let _ = writeln!(out, "Mixed blocks: --range A-B looks closer");
+        for line in lines {
+            let _ = writeln!(out, "{line}");
+        }
+    }
+}
+
+/// At most `room` letters of a text, the end of it.
+fn cut(text: &str, room: usize) -> String {
+    let length = text.chars().count();
+    if length <= room {
+        return text.to_owned();
+    }
+    let end: String = text.chars().skip(length - room.saturating_sub(1)).collect();
+    format!("…{end}")
 }
 
 fn percent(part: u64, all: u64) -> String {
     format!("{:.2} %", part as f64 * 100.0 / all.max(1) as f64)
 }
 
-fn digit(path: u32) -> char {
-    DIGITS.get(path as usize).map_or('#', |&digit| char::from(digit))
+fn glyph(path: u32) -> char {
+    GLYPHS.chars().nth(path as usize).unwrap_or(OTHER)
 }
 
 fn colour(path: u32) -> u8 {
@@ -232,9 +343,9 @@ mod tests {
             "switch: 16 regions of 128 sectors (64 KiB) on 3 paths\n\n    \
              region         sector  each block: 1 region\n         0              0  \
              0 1 2 0 1 2 1 1 2 0 1 2 0 1 2 0\n\n\
-             0 path 0               5 31.25 %  #########################       /dev/ram0\n\
-             1 path 1               6 37.50 %  ##############################  /dev/ram1\n\
-             2 path 2               5 31.25 %  #########################       /dev/ram2\n"
+             0 path 0               5  31.25 %  #########################       /dev/ram0\n\
+             1 path 1               6  37.50 %  ##############################  /dev/ram1\n\
+             2 path 2               5  31.25 %  #########################       /dev/ram2\n"
         );
     }
 
@@ -246,14 +357,44 @@ mod tests {
             plain.contains("each block: 5 regions\n         0              0  0 0~\n"),
             "{plain}"
         );
-        assert!(plain.ends_with(
-            "~ mostly on the path shown, the rest on others (--range A-B looks closer)\n"
-        ));
+        assert!(
+            plain.ends_with("Mixed blocks: --range A-B looks closer\n~  more than half\n"),
+            "{plain}"
+        );
         let coloured = draw("d", &picture(2, &runs, 2), &Look::new(None, true));
         assert!(
             coloured.contains("\x1b[38;5;231;48;5;33m0 \x1b[0m\x1b[38;5;33;48;5;236m▒▒\x1b[0m"),
             "{coloured:?}"
         );
+    }
+
+    /// Round robin was drawn as if it were on the first paths.
+    #[test]
+    fn a_block_that_no_path_has_most_of_is_neutral() {
+        for paths in [2, 3, 16, 300] {
+            let runs = round_robin(paths, 48_000);
+            let plain = draw("d", &picture(paths, &runs, 20), &Look::new(None, false));
+            let rows = plain.lines().skip(3).take_while(|line| !line.is_empty());
+            let blocks: String = rows.map(|row| row[RULER_COLUMNS..].to_owned()).collect();
+            assert!(blocks.trim().chars().all(|mark| mark == '~'), "{paths}: {plain}");
+            assert!(plain.ends_with("~~ at most half on any path\n"), "{plain}");
+            let coloured = draw("d", &picture(paths, &runs, 20), &Look::new(None, true));
+            assert!(coloured.contains("\x1b[38;5;245;48;5;236m░░\x1b[0m"), "{coloured:?}");
+        }
+    }
+
+    #[test]
+    fn shares_have_shades() {
+        for (majority, mark, shade) in
+            [(9, "0 ", "0 "), (7, "0+", "▓▓"), (5, "0~", "▒▒"), (4, "~~", "░░")]
+        {
+            let cell = Cell { start: 0, count: 9, path: 0, majority };
+            for (colours, drawn) in [(false, mark), (true, shade)] {
+                let mut out = String::new();
+                block(&mut out, &cell, &picture(2, &round_robin(2, 9), 9), 2, colours);
+                assert!(out.contains(drawn), "{majority}: {out:?}");
+            }
+        }
     }
 
     #[test]
@@ -287,11 +428,45 @@ mod tests {
     }
 
     #[test]
-    fn many_paths_are_summed_up() {
+    fn every_path_has_a_glyph_of_its_own() {
+        let glyphs: std::collections::HashSet<char> = (0..128).map(glyph).collect();
+        assert!(glyphs.len() >= 120, "{}", glyphs.len());
+        assert_eq!((glyph(9), glyph(35), glyph(36), glyph(u32::MAX)), ('9', 'z', 'A', OTHER));
+        let letters = GLYPHS.chars().collect::<std::collections::HashSet<_>>();
+        assert_eq!(letters.len(), GLYPHS.chars().count(), "a glyph stands for one path");
+    }
+
+    #[test]
+    fn many_paths_have_a_legend_too() {
         let look = Look::new(None, false);
-        let text = draw("d", &picture(20, &round_robin(20, 40), look.cells()), &look);
-        assert!(text.contains("g h i j 0 1"), "{text}");
-        assert!(text.contains("  4 other paths: 8 regions, 20.00 %\n"), "{text}");
+        let text = draw("d", &picture(40, &round_robin(40, 80), look.cells()), &look);
+        assert!(text.contains("y z A B C D 0 1"), "{text}");
+        assert!(text.contains("A 36       2.50 %    B 37       2.50 %"), "{text}");
+        assert!(!text.contains("other paths"), "{text}");
+        let mut runs = round_robin(1000, 3000);
+        runs[0].path = 999;
+        let text = draw("d", &picture(1000, &runs, look.cells()), &look);
+        assert!(text.contains("# 999      0.13 %"), "{text}");
+        assert!(text.contains("  920 other paths: 2759 regions, 91.97 %\n"), "{text}");
+    }
+
+    #[test]
+    fn a_line_fits_a_narrow_terminal() {
+        for columns in [60, 80, 100] {
+            for (paths, count) in [(3, 16), (3, 100_000), (40, 4000), (1, 100)] {
+                let look = Look::new(Some((columns, 24)), false);
+                let mut picture = picture(paths, &round_robin(paths, count), look.cells());
+                for address in &mut picture.addresses {
+                    *address = format!("nbd+unix:///volume?socket=/run/user/1000{address}");
+                }
+                let text = draw("disk", &picture, &look);
+                for line in text.lines() {
+                    assert!(line.chars().count() <= columns, "{columns}: {line}");
+                }
+                let bars: Vec<usize> = text.lines().filter_map(|line| line.find("%  #")).collect();
+                assert!(bars.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
+            }
+        }
     }
 
     #[test]
