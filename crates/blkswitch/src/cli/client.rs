@@ -78,8 +78,7 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<Option<String>, ClientError> {
         let reply = self.request(method, path, JSON, Full::new(encode(body)?)).await?;
-        let note = reply.headers().get(NOTE_HEADER).and_then(|note| note.to_str().ok());
-        Ok(note.map(str::to_owned))
+        Ok(note(&reply))
     }
 
     /// Sends `method path` with a JSON body and reads a JSON reply.
@@ -92,14 +91,24 @@ impl Client {
         self.json(method, path, encode(body)?).await
     }
 
-    /// Sends `POST path` with streamed text and reads a JSON reply.
-    pub(super) async fn post_text<T, B>(&self, path: &str, body: B) -> Result<T, ClientError>
+    /// Sends `POST path` with streamed text and reads a JSON reply. Prints the daemon's note, if
+    /// any, to standard error unless `quiet`.
+    pub(super) async fn post_text<T, B>(
+        &self,
+        path: &str,
+        body: B,
+        quiet: bool,
+    ) -> Result<T, ClientError>
     where
         T: DeserializeOwned,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         let response = self.request(Method::POST, path, "text/plain", body).await?;
+        if let Some(note) = note(&response).filter(|_| !quiet) {
+            // Indented, as all that is added to dmsetup's own output.
+            eprintln!("  {note}");
+        }
         self.decode(path, response).await
     }
 
@@ -202,6 +211,12 @@ impl Client {
 }
 
 const JSON: &str = "application/json";
+
+/// The daemon's note about a request.
+fn note(reply: &Response<Incoming>) -> Option<String> {
+    let note = reply.headers().get(NOTE_HEADER)?.to_str().ok()?;
+    Some(note.to_owned())
+}
 
 /// Encodes a body; `()` becomes an empty body.
 fn encode<T: Serialize>(body: &T) -> Result<Bytes, ClientError> {

@@ -19,7 +19,8 @@ use crate::protocol::{AttachUblk, CreateDevice, Device, route};
 #[derive(Debug, Args)]
 #[command(
     override_usage = "blkswitch create [OPTIONS] <NAME> [TABLE_FILE]\n       blkswitch create \
-                      --concise [DESCRIPTION]"
+                      --concise [DESCRIPTION]",
+    after_long_help = LANGUAGE
 )]
 pub(super) struct Create {
     /// Name of the device and file with its table
@@ -33,6 +34,32 @@ pub(super) struct Create {
     #[command(flatten)]
     options: Options,
 }
+
+/// The language of tables, for help and manual page (docs/switch.md has all of it).
+const LANGUAGE: &str = "\
+A table has one or more lines START LENGTH TYPE PARAMETERS. START and LENGTH count sectors of 512 \
+bytes. All numbers of a table are decimal, without units (those of messages are hexadecimal):
+  switch NUM_PATHS REGION_SIZE 0 [PATH OFFSET]...
+    each region goes to the path that the map names
+  linear PATH OFFSET
+    all goes to one path
+  striped STRIPES CHUNK_SIZE [PATH OFFSET]...
+    chunks go to the paths in turn
+  multipath ...
+    several ways to one volume: docs/multipath.md
+  zero
+    reads give zeroes, writes vanish
+  error
+    every request fails
+
+A PATH is a file or disk (/data/vol, /dev/sdb), another device (/dev/blkswitch/NAME), an export \
+(nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH), an iSCSI unit \
+(iscsi://PORTAL/TARGET/LUN), or mem:SIZE, null:SIZE, sim:SIZE. OFFSET is added to each sector. A \
+new switch has region I on path I modulo NUM_PATHS; message and map set change that.
+
+Example: 1 GiB in regions of 64 KiB over two paths to one volume
+  blkswitch create vol --make-files \\
+    --table '0 2097152 switch 2 128 0 /data/vol 0 /data/vol 0'";
 
 pub(super) const SHOWN: &[&str] =
     &["table", "notable", "concise", "readonly", "uuid", "major", "minor"];

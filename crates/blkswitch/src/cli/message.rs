@@ -21,11 +21,15 @@ use crate::protocol::{MessageReply, device_path, route};
 
 /// Send a message to a target
 ///
-/// The device (unless -u or -j -m name it), any sector of the segment whose target is meant, and
+/// A message moves no data: it changes only where later requests go. The device (unless -u or -j -m
+/// name it), any sector of the segment whose target is meant, and
 /// the words. A last word of - reads further words from standard input, as many as there are, as in
 /// `generate-layout | blkswitch message switch 0 set_region_mappings -`.
 #[derive(Debug, Args)]
-#[command(override_usage = "blkswitch message [OPTIONS] <DEVICE> <SECTOR> <WORD>...")]
+#[command(
+    override_usage = "blkswitch message [OPTIONS] <DEVICE> <SECTOR> <WORD>...",
+    after_long_help = LANGUAGE
+)]
 pub(super) struct Message {
     /// The device, a sector of it, and the words
     #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]
@@ -33,9 +37,36 @@ pub(super) struct Message {
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
+    /// Do not say that the paths lead to different storage
+    #[arg(short, long)]
+    quiet: bool,
     #[command(flatten)]
     options: Options,
 }
+
+/// The language of messages, for help and manual page (docs/switch.md has all of it).
+const LANGUAGE: &str = "\
+Messages of a switch:
+  set_region_mappings ARGUMENT...
+    REGION:PATH   this region goes to this path
+    :PATH         the region after the last one goes to this path
+    RCYCLE,COUNT  repeat the last CYCLE regions for the next COUNT
+  get_region_mappings
+    print the map as such a message
+
+All numbers of set_region_mappings are HEXADECIMAL, without 0x: 100:0 is region 256, and R2,10 \
+maps 16 further regions. The sector, map show, map set and error texts are decimal. Regions and \
+paths count from 0. The last region of an empty message counts as 0, so :2 alone means region 1. \
+Arguments before a wrong one stay applied, unless --atomic is given.
+
+Messages of a multipath: fail_path PATH, reinstate_path PATH, disable_group N, enable_group N, \
+switch_group N, queue_if_no_path, fail_if_no_path.
+
+Examples:
+  blkswitch message vol 0 set_region_mappings 0:0 :1 :2 R3,fd
+  blkswitch message vol 0 set_region_mappings 0:2 R1,ff
+  blkswitch map set vol 0-255 2
+The last two put regions 0 to 255 on path 2.";
 
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
@@ -58,8 +89,33 @@ impl Message {
             // dmsetup prints this and still asks the kernel, which refuses.
             eprintln!("No message supplied.");
         }
-        let reply = send(&selector, sector, self.atomic, words, context).await?;
+        let reply = self.send(&selector, sector, words, context).await?;
         self.print(&reply, context)
+    }
+
+    async fn send(
+        &self,
+        selector: &Selector,
+        sector: u64,
+        words: &[OsString],
+        context: &Context,
+    ) -> Result<MessageReply, Failure> {
+        let name = context.name_of(selector, "message").await?;
+        let atomic = self.atomic;
+        let path =
+            format!("{}?sector={sector}&atomic={atomic}", device_path(route::MESSAGE, &name));
+        let (client, quiet) = (&context.client, self.quiet);
+        let sent = match words {
+            [first @ .., last] if last == STDIN => {
+                let stdin = std::io::stdin();
+                // A user who types the words needs no progress bar.
+                let bar = !stdin.is_terminal();
+                let source = Source { reader: stdin, length: upload::length_of_stdin(), bar };
+                client.post_text(&path, upload::body(joined(first), source), quiet).await
+            }
+            _ => client.post_text(&path, Full::new(Bytes::from(joined(words))), quiet).await,
+        };
+        sent.map_err(|error| error.about(selector.subject()))
     }
 
     fn print(&self, reply: &MessageReply, context: &mut Context) -> Result<(), Failure> {
@@ -74,28 +130,6 @@ impl Message {
             None => Ok(()),
         }
     }
-}
-
-async fn send(
-    selector: &Selector,
-    sector: u64,
-    atomic: bool,
-    words: &[OsString],
-    context: &Context,
-) -> Result<MessageReply, Failure> {
-    let name = context.name_of(selector, "message").await?;
-    let path = format!("{}?sector={sector}&atomic={atomic}", device_path(route::MESSAGE, &name));
-    let sent = match words {
-        [first @ .., last] if last == STDIN => {
-            let stdin = std::io::stdin();
-            // A user who types the words needs no progress bar.
-            let bar = !stdin.is_terminal();
-            let source = Source { reader: stdin, length: upload::length_of_stdin(), bar };
-            context.client.post_text(&path, upload::body(joined(first), source)).await
-        }
-        _ => context.client.post_text(&path, Full::new(Bytes::from(joined(words)))).await,
-    };
-    sent.map_err(|error| error.about(selector.subject()))
 }
 
 /// The words as they are, whatever bytes they have, with spaces between them.

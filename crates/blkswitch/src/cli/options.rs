@@ -191,7 +191,11 @@ pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
         command.get_arguments().filter(|arg| is_hidden(arg)).map(spelling).collect();
     let unused = format!("Accepted as dmsetup does, and not used here: {}.", unused.join(", "));
     let command = command.mut_args(|arg| if is_hidden(&arg) { arg.hide(true) } else { arg });
-    command.after_long_help(unused)
+    let text = match command.get_after_long_help() {
+        Some(own) => format!("{own}\n\n{unused}"),
+        None => unused,
+    };
+    command.after_long_help(text)
 }
 
 /// How a switch is written: `-y/--yes`.

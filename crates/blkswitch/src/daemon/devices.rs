@@ -21,6 +21,7 @@ use super::opening::{Opening, Openings};
 use super::privileges::Privileges;
 use super::standing::Standing;
 use super::state::Folder;
+use super::volumes::Noted;
 use crate::protocol::{
     self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
     RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
@@ -44,6 +45,8 @@ pub struct Devices {
     pub(super) saving: Mutex<()>,
     /// What is about to happen to devices, by their numbers.
     pub(super) intents: Mutex<HashMap<u32, Intent>>,
+    /// The devices whose remap was warned of.
+    pub(super) noted: Noted,
     /// What the process was allowed.
     pub(super) privileges: Privileges,
     /// How a device is made a disk when it first has a table.
@@ -64,6 +67,7 @@ impl Devices {
             folder,
             saving: Mutex::default(),
             intents: Mutex::default(),
+            noted: Noted::default(),
             privileges: Privileges::default(),
             default_disk,
         }

@@ -48,6 +48,7 @@ pub mod server;
 pub mod standing;
 pub mod state;
 pub mod stop;
+mod volumes;
 
 use std::ffi::OsStr;
 use std::future::Future;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use blkswitch_io::device::Interrupt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::failure::Failure;
-use crate::protocol::{Errno, ErrorBody, TABLE_MAX_BYTES};
+use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES};
 
 /// Longest JSON body: a table in which JSON escapes every second byte, and the fields around it.
 pub const JSON_MAX_BYTES: usize = 2 * TABLE_MAX_BYTES;
@@ -192,6 +192,15 @@ pub async fn no_such_method(request: Request) -> Response {
     let mut response = Refused::malformed(Errno::Eopnotsupp, reason).into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
+}
+
+/// See [`NOTE_HEADER`].
+const NOTE: HeaderName = HeaderName::from_static(NOTE_HEADER);
+
+/// The headers of an answer that something may be said about.
+pub fn note_header(note: Option<String>) -> HeaderMap {
+    let value = note.and_then(|note| HeaderValue::from_str(&note).ok());
+    value.into_iter().map(|note| (NOTE, note)).collect()
 }
 
 /// A body of text, made as the client takes it.

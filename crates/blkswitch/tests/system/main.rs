@@ -19,6 +19,7 @@ mod lifecycle;
 mod multipath;
 mod names;
 mod nbd_clients;
+mod remap;
 mod state;
 mod state_damage;
 mod survival;

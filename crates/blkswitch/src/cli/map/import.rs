@@ -5,12 +5,13 @@ use std::io::{IsTerminal, stdin};
 
 use clap::Args;
 
-use crate::cli::context::{Context, find};
+use super::segment_of;
+use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::names::Selector;
 use crate::cli::options::Options;
 use crate::cli::upload::{self, Source};
-use crate::protocol::{Device, Errno, MessageReply, device_path, route};
+use crate::protocol::{MessageReply, device_path, route};
 
 /// Send an exported region map to a device
 #[derive(Debug, Args)]
@@ -22,6 +23,9 @@ pub(super) struct Import {
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
+    /// Do not say that the paths lead to different storage
+    #[arg(short, long)]
+    quiet: bool,
     /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
@@ -33,10 +37,7 @@ pub(super) struct Import {
 impl Import {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
-        let sector = match self.sector {
-            Some(sector) => sector,
-            None => only_switch(find(&context.devices().await?, &selector, "message")?, &selector)?,
-        };
+        let sector = segment_of(self.sector, &selector, context).await?;
         let name = context.name_of(&selector, "message").await?;
         let path = format!(
             "{}?sector={sector}&atomic={}",
@@ -49,7 +50,7 @@ impl Import {
                 length: upload::length_of_stdin(),
                 bar: !stdin().is_terminal(),
             };
-            context.client.post_text(&path, upload::body(Vec::new(), source)).await
+            context.client.post_text(&path, upload::body(Vec::new(), source), self.quiet).await
         } else {
             let couldnt = |error| {
                 Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file))
@@ -61,38 +62,11 @@ impl Import {
                 .post_text(
                     &path,
                     upload::body(Vec::new(), Source { reader: file, length, bar: true }),
+                    self.quiet,
                 )
                 .await
         };
         let reply: MessageReply = sent.map_err(|error| error.about(selector.subject()))?;
         if self.json { context.print_json(&reply) } else { Ok(()) }
     }
-}
-
-/// First sector of the only switch segment.
-fn only_switch(device: &Device, selector: &Selector) -> Result<u64, Failure> {
-    let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
-    let starts: Vec<_> = segments
-        .iter()
-        .filter(|segment| segment.target == "switch")
-        .map(|segment| segment.start)
-        .collect();
-    match starts.as_slice() {
-        [start] => Ok(*start),
-        [] => Err(refused(
-            selector,
-            format!("{} has no switch segment in its live table.", device.name),
-        )),
-        _ => {
-            let reason = format!(
-                "{} has switch segments at sectors {starts:?}: say which with --sector.",
-                device.name
-            );
-            Err(refused(selector, reason))
-        }
-    }
-}
-
-fn refused(selector: &Selector, reason: String) -> Failure {
-    Failure::refused("message", Errno::Einval, reason, selector.subject())
 }

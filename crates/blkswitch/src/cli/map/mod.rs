@@ -1,17 +1,20 @@
 //! `map`: reads the region map back, which the kernel cannot: as a picture, as runs, or as a
-//! message.
+//! message; and sets it.
 
 mod draw;
 mod export;
 mod import;
+mod set;
 mod show;
 
 use clap::{Args, Subcommand};
 
-use super::context::Context;
+use super::context::{Context, find};
 use super::failure::Failure;
+use super::names::Selector;
+use crate::protocol::{Device, Errno};
 
-/// Show, save and restore region maps
+/// Show, set, save and restore region maps
 #[derive(Debug, Args)]
 pub(super) struct Map {
     #[command(subcommand)]
@@ -23,6 +26,7 @@ enum MapVerb {
     Show(show::Show),
     Export(export::Export),
     Import(import::Import),
+    Set(set::Set),
 }
 
 impl Map {
@@ -31,6 +35,7 @@ impl Map {
             MapVerb::Show(verb) => verb.run(context).await,
             MapVerb::Export(verb) => verb.run(context).await,
             MapVerb::Import(verb) => verb.run(context).await,
+            MapVerb::Set(verb) => verb.run(context).await,
         }
     }
 }
@@ -38,4 +43,44 @@ impl Map {
 /// `?sector=N`, or an empty string.
 fn sector_query(sector: Option<u64>) -> String {
     sector.map(|sector| format!("?sector={sector}")).unwrap_or_default()
+}
+
+/// A sector of the segment that is meant: the one that was given, or the only switch segment.
+async fn segment_of(
+    sector: Option<u64>,
+    selector: &Selector,
+    context: &Context,
+) -> Result<u64, Failure> {
+    match sector {
+        Some(sector) => Ok(sector),
+        None => only_switch(find(&context.devices().await?, selector, "message")?, selector),
+    }
+}
+
+/// First sector of the only switch segment.
+fn only_switch(device: &Device, selector: &Selector) -> Result<u64, Failure> {
+    let segments = device.live.as_ref().map(|table| table.segments.as_slice()).unwrap_or_default();
+    let starts: Vec<_> = segments
+        .iter()
+        .filter(|segment| segment.target == "switch")
+        .map(|segment| segment.start)
+        .collect();
+    match starts.as_slice() {
+        [start] => Ok(*start),
+        [] => Err(refused(
+            selector,
+            format!("{} has no switch segment in its live table.", device.name),
+        )),
+        _ => {
+            let reason = format!(
+                "{} has switch segments at sectors {starts:?}: say which with --sector.",
+                device.name
+            );
+            Err(refused(selector, reason))
+        }
+    }
+}
+
+fn refused(selector: &Selector, reason: String) -> Failure {
+    Failure::refused("message", Errno::Einval, reason, selector.subject())
 }

@@ -24,6 +24,7 @@ use crate::daemon::describe::address;
 use crate::daemon::failure::Failure;
 use crate::daemon::reply::{self, Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::App;
+use crate::daemon::volumes;
 use crate::picture;
 use crate::protocol::{
     Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run,
@@ -83,6 +84,12 @@ impl Switch {
             Target::Switch { map, .. } => Some((segment, map)),
             _ => None,
         }
+    }
+
+    /// Two of its paths that visibly lead to different storage.
+    pub(in crate::daemon) fn different_paths(&self) -> Option<(usize, usize)> {
+        let (segment, _) = self.segment()?;
+        volumes::different(&self.table, segment.target.paths())
     }
 
     /// Its map. Whoever made the `Switch` has seen it; the table does not change.

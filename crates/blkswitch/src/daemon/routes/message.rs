@@ -16,6 +16,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::http::HeaderMap;
 use blkswitch_core::args::{Words, is_space};
 use blkswitch_core::switch::message::{EMPTY_MESSAGE, MAX_WORD_LEN, UNRECOGNISED_MESSAGE};
 use blkswitch_core::switch::{Command, MapWriter, Message, MessageError, command};
@@ -32,7 +33,7 @@ use crate::compact::Compact;
 use crate::daemon::devices::Devices;
 use crate::daemon::failure::Failure;
 use crate::daemon::multipath;
-use crate::daemon::reply::{Name, Params, Refused, blocking, refuse};
+use crate::daemon::reply::{Name, Params, Refused, blocking, note_header, refuse};
 use crate::daemon::server::App;
 use crate::nearest::did_you_mean;
 use crate::protocol::{Errno, ErrorBody, MessageQuery, MessageReply, route};
@@ -96,7 +97,7 @@ pub async fn message(
     Name(name): Name,
     Params(query): Params<MessageQuery>,
     body: Body,
-) -> Result<Json<MessageReply>, Refused> {
+) -> Result<(HeaderMap, Json<MessageReply>), Refused> {
     let mut incoming = Incoming { body, left: None };
     let device = match app.devices.find(&name) {
         Ok(device) => device,
@@ -110,7 +111,8 @@ pub async fn message(
     if reply.is_err() {
         incoming.drain().await;
     }
-    reply.map(Json).map_err(refuse(IOCTL, Some(number)))
+    let reply = reply.map_err(refuse(IOCTL, Some(number)));
+    reply.map(|(reply, note)| (note_header(note), Json(reply)))
 }
 
 /// Reads the body and has it applied.
@@ -119,7 +121,7 @@ async fn receive(
     device: Arc<Device>,
     query: MessageQuery,
     incoming: &mut Incoming,
-) -> Result<Result<MessageReply, Failure>, Refused> {
+) -> Result<Result<(MessageReply, Option<String>), Failure>, Refused> {
     let most = if query.atomic { ATOMIC_MAX_BYTES } else { BLOCK_BYTES };
     let (head, complete) = match incoming.head(most).await {
         Ok(head) => head,
@@ -131,7 +133,13 @@ async fn receive(
     }
     let (sender, pieces) = mpsc::channel(BLOCKS_AHEAD);
     let devices = app.devices.clone();
-    let applied = blocking(move || apply(&device, &devices, query, head, complete, pieces));
+    let applied = blocking(move || {
+        let reply = apply(&device, &devices, query, head, complete, pieces)?;
+        // Only a remap counts its arguments.
+        let is_remap = reply.arguments > 0;
+        let note = is_remap.then(|| devices.noted.of_remap(&device, query.sector)).flatten();
+        Ok((reply, note))
+    });
     if complete {
         return applied.await;
     }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use blkswitch_io::Device;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::reply::{Json, Name, NoBody, Refused, blocking, interruptible, opening, refuse};
+use crate::daemon::reply::{
+    Json, Name, NoBody, Refused, blocking, interruptible, note_header, opening, refuse,
+};
 use crate::daemon::server::App;
-use crate::protocol::{ErrorBody, LoadTable, NOTE_HEADER, Suspend, route};
+use crate::protocol::{ErrorBody, LoadTable, Suspend, route};
 
 /// Load the inactive slot, in place of what was there.
 #[utoipa::path(
@@ -120,12 +122,8 @@ pub async fn wipe(
 
 /// Done, and perhaps there is something to say of it.
 fn noted(note: Option<String>) -> (StatusCode, HeaderMap) {
-    let value = note.and_then(|note| HeaderValue::from_str(&note).ok());
-    (StatusCode::NO_CONTENT, value.into_iter().map(|note| (NOTE, note)).collect())
+    (StatusCode::NO_CONTENT, note_header(note))
 }
-
-/// See [`NOTE_HEADER`].
-const NOTE: HeaderName = HeaderName::from_static(NOTE_HEADER);
 
 /// Done, and there is nothing to say of it.
 fn done((): ()) -> StatusCode {

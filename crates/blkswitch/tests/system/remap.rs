@@ -1,0 +1,84 @@
+//! Remaps as a user types them: in decimal, and with the warning that data does not move.
+
+use std::io::Write as _;
+use std::process::{Output, Stdio};
+
+use crate::fixture::Daemon;
+
+/// Part of the warning.
+const MOVES_NO_DATA: &str = "a message moves no data";
+
+fn said(ran: &Output) -> String {
+    assert!(ran.status.success(), "{ran:?}");
+    String::from_utf8(ran.stderr.clone()).unwrap()
+}
+
+#[test]
+fn a_remap_between_different_files_says_once_that_no_data_moves() {
+    let daemon = Daemon::start();
+    let [a, b] = ["ram0", "ram1"].map(|name| daemon.path(name).display().to_string());
+    for (name, table, warns) in [
+        ("files", format!("0 16 switch 2 8 0 {a} 0 {b} 0"), true),
+        ("offsets", format!("0 16 switch 2 8 0 {a} 0 {a} 16"), true),
+        ("memories", "0 16 switch 2 8 0 mem:1M:x 0 mem:1M:y 0".to_owned(), true),
+        ("one", format!("0 16 switch 2 8 0 {a} 32 {a} 32"), false),
+        ("kinds", format!("0 16 switch 2 8 0 {a} 0 mem:1M 0"), false),
+        ("below", "0 16 linear /dev/blkswitch/files 0".to_owned(), false),
+        (
+            "upper",
+            "0 16 switch 2 8 0 /dev/blkswitch/below 0 /dev/blkswitch/one 0".to_owned(),
+            false,
+        ),
+    ] {
+        daemon.create(name, &table).expect_ok();
+        if name == "below" {
+            continue;
+        }
+        let message = ["message", name, "0", "set_region_mappings", "0:1"];
+        let first = said(&daemon.run(&message));
+        assert_eq!(first.contains(MOVES_NO_DATA), warns, "{name}: {first}");
+        assert!(first.lines().all(|line| line.starts_with("  ")), "added to dmsetup's: {first}");
+        assert_eq!(said(&daemon.run(&message)), "", "{name}: said once");
+    }
+    // A new device of the same name is another one.
+    daemon.remove("memories");
+    daemon.create("memories", "0 16 switch 2 8 0 mem:1M:x 0 mem:1M:y 0").expect_ok();
+    assert_eq!(said(&daemon.run(&["map", "set", "memories", "0", "1", "--quiet"])), "");
+    // A message that changes nothing says nothing.
+    daemon.create("quiet", &format!("0 16 switch 2 8 0 {a} 64 {b} 64")).expect_ok();
+    assert_eq!(said(&daemon.run(&["message", "quiet", "0", "get_region_mappings"])), "");
+    assert!(said(&daemon.run(&["map", "set", "quiet", "0", "1"])).contains(MOVES_NO_DATA));
+}
+
+#[test]
+fn regions_are_set_in_decimal() {
+    let daemon = Daemon::start();
+    daemon.create("vol", "0 2400 switch 3 8 0 mem:2M:v 0 mem:2M:v 0 mem:2M:v 0").expect_ok();
+    let path_of = |region: u64| (region % 3) as u32;
+    let mut expected: Vec<u32> = (0..300).map(path_of).collect();
+    assert_eq!(said(&daemon.run(&["map", "set", "vol", "0-99", "2", "256", "0"])), "");
+    expected[..100].fill(2);
+    expected[256] = 0;
+    assert_eq!(daemon.map("vol", 0), expected);
+    // From standard input, with comments.
+    let mut command = daemon.client();
+    command.args(["map", "set", "vol", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"# all\n0-299 1\n10 0 # one\n").unwrap();
+    assert_eq!(said(&child.wait_with_output().unwrap()), "");
+    expected.fill(1);
+    expected[10] = 0;
+    assert_eq!(daemon.map("vol", 0), expected);
+    // A path that does not exist: with --atomic nothing changes, else what stands before it has.
+    let wrong = ["map", "set", "vol", "0-9", "2", "20", "3", "--atomic"];
+    let refused = daemon.run(&wrong);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("the path 3 (hex 3) must be from 0 to 2"), "{text}");
+    assert_eq!(daemon.map("vol", 0), expected);
+    assert_eq!(daemon.run(&wrong[..wrong.len() - 1]).status.code(), Some(1));
+    expected[..10].fill(2);
+    assert_eq!(daemon.map("vol", 0), expected);
+    // A slip of the finger is found before anything is sent.
+    assert_eq!(daemon.run(&["map", "set", "vol", "0-9", "1", "0x10", "1"]).status.code(), Some(1));
+    assert_eq!(daemon.map("vol", 0), expected);
+}
