@@ -1,13 +1,20 @@
 //! A region map as a `set_region_mappings` message, in pieces of bounded size.
 //!
 //! Contract: core decides about the text ([`compact`]); this module cuts it into pieces. The caller
-//! holds the message lock for each piece. Each piece is complete in itself, so the map may change
+//! holds the message lock for each piece. A message is one line, or many of bounded length. Each piece is complete in itself, so the map may change
 //! between two of them. The message then shows each region at some moment.
 
 use std::sync::atomic::AtomicU64;
 
 use blkswitch_core::switch::{Map, compact};
 
+const COMMAND: &[u8] = b"set_region_mappings";
+/// A line is at least so long before it may end at a place that its words choose.
+const LINE_LEAST: usize = 40;
+/// Longest line.
+const LINE_MOST: usize = 100;
+/// One of so many groups of words ends a line.
+const LINE_ENDS: u32 = 8;
 /// Length of the writer's table of places: 128 KiB.
 const PLACES: usize = 1 << 14;
 
@@ -17,16 +24,47 @@ pub struct Compact {
     /// The next region to write.
     next: u64,
     places: Vec<u64>,
+    /// `None` if all is one line.
+    lines: Option<Lines>,
+}
+
+/// Where the lines of a message end: at words that hash to one value. So the lines behind a change
+/// are those of before, and `diff` shows only what changed.
+#[derive(Debug, Default)]
+struct Lines {
+    /// Bytes of the line so far.
+    length: usize,
+    /// Eight bits of each of the last four words.
+    window: u32,
+}
+
+impl Lines {
+    /// Whether `word`, which begins with a blank unless it is the first, begins a line.
+    fn begins(&mut self, word: &[u8]) -> bool {
+        let chosen = self.window.wrapping_mul(0x9e37_79b1) >> 16;
+        let ends = self.length >= LINE_LEAST && chosen.is_multiple_of(LINE_ENDS);
+        let longer = self.length + 1 + word.len();
+        let begins = ends || longer > LINE_MOST;
+        self.length = if begins { word.len() } else { longer };
+        let hash = word.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(*byte));
+        self.window = self.window << 8 | hash & 0xff;
+        begins
+    }
 }
 
 impl Default for Compact {
     /// A message before its first piece.
     fn default() -> Compact {
-        Compact { next: 0, places: vec![0; PLACES] }
+        Compact { next: 0, places: vec![0; PLACES], lines: None }
     }
 }
 
 impl Compact {
+    /// A message in lines of bounded length. White space is white space, so it is the same message.
+    pub fn in_lines() -> Compact {
+        Compact { lines: Some(Lines::default()), ..Compact::default() }
+    }
+
     /// Appends about `bytes` of the message to `out`. Returns `false` when it is complete.
     pub fn write<S: AsRef<[AtomicU64]>>(
         &mut self,
@@ -36,15 +74,19 @@ impl Compact {
     ) -> bool {
         let end = out.len() + bytes;
         if self.next == 0 {
-            out.extend_from_slice(b"set_region_mappings");
+            out.extend_from_slice(COMMAND);
+            self.lines.iter_mut().for_each(|lines| lines.length = COMMAND.len());
         }
-        out.push(b' ');
-        let first = out.len();
+        let first = out.len() + 1;
+        let lines = &mut self.lines;
         let written = compact::write(map, self.next, u64::MAX, &mut self.places, |argument| {
             if out.len() >= end && out.len() > first {
                 return Err(());
             }
-            out.extend_from_slice(argument);
+            let word = argument.strip_prefix(b" ").unwrap_or(argument);
+            let begins = lines.as_mut().is_some_and(|lines| lines.begins(word));
+            out.push(if begins { b'\n' } else { b' ' });
+            out.extend_from_slice(word);
             Ok(())
         });
         match written {
@@ -69,6 +111,17 @@ mod tests {
 
     fn export(map: &Map<Vec<AtomicU64>>, piece: usize) -> String {
         let (mut out, mut compact) = (Vec::new(), Compact::default());
+        while compact.write(map, piece, &mut out) {}
+        let line = String::from_utf8(out).unwrap();
+        assert_eq!(line.trim_end().split(['\n', ' ']).count(), line.split_whitespace().count());
+        let lines = in_lines(map, piece);
+        assert!(lines.split_whitespace().eq(line.split_whitespace()), "the words are the same");
+        assert!(lines.lines().all(|line| line.len() <= LINE_MOST), "{lines}");
+        line
+    }
+
+    fn in_lines(map: &Map<Vec<AtomicU64>>, piece: usize) -> String {
+        let (mut out, mut compact) = (Vec::new(), Compact::in_lines());
         while compact.write(map, piece, &mut out) {}
         String::from_utf8(out).unwrap()
     }
@@ -110,6 +163,28 @@ mod tests {
         Message::new().apply_text(&mut uniform.writer().unwrap(), b"0:3 R1,fffff", true).unwrap();
         assert_eq!(round_trip(&uniform, 1 << 16), "set_region_mappings 0:3 R1,fffff\n");
         assert!(round_trip(&map(5000, 300), 1 << 16).ends_with(" :12b R12c,125c\n"));
+    }
+
+    /// What `diff` shows of a small change to a map without a pattern.
+    #[test]
+    fn a_change_moves_few_lines() {
+        let random = map(20_000, 5);
+        let mut state = 1_u64;
+        for region in 0..20_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random.writer().unwrap().set(region, (state >> 40) as u32 % 5);
+        }
+        let before = in_lines(&random, 1 << 16);
+        for region in [9_000, 9_001, 9_005] {
+            let other = (random.path(region).unwrap() + 1) % 5;
+            random.writer().unwrap().set(region, other);
+        }
+        let after = in_lines(&random, 1 << 16);
+        let lines: std::collections::HashSet<&str> = before.lines().collect();
+        let (all, new) =
+            (after.lines().count(), after.lines().filter(|line| !lines.contains(line)));
+        let new = new.count();
+        assert!(all > 200 && new * 10 < all, "{new} of {all} lines differ");
     }
 
     #[test]

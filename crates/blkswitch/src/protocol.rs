@@ -24,7 +24,7 @@
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
-//! | `GET /v1/devices/{name}/map?from&to&sector` | [`MapQuery`] -> [`RegionMap`] as a stream | `map show --json` |
+//! | `GET /v1/devices/{name}/map?from&to&sector&form` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json` |
 //! | `GET /v1/devices/{name}/map/picture?cells&from&to&sector` | [`PictureQuery`] -> [`MapPicture`] | `map show` |
 //! | `GET /v1/devices/{name}/map/message?sector` | [`SegmentQuery`] -> `text/plain` as a stream | `map export` |
 //! | `GET /v1/devices/{name}/stats` | -> [`DeviceStats`] | `stats` |
@@ -40,6 +40,7 @@
 
 mod errno;
 mod kept;
+mod maps;
 mod users;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,10 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use self::errno::Errno;
 pub use self::kept::{KeptDevice, KeptList};
+pub use self::maps::{
+    Cell, CompactMap, MapForm, MapHead, MapPicture, MapQuery, PictureQuery, RegionMap, Run,
+    SegmentQuery,
+};
 pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
@@ -493,106 +498,6 @@ pub struct MonitorEvent {
     /// How many events are missing here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
-}
-
-/// Chooses the segment of the live table whose map is meant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct SegmentQuery {
-    /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are
-    /// several or none.
-    pub sector: Option<u64>,
-}
-
-/// Query of `GET /v1/devices/{name}/map`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct MapQuery {
-    /// First region; absent: 0.
-    pub from: Option<u64>,
-    /// Last region, included; absent: the last there is.
-    pub to: Option<u64>,
-    /// As in [`SegmentQuery`].
-    pub sector: Option<u64>,
-}
-
-/// Query of `GET /v1/devices/{name}/map/picture`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct PictureQuery {
-    /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ...
-    /// regions, as few as will do (`picture::condense` counts them).
-    pub cells: usize,
-    /// First region; absent: 0.
-    pub from: Option<u64>,
-    /// Last region, included; absent: the last there is.
-    pub to: Option<u64>,
-    /// As in [`SegmentQuery`].
-    pub sector: Option<u64>,
-}
-
-/// The region map of one switch segment. The daemon streams it: a map of alternating paths has as
-/// many runs as regions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RegionMap {
-    /// Regions of the whole segment, also when only a range of them is listed.
-    pub regions: u64,
-    /// Paths of the segment.
-    pub paths: u32,
-    /// Sectors per region; the last region may be shorter.
-    pub region_size: u32,
-    /// Neighbouring regions on one path are one run; runs are in order and without gaps.
-    pub runs: Vec<Run>,
-}
-
-/// Neighbouring regions on the same path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Run {
-    /// First region.
-    pub start: u64,
-    /// How many.
-    pub count: u64,
-    /// Where they go.
-    pub path: u32,
-}
-
-/// The map condensed to a size that fits a screen, whatever the number of regions.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MapPicture {
-    /// Regions of the whole segment.
-    pub regions: u64,
-    /// Paths of the segment.
-    pub paths: u32,
-    /// Sectors per region.
-    pub region_size: u32,
-    /// First sector of the segment in the device.
-    pub start_sector: u64,
-    /// First region of the picture.
-    pub from: u64,
-    /// Last region of the picture, included.
-    pub to: u64,
-    /// In order, without gaps, and of the same size except for the last, which may be smaller.
-    pub cells: Vec<Cell>,
-    /// Regions per path in the picture, indexed by path.
-    pub totals: Vec<u64>,
-    /// Address of each path as the table has it, indexed by path.
-    pub addresses: Vec<String>,
-}
-
-/// One cell of a picture: some neighbouring regions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Cell {
-    /// First region.
-    pub start: u64,
-    /// Regions in the cell, at least 1.
-    pub count: u64,
-    /// The path most of them are on; the lowest of several.
-    pub path: u32,
-    /// How many of them are on that path: equal to `count` when the cell is not mixed.
-    pub majority: u64,
 }
 
 /// Counters and latencies of a device since its live table was first resumed.

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::{Output, Stdio};
 
+use blkswitch::protocol::{CompactMap, MapHead, RegionMap, Run};
+
 use crate::fixture::Daemon;
 
 /// Part of the warning.
@@ -48,6 +50,58 @@ fn a_remap_between_different_files_says_once_that_no_data_moves() {
     daemon.create("quiet", &format!("0 16 switch 2 8 0 {a} 64 {b} 64")).expect_ok();
     assert_eq!(said(&daemon.run(&["message", "quiet", "0", "get_region_mappings"])), "");
     assert!(said(&daemon.run(&["map", "set", "quiet", "0", "1"])).contains(MOVES_NO_DATA));
+}
+
+/// 10 million random regions were 349 MB.
+#[test]
+fn a_map_is_printed_in_three_forms() {
+    let daemon = Daemon::start();
+    let table = "0 65536 switch 3 1 0 mem:64M:v 0 mem:64M:v 0 mem:64M:v 0";
+    daemon.create("vol", table).expect_ok();
+    assert_eq!(said(&daemon.run(&["map", "set", "vol", "10-19", "2"])), "");
+    let print = |words: &[&str]| {
+        let words = [["map", "show", "vol"].as_slice(), words].concat();
+        String::from_utf8(daemon.run(&words).stdout).unwrap()
+    };
+    for range in ["0-65535", "9-30", "12-12"] {
+        let whole: RegionMap = serde_json::from_str(&print(&["--range", range, "--json"])).unwrap();
+        let compact: CompactMap =
+            serde_json::from_str(&print(&["--range", range, "--json", "--compact"])).unwrap();
+        let mut next = compact.head.from;
+        for (run, (count, path)) in whole.runs.iter().zip(&compact.runs) {
+            assert_eq!((run.start, run.count, run.path), (next, *count, *path), "{range}");
+            next += count;
+        }
+        assert_eq!(whole.runs.len(), compact.runs.len());
+        assert_eq!((next, compact.head.regions), (compact.head.to + 1, 65536));
+        let lines = print(&["--range", range, "--ndjson"]);
+        let (head, runs) = lines.split_once('\n').unwrap();
+        assert_eq!(serde_json::from_str::<MapHead>(head).unwrap(), compact.head);
+        let runs: Vec<Run> = runs.lines().map(|run| serde_json::from_str(run).unwrap()).collect();
+        assert_eq!(runs, whole.runs, "{range}");
+    }
+    let [all, compact] =
+        [["--json"].as_slice(), &["--json", "--compact"]].map(|words| print(words).len());
+    assert!(compact * 4 < all, "{compact} and {all} bytes");
+    // An exported map has lines, and comes back.
+    let before = daemon.map("vol", 0);
+    let words: String = (0..4000).map(|at| format!(" {at:x}:{:x}", at * at % 7 % 3)).collect();
+    let message = format!("set_region_mappings{words}");
+    daemon.message("vol", 0, message.as_bytes()).expect_ok();
+    let mixed = daemon.map("vol", 0);
+    let file = daemon.path("map").display().to_string();
+    assert_eq!(said(&daemon.run(&["map", "export", "vol", "-o", &file])), "");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    said(&daemon.run(&["map", "set", "vol", "0-65535", "1"]));
+    said(&daemon.run(&["map", "import", "vol", &file]));
+    assert_eq!(daemon.map("vol", 0), mixed);
+    assert_ne!(mixed, before);
+    // The old form, one line, is read as well.
+    std::fs::write(&file, text.replace('\n', " ")).unwrap();
+    said(&daemon.run(&["map", "set", "vol", "0-65535", "1"]));
+    said(&daemon.run(&["map", "import", "vol", &file]));
+    assert_eq!(daemon.map("vol", 0), mixed);
 }
 
 #[test]

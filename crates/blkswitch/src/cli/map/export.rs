@@ -18,8 +18,8 @@ use crate::protocol::{device_path, route};
 
 /// Print the region map as a message that makes the same map anywhere
 ///
-/// One set_region_mappings message that names every region, with R where patterns repeat; map
-/// import, message -, and the kernel's own switch target read it.
+/// One set_region_mappings message that names every region, with R where patterns repeat, in lines
+/// of at most 100 bytes; map import, message -, and the kernel's own switch target read it.
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The device
@@ -51,7 +51,7 @@ impl Export {
                 let mut text = Vec::new();
                 let copied = context.client.download(&path, |data| text.write_all(data)).await;
                 copied.map_err(|error| error.about(selector.subject()))?;
-                let message = String::from_utf8_lossy(&text).trim_end().to_owned();
+                let message = String::from_utf8_lossy(&text).trim_end().replace('\n', " ");
                 return context.print_json(&MapMessage { message });
             }
             return context.print_download(&path, selector.subject()).await;

@@ -24,6 +24,12 @@ pub(super) struct Show {
     /// Print {"regions", "paths", "region_size", "runs": [{"start", "count", "path"}, ...]}
     #[arg(long)]
     json: bool,
+    /// With --json: "from" and "to", and runs as [count, path], each from where the one before ends
+    #[arg(long, requires = "json")]
+    compact: bool,
+    /// Print NDJSON: a line with what the map is of, then a line for each run
+    #[arg(long, conflicts_with_all = ["json", "compact"])]
+    ndjson: bool,
     /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
@@ -33,10 +39,10 @@ impl Show {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let name = context.name_of(&selector, "message").await?;
-        if self.json {
+        if self.json || self.ndjson {
             let path = device_path(route::MAP, &name) + &self.query(None);
             context.print_download(&path, selector.subject()).await?;
-            return context.print("\n");
+            return if self.ndjson { Ok(()) } else { context.print("\n") };
         }
         let look = Look::new(terminal::size(), terminal::colours());
         let path = device_path(route::MAP_PICTURE, &name) + &self.query(Some(look.cells()));
@@ -52,6 +58,8 @@ impl Show {
             range.map(|(from, _)| format!("from={from}")),
             range.map(|(_, to)| format!("to={to}")),
             self.sector.map(|sector| format!("sector={sector}")),
+            self.compact.then(|| "form=compact".to_owned()),
+            self.ndjson.then(|| "form=lines".to_owned()),
         ];
         let query: Vec<_> = parts.into_iter().flatten().collect();
         if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }

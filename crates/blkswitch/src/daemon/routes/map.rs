@@ -27,12 +27,14 @@ use crate::daemon::server::App;
 use crate::daemon::volumes;
 use crate::picture;
 use crate::protocol::{
-    Errno, ErrorBody, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run,
-    SegmentQuery, route,
+    CompactMap, Errno, ErrorBody, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery,
+    RegionMap, Run, SegmentQuery, route,
 };
 
 /// What libdm would call the request if it knew it.
 const IOCTL: &str = "status";
+/// The type of a [`CompactMap`], by which a client knows it from a [`RegionMap`].
+const COMPACT: &str = "application/vnd.blkswitch.compact+json";
 /// Bytes of text made at a time: a few milliseconds of work, a few writes to the socket.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -131,7 +133,14 @@ fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), 
     get,
     path = route::MAP,
     params(("name" = String, Path, description = "The device"), MapQuery),
-    responses((status = 200, body = RegionMap), (status = "default", body = ErrorBody))
+    responses(
+        (status = 200, content(
+            (RegionMap = "application/json"),
+            (CompactMap = COMPACT),
+            (String = "application/x-ndjson")
+        )),
+        (status = "default", body = ErrorBody)
+    )
 )]
 pub async fn runs(
     State(app): State<App>,
@@ -142,10 +151,15 @@ pub async fn runs(
     let begin = || -> Result<RunsText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
         let (from, to) = range(switch.map()?, query.from, query.to)?;
-        Ok(RunsText { switch, next: from, to, begun: false })
+        Ok(RunsText { switch, form: query.form, from, next: from, to, begun: false })
+    };
+    let content_type = match query.form {
+        MapForm::Lines => "application/x-ndjson",
+        MapForm::Compact => COMPACT,
+        MapForm::Runs => "application/json",
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
-    Ok(reply::text("application/json", in_pieces(text)))
+    Ok(reply::text(content_type, in_pieces(text)))
 }
 
 /// A text that is made piece by piece.
@@ -167,12 +181,45 @@ fn in_pieces(text: impl Pieces) -> Body {
     }))
 }
 
-/// [`RegionMap`] as JSON.
+/// The runs, in one of the forms.
 struct RunsText {
     switch: Switch,
+    form: MapForm,
+    from: u64,
     next: u64,
     to: u64,
     begun: bool,
+}
+
+impl RunsText {
+    /// What stands before the runs. Writing to a `Vec` cannot fail, here and below.
+    fn head(&self, map: &IoMap, out: &mut Vec<u8>) {
+        let geometry = map.geometry();
+        let (from, to) = (self.from, self.to);
+        let _ = write!(
+            out,
+            r#"{{"regions":{},"paths":{},"region_size":{}"#,
+            geometry.nr_regions(),
+            geometry.num_paths(),
+            geometry.region_size()
+        );
+        let _ = match self.form {
+            MapForm::Runs => write!(out, r#","runs":["#),
+            MapForm::Compact => write!(out, r#","from":{from},"to":{to},"runs":["#),
+            MapForm::Lines => writeln!(out, r#","from":{from},"to":{to}}}"#),
+        };
+    }
+
+    fn run(&self, start: u64, count: u64, path: u32, out: &mut Vec<u8>) {
+        let separator = if start > self.from && self.form != MapForm::Lines { "," } else { "" };
+        let _ = match self.form {
+            MapForm::Compact => write!(out, "{separator}[{count},{path}]"),
+            _ => write!(out, r#"{separator}{{"start":{start},"count":{count},"path":{path}}}"#),
+        };
+        if self.form == MapForm::Lines {
+            out.push(b'\n');
+        }
+    }
 }
 
 impl Pieces for RunsText {
@@ -182,32 +229,19 @@ impl Pieces for RunsText {
         if self.begun && self.next > self.to {
             return out;
         }
-        let mut separator = if self.begun { "," } else { "" };
         if !self.begun {
-            self.begun = true;
-            let geometry = map.geometry();
-            let _ = write!(
-                out,
-                r#"{{"regions":{},"paths":{},"region_size":{},"runs":["#,
-                geometry.nr_regions(),
-                geometry.num_paths(),
-                geometry.region_size()
-            );
+            self.head(map, &mut out);
         }
+        let mut next = self.next;
         for run in map.runs(self.next, self.to + 1) {
-            // Writing to a Vec cannot fail.
-            let _ = write!(
-                out,
-                r#"{separator}{{"start":{},"count":{},"path":{}}}"#,
-                run.start, run.count, run.path
-            );
-            separator = ",";
-            self.next = run.start + run.count;
+            self.run(run.start, run.count, run.path, &mut out);
+            next = run.start + run.count;
             if out.len() >= PIECE_BYTES {
                 break;
             }
         }
-        if self.next > self.to {
+        (self.begun, self.next) = (true, next);
+        if self.next > self.to && self.form != MapForm::Lines {
             out.extend_from_slice(b"]}");
         }
         out
@@ -310,7 +344,7 @@ pub async fn export(
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<MessageText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
-        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::default()) })
+        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::in_lines()) })
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
     Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
