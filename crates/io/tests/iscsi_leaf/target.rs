@@ -61,7 +61,7 @@ impl Target {
                 file.display()
             ));
             let names = format!(
-                "scsi_id=IET-{number}-{lun},scsi_sn=serial-{number}-{lun},thin_provisioning=1"
+                "scsi_id=IET-{number}-{lun},scsi_sn=IET-{number}-{lun},thin_provisioning=1"
             );
             setup.push(format!(
                 "--mode logicalunit --op update --tid 1 --lun {lun} --params {names}"
