@@ -28,6 +28,7 @@ use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 mod alone;
 mod copy;
 mod counting;
+mod devices;
 mod extents;
 mod flush;
 mod full;
@@ -42,6 +43,7 @@ mod unrouted;
 
 use alone::Alone;
 use counting::Counted;
+use devices::Devices;
 pub(crate) use extents::EXTENTS_PIECES;
 pub use extents::{Extents, Found, HOLE, ZERO};
 use full::Full;
@@ -58,7 +60,7 @@ const WINDOW: usize = 1024;
 /// See the module's text.
 pub struct Pipeline {
     queue: usize,
-    devices: Vec<Option<Local>>,
+    devices: Devices,
     running: Slab<Running>,
     parts: Slab<Part>,
     /// Parts that are all of their request ([`ALONE`]).
@@ -83,7 +85,7 @@ impl Pipeline {
     pub fn new(queue: usize) -> Pipeline {
         Pipeline {
             queue,
-            devices: Vec::new(),
+            devices: Devices::default(),
             running: Slab::default(),
             parts: Slab::default(),
             alone: 0,
@@ -102,11 +104,7 @@ impl Pipeline {
 
     /// Makes a device known: open, with no table.
     pub fn install(&mut self, device: u32, counters: Arc<[Counters]>) {
-        let at = device as usize;
-        if self.devices.len() <= at {
-            self.devices.resize_with(at + 1, || None);
-        }
-        self.devices[at] = Some(Local {
+        let local = Local {
             live: None,
             open: true,
             in_flight: 0,
@@ -115,7 +113,8 @@ impl Pipeline {
             noflush: false,
             closing: None,
             counters,
-        });
+        };
+        self.devices.insert(device as usize, local);
     }
 
     /// Whether no request to a device is under way or waits.
@@ -573,7 +572,7 @@ enum Step {
 /// The part's data stays lent until it is done.
 #[inline]
 unsafe fn advance(
-    devices: &[Option<Local>],
+    devices: &Devices,
     part: &mut Part,
     mut result: Option<i64>,
     mut may_flush: bool,
@@ -660,11 +659,11 @@ fn check(live: Option<&Live>, request: &Request) -> i32 {
     }
 }
 
-fn leaf_at(devices: &[Option<Local>], at: LeafAt) -> Option<&Leaf> {
+fn leaf_at(devices: &Devices, at: LeafAt) -> Option<&Leaf> {
     shared_leaf_at(devices, at).map(|leaf| &**leaf)
 }
 
-fn shared_leaf_at(devices: &[Option<Local>], at: LeafAt) -> Option<&Arc<Leaf>> {
+fn shared_leaf_at(devices: &Devices, at: LeafAt) -> Option<&Arc<Leaf>> {
     let live = devices.get(at.device as usize)?.as_ref()?.live.as_ref()?;
     let leaves = if at.departed { &live.departed } else { live.table.leaves() };
     leaves.get(at.index as usize)

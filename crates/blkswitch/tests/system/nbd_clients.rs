@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Daemon, PATIENCE, eventually};
+use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually};
 
 const READ: u16 = 0;
 
@@ -230,4 +230,31 @@ fn too_few_descriptors_are_said_with_the_limit_and_what_to_do() {
         assert!(reason.contains(says), "{says}: {reason}");
     }
     assert!(daemon.run(&["ls"]).status.success());
+}
+
+/// Queues keep devices by number, and a number may be anything below 2^20.
+#[test]
+fn a_large_minor_number_costs_no_memory() {
+    let daemon = Daemon::start();
+    let resident_kib = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    daemon.create("first", "0 2048 linear null:1M 0").expect_ok();
+    let before = resident_kib();
+    let words = [
+        "create",
+        "last",
+        "--major",
+        "253",
+        "--minor",
+        "1048575",
+        "--table",
+        "0 2048 linear null:1M 0",
+    ];
+    assert!(daemon.run(&words).status.success());
+    assert_eq!(daemon.nbd("last").read(0, SECTOR).unwrap(), [0; SECTOR]);
+    let grown = resident_kib().saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more, of which 128 per queue are needed");
 }

@@ -42,7 +42,7 @@ impl Pipeline {
 
     /// The queue has failed: whoever waits for a gate to close is told so.
     pub fn forget_commands(&mut self) {
-        for local in self.devices.iter_mut().flatten() {
+        for local in self.devices.iter_mut() {
             local.closing = None;
         }
     }
@@ -105,7 +105,8 @@ impl Pipeline {
     /// Answers with an error what waits at a closed gate or for a path, of those requests that
     /// `is_of` names by their token.
     pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
-        for device in 0..self.devices.len() as u32 {
+        let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device).collect();
+        for device in devices {
             self.reject_held(device, errno, &is_of, ring);
             let Some(local) = self.local(device) else { continue };
             for parked in mem::take(&mut local.parked) {

@@ -12,8 +12,9 @@
 use blkswitch_core::multipath::outcome::EIO;
 use blkswitch_core::multipath::{Ask, Attempt, Choice, Event, Verdict};
 
+use super::devices::Devices;
 use super::split::{Piece, PieceTo};
-use super::state::{ALONE, Covering, LeafAt, Local, Running, Whole};
+use super::state::{ALONE, Covering, LeafAt, Running, Whole};
 use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table, To, leaf_at};
 use crate::request::{Op, Request, Span, Token};
 use crate::ring::Ring;
@@ -350,11 +351,11 @@ impl Pipeline {
     }
 }
 
-fn table_at(devices: &[Option<Local>], device: u32) -> Option<&Table> {
+fn table_at(devices: &Devices, device: u32) -> Option<&Table> {
     devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
 }
 
-fn multipath_at(devices: &[Option<Local>], device: u32) -> Option<(&PathGroups, &[To])> {
+fn multipath_at(devices: &Devices, device: u32) -> Option<(&PathGroups, &[To])> {
     table_at(devices, device)?.multipath()
 }
 

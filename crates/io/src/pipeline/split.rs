@@ -4,8 +4,9 @@
 //! A request is cut at region, chunk and segment boundaries; neighbours that go through the same
 //! path to neighbouring addresses are one piece again.
 
+use super::devices::Devices;
 use super::state::NO_PATH;
-use super::{Below, Hops, Leaf, LeafAt, Local, PathGroups, Segment, Table, Target, To};
+use super::{Below, Hops, Leaf, LeafAt, PathGroups, Segment, Table, Target, To};
 
 /// Boundaries passed before a request's split is put off until what was found is done: neighbours
 /// that are one piece again cost time all the same, and a request may span a billion of them. A
@@ -95,7 +96,7 @@ pub(super) struct Range {
 /// Splits a range into pieces as far as `cut` goes. Returns the sectors taken, at least one if any
 /// were asked for.
 pub(super) fn range(
-    devices: &[Option<Local>],
+    devices: &Devices,
     range: &Range,
     hops: Hops,
     out: &mut Vec<Piece>,
@@ -162,7 +163,7 @@ pub(super) enum Straight<'a> {
 /// nothing if there is more to it than that. `hops` is empty, and becomes the way there.
 #[inline(always)]
 pub(super) fn straight<'a>(
-    devices: &'a [Option<Local>],
+    devices: &'a Devices,
     mut device: u32,
     (mut sector, sectors): (u64, u64),
     hops: &mut Hops,
@@ -196,7 +197,7 @@ pub(super) fn straight<'a>(
 
 /// One step: up to the next boundary. Returns the sectors taken.
 fn step(
-    devices: &[Option<Local>],
+    devices: &Devices,
     at: &Range,
     segment: &Segment,
     hops: Hops,
@@ -255,7 +256,7 @@ fn ended(hops: Hops, device: u32) -> Hops {
 
 /// Goes on in the device below, or stops at its gate.
 fn below_device(
-    devices: &[Option<Local>],
+    devices: &Devices,
     at: &Range,
     hops: Hops,
     out: &mut Vec<Piece>,
@@ -307,7 +308,7 @@ fn push(piece: Piece, out: &mut Vec<Piece>, cut: &Cut) {
 }
 
 /// The pieces of a flush: one for every leaf under the device that holds unflushed writes.
-pub(super) fn flush(devices: &[Option<Local>], device: u32, hops: Hops, out: &mut Vec<Piece>) {
+pub(super) fn flush(devices: &Devices, device: u32, hops: Hops, out: &mut Vec<Piece>) {
     let Some(Some(local)) = devices.get(device as usize) else { return };
     let Some(live) = &local.live else { return };
     let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
@@ -382,6 +383,6 @@ fn flush_multipath(
     }
 }
 
-fn table(devices: &[Option<Local>], device: u32) -> Option<&Table> {
+fn table(devices: &Devices, device: u32) -> Option<&Table> {
     devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
 }

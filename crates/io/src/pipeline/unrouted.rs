@@ -33,8 +33,8 @@ impl Pipeline {
     pub fn unrouted(&self) -> Vec<Unrouted> {
         let mut out = Vec::new();
         let mut rests = Vec::new();
-        for (local, device) in self.devices.iter().zip(0u32..) {
-            for parked in local.iter().flat_map(|local| &local.parked) {
+        for (device, local) in self.devices.iter() {
+            for parked in &local.parked {
                 match parked {
                     Parked::Request(request) => out.push(whole(request, device, 0, true)),
                     Parked::Piece { request, piece } => {
