@@ -3,6 +3,8 @@ import sys, time
 
 from nbdwire import READ, STATUS, TRIM, Client
 
+ESHUTDOWN = 108
+
 mode, path = sys.argv[1:3]
 
 
@@ -41,4 +43,21 @@ def hung():
             assert client.reply()[1] == 0
 
 
-{"holes": holes, "hung": hung}[mode]()
+# The daemon is stopped: what has not begun is refused, and what hangs is never answered.
+def left():
+    client = Client(path, "frozen", timeout=60)
+    for number in range(256):
+        client.send(TRIM, number * 4096, 4096)
+    print("sent", flush=True)
+    refused = 0
+    try:
+        while True:
+            _, error, _ = client.reply()
+            assert error == ESHUTDOWN, f"answered: {error}"
+            refused += 1
+    except (ConnectionError, EOFError):
+        print(f"{refused} refused, {256 - refused} without an answer")
+    assert refused < 256
+
+
+{"holes": holes, "hung": hung, "left": left}[mode]()

@@ -1,9 +1,9 @@
 # Whatever may block does not run on a queue's thread: a file system that takes its time to look for holes, and files
-# that hang, hold up nobody else.
+# that hang, hold up nobody else, nor a stop.
 . "$(dirname "$0")/lib.sh"
 need strace strace
 [ "$(id -u)" = 0 ] || { echo "mounts need root"; exit 77; }
-serve --queues 1
+serve --queues 1 --stop-timeout 2
 for file in slow quick; do
     truncate -s 1M $file
     blkswitch create $file --table "0 2048 linear $HERE/$file 0"
@@ -25,10 +25,13 @@ mount -o loop disk mounted 2>mount.log || { echo "no loop devices here: $(cat mo
 clean_up() {
     local status=$?
     fsfreeze -u mounted 2>/dev/null || true
-    blkswitch remove frozen >/dev/null 2>&1 || true
+    [ -z "$DAEMON" ] || blkswitch remove frozen >/dev/null 2>&1 || true
+    # A process with an operation under way stays until that ends, and so does the mount.
+    [ -z "$STOPPED" ] || wait "$STOPPED" || true
     umount -l mounted || true
     finish $status
 }
+STOPPED=
 trap clean_up EXIT
 dd if=/dev/urandom of=mounted/file bs=1M count=1 status=none conv=fsync
 blkswitch create frozen --table "0 2048 linear $HERE/mounted/file 0"
@@ -42,3 +45,31 @@ fsfreeze -u mounted
 echo >&9
 wait $CLIENT || fail "$(cat hung.log)"
 cat hung.log
+
+# A stop does not wait for it. Clients learn that nothing comes, the other files are closed, and the log says why.
+fsfreeze -f mounted
+python3 "$SYSTEM/blocking.py" left "$NBD" >left.log 2>&1 &
+CLIENT=$!
+until_true grep -q 'sent' left.log
+kill -TERM "$DAEMON"
+STOPPED=$DAEMON
+DAEMON=
+until_true grep -q "stopping: '$HERE/mounted/file' has not answered .* not waited for" daemon.log
+until_true test ! -e "$NBD"
+wait $CLIENT || fail "$(cat left.log)"
+cat left.log
+[ ! -e "$BLKSWITCH_SOCKET" ] || fail "the control socket stays"
+export BLKSWITCH_SOCKET=$HERE/next.sock
+NBD=$HERE/next-nbd.sock
+mv daemon.log stopped.log
+serve --queues 1
+blkswitch create quick --table "0 2048 linear $HERE/quick 0"
+has "$(refused blkswitch create frozen --table "0 2048 linear $HERE/mounted/file 0")" "in use"
+fsfreeze -u mounted
+status=0
+wait "$STOPPED" || status=$?
+STOPPED=
+equal "$status" 1
+has "$(cat stopped.log)" "stopped, but not in good order: '$HERE/mounted/file'"
+blkswitch create frozen --table "0 2048 linear $HERE/mounted/file 0"
+blkswitch remove frozen

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use blkswitch_io::STOP_TIME;
 use tokio::sync::oneshot;
 
 use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
@@ -248,6 +249,7 @@ impl Running {
             state: None,
             abandon_disks: false,
             leave_disks: false,
+            stop_timeout: STOP_TIME,
             paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },
             log_format: LogFormat::Human,
             log_level: String::new(),

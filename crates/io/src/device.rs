@@ -477,7 +477,7 @@ impl Device {
         // A pool that is stopping has no queues left that could answer; there is nothing more to
         // wait for.
         let _ = latch.wait();
-        self.flush_all();
+        self.flush_all(&mut |_| {});
         let mut state = lock(&self.state);
         let (live, inactive) = (state.live.take(), state.inactive.take());
         drop(state);

@@ -124,6 +124,6 @@ pub use aligned::{ALIGNMENT, AlignedBytes};
 pub use blkswitch_core as core;
 pub use device::{Device, DeviceError};
 pub use leaf::{Address, Leaf, LeafError, LeafOptions};
-pub use pool::{Pool, PoolOptions};
+pub use pool::{Pool, PoolOptions, STOP_TIME};
 pub use queues::Queues;
 pub use table::{Below, Segment, Table, TableBuilder, TableError, Target, To};

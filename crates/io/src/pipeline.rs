@@ -38,6 +38,7 @@ mod multipath;
 mod split;
 mod state;
 mod turns;
+mod unfinished;
 #[cfg(feature = "internals")]
 mod unrouted;
 
@@ -51,6 +52,8 @@ use judge::Verdict;
 use split::{Piece, PieceTo};
 use state::{ALONE, Covering, Flushing, Hops, LeafAt, Local, Parked, Part, Running, Whole};
 use turns::{Turns, Work};
+pub use unfinished::Unfinished;
+pub(crate) use unfinished::merge;
 #[cfg(feature = "internals")]
 pub use unrouted::Unrouted;
 

@@ -6,6 +6,7 @@
 
 mod failing;
 mod latch;
+mod stopping;
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,6 +32,7 @@ use crate::queue::{Command, Queue};
 use crate::queues::Queues;
 use failing::{NoteFailure, run_queue};
 pub use latch::{Ack, Gone, Latch, Waited};
+pub use stopping::STOP_TIME;
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
 /// memory.
@@ -359,6 +361,12 @@ impl Registry {
         Ok(())
     }
 
+    /// The pool is stopped: nothing is served any more, and leaves that nobody else has are closed.
+    fn forget_devices(&self) {
+        let devices = std::mem::take(&mut *self.write());
+        drop(devices);
+    }
+
     fn export(device: &Device) -> Option<ExportInfo> {
         let info = device.info();
         let table = device.live()?;
@@ -561,23 +569,6 @@ impl Pool {
     /// [`DeviceError::Stopping`].
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
-    }
-
-    /// Stops: no new requests, those in flight are finished and answered (those that wait at a
-    /// closed gate get ESHUTDOWN), every leaf is flushed, the threads end. Disks stay: their
-    /// requests wait for the next server.
-    pub fn stop(&self) {
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
-        let _ = latch.wait();
-        let _ = self.reaper.send(Reap::Stop);
-        let _ = self.mailboxes.watcher.send(Watch::Stop);
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
-            let _ = thread.join();
-        }
-        for device in self.registry.list() {
-            device.flush_all();
-        }
     }
 }
 

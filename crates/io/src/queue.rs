@@ -21,7 +21,7 @@ use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
 use crate::gather::shutdown;
 use crate::log_limit::LogLimit;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Unfinished};
 use crate::pool::{Ack, Mailboxes, Registry};
 use crate::request::Done;
 use crate::ring::{Completion, Ring, Tag, user_data};
@@ -149,6 +149,13 @@ pub enum Command {
         /// Answered when the thread is about to end.
         ack: Ack,
     },
+    /// The time for that is over: end without what does not.
+    GiveUp {
+        /// What each queue that has not ended has not finished.
+        found: Arc<Mutex<Vec<Vec<Unfinished>>>>,
+        /// Answered at once.
+        ack: Ack,
+    },
 }
 
 /// What the parts of a queue work with, lent for one call.
@@ -163,6 +170,15 @@ pub struct Context<'a> {
     pub buffers: &'a mut Buffers,
     /// Names of devices, for handshakes.
     pub registry: &'a Arc<Registry>,
+}
+
+/// How a queue has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything is answered, and nobody has anything of it.
+    Finished,
+    /// What the kernel has does not come back.
+    GivenUp,
 }
 
 /// See the module's text.
@@ -181,6 +197,7 @@ pub struct Queue {
     /// Where the kernel writes the eventfd's count; boxed because its address is given away.
     wake_count: Box<u64>,
     stopping: Option<Ack>,
+    is_given_up: bool,
     /// A tick is to come.
     ticking: bool,
     /// Listeners whose last accept failed: tried again at the next tick, for the reason (no
@@ -210,6 +227,7 @@ impl Queue {
             next_queue: 0,
             wake_count: Box::new(0),
             stopping: None,
+            is_given_up: false,
             ticking: false,
             refused: Vec::new(),
             done: Vec::new(),
@@ -217,7 +235,7 @@ impl Queue {
     }
 
     /// Runs until it is stopped. Errors: the ring fails (nothing can be served any more).
-    pub fn run(&mut self) -> io::Result<()> {
+    pub fn run(&mut self) -> io::Result<Ended> {
         let mut completions = Vec::new();
         self.arm_wake();
         let mut has_more = false;
@@ -230,6 +248,9 @@ impl Queue {
                 self.dispatch(completion);
             }
             completions.clear();
+            if self.is_given_up {
+                break Ok(Ended::GivenUp);
+            }
             self.ring.next_stage();
             has_more = !self.is_quiet() && self.carry_answers();
             if self.pipeline.has_events() {
@@ -245,12 +266,12 @@ impl Queue {
                 self.ring.links.close(self.ring.now_ns());
                 self.carry_answers();
                 if self.ring.links.is_empty() {
-                    break Ok(());
+                    break Ok(Ended::Finished);
                 }
             }
         };
-        // One that fails has not answered what it was asked: give_up() says so.
-        if result.is_ok() {
+        // Any other has not answered what it was asked: give_up() says so.
+        if matches!(result, Ok(Ended::Finished)) {
             if let Some(mailbox) = self.mailboxes.get(self.number) {
                 mailbox.close();
             }
@@ -261,7 +282,7 @@ impl Queue {
         result
     }
 
-    /// It has failed, and nothing of it is ever touched again: whoever waits for an answer to a
+    /// It has failed or was given up, and nothing of it is ever touched again: whoever waits for an answer to a
     /// command is told that there will be none.
     pub fn give_up(&mut self) {
         if let Some(mailbox) = self.mailboxes.get(self.number) {
@@ -437,6 +458,14 @@ impl Queue {
                 self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
                 self.server.stop(self.ring.now_ns());
                 self.keep_ticking();
+            }
+            Command::GiveUp { found, ack } => {
+                let unfinished = self.pipeline.unfinished(crate::ring::clock_ns());
+                found.lock().unwrap_or_else(PoisonError::into_inner).push(unfinished);
+                self.server.cut_off();
+                self.pipeline.drop_idle_tables();
+                self.is_given_up = true;
+                ack.done();
             }
         }
     }

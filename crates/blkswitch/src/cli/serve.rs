@@ -46,6 +46,10 @@ pub struct ServeOptions {
     /// again
     #[arg(long)]
     pub leave_disks: bool,
+    /// When it is to end, wait for I/O under way for this time at most, and as long for the last
+    /// flushes; then end with an error that names what did not answer
+    #[arg(long, value_name = "SECONDS", default_value = "40", value_parser = parse_seconds)]
+    pub stop_timeout: Duration,
     /// The path checker's options.
     #[command(flatten)]
     pub paths: PathOptions,

@@ -19,7 +19,7 @@
 //!
 //! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended
 //! it ([`stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
-//! is flushed, the sockets' files are gone.
+//! is flushed, the sockets' files are gone. What does not end in time is said, and is an error.
 
 pub mod accept;
 pub mod build;
@@ -131,6 +131,7 @@ pub struct Daemon {
     stop: watch::Sender<bool>,
     monitor: Monitor,
     paths: PathOptions,
+    stop_timeout: Duration,
     /// Removed when the daemon has stopped.
     _files: Vec<SocketFile>,
 }
@@ -186,7 +187,18 @@ impl Daemon {
         let (stop, _) = watch::channel(false);
         tracing::info!(socket = %options.socket.display(), queues = devices.pool().queues().count(), "control");
         let paths = options.paths.clone();
-        Ok(Daemon { devices, nbd, control, descriptors, stop, monitor, paths, _files: files })
+        let stop_timeout = options.stop_timeout;
+        Ok(Daemon {
+            devices,
+            nbd,
+            control,
+            descriptors,
+            stop,
+            monitor,
+            paths,
+            stop_timeout,
+            _files: files,
+        })
     }
 
     /// NBD URIs of the listening sockets, without an export name.
@@ -236,10 +248,12 @@ impl Daemon {
         }
         let devices = self.devices.clone();
         devices.leave_disks();
-        tokio::task::spawn_blocking(move || devices.pool().stop())
+        let time = self.stop_timeout;
+        let unfinished = tokio::task::spawn_blocking(move || devices.pool().stop_within(time))
             .await
             .context("the queues failed to stop")?;
         ensure!(!self.devices.pool().failed(), "a queue failed: see the log");
+        ensure!(unfinished.is_empty(), "stopped, but not in good order: {}", unfinished.join("; "));
         tracing::info!("stopped");
         Ok(())
     }

@@ -8,7 +8,8 @@
 //! Contract: one [`Signals`] at a time decides; from when it is made on, the signals do not end the
 //! process by themselves.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -75,13 +76,11 @@ impl Signals {
                 break name;
             }
         };
-        tracing::info!(signal = name, "a second signal ends at once");
-        if let Ok(mut second) = Signals::new() {
-            tokio::spawn(async move {
-                let name = second.next().await;
-                tracing::warn!(signal = name, "ended at once: what was in flight may be lost");
-                std::process::exit(EXIT_AT_ONCE);
-            });
+        match watch_for_second() {
+            Ok(()) => tracing::info!(signal = name, "a second signal ends at once"),
+            Err(error) => {
+                tracing::warn!(signal = name, %error, "a second signal is ignored: SIGKILL ends at once")
+            }
         }
     }
 
@@ -91,6 +90,27 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// From now on a signal ends the process at once, whatever its other threads wait for: this one has a
+/// runtime of its own, because the daemon's ends before its last files are closed.
+fn watch_for_second() -> anyhow::Result<()> {
+    let (listens, is_listening) = mpsc::channel();
+    thread::Builder::new().name("second-signal".into()).spawn(move || {
+        let prepared = super::runtime().and_then(|runtime| {
+            let signals = runtime.block_on(async { Signals::new() })?;
+            Ok((runtime, signals))
+        });
+        let (runtime, mut signals) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return drop(listens.send(Err(error))),
+        };
+        let _ = listens.send(Ok(()));
+        let name = runtime.block_on(signals.next());
+        tracing::warn!(signal = name, "ended at once: what was in flight may be lost");
+        std::process::exit(EXIT_AT_ONCE);
+    })?;
+    is_listening.recv()?
 }
 
 /// See [`Devices::disks_in_use`]; looked up on a thread that may block.

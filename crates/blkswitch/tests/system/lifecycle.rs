@@ -93,6 +93,43 @@ fn a_device_is_offered_over_tcp_when_asked_for() {
     assert_eq!(other.read(512, 512).unwrap(), [7; 512]);
 }
 
+/// With a write under way that takes ten minutes, in a daemon with these options.
+fn daemon_that_waits(options: &[&str]) -> (Daemon, NbdClient) {
+    let daemon = Daemon::start_with(options);
+    daemon.create("slow", "0 2048 linear sim:1M,delay=600s 0").expect_ok();
+    let mut client = daemon.nbd("slow");
+    client.send_write(0, &[1; 4096]).unwrap();
+    // Its queue has it before this can be answered.
+    eventually("the write is under way", || daemon.describe("slow").clients[0].in_flight == 1);
+    (daemon, client)
+}
+
+#[test]
+fn a_stop_does_not_wait_longer_than_it_was_told_and_says_for_what() {
+    let (mut daemon, mut client) = daemon_that_waits(&["--stop-timeout", "0.2"]);
+    daemon.terminate();
+    let (status, log) = daemon.wait();
+    assert_eq!(status, Some(1), "{log}");
+    assert!(log.contains("stopping: 'sim:1048576,"), "{log}");
+    assert!(log.contains("' has not answered 1 operation ("), "{log}");
+    assert!(log.contains("stopped, but not in good order"), "{log}");
+    assert!(client.receive(0).is_err(), "nobody has answered");
+    for name in ["control.sock", "nbd.sock"] {
+        assert!(!daemon.path(name).exists(), "{name} stays behind");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_stop_that_waits() {
+    let (mut daemon, _client) = daemon_that_waits(&[]);
+    daemon.terminate();
+    eventually("it says so", || daemon.log().contains("a second signal ends at once"));
+    daemon.terminate();
+    let (status, log) = daemon.wait();
+    assert_eq!(status, Some(130), "{log}");
+    assert!(log.contains("ended at once: what was in flight may be lost"), "{log}");
+}
+
 /// A client that writes round after round to a range of its own: each sector gets the number of its
 /// round. Returns the last round that was written whole and, separately, the last that was flushed,
 /// when the daemon goes away; `progress` is the latter meanwhile.

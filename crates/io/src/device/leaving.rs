@@ -23,10 +23,10 @@ struct Reached {
 }
 
 impl Device {
-    /// Flushes every leaf of the live table.
-    pub(crate) fn flush_all(&self) {
+    /// Flushes every leaf of the live table. `begins` is told of each before it may hang.
+    pub(crate) fn flush_all(&self, begins: &mut dyn FnMut(&str)) {
         let Some(live) = lock(&self.state).live.clone() else { return };
-        for (leaf, error) in flush_live(&live) {
+        for (leaf, error) in flush_each(&live, begins) {
             tracing::error!(device = %self.name(), leaf = leaf.name(), %error, "flush failed: writes may be lost");
         }
     }
@@ -34,12 +34,20 @@ impl Device {
 
 /// Flushes every leaf that a device uses itself. Returns those that cannot be flushed, and why.
 pub(crate) fn flush_live(live: &Live) -> Vec<(Arc<Leaf>, io::Error)> {
+    flush_each(live, &mut |_| {})
+}
+
+fn flush_each(live: &Live, begins: &mut dyn FnMut(&str)) -> Vec<(Arc<Leaf>, io::Error)> {
     let multipath = live.table.multipath().map(|_| live.table.clone());
     let own = live.table.leaves().iter().map(|leaf| (leaf, multipath.clone()));
     let departed = live.departed.iter().map(|leaf| (leaf, None));
     let all =
         own.chain(departed).map(|(leaf, multipath)| Reached { leaf: leaf.clone(), multipath });
-    all.filter_map(|reached| Some((reached.leaf.clone(), flush(&reached, None).err()?))).collect()
+    all.filter_map(|reached| {
+        begins(reached.leaf.name());
+        Some((reached.leaf.clone(), flush(&reached, None).err()?))
+    })
+    .collect()
 }
 
 /// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach

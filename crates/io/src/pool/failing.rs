@@ -10,17 +10,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::queue::Queue;
+use crate::queue::{Ended, Queue};
 
-/// Runs a queue to its end. One that fails is not dropped: the kernel may still write to the memory
-/// of its connections and requests.
+/// Runs a queue to its end. One that fails or is given up is not dropped: the kernel may still write
+/// to the memory of its connections and requests.
 pub(super) fn run_queue(queue: Queue, number: usize, failed: &AtomicBool) {
     let mut queue = ManuallyDrop::new(queue);
     let why = match catch_unwind(AssertUnwindSafe(|| queue.run())) {
-        Ok(Ok(())) => {
+        Ok(Ok(Ended::Finished)) => {
             drop(ManuallyDrop::into_inner(queue));
             return;
         }
+        // Whoever stops the pool has been told.
+        Ok(Ok(Ended::GivenUp)) => return queue.give_up(),
         Ok(Err(error)) => format!("its ring failed: {error}"),
         Err(panic) => format!("it panicked: {}", message_of(&*panic)),
     };

@@ -603,6 +603,11 @@ impl Conn {
         self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
     }
 
+    /// Nothing is answered any more: the client learns that, and does not wait.
+    pub(super) fn cut_off(&self) {
+        shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
+    }
+
     /// Whether the connection needs a turn after a tick.
     pub(super) fn is_to_go_on(&self) -> bool {
         self.broken || self.starved.is_some()

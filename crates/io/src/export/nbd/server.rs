@@ -220,6 +220,11 @@ impl Server {
         }
     }
 
+    /// Ends all connections: their sockets may stay open for as long as the process is there.
+    pub fn cut_off(&mut self) {
+        self.conns.iter().for_each(|(_, conn)| conn.cut_off());
+    }
+
     /// Whether there are connections. Then call [`Server::tick`] about every second.
     pub fn is_timed(&self) -> bool {
         !self.conns.is_empty()
