@@ -539,6 +539,8 @@ pub struct IoStats {
     pub flushes: u64,
     /// Discards.
     pub discards: u64,
+    /// Parts of discards that did nothing, because a path cannot discard.
+    pub ignored_discards: u64,
     /// Write-zeroes.
     pub write_zeroes: u64,
     /// Operations of any kind that failed.

@@ -240,6 +240,8 @@ pub struct Leaf {
     helper: Helper,
     /// A flush of this leaf failed in a way that may have dropped its writes: say so from now on.
     lost: AtomicBool,
+    /// It has declined a discard: said once.
+    declines: AtomicBool,
 }
 
 impl fmt::Debug for Leaf {
@@ -366,6 +368,7 @@ impl Leaf {
         }
         let (engine, lost) = (ManuallyDrop::new(engine), AtomicBool::new(false));
         let (progress, helper) = (closer::open(), Helper::default());
+        let declines = AtomicBool::new(false);
         Arc::new(Leaf {
             queues,
             name,
@@ -377,6 +380,7 @@ impl Leaf {
             under_way,
             helper,
             lost,
+            declines,
         })
     }
 
@@ -488,6 +492,20 @@ impl Leaf {
             self.engine.set_reader_lock(true);
         }
         opened
+    }
+
+    /// Whether it can discard, as far as is known.
+    pub fn can_discard(&self) -> bool {
+        let is_able = self.engine.can_discard();
+        is_able.unwrap_or_else(|| !self.declines.load(Ordering::Relaxed))
+    }
+
+    /// It has declined a discard. A hint that is not taken is no error, so the log says it.
+    #[cold]
+    pub(crate) fn declines_discards(&self) {
+        if !self.declines.swap(true, Ordering::Relaxed) {
+            tracing::warn!(leaf = self.name, "it cannot discard: discards are counted as ignored");
+        }
     }
 
     /// Its unflushed writes.

@@ -370,6 +370,7 @@ impl Pipeline {
                 done: 0,
                 then_flush: of.fua && !fua && of.op.is_write(),
                 fast,
+                is_ignored: false,
                 covers: 0,
                 errno: 0,
             },
@@ -483,6 +484,9 @@ impl Pipeline {
         self.count(hops, (devices, paths), Counted::of(&part, ring.now_ns()));
         if part.whole.errno != 0 {
             self.count_failure(&part.hops, paths, part.whole.errno);
+        }
+        if part.whole.is_ignored {
+            self.count_ignored(hops);
         }
         if !is_alone {
             self.leave_below(hops);

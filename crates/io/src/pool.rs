@@ -380,7 +380,7 @@ impl Registry {
             rotational: table.rotational(),
             min_block: table.logical_block(),
             preferred_block: table.logical_block().max(4096),
-            can_discard: true,
+            can_discard: table.can_discard(),
             can_zero: true,
             can_fast_zero: true,
             can_cache: true,

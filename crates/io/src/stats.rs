@@ -25,6 +25,7 @@ pub struct Counters {
     write_bytes: AtomicU64,
     flushes: AtomicU64,
     discards: AtomicU64,
+    ignored_discards: AtomicU64,
     zeroes: AtomicU64,
     errors: AtomicU64,
     held: AtomicU64,
@@ -111,6 +112,11 @@ impl Counters {
         self.held.store(held, Relaxed);
     }
 
+    /// Counts a discard that a leaf declined. By the owning queue only.
+    pub fn count_ignored(&self) {
+        add(&self.ignored_discards, 1);
+    }
+
     /// Counts one operation. By the owning queue only.
     ///
     /// Nobody knows how much of a failed operation was done, so its bytes do not count as moved.
@@ -191,6 +197,8 @@ pub struct Totals {
     pub flushes: u64,
     /// Discards completed.
     pub discards: u64,
+    /// Parts of them that a leaf declined.
+    pub ignored_discards: u64,
     /// Write-zeroes completed.
     pub zeroes: u64,
     /// Operations of any kind that failed.
@@ -213,6 +221,7 @@ impl Totals {
             (&mut self.write_bytes, &counters.write_bytes),
             (&mut self.flushes, &counters.flushes),
             (&mut self.discards, &counters.discards),
+            (&mut self.ignored_discards, &counters.ignored_discards),
             (&mut self.zeroes, &counters.zeroes),
             (&mut self.errors, &counters.errors),
             (&mut self.held, &counters.held),

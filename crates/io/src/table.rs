@@ -336,6 +336,14 @@ impl Table {
         }
     }
 
+    /// Whether something below can discard; what has no leaf discards by doing nothing.
+    pub fn can_discard(&self) -> bool {
+        let is_simple = |of: &Segment| matches!(of.target, Target::Error | Target::Zero);
+        let mut can = self.segments().iter().any(is_simple);
+        self.each_leaf(&mut |leaf| can |= leaf.can_discard());
+        can
+    }
+
     /// Writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only

@@ -180,6 +180,7 @@ fn io_stats(totals: &Totals) -> IoStats {
         written_bytes: totals.write_bytes,
         flushes: totals.flushes,
         discards: totals.discards,
+        ignored_discards: totals.ignored_discards,
         write_zeroes: totals.zeroes,
         errors: totals.errors,
         read_latency: latency(&totals.read_latency),

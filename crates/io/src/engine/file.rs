@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, squeue, types};
 
+use super::discard::Discards;
 use super::mode::{Mode, Unfit};
 use super::{COPY_STEP, LeafIo, LeafOp, Limits, Submitted};
 use crate::buffer::Buffer;
@@ -26,7 +27,9 @@ use crate::ring::{Ring, Tag, user_data};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
-/// `FALLOC_FL_ZERO_RANGE`, `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE` of fallocate(2).
+/// `FALLOC_FL_ZERO_RANGE`, `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE` of fallocate(2). On a block
+/// device both write zeroes; only the second may unmap, and it fails where that would take as long
+/// as writing.
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// Descriptors beyond one per queue.
@@ -66,6 +69,8 @@ pub struct FileEngine {
     files: Box<[File]>,
     /// In memory: plain system calls.
     in_memory: bool,
+    /// Of a block device.
+    discards: Option<Discards>,
     is_block: bool,
     mode: Mode,
 }
@@ -154,7 +159,8 @@ impl FileEngine {
         .map_err(system("open again"))?;
         let is_block = kind.is_block_device();
         let mode = Mode::new(direct, options.direct.is_some(), is_block);
-        Ok((FileEngine { files, in_memory, is_block, mode }, limits))
+        let discards = limits.device_numbers.map(Discards::new);
+        Ok((FileEngine { files, in_memory, discards, is_block, mode }, limits))
     }
 
     /// The queue's own descriptor. A queue that the leaf was not opened for gets none, and EBADF:
@@ -191,9 +197,19 @@ impl FileEngine {
         let entry = match io.op {
             LeafOp::Read | LeafOp::Write => transfer(file, io, len),
             LeafOp::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
-            LeafOp::Discard => {
-                opcode::Fallocate::new(file, io.len).offset(io.offset).mode(PUNCH_HOLE).build()
-            }
+            LeafOp::Discard => match &self.discards {
+                Some(discards) => match discards.entry(file, io).filter(|_| direct) {
+                    Some(entry) => entry,
+                    None => {
+                        let (device, queues) = (self.files.first(), self.files.len() - SHARED);
+                        // SAFETY: the caller's promise.
+                        return unsafe { discards.on_thread(device, queues, io, ring) };
+                    }
+                },
+                None => {
+                    opcode::Fallocate::new(file, io.len).offset(io.offset).mode(PUNCH_HOLE).build()
+                }
+            },
             LeafOp::Zero { no_hole } => {
                 let mode = if no_hole { ZERO_RANGE } else { PUNCH_HOLE };
                 opcode::Fallocate::new(file, io.len).offset(io.offset).mode(mode).build()
@@ -233,6 +249,14 @@ impl FileEngine {
     /// A block device has no SEEK_DATA: it is all data.
     pub(super) fn known_allocation(&self) -> Option<u32> {
         self.is_block.then_some(0)
+    }
+
+    /// Whether it can discard; nothing of a file, whose file system says so only when it is asked.
+    pub(super) fn can_discard(&self) -> Option<bool> {
+        match &self.discards {
+            Some(discards) => discards.is_able,
+            None => self.in_memory.then_some(true),
+        }
     }
 
     /// What io_uring cannot do without waiting is done by a worker thread of the kernel.

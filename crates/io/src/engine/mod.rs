@@ -9,6 +9,7 @@ mod carrier;
 mod conn;
 mod connector;
 pub(crate) mod custom;
+mod discard;
 pub mod file;
 pub mod iscsi;
 #[cfg(feature = "internals")]
@@ -365,6 +366,20 @@ impl Engine {
             Engine::Iscsi(engine) => engine.has_fua(),
             Engine::Nbd(engine) => engine.has_fua(),
             Engine::Sim(engine) => engine.has_fua(),
+        }
+    }
+
+    /// Whether it can discard, or nothing if only the answer to a discard tells. Never blocks.
+    pub fn can_discard(&self) -> Option<bool> {
+        match self {
+            // Not known yet.
+            Engine::Absent(engine) => engine.found().map_or(Some(true), Engine::can_discard),
+            Engine::Custom(_) => None,
+            Engine::File(engine) => engine.can_discard(),
+            Engine::Iscsi(engine) => Some(engine.can_discard()),
+            Engine::Memory(_) | Engine::Null(_) => Some(true),
+            Engine::Nbd(engine) => Some(engine.can_discard()),
+            Engine::Sim(engine) => Some(engine.can_discard()),
         }
     }
 

@@ -129,6 +129,10 @@ impl SimEngine {
         }
     }
 
+    pub(super) fn can_discard(&self) -> bool {
+        !self.options.no_discard
+    }
+
     pub(super) fn has_fua(&self) -> bool {
         !self.options.no_fua
     }

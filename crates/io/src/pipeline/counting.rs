@@ -8,6 +8,7 @@ use super::state::{Hops, Part, Whole};
 use super::{Kind, Pipeline};
 use crate::failing::Failure;
 use crate::request::Op;
+use crate::stats::Counters;
 
 impl Pipeline {
     /// Whether paths have failed that the watcher is to be told of.
@@ -53,6 +54,18 @@ impl Pipeline {
             {
                 device.count(kind, len, failed, ns);
             }
+        }
+    }
+
+    /// Counts a discard that a leaf declined, for every device and path of its way.
+    #[cold]
+    pub(super) fn count_ignored(&self, hops: &Hops) {
+        for hop in hops.all() {
+            let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
+            let path = local.live.as_ref().and_then(|l| l.table.counters(self.queue, hop.path));
+            path.into_iter()
+                .chain(local.counters.get(self.queue))
+                .for_each(Counters::count_ignored);
         }
     }
 

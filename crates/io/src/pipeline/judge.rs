@@ -58,7 +58,11 @@ pub(super) fn judge(part: &mut Part, leaf: &Leaf, result: i64) -> Verdict {
                 }
                 (_, 0) => then_flush(part),
                 // A hint that cannot be taken is no error.
-                (LeafOp::Discard, libc::EOPNOTSUPP) => finish(&mut part.whole, 0),
+                (LeafOp::Discard, libc::EOPNOTSUPP) => {
+                    leaf.declines_discards();
+                    part.whole.is_ignored = true;
+                    finish(&mut part.whole, 0)
+                }
                 (LeafOp::Zero { no_hole: false }, libc::EOPNOTSUPP) => {
                     part.io.op = LeafOp::Zero { no_hole: true };
                     Verdict::Submit
@@ -176,8 +180,16 @@ mod tests {
             part: 0,
             queue: 0,
         };
-        let whole =
-            Whole { kind, len: LEN, done: 0, then_flush: false, fast: false, covers: 0, errno: 0 };
+        let whole = Whole {
+            kind,
+            len: LEN,
+            done: 0,
+            then_flush: false,
+            fast: false,
+            is_ignored: false,
+            covers: 0,
+            errno: 0,
+        };
         Part {
             request: 0,
             token: 0,

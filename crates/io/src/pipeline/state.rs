@@ -142,6 +142,8 @@ pub(super) struct Whole {
     pub(super) then_flush: bool,
     /// Do not write zeroes out.
     pub(super) fast: bool,
+    /// A discard that the leaf declined.
+    pub(super) is_ignored: bool,
     /// For a flush: the writes it covers.
     pub(super) covers: u64,
     pub(super) errno: i32,

@@ -9,6 +9,7 @@ use crate::server::{self, Action, Options, Server};
 use crate::support::{FLUSH, TRIM, WRITE, WRITE_ZEROES, World, eventually};
 
 const FUA: u16 = 1;
+const EINVAL: u32 = 22;
 const ESHUTDOWN: u32 = 108;
 
 /// What every promise of the first server is kept by is used; what is missing is made up for.
@@ -24,6 +25,7 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
         (Options::default(), Options { blocks: Some([1, 4096, 8192]), ..Options::default() }),
     ] {
         let fua_is_lost = after.flags == less;
+        let may_trim = before.flags & server::TRIM != 0;
         let server = Server::start(&path, before, |_| Action::Do);
         let world = World::new(1);
         // The queue may find out later than the probe that its connection is lost.
@@ -38,7 +40,9 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
         assert_eq!(leaf.limits().sectors, sectors, "a device does not grow by itself");
         client.call(FUA, WRITE, 0, 65536, &[2; 65536]).unwrap();
         client.call(0, WRITE_ZEROES, 4096, 4096, &[]).unwrap();
-        client.call(0, TRIM, 8192, 4096, &[]).unwrap();
+        // Trims are offered once, when the client connects.
+        let trimmed = client.call(0, TRIM, 8192, 4096, &[]);
+        assert_eq!(trimmed.err(), (!may_trim).then_some(EINVAL));
         assert_eq!(client.read(0, 4096).unwrap(), [2; 4096]);
         assert_eq!(client.read(4096, 4096).unwrap(), [0; 4096]);
         assert_eq!(client.read(12288, 32768).unwrap(), [2; 32768]);

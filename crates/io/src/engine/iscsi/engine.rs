@@ -196,6 +196,10 @@ impl IscsiEngine {
         self.shared.facts.fua
     }
 
+    pub(in crate::engine) fn can_discard(&self) -> bool {
+        self.shared.facts.unmap_blocks != 0
+    }
+
     pub(in crate::engine) fn has_cache(&self) -> bool {
         self.shared.facts.cache
     }

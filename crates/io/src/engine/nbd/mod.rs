@@ -232,6 +232,10 @@ impl NbdEngine {
         self.shared.facts.has(flag::SEND_FUA)
     }
 
+    pub(super) fn can_discard(&self) -> bool {
+        self.shared.facts.has(flag::SEND_TRIM)
+    }
+
     pub(super) fn has_cache(&self) -> bool {
         self.shared.facts.has(flag::SEND_FLUSH)
     }

@@ -43,7 +43,8 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let discard = DiscardParams {
         discard_alignment: 0,
         discard_granularity: physical,
-        max_discard_sectors: MAX_DISCARD_SECTORS,
+        // Zeroes can always be written out.
+        max_discard_sectors: if table.can_discard() { MAX_DISCARD_SECTORS } else { 0 },
         max_write_zeroes_sectors: MAX_DISCARD_SECTORS,
         max_discard_segments: 1,
         reserved0: 0,
@@ -160,13 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn discards_and_zeroes_are_announced_whatever_the_leaf_can() {
-        for leaf in ["mem:1M", "sim:1M,nodiscard,nozero"] {
+    fn zeroes_are_announced_whatever_the_leaf_can_and_discards_if_something_can() {
+        for (leaf, max_discard) in [("mem:1M", MAX_DISCARD_SECTORS), ("sim:1M,nodiscard,nozero", 0)]
+        {
             let Params { types, discard, .. } =
                 params(&over(open(leaf), 64, 8, false), 4096).unwrap();
             assert_eq!(types, param::TYPE_BASIC | param::TYPE_DISCARD, "{leaf}");
             let most = (discard.max_discard_sectors, discard.max_write_zeroes_sectors);
-            assert_eq!(most, (MAX_DISCARD_SECTORS, MAX_DISCARD_SECTORS), "{leaf}");
+            assert_eq!(most, (max_discard, MAX_DISCARD_SECTORS), "{leaf}");
         }
     }
 }
