@@ -110,6 +110,41 @@ dmsetup remove --retry first
 dmsetup remove --retry second
 rmmod scsi_debug
 
+# A thin unit that can only unmap, not write zeroes fast: what is discarded there is free, on a disk and over NBD.
+# Its attribute `map` has the blocks that are allocated.
+modprobe scsi_debug lbpu=1 lbpws=0 lbpws10=0 dev_size_mb=16
+thin=
+for _ in $(seq 600); do
+    thin=$(ls -d /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/* 2>/dev/null | head -n 1)
+    [ -n "$thin" ] && break
+    sleep 0.1
+done
+thin=/dev/${thin##*/}
+[ -b "$thin" ] || fail "no thin unit"
+allocated() { cat /sys/bus/pseudo/drivers/scsi_debug/map; }
+bs create thin --ublk --table "0 32768 switch 2 128 0 $thin 0 $thin 0"
+[ "$(cat /sys/block/ublkb0/queue/discard_max_bytes)" != 0 ] || fail "a disk over a thin unit cannot discard"
+dd if=/dev/urandom of=/dev/blkswitch/thin bs=1M count=16 oflag=direct status=none
+has "$(allocated)" "0-32767"
+blkdiscard /dev/blkswitch/thin
+[ -z "$(allocated)" ] || fail "blkdiscard leaves blocks: $(allocated)"
+mkfs.ext4 -q -F /dev/blkswitch/thin
+case $(allocated) in 0-32767) fail "mkfs has every block allocated" ;; esac
+bs stats thin --json | grep -q '"ignored_discards": *0' || fail "$(bs stats thin --json)"
+bs remove thin
+rmmod scsi_debug
+# A unit without unmapping: the disk does not offer discards.
+modprobe scsi_debug dev_size_mb=16
+for _ in $(seq 600); do
+    [ -b "$thin" ] && break
+    sleep 0.1
+done
+bs create thick --ublk --table "0 32768 linear $thin 0"
+[ "$(cat /sys/block/ublkb0/queue/discard_max_bytes)" = 0 ] || fail "a disk over a unit without UNMAP offers discards"
+text=$(blkdiscard /dev/blkswitch/thick 2>&1) && fail "discarded"
+bs remove thick
+rmmod scsi_debug
+
 # A disk by its name.
 bs create disk --ublk --make-files --table "0 65536 switch 3 24 0 $PWD/a 0 $PWD/b 0 $PWD/c 0"
 [ "$(readlink /dev/blkswitch/disk)" = /dev/ublkb0 ] || fail "link"
