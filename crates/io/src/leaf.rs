@@ -347,7 +347,11 @@ impl Leaf {
         limits: Limits,
         name: String,
     ) -> Arc<Leaf> {
-        Leaf::of(Self::key_of(address), options.queues, engine, limits, name)
+        let key = match &engine {
+            Engine::File(file) => Some(file.key().to_owned()),
+            _ => Self::key_of(address),
+        };
+        Leaf::of(key, options.queues, engine, limits, name)
     }
 
     fn of(
@@ -388,7 +392,7 @@ impl Leaf {
     /// Nothing for what is its own leaf each time.
     pub fn key_of(address: &Address) -> Option<String> {
         match address {
-            Address::Path(path) => FileEngine::key(path),
+            Address::Path(path) => FileEngine::key_of(path),
             Address::Memory { name: Some(name), .. } => Some(format!("mem:{name}")),
             Address::Sim(sim) => sim.name.as_ref().map(|name| match &sim.path {
                 Some(path) => format!("sim:{name}/{path}"),

@@ -7,7 +7,7 @@
 //! memory (tmpfs) are read and written by plain system calls: these never wait for a device, and
 //! io_uring would hand each to a worker thread because tmpfs has no non-blocking mode.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -67,6 +67,8 @@ pub struct FileEngine {
     /// One per queue, the first with the lock; then that for stable writes and that of the control
     /// side.
     files: Box<[File]>,
+    /// See [`FileEngine::key_of`].
+    key: String,
     /// In memory: plain system calls.
     in_memory: bool,
     /// Of a block device.
@@ -77,13 +79,13 @@ pub struct FileEngine {
 
 impl FileEngine {
     /// Two paths with one key are one leaf.
-    pub(crate) fn key(path: &Path) -> Option<String> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(if meta.file_type().is_block_device() {
-            format!("block:{:x}", meta.rdev())
-        } else {
-            format!("file:{:x}:{:x}", meta.dev(), meta.ino())
-        })
+    pub(crate) fn key_of(path: &Path) -> Option<String> {
+        Some(key_of(&std::fs::metadata(path).ok()?))
+    }
+
+    /// The key of the open file: without it, whoever opens the file again would meet its lock.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
     }
 
     /// Opens and locks, and reads the limits.
@@ -139,6 +141,7 @@ impl FileEngine {
             _ => LeafError::System { what: "open", name: name.to_string(), source },
         })?;
         lock(&file, read_only, name)?;
+        let key = key_of(&file.metadata().map_err(system("open"))?);
         let mut limits =
             if kind.is_block_device() { block_limits(&file) } else { file_limits(&file, direct) }
                 .map_err(system("read the size of"))?;
@@ -160,7 +163,7 @@ impl FileEngine {
         let is_block = kind.is_block_device();
         let mode = Mode::new(direct, options.direct.is_some(), is_block);
         let discards = limits.device_numbers.map(Discards::new);
-        Ok((FileEngine { files, in_memory, discards, is_block, mode }, limits))
+        Ok((FileEngine { files, key, in_memory, discards, is_block, mode }, limits))
     }
 
     /// The queue's own descriptor. A queue that the leaf was not opened for gets none, and EBADF:
@@ -321,6 +324,14 @@ impl FileEngine {
 
     pub(super) fn flush_blocking(&self) -> io::Result<()> {
         self.files.last().map_or(Ok(()), File::sync_data)
+    }
+}
+
+fn key_of(meta: &Metadata) -> String {
+    if meta.file_type().is_block_device() {
+        format!("block:{:x}", meta.rdev())
+    } else {
+        format!("file:{:x}:{:x}", meta.dev(), meta.ino())
     }
 }
 
