@@ -455,7 +455,8 @@ impl Pool {
         let thread = std::thread::Builder::new().name("watcher".into()).spawn(move || {
             let _panic = NoteFailure { thread: "watcher", failed };
             tell_all(&watch, &devices);
-        })?;
+        });
+        let thread = thread.map_err(|error| because(&error, "cannot start a thread"))?;
         lock(&pool.threads).push(thread);
         let failed = pool.failed.clone();
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || {
@@ -465,7 +466,8 @@ impl Pool {
                     tracing::debug!(%error, "deferred removal");
                 }
             }
-        })?;
+        });
+        let thread = thread.map_err(|error| because(&error, "cannot start a thread"))?;
         lock(&pool.threads).push(thread);
         Ok(pool)
     }
@@ -474,16 +476,17 @@ impl Pool {
         let (mailboxes, registry) = (self.mailboxes.clone(), self.registry.clone());
         let (started, starts) = mpsc::channel();
         let failed = self.failed.clone();
-        let thread =
-            std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
-                // The ring is made on its thread: only that one may use it.
-                let queue = Queue::new(number, mailboxes, registry);
-                let _ =
-                    started.send(queue.as_ref().map(|_| ()).map_err(|e| io::Error::from(e.kind())));
-                if let Ok(queue) = queue {
-                    run_queue(queue, number, &failed);
-                }
-            })?;
+        let thread = std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
+            // The ring is made on its thread: only that one may use it.
+            let queue = Queue::new(number, mailboxes, registry);
+            let _ = started.send(queue.as_ref().map(|_| ()).map_err(|error| {
+                because(error, "cannot make an io_uring ring (is io_uring allowed here?)")
+            }));
+            if let Ok(queue) = queue {
+                run_queue(queue, number, &failed);
+            }
+        });
+        let thread = thread.map_err(|error| because(&error, "cannot start a queue's thread"))?;
         lock(&self.threads).push(thread);
         starts.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
@@ -578,6 +581,11 @@ impl Drop for Pool {
             self.stop();
         }
     }
+}
+
+/// An error that says what failed, too: a ring and a thread are refused with the same errors.
+fn because(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// The watcher's life: tells what queues have found out, until the pool stops.

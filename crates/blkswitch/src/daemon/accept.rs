@@ -10,6 +10,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -125,9 +127,22 @@ async fn connection(
             serving.await
         }
     };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a control connection ended");
+    match served {
+        Ok(()) => {}
+        Err(error) if is_of_the_system(&error) => tracing::warn!(
+            error = &error as &dyn Error,
+            "a control connection failed: its client may have no answer to what was done"
+        ),
+        Err(error) => tracing::debug!(%error, "a control connection ended"),
     }
+}
+
+/// Whether a connection failed by an error of this system. A client that leaves, stalls or sends
+/// nonsense could fill the log otherwise.
+fn is_of_the_system(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let left = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::NotConnected];
+    cause.is_some_and(|cause| cause.raw_os_error().is_some() && !left.contains(&cause.kind()))
 }
 
 /// The routes, with a note that something was asked.

@@ -81,6 +81,9 @@ const CONTROL_GRACE: Duration = Duration::from_secs(10);
 /// How often the queues are looked after. They never fail but when the kernel takes their ring
 /// away.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
+/// How often a thread for what blocks has something to do, so that it stays: less than the 10 seconds
+/// after which the runtime ends idle ones.
+const THREAD_NEEDED: Duration = Duration::from_secs(4);
 /// How long threads of control requests that are not done then are waited for.
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
@@ -121,6 +124,16 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start the control runtime")
 }
 
+/// Keeps a thread for what blocks. While the runtime has one, it waits for that if the kernel refuses
+/// another; without one, it panics amid the request that needs it.
+async fn keep_a_thread() {
+    loop {
+        // In a task of its own, which takes the panic of a first thread that is refused.
+        let _ = tokio::spawn(async { tokio::task::spawn_blocking(|| ()).await }).await;
+        tokio::time::sleep(THREAD_NEEDED).await;
+    }
+}
+
 /// A daemon whose sockets listen.
 pub struct Daemon {
     devices: Arc<Devices>,
@@ -153,8 +166,7 @@ impl Daemon {
             queues: options.queues.unwrap_or(PoolOptions::default().queues),
             memory_bytes: limits::client_memory(),
         };
-        let pool =
-            Pool::start(pool).context("cannot start the queues: is io_uring allowed here?")?;
+        let pool = Pool::start(pool).context("cannot start the queues")?;
         let (mut nbd, mut listeners, mut files) = (Vec::new(), Vec::new(), vec![control_file]);
         for address in nbd_addresses(options) {
             for socket in listen::nbd(&address)? {
@@ -222,6 +234,7 @@ impl Daemon {
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
         let retry = tokio::spawn(standing::retry(self.devices.clone()));
+        tokio::spawn(keep_a_thread());
         let stop = self.stop.clone();
         let devices = self.devices.clone();
         let mut stopping = self.stop.subscribe();
