@@ -46,8 +46,9 @@ impl Lines {
         let longer = self.length + 1 + word.len();
         let begins = ends || longer > LINE_MOST;
         self.length = if begins { word.len() } else { longer };
-        let hash = word.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(*byte));
-        self.window = self.window << 8 | hash & 0xff;
+        let step = |hash: u32, byte: &u8| hash.wrapping_mul(31).wrapping_add((*byte).into());
+        let hash = word.iter().fold(0, step);
+        self.window = (self.window << 8) | (hash & 0xff);
         begins
     }
 }

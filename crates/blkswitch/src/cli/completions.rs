@@ -38,7 +38,7 @@ const ZSH: &str = r#"#compdef blkswitch
 _blkswitch() {
     local line
     local -a offered
-    for line in "${(@f)$("${words[1]}" __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
+    for line in "${(@f)$("${words[1]}" __complete -- "${(@Q)words[2,CURRENT]}" 2>/dev/null)}"; do
         case $line in
         :files*) _files ;;
         :folders*) _files -/ ;;

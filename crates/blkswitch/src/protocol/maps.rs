@@ -52,9 +52,9 @@ pub struct CompactMap {
     /// What the map is of.
     #[serde(flatten)]
     pub head: MapHead,
-    /// For each run how many regions it has and their path. The first one begins at `from`, each
+    /// For each run how many regions it has, and their path. The first one begins at `from`, each
     /// other where the one before ends.
-    pub runs: Vec<(u64, u32)>,
+    pub runs: Vec<[u64; 2]>,
 }
 
 /// What a compact map, or one in lines, is of.

@@ -68,8 +68,12 @@ fn a_map_is_printed_in_three_forms() {
         let compact: CompactMap =
             serde_json::from_str(&print(&["--range", range, "--json", "--compact"])).unwrap();
         let mut next = compact.head.from;
-        for (run, (count, path)) in whole.runs.iter().zip(&compact.runs) {
-            assert_eq!((run.start, run.count, run.path), (next, *count, *path), "{range}");
+        for (run, [count, path]) in whole.runs.iter().zip(&compact.runs) {
+            assert_eq!(
+                (run.start, run.count, u64::from(run.path)),
+                (next, *count, *path),
+                "{range}"
+            );
             next += count;
         }
         assert_eq!(whole.runs.len(), compact.runs.len());
