@@ -15,7 +15,8 @@ blockdev() { stat -c %s "$2" | awk '{ print $1 / 512 }'; }
 export -f blockdev
 
 step 'dmsetup create switch --table "0 `blockdev --getsz switch0` switch 3 128 0 '"$HERE"'/switch0 0 '"$HERE"'/switch1 0 '"$HERE"'/switch2 0"' ''
-step 'dmsetup message switch 0 set_region_mappings 0:0 :1 :2 :0 :1 :2 :1' ''
+# These paths are three files, so one line more than dmsetup's goes to standard error, once for each device.
+step 'dmsetup message switch 0 set_region_mappings 0:0 :1 :2 :0 :1 :2 :1' '  a message moves no data: paths 0 and 1 lead to different storage, so a region that changes its path shows other data (said once for each device)'
 step 'dmsetup message switch 0 set_region_mappings 1000:1 :2 R2,10' ''
 step 'dmsetup table switch' "0 2097152 switch 3 128 0 $HERE/switch0 0 $HERE/switch1 0 $HERE/switch2 0"
 step 'dmsetup status' 'switch: 0 2097152 switch '
