@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use blkswitch_io::driver::{Ask, Driver};
 use blkswitch_io::request::Op;
-use blkswitch_io::{Leaf, LeafOptions, TableBuilder, Target, To};
+use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 use libfuzzer_sys::fuzz_target;
 use own::{Own, Pdu, READ16, WRITE16, operation, pdu};
 
@@ -82,6 +82,7 @@ fuzz_target!(|input: &[u8]| {
         let device = driver.add(table.build().unwrap()).unwrap();
         let ask = |op, offset: u64, len: usize, token| {
             let data = vec![if op == Op::Read { SECRET } else { DATA }; len];
+            let data = AlignedBytes::copy_of(&data).unwrap();
             Ask { op, fua: false, offset, len: len as u64, data, token }
         };
         driver.start(device, ask(Op::Read, 0, LEN / 2, 0));
@@ -89,7 +90,7 @@ fuzz_target!(|input: &[u8]| {
         driver.start(device, ask(Op::Read, 512, 4096, 2));
         let (mut answers, mut left) = (Vec::new(), 3);
         while left > 0 {
-            driver.wait(&mut answers).unwrap();
+            driver.wait(&mut answers, None).unwrap();
             for answer in answers.drain(..) {
                 left -= 1;
                 let shown = answer.errno == 0 && answer.token != 1;
