@@ -80,7 +80,7 @@ impl Deref for AlignedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `len` bytes of ours, initialised by zeroed(); &self keeps them.
+        // SAFETY: zeroed() has allocated and initialised `len` bytes; &self keeps them.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

@@ -325,9 +325,9 @@ impl Device {
         self.resume_unless(false, &Interrupt::default())
     }
 
-    /// As [`Device::resume`], until it is given up. By `force` what is held for want of a path, or at
-    /// a gate below, fails for a swap; leaves that do not answer are waited for a while only. A
-    /// suspend under way is given up first.
+    /// As [`Device::resume`], but `interrupt` can end the wait. With `force`, a swap fails requests
+    /// that wait for a path or at a gate below, and waits for leaves for a bounded time only. A
+    /// suspend under way ends first.
     pub fn resume_unless(&self, force: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
         self.end_suspend();
         let _control = lock(&self.control);

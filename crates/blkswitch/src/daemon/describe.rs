@@ -117,7 +117,8 @@ pub fn address(table: &Table, segment: &Segment, path: usize) -> String {
     .unwrap_or_default()
 }
 
-/// The word of a table for a device of ours. Words end at white space, which a name may have.
+/// The word by which a table names one of this daemon's devices. White space ends a word, so a
+/// space in the name is written as `\x20`.
 pub fn device_word(name: &str) -> String {
     format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
 }

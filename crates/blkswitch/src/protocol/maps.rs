@@ -32,8 +32,7 @@ pub struct MapQuery {
     pub form: MapForm,
 }
 
-/// How runs are written. A random map of ten million regions has 350 MB as `runs`, and 40 MB as
-/// `compact`.
+/// How runs are written. Of a map without long runs, `compact` is a small part of `runs`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MapForm {

@@ -60,15 +60,15 @@ pub(super) enum Reason {
     },
     /// Another table comes in.
     Swap {
-        /// What is held for want of a path, or at a gate below, fails.
+        /// Requests that wait for a path, or at a gate below, fail.
         force: bool,
     },
 }
 
 impl Device {
-    /// Closes the gate and waits until nothing is in flight. Requests that come wait. Suspending
-    /// twice is fine. What a multipath device holds for want of a path stays held; what finds none
-    /// meanwhile fails.
+    /// Closes the gate and waits until nothing is in flight. New requests wait at the gate. Suspending
+    /// twice is fine. Requests that a multipath device holds stay held; requests that lose their last
+    /// path meanwhile fail.
     pub fn suspend(&self) -> Result<(), DeviceError> {
         self.suspend_unless(false, &Interrupt::default())
     }

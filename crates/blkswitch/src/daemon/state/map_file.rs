@@ -39,8 +39,8 @@ use super::header::{Copy, HEADER_BYTES, Header, Shape};
 const COPY_BYTES: u64 = 4096;
 const BLOCKS_AT: u64 = 2 * COPY_BYTES;
 const BLOCK_BYTES: usize = 512;
-/// Files up to this size have room for every block from the start, so that no message is refused
-/// for want of it. Longer ones take room as they need it.
+/// Files up to this size get room for every block when they are made, so that a full disk refuses no
+/// later message. Longer files take room as they grow.
 const RESERVED_MAX: u64 = 64 << 20;
 /// Blocks that are read or written at a time.
 const MANY_BLOCKS: usize = 128;
