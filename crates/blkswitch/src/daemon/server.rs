@@ -129,13 +129,15 @@ pub fn router(app: App) -> Router {
         state::list,
         state::forget,
     ),
-    components(schemas(protocol::ErrorBody, protocol::Errno))
+    components(schemas(protocol::ErrorBody, protocol::Errno, protocol::MapForm))
 )]
 pub struct Document;
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use serde_json::Value;
 
     use super::*;
 
@@ -152,6 +154,31 @@ mod tests {
             kept == generated,
             "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it"
         );
+    }
+
+    /// The places that the `$ref`s of a document name.
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(members) => {
+                let here = members.get("$ref").and_then(Value::as_str);
+                found.extend(here.map(str::to_owned));
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(members) => members.iter().for_each(|member| references(member, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_document_has_what_it_refers_to() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 50, "{found:?}");
+        for reference in &found {
+            let place = reference.strip_prefix('#').expect("nothing refers to other documents");
+            assert!(document.pointer(place).is_some(), "{reference} is not in the document");
+        }
     }
 
     #[test]
