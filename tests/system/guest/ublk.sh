@@ -1,7 +1,7 @@
 #!/bin/bash
 # In the guest: devices of the daemon as disks. What is refused without a driver; a file system; signals to stop while a disk
-# is in use; messages, suspends and reloads under a verifying load; ten deaths of the daemon under it, each after a remap
-# that was acknowledged; devices on devices; what happens to disks that cannot be taken over.
+# is in use; messages, suspends and reloads under a verifying load; ten deaths and upgrades of the daemon under it, each after
+# a remap that was acknowledged; devices on devices; what happens to disks that cannot be taken over.
 set -euo pipefail
 blkswitch=$1
 cd "$(mktemp -d)"
@@ -236,8 +236,8 @@ for round in $(seq 10); do
     remap
     map=$(bs map export disk | cksum)
     start=$(date +%s%N)
-    # The fifth is an upgrade in place.
-    if [ "$round" = 5 ]; then kill $daemon; wait $daemon; else die; fi
+    # The odd ones are upgrades in place.
+    if [ $((round % 2)) = 1 ]; then kill $daemon; wait $daemon; else die; fi
     kill -0 $load || fail "fio in round $round: $(cat fio.log)"
     serve --leave-disks
     echo "round $round: $((($(date +%s%N) - start) / 1000000)) ms without a daemon"

@@ -18,8 +18,7 @@ pub(super) fn run_queue(queue: Queue, number: usize, failed: &AtomicBool) {
     let mut queue = ManuallyDrop::new(queue);
     let why = match catch_unwind(AssertUnwindSafe(|| queue.run())) {
         Ok(Ok(Ended::Finished)) => {
-            drop(ManuallyDrop::into_inner(queue));
-            return;
+            return ManuallyDrop::into_inner(queue).end();
         }
         // Whoever stops the pool has been told.
         Ok(Ok(Ended::GivenUp)) => return queue.give_up(),

@@ -33,6 +33,11 @@ fn place(id: u64) -> (u32, u16) {
 }
 
 impl Server {
+    /// Whether it serves no hardware queue.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
     /// Serves a hardware queue from its first fetch on.
     pub(crate) fn serve(&mut self, queue: Box<HwQueue>, context: &mut Context<'_>) {
         if self.stopping {
