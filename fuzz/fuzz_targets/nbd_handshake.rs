@@ -28,6 +28,10 @@ impl Directory for TwoDisks {
             ..ExportInfo::default()
         })
     }
+
+    fn instance(&self) -> u64 {
+        1
+    }
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -9,6 +9,7 @@ mod latch;
 mod stopping;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,6 +195,7 @@ pub struct Registry {
     mailboxes: Arc<Mailboxes>,
     memory: Arc<Memory>,
     admission: Arc<Admission>,
+    instance: u64,
 }
 
 impl Registry {
@@ -215,7 +217,9 @@ impl Registry {
     fn new(mailboxes: Arc<Mailboxes>, memory_bytes: usize) -> Registry {
         let memory = Arc::new(Memory::new(memory_bytes));
         let admission = Admission::new(&memory);
-        Registry { devices: RwLock::default(), mailboxes, memory, admission }
+        // Random keys of the system: no other pool has the number, by chance.
+        let instance = RandomState::new().build_hasher().finish();
+        Registry { devices: RwLock::default(), mailboxes, memory, admission, instance }
     }
 
     /// The budget for clients' data.
@@ -406,6 +410,10 @@ impl Directory for Registry {
             _ => devices.iter().find(|device| names::is_called(&device.name(), name))?,
         };
         Self::export(device)
+    }
+
+    fn instance(&self) -> u64 {
+        self.instance
     }
 }
 

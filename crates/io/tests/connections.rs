@@ -6,6 +6,7 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -153,6 +154,45 @@ fn what_the_older_connection_left_at_a_gate_is_dropped() {
     device.resume().unwrap();
     assert_eq!(new.read(0, 512).unwrap(), [0; 512]);
     assert_eq!(reader.reply().unwrap(), (0, 1));
+}
+
+/// A client that names the place of its connection ends the older one of that place: nothing more is
+/// read from it, also if it looks healthy and half a write has come. Other places stay.
+#[test]
+fn a_connection_takes_the_place_of_the_one_that_the_client_names() {
+    let world = memory(2);
+    let mut old = in_place(&world.socket(), "leaf.0");
+    let mut stays = in_place(&world.socket(), "leaf.1");
+    old.write_all(&request(0, WRITE, 1, 0, 1024)).unwrap();
+    old.write_all(&[1; 512]).unwrap();
+    let path = world.socket();
+    let mut new = in_time("the newer connection", move || in_place(&path, "leaf.0"));
+    assert_closed(&mut old);
+    for conn in [&mut new, &mut stays] {
+        conn.write_all(&request(0, FLUSH, 7, 0, 0)).unwrap();
+        let mut reply = [0; 20];
+        conn.read_exact(&mut reply).unwrap();
+        // A structured reply: done, without data, to request 7.
+        assert_eq!(reply[..4], [0x66, 0x8e, 0x33, 0xef]);
+        assert_eq!(reply[4..], [&[0, 1, 0, 0][..], &[0, 0, 0, 0, 0, 0, 0, 7], &[0; 4]].concat());
+    }
+    assert_eq!(world.connect("disk").read(0, 1024).unwrap(), [0; 1024], "half a write is none");
+}
+
+/// A connection to `disk` that takes the place of older ones of the same name.
+fn in_place(path: &Path, place: &str) -> UnixStream {
+    let mut socket = UnixStream::connect(path).unwrap();
+    let query = format!("blkswitch:replaces={place}");
+    let len = |text: &str| (text.len() as u32).to_be_bytes();
+    let list = [&len("disk")[..], b"disk", &[0, 0, 0, 1], &len(&query), query.as_bytes()].concat();
+    let options = [option(8, &[]), option(9, &list), option(1, b"disk")].concat();
+    socket.write_all(&[&[0, 0, 0, 3], &options[..]].concat()).unwrap();
+    // The greeting, a reply to each option, and the context with 16 digits behind an @.
+    let mut answers = vec![0; 18 + 20 + (20 + 4 + query.len() + 17) + 20 + 10];
+    socket.read_exact(&mut answers).unwrap();
+    let text = String::from_utf8_lossy(&answers);
+    assert!(text.contains(&format!("{query}@")), "{text}");
+    socket
 }
 
 /// The administrator sees who has a device open, and ends it.

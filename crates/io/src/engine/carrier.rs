@@ -367,7 +367,7 @@ impl<P: Protocol> Carrier<P> {
         }
         let leaf = connector.name();
         if is_ended {
-            tracing::info!(leaf, count, "writes in doubt: the target has ended their session");
+            tracing::info!(leaf, count, "writes in doubt: the other side has ended them");
         } else {
             let all = self.shared.doubted.fetch_add(count, Ordering::Relaxed) + count;
             tracing::warn!(leaf, count, all, "writes in doubt: going on after the time to settle");

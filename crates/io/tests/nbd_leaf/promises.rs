@@ -102,6 +102,68 @@ fn a_write_in_doubt_waits_for_the_time_to_settle() {
     }
 }
 
+/// Our own export ends what an older connection of the same place has under way before it answers a
+/// newer one. So nothing has to be waited for but the write itself, and the first copy of a write
+/// never lands behind the second.
+#[test]
+fn our_own_export_ends_the_doubt() {
+    let took = Duration::from_millis(1500);
+    for (reconnect, answer) in [("", Err(ESHUTDOWN)), ("&reconnect=30", Ok(()))] {
+        let far = World::new(2);
+        let slow = far.leaf("sim:1M,delay=1500ms");
+        far.device("far", far.linear(&slow));
+        let near = World::new(1);
+        let address = format!("nbd+unix:///far?socket={}", far.socket().display());
+        let leaf = near.leaf(&format!("{address}&settle=50{reconnect}"));
+        near.device("disk", near.linear(&leaf));
+        let mut client = near.connect("disk");
+        let start = Instant::now();
+        client.send(0, WRITE, 0, 512, &[1; 512]).unwrap();
+        let mut busy = Vec::new();
+        eventually("the write is under way", || {
+            busy = far.pool.clients();
+            busy.retain(|client| client.in_flight > 0);
+            !busy.is_empty()
+        });
+        far.pool.disconnect(&busy.iter().map(|client| client.number).collect::<Vec<_>>());
+        assert_eq!(client.reply().unwrap().0, answer.err().unwrap_or(0), "{reconnect}");
+        let time = start.elapsed();
+        assert!(time >= took - Duration::from_millis(100), "it was under way: {time:?}");
+        assert!(time < Duration::from_secs(30), "{reconnect}: it was not waited for: {time:?}");
+        // It has landed, and the leaf goes on.
+        eventually("it is back", || leaf.engine().probe(Duration::from_secs(9)).is_ok());
+        assert_eq!(client.read(0, 512).unwrap(), [1; 512]);
+    }
+}
+
+/// Another pool at the same address knows nothing of what the first one has under way.
+#[test]
+fn another_server_at_the_address_does_not_end_the_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let serve = |world: &World| {
+        let _ = std::fs::remove_file(&socket);
+        world.device("far", world.linear(&world.leaf("sim:1M,delay=1s")));
+        world.pool.listen(std::os::unix::net::UnixListener::bind(&socket).unwrap().into()).unwrap();
+    };
+    let (first, second) = (World::new(1), World::new(1));
+    serve(&first);
+    let near = World::new(1);
+    let address = format!("nbd+unix:///far?socket={}", socket.display());
+    let leaf = near.leaf(&format!("{address}&settle=3&reconnect=30"));
+    near.device("disk", near.linear(&leaf));
+    let mut client = near.connect("disk");
+    client.send(0, WRITE, 0, 512, &[1; 512]).unwrap();
+    let busy = || first.pool.clients().into_iter().find(|client| client.in_flight > 0);
+    eventually("the write is under way", || busy().is_some());
+    serve(&second);
+    let start = Instant::now();
+    first.pool.disconnect(&[busy().unwrap().number]);
+    assert_eq!(client.reply().unwrap().0, 0);
+    // The time to settle, and the second copy of the write.
+    assert!(start.elapsed() >= Duration::from_millis(3900), "{:?}", start.elapsed());
+}
+
 /// nbdkit that was told to end keeps its connections and answers everything on them with ESHUTDOWN
 /// until its clients have left. The leaf leaves, and finds the next server at the same address.
 #[test]

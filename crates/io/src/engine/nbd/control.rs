@@ -7,7 +7,7 @@ use std::io;
 use std::time::Instant;
 
 use super::address::NbdAddress;
-use super::handshake::{Offer, shake_hands};
+use super::handshake::{Offer, shake_hands, shake_hands_in_place};
 use super::link::Connection;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::answered;
@@ -26,18 +26,44 @@ pub(super) fn dial_again(
     address: &NbdAddress,
     offer: &Offer,
     deadline: Instant,
-) -> io::Result<(Socket, Offer)> {
+) -> io::Result<Socket> {
     let (socket, now) = dial(address, deadline)?;
-    match offer.changed(&now) {
-        None => Ok((socket, now)),
-        Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
-    }
+    keeps(offer, &now)?;
+    Ok(socket)
 }
 
-/// The same, for a link.
-pub(super) fn dial_for_link(address: &NbdAddress, offer: &Offer) -> io::Result<Connection> {
-    let (socket, now) = dial_again(address, offer, Instant::now() + address.patience.timeout)?;
-    Ok(Connection::new(socket, &now))
+/// Connects for a berth, in the place of the connections that it had before.
+pub(super) fn dial_for_berth(
+    address: &NbdAddress,
+    leaf: &str,
+    berth: usize,
+    deadline: Instant,
+) -> io::Result<(Connection, Offer)> {
+    let mut socket = Socket::connect(&address.place, address.patience.timeout, deadline)?;
+    let name = format!("{leaf}.{berth}");
+    let (offer, confirmed) = shake_hands_in_place(&mut socket, &address.export, &name)?;
+    Ok((Connection::new(socket, &offer, confirmed), offer))
+}
+
+/// The same again: what was promised must be kept.
+pub(super) fn dial_for_berth_again(
+    address: &NbdAddress,
+    leaf: &str,
+    berth: usize,
+    offer: &Offer,
+    deadline: Instant,
+) -> io::Result<Connection> {
+    let (connection, now) = dial_for_berth(address, leaf, berth, deadline)?;
+    keeps(offer, &now)?;
+    Ok(connection)
+}
+
+/// Whether the promises of `offer` are kept.
+fn keeps(offer: &Offer, now: &Offer) -> io::Result<()> {
+    match offer.changed(now) {
+        None => Ok(()),
+        Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+    }
 }
 
 /// See the module's text.
@@ -109,7 +135,7 @@ impl Control {
         deadline: Instant,
     ) -> Result<(), Failed> {
         if self.socket.is_none() {
-            self.socket = Some(dial_again(&self.address, &self.offer, deadline)?.0);
+            self.socket = Some(dial_again(&self.address, &self.offer, deadline)?);
         }
         let Some(socket) = &mut self.socket else { return Ok(()) };
         socket.set_deadline(deadline);

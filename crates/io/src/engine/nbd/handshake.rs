@@ -8,7 +8,7 @@
 use std::io;
 
 use crate::engine::socket::Socket;
-use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING};
+use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING, replaces};
 use crate::nbd::{
     INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, handshake_flag, info, opt, rep,
     transmission_flag as flag,
@@ -84,6 +84,25 @@ pub(super) fn shake_hands(socket: &mut Socket, export: &str) -> io::Result<Offer
     go(socket, export)
 }
 
+/// The same, for a connection that takes the place of older ones of the same name. With the server's
+/// confirmation ([`replaces`]); only our own export gives one.
+pub(super) fn shake_hands_in_place(
+    socket: &mut Socket,
+    export: &str,
+    name: &str,
+) -> io::Result<(Offer, Option<String>)> {
+    let mut confirmed = None;
+    if begin(socket, export)? {
+        let query = format!("{}{name}", replaces::QUERY);
+        // Whatever else a server answers: it is none of ours.
+        contexts(socket, export, opt::LIST_META_CONTEXT, &query, |_, context| {
+            let is_it = context.strip_prefix(query.as_bytes()).is_some_and(|rest| !rest.is_empty());
+            confirmed = is_it.then(|| String::from_utf8_lossy(context).into_owned());
+        })?;
+    }
+    Ok((go(socket, export)?, confirmed))
+}
+
 /// The same, for questions about allocation: with the number that the server gives to
 /// `base:allocation`. `None` if it does not know that.
 pub(super) fn shake_hands_for_status(
@@ -93,34 +112,42 @@ pub(super) fn shake_hands_for_status(
     if !begin(socket, export)? {
         return Ok(None);
     }
-    let mut data = Vec::new();
-    for text in [&(export.len() as u32).to_be_bytes()[..], export.as_bytes(), &1u32.to_be_bytes()] {
-        data.extend_from_slice(text);
-    }
-    data.extend_from_slice(&(ALLOCATION.len() as u32).to_be_bytes());
-    data.extend_from_slice(ALLOCATION.as_bytes());
-    send(socket, opt::SET_META_CONTEXT, &data)?;
-    let mut context = None;
+    let mut number = None;
+    let is_known = contexts(socket, export, opt::SET_META_CONTEXT, ALLOCATION, |of, context| {
+        number = Some(of).filter(|_| context == ALLOCATION.as_bytes()).or(number);
+    })?;
+    let Some(number) = number.filter(|_| is_known) else { return Ok(None) };
+    Ok(Some((go(socket, export)?, number)))
+}
+
+/// Sends a query about metadata contexts and passes number and name of each answer to `each`. False
+/// if the server refuses the option.
+fn contexts(
+    socket: &mut Socket,
+    export: &str,
+    option: u32,
+    query: &str,
+    mut each: impl FnMut(u32, &[u8]),
+) -> io::Result<bool> {
+    let [export_len, query_len] = [export, query].map(|text| (text.len() as u32).to_be_bytes());
+    let parts = [&export_len[..], export.as_bytes(), &1u32.to_be_bytes(), &query_len];
+    send(socket, option, &[&parts.concat(), query.as_bytes()].concat())?;
     for _ in 0..MAX_REPLIES {
-        match reply(socket, opt::SET_META_CONTEXT)? {
-            (rep::ACK, _) => {
-                let Some(context) = context else { return Ok(None) };
-                return Ok(Some((go(socket, export)?, context)));
-            }
+        match reply(socket, option)? {
+            (rep::ACK, _) => return Ok(true),
             (rep::META_CONTEXT, data) => {
                 let mut reader = Reader::new(&data);
-                let number = reader.u32();
-                if reader.bytes(reader.len()) == Some(ALLOCATION.as_bytes()) {
-                    context = number;
+                if let Some(number) = reader.u32() {
+                    each(number, reader.bytes(reader.len()).unwrap_or_default());
                 }
             }
-            (kind, _) if kind & rep::ERROR_BIT != 0 => return Ok(None),
+            (kind, _) if kind & rep::ERROR_BIT != 0 => return Ok(false),
             (kind, _) => {
-                return Err(broken(format!("a reply of type {kind:#x} to SET_META_CONTEXT")));
+                return Err(broken(format!("a reply of type {kind:#x} to option {option}")));
             }
         }
     }
-    Err(broken(format!("more than {MAX_REPLIES} replies to SET_META_CONTEXT")))
+    Err(broken(format!("more than {MAX_REPLIES} replies to option {option}")))
 }
 
 /// Greets, and asks for structured replies. Whether the server has them.

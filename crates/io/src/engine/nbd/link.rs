@@ -28,6 +28,8 @@ type Work<'a> = carrier::Work<'a, NbdLink>;
 pub(super) struct Connection {
     socket: OwnedFd,
     can: Can,
+    /// The server's confirmation that it takes the place of older ones.
+    confirmed: Option<Box<str>>,
 }
 
 /// What a server can do.
@@ -55,9 +57,9 @@ impl Can {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, offer: &Offer) -> Connection {
+    pub(super) fn new(socket: Socket, offer: &Offer, confirmed: Option<String>) -> Connection {
         let can = Can { flags: offer.flags, max_block: offer.max_block };
-        Connection { socket: socket.into(), can }
+        Connection { socket: socket.into(), can, confirmed: confirmed.map(Into::into) }
     }
 }
 
@@ -100,6 +102,7 @@ enum Step {
 /// See the module's text.
 pub(super) struct NbdLink {
     can: Can,
+    confirmed: Option<Box<str>>,
     conn: Conn<REQUEST_LEN>,
     step: Step,
     /// Answered writes of a batch that the kernel may still be sending, with their results.
@@ -114,19 +117,22 @@ impl Protocol for NbdLink {
     type Connection = Connection;
     type Facts = Offer;
     type Request = Request;
-    type Mark = ();
+    type Mark = Option<Box<str>>;
 
-    fn mark(&self) {}
-
-    fn ends_doubt(_: &Connection, (): &()) -> bool {
-        // The protocol has no way to end another connection's requests.
-        false
+    fn mark(&self) -> Option<Box<str>> {
+        self.confirmed.clone()
     }
 
-    fn new(Connection { socket, can }: Connection) -> Option<NbdLink> {
+    fn ends_doubt(connection: &Connection, lost: &Option<Box<str>>) -> bool {
+        // The protocol has no way to end another connection's requests. Our own export has one, for
+        // connections of the same place to the same server.
+        lost.is_some() && connection.confirmed == *lost
+    }
+
+    fn new(Connection { socket, can, confirmed }: Connection) -> Option<NbdLink> {
         let conn = Conn::new(socket);
         let held = Vec::new();
-        Some(NbdLink { conn, can, step: Step::Header, held, serial: 0, leaving: false })
+        Some(NbdLink { conn, can, confirmed, step: Step::Header, held, serial: 0, leaving: false })
     }
 
     fn is_stale(&self) -> bool {

@@ -24,6 +24,7 @@ mod relay;
 mod status;
 pub mod wire;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +39,7 @@ use super::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
 use crate::nbd::transmission_flag as flag;
 use crate::ring::Ring;
-use control::{Control, dial, dial_for_link};
+use control::{Control, dial_for_berth, dial_for_berth_again};
 use handshake::Offer;
 use link::{Connection, NbdLink};
 use relay::Relay;
@@ -95,7 +96,8 @@ impl NbdEngine {
 
     fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Limits)> {
         let start = Instant::now();
-        let (first, offer) = dial(address, start + address.patience.timeout)?;
+        let leaf = draw_name();
+        let (first, offer) = dial_for_berth(address, &leaf, 0, start + address.patience.timeout)?;
         let took = start.elapsed();
         let limits = limits(&offer, options.read_only);
         if limits.sectors == 0 {
@@ -103,15 +105,19 @@ impl NbdEngine {
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         let queues = options.queues.count();
-        let (mut connections, mut own) = (vec![Connection::new(first, &offer)], None);
+        let (mut connections, mut own) = (vec![first], None);
         if offer.has(flag::CAN_MULTI_CONN) {
             let count = queues * address.connections;
-            own = further(address, &offer, took, count, &mut connections);
+            own = further((address, &leaf), &offer, took, count, &mut connections);
         }
         let berths = if own.is_some() { connections.len() } else { 1 };
         connections.truncate(berths);
         let again = (address.clone(), offer.clone());
-        let dial = Box::new(move |_| dial_for_link(&again.0, &again.1));
+        let dial = Box::new(move |berth| {
+            let (address, offer) = &again;
+            let deadline = Instant::now() + address.patience.timeout;
+            dial_for_berth_again(address, &leaf, berth, offer, deadline)
+        });
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), berths, connections, dial)?,
             facts: offer,
@@ -257,20 +263,20 @@ fn lock(control: &Mutex<Control>) -> std::sync::MutexGuard<'_, Control> {
 /// Makes further connections until there are `count`, and one for control. Nothing if there cannot
 /// be so many.
 fn further(
-    address: &NbdAddress,
+    (address, leaf): (&NbdAddress, &str),
     offer: &Offer,
     first_took: Duration,
     count: usize,
     connections: &mut Vec<Connection>,
 ) -> Option<Control> {
     let timeout = address.patience.timeout.min(FURTHER_TIMEOUT + first_took * FURTHER_FACTOR);
-    let connect = || control::dial_again(address, offer, Instant::now() + timeout);
     let mut all = || {
         while connections.len() < count {
-            let (socket, now) = connect()?;
-            connections.push(Connection::new(socket, &now));
+            let (berth, deadline) = (connections.len(), Instant::now() + timeout);
+            connections.push(dial_for_berth_again(address, leaf, berth, offer, deadline)?);
         }
-        Ok::<_, io::Error>(Control::new(address.clone(), offer.clone(), connect()?.0))
+        let socket = control::dial_again(address, offer, Instant::now() + timeout)?;
+        Ok::<_, io::Error>(Control::new(address.clone(), offer.clone(), socket))
     };
     all()
         .inspect_err(|error| {
@@ -278,6 +284,12 @@ fn further(
             tracing::warn!(leaf, %error, wanted = count + 1, "not so many connections; one for all queues is used");
         })
         .ok()
+}
+
+/// A name for a leaf that no other one has, by chance, and that nobody else can guess.
+fn draw_name() -> String {
+    let draw = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", draw(), draw())
 }
 
 fn limits(offer: &Offer, read_only: bool) -> Limits {

@@ -7,6 +7,10 @@
 //! ([`Peer::is_same_client`]) on other connections have ended. A connection that the client has
 //! closed ends before that: its requests are carried out or dropped.
 //!
+//! A client can also name the connections that a newer one takes the place of
+//! ([`super::replaces`]). They end at once, whatever address they come from, and nothing is read from
+//! them any more.
+//!
 //! The newer connection makes a [`Barrier`] and shares it with all connections that it waits for.
 //! Each holds a reference until its work is done, and the last one to drop it notifies the newer
 //! connection.
@@ -42,7 +46,7 @@ pub struct Barrier {
 }
 
 /// The newer connection that waits for older work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Newer {
     /// The device.
     pub device: u32,
@@ -50,6 +54,8 @@ pub struct Newer {
     pub peer: Peer,
     /// The number of the newer connection.
     pub number: u64,
+    /// The name of the older ones that it takes the place of.
+    pub replaces: Option<Arc<str>>,
 }
 
 impl Barrier {

@@ -10,6 +10,8 @@
 //! not wait for answers is served, too. TLS and oldstyle are not supported, and refused as the
 //! document demands.
 
+use std::sync::Arc;
+
 use self::options::{Refusal, answer, refuse};
 use super::contexts::Contexts;
 use super::proto::{
@@ -30,6 +32,8 @@ pub struct Handshake {
     extended: bool,
     /// The contexts of the last successful SET_META_CONTEXT, and its export name.
     selected: Option<(String, Contexts)>,
+    /// The last name that the client gave the place of this connection ([`super::replaces`]).
+    replaces: Option<Arc<str>>,
     shutting_down: bool,
     options: u32,
     answered: usize,
@@ -127,6 +131,7 @@ impl Handshake {
             structured: false,
             extended: false,
             selected: None,
+            replaces: None,
             shutting_down: false,
             options: 0,
             answered: 0,

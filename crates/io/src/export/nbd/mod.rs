@@ -27,6 +27,7 @@ pub mod handshake;
 pub(crate) mod inquiry;
 pub mod names;
 mod peer;
+pub mod replaces;
 pub mod reply;
 pub mod server;
 pub mod session;
@@ -101,6 +102,10 @@ pub trait Directory {
 
     /// The device of that name; `""` means the only device, if there is exactly one.
     fn find(&self, name: &str) -> Option<ExportInfo>;
+
+    /// A random number of this server. A server that is started again has another one: it knows
+    /// nothing of requests that its predecessor had under way.
+    fn instance(&self) -> u64;
 }
 
 /// What a client is told about a device when it connects; it stays so for the connection.

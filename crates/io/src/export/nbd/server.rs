@@ -89,10 +89,11 @@ impl Server {
                 && client.peer.is_same_client(&newer.peer)
         };
         for id in self.ids() {
-            if let Some(conn) = self.conns.get_mut(id)
-                && conn.client().is_some_and(is_older)
-                && conn.yield_to(barrier)
-            {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if conn.is_replaced_by(newer) {
+                conn.yield_place(barrier);
+                self.give_up(id, context);
+            } else if conn.client().is_some_and(is_older) && conn.yield_to(barrier) {
                 self.give_up(id, context);
             }
         }

@@ -5,6 +5,8 @@
 //! others it returns the error to answer, with the payload to skip first, or a reason to drop the
 //! connection.
 
+use std::sync::Arc;
+
 use super::contexts::{Contexts, MetaContext};
 use super::proto::{
     Command, EXTENDED_REQUEST_LEN, EXTENDED_REQUEST_MAGIC, NbdError, REQUEST_LEN, REQUEST_MAGIC,
@@ -33,6 +35,9 @@ pub struct Session {
     pub extended: bool,
     /// The contexts of BLOCK_STATUS.
     pub contexts: Contexts,
+    /// The name of the client's connections that this one takes the place of
+    /// ([`super::replaces`]).
+    pub replaces: Option<Arc<str>>,
     /// Bits of an address that must be zero.
     unaligned: u64,
     /// Flags each command may have; `None` for commands that are not offered.
@@ -129,6 +134,7 @@ impl Session {
             structured,
             extended,
             contexts,
+            replaces: None,
             unaligned: u64::from(minimum) - 1,
             allowed: [None; Command::SLOTS],
         };

@@ -20,6 +20,10 @@ impl Directory for Shelf {
             _ => self.0.iter().find(|export| export.name == name).cloned(),
         }
     }
+
+    fn instance(&self) -> u64 {
+        0x1234
+    }
 }
 
 /// A writable device of 1 MiB that can do everything, with blocks of 512 and 4096 bytes.

@@ -26,6 +26,24 @@ impl Conn {
         })
     }
 
+    /// The name of the connections that this one takes the place of.
+    fn replaces(&self) -> Option<&Arc<str>> {
+        let Phase::Transmission { session, .. } = &self.phase else { return None };
+        session.replaces.as_ref()
+    }
+
+    /// Whether `newer` takes the place of this connection.
+    pub(in crate::export::nbd) fn is_replaced_by(&self, newer: &Newer) -> bool {
+        let is_older = self.place.number() < newer.number;
+        is_older && self.replaces().is_some() && self.replaces() == newer.replaces.as_ref()
+    }
+
+    /// Ends the connection and holds the newer one up until its work under way has ended.
+    pub(in crate::export::nbd) fn yield_place(&mut self, barrier: &Arc<Barrier>) {
+        self.barriers.push(barrier.clone());
+        self.end_now();
+    }
+
     /// Ends the connection: nothing more is received or sent.
     pub(in crate::export::nbd) fn end_now(&mut self) {
         (self.broken, self.ending) = (true, true);
@@ -34,12 +52,13 @@ impl Conn {
     /// Makes the handshake wait for the work of the client's older connections.
     pub(super) fn settle(&mut self, id: u32, context: &mut Context<'_>) {
         let Some(Client { device, number, peer, .. }) = self.client() else { return };
+        let replaces = self.replaces().cloned();
         self.is_settling = true;
         self.deadline_ns = Some(context.ring.now_ns() + SETTLE_TIMEOUT_NS);
         let registry = context.registry;
         let barrier = Arc::new(Barrier::new(registry.clone(), context.queue, id, number));
-        let newer = Newer { device, peer, number };
-        registry.send_all(|_| Command::Settle { newer, barrier: barrier.clone() });
+        let newer = Newer { device, peer, number, replaces };
+        registry.send_all(|_| Command::Settle { newer: newer.clone(), barrier: barrier.clone() });
     }
 
     /// The older connections' work has ended.

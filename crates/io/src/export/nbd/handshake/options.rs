@@ -7,6 +7,7 @@
 use super::{CloseReason, Handshake, Next};
 use crate::export::nbd::contexts::{Contexts, MetaContext};
 use crate::export::nbd::proto::{EXPORT_NAME_PADDING, OPTION_REPLY_MAGIC, Reader, info, opt, rep};
+use crate::export::nbd::replaces;
 use crate::export::nbd::session::Session;
 use crate::export::nbd::{
     Directory, ExportInfo, MAX_CONTEXT_QUERIES, MAX_LIST_BYTES, MAX_REFUSAL_TEXT,
@@ -125,12 +126,19 @@ impl Handshake {
     }
 
     fn list_meta_context(
-        &self,
+        &mut self,
         data: &[u8],
         dir: &dyn Directory,
         out: &mut Vec<u8>,
     ) -> Result<Next, Refusal> {
         let (_, queries) = self.context_request(data, dir)?;
+        let mut replaces = None;
+        for name in queries.iter().filter_map(|query| replaces::name_in(query)) {
+            replaces = Some(name.map_err(|name| {
+                let allowed = replaces::ALLOWED;
+                Refusal::invalid(format!("{}'{name}': {allowed}", replaces::QUERY))
+            })?);
+        }
         for context in MetaContext::ALL {
             if queries.is_empty() || queries.iter().any(|query| context.is_listed_by(query)) {
                 // The number is reserved here.
@@ -142,6 +150,12 @@ impl Handshake {
                     &[&0u32.to_be_bytes(), name],
                 );
             }
+        }
+        if let Some(name) = replaces {
+            let context = replaces::confirmation(&name, dir.instance());
+            let parts: [&[u8]; 2] = [&0u32.to_be_bytes(), context.as_bytes()];
+            answer(out, opt::LIST_META_CONTEXT, rep::META_CONTEXT, &parts);
+            self.replaces = Some(name);
         }
         answer(out, opt::LIST_META_CONTEXT, rep::ACK, &[]);
         Ok(Next::More)
@@ -211,7 +225,9 @@ impl Handshake {
             Some((selected_for, contexts)) if selected_for == name => *contexts,
             _ => Contexts::NONE,
         };
-        Ok(Box::new(Session::new(export, self.structured, self.extended, contexts)))
+        let mut session = Session::new(export, self.structured, self.extended, contexts);
+        session.replaces = self.replaces.clone();
+        Ok(Box::new(session))
     }
 }
 

@@ -398,6 +398,25 @@ fn list_meta_context() {
     );
 }
 
+/// The server confirms the place of a connection with a number of its own; the last one counts.
+#[test]
+fn the_client_names_the_connections_that_it_replaces() {
+    let next = talk(
+        &one(),
+        "C: 00000003 'IHAVEOPT' 00000008 []
+         S: 0003e889045565a9 00000008 00000001 []
+         C: 'IHAVEOPT' 00000009 [['disk'] 00000001 ['blkswitch:replaces=a b']]
+         S: 0003e889045565a9 00000009 80000003 [\
+            'blkswitch:replaces=' 27 'a b' 27 ': 1 to 64 letters, digits, dots and hyphens']
+         C: 'IHAVEOPT' 00000009 [['disk'] 00000001 ['blkswitch:replaces=a.1']]
+         S: 0003e889045565a9 00000009 00000004 [00000000 'blkswitch:replaces=a.1@0000000000001234']
+         S: 0003e889045565a9 00000009 00000001 []
+         C: 'IHAVEOPT' 00000001 ['disk']
+         S: 0000000000100000 0ded",
+    );
+    assert_eq!(session(next).replaces.as_deref(), Some("a.1"));
+}
+
 #[test]
 fn set_meta_context_selects_by_name_only() {
     let next = talk(
