@@ -56,45 +56,24 @@
 //! Who writes an export, or changes this crate, begins with `ARCHITECTURE.md`: the life of a
 //! request, of a remap and of a table, and the rules that all code here keeps.
 
-mod aligned;
-pub mod closer;
 pub mod device;
 pub mod driver;
 pub mod engine;
-pub mod event;
 pub mod export;
-mod failing;
-mod gather;
-mod helper;
 pub mod leaf;
-mod log_limit;
-pub mod memory;
-pub mod multipath;
-pub mod nbd;
 pub mod pool;
-pub mod process;
 mod queues;
 pub mod request;
-pub mod slots;
-pub mod sparse;
 pub mod stats;
-mod sync;
-pub mod table;
+#[cfg_attr(
+    not(feature = "internals"),
+    allow(dead_code, unreachable_pub, reason = "public with `internals`")
+)]
+mod sys;
+mod wire;
 
 // The engine room. Its safe functions trust their callers with memory (a `Span` is a pointer), so
 // nobody outside of this workspace may call them: what others need is above.
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod buffer;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-mod buffer;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod pages;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-mod pages;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod pipeline;
@@ -107,23 +86,20 @@ pub mod queue;
 #[cfg(not(feature = "internals"))]
 #[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
 mod queue;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod ring;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-mod ring;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod slab;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-mod slab;
 
-pub use aligned::{ALIGNMENT, AlignedBytes};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use sys::{buffer, pages, ring, slab};
+
+pub use device::{event, multipath, table};
+pub use leaf::closer;
+pub use sys::{memory, process, slots, sparse};
+pub use wire::nbd;
+
 pub use blkswitch_core as core;
+pub use device::table::{Below, Segment, Table, TableBuilder, TableError, Target, To};
 pub use device::{Device, DeviceError};
 pub use leaf::{Address, Leaf, LeafError, LeafOptions};
 pub use pool::{Pool, PoolOptions, STOP_TIME};
 pub use queues::Queues;
-pub use table::{Below, Segment, Table, TableBuilder, TableError, Target, To};
+pub use sys::aligned::{ALIGNMENT, AlignedBytes};

@@ -5,7 +5,7 @@
 //! lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
 //! announced, the pipeline against the live table (a table may have shrunk meanwhile).
 
-use crate::pages::Pages;
+use crate::sys::pages::Pages;
 
 /// Kind of a request. Closed set: every stage matches all of it. (`repr(u8)` keeps the tag in its
 /// own byte. Without it the compiler hides the tag in a niche of a field, and every match pays for

@@ -18,11 +18,15 @@ use std::time::Duration;
 use loom::thread;
 
 #[allow(dead_code, unreachable_pub)]
-#[path = "../src/engine/connector.rs"]
+#[path = "../src/engine/session/connector.rs"]
 mod connector;
 
 use connector::Connector;
 use sync::Instant;
+
+mod sys {
+    pub(crate) use super::sync;
+}
 
 /// What the connector uses of the crate's `sync`.
 mod sync {

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn the_document_has_every_route_of_the_protocol() {
         let document = Document::openapi();
-        let source = include_str!("../protocol.rs");
+        let source = include_str!("../protocol/mod.rs");
         let routes: Vec<&str> = source
             .lines()
             .filter(|line| {

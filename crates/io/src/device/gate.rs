@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Device, DeviceError, lock};
-use crate::event::What;
+use crate::device::event::What;
+use crate::device::table::Live;
 use crate::pool::{Latch, Waited};
 use crate::queue::Command;
-use crate::table::Live;
 
 /// After so long the log says what is waited for.
 const TELL_AFTER: Duration = Duration::from_secs(5);

@@ -12,8 +12,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::{Device, lock};
+use crate::device::table::{Live, MAX_DEPTH, Table};
 use crate::leaf::Leaf;
-use crate::table::{Live, MAX_DEPTH, Table};
 
 /// A leaf, and the multipath table it is a path of.
 #[derive(Clone)]

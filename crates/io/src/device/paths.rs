@@ -9,10 +9,10 @@ use blkswitch_core::multipath::Event;
 use blkswitch_core::multipath::message::{Command as Words, MessageError};
 
 use super::{Device, Messenger, lock};
-use crate::event::What;
-use crate::failing::Key;
+use crate::device::event::What;
+use crate::device::failing::Key;
+use crate::device::table::PathGroups;
 use crate::queue::Command;
-use crate::table::PathGroups;
 
 impl Device {
     /// Has the queues ask for a path again for what they hold.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::{
     Device, DeviceError, Interrupt, LOADING, Latch, Reason, give_up_tables, leaving, lock,
 };
+use crate::device::table::{Live, MAX_DEPTH, Table};
 use crate::queue::Command;
-use crate::table::{Live, MAX_DEPTH, Table};
 
 impl Device {
     /// Makes `table` live in place of `old`, and opens the gate if `open` says so. `false` if

@@ -11,9 +11,9 @@ use blkswitch_core::multipath::Event;
 
 use super::{Driver, DriverError};
 use crate::device::leaving;
+use crate::device::table::{Live, PathGroups, Table};
 use crate::pool::Latch;
 use crate::stats::{Counters, Totals};
-use crate::table::{Live, PathGroups, Table};
 
 /// Events that are kept for an owner that does not take them: the oldest go first.
 const EVENTS: usize = 4096;

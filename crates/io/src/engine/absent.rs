@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{Engine, LeafIo, Limits, Submitted};
 use crate::leaf::{self, Address, LeafError, LeafOptions};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 /// See the module's text.
 pub struct AbsentEngine {

@@ -18,11 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::links::{Finished, Link, Part, Port, Seat};
+use super::session::links::{Finished, Link, Part, Port, Seat};
 use super::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;
-use crate::ring::Ring;
-use crate::slab::Slab;
+use crate::sys::ring::Ring;
+use crate::sys::slab::Slab;
 
 /// How a leaf is reached that somebody else has written.
 ///

@@ -21,8 +21,8 @@ use io_uring::{opcode, squeue, types};
 
 use super::custom::{Custom, CustomEngine, CustomOp};
 use super::{LeafIo, Submitted};
-use crate::helper::{Helper, Work};
-use crate::ring::Ring;
+use crate::sys::helper::{Helper, Work};
+use crate::sys::ring::Ring;
 
 /// `BLOCK_URING_CMD_DISCARD`, `_IO(0x12, 0)` of linux/blkdev.h.
 const URING_DISCARD: u32 = 0x1200;
@@ -158,7 +158,7 @@ fn parse_release(text: &str) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
     use crate::engine::LeafOp;
-    use crate::engine::links::Links;
+    use crate::engine::session::links::Links;
     use crate::request::Span;
 
     #[test]

@@ -20,10 +20,10 @@ use io_uring::{opcode, squeue, types};
 use super::discard::Discards;
 use super::mode::{Mode, Unfit};
 use super::{COPY_STEP, LeafIo, LeafOp, Limits, Submitted};
-use crate::buffer::Buffer;
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
-use crate::ring::{Ring, Tag, user_data};
+use crate::sys::buffer::Buffer;
+use crate::sys::ring::{Ring, Tag, user_data};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;

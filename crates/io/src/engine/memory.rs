@@ -52,7 +52,7 @@ impl MemoryEngine {
         }
         // It may be larger than the machine's memory.
         // SAFETY: mapped just now.
-        unsafe { crate::process::unlock(memory, size) };
+        unsafe { crate::sys::process::unlock(memory, size) };
         let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
         Ok(MemoryEngine { memory, bytes: size })
     }

@@ -5,38 +5,37 @@
 //! the control side. A new engine is one file and one variant here.
 
 pub mod absent;
-mod carrier;
-mod conn;
-mod connector;
 pub(crate) mod custom;
 mod discard;
+pub(crate) mod error;
 pub mod file;
 pub mod iscsi;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod links;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-pub(crate) mod links;
 pub mod memory;
 pub mod mode;
 pub mod nbd;
 pub mod null;
+#[cfg_attr(
+    not(feature = "internals"),
+    allow(dead_code, unreachable_pub, reason = "public with `internals`")
+)]
+pub(crate) mod session;
 pub mod sim;
-mod socket;
-pub mod uri;
 
 pub use custom::{CustomEngine, CustomKind, CustomOp};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use session::links;
+pub use session::uri;
 
 use std::io;
 use std::time::Duration;
 
 use blkswitch_core::multipath::outcome::is_path_error;
 
-use crate::pages::Pages;
 use crate::pipeline::{HOLE, ZERO};
 use crate::request::Span;
-use crate::ring::Ring;
+use crate::sys::pages::Pages;
+use crate::sys::ring::Ring;
 
 /// Size, block size and abilities of a leaf, read when it is opened.
 #[derive(Clone, Debug)]

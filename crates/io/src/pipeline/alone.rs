@@ -11,7 +11,7 @@ use super::split::{self, Piece, PieceTo, Straight};
 use super::state::{ALONE, Hops, LeafAt};
 use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, leaf_at, multipath};
 use crate::request::{Op, Request};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 /// The result of the fast path.
 pub(super) enum Alone {

@@ -1,4 +1,4 @@
-//! Data that lies in pages of the kernel ([`crate::pages`]), and a leaf that does not take it so:
+//! Data that lies in pages of the kernel ([`crate::sys::pages`]), and a leaf that does not take it so:
 //! the copies.
 //!
 //! Contract: a part whose pages have a slot goes to its leaf without a copy, one whose pages have

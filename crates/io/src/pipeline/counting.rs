@@ -1,12 +1,12 @@
 //! Counting: operations and errors of devices and paths. Errors of paths that no multipath device
-//! judges are told by the pool's watcher ([`crate::failing`]).
+//! judges are told by the pool's watcher ([`crate::device::failing`]).
 
 use std::sync::Arc;
 
 use super::split::Piece;
 use super::state::{Hops, Part, Whole};
 use super::{Kind, Pipeline};
-use crate::failing::Failure;
+use crate::device::failing::Failure;
 use crate::request::Op;
 use crate::stats::Counters;
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::{LeafOp, Part, Pipeline, leaf_at};
 use crate::leaf::Leaf;
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 /// The parts that wait, by the address of their leaf, whatever device it is used by.
 #[derive(Default)]

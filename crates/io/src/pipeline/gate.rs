@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::Pipeline;
 use super::state::Parked;
+use crate::device::table::Live;
 use crate::pool::Ack;
 use crate::request::{Done, Token};
-use crate::ring::Ring;
-use crate::table::Live;
+use crate::sys::ring::Ring;
 
 impl Pipeline {
     /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path

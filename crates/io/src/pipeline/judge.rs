@@ -3,8 +3,8 @@
 
 use super::{Kind, LeafIo, LeafOp, Part, Whole};
 use crate::leaf::Leaf;
-use crate::log_limit::LogLimit;
 use crate::request::Span;
+use crate::sys::log_limit::LogLimit;
 
 /// Zeroes for leaves that cannot zero by themselves.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];

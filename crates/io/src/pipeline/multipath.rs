@@ -17,7 +17,7 @@ use super::split::{Piece, PieceTo};
 use super::state::{ALONE, Covering, LeafAt, Running, Whole};
 use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table, To, leaf_at};
 use crate::request::{Op, Request, Span, Token};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 impl Pipeline {
     /// Sends a piece, which has entered, down a path of the multipath device: the one that is

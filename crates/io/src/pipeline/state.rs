@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::split::Piece;
+use crate::device::table::{Live, MAX_DEPTH};
 use crate::engine::LeafIo;
 use crate::leaf::Leaf;
 use crate::pool::Ack;
 use crate::request::{Request, Token};
 use crate::stats::{Counters, Kind};
-use crate::table::{Live, MAX_DEPTH};
 
 /// The devices and paths that a piece has come through, the request's own device first.
 #[derive(Clone, Copy, Debug, Default)]

@@ -20,7 +20,7 @@ use super::state::{Parked, Running};
 use super::{Pipeline, WINDOW, check, worst};
 use crate::export::owner_of;
 use crate::request::{Op, Token};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 /// Weight of the pieces that one owner has under way: as much as one request may have, twice the
 /// pieces of a write of 32 MiB over regions of 64 KiB.

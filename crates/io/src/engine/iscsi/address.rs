@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use crate::engine::uri::{Patience, Query, decode, encode, host_and_port, options, write_host};
+use crate::engine::session::uri::{
+    Patience, Query, decode, encode, host_and_port, options, write_host,
+};
 use crate::leaf::LeafError;
 
 /// The port of iSCSI.
@@ -95,7 +97,8 @@ impl IscsiAddress {
             plain && (1..=MAX_NAME).contains(&name.len())
         };
         let target = decode(target).filter(is_name).ok_or_else(|| bad(target, FORM))?;
-        let lun = crate::engine::uri::number(lun, 0, MAX_LUN).ok_or_else(|| bad(lun, FORM))? as u16;
+        let lun = crate::engine::session::uri::number(lun, 0, MAX_LUN)
+            .ok_or_else(|| bad(lun, FORM))? as u16;
         let (mut secret, mut initiator, mut patience) = (None, None, Patience::default());
         options(&shown, query, OPTIONS, |key, value| {
             match key {

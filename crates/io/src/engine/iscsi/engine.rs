@@ -14,13 +14,13 @@ use super::address::IscsiAddress;
 use super::link::IscsiLink;
 use super::scsi::Volume;
 use super::session::{Isid, Session};
-use crate::engine::carrier::{self, Carrier};
-use crate::engine::connector::Connector;
-use crate::engine::links::Link;
+use crate::engine::session::carrier::{self, Carrier};
+use crate::engine::session::connector::Connector;
+use crate::engine::session::links::Link;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
 use crate::pipeline::{HOLE, ZERO};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 type Shared = carrier::Shared<IscsiLink>;
 

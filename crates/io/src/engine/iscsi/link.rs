@@ -12,9 +12,9 @@ use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Statu
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
 use super::session::{Nexus, Session, TRIES, Wire};
 use crate::engine::LeafOp;
-use crate::engine::carrier::{self, DOUBTED, Lost, Protocol};
-use crate::engine::conn::{Conn, Received};
-use crate::engine::links::{Part, Port};
+use crate::engine::session::carrier::{self, DOUBTED, Lost, Protocol};
+use crate::engine::session::conn::{Conn, Received};
+use crate::engine::session::links::{Part, Port};
 
 /// Most commands of a session that are under way: no target takes more.
 pub(super) const MAX_TASKS: usize = 256;

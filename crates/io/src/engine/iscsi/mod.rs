@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! open    session.rs: login (CHAP, redirections), questions   control thread, blocking, with a deadline
-//! I/O     engine/carrier.rs -> link.rs, send.rs                a queue's thread and ring
+//! I/O     engine/session/carrier.rs -> link.rs, send.rs                a queue's thread and ring
 //!         pdu.rs: headers to bytes, bytes to headers            pure
 //!         login.rs: what is agreed, CHAP                        pure
 //!         scsi.rs: commands to bytes, sense to outcomes         pure
-//! lost    engine/connector.rs: another session, from the portal on
+//! lost    engine/session/connector.rs: another session, from the portal on
 //! control its own session: probe, flush                         control thread, blocking, with a deadline
 //! ```
 //!

@@ -6,8 +6,8 @@
 use super::link::{Burst, IscsiLink, Leaving, MAX_TASKS, Task, Work, sealed};
 use super::pdu::{self, DIGEST, DataOut, HEADER, Header, Numbers, Transfer};
 use super::scsi::{self, Command, UNMAP_LIST, Volume, Way};
-use crate::engine::carrier::Lost;
-use crate::engine::links::Port;
+use crate::engine::session::carrier::Lost;
+use crate::engine::session::links::Port;
 use crate::engine::{LeafIo, LeafOp};
 
 /// Largest transfer of one command: larger ones gain nothing, and hold up the others.
@@ -74,7 +74,7 @@ impl IscsiLink {
     /// Adds a header, with its digest, and data.
     ///
     /// # Safety
-    /// As [`crate::engine::conn::Conn::add`].
+    /// As [`crate::engine::session::conn::Conn::add`].
     unsafe fn put(&mut self, header: &Header, data: Option<(*const u8, usize)>) {
         let mut bytes = [0; HEADER + DIGEST];
         let len = sealed(&self.wire, header, &mut bytes);

@@ -16,8 +16,8 @@ use super::address::{IscsiAddress, SecretAt};
 use super::login::{self, Agreed};
 use super::pdu::{self, Counters, HEADER, Header, Heard, Incoming, Numbers, Stage, Transfer};
 use super::scsi::{self, ANSWER, Command, Outcome, Volume};
-use crate::engine::socket::Socket;
-use crate::engine::uri::{Place, host_and_port};
+use crate::engine::session::socket::Socket;
+use crate::engine::session::uri::{Place, host_and_port};
 
 /// The initiator's name where the address has none.
 const INITIATOR: &str = "iqn.2026-11.org.blkswitch:host";

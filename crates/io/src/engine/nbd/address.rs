@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-pub use crate::engine::uri::Place;
-use crate::engine::uri::{
+pub use crate::engine::session::uri::Place;
+use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, number, options, write_host,
 };
 use crate::leaf::LeafError;

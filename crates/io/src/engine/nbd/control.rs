@@ -11,8 +11,8 @@ use super::handshake::{Offer, shake_hands, shake_hands_in_place};
 use super::link::Connection;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::answered;
-use crate::engine::socket::Socket;
-use crate::nbd::{Command, SIMPLE_REPLY_LEN};
+use crate::engine::session::socket::Socket;
+use crate::wire::nbd::{Command, SIMPLE_REPLY_LEN};
 
 /// Connects to the export of an address and negotiates its use.
 pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socket, Offer)> {

@@ -7,9 +7,9 @@
 
 use std::io;
 
-use crate::engine::socket::Socket;
+use crate::engine::session::socket::Socket;
 use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING, replaces};
-use crate::nbd::{
+use crate::wire::nbd::{
     INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, handshake_flag, info, opt, rep,
     transmission_flag as flag,
 };
@@ -245,7 +245,7 @@ fn send(socket: &mut Socket, option: u32, data: &[u8]) -> io::Result<()> {
 
 /// The next reply to an option: its type and data.
 fn reply(socket: &mut Socket, option: u32) -> io::Result<(u32, Vec<u8>)> {
-    let head = socket.array::<{ crate::nbd::OPTION_REPLY_LEN }>()?;
+    let head = socket.array::<{ crate::wire::nbd::OPTION_REPLY_LEN }>()?;
     let mut reader = Reader::new(&head);
     let (magic, to) = (reader.u64(), reader.u32());
     let (kind, len) = (reader.u32().unwrap_or(0), reader.u32().unwrap_or(u32::MAX) as usize);

@@ -8,12 +8,12 @@ use std::os::fd::OwnedFd;
 
 use super::handshake::Offer;
 use super::wire::{self, Covered, Parsed, Reply, What};
-use crate::engine::carrier::{self, Lost, Protocol};
-use crate::engine::conn::{BATCH, Conn, Received};
-use crate::engine::links::{Part, Port};
-use crate::engine::socket::Socket;
+use crate::engine::session::carrier::{self, Lost, Protocol};
+use crate::engine::session::conn::{BATCH, Conn, Received};
+use crate::engine::session::links::{Part, Port};
+use crate::engine::session::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
-use crate::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
+use crate::wire::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
 
 /// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers
 /// in time.

@@ -1,10 +1,10 @@
 //! The NBD engine: a leaf that is an export of an NBD server, on this machine or another.
 //!
 //! ```text
-//! open    engine/socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
-//! I/O     engine/carrier.rs -> link.rs -> engine/conn.rs  a queue's thread and ring
+//! open    engine/session/socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
+//! I/O     engine/session/carrier.rs -> link.rs -> engine/session/conn.rs  a queue's thread and ring
 //!         wire.rs: requests to bytes, bytes to replies   pure
-//! lost    engine/connector.rs: another connection        a thread of its own, while one is missing
+//! lost    engine/session/connector.rs: another connection        a thread of its own, while one is missing
 //! control control.rs: probe, flush                       control thread, blocking, with a deadline
 //! holes   status.rs: what is allocated                  helper thread of the leaf, blocking, with a deadline
 //! ```
@@ -32,13 +32,13 @@ use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
 
-use super::carrier::{self, Carrier};
-use super::connector::Connector;
-use super::links::Link;
+use super::session::carrier::{self, Carrier};
+use super::session::connector::Connector;
+use super::session::links::Link;
 use super::{LeafIo, LeafOp, Limits, Submitted, answered};
 use crate::leaf::{LeafError, LeafOptions};
-use crate::nbd::transmission_flag as flag;
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
+use crate::wire::nbd::transmission_flag as flag;
 use control::{Control, dial_for_berth, dial_for_berth_again};
 use handshake::Offer;
 use link::{Connection, NbdLink};

@@ -16,14 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
 use super::Shared;
-use crate::buffer::Buffer;
-use crate::engine::carrier::Carrier;
-use crate::engine::links::{Bell, Finished, Link, Links, Part, Port, Seat};
+use crate::engine::session::carrier::Carrier;
+use crate::engine::session::links::{Bell, Finished, Link, Links, Part, Port, Seat};
 use crate::engine::{LeafIo, LeafOp, Submitted};
-use crate::process;
 use crate::request::Span;
-use crate::ring::{Ring, Tag, user_data};
-use crate::slab::Slab;
+use crate::sys::buffer::Buffer;
+use crate::sys::process;
+use crate::sys::ring::{Ring, Tag, user_data};
+use crate::sys::slab::Slab;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

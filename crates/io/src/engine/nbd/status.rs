@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands_for_status};
 use super::wire;
-use crate::engine::socket::Socket;
-use crate::nbd::{
+use crate::engine::session::socket::Socket;
+use crate::wire::nbd::{
     Command, REQUEST_LEN, Reader, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, allocation, chunk,
     command_flag,
 };

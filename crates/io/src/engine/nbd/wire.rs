@@ -7,7 +7,7 @@
 //! for the pieces of a read.
 
 use crate::export::nbd::MAX_STRING;
-use crate::nbd::{
+use crate::wire::nbd::{
     NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_LEN, STRUCTURED_REPLY_MAGIC, chunk,
 };

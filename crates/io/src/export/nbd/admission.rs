@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use crate::memory::Memory;
+use crate::sys::memory::Memory;
 
 /// Memory of a connection beside the data of its requests: its input buffer.
 pub(super) const INPUT_BYTES: usize = 128 << 10;

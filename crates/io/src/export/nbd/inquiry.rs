@@ -8,11 +8,11 @@
 use std::sync::Arc;
 
 use super::MAX_EXTENTS;
-use crate::helper::Work;
 use crate::leaf::Leaf;
 use crate::pipeline::{EXTENTS_PIECES, Found};
 use crate::pool::Registry;
 use crate::queue::Command;
+use crate::sys::helper::Work;
 
 /// How often leaves are asked for one answer, at most. Twice the extents of the longest answer:
 /// neighbours may turn out to be one.

@@ -25,7 +25,6 @@ mod conn;
 pub mod contexts;
 pub mod handshake;
 pub(crate) mod inquiry;
-pub mod names;
 mod peer;
 pub mod replaces;
 pub mod reply;
@@ -34,8 +33,9 @@ pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use crate::nbd as proto;
-pub use crate::nbd::{Command, NbdError};
+pub use crate::device::names;
+pub use crate::wire::nbd as proto;
+pub use crate::wire::nbd::{Command, NbdError};
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
 pub use peer::Peer;

@@ -10,11 +10,11 @@ use super::admission::Place;
 use super::clients::{Barrier, Client, Newer};
 use super::conn::Conn;
 use super::inquiry::Described;
-use crate::log_limit::LogLimit;
 use crate::queue::Context;
 use crate::request::Done;
-use crate::ring::{Completion, Tag};
-use crate::slab::Slab;
+use crate::sys::log_limit::LogLimit;
+use crate::sys::ring::{Completion, Tag};
+use crate::sys::slab::Slab;
 
 /// Rounds of connections between two looks at the clock.
 const ROUNDS_A_LOOK: usize = 8;

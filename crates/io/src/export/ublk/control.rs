@@ -14,7 +14,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::UblkError;
 use super::abi::{self, ControlCommand, DevInfo, Params};
-use crate::process;
+use crate::sys::process;
 
 /// Commands under way at a time: one, and its cancellation.
 const SUBMISSIONS: u32 = 2;

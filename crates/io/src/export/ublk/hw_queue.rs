@@ -9,7 +9,7 @@
 //!
 //! With zero copy the driver copies nothing: it puts the request's pages into the ring's table of
 //! buffers before the command completes, in the tag's slot, and takes them out when the answer is
-//! committed ([`crate::pages`]). Pages that it could not put there (no slot was left, no memory)
+//! committed ([`crate::sys::pages`]). Pages that it could not put there (no slot was left, no memory)
 //! are copied through the character device.
 
 use std::fs::File;
@@ -23,11 +23,11 @@ use io_uring::{opcode, types};
 
 use super::abi::{self, DevInfo, IoCommand, IoDesc, io_flag, op};
 use super::is_zero_copy;
-use crate::pages::Pages;
 use crate::pool::Ack;
 use crate::queue::Context;
 use crate::request::{Op, Request, Span, Token};
-use crate::ring::{Ring, Tag, user_data};
+use crate::sys::pages::Pages;
+use crate::sys::ring::{Ring, Tag, user_data};
 
 /// A place that no table of buffers has: pages are not put there.
 const NO_SLOT: u16 = u16::MAX;

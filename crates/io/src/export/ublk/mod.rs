@@ -11,7 +11,7 @@
 //! ring, and leaves read and write these (zero copy, `UBLK_F_SUPPORT_ZERO_COPY` with
 //! `UBLK_F_AUTO_BUF_REG`). That is a property of the disk for good, but its device may get another
 //! table: what a leaf cannot take so is copied by reads and writes of the character device
-//! (`UBLK_F_USER_COPY`; [`crate::pages`]). Linux 6.15 has zero copy, too, at two more commands per
+//! (`UBLK_F_USER_COPY`; [`crate::sys::pages`]). Linux 6.15 has zero copy, too, at two more commands per
 //! request: not used.
 //!
 //! Elsewhere data is copied once each way, by the driver, into and out of an area that a tag owns,

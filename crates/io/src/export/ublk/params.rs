@@ -1,7 +1,7 @@
 //! What a table is to the block layer: sizes, boundaries, abilities. Pure.
 
 use super::abi::{BasicParams, DiscardParams, Params, param};
-use crate::table::{Table, Target};
+use crate::device::table::{Table, Target};
 
 /// Largest and smallest logical block that the driver takes (a page; a sector).
 const LOGICAL_BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
@@ -77,9 +77,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::device::table::{TableBuilder, To, region_storage};
     use crate::engine::Limits;
     use crate::leaf::open_engine;
-    use crate::table::{TableBuilder, To, region_storage};
     use crate::{Leaf, LeafOptions, Queues};
     use blkswitch_core::switch::geometry::Geometry;
     use blkswitch_core::switch::regions::Map;

@@ -8,8 +8,8 @@ use super::hw_queue::HwQueue;
 use crate::export::UBLK_TOKEN;
 use crate::queue::Context;
 use crate::request::Token;
-use crate::ring::{Completion, Ring};
-use crate::slab::Slab;
+use crate::sys::ring::{Completion, Ring};
+use crate::sys::slab::Slab;
 
 /// See the module's text.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 
 use super::Conn;
 use crate::export::nbd::proto::EXTENDED_REQUEST_LEN;
-use crate::log_limit::LogLimit;
+use crate::sys::log_limit::LogLimit;
 
 impl Conn {
     /// Logs a breach of the protocol by the request at the start of the input.

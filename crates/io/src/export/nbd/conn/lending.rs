@@ -2,10 +2,10 @@
 //! is spent, the connection waits; if the system has none, the request fails.
 
 use super::{Body, Conn, Phase, Reply};
-use crate::buffer::{Buffer, KEEP_MAX};
 use crate::export::nbd::{Command, MAX_REPLY_HEADER, NbdError, Request};
-use crate::memory::Short;
 use crate::queue::Context;
+use crate::sys::buffer::{Buffer, KEEP_MAX};
+use crate::sys::memory::Short;
 
 /// Memory of a large write's body before its data arrives, while memory is scarce. A header alone,
 /// which costs its sender nothing, must not take 32 MiB.

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use super::MAX_REPLY_HEADER;
-use crate::buffer::{Buffer, Buffers};
-use crate::gather::Gather;
+use crate::sys::buffer::{Buffer, Buffers};
+use crate::sys::gather::Gather;
 
 /// Replies sent with one system call.
 const BATCH: usize = 128;

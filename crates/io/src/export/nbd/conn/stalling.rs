@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::{Conn, Receiving};
-use crate::log_limit::LogLimit;
 use crate::queue::Context;
-use crate::ring::TICK_SECONDS;
+use crate::sys::log_limit::LogLimit;
+use crate::sys::ring::TICK_SECONDS;
 
 /// Time after which a client is dropped that holds memory while others wait for it, and neither
 /// sends announced data nor takes replies.

@@ -5,13 +5,13 @@
 //! connections take turns at a leaf.
 
 use super::{Conn, Phase, Reply};
-use crate::buffer::Buffer;
 use crate::export::nbd::inquiry::{Asker, Described, Inquiry};
 use crate::export::nbd::reply::MAX_STATUS_CHUNK;
 use crate::export::nbd::{MAX_REPLY_HEADER, MetaContext, NbdError, Parsed, Request};
-use crate::memory::Short;
 use crate::pipeline::{Extents, Found};
 use crate::queue::Context;
+use crate::sys::buffer::Buffer;
+use crate::sys::memory::Short;
 
 /// A chunk of the reply for each metadata context that is asked for.
 type Chunks = [Option<Buffer>; MetaContext::ALL.len()];

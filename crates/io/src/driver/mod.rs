@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
-use crate::aligned::AlignedBytes;
-use crate::engine::links::Links;
+use crate::engine::session::links::Links;
 use crate::pipeline::Pipeline;
 use crate::queues::Queues;
 use crate::request::{Done, Op, Request, Span};
-use crate::ring::{Completion, Ring, Tag, user_data};
-use crate::slab::Slab;
+use crate::sys::aligned::AlignedBytes;
+use crate::sys::ring::{Completion, Ring, Tag, user_data};
+use crate::sys::slab::Slab;
 
 pub use device::DriverEvent;
 use device::{Events, Local};

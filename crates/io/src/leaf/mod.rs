@@ -5,7 +5,7 @@
 //! through
 //! [`Leaf::engine`]; the only shared words a request touches are its queue's line in [`Dirty`].
 
-mod error;
+pub mod closer;
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
 use std::time::Duration;
 
-use crate::closer::{self, Progress};
 use crate::engine::absent::AbsentEngine;
 use crate::engine::custom::{Custom, CustomEngine};
 use crate::engine::file::FileEngine;
@@ -27,14 +26,15 @@ use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
 use crate::engine::{Engine, Limits};
-use crate::helper::Helper;
 use crate::queues::Queues;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sys::helper::Helper;
+use crate::sys::sync::{AtomicU64, Ordering};
+use closer::Progress;
 
-pub use self::error::LeafError;
+pub use crate::engine::error::LeafError;
 
 /// Operations of a queue that a leaf has under way at most, where each may hold a worker thread of
-/// the kernel: deeper than any disk's own queue; an eighth of the workers ([`crate::ring`]).
+/// the kernel: deeper than any disk's own queue; an eighth of the workers ([`crate::sys::ring`]).
 pub(crate) const MAX_UNDER_WAY: u64 = 256;
 
 /// Where a leaf is.

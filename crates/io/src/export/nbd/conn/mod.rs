@@ -30,14 +30,14 @@ use super::{
     CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
     Next, Parsed, Peer, Request, Session, reply::MAX_STATUS_CHUNK,
 };
-use crate::buffer::{Buffer, Buffers};
 use crate::device::OpenDevice;
-use crate::gather::{keep_alive, shutdown, tune};
-use crate::memory::Short;
 use crate::queue::Context;
 use crate::request::{self, Op, Span};
-use crate::ring::{Ring, Tag, user_data};
-use crate::slab::Slab;
+use crate::sys::buffer::{Buffer, Buffers};
+use crate::sys::gather::{keep_alive, shutdown, tune};
+use crate::sys::memory::Short;
+use crate::sys::ring::{Ring, Tag, user_data};
+use crate::sys::slab::Slab;
 
 use sending::{Reply, Sending};
 use stalling::Watch;

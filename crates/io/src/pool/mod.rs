@@ -5,7 +5,6 @@
 //! from any thread but a queue's, and may block until the queues have answered.
 
 mod failing;
-mod latch;
 mod stopping;
 
 use std::collections::VecDeque;
@@ -20,19 +19,19 @@ use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::Event;
 
+use crate::device::event::{Observer, What};
+use crate::device::failing::{Failure, Telling};
 use crate::device::{Device, DeviceError};
-use crate::event::{Observer, What};
 use crate::export::Listener;
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
 use crate::export::nbd::{Directory, ExportInfo, names};
 use crate::export::ublk::{self, UblkError};
-use crate::failing::{Failure, Telling};
-use crate::memory::{DEFAULT_BYTES, Memory};
 use crate::queue::{Command, Queue};
 use crate::queues::Queues;
+pub use crate::sys::latch::{Ack, Gone, Latch, Waited};
+use crate::sys::memory::{DEFAULT_BYTES, Memory};
 use failing::{NoteFailure, run_queue};
-pub use latch::{Ack, Gone, Latch, Waited};
 pub use stopping::STOP_TIME;
 
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
@@ -44,7 +43,7 @@ pub const MAX_DEVICES: usize = 1 << 20;
 /// A queue that takes longer than this to say who is connected is not waited for.
 const CLIENTS_TIME: Duration = Duration::from_secs(2);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -54,7 +53,7 @@ pub struct PoolOptions {
     /// Queue threads.
     pub queues: usize,
     /// Bytes that the data of all clients' requests may take together; at least
-    /// [`crate::memory::MIN_BYTES`].
+    /// [`crate::sys::memory::MIN_BYTES`].
     pub memory_bytes: usize,
 }
 

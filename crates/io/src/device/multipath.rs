@@ -4,7 +4,7 @@ use blkswitch_core::multipath::params::MAX_PATHS_PER_GROUP;
 use blkswitch_core::multipath::selector::PathArgs;
 use blkswitch_core::multipath::{Features, Group, Multipath, Path, Selector};
 
-use crate::table::{Below, Target, To};
+use crate::device::table::{Below, Target, To};
 
 /// The highest throughput of a path, relative to the others.
 const MAX_THROUGHPUT: u32 = 100;

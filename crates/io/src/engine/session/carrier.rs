@@ -19,8 +19,8 @@ use io_uring::{opcode, types};
 use super::connector::Connector;
 use super::links::{Finished, Link, Part, Port};
 use super::uri::Patience;
-use super::{LeafIo, LeafOp};
-use crate::slab::Slab;
+use crate::engine::{LeafIo, LeafOp};
+use crate::sys::slab::Slab;
 
 /// Longest time of a timer, so that a link that ends waits only briefly for it.
 const SLICE_NS: u64 = 250_000_000;
@@ -28,15 +28,15 @@ const SLICE_NS: u64 = 250_000_000;
 const CLOSING_NS: u64 = 100_000_000;
 
 /// Why a connection cannot be used any more: an errno, and a reason for the log.
-pub(super) type Lost = (i32, &'static str);
+pub(crate) type Lost = (i32, &'static str);
 
 /// The connection was dropped because the volume behind it may have changed, or because the other
 /// side asked for it. Operations stay queued until the next connection has checked the volume's
 /// identity; if that is unchanged, they are sent again and nobody gets an error.
-pub(super) const DOUBTED: i32 = libc::ESTALE;
+pub(crate) const DOUBTED: i32 = libc::ESTALE;
 
 /// The protocol of a connection.
-pub(super) trait Protocol: Sized + 'static {
+pub(crate) trait Protocol: Sized + 'static {
     /// The connections that the leaf's connector makes.
     type Connection: Send + 'static;
     /// The facts found when the leaf was opened, which are the same on every connection.
@@ -94,23 +94,23 @@ pub(super) trait Protocol: Sized + 'static {
 }
 
 /// The common state of a leaf's carriers.
-pub(super) struct Shared<P: Protocol> {
+pub(crate) struct Shared<P: Protocol> {
     /// Makes their connections.
-    pub(super) connector: Arc<Connector<P::Connection>>,
+    pub(crate) connector: Arc<Connector<P::Connection>>,
     /// See [`Protocol::Facts`].
-    pub(super) facts: P::Facts,
+    pub(crate) facts: P::Facts,
     /// The time limits.
-    pub(super) patience: Patience,
+    pub(crate) patience: Patience,
     /// Number of writes in doubt that went on only because their time was over.
-    pub(super) doubted: AtomicU64,
+    pub(crate) doubted: AtomicU64,
 }
 
 /// An operation.
-pub(super) struct Op<R> {
-    pub(super) io: LeafIo,
+pub(crate) struct Op<R> {
+    pub(crate) io: LeafIo,
     /// Bytes of a discard or zeroing that were answered by earlier requests.
-    pub(super) done: u64,
-    pub(super) request: R,
+    pub(crate) done: u64,
+    pub(crate) request: R,
     /// Start of its time limit: when it came, when a part of it was answered, or when a connection
     /// was there again. [`NOW`] until the next turn.
     since_ns: u64,
@@ -125,25 +125,25 @@ const NOW: u64 = u64::MAX;
 
 impl<R> Op<R> {
     /// Restarts the time limit, after a request for a part of it was answered.
-    pub(super) fn again(&mut self) {
+    pub(crate) fn again(&mut self) {
         self.since_ns = NOW;
     }
 }
 
 /// The operations of a carrier, as its protocol sees them.
-pub(super) struct Work<'a, P: Protocol> {
-    pub(super) shared: &'a Shared<P>,
+pub(crate) struct Work<'a, P: Protocol> {
+    pub(crate) shared: &'a Shared<P>,
     /// All operations without an answer.
-    pub(super) ops: &'a mut Slab<Op<P::Request>>,
+    pub(crate) ops: &'a mut Slab<Op<P::Request>>,
     /// The operations to send, in order.
-    pub(super) ready: &'a mut VecDeque<u32>,
+    pub(crate) ready: &'a mut VecDeque<u32>,
     out: &'a mut Finished,
     has_answered: &'a mut bool,
 }
 
 impl<P: Protocol> Work<'_, P> {
     /// Answers an operation.
-    pub(super) fn answer(&mut self, slot: u32, result: i64) {
+    pub(crate) fn answer(&mut self, slot: u32, result: i64) {
         *self.has_answered = true;
         if let Some(op) = self.ops.remove(slot) {
             self.out.push(&op.io, result);
@@ -151,7 +151,7 @@ impl<P: Protocol> Work<'_, P> {
     }
 
     /// Whether operations outlive their connection.
-    pub(super) fn reconnects(&self) -> bool {
+    pub(crate) fn reconnects(&self) -> bool {
         !self.shared.patience.reconnect.is_zero()
     }
 }
@@ -168,7 +168,7 @@ enum State<P> {
 }
 
 /// See the module's text.
-pub(super) struct Carrier<P: Protocol> {
+pub(crate) struct Carrier<P: Protocol> {
     shared: Arc<Shared<P>>,
     berth: usize,
     state: State<P>,
@@ -215,7 +215,7 @@ macro_rules! work {
 
 impl<P: Protocol> Carrier<P> {
     /// A carrier that takes its connections from `berth`.
-    pub(super) fn new(shared: Arc<Shared<P>>, berth: usize) -> Carrier<P> {
+    pub(crate) fn new(shared: Arc<Shared<P>>, berth: usize) -> Carrier<P> {
         Carrier {
             shared,
             berth,

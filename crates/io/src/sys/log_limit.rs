@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::ring::clock_ns;
+use crate::sys::ring::clock_ns;
 
 /// Lines that pass at once.
 const BURST: u64 = 10;

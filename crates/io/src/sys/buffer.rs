@@ -10,7 +10,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::memory::{Charge, DEFAULT_BYTES, Memory, SMALL_SHARE, Short};
+use crate::sys::memory::{Charge, DEFAULT_BYTES, Memory, SMALL_SHARE, Short};
 
 /// Alignment of every buffer: enough for O_DIRECT on any device.
 pub const ALIGN: usize = 4096;

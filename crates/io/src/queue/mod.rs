@@ -11,22 +11,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use io_uring::{opcode, types};
 
-use crate::buffer::Buffers;
-use crate::engine::links::Links;
+use crate::device::table::Live;
+use crate::engine::session::links::Links;
 use crate::export::nbd::Peer;
 use crate::export::nbd::admission::Place;
 use crate::export::nbd::clients::{Barrier, Client, Newer};
 use crate::export::nbd::inquiry::Described;
 use crate::export::nbd::server::Server;
 use crate::export::{Listener, UBLK_TOKEN, ublk};
-use crate::gather::shutdown;
-use crate::log_limit::LogLimit;
 use crate::pipeline::{Pipeline, Unfinished};
 use crate::pool::{Ack, Mailboxes, Registry};
 use crate::request::Done;
-use crate::ring::{Completion, Ring, Tag, user_data};
 use crate::stats::Counters;
-use crate::table::Live;
+use crate::sys::buffer::Buffers;
+use crate::sys::gather::shutdown;
+use crate::sys::log_limit::LogLimit;
+use crate::sys::ring::{Completion, Ring, Tag, user_data};
 
 /// What control asks of a queue.
 pub enum Command {
@@ -475,7 +475,7 @@ impl Queue {
                 self.keep_ticking();
             }
             Command::GiveUp { found, ack } => {
-                let unfinished = self.pipeline.unfinished(crate::ring::clock_ns());
+                let unfinished = self.pipeline.unfinished(crate::sys::ring::clock_ns());
                 found.lock().unwrap_or_else(PoisonError::into_inner).push(unfinished);
                 self.server.cut_off();
                 self.pipeline.drop_idle_tables();

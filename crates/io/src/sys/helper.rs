@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::log_limit::LogLimit;
+use crate::sys::log_limit::LogLimit;
 
 /// How long a thread without work waits for more.
 const IDLE: Duration = Duration::from_secs(1);

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::{opcode, types};
 
-use super::{LeafIo, Submitted};
-use crate::ring::{Completion, Ring, Tag, user_data};
-use crate::slab::Slab;
+use crate::engine::{LeafIo, Submitted};
+use crate::sys::ring::{Completion, Ring, Tag, user_data};
+use crate::sys::slab::Slab;
 
 /// The kind of a link's operation on the ring. It stands above the link's index in the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub trait Link {
     fn is_over(&self) -> bool;
 }
 
-/// The finished operations: their parts, and their results as in [`super::Submitted::Done`].
+/// The finished operations: their parts, and their results as in [`crate::engine::Submitted::Done`].
 #[derive(Default)]
 pub struct Finished(Vec<(u32, i64)>);
 

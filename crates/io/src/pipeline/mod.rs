@@ -8,7 +8,7 @@
 //!
 //! The work is bounded: a request is split into at most [`WINDOW`] pieces at a time and goes on
 //! when these are done; all requests of one owner, and all of a queue, share further bounds
-//! ([`turns`]); and a stack is at most [`crate::table::MAX_DEPTH`] devices deep.
+//! ([`turns`]); and a stack is at most [`crate::device::table::MAX_DEPTH`] devices deep.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -16,14 +16,14 @@ use std::sync::Arc;
 
 use blkswitch_core::multipath::{Attempt, Event};
 
+use crate::device::failing::Failures;
+use crate::device::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 use crate::engine::{COPY_STEP, LeafIo, LeafOp, Submitted};
-use crate::failing::Failures;
 use crate::leaf::Leaf;
 use crate::request::{Done, Op, Request};
-use crate::ring::{Completion, Ring, Tag};
-use crate::slab::Slab;
 use crate::stats::{Counters, Kind};
-use crate::table::{Below, Live, PathGroups, Segment, Table, Target, To};
+use crate::sys::ring::{Completion, Ring, Tag};
+use crate::sys::slab::Slab;
 
 mod alone;
 mod copy;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::engine::links::Links;
+use crate::engine::session::links::Links;
 use polling::Polling;
 use trouble::Trouble;
 use turn::Turn;

@@ -20,7 +20,7 @@ use blkswitch_core::switch::Storage;
 /// Words of a block: that many are written to a file together. With a checksum they are a sector of
 /// 512 bytes, which no medium writes in part.
 pub const BLOCK_WORDS: usize = 63;
-/// Bytes of maps that may be locked in memory, where memory is locked ([`crate::process`]): a look-up
+/// Bytes of maps that may be locked in memory, where memory is locked ([`crate::sys::process`]): a look-up
 /// below a disk must not wait for a page. Maps beyond that stay as the kernel likes it.
 const LOCKED_MAX: usize = 256 << 20;
 /// Bytes of the maps that count as locked.
@@ -108,7 +108,7 @@ impl Slots {
         let is_locked = count_locked(bytes);
         if !is_locked {
             // SAFETY: our own memory.
-            unsafe { crate::process::unlock(memory.as_ptr().cast(), bytes) };
+            unsafe { crate::sys::process::unlock(memory.as_ptr().cast(), bytes) };
         }
         Some(Slots { memory, len, is_locked, kept: None })
     }

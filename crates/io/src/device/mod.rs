@@ -10,10 +10,15 @@
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
 //! time), `state` (short, never held while waiting).
 
+pub mod event;
+pub(crate) mod failing;
 mod gate;
 pub(crate) mod leaving;
+pub mod multipath;
+pub mod names;
 mod paths;
 mod replace;
+pub mod table;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,15 +26,15 @@ use std::time::{Duration, Instant};
 
 use blkswitch_core::switch::MapWriter;
 
-use crate::closer;
+use crate::device::event::What;
+use crate::device::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
 use crate::engine::Limits;
-use crate::event::What;
+use crate::leaf::closer;
 use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
 use crate::queues::Queues;
-use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
-use crate::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
+use crate::sys::slots::Slots;
 
 pub use gate::Interrupt;
 use gate::Reason;

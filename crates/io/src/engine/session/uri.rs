@@ -57,7 +57,7 @@ impl Default for Patience {
 
 impl Patience {
     /// Takes an option if it is one of these. `None` if it is another one or has a bad value.
-    pub(super) fn option(&mut self, key: &str, value: &str) -> Option<()> {
+    pub(crate) fn option(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "timeout" => self.timeout = Duration::from_secs(number(value, 1, MAX_TIMEOUT)?),
             "reconnect" => self.reconnect = Duration::from_secs(number(value, 0, MAX_RECONNECT)?),
@@ -68,12 +68,12 @@ impl Patience {
     }
 
     /// The wait of writes in doubt. `silent` means that their connection was lost by silence.
-    pub(super) fn settling(&self, silent: bool) -> Duration {
+    pub(crate) fn settling(&self, silent: bool) -> Duration {
         self.settle.unwrap_or(if silent { SETTLE_SILENT } else { SETTLE })
     }
 
     /// Writes the options that are not the defaults.
-    pub(super) fn write(&self, query: &mut Query<'_, '_>) -> fmt::Result {
+    pub(crate) fn write(&self, query: &mut Query<'_, '_>) -> fmt::Result {
         let usual = Patience::default();
         if self.timeout != usual.timeout {
             query.number("timeout", self.timeout.as_secs())?;
@@ -104,14 +104,14 @@ fn seconds(value: &str, most: u64) -> Option<Duration> {
 }
 
 /// Parses a number of plain digits from `least` to `most`.
-pub(super) fn number(value: &str, least: u64, most: u64) -> Option<u64> {
+pub(crate) fn number(value: &str, least: u64, most: u64) -> Option<u64> {
     let plain = value.bytes().all(|b| b.is_ascii_digit());
     value.parse().ok().filter(|number| plain && (least..=most).contains(number))
 }
 
 /// Passes name and value of each option of a query to `take`. The first one that it does not take
 /// is the error.
-pub(super) fn options(
+pub(crate) fn options(
     address: &str,
     query: &str,
     allowed: &'static str,
@@ -129,7 +129,7 @@ pub(super) fn options(
 }
 
 /// Parses `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT`.
-pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
+pub(crate) fn host_and_port(authority: &str, default_port: u16) -> Option<(String, u16)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
@@ -145,7 +145,7 @@ pub(super) fn host_and_port(authority: &str, default_port: u16) -> Option<(Strin
 }
 
 /// Writes a host and its port, unless that is the default.
-pub(super) fn write_host(
+pub(crate) fn write_host(
     f: &mut fmt::Formatter<'_>,
     host: &str,
     port: u16,
@@ -157,7 +157,7 @@ pub(super) fn write_host(
 }
 
 /// Undoes percent-encoding. `None` if it is malformed or not UTF-8.
-pub(super) fn decode(text: &str) -> Option<String> {
+pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -172,7 +172,7 @@ pub(super) fn decode(text: &str) -> Option<String> {
 }
 
 /// Writes a name with percent-encoding.
-pub(super) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(crate) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     name.bytes().try_for_each(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => write!(f, "{}", char::from(byte)),
         b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b',' | b'+' => {
@@ -183,25 +183,25 @@ pub(super) fn encode(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Writes options, with the right separators.
-pub(super) struct Query<'a, 'f> {
+pub(crate) struct Query<'a, 'f> {
     f: &'a mut fmt::Formatter<'f>,
     separator: char,
 }
 
 impl<'a, 'f> Query<'a, 'f> {
     /// For the options of an address.
-    pub(super) fn new(f: &'a mut fmt::Formatter<'f>) -> Query<'a, 'f> {
+    pub(crate) fn new(f: &'a mut fmt::Formatter<'f>) -> Query<'a, 'f> {
         Query { f, separator: '?' }
     }
 
     /// Writes an option with a number.
-    pub(super) fn number(&mut self, key: &str, value: u64) -> fmt::Result {
+    pub(crate) fn number(&mut self, key: &str, value: u64) -> fmt::Result {
         let separator = std::mem::replace(&mut self.separator, '&');
         write!(self.f, "{separator}{key}={value}")
     }
 
     /// Writes an option with a text.
-    pub(super) fn text(&mut self, key: &str, value: &str) -> fmt::Result {
+    pub(crate) fn text(&mut self, key: &str, value: &str) -> fmt::Result {
         let separator = std::mem::replace(&mut self.separator, '&');
         write!(self.f, "{separator}{key}=")?;
         encode(value, self.f)

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
-use crate::buffer::Buffer;
-use crate::engine::links::{Part, Port};
-use crate::gather::{Gather, is_closed, reset_on_close, shutdown};
+use crate::engine::session::links::{Part, Port};
+use crate::sys::buffer::Buffer;
+use crate::sys::gather::{Gather, is_closed, reset_on_close, shutdown};
 
 /// Input buffer: the replies of a deep queue of small reads.
 const INPUT_BYTES: usize = 128 << 10;
@@ -20,7 +20,7 @@ const LARGE_READ: u64 = 32 << 10;
 /// Bytes received along with headers while large reads are answered.
 const SHORT_INPUT: usize = 4 << 10;
 /// Requests sent with one system call.
-pub(super) const BATCH: usize = 128;
+pub(crate) const BATCH: usize = 128;
 
 /// The destination of the receive under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ enum Receiving {
 }
 
 /// See the module's text.
-pub(super) struct Conn<const HEADER: usize> {
+pub(crate) struct Conn<const HEADER: usize> {
     socket: OwnedFd,
     input: Buffer,
     start: usize,
@@ -48,7 +48,7 @@ pub(super) struct Conn<const HEADER: usize> {
 
 /// The result of a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
+pub(crate) enum Received {
     /// Bytes in the input, perhaps none.
     Input,
     /// This number of bytes at the place of [`Conn::receive_at`].
@@ -59,7 +59,7 @@ pub(super) enum Received {
 
 impl<const HEADER: usize> Conn<HEADER> {
     /// On a socket that is ready for requests.
-    pub(super) fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
         Conn {
             socket,
             input: Buffer::or_abort(INPUT_BYTES),
@@ -76,27 +76,27 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Whether the server has closed an idle connection.
-    pub(super) fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         is_closed(self.socket.as_fd())
     }
 
     /// The received bytes that were not consumed.
-    pub(super) fn unread(&self) -> &[u8] {
+    pub(crate) fn unread(&self) -> &[u8] {
         self.input.bytes().get(self.start..self.end).unwrap_or_default()
     }
 
     /// Consumes this number of bytes.
-    pub(super) fn consume(&mut self, bytes: usize) {
+    pub(crate) fn consume(&mut self, bytes: usize) {
         self.start = (self.start + bytes).min(self.end);
     }
 
     /// Chooses the size of receives for answers with this much data.
-    pub(super) fn expect(&mut self, data: u64) {
+    pub(crate) fn expect(&mut self, data: u64) {
         self.input_cap = if data >= LARGE_READ { SHORT_INPUT } else { INPUT_BYTES };
     }
 
     /// A receive has completed.
-    pub(super) fn received(&mut self, result: i32) -> Received {
+    pub(crate) fn received(&mut self, result: i32) -> Received {
         let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
         match (result, into) {
             (1.., Receiving::Place) => Received::Place(result as u64),
@@ -111,7 +111,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// A send has completed. `Err` if the connection is lost.
-    pub(super) fn sent(&mut self, result: i32) -> Result<(), i32> {
+    pub(crate) fn sent(&mut self, result: i32) -> Result<(), i32> {
         self.sending = false;
         if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
             return Err(-result);
@@ -121,17 +121,17 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Whether the kernel may still read the memory of a request of this batch.
-    pub(super) fn may_send(&self, batch: u64) -> bool {
+    pub(crate) fn may_send(&self, batch: u64) -> bool {
         batch == self.batch && (self.sending || !self.gather.is_done())
     }
 
     /// Whether a new batch can be filled.
-    pub(super) fn can_fill(&self) -> bool {
+    pub(crate) fn can_fill(&self) -> bool {
         !self.sending && self.gather.is_done()
     }
 
     /// Begins a batch and returns its number.
-    pub(super) fn begin_batch(&mut self) -> u64 {
+    pub(crate) fn begin_batch(&mut self) -> u64 {
         self.gather.clear();
         self.headers.clear();
         self.batch += 1;
@@ -143,7 +143,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     ///
     /// # Safety
     /// `data` is valid for its length until [`Conn::may_send`] says no.
-    pub(super) unsafe fn add(&mut self, header: &[u8], data: Option<(*const u8, usize)>) {
+    pub(crate) unsafe fn add(&mut self, header: &[u8], data: Option<(*const u8, usize)>) {
         debug_assert!(self.headers.len() < BATCH, "headers may not move");
         let (mut place, len) = ([0; HEADER], header.len().min(HEADER));
         place.iter_mut().zip(header).for_each(|(to, from)| *to = *from);
@@ -157,19 +157,19 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Adds bytes behind the request that was added last.
-    pub(super) fn pad(&mut self, bytes: &'static [u8]) {
+    pub(crate) fn pad(&mut self, bytes: &'static [u8]) {
         if !bytes.is_empty() {
             self.gather.push(bytes.as_ptr(), bytes.len());
         }
     }
 
     /// Number of requests that the batch can still take.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         BATCH - self.headers.len()
     }
 
     /// Sends the batch: as much as the socket takes at once, and the rest through the ring.
-    pub(super) fn send(&mut self, port: &mut Port<'_>) {
+    pub(crate) fn send(&mut self, port: &mut Port<'_>) {
         if self.sending || self.gather.is_done() {
             return;
         }
@@ -185,7 +185,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Receives more into the input, unless a receive is under way.
-    pub(super) fn receive(&mut self, port: &mut Port<'_>) {
+    pub(crate) fn receive(&mut self, port: &mut Port<'_>) {
         if self.receiving != Receiving::Nothing {
             return;
         }
@@ -203,7 +203,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     ///
     /// # Safety
     /// `place` is valid for `len` bytes until the completion.
-    pub(super) unsafe fn receive_at(&mut self, place: *mut u8, len: u64, port: &mut Port<'_>) {
+    pub(crate) unsafe fn receive_at(&mut self, place: *mut u8, len: u64, port: &mut Port<'_>) {
         if self.receiving != Receiving::Nothing {
             return;
         }
@@ -227,7 +227,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Sends these bytes as the end of the conversation, if the socket takes them.
-    pub(super) fn say_goodbye(&mut self, bytes: &[u8]) {
+    pub(crate) fn say_goodbye(&mut self, bytes: &[u8]) {
         if self.can_fill() {
             self.begin_batch();
             // SAFETY: there is no data.
@@ -240,7 +240,7 @@ impl<const HEADER: usize> Conn<HEADER> {
 
     /// Ends the receive and send under way. Bytes that were not delivered are not delivered any
     /// more, except after [`Conn::say_goodbye`].
-    pub(super) fn shut_down(&self) {
+    pub(crate) fn shut_down(&self) {
         if !self.said_goodbye {
             reset_on_close(self.socket.as_fd());
         }
@@ -248,7 +248,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Whether the kernel has nothing of it.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         !self.sending && self.receiving == Receiving::Nothing
     }
 }

@@ -12,13 +12,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::uri::Place;
-use crate::gather::{set_option, tune};
+use crate::sys::gather::{set_option, tune};
 
 /// Shortest timeout of a system call, because 0 means none.
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// See the module's text.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     stream: Stream,
     deadline: Instant,
 }
@@ -30,7 +30,7 @@ enum Stream {
 
 impl Socket {
     /// Connects. From then on, a peer that acknowledges nothing for `silence` counts as gone.
-    pub(super) fn connect(
+    pub(crate) fn connect(
         place: &Place,
         silence: Duration,
         deadline: Instant,
@@ -48,12 +48,12 @@ impl Socket {
     }
 
     /// Sets the deadline of later calls.
-    pub(super) fn set_deadline(&mut self, deadline: Instant) {
+    pub(crate) fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
 
     /// Fills `into`.
-    pub(super) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
         while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let left = left(self.deadline)?;
@@ -75,14 +75,14 @@ impl Socket {
     }
 
     /// The next `N` bytes.
-    pub(super) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
     /// Sends all of `bytes`.
-    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             let left = left(self.deadline)?;

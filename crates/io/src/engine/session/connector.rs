@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::links::Seat;
-use crate::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
+use crate::sys::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first failed attempt. Each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ impl State {
 type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
 /// See the module's text.
-pub(super) struct Connector<C> {
+pub(crate) struct Connector<C> {
     /// The server's name for the log.
     name: String,
     dial: Dial<C>,
@@ -85,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<C: Send + 'static> Connector<C> {
     /// A connector with `berths` berths. The first ones hold `connections`.
-    pub(super) fn new(
+    pub(crate) fn new(
         name: String,
         berths: usize,
         connections: Vec<C>,
@@ -108,32 +108,32 @@ impl<C: Send + 'static> Connector<C> {
     }
 
     /// The server's name.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// A berth's link.
-    pub(super) fn seat(&self, berth: usize) -> Option<&Seat> {
+    pub(crate) fn seat(&self, berth: usize) -> Option<&Seat> {
         self.berths.get(berth).map(|berth| &berth.seat)
     }
 
     /// The connection that is ready for a berth.
-    pub(super) fn take(&self, berth: usize) -> Option<C> {
+    pub(crate) fn take(&self, berth: usize) -> Option<C> {
         lock(&self.berths.get(berth)?.ready).take()
     }
 
     /// Looks at the connection that is ready for a berth, if there is one.
-    pub(super) fn peek<T>(&self, berth: usize, look: impl FnOnce(&C) -> T) -> Option<T> {
+    pub(crate) fn peek<T>(&self, berth: usize, look: impl FnOnce(&C) -> T) -> Option<T> {
         lock(&self.berths.get(berth)?.ready).as_ref().map(look)
     }
 
     /// Whether the last attempt to connect for a berth failed.
-    pub(super) fn has_failed(&self, berth: usize) -> bool {
+    pub(crate) fn has_failed(&self, berth: usize) -> bool {
         self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))
     }
 
     /// Whether a connection is missing, and the last attempt to make it has failed.
-    pub(super) fn is_cut_off(&self) -> bool {
+    pub(crate) fn is_cut_off(&self) -> bool {
         let is_cut_off = |berth: &Berth<C>| {
             berth.wanted.load(Ordering::Acquire) && berth.failed.load(Ordering::Acquire)
         };
@@ -141,13 +141,13 @@ impl<C: Send + 'static> Connector<C> {
     }
 
     /// Asks for a new connection for a berth, after one without answers.
-    pub(super) fn want(self: &Arc<Self>, berth: usize) {
+    pub(crate) fn want(self: &Arc<Self>, berth: usize) {
         self.want_after(berth, false);
     }
 
     /// Asks for a new connection for a berth. A connection that `has_answered` something counts as
     /// one that lasted, so that a flapping server is used as much as possible.
-    pub(super) fn want_after(self: &Arc<Self>, berth: usize, has_answered: bool) {
+    pub(crate) fn want_after(self: &Arc<Self>, berth: usize, has_answered: bool) {
         let Some(at) = self.berths.get(berth) else { return };
         // Lock first: wait_connected() gives up if it sees a wish without a thread.
         let mut state = lock(&self.state);
@@ -193,7 +193,7 @@ impl<C: Send + 'static> Connector<C> {
     }
 
     /// The same, if nobody has asked yet and there is none, or nobody tries.
-    pub(super) fn want_if_idle(self: &Arc<Self>, berth: usize) {
+    pub(crate) fn want_if_idle(self: &Arc<Self>, berth: usize) {
         let Some(at) = self.berths.get(berth) else { return };
         let mut state = lock(&self.state);
         // A wish ends as its connection comes, under the lock that is held here.
@@ -209,7 +209,7 @@ impl<C: Send + 'static> Connector<C> {
 
     /// Tries missing connections at once and waits for all of them. `Err` if the next attempt fails
     /// or takes too long.
-    pub(super) fn wait_connected(self: &Arc<Self>, deadline: Instant) -> io::Result<()> {
+    pub(crate) fn wait_connected(self: &Arc<Self>, deadline: Instant) -> io::Result<()> {
         let mut state = lock(&self.state);
         if self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
             self.start(&mut state);
@@ -230,7 +230,7 @@ impl<C: Send + 'static> Connector<C> {
     }
 
     /// Closes the leaf: links and thread end.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(lock(&self.state));
         self.changed.notify_all();
@@ -238,7 +238,7 @@ impl<C: Send + 'static> Connector<C> {
     }
 
     /// Whether the leaf is closed.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
@@ -327,7 +327,7 @@ mod tests {
     /// How many threads of the connector in the test are still to be refused.
     static REFUSED: AtomicU32 = AtomicU32::new(0);
 
-    pub(super) fn refuse_thread(name: &str) -> io::Result<()> {
+    pub(crate) fn refuse_thread(name: &str) -> io::Result<()> {
         let take = |left: u32| left.checked_sub(1);
         let refused = name == "refused"
             && REFUSED.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();

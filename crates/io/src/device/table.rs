@@ -20,8 +20,8 @@ use crate::device::{Device, OpenDevice};
 use crate::engine::Limits;
 use crate::leaf::Leaf;
 use crate::queues::Queues;
-use crate::slots::Slots;
 use crate::stats::{Counters, Totals};
+use crate::sys::slots::Slots;
 
 /// How many devices may stand on one another. Bounds the work per request and the size of a part.
 pub const MAX_DEPTH: usize = 8;
@@ -296,7 +296,7 @@ impl Table {
         self.devices.iter().map(OpenDevice::device)
     }
 
-    /// Whether requests whose data is in pages ([`crate::pages`]) cost less with the leaves below:
+    /// Whether requests whose data is in pages ([`crate::sys::pages`]) cost less with the leaves below:
     /// all take it so, and one goes past the page cache. (To copy between the page cache and pages
     /// costs no less than to copy through memory.)
     pub fn gains_by_pages(&self) -> bool {

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{LeafIo, LeafOp, Submitted};
-use crate::ring::Ring;
+use crate::sys::ring::Ring;
 
 pub use options::SimOptions;
 pub use volume::Random;

@@ -1,0 +1,9 @@
+//! What engines share that reach their leaf over a socket: links on a queue's ring, connections that
+//! are made anew when they are lost, and the addresses of servers.
+
+pub(crate) mod carrier;
+pub(crate) mod conn;
+pub(crate) mod connector;
+pub mod links;
+pub(crate) mod socket;
+pub mod uri;

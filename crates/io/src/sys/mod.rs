@@ -1,0 +1,16 @@
+//! What the crate builds on, and knows nothing of block devices: the ring, memory, sockets, threads.
+
+pub(crate) mod aligned;
+pub mod buffer;
+pub(crate) mod gather;
+pub(crate) mod helper;
+pub(crate) mod latch;
+pub(crate) mod log_limit;
+pub mod memory;
+pub mod pages;
+pub mod process;
+pub mod ring;
+pub mod slab;
+pub mod slots;
+pub mod sparse;
+pub(crate) mod sync;

@@ -1,0 +1,3 @@
+//! The numbers of protocols that the server's side and the client's side share.
+
+pub mod nbd;
