@@ -10,13 +10,14 @@ use anyhow::{Context, ensure};
 /// Longest source file in lines. A longer file holds more than one concept. Tests may be longer.
 const MAX_LINES: usize = 700;
 
-/// Words of unfinished code. They are written in two halves, because this file is checked, too.
+/// Words of unfinished code. A test may be ignored for a reason that it states: `.ci/run` runs those
+/// that need root. The words are written in two halves, because this file is checked, too.
 const UNFINISHED: [&str; 5] = [
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
     concat!("todo", "!("),
     concat!("unimpl", "emented!("),
-    concat!("#[ign", "ore"),
+    concat!("#[ign", "ore]"),
 ];
 
 /// Folders that may have unsafe code.

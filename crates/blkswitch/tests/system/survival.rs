@@ -9,7 +9,6 @@
 //! runs the same again (times on a machine differ, so it may not fail again).
 
 mod disturber;
-#[cfg(feature = "iscsi")]
 mod iscsi;
 mod proxy;
 mod replies;

@@ -19,8 +19,9 @@ fn allocated(target: &Target, lun: u32) -> u64 {
 }
 
 #[test]
+#[ignore = "needs root and tgtd"]
 fn discards_and_zeroes_give_the_space_up() {
-    let Some(target) = Target::start(8 * MIB, &Login::Open) else { return };
+    let target = Target::start(8 * MIB, &Login::Open);
     let world = World::new(1);
     let leaf = world.leaf(&target.address("", ""));
     world.device("disk", world.linear(&leaf));
@@ -56,8 +57,9 @@ fn discards_and_zeroes_give_the_space_up() {
 }
 
 #[test]
+#[ignore = "needs root and tgtd"]
 fn units_of_other_blocks_and_sizes() {
-    let Some(target) = Target::start(MIB, &Login::Open) else { return };
+    let target = Target::start(MIB, &Login::Open);
     let world = World::new(1);
     // One block; a last 4 KiB that is not whole; a file that ends within a block; large blocks,
     // also with a rest of the file behind them; and a size that 32 bits of blocks do not reach.

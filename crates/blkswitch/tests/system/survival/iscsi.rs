@@ -63,9 +63,9 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, scenario: &Scenario) -> Option<World> {
-        let first = Target::start(scenario.bytes, &Login::Open)?;
-        let targets = vec![first.twin()?, first];
+    fn new(seed: u64, scenario: &Scenario) -> World {
+        let first = Target::start(scenario.bytes, &Login::Open);
+        let targets = vec![first.twin(), first];
         let options = ["--path-checker-interval", CHECKER_INTERVAL, "--failback", "immediate"];
         let world = World {
             targets,
@@ -80,7 +80,7 @@ impl World {
             world.host.create(&format!("member{member}"), &world.member_table(member)).expect_ok();
         }
         world.host.create("volume", &world.switch_table()).expect_ok();
-        Some(world)
+        world
     }
 
     fn address(&self, target: usize) -> String {
@@ -191,18 +191,17 @@ struct Survived {
 }
 
 /// Runs a load while `act` does something again and again, regions move and a disturber does
-/// something else; then verifies all that was written. Nothing if there can be no tgt here.
+/// something else; then verifies all that was written.
 #[track_caller]
 fn survive(
     scenario: &Scenario,
     start: impl FnOnce(&World, u64) -> Box<dyn Verifies>,
     mut act: impl FnMut(&mut World, u32),
-) -> Option<Survived> {
+) -> Survived {
     let name = scenario.name;
-    let run =
-        Run::new("cargo test -p blkswitch --features iscsi --test system survival::iscsi", name);
+    let run = Run::new("cargo test -p blkswitch --test system -- --ignored survival::iscsi", name);
     let seed = run.seed;
-    let mut world = World::new(seed, scenario)?;
+    let mut world = World::new(seed, scenario);
     let load = start(&world, seed);
     let disturber = world.disturb(seed);
     let end = Instant::now() + run.time;
@@ -230,7 +229,7 @@ fn survive(
     assert!(wait < longest, "{wait:?}, at most {longest:?}");
     assert!(done > 0 && disturbed > 0);
     assert!(scenario.errors != Errors::No || failed == 0);
-    Some(Survived { failed, failures })
+    Survived { failed, failures }
 }
 
 /// A load, whatever it is.
@@ -332,6 +331,7 @@ impl Verifies for OnceLoad {
 }
 
 #[test]
+#[ignore = "needs root and tgtd"]
 fn paths_failed_and_reinstated_by_message() {
     let mut taken = 0;
     let survived = survive(
@@ -348,12 +348,13 @@ fn paths_failed_and_reinstated_by_message() {
             taken += u32::from(run.status.success());
         },
     );
-    assert!(survived.is_none() || taken > 0);
+    assert!(survived.failed == 0 && taken > 0);
 }
 
 /// Each in turn, as often as time allows: requests go by the other, and nothing fails, though
 /// nothing may be held.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn targets_killed_and_started_again() {
     let scenario =
         Scenario { queueing: false, ..Scenario::new("targets_killed_and_started_again") };
@@ -370,6 +371,7 @@ fn targets_killed_and_started_again() {
 
 /// For less time than the timeout: the answers are late, no path fails.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn targets_that_answer_late() {
     let survived =
         survive(&Scenario::new("targets_that_answer_late"), load(Errors::No), |world, step| {
@@ -379,12 +381,13 @@ fn targets_that_answer_late() {
             world.targets[target].resume();
             world.rest();
         });
-    assert!(survived.is_none_or(|survived| survived.failures == 0));
+    assert_eq!(survived.failures, 0);
 }
 
 /// Silent for longer than the timeout, then killed, as a machine that hangs is: what it had in its
 /// hands is gone.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn targets_that_hang_and_are_killed() {
     let scenario =
         Scenario { timeout: 1, silences: 4, ..Scenario::new("targets_that_hang_and_are_killed") };
@@ -401,6 +404,7 @@ fn targets_that_hang_and_are_killed() {
 /// Silent for longer than the timeout, then going on with what it has, which others have done long
 /// ago.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn targets_that_hang_and_go_on() {
     let name = "targets_that_hang_and_go_on";
     let scenario = Scenario { timeout: 1, silences: 4, bytes: 64 << 20, ..Scenario::new(name) };
@@ -416,16 +420,18 @@ fn targets_that_hang_and_go_on() {
 
 /// Both are gone, and requests wait until they are back.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn all_gone_with_queueing() {
     survive(&Scenario::new("all_gone_with_queueing"), load(Errors::No), |world, _| world.outage());
 }
 
 /// Both are gone, and requests fail meanwhile; none that succeeded is lost.
 #[test]
+#[ignore = "needs root and tgtd"]
 fn all_gone_without_queueing() {
     let errors = Errors::Anywhere;
     let name = "all_gone_without_queueing";
     let scenario = Scenario { queueing: false, errors: errors.clone(), ..Scenario::new(name) };
     let survived = survive(&scenario, load(errors), |world, _| world.outage());
-    assert!(survived.is_none_or(|survived| survived.failed > 0));
+    assert!(survived.failed > 0);
 }
