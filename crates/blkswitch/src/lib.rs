@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod compact;
+pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod load;

@@ -265,7 +265,7 @@ fn values(arg: &Arg, devices: impl FnOnce() -> Vec<Device>) -> Vec<Candidate> {
     match arg.get_id().as_str() {
         "socket" | "output" | "nbd" => vec![plain(FILES)],
         "state" => vec![plain(FOLDERS)],
-        "target" => crate::daemon::constructors::names().map(plain).collect(),
+        "target" => crate::daemon::tables::targets::names().map(plain).collect(),
         "uuid" => {
             let named = devices().into_iter().filter(|device| !device.uuid.is_empty());
             named.map(|device| (unmangle(&device.uuid), device.name)).collect()

@@ -28,7 +28,6 @@ mod clear;
 mod complete;
 mod completions;
 mod create;
-mod demo;
 mod deps;
 mod help;
 mod info;
@@ -40,7 +39,6 @@ mod remove;
 mod remove_all;
 mod rename;
 mod resume;
-mod serve;
 mod state;
 mod stats;
 mod status;
@@ -60,10 +58,9 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::client::Client;
 use self::context::Context;
-pub use self::demo::{DemoOf, DemoOptions, GroupOptions, Transport};
 use self::failure::Failure;
 use self::options::{SocketOption, options_behind_verb, shown};
-pub use self::serve::{LogFormat, NbdAddress, PathOptions, ServeOptions};
+use crate::config::{DemoOptions, ServeOptions};
 
 /// The program's name.
 const PROGRAM: &str = "blkswitch";

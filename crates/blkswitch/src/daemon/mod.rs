@@ -1,54 +1,29 @@
 //! The daemon: it owns the devices, offers them over NBD, and answers the control protocol on a
 //! unix socket.
 //!
-//! | file | what |
+//! | folder | what |
 //! |---|---|
-//! | [`server`], [`routes`], [`reply`] | the control protocol over HTTP |
-//! | [`accept`], [`limits`] | how many connections, how much memory and how many descriptors clients get |
-//! | [`devices`] | what can be done with devices |
-//! | [`disks`], `leftovers`, [`kept`], [`state`] | devices as disks of this machine, and what the next daemon needs to go on with them |
-//! | [`standing`] | devices that are kept, and whose files or servers are away |
-//! | [`privileges`], `mounts` | what the process of a server of disks needs of the kernel |
-//! | [`build`], [`constructors`], [`multipath`], [`lookup`], [`opening`] | from the text of a table to a table that runs |
-//! | [`clients`] | who has devices open over NBD |
-//! | [`describe`], [`metrics`] | devices and tables as others see them |
+//! | [`server`] | the control protocol over HTTP: routes, connections, the stream of events, metrics |
 //! | [`checker`] | the paths of multipath devices are looked after |
-//! | [`monitor`] | what happens, for who watches |
-//! | [`listen`], [`stop`] | sockets, signals |
+//! | [`devices`] | what can be done with devices, also as disks of this machine; what the next daemon needs to go on with them |
+//! | [`tables`] | from the text of a table to a table that runs, and back |
+//! | [`state`] | the files of `serve --state` |
+//! | [`process`] | sockets, signals, limits, privileges, mounts |
 //! | [`failure`] | why something was refused |
 //!
+//! Each uses only those below it.
+//!
 //! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended
-//! it ([`stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
+//! it ([`process::stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
 //! is flushed, the sockets' files are gone. What does not end in time is said, and is an error.
 
-pub mod accept;
-pub mod build;
 pub mod checker;
-pub mod clients;
-pub mod constructors;
-pub mod describe;
 pub mod devices;
-pub mod disks;
 pub mod failure;
-pub mod kept;
-mod leftovers;
-pub mod limits;
-pub mod listen;
-pub mod lookup;
-pub mod metrics;
-mod missing;
-pub mod monitor;
-mod mounts;
-pub mod multipath;
-pub mod opening;
-pub mod privileges;
-pub mod reply;
-pub mod routes;
+pub mod process;
 pub mod server;
-pub mod standing;
 pub mod state;
-pub mod stop;
-mod volumes;
+pub mod tables;
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -65,13 +40,14 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use self::devices::Devices;
-use self::listen::SocketFile;
-use self::monitor::Monitor;
-use self::privileges::Privileges;
+use self::process::listen::SocketFile;
+use self::process::privileges::Privileges;
+use self::process::stop::Signals;
+use self::process::{limits, listen, mounts, privileges};
+use self::server::monitor::Monitor;
 use self::server::{App, router};
 use self::state::Folder;
-use self::stop::Signals;
-use crate::cli::{LogFormat, NbdAddress, PathOptions, ServeOptions};
+use crate::config::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::printable;
 use crate::protocol::AttachUblk;
 
@@ -233,7 +209,7 @@ impl Daemon {
         );
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
-        let retry = tokio::spawn(standing::retry(self.devices.clone()));
+        let retry = tokio::spawn(devices::standing::retry(self.devices.clone()));
         tokio::spawn(keep_a_thread());
         let stop = self.stop.clone();
         let devices = self.devices.clone();
@@ -245,8 +221,9 @@ impl Daemon {
             }
             stop.send_replace(true);
         });
-        let limits = accept::Limits::of(self.descriptors);
-        let control = accept::serve(self.control, router(app), limits, self.stop.subscribe());
+        let limits = server::accept::Limits::of(self.descriptors);
+        let control =
+            server::accept::serve(self.control, router(app), limits, self.stop.subscribe());
         let served = tokio::spawn(control);
         // Ends when the signal has come; an error means that the sender is gone, which is the end
         // as well.

@@ -24,10 +24,10 @@ use anyhow::{Context, bail, ensure};
 use blkswitch_io::STOP_TIME;
 use tokio::sync::oneshot;
 
-use crate::cli::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
+use crate::config::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::daemon::devices::Devices;
-use crate::daemon::listen::uri_of_device;
-use crate::daemon::stop::Signals;
+use crate::daemon::process::listen::uri_of_device;
+use crate::daemon::process::stop::Signals;
 use crate::daemon::{Daemon, runtime};
 use crate::nbd_client::NbdClient;
 

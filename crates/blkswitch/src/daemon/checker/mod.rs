@@ -24,8 +24,8 @@ use blkswitch_io::{Device, Table};
 use tokio::sync::{Notify, mpsc};
 
 use self::probes::Probes;
-use super::devices::Devices;
-use crate::cli::PathOptions;
+use crate::config::PathOptions;
+use crate::daemon::devices::Devices;
 
 /// The longest interval of probes in units of the first, as multipathd's polling_interval and
 /// max_polling_interval are.

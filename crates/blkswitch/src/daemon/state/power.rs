@@ -16,9 +16,9 @@ use blkswitch_io::{Device, Pool, Target};
 
 use super::Folder;
 use super::files::{Files, Step};
-use crate::daemon::describe;
 use crate::daemon::devices::Devices;
-use crate::daemon::routes::message::apply_whole;
+use crate::daemon::server::routes::message::apply_whole;
+use crate::daemon::tables::describe;
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
 /// So many that a map is several blocks of a medium.

@@ -32,9 +32,9 @@ use self::member::Member;
 use self::target::{IQN, LUN, Programs, Target};
 use self::watch::{Sample, Watch};
 use super::{Folder, Running, quiet, say, verb};
-use crate::cli::{GroupOptions, Transport};
+use crate::config::{GroupOptions, Transport};
+use crate::daemon::process::stop::Signals;
 use crate::daemon::runtime;
-use crate::daemon::stop::Signals;
 use crate::load::{Errors, Load, LoadOptions};
 use crate::nbd_client::NbdClient;
 

@@ -1,0 +1,301 @@
+//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was
+//! killed.
+//!
+//! Contract: as [`super`]. A disk in whose stack a leaf or a map is in the daemon's memory
+//! cannot be taken over, which is said when it is attached.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use blkswitch_core::table;
+use blkswitch_io::export::ublk::{Node, Options, UblkError};
+use blkswitch_io::{Address, Device, Table};
+
+use crate::daemon::devices::Devices;
+use crate::daemon::devices::leftovers;
+use crate::daemon::devices::save::survives;
+use crate::daemon::failure::Failure;
+use crate::daemon::process::mounts;
+use crate::daemon::process::privileges::UBLK_CONTROL;
+use crate::daemon::tables::describe;
+use crate::daemon::tables::lookup::{Found, find};
+use crate::daemon::tables::words;
+use crate::protocol::{self, AttachUblk, Disk, Errno};
+
+/// Where the disks have the names of their devices.
+const LINKS: &str = "/dev/blkswitch";
+
+impl From<UblkError> for Failure {
+    fn from(error: UblkError) -> Failure {
+        Failure::new(Errno::from_number(error.errno()), error.to_string())
+    }
+}
+
+impl Devices {
+    /// A device as the protocol describes it.
+    pub fn describe(&self, device: &Device) -> protocol::Device {
+        let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
+        let waits = self.openings.waits_for(device.id());
+        let mut described = protocol::Device { disk, waits, ..describe::device(device) };
+        self.describe_away(device, &mut described);
+        described
+    }
+
+    /// Makes a disk of a device.
+    pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
+        if let Some(table) = device.live().filter(|_| Path::new(UBLK_CONTROL).exists()) {
+            table.prefer_direct();
+        }
+        let node = self.pool().attach_ublk(
+            device,
+            &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
+        )?;
+        if let Err(failure) = self.save() {
+            // A disk that cannot be taken over would be a surprise when it matters.
+            self.pool().detach_ublk(device, true)?;
+            return Err(failure);
+        }
+        let survives = device.live().is_some_and(|table| survives(&table));
+        if !survives {
+            tracing::warn!(device = %device.name(), node = %node.path(),
+                "a leaf or a region map of this disk is in the daemon's memory: it cannot be taken over");
+        }
+        link(&device.name(), &node);
+        self.disk_appeared(device);
+        Ok(self.disk(device, node))
+    }
+
+    /// Says what may hold up a disk, and looks whether it was mounted already.
+    pub(in crate::daemon) fn disk_appeared(&self, device: &Device) {
+        let risks = self.risks(device);
+        if !risks.is_empty() {
+            tracing::warn!(device = %device.name(),
+                "when the machine's memory is short, this disk may stand still: {}",
+                risks.join("; "));
+        }
+        if self.privileges.has_own_mounts {
+            mounts::detach_own(self);
+        }
+    }
+
+    /// What may hold up a disk when memory is short, each a phrase.
+    fn risks(&self, device: &Device) -> Vec<String> {
+        let cached = device.live().map(|table| table.cached_leaves()).unwrap_or_default();
+        let cached = cached.into_iter().map(|name| format!("'{name}' goes through the page cache"));
+        self.privileges.lacks().iter().cloned().chain(cached).collect()
+    }
+
+    /// Refuses a table with a file or disk on a disk of this daemon: a write to it may have to write
+    /// back pages of the very file, which waits for that write.
+    pub(in crate::daemon) fn refuse_own_disks(&self, text: &str) -> Result<(), Failure> {
+        let own: HashSet<String> = self.disk_names().collect();
+        if own.is_empty() {
+            return Ok(());
+        }
+        for line in table::lines(text.as_bytes()).flatten() {
+            for word in words(line.params) {
+                let Ok(Found::Leaf(Address::Path(path))) = find(word, self.pool().registry())
+                else {
+                    continue;
+                };
+                if path.is_absolute() && mounts::is_below(&path, &own) {
+                    let reason = format!(
+                        "'{}' is on a disk that this daemon serves: its requests would wait for \
+                         one another",
+                        path.display()
+                    );
+                    return Err(Failure::new(Errno::Eloop, reason));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the disks, as in `/sys/block`.
+    pub(in crate::daemon) fn disk_names(&self) -> impl Iterator<Item = String> {
+        let nodes = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device));
+        nodes.filter_map(|node| Some(node.path().strip_prefix("/dev/")?.to_owned()))
+    }
+
+    /// After a table has become live: leaves below disks go past the page cache where that serves,
+    /// and a disk whose table has another size says that it keeps its own.
+    pub(in crate::daemon) fn table_went_live(&self, device: &Device) {
+        if let Some(note) = self.size_note(device, device.live()) {
+            tracing::warn!(device = %device.name(), "{note}");
+        }
+        // Other disks' files are not touched: one that hangs would hold up every resume.
+        for disk in self.list() {
+            if let Some(table) = disk.live()
+                && self.pool().ublk_node(&disk).is_some()
+                && stands_on(&disk, device)
+            {
+                table.prefer_direct();
+            }
+        }
+    }
+
+    /// The device is no disk any more; by force also while it is in use.
+    pub fn detach(&self, device: &Arc<Device>, force: bool) -> Result<(), Failure> {
+        self.pool().detach_ublk(device, force)?;
+        unlink(&device.name());
+        self.save().map_err(Failure::but_done)
+    }
+
+    /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
+    /// that a daemon before this one has left. `abandon` lets go of all that were left behind
+    /// instead: their requests fail.
+    pub fn recover(self: &Arc<Self>, abandon: bool) -> anyhow::Result<()> {
+        let keeps_all = self.folder.keeps_all();
+        let found = leftovers::found(&self.folder, abandon)?;
+        if found.is_empty() && !keeps_all {
+            // A folder that is not ours, or a description that is damaged, has nothing that could
+            // be needed: there are no disks.
+            if let Err(error) = self.folder.save(Vec::new()) {
+                tracing::warn!(folder = %self.folder.path().display(), %error,
+                    "cannot forget disks that are gone");
+            }
+            self.folder.sweep_strangers();
+            return Ok(());
+        }
+        let state = self.folder.load().with_context(|| {
+            format!("cannot read the state of the devices in '{}'", self.folder.path().display())
+        })?;
+        let left = leftovers::of_devices(&found, &state.devices)?;
+        let is_left = |disk: Option<u32>| disk.is_some_and(|id| left.contains(&id));
+        if keeps_all || !left.is_empty() {
+            self.restore_all(&state, is_left)?;
+        }
+        if let Err(failure) = self.save() {
+            // What was there describes the devices still.
+            tracing::warn!(reason = %failure.reason, "the description stays as it was");
+        }
+        self.list().iter().for_each(|device| self.attach_if_default(device));
+        Ok(())
+    }
+
+    /// Makes a disk of a kept device that is none, where all are to be disks.
+    pub(in crate::daemon) fn attach_if_default(&self, device: &Arc<Device>) {
+        let could_be = device.live().is_some()
+            && !device.info().suspended
+            && self.standing.reason(device).is_none()
+            && self.pool().ublk_node(device).is_none();
+        let how = self.default_disk.filter(|_| could_be && self.folder.keeps_all());
+        if let Some(Err(failure)) = how.map(|how| self.attach(device, how)) {
+            tracing::warn!(device = %device.name(), reason = %failure.reason, "is no disk");
+        }
+    }
+
+    /// What must be said of a table in a slot of a device that is a disk: that the disk has another
+    /// size.
+    pub fn size_note(&self, device: &Device, table: Option<Arc<Table>>) -> Option<String> {
+        size_note(&self.pool().ublk_node(device)?, table?.len())
+    }
+
+    /// A disk as the protocol describes it.
+    fn disk(&self, device: &Device, node: Node) -> Disk {
+        Disk {
+            node: node.path(),
+            link: Path::new(LINKS).join(device.name()).display().to_string(),
+            queues: node.queues,
+            depth: node.depth,
+            zero_copy: node.zero_copy,
+            sectors: node.sectors,
+            logical_block: node.logical_block,
+            risks: self.risks(device),
+        }
+    }
+
+    /// The disks that somebody uses, each a phrase that says who. May block.
+    pub fn disks_in_use(&self) -> Vec<String> {
+        let used = |device: Arc<Device>| {
+            let (node, user) = (self.pool().ublk_node(&device)?, self.pool().ublk_user(&device)?);
+            Some(format!("'{}' ({}: {user})", device.name(), node.path()))
+        };
+        self.list().into_iter().filter_map(used).collect()
+    }
+
+    /// Before the end: what is kept, and the disks, whose requests wait, are left to the next
+    /// daemon.
+    pub fn leave_disks(&self) {
+        let disks =
+            self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
+        if disks > 0 {
+            tracing::warn!(disks, "disks stay, and wait for the next serve; remove_all ends them");
+        }
+        self.folder.end();
+    }
+}
+
+/// Whether a device is another, or has it below.
+fn stands_on(device: &Device, below: &Device) -> bool {
+    let through = |table: Arc<Table>| table.devices().any(|device| stands_on(device, below));
+    device.id() == below.id() || device.live().is_some_and(through)
+}
+
+/// A sentence about a disk whose table has another size.
+fn size_note(node: &Node, sectors: u64) -> Option<String> {
+    // The end of a table that fills no block of the disk is never part of it.
+    let block = u64::from(node.logical_block / 512).max(1);
+    let ending = match (sectors / block * block).cmp(&node.sectors) {
+        Ordering::Equal => return None,
+        Ordering::Greater => "what is beyond it is not used",
+        Ordering::Less => "requests beyond the table's end fail",
+    };
+    Some(format!(
+        "{} keeps its size of {} sectors, and the table has {sectors}: {ending}. A disk that is \
+         detached and attached again has the table's size",
+        node.path(),
+        node.sectors
+    ))
+}
+
+/// Gives a disk the name of its device. Without it the disk can be used all the same.
+pub(in crate::daemon) fn link(name: &str, node: &Node) {
+    let path = Path::new(LINKS).join(name);
+    unlink(name);
+    let made = std::fs::create_dir_all(LINKS)
+        .and_then(|()| std::os::unix::fs::symlink(node.path(), &path));
+    if let Err(error) = made {
+        tracing::warn!(path = %path.display(), %error, "a disk has no name");
+    }
+}
+
+/// Takes the name away.
+pub(in crate::daemon) fn unlink(name: &str) {
+    let path = Path::new(LINKS).join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "the name of a disk stays behind");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_another_size_than_the_disk_is_said() {
+        let node = |sectors, logical_block| Node {
+            id: 0,
+            queues: 1,
+            depth: 1,
+            zero_copy: false,
+            sectors,
+            logical_block,
+        };
+        let disk = node(100, 512);
+        assert_eq!(size_note(&disk, 100), None);
+        let grown = size_note(&disk, 101).unwrap();
+        assert!(grown.contains("/dev/ublkb0 keeps its size of 100 sectors"), "{grown}");
+        assert!(grown.contains("the table has 101: what is beyond it is not used"), "{grown}");
+        let shrunk = size_note(&disk, 61).unwrap();
+        assert!(shrunk.contains("requests beyond the table's end fail"), "{shrunk}");
+        assert_eq!(size_note(&node(96, 4096), 100), None, "12 blocks and a half");
+    }
+}

@@ -1,0 +1,410 @@
+//! What the daemon can do with devices: make, load, resume, suspend, rename, wipe and remove them.
+//!
+//! Contract: plain functions that may block (a suspend waits for requests in flight); the server
+//! calls them on threads that may. Nothing here knows HTTP.
+
+pub mod clients;
+pub mod disks;
+mod leftovers;
+pub mod save;
+pub mod standing;
+pub(in crate::daemon) mod volumes;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blkswitch_io::device::Interrupt;
+use blkswitch_io::pool::Registry;
+use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
+
+use crate::daemon::devices::disks::{link, unlink};
+use crate::daemon::devices::save::Intent;
+use crate::daemon::devices::standing::Standing;
+use crate::daemon::devices::volumes::Noted;
+use crate::daemon::failure::{Failure, MAJOR};
+use crate::daemon::process::privileges::Privileges;
+use crate::daemon::state::Folder;
+use crate::daemon::tables::lookup::Leaves;
+use crate::daemon::tables::missing;
+use crate::daemon::tables::opening::{Opening, Openings};
+use crate::daemon::tables::{Maps, Site, build};
+use crate::protocol::{
+    self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
+    RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
+};
+
+/// The devices of one daemon and what they stand on.
+pub struct Devices {
+    pool: Pool,
+    leaves: Leaves,
+    /// Tables under construction.
+    pub(in crate::daemon) openings: Openings,
+    /// Devices whose tables are away.
+    pub(in crate::daemon) standing: Standing,
+    /// Whether the devices of the last daemon are being made again.
+    pub(in crate::daemon) recovering: AtomicBool,
+    /// How the leaves of each device were opened last, by its number.
+    caches: Mutex<HashMap<u32, LeafCache>>,
+    /// What the next daemon needs.
+    pub(in crate::daemon) folder: Folder,
+    /// Held while it is written.
+    pub(in crate::daemon) saving: Mutex<()>,
+    /// What is about to happen to devices, by their numbers.
+    pub(in crate::daemon) intents: Mutex<HashMap<u32, Intent>>,
+    /// The devices whose remap was warned of.
+    pub(in crate::daemon) noted: Noted,
+    /// What the process was allowed.
+    pub(in crate::daemon) privileges: Privileges,
+    /// How a device is made a disk when it first has a table.
+    pub(in crate::daemon) default_disk: Option<AttachUblk>,
+}
+
+impl Devices {
+    /// No devices, on the queues of `pool`. What the next daemon needs goes to `folder`; devices
+    /// become disks by themselves if `default_disk` says how.
+    pub fn new(pool: Pool, folder: Folder, default_disk: Option<AttachUblk>) -> Devices {
+        Devices {
+            pool,
+            leaves: Leaves::default(),
+            openings: Openings::default(),
+            standing: Standing::default(),
+            recovering: AtomicBool::new(false),
+            caches: Mutex::default(),
+            folder,
+            saving: Mutex::default(),
+            intents: Mutex::default(),
+            noted: Noted::default(),
+            privileges: Privileges::default(),
+            default_disk,
+        }
+    }
+
+    /// With what the process was allowed, where it has asked.
+    pub fn with_privileges(self, privileges: Privileges) -> Devices {
+        Devices { privileges, ..self }
+    }
+
+    /// How the leaves of a device were opened last.
+    pub(in crate::daemon) fn cache_of(&self, device: &Device) -> LeafCache {
+        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.get(&device.id()).copied().unwrap_or_default()
+    }
+
+    pub(in crate::daemon) fn remember_cache(&self, device: &Device, cache: LeafCache) {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).insert(device.id(), cache);
+    }
+
+    /// What a table of `device` is built from.
+    pub(in crate::daemon) fn site<'a>(
+        &'a self,
+        device: &'a Arc<Device>,
+        opening: &'a Opening,
+    ) -> Site<'a> {
+        let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
+        let maps = Maps::new(&self.folder);
+        Site { registry, leaves, device, queues, maps, opening, restores: false }
+    }
+
+    /// The queues.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn registry(&self) -> &Registry {
+        self.pool.registry()
+    }
+
+    /// All devices, sorted by name.
+    pub fn list(&self) -> Vec<Arc<Device>> {
+        let mut devices = self.registry().list();
+        devices.sort_by_cached_key(|device| device.name());
+        devices
+    }
+
+    /// The device of this name.
+    pub fn find(&self, name: &str) -> Result<Arc<Device>, Failure> {
+        let missing = || Failure::new(Errno::Enxio, missing::device(name, self.registry()));
+        self.registry().find(name).ok_or_else(missing)
+    }
+
+    /// Makes a device, loads its table and resumes it, all or nothing.
+    pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
+        let uuid = request.uuid.unwrap_or_default();
+        let made = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
+            let made = self.registry().create(&request.name, &uuid, request.minor);
+            made.map_err(|error| self.taken(error, &request.name))
+        });
+        let device = made.map_err(|failure| failure.of("create", None))?;
+        let Some(table) = request.table else { return Ok(self.describe(&device)) };
+        let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
+        let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
+        let loaded = self.load(&device, &load).map_err(step("reload"));
+        let done = loaded.and_then(|()| {
+            self.go_live(&device, false, &Interrupt::default()).map_err(step("resume"))
+        });
+        match done {
+            Ok(()) => {
+                self.warn_if_lost(&device);
+                let how = request.ublk.or(self.default_disk);
+                if let Some(Err(mut failure)) = how.map(|how| self.attach(&device, how)) {
+                    // A device is worth having without being a disk.
+                    failure.reason = format!(
+                        "device '{}' is made and served over NBD, but is no disk: {}",
+                        request.name, failure.reason
+                    );
+                    return Err(failure.of("attach", Some(device.id())));
+                }
+                Ok(self.describe(&device))
+            }
+            Err((ioctl, failure)) => {
+                let number = device.id();
+                if let Err(error) = self.registry().remove(&device) {
+                    tracing::warn!(device = %request.name, %error, "a device that could not be made stays behind");
+                }
+                if let Err(failure) = self.save_kept() {
+                    tracing::warn!(device = %request.name, reason = %failure.reason, "may come back");
+                }
+                let mut body = failure.of(ioctl, Some(number));
+                body.device = Some([MAJOR, number]);
+                Err(body)
+            }
+        }
+    }
+
+    /// Why a device cannot be made. Of a name whose device is being made: what that waits for.
+    fn taken(&self, error: DeviceError, name: &str) -> Failure {
+        let mut failure = Failure::from(error);
+        let other = self.registry().find(name);
+        if let Some(waits) = other.and_then(|other| self.openings.waits_for(other.id())) {
+            failure.reason = format!("{}, which {waits}", failure.reason);
+        }
+        failure
+    }
+
+    /// Builds a table and puts it into the inactive slot. One at a time for a device: the second
+    /// is refused, for the first may wait for ever.
+    pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
+        let begun = self.openings.begin(device.id(), &device.name())?;
+        self.refuse_own_disks(&load.table)?;
+        let table = build(&self.site(device, &begun.opening), load)?;
+        device.load(table)?;
+        self.remember_cache(device, load.leaves.cache);
+        self.folder.sweep();
+        Ok(())
+    }
+
+    /// Forgets the inactive table.
+    pub fn clear(&self, device: &Device) {
+        device.clear();
+        self.folder.sweep();
+    }
+
+    /// Gives a device another name or its uuid. One that cannot be saved is taken back.
+    pub fn rename(&self, device: &Device, rename: &Rename) -> Result<(), Failure> {
+        match rename {
+            Rename::Name(new) => {
+                check_name(new)?;
+                let old = device.name();
+                let renamed = self.registry().rename(device, new);
+                renamed.map_err(|error| {
+                    let line = format!(
+                        "Unable to change name on mapped device {old} to one that already exists: {new}"
+                    );
+                    logged_if_taken(error, line)
+                })?;
+                self.standing.renamed(&old, new);
+                if let Err(failure) = self.save() {
+                    self.registry().rename(device, &old)?;
+                    self.standing.renamed(new, &old);
+                    return Err(failure);
+                }
+                if let Some(node) = self.pool.ublk_node(device) {
+                    unlink(&old);
+                    link(new, &node);
+                }
+                Ok(())
+            }
+            Rename::Uuid(new) => {
+                check_uuid(new)?;
+                if new.is_empty() {
+                    return Err(Failure::new(Errno::Einval, "the new uuid is empty"));
+                }
+                let name = device.name();
+                self.registry().set_uuid(device, new).map_err(|error| {
+                    let line = format!(
+                        "Unable to change uuid on mapped device {name} to one that already exists: {new}"
+                    );
+                    logged_if_taken(error, line)
+                })?;
+                self.save().inspect_err(|_| device.forget_uuid())
+            }
+        }
+    }
+
+    /// Swaps in a table of the same length in which every request fails.
+    pub fn wipe(
+        &self,
+        device: &Arc<Device>,
+        force: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        let live = device.live().ok_or(DeviceError::NoTable)?;
+        let mut table = TableBuilder::new(live.read_only());
+        table.push(live.len(), Target::Error);
+        let table = table.build();
+        device.load(table.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?)?;
+        // Refused, it is not to come with the next resume.
+        self.go_live(device, force, interrupt).inspect_err(|_| self.clear(device))
+    }
+
+    /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one
+    /// that is.
+    pub fn remove(
+        &self,
+        device: &Arc<Device>,
+        how: RemoveQuery,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        if how.force && device.live().is_some() {
+            self.wipe(device, true, interrupt)?;
+        }
+        // First the mark, then the try: a last close in between sees the mark and removes the
+        // device itself. It is saved before anything goes.
+        if how.deferred && !device.info().deferred_remove {
+            device.set_deferred_remove(true);
+            self.save_kept().inspect_err(|_| device.set_deferred_remove(false))?;
+        }
+        // A disk that nobody uses is no reason to stay; by force one that somebody uses is none
+        // either.
+        if self.pool.ublk_node(device).is_some() {
+            match self.detach(device, how.force) {
+                Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
+                detached => detached?,
+            }
+        }
+        match self.remove_saved(device) {
+            Err(failure)
+                if how.deferred && [Errno::Ebusy, Errno::Enxio].contains(&failure.errno) =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        }
+    }
+
+    /// Removes a device once a description without it is saved. Nobody can open it meanwhile, so
+    /// none that is in use is ever missing there.
+    fn remove_saved(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let mut failure = None;
+        let removed = self.registry().remove_if(device, || {
+            let saved = self.save_without(device);
+            saved.map_err(|error| failure = Some(error)).is_ok()
+        });
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                removed?;
+                self.folder.sweep();
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes every device that nobody has open. Devices that stand on others go first, so it goes
+    /// round until a round has removed none.
+    pub fn remove_all(&self, how: RemoveAll, interrupt: &Interrupt) -> Removed {
+        let how = RemoveQuery { force: how.force, deferred: how.deferred };
+        let mut removed = Vec::new();
+        loop {
+            let before = removed.len();
+            for device in self.list() {
+                let name = device.name();
+                match self.remove(&device, how, interrupt) {
+                    Ok(()) if self.registry().by_id(device.id()).is_none() => removed.push(name),
+                    Ok(()) => {}
+                    Err(failure) => {
+                        tracing::debug!(device = %name, reason = %failure.reason, "stays")
+                    }
+                }
+            }
+            if removed.len() == before {
+                let busy = self.list().iter().map(|device| device.name()).collect();
+                return Removed { removed, busy };
+            }
+        }
+    }
+}
+
+fn logged_if_taken(error: DeviceError, line: String) -> Failure {
+    match error {
+        DeviceError::Exists(_) => Failure::from(error).logged(line),
+        other => other.into(),
+    }
+}
+
+/// Refuses what would not stay one line, or would command a terminal, wherever it is shown: names
+/// come over HTTP as they are, and go to logs, to `ls` and to NBD clients.
+fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
+    if !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let reason = format!(
+        "the {what} '{}' has a control character in it: write it as \\xNN",
+        text.escape_debug()
+    );
+    Err(Failure::new(Errno::Einval, reason))
+}
+
+/// The kernel's rules for names, and one of our own.
+fn check_name(name: &str) -> Result<(), Failure> {
+    check_printable("name", name)?;
+    if name.contains('/') {
+        let reason = format!("the name '{name}' must not contain '/'");
+        return Err(Failure::new(Errno::Einval, reason).logged("device name cannot contain '/'"));
+    }
+    if ["control", ".", ".."].contains(&name) {
+        let reason = format!("the name '{name}' is not free for a device");
+        let line = "device name cannot be \"control\", \".\", or \"..\"";
+        return Err(Failure::new(Errno::Einval, reason).logged(line));
+    }
+    match name.len() {
+        0 => Err(Failure::new(Errno::Einval, "the name is empty")),
+        1..=NAME_MAX_BYTES => Ok(()),
+        long => {
+            let reason = format!("the name has {long} bytes: {NAME_MAX_BYTES} is the most");
+            Err(Failure::new(Errno::Enametoolong, reason))
+        }
+    }
+}
+
+fn check_uuid(uuid: &str) -> Result<(), Failure> {
+    check_printable("uuid", uuid)?;
+    if uuid.len() <= UUID_MAX_BYTES {
+        return Ok(());
+    }
+    let reason = format!("the uuid has {} bytes: {UUID_MAX_BYTES} is the most", uuid.len());
+    Err(Failure::new(Errno::Enametoolong, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_kernels_rules() {
+        for good in ["switch", "a\\x20b", "...", &"n".repeat(127)] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["\x1b[2J", "a\nb", "a\0b", "\u{9b}31m"] {
+            let reason = check_name(bad).unwrap_err().reason;
+            assert!(reason.contains("control character"), "{reason}");
+            assert!(!reason.chars().any(char::is_control), "{reason}");
+            assert!(check_uuid(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", "a/b", ".", "..", "control", &"n".repeat(128)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        assert!(check_uuid("").is_ok() && check_uuid(&"u".repeat(129)).is_err());
+    }
+}

@@ -1,0 +1,322 @@
+//! Devices that the next daemon goes on with, whatever becomes of this one (`serve --state`), and
+//! the swaps and suspends after which it must find something else.
+//!
+//! The description for the next daemon ([`crate::daemon::state`]) is written before a change of a device's
+//! table takes effect and after any other change is made. A daemon that is killed in between leaves
+//! a description that fits what the device's users have been told.
+//!
+//! Contract: as [`super`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use blkswitch_io::device::Interrupt;
+use blkswitch_io::slots::Slots;
+use blkswitch_io::table::RegionMap;
+use blkswitch_io::{Device, Table, Target};
+
+use crate::daemon::devices::Devices;
+use crate::daemon::devices::disks::link;
+use crate::daemon::failure::Failure;
+use crate::daemon::state::{Owner, SavedDevice, State};
+use crate::daemon::tables::describe;
+
+/// What is about to happen to a device, and is described already: a daemon that is killed before it
+/// has happened is as good as one that was killed just afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Its inactive table goes live.
+    Swap,
+    /// Its gate opens, with the table that it has.
+    Open,
+    /// Its gate closes.
+    Close,
+    /// It goes.
+    Remove,
+}
+
+impl Devices {
+    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
+    /// path meanwhile.
+    pub fn suspend(
+        &self,
+        device: &Arc<Device>,
+        noflush: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        self.with_intent(device, Intent::Close, || {
+            device.suspend_unless(noflush, interrupt)?;
+            self.standing.set_suspended(device, true);
+            Ok(())
+        })
+    }
+
+    /// Swaps in the inactive table, if there is one, and opens the gate.
+    pub fn resume(&self, device: &Arc<Device>, interrupt: &Interrupt) -> Result<(), Failure> {
+        let first = device.live().is_none();
+        self.go_live(device, false, interrupt)?;
+        self.warn_if_lost(device);
+        match self.default_disk {
+            Some(how) if first && device.live().is_some() => self.attach(device, how).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, and no more. The next daemon is told of the new table before it answers anything:
+    /// if this one is killed in between, that is as if it had been killed a moment after the swap,
+    /// which nobody has been told of yet.
+    pub(in crate::daemon) fn go_live(
+        &self,
+        device: &Arc<Device>,
+        force: bool,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        let swaps = device.inactive().is_some();
+        let intent = if swaps { Intent::Swap } else { Intent::Open };
+        self.with_intent(device, intent, || {
+            device.resume_unless(force, interrupt)?;
+            self.standing.set_suspended(device, false);
+            if swaps {
+                self.table_went_live(device);
+            }
+            Ok(())
+        })
+    }
+
+    /// Saves what `change` leads to, then makes the change. Errors: it cannot be saved, and nothing
+    /// has happened; or the change has failed, and the description is as before.
+    pub(in crate::daemon) fn with_intent(
+        &self,
+        device: &Device,
+        intent: Intent,
+        change: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.intents().insert(device.id(), intent);
+        let changed = self.save().and_then(|()| change());
+        self.intents().remove(&device.id());
+        // Where all went well this says the same again, which costs nothing.
+        let saved = self.save();
+        match (changed, saved) {
+            (Ok(()), Err(failure)) => Err(failure.but_done()),
+            (changed, _) => changed,
+        }
+    }
+
+    /// Saves the devices but this one, which is about to go.
+    pub(in crate::daemon) fn save_without(&self, device: &Device) -> Result<(), Failure> {
+        if !self.folder.keeps_all() {
+            return Ok(());
+        }
+        self.intents().insert(device.id(), Intent::Remove);
+        let saved = self.save();
+        self.intents().remove(&device.id());
+        saved
+    }
+
+    fn intents(&self) -> MutexGuard<'_, HashMap<u32, Intent>> {
+        self.intents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says so where devices are kept, and this one cannot be.
+    pub(in crate::daemon) fn warn_if_lost(&self, device: &Device) {
+        if self.folder.keeps_all() && !device.live().is_some_and(|table| survives(&table)) {
+            tracing::warn!(device = %device.name(),
+                "is not kept: a leaf of it is in the daemon's memory, or it has no table");
+        }
+    }
+
+    /// Describes what is kept for the next daemon.
+    pub(in crate::daemon) fn save(&self) -> Result<(), Failure> {
+        let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let intents = self.intents().clone();
+        self.folder.save(self.described(&intents)).map_err(|error| {
+            let path = self.folder.path().display();
+            Failure::io(&error, format!("cannot save in '{path}' what the next daemon needs"))
+        })
+    }
+
+    /// What is kept of all devices, what is below first.
+    pub(in crate::daemon) fn described(&self, intents: &HashMap<u32, Intent>) -> Vec<SavedDevice> {
+        let mut saved = Vec::new();
+        for device in self.list() {
+            let mut stack = Vec::new();
+            // One that goes with its last user goes with the daemon.
+            let goes =
+                device.info().deferred_remove || intents.get(&device.id()) == Some(&Intent::Remove);
+            let is_kept = self.folder.keeps_all() && !goes;
+            // One that would not survive is not promised to.
+            if (is_kept || self.pool().ublk_node(&device).is_some())
+                && self.describe_stack(&device, intents, &mut stack)
+            {
+                saved.extend(stack);
+            }
+        }
+        let mut known = HashSet::new();
+        saved.retain(|device| known.insert(device.minor));
+        saved
+    }
+
+    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
+    /// that nobody has.
+    pub(in crate::daemon) fn save_kept(&self) -> Result<(), Failure> {
+        if self.folder.keeps_all() {
+            return self.save();
+        }
+        self.folder.sweep();
+        Ok(())
+    }
+
+    /// A device and what it stands on, what is below first, as they are once the intents have become
+    /// true. False if something of it is in memory.
+    fn describe_stack(
+        &self,
+        device: &Arc<Device>,
+        intents: &HashMap<u32, Intent>,
+        out: &mut Vec<SavedDevice>,
+    ) -> bool {
+        let intent = intents.get(&device.id()).copied();
+        let swaps = intent == Some(Intent::Swap);
+        let is_suspended = |now| match intent {
+            // A swap closes the gate for a moment of its own.
+            Some(Intent::Swap | Intent::Open) => false,
+            Some(Intent::Close) => true,
+            Some(Intent::Remove) | None => now,
+        };
+        if let Some(saved) = self.standing.saved(device).filter(|_| !swaps) {
+            let saved = SavedDevice { suspended: is_suspended(saved.suspended), ..saved };
+            self.describe_away_stack(device, saved, intents, out);
+            return true;
+        }
+        let table = if swaps { device.inactive().or_else(|| device.live()) } else { device.live() };
+        let Some(table) = table else { return false };
+        if !survives_alone(&table)
+            || !table.devices().all(|below| self.describe_stack(below, intents, out))
+        {
+            return false;
+        }
+        let info = device.info();
+        out.push(SavedDevice {
+            name: info.name,
+            uuid: info.uuid,
+            minor: info.id,
+            read_only: table.read_only(),
+            suspended: is_suspended(info.suspended),
+            cache: self.cache_of(device),
+            table: describe::text(&table),
+            maps: maps(&table).filter_map(|map| self.folder.saved_as(map)).collect(),
+            disk: self.pool().ublk_node(device).map(|node| node.id),
+            block: table.logical_block(),
+        });
+        true
+    }
+
+    /// The same of a device whose table is away.
+    fn describe_away_stack(
+        &self,
+        device: &Device,
+        saved: SavedDevice,
+        intents: &HashMap<u32, Intent>,
+        out: &mut Vec<SavedDevice>,
+    ) {
+        let at = out.len();
+        let below = self.named_in(&saved.table);
+        let disk = self.pool().ublk_node(device).map(|node| node.id);
+        out.push(SavedDevice { disk: disk.or(saved.disk), ..saved });
+        for below in below {
+            // A description that was edited may have tables in a circle.
+            if out.iter().all(|other| other.minor != below.id()) {
+                self.describe_stack(&below, intents, out);
+            }
+        }
+        out[at..].rotate_left(1);
+    }
+
+    /// Makes the devices that were saved, whatever of them is away ([`crate::daemon::devices::standing`]), and takes
+    /// over the disks that `is_left` names.
+    pub(in crate::daemon) fn restore_all(
+        self: &Arc<Self>,
+        state: &State,
+        is_left: impl Fn(Option<u32>) -> bool,
+    ) -> anyhow::Result<()> {
+        self.recovering.store(true, Ordering::Release);
+        for saved in &state.devices {
+            let made = self.stand_in(saved, is_left(saved.disk));
+            made.with_context(|| format!("cannot make device '{}' again", saved.name))?;
+        }
+        self.revive_all();
+        self.recovering.store(false, Ordering::Release);
+        for saved in &state.devices {
+            let device = self.pool().registry().by_id(saved.minor);
+            let (Some(device), Some(id)) = (device, saved.disk.filter(|id| is_left(Some(*id))))
+            else {
+                continue;
+            };
+            let node = self.pool().recover_ublk(&device, id).with_context(|| {
+                format!(
+                    "cannot go on with the disk of device '{}'; serve --abandon-disks lets its \
+                     requests fail",
+                    saved.name
+                )
+            })?;
+            link(&saved.name, &node);
+            self.disk_appeared(&device);
+        }
+        Ok(())
+    }
+
+    /// Whether the devices of the last daemon are being made again: nothing is saved meanwhile.
+    pub(in crate::daemon) fn recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
+    }
+
+    /// Before the first store of a message to a map. Errors: it could not be saved; nothing may be
+    /// stored.
+    pub fn begin_change(&self, device: &Device, map: &RegionMap) -> Result<(), Failure> {
+        let info = device.info();
+        let owner = Owner { name: info.name, uuid: info.uuid };
+        self.folder.begin_change(map.storage(), &owner).map_err(|error| {
+            let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
+            let mut failure = Failure::io(&error, what);
+            failure.reason.push_str(". Nothing was changed");
+            failure
+        })
+    }
+
+    /// Saves what a message has changed.
+    pub fn end_change(&self, map: &RegionMap) -> Result<(), Failure> {
+        self.folder.end_change(map.storage()).map_err(|error| {
+            let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
+            let mut failure = Failure::io(&error, what).but_done();
+            failure.reason.push_str(". The next message that can be saved saves this one, too");
+            failure
+        })
+    }
+}
+
+/// Whether another process can go on with a table and all below it.
+pub(in crate::daemon) fn survives(table: &Table) -> bool {
+    survives_alone(table)
+        && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
+}
+
+fn survives_alone(table: &Table) -> bool {
+    // Other leaves are in memory; null has nothing to lose.
+    const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
+    let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
+    let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
+    leaves && maps(table).all(|map| map.file().is_some())
+}
+
+/// The words of a table's maps, segment by segment.
+fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
+    table.segments().iter().filter_map(|segment| match &segment.target {
+        Target::Switch { map, .. } => Some(map.storage()),
+        Target::Linear(_)
+        | Target::Striped { .. }
+        | Target::Multipath { .. }
+        | Target::Error
+        | Target::Zero => None,
+    })
+}

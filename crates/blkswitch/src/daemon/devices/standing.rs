@@ -1,0 +1,388 @@
+//! Devices that are kept and cannot be served yet: a file, a server or a map is away. A daemon
+//! starts all the same. Such a device is there, with its name, number, size and exports, and its
+//! table is an error table that stands in for the one that was saved. The daemon tries again and
+//! again to build that one, and exchanges the tables when it has it.
+//!
+//! I/O to a stand-in fails, as it would on a path that is down. It waits at a closed gate where
+//! failing would be worse: under a disk that a daemon before this one has left, whose users would
+//! lose what they have written, and for a multipath that queues without a path. `resume` opens
+//! that gate.
+//!
+//! Contract: as [`super`]. The description of a stand-in is what was saved; nothing is
+//! forgotten but by `remove` or `state forget`. Trying holds nothing that another device needs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use blkswitch_core::table;
+use blkswitch_io::device::Interrupt;
+use blkswitch_io::{Device, Table, TableBuilder, Target};
+use tokio::sync::Semaphore;
+
+use crate::daemon::devices::Devices;
+use crate::daemon::failure::Failure;
+use crate::daemon::state::SavedDevice;
+use crate::daemon::tables::describe::device_word;
+use crate::daemon::tables::lookup::{Found, find};
+use crate::daemon::tables::opening::Opening;
+use crate::daemon::tables::{Maps, Site, build, words};
+use crate::printable::on_one_line;
+use crate::protocol::{self, Errno, LeafOptions, LoadTable, RemoveQuery};
+
+/// Pause before a device is tried for the second time; then twice that, and so on
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often it is looked which devices are due.
+const LOOK: Duration = Duration::from_millis(250);
+/// Devices that are tried at a time.
+const TRIES_MAX: usize = 16;
+/// How long a start waits for devices that take their time.
+const START_TIME: Duration = Duration::from_secs(10);
+/// Pause between two looks at what a daemon that was killed has not let go of yet.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A device whose table is away.
+struct StandIn {
+    device: Arc<Device>,
+    saved: SavedDevice,
+    /// What stands in for its table; the entry means nothing once another one is live.
+    table: Arc<Table>,
+    reason: String,
+    /// What it waits for while it is tried.
+    trying: Option<Arc<Opening>>,
+    due: Instant,
+    pause: Duration,
+}
+
+/// The devices whose tables are away, by number.
+#[derive(Default)]
+pub struct Standing(Mutex<HashMap<u32, StandIn>>);
+
+impl Standing {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, StandIn>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removed, or given another table by the user.
+        all.retain(|_, one| one.device.live().is_some_and(|live| Arc::ptr_eq(&live, &one.table)));
+        all
+    }
+
+    fn of<T>(&self, device: &Device, with: impl FnOnce(&mut StandIn) -> T) -> Option<T> {
+        self.lock().get_mut(&device.id()).filter(|one| is(device, &one.device)).map(with)
+    }
+
+    /// What was saved of a device whose table is away, as it is called now.
+    pub fn saved(&self, device: &Device) -> Option<SavedDevice> {
+        let info = device.info();
+        self.of(device, |one| SavedDevice { name: info.name, uuid: info.uuid, ..one.saved.clone() })
+    }
+
+    /// Why the table of a device is away.
+    pub fn reason(&self, device: &Device) -> Option<String> {
+        self.of(device, |one| match &one.trying {
+            Some(trying) if one.reason.is_empty() => trying.waits_for(),
+            _ => one.reason.clone(),
+        })
+    }
+
+    /// Its user has closed or opened its gate.
+    pub fn set_suspended(&self, device: &Device, suspended: bool) {
+        self.of(device, |one| one.saved.suspended = suspended);
+    }
+
+    /// A device has another name: tables that are away name it by that.
+    pub fn renamed(&self, old: &str, new: &str) {
+        let (old, new) = (device_word(old), device_word(new));
+        for one in self.lock().values_mut() {
+            let word = |word: &str| match word.trim_end() {
+                trimmed if trimmed == old => word.replacen(&old, &new, 1),
+                _ => word.to_owned(),
+            };
+            one.saved.table =
+                one.saved.table.split_inclusive([' ', '\t', '\n']).map(word).collect();
+        }
+    }
+}
+
+fn is(one: &Device, other: &Arc<Device>) -> bool {
+    std::ptr::eq(one, Arc::as_ptr(other))
+}
+
+impl Devices {
+    /// Makes a device that was saved, with a table that stands in for its own.
+    pub(in crate::daemon) fn stand_in(
+        &self,
+        saved: &SavedDevice,
+        is_left: bool,
+    ) -> anyhow::Result<()> {
+        let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
+        self.remember_cache(&device, saved.cache);
+        let lines = table::lines(saved.table.as_bytes());
+        let sectors = lines.flatten().map(|line| line.start.saturating_add(line.len)).max();
+        let mut error = TableBuilder::new(saved.read_only).least_block(saved.block);
+        error.push(sectors.unwrap_or(0), Target::Error);
+        device.load(error.build()?)?;
+        device.resume()?;
+        if is_left || saved.suspended || queues_without_path(&saved.table) {
+            device.suspend_noflush()?;
+        }
+        let Some(table) = device.live() else { return Ok(()) };
+        let (saved, now) = (saved.clone(), Instant::now());
+        let (reason, trying, pause) = (String::new(), None, FIRST_PAUSE);
+        let one = StandIn { device, saved, table, reason, trying, due: now, pause };
+        self.standing.lock().insert(one.saved.minor, one);
+        Ok(())
+    }
+
+    /// Gives all devices their tables, those below first. Returns when that is done, or when it has
+    /// taken too long: what takes longer goes on behind it.
+    pub(in crate::daemon) fn revive_all(self: &Arc<Self>) {
+        let until = Instant::now() + START_TIME;
+        let mut left = self.standing_numbers();
+        while !left.is_empty() {
+            // Those whose devices below have their tables, or will not have them soon.
+            let (next, later): (Vec<u32>, Vec<u32>) =
+                left.iter().partition(|number| !self.below(**number).any(|id| left.contains(&id)));
+            // Tables that stand on one another in a circle are refused one by one.
+            let (next, later) = if next.is_empty() { (later, next) } else { (next, later) };
+            self.revive_these(&next, until);
+            left = later;
+        }
+    }
+
+    /// Tries these, several at a time, until all have been or it is too late.
+    fn revive_these(self: &Arc<Self>, numbers: &[u32], until: Instant) {
+        let queue = Arc::new(Mutex::new(numbers.to_vec()));
+        let work = move |devices: Arc<Devices>, queue: Arc<Mutex<Vec<u32>>>| {
+            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            while let Some(number) = next() {
+                devices.revive(number, until);
+            }
+        };
+        let start = |_| {
+            let (devices, queue) = (self.clone(), queue.clone());
+            let thread = std::thread::Builder::new().name("restore".into());
+            thread.spawn(move || work(devices, queue)).ok()
+        };
+        let threads: Vec<_> = (0..numbers.len().min(TRIES_MAX)).filter_map(start).collect();
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    fn standing_numbers(&self) -> Vec<u32> {
+        self.standing.lock().keys().copied().collect()
+    }
+
+    /// The numbers of the devices that the saved table of a device names.
+    fn below(&self, number: u32) -> impl Iterator<Item = u32> + use<> {
+        let text = self.standing.lock().get(&number).map(|one| one.saved.table.clone());
+        let below = self.named_in(text.as_deref().unwrap_or_default());
+        below.into_iter().map(|device| device.id())
+    }
+
+    /// The devices that a table names.
+    pub(in crate::daemon) fn named_in(&self, text: &str) -> Vec<Arc<Device>> {
+        let lines = table::lines(text.as_bytes()).flatten();
+        let found = lines.flat_map(|line| words(line.params)).filter_map(|word| {
+            match find(word, self.pool().registry()) {
+                Ok(Found::Device(device)) => Some(device),
+                _ => None,
+            }
+        });
+        found.collect()
+    }
+
+    /// Tries to give a device its table. What is busy is tried again until then: a daemon that was
+    /// killed holds its files until the kernel has ended what it had under way.
+    fn revive(&self, number: u32, until: Instant) {
+        let opening = Arc::new(Opening::default());
+        let begun = self.standing.lock().get_mut(&number).map(|one| {
+            one.trying = Some(opening.clone());
+            (one.device.clone(), one.saved.clone(), one.table.clone())
+        });
+        let Some((device, saved, stand_in)) = begun else { return };
+        let _over = Over { devices: self, number };
+        let built = self.build_saved(&device, &saved, &opening, until);
+        match built.and_then(|table| self.exchange(&device, table, &stand_in)) {
+            Ok(()) => {}
+            Err(failure) => self.still_away(&device, failure.reason),
+        }
+    }
+
+    fn build_saved(
+        &self,
+        device: &Arc<Device>,
+        saved: &SavedDevice,
+        opening: &Opening,
+        until: Instant,
+    ) -> Result<Table, Failure> {
+        let leaves = LeafOptions { make_files: false, cache: saved.cache };
+        let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
+        let maps = Maps::saved(&self.folder, &saved.maps);
+        let site = Site { maps, restores: true, ..self.site(device, opening) };
+        loop {
+            match build(&site, &load) {
+                Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
+                    site.maps.rewind();
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                built => return built,
+            }
+        }
+    }
+
+    /// Puts a table into the place of the one that stands in for it.
+    fn exchange(
+        &self,
+        device: &Arc<Device>,
+        table: Table,
+        stand_in: &Arc<Table>,
+    ) -> Result<(), Failure> {
+        let (needed, told) = (table.logical_block(), stand_in.logical_block());
+        if needed > told && device.info().opens > 0 {
+            let reason = format!(
+                "the table needs blocks of {needed} bytes, and who has the device open was told of {told}"
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let Some(saved) = self.standing.saved(device) else { return Ok(()) };
+        if saved.disk.is_some() {
+            table.prefer_direct();
+        }
+        if !device.replace(table, stand_in, !saved.suspended)? {
+            return Ok(());
+        }
+        tracing::info!(device = %saved.name, "has its table");
+        self.table_went_live(device);
+        if !self.recovering() {
+            if let Err(failure) = self.save() {
+                // What was there describes the device still.
+                tracing::warn!(device = %saved.name, reason = %failure.reason,
+                    "the description stays as it was");
+            }
+            self.attach_if_default(device);
+        }
+        Ok(())
+    }
+
+    fn still_away(&self, device: &Device, reason: String) {
+        let reason = on_one_line(&reason).into_owned();
+        let said = self.standing.of(device, |one| {
+            let said = one.reason == reason;
+            one.reason.clone_from(&reason);
+            said
+        });
+        let name = device.name();
+        match said {
+            Some(false) => tracing::warn!(device = %name, %reason,
+                "cannot be served yet: its table is away; trying again"),
+            _ => tracing::debug!(device = %name, %reason, "cannot be served yet"),
+        }
+    }
+
+    /// What is kept for the next daemon.
+    pub fn kept(&self) -> protocol::KeptList {
+        let kept = |saved: SavedDevice| {
+            let device = self.pool().registry().by_id(saved.minor);
+            protocol::KeptDevice {
+                name: saved.name,
+                uuid: saved.uuid,
+                minor: saved.minor,
+                table: saved.table,
+                away: device.and_then(|device| self.standing.reason(&device)),
+            }
+        };
+        protocol::KeptList {
+            folder: self.folder.path().display().to_string(),
+            keeps_all: self.folder.keeps_all(),
+            devices: self.described(&HashMap::new()).into_iter().map(kept).collect(),
+        }
+    }
+
+    /// Forgets a device whose table is away.
+    pub fn forget(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        if self.standing.reason(device).is_none() {
+            let reason = format!("device '{}' is served: remove it", device.name());
+            return Err(Failure::new(Errno::Ebusy, reason));
+        }
+        self.remove(device, RemoveQuery::default(), &Interrupt::default())
+    }
+
+    /// Refuses what needs the table of a device that is away.
+    pub fn check_there(&self, device: &Device) -> Result<(), Failure> {
+        let Some(reason) = self.standing.reason(device) else { return Ok(()) };
+        let reason = format!("the table of '{}' is away: {reason}", device.name());
+        Err(Failure::new(Errno::Eio, reason))
+    }
+
+    /// What `table` and `status` show of a device whose table is away.
+    pub(in crate::daemon) fn describe_away(&self, device: &Device, text: &mut protocol::Device) {
+        let Some(saved) = self.standing.saved(device) else { return };
+        let reason = self.standing.reason(device).unwrap_or_default();
+        let segment = |line: table::Target<'_>| protocol::Segment {
+            start: line.start,
+            length: line.len,
+            target: String::from_utf8_lossy(line.kind).into_owned(),
+            params: String::from_utf8_lossy(line.params).into_owned(),
+            status: format!("away: {reason}"),
+        };
+        let segments = table::lines(saved.table.as_bytes()).flatten().map(segment).collect();
+        text.live = Some(protocol::Table { segments, deps: Vec::new() });
+        text.away = Some(reason);
+    }
+}
+
+/// A try is over, however it ended.
+struct Over<'a> {
+    devices: &'a Devices,
+    number: u32,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        if let Some(one) = self.devices.standing.lock().get_mut(&self.number) {
+            one.trying = None;
+            one.due = Instant::now() + one.pause;
+            one.pause = (one.pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// Tries devices whose tables are away for as long as it is polled.
+pub async fn retry(devices: Arc<Devices>) {
+    let places = Arc::new(Semaphore::new(TRIES_MAX));
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = Instant::now();
+        let is_due = |one: &StandIn| one.trying.is_none() && one.due <= now;
+        let due: Vec<u32> = {
+            let all = devices.standing.lock();
+            all.iter().filter(|(_, one)| is_due(one)).map(|(number, _)| *number).collect()
+        };
+        for number in due {
+            let Ok(place) = places.clone().try_acquire_owned() else { break };
+            let devices = devices.clone();
+            // So that the next look does not find it due before the thread has begun.
+            devices.standing.lock().entry(number).and_modify(|one| one.due = now + LONGEST_PAUSE);
+            tokio::task::spawn_blocking(move || {
+                devices.revive(number, Instant::now());
+                drop(place);
+            });
+        }
+    }
+}
+
+/// Whether I/O to a table waits when no path is up.
+fn queues_without_path(text: &str) -> bool {
+    let mut lines = table::lines(text.as_bytes()).flatten();
+    lines.any(|line| {
+        line.kind == b"multipath" && words(line.params).contains(&b"queue_if_no_path".as_slice())
+    })
+}

@@ -1,0 +1,9 @@
+//! The process of the daemon and its machine: sockets, signals, limits, privileges, mounts.
+//!
+//! Contract: nothing here knows a device.
+
+pub mod limits;
+pub mod listen;
+pub(in crate::daemon) mod mounts;
+pub mod privileges;
+pub mod stop;

@@ -1,0 +1,123 @@
+//! Signals: when the daemon is to stop, and when it had better not.
+//!
+//! SIGTERM and SIGINT mean the same. One that would leave somebody waiting who uses a disk is
+//! refused, with a sentence that says who and what to do; given again it is meant. Who stops the
+//! daemon to start it again at once (a service manager) says so beforehand, with `serve
+//! --leave-disks`.
+//!
+//! Contract: one [`Signals`] at a time decides; from when it is made on, the signals do not end the
+//! process by themselves.
+
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use crate::daemon::devices::Devices;
+
+/// How long a refused signal can be confirmed by a second one: time to read why.
+const CONFIRM: Duration = Duration::from_secs(10);
+/// Signals that come sooner than anybody can have read why are the same one: some programs send
+/// each twice.
+const ECHO: Duration = Duration::from_millis(500);
+/// How long it may take to find out who uses disks; one that cannot be looked at by then counts as
+/// used.
+const LOOK: Duration = Duration::from_secs(5);
+/// Exit status of a daemon that did not stop in good order.
+const EXIT_AT_ONCE: i32 = 130;
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on the signals do not end the process by themselves.
+    pub fn new() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the first; from then on a second one ends the process at once.
+    pub async fn first(&mut self) {
+        self.agreed(None).await;
+    }
+
+    /// Waits for a signal to stop; from then on another one ends the process at once. One that
+    /// comes while disks of `devices` are in use must be given twice.
+    pub async fn agreed(&mut self, devices: Option<Arc<Devices>>) {
+        let name = loop {
+            let name = self.next().await;
+            let used = match &devices {
+                Some(devices) => in_use(devices.clone()).await,
+                None => Vec::new(),
+            };
+            if used.is_empty() {
+                break name;
+            }
+            tracing::error!(
+                "{name} is refused, for disks are in use: {}. Their users would wait until serve runs again. Unmount them \
+                 and the like, then try again. To stop all the same give the signal again within {} s (serve \
+                 --leave-disks: at once)",
+                used.join(", "),
+                CONFIRM.as_secs()
+            );
+            sleep(ECHO).await;
+            // What has come meanwhile.
+            let _ = timeout(Duration::ZERO, self.next()).await;
+            if let Ok(name) = timeout(CONFIRM - ECHO, self.next()).await {
+                break name;
+            }
+        };
+        match watch_for_second() {
+            Ok(()) => tracing::info!(signal = name, "a second signal ends at once"),
+            Err(error) => {
+                tracing::warn!(signal = name, %error, "a second signal is ignored: SIGKILL ends at once")
+            }
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// From now on a signal ends the process at once, whatever its other threads wait for: this one has a
+/// runtime of its own, because the daemon's ends before its last files are closed.
+fn watch_for_second() -> anyhow::Result<()> {
+    let (listens, is_listening) = mpsc::channel();
+    thread::Builder::new().name("second-signal".into()).spawn(move || {
+        let prepared = crate::daemon::runtime().and_then(|runtime| {
+            let signals = runtime.block_on(async { Signals::new() })?;
+            Ok((runtime, signals))
+        });
+        let (runtime, mut signals) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return drop(listens.send(Err(error))),
+        };
+        let _ = listens.send(Ok(()));
+        let name = runtime.block_on(signals.next());
+        tracing::warn!(signal = name, "ended at once: what was in flight may be lost");
+        std::process::exit(EXIT_AT_ONCE);
+    })?;
+    is_listening.recv()?
+}
+
+/// See [`Devices::disks_in_use`]; looked up on a thread that may block.
+async fn in_use(devices: Arc<Devices>) -> Vec<String> {
+    let looked = tokio::task::spawn_blocking(move || devices.disks_in_use());
+    match timeout(LOOK, looked).await {
+        Ok(used) => used.unwrap_or_default(),
+        Err(_) => vec!["it takes too long to find out which".into()],
+    }
+}

@@ -1,0 +1,289 @@
+//! The metrics of all devices, read when they are asked for.
+//!
+//! | metric | labels |
+//! |---|---|
+//! | `blkswitch_requests_total`, `blkswitch_bytes_total` | device, op |
+//! | `blkswitch_errors_total` | device |
+//! | `blkswitch_latency_seconds` (histogram) | device, op |
+//! | `blkswitch_path_requests_total`, `blkswitch_path_bytes_total` | device, segment, path, address, op |
+//! | `blkswitch_path_errors_total` | device, segment, path, address |
+//! | `blkswitch_path_up` (of paths that are leaves), `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
+//! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
+//! | `blkswitch_open_count`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
+//!
+//! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between
+//! two calls.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blkswitch_io::stats::{Histogram, Totals, bucket_end_ns};
+use blkswitch_io::{Device, Table, Target};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::daemon::devices::Devices;
+use crate::daemon::tables::describe::address;
+
+/// What the text is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Counters keep four buckets for each power of two; one is enough for a scrape.
+const BUCKETS_MERGED: usize = 4;
+/// Nanoseconds in a second.
+const NS: f64 = 1e9;
+
+/// The metrics of all devices.
+pub fn text(devices: Arc<Devices>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("blkswitch");
+    registry.register_collector(Box::new(Scrape { devices }));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+struct Scrape {
+    devices: Arc<Devices>,
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+/// A device as one scrape sees it.
+struct Seen {
+    name: String,
+    device: Arc<Device>,
+    totals: Totals,
+    live: Option<Arc<Table>>,
+}
+
+/// A path with its labels.
+struct SeenPath {
+    labels: [(&'static str, String); 4],
+    totals: Totals,
+    /// Of a multipath's path: whether it is up, and how often it has failed.
+    health: Option<(bool, u64)>,
+    /// Whether the path leads to a leaf that can be reached; `None` of a path to a device.
+    is_up: Option<bool>,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let seen: Vec<Seen> = self.devices.list().into_iter().map(see).collect();
+        device_counters(&mut encoder, &seen)?;
+        device_latencies(&mut encoder, &seen)?;
+        device_gauges(&mut encoder, &seen)?;
+        let paths: Vec<SeenPath> = seen.iter().flat_map(see_paths).collect();
+        path_counters(&mut encoder, &paths)
+    }
+}
+
+fn see(device: Arc<Device>) -> Seen {
+    Seen { name: device.name(), totals: device.totals(), live: device.live(), device }
+}
+
+fn see_paths(seen: &Seen) -> Vec<SeenPath> {
+    let Some(table) = seen.live.as_deref() else { return Vec::new() };
+    let paths = table.segments().iter().flat_map(|segment| {
+        segment.target.paths().iter().zip(0u32..).map(move |(to, path)| SeenPath {
+            labels: [
+                ("device", seen.name.clone()),
+                ("segment", segment.start.to_string()),
+                ("path", path.to_string()),
+                ("address", address(table, segment, path as usize)),
+            ],
+            totals: table.path_totals(segment.first_path + path),
+            health: match &segment.target {
+                Target::Multipath { groups, .. } => {
+                    groups.paths().get(path as usize).map(|path| path.health())
+                }
+                _ => None,
+            },
+            is_up: table.leaf_of(*to).map(|leaf| leaf.engine().is_reachable()),
+        })
+    });
+    paths.collect()
+}
+
+/// Operations by the value of the label `op`.
+fn operations(totals: &Totals) -> [(&'static str, u64); 5] {
+    [
+        ("read", totals.reads),
+        ("write", totals.writes),
+        ("flush", totals.flushes),
+        ("discard", totals.discards),
+        ("write_zeroes", totals.zeroes),
+    ]
+}
+
+/// Bytes by the value of the label `op`.
+fn bytes(totals: &Totals) -> [(&'static str, u64); 2] {
+    [("read", totals.read_bytes), ("write", totals.write_bytes)]
+}
+
+fn counter(metric: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn device_counters(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
+    let help = "Requests that were answered";
+    let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+    for device in seen {
+        for (op, value) in operations(&device.totals) {
+            counter(
+                &mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?,
+                value,
+            )?;
+        }
+    }
+    let mut metric =
+        encoder.encode_descriptor("bytes", "Bytes read and written", None, MetricType::Counter)?;
+    for device in seen {
+        for (op, value) in bytes(&device.totals) {
+            counter(
+                &mut metric.encode_family(&[("device", device.name.as_str()), ("op", op)])?,
+                value,
+            )?;
+        }
+    }
+    let help = "How often another priority group of a multipath took over";
+    let mut metric =
+        encoder.encode_descriptor("group_switches", help, None, MetricType::Counter)?;
+    for device in seen {
+        counter(
+            &mut metric.encode_family(&[("device", device.name.as_str())])?,
+            device.device.group_switches(),
+        )?;
+    }
+    let help = "Requests that were answered with an error";
+    let mut metric = encoder.encode_descriptor("errors", help, None, MetricType::Counter)?;
+    for device in seen {
+        counter(
+            &mut metric.encode_family(&[("device", device.name.as_str())])?,
+            device.totals.errors,
+        )?;
+    }
+    Ok(())
+}
+
+fn device_latencies(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
+    let help = "How long requests took";
+    let mut metric =
+        encoder.encode_descriptor("latency", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for device in seen {
+        let ops = [("read", &device.totals.read_latency), ("write", &device.totals.write_latency)];
+        for (op, latency) in ops {
+            let labels = [("device", device.name.as_str()), ("op", op)];
+            histogram(&mut metric.encode_family(&labels)?, latency)?;
+        }
+    }
+    Ok(())
+}
+
+fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result {
+    let merged = latency.buckets.chunks(BUCKETS_MERGED).enumerate();
+    let mut buckets: Vec<(f64, u64)> = merged
+        .map(|(index, counts)| {
+            let last = index * BUCKETS_MERGED + counts.len() - 1;
+            (bucket_end_ns(last) as f64 / NS, counts.iter().sum())
+        })
+        .collect();
+    // The last bucket also holds what took longer than its end.
+    if let Some(last) = buckets.last_mut() {
+        last.0 = f64::INFINITY;
+    }
+    let count = latency.buckets.iter().sum();
+    metric.encode_histogram::<NoLabelSet>(latency.sum_ns as f64 / NS, count, &buckets, None)
+}
+
+fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
+    type Read = fn(&Seen) -> u64;
+    let gauges: [(&str, &str, Read); 5] = [
+        ("open_count", "Connections and devices on top", |seen| seen.device.info().opens.into()),
+        ("suspended", "1 while requests wait for a resume", |seen| {
+            seen.device.info().suspended.into()
+        }),
+        ("held_requests", "Parts of requests that wait for a path of a multipath", |seen| {
+            seen.totals.held
+        }),
+        ("size_bytes", "Length of the live table", |seen| {
+            seen.live.as_ref().map_or(0, |table| table.len().saturating_mul(512))
+        }),
+        ("regions", "Regions of the switch segments of the live table", |seen| {
+            let segments = seen.live.as_ref().map(|table| table.segments()).unwrap_or_default();
+            let regions = segments.iter().map(|segment| match &segment.target {
+                Target::Switch { map, .. } => map.geometry().nr_regions(),
+                _ => 0,
+            });
+            regions.sum()
+        }),
+    ];
+    for (name, help, read) in gauges {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for device in seen {
+            let value = read(device) as f64;
+            metric.encode_family(&[("device", device.name.as_str())])?.encode_gauge(&value)?;
+        }
+    }
+    Ok(())
+}
+
+fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
+    let help = "Parts of requests that went to a path";
+    let mut metric = encoder.encode_descriptor("path_requests", help, None, MetricType::Counter)?;
+    for path in paths {
+        for (op, value) in operations(&path.totals) {
+            counter(&mut metric.encode_family(&with_op(path, op))?, value)?;
+        }
+    }
+    let help = "Bytes read from and written to a path";
+    let mut metric = encoder.encode_descriptor("path_bytes", help, None, MetricType::Counter)?;
+    for path in paths {
+        for (op, value) in bytes(&path.totals) {
+            counter(&mut metric.encode_family(&with_op(path, op))?, value)?;
+        }
+    }
+    let help = "Parts of requests that a path answered with an error";
+    let mut metric = encoder.encode_descriptor("path_errors", help, None, MetricType::Counter)?;
+    for path in paths {
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        counter(&mut metric.encode_family(&labels)?, path.totals.errors)?;
+    }
+    path_health(encoder, paths)
+}
+
+/// A path of a multipath device is up as its device says, any other while its leaf can be reached.
+fn path_health(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(
+        "path_up",
+        "1 unless the path has failed or cannot be reached",
+        None,
+        MetricType::Gauge,
+    )?;
+    for path in paths {
+        let failed = path.health.map(|(is_up, _)| is_up);
+        let Some(is_up) = failed.or(path.is_up) else { continue };
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        metric.encode_family(&labels)?.encode_gauge(&f64::from(u8::from(is_up)))?;
+    }
+    let help = "How often the path has failed since the table was loaded";
+    let mut metric = encoder.encode_descriptor("path_failures", help, None, MetricType::Counter)?;
+    for path in paths {
+        let Some((_, failures)) = path.health else { continue };
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        counter(&mut metric.encode_family(&labels)?, failures)?;
+    }
+    Ok(())
+}
+
+fn with_op<'a>(path: &'a SeenPath, op: &'a str) -> [(&'static str, &'a str); 5] {
+    let [device, segment, number, address] =
+        path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+    [device, segment, number, address, ("op", op)]
+}

@@ -1,0 +1,205 @@
+//! The control server: its routes, its state, and the document that describes it.
+//!
+//! Handlers live in [`routes`], a file per group. Each reads its request with the extractors of
+//! [`reply`], does its work on a thread that may block, and answers a type of [`crate::protocol`].
+//!
+//! Contract: one runtime thread drives all connections; nothing on it blocks. Every connection
+//! belongs to the daemon's own user (the socket is mode 0600).
+
+pub mod accept;
+pub mod metrics;
+pub mod monitor;
+pub mod reply;
+pub mod routes;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, post, put};
+use tokio::sync::{Semaphore, watch};
+use utoipa::OpenApi;
+
+use crate::daemon::devices::Devices;
+use crate::daemon::server::monitor::Monitor;
+use crate::daemon::server::reply::{no_such_method, no_such_route};
+use crate::daemon::server::routes::{
+    clients, devices, disks, events, map, message, meta, state, stats, tables,
+};
+use crate::protocol::{self, route};
+
+/// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
+/// starts at most, so that other requests always find one.
+pub const EVENT_POLLS_MAX: usize = 256;
+
+/// Tables under construction at a time: each holds a thread, and one that waits for a file system
+/// or a server may hold it for ever. With the polls, threads are left for all other requests.
+pub const OPENS_MAX: usize = 128;
+
+/// What every handler is given.
+#[derive(Clone)]
+pub struct App {
+    /// The devices.
+    pub devices: Arc<Devices>,
+    /// NBD URIs of the listening sockets.
+    pub nbd: Arc<[String]>,
+    /// True once the daemon is to stop: whoever waits for something else gives up.
+    pub stopping: watch::Receiver<bool>,
+    /// What happens.
+    pub monitor: Monitor,
+    /// A place for each poll for events.
+    pub event_polls: Arc<Semaphore>,
+    /// A place for each table under construction.
+    pub opens: Arc<Semaphore>,
+}
+
+impl App {
+    /// The server's state.
+    pub fn new(
+        devices: Arc<Devices>,
+        nbd: Vec<String>,
+        monitor: Monitor,
+        stopping: watch::Receiver<bool>,
+    ) -> App {
+        let event_polls = Arc::new(Semaphore::new(EVENT_POLLS_MAX));
+        let opens = Arc::new(Semaphore::new(OPENS_MAX));
+        App { devices, nbd: nbd.into(), stopping, monitor, event_polls, opens }
+    }
+}
+
+/// All routes of the protocol.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route(route::VERSION, get(meta::version))
+        .route(route::TARGETS, get(meta::targets))
+        .route(route::OPENAPI, get(meta::openapi))
+        .route(route::METRICS, get(stats::metrics))
+        .route(route::DEVICES, get(devices::list).post(devices::create))
+        .route(route::DEVICE, get(devices::show).delete(devices::remove))
+        .route(route::REMOVE_ALL, post(devices::remove_all))
+        .route(route::RENAME, post(devices::rename))
+        .route(route::TABLE, put(tables::load).delete(tables::clear))
+        .route(route::SUSPEND, post(tables::suspend))
+        .route(route::RESUME, post(tables::resume))
+        .route(route::WIPE, post(tables::wipe))
+        .route(route::UBLK, put(disks::attach).delete(disks::detach))
+        .route(route::CLIENTS, delete(clients::disconnect))
+        .route(route::MESSAGE, post(message::message))
+        .route(route::EVENTS, get(events::events))
+        .route(route::MONITOR, get(routes::monitor::monitor))
+        .route(route::MAP, get(map::runs))
+        .route(route::MAP_PICTURE, get(map::picture))
+        .route(route::MAP_MESSAGE, get(map::export))
+        .route(route::STATS, get(stats::stats))
+        .route(route::STATE, get(state::list))
+        .route(route::STATE_DEVICE, delete(state::forget))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(app)
+}
+
+/// The OpenAPI document, generated from the handlers and the types of the protocol.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "blkswitch control protocol",
+        description = "HTTP/1.1 with JSON bodies over a unix socket. See docs/control-api.md."
+    ),
+    paths(
+        meta::version,
+        meta::targets,
+        meta::openapi,
+        stats::metrics,
+        devices::list,
+        devices::create,
+        devices::show,
+        devices::remove,
+        devices::remove_all,
+        devices::rename,
+        tables::load,
+        tables::clear,
+        tables::suspend,
+        tables::resume,
+        tables::wipe,
+        disks::attach,
+        disks::detach,
+        clients::disconnect,
+        message::message,
+        events::events,
+        routes::monitor::monitor,
+        map::runs,
+        map::picture,
+        map::export,
+        stats::stats,
+        state::list,
+        state::forget,
+    ),
+    components(schemas(protocol::ErrorBody, protocol::Errno, protocol::MapForm))
+)]
+pub struct Document;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// `docs/openapi.json` is what the code says; `UPDATE_EXPECT=1` writes it.
+    #[test]
+    fn the_document_in_the_repository_is_up_to_date() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+        let generated = Document::openapi().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            std::fs::write(&file, &generated).unwrap();
+        }
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            kept == generated,
+            "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it"
+        );
+    }
+
+    /// The places that the `$ref`s of a document name.
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(members) => {
+                let here = members.get("$ref").and_then(Value::as_str);
+                found.extend(here.map(str::to_owned));
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(members) => members.iter().for_each(|member| references(member, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_document_has_what_it_refers_to() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 50, "{found:?}");
+        for reference in &found {
+            let place = reference.strip_prefix('#').expect("nothing refers to other documents");
+            assert!(document.pointer(place).is_some(), "{reference} is not in the document");
+        }
+    }
+
+    #[test]
+    fn the_document_has_every_route_of_the_protocol() {
+        let document = Document::openapi();
+        let source = include_str!("../../protocol/mod.rs");
+        let routes: Vec<&str> = source
+            .lines()
+            .filter(|line| {
+                line.trim_start().starts_with("pub const ") && line.contains("&str = \"/")
+            })
+            .filter_map(|line| line.split('"').nth(1))
+            .collect();
+        assert!(routes.len() >= 16, "{routes:?}");
+        for route in &routes {
+            assert!(document.paths.paths.contains_key(*route), "{route} is not in the document");
+        }
+        assert_eq!(document.paths.paths.len(), routes.len());
+    }
+}

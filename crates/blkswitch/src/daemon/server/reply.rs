@@ -1,0 +1,209 @@
+//! How requests are read and refusals written: every answer outside 2xx has an [`ErrorBody`], also
+//! those that the HTTP library would give by itself.
+//!
+//! Contract: bodies are read up to a limit and within a time; nothing panics on what a client
+//! sends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use blkswitch_io::device::Interrupt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+use crate::daemon::failure::Failure;
+use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES};
+
+/// Longest JSON body: a table in which JSON escapes every second byte, and the fields around it.
+pub const JSON_MAX_BYTES: usize = 2 * TABLE_MAX_BYTES;
+/// A JSON body must be there after this long: the client has it ready when it begins to send.
+pub const JSON_TIME: Duration = Duration::from_secs(30);
+
+/// How long a request waits for a place among those that may wait for ever.
+pub const PLACE_TIME: Duration = Duration::from_secs(10);
+
+/// A refusal as an answer.
+#[derive(Debug)]
+pub struct Refused(pub Box<ErrorBody>);
+
+impl From<ErrorBody> for Refused {
+    fn from(body: ErrorBody) -> Refused {
+        Refused(Box::new(body))
+    }
+}
+
+impl Refused {
+    /// A request that is no request of the protocol: no ioctl has failed.
+    fn malformed(errno: Errno, reason: impl Into<String>) -> Refused {
+        Failure::new(errno, reason).of("", None).into()
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.errno.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, axum::Json(*self.0)).into_response()
+    }
+}
+
+/// Answers a failure in the ioctl of libdm's name.
+pub fn refuse(ioctl: &'static str, minor: Option<u32>) -> impl FnOnce(Failure) -> Refused {
+    move |failure| failure.of(ioctl, minor).into()
+}
+
+/// Runs what may block where it may.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| {
+        tracing::error!(%error, "a control operation ended early");
+        Refused::malformed(Errno::Eio, "the daemon failed while doing this: see its log")
+    })
+}
+
+/// Runs what may wait for requests in flight. When its client is gone, the wait is given up.
+pub async fn interruptible<T: Send + 'static>(
+    work: impl FnOnce(&Interrupt) -> T + Send + 'static,
+) -> Result<T, Refused> {
+    /// Dropped with the request, whether that has been answered or not.
+    struct GiveUp(Interrupt);
+    impl Drop for GiveUp {
+        fn drop(&mut self) {
+            self.0.give_up();
+        }
+    }
+    let interrupt = Interrupt::default();
+    let _client = GiveUp(interrupt.clone());
+    blocking(move || work(&interrupt)).await
+}
+
+/// Runs what may wait for other machines, in one of the places for that. Who gets none soon is told
+/// so.
+pub async fn opening<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    let place = tokio::time::timeout(PLACE_TIME, places.clone().acquire_owned()).await;
+    let Ok(Ok(place)) = place else {
+        let reason = "too many tables wait for their files or servers already: see info";
+        return Err(Refused::malformed(Errno::Ebusy, reason));
+    };
+    blocking(move || {
+        let _place = place;
+        work()
+    })
+    .await
+}
+
+/// The `{name}` of a route.
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let refuse = |error: PathRejection| Refused::malformed(Errno::Einval, error.body_text());
+        path.map(|Path(name)| Name(name)).map_err(refuse)
+    }
+}
+
+/// The query of a request.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let query = Query::<T>::try_from_uri(&parts.uri);
+        query.map(|Query(query)| Params(query)).map_err(|error| {
+            let query = parts.uri.query().unwrap_or_default();
+            Refused::malformed(Errno::Einval, format!("the query '{query}': {}", error.body_text()))
+        })
+    }
+}
+
+/// A body of JSON. An empty one stands for `{}`.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        let text = read_body(request.into_body(), JSON_MAX_BYTES).await?;
+        let text = if text.is_empty() { b"{}".as_slice() } else { &text };
+        serde_json::from_slice(text).map(Json).map_err(|error| {
+            Refused::malformed(
+                Errno::Einval,
+                format!("the body is not what this route takes: {error}"),
+            )
+        })
+    }
+}
+
+/// Nothing. A body that comes all the same is read and not looked at: a client that is hung up on
+/// before it has sent everything takes that for a failure.
+pub struct NoBody;
+
+impl<S: Send + Sync> FromRequest<S> for NoBody {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        read_body(request.into_body(), JSON_MAX_BYTES).await.map(|_| NoBody)
+    }
+}
+
+async fn read_body(body: Body, most: usize) -> Result<Bytes, Refused> {
+    let collected = tokio::time::timeout(JSON_TIME, Limited::new(body, most).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Refused::malformed(Errno::E2big, format!("the body is longer than {most} bytes")))
+        }
+        Ok(Err(error)) => {
+            Err(Refused::malformed(Errno::Einval, format!("the body did not arrive: {error}")))
+        }
+        Err(_) => {
+            let reason = format!("the body was not there after {} seconds", JSON_TIME.as_secs());
+            Err(Refused::malformed(Errno::Etimedout, reason))
+        }
+    }
+}
+
+/// For a route that there is not.
+pub async fn no_such_route(request: Request) -> Refused {
+    let reason = format!("there is no route {} {}", request.method(), request.uri().path());
+    Refused::malformed(Errno::Enoent, reason)
+}
+
+/// For a route that does not have the method.
+pub async fn no_such_method(request: Request) -> Response {
+    let reason = format!("the route {} does not take {}", request.uri().path(), request.method());
+    let mut response = Refused::malformed(Errno::Eopnotsupp, reason).into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// See [`NOTE_HEADER`].
+const NOTE: HeaderName = HeaderName::from_static(NOTE_HEADER);
+
+/// The headers of an answer that something may be said about.
+pub fn note_header(note: Option<String>) -> HeaderMap {
+    let value = note.and_then(|note| HeaderValue::from_str(&note).ok());
+    value.into_iter().map(|note| (NOTE, note)).collect()
+}
+
+/// A body of text, made as the client takes it.
+pub fn text(content_type: &'static str, body: Body) -> Response {
+    ([(CONTENT_TYPE, content_type)], body).into_response()
+}

@@ -1,0 +1,31 @@
+//! Who has a device open over NBD: the end of that. Who it is, the device's description says.
+
+use axum::Json;
+use axum::extract::State;
+
+use crate::daemon::server::App;
+use crate::daemon::server::reply::{Name, NoBody, Params, Refused, blocking, refuse};
+use crate::protocol::{DisconnectQuery, Disconnected, ErrorBody, route};
+
+/// End connections to a device.
+#[utoipa::path(
+    delete,
+    path = route::CLIENTS,
+    params(("name" = String, Path, description = "The device"), DisconnectQuery),
+    responses((status = 200, body = Disconnected), (status = "default", body = ErrorBody))
+)]
+pub async fn disconnect(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<DisconnectQuery>,
+    _: NoBody,
+) -> Result<Json<Disconnected>, Refused> {
+    blocking(move || {
+        let device = app.devices.find(&name).map_err(refuse("disconnect", None))?;
+        let ended = app.devices.disconnect(&device, query.client.as_deref());
+        let disconnected = ended.map_err(refuse("disconnect", Some(device.id())))?;
+        tracing::info!(device = %name, clients = disconnected.len(), "disconnected");
+        Ok(Json(Disconnected { disconnected }))
+    })
+    .await?
+}

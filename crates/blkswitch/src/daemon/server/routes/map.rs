@@ -1,0 +1,407 @@
+//! Reading the region map back: as runs, as a picture, as a message.
+//!
+//! Contract: maps may have a billion regions. Nothing is made before the client takes what came
+//! before: each piece is computed on a thread that may block, when it is asked for, so a slow
+//! client holds neither a thread nor memory. The table stays in memory while its map is read, even
+//! if the device is reloaded or removed meanwhile.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::iter;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::response::Response;
+use blkswitch_io::table::RegionMap as IoMap;
+use blkswitch_io::{Device, DeviceError, Segment, Table, Target};
+use futures_util::stream;
+
+use crate::compact::Compact;
+use crate::daemon::devices::volumes;
+use crate::daemon::failure::Failure;
+use crate::daemon::server::App;
+use crate::daemon::server::reply::{self, Name, Params, Refused, blocking, refuse};
+use crate::daemon::tables::describe::address;
+use crate::picture;
+use crate::protocol::{
+    CompactMap, Errno, ErrorBody, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery,
+    RegionMap, Run, SegmentQuery, route,
+};
+
+/// What libdm would call the request if it knew it.
+const IOCTL: &str = "status";
+/// The type of a [`CompactMap`], by which a client knows it from a [`RegionMap`].
+const COMPACT: &str = "application/vnd.blkswitch.compact+json";
+/// Bytes of text made at a time: a few milliseconds of work, a few writes to the socket.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A switch segment of a live table.
+#[derive(Clone)]
+pub struct Switch {
+    table: Arc<Table>,
+    start: u64,
+}
+
+impl Switch {
+    /// The one at a sector, or the only one.
+    pub fn of(device: &Device, sector: Option<u64>) -> Result<Switch, Failure> {
+        let table = device.live().ok_or(DeviceError::NoTable)?;
+        let is_switch = |segment: &&Segment| matches!(segment.target, Target::Switch { .. });
+        let start = match sector {
+            Some(sector) => {
+                let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
+                let found = Some(segment).filter(is_switch);
+                found
+                    .ok_or_else(|| {
+                        no_map(&format!("the segment at sector {sector} is"), &[segment])
+                    })?
+                    .start
+            }
+            None => {
+                let starts: Vec<u64> =
+                    table.segments().iter().filter(is_switch).map(|s| s.start).collect();
+                let [start] = starts.as_slice() else {
+                    if starts.is_empty() {
+                        let all: Vec<&Segment> = table.segments().iter().collect();
+                        return Err(no_map("the device is", &all));
+                    }
+                    let reason = format!(
+                        "the device has {} switch segments, at sectors {starts:?}: say which by a sector",
+                        starts.len()
+                    );
+                    return Err(Failure::new(Errno::Einval, reason));
+                };
+                *start
+            }
+        };
+        Ok(Switch { table, start })
+    }
+
+    fn segment(&self) -> Option<(&Segment, &IoMap)> {
+        let segment = self.table.segment_at(self.start)?;
+        match &segment.target {
+            Target::Switch { map, .. } => Some((segment, map)),
+            _ => None,
+        }
+    }
+
+    /// Two of its paths that visibly lead to different storage.
+    pub(in crate::daemon) fn different_paths(&self) -> Option<(usize, usize)> {
+        let (segment, _) = self.segment()?;
+        volumes::different(&self.table, segment.target.paths())
+    }
+
+    /// Its map. Whoever made the `Switch` has seen it; the table does not change.
+    pub fn map(&self) -> Result<&IoMap, Failure> {
+        let gone = || Failure::new(Errno::Eio, "the segment has no map");
+        self.segment().map(|(_, map)| map).ok_or_else(gone)
+    }
+}
+
+/// Segments without a region map; `what` begins the sentence.
+fn no_map(what: &str, segments: &[&Segment]) -> Failure {
+    let mut kinds: Vec<&str> = segments.iter().map(|one| one.target.name()).collect();
+    kinds.dedup();
+    kinds.truncate(4);
+    let instead = match kinds.as_slice() {
+        ["multipath"] => ": blkswitch status shows the paths of a multipath",
+        _ => "",
+    };
+    let reason =
+        format!("{what} {}, and only switch has a region map{instead}", kinds.join(" and "));
+    Failure::new(Errno::Einval, reason)
+}
+
+/// The first and last region of a range, checked.
+fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), Failure> {
+    let last = map.geometry().nr_regions() - 1;
+    let (from, to) = (from.unwrap_or(0), to.unwrap_or(last));
+    if from <= to && to <= last {
+        return Ok((from, to));
+    }
+    let reason = format!(
+        "the regions {from} to {to}: the first must not be above the last, nor the last above {last}"
+    );
+    Err(Failure::new(Errno::Einval, reason))
+}
+
+/// The region map as runs.
+#[utoipa::path(
+    get,
+    path = route::MAP,
+    params(("name" = String, Path, description = "The device"), MapQuery),
+    responses(
+        (status = 200, content(
+            (RegionMap = "application/json"),
+            (CompactMap = COMPACT),
+            (String = "application/x-ndjson")
+        )),
+        (status = "default", body = ErrorBody)
+    )
+)]
+pub async fn runs(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<MapQuery>,
+) -> Result<Response, Refused> {
+    let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+    let begin = || -> Result<RunsText, Failure> {
+        let switch = Switch::of(&device, query.sector)?;
+        let (from, to) = range(switch.map()?, query.from, query.to)?;
+        Ok(RunsText { switch, form: query.form, from, next: from, to, begun: false })
+    };
+    let content_type = match query.form {
+        MapForm::Lines => "application/x-ndjson",
+        MapForm::Compact => COMPACT,
+        MapForm::Runs => "application/json",
+    };
+    let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
+    Ok(reply::text(content_type, in_pieces(text)))
+}
+
+/// A text that is made piece by piece.
+trait Pieces: Send + 'static {
+    /// The next piece; empty when there is no more.
+    fn next_piece(&mut self) -> Vec<u8>;
+}
+
+/// A body of pieces, each made when the client has taken the one before.
+fn in_pieces(text: impl Pieces) -> Body {
+    Body::from_stream(stream::unfold(text, |mut text| async {
+        let made = blocking(move || {
+            let piece = text.next_piece();
+            (piece, text)
+        });
+        // A piece that could not be made ends the body early; the client sees that it is cut.
+        let (piece, text) = made.await.ok()?;
+        (!piece.is_empty()).then(|| (Ok::<Bytes, Infallible>(Bytes::from(piece)), text))
+    }))
+}
+
+/// The runs, in one of the forms.
+struct RunsText {
+    switch: Switch,
+    form: MapForm,
+    from: u64,
+    next: u64,
+    to: u64,
+    begun: bool,
+}
+
+impl RunsText {
+    /// What stands before the runs. Writing to a `Vec` cannot fail, here and below.
+    fn head(&self, map: &IoMap, out: &mut Vec<u8>) {
+        let geometry = map.geometry();
+        let (from, to) = (self.from, self.to);
+        let _ = write!(
+            out,
+            r#"{{"regions":{},"paths":{},"region_size":{}"#,
+            geometry.nr_regions(),
+            geometry.num_paths(),
+            geometry.region_size()
+        );
+        let _ = match self.form {
+            MapForm::Runs => write!(out, r#","runs":["#),
+            MapForm::Compact => write!(out, r#","from":{from},"to":{to},"runs":["#),
+            MapForm::Lines => writeln!(out, r#","from":{from},"to":{to}}}"#),
+        };
+    }
+
+    fn run(&self, start: u64, count: u64, path: u32, out: &mut Vec<u8>) {
+        let separator = if start > self.from && self.form != MapForm::Lines { "," } else { "" };
+        let _ = match self.form {
+            MapForm::Compact => write!(out, "{separator}[{count},{path}]"),
+            _ => write!(out, r#"{separator}{{"start":{start},"count":{count},"path":{path}}}"#),
+        };
+        if self.form == MapForm::Lines {
+            out.push(b'\n');
+        }
+    }
+}
+
+impl Pieces for RunsText {
+    fn next_piece(&mut self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PIECE_BYTES + 128);
+        let Ok(map) = self.switch.map() else { return out };
+        if self.begun && self.next > self.to {
+            return out;
+        }
+        if !self.begun {
+            self.head(map, &mut out);
+        }
+        let mut next = self.next;
+        for run in map.runs(self.next, self.to + 1) {
+            self.run(run.start, run.count, run.path, &mut out);
+            next = run.start + run.count;
+            if out.len() >= PIECE_BYTES {
+                break;
+            }
+        }
+        (self.begun, self.next) = (true, next);
+        if self.next > self.to && self.form != MapForm::Lines {
+            out.extend_from_slice(b"]}");
+        }
+        out
+    }
+}
+
+/// The region map condensed to so many cells.
+#[utoipa::path(
+    get,
+    path = route::MAP_PICTURE,
+    params(("name" = String, Path, description = "The device"), PictureQuery),
+    responses((status = 200, body = MapPicture), (status = "default", body = ErrorBody))
+)]
+pub async fn picture(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<PictureQuery>,
+) -> Result<Json<MapPicture>, Refused> {
+    blocking(move || {
+        let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+        draw(&device, query).map(Json).map_err(refuse(IOCTL, Some(device.id())))
+    })
+    .await?
+}
+
+fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
+    if !(1..=PICTURE_CELLS_MAX).contains(&query.cells) {
+        let reason = format!("{} cells: from 1 to {PICTURE_CELLS_MAX} can be drawn", query.cells);
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    let switch = Switch::of(device, query.sector)?;
+    let map = switch.map()?;
+    let (from, to) = range(map, query.from, query.to)?;
+    let geometry = map.geometry();
+    let runs = shares(map, from, to, picture::cell_size(to - from + 1, query.cells as u64));
+    let (cells, totals) = picture::condense(from, to, query.cells, geometry.num_paths(), runs);
+    let address = |segment, path| address(&switch.table, segment, path);
+    let addresses = switch.segment().map(|(segment, _)| {
+        (0..segment.target.paths().len()).map(|path| address(segment, path)).collect()
+    });
+    Ok(MapPicture {
+        regions: geometry.nr_regions(),
+        paths: geometry.num_paths(),
+        region_size: geometry.region_size(),
+        start_sector: switch.start,
+        from,
+        to,
+        cells,
+        totals,
+        addresses: addresses.unwrap_or_default(),
+    })
+}
+
+/// Runs to count cells of `cell` regions with. A stretch of round robin within one cell comes as
+/// one run for each path, with that path's share: for counting it is the same, and a map of a
+/// billion regions that was hardly changed need not be looked at region by region.
+fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Run> + '_ {
+    let paths = u64::from(map.geometry().num_paths());
+    let mut next = from;
+    let mut queue = VecDeque::new();
+    iter::from_fn(move || {
+        if queue.is_empty() && next <= to {
+            let cell_end = next.saturating_add(cell - (next - from) % cell).min(to + 1);
+            let unchanged = map.next_changed(next, cell_end).unwrap_or(cell_end) - next;
+            if unchanged >= paths {
+                let first = u64::from(map.geometry().default_path(next));
+                for index in 0..paths {
+                    let count = unchanged / paths + u64::from(index < unchanged % paths);
+                    queue.push_back(Run {
+                        start: next,
+                        count,
+                        path: ((first + index) % paths) as u32,
+                    });
+                    next += count;
+                }
+            } else if let Some(run) = map.runs(next, cell_end).next() {
+                queue.push_back(Run { start: run.start, count: run.count, path: run.path });
+                next += run.count;
+            }
+        }
+        queue.pop_front()
+    })
+}
+
+/// The region map as a `set_region_mappings` message that makes it again.
+#[utoipa::path(
+    get,
+    path = route::MAP_MESSAGE,
+    params(("name" = String, Path, description = "The device"), SegmentQuery),
+    responses(
+        (status = 200, description = "Words of a message", body = String, content_type = "text/plain"),
+        (status = "default", body = ErrorBody)
+    )
+)]
+pub async fn export(
+    State(app): State<App>,
+    Name(name): Name,
+    Params(query): Params<SegmentQuery>,
+) -> Result<Response, Refused> {
+    let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
+    let begin = || -> Result<MessageText, Failure> {
+        let switch = Switch::of(&device, query.sector)?;
+        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::in_lines()) })
+    };
+    let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
+    Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
+}
+
+/// The map as a message.
+struct MessageText {
+    device: Arc<Device>,
+    switch: Switch,
+    /// Nothing when all is written.
+    compact: Option<Compact>,
+}
+
+impl Pieces for MessageText {
+    fn next_piece(&mut self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PIECE_BYTES + 128);
+        let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else {
+            return out;
+        };
+        // No message changes the map while a piece is made. Without a messenger (the device was
+        // reloaded with another kind of table, or is gone) the table has no writers any more.
+        let _messenger = self.device.messenger(self.switch.start);
+        if !compact.write(map, PIECE_BYTES, &mut out) {
+            self.compact = None;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blkswitch_core::switch::{Geometry, Map, Message};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_counts_shares_as_it_counts_runs() {
+        for (paths, regions) in [(1, 50), (2, 1000), (3, 1000), (16, 4099), (300, 4099)] {
+            let geometry = Geometry::new(regions, paths, 1).unwrap();
+            let map: IoMap =
+                Map::new(geometry, blkswitch_io::table::region_storage(&geometry).unwrap())
+                    .ok()
+                    .unwrap();
+            Message::new().apply_text(&mut map.writer().unwrap(), b"7:0 R1,5 20:0", true).unwrap();
+            for (from, to, cells) in
+                [(0, regions - 1, 10), (0, regions - 1, 4096), (9, regions - 3, 3), (40, 40, 1)]
+            {
+                let runs = map.runs(from, to + 1);
+                let runs =
+                    runs.map(|run| Run { start: run.start, count: run.count, path: run.path });
+                let cell = picture::cell_size(to - from + 1, cells as u64);
+                assert_eq!(
+                    picture::condense(from, to, cells, paths, shares(&map, from, to, cell)),
+                    picture::condense(from, to, cells, paths, runs),
+                    "{paths} paths, {regions} regions, {from} to {to}, {cells} cells"
+                );
+            }
+        }
+    }
+}

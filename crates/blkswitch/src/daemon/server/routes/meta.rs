@@ -1,0 +1,39 @@
+//! What the daemon is: `version`, `targets`, and the OpenAPI document.
+
+use axum::Json;
+use axum::extract::State;
+use utoipa::OpenApi;
+
+use crate::daemon::server::{App, Document};
+use crate::daemon::tables::targets::TYPES;
+use crate::protocol::{Target, TargetList, Version, route};
+
+/// Versions of daemon and protocol, and where NBD clients connect.
+#[utoipa::path(get, path = route::VERSION, responses((status = 200, body = Version)))]
+pub async fn version(State(app): State<App>) -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        nbd: app.nbd.to_vec(),
+    })
+}
+
+/// The target types a table line may name.
+#[utoipa::path(get, path = route::TARGETS, responses((status = 200, body = TargetList)))]
+pub async fn targets() -> Json<TargetList> {
+    let target = |(name, version, _): &(&str, [u32; 3], _)| Target {
+        name: (*name).to_owned(),
+        version: *version,
+    };
+    Json(TargetList { targets: TYPES.iter().map(target).collect() })
+}
+
+/// This document.
+#[utoipa::path(
+    get,
+    path = route::OPENAPI,
+    responses((status = 200, description = "An OpenAPI 3.1 document", content_type = "application/json"))
+)]
+pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}

@@ -1,0 +1,201 @@
+//! Devices and tables as the control protocol describes them.
+//!
+//! Everything is read from the table that runs, nothing is remembered beside it: a parameter text
+//! cannot disagree with what the pipeline does, and a device below is shown under the name it has
+//! now. A path stands as the word it was loaded by, so a printed table can be loaded again: its
+//! leaf may have other names, too.
+//!
+//! Contract: reads only; takes the short locks of [`Device`]. Any thread.
+
+use blkswitch_io::stats::{Histogram, Totals};
+use blkswitch_io::{Below, Device, Segment, Table, Target};
+
+use crate::daemon::failure::MAJOR;
+use crate::daemon::tables::short_name;
+use crate::daemon::tables::targets::multipath;
+use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
+
+/// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that
+/// it may be.
+pub fn device(device: &Device) -> protocol::Device {
+    let info = device.info();
+    protocol::Device {
+        name: info.name,
+        uuid: info.uuid,
+        major: MAJOR,
+        minor: info.id,
+        suspended: info.suspended,
+        read_only: info.read_only,
+        deferred_remove: info.deferred_remove,
+        open_count: info.opens,
+        event_nr: info.event_nr,
+        live: device.live().as_deref().map(table),
+        inactive: device.inactive().as_deref().map(table),
+        disk: None,
+        clients: Vec::new(),
+        waits: None,
+        away: None,
+        read_only_paths: device.live().as_deref().map(read_only_paths).unwrap_or_default(),
+    }
+}
+
+/// The paths of a writable table that cannot be written.
+fn read_only_paths(table: &Table) -> Vec<String> {
+    let leaves = table.leaves().iter().filter(|leaf| leaf.limits().read_only);
+    leaves.filter(|_| !table.read_only()).map(|leaf| leaf.name().to_owned()).collect()
+}
+
+/// A table as the text that makes it again.
+pub fn text(table: &Table) -> String {
+    let line = |one: &Segment| {
+        let protocol::Segment { start, length, target, params, .. } = segment(table, one);
+        format!("{start} {length} {target} {params}\n")
+    };
+    table.segments().iter().map(line).collect()
+}
+
+fn table(table: &Table) -> protocol::Table {
+    protocol::Table {
+        segments: table.segments().iter().map(|one| segment(table, one)).collect(),
+        deps: dependencies(table),
+    }
+}
+
+fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
+    protocol::Segment {
+        start: segment.start,
+        length: segment.len,
+        target: segment.target.name().to_owned(),
+        params: params(table, segment),
+        status: status(table, segment),
+    }
+}
+
+/// What `table` prints behind the type.
+fn params(table: &Table, segment: &Segment) -> String {
+    let mut text = match &segment.target {
+        Target::Switch { map, paths } => {
+            format!("{} {} 0", paths.len(), map.geometry().region_size())
+        }
+        Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
+        Target::Multipath { groups, .. } => return multipath::params(table, segment, groups),
+        Target::Linear(_) | Target::Error | Target::Zero => String::new(),
+    };
+    for (path, to) in segment.target.paths().iter().enumerate() {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(&format!("{} {}", address(table, segment, path), to.offset));
+    }
+    text
+}
+
+/// What `status` prints behind the type.
+fn status(table: &Table, segment: &Segment) -> String {
+    match &segment.target {
+        Target::Striped { stripes, .. } => {
+            let address = |path| format!("{} ", address(table, segment, path));
+            let addresses: String = (0..stripes.len()).map(address).collect();
+            // One word of status: a letter per stripe. We know of no dead ones.
+            format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
+        }
+        Target::Multipath { groups, .. } => multipath::status(table, segment, groups),
+        Target::Switch { .. } | Target::Linear(_) | Target::Error | Target::Zero => String::new(),
+    }
+}
+
+/// A path as a word that can stand in a table.
+pub fn address(table: &Table, segment: &Segment, path: usize) -> String {
+    match segment.target.paths().get(path).map(|to| to.below) {
+        Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
+        Some(Below::Device(id)) => {
+            let below = table.devices().find(|device| device.id() == id);
+            below.map(|device| device_word(&device.name()))
+        }
+        None => None,
+    }
+    .unwrap_or_default()
+}
+
+/// The word by which a table names one of this daemon's devices. White space ends a word, so a
+/// space in the name is written as `\x20`.
+pub fn device_word(name: &str) -> String {
+    format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
+}
+
+/// Each leaf and device once, the one added last first.
+fn dependencies(table: &Table) -> Vec<Dependency> {
+    let mut seen = Vec::<(Below, String)>::new();
+    for segment in table.segments() {
+        for (path, to) in segment.target.paths().iter().enumerate() {
+            if seen.iter().all(|(below, _)| *below != to.below) {
+                seen.push((to.below, address(table, segment, path)));
+            }
+        }
+    }
+    seen.into_iter().rev().map(|(below, address)| dependency(table, below, address)).collect()
+}
+
+fn dependency(table: &Table, below: Below, address: String) -> Dependency {
+    let name = short_name(&address).to_owned();
+    let (major, minor, is_device) = match below {
+        Below::Device(id) => (MAJOR, id, true),
+        Below::Leaf(leaf) => {
+            let numbers =
+                table.leaves().get(leaf as usize).and_then(|leaf| leaf.limits().device_numbers);
+            let (major, minor) = numbers.unwrap_or_default();
+            (major, minor, false)
+        }
+    };
+    Dependency { major, minor, name, address, is_device }
+}
+
+/// Counters and latencies of a device and its paths.
+pub fn stats(device: &Device) -> DeviceStats {
+    let live = device.live();
+    DeviceStats {
+        name: device.name(),
+        total: io_stats(&device.totals()),
+        paths: live.as_deref().map(path_stats).unwrap_or_default(),
+    }
+}
+
+fn path_stats(table: &Table) -> Vec<PathStats> {
+    let paths = table.segments().iter().flat_map(|segment| {
+        let paths = 0..segment.target.paths().len() as u32;
+        paths.map(move |path| PathStats {
+            segment: segment.start,
+            path,
+            address: address(table, segment, path as usize),
+            io: io_stats(&table.path_totals(segment.first_path + path)),
+        })
+    });
+    paths.collect()
+}
+
+fn io_stats(totals: &Totals) -> IoStats {
+    IoStats {
+        reads: totals.reads,
+        read_bytes: totals.read_bytes,
+        writes: totals.writes,
+        written_bytes: totals.write_bytes,
+        flushes: totals.flushes,
+        discards: totals.discards,
+        ignored_discards: totals.ignored_discards,
+        write_zeroes: totals.zeroes,
+        errors: totals.errors,
+        read_latency: latency(&totals.read_latency),
+        write_latency: latency(&totals.write_latency),
+    }
+}
+
+fn latency(histogram: &Histogram) -> Latency {
+    let quantile = |fraction| histogram.quantile_ns(fraction).unwrap_or(0);
+    Latency {
+        p50_ns: quantile(0.5),
+        p90_ns: quantile(0.9),
+        p99_ns: quantile(0.99),
+        p999_ns: quantile(0.999),
+        max_ns: quantile(1.0),
+    }
+}

@@ -1,0 +1,249 @@
+//! The multipath target: its constructor, its messages and its texts, all as the core has them.
+//!
+//! The paths of a multipath are leaves. In the kernel they may be any block device; here a device
+//! of ours in between would have a gate, flushes and errors of its own, and nothing it could add.
+//!
+//! Contract: as [`crate::daemon::tables::targets`] and [`crate::daemon::tables::describe`].
+
+use blkswitch_core::error::Errno as CoreErrno;
+use blkswitch_core::multipath::selector::RepeatCountDeprecated;
+use blkswitch_core::multipath::{Command, Item, MessageError, Multipath, Params, ParamsError};
+use blkswitch_io::device::Messenger;
+use blkswitch_io::pool::Registry;
+use blkswitch_io::table::PathGroups;
+use blkswitch_io::{Address, Leaf, Segment, Table, Target, To};
+
+use crate::daemon::failure::Failure;
+use crate::daemon::tables::describe::address;
+use crate::daemon::tables::lookup::{Found, find};
+use crate::daemon::tables::{Builder, PathLeaf};
+use crate::protocol::{Errno, MessageReply};
+
+/// The constructor.
+pub(in crate::daemon) fn multipath(
+    table: &mut Builder<'_>,
+    _len: u64,
+    words: &[&[u8]],
+) -> Result<Target, Failure> {
+    let refuse = |error: ParamsError| {
+        let word = words.get(error.at).copied();
+        let errno = Errno::from_number(error.errno().number());
+        let text = format!("multipath: {error} ({})", error.errno());
+        Failure::target(errno, text, error.explain(word).to_string())
+    };
+    let mut params = Params::parse(words).map_err(refuse)?;
+    let (mut groups, mut paths, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
+    let mut volume = Volume::default();
+    while let Some(item) = params.next_item().map_err(refuse)? {
+        let path = match item {
+            Item::Group(group) => {
+                groups.push(group.group());
+                continue;
+            }
+            Item::Path(path) => path,
+        };
+        let refuse_path = |found: Failure| {
+            let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
+            let mut failure = refuse(path.lookup_failed(errno));
+            failure.errno = found.errno;
+            failure.reason = format!("path {}: {}", path.number, found.reason);
+            failure
+        };
+        leaves.push(match table.path(path.device).map_err(refuse_path)? {
+            PathLeaf::Open(address, leaf) => {
+                volume.check(&leaf, &address.to_string()).map_err(refuse_path)?;
+                PathLeaf::Open(address, leaf)
+            }
+            PathLeaf::Absent(address, failure) => PathLeaf::Absent(address, refuse_path(failure)),
+        });
+        let new = path.path().map_err(refuse)?;
+        if let Some(selector) = new.repeat_count_deprecated {
+            tracing::warn!("{}", RepeatCountDeprecated(&selector));
+        }
+        paths.push(new.path);
+    }
+    let (tos, absent) = adopt(table, leaves)?;
+    let (features, initial) = (*params.features(), params.initial_group());
+    let groups = Multipath::new(features, initial, groups.into(), paths.into());
+    // What one line has handed out fits together.
+    let groups =
+        groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
+    for path in absent {
+        groups.fail_path(path, &mut |_| {});
+    }
+    Ok(Target::Multipath { groups, paths: tos.into() })
+}
+
+/// Makes the paths part of the table. Those that cannot be reached are had as failed ones, which
+/// come when they can, as long as there is one that says what they are: one member that is down
+/// must not keep a host from its volume.
+fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec<u32>), Failure> {
+    let open = leaves.iter().find_map(|leaf| match leaf {
+        PathLeaf::Open(_, leaf) => Some(leaf.clone()),
+        PathLeaf::Absent(..) => None,
+    });
+    let (mut tos, mut absent) = (Vec::new(), Vec::new());
+    for (leaf, path) in leaves.into_iter().zip(0..) {
+        let (address, leaf) = match (leaf, &open) {
+            (PathLeaf::Open(address, leaf), _) => (address, leaf),
+            (PathLeaf::Absent(_, failure), None) => return Err(failure),
+            (PathLeaf::Absent(address, failure), Some(other)) => {
+                tracing::warn!(reason = %failure.reason, "a path is down and begins as failed");
+                absent.push(path);
+                let leaf = table.absent(&address, other);
+                (address, leaf)
+            }
+        };
+        tos.push(To { below: table.adopt(&address, leaf), offset: 0 });
+    }
+    Ok((tos, absent))
+}
+
+/// What is known of the volume that all paths must lead to. A region sent to the wrong one is the
+/// worst there is.
+#[derive(Default)]
+struct Volume {
+    sectors: Option<(u64, String)>,
+    identity: Option<Named>,
+}
+
+/// The volume that a path leads to, as far as it says.
+#[derive(Clone)]
+struct Named {
+    identity: String,
+    path: String,
+    /// The target within which the identity is unique, if it is not so in the world.
+    target: Option<String>,
+}
+
+impl Volume {
+    /// Refuses a path that leads to another volume than those before it, or that caches what it
+    /// should not.
+    fn check(&mut self, leaf: &Leaf, name: &str) -> Result<(), Failure> {
+        let sectors = leaf.limits().sectors;
+        if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
+            let reason = format!(
+                "'{name}' goes through the page cache, where no other path sees what is written: load the \
+                 table without --buffered"
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let (first, other) = self.sectors.get_or_insert_with(|| (sectors, name.to_owned()));
+        if *first != sectors {
+            let reason = format!(
+                "'{name}' has {sectors} sectors and '{other}' has {first}: paths to one volume have one size"
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        let Some(identity) = leaf.engine().identity() else { return Ok(()) };
+        let target = leaf.engine().unique_within().map(str::to_owned);
+        let named = Named { identity, path: name.to_owned(), target };
+        let Named { identity, path: other, target: other_target } =
+            self.identity.get_or_insert_with(|| named.clone());
+        if *identity != named.identity {
+            let reason = format!(
+                "'{name}' leads to the volume '{}' and '{other}' to '{identity}': not to one",
+                named.identity
+            );
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        if named.target != *other_target {
+            tracing::warn!(
+                path = name,
+                other,
+                identity,
+                "these paths may lead to two volumes: the names that agree are not unique; give \
+                 the unit one that is, such as a scsi_id and serial number of its own in tgt"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What `table` prints behind the type.
+pub(in crate::daemon) fn params(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+    groups.table(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
+}
+
+/// What `status` prints behind the type.
+pub(in crate::daemon) fn status(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+    groups.info(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
+}
+
+/// Applies the words of a message.
+pub(in crate::daemon) fn message(
+    messenger: &Messenger<'_>,
+    words: &[Vec<u8>],
+    registry: &Registry,
+) -> Result<MessageReply, Failure> {
+    let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+    let applied = if messenger.is_suspended() {
+        Err(MessageError::Suspended)
+    } else {
+        apply(messenger, &words, registry)
+    };
+    applied
+        .map(|()| MessageReply { arguments: words.len() as u64, ..MessageReply::default() })
+        .map_err(|error| {
+            let word = error.word(&words);
+            let errno = Errno::from_number(error.errno().number());
+            let mut failure = Failure::new(errno, error.explain(word).to_string());
+            let line = error.of_word(word).to_string();
+            if !line.is_empty() {
+                failure.kernel.push(format!("device-mapper: multipath: {line}"));
+            }
+            failure
+        })
+}
+
+fn apply(
+    messenger: &Messenger<'_>,
+    words: &[&[u8]],
+    registry: &Registry,
+) -> Result<(), MessageError> {
+    let command = Command::parse(words)?;
+    let table = messenger.table();
+    let Some((_, paths)) = table.multipath() else { return Err(MessageError::Unrecognised) };
+    let meant = match command.device() {
+        Some(word) => meant(word, table, paths, registry)?,
+        None => Vec::new(),
+    };
+    messenger
+        .apply(&command, |path| meant.contains(&path))
+        .unwrap_or(Err(MessageError::Unrecognised))
+}
+
+/// The paths over the device that a word names.
+fn meant(
+    word: &[u8],
+    table: &Table,
+    paths: &[To],
+    registry: &Registry,
+) -> Result<Vec<u32>, MessageError> {
+    let found = match find(word, registry) {
+        Ok(found) => found,
+        // The kernel takes a number as it is; if there is no such device, no path is over it.
+        Err(failure) if failure.errno == Errno::Enxio => return Ok(Vec::new()),
+        Err(failure) => {
+            let errno = CoreErrno::from_number(failure.errno.number()).unwrap_or(CoreErrno::Eio);
+            return Err(MessageError::Device { errno });
+        }
+    };
+    let Found::Leaf(named) = found else { return Ok(Vec::new()) };
+    let key = Leaf::key_of(&named);
+    let names = table.segments().first().map(|segment| &*segment.words).unwrap_or_default();
+    let leads = |number: u32, to: &To| {
+        let leaf = table.leaf_of(*to);
+        // The word, too: a file may be gone from where it was when it was opened.
+        names.get(number as usize).is_some_and(|name| name.as_bytes() == word)
+            || leaf.is_some_and(|leaf| key.as_deref() == Some(leaf.key()))
+    };
+    let meant: Vec<u32> =
+        (0..).zip(paths).filter(|(number, to)| leads(*number, to)).map(|(path, _)| path).collect();
+    match named {
+        Address::Path(path) if meant.is_empty() && !path.exists() => {
+            Err(MessageError::Device { errno: CoreErrno::Enoent })
+        }
+        _ => Ok(meant),
+    }
+}
