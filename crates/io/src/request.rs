@@ -6,6 +6,7 @@
 //! announced, the pipeline against the live table (a table may have shrunk meanwhile).
 
 use crate::sys::pages::Pages;
+pub use crate::sys::span::Span;
 
 /// Kind of a request. Closed set: every stage matches all of it. (`repr(u8)` keeps the tag in its
 /// own byte. Without it the compiler hides the tag in a niche of a field, and every match pays for
@@ -45,6 +46,16 @@ impl Op {
 /// Names a request to the export that made it. The export chooses the value.
 pub type Token = u64;
 
+/// The mark of a token that the ublk export made.
+pub const UBLK_TOKEN: Token = 1 << 63;
+
+/// Who made a request: the connection or hardware queue, as far as its token tells.
+pub(crate) fn owner_of(token: Token) -> u64 {
+    // The tag of a request of a hardware queue has 16 bits, the number of one of a connection 32.
+    let shift = if token & UBLK_TOKEN == 0 { 32 } else { 16 };
+    token >> shift << shift
+}
+
 /// One request to one device.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -62,24 +73,6 @@ pub struct Request {
     pub pages: Option<Pages>,
     /// Given back in [`Done`].
     pub token: Token,
-}
-
-/// A piece of memory that an export lends to the pipeline for the life of a request.
-///
-/// Contract: whoever puts a span in a [`Request`] keeps the memory valid, and neither moves nor
-/// touches it, until the request is answered: its start has returned an answer, or its [`Done`] was
-/// taken. The pipeline touches it only in between.
-#[derive(Clone, Copy, Debug)]
-pub struct Span(pub *mut u8);
-
-impl Span {
-    /// No data.
-    pub const NONE: Span = Span(std::ptr::null_mut());
-
-    /// The span `bytes` further on.
-    pub fn at(self, bytes: u64) -> Span {
-        Span(self.0.wrapping_add(bytes as usize))
-    }
 }
 
 /// The answer to a request.

@@ -39,6 +39,9 @@ use crate::sys::slots::Slots;
 pub use gate::Interrupt;
 use gate::Reason;
 
+/// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
+pub const MAX_DEVICES: usize = 1 << 20;
+
 /// Why control of a device failed. The texts of the kernel's log where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -49,10 +52,10 @@ pub enum DeviceError {
     #[error("'{0}' is the name, uuid or number of another device")]
     Exists(String),
     /// No number of a device.
-    #[error("the number {0} is too large: it must be below {max}", max = crate::pool::MAX_DEVICES)]
+    #[error("the number {0} is too large: it must be below {max}", max = MAX_DEVICES)]
     Number(u32),
     /// All numbers are taken.
-    #[error("there are {max} devices: no more is possible", max = crate::pool::MAX_DEVICES)]
+    #[error("there are {max} devices: no more is possible", max = MAX_DEVICES)]
     TooMany,
     /// In use.
     #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]

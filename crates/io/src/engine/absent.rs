@@ -10,13 +10,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::{Engine, LeafIo, Limits, Submitted};
-use crate::leaf::{self, Address, LeafError, LeafOptions};
+use crate::engine::error::LeafError;
 use crate::sys::ring::Ring;
+
+/// Tries to open the real engine: gives it, what is known of the leaf, and its name. The leaf that
+/// this is the engine of knows how ([`crate::leaf::open_engine`]).
+pub(crate) type Open = Box<dyn Fn() -> Result<(Engine, Limits, String), LeafError> + Send + Sync>;
 
 /// See the module's text.
 pub struct AbsentEngine {
-    address: Address,
-    options: LeafOptions,
+    open: Open,
     /// The limits of the other paths.
     limits: Limits,
     identity: Option<String>,
@@ -26,14 +29,8 @@ pub struct AbsentEngine {
 impl AbsentEngine {
     /// Creates a placeholder for a leaf that cannot be reached yet. When it appears, it must have
     /// `limits` and `identity`; otherwise it is rejected.
-    pub(crate) fn new(
-        address: &Address,
-        options: &LeafOptions,
-        limits: &Limits,
-        identity: Option<String>,
-    ) -> Self {
-        let (address, limits) = (address.clone(), limits.clone());
-        AbsentEngine { address, options: *options, limits, identity, found: OnceLock::new() }
+    pub(crate) fn new(open: Open, limits: &Limits, identity: Option<String>) -> Self {
+        AbsentEngine { open, limits: limits.clone(), identity, found: OnceLock::new() }
     }
 
     /// The real engine, once a probe has found it.
@@ -70,8 +67,7 @@ impl AbsentEngine {
         if let Some(engine) = self.found() {
             return engine.probe(timeout);
         }
-        let opened = leaf::open_engine(&self.address, &self.options);
-        let (engine, limits, name) = opened.map_err(|error| match error {
+        let (engine, limits, name) = (self.open)().map_err(|error| match error {
             LeafError::System { source, .. } => source,
             error => io::Error::other(error),
         })?;

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::engine::Limits;
+use crate::engine::io::Limits;
 use crate::engine::mode::Unfit;
 
 /// Why a leaf cannot be used. Each is a sentence that quotes the address.

@@ -19,9 +19,11 @@ use io_uring::{opcode, squeue, types};
 
 use super::discard::Discards;
 use super::mode::{Mode, Unfit};
-use super::{COPY_STEP, LeafIo, LeafOp, Limits, Submitted};
-use crate::leaf::{LeafError, LeafOptions};
-use crate::pipeline::{HOLE, ZERO};
+use super::{LeafIo, LeafOp, Limits, Submitted};
+use crate::engine::error::LeafError;
+use crate::engine::io::COPY_STEP;
+use crate::engine::io::{HOLE, ZERO};
+use crate::engine::options::LeafOptions;
 use crate::sys::buffer::Buffer;
 use crate::sys::ring::{Ring, Tag, user_data};
 
@@ -308,7 +310,7 @@ impl FileEngine {
         };
         match read {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            read => super::answered(read.map(drop)),
+            read => super::io::answered(read.map(drop)),
         }
     }
 

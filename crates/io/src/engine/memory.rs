@@ -9,8 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::{COPY_STEP, FREE_STEP, LeafIo, LeafOp, Submitted};
-use crate::pipeline::{HOLE, ZERO};
+use super::{LeafIo, LeafOp, Submitted};
+use crate::engine::io::{COPY_STEP, FREE_STEP};
+use crate::engine::io::{HOLE, ZERO};
 
 const PAGE: usize = 4096;
 /// Pages whose state is read at a time.

@@ -9,11 +9,13 @@ pub(crate) mod custom;
 mod discard;
 pub(crate) mod error;
 pub mod file;
+pub(crate) mod io;
 pub mod iscsi;
 pub mod memory;
 pub mod mode;
 pub mod nbd;
 pub mod null;
+pub(crate) mod options;
 #[cfg_attr(
     not(feature = "internals"),
     allow(dead_code, unreachable_pub, reason = "public with `internals`")
@@ -22,119 +24,18 @@ pub(crate) mod session;
 pub mod sim;
 
 pub use custom::{CustomEngine, CustomKind, CustomOp};
+pub use io::{LeafIo, LeafOp, Limits, Submitted};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::links;
 pub use session::uri;
 
-use std::io;
 use std::time::Duration;
 
 use blkswitch_core::multipath::outcome::is_path_error;
 
-use crate::pipeline::{HOLE, ZERO};
-use crate::request::Span;
-use crate::sys::pages::Pages;
 use crate::sys::ring::Ring;
-
-/// Size, block size and abilities of a leaf, read when it is opened.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Size in 512-byte sectors (a last partial sector is not counted).
-    pub sectors: u64,
-    /// Smallest I/O in bytes: offsets and lengths must be multiples.
-    pub logical_block: u32,
-    /// What the medium writes at once, in bytes.
-    pub physical_block: u32,
-    /// Opened for reading only, or a read-only medium.
-    pub read_only: bool,
-    /// Seeks are slow.
-    pub rotational: bool,
-    /// Real device numbers of a block device.
-    pub device_numbers: Option<(u32, u32)>,
-}
-
-impl Limits {
-    /// Limits of something in memory.
-    pub fn memory(bytes: u64) -> Limits {
-        Limits {
-            sectors: bytes / 512,
-            logical_block: 512,
-            physical_block: 4096,
-            read_only: false,
-            rotational: false,
-            device_numbers: None,
-        }
-    }
-}
-
-/// What a part asks of a leaf. (A byte of its own: as [`crate::request::Op`].)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum LeafOp {
-    /// Read into the data.
-    Read,
-    /// Write the data.
-    Write,
-    /// Make completed writes stable.
-    Flush,
-    /// Drop the range.
-    Discard,
-    /// Zero the range without transferring zeroes; keep the space if `no_hole`.
-    Zero {
-        /// Keep the space allocated.
-        no_hole: bool,
-    },
-}
-
-/// One operation on a leaf. `data` follows the contract of [`Span`].
-#[derive(Clone, Copy, Debug)]
-pub struct LeafIo {
-    /// What to do.
-    pub op: LeafOp,
-    /// Stable before completion; only with writes, and only if [`Engine::has_fua`].
-    pub fua: bool,
-    /// Fail with EOPNOTSUPP rather than be as slow as a write; only with zeroing.
-    pub fast: bool,
-    /// Byte offset on the leaf.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-    /// The data of a read or write.
-    pub data: Span,
-    /// Where the data really is, if the leaf is to take it from there ([`Engine::takes_pages`]).
-    pub pages: Option<Pages>,
-    /// The part, for the completion.
-    pub part: u32,
-    /// The queue that submits.
-    pub queue: usize,
-}
-
-/// Bytes that an engine copies at once, on the queue's thread: a tenth of a millisecond, or a few if
-/// the memory is new. What is longer is done a stretch at a time, so that others have their turn.
-pub(crate) const COPY_STEP: u64 = 512 << 10;
-/// Bytes that an engine gives back to the system at once.
-const FREE_STEP: u64 = 8 << 20;
-
-/// What became of a submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Submitted {
-    /// Done: a count of bytes or a negative errno. A read or write of fewer bytes than were asked
-    /// for, and more than none, is to be asked for the rest. So is a discard or zeroing; that may
-    /// also say 0 for all of it.
-    Done(i64),
-    /// The ring will tell.
-    Pending,
-}
-
-/// What a probe makes of an answer: an error that fails no path says that the path is there. Only
-/// for answers: the same number from an attempt to connect says that it is not.
-fn answered(answer: io::Result<()>) -> io::Result<()> {
-    match answer {
-        Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => Ok(()),
-        answer => answer,
-    }
-}
+use io::{HOLE, ZERO};
 
 /// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
 #[repr(u8)]
@@ -244,7 +145,7 @@ impl Engine {
     }
 
     /// Makes all completed writes stable, blocking.
-    pub fn flush_blocking(&self) -> io::Result<()> {
+    pub fn flush_blocking(&self) -> std::io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.flush_blocking(),
             Engine::Custom(engine) => engine.engine().flush_blocking(),
@@ -261,7 +162,7 @@ impl Engine {
     /// or block device cannot). Called from the control side, also while queues submit; one at a
     /// time. An answer that fails no path, like a bad block, is an answer. Errors: it cannot be
     /// reached, or is not what it was when it was opened.
-    pub fn probe(&self, timeout: Duration) -> io::Result<()> {
+    pub fn probe(&self, timeout: Duration) -> std::io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
             Engine::Custom(engine) => engine.engine().probe(timeout),

@@ -1,6 +1,7 @@
 //! The null engine: reads return zeroes, writes vanish. It is the smallest example of an engine.
 
-use super::{COPY_STEP, LeafIo, LeafOp, Submitted};
+use super::{LeafIo, LeafOp, Submitted};
+use crate::engine::io::COPY_STEP;
 
 /// See the module's text.
 pub struct NullEngine;

@@ -9,17 +9,7 @@ pub mod ublk;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use crate::request::Token;
-
-/// The mark of a token that the ublk export made.
-pub const UBLK_TOKEN: Token = 1 << 63;
-
-/// Who made a request: the connection or hardware queue, as far as its token tells.
-pub(crate) fn owner_of(token: Token) -> u64 {
-    // The tag of a request of a hardware queue has 16 bits, the number of one of a connection 32.
-    let shift = if token & UBLK_TOKEN == 0 { 32 } else { 16 };
-    token >> shift << shift
-}
+pub use crate::request::UBLK_TOKEN;
 
 /// A listening socket.
 pub struct Listener {

@@ -10,17 +10,12 @@ use super::split::Cut;
 use super::split::{self, Piece, PieceTo};
 use super::state::Hops;
 use super::{Pipeline, WINDOW, shared_leaf_at};
+use crate::engine::io::{HOLE, ZERO};
 use crate::leaf::Leaf;
 
 /// Pieces of a device described at a time, at most: each may cost system calls. What was not
 /// described is asked for again.
 pub(crate) const EXTENTS_PIECES: usize = 4096;
-
-/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's
-/// base:allocation).
-pub const HOLE: u32 = 1;
-/// See [`HOLE`].
-pub const ZERO: u32 = 2;
 
 /// What [`Pipeline::extents`] tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,8 @@ use blkswitch_core::multipath::{Attempt, Event};
 
 use crate::device::failing::Failures;
 use crate::device::table::{Below, Live, PathGroups, Segment, Table, Target, To};
-use crate::engine::{COPY_STEP, LeafIo, LeafOp, Submitted};
+use crate::engine::io::COPY_STEP;
+use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
 use crate::request::{Done, Op, Request};
 use crate::stats::{Counters, Kind};
@@ -42,11 +43,12 @@ mod unfinished;
 #[cfg(feature = "internals")]
 mod unrouted;
 
+pub use crate::engine::io::{HOLE, ZERO};
 use alone::Alone;
 use counting::Counted;
 use devices::Devices;
 pub(crate) use extents::EXTENTS_PIECES;
-pub use extents::{Extents, Found, HOLE, ZERO};
+pub use extents::{Extents, Found};
 use full::Full;
 use judge::Verdict;
 use split::{Piece, PieceTo};

@@ -18,8 +18,7 @@ use std::collections::VecDeque;
 use super::split::{Cut, Piece, PieceTo};
 use super::state::{Parked, Running};
 use super::{Pipeline, WINDOW, check, worst};
-use crate::export::owner_of;
-use crate::request::{Op, Token};
+use crate::request::{Op, Token, owner_of};
 use crate::sys::ring::Ring;
 
 /// Weight of the pieces that one owner has under way: as much as one request may have, twice the

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::Event;
 
+pub use crate::device::MAX_DEVICES;
 use crate::device::event::{Observer, What};
 use crate::device::failing::{Failure, Telling};
 use crate::device::{Device, DeviceError};
@@ -37,8 +38,6 @@ pub use stopping::STOP_TIME;
 /// Queue threads at most: more than the cores of any machine this is for; the bound of per-queue
 /// memory.
 pub const MAX_QUEUES: usize = 256;
-/// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
-pub const MAX_DEVICES: usize = 1 << 20;
 
 /// A queue that takes longer than this to say who is connected is not waited for.
 const CLIENTS_TIME: Duration = Duration::from_secs(2);

@@ -12,5 +12,6 @@ pub mod process;
 pub mod ring;
 pub mod slab;
 pub mod slots;
+pub(crate) mod span;
 pub mod sparse;
 pub(crate) mod sync;

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
-use crate::request::Span;
+use crate::sys::span::Span;
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,14 @@
 //! the prefix that the module already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is
 //! big-endian.
 
+/// Largest READ or WRITE, and the "maximum payload" that `NBD_INFO_BLOCK_SIZE` announces. 2^25 is
+/// the size every client may rely on when nothing was announced, and the largest a payload can be
+/// without counting as an attack.
+pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
+
+/// Longest string (export name, query, description) in bytes; the document's own limit.
+pub const MAX_STRING: usize = 4096;
+
 /// First magic of the greeting, `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second magic of the greeting and first word of every option, `IHAVEOPT`.

@@ -7,10 +7,10 @@
 
 use std::fmt;
 
+use crate::engine::error::LeafError;
 use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, options, write_host,
 };
-use crate::leaf::LeafError;
 
 /// The port of iSCSI.
 pub(super) const PORT: u16 = 3260;

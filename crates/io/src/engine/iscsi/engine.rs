@@ -14,12 +14,14 @@ use super::address::IscsiAddress;
 use super::link::IscsiLink;
 use super::scsi::Volume;
 use super::session::{Isid, Session};
+use crate::engine::error::LeafError;
+use crate::engine::io::answered;
+use crate::engine::io::{HOLE, ZERO};
+use crate::engine::options::LeafOptions;
 use crate::engine::session::carrier::{self, Carrier};
 use crate::engine::session::connector::Connector;
 use crate::engine::session::links::Link;
-use crate::engine::{LeafIo, LeafOp, Limits, Submitted, answered};
-use crate::leaf::{LeafError, LeafOptions};
-use crate::pipeline::{HOLE, ZERO};
+use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
 use crate::sys::ring::Ring;
 
 type Shared = carrier::Shared<IscsiLink>;

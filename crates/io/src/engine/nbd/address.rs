@@ -6,11 +6,11 @@
 
 use std::fmt;
 
+use crate::engine::error::LeafError;
 pub use crate::engine::session::uri::Place;
 use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, number, options, write_host,
 };
-use crate::leaf::LeafError;
 
 /// The port of NBD.
 const PORT: u16 = 10809;

@@ -10,7 +10,7 @@ use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands, shake_hands_in_place};
 use super::link::Connection;
 use super::wire::{self, Covered, Parsed, Reply, What};
-use crate::engine::answered;
+use crate::engine::io::answered;
 use crate::engine::session::socket::Socket;
 use crate::wire::nbd::{Command, SIMPLE_REPLY_LEN};
 

@@ -8,11 +8,12 @@
 use std::io;
 
 use crate::engine::session::socket::Socket;
-use crate::export::nbd::{MAX_REQUEST_BYTES, MAX_STRING, replaces};
 use crate::wire::nbd::{
     INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, handshake_flag, info, opt, rep,
     transmission_flag as flag,
 };
+use crate::wire::nbd::{MAX_REQUEST_BYTES, MAX_STRING};
+use crate::wire::replaces;
 
 /// Longest reply to an option that is read: some strings.
 const MAX_REPLY: usize = 4 * MAX_STRING;

@@ -6,7 +6,7 @@
 //! claims about lengths is checked against the request it answers by the caller, with [`Covered`]
 //! for the pieces of a read.
 
-use crate::export::nbd::MAX_STRING;
+use crate::wire::nbd::MAX_STRING;
 use crate::wire::nbd::{
     NbdError, REQUEST_LEN, REQUEST_MAGIC, Reader, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_LEN, STRUCTURED_REPLY_MAGIC, chunk,

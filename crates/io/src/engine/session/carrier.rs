@@ -19,7 +19,7 @@ use io_uring::{opcode, types};
 use super::connector::Connector;
 use super::links::{Finished, Link, Part, Port};
 use super::uri::Patience;
-use crate::engine::{LeafIo, LeafOp};
+use crate::engine::io::{LeafIo, LeafOp};
 use crate::sys::slab::Slab;
 
 /// Longest time of a timer, so that a link that ends waits only briefly for it.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::{opcode, types};
 
-use crate::engine::{LeafIo, Submitted};
+use crate::engine::io::{LeafIo, Submitted};
 use crate::sys::ring::{Completion, Ring, Tag, user_data};
 use crate::sys::slab::Slab;
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::leaf::LeafError;
+use crate::engine::error::LeafError;
 
 /// Time limit of an answer in seconds: the default, and the most.
 const TIMEOUT: u64 = 30;

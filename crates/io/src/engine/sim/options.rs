@@ -6,7 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::MILLION;
-use crate::leaf::{LeafError, parse_size};
+use crate::engine::error::LeafError;
+use crate::engine::options::parse_size;
 
 /// Logical block sizes that disks have; the first is the default.
 const BLOCK_SIZES: [u32; 2] = [512, 4096];

@@ -26,7 +26,6 @@ pub mod contexts;
 pub mod handshake;
 pub(crate) mod inquiry;
 mod peer;
-pub mod replaces;
 pub mod reply;
 pub mod server;
 pub mod session;
@@ -35,25 +34,18 @@ mod testing;
 
 pub use crate::device::names;
 pub use crate::wire::nbd as proto;
-pub use crate::wire::nbd::{Command, NbdError};
+pub use crate::wire::nbd::{Command, MAX_REQUEST_BYTES, MAX_STRING, NbdError};
+pub use crate::wire::replaces;
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
 pub use peer::Peer;
 pub use reply::{MAX_REPLY_HEADER, StatusWriter};
 pub use session::{Parsed, Request, Session};
 
-/// Largest READ or WRITE, and the "maximum payload" that `NBD_INFO_BLOCK_SIZE` announces. 2^25 is
-/// the size every client may rely on when nothing was announced, and the largest a payload can be
-/// without counting as an attack.
-pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
-
 /// Largest payload of a compact WRITE that is read and thrown away to answer with an error. Twice
 /// the maximum covers clients that never asked for the limits and are a little too greedy; what is
 /// longer ends the connection.
 pub const MAX_SKIPPED_PAYLOAD_BYTES: u32 = 2 * MAX_REQUEST_BYTES;
-
-/// Longest string (export name, query, description) in bytes; the document's own limit.
-pub const MAX_STRING: usize = 4096;
 
 /// Longest text that goes with an error during the handshake, in bytes: what the document
 /// recommends for strings.
