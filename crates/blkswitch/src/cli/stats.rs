@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::names::Selector;
 use super::options::Options;
 use super::terminal;
-use crate::protocol::{DeviceStats, Errno, IoStats, Latency, device_path, route};
+use crate::protocol::{DeviceStats, Errno, IoStats, Latency, PathStats, device_path, route};
 
 /// Show reads, writes, errors and latencies of devices and of their paths
 ///
@@ -28,7 +28,7 @@ pub(super) struct Stats {
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 /// Headings, in the order of a [`row`].
-const HEADINGS: [&str; 11] = [
+const HEADINGS: [&str; 12] = [
     "",
     "reads",
     "read bytes",
@@ -36,11 +36,14 @@ const HEADINGS: [&str; 11] = [
     "written",
     "flushes",
     "discards",
+    "ignored",
     "zeroes",
     "errors",
     "read p50/p99/max",
     "write p50/p99/max",
 ];
+/// The column of parts of discards that did nothing. It is shown where there were any.
+const IGNORED: usize = 7;
 /// Columns before the numbers of a paragraph.
 const INDENT: usize = 4;
 
@@ -106,18 +109,23 @@ fn table(stats: &DeviceStats, width: usize) -> String {
         let segment = if several { format!("{}: ", path.segment) } else { String::new() };
         rows.push(row(format!("  {segment}{} {}", path.path, path.address), &path.io));
     }
-    let all = || std::iter::once(HEADINGS.map(str::to_owned)).chain(rows.iter().cloned());
-    let widths: Vec<usize> = (0..HEADINGS.len())
+    let mut headings = HEADINGS.map(str::to_owned).to_vec();
+    let ignored = |path: &PathStats| path.io.ignored_discards > 0;
+    if stats.total.ignored_discards == 0 && !stats.paths.iter().any(ignored) {
+        headings.remove(IGNORED);
+        rows.iter_mut().for_each(|row| drop(row.remove(IGNORED)));
+    }
+    let all = || std::iter::once(&headings).chain(&rows);
+    let widths: Vec<usize> = (0..headings.len())
         .map(|at| all().map(|row| row[at].chars().count()).max().unwrap_or(0))
         .collect();
-    if widths.iter().sum::<usize>() + 2 * (HEADINGS.len() - 1) > width {
-        return rows.iter().map(|row| paragraph(row, width)).collect();
+    if widths.iter().sum::<usize>() + 2 * (headings.len() - 1) > width {
+        return rows.iter().map(|row| paragraph(row, &headings, width)).collect();
     }
     let mut out = String::new();
     for row in all() {
-        let [name, numbers @ ..] = row;
-        let _ = write!(out, "{name:<0$}", widths[0]);
-        for (number, width) in numbers.iter().zip(&widths[1..]) {
+        let _ = write!(out, "{:<1$}", row[0], widths[0]);
+        for (number, width) in row[1..].iter().zip(&widths[1..]) {
             let _ = write!(out, "  {number:>width$}");
         }
         out.push('\n');
@@ -126,11 +134,10 @@ fn table(stats: &DeviceStats, width: usize) -> String {
 }
 
 /// The name, and below it the numbers with their headings, in lines of at most `width` columns.
-fn paragraph(row: &[String; 11], width: usize) -> String {
-    let [name, numbers @ ..] = row;
-    let mut out = format!("{name}\n");
+fn paragraph(row: &[String], headings: &[String], width: usize) -> String {
+    let mut out = format!("{}\n", row[0]);
     let mut used = 0;
-    for (heading, number) in HEADINGS[1..].iter().zip(numbers) {
+    for (heading, number) in headings.iter().zip(row).skip(1) {
         let text = format!("{heading} {number}");
         let length = text.chars().count();
         if used > 0 && used + ", ".len() + length <= width {
@@ -146,8 +153,8 @@ fn paragraph(row: &[String; 11], width: usize) -> String {
     out
 }
 
-fn row(name: String, io: &IoStats) -> [String; 11] {
-    [
+fn row(name: String, io: &IoStats) -> Vec<String> {
+    vec![
         name,
         io.reads.to_string(),
         io.read_bytes.to_string(),
@@ -155,6 +162,7 @@ fn row(name: String, io: &IoStats) -> [String; 11] {
         io.written_bytes.to_string(),
         io.flushes.to_string(),
         io.discards.to_string(),
+        io.ignored_discards.to_string(),
         io.write_zeroes.to_string(),
         io.errors.to_string(),
         latency(&io.read_latency),
@@ -185,7 +193,6 @@ fn duration(nanoseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::PathStats;
 
     #[test]
     fn a_row_for_the_device_and_one_per_path() {
@@ -219,6 +226,28 @@ mod tests {
             assert!(narrow.contains("\n  0 /tmp/a\n    reads 12, "), "{narrow}");
             assert!(narrow.contains("read p50/p99/max 900ns/25.3us/3ms"), "{narrow}");
         }
+    }
+
+    #[test]
+    fn ignored_discards_have_a_column_where_there_were_any() {
+        let io = |ignored_discards| IoStats { discards: 3, ignored_discards, ..IoStats::default() };
+        let path = |number, ignored| PathStats {
+            path: number,
+            address: "/tmp/a".into(),
+            io: io(ignored),
+            ..PathStats::default()
+        };
+        let stats = |ignored| DeviceStats {
+            name: "switch".into(),
+            total: io(0),
+            paths: vec![path(0, 0), path(1, ignored)],
+        };
+        assert!(!table(&stats(0), usize::MAX).contains("ignored"));
+        let text = table(&stats(2), usize::MAX);
+        let column = text.find("ignored").unwrap();
+        let cells = text.lines().map(|line| line[column..column + "ignored".len()].trim());
+        assert_eq!(cells.collect::<Vec<_>>(), ["ignored", "0", "0", "2"], "{text}");
+        assert!(table(&stats(2), 60).contains("discards 3, ignored 2"));
     }
 
     #[test]
