@@ -3,7 +3,7 @@
 //!
 //! | folder | what |
 //! |---|---|
-//! | [`server`] | the control protocol over HTTP: routes, connections, the stream of events, metrics |
+//! | [`server`] | the control protocol over HTTP: routes and the document that describes them, connections, the stream of events, metrics |
 //! | [`checker`] | the paths of multipath devices are looked after |
 //! | [`devices`] | what can be done with devices, also as disks of this machine; what the next daemon needs to go on with them |
 //! | [`tables`] | from the text of a table to a table that runs, and back |

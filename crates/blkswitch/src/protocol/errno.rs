@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 macro_rules! errnos {
-    ($($variant:ident = $number:literal, $name:literal, $text:literal, $status:literal;)*) => {
+    // A `literal` would hide the name from the derive of the schema, which then invents another.
+    ($($variant:ident = $number:literal, $name:tt, $text:literal, $status:literal;)*) => {
         /// Error numbers of Linux, by name on the wire. Those that the control path can meet; any
         /// other is `EIO`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

@@ -13,6 +13,7 @@ use super::PICTURE_CELLS_MAX;
 pub struct SegmentQuery {
     /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are
     /// several or none.
+    #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
 }
 
@@ -22,10 +23,13 @@ pub struct SegmentQuery {
 #[serde(deny_unknown_fields)]
 pub struct MapQuery {
     /// First region; absent: 0.
+    #[param(maximum = 18446744073709551615u64)]
     pub from: Option<u64>,
     /// Last region, included; absent: the last there is.
+    #[param(maximum = 18446744073709551615u64)]
     pub to: Option<u64>,
     /// As in [`SegmentQuery`].
+    #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
     /// How the runs are written.
     #[serde(default)]
@@ -78,12 +82,16 @@ pub struct MapHead {
 pub struct PictureQuery {
     /// At most so many cells, 1 to [`PICTURE_CELLS_MAX`]. A cell gets 1, 2, 5, 10, 20, 50, ...
     /// regions, as few as will do (`picture::condense` counts them).
+    #[param(minimum = 1, maximum = 65536)]
     pub cells: usize,
     /// First region; absent: 0.
+    #[param(maximum = 18446744073709551615u64)]
     pub from: Option<u64>,
     /// Last region, included; absent: the last there is.
+    #[param(maximum = 18446744073709551615u64)]
     pub to: Option<u64>,
     /// As in [`SegmentQuery`].
+    #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
 }
 

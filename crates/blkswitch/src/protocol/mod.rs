@@ -41,9 +41,12 @@
 mod errno;
 mod kept;
 mod maps;
+mod object;
 mod users;
 
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::Type;
+use utoipa::openapi::{Object, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
 
 pub use self::errno::Errno;
@@ -52,6 +55,7 @@ pub use self::maps::{
     Cell, CompactMap, MapForm, MapHead, MapPicture, MapQuery, PictureQuery, RegionMap, Run,
     SegmentQuery,
 };
+pub use self::object::{object, optional_object};
 pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
@@ -302,11 +306,14 @@ pub struct LeafOptions {
 #[serde(deny_unknown_fields)]
 pub struct CreateDevice {
     /// Name in the stored form: 1 to [`NAME_MAX_BYTES`] bytes, no `/`.
+    #[schema(schema_with = name_schema)]
     pub name: String,
     /// Uuid: at most [`UUID_MAX_BYTES`] bytes, unique; `None` and empty are the same.
+    #[schema(max_length = 128, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$")]
     #[serde(default)]
     pub uuid: Option<String>,
     /// The number to use; `None`: the lowest free one.
+    #[schema(maximum = 1048575)]
     #[serde(default)]
     pub minor: Option<u32>,
     /// Refuse writes.
@@ -317,11 +324,15 @@ pub struct CreateDevice {
     #[serde(default)]
     pub table: Option<String>,
     /// How leaves are opened.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub leaves: LeafOptions,
     /// Make a disk of it too. When that fails the device stays, and the answer is the failure of
     /// `attach`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_object"
+    )]
     pub ublk: Option<AttachUblk>,
 }
 
@@ -337,7 +348,7 @@ pub struct LoadTable {
     #[serde(default)]
     pub read_only: bool,
     /// How leaves are opened.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub leaves: LeafOptions,
 }
 
@@ -408,6 +419,7 @@ pub struct Removed {
 #[serde(deny_unknown_fields)]
 pub struct MessageQuery {
     /// An absolute sector of the device; its segment gets the message.
+    #[param(maximum = 18446744073709551615u64)]
     #[serde(default)]
     pub sector: u64,
     /// All or nothing, instead of the kernel's "applied as far as it was understood".
@@ -431,6 +443,7 @@ pub struct MessageReply {
 pub struct EventsQuery {
     /// Answer as soon as the event number differs from this, at the latest after
     /// [`EVENTS_POLL_SECONDS`].
+    #[param(maximum = 4294967295u64)]
     #[serde(default)]
     pub after: u32,
 }
@@ -585,6 +598,18 @@ pub struct ErrorBody {
     pub device: Option<[u32; 2]>,
 }
 
+/// What the daemon takes as a name. A schema counts characters and not bytes: names in the stored
+/// form have one for each.
+fn name_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("Name in the stored form: 1 to 127 bytes, no `/`, not `control`."))
+        .min_length(Some(1))
+        .max_length(Some(NAME_MAX_BYTES))
+        .pattern(Some(r"^(?!(control|\.|\.\.)$)[^/\u0000-\u001f\u007f-\u009f]+$"))
+        .build()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -602,5 +627,22 @@ mod tests {
         assert!(serde_json::from_str::<CreateDevice>(misspelt).is_err());
         let minimal: CreateDevice = serde_json::from_str(r#"{"name": "x"}"#).unwrap();
         assert_eq!(minimal, CreateDevice { name: "x".into(), ..CreateDevice::default() });
+        let whole = r#"{"name": "x", "leaves": {"make_files": true}, "ublk": {"queues": 2}}"#;
+        let whole: CreateDevice = serde_json::from_str(whole).unwrap();
+        assert!(whole.leaves.make_files && whole.ublk.unwrap().queues == Some(2));
+        let none = r#"{"name": "x", "ublk": null}"#;
+        assert_eq!(serde_json::from_str::<CreateDevice>(none).unwrap().ublk, None);
+    }
+
+    #[test]
+    fn lists_are_no_objects() {
+        for list in [
+            r#"{"name": "x", "leaves": []}"#,
+            r#"{"name": "x", "leaves": null}"#,
+            r#"{"name": "x", "ublk": [1, 2]}"#,
+        ] {
+            let error = serde_json::from_str::<CreateDevice>(list).unwrap_err().to_string();
+            assert!(error.contains("expected an object"), "{error}");
+        }
     }
 }

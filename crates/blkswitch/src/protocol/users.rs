@@ -63,11 +63,13 @@ pub struct Disk {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachUblk {
-    /// Hardware queues; absent: as many as the daemon has queues. The kernel makes no more than it
-    /// has processors.
+    /// Hardware queues, 1 to 4096; absent: as many as the daemon has queues. The kernel makes no
+    /// more than it has processors.
+    #[schema(minimum = 1, maximum = 4096)]
     #[serde(default)]
     pub queues: Option<u16>,
     /// Requests per hardware queue, 1 to 4096; absent: 128.
+    #[schema(minimum = 1, maximum = 4096)]
     #[serde(default)]
     pub depth: Option<u16>,
     /// Zero copy if the kernel can, or none; absent: if all leaves can do without copies and one

@@ -523,10 +523,9 @@ fn metrics_count_devices_and_paths() {
         r#"blkswitch_path_requests_total{device="m",segment="0",path="1",address="mem:1048576",op="write"} 1"#,
         r#"blkswitch_latency_seconds_count{device="m",op="read"} 1"#,
         r#"blkswitch_latency_seconds_bucket{le="+Inf",device="m",op="write"} 1"#,
-        r#"blkswitch_open_count{device="m"} 1.0"#,
+        r#"blkswitch_opens{device="m"} 1.0"#,
         r#"blkswitch_size_bytes{device="m"} 1048576.0"#,
         r#"blkswitch_regions{device="m"} 16.0"#,
-        "# EOF",
     ] {
         assert!(text.lines().any(|found| found == line), "'{line}' is missing in:\n{text}");
     }
@@ -551,6 +550,11 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
         ),
         ("POST", "/v1/devices", b"\xff\xfe", 400, "the body is not"),
         ("POST", "/v1/devices", b"", 400, "missing field `name`"),
+        ("POST", "/v1/devices", b"[\"x\"]", 400, "expected an object"),
+        ("POST", "/v1/devices", b"{\"name\": \"x\", \"ublk\": {}}", 400, "without a table"),
+        ("POST", "/v1/devices/m/suspend", b"[]", 400, "expected an object"),
+        ("POST", "/v1/devices/m/suspend", b"null", 400, "expected an object"),
+        ("POST", "/v1/devices/m/suspend", b"{} {}", 400, "trailing characters"),
         ("DELETE", "/v1/devices/m?force=maybe", b"", 400, "force=maybe"),
         ("GET", "/v1/devices/m/map/picture?cells=0", b"", 400, "from 1 to 65536"),
         ("GET", "/v1/devices/%FF", b"", 400, "UTF-8"),

@@ -131,7 +131,17 @@ impl Devices {
     /// Makes a device, loads its table and resumes it, all or nothing.
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
         let uuid = request.uuid.unwrap_or_default();
-        let made = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
+        let checked = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
+            if request.table.is_some() || request.ublk.is_none() {
+                return Ok(());
+            }
+            let reason = format!(
+                "'{}' cannot be a disk without a table: create it with one, or attach it later",
+                request.name
+            );
+            Err(Failure::new(Errno::Einval, reason))
+        });
+        let made = checked.and_then(|()| {
             let made = self.registry().create(&request.name, &uuid, request.minor);
             made.map_err(|error| self.taken(error, &request.name))
         });

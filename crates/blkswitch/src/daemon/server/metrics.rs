@@ -3,13 +3,13 @@
 //! | metric | labels |
 //! |---|---|
 //! | `blkswitch_requests_total`, `blkswitch_bytes_total` | device, op |
-//! | `blkswitch_errors_total` | device |
+//! | `blkswitch_errors_total`, `blkswitch_ignored_discards_total` | device |
 //! | `blkswitch_latency_seconds` (histogram) | device, op |
 //! | `blkswitch_path_requests_total`, `blkswitch_path_bytes_total` | device, segment, path, address, op |
-//! | `blkswitch_path_errors_total` | device, segment, path, address |
+//! | `blkswitch_path_errors_total`, `blkswitch_path_ignored_discards_total` | device, segment, path, address |
 //! | `blkswitch_path_up` (of paths that are leaves), `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
 //! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
-//! | `blkswitch_open_count`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
+//! | `blkswitch_opens`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
 //!
 //! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between
 //! two calls.
@@ -28,21 +28,92 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::daemon::devices::Devices;
 use crate::daemon::tables::describe::address;
 
-/// What the text is.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How the metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The text format that every reader of metrics knows.
+    Plain,
+    /// Its successor, for those who ask for it by name.
+    OpenMetrics,
+}
+
+/// [`Form::Plain`] as a media type.
+pub const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// [`Form::OpenMetrics`] as a media type.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+impl Form {
+    /// What `Accept` headers ask for: OpenMetrics if it is named there and nothing is wanted more.
+    pub fn accepted<'a>(headers: impl Iterator<Item = &'a str>) -> Form {
+        let (mut open, mut plain, mut any) = (0.0f32, None::<f32>, 0.0f32);
+        for range in headers.flat_map(|header| header.split(',')) {
+            let mut words = range.split(';').map(str::trim);
+            let name = words.next().unwrap_or_default().to_ascii_lowercase();
+            let quality = words.find_map(|word| word.strip_prefix("q="));
+            let quality = quality.map_or(1.0, |q| q.parse().unwrap_or(0.0));
+            match name.as_str() {
+                "application/openmetrics-text" => open = open.max(quality),
+                "text/plain" => plain = Some(plain.unwrap_or(0.0).max(quality)),
+                "text/*" | "*/*" => any = any.max(quality),
+                _ => {}
+            }
+        }
+        let wanted = open > 0.0 && open >= plain.unwrap_or(any.min(open));
+        if wanted { Form::OpenMetrics } else { Form::Plain }
+    }
+
+    /// As a media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Form::Plain => PLAIN,
+            Form::OpenMetrics => OPEN_METRICS,
+        }
+    }
+}
 
 /// Counters keep four buckets for each power of two; one is enough for a scrape.
 const BUCKETS_MERGED: usize = 4;
+/// Of discards that count as done and freed nothing.
+const IGNORED_HELP: &str = "Parts of discards that did nothing, because a path cannot discard";
 /// Nanoseconds in a second.
 const NS: f64 = 1e9;
 
 /// The metrics of all devices.
-pub fn text(devices: Arc<Devices>) -> Result<String, fmt::Error> {
+pub fn text(devices: Arc<Devices>, form: Form) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("blkswitch");
     registry.register_collector(Box::new(Scrape { devices }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
-    Ok(text)
+    Ok(match form {
+        Form::Plain => plain(&text),
+        Form::OpenMetrics => text,
+    })
+}
+
+/// OpenMetrics in the older format. Samples are the same there. A counter's description has the
+/// name of its samples, and there are no units.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + text.len() / 8);
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let mut words = line.splitn(4, ' ');
+        let (Some("#"), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else {
+            if line != "# EOF" {
+                out.extend([line, "\n"]);
+            }
+            continue;
+        };
+        let rest = words.next().unwrap_or_default();
+        let is_counter = match kind {
+            "TYPE" => rest == "counter",
+            // The type is in the next line.
+            "HELP" => lines.peek().is_some_and(|next| next.ends_with(" counter")),
+            _ => continue,
+        };
+        let total = if is_counter { "_total" } else { "" };
+        out.extend(["# ", kind, " ", name, total, " ", rest, "\n"]);
+    }
+    out
 }
 
 struct Scrape {
@@ -169,6 +240,14 @@ fn device_counters(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::R
             device.totals.errors,
         )?;
     }
+    let mut metric =
+        encoder.encode_descriptor("ignored_discards", IGNORED_HELP, None, MetricType::Counter)?;
+    for device in seen {
+        counter(
+            &mut metric.encode_family(&[("device", device.name.as_str())])?,
+            device.totals.ignored_discards,
+        )?;
+    }
     Ok(())
 }
 
@@ -205,7 +284,9 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
 fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
     type Read = fn(&Seen) -> u64;
     let gauges: [(&str, &str, Read); 5] = [
-        ("open_count", "Connections and devices on top", |seen| seen.device.info().opens.into()),
+        ("opens", "Connections, devices above, and the disk", |seen| {
+            seen.device.info().opens.into()
+        }),
         ("suspended", "1 while requests wait for a resume", |seen| {
             seen.device.info().suspended.into()
         }),
@@ -255,6 +336,12 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         counter(&mut metric.encode_family(&labels)?, path.totals.errors)?;
     }
+    let name = "path_ignored_discards";
+    let mut metric = encoder.encode_descriptor(name, IGNORED_HELP, None, MetricType::Counter)?;
+    for path in paths {
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        counter(&mut metric.encode_family(&labels)?, path.totals.ignored_discards)?;
+    }
     path_health(encoder, paths)
 }
 
@@ -286,4 +373,46 @@ fn with_op<'a>(path: &'a SeenPath, op: &'a str) -> [(&'static str, &'a str); 5] 
     let [device, segment, number, address] =
         path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
     [device, segment, number, address, ("op", op)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_get_the_form_that_they_ask_for() {
+        for (accept, form) in [
+            ("", Form::Plain),
+            ("*/*", Form::Plain),
+            ("text/plain", Form::Plain),
+            ("text/plain;version=0.0.4;q=0.5, */*;q=0.1", Form::Plain),
+            ("application/openmetrics-text;q=0.2,text/plain;q=0.3", Form::Plain),
+            ("application/openmetrics-text;q=0", Form::Plain),
+            ("application/json", Form::Plain),
+            ("application/openmetrics-text", Form::OpenMetrics),
+            ("application/openmetrics-text;version=1.0.0;q=0.5,*/*", Form::OpenMetrics),
+            // As Prometheus asks.
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,\
+                 application/openmetrics-text;version=0.0.1;q=0.4,\
+                 text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                Form::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Form::accepted([accept].into_iter()), form, "{accept}");
+        }
+        let apart = ["text/plain; q=0.4", "application/openmetrics-text; q=0.6"];
+        assert_eq!(Form::accepted(apart.into_iter()), Form::OpenMetrics);
+    }
+
+    #[test]
+    fn the_older_format_describes_counters_by_the_name_of_their_samples() {
+        let text = "# HELP a_requests Some.\n# TYPE a_requests counter\na_requests_total{x=\"y\"} 1\n\
+                    # HELP a_seconds Time.\n# TYPE a_seconds histogram\n# UNIT a_seconds seconds\n\
+                    a_seconds_sum 0.5\n# EOF\n";
+        let wanted = "# HELP a_requests_total Some.\n# TYPE a_requests_total counter\n\
+                      a_requests_total{x=\"y\"} 1\n\
+                      # HELP a_seconds Time.\n# TYPE a_seconds histogram\na_seconds_sum 0.5\n";
+        assert_eq!(plain(text), wanted);
+    }
 }

@@ -1,4 +1,4 @@
-//! The control server: its routes, its state, and the document that describes it.
+//! The control server: its routes and its state.
 //!
 //! Handlers live in [`routes`], a file per group. Each reads its request with the extractors of
 //! [`reply`], does its work on a thread that may block, and answers a type of [`crate::protocol`].
@@ -7,6 +7,7 @@
 //! belongs to the daemon's own user (the socket is mode 0600).
 
 pub mod accept;
+pub mod document;
 pub mod metrics;
 pub mod monitor;
 pub mod reply;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{delete, get, post, put};
 use tokio::sync::{Semaphore, watch};
-use utoipa::OpenApi;
 
 use crate::daemon::devices::Devices;
 use crate::daemon::server::monitor::Monitor;
@@ -25,7 +25,7 @@ use crate::daemon::server::reply::{no_such_method, no_such_route};
 use crate::daemon::server::routes::{
     clients, devices, disks, events, map, message, meta, state, stats, tables,
 };
-use crate::protocol::{self, route};
+use crate::protocol::route;
 
 /// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
 /// starts at most, so that other requests always find one.
@@ -95,111 +95,4 @@ pub fn router(app: App) -> Router {
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(app)
-}
-
-/// The OpenAPI document, generated from the handlers and the types of the protocol.
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "blkswitch control protocol",
-        description = "HTTP/1.1 with JSON bodies over a unix socket. See docs/control-api.md."
-    ),
-    paths(
-        meta::version,
-        meta::targets,
-        meta::openapi,
-        stats::metrics,
-        devices::list,
-        devices::create,
-        devices::show,
-        devices::remove,
-        devices::remove_all,
-        devices::rename,
-        tables::load,
-        tables::clear,
-        tables::suspend,
-        tables::resume,
-        tables::wipe,
-        disks::attach,
-        disks::detach,
-        clients::disconnect,
-        message::message,
-        events::events,
-        routes::monitor::monitor,
-        map::runs,
-        map::picture,
-        map::export,
-        stats::stats,
-        state::list,
-        state::forget,
-    ),
-    components(schemas(protocol::ErrorBody, protocol::Errno, protocol::MapForm))
-)]
-pub struct Document;
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use serde_json::Value;
-
-    use super::*;
-
-    /// `docs/openapi.json` is what the code says; `UPDATE_EXPECT=1` writes it.
-    #[test]
-    fn the_document_in_the_repository_is_up_to_date() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
-        let generated = Document::openapi().to_pretty_json().unwrap() + "\n";
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            std::fs::write(&file, &generated).unwrap();
-        }
-        let kept = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            kept == generated,
-            "docs/openapi.json is out of date: UPDATE_EXPECT=1 cargo test writes it"
-        );
-    }
-
-    /// The places that the `$ref`s of a document name.
-    fn references(value: &Value, found: &mut Vec<String>) {
-        match value {
-            Value::Object(members) => {
-                let here = members.get("$ref").and_then(Value::as_str);
-                found.extend(here.map(str::to_owned));
-                members.values().for_each(|member| references(member, found));
-            }
-            Value::Array(members) => members.iter().for_each(|member| references(member, found)),
-            _ => {}
-        }
-    }
-
-    #[test]
-    fn the_document_has_what_it_refers_to() {
-        let document = serde_json::to_value(Document::openapi()).unwrap();
-        let mut found = Vec::new();
-        references(&document, &mut found);
-        assert!(found.len() > 50, "{found:?}");
-        for reference in &found {
-            let place = reference.strip_prefix('#').expect("nothing refers to other documents");
-            assert!(document.pointer(place).is_some(), "{reference} is not in the document");
-        }
-    }
-
-    #[test]
-    fn the_document_has_every_route_of_the_protocol() {
-        let document = Document::openapi();
-        let source = include_str!("../../protocol/mod.rs");
-        let routes: Vec<&str> = source
-            .lines()
-            .filter(|line| {
-                line.trim_start().starts_with("pub const ") && line.contains("&str = \"/")
-            })
-            .filter_map(|line| line.split('"').nth(1))
-            .collect();
-        assert!(routes.len() >= 16, "{routes:?}");
-        for route in &routes {
-            assert!(document.paths.paths.contains_key(*route), "{route} is not in the document");
-        }
-        assert_eq!(document.paths.paths.len(), routes.len());
-    }
 }

@@ -4,6 +4,7 @@
 //! Contract: bodies are read up to a limit and within a time; nothing panics on what a client
 //! sends.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,11 @@ use blkswitch_io::device::Interrupt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
+use utoipa::IntoResponses;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use crate::daemon::failure::Failure;
-use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES};
+use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES, object};
 
 /// Longest JSON body: a table in which JSON escapes every second byte, and the fields around it.
 pub const JSON_MAX_BYTES: usize = 2 * TABLE_MAX_BYTES;
@@ -52,6 +55,26 @@ impl IntoResponse for Refused {
         let status = StatusCode::from_u16(self.0.errno.http_status())
             .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, axum::Json(*self.0)).into_response()
+    }
+}
+
+/// All answers that a refusal may be: errors of files and servers can have any number.
+impl IntoResponses for Refused {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        let mut names: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+        for errno in Errno::ALL {
+            names.entry(errno.http_status()).or_default().push(errno.name());
+        }
+        let answer = |(status, names): (u16, Vec<&str>)| {
+            let schema = Ref::from_schema_name("ErrorBody");
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            let response = ResponseBuilder::new()
+                .description(names.join(", "))
+                .content("application/json", content)
+                .build();
+            (status.to_string(), RefOr::T(response))
+        };
+        names.into_iter().map(answer).collect()
     }
 }
 
@@ -142,11 +165,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
         let text = read_body(request.into_body(), JSON_MAX_BYTES).await?;
         let text = if text.is_empty() { b"{}".as_slice() } else { &text };
-        serde_json::from_slice(text).map(Json).map_err(|error| {
-            Refused::malformed(
-                Errno::Einval,
-                format!("the body is not what this route takes: {error}"),
-            )
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let read = object(&mut reader).and_then(|read| reader.end().map(|()| read));
+        read.map(Json).map_err(|error| {
+            let reason = format!("the body is not what this route takes: {error}");
+            Refused::malformed(Errno::Einval, reason)
         })
     }
 }

@@ -5,14 +5,14 @@ use axum::extract::State;
 
 use crate::daemon::server::App;
 use crate::daemon::server::reply::{Name, NoBody, Params, Refused, blocking, refuse};
-use crate::protocol::{DisconnectQuery, Disconnected, ErrorBody, route};
+use crate::protocol::{DisconnectQuery, Disconnected, route};
 
 /// End connections to a device.
 #[utoipa::path(
     delete,
     path = route::CLIENTS,
     params(("name" = String, Path, description = "The device"), DisconnectQuery),
-    responses((status = 200, body = Disconnected), (status = "default", body = ErrorBody))
+    responses((status = 200, body = Disconnected), Refused)
 )]
 pub async fn disconnect(
     State(app): State<App>,

@@ -9,11 +9,11 @@ use crate::daemon::server::reply::{
     self, Name, NoBody, Params, Refused, blocking, interruptible, opening, refuse,
 };
 use crate::protocol::{
-    CreateDevice, Device, DeviceList, ErrorBody, RemoveAll, RemoveQuery, Removed, Rename, route,
+    CreateDevice, Device, DeviceList, RemoveAll, RemoveQuery, Removed, Rename, route,
 };
 
 /// All devices, sorted by name.
-#[utoipa::path(get, path = route::DEVICES, responses((status = 200, body = DeviceList)))]
+#[utoipa::path(get, path = route::DEVICES, responses((status = 200, body = DeviceList), Refused))]
 pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
     let devices = blocking(move || app.devices.describe_all()).await?;
     Ok(Json(DeviceList { devices }))
@@ -24,7 +24,7 @@ pub async fn list(State(app): State<App>) -> Result<Json<DeviceList>, Refused> {
     get,
     path = route::DEVICE,
     params(("name" = String, Path, description = "The device")),
-    responses((status = 200, body = Device), (status = "default", body = ErrorBody))
+    responses((status = 200, body = Device), Refused)
 )]
 pub async fn show(State(app): State<App>, Name(name): Name) -> Result<Json<Device>, Refused> {
     blocking(move || {
@@ -39,7 +39,7 @@ pub async fn show(State(app): State<App>, Name(name): Name) -> Result<Json<Devic
     post,
     path = route::DEVICES,
     request_body = CreateDevice,
-    responses((status = 201, body = Device), (status = "default", body = ErrorBody))
+    responses((status = 201, body = Device), Refused)
 )]
 pub async fn create(
     State(app): State<App>,
@@ -57,7 +57,7 @@ pub async fn create(
     path = route::RENAME,
     params(("name" = String, Path, description = "The device")),
     request_body = Rename,
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn rename(
     State(app): State<App>,
@@ -78,7 +78,7 @@ pub async fn rename(
     delete,
     path = route::DEVICE,
     params(("name" = String, Path, description = "The device"), RemoveQuery),
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn remove(
     State(app): State<App>,
@@ -99,8 +99,8 @@ pub async fn remove(
 #[utoipa::path(
     post,
     path = route::REMOVE_ALL,
-    request_body = RemoveAll,
-    responses((status = 200, body = Removed), (status = "default", body = ErrorBody))
+    request_body = Option<RemoveAll>,
+    responses((status = 200, body = Removed), Refused)
 )]
 pub async fn remove_all(
     State(app): State<App>,

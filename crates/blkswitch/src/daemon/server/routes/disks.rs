@@ -5,15 +5,15 @@ use axum::http::StatusCode;
 
 use crate::daemon::server::App;
 use crate::daemon::server::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
-use crate::protocol::{AttachUblk, DetachQuery, Disk, ErrorBody, route};
+use crate::protocol::{AttachUblk, DetachQuery, Disk, route};
 
 /// Make a disk of a device.
 #[utoipa::path(
     put,
     path = route::UBLK,
     params(("name" = String, Path, description = "The device")),
-    request_body = AttachUblk,
-    responses((status = 200, body = Disk), (status = "default", body = ErrorBody))
+    request_body = Option<AttachUblk>,
+    responses((status = 200, body = Disk), Refused)
 )]
 pub async fn attach(
     State(app): State<App>,
@@ -33,7 +33,7 @@ pub async fn attach(
     delete,
     path = route::UBLK,
     params(("name" = String, Path, description = "The device"), DetachQuery),
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn detach(
     State(app): State<App>,

@@ -8,7 +8,7 @@ use axum::extract::State;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, refuse};
 use crate::daemon::server::{App, EVENT_POLLS_MAX};
-use crate::protocol::{EVENTS_POLL_SECONDS, Errno, ErrorBody, Events, EventsQuery, route};
+use crate::protocol::{EVENTS_POLL_SECONDS, Errno, Events, EventsQuery, route};
 
 /// How often a poll looks whether the daemon is to stop.
 const SLICE: Duration = Duration::from_millis(200);
@@ -18,7 +18,7 @@ const SLICE: Duration = Duration::from_millis(200);
     get,
     path = route::EVENTS,
     params(("name" = String, Path, description = "The device"), EventsQuery),
-    responses((status = 200, body = Events), (status = "default", body = ErrorBody))
+    responses((status = 200, body = Events), Refused)
 )]
 pub async fn events(
     State(app): State<App>,

@@ -27,8 +27,8 @@ use crate::daemon::server::reply::{self, Name, Params, Refused, blocking, refuse
 use crate::daemon::tables::describe::address;
 use crate::picture;
 use crate::protocol::{
-    CompactMap, Errno, ErrorBody, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery,
-    RegionMap, Run, SegmentQuery, route,
+    CompactMap, Errno, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap,
+    Run, SegmentQuery, route,
 };
 
 /// What libdm would call the request if it knew it.
@@ -139,7 +139,7 @@ fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), 
             (CompactMap = COMPACT),
             (String = "application/x-ndjson")
         )),
-        (status = "default", body = ErrorBody)
+        Refused
     )
 )]
 pub async fn runs(
@@ -253,7 +253,7 @@ impl Pieces for RunsText {
     get,
     path = route::MAP_PICTURE,
     params(("name" = String, Path, description = "The device"), PictureQuery),
-    responses((status = 200, body = MapPicture), (status = "default", body = ErrorBody))
+    responses((status = 200, body = MapPicture), Refused)
 )]
 pub async fn picture(
     State(app): State<App>,
@@ -333,7 +333,7 @@ fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Ru
     params(("name" = String, Path, description = "The device"), SegmentQuery),
     responses(
         (status = 200, description = "Words of a message", body = String, content_type = "text/plain"),
-        (status = "default", body = ErrorBody)
+        Refused
     )
 )]
 pub async fn export(

@@ -36,7 +36,7 @@ use crate::daemon::server::App;
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, note_header, refuse};
 use crate::daemon::tables::targets::multipath;
 use crate::nearest::did_you_mean;
-use crate::protocol::{Errno, ErrorBody, MessageQuery, MessageReply, route};
+use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
 const IOCTL: &str = "message";
 /// The first words that [`command`] knows.
@@ -90,7 +90,7 @@ impl From<Cut> for Failure {
     path = route::MESSAGE,
     params(("name" = String, Path, description = "The device"), MessageQuery),
     request_body(content = String, description = "Words, as a stream", content_type = "text/plain"),
-    responses((status = 200, body = MessageReply), (status = "default", body = ErrorBody))
+    responses((status = 200, body = MessageReply), Refused)
 )]
 pub async fn message(
     State(app): State<App>,

@@ -2,9 +2,10 @@
 
 use axum::Json;
 use axum::extract::State;
-use utoipa::OpenApi;
+use serde_json::Value;
 
-use crate::daemon::server::{App, Document};
+use crate::daemon::server::App;
+use crate::daemon::server::document::document;
 use crate::daemon::tables::targets::TYPES;
 use crate::protocol::{Target, TargetList, Version, route};
 
@@ -34,6 +35,6 @@ pub async fn targets() -> Json<TargetList> {
     path = route::OPENAPI,
     responses((status = 200, description = "An OpenAPI 3.1 document", content_type = "application/json"))
 )]
-pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(Document::openapi())
+pub async fn openapi() -> Json<Value> {
+    Json(document())
 }

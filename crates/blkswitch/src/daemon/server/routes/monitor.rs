@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::daemon::server::App;
 use crate::daemon::server::monitor::{ends, lost};
 use crate::daemon::server::reply::{self, Params, Refused, refuse};
-use crate::protocol::{ErrorBody, MonitorEvent, MonitorQuery, route};
+use crate::protocol::{MonitorEvent, MonitorQuery, route};
 
 /// Watch what happens to all devices, or to some: a JSON object per line, until the daemon stops.
 #[utoipa::path(
@@ -20,7 +20,7 @@ use crate::protocol::{ErrorBody, MonitorEvent, MonitorQuery, route};
     params(MonitorQuery),
     responses(
         (status = 200, description = "Lines of JSON", body = MonitorEvent, content_type = "application/x-ndjson"),
-        (status = "default", body = ErrorBody)
+        Refused
     )
 )]
 pub async fn monitor(

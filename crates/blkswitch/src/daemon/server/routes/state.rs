@@ -6,10 +6,10 @@ use axum::http::StatusCode;
 
 use crate::daemon::server::App;
 use crate::daemon::server::reply::{Name, NoBody, Refused, blocking, refuse};
-use crate::protocol::{ErrorBody, KeptList, route};
+use crate::protocol::{KeptList, route};
 
 /// What is kept.
-#[utoipa::path(get, path = route::STATE, responses((status = 200, body = KeptList)))]
+#[utoipa::path(get, path = route::STATE, responses((status = 200, body = KeptList), Refused))]
 pub async fn list(State(app): State<App>) -> Result<Json<KeptList>, Refused> {
     blocking(move || Json(app.devices.kept())).await
 }
@@ -19,7 +19,7 @@ pub async fn list(State(app): State<App>) -> Result<Json<KeptList>, Refused> {
     delete,
     path = route::STATE_DEVICE,
     params(("name" = String, Path, description = "The device")),
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn forget(
     State(app): State<App>,

@@ -11,7 +11,7 @@ use crate::daemon::server::App;
 use crate::daemon::server::reply::{
     Json, Name, NoBody, Refused, blocking, interruptible, note_header, opening, refuse,
 };
-use crate::protocol::{ErrorBody, LoadTable, Suspend, route};
+use crate::protocol::{LoadTable, Suspend, route};
 
 /// Load the inactive slot, in place of what was there.
 #[utoipa::path(
@@ -19,7 +19,7 @@ use crate::protocol::{ErrorBody, LoadTable, Suspend, route};
     path = route::TABLE,
     params(("name" = String, Path, description = "The device")),
     request_body = LoadTable,
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn load(
     State(app): State<App>,
@@ -39,7 +39,7 @@ pub async fn load(
     delete,
     path = route::TABLE,
     params(("name" = String, Path, description = "The device")),
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn clear(
     State(app): State<App>,
@@ -58,8 +58,8 @@ pub async fn clear(
     post,
     path = route::SUSPEND,
     params(("name" = String, Path, description = "The device")),
-    request_body = Suspend,
-    responses((status = 204), (status = "default", body = ErrorBody))
+    request_body = Option<Suspend>,
+    responses((status = 204), Refused)
 )]
 pub async fn suspend(
     State(app): State<App>,
@@ -80,7 +80,7 @@ pub async fn suspend(
     post,
     path = route::RESUME,
     params(("name" = String, Path, description = "The device")),
-    responses((status = 204), (status = "default", body = ErrorBody))
+    responses((status = 204), Refused)
 )]
 pub async fn resume(
     State(app): State<App>,
@@ -103,8 +103,8 @@ pub async fn resume(
     post,
     path = route::WIPE,
     params(("name" = String, Path, description = "The device")),
-    request_body = Suspend,
-    responses((status = 204), (status = "default", body = ErrorBody))
+    request_body = Option<Suspend>,
+    responses((status = 204), Refused)
 )]
 pub async fn wipe(
     State(app): State<App>,
