@@ -2,6 +2,10 @@
 //!
 //! Reads the files that git tracks, prints every breach with its place, and fails if there is one.
 
+mod imports;
+mod layers;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -23,6 +27,9 @@ const UNFINISHED: [&str; 5] = [
 /// Folders that may have unsafe code.
 const UNSAFE_HOMES: [&str; 2] = ["crates/io/", "kmod/"];
 
+/// The files that name what they look for.
+const CHECKED_BY_EYE: &str = "xtask/src/tidy/";
+
 pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
     ensure!(words.is_empty(), "'{}': tidy takes no arguments", words.join(" "));
     let output =
@@ -36,13 +43,32 @@ pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
             Some("md") => markdown_file(file, &text, &mut breaches),
             _ => {}
         }
-        if !file.ends_with("tidy.rs") {
+        if !file.starts_with(CHECKED_BY_EYE) {
             unfinished(file, &text, &mut breaches);
         }
+    }
+    let names: Vec<&str> = files.lines().collect();
+    let order = std::fs::read_to_string("ARCHITECTURE.md").context("reading ARCHITECTURE.md")?;
+    breaches.extend(module_style(&names));
+    for layers in layers::read(&order) {
+        layers::check(&layers, &names, &mut breaches)?;
     }
     breaches.iter().for_each(|breach| println!("{breach}"));
     println!("tidy: {} files, {} breaches", files.lines().count(), breaches.len());
     Ok(if breaches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A module with a folder is `foo/mod.rs`, so that the folder has all of it; never `foo.rs` beside it.
+fn module_style(files: &[&str]) -> Vec<String> {
+    let folders: BTreeSet<&Path> =
+        files.iter().filter_map(|file| Path::new(file).parent()).collect();
+    let beside = files.iter().filter(|file| {
+        let folder = file.strip_suffix(".rs").filter(|folder| folder.contains("/src/"));
+        folder.is_some_and(|folder| folders.iter().any(|other| other.starts_with(folder)))
+    });
+    beside
+        .map(|file| format!("{file}: has a folder of its own: it belongs there as mod.rs"))
+        .collect()
 }
 
 fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
@@ -60,7 +86,7 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
         let code = line.split("//").next().unwrap_or("");
         if !may_be_unsafe
             && ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| code.contains(word))
-            && !file.ends_with("tidy.rs")
+            && !file.starts_with(CHECKED_BY_EYE)
         {
             breaches.push(format!(
                 "{file}:{}: unsafe code outside {}",
@@ -98,5 +124,19 @@ fn unfinished(file: &str, text: &str, breaches: &mut Vec<String>) {
         for word in UNFINISHED.iter().filter(|word| line.contains(**word)) {
             breaches.push(format!("{file}:{}: '{word}'", nr + 1));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_with_a_folder_has_its_file_there() {
+        let fine =
+            ["a/src/lib.rs", "a/src/b/mod.rs", "a/src/b/c.rs", "a/src/bc.rs", "a/tests/d.rs"];
+        assert_eq!(module_style(&fine), Vec::<String>::new());
+        let found = module_style(&["a/src/b.rs", "a/src/b/c/d.rs"]);
+        assert_eq!(found, ["a/src/b.rs: has a folder of its own: it belongs there as mod.rs"]);
     }
 }
