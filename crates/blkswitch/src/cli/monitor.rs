@@ -75,6 +75,9 @@ fn text(line: &str) -> Option<String> {
     more("arguments", event.arguments);
     more("count", event.count);
     more("lost", event.lost);
+    if let Some(reason) = &event.reason {
+        text.push_str(&format!(" reason='{reason}'"));
+    }
     Some(text)
 }
 

@@ -210,6 +210,8 @@ impl Daemon {
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
         let retry = tokio::spawn(devices::standing::retry(self.devices.clone()));
+        let troubles =
+            tokio::spawn(server::troubles::run(self.devices.clone(), self.monitor.clone()));
         tokio::spawn(keep_a_thread());
         let stop = self.stop.clone();
         let devices = self.devices.clone();
@@ -231,6 +233,7 @@ impl Daemon {
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
         retry.abort();
+        troubles.abort();
         match tokio::time::timeout(CONTROL_GRACE, served).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error).context("the control server failed"),

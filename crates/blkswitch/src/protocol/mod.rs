@@ -222,6 +222,10 @@ pub struct Device {
     /// was started again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_only_paths: Vec<String>,
+    /// Paths of the live table that cannot be reached or used, or whose server may have carried out
+    /// a write late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubled_paths: Vec<TroubledPath>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.
@@ -468,6 +472,20 @@ pub struct MonitorQuery {
     pub devices: String,
 }
 
+/// A path that somebody should look at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TroubledPath {
+    /// The path, as the table has it.
+    pub path: String,
+    /// Why it cannot be reached or is not used: which promise its server breaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Writes in doubt that went on only because their time to settle was over, since the path was
+    /// opened.
+    #[serde(default)]
+    pub doubted_writes: u64,
+}
+
 /// Something that happened to a device: a line of `GET /v1/monitor`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MonitorEvent {
@@ -480,7 +498,8 @@ pub struct MonitorEvent {
     /// What: `PATH_FAILED`, `PATH_REINSTATED`, `GROUP_SWITCHED`, `GROUP_CHOSEN`, `GROUP_DISABLED`,
     /// `GROUP_ENABLED`, `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, `PATH_ERRORS`, `CREATED`,
     /// `REMOVED`, `RENAMED`, `SUSPENDED`, `RESUMED`, `TABLE_SWAPPED` (a resume took the inactive
-    /// table), `EVENTS_LOST` (the watcher was too slow), or `DAEMON_ENDS`, the last.
+    /// table), `PATH_UNREACHABLE` (also each time the reason changes), `PATH_REACHABLE`,
+    /// `EVENTS_LOST` (the watcher was too slow), or `DAEMON_ENDS`, the last.
     pub event: String,
     /// The device's event number then.
     pub event_nr: u32,
@@ -493,6 +512,9 @@ pub struct MonitorEvent {
     /// The priority group, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<u32>,
+    /// Why the path cannot be reached or is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// First sector of the switch segment that was remapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector: Option<u64>,

@@ -125,3 +125,69 @@ fn what_control_does_to_devices_is_told() {
     daemon.terminate();
     watcher.until(&["DAEMON_ENDS"]);
 }
+
+/// Another daemon's export comes back smaller than it was: the leaf does not use it. Which promise
+/// is broken stands in `info`, in `status -v` and in the event; and again when it is kept.
+#[test]
+fn the_reason_of_a_refused_reconnection_is_told() {
+    let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));
+    far.create("far", "0 8192 linear mem:4M:v 0").expect_ok();
+    let socket = far.path("nbd.sock");
+    let leaf = format!("nbd+unix:///far?socket={}", socket.display());
+    near.create("disk", &format!("0 8192 linear {leaf} 0")).expect_ok();
+    assert_eq!(near.describe("disk").troubled_paths, []);
+    // A connection that was never used is looked at when it is.
+    near.nbd("disk").write(0, &[1; SECTOR], false).unwrap();
+    let watcher = Watcher::new(&near, &[]);
+    let resize = |sectors: u64| {
+        let table = format!("0 {sectors} linear mem:4M:v 0");
+        for words in [&["load", "far", "--table", &table][..], &["resume", "far"]] {
+            assert!(far.run(words).status.success(), "{words:?}");
+        }
+        assert!(far.run(&["disconnect", "far"]).status.success());
+    };
+    resize(4096);
+    let reason = "the export is not what it was: it has 2097152 bytes, and had 4194304";
+    let told = watcher.until(&["PATH_UNREACHABLE"]);
+    // Before it is there again it may be missing.
+    let mut line = told.last().unwrap().1.clone();
+    while !line.contains(reason) {
+        line = watcher.lines.recv_timeout(PATIENCE).unwrap();
+    }
+    assert!(line.contains(&format!("disk: PATH_UNREACHABLE {leaf}")), "{line}");
+    for verb in [&["info", "disk"][..], &["status", "-v", "disk"]] {
+        let text = String::from_utf8(near.run(verb).stdout).unwrap();
+        assert!(text.contains(&format!("Unusable path:     {leaf}: {reason}")), "{text}");
+    }
+    let [path] = &near.describe("disk").troubled_paths[..] else { panic!("one path") };
+    assert_eq!((path.reason.as_deref(), path.doubted_writes), (Some(reason), 0));
+    resize(8192);
+    watcher.until(&["PATH_REACHABLE"]);
+    eventually("it is used again", || near.describe("disk").troubled_paths.is_empty());
+    near.nbd("disk").write(0, &[1; SECTOR], false).unwrap();
+}
+
+/// A server that is silent may carry a write out later: writes that went on only because their time
+/// was over are counted.
+#[test]
+fn writes_in_doubt_are_counted() {
+    let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));
+    far.create("far", "0 8192 linear mem:4M 0").expect_ok();
+    let socket = far.path("nbd.sock");
+    let leaf = format!("nbd+unix:///far?socket={}&timeout=1&settle=0.5", socket.display());
+    near.create("disk", &format!("0 8192 linear {leaf} 0")).expect_ok();
+    let mut client = near.nbd("disk");
+    client.write(0, &[1; SECTOR], false).unwrap();
+    crate::fixture::signal(far.pid(), "STOP");
+    assert!(client.write(0, &[2; SECTOR], false).is_err());
+    crate::fixture::signal(far.pid(), "CONT");
+    let doubted = || near.describe("disk").troubled_paths.first().map(|path| path.doubted_writes);
+    eventually("it is counted", || doubted() == Some(1));
+    let metrics = near.request("GET", route::METRICS, Value::Null).body;
+    let metrics = String::from_utf8(metrics).unwrap();
+    let is_it = |line: &&str| line.starts_with("blkswitch_path_doubted_writes_total{");
+    let line = metrics.lines().find(is_it).unwrap();
+    assert!(line.contains("path=\"0\"") && line.ends_with(" 1"), "{line}");
+    let text = String::from_utf8(near.run(&["info", "disk"]).stdout).unwrap();
+    assert!(text.contains("Doubted writes:    nbd+unix:///far?"), "{text}");
+}

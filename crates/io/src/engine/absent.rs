@@ -72,21 +72,38 @@ impl AbsentEngine {
             error => io::Error::other(error),
         })?;
         let identity = engine.identity();
-        let differs = identity.is_some() && self.identity.is_some() && identity != self.identity;
-        if differs
-            || limits.sectors != self.limits.sectors
-            || limits.logical_block > self.limits.logical_block
-            || limits.read_only != self.limits.read_only
-        {
+        if let Some(why) = self.differs(identity.as_deref(), &limits) {
             tracing::error!(
                 path = name,
+                why,
                 "this path leads to another volume than the others: it is not used"
             );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "another volume"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         // Probes come one at a time. An engine that is there already serves as well.
         let _ = self.found.set(engine);
         Ok(())
+    }
+
+    /// In what an engine that was reached differs from the other paths.
+    fn differs(&self, identity: Option<&str>, limits: &Limits) -> Option<String> {
+        let expected = &self.limits;
+        Some(match (self.identity.as_deref(), identity) {
+            (Some(wanted), Some(found)) if found != wanted => {
+                format!("it is {found}, and the other paths lead to {wanted}")
+            }
+            _ if limits.sectors != expected.sectors => {
+                let (found, wanted) = (limits.sectors, expected.sectors);
+                format!("it has {found} sectors, and the other paths {wanted}")
+            }
+            _ if limits.logical_block > expected.logical_block => {
+                let (found, wanted) = (limits.logical_block, expected.logical_block);
+                format!("its smallest block is {found}, and that of the other paths {wanted}")
+            }
+            _ if limits.read_only && !expected.read_only => "it is read-only".to_owned(),
+            _ if limits.read_only != expected.read_only => "it can be written".to_owned(),
+            _ => return None,
+        })
     }
 
     pub(super) fn identity(&self) -> Option<String> {

@@ -186,6 +186,29 @@ impl Engine {
         }
     }
 
+    /// Why its server cannot be reached, or is not used: what the last attempt to connect again
+    /// found. `None` while nothing is missing. Never blocks for long.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Engine::Absent(engine) => engine.found().and_then(Engine::trouble),
+            Engine::Iscsi(engine) => engine.trouble(),
+            Engine::Nbd(engine) => engine.trouble(),
+            Engine::Custom(_) | Engine::File(_) | Engine::Memory(_) => None,
+            Engine::Null(_) | Engine::Sim(_) => None,
+        }
+    }
+
+    /// How many writes in doubt have gone on only because their time was over (docs/leaves.md).
+    pub fn doubted_writes(&self) -> u64 {
+        match self {
+            Engine::Absent(engine) => engine.found().map_or(0, Engine::doubted_writes),
+            Engine::Iscsi(engine) => engine.doubted_writes(),
+            Engine::Nbd(engine) => engine.doubted_writes(),
+            Engine::Custom(_) | Engine::File(_) | Engine::Memory(_) => 0,
+            Engine::Null(_) | Engine::Sim(_) => 0,
+        }
+    }
+
     /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name);
     /// nothing if that is not known. Two leaves whose identities are known and differ are two
     /// volumes.

@@ -12,8 +12,8 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::absent::AbsentEngine;
@@ -204,6 +204,8 @@ pub struct Leaf {
     lost: AtomicBool,
     /// It has declined a discard: said once.
     declines: AtomicBool,
+    /// Why the last probe failed.
+    probe_error: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Leaf {
@@ -348,6 +350,7 @@ impl Leaf {
             helper,
             lost,
             declines,
+            probe_error: Mutex::default(),
         })
     }
 
@@ -473,6 +476,19 @@ impl Leaf {
         if !self.declines.swap(true, Ordering::Relaxed) {
             tracing::warn!(leaf = self.name, "it cannot discard: discards are counted as ignored");
         }
+    }
+
+    /// A checker tells how its last probe ([`Engine::probe`]) has ended, for [`Leaf::trouble`].
+    pub fn probed(&self, answer: &io::Result<()>) {
+        let why = answer.as_ref().err().map(io::Error::to_string);
+        *self.probe_error.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why it cannot be used: what the last attempt to connect again has found, or else the last
+    /// probe. `None` while all is well, as far as is known.
+    pub fn trouble(&self) -> Option<String> {
+        let probed = || self.probe_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.engine.trouble().or_else(probed)
     }
 
     /// Its unflushed writes.

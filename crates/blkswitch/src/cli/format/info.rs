@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{READ_AHEAD_SECTORS, slot};
-use crate::protocol::{Client, Device};
+use crate::protocol::{Client, Device, TroubledPath};
 
 /// The block with its closing empty line. `Number of targets` counts the slot that `--inactive`
 /// chooses.
@@ -49,6 +49,15 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
     }
     for path in &device.read_only_paths {
         let _ = writeln!(text, "Read-only path:    {path}");
+    }
+    for path in &device.troubled_paths {
+        let TroubledPath { path, reason, doubted_writes } = path;
+        if let Some(reason) = reason {
+            let _ = writeln!(text, "Unusable path:     {path}: {reason}");
+        }
+        if *doubted_writes > 0 {
+            let _ = writeln!(text, "Doubted writes:    {path}: {doubted_writes}");
+        }
     }
     if let Some(waits) = &device.waits {
         let _ = writeln!(text, "Waits:             {waits}");

@@ -271,6 +271,7 @@ fn start_probe(
         if let Some(leaf) = to.and_then(|to| table.leaf_of(*to)) {
             let probed = probes.probe(leaf, |leaf, time| leaf.engine().probe(time)).await;
             if let Some(answer) = probed {
+                leaf.probed(&answer);
                 // Where blocking is allowed. A change that panics has changed nothing; the path is
                 // probed again.
                 let _ =

@@ -7,6 +7,7 @@
 //! | `blkswitch_latency_seconds` (histogram) | device, op |
 //! | `blkswitch_path_requests_total`, `blkswitch_path_bytes_total` | device, segment, path, address, op |
 //! | `blkswitch_path_errors_total`, `blkswitch_path_ignored_discards_total` | device, segment, path, address |
+//! | `blkswitch_path_doubted_writes_total` (of paths that are leaves) | device, segment, path, address |
 //! | `blkswitch_path_up` (of paths that are leaves), `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
 //! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
 //! | `blkswitch_opens`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
@@ -142,6 +143,8 @@ struct SeenPath {
     health: Option<(bool, u64)>,
     /// Whether the path leads to a leaf that can be reached; `None` of a path to a device.
     is_up: Option<bool>,
+    /// Of a path that leads to a leaf.
+    doubted_writes: Option<u64>,
 }
 
 impl Collector for Scrape {
@@ -177,6 +180,7 @@ fn see_paths(seen: &Seen) -> Vec<SeenPath> {
                 _ => None,
             },
             is_up: table.leaf_of(*to).map(|leaf| leaf.engine().is_reachable()),
+            doubted_writes: table.leaf_of(*to).map(|leaf| leaf.engine().doubted_writes()),
         })
     });
     paths.collect()
@@ -341,6 +345,14 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
     for path in paths {
         let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         counter(&mut metric.encode_family(&labels)?, path.totals.ignored_discards)?;
+    }
+    let help = "Writes in doubt that went on only because their time to settle was over";
+    let mut metric =
+        encoder.encode_descriptor("path_doubted_writes", help, None, MetricType::Counter)?;
+    for path in paths {
+        let Some(doubted) = path.doubted_writes else { continue };
+        let labels = path.labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        counter(&mut metric.encode_family(&labels)?, doubted)?;
     }
     path_health(encoder, paths)
 }

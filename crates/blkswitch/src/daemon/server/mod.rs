@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod reply;
 pub mod routes;
+pub mod troubles;
 
 use std::sync::Arc;
 

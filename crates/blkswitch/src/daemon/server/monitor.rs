@@ -57,20 +57,37 @@ impl Monitor {
     }
 }
 
+impl Monitor {
+    /// A path of a device cannot be reached or is not used, for this reason; or it can again.
+    pub fn path_trouble(&self, device: &Device, path: String, reason: Option<String>) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let name = if reason.is_some() { "PATH_UNREACHABLE" } else { "PATH_REACHABLE" };
+        let told = MonitorEvent { path: Some(path), reason, ..about(device) };
+        // Nobody has to listen.
+        let _ = self.events.send(named(name, told));
+    }
+}
+
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn event(device: &Device, what: What) -> MonitorEvent {
+fn about(device: &Device) -> MonitorEvent {
     let info = device.info();
-    let told = MonitorEvent {
+    MonitorEvent {
         time_ms: now_ms(),
         device: info.name,
         minor: info.id,
         event_nr: info.event_nr,
         ..MonitorEvent::default()
-    };
+    }
+}
+
+fn event(device: &Device, what: What) -> MonitorEvent {
+    let told = about(device);
     match what {
         What::Remapped { sector, arguments } => MonitorEvent {
             event: REMAPPED.to_owned(),

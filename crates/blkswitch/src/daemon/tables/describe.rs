@@ -13,7 +13,7 @@ use blkswitch_io::{Below, Device, Segment, Table, Target};
 use crate::daemon::failure::MAJOR;
 use crate::daemon::tables::short_name;
 use crate::daemon::tables::targets::multipath;
-use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats};
+use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats, TroubledPath};
 
 /// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that
 /// it may be.
@@ -36,7 +36,28 @@ pub fn device(device: &Device) -> protocol::Device {
         waits: None,
         away: None,
         read_only_paths: device.live().as_deref().map(read_only_paths).unwrap_or_default(),
+        troubled_paths: device.live().as_deref().map(troubled_paths).unwrap_or_default(),
     }
+}
+
+/// The paths that somebody should look at: leaves, each once, by the first word that names it.
+fn troubled_paths(table: &Table) -> Vec<TroubledPath> {
+    let troubled = table.leaves().iter().zip(0u32..).filter_map(|(leaf, index)| {
+        let (reason, doubted_writes) = (leaf.trouble(), leaf.engine().doubted_writes());
+        let is_troubled = reason.is_some() || doubted_writes > 0;
+        let path = || path_word(table, index).unwrap_or_else(|| leaf.name().to_owned());
+        is_troubled.then(|| TroubledPath { path: path(), reason, doubted_writes })
+    });
+    troubled.collect()
+}
+
+/// The first word by which a table names a leaf.
+pub fn path_word(table: &Table, leaf: u32) -> Option<String> {
+    table.segments().iter().find_map(|segment| {
+        let mut paths = segment.target.paths().iter();
+        let path = paths.position(|to| to.below == Below::Leaf(leaf))?;
+        Some(address(table, segment, path))
+    })
 }
 
 /// The paths of a writable table that cannot be written.

@@ -146,6 +146,16 @@ impl IscsiEngine {
         self.shared.connector.wait_connected(deadline)
     }
 
+    /// As [`crate::engine::Engine::trouble`].
+    pub(in crate::engine) fn trouble(&self) -> Option<String> {
+        self.shared.connector.trouble()
+    }
+
+    /// As [`crate::engine::Engine::doubted_writes`].
+    pub(in crate::engine) fn doubted_writes(&self) -> u64 {
+        self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// As [`crate::engine::Engine::is_reachable`].
     pub(in crate::engine) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()

@@ -209,6 +209,16 @@ impl NbdEngine {
         }
     }
 
+    /// As [`super::Engine::trouble`].
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shared.connector.trouble()
+    }
+
+    /// As [`super::Engine::doubted_writes`].
+    pub(super) fn doubted_writes(&self) -> u64 {
+        self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// As [`super::Engine::is_reachable`].
     pub(super) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()

@@ -44,6 +44,8 @@ struct State {
     /// Number of attempts, and of the last one that failed.
     begun: u64,
     failed: u64,
+    /// Why the last attempt failed; `None` after one that succeeded.
+    why: Option<String>,
     /// There was no thread for the wishes there are: said once.
     lacks_thread: bool,
     /// The time of the next try after a connection that did not last, and the length of that pause.
@@ -140,6 +142,11 @@ impl<C: Send + 'static> Connector<C> {
         self.berths.iter().any(is_cut_off)
     }
 
+    /// Why a connection that is missing cannot be made, as far as was tried.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        if self.is_cut_off() { lock(&self.state).why.clone() } else { None }
+    }
+
     /// Asks for a new connection for a berth, after one without answers.
     pub(crate) fn want(self: &Arc<Self>, berth: usize) {
         self.want_after(berth, false);
@@ -172,6 +179,7 @@ impl<C: Send + 'static> Connector<C> {
                     let leaf = &self.name;
                     tracing::error!(leaf, %error, "no thread to connect again on: trying on");
                 }
+                state.why = Some(format!("no thread to connect on: {error}"));
                 self.tell_failure();
             }
         }
@@ -245,7 +253,7 @@ impl<C: Send + 'static> Connector<C> {
     /// The thread's function: makes wanted connections.
     fn run(&self) {
         let _running = Running(self);
-        let (mut pause, mut said) = (FIRST_PAUSE, String::new());
+        let mut pause = FIRST_PAUSE;
         loop {
             let mut state = lock(&self.state);
             let mut berths = self.berths.iter().enumerate();
@@ -270,10 +278,11 @@ impl<C: Send + 'static> Connector<C> {
             match (self.dial)(number) {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
-                    (pause, said) = (FIRST_PAUSE, String::new());
+                    pause = FIRST_PAUSE;
                     // Lock first, so that a link that takes the connection and loses it at once
                     // asks again only after the end of this wish.
-                    let _state = lock(&self.state);
+                    let mut state = lock(&self.state);
+                    state.why = None;
                     *lock(&berth.made) = Some(Instant::now());
                     *lock(&berth.ready) = Some(connection);
                     berth.wanted.store(false, Ordering::Release);
@@ -283,16 +292,16 @@ impl<C: Send + 'static> Connector<C> {
                 Err(error) => {
                     // Log it once, however long the failure lasts.
                     let why = error.to_string();
-                    if why != said {
+                    let mut state = lock(&self.state);
+                    if state.why.as_ref() != Some(&why) {
                         tracing::warn!(
                             leaf = self.name,
                             error = why,
                             "cannot connect again; trying on"
                         );
-                        said = why;
+                        state.why = Some(why);
                     }
                     self.tell_failure();
-                    let mut state = lock(&self.state);
                     state.failed = state.begun;
                     self.changed.notify_all();
                     let idle = |state: &mut State| !state.hurry && !self.is_closed();
