@@ -41,7 +41,7 @@ fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<Lazy
     let text = format!("{:x}:0 R1000,{:x}", regions.min(4096) - 1, regions - regions.min(4096));
     let applied =
         blkswitch_core::switch::Message::new().apply_text(&mut writer, text.as_bytes(), true);
-    applied.map_err(|(_, error)| error)?;
+    applied?;
     drop(writer);
     Ok(map)
 }

@@ -55,7 +55,7 @@ fn write_out(
             text.extend_from_slice(argument);
             Ok::<(), std::convert::Infallible>(())
         })
-        .map_err(|(_, never)| never)
+        .map_err(|refused| refused.error)
     };
     let seconds = rounds.seconds(|| (), |()| write().unwrap_or_else(|never| match never {}));
     let again = lazy_map(ENTRIES, num_paths, REGION_SIZE)?;

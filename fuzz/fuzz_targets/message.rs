@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use blkswitch_core::args::{Word, Words, split_in_place};
 use blkswitch_core::model::Model;
-use blkswitch_core::switch::{Geometry, Map, Message, MessageError, compact};
+use blkswitch_core::switch::{Geometry, Map, Message, MessageError, TextError, compact};
 use libfuzzer_sys::fuzz_target;
 
 type Outcome = Result<(), (usize, String)>;
@@ -44,7 +44,7 @@ fn in_chunks(map: &VecMap, text: &[u8], chunk: usize) -> Outcome {
         let rest = &text[taken..end];
         match message.apply_text(&mut writer, rest, end == text.len()) {
             Ok(len) => taken += len,
-            Err((at, error)) => {
+            Err(TextError { at, error }) => {
                 return Err(refused(
                     error,
                     Words::new(&text[taken + at..]).next().expect("the bad word"),
@@ -97,7 +97,7 @@ fuzz_target!(|input: (u8, u16, u8, &[u8])| {
     assert_eq!(paths(&worded), model.paths);
     let checked = Message::new()
         .check_text(&geometry, text, true)
-        .map_err(|(_, error)| error.position as usize);
+        .map_err(|refused| refused.error.position as usize);
     assert_eq!(checked.map(|_| ()), expected.map_err(|(position, _)| position));
 
     let again = new_map(geometry);

@@ -6,7 +6,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use blkswitch_core::switch::{Map, compact};
+use blkswitch_core::switch::Map;
+use blkswitch_core::switch::compact::{self, WriteError};
 
 const COMMAND: &[u8] = b"set_region_mappings";
 /// A line is at least so long before it may end at a place that its words choose.
@@ -91,7 +92,7 @@ impl Compact {
             Ok(())
         });
         match written {
-            Err((next, ())) => self.next = next,
+            Err(WriteError { region, error: () }) => self.next = region,
             Ok(()) => out.push(b'\n'),
         }
         written.is_err()

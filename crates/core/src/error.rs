@@ -10,13 +10,14 @@ use core::fmt;
 
 use super::args::Printable;
 use super::switch::{MAX_PATHS, MAX_REGION_SIZE};
-use super::units::MAX_DEVICE_SECTORS;
+use super::table::{MAX_DEVICE_SECTORS, SECTOR_SHIFT};
 
 macro_rules! errnos {
     ($($variant:ident = $number:literal, $name:literal, $text:literal;)*) => {
         /// The error numbers that a table, a message or a device look-up can end with, as Linux
         /// numbers them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
         #[repr(i32)]
         pub enum Errno {
             $(#[doc = $text] $variant = $number,)*
@@ -80,6 +81,7 @@ impl fmt::Display for Errno {
 /// The reason why a table or a target was refused. `at` is the position of the wrong word among the
 /// target's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Error {
     /// A table without any target.
     NoTargets,
@@ -357,19 +359,19 @@ impl Explain<'_> {
                 f,
                 "the offset of {start} sectors must be a multiple of {} sectors, the device's \
                  {block_size}-byte block",
-                block_size / 512
+                block_size >> SECTOR_SHIFT
             ),
             Error::LenUnaligned { len, block_size } => write!(
                 f,
                 "the length of {len} sectors must be a multiple of {} sectors, the device's \
                  {block_size}-byte block",
-                block_size / 512
+                block_size >> SECTOR_SHIFT
             ),
             Error::RegionUnaligned { region_size, block_size } => write!(
                 f,
                 "the region size of {region_size} sectors must be a multiple of {} sectors, or \
                  regions would cut the device's {block_size}-byte blocks",
-                block_size / 512
+                block_size >> SECTOR_SHIFT
             ),
             ref error => fmt::Display::fmt(error, f),
         }

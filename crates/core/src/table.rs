@@ -1,6 +1,10 @@
 //! The table: lines as `dmsetup` reads them, and the device-mapper core's rules for their sectors
 //! and for the devices below.
 //!
+//! All places and lengths are in sectors of [`SECTOR_SIZE`] bytes, and names and fields that hold
+//! bytes say so. (Types for units were tried. Only their constants were used, because a request's
+//! numbers come from the kernel and go to it as plain integers.)
+//!
 //! Contract: pure; no allocation, no panic, any bytes. Lines come out in order with their numbers.
 //! A caller uses nothing of a table before it has read all of it, so the first error ends the
 //! reading.
@@ -9,7 +13,14 @@ use core::fmt;
 
 use super::args::Printable;
 use super::error::Error;
-use super::units::{MAX_DEVICE_SECTORS, SECTOR_SHIFT};
+
+/// Bytes of a sector, the unit of every size and offset in a table line. It does not depend on the
+/// blocks of the disks.
+pub const SECTOR_SIZE: u64 = 512;
+/// `1 << SECTOR_SHIFT == SECTOR_SIZE`.
+pub const SECTOR_SHIFT: u32 = 9;
+/// The longest device in sectors: its length in bytes fits a signed 64-bit file offset.
+pub const MAX_DEVICE_SECTORS: u64 = i64::MAX as u64 >> SECTOR_SHIFT;
 
 /// Longest target type in bytes: the kernel's interface has a field of 16 bytes with a terminating
 /// NUL.
@@ -32,6 +43,7 @@ pub struct Target<'a> {
 
 /// The fault of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LineError<'a> {
     /// Not `<start> <length> <type> [<parameters>]`.
     Format {
@@ -224,6 +236,9 @@ impl Layout {
     }
 
     /// Checks that a target can have this place and length.
+    ///
+    /// # Errors
+    /// [`Error::ZeroLength`], and [`Error::TooLarge`] if it ends past [`MAX_DEVICE_SECTORS`].
     pub const fn extent(start: u64, len: u64) -> Result<(), Error> {
         if len == 0 {
             return Err(Error::ZeroLength);
@@ -235,6 +250,9 @@ impl Layout {
     }
 
     /// Appends a target.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if it does not start at [`Layout::end`].
     pub const fn append(&mut self, start: u64, len: u64) -> Result<(), Error> {
         if start != self.end {
             return Err(Error::Gap { start, expected: self.end });
@@ -244,6 +262,9 @@ impl Layout {
     }
 
     /// Checks that the table is complete, that is, not empty.
+    ///
+    /// # Errors
+    /// [`Error::NoTargets`] if it is empty.
     pub const fn finish(&self) -> Result<(), Error> {
         if self.end == 0 { Err(Error::NoTargets) } else { Ok(()) }
     }
@@ -251,6 +272,9 @@ impl Layout {
 
 /// Checks that a device of `dev_size` sectors has room for `len` sectors from sector `start` on, in
 /// whole blocks of `block_size` bytes (a power of two).
+///
+/// # Errors
+/// [`Error::DeviceTooSmall`], [`Error::StartUnaligned`] and [`Error::LenUnaligned`], in this order.
 pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) -> Result<(), Error> {
     match start.checked_add(len) {
         Some(end) if start < dev_size && end <= dev_size => {}
@@ -267,6 +291,9 @@ pub const fn check_area(start: u64, len: u64, dev_size: u64, block_size: u32) ->
 
 /// Checks that region boundaries are boundaries of blocks of `block_size` bytes (a power of two).
 /// The kernel has no such check. A single region has no boundary inside the device.
+///
+/// # Errors
+/// [`Error::RegionUnaligned`] if a region ends inside a block.
 pub const fn check_region_size(
     region_size: u32,
     nr_regions: u64,

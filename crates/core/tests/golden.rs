@@ -238,7 +238,7 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
     text_words.next();
     let as_text = Message::new()
         .apply_text(&mut writer, text_words.rest(), true)
-        .map_err(|(_, error)| error)
+        .map_err(|refused| refused.error)
         .map(|_| ());
     let mut message = Message::new();
     let mut verdict = Some(("ok", Vec::new()));

@@ -4,8 +4,8 @@ use core::sync::atomic::AtomicU64;
 
 use blkswitch_core::args::{Word, Words, split_in_place};
 use blkswitch_core::model::{self, Model};
-use blkswitch_core::switch::{Geometry, Map, Message, MessageError, compact};
-use blkswitch_core::units::MAX_DEVICE_SECTORS;
+use blkswitch_core::switch::{Geometry, Map, Message, MessageError, TextError, compact};
+use blkswitch_core::table::MAX_DEVICE_SECTORS;
 use proptest::prelude::*;
 
 type BoxedMap = Map<Box<[AtomicU64]>>;
@@ -35,7 +35,7 @@ fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, Stri
         let last = number + 1 == ends.len();
         match message.apply_text(&mut writer, &text[taken..end], last) {
             Ok(len) => taken += len,
-            Err((at, error)) => {
+            Err(TextError { at, error }) => {
                 let word = Words::new(&text[taken + at..]).next().unwrap();
                 return Err((error.position as usize, error.of_argument(word).to_string()));
             }
@@ -97,7 +97,7 @@ fn check(geometry: &Geometry, text: &[u8]) -> Result<(), usize> {
             assert_eq!(len, text.len());
             Ok(())
         }
-        Err((_, error)) => Err(error.position as usize),
+        Err(refused) => Err(refused.error.position as usize),
     }
 }
 
@@ -410,7 +410,7 @@ fn short_storage_is_given_back() {
     let geometry = Geometry::new(65, 2, 1).unwrap();
     assert_eq!(geometry.nr_slots(), 2);
     let storage: Box<[AtomicU64]> = bytemuck::zeroed_slice_box(1);
-    assert_eq!(Map::new(geometry, storage).unwrap_err().len(), 1);
+    assert_eq!(Map::new(geometry, storage).unwrap_err().into_storage().len(), 1);
 }
 
 #[test]
@@ -426,10 +426,10 @@ fn a_word_past_the_limit_is_refused_however_it_arrives() {
     }
     for text in [format!("{longest}0"), format!("0{escaped}")] {
         for (chunk, last) in [(text.clone(), true), (format!("{text} "), false), (text, false)] {
-            let (at, error) = Message::new()
+            let refused = Message::new()
                 .apply_text(&mut map.writer().unwrap(), chunk.as_bytes(), last)
                 .unwrap_err();
-            assert_eq!((at, error.kind), (0, MessageErrorKind::Argument));
+            assert_eq!((refused.at, refused.error.kind), (0, MessageErrorKind::Argument));
         }
     }
     assert_eq!(map.path(5), Some(0));
@@ -453,7 +453,7 @@ fn a_list_that_breaks_off_can_be_gone_on_with() {
             };
             if fits { Ok(()) } else { Err(()) }
         });
-        from = done.map_or_else(|(region, ())| region, |()| 5000);
+        from = done.map_or_else(|ended| ended.region, |()| 5000);
         assert_eq!(apply(&copy, &text, &[]), Ok(()));
         lists += 1;
     }

@@ -14,8 +14,9 @@ use super::params::{
 use super::selector::io_affinity::MAX_CPUS;
 use super::selector::{PathArgsError, Selector};
 
-/// The fault.
+/// The fault of a multipath table line. Each variant names the word that is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ParamsErrorKind {
     /// The count of feature words.
     FeatureCount,

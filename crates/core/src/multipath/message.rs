@@ -55,6 +55,10 @@ impl<'a> Command<'a> {
     /// Reads the words of a message. For a suspended device, the caller answers
     /// [`MessageError::Suspended`] instead.
     ///
+    /// # Errors
+    /// [`MessageError::Arguments`], [`MessageError::Unrecognised`], and the errors about groups for
+    /// a group that is not a number.
+    ///
     /// ```
     /// use blkswitch_core::multipath::Command;
     /// let command = Command::parse(&[b"Fail_Path", b"8:0"]);
@@ -101,6 +105,7 @@ impl<'a> Command<'a> {
 
 /// The reason why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MessageError {
     /// The device is suspended and takes no message.
     Suspended,
@@ -243,6 +248,10 @@ impl fmt::Display for ExplainMessage<'_> {
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
     /// Applies a message. `is_meant` says whether the path of a number leads over the message's
     /// device; it is called for messages about paths only.
+    ///
+    /// # Errors
+    /// [`MessageError::NoSuchPath`], and the errors about groups for a group that does not exist.
+    /// The multipath has not changed then.
     pub fn apply(
         &self,
         command: &Command<'_>,

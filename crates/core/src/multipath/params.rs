@@ -159,6 +159,10 @@ pub struct NewPath {
 
 impl PathArg<'_> {
     /// Checks the path's words. Call this after opening its device.
+    ///
+    /// # Errors
+    /// The first wrong word of the path, or an unknown hardware handler, which the kernel notices
+    /// only now.
     pub fn path(&self) -> Result<NewPath, ParamsError> {
         if let Some(at) = self.bad_handler_at {
             return Err(ParamsError { kind: ParamsErrorKind::Handler, at });
@@ -206,6 +210,9 @@ struct Open {
 
 impl<'a> Params<'a> {
     /// Checks everything before the first group.
+    ///
+    /// # Errors
+    /// The first wrong word, in the kernel's order.
     ///
     /// ```
     /// use blkswitch_core::multipath::{Item, Params};
@@ -257,6 +264,9 @@ impl<'a> Params<'a> {
     }
 
     /// The next group or path; `None` at the end of a correct line.
+    ///
+    /// # Errors
+    /// The first wrong word of the next group or path. The line is over then.
     pub fn next_item(&mut self) -> Result<Option<Item<'a>>, ParamsError> {
         match self.group {
             Some(group) => self.next_path(group).map(|path| Some(Item::Path(path))),

@@ -12,6 +12,8 @@
 //! map that the list makes. A longer table makes a shorter list; a few thousand places are good,
 //! and an empty table is allowed.
 
+use core::fmt;
+
 use super::message::TURN_REGIONS;
 use super::regions::Map;
 use super::sync::AtomicU64;
@@ -31,13 +33,31 @@ const STRETCH_GAP: u64 = 4;
 /// Bytes of the longest argument: two numbers of 16 digits and ` R,`.
 const MAX_ARGUMENT: usize = 40;
 
+/// The failure of a sink, and where its list ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteError<E> {
+    /// The first region that the list does not cover. Another list can continue there.
+    pub region: u64,
+    /// The sink's error.
+    pub error: E,
+}
+
+impl<E: fmt::Display> fmt::Display for WriteError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the list of the map ends at region {}: {}", self.region, self.error)
+    }
+}
+
+impl<E: core::error::Error> core::error::Error for WriteError<E> {}
+
 /// Writes arguments for the regions from `from` up to but not including `to` (or to the last one).
 /// Applied to any map of the same geometry, they give these regions the paths of this map and leave
 /// the others.
 ///
-/// `sink` gets the list argument by argument; each but the first begins with a blank. If `sink`
-/// fails, its error is returned with the first region that the list does not cover, where another
-/// list could go on.
+/// `sink` gets the list argument by argument; each but the first begins with a blank.
+///
+/// # Errors
+/// The error of `sink`, and the region at which another list can continue.
 ///
 /// ```
 /// # use core::sync::atomic::AtomicU64;
@@ -45,12 +65,12 @@ const MAX_ARGUMENT: usize = 40;
 /// # let geometry = Geometry::new(2048, 3, 128)?;
 /// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
 /// let mut writer = map.writer().expect("nobody else changes the map");
-/// Message::new().apply_text(&mut writer, b"9:2 :2", true).map_err(|(_, error)| error)?;
+/// Message::new().apply_text(&mut writer, b"9:2 :2", true)?;
 /// let mut places = [0; 64];
 /// let mut list = String::new();
 /// compact::write(&map, 0, u64::MAX, &mut places, |argument| {
 ///     std::str::from_utf8(argument).map(|argument| list.push_str(argument))
-/// }).map_err(|(_, error)| error)?;
+/// })?;
 /// assert_eq!(list, "0:0 :1 :2 R3,6 R1,3 Rc,4");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -60,13 +80,16 @@ pub fn write<S: AsRef<[AtomicU64]>, E>(
     to: u64,
     places: &mut [u64],
     sink: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), (u64, E)> {
+) -> Result<(), WriteError<E>> {
     write_in_turns(map, from, to, places, sink, &|| true)
 }
 
 /// As [`write()`], in turns: `go_on` is called between two turns of a long comparison. If it
 /// returns `false`, the comparison ends there. The list still makes the same map; the sink may fail
 /// to end it.
+///
+/// # Errors
+/// As [`write()`].
 pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
@@ -74,7 +97,7 @@ pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
     places: &mut [u64],
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
     go_on: &impl Fn() -> bool,
-) -> Result<(), (u64, E)> {
+) -> Result<(), WriteError<E>> {
     let end = to.min(map.geometry().nr_regions());
     Writer::new(map, from, places, go_on).stretch(from, end, &mut sink)
 }
@@ -82,21 +105,36 @@ pub fn write_in_turns<S: AsRef<[AtomicU64]>, E>(
 /// As [`write()`], but only for regions that differ from round robin. Applied to a round-robin map,
 /// the arguments make it the same as this one from `from` up to `to`. Length and time depend on the
 /// number of changed regions.
+///
+/// # Errors
+/// As [`write()`].
 pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
     to: u64,
     places: &mut [u64],
+    sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), WriteError<E>> {
+    write_where(map, from, to, places, |region, to| map.next_changed(region, to), sink)
+}
+
+/// Writes arguments for the regions that `next` finds, from `from` up to `to`. The list is applied to
+/// a map that has the same paths as this one in all other regions of that range.
+fn write_where<S: AsRef<[AtomicU64]>, E>(
+    map: &Map<S>,
+    from: u64,
+    to: u64,
+    places: &mut [u64],
+    next: impl Fn(u64, u64) -> Option<u64>,
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), (u64, E)> {
-    // Earlier regions are round robin in both maps, or were written. So all of them can be copied.
+) -> Result<(), WriteError<E>> {
+    // Earlier regions are the same in both maps, or were written. So all of them can be copied.
     let mut writer = Writer::new(map, from, places, &|| true);
     let mut region = from;
-    while let Some(start) = map.next_changed(region, to) {
+    while let Some(start) = next(region, to) {
         region = start.wrapping_add(1);
-        while let Some(next) = map.next_changed(region, region.saturating_add(STRETCH_GAP).min(to))
-        {
-            region = next.wrapping_add(1);
+        while let Some(another) = next(region, region.saturating_add(STRETCH_GAP).min(to)) {
+            region = another.wrapping_add(1);
         }
         writer.stretch(start, region, &mut sink)?;
     }
@@ -134,7 +172,7 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
         start: u64,
         end: u64,
         sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), (u64, E)> {
+    ) -> Result<(), WriteError<E>> {
         let mut region = start;
         while region < end {
             let place = self.places.slot(self.map, region);
@@ -159,7 +197,7 @@ impl<'a, S: AsRef<[AtomicU64]>, G: Fn() -> bool> Writer<'a, S, G> {
                     region.wrapping_add(1)
                 }
             };
-            sink(argument.bytes()).map_err(|error| (region, error))?;
+            sink(argument.bytes()).map_err(|error| WriteError { region, error })?;
             self.began = true;
             self.places.set(place, region);
             let remembered = next.min(region.wrapping_add(REMEMBERED));

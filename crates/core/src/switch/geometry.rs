@@ -1,32 +1,33 @@
-//! What is fixed when a table is loaded: sizes, how entries are packed, and how to divide without a
-//! division.
+//! The sizes of a switch target, the packing of its entries, and division by constants.
 //!
-//! Contract: plain numbers, `Copy`; no function panics for any argument. Numbers of sectors are
-//! below 2^54 ([`MAX_DEVICE_SECTORS`] is 2^54 - 1); of a larger one the answer is of no use, but
-//! within its limits.
+//! All of it is fixed when a table is loaded.
+//!
+//! Contract: plain numbers, `Copy`; no function panics for any argument. A device has less than
+//! 2^54 sectors ([`MAX_DEVICE_SECTORS`] is 2^54 - 1). For a larger sector number, a function returns
+//! a meaningless value that is within the documented range.
 
 use core::num::NonZeroU64;
 
 use super::super::error::Error;
-use super::super::units::MAX_DEVICE_SECTORS;
+use super::super::table::MAX_DEVICE_SECTORS;
 
-/// Most paths: the kernel keeps the target's paths in one allocation of at most 4 MiB, 16 bytes a
-/// path.
+/// Most paths of a target. The kernel keeps them in one allocation of at most 4 MiB, 16 bytes each.
 pub const MAX_PATHS: u32 = 262_141;
-/// Most sectors in a region: what 32 bits hold.
+/// Most sectors in a region: the largest number of 32 bits.
 pub const MAX_REGION_SIZE: u32 = u32::MAX;
 
-/// Bits of a sector or region number: [`MAX_DEVICE_SECTORS`] has as many.
+/// Bits of a sector or region number, those of [`MAX_DEVICE_SECTORS`].
 const NUMBER_BITS: u32 = u64::BITS - MAX_DEVICE_SECTORS.leading_zeros();
-/// Moves a number to the top of a word.
+/// Shift that moves a number to the top of a word.
 const TO_TOP: u32 = u64::BITS - NUMBER_BITS;
-/// log2 of the bits in a slot.
+/// log2 of the number of bits in a slot.
 const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 
-/// Quotients by a constant of numbers below 2^54: one multiplication, keeping the high half, and a
-/// shift.
+/// Divides numbers below 2^54 by a constant: one multiplication, of which it keeps the high half, and
+/// one shift.
 ///
-/// Exact: let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) / d). Then
+/// The result is exact. Let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) /
+/// d). Then
 /// m d = 2^(54+L) + e with 0 <= e < d <= 2^L. For n < 2^54 write n = q d + r with r < d:
 ///
 /// ```text
@@ -63,9 +64,9 @@ impl Quotient {
     }
 }
 
-/// Remainders by a constant: two multiplications.
+/// Computes remainders by a constant with two multiplications.
 ///
-/// Exact for numbers n with n d <= 2^64: let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e
+/// The result is exact for numbers n with n d <= 2^64. Let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e
 /// < d, and let n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
 ///
 /// ```text
@@ -73,8 +74,8 @@ impl Quotient {
 /// ```
 ///
 /// with e n < 2^64 (as e < d), so f d < 2^64 (r + 1) <= 2^64 d: f itself is below 2^64, nothing of
-/// it was lost, and the high half of f d is r. For d = 1, m is 2^64 and becomes 0, and so does the
-/// remainder.
+/// it was lost, and the high half of f d is r. For d = 1, m is 2^64, which is stored as 0; the
+/// remainder is then 0, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Remainder {
     multiplier: u64,
@@ -95,12 +96,15 @@ impl Remainder {
     }
 }
 
-/// Says that a size is no power of two. (Values that no size has, and no `Option`, so that one
-/// comparison tells.)
+/// Marks a size that is not a power of two. No size has these values. They take one comparison; an
+/// `Option` would take two words and more code.
 const NO_SHIFT: u32 = u32::MAX;
 const NO_MASK: u32 = u32::MAX;
 
-/// Everything about a switch target that does not change while it lives.
+/// The fixed sizes of a switch target: length, region size, number of paths, and what follows from
+/// them.
+///
+/// It is `Copy` and knows nothing about the paths that regions have; [`super::Map`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     region: Quotient,
@@ -117,8 +121,13 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A target of `len_sectors` sectors with `num_paths` paths and regions of `region_size`
-    /// sectors.
+    /// The geometry of a target of `len_sectors` sectors with `num_paths` paths and regions of
+    /// `region_size` sectors. The last region may be shorter.
+    ///
+    /// # Errors
+    /// [`Error::NumPaths`] if `num_paths` is not in 1..=[`MAX_PATHS`], [`Error::RegionSize`] if
+    /// `region_size` is 0, [`Error::ZeroLength`] and [`Error::TooLarge`] for a length that no device
+    /// has, and [`Error::RegionTableTooLarge`] if the region table would not fit the address space.
     ///
     /// ```
     /// use blkswitch_core::switch::Geometry;
@@ -139,10 +148,10 @@ impl Geometry {
             return Err(Error::TooLarge { start: 0, len: len_sectors });
         }
         let nr_regions = region.of(len_sectors.wrapping_sub(1)).wrapping_add(1);
-        // A power of two of bits (1, 2, 4, 8, 16, 32), not the exact width: slot and position in it
-        // then come from shifts instead of another division, and an entry can be worked on many at
-        // a time. It costs at most twice the memory of the exact width (5 paths: 4 bits instead of
-        // 3).
+        // An entry has a power of two of bits (1, 2, 4, 8, 16, 32), not the exact width. So shifts
+        // give the slot and the position in it, without another division, and code can work on all
+        // entries of a slot at once. This takes less than twice the memory of the exact width (5
+        // paths: 4 bits instead of 3).
         let path_bits = u32::BITS.wrapping_sub(num_paths.wrapping_sub(1).leading_zeros());
         let entry_bits_log2 = u32::BITS.wrapping_sub(path_bits.saturating_sub(1).leading_zeros());
         let entry_mask = 1u64.wrapping_shl(1u32.wrapping_shl(entry_bits_log2)).wrapping_sub(1);
@@ -166,7 +175,7 @@ impl Geometry {
             len_sectors,
         };
         let too_large = Error::RegionTableTooLarge { regions: nr_regions };
-        // What remainders are exact for. No table of that many regions and paths fits any memory.
+        // Beyond this product, remainders are not exact. No memory holds a table of that size.
         nr_regions.checked_mul(u64::from(num_paths)).ok_or(too_large)?;
         match usize::try_from(geometry.slots()) {
             Ok(slots) if slots <= isize::MAX as usize / size_of::<u64>() => Ok(geometry),
@@ -174,46 +183,47 @@ impl Geometry {
         }
     }
 
-    /// Sectors of the target.
+    /// Length of the target in sectors.
     #[must_use]
     pub const fn len_sectors(&self) -> u64 {
         self.len_sectors
     }
 
-    /// Sectors in a region; the last one of a target may be shorter.
+    /// Size of a region in sectors; the last region of a target may be shorter.
     #[must_use]
     pub const fn region_size(&self) -> u32 {
         self.region_size
     }
 
-    /// How many paths there are.
+    /// Number of paths, in 1..=[`MAX_PATHS`].
     #[must_use]
     pub const fn num_paths(&self) -> u32 {
         self.round_robin.divisor
     }
 
-    /// How many regions there are, at least 1.
+    /// Number of regions, at least 1.
     #[must_use]
     pub const fn nr_regions(&self) -> u64 {
         self.nr_regions
     }
 
-    /// How many 64-bit words a [`super::Map`] of this geometry needs.
+    /// Number of 64-bit words that the storage of a [`super::Map`] needs.
     #[must_use]
     pub const fn nr_slots(&self) -> usize {
-        // `new` has seen to it that this loses nothing.
+        // `new` has checked that the number fits.
         self.slots() as usize
     }
 
-    /// The region a sector (counted from the target's start) lies in.
+    /// The region of a sector, which counts from the target's start.
     #[inline]
     #[must_use]
     pub const fn region_of(&self, sector: u64) -> u64 {
         self.place_of(sector).0
     }
 
-    /// The region a sector lies in, and how far into it. A shift where it can be one, decided when
-    /// the table is made: the branch goes one way for ever, and costs less than to multiply.
+    /// The region of a sector, and the number of sectors before it in that region. If the region
+    /// size is a power of two, a shift takes the place of the multiplication. `new` decides that, so
+    /// the branch always goes the same way and costs less than the multiplication.
     #[inline(always)]
     pub(super) const fn place_of(&self, sector: u64) -> (u64, u64) {
         let size = self.region_size as u64;
@@ -225,7 +235,7 @@ impl Geometry {
         (region, sector.wrapping_sub(region.wrapping_mul(size)))
     }
 
-    /// First sector and length in sectors of a region; `None` past the last one.
+    /// First sector and length in sectors of a region; `None` past the last region.
     #[must_use]
     pub const fn region_extent(&self, region: u64) -> Option<(u64, u64)> {
         if region >= self.nr_regions {
@@ -237,8 +247,8 @@ impl Geometry {
         Some((start, if left < size { left } else { size }))
     }
 
-    /// The path a region of the target has before any message: round robin. Below `num_paths` for
-    /// any number.
+    /// The path of a region before any message: round robin. It is below `num_paths` for any
+    /// number.
     #[inline]
     #[must_use]
     pub const fn default_path(&self, region: u64) -> u32 {
@@ -248,7 +258,7 @@ impl Geometry {
         self.round_robin.of(region)
     }
 
-    /// The path of a region whose entry is this: below `num_paths` for a valid one.
+    /// The path of a region with this entry; it is below `num_paths` if the entry is valid.
     #[inline(always)]
     pub(super) const fn path_of(&self, region: u64, entry: u64) -> u32 {
         if self.path_mask != NO_MASK {
@@ -256,48 +266,48 @@ impl Geometry {
         }
         let path = entry.wrapping_add(self.round_robin.of(region) as u64);
         let less = path.wrapping_sub(self.round_robin.divisor as u64);
-        // One of the two is not a path but a number near 2^64: the other is the smaller.
+        // If `path` is valid, `less` has wrapped to a number near 2^64. So the smaller one is right.
         if path < less { path as u32 } else { less as u32 }
     }
 
-    /// A sector number without the bits no sector number has.
+    /// A sector number without the bits that no sector number has.
     #[inline]
     const fn valid_sector_bits(sector: u64) -> u64 {
         sector & (u64::MAX >> TO_TOP)
     }
 
-    /// log2 of the bits of an entry: 0 to 5.
+    /// log2 of the number of bits of an entry: 0 to 5.
     #[inline]
     pub(super) const fn entry_bits_log2(&self) -> u32 {
         self.entry_bits_log2
     }
 
-    /// Bits of an entry: 1, 2, 4, 8, 16 or 32.
+    /// Number of bits of an entry: 1, 2, 4, 8, 16 or 32.
     #[inline]
     #[must_use]
     pub const fn entry_bits(&self) -> u32 {
         1u32.wrapping_shl(self.entry_bits_log2)
     }
 
-    /// The lowest entry's bits in a slot.
+    /// Mask of the lowest entry in a slot.
     #[inline]
     pub(super) const fn entry_mask(&self) -> u64 {
         self.entry_mask
     }
 
-    /// Entries in a slot: 64, 32, 16, 8, 4 or 2.
+    /// Number of entries in a slot: 64, 32, 16, 8, 4 or 2.
     #[inline]
     pub(super) const fn slot_entries(&self) -> u64 {
         (u64::BITS as u64).wrapping_shr(self.entry_bits_log2)
     }
 
-    /// Which slot a region's entry is in.
+    /// Index of the slot with a region's entry.
     #[inline]
     pub(super) const fn slot_of(&self, region: u64) -> u64 {
         region.wrapping_shr(SLOT_BITS_LOG2.wrapping_sub(self.entry_bits_log2))
     }
 
-    /// How many bits up in its slot a region's entry begins.
+    /// Position of the lowest bit of a region's entry in its slot.
     #[inline]
     pub(super) const fn bit_of(&self, region: u64) -> u32 {
         region.wrapping_shl(self.entry_bits_log2) as u32 & (u64::BITS - 1)

@@ -1,15 +1,15 @@
-//! Messages: `set_region_mappings` and its arguments, handled one after the other.
+//! Messages: `set_region_mappings` and its arguments, which are applied one after the other.
 //!
-//! A [`Message`] is the state of one message, the region index. Its arguments come either as words
-//! that are split already ([`Message::apply_word`]) or as text, whole or in chunks as it arrives
-//! ([`Message::apply_text`]), so a message of any length takes bounded memory. The `check_`
-//! functions find the same errors without writing: errors depend on the message and the geometry
-//! alone, never on what the map holds, so a message that was checked whole can be applied without
-//! failing.
+//! A [`Message`] is the state of one message: the index of the last region. Its arguments come as
+//! words that are split already ([`Message::apply_word`]), or as text, whole or in chunks
+//! ([`Message::apply_text`]). So a message of any length takes bounded memory. The `check_`
+//! functions find the same errors without writing. Errors depend on the message and the geometry
+//! alone, never on the map's contents. So a message that was checked whole is then applied without
+//! an error.
 //!
-//! Contract: one message belongs to one map. Arguments before a bad one stay applied; after an
-//! error the message is over. To apply takes the map's one [`MapWriter`]. No allocation, no panic,
-//! any bytes.
+//! Contract: a [`Message`] belongs to one map. Arguments before a bad one stay applied, and an error
+//! ends the message. Only the holder of the map's [`MapWriter`] applies messages. No allocation, no
+//! panic, any bytes.
 
 use core::fmt;
 
@@ -20,33 +20,34 @@ use super::hex;
 use super::regions::{Map, MapWriter, Storage};
 use super::text;
 
-/// The kernel's answer to a word that is no message of the target.
+/// The kernel's answer to a first word that the target does not know.
 pub const UNRECOGNISED_MESSAGE: &str = "Unrecognised message received.";
 
-/// The device-mapper core's answer to a message without a word.
+/// The device-mapper core's answer to a message without words.
 pub const EMPTY_MESSAGE: &str = "Empty message received.";
-/// The device-mapper core's answer to a message for a sector no target has.
+/// The device-mapper core's answer to a message for a sector outside of all targets.
 pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
 
-/// Longest word of a message text, in bytes as it stands there. The kernel has no such limit, but
-/// digits past the sixteenth only ever say what leading zeros say, and a chunk that arrives must
-/// hold a word whole.
+/// Longest word of a message text in bytes, backslashes included. The kernel has no such limit. It is
+/// needed here because a chunk must hold a whole word; a number of more than sixteen digits says
+/// nothing that a shorter one does not.
 pub const MAX_WORD_LEN: usize = 4096;
 
-/// Regions that are changed or compared between two calls of a caller's `go_on`: a millisecond of
-/// work at most, and so many that the calls cost nothing.
+/// Regions that are changed or compared between two calls of a caller's `go_on`. This takes a
+/// millisecond at most, and the cost of the calls is negligible.
 pub(super) const TURN_REGIONS: u64 = 1 << 20;
 
-/// What the first word of a message asks for.
+/// The request that the first word of a message makes. (A new one must be a decision of every caller,
+/// so this is exhaustive.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Change the map; the arguments are a [`Message`].
+    /// Change the map. The arguments are for a [`Message`].
     SetRegionMappings,
-    /// Read the map back. Ours: the kernel's own target does not know it.
+    /// Read the map back. The kernel's own target does not have this message.
     GetRegionMappings,
 }
 
-/// The command of a message's first word, in any case; `None` is answered with
+/// The command of a message's first word, in upper or lower case. To `None`, the caller answers with
 /// [`UNRECOGNISED_MESSAGE`].
 #[must_use]
 pub fn command(word: &[u8]) -> Option<Command> {
@@ -63,60 +64,61 @@ fn is_word(word: &[u8], lower: &[u8]) -> bool {
     word.len() == lower.len() && word.iter().zip(lower).all(|(a, b)| a.to_ascii_lowercase() == *b)
 }
 
-/// Why an argument was refused; the numbers are those the kernel prints.
+/// The reason why an argument was refused, with the numbers that the kernel prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MessageErrorKind {
     /// The argument has none of the three forms.
     Argument,
-    /// `R` looks back further than region 0, or 0 regions far.
+    /// The cycle of `R` begins before region 0, or is 0.
     CycleLength {
-        /// The cycle length less one; 2^64 - 1 for a length of 0.
+        /// The cycle length minus one; 2^64 - 1 for a length of 0.
         last: u64,
-        /// The message's index: there are index + 1 regions to look back at.
+        /// The message's index. The cycle may have up to index + 1 regions.
         index: u64,
     },
     /// `R` writes past the last region.
     RepeatRange {
         /// The message's index.
         index: u64,
-        /// How many regions were to follow it.
+        /// Number of regions to copy to.
         count: u64,
-        /// How many regions there are.
+        /// Number of regions of the map.
         regions: u64,
     },
-    /// A region there is not.
+    /// There is no such region.
     Region {
         /// The region asked for.
         region: u64,
-        /// How many regions there are.
+        /// Number of regions of the map.
         regions: u64,
     },
-    /// A path there is not.
+    /// There is no such path.
     Path {
         /// The path asked for.
         path: u64,
-        /// How many paths there are.
+        /// Number of paths of the map.
         paths: u32,
     },
 }
 
-/// A refused argument.
+/// A refused argument of a message: the reason and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageError {
-    /// What is wrong with it.
+    /// The reason.
     pub kind: MessageErrorKind,
-    /// Which argument of the message it is, counted from 1 (the command itself does not count).
+    /// Position of the argument in the message, counted from 1. The command does not count.
     pub position: u64,
 }
 
 impl MessageError {
-    /// What the sender of the message gets.
+    /// The errno for the sender of the message.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         Errno::Einval
     }
 
-    /// With the argument's text: `Display` is then the kernel's text to the letter.
+    /// Adds the argument's text. `Display` of the result is exactly the kernel's text.
     #[must_use]
     pub const fn of_argument<'a>(&'a self, argument: Word<'a>) -> OfArgument<'a> {
         OfArgument { error: self, argument: Some(argument) }
@@ -132,9 +134,31 @@ impl MessageError {
 impl core::error::Error for MessageError {}
 
 impl fmt::Display for MessageError {
-    /// The kernel's text; where that quotes the argument, its position is given instead.
+    /// The kernel's text. Where it quotes the argument, this gives the argument's position instead.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         OfArgument { error: self, argument: None }.fmt(f)
+    }
+}
+
+/// A refused argument of a text: the error of [`Message::apply_text`] and [`Message::check_text`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextError {
+    /// The byte of the given text at which the argument begins.
+    pub at: usize,
+    /// The reason, and the position of the argument in the message.
+    pub error: MessageError,
+}
+
+impl core::error::Error for TextError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl fmt::Display for TextError {
+    /// The text of the [`MessageError`]; the place in the text is for programs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
     }
 }
 
@@ -205,7 +229,8 @@ impl fmt::Display for ExplainMessage<'_> {
     }
 }
 
-/// The state of one `set_region_mappings` message.
+/// The state of one `set_region_mappings` message: the index of the last region that it mapped, and
+/// the number of its arguments so far.
 ///
 /// ```
 /// # use core::sync::atomic::AtomicU64;
@@ -213,16 +238,16 @@ impl fmt::Display for ExplainMessage<'_> {
 /// # let geometry = Geometry::new(2048, 3, 128)?;
 /// # let map = Map::new(geometry, vec![AtomicU64::new(0)]).unwrap();
 /// let mut writer = map.writer().expect("nobody else changes the map");
-/// // A chunk that ends within a word: what is left over is handed in again with what follows.
+/// // A chunk may end within a word: its beginning is passed again with the next chunk.
 /// let mut message = Message::new();
 /// assert_eq!(message.apply_text(&mut writer, b"0:2 R1,", false), Ok(4));
 /// assert_eq!(message.apply_text(&mut writer, b"R1,f", true), Ok(4));
 /// assert_eq!(map.runs(0, 16).count(), 1);
 ///
-/// // What came before the bad argument stays applied.
-/// let (at, error) = Message::new().apply_text(&mut writer, b"5:1 99:0 6:1", true).unwrap_err();
-/// assert_eq!((at, error.position, map.path(5)), (4, 2, Some(1)));
-/// assert_eq!(error.to_string(), "invalid set_region_mappings region number: 153 >= 16");
+/// // The arguments before the bad one stay applied.
+/// let refused = Message::new().apply_text(&mut writer, b"5:1 99:0 6:1", true).unwrap_err();
+/// assert_eq!((refused.at, refused.error.position, map.path(5)), (4, 2, Some(1)));
+/// assert_eq!(refused.to_string(), "invalid set_region_mappings region number: 153 >= 16");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -232,26 +257,28 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message none of whose arguments were seen yet: its index is 0, so a first `:<path>` maps
-    /// region 1.
+    /// A message before its first argument. Its index is 0, so a first `:<path>` maps region 1.
     #[must_use]
     pub const fn new() -> Self {
         Self { index: 0, words: 0 }
     }
 
-    /// The region mapped last.
+    /// The region that was mapped last.
     #[must_use]
     pub const fn index(&self) -> u64 {
         self.index
     }
 
-    /// How many arguments there were so far, a refused one included.
+    /// Number of arguments so far, a refused one included.
     #[must_use]
     pub const fn arguments(&self) -> u64 {
         self.words
     }
 
-    /// Applies one argument that is split already; its bytes are meant literally.
+    /// Applies one argument that is split already; a backslash in it is an ordinary byte.
+    ///
+    /// # Errors
+    /// The reason why the argument was refused. It changed nothing, and the message is over.
     #[inline]
     pub fn apply_word<S: Storage>(
         &mut self,
@@ -261,40 +288,51 @@ impl Message {
         self.word(&**map, word)
     }
 
-    /// Would [`Message::apply_word`] take this argument?
+    /// As [`Message::apply_word`], but changes no map.
+    ///
+    /// # Errors
+    /// The error that [`Message::apply_word`] would return.
     pub fn check_word(&mut self, geometry: &Geometry, word: &[u8]) -> Result<(), MessageError> {
         self.word(geometry, word)
     }
 
-    /// Applies the arguments in a chunk of a message's text, `last` if no more follows. Only whole
-    /// words are taken: returns how many bytes were, and the caller puts the rest (at most
-    /// [`MAX_WORD_LEN`] bytes) before the next chunk. With an error comes where in the text its
-    /// argument begins.
+    /// Applies the arguments in a chunk of a message's text; `last` says that no chunk follows. It
+    /// takes only whole words, and returns the number of bytes that it has taken. The caller puts
+    /// the rest, at most [`MAX_WORD_LEN`] bytes, before the next chunk.
+    ///
+    /// # Errors
+    /// The first refused argument. The arguments before it stay applied, and the message is over.
     pub fn apply_text<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
         text: &[u8],
         last: bool,
-    ) -> Result<usize, (usize, MessageError)> {
+    ) -> Result<usize, TextError> {
         text::run(self, &**map, text, last)
     }
 
-    /// Would [`Message::apply_text`] take this text?
+    /// As [`Message::apply_text`], but changes no map. If a whole message passes, applying it cannot
+    /// fail; so it can be applied as a whole or not at all.
+    ///
+    /// # Errors
+    /// The error that [`Message::apply_text`] would return.
     pub fn check_text(
         &mut self,
         geometry: &Geometry,
         text: &[u8],
         last: bool,
-    ) -> Result<usize, (usize, MessageError)> {
+    ) -> Result<usize, TextError> {
         text::run(self, geometry, text, last)
     }
 
-    /// Applies arguments from text that a kernel's splitter has been through: `text` begins with
-    /// the byte before an argument, and each argument ends in a NUL, the last one at the end.
-    /// Stops, without an error, at the first that does not look like this (more than one separator,
-    /// something left of a removed backslash, bad syntax): that one, which is the one after
-    /// [`Message::arguments`], is then for
-    /// [`Message::apply_word`].
+    /// Applies arguments from text that the kernel has split in place: `text` begins with the byte
+    /// before an argument, and a NUL ends each argument, the last one at the end. It stops without
+    /// an error at the first argument of another form (more than one separator, the rest of a
+    /// removed backslash, bad syntax). That is the argument after [`Message::arguments`]; the caller
+    /// passes it to [`Message::apply_word`].
+    ///
+    /// # Errors
+    /// The first refused argument. The arguments before it stay applied, and the message is over.
     pub fn apply_split<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
@@ -303,14 +341,20 @@ impl Message {
         text::run_split(self, &**map, text)
     }
 
-    /// Would [`Message::apply_split`] take this text?
+    /// As [`Message::apply_split`], but changes no map.
+    ///
+    /// # Errors
+    /// The error that [`Message::apply_split`] would return.
     pub fn check_split(&mut self, geometry: &Geometry, text: &[u8]) -> Result<(), MessageError> {
         text::run_split(self, geometry, text)
     }
 
-    /// As [`Message::apply_split`], in turns: `go_on` is called between two turns of a long repeat.
-    /// If it returns `false`, the rest of that repeat is left out, and the message is over: what
+    /// As [`Message::apply_split`], in turns: it calls `go_on` between two turns of a long repeat.
+    /// If that returns `false`, it leaves out the rest of the repeat, and the message is over. What
     /// was applied stays.
+    ///
+    /// # Errors
+    /// As [`Message::apply_split`].
     pub fn apply_split_in_turns<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
@@ -320,7 +364,10 @@ impl Message {
         text::run_split(self, &InTurns { map: &**map, go_on }, text)
     }
 
-    /// As [`Message::apply_word`], in turns.
+    /// As [`Message::apply_word`], in turns; see [`Message::apply_split_in_turns`].
+    ///
+    /// # Errors
+    /// As [`Message::apply_word`].
     pub fn apply_word_in_turns<S: Storage>(
         &mut self,
         map: &mut MapWriter<'_, S>,
@@ -338,7 +385,7 @@ impl Message {
         }
     }
 
-    /// Counts an argument and refuses it for its form.
+    /// Counts an argument and refuses it because of its form.
     #[cold]
     pub(super) fn refuse_word(&mut self) -> MessageError {
         self.words = self.words.wrapping_add(1);
@@ -397,15 +444,14 @@ impl Message {
         }
     }
 
-    /// Counts `count` arguments that something faster has applied, the last of them to region
-    /// `index`.
+    /// Counts `count` arguments that a fast reader has applied, the last of them to region `index`.
     #[inline]
     pub(super) const fn mapped(&mut self, index: u64, count: u64) {
         self.index = index;
         self.words = self.words.wrapping_add(count);
     }
 
-    /// Counts `count` arguments `:<path>` that something faster has applied.
+    /// Counts `count` arguments `:<path>` that a fast reader has applied.
     #[inline]
     pub(super) const fn advance(&mut self, count: u64) {
         self.index = self.index.wrapping_add(count);
@@ -413,7 +459,7 @@ impl Message {
     }
 }
 
-/// An argument by its form; nothing about its numbers is checked yet.
+/// An argument, by its form. Its numbers are not checked yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Argument {
     /// `<region>:<path>`
@@ -425,8 +471,8 @@ pub(super) enum Argument {
 }
 
 impl Argument {
-    /// The argument a text begins with, and what follows it. Always inlined, here and where it is
-    /// acted upon: an argument that passes through memory costs more than it takes to read it.
+    /// The argument at the start of a text, and the text after it. This function and its callers
+    /// are always inlined: to pass an argument through memory would cost more than to read it.
     #[inline(always)]
     pub(super) fn parse(text: &[u8]) -> Option<(Self, &[u8])> {
         match text.split_first()? {
@@ -448,16 +494,18 @@ impl Argument {
     }
 }
 
-/// What arguments act on: a map, or for a check only its geometry.
+/// The object that arguments act on: a map, or only its geometry for a check.
 pub(super) trait Table {
     fn geometry(&self) -> &Geometry;
-    /// Sends a region to a path, both in range; `false` if there is no such region after all.
+    /// Sends a region to a path; the caller has checked both. `false` if the storage is too short
+    /// for the region.
     fn map(&self, region: u64, path: u32) -> bool;
-    /// Repeats the `cycle` regions up to `index` over the `count` regions after it, all in range.
+    /// Repeats the `cycle` regions that end with `index` over the `count` regions after it. The
+    /// caller has checked all of them.
     fn repeat(&self, index: u64, cycle: u64, count: u64);
-    /// Slot `slot`'s word, where only whole words are changed.
+    /// The word of a slot, for code that changes whole words.
     fn slot(&self, slot: u64) -> u64;
-    /// Replaces slot `slot`'s word.
+    /// Replaces the word of a slot.
     fn store_slot(&self, slot: u64, word: u64);
 }
 
@@ -487,8 +535,8 @@ impl<S: Storage> Table for Map<S> {
     }
 }
 
-/// A map whose long repeats are done in turns. A repeat copies from the regions just before it, so
-/// one that follows another with the same cycle goes on where that has ended.
+/// A map that does long repeats in turns. A repeat copies from the regions just before it. So a
+/// second repeat with the same cycle continues where the first has ended.
 struct InTurns<'a, S, G> {
     map: &'a Map<S>,
     go_on: &'a G,

@@ -1,7 +1,12 @@
 //! The switch target: its constructor, its region table, its messages.
 //!
-//! [`params`] reads the table line, [`geometry`] knows everything that is fixed then, [`regions`]
-//! is the table every request looks at, [`message`] changes it, [`compact`] writes it out again.
+//! | module | does |
+//! |---|---|
+//! | [`params`] | reads the words of a table line |
+//! | [`geometry`] | holds the sizes, which are fixed when the table is loaded |
+//! | [`regions`] | holds the path of each region; every request looks it up |
+//! | [`message`] | changes the map by `set_region_mappings` |
+//! | [`compact`] | writes a map, or the difference of two maps, as a short message |
 
 mod blocks;
 pub mod compact;
@@ -17,6 +22,6 @@ mod sync;
 mod text;
 
 pub use geometry::{Geometry, MAX_PATHS, MAX_REGION_SIZE};
-pub use message::{Command, Message, MessageError, MessageErrorKind, command};
+pub use message::{Command, Message, MessageError, MessageErrorKind, TextError, command};
 pub use params::{Params, PathArg};
 pub use regions::{Map, MapWriter, Route, Run, Runs, Storage, StorageError};

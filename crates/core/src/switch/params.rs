@@ -27,6 +27,10 @@ pub struct Params<W> {
 impl<'a, W: ExactSizeIterator<Item = &'a [u8]>> Params<W> {
     /// Checks all words that the kernel checks before it opens a device.
     ///
+    /// # Errors
+    /// The first wrong word, in the kernel's order: [`Error::NumPaths`], [`Error::RegionSize`],
+    /// [`Error::OptionalArgs`], [`Error::PathArguments`].
+    ///
     /// ```
     /// use blkswitch_core::switch::Params;
     /// let words: [&[u8]; 5] = [b"1", b"128", b"0", b"/dev/vg1/switch0", b"8"];
@@ -96,6 +100,9 @@ pub struct PathArg<'a> {
 
 impl PathArg<'_> {
     /// The first sector of the volume on the device.
+    ///
+    /// # Errors
+    /// [`Error::Offset`] if the word is not an unsigned decimal of 64 bits.
     pub fn offset(&self) -> Result<u64, Error> {
         // Each path has two words; this one is the second.
         let at = (self.number as usize).wrapping_mul(2).wrapping_add(HEAD_WORDS + 1);

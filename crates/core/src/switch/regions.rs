@@ -1,16 +1,16 @@
-//! The region table: which path every region takes.
+//! The region table: the path of every region.
 //!
 //! An entry holds the difference of its path from round robin, `(path - region mod n) mod n`, in a
-//! power-of-two number of bits. Zeroed storage is round robin, so a table can be lazily zeroed
-//! memory: it appears at once however many regions it has, and takes memory only where it departs
-//! from round robin.
+//! power-of-two number of bits. Zeroed storage is round robin. So the storage can be memory that the
+//! kernel zeroes when it is first touched: a map of any size is made at once, and takes memory only
+//! where it differs from round robin.
 //!
-//! Contract: the storage belongs to one map; it must be zeroed, or hold what a map of the same
-//! geometry left in it. Any number of threads may read at any time, each with one relaxed load: an
-//! entry means something on its own. A word holds the entries of many regions and is changed by a
-//! load and a store, so two writers at once would lose each other's changes, of other regions too:
-//! only a [`MapWriter`] can write, and a map hands out one at a time. Nothing panics; a region past
-//! the end reads as round robin and cannot be written.
+//! Contract: the storage belongs to one map. It is zeroed, or holds what a map of the same geometry
+//! left in it. Any number of threads may read at any time, each with one relaxed load, because an
+//! entry does not depend on other entries. A word holds the entries of many regions, and a change is
+//! a load and a store. So two writers at once would lose each other's changes, also of different
+//! regions. Therefore only a [`MapWriter`] can write, and a map gives out one at a time. No function
+//! panics; a region past the end reads as round robin and cannot be written.
 
 use core::fmt;
 use core::ops::{Deref, Range};
@@ -19,49 +19,50 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::geometry::Geometry;
 use super::sync::{AtomicBool, AtomicU64};
 
-/// Where a sector goes.
+/// The answer to a look-up: the path of a sector, and how far that holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The path. It is below the geometry's `num_paths` if the map's storage is valid
-    /// ([`Map::is_valid`]); a caller that indexes with it checks the bound all the same.
+    /// ([`Map::is_valid`]). A caller that uses it as an index still checks it.
     pub path: u32,
-    /// Sectors from this one to the end of its region, this one included; at least 1. In a short
-    /// last region this reaches past the end of the target, where no request does.
+    /// Number of sectors from this one to the end of its region, this one included; at least 1. In
+    /// a short last region it reaches past the end of the target, but no request does.
     pub left: u64,
 }
 
-/// Storage that a map can be changed in. Slices of words are, and so is what leads to one; other
-/// storage can learn which of its words are changed.
+/// Storage that a [`MapWriter`] can change. Every type that dereferences to a slice of words is such
+/// storage. Another type implements this trait to learn which of its words change.
 pub trait Storage: AsRef<[AtomicU64]> {
-    /// The map's one writer is about to store to a word. Called before every store, so it must be
-    /// cheap.
+    /// The map's writer calls this before every store to a word, so it must be cheap.
     #[inline]
     fn before_store(&self, _slot: usize) {}
 }
 
 impl<T: Deref<Target = [AtomicU64]> + AsRef<[AtomicU64]>> Storage for T {}
 
-/// A region table over storage `S`.
+/// The region table of a switch target, in storage `S`.
+///
+/// Look-ups need only a shared reference; [`Map::writer`] gives the right to change the map.
 #[derive(Debug)]
 pub struct Map<S> {
     geometry: Geometry,
     storage: S,
-    /// There is a [`MapWriter`].
+    /// Whether a [`MapWriter`] exists.
     has_writer: AtomicBool,
 }
 
-/// Why storage cannot become a [`Map`]. The storage comes back.
+/// The reason why storage cannot become a [`Map`]. It contains the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StorageError<S> {
-    /// It has fewer words than [`Geometry::nr_slots`].
+    /// The storage has fewer words than [`Geometry::nr_slots`].
     TooShort(S),
-    /// An entry in it leads to a path that the geometry does not have.
+    /// An entry leads to a path that the geometry does not have.
     Invalid(S),
 }
 
 impl<S> StorageError<S> {
-    /// The storage that was refused.
+    /// The refused storage.
     pub fn into_storage(self) -> S {
         match self {
             Self::TooShort(storage) | Self::Invalid(storage) => storage,
@@ -74,8 +75,8 @@ impl<S> fmt::Display for StorageError<S> {
         f.write_str(match self {
             Self::TooShort(_) => "the storage has fewer words than the region map needs",
             Self::Invalid(_) => {
-                "the storage holds entries that are no paths of this region map: it is damaged, or \
-                 of another geometry"
+                "the storage holds entries that lead to no path of this region map: it is damaged, \
+                 or of another geometry"
             }
         })
     }
@@ -84,40 +85,40 @@ impl<S> fmt::Display for StorageError<S> {
 impl<S: fmt::Debug> core::error::Error for StorageError<S> {}
 
 impl<S: AsRef<[AtomicU64]>> Map<S> {
-    /// A map over zeroed storage, or over what [`Map::into_storage`] gave from a map of the same
-    /// geometry. Only the length is checked, so that lazily zeroed memory is not touched: the
-    /// contents are trusted. For storage that comes from outside this program (a file) there is
+    /// A map over zeroed storage, or over storage that [`Map::into_storage`] returned from a map of
+    /// the same geometry. It checks only the length and trusts the contents, so memory that is
+    /// zeroed lazily stays untouched. For storage from outside this program, such as a file, use
     /// [`Map::checked`]. No other map may use the storage at the same time.
     ///
     /// # Errors
-    /// Storage of fewer than [`Geometry::nr_slots`] words is given back.
-    pub fn new(geometry: Geometry, storage: S) -> Result<Self, S> {
+    /// [`StorageError::TooShort`] if the storage has fewer than [`Geometry::nr_slots`] words.
+    pub fn new(geometry: Geometry, storage: S) -> Result<Self, StorageError<S>> {
         if storage.as_ref().len() < geometry.nr_slots() {
-            Err(storage)
+            Err(StorageError::TooShort(storage))
         } else {
             Ok(Self { geometry, storage, has_writer: AtomicBool::new(false) })
         }
     }
 
-    /// A map over storage that is not trusted: every entry is looked at. What it cannot find is an
-    /// entry that is another of the geometry's paths than it should be; that takes a checksum.
+    /// A map over storage that is not trusted. It checks every entry. It cannot notice an entry that
+    /// was changed to another valid path; only a checksum can.
     ///
     /// # Errors
-    /// Storage that is too short or not valid is given back.
+    /// [`StorageError::TooShort`], and [`StorageError::Invalid`] if an entry leads to no path.
     pub fn checked(geometry: Geometry, storage: S) -> Result<Self, StorageError<S>> {
-        let map = Self::new(geometry, storage).map_err(StorageError::TooShort)?;
+        let map = Self::new(geometry, storage)?;
         if map.is_valid() { Ok(map) } else { Err(StorageError::Invalid(map.storage)) }
     }
 
-    /// Whether every region's entry leads to one of the geometry's paths. True of every map over
-    /// zeroed storage that only its writers changed.
+    /// Whether the entry of every region leads to one of the geometry's paths. This holds for every
+    /// map over zeroed storage that only its writers have changed.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.are_valid(0..self.geometry.nr_slots())
     }
 
-    /// The same of the regions in these slots: storage of which most is known to be zero need not
-    /// be touched. False if there are no such slots.
+    /// As [`Map::is_valid`], for the regions in these slots. A caller that knows which slots are
+    /// zero does not need to touch them. `false` if the storage does not have all of these slots.
     #[must_use]
     pub fn are_valid(&self, slots: Range<usize>) -> bool {
         let entries = Entries::new(&self.geometry);
@@ -130,7 +131,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         words.iter().all(|slot| {
             let mut word = slot.load(Relaxed);
             if left < slot_entries {
-                // Past the last region nothing is ever looked up.
+                // Entries past the last region have no meaning.
                 let bits = (left as u32).wrapping_shl(self.geometry.entry_bits_log2());
                 word &= 1u64.wrapping_shl(bits).wrapping_sub(1);
             }
@@ -139,21 +140,21 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         })
     }
 
-    /// The right to change the map; `None` while somebody else has it. Whoever holds the message
-    /// lock takes it for the time of a message. Look-ups go on meanwhile.
+    /// The right to change the map; `None` while another [`MapWriter`] of the map exists. The holder
+    /// of the message lock takes it for the time of a message. Look-ups continue meanwhile.
     #[must_use]
     pub fn writer(&self) -> Option<MapWriter<'_, S>> {
-        // Acquire: a writer goes on from all that the writers before it have stored.
+        // Acquire: this writer must see all stores of the writers before it.
         if self.has_writer.swap(true, Acquire) { None } else { Some(MapWriter { map: self }) }
     }
 
-    /// What is fixed about this map.
+    /// The map's sizes.
     #[inline]
     pub const fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// The storage as it is: the words themselves say nothing without the geometry.
+    /// The storage. Its words have no meaning without the geometry.
     pub const fn storage(&self) -> &S {
         &self.storage
     }
@@ -163,8 +164,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         self.storage
     }
 
-    /// Where a sector, counted from the target's start, goes. The caller sees to it that the target
-    /// has this sector; if it has not, the answer is of no use but within its limits.
+    /// The path of a sector, which counts from the target's start. The caller makes sure that the
+    /// target has this sector; otherwise the answer is meaningless, but within the documented range.
     #[inline]
     pub fn route(&self, sector: u64) -> Route {
         let (region, into_region) = self.geometry.place_of(sector);
@@ -178,16 +179,16 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         if region < self.geometry.nr_regions() { Some(self.entry_path(region)) } else { None }
     }
 
-    /// The regions from `from` up to but not including `to` (or the last one), neighbours with the
-    /// same path in one run. While somebody writes, a run may be of different moments: who needs
-    /// better holds the message lock.
+    /// The runs of neighbouring regions with the same path, from region `from` up to but not
+    /// including `to` (or to the last region). If the map changes meanwhile, runs may show different
+    /// moments; a caller that needs one moment holds the message lock.
     pub fn runs(&self, from: u64, to: u64) -> Runs<'_, S> {
         Runs { map: self, next: from, end: to.min(self.geometry.nr_regions()) }
     }
 
-    /// The first region from `from` on, below `to`, that may differ from round robin: whole words
-    /// of zeroes are passed over at a glance, so this finds the little that was changed in a large
-    /// table. `None` if there is none.
+    /// The first region from `from` on, below `to`, that differs from round robin; `None` if there
+    /// is none. It skips words of zeroes as a whole, so it quickly finds the few changed regions of a
+    /// large map.
     pub fn next_changed(&self, from: u64, to: u64) -> Option<u64> {
         let end = to.min(self.geometry.nr_regions());
         let mut region = from;
@@ -205,7 +206,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         None
     }
 
-    /// The path of a region, which should be one of the map's.
+    /// The path of a region of the map.
     #[inline]
     pub(super) fn entry_path(&self, region: u64) -> u32 {
         self.geometry.path_of(region, self.entry(region))
@@ -231,7 +232,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
 }
 
 impl<S: Storage> Map<S> {
-    /// Sends a region to a path, both known to be the map's.
+    /// Sends a region to a path. The caller has checked both.
     #[inline]
     pub(super) fn store_path(&self, region: u64, path: u32) -> bool {
         let default = self.geometry.default_path(region);
@@ -239,8 +240,8 @@ impl<S: Storage> Map<S> {
         self.store_entry(region, u64::from(path.wrapping_add(borrow).wrapping_sub(default)))
     }
 
-    /// Replaces a region's entry by one of as many bits. Rotated to the lowest place and back, so
-    /// that neither the entry nor its mask has to be moved.
+    /// Replaces a region's entry. The word is rotated so that the entry is at the lowest place, and
+    /// back. This takes fewer instructions than moving the entry and its mask.
     #[inline]
     pub(super) fn store_entry(&self, region: u64, entry: u64) -> bool {
         let bit = self.geometry.bit_of(region);
@@ -257,7 +258,7 @@ impl<S: Storage> Map<S> {
         }
     }
 
-    /// Replaces the bits of `mask`. Load and store, not one operation: there is only one writer.
+    /// Replaces the bits of `mask`. A load and a store are enough, because there is only one writer.
     #[inline]
     pub(super) fn merge_slot(&self, index: u64, word: u64, mask: u64) {
         if let Some(slot) = self.slot_to_store(index) {
@@ -274,8 +275,8 @@ impl<S: Storage> Map<S> {
     }
 }
 
-/// The right to change a map: there is one at a time ([`Map::writer`]), and it ends when this is
-/// dropped. It reads like the map.
+/// The right to change a [`Map`]. A map gives out one at a time ([`Map::writer`]), and takes it back
+/// when this value is dropped. It dereferences to the map, for reading.
 #[derive(Debug)]
 #[must_use]
 pub struct MapWriter<'a, S> {
@@ -283,7 +284,8 @@ pub struct MapWriter<'a, S> {
 }
 
 impl<S: Storage> MapWriter<'_, S> {
-    /// Sends a region to a path. `false`, and nothing done, if there is no such region or path.
+    /// Sends a region to a path. Returns `false` and changes nothing if there is no such region or
+    /// path.
     #[inline]
     pub fn set(&mut self, region: u64, path: u32) -> bool {
         let geometry = &self.map.geometry;
@@ -296,7 +298,7 @@ impl<S: Storage> MapWriter<'_, S> {
     /// Sends every region back to round robin.
     pub fn reset(&mut self) {
         for (index, slot) in self.map.storage.as_ref().iter().enumerate() {
-            // A load first: memory that was never written is not made resident by this.
+            // The load comes first, so memory that was never written does not become resident.
             if slot.load(Relaxed) != 0 {
                 self.map.storage.before_store(index);
                 slot.store(0, Relaxed);
@@ -320,13 +322,13 @@ impl<S> Drop for MapWriter<'_, S> {
     }
 }
 
-/// Checks the entries of a word all at once.
+/// Checks all entries of a word at once.
 ///
-/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room
-/// above it. There x >= n shows in bit `bits` of x + (2^bits - n).
+/// It separates the even entries from the odd ones, so that each has as many free bits above it as
+/// it has bits itself. Bit `bits` of x + (2^bits - n) is then set if x >= n.
 struct Entries {
     bits: u32,
-    /// A 1 in each even entry.
+    /// A 1 at the lowest bit of each even entry.
     ones: u64,
     /// All bits of each even entry.
     even: u64,
@@ -359,18 +361,18 @@ impl Entries {
     }
 }
 
-/// Neighbouring regions with the same path.
+/// A run: neighbouring regions with the same path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The first of them.
+    /// The first region.
     pub start: u64,
-    /// How many, at least 1.
+    /// The number of regions, at least 1.
     pub count: u64,
     /// Their path.
     pub path: u32,
 }
 
-/// Iterator of [`Map::runs`].
+/// The iterator of [`Map::runs`]; it ends at the last region that was asked for.
 #[derive(Clone, Debug)]
 pub struct Runs<'a, S> {
     map: &'a Map<S>,

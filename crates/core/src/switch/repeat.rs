@@ -1,22 +1,22 @@
-//! `R<cycle>,<count>` on the region table: a copy, a word of entries at a time; and the question
-//! how far regions are a copy of earlier ones.
+//! Copies regions for `R<cycle>,<count>`, and compares regions with earlier ones, a word of entries
+//! at a time.
 //!
-//! In the table's entries the copy is not quite a copy. Region i takes the path of region i - c,
-//! and entries are differences from round robin, so entry(i) = entry(i - c) - c (mod n). A whole
-//! word is copied from an unaligned place and the same number subtracted modulo n in all of its
-//! entries at once.
+//! Region i takes the path of region i - c. Entries are differences from round robin, so entry(i) =
+//! entry(i - c) - c (mod n). The code reads a whole word from an unaligned place, and subtracts c
+//! modulo n from all of its entries at once.
 //!
-//! Contract: the ranges are checked by the caller; one writer.
+//! Contract: the caller has checked the ranges, and there is one writer.
 
 use super::geometry::Geometry;
 use super::regions::{Map, Storage};
 use super::sync::AtomicU64;
 
-/// Slots between a copied word and its source from which on one does not wait for the other.
+/// Distance in slots between a word and its source from which on the processor no longer waits for
+/// the store of the source.
 const FAR_SLOTS: u64 = 8;
 
 impl<S: Storage> Map<S> {
-    /// Repeats the `cycle` regions up to and with `index` over the `count` regions after it.
+    /// Repeats the `cycle` regions that end with region `index` over the `count` regions after it.
     pub(super) fn repeat(&self, index: u64, cycle: u64, count: u64) {
         let geometry = self.geometry();
         if geometry.num_paths() == 1 {
@@ -28,9 +28,9 @@ impl<S: Storage> Map<S> {
         if count < slot_entries.wrapping_mul(2) {
             return self.repeat_singly(region, end, cycle);
         }
-        // A word's source must be complete before the word is begun, so words are copied from at
-        // least a word away: the smallest multiple of the cycle that is. The regions before it
-        // repeats itself are done singly.
+        // The source of a word must be complete before the word is written. So words are copied
+        // over a distance of at least a word, the smallest such multiple of the cycle. The regions
+        // that come before this distance repeats itself are copied one by one.
         let mut distance = cycle;
         while distance < slot_entries {
             distance = distance.wrapping_add(cycle);
@@ -42,9 +42,9 @@ impl<S: Storage> Map<S> {
         }
         self.repeat_singly(region, words, cycle);
         let num_paths = u64::from(geometry.num_paths());
-        // A word waits for the one it is copied from. After some rounds there is a source further
-        // away, which is also a whole number of round robins, so that nothing needs to be
-        // subtracted any more.
+        // A copy of a word waits until its source is stored. After some rounds, a source further
+        // away has the same paths. If that distance is a multiple of the number of paths, nothing
+        // needs to be subtracted, either.
         let mut far = distance.saturating_mul(num_paths);
         while far < slot_entries.wrapping_mul(FAR_SLOTS) {
             far = far.wrapping_mul(2);
@@ -58,7 +58,7 @@ impl<S: Storage> Map<S> {
         self.repeat_words(rounds_end, end, far);
     }
 
-    /// Regions `region` up to `end`, each from the region `cycle` before it.
+    /// Copies each region from `region` up to `end` from the region `cycle` before it.
     fn repeat_singly(&self, mut region: u64, end: u64, cycle: u64) {
         let num_paths = u64::from(self.geometry().num_paths());
         let change = u64::from(self.geometry().default_path(cycle));
@@ -70,8 +70,8 @@ impl<S: Storage> Map<S> {
         }
     }
 
-    /// Regions `region` (the first of a slot) up to `end`, each from the region `distance` before
-    /// it.
+    /// Copies each region from `region`, the first of a slot, up to `end` from the region `distance`
+    /// before it.
     fn repeat_words(&self, region: u64, end: u64, distance: u64) {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
@@ -92,8 +92,8 @@ impl<S: Storage> Map<S> {
 }
 
 impl<S: AsRef<[AtomicU64]>> Map<S> {
-    /// How many regions from `region` on, below `end`, have the path of the region `distance`
-    /// before them.
+    /// Number of regions from `region` on, below `end`, that have the same path as the region
+    /// `distance` before them.
     pub(super) fn repeated(&self, region: u64, end: u64, distance: u64) -> u64 {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();
@@ -118,7 +118,7 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     }
 }
 
-/// Slot after slot, the words that copy the regions some distance before.
+/// Reads, slot after slot, the words that hold the regions some distance before.
 struct Earlier<'a, S> {
     map: &'a Map<S>,
     difference: Difference,
@@ -127,7 +127,7 @@ struct Earlier<'a, S> {
 }
 
 impl<'a, S: AsRef<[AtomicU64]>> Earlier<'a, S> {
-    /// The first word is for the slot that begins with `region`.
+    /// The first word belongs to the slot that begins with `region`.
     fn new(map: &'a Map<S>, region: u64, distance: u64) -> Self {
         let geometry = map.geometry();
         let source = region.wrapping_sub(distance);
@@ -139,7 +139,7 @@ impl<'a, S: AsRef<[AtomicU64]>> Earlier<'a, S> {
     fn next_word(&mut self) -> u64 {
         let low = self.map.slot(self.slot).wrapping_shr(self.shift);
         self.slot = self.slot.wrapping_add(1);
-        // Up by 64 - shift in two steps, as that may be 64.
+        // Shifts up by 64 - shift in two steps, because that may be 64.
         let high = self.map.slot(self.slot).wrapping_shl(63u32.wrapping_sub(self.shift)) << 1;
         self.difference.subtract(low | high)
     }
@@ -150,13 +150,13 @@ const fn align_up(region: u64, slot_entries: u64) -> u64 {
     region.wrapping_add(slot_entries).wrapping_sub(1) & slot_entries.wrapping_neg()
 }
 
-/// Subtracts one number modulo the number of paths from every entry of a word.
+/// Subtracts a number modulo the number of paths from every entry of a word.
 ///
-/// Entries are taken apart into the even and the odd ones, so that each has as many bits of room
-/// above it. There x - c (mod n) is t = x + (n - c), less n if t >= n; t >= n shows in bit `bits +
-/// 1` of t + (2^(bits + 1) - n).
+/// It separates the even entries from the odd ones, so that each has as many free bits above it as
+/// it has bits itself. With t = x + (n - c), the result is t, or t - n if t >= n. Bit `bits + 1` of
+/// t + (2^(bits + 1) - n) is set if t >= n.
 struct Difference {
-    /// 0 if there is nothing to subtract.
+    /// The number modulo the number of paths; 0 if there is nothing to subtract.
     change: u32,
     bits: u32,
     num_paths: u64,
@@ -186,7 +186,8 @@ impl Difference {
             return word;
         }
         if self.bits == 1 {
-            // Two paths: 1 is its own negative. (No room for the general way.)
+            // With two paths, subtracting 1 inverts the entry. (One bit has no room for the general
+            // way.)
             return !word;
         }
         let even = self.ones.wrapping_shl(self.bits).wrapping_sub(self.ones);

@@ -9,7 +9,7 @@
 //! Contract: as [`super::message`]. The cuts between chunks do not change the result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
-use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table};
+use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table, TextError};
 use super::{blocks, entries, paths};
 
 /// See [`Message::apply_text`].
@@ -18,7 +18,7 @@ pub(super) fn run<T: Table>(
     table: &T,
     text: &[u8],
     last: bool,
-) -> Result<usize, (usize, MessageError)> {
+) -> Result<usize, TextError> {
     let mut rest = text;
     loop {
         rest = blocks::run::<b' ', T>(message, table, rest);
@@ -29,14 +29,14 @@ pub(super) fn run<T: Table>(
             return Ok(start);
         }
         if let Some((argument, after)) = in_place(rest, last) {
-            message.execute(table, argument).map_err(|error| (start, error))?;
+            message.execute(table, argument).map_err(|error| TextError { at: start, error })?;
             rest = after;
             continue;
         }
         match split_off(message, table, rest, last) {
             Ok(0) => return Ok(start),
             Ok(len) => rest = rest.split_at_checked(len).map_or(&[], |(_, after)| after),
-            Err(error) => return Err((start, error)),
+            Err(error) => return Err(TextError { at: start, error }),
         }
     }
 }

@@ -6,19 +6,20 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-pub(crate) fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+/// A recorded file. The links in `tests/golden` lead to the repository's files; a published package
+/// has the files themselves.
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 pub(crate) fn cases(suite: &str) -> Vec<Value> {
-    let text =
-        std::fs::read_to_string(repository().join(format!("tests/golden/{suite}.jsonl"))).unwrap();
+    let text = std::fs::read_to_string(golden(&format!("{suite}.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Ids of the cases listed as decided differently by the core.
 pub(crate) fn listed_differences() -> BTreeSet<String> {
-    let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
+    let text = std::fs::read_to_string(golden("kernel-differences")).unwrap();
     let mut ids = BTreeSet::new();
     for line in text.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();

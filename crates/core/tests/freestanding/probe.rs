@@ -10,8 +10,10 @@ use core::sync::atomic::AtomicU64;
 
 use blkswitch::error::Error;
 use blkswitch::switch::{
-    Command, Geometry, Map, MapWriter, Message, MessageError, Params, Route, Run, command, compact,
+    Command, Geometry, Map, MapWriter, Message, MessageError, Params, Route, Run, StorageError,
+    TextError, command, compact,
 };
+use blkswitch::switch::compact::WriteError;
 use blkswitch::table::{Layout, check_area, check_region_size};
 
 type Slots<'a> = &'a [AtomicU64];
@@ -27,7 +29,7 @@ pub fn probe_geometry(len: u64, num_paths: u32, region_size: u32) -> Result<Geom
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Result<Map<Slots<'a>>, Slots<'a>> {
+pub fn probe_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Result<Map<Slots<'a>>, StorageError<Slots<'a>>> {
     Map::new(geometry, slots)
 }
 
@@ -87,7 +89,7 @@ pub fn probe_check(message: &mut Message, geometry: &Geometry, word: &[u8]) -> R
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_text(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<usize, (usize, MessageError)> {
+pub fn probe_text(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<usize, TextError> {
     message.apply_text(map, text, true)
 }
 
@@ -108,7 +110,7 @@ pub fn probe_compact(
     map: &Map<Slots<'_>>,
     places: &mut [u64],
     sink: fn(&[u8]) -> Result<(), i32>,
-) -> Result<(), (u64, i32)> {
+) -> Result<(), WriteError<i32>> {
     compact::write(map, 0, u64::MAX, places, sink)?;
     compact::write_changes(map, 0, u64::MAX, places, sink)
 }

@@ -622,7 +622,7 @@ impl World {
         );
         let model = map.borrow_mut().message(text.as_bytes());
         assert_eq!(
-            real.map(|_| ()).map_err(|e| e.1.position as usize),
+            real.map(|_| ()).map_err(|refused| refused.error.position as usize),
             model.map_err(|e| e.0),
             "{text}"
         );

@@ -24,8 +24,7 @@ use std::sync::Arc;
 use blkswitch_core::args::{Printable, is_space};
 use blkswitch_core::error::Error;
 use blkswitch_core::switch::Geometry;
-use blkswitch_core::table::{self, Layout};
-use blkswitch_core::units::SECTOR_SIZE;
+use blkswitch_core::table::{self, Layout, SECTOR_SIZE};
 use blkswitch_io::pool::Registry;
 use blkswitch_io::slots::Slots;
 use blkswitch_io::{

@@ -76,6 +76,7 @@ impl Default for PathArgs {
 
 /// The fault of a path's arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PathArgsError {
     /// Too many words, or too few.
     Count,
@@ -85,6 +86,19 @@ pub enum PathArgsError {
     Throughput,
     /// Not a mask of CPUs.
     CpuMask,
+}
+
+impl core::error::Error for PathArgsError {}
+
+impl fmt::Display for PathArgsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Count => "incorrect number of arguments",
+            Self::RepeatCount => "invalid repeat count",
+            Self::Throughput => "invalid relative_throughput value",
+            Self::CpuMask => "invalid cpumask",
+        })
+    }
 }
 
 impl PathArgsError {
@@ -100,6 +114,10 @@ impl PathArgsError {
 
 impl Selector {
     /// The selector of this name, with its arguments.
+    ///
+    /// # Errors
+    /// [`SelectorError::Name`] for an unknown name, [`SelectorError::Arguments`] for arguments that
+    /// the selector does not take.
     pub fn parse(name: &[u8], args: &[&[u8]]) -> Result<Self, SelectorError> {
         // Like the kernel's, selectors without arguments ignore extra words.
         match name {
@@ -128,6 +146,9 @@ impl Selector {
 
     /// Reads a path's arguments. Also returns `true` if the repeat count was above 1 and is now 1,
     /// which calls for the warning [`RepeatCountDeprecated`].
+    ///
+    /// # Errors
+    /// The first wrong word.
     pub fn path_args(&self, words: &[&[u8]]) -> Result<(PathArgs, bool), PathArgsError> {
         let mut args = PathArgs::default();
         let repeat_word = match (self, words) {
@@ -261,11 +282,23 @@ impl Selector {
 
 /// The reason why [`Selector::parse`] refused a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SelectorError {
     /// No selector has this name.
     Name,
     /// Its arguments are wrong.
     Arguments,
+}
+
+impl core::error::Error for SelectorError {}
+
+impl fmt::Display for SelectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "unknown path selector type",
+            Self::Arguments => "path selector constructor failed",
+        })
+    }
 }
 
 /// The kernel's warning about a repeat count above 1. `Display` is its line without the prefix

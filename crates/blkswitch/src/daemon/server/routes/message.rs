@@ -19,7 +19,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use blkswitch_core::args::{Words, is_space};
 use blkswitch_core::switch::message::{EMPTY_MESSAGE, MAX_WORD_LEN, UNRECOGNISED_MESSAGE};
-use blkswitch_core::switch::{Command, MapWriter, Message, MessageError, command};
+use blkswitch_core::switch::{Command, MapWriter, Message, TextError, command};
 use blkswitch_io::Device;
 use blkswitch_io::device::Messenger;
 use blkswitch_io::pool::Registry;
@@ -387,7 +387,7 @@ fn set_region_mappings(
 }
 
 /// The refusal of the argument that begins at `at`.
-fn bad_argument(text: &[u8], (at, error): (usize, MessageError)) -> Failure {
+fn bad_argument(text: &[u8], TextError { at, error }: TextError) -> Failure {
     let rest = text.get(at..).unwrap_or_default();
     let word = Words::new(rest.get(..MAX_WORD_LEN).unwrap_or(rest)).next();
     let word = word.unwrap_or(blkswitch_core::args::Word::literal(b""));
