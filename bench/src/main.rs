@@ -4,6 +4,7 @@
 //! machine says more about the program than about the other load. `--json` prints figures for
 //! programs, and `--save` keeps them with date and machine.
 
+mod beside_c;
 mod create;
 mod lookup;
 mod message;
@@ -37,6 +38,8 @@ enum Bench {
     Message(report::Keep),
     /// Route random sectors.
     Lookup(report::Keep),
+    /// Measure messages and look-ups beside a plain target in C.
+    BesideC(report::Keep),
     /// Make a map of a billion regions.
     Create(report::Keep),
     /// Send requests through the pipeline to leaves that do nothing.
@@ -58,13 +61,20 @@ fn main() -> anyhow::Result<()> {
         Bench::Message(keep) => keep.save.then_some(("message", "Messages of a million entries")),
         Bench::Lookup(keep) => keep.save.then_some(("lookup", "Routes of random sectors")),
         Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
-        // It writes its own pages.
-        Bench::Nbd(_) => None,
+        // They write their own pages.
+        Bench::BesideC(_) | Bench::Nbd(_) => None,
         Bench::Pipeline | Bench::Multipath(_) | Bench::Ublk(_) | Bench::Smoke => None,
     };
     let figures = match cli.bench {
         Bench::Message(_) => message::run(rounds)?,
         Bench::Lookup(_) => lookup::run(rounds)?,
+        Bench::BesideC(keep) => {
+            let rows = beside_c::run(rounds)?;
+            if keep.save {
+                report::keep_beside_c(rounds, &rows)?;
+            }
+            beside_c::figures(&rows)
+        }
         Bench::Create(_) => create::run(rounds)?,
         Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
@@ -84,6 +94,9 @@ fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     let once = report::Rounds { count: 1, best: false };
     let mut figures = message::run(once)?;
     figures.extend(lookup::run(once)?);
+    if beside_c::IS_BUILT {
+        figures.extend(beside_c::figures(&beside_c::run(once)?));
+    }
     figures.extend(create::run(once)?);
     figures.extend(pipeline::run(once)?);
     figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);

@@ -11,6 +11,8 @@ use blkswitch_core::switch::{Geometry, Map, MapWriter};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::beside_c::{self, Row};
+
 /// Folder of kept results.
 const FOLDER: &str = "bench/results";
 
@@ -141,6 +143,40 @@ pub(crate) fn keep(name: &str, title: &str, rounds: Rounds, figures: &[Figure]) 
     about.keep(name, results, (title, &format!("{which} of {count} rounds.")), &table)
 }
 
+/// Keeps the comparison with C, a line for each shape.
+pub(crate) fn keep_beside_c(rounds: Rounds, rows: &[Row]) -> Result<()> {
+    let Rounds { count, best } = rounds;
+    let option = if best { " --best" } else { "" };
+    let words = format!("beside-c --rounds {count}{option} --save");
+    let compiler = output(
+        "sh",
+        &["-c", &format!("{} --version | head -n 1", beside_c::compiler().replace(" -O2", ""))],
+    )?;
+    let about = About::new(&words, vec![format!("{} ({compiler})", beside_c::compiler())])?;
+    let which = if best { "The best" } else { "Medians" };
+    let text = format!(
+        "{which} of {count} rounds, in turns, in nanoseconds. The C side is \
+         [c/baseline.c](../c/baseline.c). A factor above 1 means that blkswitch-core takes less \
+         time. Its figure of a message includes the splitting of words."
+    );
+    let mut table = String::from(
+        "\n| measured | paths | region size | blkswitch-core | C | C / core | C with splitting | \
+         that / core |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for row in rows {
+        let Row { num_paths, region_size, measured, ours, c, c_split } = row;
+        let split = c_split
+            .map_or(String::from(" | "), |split| format!("{split:.2} | {:.2}", split / ours));
+        writeln!(
+            table,
+            "| {measured} | {num_paths} | {region_size} | {ours:.2} | {c:.2} | {:.2} | {split} |",
+            c / ours
+        )?;
+    }
+    let results = json!({"results": json(&beside_c::figures(rows))});
+    about.keep("beside-c", results, ("Messages and look-ups beside plain C", &text), &table)
+}
+
 /// The number of rounds, and the choice of median or best.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds {
@@ -155,7 +191,7 @@ impl Rounds {
         mut prepare: impl FnMut() -> T,
         mut work: impl FnMut(&T),
     ) -> f64 {
-        let mut seconds: Vec<f64> = (0..=self.count)
+        let seconds: Vec<f64> = (0..=self.count)
             .map(|_| {
                 let input = prepare();
                 let start = Instant::now();
@@ -164,9 +200,14 @@ impl Rounds {
             })
             .skip(1)
             .collect();
-        seconds.sort_unstable_by(f64::total_cmp);
-        let counts = if self.best { 0 } else { seconds.len() / 2 };
-        seconds.get(counts).copied().unwrap_or(f64::NAN)
+        self.choose(seconds)
+    }
+
+    /// The median of some times, or the best.
+    pub(crate) fn choose(self, mut times: Vec<f64>) -> f64 {
+        times.sort_unstable_by(f64::total_cmp);
+        let counts = if self.best { 0 } else { times.len() / 2 };
+        times.get(counts).copied().unwrap_or(f64::NAN)
     }
 }
 
