@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use blkswitch_core::switch::{Geometry, Map};
+use blkswitch_io::engine::Turn;
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::request::{Op, Request, Span};
-use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::{Live, region_storage};
 use blkswitch_io::{Leaf, LeafOptions, Queues, TableBuilder, Target, To};
@@ -56,7 +56,7 @@ pub(crate) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
 pub(crate) struct Bench {
     pub(crate) queues: Queues,
     pipeline: Pipeline,
-    ring: Ring,
+    ring: Turn,
     random: Random,
     data: Vec<u8>,
 }
@@ -67,7 +67,7 @@ impl Bench {
         Bench {
             queues: Queues::of_pipelines(1),
             pipeline: Pipeline::new(0),
-            ring: Ring::simulated(),
+            ring: Turn::simulated(),
             random: Random(1),
             data: vec![0; 512 * BATCH as usize],
         }

@@ -8,10 +8,10 @@ use std::sync::{Arc, LazyLock};
 
 use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::core::switch::{Geometry, Map};
+use blkswitch_io::engine::Turn;
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::request::{Done, Op, Request, Span};
-use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::region_storage;
 use blkswitch_io::{Device, Leaf, LeafOptions, Queues, TableBuilder, Target, To};
@@ -65,7 +65,7 @@ fn make(
     device.load(builder.build().unwrap()).unwrap();
     device.resume().unwrap();
     pipeline.install(device.id(), Counters::boxed(1).into());
-    pipeline.open(device.id(), device.running(), &mut Ring::simulated());
+    pipeline.open(device.id(), device.running(), &mut Turn::simulated());
     device
 }
 
@@ -91,7 +91,7 @@ fn multipath(line: &str) -> TableBuilder {
 #[test]
 fn requests_through_a_switch_over_multipaths_allocate_nothing() {
     let (registry, mut pipeline, mut ring) =
-        (Registry::detached(*QUEUES), Pipeline::new(0), Ring::simulated());
+        (Registry::detached(*QUEUES), Pipeline::new(0), Turn::simulated());
     let members = [
         "0 0 2 1 round-robin 0 2 0 a b queue-length 0 1 0 c",
         "0 0 1 1 service-time 0 2 2 a 1 1 b 1 3",

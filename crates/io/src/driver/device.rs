@@ -71,7 +71,7 @@ impl Driver {
             self.devices.push(None);
         }
         self.pipeline.install(device, counters.clone());
-        self.pipeline.open(device, Some(live.clone()), &mut self.ring);
+        self.pipeline.open(device, Some(live.clone()), &mut self.turn);
         self.devices[at] = Some(Local { live, counters, next: None });
         Ok(device)
     }
@@ -92,7 +92,7 @@ impl Driver {
         table.serve(queues).map_err(DriverError::OtherQueues)?;
         let latch = Latch::new(1);
         local.next = Some((Arc::new(table), latch.clone()));
-        self.pipeline.close(device, true, latch.ack(), &mut self.ring);
+        self.pipeline.close(device, true, latch.ack(), &mut self.turn);
         self.settle_devices();
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Driver {
 
     /// Requests that no path of a multipath takes for now ask for one again.
     pub fn release(&mut self, device: u32) {
-        self.pipeline.release(device, &mut self.ring);
+        self.pipeline.release(device, &mut self.turn);
     }
 
     /// Changes a multipath: reinstates a path that is back, fails one, changes what becomes of
@@ -184,7 +184,7 @@ impl Driver {
             };
             let departed = leaving::departed(Some(&local.live), &table);
             local.live = Arc::new(Live { table, departed });
-            self.pipeline.open(device, Some(local.live.clone()), &mut self.ring);
+            self.pipeline.open(device, Some(local.live.clone()), &mut self.turn);
         }
     }
 

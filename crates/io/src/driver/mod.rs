@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
-use crate::engine::session::links::Links;
+use crate::engine::session::turn::Turn;
 use crate::pipeline::Pipeline;
 use crate::queues::Queues;
 use crate::request::{Done, Op, Request, Span};
 use crate::sys::aligned::AlignedBytes;
-use crate::sys::ring::{Completion, Ring, Tag, user_data};
+use crate::sys::ring::{Completion, Tag, user_data};
 use crate::sys::slab::Slab;
 
 pub use device::DriverEvent;
@@ -149,7 +149,7 @@ pub enum DriverError {
 pub struct Driver {
     queues: Queues,
     pipeline: Pipeline,
-    ring: Ring,
+    turn: Turn,
     /// By the number of the device.
     devices: Vec<Option<Local>>,
     events: Events,
@@ -176,7 +176,7 @@ impl Driver {
         Ok(Driver {
             queues: Queues::of_new_owner(1),
             pipeline: Pipeline::new(0),
-            ring: Ring::new()?,
+            turn: Turn::new()?,
             devices: Vec::new(),
             events: Events::default(),
             waker: Waker::new()?,
@@ -210,12 +210,12 @@ impl Driver {
         }
         let Ask { op, fua, offset, len, mut data, token } = ask;
         // The owner may not have waited for long, and limits count from here.
-        self.ring.read_clock();
+        self.turn.read_clock();
         let span = if op.has_data() { Span(data.as_mut_ptr()) } else { Span::NONE };
         let id = self.under_way.insert((token, data));
         let request =
             Request { op, fua, offset, len, data: span, pages: None, token: u64::from(id) };
-        if let Some(errno) = self.pipeline.start(device, &request, &mut self.ring) {
+        if let Some(errno) = self.pipeline.start(device, &request, &mut self.turn) {
             self.answer(Done { token: request.token, errno });
         }
     }
@@ -243,26 +243,26 @@ impl Driver {
         // A link without a connection may have answered at once.
         self.carry();
         self.listen();
-        let Driver { pipeline, ring, completions, ticking, .. } = self;
-        if !*ticking && ring.links.is_timed() {
+        let Driver { pipeline, turn, completions, ticking, .. } = self;
+        if !*ticking && turn.links.is_timed() {
             *ticking = true;
-            ring.tick();
+            turn.tick();
         }
-        ring.under_way(pipeline.in_flight());
-        ring.read_clock();
+        turn.under_way(pipeline.in_flight());
+        turn.read_clock();
         let has_answers = pipeline.has_done() || !self.answers.is_empty();
         let poll = has_answers || at_most == Some(Duration::ZERO);
         let until_ns = at_most.map(|time| {
-            ring.now_ns().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+            turn.now_ns().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
         });
-        ring.wait_until(poll, until_ns, completions)?;
+        turn.wait_until(poll, until_ns, completions)?;
         for completion in completions.drain(..) {
             match completion.tag {
-                Tag::Part | Tag::Window => pipeline.complete(&completion, ring),
-                Tag::Link => ring.links.complete(&completion),
+                Tag::Part | Tag::Window => pipeline.complete(&completion, turn),
+                Tag::Link => turn.links.complete(&completion),
                 Tag::Tick => {
                     *ticking = false;
-                    ring.links.tick(ring.now_ns());
+                    turn.links.tick(turn.now_ns());
                 }
                 Tag::Wake => {
                     self.is_listening = false;
@@ -277,7 +277,7 @@ impl Driver {
         self.settle_devices();
         let mut done = mem::take(&mut self.done);
         self.pipeline.take_done(&mut done);
-        self.ring.answered(done.len());
+        self.turn.answered(done.len());
         done.drain(..).for_each(|done| self.answer(done));
         self.done = done;
         answers.append(&mut self.answers);
@@ -290,12 +290,12 @@ impl Driver {
     /// `Some(Duration::ZERO)` hands the request over.
     pub fn next_wait(&mut self) -> Option<Duration> {
         let has_answers = self.pipeline.has_done() || !self.answers.is_empty();
-        if has_answers || self.ring.links.has_finished() || self.ring.has_unsubmitted() {
+        if has_answers || self.turn.links.has_finished() || self.turn.has_unsubmitted() {
             return Some(Duration::ZERO);
         }
-        let next_ns = self.ring.next_deferred_ns()?;
-        self.ring.read_clock();
-        Some(Duration::from_nanos(next_ns.saturating_sub(self.ring.now_ns())))
+        let next_ns = self.turn.next_deferred_ns()?;
+        self.turn.read_clock();
+        Some(Duration::from_nanos(next_ns.saturating_sub(self.turn.now_ns())))
     }
 
     /// Has the ring look at the waker.
@@ -307,7 +307,7 @@ impl Driver {
         let fd = types::Fd(self.waker.fd().as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
         // SAFETY: nothing is pointed to, and the descriptor lives as long as the ring.
-        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Wake, 0))) };
+        unsafe { self.turn.push(&entry.user_data(user_data(Tag::Wake, 0))) };
     }
 
     fn answer(&mut self, done: Done) {
@@ -319,11 +319,11 @@ impl Driver {
     /// Lets links send and receive, and gives the pipeline what they have answered.
     fn carry(&mut self) {
         loop {
-            while let Some((part, result)) = self.ring.links.take_finished() {
-                self.pipeline.complete(&Completion::of_part(part, result), &mut self.ring);
+            while let Some((part, result)) = self.turn.links.take_finished() {
+                self.pipeline.complete(&Completion::of_part(part, result), &mut self.turn);
             }
-            Links::turn(&mut self.ring);
-            if !self.ring.links.has_finished() {
+            self.turn.run_links();
+            if !self.turn.links.has_finished() {
                 return;
             }
         }
@@ -341,15 +341,15 @@ impl Driver {
 
     /// Ends what is under way and then the links, until a time if one is given. Whether it has.
     fn end(&mut self, answers: &mut Vec<Answer>, until: Option<Instant>) -> io::Result<bool> {
-        self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
+        self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
         let mut is_closed = false;
         loop {
             if self.pipeline.in_flight() == 0 && !is_closed {
-                self.ring.links.close(self.ring.now_ns());
+                self.turn.links.close(self.turn.now_ns());
                 self.carry();
                 is_closed = true;
             }
-            let is_over = is_closed && self.ring.links.is_empty();
+            let is_over = is_closed && self.turn.links.is_empty();
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if is_over || left.is_some_and(|left| left.is_zero()) {
                 // What was refused is answered by now.
@@ -368,7 +368,7 @@ impl AsFd for Driver {
         // An eventfd, and not the ring's own descriptor: that does not wake who polls it for
         // completions that the kernel leaves to this thread (`IORING_SETUP_DEFER_TASKRUN`).
         let event = self.completed.get_or_init(|| {
-            let event = Waker::new().ok().filter(|event| self.ring.announce_to(event.fd()).is_ok());
+            let event = Waker::new().ok().filter(|event| self.turn.announce_to(event.fd()).is_ok());
             // What was there before nobody has announced.
             event.inspect(Waker::wake)
         });
@@ -389,7 +389,7 @@ impl fmt::Debug for Driver {
 /// the ring. [`Driver::close`] is the other way.
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
+        self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
         if self.pipeline.in_flight() == 0 {
             let ended = self.end(&mut Vec::new(), Some(Instant::now() + GOODBYE));
             if matches!(ended, Ok(true)) {
@@ -398,7 +398,7 @@ impl Drop for Driver {
         }
         tracing::warn!("a driver is dropped with requests under way: their memory is leaked");
         mem::forget(mem::take(&mut self.under_way));
-        mem::forget(mem::replace(&mut self.ring, Ring::simulated()));
+        mem::forget(mem::replace(&mut self.turn, Turn::simulated()));
         // The leaves' descriptors and connections are in use.
         mem::forget(mem::take(&mut self.devices));
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{Engine, LeafIo, Limits, Submitted};
 use crate::engine::error::LeafError;
-use crate::sys::ring::Ring;
+use crate::engine::session::turn::Turn;
 
 /// Tries to open the real engine: gives it, what is known of the leaf, and its name. The leaf that
 /// this is the engine of knows how ([`crate::leaf::open_engine`]).
@@ -40,10 +40,10 @@ impl AbsentEngine {
 
     /// # Safety
     /// As [`Engine::submit`].
-    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         match self.found() {
             // SAFETY: the caller's promise.
-            Some(engine) => unsafe { engine.submit(io, ring) },
+            Some(engine) => unsafe { engine.submit(io, turn) },
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use super::session::links::{Finished, Link, Part, Port, Seat};
 use super::{LeafIo, LeafOp, Submitted};
+use crate::engine::session::turn::Turn;
 use crate::request::Span;
-use crate::sys::ring::Ring;
 use crate::sys::slab::Slab;
 
 /// How a leaf is reached that somebody else has written.
@@ -296,11 +296,11 @@ impl Custom {
 
     /// # Safety
     /// As [`super::Engine::submit`].
-    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let Some(shared) = self.queues.get(io.queue) else {
             return Submitted::Done(-i64::from(libc::EIO));
         };
-        shared.seat.submit(io, ring, || {
+        shared.seat.submit(io, turn, || {
             let _ = shared.thread.set(thread::current().id());
             Box::new(CustomLink {
                 engine: self.engine.clone(),

@@ -21,8 +21,8 @@ use io_uring::{opcode, squeue, types};
 
 use super::custom::{Custom, CustomEngine, CustomOp};
 use super::{LeafIo, Submitted};
+use crate::engine::session::turn::Turn;
 use crate::sys::helper::{Helper, Work};
-use crate::sys::ring::Ring;
 
 /// `BLOCK_URING_CMD_DISCARD`, `_IO(0x12, 0)` of linux/blkdev.h.
 const URING_DISCARD: u32 = 0x1200;
@@ -71,7 +71,7 @@ impl Discards {
         file: Option<&File>,
         queues: usize,
         io: &LeafIo,
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) -> Submitted {
         let make = || {
             let device = Arc::new(file?.try_clone().ok()?);
@@ -79,7 +79,7 @@ impl Discards {
         };
         match self.threads.get_or_init(make) {
             // SAFETY: the caller's promise.
-            Some(threads) => unsafe { threads.submit(io, ring) },
+            Some(threads) => unsafe { threads.submit(io, turn) },
             None => Submitted::Done(-i64::from(libc::EMFILE)),
         }
     }
@@ -158,7 +158,6 @@ fn parse_release(text: &str) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
     use crate::engine::LeafOp;
-    use crate::engine::session::links::Links;
     use crate::request::Span;
 
     #[test]
@@ -172,7 +171,7 @@ mod tests {
     #[test]
     fn a_thread_answers_for_a_kernel_without_the_command() {
         let discards = Discards { is_able: None, has_command: false, threads: OnceLock::new() };
-        let mut ring = Ring::new().unwrap();
+        let mut turn = Turn::new().unwrap();
         let file = tempfile::tempfile().unwrap();
         let (op, data) = (LeafOp::Discard, Span::NONE);
         let (fua, fast, pages, queue) = (false, false, None, 0);
@@ -180,16 +179,16 @@ mod tests {
             let io = LeafIo { op, fua, fast, offset: 0, len: 4096, data, pages, part, queue };
             assert!(discards.entry(types::Fd(file.as_raw_fd()), &io).is_none());
             // SAFETY: there is no data.
-            let submitted = unsafe { discards.on_thread(Some(&file), 1, &io, &mut ring) };
+            let submitted = unsafe { discards.on_thread(Some(&file), 1, &io, &mut turn) };
             assert_eq!(submitted, Submitted::Pending);
         }
         let (mut answers, mut completions) = (Vec::new(), Vec::new());
         while answers.len() < 3 {
-            Links::turn(&mut ring);
-            answers.extend(std::iter::from_fn(|| ring.links.take_finished()));
+            turn.run_links();
+            answers.extend(std::iter::from_fn(|| turn.links.take_finished()));
             if answers.len() < 3 {
-                ring.wait(false, &mut completions).unwrap();
-                completions.drain(..).for_each(|completion| ring.links.complete(&completion));
+                turn.wait(false, &mut completions).unwrap();
+                completions.drain(..).for_each(|completion| turn.links.complete(&completion));
             }
         }
         answers.sort_unstable();

@@ -24,8 +24,9 @@ use crate::engine::error::LeafError;
 use crate::engine::io::COPY_STEP;
 use crate::engine::io::{HOLE, ZERO};
 use crate::engine::options::LeafOptions;
+use crate::engine::session::turn::Turn;
 use crate::sys::buffer::Buffer;
-use crate::sys::ring::{Ring, Tag, user_data};
+use crate::sys::ring::{Tag, user_data};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
@@ -183,20 +184,20 @@ impl FileEngine {
     /// # Safety
     /// As [`super::Engine::submit`].
     #[inline]
-    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let fd = if io.fua { self.stable_fd() } else { self.fd(io.queue) };
         if self.in_memory && matches!(io.op, LeafOp::Read | LeafOp::Write | LeafOp::Flush) {
             // SAFETY: the caller's promise.
             let done = unsafe { call(fd, io) };
             if io.len > UNTIMED || io.op == LeafOp::Flush {
-                ring.read_clock();
+                turn.read_clock();
             }
             return Submitted::Done(done);
         }
         let direct = self.mode.is_direct();
         let len = io.len.min(if direct { TRANSFER_MAX } else { CACHED_MAX }) as u32;
         if !direct && matches!(io.op, LeafOp::Read | LeafOp::Write) {
-            ring.spend(u64::from(len));
+            turn.spend(u64::from(len));
         }
         let file = types::Fd(fd);
         let entry = match io.op {
@@ -208,7 +209,7 @@ impl FileEngine {
                     None => {
                         let (device, queues) = (self.files.first(), self.files.len() - SHARED);
                         // SAFETY: the caller's promise.
-                        return unsafe { discards.on_thread(device, queues, io, ring) };
+                        return unsafe { discards.on_thread(device, queues, io, turn) };
                     }
                 },
                 None => {
@@ -222,7 +223,7 @@ impl FileEngine {
         };
         // SAFETY: the caller keeps `data` valid until completion; the descriptor lives as long as
         // the leaf, which the table that routed this operation holds until it has drained.
-        unsafe { ring.push(&entry.user_data(user_data(Tag::Part, u64::from(io.part)))) };
+        unsafe { turn.push(&entry.user_data(user_data(Tag::Part, u64::from(io.part)))) };
         Submitted::Pending
     }
 

@@ -28,13 +28,15 @@ pub use io::{LeafIo, LeafOp, Limits, Submitted};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::links;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use session::turn::Turn;
 pub use session::uri;
 
 use std::time::Duration;
 
 use blkswitch_core::multipath::outcome::is_path_error;
 
-use crate::sys::ring::Ring;
 use io::{HOLE, ZERO};
 
 /// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
@@ -71,18 +73,18 @@ impl Engine {
     /// # Safety
     /// `io.data` is valid for `io.len` bytes, and stays so until the operation is complete.
     #[inline]
-    pub unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         // SAFETY: passed on to the caller's promise, in each arm.
         unsafe {
             match self {
-                Engine::Absent(engine) => engine.submit(io, ring),
-                Engine::Custom(engine) => engine.submit(io, ring),
-                Engine::File(engine) => engine.submit(io, ring),
-                Engine::Iscsi(engine) => engine.submit(io, ring),
+                Engine::Absent(engine) => engine.submit(io, turn),
+                Engine::Custom(engine) => engine.submit(io, turn),
+                Engine::File(engine) => engine.submit(io, turn),
+                Engine::Iscsi(engine) => engine.submit(io, turn),
                 Engine::Memory(engine) => engine.submit(io),
-                Engine::Nbd(engine) => engine.submit(io, ring),
+                Engine::Nbd(engine) => engine.submit(io, turn),
                 Engine::Null(engine) => engine.submit(io),
-                Engine::Sim(engine) => engine.submit(io, ring),
+                Engine::Sim(engine) => engine.submit(io, turn),
             }
         }
     }

@@ -10,8 +10,8 @@ use blkswitch_core::multipath::{Ask, Attempt, Verdict};
 use super::split::{self, Piece, PieceTo, Straight};
 use super::state::{ALONE, Hops, LeafAt};
 use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, leaf_at, multipath};
+use crate::engine::session::turn::Turn;
 use crate::request::{Op, Request};
-use crate::sys::ring::Ring;
 
 /// The result of the fast path.
 pub(super) enum Alone {
@@ -27,7 +27,7 @@ impl Pipeline {
     /// Enters a read or write of one piece. Only its part is stored, and nothing if its leaf does
     /// all of it at once.
     #[inline]
-    pub(super) fn begin_alone(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Alone {
+    pub(super) fn begin_alone(&mut self, device: u32, request: &Request, turn: &mut Turn) -> Alone {
         let (range, mut hops) = ((request.offset / 512, request.len / 512), Hops::default());
         let Some((way, offset)) = split::straight(&self.devices, device, range, &mut hops) else {
             return Alone::Not;
@@ -39,7 +39,7 @@ impl Pipeline {
                 if request.pages.is_some() || request.fua {
                     return Alone::Not;
                 }
-                let ask = Ask { bytes: request.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
+                let ask = Ask { bytes: request.len, now_ns: turn.now_ns(), cpu: self.queue as u16 };
                 let way = multipath::choose_alone((device, groups, table), ask, &mut self.events);
                 let Some((at, leaf, attempt)) = way else { return Alone::Not };
                 hops.set_last_path(attempt.path());
@@ -64,9 +64,9 @@ impl Pipeline {
                 part: self.parts.next(),
                 queue: self.queue,
             };
-            let began_ns = ring.now_ns();
+            let began_ns = turn.now_ns();
             // SAFETY: as in drive().
-            result = Some(unsafe { leaf.engine().submit(&io, ring) });
+            result = Some(unsafe { leaf.engine().submit(&io, turn) });
             if result == Some(Submitted::Done(request.len as i64)) {
                 let kind = if is_read {
                     Kind::Read
@@ -76,23 +76,23 @@ impl Pipeline {
                 };
                 if let Some((groups, attempt)) = attempt {
                     // Some selectors use the latency, however short it was.
-                    ring.read_clock();
-                    let verdict = groups.judge(attempt, 0, ring.now_ns(), &mut |_| {});
+                    turn.read_clock();
+                    let verdict = groups.judge(attempt, 0, turn.now_ns(), &mut |_| {});
                     debug_assert!(verdict == Verdict::Done, "there is nothing more to do");
                 }
-                let ns = ring.now_ns().saturating_sub(began_ns);
+                let ns = turn.now_ns().saturating_sub(began_ns);
                 self.count(
                     &hops,
                     (0, hops.depth),
                     Counted { kind, len: request.len, failed: false, ns },
                 );
-                ring.answered(1);
+                turn.answered(1);
                 return Alone::Answered;
             }
         }
         let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
         let attempt = attempt.map(|(_, attempt)| attempt);
-        self.go_on_alone(request, (at, attempt), &piece, result, ring);
+        self.go_on_alone(request, (at, attempt), &piece, result, turn);
         Alone::UnderWay
     }
 
@@ -104,7 +104,7 @@ impl Pipeline {
         (leaf, attempt): (LeafAt, Option<Attempt>),
         piece: &Piece,
         submitted: Option<Submitted>,
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) {
         for hop in piece.hops.all() {
             if let Some(local) = self.local(hop.device) {
@@ -112,15 +112,15 @@ impl Pipeline {
             }
         }
         self.alone += 1;
-        let mut part = self.part(ALONE, request, leaf, piece, ring.now_ns());
+        let mut part = self.part(ALONE, request, leaf, piece, turn.now_ns());
         part.io.part = self.parts.next();
         let id = self.parts.insert(part);
         if let Some(attempt) = attempt {
             self.remember(id, attempt);
         }
         match submitted {
-            None => self.drive(id, None, ring),
-            Some(Submitted::Done(result)) => self.drive(id, Some(result), ring),
+            None => self.drive(id, None, turn),
+            Some(Submitted::Done(result)) => self.drive(id, Some(result), turn),
             Some(Submitted::Pending) => {
                 if let Some(leaf) = leaf_at(&self.devices, leaf) {
                     leaf.begins(self.queue);

@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 
 use super::{LeafOp, Part, Pipeline, leaf_at};
+use crate::engine::session::turn::Turn;
 use crate::leaf::Leaf;
-use crate::sys::ring::Ring;
 
 /// The parts that wait, by the address of their leaf, whatever device it is used by.
 #[derive(Default)]
@@ -61,9 +61,9 @@ impl Pipeline {
     }
 
     /// A part that has waited is submitted.
-    pub(super) fn drive_next(&mut self, next: Option<u32>, ring: &mut Ring) {
+    pub(super) fn drive_next(&mut self, next: Option<u32>, turn: &mut Turn) {
         if let Some(next) = next {
-            self.drive(next, None, ring);
+            self.drive(next, None, turn);
         }
     }
 }

@@ -10,22 +10,22 @@ use std::sync::Arc;
 use super::Pipeline;
 use super::state::Parked;
 use crate::device::table::Live;
+use crate::engine::session::turn::Turn;
 use crate::pool::Ack;
 use crate::request::{Done, Token};
-use crate::sys::ring::Ring;
 
 impl Pipeline {
     /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path
     /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
     /// and fails without, whatever the device's policy is.
-    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack, ring: &mut Ring) {
+    pub fn close(&mut self, device: u32, noflush: bool, ack: Ack, turn: &mut Turn) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
         local.noflush = noflush;
         local.closing = Some(ack);
         // Not acknowledged before the last of it has been looked at: what is parked leaves.
         local.in_flight += 1;
-        self.park_waiting(device, ring);
+        self.park_waiting(device, turn);
         if let Some(local) = self.local(device) {
             local.leave();
         }
@@ -37,7 +37,7 @@ impl Pipeline {
         if let Some(local) = self.local(device) {
             local.in_flight += 1;
         }
-        self.close(device, false, ack, &mut Ring::simulated());
+        self.close(device, false, ack, &mut Turn::simulated());
     }
 
     /// The queue has failed: whoever waits for a gate to close is told so.
@@ -48,25 +48,25 @@ impl Pipeline {
     }
 
     /// Opens a device's gate on what is live now, and lets in what has waited.
-    pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, ring: &mut Ring) {
+    pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, turn: &mut Turn) {
         self.failures.forget(device);
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
         // Whoever had the gate closed has given up, or is told already.
         local.closing = None;
-        self.release(device, ring);
+        self.release(device, turn);
         let Some(local) = self.local(device) else { return };
         // What parks again (at a device below) goes to another list.
         for parked in mem::take(&mut local.parked) {
             match parked {
                 Parked::Request(request) => {
-                    if let Some(errno) = self.begin(device, &request, ring) {
+                    if let Some(errno) = self.begin(device, &request, turn) {
                         self.done.push(Done { token: request.token, errno });
                     }
                 }
-                Parked::Piece { request, piece } => self.unpark(request, piece, ring),
-                Parked::Rest(id) => self.resume_rest(id, ring),
+                Parked::Piece { request, piece } => self.unpark(request, piece, turn),
+                Parked::Rest(id) => self.resume_rest(id, turn),
             }
         }
     }
@@ -81,33 +81,33 @@ impl Pipeline {
     /// Answers everything that waits at a closed gate or for a path with an error, and what comes
     /// to one or finds none from now on. Requests of more pieces than are under way end with what
     /// is.
-    pub fn refuse(&mut self, errno: i32, ring: &mut Ring) {
+    pub fn refuse(&mut self, errno: i32, turn: &mut Turn) {
         self.refusal = Some(errno);
-        self.abandon(errno, |_| true, ring);
+        self.abandon(errno, |_| true, turn);
     }
 
     /// Whoever asked for the requests that `is_of` names is gone, or will not wait: what waits at a
     /// closed gate, for a path or for its turn is answered with an error, and requests of more
     /// pieces than are under way end with what is.
-    pub fn abandon(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
-        self.end_waiting(errno, &is_of, ring);
-        self.reject_parked(errno, is_of, ring);
+    pub fn abandon(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, turn: &mut Turn) {
+        self.end_waiting(errno, &is_of, turn);
+        self.reject_parked(errno, is_of, turn);
     }
 
     /// Fails the requests under way of a device, as far as they wait: for a path, at a gate below, or
     /// for their turn.
-    pub fn fail_held(&mut self, device: u32, errno: i32, ring: &mut Ring) {
+    pub fn fail_held(&mut self, device: u32, errno: i32, turn: &mut Turn) {
         let of_device = self.running.iter().filter(|(_, running)| running.device == device);
         let tokens: HashSet<Token> = of_device.map(|(_, running)| running.request.token).collect();
-        self.abandon(errno, |token| tokens.contains(&token), ring);
+        self.abandon(errno, |token| tokens.contains(&token), turn);
     }
 
     /// Answers with an error what waits at a closed gate or for a path, of those requests that
     /// `is_of` names by their token.
-    pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, ring: &mut Ring) {
+    pub fn reject_parked(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, turn: &mut Turn) {
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device).collect();
         for device in devices {
-            self.reject_held(device, errno, &is_of, ring);
+            self.reject_held(device, errno, &is_of, turn);
             let Some(local) = self.local(device) else { continue };
             for parked in mem::take(&mut local.parked) {
                 let token = match parked {
@@ -128,9 +128,9 @@ impl Pipeline {
                     }
                     Parked::Piece { request, piece } => {
                         self.leave_below(&piece.hops);
-                        self.piece_done(request, errno, ring);
+                        self.piece_done(request, errno, turn);
                     }
-                    Parked::Rest(id) => self.fail_rest(id, errno, ring),
+                    Parked::Rest(id) => self.fail_rest(id, errno, turn),
                 }
             }
         }

@@ -19,11 +19,12 @@ use blkswitch_core::multipath::{Attempt, Event};
 use crate::device::failing::Failures;
 use crate::device::table::{Below, Live, PathGroups, Segment, Table, Target, To};
 use crate::engine::io::COPY_STEP;
+use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::leaf::Leaf;
 use crate::request::{Done, Op, Request};
 use crate::stats::{Counters, Kind};
-use crate::sys::ring::{Completion, Ring, Tag};
+use crate::sys::ring::{Completion, Tag};
 use crate::sys::slab::Slab;
 
 mod alone;
@@ -142,12 +143,12 @@ impl Pipeline {
     /// nothing, appears in
     /// [`Pipeline::take_done`], perhaps at once.
     #[must_use = "this may be the answer"]
-    pub fn start(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
+    pub fn start(&mut self, device: u32, request: &Request, turn: &mut Turn) -> Option<i32> {
         let Some(Some(local)) = self.devices.get_mut(device as usize) else {
             return Some(libc::ENXIO);
         };
         if local.open {
-            return self.begin(device, request, ring);
+            return self.begin(device, request, turn);
         }
         if self.refusal.is_none() {
             local.parked.push_back(Parked::Request(*request));
@@ -196,10 +197,10 @@ impl Pipeline {
     }
 
     /// Takes a completion of a part, or goes on with requests whose turn it is.
-    pub fn complete(&mut self, completion: &Completion, ring: &mut Ring) {
+    pub fn complete(&mut self, completion: &Completion, turn: &mut Turn) {
         let id = completion.id as u32;
         if completion.tag == Tag::Window {
-            return self.go_on(ring);
+            return self.go_on(turn);
         }
         let mut result = i64::from(completion.result);
         if completion.deferred {
@@ -210,8 +211,8 @@ impl Pipeline {
             result = unsafe { leaf.engine().finish(&part.io) };
         }
         let next = self.leaf_ended(id);
-        self.drive(id, Some(result), ring);
-        self.drive_next(next, ring);
+        self.drive(id, Some(result), turn);
+        self.drive_next(next, turn);
     }
 
     fn local(&mut self, device: u32) -> Option<&mut Local> {
@@ -220,35 +221,35 @@ impl Pipeline {
 
     /// The gate is open: the request enters. Returns what [`Pipeline::start`] does.
     #[inline]
-    fn begin(&mut self, device: u32, request: &Request, ring: &mut Ring) -> Option<i32> {
+    fn begin(&mut self, device: u32, request: &Request, turn: &mut Turn) -> Option<i32> {
         debug_assert!(!request.fua || request.op.is_write(), "only writes are made stable");
         let local = self.devices.get(device as usize).and_then(Option::as_ref);
         let errno = check(local.and_then(|local| local.live.as_deref()), request);
         if errno == 0 && matches!(request.op, Op::Read | Op::Write) && request.len > 0 {
-            match self.begin_alone(device, request, ring) {
+            match self.begin_alone(device, request, turn) {
                 Alone::Answered => return Some(0),
                 Alone::UnderWay => return None,
                 Alone::Not => {}
             }
         }
         self.local(device)?.in_flight += 1;
-        let (request, started_ns) = (*request, ring.now_ns());
+        let (request, started_ns) = (*request, turn.now_ns());
         let owner = self.turns.enter(request.token);
         let running =
             Running { request, device, left: 1, held: 0, errno, split: 0, started_ns, owner };
         let id = self.running.insert(running);
         if errno != 0 {
-            self.end_split(id, ring);
+            self.end_split(id, turn);
         } else if self.turns.may_begin(owner, self.parts.len() - self.alone) {
-            self.split_on(id, ring);
+            self.split_on(id, turn);
         } else {
-            self.put_off(owner, Work::Request(id), ring);
+            self.put_off(owner, Work::Request(id), turn);
         }
         None
     }
 
     /// Splits the next window of a request and sends it on.
-    fn split_on(&mut self, id: u32, ring: &mut Ring) {
+    fn split_on(&mut self, id: u32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
         let (request, owner) = (running.request, running.owner);
         let mut pieces = mem::take(&mut self.pieces);
@@ -265,23 +266,23 @@ impl Pipeline {
             let taken = split::range(&self.devices, &range, Hops::default(), &mut pieces, &mut cut);
             running.split += taken * 512;
         }
-        if let Some(stopped_at) = self.send_pieces(id, &mut pieces, ring)
+        if let Some(stopped_at) = self.send_pieces(id, &mut pieces, turn)
             && let Some(running) = self.running.get_mut(id)
         {
             running.split = stopped_at;
         }
         self.pieces = pieces;
-        self.end_split(id, ring);
+        self.end_split(id, turn);
     }
 
     /// Sends pieces to their leaves, or parks them. Empties the list. Pieces with data stop when the
     /// turn has cost enough: returns where, as an offset in the request's data. The rest is not
     /// sent.
-    fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, ring: &mut Ring) -> Option<u64> {
+    fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, turn: &mut Turn) -> Option<u64> {
         for (number, piece) in pieces.drain(..).enumerate() {
             let running = self.running.get_mut(id)?;
             let request = running.request;
-            if number > 0 && request.op.has_data() && turns::is_spent(number, ring) {
+            if number > 0 && request.op.has_data() && turns::is_spent(number, turn) {
                 return Some(piece.data);
             }
             match piece.to {
@@ -294,7 +295,7 @@ impl Pipeline {
                     if request.op == Op::Read {
                         // SAFETY: the export lends `request.len` bytes; the piece lies within
                         // (split::range).
-                        match unsafe { read_zeroes(&request, &piece, ring) } {
+                        match unsafe { read_zeroes(&request, &piece, turn) } {
                             Ok(bytes) => piece.len = bytes,
                             Err(errno) => running.errno = worst(running.errno, errno),
                         }
@@ -315,13 +316,13 @@ impl Pipeline {
                 }
                 PieceTo::Multipath { device, path } => {
                     self.enter_piece(id, &piece.hops);
-                    self.choose(id, &request, piece, (device, path), ring);
+                    self.choose(id, &request, piece, (device, path), turn);
                 }
                 PieceTo::Leaf(leaf) => {
                     self.enter_piece(id, &piece.hops);
-                    let part = self.part(id, &request, leaf, &piece, ring.now_ns());
+                    let part = self.part(id, &request, leaf, &piece, turn.now_ns());
                     let part = self.parts.insert(part);
-                    self.drive(part, None, ring);
+                    self.drive(part, None, turn);
                 }
             }
         }
@@ -381,7 +382,7 @@ impl Pipeline {
     }
 
     /// A piece that waited at a gate, or for its turn, goes on from there.
-    fn unpark(&mut self, request: u32, piece: Piece, ring: &mut Ring) {
+    fn unpark(&mut self, request: u32, piece: Piece, turn: &mut Turn) {
         let PieceTo::Gate(device) = piece.to else { return };
         let Some(running) = self.running.get(request) else { return };
         let (op, owner) = (running.request.op, running.owner);
@@ -389,7 +390,7 @@ impl Pipeline {
         let mut rest = None;
         if op == Op::Flush {
             split::flush(&self.devices, device, piece.hops, &mut pieces);
-            self.send_pieces(request, &mut pieces, ring);
+            self.send_pieces(request, &mut pieces, turn);
         } else {
             let range = split::Range {
                 device,
@@ -399,32 +400,32 @@ impl Pipeline {
             };
             let mut cut = self.turns.cut(owner, op);
             let taken = split::range(&self.devices, &range, piece.hops, &mut pieces, &mut cut);
-            let stopped_at = self.send_pieces(request, &mut pieces, ring);
+            let stopped_at = self.send_pieces(request, &mut pieces, turn);
             let done = stopped_at.map_or(taken * 512, |at| at - piece.data);
             let (offset, data) = (piece.offset + done, piece.data + done);
             rest = Some(Piece { offset, data, len: piece.len - done, ..piece });
         }
         self.pieces = pieces;
         match rest.filter(|rest| rest.len > 0) {
-            Some(rest) => self.put_off(owner, Work::Piece { request, piece: rest }, ring),
+            Some(rest) => self.put_off(owner, Work::Piece { request, piece: rest }, turn),
             None => {
                 self.leave_below(&piece.hops);
-                self.piece_done(request, 0, ring);
+                self.piece_done(request, 0, turn);
             }
         }
     }
 
     /// Submits a part (`result` is nothing) or takes its result, until it is with the ring or done.
-    fn drive(&mut self, id: u32, mut result: Option<i64>, ring: &mut Ring) {
+    fn drive(&mut self, id: u32, mut result: Option<i64>, turn: &mut Turn) {
         let mut may_flush = false;
         loop {
             let Some(part) = self.parts.get_mut(id) else { return };
             part.io.part = id;
             // SAFETY: the export lends the data until the request is answered; that waits for all
             // its parts.
-            match unsafe { advance(&self.devices, part, result.take(), may_flush, ring) } {
+            match unsafe { advance(&self.devices, part, result.take(), may_flush, turn) } {
                 Step::Pending => return,
-                Step::Later => return self.turns.again(id, ring),
+                Step::Later => return self.turns.again(id, turn),
                 Step::Full => return self.wait_for_leaf(id),
                 Step::Flush => {
                     may_flush = self.start_flush(id);
@@ -432,7 +433,7 @@ impl Pipeline {
                         return;
                     }
                 }
-                Step::Done if self.part_done(id, ring) => may_flush = false,
+                Step::Done if self.part_done(id, turn) => may_flush = false,
                 Step::Done => return,
             }
         }
@@ -440,7 +441,7 @@ impl Pipeline {
 
     /// A part is done: those that waited for the same flush are too. True: it is to be driven
     /// again, on another path.
-    fn part_done(&mut self, id: u32, ring: &mut Ring) -> bool {
+    fn part_done(&mut self, id: u32, turn: &mut Turn) -> bool {
         let Some(part) = self.parts.get(id) else { return false };
         let (is_flush, errno) = (part.io.op == LeafOp::Flush, part.whole.errno);
         if is_flush && let Some(at) = self.flushing.iter().position(|f| f.running == id) {
@@ -449,29 +450,29 @@ impl Pipeline {
                 if let Some(part) = self.parts.get_mut(other) {
                     part.whole.errno = worst(part.whole.errno, errno);
                 }
-                if self.answer_part(other, ring) {
-                    self.drive(other, None, ring);
+                if self.answer_part(other, turn) {
+                    self.drive(other, None, turn);
                 }
             }
             let mut next = mem::take(&mut flushing.next).into_iter();
             if let Some(leader) = next.next() {
                 let with = next.collect();
                 self.flushing.push(Flushing { running: leader, with, ..flushing });
-                let again = self.answer_part(id, ring);
-                self.drive(leader, None, ring);
+                let again = self.answer_part(id, turn);
+                self.drive(leader, None, turn);
                 return again;
             }
         }
-        self.answer_part(id, ring)
+        self.answer_part(id, turn)
     }
 
     /// Ends a part, unless it went down a path of a multipath device and that has other plans.
     /// True: it is to be driven again.
-    fn answer_part(&mut self, id: u32, ring: &mut Ring) -> bool {
+    fn answer_part(&mut self, id: u32, turn: &mut Turn) -> bool {
         match self.attempts.get_mut(id as usize).and_then(Option::take) {
-            Some(attempt) => self.judge_attempt(id, attempt, ring),
+            Some(attempt) => self.judge_attempt(id, attempt, turn),
             None => {
-                self.end_part(id, false, ring);
+                self.end_part(id, false, turn);
                 false
             }
         }
@@ -479,11 +480,11 @@ impl Pipeline {
 
     /// Counts a part, leaves the gates it went through, and tells its request. `attempted`: the
     /// last path was counted for each attempt.
-    fn end_part(&mut self, id: u32, attempted: bool, ring: &mut Ring) {
+    fn end_part(&mut self, id: u32, attempted: bool, turn: &mut Turn) {
         let Some(part) = self.parts.remove(id) else { return };
         let (is_alone, hops) = (part.request == ALONE, &part.hops);
         let (devices, paths) = (usize::from(!is_alone), hops.depth - usize::from(attempted));
-        self.count(hops, (devices, paths), Counted::of(&part, ring.now_ns()));
+        self.count(hops, (devices, paths), Counted::of(&part, turn.now_ns()));
         if part.whole.errno != 0 {
             self.count_failure(&part.hops, paths, part.whole.errno);
         }
@@ -492,7 +493,7 @@ impl Pipeline {
         }
         if !is_alone {
             self.leave_below(hops);
-            return self.piece_done(part.request, part.whole.errno, ring);
+            return self.piece_done(part.request, part.whole.errno, turn);
         }
         self.alone -= 1;
         self.done.push(Done { token: part.token, errno: part.whole.errno });
@@ -504,18 +505,18 @@ impl Pipeline {
     }
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
-    fn piece_done(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+    fn piece_done(&mut self, id: u32, errno: i32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
         running.errno = worst(running.errno, errno);
         let owner = running.owner;
         self.turns.piece_ends(running);
-        self.end_split(id, ring);
-        self.wake_owner(owner, ring);
+        self.end_split(id, turn);
+        self.wake_owner(owner, turn);
     }
 
     /// A window of a request has been sent, or a piece is done: if nothing is left of either, the
     /// request goes on or is answered.
-    fn end_split(&mut self, id: u32, ring: &mut Ring) {
+    fn end_split(&mut self, id: u32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
         running.left -= 1;
         if running.left > 0 {
@@ -526,12 +527,12 @@ impl Pipeline {
             // Not at once: leaves that answer at once would have one request keep the queue from
             // all others.
             running.left = 1;
-            return self.put_off(owner, Work::Request(id), ring);
+            return self.put_off(owner, Work::Request(id), turn);
         }
         self.turns.leave(owner);
         let Some(running) = self.running.remove(id) else { return };
         let Request { op, len, token, .. } = running.request;
-        let ns = ring.now_ns().saturating_sub(running.started_ns);
+        let ns = turn.now_ns().saturating_sub(running.started_ns);
         let queue = self.queue;
         self.done.push(Done { token, errno: running.errno });
         if let Some(local) = self.local(running.device) {
@@ -585,7 +586,7 @@ unsafe fn advance(
     part: &mut Part,
     mut result: Option<i64>,
     mut may_flush: bool,
-    ring: &mut Ring,
+    turn: &mut Turn,
 ) -> Step {
     let Some(leaf) = leaf_at(devices, part.leaf) else {
         part.whole.errno = libc::EIO;
@@ -599,7 +600,7 @@ unsafe fn advance(
                 return Step::Done;
             }
             // What a leaf does at once is done on this thread.
-            if part.io.op != LeafOp::Flush && ring.is_spent_now() {
+            if part.io.op != LeafOp::Flush && turn.is_spent_now() {
                 return Step::Later;
             }
         }
@@ -612,7 +613,7 @@ unsafe fn advance(
         // SAFETY: the caller's promise.
         let submitted = match unsafe { copy::before(part, leaf) } {
             // SAFETY: the caller's promise.
-            Ok(()) => unsafe { leaf.engine().submit(&part.io, ring) },
+            Ok(()) => unsafe { leaf.engine().submit(&part.io, turn) },
             Err(errno) => Submitted::Done(errno),
         };
         match submitted {
@@ -630,9 +631,9 @@ unsafe fn advance(
 ///
 /// # Safety
 /// The request's memory is lent, and the piece lies within.
-unsafe fn read_zeroes(request: &Request, piece: &Piece, ring: &mut Ring) -> Result<u64, i32> {
+unsafe fn read_zeroes(request: &Request, piece: &Piece, turn: &mut Turn) -> Result<u64, i32> {
     let mut done = 0;
-    while done < piece.len && (done == 0 || !ring.is_spent_now()) {
+    while done < piece.len && (done == 0 || !turn.is_spent_now()) {
         let (data, len) = (request.data.at(piece.data + done), (piece.len - done).min(COPY_STEP));
         // SAFETY: the caller's promise.
         unsafe { data.0.write_bytes(0, len as usize) };

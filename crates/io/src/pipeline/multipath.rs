@@ -16,8 +16,8 @@ use super::devices::Devices;
 use super::split::{Piece, PieceTo};
 use super::state::{ALONE, Covering, LeafAt, Running, Whole};
 use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table, To, leaf_at};
+use crate::engine::session::turn::Turn;
 use crate::request::{Op, Request, Span, Token};
-use crate::sys::ring::Ring;
 
 impl Pipeline {
     /// Sends a piece, which has entered, down a path of the multipath device: the one that is
@@ -28,14 +28,14 @@ impl Pipeline {
         request: &Request,
         piece: Piece,
         (device, wanted): (u32, Option<u32>),
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) {
         let table = table_at(&self.devices, device);
         let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?)))
         else {
-            return self.fail_piece(id, &piece, libc::EIO, ring);
+            return self.fail_piece(id, &piece, libc::EIO, turn);
         };
-        let ask = Ask { bytes: piece.len, now_ns: ring.now_ns(), cpu: self.queue as u16 };
+        let ask = Ask { bytes: piece.len, now_ns: turn.now_ns(), cpu: self.queue as u16 };
         let events = &mut self.events;
         let choice = match wanted.and_then(|path| groups.select_path(path, ask)) {
             Some(attempt) => Choice::Send(attempt),
@@ -45,16 +45,16 @@ impl Pipeline {
             Choice::Send(attempt) => {
                 let Some((leaf, _)) = leaf_of(device, table, &attempt) else {
                     groups.withdraw(attempt);
-                    return self.fail_piece(id, &piece, libc::EIO, ring);
+                    return self.fail_piece(id, &piece, libc::EIO, turn);
                 };
-                let mut part = self.part(id, request, leaf, &piece, ring.now_ns());
+                let mut part = self.part(id, request, leaf, &piece, turn.now_ns());
                 part.hops.set_last_path(attempt.path());
                 let part = self.parts.insert(part);
                 self.remember(part, attempt);
-                self.drive(part, None, ring);
+                self.drive(part, None, turn);
             }
-            Choice::Hold => self.no_path(id, piece, (device, true), EIO, ring),
-            Choice::Fail(errno) => self.no_path(id, piece, (device, false), errno, ring),
+            Choice::Hold => self.no_path(id, piece, (device, true), EIO, turn),
+            Choice::Fail(errno) => self.no_path(id, piece, (device, false), errno, turn),
         }
     }
 
@@ -67,9 +67,9 @@ impl Pipeline {
     }
 
     /// The leaf has answered the part. True: it is to be driven again, on another leaf.
-    pub(super) fn judge_attempt(&mut self, id: u32, attempt: Attempt, ring: &mut Ring) -> bool {
+    pub(super) fn judge_attempt(&mut self, id: u32, attempt: Attempt, turn: &mut Turn) -> bool {
         let Some(part) = self.parts.get(id) else { return false };
-        let (device, errno, now_ns) = (part.leaf.device, part.whole.errno, ring.now_ns());
+        let (device, errno, now_ns) = (part.leaf.device, part.whole.errno, turn.now_ns());
         self.count_attempt(part, &attempt, now_ns);
         let is_flush = part.whole.kind == Kind::Flush;
         if is_flush {
@@ -87,23 +87,23 @@ impl Pipeline {
         let verdict =
             groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
         match verdict {
-            Verdict::Done => self.end_part(id, true, ring),
+            Verdict::Done => self.end_part(id, true, turn),
             Verdict::Retry(attempt) => {
                 if let Some((leaf, _)) = leaf_of(device, table, &attempt) {
                     self.restore(id, leaf, attempt);
                     return true;
                 }
                 groups.withdraw(attempt);
-                self.end_part(id, true, ring);
+                self.end_part(id, true, turn);
             }
             // The one error that fails a path and that the core gives: there is no path.
             Verdict::Hold | Verdict::Fail(EIO) if self.holds(device, verdict == Verdict::Hold) => {
                 if let Some((request, piece)) = self.take_back(id) {
-                    self.hold(request, piece, device, ring);
+                    self.hold(request, piece, device, turn);
                 }
             }
-            Verdict::Hold => self.fail_part(id, EIO, ring),
-            Verdict::Fail(errno) => self.fail_part(id, errno, ring),
+            Verdict::Hold => self.fail_part(id, EIO, turn),
+            Verdict::Fail(errno) => self.fail_part(id, errno, turn),
         }
         false
     }
@@ -135,11 +135,11 @@ impl Pipeline {
         self.alone -= 1;
     }
 
-    fn fail_part(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+    fn fail_part(&mut self, id: u32, errno: i32, turn: &mut Turn) {
         if let Some(part) = self.parts.get_mut(id) {
             part.whole.errno = errno;
         }
-        self.end_part(id, true, ring);
+        self.end_part(id, true, turn);
     }
 
     fn count_attempt(&self, part: &Part, attempt: &Attempt, now_ns: u64) {
@@ -202,25 +202,25 @@ impl Pipeline {
         piece: Piece,
         (device, policy): (u32, bool),
         errno: i32,
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) {
         if self.holds(device, policy) {
-            return self.hold(id, piece, device, ring);
+            return self.hold(id, piece, device, turn);
         }
-        self.fail_piece(id, &piece, errno, ring);
+        self.fail_piece(id, &piece, errno, turn);
     }
 
-    fn fail_piece(&mut self, id: u32, piece: &Piece, errno: i32, ring: &mut Ring) {
+    fn fail_piece(&mut self, id: u32, piece: &Piece, errno: i32, turn: &mut Turn) {
         self.leave_below(&piece.hops);
-        self.piece_done(id, errno, ring);
+        self.piece_done(id, errno, turn);
     }
 
     // ---- pieces that are held
 
     /// Holds a piece, whose last hop is the multipath device: it leaves that device again.
-    fn hold(&mut self, id: u32, mut piece: Piece, device: u32, ring: &mut Ring) {
+    fn hold(&mut self, id: u32, mut piece: Piece, device: u32, turn: &mut Turn) {
         if let Some(errno) = self.refusal {
-            return self.fail_piece(id, &piece, errno, ring);
+            return self.fail_piece(id, &piece, errno, turn);
         }
         let whole = piece;
         (piece.to, piece.hops) = (PieceTo::Gate(device), piece.hops.without_last());
@@ -230,7 +230,7 @@ impl Pipeline {
         let is_same = |held: &(u32, Piece)| held.0 == id && held.1.hops.all() == piece.hops.all();
         if is_flush && local.held.iter().any(is_same) {
             // The one that is held will flush the whole device: two would become four, and so on.
-            return self.fail_piece(id, &whole, 0, ring);
+            return self.fail_piece(id, &whole, 0, turn);
         }
         local.held.push_back((id, piece));
         if !is_own {
@@ -269,12 +269,12 @@ impl Pipeline {
 
     /// What a multipath device holds asks for a path again: one came back, or nothing is to be held
     /// any more. At a closed gate it waits on.
-    pub fn release(&mut self, device: u32, ring: &mut Ring) {
+    pub fn release(&mut self, device: u32, turn: &mut Turn) {
         let Some(local) = self.local(device).filter(|local| local.open) else { return };
         // What is held again goes to another list.
         for (id, piece) in std::mem::take(&mut local.held) {
             self.unhold(id, &piece);
-            self.unpark(id, piece, ring);
+            self.unpark(id, piece, turn);
         }
         self.count_held(device);
     }
@@ -285,14 +285,14 @@ impl Pipeline {
         device: u32,
         errno: i32,
         is_of: &impl Fn(Token) -> bool,
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) {
         let Some(local) = self.local(device) else { return };
         for (id, piece) in std::mem::take(&mut local.held) {
             let token = self.running.get(id).map(|running| running.request.token);
             if token.is_none_or(is_of) {
                 self.unhold(id, &piece);
-                self.fail_piece(id, &piece, errno, ring);
+                self.fail_piece(id, &piece, errno, turn);
             } else if let Some(local) = self.local(device) {
                 local.held.push_back((id, piece));
             }

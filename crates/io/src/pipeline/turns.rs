@@ -18,8 +18,8 @@ use std::collections::VecDeque;
 use super::split::{Cut, Piece, PieceTo};
 use super::state::{Parked, Running};
 use super::{Pipeline, WINDOW, check, worst};
+use crate::engine::session::turn::Turn;
 use crate::request::{Op, Token, owner_of};
-use crate::sys::ring::Ring;
 
 /// Weight of the pieces that one owner has under way: as much as one request may have, twice the
 /// pieces of a write of 32 MiB over regions of 64 KiB.
@@ -106,8 +106,8 @@ pub(super) fn stretch(op: Op, bytes: u64) -> u64 {
 
 /// Whether the turn has cost enough, after so many pieces.
 #[inline]
-pub(super) fn is_spent(pieces: usize, ring: &mut Ring) -> bool {
-    if pieces.is_multiple_of(PIECES_A_LOOK) { ring.is_spent_now() } else { ring.is_spent() }
+pub(super) fn is_spent(pieces: usize, turn: &mut Turn) -> bool {
+    if pieces.is_multiple_of(PIECES_A_LOOK) { turn.is_spent_now() } else { turn.is_spent() }
 }
 
 impl Turns {
@@ -168,23 +168,23 @@ impl Turns {
     }
 
     /// The part goes on in its next turn.
-    pub(super) fn again(&mut self, part: u32, ring: &mut Ring) {
+    pub(super) fn again(&mut self, part: u32, turn: &mut Turn) {
         self.again.push_back(part);
-        self.call(ring);
+        self.call(turn);
     }
 
     /// Has the ring call, after what others wait for.
-    fn call(&mut self, ring: &mut Ring) {
+    fn call(&mut self, turn: &mut Turn) {
         if !self.is_due {
             self.is_due = true;
-            ring.defer_window();
+            turn.defer_window();
         }
     }
 }
 
 impl Pipeline {
     /// Work of an owner waits for its turn, or at its gate if that is closed.
-    pub(super) fn put_off(&mut self, owner: u32, work: Work, ring: &mut Ring) {
+    pub(super) fn put_off(&mut self, owner: u32, work: Work, turn: &mut Turn) {
         if self.park(work) {
             return;
         }
@@ -197,11 +197,11 @@ impl Pipeline {
         if let Some(owner) = self.turns.owners.get_mut(owner as usize) {
             owner.waiting.push_back(work);
         }
-        self.wake_owner(owner, ring);
+        self.wake_owner(owner, turn);
     }
 
     /// The owner's work goes on if it may.
-    pub(super) fn wake_owner(&mut self, at: u32, ring: &mut Ring) {
+    pub(super) fn wake_owner(&mut self, at: u32, turn: &mut Turn) {
         let (has_room, limit) = (self.has_room(), self.turns.owner_weight);
         let Some(owner) = self.turns.owners.get_mut(at as usize) else { return };
         if !owner.waiting.is_empty() && !owner.is_ready && owner.has_room(limit) {
@@ -209,7 +209,7 @@ impl Pipeline {
             self.turns.ready.push_back(at);
         }
         if has_room && !self.turns.ready.is_empty() {
-            self.turns.call(ring);
+            self.turns.call(turn);
         }
     }
 
@@ -219,51 +219,51 @@ impl Pipeline {
     }
 
     /// Parts and requests go on whose turn it is, until that has cost enough.
-    pub(super) fn go_on(&mut self, ring: &mut Ring) {
+    pub(super) fn go_on(&mut self, turn: &mut Turn) {
         self.turns.is_due = false;
         for _ in 0..self.turns.again.len() {
             let Some(part) = self.turns.again.pop_front() else { break };
-            self.drive(part, None, ring);
-            if ring.is_spent_now() {
+            self.drive(part, None, turn);
+            if turn.is_spent_now() {
                 break;
             }
         }
         for _ in 0..WINDOWS {
-            if !self.has_room() || !self.work_of_next(ring) || ring.is_spent_now() {
+            if !self.has_room() || !self.work_of_next(turn) || turn.is_spent_now() {
                 break;
             }
         }
         let has_work = !self.turns.ready.is_empty() && self.has_room();
         if has_work || !self.turns.again.is_empty() {
-            self.turns.call(ring);
+            self.turns.call(turn);
         }
     }
 
     /// Does the oldest work of the owner whose turn it is. False if nobody has any.
-    fn work_of_next(&mut self, ring: &mut Ring) -> bool {
+    fn work_of_next(&mut self, turn: &mut Turn) -> bool {
         let limit = self.turns.owner_weight;
         let Some(at) = self.turns.ready.pop_front() else { return false };
         let Some(owner) = self.turns.owners.get_mut(at as usize) else { return true };
         owner.is_ready = false;
         let work = if owner.has_room(limit) { owner.waiting.pop_front() } else { None };
         if let Some(work) = work {
-            self.work(work, ring);
-            self.wake_owner(at, ring);
+            self.work(work, turn);
+            self.wake_owner(at, turn);
         }
         true
     }
 
-    fn work(&mut self, work: Work, ring: &mut Ring) {
+    fn work(&mut self, work: Work, turn: &mut Turn) {
         self.take_up(work);
         match work {
-            Work::Request(id) => self.split_on(id, ring),
+            Work::Request(id) => self.split_on(id, turn),
             Work::Piece { request, piece } => {
                 if self.running.get(request).is_some_and(|running| running.errno != 0) {
                     // Nobody needs the rest: the request has failed.
                     self.leave_below(&piece.hops);
-                    return self.piece_done(request, 0, ring);
+                    return self.piece_done(request, 0, turn);
                 }
-                self.unpark(request, piece, ring);
+                self.unpark(request, piece, turn);
             }
         }
     }
@@ -279,7 +279,7 @@ impl Pipeline {
 
     /// The gate of a device closes: what waits for its turn there waits at the gate from now on, and
     /// what has come through it goes on.
-    pub(super) fn park_waiting(&mut self, device: u32, ring: &mut Ring) {
+    pub(super) fn park_waiting(&mut self, device: u32, turn: &mut Turn) {
         for at in 0..self.turns.owners.len() {
             let Some(owner) = self.turns.owners.get_mut(at) else { return };
             for work in std::mem::take(&mut owner.waiting) {
@@ -293,7 +293,7 @@ impl Pipeline {
                 }
             }
         }
-        self.wake_owner(AWAITED, ring);
+        self.wake_owner(AWAITED, turn);
     }
 
     /// Whether a gate that is closing waits for this work, which has come through it.
@@ -348,28 +348,28 @@ impl Pipeline {
     }
 
     /// The gate is open again for the rest of a request: it meets the table that is live now.
-    pub(super) fn resume_rest(&mut self, id: u32, ring: &mut Ring) {
+    pub(super) fn resume_rest(&mut self, id: u32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
         let Some(Some(local)) = self.devices.get_mut(running.device as usize) else { return };
         local.in_flight += 1;
         running.errno = check(local.live.as_deref(), &running.request);
         let (owner, errno) = (running.owner, running.errno);
         if errno == 0 {
-            self.put_off(owner, Work::Request(id), ring);
+            self.put_off(owner, Work::Request(id), turn);
         } else {
-            self.end_split(id, ring);
+            self.end_split(id, turn);
         }
     }
 
     /// The rest of a request, which waits at a gate, is not done.
-    pub(super) fn fail_rest(&mut self, id: u32, errno: i32, ring: &mut Ring) {
+    pub(super) fn fail_rest(&mut self, id: u32, errno: i32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
         running.errno = errno;
         let device = running.device;
         if let Some(local) = self.local(device) {
             local.in_flight += 1;
         }
-        self.end_split(id, ring);
+        self.end_split(id, turn);
     }
 
     /// Ends with an error what waits for its turn, of those requests that `is_of` names; what they
@@ -378,7 +378,7 @@ impl Pipeline {
         &mut self,
         errno: i32,
         is_of: &impl Fn(Token) -> bool,
-        ring: &mut Ring,
+        turn: &mut Turn,
     ) {
         for running in self
             .running
@@ -407,16 +407,16 @@ impl Pipeline {
                         if let Some(running) = self.running.get_mut(id) {
                             running.errno = worst(running.errno, errno);
                         }
-                        self.end_split(id, ring);
+                        self.end_split(id, turn);
                     }
                     Work::Piece { request, piece } => {
                         self.leave_below(&piece.hops);
-                        self.piece_done(request, errno, ring);
+                        self.piece_done(request, errno, turn);
                     }
                 }
             }
             // Those that stay were not there when what ended made room.
-            self.wake_owner(at as u32, ring);
+            self.wake_owner(at as u32, turn);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use io_uring::{opcode, types};
 
 use crate::device::table::Live;
-use crate::engine::session::links::Links;
+use crate::engine::session::turn::Turn;
 use crate::export::nbd::Peer;
 use crate::export::nbd::admission::Place;
 use crate::export::nbd::clients::{Barrier, Client, Newer};
@@ -26,7 +26,7 @@ use crate::stats::Counters;
 use crate::sys::buffer::Buffers;
 use crate::sys::gather::shutdown;
 use crate::sys::log_limit::LogLimit;
-use crate::sys::ring::{Completion, Ring, Tag, user_data};
+use crate::sys::ring::{Completion, Tag, user_data};
 
 /// What control asks of a queue.
 pub enum Command {
@@ -163,7 +163,7 @@ pub struct Context<'a> {
     /// The number of the queue.
     pub queue: usize,
     /// The ring.
-    pub ring: &'a mut Ring,
+    pub turn: &'a mut Turn,
     /// The pipeline.
     pub pipeline: &'a mut Pipeline,
     /// The buffers.
@@ -186,7 +186,7 @@ pub struct Queue {
     number: usize,
     mailboxes: Arc<Mailboxes>,
     registry: Arc<Registry>,
-    ring: Ring,
+    turn: Turn,
     pipeline: Pipeline,
     buffers: Buffers,
     server: Server,
@@ -218,7 +218,7 @@ impl Queue {
             number,
             mailboxes,
             registry,
-            ring: Ring::new()?,
+            turn: Turn::new()?,
             pipeline: Pipeline::new(number),
             buffers,
             server: Server::default(),
@@ -240,8 +240,8 @@ impl Queue {
         self.arm_wake();
         let mut has_more = false;
         let result = loop {
-            self.ring.under_way(self.pipeline.in_flight());
-            if let Err(error) = self.ring.wait(has_more, &mut completions) {
+            self.turn.under_way(self.pipeline.in_flight());
+            if let Err(error) = self.turn.wait(has_more, &mut completions) {
                 break Err(error);
             }
             for completion in &completions {
@@ -251,7 +251,7 @@ impl Queue {
             if self.is_given_up {
                 break Ok(Ended::GivenUp);
             }
-            self.ring.next_stage();
+            self.turn.next_stage();
             has_more = !self.is_quiet() && self.carry_answers();
             if self.pipeline.has_events() {
                 for (device, event) in self.pipeline.take_events() {
@@ -263,9 +263,9 @@ impl Queue {
             }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 // What the kernel still has of their connections it gives back in a moment.
-                self.ring.links.close(self.ring.now_ns());
+                self.turn.links.close(self.turn.now_ns());
                 self.carry_answers();
-                if self.ring.links.is_empty() {
+                if self.turn.links.is_empty() {
                     break Ok(Ended::Finished);
                 }
             }
@@ -291,9 +291,9 @@ impl Queue {
     /// Linux 6.15). The driver hands nothing to a thread that has exited.
     pub fn end(self) {
         // Bound in this order so that, where it is dropped, the ring goes first.
-        let Queue { ublk, wake_count, ring, .. } = self;
+        let Queue { ublk, wake_count, turn, .. } = self;
         if !ublk.is_empty() {
-            std::mem::forget((ring, wake_count));
+            std::mem::forget((turn, wake_count));
         }
     }
 
@@ -309,13 +309,13 @@ impl Queue {
 
     /// There is nothing to be carried: what came was answered where it came from.
     fn is_quiet(&self) -> bool {
-        !self.pipeline.has_done() && self.server.is_quiet() && self.ring.links.is_quiet()
+        !self.pipeline.has_done() && self.server.is_quiet() && self.turn.links.is_quiet()
     }
 
     #[inline]
     fn dispatch(&mut self, completion: &Completion) {
         match completion.tag {
-            Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.ring),
+            Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.turn),
             Tag::Wake => {
                 for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default()
                 {
@@ -328,7 +328,7 @@ impl Queue {
                 let (server, _, mut context) = self.split();
                 server.complete(completion, &mut context);
             }
-            Tag::Link => self.ring.links.complete(completion),
+            Tag::Link => self.turn.links.complete(completion),
             Tag::Ublk => {
                 let (_, ublk, mut context) = self.split();
                 ublk.complete(completion, &mut context);
@@ -337,7 +337,7 @@ impl Queue {
                 self.ticking = false;
                 let (server, _, mut context) = self.split();
                 server.tick(&mut context);
-                self.ring.links.tick(self.ring.now_ns());
+                self.turn.links.tick(self.turn.now_ns());
                 std::mem::take(&mut self.refused)
                     .into_iter()
                     .for_each(|listener| self.arm_accept(listener));
@@ -353,14 +353,14 @@ impl Queue {
     /// not wait.
     fn carry_answers(&mut self) -> bool {
         loop {
-            while let Some((part, result)) = self.ring.links.take_finished() {
+            while let Some((part, result)) = self.turn.links.take_finished() {
                 let completion = Completion::of_part(part, result);
-                self.pipeline.complete(&completion, &mut self.ring);
+                self.pipeline.complete(&completion, &mut self.turn);
             }
             if self.pipeline.has_done() {
                 let mut done = std::mem::take(&mut self.done);
                 self.pipeline.take_done(&mut done);
-                self.ring.answered(done.len());
+                self.turn.answered(done.len());
                 let (server, ublk, mut context) = self.split();
                 for done in done.drain(..) {
                     match done.token & UBLK_TOKEN {
@@ -372,11 +372,11 @@ impl Queue {
             }
             let (server, _, mut context) = self.split();
             let has_more = server.turn(&mut context);
-            if self.pipeline.has_done() || (has_more && !self.ring.is_spent()) {
+            if self.pipeline.has_done() || (has_more && !self.turn.is_spent()) {
                 continue;
             }
-            Links::turn(&mut self.ring);
-            if !self.ring.links.has_finished() {
+            self.turn.run_links();
+            if !self.turn.links.has_finished() {
                 self.keep_ticking();
                 return has_more;
             }
@@ -386,7 +386,7 @@ impl Queue {
     fn split(&mut self) -> (&mut Server, &mut ublk::server::Server, Context<'_>) {
         let context = Context {
             queue: self.number,
-            ring: &mut self.ring,
+            turn: &mut self.turn,
             pipeline: &mut self.pipeline,
             buffers: &mut self.buffers,
             registry: &self.registry,
@@ -405,14 +405,14 @@ impl Queue {
                 ack.done();
             }
             Command::Close { device, noflush, ack } => {
-                self.pipeline.close(device, noflush, ack, &mut self.ring);
+                self.pipeline.close(device, noflush, ack, &mut self.turn);
             }
-            Command::Release { device } => self.pipeline.release(device, &mut self.ring),
+            Command::Release { device } => self.pipeline.release(device, &mut self.turn),
             Command::FailHeld { device } => {
-                self.pipeline.fail_held(device, libc::EIO, &mut self.ring);
+                self.pipeline.fail_held(device, libc::EIO, &mut self.turn);
             }
             Command::Open { device, live, ack } => {
-                self.pipeline.open(device, live, &mut self.ring);
+                self.pipeline.open(device, live, &mut self.turn);
                 ack.done();
             }
             Command::Exchange { device, live, ack } => {
@@ -470,8 +470,8 @@ impl Queue {
                 self.stopping = Some(ack);
                 // First: what waits at a gate is not to be refused but left to the next server.
                 self.ublk.stop();
-                self.pipeline.refuse(libc::ESHUTDOWN, &mut self.ring);
-                self.server.stop(self.ring.now_ns());
+                self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
+                self.server.stop(self.turn.now_ns());
                 self.keep_ticking();
             }
             Command::GiveUp { found, ack } => {
@@ -490,11 +490,11 @@ impl Queue {
         if !self.ticking
             && (self.server.is_timed()
                 || self.buffers.keeps_any()
-                || self.ring.links.is_timed()
+                || self.turn.links.is_timed()
                 || !self.refused.is_empty())
         {
             self.ticking = true;
-            self.ring.tick();
+            self.turn.tick();
         }
     }
 
@@ -504,7 +504,7 @@ impl Queue {
         let entry = opcode::Read::new(types::Fd(mailbox.wake_fd()), into, 8).build();
         // SAFETY: the count and the descriptor live as long as the queue, which outlives its ring's
         // operations.
-        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Wake, 0))) };
+        unsafe { self.turn.push(&entry.user_data(user_data(Tag::Wake, 0))) };
     }
 
     fn arm_accept(&mut self, index: usize) {
@@ -514,7 +514,7 @@ impl Queue {
         let entry = opcode::Accept::new(fd, none, none.cast()).flags(libc::SOCK_CLOEXEC).build();
         // SAFETY: nothing is pointed to; a listener that is dropped meanwhile ends the operation
         // with an error.
-        unsafe { self.ring.push(&entry.user_data(user_data(Tag::Accept, index as u64))) };
+        unsafe { self.turn.push(&entry.user_data(user_data(Tag::Accept, index as u64))) };
     }
 
     /// A connection came: it goes to the next queue in turn.

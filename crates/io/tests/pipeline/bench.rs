@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use blkswitch_io::core::multipath::{Item, Multipath, Params};
 use blkswitch_io::engine::Engine;
+use blkswitch_io::engine::Turn;
 use blkswitch_io::engine::sim::SimEngine;
 use blkswitch_io::pages::Pages;
 use blkswitch_io::pipeline::Pipeline;
 use blkswitch_io::pool::{Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
-use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::{Device, Leaf, LeafOptions, Queues, Table, TableBuilder, Target, To};
 
@@ -23,7 +23,7 @@ pub(crate) const SECTOR: usize = 512;
 const PAGES_AT: u64 = 1 << 31;
 
 pub(crate) struct Bench {
-    pub(crate) queues: Vec<(Pipeline, Ring)>,
+    pub(crate) queues: Vec<(Pipeline, Turn)>,
     registry: Registry,
     next: u64,
     data: BTreeMap<u64, Vec<u8>>,
@@ -35,7 +35,7 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(queues: usize) -> Bench {
         Bench {
-            queues: (0..queues).map(|queue| (Pipeline::new(queue), Ring::simulated())).collect(),
+            queues: (0..queues).map(|queue| (Pipeline::new(queue), Turn::simulated())).collect(),
             registry: Registry::detached(Queues::of_pipelines(queues)),
             next: 0,
             data: BTreeMap::new(),

@@ -31,12 +31,12 @@ use std::sync::Arc;
 use blkswitch_io::core::multipath::Event;
 use blkswitch_io::core::switch::message::Message;
 use blkswitch_io::engine::Engine;
+use blkswitch_io::engine::Turn;
 use blkswitch_io::engine::sim::{Link, Random, SimEngine, SimOptions};
 use blkswitch_io::leaf::Address;
 use blkswitch_io::pipeline::{Pipeline, Unrouted};
 use blkswitch_io::pool::{Ack, Latch, Registry};
 use blkswitch_io::request::{Done, Op, Request, Span};
-use blkswitch_io::ring::Ring;
 use blkswitch_io::stats::Counters;
 use blkswitch_io::table::Live;
 use blkswitch_io::{Device, Leaf, LeafOptions, Queues};
@@ -180,7 +180,7 @@ struct Gate {
 
 struct Queue {
     pipeline: Pipeline,
-    ring: Ring,
+    ring: Turn,
     gates: Vec<Gate>,
     mail: VecDeque<Mail>,
 }
@@ -335,7 +335,7 @@ impl World {
             let gates = (0..DEVICES).map(|_| Gate { open: true, table: None }).collect();
             self.queues.push(Queue {
                 pipeline,
-                ring: Ring::simulated(),
+                ring: Turn::simulated(),
                 gates,
                 mail: VecDeque::new(),
             });

@@ -21,8 +21,8 @@ use crate::engine::options::LeafOptions;
 use crate::engine::session::carrier::{self, Carrier};
 use crate::engine::session::connector::Connector;
 use crate::engine::session::links::Link;
+use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
-use crate::sys::ring::Ring;
 
 type Shared = carrier::Shared<IscsiLink>;
 
@@ -99,7 +99,7 @@ impl IscsiEngine {
 
     /// # Safety
     /// As [`crate::engine::Engine::submit`].
-    pub(in crate::engine) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(in crate::engine) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let volume = &self.shared.facts;
         let refusal = match io.op {
             LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. } if self.read_only => libc::EPERM,
@@ -120,7 +120,7 @@ impl IscsiEngine {
         }
         let make = || Box::new(Carrier::new(self.shared.clone(), io.queue)) as Box<dyn Link>;
         match self.shared.connector.seat(io.queue) {
-            Some(seat) => seat.submit(io, ring, make),
+            Some(seat) => seat.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }

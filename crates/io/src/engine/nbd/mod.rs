@@ -39,7 +39,7 @@ use super::{LeafIo, LeafOp, Limits, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::options::LeafOptions;
-use crate::sys::ring::Ring;
+use crate::engine::session::turn::Turn;
 use crate::wire::nbd::transmission_flag as flag;
 use control::{Control, dial_for_berth, dial_for_berth_again};
 use handshake::Offer;
@@ -76,14 +76,14 @@ struct Own {
     /// For the leaf's helper thread.
     status: Mutex<Status>,
     /// Whose turn it is, of a queue's connections.
-    turns: Box<[Turn]>,
+    turns: Box<[NextConnection]>,
     control: Mutex<Control>,
 }
 
 /// A queue's own, on a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
-struct Turn(AtomicUsize);
+struct NextConnection(AtomicUsize);
 
 impl NbdEngine {
     /// Connects, for so many queues. Errors quote the address.
@@ -130,7 +130,7 @@ impl NbdEngine {
             Some(control) => Route::Own(Box::new(Own {
                 per_queue: address.connections,
                 status: Mutex::new(Status::new(address.clone(), shared.facts.clone())),
-                turns: (0..queues).map(|_| Turn::default()).collect(),
+                turns: (0..queues).map(|_| NextConnection::default()).collect(),
                 control: Mutex::new(control),
             })),
             None => Route::Relay(Relay::start(shared.clone(), queues)?),
@@ -141,7 +141,7 @@ impl NbdEngine {
 
     /// # Safety
     /// As [`super::Engine::submit`].
-    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let (needs, lacks) = match io.op {
             LeafOp::Read | LeafOp::Write => (0, 0),
             // Nothing to be made stable, as far as anybody can say.
@@ -162,19 +162,19 @@ impl NbdEngine {
         }
         let Own { per_queue, turns, .. } = match &self.route {
             Route::Own(own) => &**own,
-            Route::Relay(relay) => return relay.submit(io, ring),
+            Route::Relay(relay) => return relay.submit(io, turn),
         };
         let mut berth = io.queue * per_queue;
         if *per_queue > 1
-            && let Some(Turn(turn)) = turns.get(io.queue)
+            && let Some(NextConnection(last)) = turns.get(io.queue)
         {
-            let next = (turn.load(Ordering::Relaxed) + 1) % per_queue;
-            turn.store(next, Ordering::Relaxed);
+            let next = (last.load(Ordering::Relaxed) + 1) % per_queue;
+            last.store(next, Ordering::Relaxed);
             berth += next;
         }
         let make = || Box::new(Carrier::new(self.shared.clone(), berth)) as Box<dyn Link>;
         match self.shared.connector.seat(berth) {
-            Some(seat) => seat.submit(io, ring, make),
+            Some(seat) => seat.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }

@@ -17,12 +17,13 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::engine::session::carrier::Carrier;
-use crate::engine::session::links::{Bell, Finished, Link, Links, Part, Port, Seat};
+use crate::engine::session::links::{Bell, Finished, Link, Part, Port, Seat};
+use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;
 use crate::sys::buffer::Buffer;
 use crate::sys::process;
-use crate::sys::ring::{Ring, Tag, user_data};
+use crate::sys::ring::{Tag, user_data};
 use crate::sys::slab::Slab;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,14 +76,14 @@ impl Relay {
         let worker = relay.clone();
         std::thread::Builder::new().name("nbd-relay".into()).spawn(move || {
             // The ring is made on its thread: only that one may use it.
-            let ring = Ring::new();
+            let turn = Turn::new();
             let _ = started
-                .send(ring.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
-            if let Ok(ring) = ring {
+                .send(turn.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
+            if let Ok(turn) = turn {
                 let _panic = process::FailOnPanic("the relay to an NBD server");
                 Worker {
                     relay: worker,
-                    ring,
+                    turn,
                     asked: Slab::default(),
                     count: Box::new(0),
                     ticking: false,
@@ -95,10 +96,10 @@ impl Relay {
     }
 
     /// Takes an operation from a queue.
-    pub(super) fn submit(self: &Arc<Self>, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) fn submit(self: &Arc<Self>, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let make = || Box::new(RelayEnd::new(self.clone(), io.queue)) as Box<dyn Link>;
         match self.ends.get(io.queue) {
-            Some(end) => end.seat.submit(io, ring, make),
+            Some(end) => end.seat.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }
@@ -143,7 +144,7 @@ impl Relay {
 /// The thread.
 struct Worker {
     relay: Arc<Relay>,
-    ring: Ring,
+    turn: Turn,
     /// Who asked, and on which part of his.
     asked: Slab<(From, u32)>,
     count: Box<u64>,
@@ -158,9 +159,9 @@ impl Worker {
             self.relay.ends.iter().map(|_| Vec::new()).collect();
         self.listen();
         loop {
-            if let Err(error) = self.ring.wait(false, &mut completions) {
+            if let Err(error) = self.turn.wait(false, &mut completions) {
                 let leaf = self.relay.shared.connector.name();
-                process::fail(&format!("the relay to '{leaf}': its ring failed: {error}"));
+                process::fail(&format!("the relay to '{leaf}': its turn failed: {error}"));
             }
             for completion in completions.drain(..) {
                 match completion.tag {
@@ -169,21 +170,21 @@ impl Worker {
                         orders.drain(..).for_each(|order| self.take(order));
                         self.listen();
                     }
-                    Tag::Link => self.ring.links.complete(&completion),
+                    Tag::Link => self.turn.links.complete(&completion),
                     Tag::Tick => {
                         self.ticking = false;
-                        let now_ns = self.ring.now_ns();
-                        self.ring.links.tick(now_ns);
+                        let now_ns = self.turn.now_ns();
+                        self.turn.links.tick(now_ns);
                     }
                     _ => {}
                 }
             }
             if self.relay.closed.load(Ordering::Acquire) {
-                let now_ns = self.ring.now_ns();
-                self.ring.links.close(now_ns);
+                let now_ns = self.turn.now_ns();
+                self.turn.links.close(now_ns);
             }
-            Links::turn(&mut self.ring);
-            while let Some((part, result)) = self.ring.links.take_finished() {
+            self.turn.run_links();
+            while let Some((part, result)) = self.turn.links.take_finished() {
                 self.answer(part, result, &mut answers);
             }
             for (end, answers) in
@@ -192,12 +193,12 @@ impl Worker {
                 lock(&end.answers).append(answers);
                 end.seat.bell().ring();
             }
-            if self.relay.closed.load(Ordering::Acquire) && self.ring.links.is_empty() {
+            if self.relay.closed.load(Ordering::Acquire) && self.turn.links.is_empty() {
                 return;
             }
-            if !self.ticking && self.ring.links.is_timed() {
+            if !self.ticking && self.turn.links.is_timed() {
                 self.ticking = true;
-                self.ring.tick();
+                self.turn.tick();
             }
         }
     }
@@ -206,7 +207,7 @@ impl Worker {
         let entry = self.relay.bell.entry(&mut self.count).user_data(user_data(Tag::Wake, 0));
         // SAFETY: the count and the bell live as long as this thread, which outlives its ring's
         // operations.
-        unsafe { self.ring.push(&entry) };
+        unsafe { self.turn.push(&entry) };
     }
 
     fn take(&mut self, order: Order) {
@@ -215,7 +216,7 @@ impl Worker {
         let shared = &self.relay.shared;
         let make = || Box::new(Carrier::new(shared.clone(), 0)) as Box<dyn Link>;
         if let Some(seat) = shared.connector.seat(0) {
-            seat.submit(&io, &mut self.ring, make);
+            seat.submit(&io, &mut self.turn, make);
         }
     }
 

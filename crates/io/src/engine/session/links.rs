@@ -1,7 +1,7 @@
 //! Links to leaves on other machines. A link carries the operations of one queue for one leaf, over
 //! a connection that only this queue's thread uses and this queue's ring drives.
 //!
-//! Contract: one thread owns [`Links`], inside its [`Ring`], so an engine that is lent the ring
+//! Contract: one thread owns [`Links`], beside its [`Ring`], and lends both ([`Turn`]), so an engine
 //! reaches its link. [`Links::submit`] only queues an operation on a link. [`Links::turn`], called
 //! once a turn of the queue's loop, makes every link with work send all of it and prepare to
 //! receive. [`Links::take_finished`] returns each finished operation exactly once, when nothing in
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::{opcode, types};
 
+use super::turn::Turn;
 use crate::engine::io::{LeafIo, Submitted};
 use crate::sys::ring::{Completion, Ring, Tag, user_data};
 use crate::sys::slab::Slab;
@@ -144,21 +145,16 @@ impl Links {
     }
 
     /// Gives every link that needs one its turn.
-    pub fn turn(ring: &mut Ring) {
-        if ring.links.touched.is_empty() {
-            return;
-        }
-        let mut links = mem::take(&mut ring.links);
-        let Links { links: all, touched, finished } = &mut links;
+    pub fn turn(&mut self, ring: &mut Ring) {
+        let Links { links, touched, finished } = self;
         for id in touched.drain(..) {
-            let Some(Entry { link, touched }) = all.get_mut(id) else { continue };
+            let Some(Entry { link, touched }) = links.get_mut(id) else { continue };
             *touched = false;
             link.turn(&mut Port { ring, link: id }, finished);
             if link.is_over() {
-                all.remove(id);
+                links.remove(id);
             }
         }
-        ring.links = links;
     }
 
     /// A finished operation: its part and its result.
@@ -249,16 +245,15 @@ impl Seat {
     pub fn submit(
         &self,
         io: &LeafIo,
-        ring: &mut Ring,
+        turn: &mut Turn,
         make: impl FnOnce() -> Box<dyn Link>,
     ) -> Submitted {
         let mut link = self.link.load(Ordering::Relaxed);
         if link == NO_LINK {
-            link = ring.links.join(make());
+            link = turn.links.join(make());
             self.link.store(link, Ordering::Relaxed);
         }
-        let now_ns = ring.now_ns();
-        ring.links.submit(link, io, now_ns);
+        turn.links.submit(link, io, turn.ring.now_ns());
         Submitted::Pending
     }
 

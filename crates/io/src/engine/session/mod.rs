@@ -6,4 +6,5 @@ pub(crate) mod conn;
 pub(crate) mod connector;
 pub mod links;
 pub(crate) mod socket;
+pub(crate) mod turn;
 pub mod uri;

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{LeafIo, LeafOp, Submitted};
-use crate::sys::ring::Ring;
+use crate::engine::session::turn::Turn;
 
 pub use options::SimOptions;
 pub use volume::Random;
@@ -165,7 +165,7 @@ impl SimEngine {
 
     /// # Safety
     /// As [`super::Engine::submit`].
-    pub(super) unsafe fn submit(&self, io: &LeafIo, ring: &mut Ring) -> Submitted {
+    pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let link = self.link();
         let mut volume = self.volume_lock();
         let (low, high) = self.options.delay_ns;
@@ -182,7 +182,8 @@ impl SimEngine {
             // SAFETY: the caller's promise.
             return Submitted::Done(unsafe { self.finish(io) });
         }
-        ring.defer(ring.now_ns() + delay, io.part);
+        let at_ns = turn.now_ns() + delay;
+        turn.defer(at_ns, io.part);
         Submitted::Pending
     }
 

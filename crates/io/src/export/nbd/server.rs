@@ -118,7 +118,7 @@ impl Server {
     /// Gives up a connection's requests that wait at a gate or for a path.
     fn give_up(&mut self, id: u32, context: &mut Context<'_>) {
         let is_its = |token| token >> 32 == u64::from(id);
-        context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.ring);
+        context.pipeline.abandon(libc::ESHUTDOWN, is_its, context.turn);
         self.touch(id);
     }
 
@@ -150,8 +150,8 @@ impl Server {
         for &id in &self.touched {
             // Read the clock only sometimes, because most rounds are short.
             let is_spent = match reached % ROUNDS_A_LOOK {
-                ROUNDS_A_LOOK_LAST => context.ring.is_spent_now(),
-                _ => context.ring.is_spent(),
+                ROUNDS_A_LOOK_LAST => context.turn.is_spent_now(),
+                _ => context.turn.is_spent(),
             };
             if is_spent && reached > 0 {
                 more = true;
@@ -162,7 +162,7 @@ impl Server {
             conn.read_requests(id, context);
             more |= conn.has_more || context.pipeline.has_done();
         }
-        if more && !context.ring.is_spent_now() {
+        if more && !context.turn.is_spent_now() {
             return true;
         }
         let Server { conns, touched, starved, .. } = self;
@@ -187,7 +187,7 @@ impl Server {
             }
             again
         });
-        if context.buffers.memory().is_awaited(context.ring.now_ns())
+        if context.buffers.memory().is_awaited(context.turn.now_ns())
             && context.buffers.take_given()
         {
             // Other connections need the buffers that are kept for reuse.
@@ -236,17 +236,17 @@ impl Server {
     pub fn tick(&mut self, context: &mut Context<'_>) {
         for id in self.ids() {
             let Some(conn) = self.conns.get_mut(id) else { continue };
-            conn.expire(context.ring.now_ns());
+            conn.expire(context.turn.now_ns());
             if conn.look(context) {
                 self.give_up(id, context);
             } else if conn.is_to_go_on() {
                 self.touch(id);
             }
         }
-        let awaited = context.buffers.memory().is_awaited(context.ring.now_ns());
+        let awaited = context.buffers.memory().is_awaited(context.turn.now_ns());
         context.buffers.trim(awaited || self.conns.is_empty());
         if !self.starved.is_empty() {
-            context.buffers.memory().await_at(context.ring.now_ns());
+            context.buffers.memory().await_at(context.turn.now_ns());
         }
     }
 

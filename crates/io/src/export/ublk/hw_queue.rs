@@ -192,11 +192,11 @@ impl HwQueue {
         let answer = match request(&desc, data, self.max_io_bytes, super::server::token(at, tag)) {
             _ if self.failing => Some(libc::EIO),
             // The data area stays untouched until the answer (contract of Span).
-            Ok(request) => context.pipeline.start(self.device, &request, context.ring),
+            Ok(request) => context.pipeline.start(self.device, &request, context.turn),
             Err(errno) => Some(errno),
         };
         match answer {
-            Some(errno) => self.commit(at, tag, &desc, errno, context.ring),
+            Some(errno) => self.commit(at, tag, &desc, errno, context.turn),
             None => self.busy += 1,
         }
     }
@@ -205,7 +205,7 @@ impl HwQueue {
     pub(super) fn answered(&mut self, at: u32, tag: u16, errno: i32, context: &mut Context<'_>) {
         let Some(desc) = self.desc(tag) else { return };
         self.busy = self.busy.saturating_sub(1);
-        self.commit(at, tag, &desc, errno, context.ring);
+        self.commit(at, tag, &desc, errno, context.turn);
     }
 
     #[inline]

@@ -45,7 +45,7 @@ impl Server {
         }
         let at = self.queues.insert(queue);
         if let Some(queue) = self.queues.get_mut(at) {
-            queue.fetch_all(at, context.ring);
+            queue.fetch_all(at, context.turn);
         }
     }
 
@@ -59,7 +59,7 @@ impl Server {
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.completed(at, tag, completion.result, context);
         if queue.is_over() {
-            self.drop_queue(at, context.ring);
+            self.drop_queue(at, context.turn);
         }
     }
 
@@ -74,7 +74,7 @@ impl Server {
         let Some(queue) = self.queues.get_mut(at) else { return };
         queue.answered(at, tag, errno, context);
         if queue.is_over() {
-            self.drop_queue(at, context.ring);
+            self.drop_queue(at, context.turn);
         }
     }
 
@@ -91,7 +91,7 @@ impl Server {
                 queue.fail();
             }
             let is_of = |token: Token| token & UBLK_TOKEN != 0 && place(token).0 == at;
-            context.pipeline.reject_parked(libc::EIO, is_of, context.ring);
+            context.pipeline.reject_parked(libc::EIO, is_of, context.turn);
         }
     }
 

@@ -6,9 +6,9 @@
 //! ring without a kernel side ([`Ring::simulated`]) has a clock that jumps to the next deferred
 //! completion: the simulation runs on it.
 
+mod budget;
 mod polling;
 mod trouble;
-mod turn;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -19,10 +19,9 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::engine::session::links::Links;
+use budget::Budget;
 use polling::Polling;
 use trouble::Trouble;
-use turn::Turn;
 
 /// Submissions collected before they must go to the kernel. Twice the deepest batch seen in
 /// practice; a fuller queue only means one more system call.
@@ -69,7 +68,7 @@ pub enum Tag {
     Ublk = 8,
     /// Requests whose turn it is go on.
     Window = 9,
-    /// An operation of a leaf's link; the id is [`Links`]' matter.
+    /// An operation of a leaf's link; the id is the links' matter.
     Link = 10,
 }
 
@@ -127,13 +126,11 @@ struct Deferred {
 
 /// See the module's text.
 pub struct Ring {
-    /// The links that engines have here.
-    pub(crate) links: Links,
     kernel: Option<IoUring>,
     /// Submissions that the kernel's queue had no room for, oldest first.
     backlog: VecDeque<squeue::Entry>,
     trouble: Trouble,
-    turn: Turn,
+    budget: Budget,
     deferred: BinaryHeap<Reverse<Deferred>>,
     order: u64,
     now_ns: u64,
@@ -186,11 +183,10 @@ impl Ring {
     /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
     pub fn simulated() -> Ring {
         Ring {
-            links: Links::default(),
             kernel: None,
             backlog: VecDeque::new(),
             trouble: Trouble::default(),
-            turn: Turn::default(),
+            budget: Budget::default(),
             deferred: BinaryHeap::new(),
             order: 0,
             now_ns: 0,
@@ -263,14 +259,14 @@ impl Ring {
     /// a submission.
     #[inline]
     pub fn spend(&mut self, bytes: u64) {
-        self.turn.spend(bytes);
+        self.budget.spend(bytes);
     }
 
     /// Whether this turn has cost enough, as far as the clock was read: what is left is for the
     /// next one, so that others have their turn. Never by time on a simulated ring.
     #[inline]
     pub fn is_spent(&self) -> bool {
-        self.turn.is_spent(self.now_ns)
+        self.budget.is_spent(self.now_ns)
     }
 
     /// As [`Ring::is_spent`], by the clock as it is now.
@@ -282,7 +278,7 @@ impl Ring {
     /// Another stage of the turn begins: it has as much time as the one before.
     pub fn next_stage(&mut self) {
         if self.kernel.is_some() {
-            self.turn.next_stage(self.now_ns);
+            self.budget.next_stage(self.now_ns);
         }
     }
 
@@ -379,7 +375,7 @@ impl Ring {
             if let Some(found) = waited {
                 self.polling.waited(found, self.now_ns - began_ns);
             }
-            self.turn.begin(self.now_ns);
+            self.budget.begin(self.now_ns);
         } else if !poll && let Some(Reverse(next)) = self.deferred.peek() {
             self.now_ns = self.now_ns.max(next.at_ns);
         }

@@ -54,7 +54,7 @@ impl Conn {
         let Some(Client { device, number, peer, .. }) = self.client() else { return };
         let replaces = self.replaces().cloned();
         self.is_settling = true;
-        self.deadline_ns = Some(context.ring.now_ns() + SETTLE_TIMEOUT_NS);
+        self.deadline_ns = Some(context.turn.now_ns() + SETTLE_TIMEOUT_NS);
         let registry = context.registry;
         let barrier = Arc::new(Barrier::new(registry.clone(), context.queue, id, number));
         let newer = Newer { device, peer, number, replaces };

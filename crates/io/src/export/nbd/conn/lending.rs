@@ -41,7 +41,7 @@ impl Conn {
     /// Records that the connection waits for this much memory.
     fn starve(&mut self, bytes: usize, context: &mut Context<'_>) {
         self.starved = Some(bytes);
-        context.buffers.memory().await_at(context.ring.now_ns());
+        context.buffers.memory().await_at(context.turn.now_ns());
     }
 
     /// Whether the memory that it waits for is available now.

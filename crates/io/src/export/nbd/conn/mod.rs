@@ -195,7 +195,7 @@ impl Conn {
             at_end: false,
             ending: false,
             broken: false,
-            deadline_ns: Some(context.ring.now_ns() + HANDSHAKE_TIMEOUT_NS),
+            deadline_ns: Some(context.turn.now_ns() + HANDSHAKE_TIMEOUT_NS),
             touched: false,
             has_more: false,
             was_costly: false,
@@ -476,7 +476,7 @@ impl Conn {
         // The buffer stays untouched in `pending` until the answer (contract of Span).
         let request =
             request::Request { op, fua, offset, len, data, pages: None, token: token(id, slot) };
-        if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.ring) {
+        if let Some(errno) = context.pipeline.start(device.device().id(), &request, context.turn) {
             self.answered(slot, errno, context);
         }
     }
@@ -542,7 +542,7 @@ impl Conn {
                 self.lent_bytes -= self.sending.clear(context.buffers);
                 has_left = true;
             } else {
-                self.send_by_ring(id, context.ring);
+                self.send_by_ring(id, context.turn);
             }
         }
         has_left
@@ -582,7 +582,7 @@ impl Conn {
         self.receiving = into;
         // SAFETY: the input buffer and the pending write's buffer stay in place until the
         // completion.
-        unsafe { context.ring.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
+        unsafe { context.turn.push(&entry.user_data(user_data(Tag::Receive, u64::from(id)))) };
     }
 
     /// Moves unread bytes to the front when the rest of the buffer gets short.

@@ -29,7 +29,7 @@ impl Conn {
     /// Checks the connection. True if its requests that wait at a gate or for a path are to be
     /// given up, because the client is gone.
     pub(in crate::export::nbd) fn look(&mut self, context: &Context<'_>) -> bool {
-        let now_ns = context.ring.now_ns();
+        let now_ns = context.turn.now_ns();
         if !self.broken && context.buffers.memory().is_awaited(now_ns) && self.is_stalled() {
             static LIMIT: LogLimit = LogLimit::new();
             if let Some(suppressed) = LIMIT.pass() {

@@ -1,7 +1,7 @@
 //! How much one turn of a queue's loop may cost, so that no client waits for long on another.
 //!
 //! A turn goes over everything that has happened: each part of it looks whether the turn has cost
-//! enough ([`Turn::is_spent`]), and leaves the rest to the next turn. Two things are counted. Time
+//! enough ([`Budget::is_spent`]), and leaves the rest to the next turn. Two things are counted. Time
 //! covers all that this thread does itself. Bytes cover the copies that the kernel makes while it
 //! takes submissions, after the turn's own work: between the page cache and a request's memory.
 
@@ -13,22 +13,22 @@ const TURN_BYTES: u64 = 4 << 20;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct Budget {
     until_ns: u64,
     bytes_left: u64,
 }
 
-impl Default for Turn {
+impl Default for Budget {
     /// Without an end: that of a clock which does not move by itself.
     fn default() -> Self {
-        Turn { until_ns: u64::MAX, bytes_left: u64::MAX }
+        Budget { until_ns: u64::MAX, bytes_left: u64::MAX }
     }
 }
 
-impl Turn {
+impl Budget {
     /// A turn begins.
     pub(super) fn begin(&mut self, now_ns: u64) {
-        *self = Turn { until_ns: now_ns + STAGE_NS, bytes_left: TURN_BYTES };
+        *self = Budget { until_ns: now_ns + STAGE_NS, bytes_left: TURN_BYTES };
     }
 
     /// The next of a turn's stages has as much time as the one before. Bytes are the turn's.
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_turn_ends_by_time_or_by_bytes() {
-        let mut turn = Turn::default();
+        let mut turn = Budget::default();
         turn.spend(1 << 40);
         assert!(!turn.is_spent(u64::MAX - 1), "a simulated one has no end");
         turn.begin(1000);
