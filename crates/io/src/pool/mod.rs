@@ -486,7 +486,11 @@ impl Pool {
             // The ring is made on its thread: only that one may use it.
             let queue = Queue::new(number, mailboxes, registry);
             let _ = started.send(queue.as_ref().map(|_| ()).map_err(|error| {
-                because(error, "cannot make an io_uring ring (is io_uring allowed here?)")
+                let why = match error.kind() {
+                    io::ErrorKind::OutOfMemory => "the user's limit of locked memory, ulimit -l?",
+                    _ => "is io_uring allowed here?",
+                };
+                because(error, &format!("cannot make an io_uring ring ({why})"))
             }));
             if let Ok(queue) = queue {
                 run_queue(queue, number, &failed);
