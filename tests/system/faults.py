@@ -90,8 +90,6 @@ ALIASES = {
     ("mmap", "EAGAIN"): "Cannot allocate memory|memory allocation of",
     ("mprotect", "ENOMEM"): "Resource temporarily unavailable",
     ("connect", "EAGAIN"): "timed out",
-    # What cannot be looked at is taken for missing, and cannot be made.
-    **{("statx", name): "File exists" for name in ("EACCES", "ENOMEM", "EIO")},
 }
 # Errors that say that a peer has gone: it need not be told, nor the log.
 GONE = {"EPIPE", "ECONNRESET", "ENOTCONN", "ECONNABORTED"}

@@ -106,14 +106,6 @@ impl Buffer {
         Ok(Buffer::whole(mapping))
     }
 
-    /// As [`Buffer::alone`], of a fixed size that nobody outside chooses: without that much memory
-    /// the process cannot go on.
-    pub(crate) fn or_abort(bytes: usize) -> Buffer {
-        Buffer::alone(bytes).unwrap_or_else(|_| {
-            std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; ALIGN]>())
-        })
-    }
-
     fn whole(mapping: Mapping) -> Buffer {
         Buffer { start: mapping.start, size: mapping.len, mapping: Arc::new(mapping) }
     }

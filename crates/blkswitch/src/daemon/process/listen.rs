@@ -15,7 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use blkswitch_io::export::Listener;
 use blkswitch_io::process;
 
@@ -62,11 +62,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER_MODE)
-        .create(folder)
-        .with_context(|| format!("cannot make the folder '{}'", folder.display()))?;
+    make_folder(folder)?;
     let _lock = lock(folder)?;
     remove_stale(path)?;
     let cannot = || format!("cannot listen on '{}'", path.display());
@@ -75,6 +71,20 @@ pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let listener = process::private_files(|| UnixListener::bind(path)).with_context(cannot)?;
     let identity = identity(path).with_context(cannot)?;
     Ok((listener, SocketFile { path: path.to_owned(), identity }))
+}
+
+/// Makes a folder and those above it, unless they are there.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder);
+    let Err(error) = made else { return Ok(()) };
+    // The standard library says of a folder that it cannot look at that it exists.
+    if error.kind() == ErrorKind::AlreadyExists {
+        let cannot = || format!("cannot look at the folder '{}'", folder.display());
+        let there = std::fs::metadata(folder).with_context(cannot)?;
+        ensure!(there.is_dir(), "'{}' is there and is no folder", folder.display());
+        return Ok(());
+    }
+    Err(error).with_context(|| format!("cannot make the folder '{}'", folder.display()))
 }
 
 /// A lock on the folder, until it is dropped.
@@ -270,6 +280,8 @@ mod tests {
         let error = unix(&path).unwrap_err().to_string();
         assert!(error.contains("is no socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+        let error = unix(&path.join("control.sock")).unwrap_err().to_string();
+        assert!(error.contains("is there and is no folder"), "{error}");
     }
 
     #[test]

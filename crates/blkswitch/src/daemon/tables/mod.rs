@@ -105,17 +105,23 @@ impl<'a> Maps<'a> {
             });
         }
         let keeps_all = self.folder.keeps_all();
-        let no_memory = || {
+        let no_memory = |reason: Option<String>| {
             let error = Error::RegionTableMemory { regions: geometry.nr_regions() };
             let text = format!("switch: {error} ({})", error.errno());
-            Failure::target(errno_of(&error), text, error.explain(None).to_string())
+            let reason = reason.unwrap_or_else(|| error.explain(None).to_string());
+            Failure::target(errno_of(&error), text, reason)
         };
-        let in_memory = || Slots::in_memory(geometry.nr_slots()).ok_or_else(no_memory);
+        let in_memory = || Slots::in_memory(geometry.nr_slots()).ok_or_else(|| no_memory(None));
         if !keeps_all && !Path::new(UBLK_CONTROL).exists() {
             return in_memory();
         }
         match self.folder.new_map(geometry, &owner) {
-            Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(no_memory()),
+            // Any call may have failed: the map itself need not be too large.
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => {
+                let regions = geometry.nr_regions();
+                let what = format!("cannot keep a map of {regions} regions in '{folder}': {error}");
+                Err(no_memory(Some(what)))
+            }
             Err(error) if keeps_all => {
                 Err(Failure::io(&error, format!("cannot keep a region map in '{folder}'")))
             }

@@ -154,7 +154,7 @@ impl Protocol for IscsiLink {
         let (socket, wire, volume) = session.into_parts();
         let heard = Incoming::parse(&[0; HEADER]);
         Some(IscsiLink {
-            conn: Conn::new(socket?),
+            conn: Conn::new(socket?)?,
             wire,
             volume,
             nexus,

@@ -130,7 +130,7 @@ impl Protocol for NbdLink {
     }
 
     fn new(Connection { socket, can, confirmed }: Connection) -> Option<NbdLink> {
-        let conn = Conn::new(socket);
+        let conn = Conn::new(socket)?;
         let held = Vec::new();
         Some(NbdLink { conn, can, confirmed, step: Step::Header, held, serial: 0, leaving: false })
     }

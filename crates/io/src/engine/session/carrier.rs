@@ -53,7 +53,8 @@ pub(crate) trait Protocol: Sized + 'static {
     /// had of the `lost` one.
     fn ends_doubt(connection: &Self::Connection, lost: &Self::Mark) -> bool;
 
-    /// Starts on a connection that is ready for requests; `None` if it is lost already.
+    /// Starts on a connection that is ready for requests; `None` if it is lost already, or if there
+    /// is no memory for it.
     fn new(connection: Self::Connection) -> Option<Self>;
 
     /// Whether it was lost while it was idle.
@@ -249,7 +250,8 @@ impl<P: Protocol> Carrier<P> {
                     }
                 }
             }
-            // It was lost while it waited in the berth.
+            // It was lost while it waited in the berth, or cannot be used. One that did not last is
+            // followed by a pause.
             Some(None) => connector.want(self.berth),
             None => connector.want_if_idle(self.berth),
         }

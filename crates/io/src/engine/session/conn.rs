@@ -58,11 +58,15 @@ pub(crate) enum Received {
 }
 
 impl<const HEADER: usize> Conn<HEADER> {
-    /// On a socket that is ready for requests.
-    pub(crate) fn new(socket: OwnedFd) -> Self {
-        Conn {
+    /// On a socket that is ready for requests; `None` if there is no memory to receive into.
+    pub(crate) fn new(socket: OwnedFd) -> Option<Self> {
+        let Ok(input) = Buffer::alone(INPUT_BYTES) else {
+            tracing::warn!("a connection is dropped: there is no memory for what it receives");
+            return None;
+        };
+        Some(Conn {
             socket,
-            input: Buffer::or_abort(INPUT_BYTES),
+            input,
             start: 0,
             end: 0,
             input_cap: INPUT_BYTES,
@@ -72,7 +76,7 @@ impl<const HEADER: usize> Conn<HEADER> {
             batch: 0,
             sending: false,
             said_goodbye: false,
-        }
+        })
     }
 
     /// Whether the server has closed an idle connection.

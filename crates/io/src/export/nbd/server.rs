@@ -55,7 +55,7 @@ impl Server {
         }
         let Ok(conn) = Conn::new(socket, place, context).map(Box::new) else {
             if let Some(suppressed) = LIMIT.pass() {
-                tracing::warn!(suppressed, "connection refused: the system has no memory for it");
+                tracing::warn!(suppressed, "connection refused: there is no memory for it");
             }
             return;
         };
