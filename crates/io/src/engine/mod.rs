@@ -24,20 +24,20 @@ pub(crate) mod session;
 pub mod sim;
 
 pub use custom::{CustomEngine, CustomKind, CustomOp};
-pub use io::{LeafIo, LeafOp, Limits, Submitted};
+pub use io::{HOLE, LeafIo, LeafOp, Limits, Submitted, ZERO};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::links;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::turn::Turn;
+#[cfg(not(feature = "internals"))]
+use session::turn::Turn;
 pub use session::uri;
 
 use std::time::Duration;
 
 use blkswitch_core::multipath::outcome::is_path_error;
-
-use io::{HOLE, ZERO};
 
 /// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
 #[repr(u8)]

@@ -44,7 +44,6 @@ mod unfinished;
 #[cfg(feature = "internals")]
 mod unrouted;
 
-pub use crate::engine::io::{HOLE, ZERO};
 use alone::Alone;
 use counting::Counted;
 use devices::Devices;
