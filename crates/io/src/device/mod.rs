@@ -34,6 +34,7 @@ use crate::pool::{Latch, Mailboxes};
 use crate::queue::Command;
 use crate::queues::Queues;
 use crate::stats::{Counters, Totals};
+use crate::sys::lock::lock;
 use crate::sys::slots::Slots;
 
 pub use gate::Interrupt;
@@ -185,12 +186,6 @@ pub struct Info {
     pub targets: u32,
     /// It goes when it is closed for the last time.
     pub deferred_remove: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves no half-done state behind these locks: each critical section is a
-    // few assignments.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Device {

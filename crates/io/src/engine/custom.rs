@@ -14,7 +14,7 @@ use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::session::links::{Finished, Link, Part, Port, Seat};
 use super::{LeafIo, LeafOp, Submitted};
 use crate::engine::session::turn::Turn;
 use crate::request::Span;
+use crate::sys::lock::lock;
 use crate::sys::slab::Slab;
 
 /// How a leaf is reached that somebody else has written.
@@ -230,7 +231,7 @@ unsafe impl Sync for Lent {}
 
 impl Lent {
     fn lock(&self) -> MutexGuard<'_, Option<Span>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -265,7 +266,7 @@ struct Shared {
 
 impl Shared {
     fn done(&self) -> MutexGuard<'_, Vec<(u32, i64)>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.done)
     }
 }
 

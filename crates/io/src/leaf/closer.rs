@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::leaf::Leaf;
+use crate::sys::lock::lock;
 
 /// Threads that close. More closes that hang than this hold up the closes behind them, and nothing
 /// else.
@@ -51,7 +52,7 @@ static WORK: Condvar = Condvar::new();
 static DONE: Condvar = Condvar::new();
 
 fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&STATE)
 }
 
 /// Closes the engine of a leaf that nobody has any more.

@@ -5,9 +5,7 @@ use super::{Kind, LeafIo, LeafOp, Part, Whole};
 use crate::leaf::Leaf;
 use crate::request::Span;
 use crate::sys::log_limit::LogLimit;
-
-/// Zeroes for leaves that cannot zero by themselves.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+use crate::sys::span::ZEROES;
 
 /// What happens to the part next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

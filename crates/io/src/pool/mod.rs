@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use crate::export::ublk::{self, UblkError};
 use crate::queue::{Command, Queue};
 use crate::queues::Queues;
 pub use crate::sys::latch::{Ack, Gone, Latch, Waited};
+use crate::sys::lock::lock;
 use crate::sys::memory::{DEFAULT_BYTES, Memory};
 use failing::{NoteFailure, run_queue};
 pub use stopping::STOP_TIME;
@@ -41,10 +42,6 @@ pub const MAX_QUEUES: usize = 256;
 
 /// A queue that takes longer than this to say who is connected is not waited for.
 const CLIENTS_TIME: Duration = Duration::from_secs(2);
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How a pool is made.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use io_uring::{opcode, types};
 
@@ -25,6 +25,7 @@ use crate::request::Done;
 use crate::stats::Counters;
 use crate::sys::buffer::Buffers;
 use crate::sys::gather::shutdown;
+use crate::sys::lock::lock;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::ring::{Completion, Tag, user_data};
 
@@ -430,7 +431,7 @@ impl Queue {
                 self.keep_ticking();
             }
             Command::Clients { found, ack } => {
-                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut found = lock(&found);
                 found.extend(self.server.clients());
                 ack.done();
             }
@@ -476,7 +477,7 @@ impl Queue {
             }
             Command::GiveUp { found, ack } => {
                 let unfinished = self.pipeline.unfinished(crate::sys::ring::clock_ns());
-                found.lock().unwrap_or_else(PoisonError::into_inner).push(unfinished);
+                lock(&found).push(unfinished);
                 self.server.cut_off();
                 self.pipeline.drop_idle_tables();
                 self.is_given_up = true;

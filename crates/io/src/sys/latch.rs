@@ -6,7 +6,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::pool::lock;
+use super::lock::lock;
 
 /// A queue that was asked is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

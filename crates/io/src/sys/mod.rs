@@ -2,9 +2,11 @@
 
 pub(crate) mod aligned;
 pub mod buffer;
+pub(crate) mod eventfd;
 pub(crate) mod gather;
 pub(crate) mod helper;
 pub(crate) mod latch;
+pub(crate) mod lock;
 pub(crate) mod log_limit;
 pub mod memory;
 pub mod pages;

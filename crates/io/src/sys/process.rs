@@ -15,8 +15,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use crate::sys::lock::lock;
 
 /// `PR_SET_IO_FLUSHER` of prctl(2), Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -65,7 +67,7 @@ pub fn user() -> u32 {
 pub fn private_files<T>(make: impl FnOnce() -> T) -> T {
     // Two at once could each take the other's mask for the old one.
     static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = lock(&ONE);
     // SAFETY: a system call with an integer.
     let before = unsafe { libc::umask(0o177) };
     let made = make();

@@ -17,3 +17,6 @@ impl Span {
         Span(self.0.wrapping_add(bytes as usize))
     }
 }
+
+/// Zeroes to be sent or written where the other side cannot zero by itself.
+pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];

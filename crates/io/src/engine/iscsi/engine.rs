@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::outcome::is_path_error;
@@ -23,6 +23,7 @@ use crate::engine::session::connector::Connector;
 use crate::engine::session::links::Link;
 use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
+use crate::sys::lock::lock;
 
 type Shared = carrier::Shared<IscsiLink>;
 
@@ -217,7 +218,7 @@ impl IscsiEngine {
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.control)
     }
 }
 

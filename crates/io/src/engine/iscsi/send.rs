@@ -9,6 +9,7 @@ use super::scsi::{self, Command, UNMAP_LIST, Volume, Way};
 use crate::engine::session::carrier::Lost;
 use crate::engine::session::links::Port;
 use crate::engine::{LeafIo, LeafOp};
+use crate::sys::span::ZEROES;
 
 /// Largest transfer of one command: larger ones gain nothing, and hold up the others.
 const MAX_TRANSFER: u64 = 4 << 20;
@@ -16,9 +17,6 @@ const MAX_TRANSFER: u64 = 4 << 20;
 const MAX_RANGE: u64 = 1 << 30;
 /// Bursts of one task that may wait: what is sent without being asked for, and what is asked for.
 const MAX_BURSTS: u8 = 2;
-
-/// A block of zeroes of any size.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A command for an operation, or for what is left of it.
 struct Next {

@@ -27,7 +27,7 @@ pub mod wire;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
@@ -40,6 +40,7 @@ use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::options::LeafOptions;
 use crate::engine::session::turn::Turn;
+use crate::sys::lock::lock;
 use crate::wire::nbd::transmission_flag as flag;
 use control::{Control, dial_for_berth, dial_for_berth_again};
 use handshake::Offer;
@@ -235,7 +236,7 @@ impl NbdEngine {
     /// As [`super::Engine::allocation`].
     pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let Route::Own(own) = &self.route else { return (len, 0) };
-        let mut status = own.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = lock(&own.status);
         status.ask(offset, len).unwrap_or((len, 0))
     }
 
@@ -266,10 +267,6 @@ impl Drop for NbdEngine {
             relay.close();
         }
     }
-}
-
-fn lock(control: &Mutex<Control>) -> std::sync::MutexGuard<'_, Control> {
-    control.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes further connections until there are `count`, and one for control. Nothing if there cannot

@@ -12,7 +12,7 @@
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use super::Shared;
@@ -22,13 +22,10 @@ use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;
 use crate::sys::buffer::Buffer;
+use crate::sys::lock::lock;
 use crate::sys::process;
 use crate::sys::ring::{Tag, user_data};
 use crate::sys::slab::Slab;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// An operation on its way to the relay's thread.
 struct Order {

@@ -10,13 +10,11 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use io_uring::{opcode, types};
 
 use super::turn::Turn;
 use crate::engine::io::{LeafIo, Submitted};
+use crate::sys::eventfd::EventFd;
 use crate::sys::ring::{Completion, Ring, Tag, user_data};
 use crate::sys::slab::Slab;
 
@@ -269,30 +267,21 @@ impl Seat {
 }
 
 /// Wakes a queue for one link: an eventfd on which the queue has a read under way.
-pub struct Bell(OwnedFd);
+pub struct Bell(EventFd);
 
 impl Bell {
     /// A silent one.
     pub fn new() -> io::Result<Bell> {
-        // SAFETY: eventfd makes a descriptor that nobody else owns.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: as above.
-        Ok(Bell(unsafe { OwnedFd::from_raw_fd(fd) }))
+        EventFd::new().map(Bell)
     }
 
     /// Wakes the queue, now or when it next waits. From any thread.
     pub fn ring(&self) {
-        let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to an own descriptor. It only fails by
-        // overflow, and then the bell has been rung anyway.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+        self.0.signal();
     }
 
     /// The submission that completes when the bell is rung.
     pub fn entry(&self, count: &mut u64) -> io_uring::squeue::Entry {
-        opcode::Read::new(types::Fd(self.0.as_raw_fd()), (&raw mut *count).cast(), 8).build()
+        self.0.read_into(count)
     }
 }

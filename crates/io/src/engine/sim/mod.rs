@@ -20,11 +20,12 @@ mod volume;
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::{LeafIo, LeafOp, Submitted};
 use crate::engine::session::turn::Turn;
+use crate::sys::lock::lock;
 
 pub use options::SimOptions;
 pub use volume::Random;
@@ -80,11 +81,11 @@ impl SimEngine {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn volume_lock(&self) -> MutexGuard<'_, Volume> {
-        self.volume.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.volume)
     }
 
     /// Changes the chances of errors, in millionths (reads and writes; flushes).

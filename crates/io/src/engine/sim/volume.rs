@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
+
+use crate::sys::lock::lock;
 
 use bytemuck::allocation::try_zeroed_vec;
 
@@ -73,7 +75,7 @@ pub(super) fn open(options: &SimOptions) -> io::Result<Arc<Mutex<Volume>>> {
     let (Some(name), Some(_)) = (&options.name, &options.path) else {
         return Ok(Arc::new(Mutex::new(Volume::new(options)?)));
     };
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shared = lock(&SHARED);
     shared.retain(|(_, volume)| volume.strong_count() > 0);
     let known =
         shared.iter().find(|(other, _)| other == name).and_then(|(_, volume)| volume.upgrade());

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::abi::{DevInfo, Params, feature};
 use super::control::{Control, kernel_release};
@@ -17,6 +17,7 @@ use super::{
 use crate::device::{Device, OpenDevice};
 use crate::pool::{Gone, Latch, Mailboxes};
 use crate::queue::Command;
+use crate::sys::lock::lock;
 
 /// Features without which we do not make a disk.
 const FEATURES: u64 =
@@ -69,7 +70,7 @@ impl Drop for Added<'_> {
 
 impl Exports {
     fn lock(&self) -> MutexGuard<'_, Vec<(u32, Option<Attached>)>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
 
     fn reserve(&self, device: &Device) -> Result<Reserved<'_>, UblkError> {
