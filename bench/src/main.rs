@@ -7,6 +7,7 @@
 mod beside_c;
 mod create;
 mod lookup;
+mod map;
 mod message;
 mod multipath;
 mod nbd;
@@ -40,6 +41,8 @@ enum Bench {
     Lookup(report::Keep),
     /// Measure messages and look-ups beside a plain target in C.
     BesideC(report::Keep),
+    /// Compare, plan and decode whole maps.
+    Map(report::Keep),
     /// Make a map of a billion regions.
     Create(report::Keep),
     /// Send requests through the pipeline to leaves that do nothing.
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
     let kept = match &cli.bench {
         Bench::Message(keep) => keep.save.then_some(("message", "Messages of a million entries")),
         Bench::Lookup(keep) => keep.save.then_some(("lookup", "Routes of random sectors")),
+        Bench::Map(keep) => keep.save.then_some(("map", "Decisions about whole maps")),
         Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
         // They write their own pages.
         Bench::BesideC(_) | Bench::Nbd(_) => None,
@@ -76,6 +80,7 @@ fn main() -> anyhow::Result<()> {
             beside_c::figures(&rows)
         }
         Bench::Create(_) => create::run(rounds)?,
+        Bench::Map(_) => map::run(rounds)?,
         Bench::Pipeline => pipeline::run(rounds)?,
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
         Bench::Multipath(options) => multipath::run_all(rounds, &options)?,
@@ -98,6 +103,7 @@ fn smoke() -> anyhow::Result<Vec<report::Figure>> {
         figures.extend(beside_c::figures(&beside_c::run(once)?));
     }
     figures.extend(create::run(once)?);
+    figures.extend(map::run(once)?);
     figures.extend(pipeline::run(once)?);
     figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
     figures.extend(multipath::run_all(once, &multipath::MultipathOptions::smoke())?);

@@ -19,6 +19,7 @@
 //! | read a map back, as runs or as a message | [the third](#reading-a-map-back) |
 //! | read a table line | [`table::lines`], [`switch::Params`], [`multipath::Params`] |
 //! | choose among several paths to one volume | [`multipath`] |
+//! | compare maps, carry one over to another table, plan moves, decode an array's map | [`map`] |
 //!
 //! Lengths and places are in sectors of 512 bytes ([`table::SECTOR_SIZE`]).
 //!
@@ -107,6 +108,8 @@ extern crate std;
 
 pub mod args;
 pub mod error;
+#[cfg(feature = "map")]
+pub mod map;
 #[cfg(feature = "model")]
 pub mod model;
 #[cfg(feature = "multipath")]

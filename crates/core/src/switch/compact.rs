@@ -120,7 +120,7 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
 
 /// Writes arguments for the regions that `next` finds, from `from` up to `to`. The list is applied to
 /// a map that has the same paths as this one in all other regions of that range.
-fn write_where<S: AsRef<[AtomicU64]>, E>(
+pub(in super::super) fn write_where<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,
     to: u64,

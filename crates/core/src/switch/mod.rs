@@ -20,6 +20,8 @@ pub mod regions;
 mod repeat;
 mod sync;
 mod text;
+#[cfg(feature = "map")]
+pub(super) mod walk;
 
 pub use geometry::{Geometry, MAX_PATHS, MAX_REGION_SIZE};
 pub use message::{Command, Message, MessageError, MessageErrorKind, TextError, command};

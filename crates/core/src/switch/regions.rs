@@ -206,6 +206,39 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         None
     }
 
+    /// The first region from `from` on, below `to`, with another path than in `other`, which has the
+    /// same regions.
+    #[cfg(feature = "map")]
+    pub(in super::super) fn next_different<T: AsRef<[AtomicU64]>>(
+        &self,
+        other: &Map<T>,
+        from: u64,
+        to: u64,
+    ) -> Option<u64> {
+        let end = to.min(self.geometry.nr_regions());
+        let mut region = from;
+        if self.geometry.num_paths() != other.geometry.num_paths() {
+            while region < end && self.entry_path(region) == other.entry_path(region) {
+                region = region.wrapping_add(1);
+            }
+            return if region < end { Some(region) } else { None };
+        }
+        // Entries of equal paths are equal, so whole words can be compared.
+        while region < end {
+            let index = self.geometry.slot_of(region);
+            let different =
+                (self.slot(index) ^ other.slot(index)).wrapping_shr(self.geometry.bit_of(region));
+            if different != 0 {
+                let equal =
+                    different.trailing_zeros().wrapping_shr(self.geometry.entry_bits_log2());
+                let first = region.wrapping_add(u64::from(equal));
+                return if first < end { Some(first) } else { None };
+            }
+            region = (region | self.geometry.slot_entries().wrapping_sub(1)).wrapping_add(1);
+        }
+        None
+    }
+
     /// The path of a region of the map.
     #[inline]
     pub(super) fn entry_path(&self, region: u64) -> u32 {

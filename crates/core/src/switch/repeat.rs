@@ -155,7 +155,8 @@ const fn align_up(region: u64, slot_entries: u64) -> u64 {
 /// It separates the even entries from the odd ones, so that each has as many free bits above it as
 /// it has bits itself. With t = x + (n - c), the result is t, or t - n if t >= n. Bit `bits + 1` of
 /// t + (2^(bits + 1) - n) is set if t >= n.
-struct Difference {
+#[derive(Clone, Debug)]
+pub(super) struct Difference {
     /// The number modulo the number of paths; 0 if there is nothing to subtract.
     change: u32,
     bits: u32,
@@ -165,7 +166,7 @@ struct Difference {
 }
 
 impl Difference {
-    fn new(geometry: &Geometry, number: u64) -> Self {
+    pub(super) fn new(geometry: &Geometry, number: u64) -> Self {
         let bits = geometry.entry_bits();
         let (mut ones, mut width) = (1u64, bits.wrapping_mul(2));
         while width < u64::BITS {
@@ -181,7 +182,7 @@ impl Difference {
     }
 
     #[inline]
-    fn subtract(&self, word: u64) -> u64 {
+    pub(super) fn subtract(&self, word: u64) -> u64 {
         if self.change == 0 {
             return word;
         }
