@@ -42,7 +42,7 @@ use tracing_subscriber::EnvFilter;
 use self::devices::Devices;
 use self::process::listen::SocketFile;
 use self::process::privileges::Privileges;
-use self::process::stop::Signals;
+use self::process::stop::{InUse, Signals};
 use self::process::{limits, listen, mounts, privileges};
 use self::server::monitor::Monitor;
 use self::server::{App, router};
@@ -73,8 +73,10 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         let daemon = Daemon::start_with(&options, privileges)?;
         announce(&options, &daemon);
-        let devices = (!options.leave_disks).then(|| daemon.devices().clone());
-        daemon.run(async move { signals.agreed(devices).await }).await
+        let devices = daemon.devices().clone();
+        let in_use = move || devices.disks_in_use();
+        let asked: Option<InUse> = (!options.leave_disks).then(|| Arc::new(in_use) as InUse);
+        daemon.run(async move { signals.agreed(asked).await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
     // Servers are told that their client leaves.
@@ -165,7 +167,8 @@ impl Daemon {
         let devices = Arc::new(devices);
         devices.recover(options.abandon_disks)?;
         if has_own_mounts {
-            mounts::watch(&devices);
+            let devices = Arc::downgrade(&devices);
+            mounts::watch(move || Some(devices.upgrade()?.disk_names().collect()));
         }
         // Who connects early waits until the devices are there again.
         for (listener, uri) in listeners.into_iter().zip(&nbd) {

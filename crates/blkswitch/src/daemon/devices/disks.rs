@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use blkswitch_core::table;
 use blkswitch_io::export::ublk::{Node, Options, UblkError};
 use blkswitch_io::{Address, Device, Table};
 
@@ -22,8 +21,8 @@ use crate::daemon::failure::Failure;
 use crate::daemon::process::mounts;
 use crate::daemon::process::privileges::UBLK_CONTROL;
 use crate::daemon::tables::describe;
+use crate::daemon::tables::lines::Lines;
 use crate::daemon::tables::lookup::{Found, find};
-use crate::daemon::tables::words;
 use crate::protocol::{self, AttachUblk, Disk, Errno};
 
 /// Where the disks have the names of their devices.
@@ -70,7 +69,7 @@ impl Devices {
     }
 
     /// Says what may hold up a disk, and looks whether it was mounted already.
-    pub(in crate::daemon) fn disk_appeared(&self, device: &Device) {
+    pub(crate) fn disk_appeared(&self, device: &Device) {
         let risks = self.risks(device);
         if !risks.is_empty() {
             tracing::warn!(device = %device.name(),
@@ -78,7 +77,7 @@ impl Devices {
                 risks.join("; "));
         }
         if self.privileges.has_own_mounts {
-            mounts::detach_own(self);
+            mounts::detach_own(&self.disk_names().collect());
         }
     }
 
@@ -91,13 +90,13 @@ impl Devices {
 
     /// Refuses a table with a file or disk on a disk of this daemon: a write to it may have to write
     /// back pages of the very file, which waits for that write.
-    pub(in crate::daemon) fn refuse_own_disks(&self, text: &str) -> Result<(), Failure> {
+    pub(crate) fn refuse_own_disks(&self, lines: &Lines<'_>) -> Result<(), Failure> {
         let own: HashSet<String> = self.disk_names().collect();
         if own.is_empty() {
             return Ok(());
         }
-        for line in table::lines(text.as_bytes()).flatten() {
-            for word in words(line.params) {
+        for line in lines.iter() {
+            for word in &line.words {
                 let Ok(Found::Leaf(Address::Path(path))) = find(word, self.pool().registry())
                 else {
                     continue;
@@ -116,14 +115,14 @@ impl Devices {
     }
 
     /// The names of the disks, as in `/sys/block`.
-    pub(in crate::daemon) fn disk_names(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn disk_names(&self) -> impl Iterator<Item = String> {
         let nodes = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device));
         nodes.filter_map(|node| Some(node.path().strip_prefix("/dev/")?.to_owned()))
     }
 
     /// After a table has become live: leaves below disks go past the page cache where that serves,
     /// and a disk whose table has another size says that it keeps its own.
-    pub(in crate::daemon) fn table_went_live(&self, device: &Device) {
+    pub(crate) fn table_went_live(&self, device: &Device) {
         if let Some(note) = self.size_note(device, device.live()) {
             tracing::warn!(device = %device.name(), "{note}");
         }
@@ -178,7 +177,7 @@ impl Devices {
     }
 
     /// Makes a disk of a kept device that is none, where all are to be disks.
-    pub(in crate::daemon) fn attach_if_default(&self, device: &Arc<Device>) {
+    pub(crate) fn attach_if_default(&self, device: &Arc<Device>) {
         let could_be = device.live().is_some()
             && !device.info().suspended
             && self.standing.reason(device).is_none()
@@ -254,7 +253,7 @@ fn size_note(node: &Node, sectors: u64) -> Option<String> {
 }
 
 /// Gives a disk the name of its device. Without it the disk can be used all the same.
-pub(in crate::daemon) fn link(name: &str, node: &Node) {
+pub(crate) fn link(name: &str, node: &Node) {
     let path = Path::new(LINKS).join(name);
     unlink(name);
     let made = std::fs::create_dir_all(LINKS)
@@ -265,7 +264,7 @@ pub(in crate::daemon) fn link(name: &str, node: &Node) {
 }
 
 /// Takes the name away.
-pub(in crate::daemon) fn unlink(name: &str) {
+pub(crate) fn unlink(name: &str) {
     let path = Path::new(LINKS).join(name);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

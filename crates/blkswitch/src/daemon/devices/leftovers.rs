@@ -14,7 +14,7 @@ use crate::daemon::state::{Folder, SavedDevice};
 
 /// The disks that blkswitches have made. `abandon` lets go of all that no process serves, and
 /// returns none.
-pub(in crate::daemon) fn found(folder: &Folder, abandon: bool) -> anyhow::Result<Vec<Found>> {
+pub(crate) fn found(folder: &Folder, abandon: bool) -> anyhow::Result<Vec<Found>> {
     let found = match ublk::found() {
         Ok(found) => found,
         Err(error) => {
@@ -42,10 +42,7 @@ pub(in crate::daemon) fn found(folder: &Folder, abandon: bool) -> anyhow::Result
 
 /// The numbers of the disks that are to be taken over for `devices`. Waits for servers that end.
 /// Errors: another process serves one of them.
-pub(in crate::daemon) fn of_devices(
-    found: &[Found],
-    devices: &[SavedDevice],
-) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn of_devices(found: &[Found], devices: &[SavedDevice]) -> anyhow::Result<Vec<u32>> {
     let mut left = Vec::new();
     for found in found {
         let id = found.id;

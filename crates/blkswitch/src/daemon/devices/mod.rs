@@ -6,9 +6,11 @@
 pub mod clients;
 pub mod disks;
 mod leftovers;
+pub mod message;
 pub mod save;
 pub mod standing;
-pub(in crate::daemon) mod volumes;
+pub mod switch;
+pub(crate) mod volumes;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -25,10 +27,12 @@ use crate::daemon::devices::volumes::Noted;
 use crate::daemon::failure::{Failure, MAJOR};
 use crate::daemon::process::privileges::Privileges;
 use crate::daemon::state::Folder;
+use crate::daemon::tables::build;
+use crate::daemon::tables::builder::{Maps, Site};
+use crate::daemon::tables::lines::Lines;
 use crate::daemon::tables::lookup::Leaves;
 use crate::daemon::tables::missing;
 use crate::daemon::tables::opening::{Opening, Openings};
-use crate::daemon::tables::{Maps, Site, build};
 use crate::protocol::{
     self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
     RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
@@ -39,25 +43,25 @@ pub struct Devices {
     pool: Pool,
     leaves: Leaves,
     /// Tables under construction.
-    pub(in crate::daemon) openings: Openings,
+    pub(crate) openings: Openings,
     /// Devices whose tables are away.
-    pub(in crate::daemon) standing: Standing,
+    pub(crate) standing: Standing,
     /// Whether the devices of the last daemon are being made again.
-    pub(in crate::daemon) recovering: AtomicBool,
+    pub(crate) recovering: AtomicBool,
     /// How the leaves of each device were opened last, by its number.
     caches: Mutex<HashMap<u32, LeafCache>>,
     /// What the next daemon needs.
-    pub(in crate::daemon) folder: Folder,
+    pub(crate) folder: Folder,
     /// Held while it is written.
-    pub(in crate::daemon) saving: Mutex<()>,
+    pub(crate) saving: Mutex<()>,
     /// What is about to happen to devices, by their numbers.
-    pub(in crate::daemon) intents: Mutex<HashMap<u32, Intent>>,
+    pub(crate) intents: Mutex<HashMap<u32, Intent>>,
     /// The devices whose remap was warned of.
-    pub(in crate::daemon) noted: Noted,
+    pub(crate) noted: Noted,
     /// What the process was allowed.
-    pub(in crate::daemon) privileges: Privileges,
+    pub(crate) privileges: Privileges,
     /// How a device is made a disk when it first has a table.
-    pub(in crate::daemon) default_disk: Option<AttachUblk>,
+    pub(crate) default_disk: Option<AttachUblk>,
 }
 
 impl Devices {
@@ -86,21 +90,17 @@ impl Devices {
     }
 
     /// How the leaves of a device were opened last.
-    pub(in crate::daemon) fn cache_of(&self, device: &Device) -> LeafCache {
+    pub(crate) fn cache_of(&self, device: &Device) -> LeafCache {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.get(&device.id()).copied().unwrap_or_default()
     }
 
-    pub(in crate::daemon) fn remember_cache(&self, device: &Device, cache: LeafCache) {
+    pub(crate) fn remember_cache(&self, device: &Device, cache: LeafCache) {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).insert(device.id(), cache);
     }
 
     /// What a table of `device` is built from.
-    pub(in crate::daemon) fn site<'a>(
-        &'a self,
-        device: &'a Arc<Device>,
-        opening: &'a Opening,
-    ) -> Site<'a> {
+    pub(crate) fn site<'a>(&'a self, device: &'a Arc<Device>, opening: &'a Opening) -> Site<'a> {
         let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
         let maps = Maps::new(&self.folder);
         Site { registry, leaves, device, queues, maps, opening, restores: false }
@@ -196,8 +196,9 @@ impl Devices {
     /// is refused, for the first may wait for ever.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
         let begun = self.openings.begin(device.id(), &device.name())?;
-        self.refuse_own_disks(&load.table)?;
-        let table = build(&self.site(device, &begun.opening), load)?;
+        let lines = Lines::parse(load.table.as_bytes());
+        self.refuse_own_disks(&lines)?;
+        let table = build(&self.site(device, &begun.opening), load, &lines)?;
         device.load(table)?;
         self.remember_cache(device, load.leaves.cache);
         self.folder.sweep();

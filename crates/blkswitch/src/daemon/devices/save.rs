@@ -67,7 +67,7 @@ impl Devices {
     /// The same, and no more. The next daemon is told of the new table before it answers anything:
     /// if this one is killed in between, that is as if it had been killed a moment after the swap,
     /// which nobody has been told of yet.
-    pub(in crate::daemon) fn go_live(
+    pub(crate) fn go_live(
         &self,
         device: &Arc<Device>,
         force: bool,
@@ -87,7 +87,7 @@ impl Devices {
 
     /// Saves what `change` leads to, then makes the change. Errors: it cannot be saved, and nothing
     /// has happened; or the change has failed, and the description is as before.
-    pub(in crate::daemon) fn with_intent(
+    pub(crate) fn with_intent(
         &self,
         device: &Device,
         intent: Intent,
@@ -105,7 +105,7 @@ impl Devices {
     }
 
     /// Saves the devices but this one, which is about to go.
-    pub(in crate::daemon) fn save_without(&self, device: &Device) -> Result<(), Failure> {
+    pub(crate) fn save_without(&self, device: &Device) -> Result<(), Failure> {
         if !self.folder.keeps_all() {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Devices {
     }
 
     /// Says so where devices are kept, and this one cannot be.
-    pub(in crate::daemon) fn warn_if_lost(&self, device: &Device) {
+    pub(crate) fn warn_if_lost(&self, device: &Device) {
         if self.folder.keeps_all() && !device.live().is_some_and(|table| survives(&table)) {
             tracing::warn!(device = %device.name(),
                 "is not kept: a leaf of it is in the daemon's memory, or it has no table");
@@ -128,7 +128,7 @@ impl Devices {
     }
 
     /// Describes what is kept for the next daemon.
-    pub(in crate::daemon) fn save(&self) -> Result<(), Failure> {
+    pub(crate) fn save(&self) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let intents = self.intents().clone();
         self.folder.save(self.described(&intents)).map_err(|error| {
@@ -138,7 +138,7 @@ impl Devices {
     }
 
     /// What is kept of all devices, what is below first.
-    pub(in crate::daemon) fn described(&self, intents: &HashMap<u32, Intent>) -> Vec<SavedDevice> {
+    pub(crate) fn described(&self, intents: &HashMap<u32, Intent>) -> Vec<SavedDevice> {
         let mut saved = Vec::new();
         for device in self.list() {
             let mut stack = Vec::new();
@@ -160,7 +160,7 @@ impl Devices {
 
     /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
     /// that nobody has.
-    pub(in crate::daemon) fn save_kept(&self) -> Result<(), Failure> {
+    pub(crate) fn save_kept(&self) -> Result<(), Failure> {
         if self.folder.keeps_all() {
             return self.save();
         }
@@ -235,7 +235,7 @@ impl Devices {
 
     /// Makes the devices that were saved, whatever of them is away ([`crate::daemon::devices::standing`]), and takes
     /// over the disks that `is_left` names.
-    pub(in crate::daemon) fn restore_all(
+    pub(crate) fn restore_all(
         self: &Arc<Self>,
         state: &State,
         is_left: impl Fn(Option<u32>) -> bool,
@@ -267,7 +267,7 @@ impl Devices {
     }
 
     /// Whether the devices of the last daemon are being made again: nothing is saved meanwhile.
-    pub(in crate::daemon) fn recovering(&self) -> bool {
+    pub(crate) fn recovering(&self) -> bool {
         self.recovering.load(Ordering::Acquire)
     }
 
@@ -296,7 +296,7 @@ impl Devices {
 }
 
 /// Whether another process can go on with a table and all below it.
-pub(in crate::daemon) fn survives(table: &Table) -> bool {
+pub(crate) fn survives(table: &Table) -> bool {
     survives_alone(table)
         && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
 }

@@ -15,7 +15,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use blkswitch_core::table;
 use blkswitch_io::device::Interrupt;
 use blkswitch_io::{Device, Table, TableBuilder, Target};
 use tokio::sync::Semaphore;
@@ -23,10 +22,12 @@ use tokio::sync::Semaphore;
 use crate::daemon::devices::Devices;
 use crate::daemon::failure::Failure;
 use crate::daemon::state::SavedDevice;
-use crate::daemon::tables::describe::device_word;
+use crate::daemon::tables::build;
+use crate::daemon::tables::builder::{Maps, Site};
+use crate::daemon::tables::lines::{Line, Lines};
 use crate::daemon::tables::lookup::{Found, find};
 use crate::daemon::tables::opening::Opening;
-use crate::daemon::tables::{Maps, Site, build, words};
+use crate::daemon::tables::words::device_word;
 use crate::printable::on_one_line;
 use crate::protocol::{self, Errno, LeafOptions, LoadTable, RemoveQuery};
 
@@ -111,20 +112,15 @@ fn is(one: &Device, other: &Arc<Device>) -> bool {
 
 impl Devices {
     /// Makes a device that was saved, with a table that stands in for its own.
-    pub(in crate::daemon) fn stand_in(
-        &self,
-        saved: &SavedDevice,
-        is_left: bool,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn stand_in(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
         let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
         self.remember_cache(&device, saved.cache);
-        let lines = table::lines(saved.table.as_bytes());
-        let sectors = lines.flatten().map(|line| line.start.saturating_add(line.len)).max();
+        let lines = Lines::parse(saved.table.as_bytes());
         let mut error = TableBuilder::new(saved.read_only).least_block(saved.block);
-        error.push(sectors.unwrap_or(0), Target::Error);
+        error.push(lines.sectors(), Target::Error);
         device.load(error.build()?)?;
         device.resume()?;
-        if is_left || saved.suspended || queues_without_path(&saved.table) {
+        if is_left || saved.suspended || queues_without_path(&lines) {
             device.suspend_noflush()?;
         }
         let Some(table) = device.live() else { return Ok(()) };
@@ -137,7 +133,7 @@ impl Devices {
 
     /// Gives all devices their tables, those below first. Returns when that is done, or when it has
     /// taken too long: what takes longer goes on behind it.
-    pub(in crate::daemon) fn revive_all(self: &Arc<Self>) {
+    pub(crate) fn revive_all(self: &Arc<Self>) {
         let until = Instant::now() + START_TIME;
         let mut left = self.standing_numbers();
         while !left.is_empty() {
@@ -188,9 +184,9 @@ impl Devices {
     }
 
     /// The devices that a table names.
-    pub(in crate::daemon) fn named_in(&self, text: &str) -> Vec<Arc<Device>> {
-        let lines = table::lines(text.as_bytes()).flatten();
-        let found = lines.flat_map(|line| words(line.params)).filter_map(|word| {
+    pub(crate) fn named_in(&self, text: &str) -> Vec<Arc<Device>> {
+        let lines = Lines::parse(text.as_bytes());
+        let found = lines.iter().flat_map(|line| &line.words).filter_map(|word| {
             match find(word, self.pool().registry()) {
                 Ok(Found::Device(device)) => Some(device),
                 _ => None,
@@ -227,8 +223,9 @@ impl Devices {
         let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
         let maps = Maps::saved(&self.folder, &saved.maps);
         let site = Site { maps, restores: true, ..self.site(device, opening) };
+        let lines = Lines::parse(load.table.as_bytes());
         loop {
-            match build(&site, &load) {
+            match build(&site, &load, &lines) {
                 Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
                     site.maps.rewind();
                     std::thread::sleep(BUSY_PAUSE);
@@ -323,17 +320,17 @@ impl Devices {
     }
 
     /// What `table` and `status` show of a device whose table is away.
-    pub(in crate::daemon) fn describe_away(&self, device: &Device, text: &mut protocol::Device) {
+    pub(crate) fn describe_away(&self, device: &Device, text: &mut protocol::Device) {
         let Some(saved) = self.standing.saved(device) else { return };
         let reason = self.standing.reason(device).unwrap_or_default();
-        let segment = |line: table::Target<'_>| protocol::Segment {
+        let segment = |line: &Line<'_>| protocol::Segment {
             start: line.start,
             length: line.len,
             target: String::from_utf8_lossy(line.kind).into_owned(),
             params: String::from_utf8_lossy(line.params).into_owned(),
             status: format!("away: {reason}"),
         };
-        let segments = table::lines(saved.table.as_bytes()).flatten().map(segment).collect();
+        let segments = Lines::parse(saved.table.as_bytes()).iter().map(segment).collect();
         text.live = Some(protocol::Table { segments, deps: Vec::new() });
         text.away = Some(reason);
     }
@@ -380,9 +377,8 @@ pub async fn retry(devices: Arc<Devices>) {
 }
 
 /// Whether I/O to a table waits when no path is up.
-fn queues_without_path(text: &str) -> bool {
-    let mut lines = table::lines(text.as_bytes()).flatten();
-    lines.any(|line| {
-        line.kind == b"multipath" && words(line.params).contains(&b"queue_if_no_path".as_slice())
+fn queues_without_path(lines: &Lines<'_>) -> bool {
+    lines.iter().any(|line| {
+        line.kind == b"multipath" && line.words.contains(&b"queue_if_no_path".as_slice())
     })
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use blkswitch_io::{Below, Device, Leaf, Table, Target, To};
 
-use crate::daemon::server::routes::map::Switch;
+use crate::daemon::devices::switch::Switch;
 
 /// Devices below one another that are looked through.
 const DEPTH_MAX: usize = 4;
@@ -27,7 +27,7 @@ struct Place {
 
 /// The devices that something was said of.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct Noted(Mutex<Vec<Weak<Device>>>);
+pub(crate) struct Noted(Mutex<Vec<Weak<Device>>>);
 
 impl Noted {
     /// Whether nothing was said of the device before.
@@ -42,7 +42,7 @@ impl Noted {
     }
 
     /// What is to be said of a remap of a device, once.
-    pub(in crate::daemon) fn of_remap(&self, device: &Arc<Device>, sector: u64) -> Option<String> {
+    pub(crate) fn of_remap(&self, device: &Arc<Device>, sector: u64) -> Option<String> {
         let switch = Switch::of(device, Some(sector)).ok()?;
         let (one, other) = switch.different_paths()?;
         self.is_new(device).then(|| {
@@ -55,7 +55,7 @@ impl Noted {
 }
 
 /// Two paths that lead to different storage.
-pub(in crate::daemon) fn different(table: &Table, paths: &[To]) -> Option<(usize, usize)> {
+pub(crate) fn different(table: &Table, paths: &[To]) -> Option<(usize, usize)> {
     let mut seen: Vec<(usize, Place)> = Vec::new();
     for (path, to) in paths.iter().enumerate().take(PATHS_MAX) {
         let Some(place) = place(table, *to, DEPTH_MAX) else { continue };

@@ -4,6 +4,6 @@
 
 pub mod limits;
 pub mod listen;
-pub(in crate::daemon) mod mounts;
+pub(crate) mod mounts;
 pub mod privileges;
 pub mod stop;

@@ -3,7 +3,7 @@
 //! A file system is unmounted by whoever ends its last mount, and a process ends those of its
 //! namespace when it is the last one there. The daemon must not be that process for a file system
 //! on a disk of its own: it would wait, while it exits, for requests that nobody serves any more.
-//! So its namespace is its own ([`crate::daemon::process::privileges`]), and what comes to it from the old one is
+//! So its namespace is its own ([`super::privileges`]), and what comes to it from the old one is
 //! looked through.
 //!
 //! Contract: a thread of its own waits for mounts; it may be held up by a disk, and holds up
@@ -15,19 +15,16 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::bail;
 use blkswitch_io::export::ublk::{self, Server};
 use blkswitch_io::process;
 
-use crate::daemon::devices::Devices;
-
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::daemon) struct Mount {
+pub(crate) struct Mount {
     /// `MAJOR:MINOR` of its file system.
     numbers: String,
     point: PathBuf,
@@ -37,7 +34,7 @@ pub(in crate::daemon) struct Mount {
 }
 
 /// The mounts of this process.
-pub(in crate::daemon) fn read() -> Vec<Mount> {
+pub(crate) fn read() -> Vec<Mount> {
     let text = fs::read(MOUNTINFO).unwrap_or_default();
     text.split(|byte| *byte == b'\n').filter_map(parse).collect()
 }
@@ -70,7 +67,7 @@ fn unescape(word: &[u8]) -> PathBuf {
 }
 
 /// Whether what is mounted later, elsewhere in this namespace, comes to copies of it.
-pub(in crate::daemon) fn root_is_shared(mounts: &[Mount]) -> bool {
+pub(crate) fn root_is_shared(mounts: &[Mount]) -> bool {
     mounts
         .iter()
         .rev()
@@ -78,14 +75,13 @@ pub(in crate::daemon) fn root_is_shared(mounts: &[Mount]) -> bool {
         .is_some_and(|root| root.is_shared)
 }
 
-/// From now on mounts of own disks are detached as they appear.
-pub(in crate::daemon) fn watch(devices: &Arc<Devices>) {
-    let devices = Arc::downgrade(devices);
+/// From now on mounts of own disks are detached as they appear, until `own`, which names the disks,
+/// returns `None`.
+pub(crate) fn watch(own: impl Fn() -> Option<HashSet<String>> + Send + 'static) {
     let watched = File::open(MOUNTINFO).and_then(|mountinfo| {
         std::thread::Builder::new().name("mounts".into()).spawn(move || {
-            while let Some(devices) = devices.upgrade() {
-                detach_own(&devices);
-                drop(devices);
+            while let Some(own) = own() {
+                detach_own(&own);
                 if let Err(error) = process::wait_for_mounts(&mountinfo) {
                     tracing::warn!(%error, "mounts of own disks are not looked for any more");
                     return;
@@ -98,13 +94,12 @@ pub(in crate::daemon) fn watch(devices: &Arc<Devices>) {
     }
 }
 
-/// Detaches what is mounted of the disks of `devices`.
-pub(in crate::daemon) fn detach_own(devices: &Devices) {
-    let own: HashSet<String> = devices.disk_names().collect();
+/// Detaches what is mounted of the disks of these names.
+pub(crate) fn detach_own(own: &HashSet<String>) {
     if own.is_empty() {
         return;
     }
-    for mount in read().iter().rev().filter(|mount| stands_on(mount, &own)) {
+    for mount in read().iter().rev().filter(|mount| stands_on(mount, own)) {
         let point = mount.point.display();
         match process::detach_mount(&mount.point) {
             Ok(()) => tracing::info!(%point, "a mount of an own disk is kept out of the daemon"),
@@ -122,7 +117,7 @@ fn mount_of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
 }
 
 /// Whether a path is on one of these disks, or is one, or stands on one.
-pub(in crate::daemon) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
+pub(crate) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
     if disks.is_empty() {
         return false;
     }
@@ -144,7 +139,7 @@ pub(in crate::daemon) fn is_below(path: &Path, disks: &HashSet<String>) -> bool 
 
 /// Refuses a start whose state or log is on a disk that waits for this very daemon: the first
 /// access to it would never end.
-pub(in crate::daemon) fn check_start(state: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn check_start(state: Option<&Path>) -> anyhow::Result<()> {
     let left = ublk::found().unwrap_or_default();
     let left = left.iter().filter(|found| found.server != Server::Alive);
     let disks: HashSet<String> =

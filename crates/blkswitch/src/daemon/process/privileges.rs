@@ -14,7 +14,7 @@ use blkswitch_io::process;
 use crate::daemon::process::mounts;
 
 /// There is a ublk driver where this is.
-pub(in crate::daemon) const UBLK_CONTROL: &str = "/dev/ublk-control";
+pub(crate) const UBLK_CONTROL: &str = "/dev/ublk-control";
 
 /// What was refused, and what the process has.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Privileges {
     /// What its disks have to do without, each a phrase.
     lacks: Vec<String>,
     /// Its mount namespace is its own.
-    pub(in crate::daemon) has_own_mounts: bool,
+    pub(crate) has_own_mounts: bool,
 }
 
 impl Default for Privileges {

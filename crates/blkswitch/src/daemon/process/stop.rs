@@ -16,8 +16,6 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use crate::daemon::devices::Devices;
-
 /// How long a refused signal can be confirmed by a second one: time to read why.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// Signals that come sooner than anybody can have read why are the same one: some programs send
@@ -28,6 +26,9 @@ const ECHO: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(5);
 /// Exit status of a daemon that did not stop in good order.
 const EXIT_AT_ONCE: i32 = 130;
+
+/// Names the disks that are in use, with their users. May block.
+pub type InUse = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// SIGTERM and SIGINT.
 pub struct Signals {
@@ -51,12 +52,12 @@ impl Signals {
     }
 
     /// Waits for a signal to stop; from then on another one ends the process at once. One that
-    /// comes while disks of `devices` are in use must be given twice.
-    pub async fn agreed(&mut self, devices: Option<Arc<Devices>>) {
+    /// comes while disks are in use, as `in_use` finds out, must be given twice.
+    pub async fn agreed(&mut self, in_use: Option<InUse>) {
         let name = loop {
             let name = self.next().await;
-            let used = match &devices {
-                Some(devices) => in_use(devices.clone()).await,
+            let used = match &in_use {
+                Some(in_use) => looked(in_use.clone()).await,
                 None => Vec::new(),
             };
             if used.is_empty() {
@@ -113,9 +114,9 @@ fn watch_for_second() -> anyhow::Result<()> {
     is_listening.recv()?
 }
 
-/// See [`Devices::disks_in_use`]; looked up on a thread that may block.
-async fn in_use(devices: Arc<Devices>) -> Vec<String> {
-    let looked = tokio::task::spawn_blocking(move || devices.disks_in_use());
+/// Which disks are in use; looked up on a thread that may block.
+async fn looked(in_use: InUse) -> Vec<String> {
+    let looked = tokio::task::spawn_blocking(move || in_use());
     match timeout(LOOK, looked).await {
         Ok(used) => used.unwrap_or_default(),
         Err(_) => vec!["it takes too long to find out which".into()],

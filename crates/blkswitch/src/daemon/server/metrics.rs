@@ -27,7 +27,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::daemon::devices::Devices;
-use crate::daemon::tables::describe::address;
+use crate::daemon::tables::words::address;
 
 /// How the metrics are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,6 @@ use blkswitch_io::{Device, Pool, Target};
 use super::Folder;
 use super::files::{Files, Step};
 use crate::daemon::devices::Devices;
-use crate::daemon::server::routes::message::apply_whole;
 use crate::daemon::tables::describe;
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
@@ -368,7 +367,7 @@ impl History {
 
     fn message(&mut self, name: &str, text: &str, atomic: bool) {
         self.change(|devices| {
-            drop(apply_whole(&devices.find(name).unwrap(), devices, text, atomic))
+            drop(devices.message_whole(&devices.find(name).unwrap(), text, atomic))
         });
     }
 

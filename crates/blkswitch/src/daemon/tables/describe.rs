@@ -8,11 +8,11 @@
 //! Contract: reads only; takes the short locks of [`Device`]. Any thread.
 
 use blkswitch_io::stats::{Histogram, Totals};
-use blkswitch_io::{Below, Device, Segment, Table, Target};
+use blkswitch_io::{Below, Device, Segment, Table};
 
 use crate::daemon::failure::MAJOR;
-use crate::daemon::tables::short_name;
-use crate::daemon::tables::targets::multipath;
+use crate::daemon::tables::targets;
+use crate::daemon::tables::words::{address, short_name};
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats, TroubledPath};
 
 /// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that
@@ -83,65 +83,14 @@ fn table(table: &Table) -> protocol::Table {
 }
 
 fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
+    let known = targets::by_name(segment.target.name().as_bytes());
     protocol::Segment {
         start: segment.start,
         length: segment.len,
         target: segment.target.name().to_owned(),
-        params: params(table, segment),
-        status: status(table, segment),
+        params: known.map(|one| (one.params)(table, segment)).unwrap_or_default(),
+        status: known.map(|one| (one.status)(table, segment)).unwrap_or_default(),
     }
-}
-
-/// What `table` prints behind the type.
-fn params(table: &Table, segment: &Segment) -> String {
-    let mut text = match &segment.target {
-        Target::Switch { map, paths } => {
-            format!("{} {} 0", paths.len(), map.geometry().region_size())
-        }
-        Target::Striped { chunk, stripes } => format!("{} {chunk}", stripes.len()),
-        Target::Multipath { groups, .. } => return multipath::params(table, segment, groups),
-        Target::Linear(_) | Target::Error | Target::Zero => String::new(),
-    };
-    for (path, to) in segment.target.paths().iter().enumerate() {
-        if !text.is_empty() {
-            text.push(' ');
-        }
-        text.push_str(&format!("{} {}", address(table, segment, path), to.offset));
-    }
-    text
-}
-
-/// What `status` prints behind the type.
-fn status(table: &Table, segment: &Segment) -> String {
-    match &segment.target {
-        Target::Striped { stripes, .. } => {
-            let address = |path| format!("{} ", address(table, segment, path));
-            let addresses: String = (0..stripes.len()).map(address).collect();
-            // One word of status: a letter per stripe. We know of no dead ones.
-            format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
-        }
-        Target::Multipath { groups, .. } => multipath::status(table, segment, groups),
-        Target::Switch { .. } | Target::Linear(_) | Target::Error | Target::Zero => String::new(),
-    }
-}
-
-/// A path as a word that can stand in a table.
-pub fn address(table: &Table, segment: &Segment, path: usize) -> String {
-    match segment.target.paths().get(path).map(|to| to.below) {
-        Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
-        Some(Below::Device(id)) => {
-            let below = table.devices().find(|device| device.id() == id);
-            below.map(|device| device_word(&device.name()))
-        }
-        None => None,
-    }
-    .unwrap_or_default()
-}
-
-/// The word by which a table names one of this daemon's devices. White space ends a word, so a
-/// space in the name is written as `\x20`.
-pub fn device_word(name: &str) -> String {
-    format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
 }
 
 /// Each leaf and device once, the one added last first.

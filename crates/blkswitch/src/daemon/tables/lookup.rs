@@ -74,7 +74,7 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
 }
 
 /// The name of our device that a path would name.
-pub(in crate::daemon) fn device_name(path: &str) -> Option<&str> {
+pub(crate) fn device_name(path: &str) -> Option<&str> {
     let folders = DEVICE_FOLDERS.iter().filter_map(|folder| std::str::from_utf8(folder).ok());
     folders.into_iter().find_map(|folder| path.strip_prefix(folder))
 }

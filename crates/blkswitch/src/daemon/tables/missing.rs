@@ -12,34 +12,11 @@ use blkswitch_io::pool::Registry;
 use blkswitch_io::{Address, LeafError};
 
 use crate::daemon::failure::Failure;
-use crate::daemon::tables::describe::device_word;
-use crate::daemon::tables::targets;
+use crate::daemon::tables::words::device_word;
 use crate::nearest::did_you_mean;
 
-/// Units that people write behind a number of sectors, and sectors in each.
-const UNITS: [(&str, u64); 4] = [("k", 2), ("m", 2 << 10), ("g", 2 << 20), ("t", 2 << 30)];
-
-/// There is no target of this type; `length` is what stands before it.
-pub(in crate::daemon) fn target_type(kind: &str, length: u64) -> String {
-    let lower = kind.to_ascii_lowercase();
-    let unit = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
-    if let Some((_, sectors)) = UNITS.iter().find(|(name, _)| *name == unit) {
-        let sectors = length.saturating_mul(*sectors);
-        return format!(
-            "there is no target type '{kind}': START and LENGTH are numbers of 512-byte sectors \
-             without a unit, so {length}{kind} is {sectors}"
-        );
-    }
-    let types: Vec<&str> = targets::names().collect();
-    format!(
-        "there is no target type '{kind}': {}it must be one of {}",
-        did_you_mean(kind, types.iter().copied()),
-        types.join(", ")
-    )
-}
-
 /// A device of the daemon that does not exist.
-pub(in crate::daemon) fn device(name: &str, registry: &Registry) -> String {
+pub(crate) fn device(name: &str, registry: &Registry) -> String {
     let devices: Vec<String> = registry.list().iter().map(|device| device.name()).collect();
     let near = did_you_mean(name, devices.iter().map(String::as_str));
     let others = match devices.len() {
@@ -50,7 +27,7 @@ pub(in crate::daemon) fn device(name: &str, registry: &Registry) -> String {
 }
 
 /// A word that is no address; the name of a device is the likeliest mistake.
-pub(in crate::daemon) fn no_address(word: &str, error: &LeafError, registry: &Registry) -> String {
+pub(crate) fn no_address(word: &str, error: &LeafError, registry: &Registry) -> String {
     let name = device_word(word);
     match registry.find(word) {
         Some(_) => format!("'{word}' is a device's name: a table names it by its path, {name}"),
@@ -59,7 +36,7 @@ pub(in crate::daemon) fn no_address(word: &str, error: &LeafError, registry: &Re
 }
 
 /// A leaf that could not be opened.
-pub(in crate::daemon) fn leaf(address: &Address, error: LeafError, registry: &Registry) -> Failure {
+pub(crate) fn leaf(address: &Address, error: LeafError, registry: &Registry) -> Failure {
     let reason = match (&error, address) {
         (LeafError::System { source, .. }, Address::Path(path)) => why(path, source, registry),
         _ => None,
@@ -98,7 +75,7 @@ fn why(path: &Path, error: &std::io::Error, registry: &Registry) -> Option<Strin
 }
 
 /// The folder of a path that is missing, if it is.
-pub(in crate::daemon) fn folder(path: &Path) -> Option<String> {
+pub(crate) fn folder(path: &Path) -> Option<String> {
     let missing = path.ancestors().skip(1).take_while(|folder| !folder.exists()).last()?;
     Some(format!(
         "cannot open '{}': there is no folder '{}'; make it first (mkdir -p)",
@@ -109,25 +86,6 @@ pub(in crate::daemon) fn folder(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn a_unit_is_taken_for_one() {
-        for (kind, length, part) in [
-            ("G", 1, "so 1G is 2097152"),
-            ("MiB", 3, "so 3MiB is 6144"),
-            ("swicth", 8, "did you mean 'switch'? it must be one of error, linear, "),
-            (
-                "crypt",
-                8,
-                "'crypt': it must be one of error, linear, multipath, striped, switch, zero",
-            ),
-        ] {
-            let text = target_type(kind, length);
-            assert!(text.contains(part), "{text}");
-        }
-    }
-
     #[test]
     fn the_first_folder_that_is_missing_is_named() {
         let folder = tempfile::tempdir().unwrap();

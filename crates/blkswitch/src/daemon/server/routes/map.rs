@@ -15,16 +15,16 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::Response;
+use blkswitch_io::Device;
 use blkswitch_io::table::RegionMap as IoMap;
-use blkswitch_io::{Device, DeviceError, Segment, Table, Target};
 use futures_util::stream;
 
 use crate::compact::Compact;
-use crate::daemon::devices::volumes;
+use crate::daemon::devices::switch::Switch;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::App;
 use crate::daemon::server::reply::{self, Name, Params, Refused, blocking, refuse};
-use crate::daemon::tables::describe::address;
+use crate::daemon::tables::words::address;
 use crate::picture;
 use crate::protocol::{
     CompactMap, Errno, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap,
@@ -37,83 +37,6 @@ const IOCTL: &str = "status";
 const COMPACT: &str = "application/vnd.blkswitch.compact+json";
 /// Bytes of text made at a time: a few milliseconds of work, a few writes to the socket.
 const PIECE_BYTES: usize = 64 << 10;
-
-/// A switch segment of a live table.
-#[derive(Clone)]
-pub struct Switch {
-    table: Arc<Table>,
-    start: u64,
-}
-
-impl Switch {
-    /// The one at a sector, or the only one.
-    pub fn of(device: &Device, sector: Option<u64>) -> Result<Switch, Failure> {
-        let table = device.live().ok_or(DeviceError::NoTable)?;
-        let is_switch = |segment: &&Segment| matches!(segment.target, Target::Switch { .. });
-        let start = match sector {
-            Some(sector) => {
-                let segment = table.segment_at(sector).ok_or(DeviceError::SectorOutside)?;
-                let found = Some(segment).filter(is_switch);
-                found
-                    .ok_or_else(|| {
-                        no_map(&format!("the segment at sector {sector} is"), &[segment])
-                    })?
-                    .start
-            }
-            None => {
-                let starts: Vec<u64> =
-                    table.segments().iter().filter(is_switch).map(|s| s.start).collect();
-                let [start] = starts.as_slice() else {
-                    if starts.is_empty() {
-                        let all: Vec<&Segment> = table.segments().iter().collect();
-                        return Err(no_map("the device is", &all));
-                    }
-                    let reason = format!(
-                        "the device has {} switch segments, at sectors {starts:?}: say which by a sector",
-                        starts.len()
-                    );
-                    return Err(Failure::new(Errno::Einval, reason));
-                };
-                *start
-            }
-        };
-        Ok(Switch { table, start })
-    }
-
-    fn segment(&self) -> Option<(&Segment, &IoMap)> {
-        let segment = self.table.segment_at(self.start)?;
-        match &segment.target {
-            Target::Switch { map, .. } => Some((segment, map)),
-            _ => None,
-        }
-    }
-
-    /// Two of its paths that visibly lead to different storage.
-    pub(in crate::daemon) fn different_paths(&self) -> Option<(usize, usize)> {
-        let (segment, _) = self.segment()?;
-        volumes::different(&self.table, segment.target.paths())
-    }
-
-    /// Its map. Whoever made the `Switch` has seen it; the table does not change.
-    pub fn map(&self) -> Result<&IoMap, Failure> {
-        let gone = || Failure::new(Errno::Eio, "the segment has no map");
-        self.segment().map(|(_, map)| map).ok_or_else(gone)
-    }
-}
-
-/// Segments without a region map; `what` begins the sentence.
-fn no_map(what: &str, segments: &[&Segment]) -> Failure {
-    let mut kinds: Vec<&str> = segments.iter().map(|one| one.target.name()).collect();
-    kinds.dedup();
-    kinds.truncate(4);
-    let instead = match kinds.as_slice() {
-        ["multipath"] => ": blkswitch status shows the paths of a multipath",
-        _ => "",
-    };
-    let reason =
-        format!("{what} {}, and only switch has a region map{instead}", kinds.join(" and "));
-    Failure::new(Errno::Einval, reason)
-}
 
 /// The first and last region of a range, checked.
 fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), Failure> {

@@ -17,30 +17,19 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
-use blkswitch_core::args::{Words, is_space};
-use blkswitch_core::switch::message::{EMPTY_MESSAGE, MAX_WORD_LEN, UNRECOGNISED_MESSAGE};
-use blkswitch_core::switch::{Command, MapWriter, Message, TextError, command};
+use blkswitch_core::args::is_space;
 use blkswitch_io::Device;
-use blkswitch_io::device::Messenger;
-use blkswitch_io::pool::Registry;
-use blkswitch_io::slots::Slots;
-use blkswitch_io::table::RegionMap;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::compact::Compact;
-use crate::daemon::devices::Devices;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::App;
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, note_header, refuse};
-use crate::daemon::tables::targets::multipath;
-use crate::nearest::did_you_mean;
+use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
 const IOCTL: &str = "message";
-/// The first words that [`command`] knows.
-const MESSAGES: [&str; 2] = ["set_region_mappings", "get_region_mappings"];
 /// What is handed over at a time: large enough that handing over costs nothing beside parsing.
 const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks in the channel: the next is read while one is applied.
@@ -50,8 +39,6 @@ const BLOCKS_AHEAD: usize = 2;
 const BLOCK_TIME: Duration = Duration::from_secs(10);
 /// Longest atomic message: it is kept until all of it was checked. Some ten million mappings.
 const ATOMIC_MAX_BYTES: usize = 128 << 20;
-/// Longest answer of `get_region_mappings`; longer maps are streamed by `map export`.
-const ANSWER_MAX_BYTES: usize = 1 << 20;
 
 /// What the reading side hands over.
 enum Piece {
@@ -131,10 +118,16 @@ async fn receive(
         let reason = format!("an atomic message may have at most {ATOMIC_MAX_BYTES} bytes");
         return Ok(Err(Failure::new(Errno::E2big, reason)));
     }
-    let (sender, pieces) = mpsc::channel(BLOCKS_AHEAD);
+    let (sender, mut pieces) = mpsc::channel(BLOCKS_AHEAD);
     let devices = app.devices.clone();
     let applied = blocking(move || {
-        let reply = apply(&device, &devices, query, head, complete, pieces)?;
+        let next = &mut || match pieces.blocking_recv() {
+            Some(Piece::Block(block)) => More::Bytes(block),
+            Some(Piece::End) => More::End,
+            None => More::Cut,
+        };
+        let text = Text { head, complete, next };
+        let reply = devices.message(&device, query.sector, query.atomic, text)?;
         // Only a remap counts its arguments.
         let is_remap = reply.arguments > 0;
         let note = is_remap.then(|| devices.noted.of_remap(&device, query.sector)).flatten();
@@ -225,175 +218,6 @@ impl Incoming {
     async fn drain(&mut self) {
         while let Ok((_, false)) = self.block(BLOCK_BYTES).await {}
     }
-}
-
-/// Applies a message: its head, and what follows unless that is all.
-fn apply(
-    device: &Device,
-    devices: &Devices,
-    query: MessageQuery,
-    mut head: Vec<u8>,
-    complete: bool,
-    pieces: mpsc::Receiver<Piece>,
-) -> Result<MessageReply, Failure> {
-    let mut words = Words::new(&head);
-    let Some(first) = words.next() else {
-        return Err(Failure::new(Errno::Einval, "the message has no words").logged(EMPTY_MESSAGE));
-    };
-    let first: Vec<u8> = first.bytes().collect();
-    if first.starts_with(b"@") {
-        let reply = core_message(device, &head, complete)?;
-        // One that was to go with its last user is kept again.
-        devices.save_kept()?;
-        return Ok(reply);
-    }
-    devices.check_there(device)?;
-    let messenger = device.messenger(query.sector)?;
-    let Some(map) = messenger.map() else {
-        return to_multipath(&messenger, &head, complete, devices.pool().registry());
-    };
-    match command(&first) {
-        Some(Command::SetRegionMappings) => {
-            let begin = head.len() - words.rest().len();
-            let writer = messenger.writer().ok_or_else(|| {
-                Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
-            })?;
-            head.drain(..begin);
-            if query.atomic {
-                let mut check = Message::new();
-                let checked = check.check_text(writer.geometry(), &head, true);
-                checked.map_err(|refused| bad_argument(&head, refused))?;
-            }
-            devices.begin_change(device, map)?;
-            let reply = set_region_mappings(writer, head, complete, pieces);
-            let applied =
-                reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
-            if applied > 0 {
-                device.remapped(messenger.segment().start, applied);
-            }
-            devices.end_change(map)?;
-            reply.map_err(|(failure, _)| failure)
-        }
-        Some(Command::GetRegionMappings) => get_region_mappings(map),
-        None => {
-            let word = String::from_utf8_lossy(&first).chars().take(64).collect::<String>();
-            let near = did_you_mean(&word, MESSAGES);
-            let reason = format!(
-                "'{word}' is no message of switch: {near}the first word must be one of {}",
-                MESSAGES.join(", ")
-            );
-            let mut failure = Failure::new(Errno::Einval, reason);
-            failure.kernel.push(format!("device-mapper: switch: {UNRECOGNISED_MESSAGE}"));
-            Err(failure)
-        }
-    }
-}
-
-/// A message as the route applies it, for tests that have no route.
-#[cfg(test)]
-pub(in crate::daemon) fn apply_whole(
-    device: &Device,
-    devices: &Devices,
-    text: &str,
-    atomic: bool,
-) -> Result<MessageReply, Failure> {
-    let query = MessageQuery { sector: 0, atomic };
-    apply(device, devices, query, text.into(), true, mpsc::channel(1).1)
-}
-
-/// A message that the device-mapper core takes for itself.
-fn core_message(device: &Device, text: &[u8], complete: bool) -> Result<MessageReply, Failure> {
-    if !complete {
-        let reason = format!("a message that begins with @ may have at most {BLOCK_BYTES} bytes");
-        return Err(Failure::new(Errno::E2big, reason));
-    }
-    let words: Vec<String> = Words::new(text)
-        .map(|word| String::from_utf8_lossy(&word.bytes().collect::<Vec<u8>>()).into_owned())
-        .collect();
-    let [first, rest @ ..] = words.as_slice() else { return Ok(MessageReply::default()) };
-    if !first.eq_ignore_ascii_case("@cancel_deferred_remove") {
-        let reason = format!(
-            "'{first}' is not known here; blkswitch stats has what @stats_ messages give elsewhere"
-        );
-        let line = format!("Unsupported message sent to DM core: {first}");
-        return Err(Failure::new(Errno::Einval, reason).logged(line));
-    }
-    if !rest.is_empty() {
-        let failure = Failure::new(Errno::Einval, "@cancel_deferred_remove stands alone");
-        return Err(failure.logged("Invalid arguments for @cancel_deferred_remove"));
-    }
-    device.set_deferred_remove(false);
-    Ok(MessageReply::default())
-}
-
-/// A message to a multipath: a few words.
-fn to_multipath(
-    messenger: &Messenger<'_>,
-    text: &[u8],
-    complete: bool,
-    registry: &Registry,
-) -> Result<MessageReply, Failure> {
-    if !complete {
-        let reason = format!("a message to a multipath may have at most {BLOCK_BYTES} bytes");
-        return Err(Failure::new(Errno::E2big, reason));
-    }
-    let words: Vec<Vec<u8>> = Words::new(text).map(|word| word.bytes().collect()).collect();
-    multipath::message(messenger, &words, registry)
-}
-
-fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
-    let (mut text, mut compact) = (Vec::new(), Compact::default());
-    if compact.write(map, ANSWER_MAX_BYTES, &mut text) {
-        let reason = format!(
-            "the map takes more than {ANSWER_MAX_BYTES} bytes: read it with blkswitch map export"
-        );
-        return Err(Failure::new(Errno::E2big, reason));
-    }
-    Ok(MessageReply {
-        text: Some(String::from_utf8_lossy(&text).into_owned()),
-        ..MessageReply::default()
-    })
-}
-
-/// Changes the map by the arguments in `text` and in the pieces after it. With a refusal comes how
-/// many were applied.
-fn set_region_mappings(
-    mut writer: MapWriter<'_, Slots>,
-    mut text: Vec<u8>,
-    complete: bool,
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<MessageReply, (Failure, u64)> {
-    let mut state = Message::new();
-    let mut last = complete;
-    loop {
-        let taken = state.apply_text(&mut writer, &text, last);
-        let taken = taken.map_err(|refused| (bad_argument(&text, refused), state.arguments()))?;
-        if last {
-            return Ok(MessageReply { arguments: state.arguments(), ..MessageReply::default() });
-        }
-        text.drain(..taken);
-        match pieces.blocking_recv() {
-            Some(Piece::Block(block)) => text.extend_from_slice(&block),
-            Some(Piece::End) => last = true,
-            // The reading side knows why the message was cut and answers.
-            None => {
-                return Ok(MessageReply {
-                    arguments: state.arguments(),
-                    ..MessageReply::default()
-                });
-            }
-        }
-    }
-}
-
-/// The refusal of the argument that begins at `at`.
-fn bad_argument(text: &[u8], TextError { at, error }: TextError) -> Failure {
-    let rest = text.get(at..).unwrap_or_default();
-    let word = Words::new(rest.get(..MAX_WORD_LEN).unwrap_or(rest)).next();
-    let word = word.unwrap_or(blkswitch_core::args::Word::literal(b""));
-    let mut failure = Failure::new(Errno::Einval, error.explain(word).to_string());
-    failure.kernel.push(format!("device-mapper: switch: {}", error.of_argument(word)));
-    failure
 }
 
 #[cfg(test)]

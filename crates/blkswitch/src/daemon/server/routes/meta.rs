@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::daemon::server::App;
 use crate::daemon::server::document::document;
-use crate::daemon::tables::targets::TYPES;
+use crate::daemon::tables::targets::{TYPES, TargetType};
 use crate::protocol::{Target, TargetList, Version, route};
 
 /// Versions of daemon and protocol, and where NBD clients connect.
@@ -22,10 +22,7 @@ pub async fn version(State(app): State<App>) -> Json<Version> {
 /// The target types a table line may name.
 #[utoipa::path(get, path = route::TARGETS, responses((status = 200, body = TargetList)))]
 pub async fn targets() -> Json<TargetList> {
-    let target = |(name, version, _): &(&str, [u32; 3], _)| Target {
-        name: (*name).to_owned(),
-        version: *version,
-    };
+    let target = |one: &&TargetType| Target { name: one.name.to_owned(), version: one.version };
     Json(TargetList { targets: TYPES.iter().map(target).collect() })
 }
 

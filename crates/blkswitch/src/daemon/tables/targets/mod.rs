@@ -1,151 +1,150 @@
-//! The constructors of the target types: their words to an [`io::Target`](blkswitch_io::Target),
-//! with the kernel's order of checks and texts (dm-switch 1.1, dm-linear 1.4, dm-stripe 1.6,
-//! dm-error 1.5, dm-zero 1.1; dm-multipath 1.14 in [`crate::daemon::tables::targets::multipath`]).
+//! The target types: for each, how a line of a table becomes a target, what `table` and `status`
+//! print, what a message does, and how large the devices below must be. The kernel's order of checks
+//! and its texts are kept.
 //!
-//! Contract: a constructor opens what its words name ([`Builder::below`]); whether that is large
-//! enough is checked when all targets of the table stand, by the library
-//! ([`blkswitch_io::TableBuilder::build`]). A further type is a row in [`TYPES`] and a function here.
+//! Contract: a further type is a file here and its line in [`TYPES`]. A constructor opens what its
+//! words name ([`Builder::below`]). Whether that is large enough is checked when all targets of the
+//! table stand, by the library ([`blkswitch_io::TableBuilder::build`]).
 
-pub mod multipath;
+mod linear;
+mod multipath;
+mod striped;
+mod switch;
+mod trivial;
 
-use blkswitch_core::args::{Printable, parse_u32, parse_u64};
-use blkswitch_core::error::{Errno as CoreErrno, Error};
-use blkswitch_core::multipath::{Item, Params as MultipathParams};
-use blkswitch_core::switch::{Geometry, Map, Params};
-use blkswitch_core::table;
-use blkswitch_io::{Target, To};
+use blkswitch_core::args::{Printable, parse_u64};
+use blkswitch_io::device::Messenger;
+use blkswitch_io::pool::Registry;
+use blkswitch_io::table::RegionMap;
+use blkswitch_io::{Segment, Table, Target};
 
-use crate::daemon::failure::{Failure, errno_of};
-use crate::daemon::tables::{Builder, words};
+use crate::daemon::failure::Failure;
+use crate::daemon::tables::builder::Builder;
+use crate::daemon::tables::lines::Line;
+use crate::nearest::did_you_mean;
+use crate::protocol::{Errno, MessageReply};
 
-use crate::protocol::Errno;
+/// Units that people write behind a number of sectors, and sectors in each.
+const UNITS: [(&str, u64); 4] = [("k", 2), ("m", 2 << 10), ("g", 2 << 20), ("t", 2 << 30)];
 
-/// A constructor: the table in the making, the target's length in sectors, its words.
-pub(in crate::daemon) type Constructor =
-    fn(&mut Builder<'_>, u64, &[&[u8]]) -> Result<Target, Failure>;
+/// A word that names a device, and the sectors that a line needs of it.
+pub(crate) type Need<'a> = (&'a [u8], u64);
 
-/// Name, version of the kernel's target that it follows, constructor.
-pub(in crate::daemon) const TYPES: [(&str, [u32; 3], Constructor); 6] = [
-    ("error", [1, 5, 0], error),
-    ("linear", [1, 4, 0], linear),
-    ("multipath", [1, 14, 0], multipath::multipath),
-    ("striped", [1, 6, 0], striped),
-    ("switch", [1, 1, 0], switch),
-    ("zero", [1, 1, 0], zero),
+/// A target type.
+pub(crate) struct TargetType {
+    pub(crate) name: &'static str,
+    /// Version of the kernel's target that it follows.
+    pub(crate) version: [u32; 3],
+    /// It must be the only target of its table.
+    pub(crate) stands_alone: bool,
+    /// The target of a line.
+    pub(crate) construct: fn(&mut Builder<'_>, &Line<'_>) -> Result<Target, Failure>,
+    /// What `table` prints behind the type.
+    pub(crate) params: fn(&Table, &Segment) -> String,
+    /// What `status` prints behind the type.
+    pub(crate) status: fn(&Table, &Segment) -> String,
+    /// What a message does, if it takes any.
+    pub(crate) message: Option<fn(Call<'_, '_>) -> Result<MessageReply, Failure>>,
+    /// How many sectors a line needs of each device that it names. A wrong line needs nothing: its
+    /// constructor refuses it later.
+    pub(crate) needs: for<'a> fn(&Line<'a>) -> Vec<Need<'a>>,
+}
+
+/// All of them, by name.
+pub(crate) static TYPES: [&TargetType; 6] = [
+    &trivial::ERROR,
+    &linear::TYPE,
+    &multipath::TYPE,
+    &striped::TYPE,
+    &switch::TYPE,
+    &trivial::ZERO,
 ];
 
 /// The names of the target types.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    TYPES.iter().map(|(name, ..)| *name)
+    TYPES.iter().map(|one| one.name)
 }
 
-/// The constructor of a target type.
-pub(in crate::daemon) fn by_name(name: &[u8]) -> Option<Constructor> {
-    TYPES.iter().find(|(known, ..)| known.as_bytes() == name).map(|(.., constructor)| *constructor)
+/// The target type of this name.
+pub(crate) fn by_name(name: &[u8]) -> Option<&'static TargetType> {
+    TYPES.iter().find(|one| one.name.as_bytes() == name).copied()
 }
 
-fn switch(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
-    let refuse = |error: Error| {
-        let word = error.word_position().and_then(|at| words.get(at).copied());
-        let text = format!("switch: {error} ({})", error.errno());
-        Failure::target(errno_of(&error), text, error.explain(word).to_string())
-    };
-    let params = Params::parse(words.iter().copied()).map_err(refuse)?;
-    let (num_paths, region_size) = (params.num_paths(), params.region_size());
-    let mut paths = Vec::with_capacity(num_paths as usize);
-    for path in params {
-        let below = table.below(path.device).map_err(|found| {
-            // An errno that the core does not know reads as an I/O error; the sentence says what it
-            // really was.
-            let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
-            let mut failure = refuse(path.lookup_failed(errno));
-            failure.errno = found.errno;
-            failure.reason = format!("path {}: {}", path.number, found.reason);
-            failure
-        })?;
-        let offset = path.offset().map_err(refuse)?;
-        paths.push(To { below, offset });
-    }
-    let geometry = Geometry::new(len, num_paths, region_size).map_err(refuse)?;
-    let storage = table.slots(&geometry)?;
-    let no_memory = |_| refuse(Error::RegionTableMemory { regions: geometry.nr_regions() });
-    let map = Map::new(geometry, storage).map_err(no_memory)?;
-    Ok(Target::Switch { map, paths: paths.into() })
-}
-
-fn linear(table: &mut Builder<'_>, _len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
-    let [device, offset] = words else {
-        return Err(refuse(
-            "linear",
-            "Invalid argument count",
-            "linear needs a device and an offset".to_owned(),
-        ));
-    };
-    let offset = sector(offset)
-        .ok_or_else(|| refuse("linear", "Invalid device sector", bad_offset(offset)))?;
-    let below = table
-        .below(device)
-        .map_err(|found| lookup_failed("linear", "Device lookup failed", found))?;
-    Ok(Target::Linear(To { below, offset }))
-}
-
-fn striped(table: &mut Builder<'_>, len: u64, words: &[&[u8]]) -> Result<Target, Failure> {
-    let refuse = |text, reason: String| refuse("striped", text, reason);
-    let [count, chunk, rest @ ..] = words else {
-        return Err(refuse(
-            "Not enough arguments",
-            "striped needs a stripe count and a chunk size".to_owned(),
-        ));
-    };
-    let stripes = parse_u32(count)
-        .filter(|count| *count > 0)
-        .ok_or_else(|| refuse("Invalid stripe count", bad_number("stripe count", count)))?;
-    let chunk = parse_u32(chunk)
-        .filter(|chunk| *chunk > 0)
-        .ok_or_else(|| refuse("Invalid chunk_size", bad_number("chunk size in sectors", chunk)))?;
-    let (stripes, chunk) = (u64::from(stripes), u64::from(chunk));
-    if !len.is_multiple_of(stripes) {
-        let reason =
-            format!("the length of {len} sectors must be a multiple of the {stripes} stripes");
-        return Err(refuse("Target length not divisible by number of stripes", reason));
-    }
-    let width = len / stripes;
-    if !width.is_multiple_of(chunk) {
-        let reason = format!(
-            "a stripe of {width} sectors must be a multiple of the chunk of {chunk} sectors"
+/// There is no target of this type; `length` is what stands before it.
+pub(super) fn unknown(kind: &str, length: u64) -> String {
+    let lower = kind.to_ascii_lowercase();
+    let unit = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
+    if let Some((_, sectors)) = UNITS.iter().find(|(name, _)| *name == unit) {
+        let sectors = length.saturating_mul(*sectors);
+        return format!(
+            "there is no target type '{kind}': START and LENGTH are numbers of 512-byte sectors \
+             without a unit, so {length}{kind} is {sectors}"
         );
-        return Err(refuse("Target length not divisible by chunk size", reason));
     }
-    if rest.len() as u64 != stripes.saturating_mul(2) {
-        let reason = format!(
-            "{stripes} stripes need as many devices with offsets, but {} words follow",
-            rest.len()
-        );
-        return Err(refuse("Not enough destinations specified", reason));
-    }
-    let mut places = Vec::with_capacity(rest.len() / 2);
-    for stripe in rest.chunks_exact(2) {
-        let [device, offset] = stripe else { continue };
-        const TEXT: &str = "Couldn't parse stripe destination";
-        let offset = sector(offset).ok_or_else(|| refuse(TEXT, bad_offset(offset)))?;
-        let below = table.below(device).map_err(|found| lookup_failed("striped", TEXT, found))?;
-        places.push(To { below, offset });
-    }
-    Ok(Target::Striped { chunk, stripes: places.into() })
+    let types: Vec<&str> = names().collect();
+    format!(
+        "there is no target type '{kind}': {}it must be one of {}",
+        did_you_mean(kind, types.iter().copied()),
+        types.join(", ")
+    )
 }
 
-fn error(_: &mut Builder<'_>, _: u64, words: &[&[u8]]) -> Result<Target, Failure> {
-    match words {
-        [] => Ok(Target::Error),
-        _ => Err(refuse("error", "Invalid argument count", "error has no parameters".to_owned())),
-    }
+/// A message to a target.
+pub(crate) struct Call<'a, 't> {
+    /// Holds the device's message lock.
+    pub(crate) messenger: &'a Messenger<'a>,
+    /// The devices that words may name.
+    pub(crate) registry: &'a Registry,
+    /// The words.
+    pub(crate) text: Text<'t>,
+    /// All of it is checked before any of it is applied.
+    pub(crate) atomic: bool,
+    /// Who keeps region maps.
+    pub(crate) keeper: &'a dyn Keeper,
 }
 
-fn zero(_: &mut Builder<'_>, _: u64, words: &[&[u8]]) -> Result<Target, Failure> {
-    match words {
-        [] => Ok(Target::Zero),
-        _ => Err(refuse("zero", "No arguments required", "zero has no parameters".to_owned())),
-    }
+/// The text of a message, which may still be arriving.
+pub(crate) struct Text<'a> {
+    /// Its first bytes, which begin with a word.
+    pub(crate) head: Vec<u8>,
+    /// The head is all of it.
+    pub(crate) complete: bool,
+    /// Waits for the next bytes.
+    pub(crate) next: &'a mut dyn FnMut() -> More,
+}
+
+/// What comes behind the head of a message.
+pub(crate) enum More {
+    /// Further bytes.
+    Bytes(Vec<u8>),
+    /// There is no more.
+    End,
+    /// The message was cut.
+    Cut,
+}
+
+/// Who keeps region maps, and is told of their changes.
+pub(crate) trait Keeper {
+    /// A message is about to change a map. Errors: the change could not be kept, and must not be
+    /// made.
+    fn begin(&self, map: &RegionMap) -> Result<(), Failure>;
+
+    /// The message has ended, with so many arguments applied. Errors: the change is made, and could
+    /// not be kept.
+    fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure>;
+}
+
+fn no_status(_: &Table, _: &Segment) -> String {
+    String::new()
+}
+
+/// How many sectors each device of `device offset` pairs needs, for `len` sectors behind the offset.
+fn device_pairs<'a>(words: &[&'a [u8]], len: u64) -> Vec<Need<'a>> {
+    let needed = |pair: &[&'a [u8]]| match pair {
+        [device, offset] => Some((*device, parse_u64(offset)?.checked_add(len)?)),
+        _ => None,
+    };
+    words.chunks_exact(2).filter_map(needed).collect()
 }
 
 /// Refuses with EINVAL.
@@ -174,49 +173,35 @@ fn bad_number(what: &str, word: &[u8]) -> String {
     format!("the {what} '{}' must be a decimal number from 1 to {}", Printable(word), u32::MAX)
 }
 
-/// How many sectors a line needs of each device it names. Wrong lines need nothing: they are
-/// refused later.
-pub(in crate::daemon) fn needed_sectors<'a>(line: &table::Target<'a>) -> Vec<(&'a [u8], u64)> {
-    let words = words(line.params);
-    if line.kind == b"multipath" {
-        let mut devices = Vec::new();
-        let Ok(mut params) = MultipathParams::parse(&words) else { return devices };
-        while let Ok(Some(item)) = params.next_item() {
-            if let Item::Path(path) = item {
-                // The same word, but of the line's own life.
-                devices.extend(
-                    words.iter().find(|word| **word == path.device).map(|word| (*word, line.len)),
-                );
-            }
-        }
-        return devices;
-    }
-    let (devices, len) = match (line.kind, words.as_slice()) {
-        (b"switch", [_, _, _, devices @ ..]) => (devices, line.len),
-        (b"linear", devices) => (devices, line.len),
-        (b"striped", [count, _, devices @ ..]) => match parse_u32(count) {
-            Some(count @ 1..) => (devices, line.len / u64::from(count)),
-            _ => return Vec::new(),
-        },
-        _ => return Vec::new(),
-    };
-    let needed = |pair: &[&'a [u8]]| match pair {
-        [device, offset] => Some((*device, parse_u64(offset)?.checked_add(len)?)),
-        _ => None,
-    };
-    devices.chunks_exact(2).filter_map(needed).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::tables::lines::Lines;
 
     fn needed(line: &str) -> Vec<(String, u64)> {
-        let line = table::lines(line.as_bytes()).next().unwrap().unwrap();
-        let needed = needed_sectors(&line).into_iter();
+        let lines = Lines::parse(line.as_bytes());
+        let line = lines.iter().next().unwrap();
+        let needed = (by_name(line.kind).unwrap().needs)(line).into_iter();
         needed
             .map(|(word, sectors)| (String::from_utf8_lossy(word).into_owned(), sectors))
             .collect()
+    }
+
+    #[test]
+    fn a_unit_is_taken_for_one() {
+        for (kind, length, part) in [
+            ("G", 1, "so 1G is 2097152"),
+            ("MiB", 3, "so 3MiB is 6144"),
+            ("swicth", 8, "did you mean 'switch'? it must be one of error, linear, "),
+            (
+                "crypt",
+                8,
+                "'crypt': it must be one of error, linear, multipath, striped, switch, zero",
+            ),
+        ] {
+            let text = unknown(kind, length);
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

@@ -3,28 +3,40 @@
 //! The paths of a multipath are leaves. In the kernel they may be any block device; here a device
 //! of ours in between would have a gate, flushes and errors of its own, and nothing it could add.
 //!
-//! Contract: as [`crate::daemon::tables::targets`] and [`crate::daemon::tables::describe`].
+//! Contract: as [`super`].
 
+use blkswitch_core::args::Words;
 use blkswitch_core::error::Errno as CoreErrno;
 use blkswitch_core::multipath::selector::RepeatCountDeprecated;
 use blkswitch_core::multipath::{Command, Item, MessageError, Multipath, Params, ParamsError};
 use blkswitch_io::device::Messenger;
 use blkswitch_io::pool::Registry;
-use blkswitch_io::table::PathGroups;
 use blkswitch_io::{Address, Leaf, Segment, Table, Target, To};
 
+use super::{Call, Need, TargetType};
 use crate::daemon::failure::Failure;
-use crate::daemon::tables::describe::address;
+use crate::daemon::tables::builder::{Builder, PathLeaf};
+use crate::daemon::tables::lines::Line;
 use crate::daemon::tables::lookup::{Found, find};
-use crate::daemon::tables::{Builder, PathLeaf};
+use crate::daemon::tables::words::address;
 use crate::protocol::{Errno, MessageReply};
 
-/// The constructor.
-pub(in crate::daemon) fn multipath(
-    table: &mut Builder<'_>,
-    _len: u64,
-    words: &[&[u8]],
-) -> Result<Target, Failure> {
+pub(super) static TYPE: TargetType = TargetType {
+    name: "multipath",
+    version: [1, 14, 0],
+    stands_alone: true,
+    construct,
+    params,
+    status,
+    message: Some(message),
+    needs,
+};
+
+/// Longest message: it is a few words.
+const MESSAGE_MAX_BYTES: usize = 256 << 10;
+
+fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure> {
+    let words = line.words.as_slice();
     let refuse = |error: ParamsError| {
         let word = words.get(error.at).copied();
         let errno = Errno::from_number(error.errno().number());
@@ -160,22 +172,37 @@ impl Volume {
     }
 }
 
-/// What `table` prints behind the type.
-pub(in crate::daemon) fn params(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+fn params(table: &Table, segment: &Segment) -> String {
+    let Target::Multipath { groups, .. } = &segment.target else { return String::new() };
     groups.table(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
 }
 
-/// What `status` prints behind the type.
-pub(in crate::daemon) fn status(table: &Table, segment: &Segment, groups: &PathGroups) -> String {
+fn status(table: &Table, segment: &Segment) -> String {
+    let Target::Multipath { groups, .. } = &segment.target else { return String::new() };
     groups.info(|path, f| f.write_str(&address(table, segment, path as usize))).to_string()
 }
 
+fn needs<'a>(line: &Line<'a>) -> Vec<Need<'a>> {
+    let mut devices = Vec::new();
+    let Ok(mut params) = Params::parse(&line.words) else { return devices };
+    while let Ok(Some(item)) = params.next_item() {
+        if let Item::Path(path) = item {
+            // The same word, but of the line's own life.
+            let word = line.words.iter().find(|word| **word == path.device);
+            devices.extend(word.map(|word| (*word, line.len)));
+        }
+    }
+    devices
+}
+
 /// Applies the words of a message.
-pub(in crate::daemon) fn message(
-    messenger: &Messenger<'_>,
-    words: &[Vec<u8>],
-    registry: &Registry,
-) -> Result<MessageReply, Failure> {
+fn message(call: Call<'_, '_>) -> Result<MessageReply, Failure> {
+    let Call { messenger, registry, text, .. } = call;
+    if !text.complete {
+        let reason = format!("a message to a multipath may have at most {MESSAGE_MAX_BYTES} bytes");
+        return Err(Failure::new(Errno::E2big, reason));
+    }
+    let words: Vec<Vec<u8>> = Words::new(&text.head).map(|word| word.bytes().collect()).collect();
     let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
     let applied = if messenger.is_suspended() {
         Err(MessageError::Suspended)

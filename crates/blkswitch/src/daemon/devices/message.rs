@@ -1,0 +1,109 @@
+//! `message`: what the words for a device do.
+//!
+//! Contract: as [`super`]. The device's message lock is held from the first word to the last, also
+//! while a long message still arrives; whoever hands over its text sees to it that it does not stall.
+
+use blkswitch_core::args::Words;
+use blkswitch_core::switch::message::EMPTY_MESSAGE;
+use blkswitch_io::Device;
+use blkswitch_io::device::Messenger;
+use blkswitch_io::table::RegionMap;
+
+use crate::daemon::devices::Devices;
+use crate::daemon::failure::Failure;
+use crate::daemon::tables::targets::{self, Call, Keeper, Text};
+use crate::protocol::{Errno, MessageReply};
+
+/// Longest message to the device-mapper core: it is a few words.
+const CORE_MAX_BYTES: usize = 256 << 10;
+
+/// Keeps the changes of a message with those of all devices.
+struct Keeping<'a> {
+    devices: &'a Devices,
+    device: &'a Device,
+    messenger: &'a Messenger<'a>,
+}
+
+impl Keeper for Keeping<'_> {
+    fn begin(&self, map: &RegionMap) -> Result<(), Failure> {
+        self.devices.begin_change(self.device, map)
+    }
+
+    fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure> {
+        if applied > 0 {
+            self.device.remapped(self.messenger.segment().start, applied);
+        }
+        self.devices.end_change(map)
+    }
+}
+
+impl Devices {
+    /// Applies a message to the target that holds `sector`.
+    pub(crate) fn message(
+        &self,
+        device: &Device,
+        sector: u64,
+        atomic: bool,
+        text: Text<'_>,
+    ) -> Result<MessageReply, Failure> {
+        let Some(first) = Words::new(&text.head).next() else {
+            let failure = Failure::new(Errno::Einval, "the message has no words");
+            return Err(failure.logged(EMPTY_MESSAGE));
+        };
+        if first.bytes().next() == Some(b'@') {
+            let reply = core_message(device, &text)?;
+            // One that was to go with its last user is kept again.
+            self.save_kept()?;
+            return Ok(reply);
+        }
+        self.check_there(device)?;
+        let messenger = device.messenger(sector)?;
+        let kind = messenger.segment().target.name();
+        let takes = targets::by_name(kind.as_bytes()).and_then(|kind| kind.message);
+        let Some(take) = takes else {
+            let reason = format!("{kind} takes no messages");
+            return Err(Failure::new(Errno::Einval, reason));
+        };
+        let registry = self.pool().registry();
+        let keeper = Keeping { devices: self, device, messenger: &messenger };
+        take(Call { messenger: &messenger, registry, text, atomic, keeper: &keeper })
+    }
+
+    /// A message that is complete, for tests that have no client.
+    #[cfg(test)]
+    pub(crate) fn message_whole(
+        &self,
+        device: &Device,
+        text: &str,
+        atomic: bool,
+    ) -> Result<MessageReply, Failure> {
+        let next = &mut || targets::More::End;
+        self.message(device, 0, atomic, Text { head: text.into(), complete: true, next })
+    }
+}
+
+/// A message that the device-mapper core takes for itself.
+fn core_message(device: &Device, text: &Text<'_>) -> Result<MessageReply, Failure> {
+    if !text.complete {
+        let reason =
+            format!("a message that begins with @ may have at most {CORE_MAX_BYTES} bytes");
+        return Err(Failure::new(Errno::E2big, reason));
+    }
+    let words: Vec<String> = Words::new(&text.head)
+        .map(|word| String::from_utf8_lossy(&word.bytes().collect::<Vec<u8>>()).into_owned())
+        .collect();
+    let [first, rest @ ..] = words.as_slice() else { return Ok(MessageReply::default()) };
+    if !first.eq_ignore_ascii_case("@cancel_deferred_remove") {
+        let reason = format!(
+            "'{first}' is not known here; blkswitch stats has what @stats_ messages give elsewhere"
+        );
+        let line = format!("Unsupported message sent to DM core: {first}");
+        return Err(Failure::new(Errno::Einval, reason).logged(line));
+    }
+    if !rest.is_empty() {
+        let failure = Failure::new(Errno::Einval, "@cancel_deferred_remove stands alone");
+        return Err(failure.logged("Invalid arguments for @cancel_deferred_remove"));
+    }
+    device.set_deferred_remove(false);
+    Ok(MessageReply::default())
+}

@@ -1,0 +1,56 @@
+//! The words by which tables name paths and devices.
+//!
+//! Contract: reads only; any thread.
+
+use blkswitch_io::{Below, Segment, Table};
+
+/// A path as a word that can stand in a table.
+pub(crate) fn address(table: &Table, segment: &Segment, path: usize) -> String {
+    match segment.target.paths().get(path).map(|to| to.below) {
+        Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
+        Some(Below::Device(id)) => {
+            let below = table.devices().find(|device| device.id() == id);
+            below.map(|device| device_word(&device.name()))
+        }
+        None => None,
+    }
+    .unwrap_or_default()
+}
+
+/// `head`, and behind it each path of a segment with its offset.
+pub(super) fn paths_text(head: String, table: &Table, segment: &Segment) -> String {
+    let mut text = head;
+    for (path, to) in segment.target.paths().iter().enumerate() {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(&format!("{} {}", address(table, segment, path), to.offset));
+    }
+    text
+}
+
+/// The word by which a table names one of this daemon's devices. White space ends a word, so a
+/// space in the name is written as `\x20`.
+pub(crate) fn device_word(name: &str) -> String {
+    format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
+}
+
+/// What stands for a block device's name: the file name of a path, any other address as it is.
+pub(crate) fn short_name(address: &str) -> &str {
+    match address.rsplit_once('/') {
+        Some((_, name)) if address.starts_with('/') => name,
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_are_those_of_block_devices() {
+        assert_eq!(short_name("/dev/vg1/switch0"), "switch0");
+        assert_eq!(short_name("sim:1M,seed=1"), "sim:1M,seed=1");
+        assert_eq!(short_name("low0"), "low0");
+    }
+}
