@@ -13,6 +13,7 @@ use clap::{Arg, Args, Command};
 use tokio::time::timeout;
 
 use super::client::Client;
+use super::command;
 use super::context::Context;
 use super::failure::Failure;
 use super::names::unmangle;
@@ -169,7 +170,7 @@ impl Complete {
         named: Option<PathBuf>,
         mut out: impl std::io::Write,
     ) -> Result<(), Failure> {
-        let mut root = super::command();
+        let mut root = command::command();
         root.build();
         let (current, before) = match self.words.split_last() {
             Some((current, before)) => (current.as_str(), before),
@@ -222,7 +223,7 @@ fn offered(line: &Line<'_>, current: &str, socket: Option<PathBuf>) -> Vec<Candi
             words.unwrap_or_default().iter().flat_map(|word| plain(word)).collect()
         }
         Operand::Verbs => {
-            let root = super::command();
+            let root = command::command();
             let named = line.operands.iter().try_fold(&root, |at, verb| at.find_subcommand(verb));
             named.map(verbs).unwrap_or_default()
         }

@@ -6,6 +6,7 @@ use std::io::Write;
 use clap::Args;
 use clap_complete::Shell;
 
+use super::command;
 use super::failure::Failure;
 
 /// Print the completion script of a shell
@@ -87,6 +88,6 @@ impl Completions {
 fn fixed(shell: Shell) -> Vec<u8> {
     // clap_complete panics if it cannot write, so it writes to memory first.
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), super::PROGRAM, &mut script);
+    clap_complete::generate(shell, &mut command::command(), command::PROGRAM, &mut script);
     script
 }

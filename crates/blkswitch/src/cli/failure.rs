@@ -66,7 +66,16 @@ pub(super) struct Subject {
     pub devno: Option<[u32; 2]>,
 }
 
+/// The usage line of a verb, or of the program.
+pub(super) type Usage = fn(Option<&str>) -> String;
+
 impl Failure {
+    /// The text for standard error, for tests.
+    #[cfg(test)]
+    pub(super) fn plain(&self) -> String {
+        self.text(|_| String::new())
+    }
+
     /// A sentence.
     pub(super) fn message(text: impl Into<String>) -> Self {
         Self::Message(text.into())
@@ -88,8 +97,8 @@ impl Failure {
     }
 
     /// The failure as JSON; `None` if standard output was closed.
-    pub(super) fn json(&self) -> Option<String> {
-        let text = self.text();
+    pub(super) fn json(&self, usage: Usage) -> Option<String> {
+        let text = self.text(usage);
         let mut lines = text
             .lines()
             .filter(|line| !["Command failed.", "Couldn't process command line."].contains(line));
@@ -110,7 +119,7 @@ impl Failure {
     }
 
     /// The text for standard error; empty if standard output was closed.
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(&self, usage: Usage) -> String {
         match self {
             Self::Message(text) => format!("{text}\nCommand failed.\n"),
             Self::Refused(refusal) => format!("{}Command failed.\n", refusal.text()),
@@ -123,7 +132,7 @@ impl Failure {
             Self::Output(error) => format!("Cannot write the output: {error}.\nCommand failed.\n"),
             Self::CommandLine(text) => format!("{text}\nCouldn't process command line.\n"),
             Self::WrongNumberOfArguments(verb) => {
-                format!("Incorrect number of arguments.\n{}", super::usage(Some(verb)))
+                format!("Incorrect number of arguments.\n{}", usage(Some(verb)))
             }
         }
     }
@@ -189,7 +198,7 @@ mod tests {
         if let Failure::Refused(refusal) = &mut failure {
             refusal.body.device = device;
         }
-        failure.text()
+        failure.plain()
     }
 
     #[test]
@@ -229,7 +238,7 @@ mod tests {
             device: None,
         };
         let subject = Subject { name: "switch".into(), ..Subject::default() };
-        let text = Failure::Refused(Box::new(Refusal { body, subject })).text();
+        let text = Failure::Refused(Box::new(Refusal { body, subject })).plain();
         assert_eq!(
             text,
             "device-mapper: message ioctl on switch  failed: Invalid argument\n  \
@@ -240,6 +249,6 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_no_news() {
-        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).text(), "");
+        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).plain(), "");
     }
 }

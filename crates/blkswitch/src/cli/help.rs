@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::{Args, Command};
 
+use super::command;
 use super::failure::Failure;
 use super::options::Options;
 use crate::nearest::did_you_mean;
@@ -22,7 +23,7 @@ pub(super) const SHOWN: &[&str] = &["columns"];
 
 impl Help {
     pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
-        let mut command = super::command();
+        let mut command = command::command();
         command.build();
         for verb in &self.verbs {
             let Some(found) = command.find_subcommand(verb) else {

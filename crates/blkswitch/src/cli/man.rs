@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::command;
 use super::failure::Failure;
 
 /// Write the manual pages to a folder
@@ -20,6 +21,6 @@ impl Man {
             Failure::Message(format!("Cannot write to '{}': {error}.", self.folder.display()))
         };
         std::fs::create_dir_all(&self.folder).map_err(couldnt)?;
-        clap_mangen::generate_to(super::command(), &self.folder).map_err(couldnt)
+        clap_mangen::generate_to(command::command(), &self.folder).map_err(couldnt)
     }
 }

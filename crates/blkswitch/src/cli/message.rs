@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(parse_sector("2047").unwrap(), 2047);
         assert_eq!(parse_sector(" +7").unwrap(), 7);
         for word in ["x", "", "0x10", "-1", "18446744073709551616", "1 "] {
-            let text = parse_sector(word).unwrap_err().text();
+            let text = parse_sector(word).unwrap_err().plain();
             assert!(text.starts_with(&format!("Invalid sector.\n  '{word}': ")), "{text}");
             assert!(text.ends_with("\nCommand failed.\n"), "{text}");
         }

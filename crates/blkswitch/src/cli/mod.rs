@@ -2,12 +2,12 @@
 //!
 //! [`run`] reads the words, runs the verb and returns the exit status. Output and failures of a
 //! verb are dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb needs a file
-//! here, a line in [`Verb`], and a line in [`Verb::run`] (and one in [`shown_switches`] if it takes
-//! dmsetup's switches).
+//! here, and its line in `command.rs`.
 //!
 //! Contract: exit status 0, or 1 for every failure; nothing panics on what a user types.
 
 mod client;
+mod command;
 mod context;
 mod devices;
 mod disconnect;
@@ -54,123 +54,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::FromArgMatches;
 
 use self::client::Client;
+use self::command::{Cli, ClientVerb, PROGRAM, Verb, command, usage};
 use self::context::Context;
 use self::failure::Failure;
-use self::options::{SocketOption, options_behind_verb, shown};
-use crate::config::{DemoOptions, ServeOptions};
-
-/// The program's name.
-const PROGRAM: &str = "blkswitch";
-
-/// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
-///
-/// Every region of a switch device is on one of several paths; messages move regions while I/O
-/// runs. Start the daemon with `blkswitch serve`, then use the other verbs as those of dmsetup.
-/// `blkswitch demo` shows all of it.
-#[derive(Debug, Parser)]
-#[command(name = PROGRAM, version, infer_long_args = true, disable_help_subcommand = true)]
-struct Cli {
-    #[command(flatten)]
-    socket: SocketOption,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    Serve(ServeOptions),
-    Demo(DemoOptions),
-    Create(create::Create),
-    #[command(visible_alias = "reload")]
-    Load(load::Load),
-    Resume(resume::Resume),
-    Suspend(suspend::Suspend),
-    Clear(clear::Clear),
-    Attach(attach::Attach),
-    Detach(attach::Detach),
-    Disconnect(disconnect::Disconnect),
-    Message(message::Message),
-    Map(map::Map),
-    Stats(stats::Stats),
-    State(state::State),
-    Table(table::Table),
-    Status(status::Status),
-    Info(info::Info),
-    Ls(ls::Ls),
-    Deps(deps::Deps),
-    Rename(rename::Rename),
-    Remove(remove::Remove),
-    #[command(name = "remove_all")]
-    RemoveAll(remove_all::RemoveAll),
-    #[command(name = "wipe_table")]
-    WipeTable(wipe_table::WipeTable),
-    Wait(wait::Wait),
-    Monitor(monitor::Monitor),
-    Targets(targets::Targets),
-    Version(version::Version),
-    Completions(completions::Completions),
-    Man(man::Man),
-    Help(help::Help),
-    #[command(name = "__complete", hide = true)]
-    Complete(complete::Complete),
-    #[command(
-        name = "mknodes",
-        hide = true,
-        aliases = ["udevcreatecookie", "udevreleasecookie", "udevflags", "udevcomplete", "udevcomplete_all", "udevcookies"]
-    )]
-    Udev(udev::Accepted),
-}
-
-/// The switches of dmsetup that the help of each verb shows.
-const fn shown_switches() -> [(&'static str, &'static [&'static str]); 24] {
-    [
-        ("create", create::SHOWN),
-        ("load", load::SHOWN),
-        ("resume", resume::SHOWN),
-        ("suspend", suspend::SHOWN),
-        ("clear", clear::SHOWN),
-        ("attach", attach::ATTACH_SHOWN),
-        ("detach", attach::DETACH_SHOWN),
-        ("disconnect", disconnect::SHOWN),
-        ("message", message::SHOWN),
-        ("stats", stats::SHOWN),
-        ("table", table::SHOWN),
-        ("status", status::SHOWN),
-        ("info", info::SHOWN),
-        ("ls", ls::SHOWN),
-        ("deps", deps::SHOWN),
-        ("rename", rename::SHOWN),
-        ("remove", remove::SHOWN),
-        ("remove_all", remove_all::SHOWN),
-        ("wipe_table", wipe_table::SHOWN),
-        ("wait", wait::SHOWN),
-        ("monitor", monitor::SHOWN),
-        ("targets", targets::SHOWN),
-        ("version", version::SHOWN),
-        ("help", help::SHOWN),
-    ]
-}
-
-/// The definition of the command line, for parsing, help, completions and manual pages.
-fn command() -> Command {
-    let define =
-        |command: Command, (verb, ids)| command.mut_subcommand(verb, |command| shown(command, ids));
-    shown_switches().into_iter().fold(Cli::command(), define)
-}
-
-/// The usage line of a verb or of the program.
-fn usage(verb: Option<&str>) -> String {
-    let mut command = command();
-    command.build();
-    let usage = match verb.and_then(|verb| command.find_subcommand_mut(verb)) {
-        Some(command) => command.render_usage(),
-        None => command.render_help(),
-    };
-    format!("{usage}\n")
-}
+use self::options::options_behind_verb;
+use crate::config::ServeOptions;
 
 /// Runs a command line; for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -185,7 +76,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => cli.run(as_json),
-        Err(error) => refusal::refuse(&error, as_json),
+        Err(error) => match refusal::text(&error) {
+            None => exit(error.print().map_err(Failure::Output), as_json),
+            Some(text) if as_json => {
+                exit(Err(Failure::CommandLine(text.trim_end().to_owned())), true)
+            }
+            Some(text) => {
+                eprint!("{text}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
@@ -207,10 +107,13 @@ impl Cli {
             Verb::Help(verb) => exit(verb.run(std::io::stdout())),
             Verb::Complete(verb) => exit(verb.run(named, std::io::stdout())),
             Verb::Udev(udev::Accepted { .. }) => exit(Ok(())),
-            Verb::State(ref verb) if verb.offline().is_some() => {
+            Verb::Client(ClientVerb::State(ref verb)) if verb.offline().is_some() => {
                 exit(verb.offline().map_or(Ok(()), |check| check.run(std::io::stdout())))
             }
-            verb => exit(named.map_or_else(folder::of_client, Ok).and_then(|at| verb.run(at))),
+            Verb::Client(verb) => {
+                let socket = named.map_or_else(folder::of_client, Ok);
+                exit(socket.and_then(|socket| run_client(verb, socket)))
+            }
         }
     }
 }
@@ -225,64 +128,25 @@ fn exit_serve(named: Option<PathBuf>, options: ServeOptions) -> ExitCode {
     }
 }
 
-impl Verb {
-    /// Runs a verb of the client on a runtime of its own.
-    fn run(self, socket: PathBuf) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut context = Context::new(Client::new(socket));
-        let done = runtime.block_on(self.run_async(&mut context));
-        // The output before a failure must appear, and before the failure's text.
-        let flushed = context.flush();
-        // A thread that still reads standard input must not delay the end.
-        runtime.shutdown_background();
-        done.and(flushed)
-    }
-
-    async fn run_async(self, context: &mut Context) -> Result<(), Failure> {
-        match self {
-            Self::Create(verb) => verb.run(context).await,
-            Self::Load(verb) => verb.run(context).await,
-            Self::Resume(verb) => verb.run(context).await,
-            Self::Suspend(verb) => verb.run(context).await,
-            Self::Clear(verb) => verb.run(context).await,
-            Self::Attach(verb) => verb.run(context).await,
-            Self::Detach(verb) => verb.run(context).await,
-            Self::Disconnect(verb) => verb.run(context).await,
-            Self::Message(verb) => verb.run(context).await,
-            Self::Map(verb) => verb.run(context).await,
-            Self::Stats(verb) => verb.run(context).await,
-            Self::State(verb) => verb.run(context).await,
-            Self::Table(verb) => verb.run(context).await,
-            Self::Status(verb) => verb.run(context).await,
-            Self::Info(verb) => verb.run(context).await,
-            Self::Ls(verb) => verb.run(context).await,
-            Self::Deps(verb) => verb.run(context).await,
-            Self::Rename(verb) => verb.run(context).await,
-            Self::Remove(verb) => verb.run(context).await,
-            Self::RemoveAll(verb) => verb.run(context).await,
-            Self::WipeTable(verb) => verb.run(context).await,
-            Self::Wait(verb) => verb.run(context).await,
-            Self::Monitor(verb) => verb.run(context).await,
-            Self::Targets(verb) => verb.run(context).await,
-            Self::Version(verb) => verb.run(context).await,
-            Self::Serve(_)
-            | Self::Demo(_)
-            | Self::Completions(_)
-            | Self::Man(_)
-            | Self::Help(_)
-            | Self::Complete(_)
-            | Self::Udev(_) => Err(Failure::message("This verb asks no daemon.")),
-        }
-    }
+/// Runs a verb of the client on a runtime of its own.
+fn run_client(verb: ClientVerb, socket: PathBuf) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut context = Context::new(Client::new(socket));
+    let done = runtime.block_on(verb.run(&mut context));
+    // The output before a failure must appear, and before the failure's text.
+    let flushed = context.flush();
+    // A thread that still reads standard input must not delay the end.
+    runtime.shutdown_background();
+    done.and(flushed)
 }
 
 fn exit(done: Result<(), Failure>, as_json: bool) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            match failure.json().filter(|_| as_json) {
+            match failure.json(usage).filter(|_| as_json) {
                 Some(json) => eprintln!("{json}"),
-                None => eprint!("{}", failure.text()),
+                None => eprint!("{}", failure.text(usage)),
             }
             ExitCode::FAILURE
         }
@@ -301,6 +165,9 @@ fn exit_daemon(done: anyhow::Result<()>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use clap::Command;
+
+    use super::command::SHOWN_SWITCHES;
     use super::*;
 
     #[test]
@@ -386,12 +253,12 @@ mod tests {
     fn a_verb_explains_every_switch_that_it_uses() {
         let mut command = command();
         command.build();
-        for (verb, ids) in shown_switches() {
-            let file = if verb == "detach" { "attach" } else { verb };
+        for (verb, ids) in SHOWN_SWITCHES {
+            let file = if *verb == "detach" { "attach" } else { verb };
             let file = format!("{}/src/cli/{file}.rs", env!("CARGO_MANIFEST_DIR"));
             let source = std::fs::read_to_string(&file).unwrap();
-            let command = command.find_subcommand(verb).unwrap();
-            for id in ids {
+            let command = command.find_subcommand(*verb).unwrap();
+            for id in *ids {
                 let arg = command.get_arguments().find(|arg| arg.get_id() == id);
                 assert!(
                     arg.is_some_and(|arg| !arg.is_hide_set()),
@@ -403,7 +270,7 @@ mod tests {
                 // Those refuse what they are given.
                 let refuses = [("load", "notable"), ("create", "inactive"), ("attach", "force")];
                 let is_used = source.contains(&format!("options.{id}"));
-                assert!(!is_used || refuses.contains(&(verb, id)), "{verb} uses {id}, hidden");
+                assert!(!is_used || refuses.contains(&(*verb, id)), "{verb} uses {id}, hidden");
             }
         }
     }

@@ -181,7 +181,7 @@ mod tests {
             assert_eq!(stored_name(name, Mangling::Auto).unwrap(), "switch");
         }
         for name in ["/dev/sda", "a/b", "/dev/mapper/a/b", "", "/dev/mapper/"] {
-            let text = stored_name(name, Mangling::Auto).unwrap_err().text();
+            let text = stored_name(name, Mangling::Auto).unwrap_err().plain();
             assert_eq!(text, format!("Device {name} not found\nCommand failed.\n"));
         }
     }

@@ -3,30 +3,17 @@
 //! Contract: dmsetup's own lines come out byte for byte; the lines added to them are indented by
 //! two spaces, quote what was typed and say what is allowed.
 
-use std::process::ExitCode;
-
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
-use super::failure::Failure;
-use super::{PROGRAM, exit, usage};
+use super::command::{PROGRAM, command, usage};
 use crate::nearest::did_you_mean;
 
-/// Prints the error, or the help that was asked for.
-pub(super) fn refuse(error: &Error, as_json: bool) -> ExitCode {
-    if !error.use_stderr() {
-        // The user asked for help or version.
-        return exit(error.print().map_err(Failure::Output), as_json);
-    }
-    let text = text(error);
-    if as_json {
-        return exit(Err(Failure::CommandLine(text.trim_end().to_owned())), true);
-    }
-    eprint!("{text}");
-    ExitCode::FAILURE
+/// The text for standard error; `None` if the user asked for help or version.
+pub(super) fn text(error: &Error) -> Option<String> {
+    error.use_stderr().then(|| refusal(error))
 }
 
-/// The text for standard error.
-fn text(error: &Error) -> String {
+fn refusal(error: &Error) -> String {
     let invalid = words(error, ContextKind::InvalidArg);
     let is_word = invalid.first().is_some_and(|word| !word.starts_with('-'));
     match error.kind() {
@@ -62,7 +49,7 @@ fn unknown_verb(error: &Error) -> String {
     let word = words(error, ContextKind::InvalidSubcommand).join(" ");
     let usage_line = usage_of(error).unwrap_or_else(|| format!("Usage: {PROGRAM} <COMMAND>\n"));
     // The usage line names the verb whose verb is unknown: `Usage: blkswitch map [OPTIONS] ...`.
-    let mut root = super::command();
+    let mut root = command();
     root.build();
     let path = usage_line.split_whitespace().skip(2);
     let (mut at, mut verb) = (&root, "");

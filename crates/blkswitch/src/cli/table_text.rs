@@ -210,7 +210,7 @@ mod tests {
             ("0x10 8 error", "on stdin", "Invalid format on line 1 of table on stdin."),
             ("-1 8 error", "", "Invalid format on line 1 of table ."),
         ] {
-            let failure = canonical(text, source).unwrap_err().text();
+            let failure = canonical(text, source).unwrap_err().plain();
             let line = text.lines().last().unwrap();
             assert!(failure.starts_with(&format!("{complaint}\n  '{line}': a line is START ")));
             assert!(failure.ends_with("\nCommand failed.\n"), "{failure}");
@@ -238,10 +238,10 @@ mod tests {
         assert_eq!(devices, [first, second]);
         assert_eq!(parse_concise("").unwrap(), []);
         assert!(
-            parse_concise("a,b,c").unwrap_err().text().starts_with("Five comma-separated fields")
+            parse_concise("a,b,c").unwrap_err().plain().starts_with("Five comma-separated fields")
         );
-        assert!(parse_concise("a,,,rx,0 1 zero").unwrap_err().text().contains("'rx'"));
-        assert!(parse_concise("a,,,,0 1 zero\\").unwrap_err().text().starts_with("Backslash"));
+        assert!(parse_concise("a,,,rx,0 1 zero").unwrap_err().plain().contains("'rx'"));
+        assert!(parse_concise("a,,,,0 1 zero\\").unwrap_err().plain().starts_with("Backslash"));
         assert_eq!(quote_concise("a,b;c\\d"), "a\\,b\\;c\\\\d");
     }
 }

@@ -42,10 +42,12 @@ use tracing_subscriber::EnvFilter;
 use self::devices::Devices;
 use self::process::listen::SocketFile;
 use self::process::privileges::Privileges;
+use self::process::runtime::{keep_a_thread, runtime};
 use self::process::stop::{InUse, Signals};
 use self::process::{limits, listen, mounts, privileges};
+use self::server::app::App;
 use self::server::monitor::Monitor;
-use self::server::{App, router};
+use self::server::router;
 use self::state::Folder;
 use crate::config::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::printable;
@@ -57,9 +59,6 @@ const CONTROL_GRACE: Duration = Duration::from_secs(10);
 /// How often the queues are looked after. They never fail but when the kernel takes their ring
 /// away.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
-/// How often a thread for what blocks has something to do, so that it stays: less than the 10 seconds
-/// after which the runtime ends idle ones.
-const THREAD_NEEDED: Duration = Duration::from_secs(4);
 /// How long threads of control requests that are not done then are waited for.
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
@@ -92,24 +91,6 @@ fn announce(options: &ServeOptions, daemon: &Daemon) {
     }
     // Nobody has to listen.
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-/// The runtime of a daemon: one thread for all control connections, others for what blocks.
-pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the control runtime")
-}
-
-/// Keeps a thread for what blocks. While the runtime has one, it waits for that if the kernel refuses
-/// another; without one, it panics amid the request that needs it.
-async fn keep_a_thread() {
-    loop {
-        // In a task of its own, which takes the panic of a first thread that is refused.
-        let _ = tokio::spawn(async { tokio::task::spawn_blocking(|| ()).await }).await;
-        tokio::time::sleep(THREAD_NEEDED).await;
-    }
 }
 
 /// A daemon whose sockets listen.

@@ -9,26 +9,19 @@
 //! end. Anything unexpected is an error, with an exit status other than zero.
 
 mod group;
+mod stage;
 
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder};
-use std::io::{self, IsTerminal, Write as _, stdout};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use blkswitch_io::STOP_TIME;
-use tokio::sync::oneshot;
+use anyhow::{Context, ensure};
 
-use crate::config::{DemoOf, DemoOptions, LogFormat, NbdAddress, PathOptions, ServeOptions};
-use crate::daemon::devices::Devices;
+use self::stage::{Folder, Running, program, say, verb};
+use crate::config::{DemoOf, DemoOptions};
 use crate::daemon::process::listen::uri_of_device;
+use crate::daemon::process::runtime::runtime;
 use crate::daemon::process::stop::Signals;
-use crate::daemon::{Daemon, runtime};
 use crate::nbd_client::NbdClient;
 
 /// Bytes of a region: 128 sectors, as in the documented example.
@@ -38,8 +31,6 @@ const REGIONS: usize = 16;
 /// The paths of the regions after the documented message: it names seven, the others are round
 /// robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
-/// Time between two probes of a path, short for people who watch.
-const PROBES: Duration = Duration::from_millis(250);
 /// The device's name.
 const NAME: &str = "switch";
 
@@ -156,123 +147,4 @@ fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     stdout().flush()?;
     runtime.block_on(signals.first());
     Ok(())
-}
-
-/// Runs a verb of this program and shows its output.
-fn verb(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
-    let shown: Vec<String> = words
-        .iter()
-        .map(|word| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() })
-        .collect();
-    writeln!(stdout(), "$ blkswitch {}", shown.join(" "))?;
-    // The verb's output must come after the text printed here.
-    stdout().flush()?;
-    let status = Command::new(program()?)
-        .args(words)
-        .env("BLKSWITCH_SOCKET", socket)
-        .status()
-        .context("cannot run this program once more")?;
-    if !status.success() {
-        bail!("`blkswitch {}` failed: {status}", shown.join(" "));
-    }
-    Ok(())
-}
-
-/// Runs a verb of this program and shows its output only if it fails.
-fn quiet(socket: &Path, words: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new(program()?);
-    let run = command.args(words).env("BLKSWITCH_SOCKET", socket).stdin(Stdio::null()).output();
-    let run = run.context("cannot run this program once more")?;
-    if !run.status.success() {
-        let first: Vec<&str> = words.iter().take(4).copied().collect();
-        bail!(
-            "`blkswitch {}` failed: {}",
-            first.join(" "),
-            String::from_utf8_lossy(&run.stderr).trim()
-        );
-    }
-    Ok(())
-}
-
-fn program() -> anyhow::Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program's own file")
-}
-
-/// Prints a line of explanation, bold on a terminal.
-fn say(text: &str) -> io::Result<()> {
-    if stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value == OsStr::new(""))
-    {
-        writeln!(stdout(), "\n\x1b[1m{text}\x1b[0m")
-    } else {
-        writeln!(stdout(), "\n{text}")
-    }
-}
-
-/// A new folder that is removed when this is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> anyhow::Result<Folder> {
-        let path = std::env::temp_dir().join(format!("blkswitch-demo-{}", std::process::id()));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot make the folder '{}'", path.display()))?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("cannot remove '{}': {error}", self.0.display());
-        }
-    }
-}
-
-/// A daemon on a thread of this process.
-struct Running {
-    uri: String,
-    devices: Arc<Devices>,
-    stop: oneshot::Sender<()>,
-    thread: thread::JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    /// Starts a daemon with a control socket there, `nbd.sock` beside it, and this number of
-    /// queues.
-    fn start(socket: &Path, queues: Option<usize>) -> anyhow::Result<Running> {
-        let options = ServeOptions {
-            socket: socket.to_owned(),
-            nbd: vec![NbdAddress::Unix(socket.with_file_name("nbd.sock"))],
-            queues,
-            ublk: false,
-            state: None,
-            abandon_disks: false,
-            leave_disks: false,
-            stop_timeout: STOP_TIME,
-            paths: PathOptions { path_checker_interval: PROBES, ..PathOptions::default() },
-            log_format: LogFormat::Human,
-            log_level: String::new(),
-        };
-        let runtime = runtime()?;
-        let daemon = runtime.block_on(async { Daemon::start(&options) })?;
-        let uri = daemon.nbd().first().context("the daemon offers nothing")?.clone();
-        let devices = daemon.devices().clone();
-        let (stop, stopped) = oneshot::channel();
-        let until = async move {
-            // A dropped sender means the same.
-            let _ = stopped.await;
-        };
-        let thread = thread::spawn(move || runtime.block_on(daemon.run(until)));
-        Ok(Running { uri, devices, stop, thread })
-    }
-
-    fn devices(&self) -> &Devices {
-        &self.devices
-    }
-
-    fn stop(self) -> anyhow::Result<()> {
-        drop((self.stop, self.devices));
-        self.thread.join().unwrap_or_else(|_| bail!("the daemon's thread panicked"))
-    }
 }

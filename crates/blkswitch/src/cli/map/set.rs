@@ -155,7 +155,7 @@ mod tests {
             ("0-9 :1", "':1' is no path"),
             ("0-9 4294967296", "'4294967296' is no path"),
         ] {
-            let text = message(text).unwrap_err().text();
+            let text = message(text).unwrap_err().plain();
             assert!(text.contains(part) && text.contains("nothing was changed"), "{text}");
         }
     }

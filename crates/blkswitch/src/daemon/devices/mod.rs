@@ -7,6 +7,8 @@ pub mod clients;
 pub mod disks;
 mod leftovers;
 pub mod message;
+#[cfg(test)]
+mod power;
 pub mod save;
 pub mod standing;
 pub mod switch;

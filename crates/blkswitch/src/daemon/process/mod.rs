@@ -6,4 +6,5 @@ pub mod limits;
 pub mod listen;
 pub(crate) mod mounts;
 pub mod privileges;
+pub mod runtime;
 pub mod stop;

@@ -98,7 +98,7 @@ impl Signals {
 fn watch_for_second() -> anyhow::Result<()> {
     let (listens, is_listening) = mpsc::channel();
     thread::Builder::new().name("second-signal".into()).spawn(move || {
-        let prepared = crate::daemon::runtime().and_then(|runtime| {
+        let prepared = super::runtime::runtime().and_then(|runtime| {
             let signals = runtime.block_on(async { Signals::new() })?;
             Ok((runtime, signals))
         });

@@ -7,13 +7,14 @@
 //!
 //! Contract: pure; the same document in every daemon of a version.
 
+use axum::Json;
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use crate::daemon::server::routes::{
     clients, devices, disks, events, map, message, meta, monitor, state, stats, tables,
 };
-use crate::protocol;
+use crate::protocol::{self, route};
 
 /// What the derives write.
 #[derive(OpenApi)]
@@ -25,7 +26,7 @@ use crate::protocol;
     paths(
         meta::version,
         meta::targets,
-        meta::openapi,
+        openapi,
         stats::metrics,
         devices::list,
         devices::create,
@@ -61,6 +62,19 @@ pub fn document() -> Value {
     let mut document = serde_json::to_value(Derived::openapi()).unwrap_or_default();
     correct(&mut document);
     document
+}
+
+/// This document.
+#[utoipa::path(
+    get,
+    path = route::OPENAPI,
+    tag = "meta",
+    responses(
+        (status = 200, description = "An OpenAPI 3.1 document", content_type = "application/json")
+    )
+)]
+pub async fn openapi() -> Json<Value> {
+    Json(document())
 }
 
 /// Corrects this part of the document and what is in it.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use blkswitch_io::process;
 
 #[cfg(test)]
-use super::power::Journal;
+use super::journal::Journal;
 
 /// The state is its user's alone: it says where things are, and maps decide where data goes.
 const FOLDER_MODE: u32 = 0o700;
@@ -31,7 +31,7 @@ const TEXT_MAX_BYTES: u64 = 1 << 30;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct Files {
     forces: bool,
     #[cfg(test)]
     journal: Option<Arc<Journal>>,
@@ -40,7 +40,7 @@ pub(super) struct Files {
 /// What has been done.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "nobody is told but a test"))]
-pub(super) enum Step<'a> {
+pub(crate) enum Step<'a> {
     MadeFolder(&'a Path),
     Made(&'a Path),
     Written,
@@ -62,7 +62,7 @@ impl Files {
 
     /// Files that force, and whose steps go to `journal`.
     #[cfg(test)]
-    pub(super) fn noted(journal: Arc<Journal>) -> Files {
+    pub(crate) fn noted(journal: Arc<Journal>) -> Files {
         Files { journal: Some(journal), ..Files::new(true) }
     }
 

@@ -19,11 +19,11 @@
 mod check;
 mod checksum;
 mod description;
-mod files;
+pub(crate) mod files;
 mod header;
-mod map_file;
 #[cfg(test)]
-mod power;
+pub(crate) mod journal;
+mod map_file;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
@@ -113,7 +113,7 @@ impl Folder {
         Folder::of_all_with(path, Files::new(true))
     }
 
-    fn of_all_with(path: PathBuf, files: Files) -> io::Result<Folder> {
+    pub(crate) fn of_all_with(path: PathBuf, files: Files) -> io::Result<Folder> {
         let mut folder = Folder { file: FILE, files, ..Folder::of_disks(path) };
         folder.make()?;
         let file = Files::open_or_make(&folder.path.join(LOCK))?;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use crate::daemon::runtime;
+use crate::daemon::process::runtime::runtime;
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]

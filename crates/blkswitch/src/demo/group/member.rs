@@ -11,8 +11,8 @@ use anyhow::Context;
 use blkswitch_io::Device;
 use std::sync::Arc;
 
-use super::super::{Running, quiet};
 use super::{REGION_SECTORS, SECTORS, STORE, VOLUME};
+use crate::demo::stage::{Running, quiet};
 
 /// Seconds without an answer after which a member loses the connection to another's store.
 const STORE_TIMEOUT: u64 = 1;

@@ -31,10 +31,10 @@ use self::layout::{Layout, Move};
 use self::member::Member;
 use self::target::{IQN, LUN, Programs, Target};
 use self::watch::{Sample, Watch};
-use super::{Folder, Running, quiet, say, verb};
+use super::stage::{Folder, Running, quiet, say, verb};
 use crate::config::{GroupOptions, Transport};
+use crate::daemon::process::runtime::runtime;
 use crate::daemon::process::stop::Signals;
-use crate::daemon::runtime;
 use crate::load::{Errors, Load, LoadOptions};
 use crate::nbd_client::NbdClient;
 

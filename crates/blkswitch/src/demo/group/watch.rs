@@ -71,7 +71,7 @@ impl Watch {
     pub(super) fn event(&mut self, text: &str) -> anyhow::Result<()> {
         let at = self.started.elapsed().as_secs_f64();
         self.events.push(Event { at, text: text.to_owned() });
-        super::super::say(&format!("[{}] {text}", self.events.len()))?;
+        crate::demo::stage::say(&format!("[{}] {text}", self.events.len()))?;
         Ok(())
     }
 

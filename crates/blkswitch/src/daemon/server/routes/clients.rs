@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{Name, NoBody, Params, Refused, blocking, refuse};
 use crate::protocol::{DisconnectQuery, Disconnected, route};
 

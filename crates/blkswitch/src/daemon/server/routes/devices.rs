@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{
     self, Name, NoBody, Params, Refused, blocking, interruptible, opening, refuse,
 };

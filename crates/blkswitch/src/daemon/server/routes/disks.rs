@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
 use crate::protocol::{AttachUblk, DetachQuery, Disk, route};
 

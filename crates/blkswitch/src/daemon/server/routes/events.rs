@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 
 use crate::daemon::failure::Failure;
+use crate::daemon::server::app::{App, EVENT_POLLS_MAX};
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, refuse};
-use crate::daemon::server::{App, EVENT_POLLS_MAX};
 use crate::protocol::{EVENTS_POLL_SECONDS, Errno, Events, EventsQuery, route};
 
 /// How often a poll looks whether the daemon is to stop.

@@ -22,7 +22,7 @@ use futures_util::stream;
 use crate::compact::Compact;
 use crate::daemon::devices::switch::Switch;
 use crate::daemon::failure::Failure;
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{self, Name, Params, Refused, blocking, refuse};
 use crate::daemon::tables::words::address;
 use crate::picture;

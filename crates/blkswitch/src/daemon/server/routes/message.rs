@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, note_header, refuse};
 use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};

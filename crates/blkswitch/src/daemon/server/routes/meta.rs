@@ -1,11 +1,9 @@
-//! What the daemon is: `version`, `targets`, and the OpenAPI document.
+//! What the daemon is: `version`, `targets`.
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::Value;
 
-use crate::daemon::server::App;
-use crate::daemon::server::document::document;
+use crate::daemon::server::app::App;
 use crate::daemon::tables::targets::{TYPES, TargetType};
 use crate::protocol::{Target, TargetList, Version, route};
 
@@ -24,14 +22,4 @@ pub async fn version(State(app): State<App>) -> Json<Version> {
 pub async fn targets() -> Json<TargetList> {
     let target = |one: &&TargetType| Target { name: one.name.to_owned(), version: one.version };
     Json(TargetList { targets: TYPES.iter().map(target).collect() })
-}
-
-/// This document.
-#[utoipa::path(
-    get,
-    path = route::OPENAPI,
-    responses((status = 200, description = "An OpenAPI 3.1 document", content_type = "application/json"))
-)]
-pub async fn openapi() -> Json<Value> {
-    Json(document())
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use futures_util::stream;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::monitor::{ends, lost};
 use crate::daemon::server::reply::{self, Params, Refused, refuse};
 use crate::protocol::{MonitorEvent, MonitorQuery, route};

@@ -8,7 +8,7 @@ use axum::http::header::ACCEPT;
 use axum::response::Response;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::metrics::{self, Form};
 use crate::daemon::server::reply::{self, Name, Refused, blocking, refuse};
 use crate::daemon::tables::describe;

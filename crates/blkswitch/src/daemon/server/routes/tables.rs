@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use blkswitch_io::Device;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::server::App;
+use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{
     Json, Name, NoBody, Refused, blocking, interruptible, note_header, opening, refuse,
 };

@@ -1,88 +1,28 @@
 //! Power cuts: what `serve --state` has answered is there afterwards, wherever the power fails.
 //!
 //! A daemon's devices go through a history while a [`Journal`] notes each step that its folder
-//! takes ([`super::files`]), with the content of all files at that moment. Then the power is cut
+//! takes ([`crate::daemon::state::files`]), with the content of all files at that moment. Then the power is cut
 //! after every step. What was not forced to the medium is lost, kept, or half of it is there; names
 //! of files change one by one, in order or out of it ([`Medium::names`]). From each folder that may
 //! be left a daemon is started, and has to find what was answered last, or what was under way.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use blkswitch_io::device::Interrupt;
 use blkswitch_io::pool::PoolOptions;
 use blkswitch_io::{Device, Pool, Target};
 
-use super::Folder;
-use super::files::{Files, Step};
 use crate::daemon::devices::Devices;
+use crate::daemon::state::Folder;
+use crate::daemon::state::files::Files;
+use crate::daemon::state::journal::{Contents, FOLDER, Journal, Note, What};
 use crate::daemon::tables::describe;
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
 /// So many that a map is several blocks of a medium.
 const REGIONS: u32 = 40_000;
-/// Where the folder is, below one that was there before: those in between are to be made.
-const FOLDER: &str = "not/there/state";
-
-type Contents = BTreeMap<PathBuf, Vec<u8>>;
-
-/// Every step, and what all files held after it. Paths are relative to `base`.
-#[derive(Debug)]
-pub(super) struct Journal {
-    base: PathBuf,
-    notes: Mutex<Vec<Note>>,
-}
-
-#[derive(Debug)]
-struct Note {
-    what: What,
-    contents: Contents,
-}
-
-#[derive(Debug, PartialEq)]
-enum What {
-    MadeFolder(PathBuf),
-    Made(PathBuf),
-    Written,
-    Renamed(PathBuf, PathBuf),
-    Removed(PathBuf),
-    Forced(PathBuf),
-    /// A change was answered: the number of the state it led to.
-    Answered(usize),
-}
-
-impl Journal {
-    fn new(base: &Path) -> Arc<Journal> {
-        Arc::new(Journal { base: base.to_owned(), notes: Mutex::default() })
-    }
-
-    pub(super) fn note(&self, step: Step<'_>) {
-        // Of folders that there were before, the names in the last may be forced.
-        if matches!(step, Step::Forced(path) if path.strip_prefix(&self.base).is_err()) {
-            return;
-        }
-        let name = |path: &Path| path.strip_prefix(&self.base).unwrap().to_owned();
-        self.push(match step {
-            Step::MadeFolder(path) => What::MadeFolder(name(path)),
-            Step::Made(path) => What::Made(name(path)),
-            Step::Written => What::Written,
-            Step::Renamed(from, to) => What::Renamed(name(from), name(to)),
-            Step::Removed(path) => What::Removed(name(path)),
-            Step::Forced(path) => What::Forced(name(path)),
-        });
-    }
-
-    fn push(&self, what: What) {
-        let mut contents = Contents::new();
-        for entry in std::fs::read_dir(self.base.join(FOLDER)).into_iter().flatten() {
-            let name = Path::new(FOLDER).join(entry.unwrap().file_name());
-            contents.insert(name.clone(), std::fs::read(self.base.join(name)).unwrap());
-        }
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Note { what, contents });
-    }
-}
-
 /// Number of a file or folder, which stays when its name changes.
 type Id = usize;
 type Names = BTreeMap<PathBuf, Id>;

@@ -1,0 +1,129 @@
+//! The definition of the command line.
+//!
+//! Contract: pure; the same definition serves parsing, help, completions and manual pages.
+
+use clap::{Command, CommandFactory, Parser, Subcommand};
+
+use super::context::Context;
+use super::failure::Failure;
+use super::options::{SocketOption, shown};
+use super::{
+    attach, clear, complete, completions, create, deps, disconnect, help, info, load, ls, man, map,
+    message, monitor, remove, remove_all, rename, resume, state, stats, status, suspend, table,
+    targets, udev, version, wait, wipe_table,
+};
+use crate::config::{DemoOptions, ServeOptions};
+
+/// The program's name.
+pub(super) const PROGRAM: &str = "blkswitch";
+
+/// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
+///
+/// Every region of a switch device is on one of several paths; messages move regions while I/O
+/// runs. Start the daemon with `blkswitch serve`, then use the other verbs as those of dmsetup.
+/// `blkswitch demo` shows all of it.
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, version, infer_long_args = true, disable_help_subcommand = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) socket: SocketOption,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Serve(ServeOptions),
+    Demo(DemoOptions),
+    #[command(flatten)]
+    Client(ClientVerb),
+    Completions(completions::Completions),
+    Man(man::Man),
+    Help(help::Help),
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::Complete),
+    #[command(
+        name = "mknodes",
+        hide = true,
+        aliases = [
+            "udevcreatecookie",
+            "udevreleasecookie",
+            "udevflags",
+            "udevcomplete",
+            "udevcomplete_all",
+            "udevcookies"
+        ]
+    )]
+    Udev(udev::Accepted),
+}
+
+/// Makes the verbs that ask the daemon of one line each: its name, its type, and the switches of
+/// dmsetup that its help shows, if it takes those.
+macro_rules! client_verbs {
+    ($($(#[$attribute:meta])* $name:literal $verb:ident($type:ty) $(shows $shown:expr)?;)*) => {
+        /// The verbs that ask the daemon.
+        #[derive(Debug, Subcommand)]
+        pub(super) enum ClientVerb {
+            $($(#[$attribute])* #[command(name = $name)] $verb($type),)*
+        }
+
+        impl ClientVerb {
+            pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
+                match self {
+                    $(Self::$verb(verb) => verb.run(context).await,)*
+                }
+            }
+        }
+
+        /// The switches of dmsetup that the help of each verb shows.
+        pub(super) const SHOWN_SWITCHES: &[(&str, &[&str])] =
+            &[$($(($name, $shown),)?)* ("help", help::SHOWN)];
+    };
+}
+
+client_verbs! {
+    "create" Create(create::Create) shows create::SHOWN;
+    #[command(visible_alias = "reload")] "load" Load(load::Load) shows load::SHOWN;
+    "resume" Resume(resume::Resume) shows resume::SHOWN;
+    "suspend" Suspend(suspend::Suspend) shows suspend::SHOWN;
+    "clear" Clear(clear::Clear) shows clear::SHOWN;
+    "attach" Attach(attach::Attach) shows attach::ATTACH_SHOWN;
+    "detach" Detach(attach::Detach) shows attach::DETACH_SHOWN;
+    "disconnect" Disconnect(disconnect::Disconnect) shows disconnect::SHOWN;
+    "message" Message(message::Message) shows message::SHOWN;
+    "map" Map(map::Map);
+    "stats" Stats(stats::Stats) shows stats::SHOWN;
+    "state" State(state::State);
+    "table" Table(table::Table) shows table::SHOWN;
+    "status" Status(status::Status) shows status::SHOWN;
+    "info" Info(info::Info) shows info::SHOWN;
+    "ls" Ls(ls::Ls) shows ls::SHOWN;
+    "deps" Deps(deps::Deps) shows deps::SHOWN;
+    "rename" Rename(rename::Rename) shows rename::SHOWN;
+    "remove" Remove(remove::Remove) shows remove::SHOWN;
+    "remove_all" RemoveAll(remove_all::RemoveAll) shows remove_all::SHOWN;
+    "wipe_table" WipeTable(wipe_table::WipeTable) shows wipe_table::SHOWN;
+    "wait" Wait(wait::Wait) shows wait::SHOWN;
+    "monitor" Monitor(monitor::Monitor) shows monitor::SHOWN;
+    "targets" Targets(targets::Targets) shows targets::SHOWN;
+    "version" Version(version::Version) shows version::SHOWN;
+}
+
+/// The definition of the command line.
+pub(super) fn command() -> Command {
+    let define = |command: Command, (verb, ids): &(&str, &[&str])| {
+        command.mut_subcommand(verb, |command| shown(command, ids))
+    };
+    SHOWN_SWITCHES.iter().fold(Cli::command(), define)
+}
+
+/// The usage line of a verb or of the program.
+pub(super) fn usage(verb: Option<&str>) -> String {
+    let mut command = command();
+    command.build();
+    let usage = match verb.and_then(|verb| command.find_subcommand_mut(verb)) {
+        Some(command) => command.render_usage(),
+        None => command.render_help(),
+    };
+    format!("{usage}\n")
+}

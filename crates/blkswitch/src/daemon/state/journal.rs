@@ -1,0 +1,70 @@
+//! Every step that a folder takes, noted for a test of power cuts.
+//!
+//! Contract: for tests only. A note has the content of all files at that moment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::files::Step;
+
+/// Where the folder is, below one that was there before: those in between are to be made.
+pub(crate) const FOLDER: &str = "not/there/state";
+
+pub(crate) type Contents = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Every step, and what all files held after it. Paths are relative to `base`.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    pub(crate) base: PathBuf,
+    pub(crate) notes: Mutex<Vec<Note>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) what: What,
+    pub(crate) contents: Contents,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum What {
+    MadeFolder(PathBuf),
+    Made(PathBuf),
+    Written,
+    Renamed(PathBuf, PathBuf),
+    Removed(PathBuf),
+    Forced(PathBuf),
+    /// A change was answered: the number of the state it led to.
+    Answered(usize),
+}
+
+impl Journal {
+    pub(crate) fn new(base: &Path) -> Arc<Journal> {
+        Arc::new(Journal { base: base.to_owned(), notes: Mutex::default() })
+    }
+
+    pub(crate) fn note(&self, step: Step<'_>) {
+        // Of folders that there were before, the names in the last may be forced.
+        if matches!(step, Step::Forced(path) if path.strip_prefix(&self.base).is_err()) {
+            return;
+        }
+        let name = |path: &Path| path.strip_prefix(&self.base).unwrap().to_owned();
+        self.push(match step {
+            Step::MadeFolder(path) => What::MadeFolder(name(path)),
+            Step::Made(path) => What::Made(name(path)),
+            Step::Written => What::Written,
+            Step::Renamed(from, to) => What::Renamed(name(from), name(to)),
+            Step::Removed(path) => What::Removed(name(path)),
+            Step::Forced(path) => What::Forced(name(path)),
+        });
+    }
+
+    pub(crate) fn push(&self, what: What) {
+        let mut contents = Contents::new();
+        for entry in std::fs::read_dir(self.base.join(FOLDER)).into_iter().flatten() {
+            let name = Path::new(FOLDER).join(entry.unwrap().file_name());
+            contents.insert(name.clone(), std::fs::read(self.base.join(name)).unwrap());
+        }
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Note { what, contents });
+    }
+}
