@@ -62,6 +62,7 @@ pub mod engine;
 pub mod export;
 pub mod leaf;
 pub mod pool;
+mod queue;
 mod queues;
 pub mod request;
 pub mod stats;
@@ -80,12 +81,6 @@ pub mod pipeline;
 #[cfg(not(feature = "internals"))]
 #[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
 mod pipeline;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod queue;
-#[cfg(not(feature = "internals"))]
-#[allow(dead_code, unreachable_pub, reason = "public with `internals`")]
-mod queue;
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]

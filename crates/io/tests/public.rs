@@ -8,7 +8,6 @@ fn the_engine_room_is_public_only_with_a_feature() {
     let (lib, engine) = (include_str!("../src/lib.rs"), include_str!("../src/engine/mod.rs"));
     let rooms = [
         (lib, "pub mod pipeline;"),
-        (lib, "pub mod queue;"),
         (lib, "pub use sys::{buffer, pages, ring, slab};"),
         (engine, "pub use session::links;"),
     ];

@@ -8,11 +8,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::host::Order;
 use super::{Device, DeviceError, lock};
 use crate::device::event::What;
 use crate::device::table::Live;
-use crate::pool::{Latch, Waited};
-use crate::queue::Command;
+use crate::sys::latch::{Latch, Waited};
 
 /// After so long the log says what is waited for.
 const TELL_AFTER: Duration = Duration::from_secs(5);
@@ -101,7 +101,7 @@ impl Device {
         if lock(&self.state).suspended {
             return Ok(());
         }
-        let latch = Latch::new(self.mailboxes.len());
+        let latch = Latch::new(self.host.len());
         interrupt.waits_for(&latch);
         let noflush = match reason {
             Reason::Suspend { noflush } => {
@@ -110,13 +110,13 @@ impl Device {
             }
             Reason::Swap { .. } => true,
         };
-        self.mailboxes.send_all(|_| Command::Close { device: self.id, noflush, ack: latch.ack() });
+        self.host.send_all(|_| Order::Close { device: self.id, noflush, ack: latch.ack() });
         let closed = self.wait_closed(&latch, reason);
         *lock(&self.suspending) = None;
         match closed {
             Ok(()) => {
                 lock(&self.state).suspended = true;
-                self.mailboxes.tell(self, What::Suspended);
+                self.host.tell(self, What::Suspended);
                 Ok(())
             }
             Err(DeviceError::Stopping) => Err(DeviceError::Stopping),
@@ -133,7 +133,7 @@ impl Device {
         let by_force = reason == Reason::Swap { force: true };
         loop {
             if by_force {
-                self.mailboxes.send_all(|_| Command::FailHeld { device: self.id });
+                self.host.send_all(|_| Order::FailHeld { device: self.id });
             }
             match latch.wait_for(if by_force { FORCE_PAUSE } else { TELL_AFTER }) {
                 Waited::Done => return Ok(()),
@@ -156,8 +156,8 @@ impl Device {
     }
 
     pub(super) fn open_gate(&self, live: Option<Arc<Live>>) -> Result<(), DeviceError> {
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Open {
+        let latch = Latch::new(self.host.len());
+        self.host.send_all(|_| Order::Open {
             device: self.id,
             live: live.clone(),
             ack: latch.ack(),

@@ -13,10 +13,12 @@
 pub mod event;
 pub(crate) mod failing;
 mod gate;
+pub(crate) mod host;
 pub(crate) mod leaving;
 pub mod multipath;
 pub mod names;
 mod paths;
+pub(crate) mod registry;
 mod replace;
 pub mod table;
 
@@ -30,15 +32,16 @@ use crate::device::event::What;
 use crate::device::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
 use crate::engine::Limits;
 use crate::leaf::closer;
-use crate::pool::{Latch, Mailboxes};
-use crate::queue::Command;
 use crate::queues::Queues;
 use crate::stats::{Counters, Totals};
+use crate::sys::latch::Latch;
 use crate::sys::lock::lock;
 use crate::sys::slots::Slots;
 
 pub use gate::Interrupt;
 use gate::Reason;
+use host::{Host, Order};
+pub use registry::Registry;
 
 /// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
 pub const MAX_DEVICES: usize = 1 << 20;
@@ -147,7 +150,7 @@ struct State {
 /// See the module's text.
 pub struct Device {
     id: u32,
-    mailboxes: Arc<Mailboxes>,
+    host: Arc<Host>,
     control: Mutex<()>,
     /// The suspend that waits for requests in flight.
     suspending: Mutex<Option<Interrupt>>,
@@ -189,11 +192,11 @@ pub struct Info {
 }
 
 impl Device {
-    pub(crate) fn new(id: u32, name: &str, uuid: &str, mailboxes: Arc<Mailboxes>) -> Device {
-        let queues = mailboxes.queues().count();
+    pub(crate) fn new(id: u32, name: &str, uuid: &str, host: Arc<Host>) -> Device {
+        let queues = host.queues().count();
         Device {
             id,
-            mailboxes,
+            host,
             control: Mutex::new(()),
             suspending: Mutex::default(),
             message: Mutex::new(()),
@@ -217,7 +220,7 @@ impl Device {
 
     /// The queues that serve it.
     pub fn queues(&self) -> Queues {
-        self.mailboxes.queues()
+        self.host.queues()
     }
 
     /// The number by which queues know it; reused after removal.
@@ -282,7 +285,7 @@ impl Device {
     pub fn load(&self, mut table: Table) -> Result<(), DeviceError> {
         let loading = lock(&LOADING);
         // First this: a device of another pool may have the number of one here.
-        table.serve(self.mailboxes.queues()).map_err(DeviceError::OtherQueues)?;
+        table.serve(self.host.queues()).map_err(DeviceError::OtherQueues)?;
         self.check_below(&table, MAX_DEPTH)?;
         let mut state = lock(&self.state);
         if state.removed {
@@ -355,12 +358,12 @@ impl Device {
                 drop(state);
                 drop(taken);
                 give_up_tables(old, None);
-                self.mailboxes.tell(self, What::Resumed { swapped: true });
+                self.host.tell(self, What::Resumed { swapped: true });
                 Ok(())
             }
             (None, Some(live)) if suspended => {
                 self.open_gate(Some(live))?;
-                self.mailboxes.tell(self, What::Resumed { swapped: false });
+                self.host.tell(self, What::Resumed { swapped: false });
                 Ok(())
             }
             (None, None) if suspended => Err(DeviceError::NothingToResume(self.name())),
@@ -475,8 +478,8 @@ impl Device {
     /// Ends a retired device: the queues forget it, its leaves are flushed and closed.
     pub(crate) fn dismantle(&self) {
         let _control = lock(&self.control);
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Remove { device: self.id, ack: latch.ack() });
+        let latch = Latch::new(self.host.len());
+        self.host.send_all(|_| Order::Remove { device: self.id, ack: latch.ack() });
         // A pool that is stopping has no queues left that could answer; there is nothing more to
         // wait for.
         let _ = latch.wait();
@@ -558,7 +561,7 @@ impl OpenDevice {
 impl Drop for OpenDevice {
     fn drop(&mut self) {
         if self.0.close() {
-            self.0.mailboxes.deferred_removal(&self.0);
+            self.0.host.deferred_removal(&self.0);
         }
     }
 }

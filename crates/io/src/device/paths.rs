@@ -8,16 +8,16 @@ use std::sync::atomic::Ordering;
 use blkswitch_core::multipath::Event;
 use blkswitch_core::multipath::message::{Command as Words, MessageError};
 
+use super::host::Order;
 use super::{Device, Messenger, lock};
 use crate::device::event::What;
 use crate::device::failing::Key;
 use crate::device::table::PathGroups;
-use crate::queue::Command;
 
 impl Device {
     /// Has the queues ask for a path again for what they hold.
     pub fn release_held(&self) {
-        self.mailboxes.send_all(|_| Command::Release { device: self.id });
+        self.host.send_all(|_| Order::Release { device: self.id });
     }
 
     /// Something has changed on this multipath device: it is counted, logged, and told to who
@@ -39,7 +39,7 @@ impl Device {
             Event::PathFailed { .. } | Event::QueueingOff => tracing::warn!("{line}"),
             _ => tracing::info!("{line}"),
         }
-        self.mailboxes.tell(self, What::Multipath { event, path });
+        self.host.tell(self, What::Multipath { event, path });
     }
 
     /// A path of this device, which is no multipath, has answered with errors since this was last
@@ -50,7 +50,7 @@ impl Device {
         let device = self.name();
         tracing::warn!(device, path = %address, errno, count, "requests to a path failed: {error}");
         let path = address.to_string();
-        self.mailboxes.tell(self, What::PathErrors { number, path, errno, count });
+        self.host.tell(self, What::PathErrors { number, path, errno, count });
     }
 
     /// How often another priority group took over since the device was made.
@@ -61,7 +61,7 @@ impl Device {
     /// A message has changed the map of the switch segment that begins at `sector`, by so many
     /// arguments.
     pub fn remapped(&self, sector: u64, arguments: u64) {
-        self.mailboxes.tell(self, What::Remapped { sector, arguments });
+        self.host.tell(self, What::Remapped { sector, arguments });
     }
 }
 

@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
+use super::host::Order;
 use super::{
     Device, DeviceError, Interrupt, LOADING, Latch, Reason, give_up_tables, leaving, lock,
 };
 use crate::device::table::{Live, MAX_DEPTH, Table};
-use crate::queue::Command;
 
 impl Device {
     /// Makes `table` live in place of `old`, and opens the gate if `open` says so. `false` if
@@ -23,7 +23,7 @@ impl Device {
         open: bool,
     ) -> Result<bool, DeviceError> {
         let loading = lock(&LOADING);
-        table.serve(self.mailboxes.queues()).map_err(DeviceError::OtherQueues)?;
+        table.serve(self.host.queues()).map_err(DeviceError::OtherQueues)?;
         self.check_below(&table, MAX_DEPTH)?;
         let table = Arc::new(table);
         lock(&self.state).coming = Some(table.clone());
@@ -53,8 +53,8 @@ impl Device {
         if open {
             self.open_gate(Some(live.clone()))?;
         } else {
-            let latch = Latch::new(self.mailboxes.len());
-            self.mailboxes.send_all(|_| Command::Exchange {
+            let latch = Latch::new(self.host.len());
+            self.host.send_all(|_| Order::Exchange {
                 device: self.id,
                 live: live.clone(),
                 ack: latch.ack(),

@@ -12,8 +12,8 @@ use blkswitch_core::multipath::Event;
 use super::{Driver, DriverError};
 use crate::device::leaving;
 use crate::device::table::{Live, PathGroups, Table};
-use crate::pool::Latch;
 use crate::stats::{Counters, Totals};
+use crate::sys::latch::Latch;
 
 /// Events that are kept for an owner that does not take them: the oldest go first.
 const EVENTS: usize = 4096;

@@ -9,12 +9,38 @@ use std::sync::Arc;
 
 use super::Pipeline;
 use super::state::Parked;
+use crate::device::host::Order;
 use crate::device::table::Live;
 use crate::engine::session::turn::Turn;
-use crate::pool::Ack;
 use crate::request::{Done, Token};
+use crate::sys::latch::Ack;
 
 impl Pipeline {
+    /// Carries out what the control side of a device asks for.
+    pub(crate) fn obey(&mut self, order: Order, turn: &mut Turn) {
+        match order {
+            Order::Install { device, counters, ack } => {
+                self.install(device, counters);
+                ack.done();
+            }
+            Order::Remove { device, ack } => {
+                self.remove(device);
+                ack.done();
+            }
+            Order::Close { device, noflush, ack } => self.close(device, noflush, ack, turn),
+            Order::Release { device } => self.release(device, turn),
+            Order::FailHeld { device } => self.fail_held(device, libc::EIO, turn),
+            Order::Open { device, live, ack } => {
+                self.open(device, live, turn);
+                ack.done();
+            }
+            Order::Exchange { device, live, ack } => {
+                self.exchange(device, live);
+                ack.done();
+            }
+        }
+    }
+
     /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path
     /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
     /// and fails without, whatever the device's policy is.

@@ -7,9 +7,9 @@ use super::split::Piece;
 use crate::device::table::{Live, MAX_DEPTH};
 use crate::engine::LeafIo;
 use crate::leaf::Leaf;
-use crate::pool::Ack;
 use crate::request::{Request, Token};
 use crate::stats::{Counters, Kind};
+use crate::sys::latch::Ack;
 
 /// The devices and paths that a piece has come through, the request's own device first.
 #[derive(Clone, Copy, Debug, Default)]

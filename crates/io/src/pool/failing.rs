@@ -64,7 +64,7 @@ mod tests {
         let pool = Pool::start(PoolOptions { queues: 2, ..PoolOptions::default() }).unwrap();
         let device = pool.registry().create("disk", "", None).unwrap();
         assert!(!pool.failed());
-        pool.registry().send(1, Command::Panic);
+        pool.shared.mailboxes.get(1).unwrap().send(Command::Panic);
         let until = Instant::now() + Duration::from_secs(60);
         while !pool.failed() {
             assert!(Instant::now() < until, "nobody notices");

@@ -7,32 +7,29 @@
 mod failing;
 mod stopping;
 
-use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blkswitch_core::multipath::Event;
-
 pub use crate::device::MAX_DEVICES;
-use crate::device::event::{Observer, What};
-use crate::device::failing::{Failure, Telling};
+pub use crate::device::Registry;
+use crate::device::event::Observer;
+use crate::device::failing::Telling;
+use crate::device::host::{Host, Reap};
 use crate::device::{Device, DeviceError};
-use crate::export::Listener;
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
-use crate::export::nbd::{Directory, ExportInfo, names};
 use crate::export::ublk::{self, UblkError};
-use crate::queue::{Command, Queue};
+use crate::export::{Listener, nbd};
+use crate::queue::{Command, Queue, Shared, Watch};
 use crate::queues::Queues;
 pub use crate::sys::latch::{Ack, Gone, Latch, Waited};
 use crate::sys::lock::lock;
-use crate::sys::memory::{DEFAULT_BYTES, Memory};
+use crate::sys::mailbox::{Mailbox, Mailboxes};
+use crate::sys::memory::DEFAULT_BYTES;
 use failing::{NoteFailure, run_queue};
 pub use stopping::STOP_TIME;
 
@@ -61,361 +58,10 @@ impl Default for PoolOptions {
     }
 }
 
-/// Commands to one queue, and the descriptor that wakes it.
-pub struct Mailbox {
-    commands: Mutex<Option<VecDeque<Command>>>,
-    wake: OwnedFd,
-}
-
-impl Mailbox {
-    fn new() -> io::Result<Mailbox> {
-        // SAFETY: eventfd makes a descriptor that nobody else owns.
-        let wake = unsafe {
-            let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        Ok(Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake })
-    }
-
-    /// The descriptor that becomes readable (8 bytes) when there are commands.
-    pub fn wake_fd(&self) -> i32 {
-        self.wake.as_raw_fd()
-    }
-
-    /// Sends a command. To a queue that is gone it is dropped, and with it its acknowledgement.
-    pub fn send(&self, command: Command) {
-        match lock(&self.commands).as_mut() {
-            Some(commands) => commands.push_back(command),
-            None => return,
-        }
-        self.wake();
-    }
-
-    /// Has the queue take a turn.
-    fn wake(&self) {
-        let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to our own descriptor. It cannot fail but by
-        // overflow, when the queue is awake anyway.
-        unsafe { libc::write(self.wake.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
-
-    /// Takes what was sent.
-    pub fn take(&self) -> VecDeque<Command> {
-        lock(&self.commands).as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    /// Nothing more is taken: what is there and what comes is dropped.
-    pub fn close(&self) {
-        let commands = lock(&self.commands).take();
-        drop(commands);
-    }
-}
-
-/// The mailboxes of all queues.
-pub struct Mailboxes {
-    boxes: Vec<Mailbox>,
-    queues: Queues,
-    reaper: mpsc::Sender<Reap>,
-    watcher: mpsc::Sender<Watch>,
-    observer: OnceLock<Observer>,
-}
-
-enum Reap {
-    Device(Arc<Device>),
-    Stop,
-}
-
-/// What a queue has found out: the device's id, and what.
-enum Watch {
-    Event(u32, Event),
-    Failure(Arc<Failure>),
-    Stop,
-}
-
-impl Mailboxes {
-    /// The queues that serve the devices; also where nobody reads mail ([`Registry::detached`]).
-    pub fn queues(&self) -> Queues {
-        self.queues
-    }
-
-    /// How many queues there are.
-    pub fn len(&self) -> usize {
-        self.boxes.len()
-    }
-
-    /// Whether there are no queues.
-    pub fn is_empty(&self) -> bool {
-        self.boxes.is_empty()
-    }
-
-    /// One queue's mailbox.
-    pub fn get(&self, queue: usize) -> Option<&Mailbox> {
-        self.boxes.get(queue)
-    }
-
-    /// Sends a command to every queue.
-    pub fn send_all(&self, mut command: impl FnMut(usize) -> Command) {
-        self.boxes.iter().enumerate().for_each(|(queue, mailbox)| mailbox.send(command(queue)));
-    }
-
-    /// A queue has changed something on a multipath device: the watcher will tell. Without waiting.
-    pub(crate) fn report(&self, device: u32, event: Event) {
-        let _ = self.watcher.send(Watch::Event(device, event));
-    }
-
-    /// A path has failed requests: the watcher will tell. Without waiting.
-    pub(crate) fn report_failure(&self, failure: Arc<Failure>) {
-        let _ = self.watcher.send(Watch::Failure(failure));
-    }
-
-    /// Tells who watches.
-    pub(crate) fn tell(&self, device: &Device, what: What) {
-        if let Some(observer) = self.observer.get() {
-            observer(device, what);
-        }
-    }
-
-    /// Has a device removed whose last user is gone; from any thread, without waiting.
-    pub(crate) fn deferred_removal(&self, device: &Arc<Device>) {
-        let _ = self.reaper.send(Reap::Device(device.clone()));
-    }
-}
-
-/// The devices by name: what control and the handshake of an export look at, never a request.
-pub struct Registry {
-    devices: RwLock<Vec<Arc<Device>>>,
-    mailboxes: Arc<Mailboxes>,
-    memory: Arc<Memory>,
-    admission: Arc<Admission>,
-    instance: u64,
-}
-
-impl Registry {
-    /// A registry without queues: its devices know everything but requests. For whoever runs
-    /// pipelines himself, as the simulation does.
-    #[cfg(feature = "internals")]
-    #[doc(hidden)]
-    pub fn detached(queues: Queues) -> Registry {
-        let mailboxes = Arc::new(Mailboxes {
-            boxes: Vec::new(),
-            queues,
-            reaper: mpsc::channel().0,
-            watcher: mpsc::channel().0,
-            observer: OnceLock::new(),
-        });
-        Registry::new(mailboxes, DEFAULT_BYTES)
-    }
-
-    fn new(mailboxes: Arc<Mailboxes>, memory_bytes: usize) -> Registry {
-        let memory = Arc::new(Memory::new(memory_bytes));
-        let admission = Admission::new(&memory);
-        // Random keys of the system: no other pool has the number, by chance.
-        let instance = RandomState::new().build_hasher().finish();
-        Registry { devices: RwLock::default(), mailboxes, memory, admission, instance }
-    }
-
-    /// The budget for clients' data.
-    pub fn memory(&self) -> &Arc<Memory> {
-        &self.memory
-    }
-
-    /// How many clients are let in.
-    pub(crate) fn admission(&self) -> &Arc<Admission> {
-        &self.admission
-    }
-
-    /// Sends a command to one queue.
-    pub(crate) fn send(&self, queue: usize, command: Command) {
-        if let Some(mailbox) = self.mailboxes.get(queue) {
-            mailbox.send(command);
-        }
-    }
-
-    /// Sends a command to every queue.
-    pub(crate) fn send_all(&self, command: impl FnMut(usize) -> Command) {
-        self.mailboxes.send_all(command);
-    }
-
-    /// Has every queue take a turn.
-    pub(crate) fn wake_queues(&self) {
-        self.mailboxes.boxes.iter().for_each(Mailbox::wake);
-    }
-
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Device>>> {
-        self.devices.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Arc<Device>>> {
-        self.devices.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The queues that serve its devices: what their leaves are opened for.
-    pub fn queues(&self) -> Queues {
-        self.mailboxes.queues()
-    }
-
-    /// All devices, oldest first.
-    pub fn list(&self) -> Vec<Arc<Device>> {
-        self.read().clone()
-    }
-
-    /// The device of this name.
-    pub fn find(&self, name: &str) -> Option<Arc<Device>> {
-        self.read().iter().find(|d| d.name() == name).cloned()
-    }
-
-    /// The device with this id.
-    pub fn by_id(&self, id: u32) -> Option<Arc<Device>> {
-        self.read().iter().find(|d| d.id() == id).cloned()
-    }
-
-    /// Makes a device without a table, with the lowest free id or the one that is asked for.
-    pub fn create(
-        &self,
-        name: &str,
-        uuid: &str,
-        id: Option<u32>,
-    ) -> Result<Arc<Device>, DeviceError> {
-        let mut devices = self.write();
-        for device in devices.iter() {
-            let info = device.info();
-            if names::is_same(&info.name, name) {
-                return Err(DeviceError::Exists(name.to_string()));
-            }
-            if !uuid.is_empty() && info.uuid == uuid {
-                return Err(DeviceError::Exists(uuid.to_string()));
-            }
-        }
-        let is_free = |id: &u32| devices.iter().all(|d| d.id() != *id);
-        let id = match id {
-            Some(id) if id as usize >= MAX_DEVICES => return Err(DeviceError::Number(id)),
-            Some(id) => Some(id)
-                .filter(is_free)
-                .ok_or_else(|| DeviceError::Exists(format!("number {id}")))?,
-            None => (0..MAX_DEVICES as u32).find(is_free).ok_or(DeviceError::TooMany)?,
-        };
-        let device = Arc::new(Device::new(id, name, uuid, self.mailboxes.clone()));
-        let latch = Latch::new(self.mailboxes.len());
-        // Sent before anybody can find the device, so that it is the first that a queue hears of
-        // it; awaited without the lock, which a queue may want for a handshake before it reads its
-        // mail.
-        self.mailboxes.send_all(|_| Command::Install {
-            device: id,
-            counters: device.counters(),
-            ack: latch.ack(),
-        });
-        devices.push(device.clone());
-        drop(devices);
-        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
-        self.mailboxes.tell(&device, What::Created);
-        Ok(device)
-    }
-
-    /// Gives a device another name.
-    pub fn rename(&self, device: &Device, name: &str) -> Result<(), DeviceError> {
-        let devices = self.write();
-        if devices.iter().any(|d| names::is_same(&d.name(), name)) {
-            return Err(DeviceError::Exists(name.to_string()));
-        }
-        let from = device.name();
-        device.set_name(name);
-        drop(devices);
-        self.mailboxes.tell(device, What::Renamed { from });
-        Ok(())
-    }
-
-    /// Gives a device its uuid.
-    pub fn set_uuid(&self, device: &Device, uuid: &str) -> Result<(), DeviceError> {
-        let devices = self.write();
-        if devices.iter().any(|d| d.info().uuid == uuid) {
-            return Err(DeviceError::Exists(uuid.to_string()));
-        }
-        device.set_uuid(uuid)
-    }
-
-    /// Removes a device that nobody has open.
-    pub fn remove(&self, device: &Arc<Device>) -> Result<(), DeviceError> {
-        self.remove_if(device, || true)
-    }
-
-    /// The same, if `agrees` says so when nobody can open the device any more. Otherwise it stays,
-    /// and that is no error.
-    pub fn remove_if(
-        &self,
-        device: &Arc<Device>,
-        agrees: impl FnOnce() -> bool,
-    ) -> Result<(), DeviceError> {
-        device.retire()?;
-        if !agrees() {
-            device.take_back();
-            return Ok(());
-        }
-        device.dismantle();
-        // Only now may the name and the id be used again.
-        self.write().retain(|d| !Arc::ptr_eq(d, device));
-        self.mailboxes.tell(device, What::Removed);
-        Ok(())
-    }
-
-    /// The pool is stopped: nothing is served any more, and leaves that nobody else has are closed.
-    fn forget_devices(&self) {
-        let devices = std::mem::take(&mut *self.write());
-        drop(devices);
-    }
-
-    fn export(device: &Device) -> Option<ExportInfo> {
-        let info = device.info();
-        let table = device.live()?;
-        let targets: Vec<&str> = table.segments().iter().map(|s| s.target.name()).collect();
-        Some(ExportInfo {
-            id: info.id,
-            description: format!("{} device of {} sectors", targets.join("+"), table.len()),
-            name: names::export_name(&info.name).into_owned(),
-            size_bytes: table.len() * 512,
-            read_only: info.read_only,
-            rotational: table.rotational(),
-            min_block: table.logical_block(),
-            preferred_block: table.logical_block().max(4096),
-            can_discard: table.can_discard(),
-            can_zero: true,
-            can_fast_zero: true,
-            can_cache: true,
-            // Writes are counted per leaf, whatever the connection: a flush on one covers all.
-            can_multi_conn: true,
-        })
-    }
-}
-
-impl Directory for Registry {
-    fn list(&self, each: &mut dyn FnMut(&str, &str)) {
-        for device in self.read().iter() {
-            if let Some(info) = Self::export(device) {
-                each(&info.name, &info.description);
-            }
-        }
-    }
-
-    fn find(&self, name: &str) -> Option<ExportInfo> {
-        let devices = self.read();
-        let device = match (name, devices.as_slice()) {
-            ("", [only]) => only,
-            _ => devices.iter().find(|device| names::is_called(&device.name(), name))?,
-        };
-        Self::export(device)
-    }
-
-    fn instance(&self) -> u64 {
-        self.instance
-    }
-}
-
 /// See the module's text.
 pub struct Pool {
-    registry: Arc<Registry>,
-    mailboxes: Arc<Mailboxes>,
+    shared: Shared,
+    host: Arc<Host>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     reaper: mpsc::Sender<Reap>,
     failed: Arc<AtomicBool>,
@@ -428,19 +74,16 @@ impl Pool {
         let queues = options.queues.clamp(1, MAX_QUEUES);
         let (reaper, reap) = mpsc::channel();
         let (watcher, watch) = mpsc::channel();
-        let boxes = (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
-        let mailboxes = Arc::new(Mailboxes {
-            boxes,
-            queues: Queues::of_new_owner(queues),
-            reaper: reaper.clone(),
-            watcher,
-            observer: OnceLock::new(),
-        });
-        let registry = Arc::new(Registry::new(mailboxes.clone(), options.memory_bytes));
+        let mailboxes = Arc::new(Mailboxes::new(queues)?);
+        let of = Queues::of_new_owner(queues);
+        let host = Arc::new(Host::new(of, Some(mailboxes.clone()), reaper.clone()));
+        let registry = Arc::new(Registry::new(host.clone(), options.memory_bytes));
+        let admission = Admission::new(registry.memory());
+        let shared = Shared { mailboxes, watcher, registry: registry.clone(), admission };
         let failed = Arc::new(AtomicBool::new(false));
         let pool = Pool {
-            registry: registry.clone(),
-            mailboxes,
+            shared,
+            host,
             threads: Mutex::default(),
             reaper,
             failed,
@@ -450,7 +93,7 @@ impl Pool {
             if let Err(error) = pool.start_queue(number) {
                 // Nobody reads their mail: whoever asks them (the stop of those that run) is told
                 // so.
-                pool.mailboxes.boxes.iter().skip(number).for_each(Mailbox::close);
+                pool.shared.mailboxes.iter().skip(number).for_each(Mailbox::close);
                 return Err(error);
             }
         }
@@ -476,12 +119,12 @@ impl Pool {
     }
 
     fn start_queue(&self, number: usize) -> io::Result<()> {
-        let (mailboxes, registry) = (self.mailboxes.clone(), self.registry.clone());
+        let shared = self.shared.clone();
         let (started, starts) = mpsc::channel();
         let failed = self.failed.clone();
         let thread = std::thread::Builder::new().name(format!("queue-{number}")).spawn(move || {
             // The ring is made on its thread: only that one may use it.
-            let queue = Queue::new(number, mailboxes, registry);
+            let queue = Queue::new(number, shared);
             let _ = started.send(queue.as_ref().map(|_| ()).map_err(|error| {
                 let why = match error.kind() {
                     io::ErrorKind::OutOfMemory => "the user's limit of locked memory, ulimit -l?",
@@ -500,23 +143,23 @@ impl Pool {
 
     /// The devices.
     pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+        &self.shared.registry
     }
 
     /// Has everything that happens told to `observer`. `false` if somebody else watches already.
     pub fn observe(&self, observer: Observer) -> bool {
-        self.mailboxes.observer.set(observer).is_ok()
+        self.host.observe(observer)
     }
 
     /// Its queues: what its leaves are opened for.
     pub fn queues(&self) -> Queues {
-        self.mailboxes.queues()
+        self.host.queues()
     }
 
     /// Serves NBD on a listening socket. Connections are dealt to the queues in turn.
     pub fn listen(&self, listener: Listener) -> Result<(), DeviceError> {
         let latch = Latch::new(1);
-        if let Some(mailbox) = self.mailboxes.get(0) {
+        if let Some(mailbox) = self.shared.mailboxes.get(0) {
             mailbox.send(Command::Listen { listener, ack: latch.ack() });
         }
         latch.wait().map_err(|Gone| DeviceError::Stopping)
@@ -525,8 +168,10 @@ impl Pool {
     /// The connections that have a device open over NBD. A queue that does not answer soon is left
     /// out.
     pub fn clients(&self) -> Vec<Client> {
-        let (found, latch) = (Arc::new(Mutex::default()), Latch::new(self.mailboxes.len()));
-        self.mailboxes.send_all(|_| Command::Clients { found: found.clone(), ack: latch.ack() });
+        let (found, latch) = (Arc::new(Mutex::default()), Latch::new(self.shared.mailboxes.len()));
+        self.shared
+            .mailboxes
+            .send_all(|_| nbd::Order::Clients { found: found.clone(), ack: latch.ack() }.into());
         latch.wait_at_most(CLIENTS_TIME);
         let mut found = std::mem::take(&mut *lock(&found));
         found.sort_by_key(|client: &Client| client.number);
@@ -536,9 +181,11 @@ impl Pool {
     /// Ends connections, by their numbers. They are gone when what they have under way on leaves
     /// has ended.
     pub fn disconnect(&self, numbers: &[u64]) {
-        let (numbers, latch) = (Arc::<[u64]>::from(numbers), Latch::new(self.mailboxes.len()));
-        self.mailboxes
-            .send_all(|_| Command::Disconnect { numbers: numbers.clone(), ack: latch.ack() });
+        let (numbers, latch) =
+            (Arc::<[u64]>::from(numbers), Latch::new(self.shared.mailboxes.len()));
+        self.shared.mailboxes.send_all(|_| {
+            nbd::Order::Disconnect { numbers: numbers.clone(), ack: latch.ack() }.into()
+        });
         latch.wait_at_most(CLIENTS_TIME);
     }
 
@@ -548,13 +195,13 @@ impl Pool {
         device: &Arc<Device>,
         options: &ublk::Options,
     ) -> Result<ublk::Node, UblkError> {
-        self.ublk.attach(device, options, &self.mailboxes)
+        self.ublk.attach(device, options, &*self.shared.mailboxes)
     }
 
     /// The device is no disk any more. Refused while the disk is in use, unless by force: then
     /// whoever uses it gets errors from now on, and what the kernel has not written yet is lost.
     pub fn detach_ublk(&self, device: &Device, force: bool) -> Result<(), UblkError> {
-        self.ublk.detach(device, force, &self.mailboxes)
+        self.ublk.detach(device, force, &*self.shared.mailboxes)
     }
 
     /// The disk that a device is.
@@ -571,7 +218,7 @@ impl Pool {
     /// Puts a device behind a disk that a dead server has left ([`ublk::found`]): its requests
     /// go on.
     pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
-        self.ublk.recover(device, id, &self.mailboxes)
+        self.ublk.recover(device, id, &*self.shared.mailboxes)
     }
 
     /// Whether a queue, or another of the pool's threads, has failed: nothing that it had is

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Latch, Pool, Reap, Watch, lock};
+use super::{Pool, Reap, Watch};
 use crate::device::Device;
 use crate::leaf::Leaf;
 use crate::pipeline::{Unfinished, merge};
 use crate::queue::Command;
+use crate::sys::latch::Latch;
+use crate::sys::lock::lock;
 
 /// How long [`Pool::stop`] waits for what is under way, and then for the last flushes. Longer than
 /// a server has to answer; both together are shorter than what service managers allow.
@@ -41,13 +43,13 @@ impl Pool {
     /// answers, and their memory is leaked, because the kernel may still write to it. The kernel
     /// keeps a process with such operations until they end, also one that is killed.
     pub fn stop_within(&self, time: Duration) -> Vec<String> {
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
+        let latch = Latch::new(self.shared.mailboxes.len());
+        self.shared.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
         latch.wait_at_most(time);
         let is_done = latch.is_done();
         let (stuck, mut left) = if is_done { Default::default() } else { self.give_up() };
         let _ = self.reaper.send(Reap::Stop);
-        let _ = self.mailboxes.watcher.send(Watch::Stop);
+        let _ = self.shared.watcher.send(Watch::Stop);
         let threads = std::mem::take(&mut *lock(&self.threads));
         if is_done {
             threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -58,7 +60,7 @@ impl Pool {
         left.extend(self.flush_within(time, &stuck));
         if !is_done {
             // The queues that were given up have the registry for good.
-            self.registry.forget_devices();
+            self.shared.registry.forget_devices();
         }
         left.iter().for_each(|sentence| tracing::error!("stopping: {sentence}"));
         left
@@ -67,8 +69,10 @@ impl Pool {
     /// Has the queues let go of what does not end. Returns the leaves, and sentences about all of it.
     fn give_up(&self) -> (Vec<Unfinished>, Vec<String>) {
         let found = Arc::new(Mutex::new(Vec::<Vec<Unfinished>>::new()));
-        let latch = Latch::new(self.mailboxes.len());
-        self.mailboxes.send_all(|_| Command::GiveUp { found: found.clone(), ack: latch.ack() });
+        let latch = Latch::new(self.shared.mailboxes.len());
+        self.shared
+            .mailboxes
+            .send_all(|_| Command::GiveUp { found: found.clone(), ack: latch.ack() });
         latch.wait_at_most(GIVE_UP_TIME);
         // Empty if all have ended meanwhile.
         let queues = std::mem::take(&mut *lock(&found));
@@ -87,7 +91,7 @@ impl Pool {
     /// Flushes every leaf, on a thread of its own that is not waited for if a flush hangs. Devices
     /// whose leaves are stuck come last.
     fn flush_within(&self, time: Duration, stuck: &[Unfinished]) -> Option<String> {
-        let mut devices = self.registry.list();
+        let mut devices = self.shared.registry.list();
         devices.sort_by_key(|device| {
             let is_stuck = |leaf: &Arc<Leaf>| stuck.iter().any(|one| one.leaf == leaf.name());
             device.live().is_some_and(|table| table.leaves().iter().any(is_stuck))

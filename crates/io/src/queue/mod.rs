@@ -5,188 +5,57 @@
 //! every touched connection send and receive. So a batch of requests costs one system call, however
 //! many leaves it touches, and a send per connection.
 
+mod command;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, mpsc};
 
 use io_uring::{opcode, types};
 
-use crate::device::table::Live;
+use crate::device::Registry;
 use crate::engine::session::turn::Turn;
-use crate::export::nbd::Peer;
-use crate::export::nbd::admission::Place;
-use crate::export::nbd::clients::{Barrier, Client, Newer};
-use crate::export::nbd::inquiry::Described;
+use crate::export::nbd::admission::Admission;
 use crate::export::nbd::server::Server;
+use crate::export::nbd::{self, Peer};
 use crate::export::{Listener, UBLK_TOKEN, ublk};
-use crate::pipeline::{Pipeline, Unfinished};
-use crate::pool::{Ack, Mailboxes, Registry};
+use crate::pipeline::Pipeline;
 use crate::request::Done;
-use crate::stats::Counters;
 use crate::sys::buffer::Buffers;
 use crate::sys::gather::shutdown;
+use crate::sys::latch::Ack;
 use crate::sys::lock::lock;
 use crate::sys::log_limit::LogLimit;
+use crate::sys::mailbox::{Mailboxes, Post};
 use crate::sys::ring::{Completion, Tag, user_data};
-
-/// What control asks of a queue.
-pub enum Command {
-    /// A device exists.
-    Install {
-        /// Its id.
-        device: u32,
-        /// Where to count, a line per queue.
-        counters: Arc<[Counters]>,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// A device that nobody uses is gone.
-    Remove {
-        /// Its id.
-        device: u32,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// Let no request in.
-    Close {
-        /// Its id.
-        device: u32,
-        /// Hold what finds no path of a multipath device.
-        noflush: bool,
-        /// Answered when none is in flight.
-        ack: Ack,
-    },
-    /// Let what waits for a path of a multipath device ask again.
-    Release {
-        /// Its id.
-        device: u32,
-    },
-    /// Fail what the requests of a device have waiting for a path or at a gate below.
-    FailHeld {
-        /// Its id.
-        device: u32,
-    },
-    /// Let requests in.
-    Open {
-        /// Its id.
-        device: u32,
-        /// What they meet.
-        live: Option<Arc<Live>>,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// Meet this once the gate opens: it is closed.
-    Exchange {
-        /// Its id.
-        device: u32,
-        /// What requests will meet.
-        live: Arc<Live>,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// Accept connections.
-    Listen {
-        /// Where.
-        listener: Listener,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// Serve a connection.
-    Connect {
-        /// Its socket.
-        socket: OwnedFd,
-        /// Its place among the connections that are let in.
-        place: Place,
-    },
-    /// Tell who is connected.
-    Clients {
-        /// Where to.
-        found: Arc<Mutex<Vec<Client>>>,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// End connections.
-    Disconnect {
-        /// Their numbers.
-        numbers: Arc<[u64]>,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// A newer connection waits for what its client has under way on older ones.
-    Settle {
-        /// It.
-        newer: Newer,
-        /// Dropped by all when that has ended.
-        barrier: Arc<Barrier>,
-    },
-    /// What a connection of this queue waited for has ended.
-    Settled {
-        /// Its index.
-        conn: u32,
-        /// Its number.
-        number: u64,
-    },
-    /// Leaves have told of their allocation, for a connection of this queue.
-    Described(Box<Described>),
-    /// Serve a hardware queue of a ublk device.
-    ServeUblk {
-        /// It.
-        queue: Box<ublk::HwQueue>,
-        /// Answered when its first commands are on their way.
-        ack: Ack,
-    },
-    /// Refuse the requests that ublk has for a device, those that wait at a gate included.
-    FailUblk {
-        /// Its id.
-        device: u32,
-        /// Answered at once.
-        ack: Ack,
-    },
-    /// Panic, for a test.
-    #[cfg(test)]
-    Panic,
-    /// Finish what is in flight and end.
-    Stop {
-        /// Answered when the thread is about to end.
-        ack: Ack,
-    },
-    /// The time for that is over: end without what does not.
-    GiveUp {
-        /// What each queue that has not ended has not finished.
-        found: Arc<Mutex<Vec<Vec<Unfinished>>>>,
-        /// Answered at once.
-        ack: Ack,
-    },
-}
-
-/// What the parts of a queue work with, lent for one call.
-pub struct Context<'a> {
-    /// The number of the queue.
-    pub queue: usize,
-    /// The ring.
-    pub turn: &'a mut Turn,
-    /// The pipeline.
-    pub pipeline: &'a mut Pipeline,
-    /// The buffers.
-    pub buffers: &'a mut Buffers,
-    /// Names of devices, for handshakes.
-    pub registry: &'a Arc<Registry>,
-}
+pub(crate) use command::{Command, Watch};
 
 /// How a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// Everything is answered, and nobody has anything of it.
     Finished,
     /// What the kernel has does not come back.
     GivenUp,
 }
 
+/// What the queues of a pool share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) mailboxes: Arc<Mailboxes<Command>>,
+    /// Where to report.
+    pub(crate) watcher: mpsc::Sender<Watch>,
+    pub(crate) registry: Arc<Registry>,
+    /// How many clients are let in.
+    pub(crate) admission: Arc<Admission>,
+}
+
 /// See the module's text.
-pub struct Queue {
+pub(crate) struct Queue {
     number: usize,
-    mailboxes: Arc<Mailboxes>,
-    registry: Arc<Registry>,
+    shared: Shared,
+    /// The mailboxes, as the exports use them.
+    post: Arc<dyn Post<nbd::Order>>,
     turn: Turn,
     pipeline: Pipeline,
     buffers: Buffers,
@@ -209,16 +78,13 @@ pub struct Queue {
 
 impl Queue {
     /// Queue number `number`, on the thread that will run it.
-    pub fn new(
-        number: usize,
-        mailboxes: Arc<Mailboxes>,
-        registry: Arc<Registry>,
-    ) -> io::Result<Queue> {
-        let buffers = Buffers::new(registry.memory().clone(), mailboxes.len());
+    pub(crate) fn new(number: usize, shared: Shared) -> io::Result<Queue> {
+        let memory = shared.registry.memory().clone();
+        let buffers = Buffers::new(memory, shared.mailboxes.len());
         Ok(Queue {
             number,
-            mailboxes,
-            registry,
+            post: shared.mailboxes.clone(),
+            shared,
             turn: Turn::new()?,
             pipeline: Pipeline::new(number),
             buffers,
@@ -236,7 +102,7 @@ impl Queue {
     }
 
     /// Runs until it is stopped. Errors: the ring fails (nothing can be served any more).
-    pub fn run(&mut self) -> io::Result<Ended> {
+    pub(crate) fn run(&mut self) -> io::Result<Ended> {
         let mut completions = Vec::new();
         self.arm_wake();
         let mut has_more = false;
@@ -256,11 +122,13 @@ impl Queue {
             has_more = !self.is_quiet() && self.carry_answers();
             if self.pipeline.has_events() {
                 for (device, event) in self.pipeline.take_events() {
-                    self.mailboxes.report(device, event);
+                    let _ = self.shared.watcher.send(Watch::Event(device, event));
                 }
             }
             if self.pipeline.has_failures() {
-                self.pipeline.take_failures().for_each(|one| self.mailboxes.report_failure(one));
+                for failure in self.pipeline.take_failures() {
+                    let _ = self.shared.watcher.send(Watch::Failure(failure));
+                }
             }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 // What the kernel still has of their connections it gives back in a moment.
@@ -273,7 +141,7 @@ impl Queue {
         };
         // Any other has not answered what it was asked: give_up() says so.
         if matches!(result, Ok(Ended::Finished)) {
-            if let Some(mailbox) = self.mailboxes.get(self.number) {
+            if let Some(mailbox) = self.shared.mailboxes.get(self.number) {
                 mailbox.close();
             }
             if let Some(ack) = self.stopping.take() {
@@ -290,7 +158,7 @@ impl Queue {
     /// the driver hands this thread a request at that moment, Linux 6.12 ends one command twice:
     /// the ring never ends and its disk stays with us for good, or the kernel crashes (mended in
     /// Linux 6.15). The driver hands nothing to a thread that has exited.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         // Bound in this order so that, where it is dropped, the ring goes first.
         let Queue { ublk, wake_count, turn, .. } = self;
         if !ublk.is_empty() {
@@ -300,8 +168,8 @@ impl Queue {
 
     /// It has failed or was given up, and nothing of it is ever touched again: whoever waits for an answer to a
     /// command is told that there will be none.
-    pub fn give_up(&mut self) {
-        if let Some(mailbox) = self.mailboxes.get(self.number) {
+    pub(crate) fn give_up(&mut self) {
+        if let Some(mailbox) = self.shared.mailboxes.get(self.number) {
             mailbox.close();
         }
         self.stopping = None;
@@ -318,7 +186,8 @@ impl Queue {
         match completion.tag {
             Tag::Part | Tag::Window => self.pipeline.complete(completion, &mut self.turn),
             Tag::Wake => {
-                for command in self.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default()
+                for command in
+                    self.shared.mailboxes.get(self.number).map(|m| m.take()).unwrap_or_default()
                 {
                     self.obey(command);
                 }
@@ -326,17 +195,17 @@ impl Queue {
             }
             Tag::Accept => self.accepted(completion),
             Tag::Receive | Tag::Send => {
-                let (server, _, mut context) = self.split();
+                let (server, mut context) = self.nbd();
                 server.complete(completion, &mut context);
             }
             Tag::Link => self.turn.links.complete(completion),
             Tag::Ublk => {
-                let (_, ublk, mut context) = self.split();
+                let (ublk, mut context) = self.ublk();
                 ublk.complete(completion, &mut context);
             }
             Tag::Tick => {
                 self.ticking = false;
-                let (server, _, mut context) = self.split();
+                let (server, mut context) = self.nbd();
                 server.tick(&mut context);
                 self.turn.links.tick(self.turn.now_ns());
                 std::mem::take(&mut self.refused)
@@ -362,16 +231,21 @@ impl Queue {
                 let mut done = std::mem::take(&mut self.done);
                 self.pipeline.take_done(&mut done);
                 self.turn.answered(done.len());
-                let (server, ublk, mut context) = self.split();
                 for done in done.drain(..) {
                     match done.token & UBLK_TOKEN {
-                        0 => server.answered(done, &mut context),
-                        _ => ublk.answered(done.token, done.errno, &mut context),
+                        0 => {
+                            let (server, mut context) = self.nbd();
+                            server.answered(done, &mut context);
+                        }
+                        _ => {
+                            let (ublk, mut context) = self.ublk();
+                            ublk.answered(done.token, done.errno, &mut context);
+                        }
                     }
                 }
                 self.done = done;
             }
-            let (server, _, mut context) = self.split();
+            let (server, mut context) = self.nbd();
             let has_more = server.turn(&mut context);
             if self.pipeline.has_done() || (has_more && !self.turn.is_spent()) {
                 continue;
@@ -384,81 +258,43 @@ impl Queue {
         }
     }
 
-    fn split(&mut self) -> (&mut Server, &mut ublk::server::Server, Context<'_>) {
-        let context = Context {
+    /// The connections, and what they work with.
+    #[inline]
+    fn nbd(&mut self) -> (&mut Server, nbd::Context<'_>) {
+        let context = nbd::Context {
             queue: self.number,
             turn: &mut self.turn,
             pipeline: &mut self.pipeline,
             buffers: &mut self.buffers,
-            registry: &self.registry,
+            registry: &self.shared.registry,
+            post: &self.post,
         };
-        (&mut self.server, &mut self.ublk, context)
+        (&mut self.server, context)
+    }
+
+    /// The hardware queues, and what they work with.
+    #[inline]
+    fn ublk(&mut self) -> (&mut ublk::server::Server, ublk::Context<'_>) {
+        let context = ublk::Context { turn: &mut self.turn, pipeline: &mut self.pipeline };
+        (&mut self.ublk, context)
     }
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Install { device, counters, ack } => {
-                self.pipeline.install(device, counters);
-                ack.done();
-            }
-            Command::Remove { device, ack } => {
-                self.pipeline.remove(device);
-                ack.done();
-            }
-            Command::Close { device, noflush, ack } => {
-                self.pipeline.close(device, noflush, ack, &mut self.turn);
-            }
-            Command::Release { device } => self.pipeline.release(device, &mut self.turn),
-            Command::FailHeld { device } => {
-                self.pipeline.fail_held(device, libc::EIO, &mut self.turn);
-            }
-            Command::Open { device, live, ack } => {
-                self.pipeline.open(device, live, &mut self.turn);
-                ack.done();
-            }
-            Command::Exchange { device, live, ack } => {
-                self.pipeline.exchange(device, live);
-                ack.done();
-            }
+            Command::Device(order) => self.pipeline.obey(order, &mut self.turn),
             Command::Listen { listener, ack } => {
                 self.listeners.push(listener);
                 self.arm_accept(self.listeners.len() - 1);
                 ack.done();
             }
-            Command::Connect { socket, place } => {
-                let (server, _, mut context) = self.split();
-                server.connect(socket, place, &mut context);
+            Command::Nbd(order) => {
+                let (server, mut context) = self.nbd();
+                server.obey(order, &mut context);
                 self.keep_ticking();
             }
-            Command::Clients { found, ack } => {
-                let mut found = lock(&found);
-                found.extend(self.server.clients());
-                ack.done();
-            }
-            Command::Disconnect { numbers, ack } => {
-                let (server, _, mut context) = self.split();
-                let is_one = |client: &Client| numbers.contains(&client.number);
-                server.disconnect(is_one, &mut context);
-                ack.done();
-            }
-            Command::Settle { newer, barrier } => {
-                let (server, _, mut context) = self.split();
-                server.settle(&newer, &barrier, &mut context);
-            }
-            Command::Settled { conn, number } => self.server.settled(conn, number),
-            Command::Described(described) => {
-                let (server, _, mut context) = self.split();
-                server.described(&described, &mut context);
-            }
-            Command::ServeUblk { queue, ack } => {
-                let (_, ublk, mut context) = self.split();
-                ublk.serve(queue, &mut context);
-                ack.done();
-            }
-            Command::FailUblk { device, ack } => {
-                let (_, ublk, mut context) = self.split();
-                ublk.fail(device, &mut context);
-                ack.done();
+            Command::Ublk(order) => {
+                let (ublk, mut context) = self.ublk();
+                ublk.obey(order, &mut context);
             }
             #[cfg(test)]
             Command::Panic => panic!("a test wants it"),
@@ -500,9 +336,8 @@ impl Queue {
     }
 
     fn arm_wake(&mut self) {
-        let Some(mailbox) = self.mailboxes.get(self.number) else { return };
-        let into = (&raw mut *self.wake_count).cast();
-        let entry = opcode::Read::new(types::Fd(mailbox.wake_fd()), into, 8).build();
+        let Some(mailbox) = self.shared.mailboxes.get(self.number) else { return };
+        let entry = mailbox.wake_entry(&mut self.wake_count);
         // SAFETY: the count and the descriptor live as long as the queue, which outlives its ring's
         // operations.
         unsafe { self.turn.push(&entry.user_data(user_data(Tag::Wake, 0))) };
@@ -539,12 +374,12 @@ impl Queue {
     /// Gives a connection to the queue whose turn it is, if it can be let in.
     fn admit(&mut self, socket: OwnedFd) {
         static LIMIT: LogLimit = LogLimit::new();
-        match self.registry.admission().admit(socket.as_fd()) {
+        match self.shared.admission.admit(socket.as_fd()) {
             Ok(place) => {
-                if let Some(mailbox) = self.mailboxes.get(self.next_queue) {
-                    mailbox.send(Command::Connect { socket, place });
+                if let Some(mailbox) = self.shared.mailboxes.get(self.next_queue) {
+                    mailbox.send(nbd::Order::Connect { socket, place }.into());
                 }
-                self.next_queue = (self.next_queue + 1) % self.mailboxes.len();
+                self.next_queue = (self.next_queue + 1) % self.shared.mailboxes.len();
             }
             Err(reason) => {
                 if let Some(suppressed) = LIMIT.pass() {

@@ -8,6 +8,7 @@ pub(crate) mod helper;
 pub(crate) mod latch;
 pub(crate) mod lock;
 pub(crate) mod log_limit;
+pub(crate) mod mailbox;
 pub mod memory;
 pub mod pages;
 pub mod process;

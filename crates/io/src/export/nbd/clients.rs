@@ -18,9 +18,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::Order;
 use super::Peer;
-use crate::pool::Registry;
-use crate::queue::Command;
+use crate::sys::mailbox::Post;
 
 /// A connection that has a device open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Client {
 
 /// See the module's text.
 pub struct Barrier {
-    registry: Arc<Registry>,
+    post: Arc<dyn Post<Order>>,
     queue: usize,
     conn: u32,
     number: u64,
@@ -60,14 +60,14 @@ pub struct Newer {
 
 impl Barrier {
     /// For connection `conn` of `queue`, whose number is `number`.
-    pub(super) fn new(registry: Arc<Registry>, queue: usize, conn: u32, number: u64) -> Barrier {
-        Barrier { registry, queue, conn, number }
+    pub(super) fn new(post: Arc<dyn Post<Order>>, queue: usize, conn: u32, number: u64) -> Barrier {
+        Barrier { post, queue, conn, number }
     }
 }
 
 impl Drop for Barrier {
     fn drop(&mut self) {
-        let settled = Command::Settled { conn: self.conn, number: self.number };
-        self.registry.send(self.queue, settled);
+        let settled = Order::Settled { conn: self.conn, number: self.number };
+        self.post.send(self.queue, settled);
     }
 }

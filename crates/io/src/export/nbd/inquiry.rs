@@ -7,12 +7,11 @@
 
 use std::sync::Arc;
 
-use super::MAX_EXTENTS;
+use super::{MAX_EXTENTS, Order};
 use crate::leaf::Leaf;
 use crate::pipeline::{EXTENTS_PIECES, Found};
-use crate::pool::Registry;
-use crate::queue::Command;
 use crate::sys::helper::Work;
+use crate::sys::mailbox::Post;
 
 /// How often leaves are asked for one answer, at most. Twice the extents of the longest answer:
 /// neighbours may turn out to be one.
@@ -32,7 +31,7 @@ pub(super) struct Asker {
 }
 
 /// What leaves have said, for the connection that asked.
-pub struct Described {
+pub(crate) struct Described {
     /// The index of the connection.
     pub(super) conn: u32,
     pub(super) conn_number: u64,
@@ -60,7 +59,7 @@ enum Known {
 /// Collects the pieces of a range; see the module's text.
 pub(super) struct Inquiry {
     asker: Asker,
-    registry: Arc<Registry>,
+    post: Arc<dyn Post<Order>>,
     pieces: Vec<Piece>,
     leaves: Vec<Arc<Leaf>>,
     /// The leaf that is asked next.
@@ -71,10 +70,10 @@ pub(super) struct Inquiry {
 }
 
 impl Inquiry {
-    pub(super) fn new(asker: Asker, registry: &Arc<Registry>, one: bool) -> Inquiry {
+    pub(super) fn new(asker: Asker, post: &Arc<dyn Post<Order>>, one: bool) -> Inquiry {
         Inquiry {
             asker,
-            registry: registry.clone(),
+            post: post.clone(),
             pieces: Vec::new(),
             leaves: Vec::new(),
             next: 0,
@@ -175,6 +174,6 @@ impl Drop for Inquiry {
         }
         let Asker { queue, conn, conn_number, number } = self.asker;
         let described = Described { conn, conn_number, number, extents: self.extents() };
-        self.registry.send(queue, Command::Described(Box::new(described)));
+        self.post.send(queue, Order::Described(Box::new(described)));
     }
 }

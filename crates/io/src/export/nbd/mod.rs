@@ -22,12 +22,14 @@
 pub mod admission;
 pub mod clients;
 mod conn;
+mod context;
 pub mod contexts;
+mod directory;
 pub mod handshake;
 pub(crate) mod inquiry;
 mod peer;
 pub mod reply;
-pub mod server;
+pub(crate) mod server;
 pub mod session;
 #[cfg(test)]
 mod testing;
@@ -36,6 +38,7 @@ pub use crate::device::names;
 pub use crate::wire::nbd as proto;
 pub use crate::wire::nbd::{Command, MAX_REQUEST_BYTES, MAX_STRING, NbdError};
 pub use crate::wire::replaces;
+pub(crate) use context::{Context, Order};
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
 pub use peer::Peer;

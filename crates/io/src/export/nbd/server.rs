@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::admission::Place;
 use super::clients::{Barrier, Client, Newer};
 use super::conn::Conn;
+use super::context::{Context, Order};
 use super::inquiry::Described;
-use crate::queue::Context;
 use crate::request::Done;
+use crate::sys::lock::lock;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::ring::{Completion, Tag};
 use crate::sys::slab::Slab;
@@ -22,7 +23,7 @@ const ROUNDS_A_LOOK_LAST: usize = ROUNDS_A_LOOK - 1;
 
 /// See the module's text.
 #[derive(Default)]
-pub struct Server {
+pub(crate) struct Server {
     conns: Slab<Box<Conn>>,
     /// Connections that need a turn.
     touched: Vec<u32>,
@@ -31,24 +32,38 @@ pub struct Server {
     stopping: bool,
 }
 
-/// The token of request `slot` of connection `conn`.
-pub(super) fn token(conn: u32, slot: u32) -> u64 {
-    (u64::from(conn) << 32) | u64::from(slot)
-}
-
 impl Server {
+    /// Carries an order out.
+    pub(crate) fn obey(&mut self, order: Order, context: &mut Context<'_>) {
+        match order {
+            Order::Connect { socket, place } => self.connect(socket, place, context),
+            Order::Clients { found, ack } => {
+                lock(&found).extend(self.clients());
+                ack.done();
+            }
+            Order::Disconnect { numbers, ack } => {
+                let is_one = |client: &Client| numbers.contains(&client.number);
+                self.disconnect(is_one, context);
+                ack.done();
+            }
+            Order::Settle { newer, barrier } => self.settle(&newer, &barrier, context),
+            Order::Settled { conn, number } => self.settled(conn, number),
+            Order::Described(described) => self.described(&described, context),
+        }
+    }
+
     /// No connections.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.conns.is_empty()
     }
 
     /// Whether no connection needs a turn.
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.touched.is_empty() && self.starved.is_empty()
     }
 
     /// Serves a connection from its greeting on.
-    pub fn connect(&mut self, socket: OwnedFd, place: Place, context: &mut Context<'_>) {
+    pub(crate) fn connect(&mut self, socket: OwnedFd, place: Place, context: &mut Context<'_>) {
         static LIMIT: LogLimit = LogLimit::new();
         if self.stopping {
             return;
@@ -64,12 +79,16 @@ impl Server {
     }
 
     /// The connections that have a device open.
-    pub fn clients(&self) -> impl Iterator<Item = Client> + '_ {
+    pub(crate) fn clients(&self) -> impl Iterator<Item = Client> + '_ {
         self.conns.iter().filter_map(|(_, conn)| conn.client())
     }
 
     /// Ends the connections of these clients. Their requests at a gate are given up.
-    pub fn disconnect(&mut self, is_one: impl Fn(&Client) -> bool, context: &mut Context<'_>) {
+    pub(crate) fn disconnect(
+        &mut self,
+        is_one: impl Fn(&Client) -> bool,
+        context: &mut Context<'_>,
+    ) {
         for id in self.ids() {
             if let Some(conn) = self.conns.get_mut(id)
                 && conn.client().is_some_and(|client| is_one(&client))
@@ -82,7 +101,12 @@ impl Server {
 
     /// A newer connection of a client is about to be answered; its older ones have `barrier` held
     /// until their work has ended.
-    pub fn settle(&mut self, newer: &Newer, barrier: &Arc<Barrier>, context: &mut Context<'_>) {
+    pub(crate) fn settle(
+        &mut self,
+        newer: &Newer,
+        barrier: &Arc<Barrier>,
+        context: &mut Context<'_>,
+    ) {
         let is_older = |client: Client| {
             client.device == newer.device
                 && client.number < newer.number
@@ -100,7 +124,7 @@ impl Server {
     }
 
     /// The work that a connection waited for has ended.
-    pub fn settled(&mut self, id: u32, number: u64) {
+    pub(crate) fn settled(&mut self, id: u32, number: u64) {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.settled(number);
             self.touch(id);
@@ -108,7 +132,7 @@ impl Server {
     }
 
     /// Leaves have told of their allocation, for a connection that asked.
-    pub fn described(&mut self, described: &Described, context: &mut Context<'_>) {
+    pub(crate) fn described(&mut self, described: &Described, context: &mut Context<'_>) {
         if let Some(conn) = self.conns.get_mut(described.conn) {
             conn.described(described.conn, described, context);
             self.touch(described.conn);
@@ -123,7 +147,7 @@ impl Server {
     }
 
     /// A receive or send of a connection has completed.
-    pub fn complete(&mut self, completion: &Completion, context: &mut Context<'_>) {
+    pub(crate) fn complete(&mut self, completion: &Completion, context: &mut Context<'_>) {
         let id = completion.id as u32;
         let Some(conn) = self.conns.get_mut(id) else { return };
         match completion.tag {
@@ -134,7 +158,7 @@ impl Server {
     }
 
     /// A request of a connection was answered.
-    pub fn answered(&mut self, done: Done, context: &mut Context<'_>) {
+    pub(crate) fn answered(&mut self, done: Done, context: &mut Context<'_>) {
         let (id, slot) = ((done.token >> 32) as u32, done.token as u32);
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.answered(slot, done.errno, context);
@@ -144,7 +168,7 @@ impl Server {
     /// Gives touched connections a round each until the turn has cost enough. Connections that it
     /// does not reach are the first ones of the next turn. True if it must be called again after
     /// the answers were passed on.
-    pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
+    pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> bool {
         self.feed(context);
         let (mut more, mut reached) = (false, 0);
         for &id in &self.touched {
@@ -193,7 +217,7 @@ impl Server {
             // Other connections need the buffers that are kept for reuse.
             context.buffers.trim(true);
             context.buffers.take_given();
-            context.registry.wake_queues();
+            context.post.wake_all();
         }
         !self.touched.is_empty()
     }
@@ -211,7 +235,7 @@ impl Server {
     }
 
     /// Reads no new requests. Connections close when requests in flight are answered.
-    pub fn stop(&mut self, now_ns: u64) {
+    pub(crate) fn stop(&mut self, now_ns: u64) {
         self.stopping = true;
         for id in self.ids() {
             if let Some(conn) = self.conns.get_mut(id) {
@@ -222,18 +246,18 @@ impl Server {
     }
 
     /// Ends all connections: their sockets may stay open for as long as the process is there.
-    pub fn cut_off(&mut self) {
+    pub(crate) fn cut_off(&mut self) {
         self.conns.iter().for_each(|(_, conn)| conn.cut_off());
     }
 
     /// Whether there are connections. Then call [`Server::tick`] about every second.
-    pub fn is_timed(&self) -> bool {
+    pub(crate) fn is_timed(&self) -> bool {
         !self.conns.is_empty()
     }
 
     /// Drops connections whose time is up, whose client is gone, or whose client holds memory and
     /// does nothing. Gives unused memory back.
-    pub fn tick(&mut self, context: &mut Context<'_>) {
+    pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         for id in self.ids() {
             let Some(conn) = self.conns.get_mut(id) else { continue };
             conn.expire(context.turn.now_ns());

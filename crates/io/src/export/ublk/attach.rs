@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::abi::{DevInfo, Params, feature};
 use super::control::{Control, kernel_release};
 use super::leftover::{MARK, begin_recovery};
+use super::server::Order;
 use super::{
     DEFAULT_DEPTH, HwQueue, MAX_DEPTH, MAX_IO_BYTES, MAX_QUEUES, Node, Options, UblkError,
     ZERO_COPY, char_node, in_use, is_zero_copy, params,
 };
 use crate::device::{Device, OpenDevice};
-use crate::pool::{Gone, Latch, Mailboxes};
-use crate::queue::Command;
+use crate::sys::latch::{Gone, Latch};
 use crate::sys::lock::lock;
+use crate::sys::mailbox::Post;
 
 /// Features without which we do not make a disk.
 const FEATURES: u64 =
@@ -107,10 +108,10 @@ impl Exports {
         &self,
         device: &Arc<Device>,
         options: &Options,
-        mailboxes: &Mailboxes,
+        post: &dyn Post<Order>,
     ) -> Result<Node, UblkError> {
         let reserved = self.reserve(device)?;
-        let mut info = wanted(options, mailboxes.len())?;
+        let mut info = wanted(options, post.queues())?;
         let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
         let params =
             params::params(&table, MAX_IO_BYTES).ok_or_else(|| UblkError::Table(device.name()))?;
@@ -129,7 +130,7 @@ impl Exports {
         let mut added = Added { control: &mut control, id: Some(info.dev_id) };
         need(info.flags)?;
         added.control.set_params(info.dev_id, &params)?;
-        let over = serve(device, &info, mailboxes)?;
+        let over = serve(device, &info, post)?;
         added.control.start(info.dev_id)?;
         added.id = None;
         let node = self.fill(reserved, Attached { node: node(&info, &params), over, open });
@@ -143,7 +144,7 @@ impl Exports {
         &self,
         device: &Arc<Device>,
         id: u32,
-        mailboxes: &Mailboxes,
+        post: &dyn Post<Order>,
     ) -> Result<Node, UblkError> {
         let reserved = self.reserve(device)?;
         let table = device.live().ok_or_else(|| UblkError::Table(device.name()))?;
@@ -157,7 +158,7 @@ impl Exports {
             return Err(UblkError::Block { id, disk, device: device.name(), table: needed });
         }
         let info = begin_recovery(&mut control, id)?;
-        let over = serve(device, &info, mailboxes)?;
+        let over = serve(device, &info, post)?;
         control.end_recovery(id)?;
         let node = self.fill(reserved, Attached { node: node(&info, &params), over, open });
         tracing::info!(device = %device.name(), node = %node.path(), "taken over");
@@ -170,7 +171,7 @@ impl Exports {
         &self,
         device: &Device,
         force: bool,
-        mailboxes: &Mailboxes,
+        post: &dyn Post<Order>,
     ) -> Result<(), UblkError> {
         let attached = self
             .lock()
@@ -178,7 +179,7 @@ impl Exports {
             .find(|(id, _)| *id == device.id())
             .and_then(|(_, attached)| attached.take())
             .ok_or_else(|| UblkError::NotAttached(device.name()))?;
-        match end(&attached, force, mailboxes) {
+        match end(&attached, force, post) {
             Ok(()) => {
                 drop(Reserved { exports: self, device: device.id() });
                 tracing::info!(device = %device.name(), node = %attached.node.path(), "detached");
@@ -194,13 +195,13 @@ impl Exports {
     }
 }
 
-fn end(attached: &Attached, force: bool, mailboxes: &Mailboxes) -> Result<(), UblkError> {
+fn end(attached: &Attached, force: bool, post: &dyn Post<Order>) -> Result<(), UblkError> {
     let (device, node) = (attached.open.device(), &attached.node);
     // Held until the disk is gone, so that nobody can mount it in between.
     let held = match force {
         true => {
-            let latch = Latch::new(mailboxes.len());
-            mailboxes.send_all(|_| Command::FailUblk { device: device.id(), ack: latch.ack() });
+            let latch = Latch::new(post.queues());
+            post.send_all(|_| Order::Fail { device: device.id(), ack: latch.ack() });
             // Queues that are gone have nothing to refuse.
             let _ = latch.wait();
             None
@@ -274,7 +275,7 @@ pub(super) fn node(info: &DevInfo, params: &Params) -> Node {
 fn serve(
     device: &Arc<Device>,
     info: &DevInfo,
-    mailboxes: &Mailboxes,
+    post: &dyn Post<Order>,
 ) -> Result<Arc<Latch>, UblkError> {
     let name = char_node(info.dev_id);
     let system = |what| {
@@ -288,9 +289,8 @@ fn serve(
     for number in 0..info.nr_hw_queues {
         let queue = HwQueue::new(file.clone(), info, number, device.id(), over.ack())
             .map_err(system("map"))?;
-        if let Some(mailbox) = mailboxes.get(usize::from(number) % mailboxes.len().max(1)) {
-            mailbox.send(Command::ServeUblk { queue: Box::new(queue), ack: taken.ack() });
-        }
+        let of = usize::from(number) % post.queues().max(1);
+        post.send(of, Order::Serve { queue: Box::new(queue), ack: taken.ack() });
     }
     taken.wait().map_err(|Gone| UblkError::Stopping(device.name()))?;
     Ok(over)

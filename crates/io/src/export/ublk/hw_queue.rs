@@ -23,9 +23,9 @@ use io_uring::{opcode, types};
 
 use super::abi::{self, DevInfo, IoCommand, IoDesc, io_flag, op};
 use super::is_zero_copy;
-use crate::pool::Ack;
-use crate::queue::Context;
+use super::server::Context;
 use crate::request::{Op, Request, Span, Token};
+use crate::sys::latch::Ack;
 use crate::sys::pages::Pages;
 use crate::sys::ring::{Ring, Tag, user_data};
 

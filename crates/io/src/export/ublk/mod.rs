@@ -45,6 +45,7 @@ use std::io;
 pub(crate) use attach::Exports;
 pub use hw_queue::HwQueue;
 pub use leftover::{Found, Server, found, remove_leftover, wait_until_left};
+pub(crate) use server::{Context, Order};
 
 /// Largest read or write: the size of a tag's data area. The kernel's own loop driver takes no more
 /// at once.

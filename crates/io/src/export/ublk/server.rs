@@ -5,9 +5,10 @@
 //! everything of it, or with the thread.
 
 use super::hw_queue::HwQueue;
-use crate::export::UBLK_TOKEN;
-use crate::queue::Context;
-use crate::request::Token;
+use crate::engine::session::turn::Turn;
+use crate::pipeline::Pipeline;
+use crate::request::{Token, UBLK_TOKEN};
+use crate::sys::latch::Ack;
 use crate::sys::ring::{Completion, Ring};
 use crate::sys::slab::Slab;
 
@@ -16,6 +17,32 @@ use crate::sys::slab::Slab;
 pub(crate) struct Server {
     queues: Slab<Box<HwQueue>>,
     stopping: bool,
+}
+
+/// What a queue lends for one call.
+pub(crate) struct Context<'a> {
+    /// Its ring, and the links on it.
+    pub(crate) turn: &'a mut Turn,
+    /// The pipeline.
+    pub(crate) pipeline: &'a mut Pipeline,
+}
+
+/// What control asks of the hardware queues of a queue.
+pub(crate) enum Order {
+    /// Serve a hardware queue.
+    Serve {
+        /// It.
+        queue: Box<HwQueue>,
+        /// Answered when its first commands are on their way.
+        ack: Ack,
+    },
+    /// Refuse the requests that ublk has for a device, those that wait at a gate included.
+    Fail {
+        /// Its id.
+        device: u32,
+        /// Answered at once.
+        ack: Ack,
+    },
 }
 
 /// What a completion's id says: a place here and a tag.
@@ -36,6 +63,20 @@ impl Server {
     /// Whether it serves no hardware queue.
     pub(crate) fn is_empty(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    /// Carries an order out.
+    pub(crate) fn obey(&mut self, order: Order, context: &mut Context<'_>) {
+        match order {
+            Order::Serve { queue, ack } => {
+                self.serve(queue, context);
+                ack.done();
+            }
+            Order::Fail { device, ack } => {
+                self.fail(device, context);
+                ack.done();
+            }
+        }
     }
 
     /// Serves a hardware queue from its first fetch on.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::stalling::{is_half_closed, is_hung_up};
 use super::{Conn, Phase};
+use crate::export::nbd::Order;
 use crate::export::nbd::clients::{Barrier, Client, Newer};
-use crate::queue::{Command, Context};
+use crate::export::nbd::context::Context;
 
 /// Longest wait of a connection for its client's older ones. Until then the client sees a slow
 /// handshake. Afterwards the connection is dropped, and the client may try again.
@@ -55,10 +56,10 @@ impl Conn {
         let replaces = self.replaces().cloned();
         self.is_settling = true;
         self.deadline_ns = Some(context.turn.now_ns() + SETTLE_TIMEOUT_NS);
-        let registry = context.registry;
-        let barrier = Arc::new(Barrier::new(registry.clone(), context.queue, id, number));
+        let post = context.post;
+        let barrier = Arc::new(Barrier::new(post.clone(), context.queue, id, number));
         let newer = Newer { device, peer, number, replaces };
-        registry.send_all(|_| Command::Settle { newer: newer.clone(), barrier: barrier.clone() });
+        post.send_all(|_| Order::Settle { newer: newer.clone(), barrier: barrier.clone() });
     }
 
     /// The older connections' work has ended.

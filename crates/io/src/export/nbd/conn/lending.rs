@@ -2,8 +2,8 @@
 //! is spent, the connection waits; if the system has none, the request fails.
 
 use super::{Body, Conn, Phase, Reply};
+use crate::export::nbd::context::Context;
 use crate::export::nbd::{Command, MAX_REPLY_HEADER, NbdError, Request};
-use crate::queue::Context;
 use crate::sys::buffer::{Buffer, KEEP_MAX};
 use crate::sys::memory::Short;
 

@@ -25,13 +25,12 @@ use io_uring::{opcode, types};
 use super::admission::{INPUT_BYTES, Place};
 use super::clients::Barrier;
 use super::names::export_name;
-use super::server::token;
 use super::{
     CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
     Next, Parsed, Peer, Request, Session, reply::MAX_STATUS_CHUNK,
 };
 use crate::device::OpenDevice;
-use crate::queue::Context;
+use crate::export::nbd::context::Context;
 use crate::request::{self, Op, Span};
 use crate::sys::buffer::{Buffer, Buffers};
 use crate::sys::gather::{keep_alive, shutdown, tune};
@@ -99,6 +98,11 @@ enum Receiving {
     Nothing,
     Input,
     Body,
+}
+
+/// The token of request `slot` of connection `conn`.
+pub(in crate::export::nbd) fn token(conn: u32, slot: u32) -> u64 {
+    (u64::from(conn) << 32) | u64::from(slot)
 }
 
 /// See the module's text.

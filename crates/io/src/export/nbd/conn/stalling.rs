@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::{Conn, Receiving};
-use crate::queue::Context;
+use crate::export::nbd::context::Context;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::ring::TICK_SECONDS;
 

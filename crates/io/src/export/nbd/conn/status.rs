@@ -5,11 +5,11 @@
 //! connections take turns at a leaf.
 
 use super::{Conn, Phase, Reply};
+use crate::export::nbd::context::Context;
 use crate::export::nbd::inquiry::{Asker, Described, Inquiry};
 use crate::export::nbd::reply::MAX_STATUS_CHUNK;
 use crate::export::nbd::{MAX_REPLY_HEADER, MetaContext, NbdError, Parsed, Request};
 use crate::pipeline::{Extents, Found};
-use crate::queue::Context;
 use crate::sys::buffer::Buffer;
 use crate::sys::memory::Short;
 
@@ -112,7 +112,7 @@ impl Conn {
         if request.contexts.contains(MetaContext::Allocation) {
             let (conn, conn_number) = (id, self.place.number());
             let asker = Asker { queue: context.queue, conn, conn_number, number };
-            let mut inquiry = Box::new(Inquiry::new(asker, context.registry, request.req_one));
+            let mut inquiry = Box::new(Inquiry::new(asker, context.post, request.req_one));
             let (device, Request { offset, len, .. }) = (device.device().id(), request);
             let each = &mut |len, found: Found<'_>| inquiry.piece(len, found);
             context.pipeline.extents(device, offset, len, Extents::Allocation, each);

@@ -1,0 +1,71 @@
+//! What control asks of a queue, and what a queue reports.
+
+use std::sync::{Arc, Mutex};
+
+use blkswitch_core::multipath::Event;
+
+use crate::device;
+use crate::device::failing::Failure;
+use crate::export::{self, Listener};
+use crate::pipeline::Unfinished;
+use crate::sys::latch::Ack;
+
+/// What control asks of a queue: an order of one of the layers below, or of the loop itself.
+pub(crate) enum Command {
+    /// For the pipeline, about a device.
+    Device(device::host::Order),
+    /// For the connections.
+    Nbd(export::nbd::Order),
+    /// For the hardware queues of disks.
+    Ublk(export::ublk::Order),
+    /// Accept connections.
+    Listen {
+        /// Where.
+        listener: Listener,
+        /// Answered at once.
+        ack: Ack,
+    },
+    /// Panic, for a test.
+    #[cfg(test)]
+    Panic,
+    /// Finish what is in flight and end.
+    Stop {
+        /// Answered when the thread is about to end.
+        ack: Ack,
+    },
+    /// The time for that is over: end without what does not.
+    GiveUp {
+        /// What each queue that has not ended has not finished.
+        found: Arc<Mutex<Vec<Vec<Unfinished>>>>,
+        /// Answered at once.
+        ack: Ack,
+    },
+}
+
+impl From<device::host::Order> for Command {
+    fn from(order: device::host::Order) -> Command {
+        Command::Device(order)
+    }
+}
+
+impl From<export::nbd::Order> for Command {
+    fn from(order: export::nbd::Order) -> Command {
+        Command::Nbd(order)
+    }
+}
+
+impl From<export::ublk::Order> for Command {
+    fn from(order: export::ublk::Order) -> Command {
+        Command::Ublk(order)
+    }
+}
+
+/// What a queue has found out, for the thread that tells people.
+pub(crate) enum Watch {
+    /// Something has changed on the multipath device of this id.
+    Event(u32, Event),
+    /// A path has failed requests.
+    Failure(Arc<Failure>),
+    /// The pool stops.
+    Stop,
+}
