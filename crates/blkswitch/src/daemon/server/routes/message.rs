@@ -1,13 +1,13 @@
 //! `message`: words for a target, of any number, applied as they arrive.
 //!
-//! The body is read by the runtime and handed over in blocks to a thread that holds the device's
-//! message lock and applies them ([`apply`]). A message that fits one block, as nearly all do, is
-//! complete before the lock is taken. A longer one holds the lock while the rest arrives, so each
-//! further block must be there within [`BLOCK_TIME`]: a client that stalls cannot keep others out.
+//! The runtime reads the body and hands it over in blocks to a thread that holds the device's
+//! message lock and applies them (`Devices::message`). A message that fits one block, as nearly all
+//! do, is complete before the lock is taken. A longer one holds the lock while the rest arrives, so
+//! each further block must be there within [`BLOCK_TIME`]: a client that stalls cannot keep others
+//! out.
 //!
 //! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message
-//! by
-//! [`ATOMIC_MAX_BYTES`]. Whatever is refused, the rest of the body is read and dropped before the
+//! by [`ATOMIC_MAX_BYTES`]. Whatever is refused, the rest of the body is read and dropped before the
 //! answer, so the client always gets the reason.
 
 use std::sync::Arc;
