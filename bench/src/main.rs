@@ -6,6 +6,7 @@
 
 mod beside_c;
 mod create;
+mod hostile;
 mod lookup;
 mod map;
 mod message;
@@ -53,6 +54,10 @@ enum Bench {
     Multipath(multipath::MultipathOptions),
     /// Read a ublk disk on this kernel, which must have the driver.
     Ublk(ublk::UblkOptions),
+    /// Measure a client beside hostile ones.
+    Hostile(hostile::HostileOptions),
+    #[command(hide = true)]
+    HostileClients(hostile::Clients),
     /// Run every benchmark once, shortly, to check that it works.
     Smoke,
 }
@@ -67,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
         // They write their own pages.
         Bench::BesideC(_) | Bench::Nbd(_) => None,
+        Bench::Hostile(_) | Bench::HostileClients(_) => None,
         Bench::Pipeline | Bench::Multipath(_) | Bench::Ublk(_) | Bench::Smoke => None,
     };
     let figures = match cli.bench {
@@ -85,6 +91,8 @@ fn main() -> anyhow::Result<()> {
         Bench::Nbd(options) => nbd::run_all(cli.rounds, &options)?,
         Bench::Multipath(options) => multipath::run_all(rounds, &options)?,
         Bench::Ublk(options) => ublk::run_all(rounds, &options)?,
+        Bench::Hostile(options) => hostile::run_all(&options)?,
+        Bench::HostileClients(clients) => return clients.run(),
         Bench::Smoke => smoke()?,
     };
     report::print(&figures, cli.json);
@@ -107,5 +115,6 @@ fn smoke() -> anyhow::Result<Vec<report::Figure>> {
     figures.extend(pipeline::run(once)?);
     figures.extend(nbd::run_all(1, &nbd::NbdOptions::smoke())?);
     figures.extend(multipath::run_all(once, &multipath::MultipathOptions::smoke())?);
+    figures.extend(hostile::run_all(&hostile::HostileOptions::smoke())?);
     Ok(figures)
 }

@@ -32,6 +32,12 @@ impl Figure {
     }
 }
 
+impl std::fmt::Display for Figure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {:.1} {}", self.name, self.value, self.unit)
+    }
+}
+
 pub(crate) fn print(figures: &[Figure], as_json: bool) {
     if as_json {
         println!("{:#}", json(figures));
