@@ -22,5 +22,5 @@ fn plans_for_a_million_regions_end_soon() {
     count(&map, &mut shares);
     evacuate(&map, 7, &[], &mut shares, sink).unwrap();
     compact(&map, u64::MAX, &mut shares, sink).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }

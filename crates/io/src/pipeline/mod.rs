@@ -304,15 +304,15 @@ impl Pipeline {
                         return Some(piece.data + piece.len);
                     }
                 }
-                PieceTo::Gate(_) if let Some(errno) = self.refusal => {
-                    running.errno = worst(running.errno, errno)
-                }
-                PieceTo::Gate(device) => {
-                    self.enter_piece(id, &piece.hops);
-                    if let Some(local) = self.local(device) {
-                        local.parked.push_back(Parked::Piece { request: id, piece });
+                PieceTo::Gate(device) => match self.refusal {
+                    Some(errno) => running.errno = worst(running.errno, errno),
+                    None => {
+                        self.enter_piece(id, &piece.hops);
+                        if let Some(local) = self.local(device) {
+                            local.parked.push_back(Parked::Piece { request: id, piece });
+                        }
                     }
-                }
+                },
                 PieceTo::Multipath { device, path } => {
                     self.enter_piece(id, &piece.hops);
                     self.choose(id, &request, piece, (device, path), turn);

@@ -347,6 +347,13 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The longest beginning of a text that has at most `bytes` bytes and ends between two characters.
+#[must_use]
+pub fn at_most(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,6 +396,12 @@ mod tests {
         ] {
             assert_eq!(NbdError::from_errno(errno).code(), expected, "errno {errno}");
         }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!((at_most("abc", 3), at_most("abc", 2), at_most("abc", 9)), ("abc", "ab", "abc"));
+        assert_eq!((at_most("a\u{e4}", 2), at_most("\u{e4}", 1), at_most("", 0)), ("a", "", ""));
     }
 
     #[test]

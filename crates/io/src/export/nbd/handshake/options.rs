@@ -6,7 +6,9 @@
 
 use super::{CloseReason, Handshake, Next};
 use crate::export::nbd::contexts::{Contexts, MetaContext};
-use crate::export::nbd::proto::{EXPORT_NAME_PADDING, OPTION_REPLY_MAGIC, Reader, info, opt, rep};
+use crate::export::nbd::proto::{
+    self, EXPORT_NAME_PADDING, OPTION_REPLY_MAGIC, Reader, info, opt, rep,
+};
 use crate::export::nbd::replaces;
 use crate::export::nbd::session::Session;
 use crate::export::nbd::{
@@ -245,7 +247,7 @@ pub(super) fn answer(out: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) 
 
 /// Appends an error as the reply to `option`.
 pub(super) fn refuse(out: &mut Vec<u8>, option: u32, refusal: &Refusal) {
-    let text = &refusal.text[..refusal.text.floor_char_boundary(MAX_REFUSAL_TEXT)];
+    let text = proto::at_most(&refusal.text, MAX_REFUSAL_TEXT);
     answer(out, option, refusal.code, &[text.as_bytes()]);
 }
 

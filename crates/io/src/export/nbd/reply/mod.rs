@@ -10,7 +10,7 @@
 use super::MAX_EXTENTS;
 use super::contexts::MetaContext;
 use super::proto::{
-    EXTENDED_REPLY_MAGIC, NbdError, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
+    self, EXTENDED_REPLY_MAGIC, NbdError, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
 };
 use super::session::{Request, Session};
 
@@ -93,7 +93,7 @@ impl Session {
             simple(&mut put, error.code(), cookie);
             return put.at;
         }
-        let text = text.get(..text.floor_char_boundary(MAX_ERROR_TEXT)).unwrap_or_default();
+        let text = proto::at_most(text, MAX_ERROR_TEXT);
         let len = ERROR_HEAD + text.len();
         self.chunk(&mut put, chunk::FLAG_DONE, chunk::ERROR, cookie, offset, len as u64);
         put.u32(error.code());
