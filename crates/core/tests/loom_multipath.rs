@@ -72,6 +72,32 @@ fn finds_the_path_that_is_up() {
     });
 }
 
+/// The last path goes down while another is set aside: both queues find that one, and it comes up
+/// once.
+#[test]
+fn a_path_that_is_set_aside_is_used_by_all_queues() {
+    check(|| {
+        let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
+        multipath.set_aside(0, &mut |_| {});
+        let queues = [(); 2].map(|()| {
+            let multipath = multipath.clone();
+            thread::spawn(move || {
+                let mut came = 0;
+                let mut on =
+                    |event| came += u32::from(matches!(event, Event::PathReinstated { .. }));
+                let attempt = sent(multipath.select(Default::default(), &mut on));
+                assert_eq!(multipath.judge(attempt, 0, 0, &mut |_| {}), Verdict::Done);
+                came
+            })
+        });
+        multipath.fail_path(1, &mut |_| {});
+        let came: u32 = queues.into_iter().map(|queue| queue.join().unwrap()).sum();
+        assert!(came <= 1);
+        let up: Vec<bool> = multipath.paths().iter().map(Path::is_up).collect();
+        assert_eq!((multipath.live_paths(), up), (came, vec![came == 1, false]));
+    });
+}
+
 /// Two queues report the same path: it fails once, both requests go on over the other group, and
 /// one is told that the group has changed.
 #[test]

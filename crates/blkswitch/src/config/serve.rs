@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use blkswitch_core::multipath::checker::{FIRST_INTERVAL_NS, Failback, NoPathRetry};
+use blkswitch_core::multipath::checker::{
+    FIRST_INTERVAL_NS, Failback, MAX_MARGINAL_FAILURES, Marginal, NoPathRetry,
+};
 use clap::{Args, ValueEnum};
 
 /// Run the daemon in the foreground
@@ -82,6 +84,13 @@ pub struct PathOptions {
         value_parser = |text: &str| Setting::parse(text, parse_no_path_retry)
     )]
     pub no_path_retry: Vec<Setting<NoPathRetry>>,
+    /// Use a path that has failed N times (1 to 16) within SECONDS only while no other is up, until
+    /// it has answered for --marginal-path-quiet [default: a path that answers is used]
+    #[arg(long, value_name = "N/SECONDS", value_parser = parse_flapping)]
+    pub marginal_path: Option<(u32, Duration)>,
+    /// How long a marginal path must answer without a failure to be used again
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
+    pub marginal_path_quiet: Duration,
 }
 
 /// A setting for one device, or for all devices without a setting of their own.
@@ -127,10 +136,19 @@ impl<T: Copy> Setting<T> {
     }
 }
 
+/// How long a marginal path must answer by default.
+const QUIET: Duration = Duration::from_secs(300);
+
 impl Default for PathOptions {
     fn default() -> Self {
         let path_checker_interval = Duration::from_nanos(FIRST_INTERVAL_NS);
-        PathOptions { path_checker_interval, failback: Vec::new(), no_path_retry: Vec::new() }
+        PathOptions {
+            path_checker_interval,
+            failback: Vec::new(),
+            no_path_retry: Vec::new(),
+            marginal_path: None,
+            marginal_path_quiet: QUIET,
+        }
     }
 }
 
@@ -145,10 +163,25 @@ impl PathOptions {
         Setting::of(&self.no_path_retry, device)
     }
 
+    /// When a path counts as marginal, if that is asked for.
+    pub fn marginal(&self) -> Option<Marginal> {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let (failures, within) = self.marginal_path?;
+        let quiet_ns = ns(self.marginal_path_quiet);
+        Some(Marginal { failures, within_ns: ns(within), quiet_ns })
+    }
+
     /// Checks that the options fit together. Errors quote those that do not.
     pub(crate) fn check(&self) -> Result<(), String> {
         Setting::check(&self.failback, "--failback")?;
         Setting::check(&self.no_path_retry, "--no-path-retry")?;
+        if self.marginal_path.is_some() && self.path_checker_interval.is_zero() {
+            return Err(
+                "'--marginal-path' is the checker's, and with '--path-checker-interval 0' \
+                 there is none: give an interval above 0"
+                    .to_owned(),
+            );
+        }
         let counts = self.no_path_retry.iter().find_map(|setting| match setting.value {
             NoPathRetry::Rounds(rounds @ 1..) => Some((setting.device.as_deref(), rounds)),
             _ => None,
@@ -174,6 +207,20 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     seconds
         .map(Duration::from_secs_f64)
         .ok_or_else(|| format!("'{text}' is not a number of seconds from 0 to {SECONDS_MAX}"))
+}
+
+/// Reads a number of failures and the time within which they count.
+fn parse_flapping(text: &str) -> Result<(u32, Duration), String> {
+    let parts = text.split_once('/').and_then(|(failures, seconds)| {
+        let failures = failures.parse().ok()?;
+        (1..=MAX_MARGINAL_FAILURES).contains(&failures).then_some((failures, seconds))
+    });
+    let Some((failures, seconds)) = parts else {
+        return Err(format!(
+            "'{text}' is not N/SECONDS with N from 1 to {MAX_MARGINAL_FAILURES}, as 3/60"
+        ));
+    };
+    Ok((failures, parse_seconds(seconds)?))
 }
 
 fn parse_failback(text: &str) -> Result<Failback, String> {
@@ -307,6 +354,25 @@ mod tests {
             assert_eq!(options(seconds, retry).check(), Ok(()));
         }
         assert_eq!(PathOptions { no_path_retry: Vec::new(), ..options(0, "3") }.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_marginal_path_is_failures_and_a_time() {
+        for (text, failures, seconds) in [("3/60", 3, 60.0), ("1/0.5", 1, 0.5), ("16/0", 16, 0.0)] {
+            let parsed = parse_flapping(text);
+            assert_eq!(parsed, Ok((failures, Duration::from_secs_f64(seconds))));
+        }
+        for text in ["3", "0/60", "17/60", "/60", "x/60", "3/", "3/x", "3/60/1", "-1/60"] {
+            let why = parse_flapping(text).unwrap_err();
+            assert!(why.contains('\''), "{why}");
+        }
+        let marginal_path = Some((2, Duration::from_secs(9)));
+        let options = PathOptions { marginal_path, ..PathOptions::default() };
+        let second_ns = 1_000_000_000;
+        let policy = Marginal { failures: 2, within_ns: 9 * second_ns, quiet_ns: 300 * second_ns };
+        assert_eq!((options.marginal(), options.check()), (Some(policy), Ok(())));
+        let never = PathOptions { path_checker_interval: Duration::ZERO, ..options };
+        assert!(never.check().unwrap_err().contains("'--marginal-path'"));
     }
 
     #[test]

@@ -222,8 +222,8 @@ pub struct Device {
     /// was started again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_only_paths: Vec<String>,
-    /// Paths of the live table that cannot be reached or used, or whose server may have carried out
-    /// a write late.
+    /// Paths of the live table that cannot be reached, written or used, that flap, or whose server
+    /// may have carried out a write late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubled_paths: Vec<TroubledPath>,
 }
@@ -484,6 +484,9 @@ pub struct TroubledPath {
     /// opened.
     #[serde(default)]
     pub doubted_writes: u64,
+    /// It flaps (`serve --marginal-path`): it is used while no other path is up.
+    #[serde(default)]
+    pub marginal: bool,
 }
 
 /// Something that happened to a device: a line of `GET /v1/monitor`.
@@ -499,6 +502,7 @@ pub struct MonitorEvent {
     /// `GROUP_ENABLED`, `QUEUEING_ON`, `QUEUEING_OFF`, `REMAPPED`, `PATH_ERRORS`, `CREATED`,
     /// `REMOVED`, `RENAMED`, `SUSPENDED`, `RESUMED`, `TABLE_SWAPPED` (a resume took the inactive
     /// table), `PATH_UNREACHABLE` (also each time the reason changes), `PATH_REACHABLE`,
+    /// `PATH_MARGINAL` (it flaps), `PATH_QUIET` (it no longer does),
     /// `EVENTS_LOST` (the watcher was too slow), or `DAEMON_ENDS`, the last.
     pub event: String,
     /// The device's event number then.

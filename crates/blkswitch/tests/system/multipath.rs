@@ -478,3 +478,45 @@ fn the_monitor_tells_of_the_devices_that_are_named() {
     let refused = daemon.run(&["monitor", "missing"]);
     assert!(!refused.status.success());
 }
+
+/// A path that comes and goes is used last: it is marginal after two failures within a minute, a
+/// path like any other after a time without one, and used meanwhile if no other is up.
+#[test]
+fn a_path_that_flaps_is_used_last_until_it_was_quiet() {
+    let options = ["--marginal-path", "2/60", "--marginal-path-quiet", "3"];
+    let daemon = Daemon::start_with(&[&QUICK[..], &options].concat());
+    let mut client = make(&daemon, "flaps", "0");
+    let watcher = Watcher::new(&daemon, &[]);
+    // The path's letter and its failures.
+    let first =
+        || status(&daemon, "flaps").split(' ').skip(10).take(2).collect::<Vec<_>>().join(" ");
+    let marginal = || {
+        let paths = daemon.describe("flaps").troubled_paths;
+        paths.iter().filter(|path| path.marginal).map(|path| path.path.clone()).collect::<Vec<_>>()
+    };
+    for failures in 1..=2 {
+        assert_eq!(first(), format!("A {}", failures - 1));
+        cut(&daemon, "a", "");
+        client.write(0, &[failures; SECTOR], false).unwrap();
+        eventually("it has failed", || first() == format!("F {failures}"));
+        join(&daemon, "a");
+        if failures == 1 {
+            eventually("it is back", || first() == "A 1");
+            assert!(marginal().is_empty(), "once is no flapping");
+        }
+    }
+    eventually("it is marginal", || marginal().len() == 1 && marginal()[0].contains("path=a,"));
+    let text = String::from_utf8(daemon.run(&["info", "flaps"]).stdout).unwrap();
+    assert!(text.contains("Marginal path:     sim:1048576,seed=0,name=flaps,path=a,"), "{text}");
+    watcher.until(&["PATH_MARGINAL"]);
+    // It answers, and the other one is used. Without the other it is used at once.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(first(), "F 2");
+    cut(&daemon, "b", "");
+    client.write(0, &[3; SECTOR], false).unwrap();
+    assert_eq!(client.read(0, SECTOR).unwrap(), [3; SECTOR]);
+    join(&daemon, "b");
+    eventually("the other one is used again", || first() == "F 2");
+    watcher.until(&["PATH_QUIET"]);
+    eventually("it is one like any other", || first() == "A 2" && marginal().is_empty());
+}

@@ -59,6 +59,95 @@ impl Probe {
     }
 }
 
+/// Most failures that [`Marginal::failures`] may ask for.
+pub const MAX_MARGINAL_FAILURES: u32 = 16;
+
+/// When a path counts as marginal: multipath-tools' marginal paths, by two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marginal {
+    /// So many failures, 1 to [`MAX_MARGINAL_FAILURES`], ...
+    pub failures: u32,
+    /// ... within this time in ns.
+    pub within_ns: u64,
+    /// The time in ns for which it must answer without a failure to be a path like any other again.
+    pub quiet_ns: u64,
+}
+
+/// Decides whether a path is marginal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flapping {
+    /// The times of the last failures, each at its number modulo the length.
+    times_ns: [u64; MAX_MARGINAL_FAILURES as usize],
+    failures: u32,
+    /// Since when a marginal path has answered. `None`: it is none.
+    quiet_since_ns: Option<u64>,
+}
+
+impl Default for Flapping {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Flapping {
+    /// Of a path that has not failed yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        let times_ns = [0; MAX_MARGINAL_FAILURES as usize];
+        Self { times_ns, failures: 0, quiet_since_ns: None }
+    }
+
+    /// Whether the path is marginal.
+    #[must_use]
+    pub const fn is_marginal(&self) -> bool {
+        self.quiet_since_ns.is_some()
+    }
+
+    /// The path has failed. Returns whether it is marginal from now on.
+    pub fn failed(&mut self, policy: &Marginal, now_ns: u64) -> bool {
+        let slots = MAX_MARGINAL_FAILURES;
+        if let Some(slot) = self.times_ns.get_mut((self.failures % slots) as usize) {
+            *slot = now_ns;
+        }
+        self.failures = self.failures.wrapping_add(1);
+        if self.is_marginal() {
+            self.is_down(now_ns);
+            return false;
+        }
+        let wanted = policy.failures.clamp(1, slots);
+        let Some(first) = self.failures.checked_sub(wanted) else { return false };
+        let first_ns = self.times_ns.get((first % slots) as usize).copied().unwrap_or(0);
+        let is_marginal = now_ns.saturating_sub(first_ns) <= policy.within_ns;
+        if is_marginal {
+            self.quiet_since_ns = Some(now_ns);
+        }
+        is_marginal
+    }
+
+    /// Call this while the path does not answer: its quiet time has not begun.
+    pub fn is_down(&mut self, now_ns: u64) {
+        if let Some(since_ns) = &mut self.quiet_since_ns {
+            *since_ns = now_ns;
+        }
+    }
+
+    /// Call this now and then, and at [`Flapping::due_ns`]. Returns whether the path was marginal
+    /// and no longer is.
+    pub fn poll(&mut self, policy: &Marginal, now_ns: u64) -> bool {
+        let is_over = self.due_ns(policy).is_some_and(|due_ns| due_ns <= now_ns);
+        if is_over {
+            *self = Self::new();
+        }
+        is_over
+    }
+
+    /// When a marginal path is one no longer, if it answers until then.
+    #[must_use]
+    pub fn due_ns(&self, policy: &Marginal) -> Option<u64> {
+        self.quiet_since_ns.map(|since_ns| since_ns.saturating_add(policy.quiet_ns))
+    }
+}
+
 /// When to go back to a better group that has a path again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Failback {

@@ -246,7 +246,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
     /// Makes the right group the current one and picks a path of it; `None` if no path is up.
     ///
     /// The loop ends: in each round but the last, another thread has changed the group or the state
-    /// of a path.
+    /// of a path, or a path that was set aside is used from now on.
     #[cold]
     fn change_group(&self, ask: &Ask, on: &mut impl FnMut(Event)) -> Option<(&Group, u32)> {
         self.used.store(true, Relaxed);
@@ -262,7 +262,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
                 // A path may have come back behind the search while the last path before it went
                 // down. Search again, because no request may fail if there was a path at every
                 // moment.
-                if self.reinstated.load(SeqCst) == reinstated {
+                if self.reinstated.load(SeqCst) == reinstated && !self.take_aside(on) {
                     return None;
                 }
                 continue;
@@ -335,6 +335,37 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
+    /// As [`Multipath::judge`], for a request that the path refused because it cannot be written.
+    ///
+    /// Another path may be one that can, so the request goes there, and this path is set aside. The
+    /// last path that is up stays: it can be read, and its answer is the answer to the request.
+    #[cold]
+    pub fn judge_protected(
+        &self,
+        attempt: Attempt,
+        errno: i32,
+        now_ns: u64,
+        on: &mut impl FnMut(Event),
+    ) -> Verdict {
+        let Attempt { path, sent_before, started_ns, bytes, cpu } = attempt;
+        if let Some((group, path)) = self.used_by(&attempt) {
+            group.selector().ended(path, bytes);
+            group.selector().answered(path, started_ns, now_ns);
+        }
+        let is_up = self.path(path).is_some_and(Path::is_up_ordered);
+        let sent = sent_before.saturating_add(1);
+        if self.live_paths() <= u32::from(is_up) || sent >= self.max_sends() {
+            return Verdict::Fail(errno);
+        }
+        if is_up {
+            self.set_aside(path, on);
+        }
+        match self.select_for(Ask { bytes, cpu, now_ns }, sent, on) {
+            Choice::Send(attempt) => Verdict::Retry(attempt),
+            Choice::Hold | Choice::Fail(_) => Verdict::Fail(errno),
+        }
+    }
+
     /// Takes back an attempt that was never sent, or whose request was given up. It no longer
     /// counts, and is no judgement of its path.
     pub fn withdraw(&self, attempt: Attempt) {
@@ -365,6 +396,34 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
+    /// Sets a path aside: it is used again when no other path is up. That is no failure, but shown
+    /// as one. Returns whether the path was up; one that had failed may be used from now on, too.
+    pub fn set_aside(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
+        if !self.path(path).is_some_and(Path::mark_aside) {
+            return false;
+        }
+        let left = self.live.fetch_sub(1, SeqCst).wrapping_sub(1);
+        on(Event::PathFailed { path, left });
+        true
+    }
+
+    /// Uses the first path that is set aside. Returns `false` if there is none, and none is up by
+    /// now.
+    fn take_aside(&self, on: &mut impl FnMut(Event)) -> bool {
+        let mut paths = self.paths().iter().zip(0u32..);
+        let found = paths.find_map(|(path, number)| Some((number, path.take_aside()?)));
+        if let Some((number, true)) = found {
+            self.came_up(number, on);
+        }
+        found.is_some()
+    }
+
+    fn came_up(&self, path: u32, on: &mut impl FnMut(Event)) {
+        self.reinstated.fetch_add(1, SeqCst);
+        let left = self.live.fetch_add(1, SeqCst).wrapping_add(1);
+        on(Event::PathReinstated { path, left });
+    }
+
     /// Marks a path as up. Returns `false` if the path does not exist or was up already. The caller
     /// holds the message lock.
     pub fn reinstate_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
@@ -376,9 +435,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if !path.mark_up() {
             return false;
         }
-        self.reinstated.fetch_add(1, SeqCst);
-        let left = self.live.fetch_add(1, SeqCst).wrapping_add(1);
-        on(Event::PathReinstated { path: number, left });
+        self.came_up(number, on);
         true
     }
 

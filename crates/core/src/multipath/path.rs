@@ -12,16 +12,20 @@ use super::selector::PathArgs;
 /// by one, and a path that is put first goes down by one.
 const FIRST_TURN: u64 = 1 << 32;
 
-/// Lowest bit of `health`: the path has failed. The bits above count its failures.
+/// Lowest bit of `health`: the path has failed, or is set aside.
 const FAILED: u64 = 1;
-/// One failure in units of `health`.
-const ONE_FAILURE: u64 = 2;
+/// The path is set aside: it is used when no other path is up.
+const ASIDE: u64 = 2;
+/// The path flaps ([`super::checker::Flapping`]).
+const MARGINAL: u64 = 4;
+/// One failure in units of `health`: the bits from here on count them.
+const ONE_FAILURE: u64 = 8;
 
 /// A path: its arguments and its state.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Path {
-    /// [`FAILED`] and the count of failures.
+    /// [`FAILED`], [`ASIDE`], [`MARGINAL`] and the count of failures.
     health: AtomicU64,
     /// Order of use within the group: of equally good paths, the one with the lowest turn is next.
     turn: AtomicU64,
@@ -91,6 +95,27 @@ impl Path {
         (health & FAILED == 0, health / ONE_FAILURE)
     }
 
+    /// Whether it is set aside: not up, but used when no other path is.
+    #[must_use]
+    pub fn is_aside(&self) -> bool {
+        self.health.load(Relaxed) & ASIDE != 0
+    }
+
+    /// Whether it flaps.
+    #[must_use]
+    pub fn is_marginal(&self) -> bool {
+        self.health.load(Relaxed) & MARGINAL != 0
+    }
+
+    /// Sets whether it flaps. That alone changes nothing for requests.
+    pub fn set_marginal(&self, is_marginal: bool) {
+        if is_marginal {
+            self.health.fetch_or(MARGINAL, Relaxed);
+        } else {
+            self.health.fetch_and(!MARGINAL, Relaxed);
+        }
+    }
+
     /// Requests in flight, if the group's selector counts them.
     #[inline]
     #[must_use]
@@ -128,16 +153,36 @@ impl Path {
     /// Marks it as failed. Returns `false` if it had failed already: of several queues that report
     /// a failure, one gets `true`.
     pub(super) fn mark_failed(&self) -> bool {
-        let was_up = self.health.fetch_or(FAILED, SeqCst) & FAILED == 0;
-        if was_up {
+        let before = self.health.fetch_or(FAILED, SeqCst);
+        if before & FAILED == 0 {
             self.health.fetch_add(ONE_FAILURE, SeqCst);
+        } else if before & ASIDE != 0 {
+            self.health.fetch_and(!ASIDE, SeqCst);
         }
-        was_up
+        before & FAILED == 0
+    }
+
+    /// Sets it aside. Returns whether it was up.
+    pub(super) fn mark_aside(&self) -> bool {
+        self.health.fetch_or(FAILED | ASIDE, SeqCst) & FAILED == 0
+    }
+
+    /// Marks it as up if it is set aside. Returns `None` if it is neither aside nor up; otherwise
+    /// whether it was this call that changed it.
+    ///
+    /// The change is a single step, so that another queue sees it aside or up at every moment. If
+    /// the path fails after the look, it is up once more, and the request finds that out.
+    pub(super) fn take_aside(&self) -> Option<bool> {
+        match self.health.load(SeqCst) & (FAILED | ASIDE) {
+            FAILED => None,
+            0 => Some(false),
+            _ => Some(self.mark_up()),
+        }
     }
 
     /// Marks it as up. Returns `false` if it was up already.
     pub(super) fn mark_up(&self) -> bool {
-        self.health.fetch_and(!FAILED, SeqCst) & FAILED != 0
+        self.health.fetch_and(!(FAILED | ASIDE), SeqCst) & FAILED != 0
     }
 
     #[inline]

@@ -1,11 +1,18 @@
 //! What is multipathd's business in the kernel's world, as functions of time.
 
 use blkswitch_core::multipath::checker::{
-    FIRST_INTERVAL_NS, Failback, FailbackTimer, Intervals, LAST_INTERVAL_NS, NoPathRetry,
-    NoPathTimer, Probe,
+    FIRST_INTERVAL_NS, Failback, FailbackTimer, Flapping, Intervals, LAST_INTERVAL_NS,
+    MAX_MARGINAL_FAILURES, Marginal, NoPathRetry, NoPathTimer, Probe,
 };
+use blkswitch_core::multipath::outcome::EIO;
+use blkswitch_core::multipath::{Attempt, Choice, Event, Verdict};
 
-use super::loading::new;
+use super::loading::{self, Owned, new};
+
+/// An attempt for a request.
+fn send(multipath: &Owned) -> Attempt {
+    loading::send(multipath.select(Default::default(), &mut |_| {})).expect("a path is up")
+}
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -117,4 +124,97 @@ fn no_path_retry() {
             "{policy:?}"
         );
     }
+}
+
+#[test]
+fn a_path_that_flaps_is_marginal_until_it_was_quiet() {
+    let policy = Marginal { failures: 3, within_ns: 60, quiet_ns: 100 };
+    let mut path = Flapping::new();
+    let failed = |path: &mut Flapping, times: &[u64]| -> Vec<bool> {
+        times.iter().map(|time| path.failed(&policy, *time)).collect()
+    };
+    // The window moves: three failures, but never within its length.
+    assert_eq!(failed(&mut path, &[0, 50, 61, 112, 173]), [false; 5]);
+    assert_eq!((path.is_marginal(), path.due_ns(&policy)), (false, None));
+    assert!(!path.poll(&policy, 1000), "it was not marginal");
+    assert_eq!(failed(&mut path, &[200, 230]), [false, true]);
+    assert_eq!((path.is_marginal(), path.due_ns(&policy)), (true, Some(330)));
+    // What happens to a marginal path is no news, but its quiet time begins anew.
+    assert!(!path.failed(&policy, 300) && !path.poll(&policy, 399));
+    path.is_down(350);
+    assert!(!path.poll(&policy, 449));
+    assert!(path.poll(&policy, 450) && !path.is_marginal());
+    // Failures from before do not count any more.
+    assert_eq!(failed(&mut path, &[451, 452, 453]), [false, false, true]);
+    for (failures, expected) in [(1, 1), (0, 1), (MAX_MARGINAL_FAILURES, 16), (99, 16)] {
+        let policy = Marginal { failures, ..policy };
+        let mut path = Flapping::new();
+        let needed = (1..).find(|time| path.failed(&policy, *time)).unwrap();
+        assert_eq!(needed, expected);
+    }
+}
+
+#[test]
+fn a_path_that_is_set_aside_is_used_when_no_other_is_up() {
+    let multipath = new("0 0 2 1 round-robin 0 2 0 a b round-robin 0 1 0 c");
+    let mut events = Vec::new();
+    let mut on = |event| events.push(event);
+    assert!(multipath.set_aside(0, &mut on) && !multipath.set_aside(0, &mut on));
+    assert!(!multipath.set_aside(9, &mut on), "there is no such path");
+    let path = &multipath.paths()[0];
+    assert_eq!((path.health(), path.is_aside(), path.is_marginal()), ((false, 0), true, false));
+    for _ in 0..3 {
+        assert_eq!(send(&multipath).path(), 1, "others are used");
+    }
+    multipath.fail_path(1, &mut on);
+    assert_eq!(send(&multipath).path(), 2, "also those of a worse group");
+    multipath.fail_path(2, &mut on);
+    assert_eq!(send(&multipath).path(), 0);
+    assert_eq!((path.health(), path.is_aside(), multipath.live_paths()), ((true, 0), false, 1));
+    // One that was set aside and fails is not used.
+    multipath.set_aside(0, &mut on);
+    multipath.fail_path(0, &mut on);
+    assert!(!path.is_aside());
+    assert_eq!(multipath.select(Default::default(), &mut on), Choice::Fail(EIO));
+    // One that had failed may be used from now on.
+    assert!(!multipath.set_aside(1, &mut on));
+    let attempt = loading::send(multipath.select(Default::default(), &mut on));
+    assert_eq!(attempt.map(|attempt| attempt.path()), Some(1));
+    assert!(events.contains(&Event::PathReinstated { path: 1, left: 1 }));
+    path.set_marginal(true);
+    assert_eq!((path.is_marginal(), path.health()), (true, (false, 0)));
+    path.set_marginal(false);
+    assert!(!path.is_marginal());
+}
+
+#[test]
+fn a_path_that_cannot_be_written_fails_unless_it_is_the_last() {
+    const EROFS: i32 = 30;
+    let multipath = new("1 queue_if_no_path 0 1 1 round-robin 0 3 0 a b c");
+    let on = &mut |_| {};
+    let mut attempt = send(&multipath);
+    for left in [2, 1] {
+        let Verdict::Retry(next) = multipath.judge_protected(attempt, EROFS, 0, on) else {
+            panic!("another path may be one that can be written");
+        };
+        assert_eq!(multipath.live_paths(), left);
+        attempt = next;
+    }
+    // Nobody waits for a path, although the table says so: the last one has answered.
+    let last = attempt.path();
+    assert_eq!(multipath.judge_protected(attempt, EROFS, 0, on), Verdict::Fail(EROFS));
+    assert_eq!((send(&multipath).path(), multipath.live_paths()), (last, 1));
+    // The last one goes: those that cannot be written can still be read.
+    multipath.fail_path(last, on);
+    assert_ne!(send(&multipath).path(), last);
+    // Two answers of one path: the second one finds it set aside already.
+    let multipath = new("0 0 1 1 round-robin 0 2 0 a b");
+    let attempts = [send(&multipath), send(&multipath), send(&multipath)];
+    let [first, _, third] = attempts;
+    assert_eq!(first.path(), third.path());
+    for attempt in [first, third] {
+        let verdict = multipath.judge_protected(attempt, EROFS, 0, on);
+        assert!(matches!(verdict, Verdict::Retry(_)), "{verdict:?}");
+    }
+    assert_eq!(multipath.live_paths(), 1);
 }

@@ -36,6 +36,13 @@ pub enum What {
         /// How often, since this was last told.
         count: u64,
     },
+    /// A path of a multipath device flaps, or no longer does.
+    Flapping {
+        /// The path, as the table has it.
+        path: String,
+        /// Which.
+        is_marginal: bool,
+    },
     /// The device is there.
     Created,
     /// The device is gone.

@@ -53,6 +53,20 @@ impl Device {
         self.host.tell(self, What::PathErrors { number, path, errno, count });
     }
 
+    /// A path of this multipath device counts as one that flaps from now on, or no longer.
+    pub fn path_flaps(&self, number: u32, is_marginal: bool) {
+        let path = self.live().and_then(|table| {
+            Some(table.segments().first()?.words.get(number as usize)?.to_string())
+        });
+        let (device, path) = (self.name(), path.unwrap_or_default());
+        if is_marginal {
+            tracing::warn!(device, path, "a path flaps: it is used while no other is up");
+        } else {
+            tracing::info!(device, path, "a path no longer flaps");
+        }
+        self.host.tell(self, What::Flapping { path, is_marginal });
+    }
+
     /// How often another priority group took over since the device was made.
     pub fn group_switches(&self) -> u64 {
         self.group_switches.load(Ordering::Relaxed)

@@ -296,6 +296,14 @@ impl FileEngine {
         !(self.is_block && self.mode.is_direct())
     }
 
+    /// Whether the file, which has refused a write, can be opened for writing. (A file system that
+    /// is read-only, a disk that is write-protected and a file that is immutable cannot.)
+    pub(super) fn can_be_written(&self) -> bool {
+        let Some(control) = self.files.last() else { return true };
+        let path = format!("/proc/self/fd/{}", control.as_raw_fd());
+        OpenOptions::new().write(true).open(path).is_ok()
+    }
+
     /// Reads the first block, past the page cache where the file system can do that: what is cached
     /// says nothing about the medium.
     pub(super) fn probe(&self) -> io::Result<()> {

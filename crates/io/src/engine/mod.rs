@@ -163,7 +163,7 @@ impl Engine {
     /// one that failed. Blocks, for `timeout` at most where that can be limited (a read of a file
     /// or block device cannot). Called from the control side, also while queues submit; one at a
     /// time. An answer that fails no path, like a bad block, is an answer. Errors: it cannot be
-    /// reached, or is not what it was when it was opened.
+    /// reached, or is not what it was when it was opened. `EROFS`: it is, but cannot be written.
     pub fn probe(&self, timeout: Duration) -> std::io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
@@ -173,6 +173,21 @@ impl Engine {
             Engine::Nbd(engine) => engine.probe(timeout),
             Engine::Sim(engine) => engine.probe(timeout),
             Engine::Memory(_) | Engine::Null(_) => Ok(()),
+        }
+    }
+
+    /// Whether a leaf that has refused a write can be written. Blocks, as [`Engine::probe`]. `Err` if
+    /// it cannot be reached.
+    pub fn can_be_written(&self, timeout: Duration) -> std::io::Result<bool> {
+        match self {
+            Engine::Absent(engine) => {
+                engine.found().map_or(Ok(true), |engine| engine.can_be_written(timeout))
+            }
+            Engine::File(engine) => Ok(engine.can_be_written()),
+            Engine::Nbd(engine) => engine.can_be_written(timeout),
+            // Their probes look, or nobody can.
+            Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) => Ok(true),
+            Engine::Null(_) | Engine::Sim(_) => Ok(true),
         }
     }
 

@@ -204,6 +204,8 @@ pub struct Leaf {
     lost: AtomicBool,
     /// It has declined a discard: said once.
     declines: AtomicBool,
+    /// It has refused a write because it cannot be written.
+    is_protected: AtomicBool,
     /// Why the last probe failed.
     probe_error: Mutex<Option<String>>,
 }
@@ -350,6 +352,7 @@ impl Leaf {
             helper,
             lost,
             declines,
+            is_protected: AtomicBool::new(false),
             probe_error: Mutex::default(),
         })
     }
@@ -478,7 +481,34 @@ impl Leaf {
         }
     }
 
-    /// A checker tells how its last probe ([`Engine::probe`]) has ended, for [`Leaf::trouble`].
+    /// Probes it ([`Engine::probe`]), and looks whether it can be written again if it could not. One
+    /// that answers but cannot be written is there: see [`Leaf::is_protected`].
+    pub fn probe(&self, timeout: Duration) -> io::Result<()> {
+        match self.engine.probe(timeout) {
+            Err(error) if error.raw_os_error() == Some(libc::EROFS) => self.is_found_protected(),
+            Ok(()) if self.is_protected() && self.engine.can_be_written(timeout)? => {
+                self.is_protected.store(false, Ordering::Release);
+                tracing::info!(leaf = self.name, "can be written again");
+            }
+            answer => return answer,
+        }
+        Ok(())
+    }
+
+    /// Whether it has become read-only: it has refused a write of a multipath device, and no probe
+    /// has found since that it can be written.
+    pub fn is_protected(&self) -> bool {
+        self.is_protected.load(Ordering::Acquire)
+    }
+
+    #[cold]
+    pub(crate) fn is_found_protected(&self) {
+        if !self.is_protected.swap(true, Ordering::AcqRel) {
+            tracing::warn!(leaf = self.name, "has become read-only: other paths are written to");
+        }
+    }
+
+    /// A checker tells how its last probe has ended, for [`Leaf::trouble`].
     pub fn probed(&self, answer: &io::Result<()>) {
         let why = answer.as_ref().err().map(io::Error::to_string);
         *self.probe_error.lock().unwrap_or_else(PoisonError::into_inner) = why;
@@ -488,7 +518,8 @@ impl Leaf {
     /// probe. `None` while all is well, as far as is known.
     pub fn trouble(&self) -> Option<String> {
         let probed = || self.probe_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.engine.trouble().or_else(probed)
+        let protected = || self.is_protected().then(|| "it has become read-only".to_owned());
+        self.engine.trouble().or_else(probed).or_else(protected)
     }
 
     /// Its unflushed writes.

@@ -70,9 +70,9 @@ impl Pipeline {
     pub(super) fn judge_attempt(&mut self, id: u32, attempt: Attempt, turn: &mut Turn) -> bool {
         let Some(part) = self.parts.get(id) else { return false };
         let (device, errno, now_ns) = (part.leaf.device, part.whole.errno, turn.now_ns());
+        let kind = part.whole.kind;
         self.count_attempt(part, &attempt, now_ns);
-        let is_flush = part.whole.kind == Kind::Flush;
-        if is_flush {
+        if kind == Kind::Flush {
             self.covered(id, device, errno == 0);
         }
         if errno != 0 {
@@ -84,8 +84,15 @@ impl Pipeline {
             return false;
         };
         let events = &mut self.events;
-        let verdict =
-            groups.judge(attempt, errno, now_ns, &mut |event| events.push((device, event)));
+        let mut on = |event| events.push((device, event));
+        let verdict = if is_write_protection(kind, errno) {
+            if let Some((_, leaf)) = leaf_of(device, table, &attempt) {
+                leaf.is_found_protected();
+            }
+            groups.judge_protected(attempt, errno, now_ns, &mut on)
+        } else {
+            groups.judge(attempt, errno, now_ns, &mut on)
+        };
         match verdict {
             Verdict::Done => self.end_part(id, true, turn),
             Verdict::Retry(attempt) => {
@@ -349,6 +356,13 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Whether a path says that it cannot be written: a file system, disk, export or unit that has
+/// become read-only. Another path may be one that can.
+fn is_write_protection(kind: Kind, errno: i32) -> bool {
+    let writes = matches!(kind, Kind::Write | Kind::Discard | Kind::Zeroes);
+    writes && matches!(errno, libc::EROFS | libc::EPERM)
 }
 
 fn table_at(devices: &Devices, device: u32) -> Option<&Table> {

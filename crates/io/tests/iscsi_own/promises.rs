@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::own::{Own, WRITE16, operation};
+use super::own::{Own, WRITE16, operation, sense};
 use super::support::{WRITE, World, eventually};
 use super::{ESHUTDOWN, MIB};
 
@@ -54,4 +54,57 @@ fn a_unit_that_cannot_be_written_any_more_is_refused_with_that_reason() {
     target.shared.writes.store(0x10, Ordering::SeqCst);
     eventually("it is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
     client.write(0, &[2; 4096]).unwrap();
+}
+
+/// Write protection that begins while the session lives is an answer to a write, not a lost session:
+/// the write goes another way, and the path that cannot be written is read from when it must be.
+#[test]
+fn a_unit_that_becomes_write_protected_is_written_by_another_path() {
+    const EPERM: u32 = 1;
+    let first = Own::start(MIB, "");
+    let second = first.twin();
+    let protect = |target: &Own, is_protected: bool| {
+        target.shared.writes.store(if is_protected { 0x80 } else { 0x10 }, Ordering::SeqCst);
+        target.behave(move |request, answers| {
+            if is_protected && operation(request) == WRITE16 {
+                let mut refusal = sense(7, 0x27);
+                refusal[16..20].copy_from_slice(&request[16..20]);
+                // What the target asks for the data with stays.
+                answers.iter_mut().filter(|answer| answer[0] == 0x21).for_each(|answer| {
+                    refusal[24..36].copy_from_slice(&answer[24..36]);
+                    answer.clone_from(&refusal);
+                });
+            }
+        });
+    };
+    let world = World::new(1);
+    let leaves = [&first, &second].map(|target| world.leaf(&target.address("?timeout=20")));
+    let table = world.multipath("1 queue_if_no_path 0 1 1 round-robin 0 2 0 0 1", &leaves);
+    let device = world.device("disk", table);
+    let table = device.live().unwrap();
+    let (groups, _) = table.multipath().unwrap();
+    let up = || -> Vec<bool> { groups.paths().iter().map(|path| path.is_up()).collect() };
+    let mut client = world.connect("disk");
+    protect(&first, true);
+    for round in 0..8 {
+        client.write(0, &[round; 4096]).unwrap();
+        assert_eq!(client.read(0, 4096).unwrap(), [round; 4096]);
+    }
+    assert_eq!((up(), leaves[0].is_protected()), (vec![false, true], true));
+    assert_eq!(leaves[0].trouble().as_deref(), Some("it has become read-only"));
+    // It answers, and cannot be written yet.
+    leaves[0].probe(Duration::from_secs(9)).unwrap();
+    assert!(leaves[0].is_protected());
+    // The last path keeps its place: reads go on, writes are refused at once and wait for nobody.
+    protect(&second, true);
+    assert_eq!(client.write(0, &[9; 4096]), Err(EPERM));
+    client.read(0, 4096).unwrap();
+    assert_eq!(up(), [false, true]);
+    protect(&first, false);
+    leaves[0].probe(Duration::from_secs(9)).unwrap();
+    assert!(!leaves[0].is_protected());
+    // The second one is gone: the first is used, although nobody has reinstated it.
+    groups.fail_path(1, &mut |_| {});
+    client.write(0, &[10; 4096]).unwrap();
+    assert_eq!(client.read(0, 4096).unwrap(), [10; 4096]);
 }

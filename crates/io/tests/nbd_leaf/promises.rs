@@ -9,6 +9,7 @@ use crate::server::{self, Action, Options, Server};
 use crate::support::{FLUSH, TRIM, WRITE, WRITE_ZEROES, World, eventually};
 
 const FUA: u16 = 1;
+const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
 const ESHUTDOWN: u32 = 108;
 
@@ -210,4 +211,78 @@ fn a_greeting_that_is_none_is_shown_as_text() {
         let error = error.to_string();
         assert!(error.contains(says) && !error.contains("Some("), "{error}");
     }
+}
+
+/// A server that refuses writes from now on (its device has become read-only): other paths are
+/// written to, and it is used again when it says on a new connection that it can be written.
+#[test]
+fn an_export_that_becomes_read_only_is_written_by_another_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let refuses = Arc::new(AtomicUsize::new(0));
+    let serve = |name: &str, flags: u16, number: usize| {
+        let refuses = refuses.clone();
+        let options = Options { flags, ..Options::default() };
+        Server::start(&dir.path().join(name), options, move |request| {
+            let is_refused = refuses.load(Ordering::SeqCst) & (1 << number) != 0;
+            let writes = matches!(request.command, WRITE | WRITE_ZEROES | TRIM);
+            if writes && is_refused { Action::Error(EPERM) } else { Action::Do }
+        })
+    };
+    let servers = [serve("a", server::GOOD, 0), serve("b", server::GOOD, 1)];
+    let world = World::new(1);
+    let leaves = servers.each_ref().map(|server| world.leaf(&server.address("")));
+    let table = world.multipath("0 0 1 1 round-robin 0 2 0 0 1", &leaves);
+    let device = world.device("disk", table);
+    let table = device.live().unwrap();
+    let (groups, _) = table.multipath().unwrap();
+    let mut client = world.connect("disk");
+    refuses.store(1, Ordering::SeqCst);
+    for _ in 0..4 {
+        client.write(0, &[1; 4096]).unwrap();
+        client.call(0, WRITE_ZEROES, 4096, 4096, &[]).unwrap();
+        client.call(0, TRIM, 8192, 4096, &[]).unwrap();
+    }
+    assert_eq!((groups.live_paths(), leaves[0].is_protected()), (1, true));
+    refuses.store(3, Ordering::SeqCst);
+    assert_eq!(client.write(0, &[2; 4096]), Err(EPERM));
+    client.read(0, 4096).unwrap();
+    assert_eq!(groups.live_paths(), 1);
+    // What the server says when it is connected to decides.
+    leaves[0].probe(Duration::from_secs(9)).unwrap();
+    assert!(!leaves[0].is_protected());
+}
+
+/// A file that takes no more writes (here: a sealed one) is a path like that, too.
+#[test]
+fn a_file_that_becomes_read_only_is_written_by_another_path() {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    let world = World::new(1);
+    let files = [c"a", c"b"].map(|name| {
+        // SAFETY: makes a descriptor, which is owned from here on.
+        let file = unsafe {
+            let file = libc::memfd_create(name.as_ptr(), libc::MFD_ALLOW_SEALING);
+            assert!(file >= 0);
+            std::fs::File::from(OwnedFd::from_raw_fd(file))
+        };
+        file.set_len(1 << 20).unwrap();
+        file
+    });
+    let path = |file: &std::fs::File| {
+        world.leaf(&format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+    };
+    let leaves = [path(&files[0]), path(&files[1])];
+    let table = world.multipath("0 0 1 1 round-robin 0 2 0 0 1", &leaves);
+    let device = world.device("disk", table);
+    let mut client = world.connect("disk");
+    // SAFETY: a system call on a descriptor that lives.
+    let sealed =
+        unsafe { libc::fcntl(files[0].as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    assert_eq!(sealed, 0);
+    for _ in 0..4 {
+        client.write(0, &[1; 4096]).unwrap();
+        assert_eq!(client.read(0, 4096).unwrap(), [1; 4096]);
+    }
+    let table = device.live().unwrap();
+    let (groups, _) = table.multipath().unwrap();
+    assert_eq!((groups.live_paths(), leaves[0].is_protected()), (1, true));
 }

@@ -51,9 +51,12 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
         let _ = writeln!(text, "Read-only path:    {path}");
     }
     for path in &device.troubled_paths {
-        let TroubledPath { path, reason, doubted_writes } = path;
+        let TroubledPath { path, reason, doubted_writes, marginal } = path;
         if let Some(reason) = reason {
             let _ = writeln!(text, "Unusable path:     {path}: {reason}");
+        }
+        if *marginal {
+            let _ = writeln!(text, "Marginal path:     {path}");
         }
         if *doubted_writes > 0 {
             let _ = writeln!(text, "Doubted writes:    {path}: {doubted_writes}");

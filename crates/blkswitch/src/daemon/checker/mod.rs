@@ -1,6 +1,7 @@
 //! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices,
 //! reinstates those that answer and fails those that do not, goes back to a better group, and ends
-//! queueing when no path came back.
+//! queueing when no path came back. A path that flaps or cannot be written is set aside: it is used
+//! while no other is up.
 //!
 //! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here is the clock, and
 //! in [`probes`] are the threads that wait for answers. What a probe finds out changes the path's
@@ -17,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use blkswitch_core::multipath::checker::{
-    Failback, FailbackTimer, Intervals, NoPathRetry, NoPathTimer, Probe,
+    Failback, FailbackTimer, Flapping, Intervals, Marginal, NoPathRetry, NoPathTimer, Probe,
 };
 use blkswitch_io::table::PathGroups;
 use blkswitch_io::{Device, Table};
@@ -41,6 +42,8 @@ struct Policy {
     failback: Failback,
     /// Nothing: as the table or a message says.
     no_path_retry: Option<NoPathRetry>,
+    /// Nothing: a path that answers is used, however often it fails.
+    marginal: Option<Marginal>,
 }
 
 impl Policy {
@@ -49,6 +52,7 @@ impl Policy {
             intervals: intervals(options),
             failback: options.failback_of(device),
             no_path_retry: options.no_path_retry_of(device),
+            marginal: options.marginal(),
         }
     }
 }
@@ -76,6 +80,8 @@ struct WatchedPath {
     /// Since when one is under way.
     since_ns: Option<u64>,
     was_up: bool,
+    failures: u64,
+    flapping: Flapping,
 }
 
 /// A probe has ended: the device, its table then, the path.
@@ -154,6 +160,12 @@ impl Checker {
         }
         let Some(watched) = self.watched.get_mut(&device.id()) else { return u64::MAX };
         let mut due_ns = u64::MAX;
+        if let Some(marginal) = &policy.marginal {
+            due_ns = watch_flapping(device, table, groups, (watched, marginal), now_ns);
+        }
+        if groups.live_paths() == 0 {
+            use_aside(device, table, groups);
+        }
         if let Some(intervals) = policy.intervals {
             for (number, path) in (0u32..).zip(&mut watched.paths) {
                 let is_up = groups.paths().get(number as usize).is_some_and(|path| path.is_up());
@@ -212,6 +224,9 @@ impl Watched {
             probe: Probe::new(&intervals, now_ns),
             since_ns: None,
             was_up: is_up,
+            // Those since the table came: nobody has looked at it before.
+            failures: 0,
+            flapping: Flapping::new(),
         };
         Watched {
             table: Arc::downgrade(table),
@@ -222,6 +237,68 @@ impl Watched {
             next_round_ns: now_ns.saturating_add(intervals.first_ns),
         }
     }
+}
+
+/// Counts failures of paths, and sets those aside that flap. Returns when to look again.
+fn watch_flapping(
+    device: &Arc<Device>,
+    table: &Arc<Table>,
+    groups: &PathGroups,
+    (watched, policy): (&mut Watched, &Marginal),
+    now_ns: u64,
+) -> u64 {
+    let mut due_ns = u64::MAX;
+    for ((path, known), number) in groups.paths().iter().zip(&mut watched.paths).zip(0u32..) {
+        let (is_up, failures) = path.health();
+        let flapping = &mut known.flapping;
+        if std::mem::replace(&mut known.failures, failures) < failures
+            && flapping.failed(policy, now_ns)
+        {
+            path.set_marginal(true);
+            device.path_flaps(number, true);
+        }
+        if !is_up && !path.is_aside() {
+            flapping.is_down(now_ns);
+        }
+        if flapping.poll(policy, now_ns) {
+            path.set_marginal(false);
+            device.path_flaps(number, false);
+            if path.is_aside() {
+                change(device, table, move |groups, mut on| {
+                    groups.reinstate_path(number, &mut on);
+                });
+            }
+        }
+        if is_up && path.is_marginal() && has_better(groups) {
+            change(device, table, move |groups, mut on| {
+                let is_up = |number: u32| {
+                    groups.paths().get(number as usize).is_some_and(|path| path.is_up())
+                };
+                // Unless it is needed by now.
+                if is_up(number) && has_better(groups) {
+                    groups.set_aside(number, &mut on);
+                }
+            });
+        }
+        due_ns = due_ns.min(flapping.due_ns(policy).unwrap_or(u64::MAX));
+    }
+    due_ns
+}
+
+/// Whether a path is up that does not flap.
+fn has_better(groups: &PathGroups) -> bool {
+    groups.paths().iter().any(|path| path.is_up() && !path.is_marginal())
+}
+
+/// No path is up. A request that comes uses a path that is set aside, but those that are held ask
+/// only when one is up.
+fn use_aside(device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups) {
+    let Some(number) = groups.paths().iter().position(|path| path.is_aside()) else { return };
+    change(device, table, move |groups, mut on| {
+        if groups.live_paths() == 0 {
+            groups.reinstate_path(number as u32, &mut on);
+        }
+    });
 }
 
 /// A round is over: without a path one more was waited for; what is held asks again.
@@ -269,7 +346,7 @@ fn start_probe(
         let (id, weak) = (device.id(), Arc::downgrade(&table));
         let to = table.multipath().and_then(|(_, paths)| paths.get(number as usize));
         if let Some(leaf) = to.and_then(|to| table.leaf_of(*to)) {
-            let probed = probes.probe(leaf, |leaf, time| leaf.engine().probe(time)).await;
+            let probed = probes.probe(leaf, |leaf, time| leaf.probe(time)).await;
             if let Some(answer) = probed {
                 leaf.probed(&answer);
                 // Where blocking is allowed. A change that panics has changed nothing; the path is
@@ -287,11 +364,16 @@ fn judge(device: &Device, table: &Arc<Table>, number: u32, answer: &io::Result<(
     if let Err(error) = answer {
         tracing::debug!(device = %device.name(), path = number, %error, "a path does not answer");
     }
+    let to = table.multipath().and_then(|(_, paths)| paths.get(number as usize));
+    let is_protected = to.and_then(|to| table.leaf_of(*to)).is_some_and(|leaf| leaf.is_protected());
     change_now(device, table, |groups, mut on| {
-        if answer.is_ok() {
-            groups.reinstate_path(number, &mut on);
-        } else {
+        let Some(path) = groups.paths().get(number as usize) else { return };
+        if answer.is_err() {
             groups.fail_path(number, &mut on);
+        } else if !(is_protected || path.is_marginal()) || groups.live_paths() == 0 {
+            groups.reinstate_path(number, &mut on);
+        } else if !path.is_up() {
+            groups.set_aside(number, &mut on);
         }
     });
 }

@@ -115,6 +115,10 @@ fn event(device: &Device, what: What) -> MonitorEvent {
             count: Some(count),
             ..told
         },
+        What::Flapping { path, is_marginal } => {
+            let name = if is_marginal { "PATH_MARGINAL" } else { "PATH_QUIET" };
+            MonitorEvent { path: Some(path), ..named(name, told) }
+        }
         What::Renamed { from } => {
             MonitorEvent { event: "RENAMED".to_owned(), from: Some(from), ..told }
         }

@@ -44,11 +44,20 @@ pub fn device(device: &Device) -> protocol::Device {
 fn troubled_paths(table: &Table) -> Vec<TroubledPath> {
     let troubled = table.leaves().iter().zip(0u32..).filter_map(|(leaf, index)| {
         let (reason, doubted_writes) = (leaf.trouble(), leaf.engine().doubted_writes());
-        let is_troubled = reason.is_some() || doubted_writes > 0;
+        let marginal = is_marginal(table, index);
+        let is_troubled = reason.is_some() || doubted_writes > 0 || marginal;
         let path = || path_word(table, index).unwrap_or_else(|| leaf.name().to_owned());
-        is_troubled.then(|| TroubledPath { path: path(), reason, doubted_writes })
+        is_troubled.then(|| TroubledPath { path: path(), reason, doubted_writes, marginal })
     });
     troubled.collect()
+}
+
+/// Whether a leaf is a path of a multipath that flaps.
+fn is_marginal(table: &Table, leaf: u32) -> bool {
+    table.multipath().is_some_and(|(groups, to)| {
+        let mut paths = groups.paths().iter().zip(to);
+        paths.any(|(path, to)| to.below == Below::Leaf(leaf) && path.is_marginal())
+    })
 }
 
 /// The first word by which a table names a leaf.

@@ -139,12 +139,18 @@ impl IscsiEngine {
     /// in again. Blocks.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
+        let is_protected = Cell::new(false);
         self.control().call(deadline, |session, volume| {
             answered(session.read_first(volume, deadline))?;
             // Not every target tells its sessions when it has exchanged a unit.
-            same(&session.volume(deadline)?, volume)
+            let mut now = session.volume(deadline)?;
+            // A session that lives goes on: the unit can be read.
+            is_protected.set(now.read_only && !volume.read_only);
+            now.read_only = volume.read_only;
+            same(&now, volume)
         })?;
-        self.shared.connector.wait_connected(deadline)
+        self.shared.connector.wait_connected(deadline)?;
+        if is_protected.get() { Err(io::Error::from_raw_os_error(libc::EROFS)) } else { Ok(()) }
     }
 
     /// As [`crate::engine::Engine::trouble`].

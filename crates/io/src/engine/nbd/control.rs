@@ -104,6 +104,12 @@ impl Control {
         answered(self.call(Command::Read, into, deadline)?)
     }
 
+    /// Whether the server says, on a new connection, that the export can be written.
+    pub(super) fn is_writable(&self, deadline: Instant) -> io::Result<bool> {
+        let (_, now) = dial(&self.address, deadline)?;
+        Ok(!now.has(crate::wire::nbd::transmission_flag::READ_ONLY))
+    }
+
     /// A request, and what the server answers; once more on another connection if that which there
     /// was has been lost meanwhile.
     fn call(

@@ -220,6 +220,13 @@ impl NbdEngine {
         self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// As [`super::Engine::can_be_written`], on a connection of its own: the server says it when it
+    /// is connected to. One that serves a single connection has none for it.
+    pub(super) fn can_be_written(&self, timeout: Duration) -> io::Result<bool> {
+        let Route::Own(own) = &self.route else { return Ok(true) };
+        lock(&own.control).is_writable(Instant::now() + timeout)
+    }
+
     /// As [`super::Engine::is_reachable`].
     pub(super) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()
