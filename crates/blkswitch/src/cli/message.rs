@@ -66,6 +66,7 @@ Examples:
   blkswitch message vol 0 set_region_mappings 0:0 :1 :2 R3,fd
   blkswitch message vol 0 set_region_mappings 0:2 R1,ff
   blkswitch map set vol 0-255 2
+
 The last two put regions 0 to 255 on path 2.";
 
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
