@@ -127,16 +127,15 @@ fn regions_are_set_in_decimal() {
     expected.fill(1);
     expected[10] = 0;
     assert_eq!(daemon.map("vol", 0), expected);
-    // A path that does not exist: with --atomic nothing changes, else what stands before it has.
-    let wrong = ["map", "set", "vol", "0-9", "2", "20", "3", "--atomic"];
-    let refused = daemon.run(&wrong);
-    let text = String::from_utf8(refused.stderr).unwrap();
-    assert!(text.contains("the path 3 (hex 3) must be from 0 to 2"), "{text}");
-    assert_eq!(daemon.map("vol", 0), expected);
-    assert_eq!(daemon.run(&wrong[..wrong.len() - 1]).status.code(), Some(1));
-    expected[..10].fill(2);
-    assert_eq!(daemon.map("vol", 0), expected);
-    // A slip of the finger is found before anything is sent.
-    assert_eq!(daemon.run(&["map", "set", "vol", "0-9", "1", "0x10", "1"]).status.code(), Some(1));
-    assert_eq!(daemon.map("vol", 0), expected);
+    // A slip of the finger is found before anything is sent, and said in the words that were typed.
+    for (words, part) in [
+        (["0-9", "2", "20", "3"], "'20 3': the paths are 0 to 2"),
+        (["0-9", "2", "290-300", "1"], "'290-300': the regions are 0 to 299"),
+        (["0-9", "1", "0x10", "1"], "'0x10' is no range"),
+    ] {
+        let refused = daemon.run(&[&["map", "set", "vol"], &words[..]].concat());
+        let text = String::from_utf8(refused.stderr).unwrap();
+        assert!(text.contains(part) && refused.status.code() == Some(1), "{text}");
+        assert_eq!(daemon.map("vol", 0), expected);
+    }
 }

@@ -226,8 +226,9 @@ impl fmt::Display for ExplainMessage<'_> {
             }
             MessageError::Arguments { found } => write!(
                 f,
-                "'{word}': a message is queue_if_no_path, fail_if_no_path or a word and its \
-                 argument, but there are {found} words"
+                "'{word}': a message is queue_if_no_path or fail_if_no_path alone, or one of \
+                 fail_path, reinstate_path, switch_group, disable_group and enable_group with one \
+                 argument; words found: {found}"
             ),
             MessageError::Unrecognised => write!(
                 f,

@@ -1,7 +1,8 @@
 //! `map set`: puts ranges of regions on paths, in decimal.
 //!
-//! Contract: all words are read and checked before anything is sent, so a slip of the finger
-//! changes nothing. They travel as a `set_region_mappings` message, whose numbers are hexadecimal.
+//! Contract: all words are read and checked, also against the device, before anything is sent. So a
+//! slip of the finger changes nothing. They travel as a `set_region_mappings` message, whose numbers
+//! are hexadecimal.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, stdin};
@@ -15,7 +16,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::names::Selector;
 use crate::cli::options::Options;
-use crate::protocol::{MessageReply, device_path, route};
+use crate::protocol::{MessageReply, RegionMap, device_path, route};
 
 /// Most bytes of standard input: what the daemon takes of an atomic message.
 const INPUT_MAX_BYTES: u64 = 128 << 20;
@@ -53,14 +54,20 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
-        let message = match self.words.as_slice() {
-            [] => message(&read_stdin()?)?,
-            [word] if word == "-" => message(&read_stdin()?)?,
-            words => message(&words.join(" "))?,
+        let text = match self.words.as_slice() {
+            [] => read_stdin()?,
+            [word] if word == "-" => read_stdin()?,
+            words => words.join(" "),
         };
+        // What is wrong in itself is said without a daemon.
+        message(&text, None)?;
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let sector = segment_of(self.sector, &selector, context).await?;
         let name = context.name_of(&selector, "message").await?;
+        let head = format!("{}?sector={sector}&from=0&to=0", device_path(route::MAP, &name));
+        let head: RegionMap =
+            context.client.get(&head).await.map_err(|error| error.about(selector.subject()))?;
+        let message = message(&text, Some((head.regions, head.paths)))?;
         let path = format!(
             "{}?sector={sector}&atomic={}",
             device_path(route::MESSAGE, &name),
@@ -92,8 +99,8 @@ fn read_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// The message for words of ranges and paths.
-fn message(text: &str) -> Result<String, Failure> {
+/// The message for words of ranges and paths, for a map of so many regions and paths.
+fn message(text: &str, map: Option<(u64, u32)>) -> Result<String, Failure> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let mut words = lines.flat_map(str::split_whitespace);
     let mut out = String::from("set_region_mappings");
@@ -105,6 +112,17 @@ fn message(text: &str) -> Result<String, Failure> {
         let number = path.parse::<u32>().map_err(|_| {
             wrong(format!("'{path}' is no path: it must be a decimal number, like 2"))
         })?;
+        match map {
+            Some((regions, _)) if last >= regions => {
+                let most = regions.saturating_sub(1);
+                return Err(wrong(format!("'{range}': the regions are 0 to {most}")));
+            }
+            Some((_, paths)) if number >= paths => {
+                let most = paths.saturating_sub(1);
+                return Err(wrong(format!("'{range} {path}': the paths are 0 to {most}")));
+            }
+            _ => {}
+        }
         let _ = write!(out, " {first:x}:{number:x}");
         if last > first {
             let _ = write!(out, " R1,{:x}", last - first);
@@ -140,7 +158,11 @@ mod tests {
             ("7-7 0 0-1 1", " 7:0 0:1 R1,1"),
             ("# all\n0-9 1 # ten\n\n\t16-31   3\n", " 0:1 R1,9 10:3 R1,f"),
         ] {
-            assert_eq!(message(text).unwrap(), format!("set_region_mappings{words}"), "{text}");
+            assert_eq!(
+                message(text, None).unwrap(),
+                format!("set_region_mappings{words}"),
+                "{text}"
+            );
         }
     }
 
@@ -154,8 +176,10 @@ mod tests {
             ("0-9 1 5", "behind the range '5'"),
             ("0-9 :1", "':1' is no path"),
             ("0-9 4294967296", "'4294967296' is no path"),
+            ("0-9 1 90-100 1", "'90-100': the regions are 0 to 99"),
+            ("0-9 8", "'0-9 8': the paths are 0 to 7"),
         ] {
-            let text = message(text).unwrap_err().plain();
+            let text = message(text, Some((100, 8))).unwrap_err().plain();
             assert!(text.contains(part) && text.contains("nothing was changed"), "{text}");
         }
     }
