@@ -28,6 +28,7 @@ pub mod tables;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +41,11 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use self::devices::Devices;
-use self::process::listen::SocketFile;
 use self::process::privileges::Privileges;
 use self::process::runtime::{keep_a_thread, runtime};
+use self::process::sockets::Kept;
 use self::process::stop::{InUse, Signals};
-use self::process::{limits, listen, mounts, privileges};
+use self::process::{limits, listen, mounts, privileges, sockets};
 use self::server::app::App;
 use self::server::monitor::Monitor;
 use self::server::router;
@@ -105,7 +106,7 @@ pub struct Daemon {
     paths: PathOptions,
     stop_timeout: Duration,
     /// Removed when the daemon has stopped.
-    _files: Vec<SocketFile>,
+    sockets: Vec<Kept>,
 }
 
 impl Daemon {
@@ -117,8 +118,7 @@ impl Daemon {
     /// The same in a process that was allowed these.
     fn start_with(options: &ServeOptions, privileges: Privileges) -> anyhow::Result<Daemon> {
         let (control, control_file) = listen::unix(&options.socket)?;
-        control.set_nonblocking(true).context("cannot use the control socket")?;
-        let control = UnixListener::from_std(control).context("cannot use the control socket")?;
+        let control = listen::for_runtime(control).context("cannot use the control socket")?;
         // Before the pool asks how many there are.
         let descriptors = raise_descriptor_limit().context("cannot learn the descriptor limit")?;
         let pool = PoolOptions {
@@ -126,12 +126,13 @@ impl Daemon {
             memory_bytes: limits::client_memory(),
         };
         let pool = Pool::start(pool).context("cannot start the queues")?;
-        let (mut nbd, mut listeners, mut files) = (Vec::new(), Vec::new(), vec![control_file]);
+        let (mut nbd, mut listeners) = (Vec::new(), Vec::new());
+        let mut sockets = vec![Kept::new(control_file, true)];
         for address in nbd_addresses(options) {
             for socket in listen::nbd(&address)? {
                 listeners.push(socket.listener);
                 nbd.push(socket.uri);
-                files.extend(socket.file);
+                sockets.extend(socket.file.map(|file| Kept::new(file, false)));
             }
         }
         mounts::check_start(options.state.as_deref())?;
@@ -169,7 +170,7 @@ impl Daemon {
             monitor,
             paths,
             stop_timeout,
-            _files: files,
+            sockets,
         })
     }
 
@@ -208,9 +209,19 @@ impl Daemon {
             stop.send_replace(true);
         });
         let limits = server::accept::Limits::of(self.descriptors);
-        let control =
-            server::accept::serve(self.control, router(app), limits, self.stop.subscribe());
-        let served = tokio::spawn(control);
+        let (router, stop) = (router(app), self.stop.clone());
+        let serve_control = move |listener| {
+            server::accept::serve(listener, router.clone(), limits, stop.subscribe())
+        };
+        let served = tokio::spawn(serve_control(self.control));
+        let devices = self.devices.clone();
+        let serve_nbd = Arc::new(move |listener: StdUnixListener| {
+            if let Err(error) = devices.pool().listen(listener.into()) {
+                tracing::warn!(%error, "nobody answers at a socket for NBD clients");
+            }
+        });
+        let kept = sockets::keep(self.sockets, self.stop.subscribe(), serve_control, serve_nbd);
+        let kept = tokio::spawn(kept);
         // Ends when the signal has come; an error means that the sender is gone, which is the end
         // as well.
         let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -223,6 +234,8 @@ impl Daemon {
             Ok(Err(error)) => return Err(error).context("the control server failed"),
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }
+        // The files are there until the end.
+        let _sockets = tokio::time::timeout(THREAD_GRACE, kept).await;
         let devices = self.devices.clone();
         devices.leave_disks();
         let time = self.stop_timeout;

@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use blkswitch_io::export::Listener;
@@ -40,7 +40,38 @@ const FOLDER_MODE: u32 = 0o700;
 pub struct SocketFile {
     path: PathBuf,
     /// Device and inode of the file.
-    identity: (u64, u64),
+    identity: Identity,
+}
+
+/// What is at a socket's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum There {
+    /// The socket's file.
+    Own,
+    /// Another file, or it cannot be told.
+    Other,
+    /// Nothing.
+    Gone,
+}
+
+impl SocketFile {
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is there now.
+    pub fn there(&self) -> There {
+        match identity(&self.path) {
+            Ok(now) if now == self.identity => There::Own,
+            Err(error)
+                if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) =>
+            {
+                There::Gone
+            }
+            _ => There::Other,
+        }
+    }
 }
 
 impl Drop for SocketFile {
@@ -53,8 +84,12 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+/// Tells a file from others that were at its path: device, inode, and the time when it was made,
+/// because the inode of a removed file is used again.
+type Identity = (u64, u64, Option<SystemTime>);
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino(), file.created().ok()))
 }
 
 /// Listens on a unix socket of mode 0600. Makes the folder if it is missing; replaces a socket that
@@ -71,6 +106,12 @@ pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let listener = process::private_files(|| UnixListener::bind(path)).with_context(cannot)?;
     let identity = identity(path).with_context(cannot)?;
     Ok((listener, SocketFile { path: path.to_owned(), identity }))
+}
+
+/// A socket for the runtime, within which this is called.
+pub fn for_runtime(listener: UnixListener) -> io::Result<tokio::net::UnixListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(listener)
 }
 
 /// Makes a folder and those above it, unless they are there.

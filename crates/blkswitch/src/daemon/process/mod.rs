@@ -7,4 +7,5 @@ pub mod listen;
 pub(crate) mod mounts;
 pub mod privileges;
 pub mod runtime;
+pub mod sockets;
 pub mod stop;
