@@ -7,7 +7,7 @@
 //! | plan | moves | promise |
 //! |---|---|---|
 //! | [`evacuate()`] | every region of one path | the paths that get them end as level as they can |
-//! | [`balance`] | regions from paths that have too many | every path ends within one region of its ideal share, and no plan that does so moves fewer regions |
+//! | [`balance()`] | regions from paths that have too many | every path ends within one region of its ideal share, and no plan that does so moves fewer regions |
 //! | [`balance_heat`] | warm regions from paths that are too warm | no path ends warmer than its ideal by the heat of one region or more |
 //! | [`compact()`] | regions within windows of the map | every path keeps its number of regions, and the map has no more runs than before |
 //!
