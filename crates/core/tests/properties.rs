@@ -490,6 +490,31 @@ fn lists_are_short() {
     assert_eq!(list(&map, false), "0:3fffc R1,f423f");
 }
 
+/// A list copies what stood far before, and finds it by the table of places.
+#[test]
+fn a_list_copies_from_far_before() {
+    let map = new_map(2000, 16, 1);
+    let random = |region: u64| {
+        let mixed = region.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 60) as u32
+    };
+    for region in 0..2000 {
+        // The first 500 regions stand again from 1,500 on.
+        assert!(set(&map, region, random(region % 1500)));
+    }
+    let list = |places: usize| {
+        let mut text = String::new();
+        compact::write(&map, 0, u64::MAX, &mut vec![0; places], |argument| {
+            text.push_str(std::str::from_utf8(argument).unwrap());
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+        text
+    };
+    let (with, without) = (list(4096), list(0));
+    assert!(without.len() > with.len() + 1000, "{} and {}", without.len(), with.len());
+}
+
 /// Two writers at once would lose each other's changes of neighbouring regions.
 #[test]
 fn a_map_has_one_writer_at_a_time() {

@@ -193,6 +193,21 @@ fn errors_say_what_is_allowed() {
 }
 
 #[test]
+fn errors_of_texts_and_lists_say_where() {
+    use std::error::Error;
+
+    use blkswitch_core::switch::compact::WriteError;
+    use blkswitch_core::switch::{Message, TextError};
+    let geometry = Geometry::new(16, 3, 1).unwrap();
+    let refused: TextError = Message::new().check_text(&geometry, b"1:2 1:3", true).unwrap_err();
+    assert_eq!((refused.at, refused.to_string()), (4, refused.error.to_string()));
+    assert_eq!(refused.to_string(), "invalid set_region_mappings device: 3 >= 3");
+    assert!(refused.source().is_some_and(|source| source.is::<MessageError>()));
+    let ended = WriteError { region: 7, error: "no room" };
+    assert_eq!(ended.to_string(), "the list of the map ends at region 7: no room");
+}
+
+#[test]
 fn errnos_have_linux_numbers() {
     assert_eq!(
         (Errno::Einval.number(), Errno::Einval.name(), Errno::Einval.to_string()),

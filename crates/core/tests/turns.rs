@@ -84,6 +84,8 @@ fn a_list_in_turns_is_the_same_list() {
         true
     });
     assert_eq!(whole, counted);
+    // A turn that ends is not the end of a run.
+    assert!(whole.split(' ').count() <= 8, "{whole}");
     assert!(calls.get() >= 2, "{} calls", calls.get());
     // Longer, and right all the same.
     let again = self::map(3);

@@ -156,3 +156,49 @@ fn long_number(mut text: &[u8]) -> Option<(u64, &[u8])> {
     }
     if any { Some((value, text)) } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::string::ToString;
+
+    use super::*;
+
+    /// Each way to read a digit agrees with the standard library about every byte.
+    #[test]
+    fn all_bytes() {
+        for byte in 0..=255u8 {
+            let expected = char::from(byte).to_digit(16);
+            let (values, others) = digits_of(ONES.wrapping_mul(u64::from(byte)));
+            match expected {
+                Some(digit) => {
+                    assert_eq!((values, others), (ONES * u64::from(digit), 0), "byte {byte}");
+                    assert_eq!(value(byte), u64::from(digit));
+                    assert_eq!(last_digits([0, 0, byte], 1), Some(digit));
+                }
+                None => {
+                    assert_eq!(others, TOPS, "byte {byte}");
+                    assert_eq!(value(byte), NO_VALUE);
+                    assert!(last_digits([b'1', byte, b'1'], 3).is_some_and(|path| path > 0xfff));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_end_where_their_digits_end() {
+        for digits in ["0", "7", "f0", "Ab", "123", "12345678", "123456789abcdef0"] {
+            let text = digits.to_string() + ":1 and more";
+            let expected = u64::from_str_radix(digits, 16).unwrap();
+            let rest = b":1 and more".as_slice();
+            assert_eq!(number(text.as_bytes()), Some((expected, rest)), "{digits}");
+            assert_eq!(short_number(text.as_bytes()), Some((expected, rest)), "{digits}");
+            assert_eq!(long_number(text.as_bytes()), Some((expected, rest)), "{digits}");
+            assert_eq!(number(digits.as_bytes()), Some((expected, b"".as_slice())), "{digits}");
+        }
+        for text in ["", "g", ":1", "-1234567890"] {
+            assert_eq!((number(text.as_bytes()), short_number(text.as_bytes())), (None, None));
+        }
+    }
+}

@@ -155,9 +155,11 @@ mod tests {
         for num_paths in [1, 2, 3, 5, 15, 16] {
             let geometry = Geometry::new(REGIONS, num_paths, 1).unwrap();
             let path = |nr: u64| format!(":{:x}", nr * 7 % u64::from(num_paths));
+            let capital = |nr: u64| path(nr).to_uppercase();
             let way =
                 |m: &mut Message, g: &Geometry, t: &[u8]| blocks::run::<b' ', _>(m, g, t).len();
             takes(way, &geometry, &text(b' ', path), 24);
+            takes(way, &geometry, &text(b' ', capital), 24);
             let way = |m: &mut Message, g: &Geometry, t: &[u8]| blocks::run::<0, _>(m, g, t).len();
             takes(way, &geometry, &text(0, path), 24);
         }
@@ -179,7 +181,7 @@ mod tests {
     #[test]
     fn regions_with_paths_are_consumed_to_the_end() {
         for (num_paths, regions) in
-            [(1, 9), (3, REGIONS), (16, 0x100_0000), (17, 200), (300, REGIONS), (4096, 5000)]
+            [(1, 9), (3, REGIONS), (16, 0x1000_0000), (17, 200), (300, REGIONS), (4096, 5000)]
         {
             let geometry = Geometry::new(regions, num_paths, 1).unwrap();
             let entry = |nr: u64| {
@@ -192,6 +194,61 @@ mod tests {
             takes(way, &geometry, &text(b' ', entry), 32);
             let way = |m: &mut Message, g: &Geometry, t: &[u8]| entries::run::<0, _>(m, g, t).len();
             takes(way, &geometry, &text(0, entry), 32);
+        }
+    }
+
+    /// The result of the slow reader, word by word.
+    fn slowly(geometry: &Geometry, text: &[u8]) -> Result<Message, MessageError> {
+        let mut message = Message::new();
+        for word in Words::new(text) {
+            with_literal(word, |literal| message.word(geometry, literal))?;
+        }
+        Ok(message)
+    }
+
+    fn agrees(geometry: &Geometry, text: &[u8]) {
+        let mut message = Message::new();
+        let quickly = message.check_text(geometry, text, true);
+        match (quickly, slowly(geometry, text)) {
+            (Ok(_), Ok(slow)) => assert_eq!(message, slow, "{text:?}"),
+            (Err(quick), Err(slow)) => assert_eq!(quick.error, slow, "{text:?}"),
+            (quick, slow) => panic!("{text:?}: {quick:?} in blocks, {slow:?} word by word"),
+        }
+    }
+
+    /// A block is checked as the sum of three words. So wrong bytes must not cancel each other.
+    #[test]
+    fn wrong_bytes_of_a_block_are_found_wherever_they_are() {
+        let geometry = Geometry::new(100, 11, 1).unwrap();
+        let right = b" :0 :1 :2 :3 :4 :5 :6 :a ";
+        agrees(&geometry, right);
+        for first in 0..24usize {
+            for change in 1..=255u8 {
+                let mut text = *right;
+                text[first] ^= change;
+                agrees(&geometry, &text);
+                // The bytes that lie at the same place of another word.
+                for second in (first + 8..24).step_by(8) {
+                    let mut text = text;
+                    text[second] ^= change;
+                    agrees(&geometry, &text);
+                }
+            }
+        }
+    }
+
+    /// The first path that there is not, and a byte that is no digit, at every place of a window.
+    #[test]
+    fn paths_are_compared_with_their_number() {
+        for num_paths in [17u64, 255, 256, 300, 4095] {
+            let geometry = Geometry::new(1000, num_paths as u32, 1).unwrap();
+            for wrong in 0..60 {
+                let path = |nr: u64| {
+                    let path = if nr == wrong { num_paths } else { nr * 13 % num_paths };
+                    format!(":{path:x}")
+                };
+                agrees(&geometry, &text(b' ', path));
+            }
         }
     }
 }
