@@ -38,7 +38,8 @@ use blkswitch_io::export::nbd::admission::raise_descriptor_limit;
 use blkswitch_io::{Pool, PoolOptions, closer};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use self::devices::Devices;
 use self::process::privileges::Privileges;
@@ -275,15 +276,18 @@ fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
 
 /// Logs go to standard error.
 fn init_log(options: &ServeOptions) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log_level)
+    let filter: Targets = options
+        .log_level
+        .parse()
         .with_context(|| format!("'{}' is no log level and no filter", options.log_level))?;
     let has_colours =
         matches!(options.log_format, LogFormat::Human) && std::io::stderr().is_terminal();
     let writer = move || printable::Log { to: std::io::stderr(), has_colours };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let log = tracing_subscriber::fmt::layer().with_writer(writer);
+    let registry = tracing_subscriber::registry().with(filter);
     match options.log_format {
-        LogFormat::Human => log.with_ansi(has_colours).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Human => registry.with(log.with_ansi(has_colours)).init(),
+        LogFormat::Json => registry.with(log.json()).init(),
     }
     Ok(())
 }
