@@ -28,6 +28,8 @@ pub(crate) struct Import {
     pub(crate) from: String,
     /// The file that defines the name.
     pub(crate) to: String,
+    /// The file that the path leads through as it is written, where names may be handed on.
+    pub(crate) through: String,
     /// The line in `from`.
     pub(crate) line: usize,
     /// The path as it is written.
@@ -61,10 +63,12 @@ pub(crate) fn of(files: &BTreeMap<String, String>) -> Result<BTreeSet<Import>> {
             let Some(absolute) = house.absolute(module, path) else { continue };
             let Some(to) = house.file_of(&absolute, 0) else { continue };
             let from = modules[module];
+            let Some(through) = house.module_file(&absolute) else { continue };
             if to != from {
                 imports.insert(Import {
                     from: from.to_owned(),
                     to: to.to_owned(),
+                    through: through.to_owned(),
                     line: path.line,
                     path: path.segments.join("::"),
                     is_reexport: path.alias.as_ref().is_some_and(|(_, is_public)| *is_public),
@@ -118,6 +122,11 @@ impl House<'_> {
         at.extend(segments.cloned());
         // Modules within a file end at that file.
         Some(at)
+    }
+
+    /// The file of the innermost module that a path from the root names.
+    fn module_file(&self, path: &[String]) -> Option<&str> {
+        (0..=path.len()).rev().find_map(|len| self.modules.get(&path[..len]).copied())
     }
 
     /// The file that defines what a path from the root leads to.

@@ -70,8 +70,16 @@ impl Layers {
             let (Some(from), Some(to)) = (self.layer(&import.from), self.layer(&import.to)) else {
                 continue;
             };
-            let Import { from: file, line, path, to: target, .. } = import;
-            if to.1 < from.1 {
+            let Import { from: file, line, path, to: target, through, .. } = import;
+            // A name of a lower layer that is written as one of an upper: that depends on both.
+            let by = self.layer(through).filter(|by| by.1 < from.1);
+            if let Some(by) = by.filter(|_| to.1 >= from.1) {
+                let (from, by) = (from.0, by.0);
+                out.push(format!(
+                    "{src}/{file}:{line}: `{path}` goes through {through}, upwards: '{from}' is \
+                     below '{by}'; name {target} itself"
+                ));
+            } else if to.1 < from.1 {
                 let (from, to) = (from.0, to.0);
                 out.push(format!(
                     "{src}/{file}:{line}: `{path}` ({target}) imports upwards: '{from}' is below \
@@ -205,6 +213,15 @@ engine/io.rs sys  : words of all engines
         }
         let found = breaches(&[("driver.rs", "use crate::pool::Pool;")]);
         assert!(found.len() == 1 && found[0].contains("must not import each other"), "{found:?}");
+        // What an upper file hands on is not a way to a lower one.
+        let found = breaches(&[
+            ("pool.rs", "pub use crate::sys::MAX;"),
+            ("engine/file.rs", "const MAX: u32 = crate::pool::MAX;"),
+        ]);
+        assert!(
+            found.len() == 1 && found[0].contains("goes through pool.rs, upwards"),
+            "{found:?}"
+        );
         // A name that a lower file hands on is where it is defined.
         let found = breaches(&[
             ("engine/mod.rs", "pub use crate::pipeline::HOLE;"),

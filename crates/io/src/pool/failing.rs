@@ -55,7 +55,7 @@ impl Drop for NoteFailure {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use crate::DeviceError;
+    use crate::device::DeviceError;
     use crate::pool::{Gone, Latch, Pool, PoolOptions};
     use crate::queue::Command;
 

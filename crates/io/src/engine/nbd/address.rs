@@ -15,7 +15,7 @@ use crate::engine::session::uri::{
 /// The port of NBD.
 const PORT: u16 = 10809;
 /// Longest name of an export: the protocol's limit.
-const MAX_NAME: usize = crate::export::nbd::MAX_STRING;
+const MAX_NAME: usize = crate::wire::nbd::MAX_STRING;
 /// Most connections that one queue makes: more than make a difference.
 const MAX_CONNECTIONS: u64 = 16;
 

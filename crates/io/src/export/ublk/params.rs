@@ -80,7 +80,8 @@ mod tests {
     use crate::device::table::{TableBuilder, To, region_storage};
     use crate::engine::Limits;
     use crate::leaf::open_engine;
-    use crate::{Leaf, LeafOptions, Queues};
+    use crate::leaf::{Leaf, LeafOptions};
+    use crate::queues::Queues;
     use blkswitch_core::switch::geometry::Geometry;
     use blkswitch_core::switch::regions::Map;
 
