@@ -57,4 +57,40 @@ fn a_session_elsewhere_does_not_end_the_doubt() {
     assert!(time >= Duration::from_millis(4900), "timeout and settle: {time:?}");
     assert!(time < Duration::from_secs(30), "{time:?}");
     assert!(second.shared.logins.load(Ordering::SeqCst) > 0);
+    assert_eq!(second.shared.resets.load(Ordering::SeqCst), 0, "it was not asked for");
+}
+
+/// With `reset-unit=yes` the session elsewhere resets the unit, which ends what the first machine
+/// has. One that begins anew at its own place needs no reset, and spares other hosts.
+#[test]
+fn a_reset_of_the_unit_ends_the_doubt_where_it_is_asked_for() {
+    let portal = Own::start(MIB, "");
+    let (first, second) = (portal.twin(), portal.twin());
+    *portal.shared.elsewhere.lock().unwrap() = Some(first.address.to_string());
+    let world = World::new(1);
+    let query = "?timeout=1&settle=60&reconnect=90&reset-unit=yes";
+    let leaf = world.leaf(&portal.address(query));
+    world.device("disk", world.linear(&leaf));
+    let mut client = world.connect("disk");
+    client.write(0, &[1; 4096]).unwrap();
+    let resets = || [&first, &second].map(|target| target.shared.resets.load(Ordering::SeqCst));
+    // Idle, and then with a write, at the same place.
+    first.hang_up();
+    client.read(0, 4096).unwrap();
+    let again = first.shared.clone();
+    let back = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1500));
+        again.silent.store(false, Ordering::SeqCst);
+    });
+    first.shared.silent.store(true, Ordering::SeqCst);
+    client.write(0, &[2; 4096]).unwrap();
+    back.join().unwrap();
+    assert_eq!(resets(), [0, 0]);
+    first.shared.silent.store(true, Ordering::SeqCst);
+    *portal.shared.elsewhere.lock().unwrap() = Some(second.address.to_string());
+    let start = Instant::now();
+    client.write(0, &[3; 4096]).unwrap();
+    let time = start.elapsed();
+    assert!(time < Duration::from_secs(30), "the doubt was not ended: {time:?}");
+    assert_eq!(resets(), [0, 1]);
 }

@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     /// Logins that ended an older session of the same identifier.
     pub(crate) reinstated: AtomicUsize,
     pub(crate) logouts: AtomicUsize,
+    /// Resets of the logical unit.
+    pub(crate) resets: AtomicUsize,
     /// What commands' answers are like.
     pub(crate) manner: Mutex<Arc<Manner>>,
     /// Where logins are sent.
@@ -124,6 +126,7 @@ impl Own {
             logins: AtomicUsize::new(0),
             reinstated: AtomicUsize::new(0),
             logouts: AtomicUsize::new(0),
+            resets: AtomicUsize::new(0),
             manner: Mutex::new(Arc::new(honest)),
             elsewhere: Mutex::new(None),
             silent: AtomicBool::new(false),
@@ -267,6 +270,11 @@ impl Connection {
             0x06 => {
                 self.shared.logouts.fetch_add(1, Ordering::SeqCst);
                 vec![pdu(0x26, 0x80, &[])]
+            }
+            0x02 => {
+                assert_eq!(header[1], 0x85, "a reset of the unit");
+                self.shared.resets.fetch_add(1, Ordering::SeqCst);
+                vec![pdu(0x22, 0x80, &[])]
             }
             _ => Vec::new(),
         };

@@ -22,7 +22,7 @@ const MAX_LUN: u64 = 16_383;
 const SCHEME: &str = "iscsi://";
 const FORM: &str = "iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, what is not plain as %XX";
 const OPTIONS: &str = "secret-file=PATH, secret-env=NAME (both with USER@ only), initiator=NAME, timeout=1..3600, \
-                       reconnect=0..86400 or settle=0..3600";
+                       reconnect=0..86400, settle=0..3600 or reset-unit=yes|no";
 const NO_SECRET: &str = "no secret here, where everybody can see it: put it into a file (secret-file=PATH) or into \
                          the daemon's environment (secret-env=NAME)";
 
@@ -61,6 +61,9 @@ pub struct IscsiAddress {
     pub initiator: Option<String>,
     /// How long to wait for what.
     pub patience: Patience,
+    /// Whether a session that takes over writes in doubt resets the logical unit, which ends the
+    /// commands of all hosts.
+    pub resets_unit: bool,
 }
 
 impl IscsiAddress {
@@ -100,6 +103,7 @@ impl IscsiAddress {
         let lun = crate::engine::session::uri::number(lun, 0, MAX_LUN)
             .ok_or_else(|| bad(lun, FORM))? as u16;
         let (mut secret, mut initiator, mut patience) = (None, None, Patience::default());
+        let mut resets_unit = false;
         options(&shown, query, OPTIONS, |key, value| {
             match key {
                 "secret-file" if user.is_some() => {
@@ -113,6 +117,7 @@ impl IscsiAddress {
                     ));
                 }
                 "initiator" => initiator = Some(decode(value).filter(is_name)?),
+                "reset-unit" if matches!(value, "yes" | "no") => resets_unit = value == "yes",
                 key => patience.option(key, value)?,
             }
             Some(())
@@ -126,7 +131,7 @@ impl IscsiAddress {
                 return Err(bad(name, "USER@ with secret-file=PATH or secret-env=NAME"));
             }
         };
-        Ok(IscsiAddress { host, port, target, lun, user, initiator, patience })
+        Ok(IscsiAddress { host, port, target, lun, user, initiator, patience, resets_unit })
     }
 }
 
@@ -158,7 +163,8 @@ impl fmt::Display for IscsiAddress {
         if let Some(initiator) = &self.initiator {
             query.text("initiator", initiator)?;
         }
-        self.patience.write(&mut query)
+        self.patience.write(&mut query)?;
+        if self.resets_unit { query.text("reset-unit", "yes") } else { Ok(()) }
     }
 }
 
@@ -174,6 +180,11 @@ mod tests {
                 "iscsi://host/iqn.2026-01.org.example:vol/1",
             ),
             ("iscsi://192.0.2.1:3260/iqn.x/0?timeout=30", "iscsi://192.0.2.1/iqn.x/0"),
+            ("iscsi://h/iqn.x/0?reset-unit=no", "iscsi://h/iqn.x/0"),
+            (
+                "iscsi://h/iqn.x/0?reset-unit=yes&settle=9",
+                "iscsi://h/iqn.x/0?settle=9&reset-unit=yes",
+            ),
             ("iscsi://[::1]:99/iqn.x/16383", "iscsi://[::1]:99/iqn.x/16383"),
             (
                 "iscsi://me@h/iqn.x/2?reconnect=9&secret-file=/run/a%20b",

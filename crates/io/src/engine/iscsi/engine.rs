@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use blkswitch_core::multipath::outcome::is_path_error;
 use super::address::IscsiAddress;
 use super::link::IscsiLink;
 use super::scsi::Volume;
-use super::session::{Isid, Session};
+use super::session::{Isid, Nexus, Session};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::io::{HOLE, ZERO};
 use crate::engine::options::LeafOptions;
-use crate::engine::session::carrier::{self, Carrier};
+use crate::engine::session::carrier::{self, Carrier, no_doubt};
 use crate::engine::session::connector::Connector;
 use crate::engine::session::links::Link;
 use crate::engine::session::turn::Turn;
@@ -81,16 +81,32 @@ impl IscsiEngine {
         let identity = identity(address, &volume);
         let limits = limits(&volume, options.read_only);
         let of = (address.clone(), volume.clone());
+        let in_doubt = no_doubt(sessions.len());
+        let doubts = in_doubt.clone();
+        let places = sessions.iter().map(|session| session.nexus().clone()).collect();
+        let places: Mutex<Vec<Nexus>> = Mutex::new(places);
         let dial = Box::new(move |berth: usize| {
             let (address, volume) = &of;
             let deadline = Instant::now() + address.patience.timeout;
-            login_again(address, volume, Isid::new(drawn, berth as u16), deadline)
+            let mut session = Session::login(address, Isid::new(drawn, berth as u16), deadline)?;
+            let is_doubted = doubts.get(berth).is_some_and(|doubt| doubt.load(Acquire));
+            let is_elsewhere =
+                lock(&places).get(berth).is_none_or(|before| !session.nexus().is_same(before));
+            if address.resets_unit && is_doubted && is_elsewhere {
+                reset_unit(&mut session, address, deadline);
+            }
+            let session = confirm(session, volume, deadline)?;
+            if let Some(before) = lock(&places).get_mut(berth) {
+                before.clone_from(session.nexus());
+            }
+            Ok(session)
         });
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: volume,
             patience: address.patience,
             doubted: AtomicU64::new(0),
+            in_doubt,
         });
         let read_only = limits.read_only;
         let (target, control) = (address.target.clone(), Mutex::new(control));
@@ -265,6 +281,27 @@ fn draw() -> io::Result<[u8; 3]> {
     }
 }
 
+/// Ends what a session that was lost may have left with the unit, if the target can.
+fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) {
+    let leaf = address.to_string();
+    match session.reset_unit(deadline) {
+        Ok(()) => {
+            tracing::warn!(leaf, "writes in doubt: the logical unit was reset, for all hosts");
+        }
+        Err(error) => {
+            tracing::warn!(leaf, %error, "writes in doubt: the logical unit could not be reset");
+        }
+    }
+}
+
+/// A session whose unit is what it was.
+fn confirm(mut session: Session, volume: &Volume, deadline: Instant) -> io::Result<Session> {
+    let now = session.volume(deadline)?;
+    same(&now, volume)?;
+    session.can(now);
+    Ok(session)
+}
+
 /// Logs in again: the unit must be what it was.
 fn login_again(
     address: &IscsiAddress,
@@ -272,11 +309,7 @@ fn login_again(
     isid: Isid,
     deadline: Instant,
 ) -> io::Result<Session> {
-    let mut session = Session::login(address, isid, deadline)?;
-    let now = session.volume(deadline)?;
-    same(&now, volume)?;
-    session.can(now);
-    Ok(session)
+    confirm(Session::login(address, isid, deadline)?, volume, deadline)
 }
 
 fn same(now: &Volume, volume: &Volume) -> io::Result<()> {

@@ -146,7 +146,7 @@ impl Protocol for IscsiLink {
 
     fn ends_doubt(session: &Session, lost: &Nexus) -> bool {
         // Its identifier is that of the session that was lost: each berth has one.
-        session.nexus().is_same(lost)
+        session.nexus().is_same(lost) || session.has_reset_unit()
     }
 
     fn new(session: Session) -> Option<IscsiLink> {
@@ -415,9 +415,11 @@ impl IscsiLink {
             // It waits for a logout that it has asked for.
             Heard::Reject { reason: 0x0c } => self.take_event(1, [0; 3], work),
             Heard::Reject { .. } => Err((libc::EPROTO, "the target rejects a request")),
-            Heard::Ping { .. } | Heard::Logout { .. } | Heard::Login { .. } | Heard::Broken(_) => {
-                Err((libc::EPROTO, "an answer to no request"))
-            }
+            Heard::Ping { .. }
+            | Heard::Managed { .. }
+            | Heard::Logout { .. }
+            | Heard::Login { .. }
+            | Heard::Broken(_) => Err((libc::EPROTO, "an answer to no request")),
         }
     }
 

@@ -19,12 +19,14 @@ pub const NO_TAG: u32 = u32::MAX;
 mod opcode {
     pub(super) const NOP_OUT: u8 = 0x00;
     pub(super) const COMMAND: u8 = 0x01;
+    pub(super) const TASK_MANAGEMENT: u8 = 0x02;
     pub(super) const LOGIN: u8 = 0x03;
     pub(super) const DATA_OUT: u8 = 0x05;
     pub(super) const LOGOUT: u8 = 0x06;
     pub(super) const IMMEDIATE: u8 = 0x40;
     pub(super) const NOP_IN: u8 = 0x20;
     pub(super) const RESPONSE: u8 = 0x21;
+    pub(super) const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
     pub(super) const LOGIN_RESPONSE: u8 = 0x23;
     pub(super) const DATA_IN: u8 = 0x25;
     pub(super) const LOGOUT_RESPONSE: u8 = 0x26;
@@ -157,6 +159,19 @@ pub fn logout(tag: u32, numbers: Numbers) -> Header {
     header
 }
 
+/// The request to end all commands of a logical unit, whoever has sent them.
+pub fn reset_unit(lun: [u8; 8], tag: u32, numbers: Numbers) -> Header {
+    const LOGICAL_UNIT_RESET: u8 = 5;
+    let mut header = [0; HEADER];
+    put(&mut header, 0, [opcode::TASK_MANAGEMENT | opcode::IMMEDIATE, FINAL | LOGICAL_UNIT_RESET]);
+    put(&mut header, 8, lun);
+    word(&mut header, 16, tag);
+    word(&mut header, 20, NO_TAG);
+    word(&mut header, 24, numbers.command);
+    word(&mut header, 28, numbers.status);
+    header
+}
+
 /// A stage of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -273,6 +288,11 @@ pub enum Heard {
         /// There is more text to come.
         continues: bool,
     },
+    /// The end of a task management request.
+    Managed {
+        /// 0: done.
+        response: u8,
+    },
     /// The session is over.
     Logout {
         /// 0: it was ended, with all its commands.
@@ -337,6 +357,9 @@ impl Incoming {
                     code: field::<1>(header, 36)[0],
                     parameters: [at(38), at(40), at(42)],
                 }
+            }
+            opcode::TASK_MANAGEMENT_RESPONSE => {
+                Heard::Managed { response: be32(header, 0).to_be_bytes()[2] }
             }
             opcode::REJECT => Heard::Reject { reason: be32(header, 0).to_be_bytes()[2] },
             _ => Heard::Broken("a kind of PDU that no target sends, or that was not asked for"),

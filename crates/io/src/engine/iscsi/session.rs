@@ -121,6 +121,7 @@ pub(super) struct Session {
     tag: u32,
     /// The unit has told that it may be another while it was asked what it is.
     told: bool,
+    has_reset: bool,
 }
 
 /// What became of a login by one portal.
@@ -193,8 +194,15 @@ impl Session {
         let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
         let nexus = Nexus { place: place.clone(), group: None };
         let volume = Volume::default();
-        let mut session =
-            Session { socket: Some(socket), wire, nexus, volume, tag: 0, told: false };
+        let mut session = Session {
+            socket: Some(socket),
+            wire,
+            nexus,
+            volume,
+            tag: 0,
+            told: false,
+            has_reset: false,
+        };
         let method = if user.is_some() { "CHAP,None" } else { "None" };
         let mut text = login::text(&[
             ("InitiatorName", address.initiator.as_deref().unwrap_or(INITIATOR)),
@@ -350,6 +358,35 @@ impl Session {
     /// Reads the first block.
     pub(super) fn read_first(&mut self, volume: &Volume, deadline: Instant) -> io::Result<()> {
         self.call(&scsi::read(0, 1), &mut vec![0; volume.block_bytes as usize], deadline)
+    }
+
+    /// Ends all commands of the unit, also those of other hosts. `Err` if the target has not.
+    pub(super) fn reset_unit(&mut self, deadline: Instant) -> io::Result<()> {
+        match &mut self.socket {
+            Some(socket) => socket.set_deadline(deadline),
+            None => return Err(io::ErrorKind::NotConnected.into()),
+        }
+        self.tag = (self.tag + 1) & 0xffff;
+        let (tag, Wire { lun, numbers, .. }) = (self.tag, self.wire);
+        self.send(&pdu::reset_unit(lun, tag, numbers), &[])?;
+        let response = loop {
+            let (incoming, segment) = self.receive()?;
+            match incoming.heard {
+                Heard::Managed { response } if incoming.tag == tag => break response,
+                _ => self.hear(&incoming, &segment)?,
+            }
+        };
+        if response != 0 {
+            return Err(io::Error::other(format!("the target does not reset it ({response})")));
+        }
+        self.has_reset = true;
+        // It tells everybody that it was reset, also this session.
+        self.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)
+    }
+
+    /// Whether it has ended all commands that the unit had.
+    pub(super) fn has_reset_unit(&self) -> bool {
+        self.has_reset
     }
 
     /// Whether the session was not ended by a call that failed.

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
 
-use super::session::carrier::{self, Carrier};
+use super::session::carrier::{self, Carrier, no_doubt};
 use super::session::connector::Connector;
 use super::session::links::Link;
 use super::{LeafIo, LeafOp, Limits, Submitted};
@@ -126,6 +126,7 @@ impl NbdEngine {
             facts: offer,
             patience: address.patience,
             doubted: AtomicU64::new(0),
+            in_doubt: no_doubt(berths),
         });
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use io_uring::{opcode, types};
 
@@ -104,6 +104,16 @@ pub(crate) struct Shared<P: Protocol> {
     pub(crate) patience: Patience,
     /// Number of writes in doubt that went on only because their time was over.
     pub(crate) doubted: AtomicU64,
+    /// Of each berth, whether its link has writes in doubt now, for the connector.
+    pub(crate) in_doubt: InDoubt,
+}
+
+/// See [`Shared::in_doubt`].
+pub(crate) type InDoubt = Arc<[AtomicBool]>;
+
+/// No link of so many berths has writes in doubt.
+pub(crate) fn no_doubt(berths: usize) -> InDoubt {
+    (0..berths).map(|_| AtomicBool::new(false)).collect()
 }
 
 /// An operation.
@@ -312,6 +322,9 @@ impl<P: Protocol> Carrier<P> {
         if !is_doubted {
             self.give_up(now_ns, errno, out);
         }
+        if self.settling.is_some() {
+            self.tell_doubt(true);
+        }
         let has_answered = std::mem::take(&mut self.has_answered);
         if !self.closing {
             self.shared.connector.want_after(self.berth, has_answered);
@@ -350,6 +363,12 @@ impl<P: Protocol> Carrier<P> {
         self.shared.patience.reconnect.as_nanos() as u64
     }
 
+    fn tell_doubt(&self, is_doubted: bool) {
+        if let Some(doubt) = self.shared.in_doubt.get(self.berth) {
+            doubt.store(is_doubted, Ordering::Release);
+        }
+    }
+
     /// Ends the doubt if the other side has ended the operations, or if their time is over.
     fn settle(&mut self, now_ns: u64, out: &mut Finished) {
         let Some(Settling { until_ns, lost, .. }) = &self.settling else { return };
@@ -361,6 +380,7 @@ impl<P: Protocol> Carrier<P> {
             return;
         }
         let Some(Settling { errno, .. }) = self.settling.take() else { return };
+        self.tell_doubt(false);
         let mut count = 0;
         for &slot in &self.ready {
             if let Some(op) = self.ops.get_mut(slot).filter(|op| op.in_doubt) {
