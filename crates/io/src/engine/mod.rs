@@ -89,7 +89,7 @@ impl Engine {
         }
     }
 
-    /// Ends an operation that was deferred with [`Ring::defer`].
+    /// Ends an operation that was deferred with [`Ring::defer`](crate::sys::ring::Ring::defer).
     ///
     /// # Safety
     /// As for [`Engine::submit`], with the same `io`.
