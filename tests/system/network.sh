@@ -31,11 +31,12 @@ ip netns exec "$SPACE" nbdkit --foreground memory 64M >servers.log 2>&1 &
 for address in 198.51.100.2 198.51.100.6; do until_true bash -c ": </dev/tcp/$address/10809"; done
 
 serve --queues 2 --path-checker-interval 0.5
-PATHS=(nbd://198.51.100.2/?timeout=1 nbd://198.51.100.6/?timeout=1)
+PATHS=('nbd://198.51.100.2/?timeout=1&settle=1' 'nbd://198.51.100.6/?timeout=1&settle=1')
 SECTORS=$((64 * 2048))
-# What a request may wait for while one link is cut: its silence, looked at every second, and the same before that at a
-# gate; a probe of the other link, should that not be in use again yet; and a busy machine.
-LONGEST=$((2 * (1 + 1) + 2 + 6))
+# A request may wait while one link is cut: for its silence, which is looked at every second, and for its writes in
+# doubt to settle; for both again when the other link is cut; for a probe of the other link, should that not be in use
+# again yet; and for a busy machine.
+LONGEST=$((2 * (1 + 1 + 1) + 2 + 6))
 member() {
     echo "0 $SECTORS multipath 1 queue_if_no_path 0 2 1 \
         round-robin 0 1 1 ${PATHS[$1]} 1 round-robin 0 1 1 ${PATHS[1 - $1]} 1"
@@ -51,7 +52,7 @@ states() {
     blkswitch status member1
 }
 all_up() {
-    [ "$(states | grep -oE 'timeout=1 [AF]' | sort | uniq -c | tr -s ' ')" = " 4 timeout=1 A" ]
+    [ "$(states | grep -oE 'settle=1 [AF]' | sort | uniq -c | tr -s ' ')" = " 4 settle=1 A" ]
 }
 path_is_down() {
     [ "$(states | grep -cF "${PATHS[$1]} F")" = 2 ]
