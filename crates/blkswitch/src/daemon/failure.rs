@@ -1,8 +1,8 @@
-//! Why the daemon refuses something: the kernel's errno, the lines the kernel would have logged,
-//! and a sentence.
+//! Why the daemon refuses something: the kernel's errno, the lines that the kernel would have
+//! logged, and a sentence.
 //!
-//! Contract: every refusal of the daemon is a [`Failure`]; which ioctl it belongs to is known only
-//! where a request is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
+//! Contract: every refusal of the daemon is a [`Failure`]. The ioctl that it belongs to is known
+//! only where a request is answered, so it is added there ([`Failure::of`]). Plain data, no panics.
 
 use std::{fmt, io};
 
@@ -13,27 +13,27 @@ use blkswitch_io::{DeviceError, LeafError};
 use crate::printable::on_one_line;
 use crate::protocol::{Errno, ErrorBody};
 
-/// What stands for the device's number in a line of the kernel's log until the number is known.
+/// Placeholder for the device's number in a line of the kernel's log, until the number is known.
 pub const DEV: &str = "$DEV";
 
-/// See the module's text.
+/// A refusal, without the ioctl it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What the kernel's ioctl would have returned.
+    /// The errno that the kernel's ioctl would have returned.
     pub errno: Errno,
-    /// The lines the kernel would have logged, with [`DEV`] for the device's number.
+    /// The lines that the kernel would have logged, with [`DEV`] for the device's number.
     pub kernel: Vec<String>,
-    /// A sentence for people.
+    /// A sentence for the user.
     pub reason: String,
 }
 
 impl Failure {
-    /// A refusal that the kernel would not have logged.
+    /// Creates a refusal that the kernel would not have logged.
     pub fn new(errno: Errno, reason: impl Into<String>) -> Failure {
         Failure { errno, kernel: Vec::new(), reason: reason.into() }
     }
 
-    /// A system call that failed: `what` could not be done.
+    /// Describes a system call that failed; `what` says what could not be done.
     pub fn io(error: &io::Error, what: impl fmt::Display) -> Failure {
         let errno = match (error.raw_os_error(), error.kind()) {
             (Some(number), _) => Errno::from_number(number),
@@ -44,27 +44,27 @@ impl Failure {
         Failure::new(errno, format!("{what}: {error}"))
     }
 
-    /// Of something that has happened all the same.
+    /// Says that the change itself has happened and only saving it failed.
     pub fn but_done(mut self) -> Failure {
         self.reason = format!("done, but not saved: {}", self.reason);
         self
     }
 
-    /// The same with a line that the ioctl layer of the device-mapper core logs.
+    /// Adds a line that the ioctl layer of the device-mapper core logs.
     pub fn logged(mut self, line: impl fmt::Display) -> Failure {
         self.kernel.push(format!("device-mapper: ioctl: {line}"));
         self
     }
 
-    /// A target that could not be made; `text` is the line behind the device's number.
+    /// A target that could not be created; `text` is the part of the log line after the device's
+    /// number.
     pub fn target(errno: Errno, text: impl fmt::Display, reason: impl Into<String>) -> Failure {
         let line = format!("device-mapper: table: {DEV}: {text}");
         Failure { errno, kernel: vec![line], reason: reason.into() }
             .logged("error adding target to table")
     }
 
-    /// A complete table whose devices do not suit it; `text` is the line behind the device's
-    /// number.
+    /// A complete table that does not fit its devices. The log line names the device `name`.
     pub fn limits(error: &Error, name: &str, reason: impl Into<String>) -> Failure {
         let kernel = vec![
             format!("device-mapper: table: {DEV}: {}", error.of_device(name)),
@@ -74,11 +74,11 @@ impl Failure {
         Failure { errno: errno_of(error), kernel, reason: reason.into() }
     }
 
-    /// The body of the answer: this failure in the ioctl of libdm's name, on the device of this
-    /// minor number.
+    /// The body of the HTTP answer. `ioctl` is libdm's name of the ioctl, `minor` the device's
+    /// number.
     pub fn of(self, ioctl: &str, minor: Option<u32>) -> ErrorBody {
         let number = minor.map_or(DEV.to_owned(), |minor| format!("{MAJOR}:{minor}"));
-        // A server's own words may be in it.
+        // A line may quote text from a server.
         let shown = |line: String| on_one_line(&line).into_owned();
         let kernel = self.kernel.into_iter().map(|line| shown(line.replace(DEV, &number)));
         ErrorBody {
@@ -91,10 +91,10 @@ impl Failure {
     }
 }
 
-/// The major number of all our devices: "unnamed", which no Linux driver owns.
+/// Major number of all devices: "unnamed", which no Linux driver owns.
 pub const MAJOR: u32 = 0;
 
-/// The protocol's errno of an error of the core.
+/// Converts an error of the core to the protocol's errno.
 pub fn errno_of(error: &Error) -> Errno {
     Errno::from_number(error.errno().number())
 }
@@ -102,8 +102,7 @@ pub fn errno_of(error: &Error) -> Errno {
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Failure {
         let errno = match error {
-            // Nobody calls an ioctl of a daemon that is going down: to the caller it is an
-            // interruption.
+            // A stopping daemon interrupts the call, so the caller gets `EINTR`.
             DeviceError::Stopping => Errno::Eintr,
             _ => Errno::from_number(error.errno()),
         };
@@ -117,7 +116,7 @@ impl From<DeviceError> for Failure {
     }
 }
 
-/// What a [`DeviceError`] means for the caller, where the kernel's text alone says little.
+/// Explains a [`DeviceError`] to the caller where the kernel's text alone says too little.
 fn sentence(error: &DeviceError) -> String {
     match error {
         DeviceError::NoTable => {

@@ -1,11 +1,11 @@
-//! The daemon: it owns the devices, offers them over NBD, and answers the control protocol on a
-//! unix socket.
+//! The daemon: it owns the devices, offers them over NBD and as disks, and answers the control
+//! protocol on a unix socket.
 //!
-//! | folder | what |
+//! | folder | contents |
 //! |---|---|
-//! | [`server`] | the control protocol over HTTP: routes and the document that describes them, connections, the stream of events, metrics |
-//! | [`checker`] | the paths of multipath devices are looked after |
-//! | [`devices`] | what can be done with devices, also as disks of this machine; what the next daemon needs to go on with them |
+//! | [`server`] | the control protocol over HTTP: routes and their document, connections, events, metrics |
+//! | [`checker`] | probes the paths of multipath devices |
+//! | [`devices`] | the operations on devices and disks; saves what the next daemon needs |
 //! | [`tables`] | from the text of a table to a table that runs, and back |
 //! | [`state`] | the files of `serve --state` |
 //! | [`process`] | sockets, signals, limits, privileges, mounts |
@@ -13,9 +13,10 @@
 //!
 //! Each uses only those below it.
 //!
-//! Contract: one daemon per process, in the foreground. [`serve`] returns when a signal has ended
-//! it ([`process::stop`]): nothing new is accepted, requests in flight are finished and answered, every leaf
-//! is flushed, the sockets' files are gone. What does not end in time is said, and is an error.
+//! Contract: one daemon per process, in the foreground. [`serve`] returns after a signal has ended
+//! it ([`process::stop`]): it accepts nothing new, finishes and answers the requests in flight,
+//! flushes every leaf, and removes the socket files. Anything that does not end in time is reported
+//! and makes `serve` return an error.
 
 pub mod checker;
 pub mod devices;
@@ -55,19 +56,19 @@ use crate::config::{LogFormat, NbdAddress, PathOptions, ServeOptions};
 use crate::printable;
 use crate::protocol::AttachUblk;
 
-/// How long control requests under way may take once the daemon is to stop: long polls end by
-/// themselves, a message may stall for so long.
+/// How long control requests under way may take once the daemon stops. Long polls end by
+/// themselves; a message may stall for this long.
 const CONTROL_GRACE: Duration = Duration::from_secs(10);
-/// How often the queues are looked after. They never fail but when the kernel takes their ring
-/// away.
+/// Interval of the check whether a queue has failed. A queue fails only if the kernel takes its
+/// ring away.
 const HEALTH_CHECK: Duration = Duration::from_secs(1);
-/// How long threads of control requests that are not done then are waited for.
+/// How long to wait after that for threads of control requests that are not done.
 const THREAD_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves devices until SIGTERM or SIGINT.
 pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     init_log(&options)?;
-    // Threads that are started from here on have the same.
+    // Before any thread is started, so that all threads have the privileges.
     let privileges = privileges::claim(options.ublk);
     let runtime = runtime()?;
     let stopped = runtime.block_on(async {
@@ -80,18 +81,18 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         daemon.run(async move { signals.agreed(asked).await }).await
     });
     runtime.shutdown_timeout(THREAD_GRACE);
-    // Servers are told that their client leaves.
+    // Lets closed leaves tell their servers that the client leaves.
     closer::settle(THREAD_GRACE);
     stopped
 }
 
-/// Tells whoever started the daemon that it is ready and where.
+/// Tells the process that started the daemon that it is ready, and where.
 fn announce(options: &ServeOptions, daemon: &Daemon) {
     let mut text = format!("ready: control socket {}\n", options.socket.display());
     for uri in daemon.nbd() {
         text.push_str(&format!("ready: {uri}\n"));
     }
-    // Nobody has to listen.
+    // Standard output may be closed: nobody has to listen.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
@@ -100,7 +101,7 @@ pub struct Daemon {
     devices: Arc<Devices>,
     nbd: Vec<String>,
     control: UnixListener,
-    /// Descriptors that the process may have.
+    /// Limit of open descriptors of the process.
     descriptors: usize,
     stop: watch::Sender<bool>,
     monitor: Monitor,
@@ -111,16 +112,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the sockets and starts the queues. Within a runtime.
+    /// Opens the sockets and starts the queues. Must be called within a Tokio runtime.
     pub fn start(options: &ServeOptions) -> anyhow::Result<Daemon> {
         Daemon::start_with(options, Privileges::default())
     }
 
-    /// The same in a process that was allowed these.
+    /// [`Daemon::start`] in a process that has got `privileges`.
     fn start_with(options: &ServeOptions, privileges: Privileges) -> anyhow::Result<Daemon> {
         let (control, control_file) = listen::unix(&options.socket)?;
         let control = listen::for_runtime(control).context("cannot use the control socket")?;
-        // Before the pool asks how many there are.
+        // Must come before the pool reads the limit.
         let descriptors = raise_descriptor_limit().context("cannot learn the descriptor limit")?;
         let pool = PoolOptions {
             queues: options.queues.unwrap_or(PoolOptions::default().queues),
@@ -153,7 +154,7 @@ impl Daemon {
             let devices = Arc::downgrade(&devices);
             mounts::watch(move || Some(devices.upgrade()?.disk_names().collect()));
         }
-        // Who connects early waits until the devices are there again.
+        // Only now: clients that connect early wait until the devices are restored.
         for (listener, uri) in listeners.into_iter().zip(&nbd) {
             devices.pool().listen(listener)?;
             tracing::info!(%uri, "NBD");
@@ -180,7 +181,7 @@ impl Daemon {
         &self.nbd
     }
 
-    /// What it serves.
+    /// The devices that the daemon serves.
     pub fn devices(&self) -> &Arc<Devices> {
         &self.devices
     }
@@ -223,8 +224,7 @@ impl Daemon {
         });
         let kept = sockets::keep(self.sockets, self.stop.subscribe(), serve_control, serve_nbd);
         let kept = tokio::spawn(kept);
-        // Ends when the signal has come; an error means that the sender is gone, which is the end
-        // as well.
+        // An error means that the sender is gone, which ends the daemon as well.
         let _ = stopping.wait_for(|stopping| *stopping).await;
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
@@ -250,8 +250,8 @@ impl Daemon {
     }
 }
 
-/// Where what the disks need is kept: beside the control socket, and another folder for each of
-/// those there.
+/// Folder of what the next daemon needs for the disks. It lies beside the control socket; sockets
+/// in one folder have different folders.
 fn disks_folder(socket: &Path) -> PathBuf {
     match socket.file_name().and_then(OsStr::to_str) {
         Some(name) if name != "control.sock" => socket.with_file_name(format!("{name}.disks")),
@@ -259,14 +259,14 @@ fn disks_folder(socket: &Path) -> PathBuf {
     }
 }
 
-/// Waits until a queue has failed: its connections are dead, and so is everything else soon.
+/// Waits until a queue has failed. Its connections are dead, and the daemon cannot recover.
 async fn queue_failure(devices: &Devices) {
     while !devices.pool().failed() {
         tokio::time::sleep(HEALTH_CHECK).await;
     }
 }
 
-/// Where NBD clients connect: what was asked for, or a socket beside the control socket.
+/// The addresses for NBD clients: those of the options, or a socket beside the control socket.
 fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
     if options.nbd.is_empty() {
         return vec![NbdAddress::Unix(options.socket.with_file_name("nbd.sock"))];
@@ -274,7 +274,7 @@ fn nbd_addresses(options: &ServeOptions) -> Vec<NbdAddress> {
     options.nbd.clone()
 }
 
-/// Logs go to standard error.
+/// Sets up logging to standard error.
 fn init_log(options: &ServeOptions) -> anyhow::Result<()> {
     let filter: Targets = options
         .log_level

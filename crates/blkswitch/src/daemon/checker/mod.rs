@@ -1,14 +1,15 @@
-//! The path checker: what multipathd does for the kernel. It probes the paths of multipath devices,
-//! reinstates those that answer and fails those that do not, goes back to a better group, and ends
-//! queueing when no path came back. A path that flaps or cannot be written is set aside: it is used
-//! while no other is up.
+//! The path checker does for multipath devices what multipathd does for the kernel's. It probes
+//! their paths, reinstates those that answer, and fails those that do not. It returns to a better
+//! priority group, and it ends queueing when no path came back. It sets aside a path that flaps or
+//! has become read-only: such a path is used only while no other is up.
 //!
-//! When to do what is the core's ([`blkswitch_core::multipath::checker`]); here is the clock, and
-//! in [`probes`] are the threads that wait for answers. What a probe finds out changes the path's
-//! state under the message lock, if the table it was started for is still live.
+//! The core decides when each of this happens ([`blkswitch_core::multipath::checker`]). This module
+//! supplies the clock, and [`probes`] has the threads that wait for answers. The result of a probe
+//! changes the path's state under the device's message lock, and only if the table that the probe
+//! was started for is still live.
 //!
-//! Contract: one task per daemon; what it knows of a device is forgotten when the device has
-//! another table.
+//! Contract: one task per daemon. The checker forgets what it knows about a device when the device
+//! gets another table.
 
 mod probes;
 
@@ -28,21 +29,21 @@ use self::probes::Probes;
 use crate::config::PathOptions;
 use crate::daemon::devices::Devices;
 
-/// The longest interval of probes in units of the first, as multipathd's polling_interval and
-/// max_polling_interval are.
+/// Longest interval between probes, as a multiple of the first interval. It is the ratio of
+/// multipathd's defaults for `max_polling_interval` and `polling_interval`.
 const BACKOFF: u32 = 4;
-/// How often is looked at least for devices that are new.
+/// Longest time until the checker notices a new device.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The settings of one device.
 #[derive(Clone, Copy, Debug)]
 struct Policy {
-    /// Nothing: paths are not probed.
+    /// `None`: paths are not probed.
     intervals: Option<Intervals>,
     failback: Failback,
-    /// Nothing: as the table or a message says.
+    /// `None`: the table or a message decides.
     no_path_retry: Option<NoPathRetry>,
-    /// Nothing: a path that answers is used, however often it fails.
+    /// `None`: a path that answers is used, however often it has failed.
     marginal: Option<Marginal>,
 }
 
@@ -64,27 +65,27 @@ fn intervals(options: &PathOptions) -> Option<Intervals> {
     (!first.is_zero()).then_some(intervals)
 }
 
-/// What is known of one multipath device.
+/// State of the checker for one multipath device.
 struct Watched {
     table: Weak<Table>,
     paths: Vec<WatchedPath>,
     failback: FailbackTimer,
     no_path: NoPathTimer,
-    /// As it was when the table came: a device of another name keeps what it was given.
+    /// As configured when the table went live. A renamed device keeps this policy.
     no_path_retry: NoPathRetry,
     next_round_ns: u64,
 }
 
 struct WatchedPath {
     probe: Probe,
-    /// Since when one is under way.
+    /// When the probe that is under way began; `None` if none is.
     since_ns: Option<u64>,
     was_up: bool,
     failures: u64,
     flapping: Flapping,
 }
 
-/// A probe has ended: the device, its table then, the path.
+/// Sent when a probe has ended: the device, the table that the probe was started for, the path.
 type Probed = (u32, Weak<Table>, u32);
 
 struct Checker {
@@ -96,8 +97,8 @@ struct Checker {
     epoch: Instant,
 }
 
-/// Checks for as long as it is polled. `changed` is notified when something happens on a multipath
-/// device.
+/// Runs the checker for as long as the future is polled. `changed` is notified when something
+/// happens on a multipath device.
 pub async fn run(devices: Arc<Devices>, options: PathOptions, changed: Arc<Notify>) {
     let (ended, mut probed) = mpsc::unbounded_channel();
     let mut checker = Checker {
@@ -123,7 +124,7 @@ impl Checker {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Does what is due. Returns when to look again.
+    /// Does all work that is due. Returns the time until the next look.
     fn look(&mut self) -> Duration {
         let now_ns = self.now_ns();
         let mut due_ns = now_ns.saturating_add(LOOK.as_nanos() as u64);
@@ -190,7 +191,7 @@ impl Checker {
         }
         if let Some(group) = watched.failback.poll(policy.failback, groups.better_group(), now_ns) {
             change(device, table, move |groups, mut on| {
-                // Unless that was done meanwhile.
+                // Another thread may have changed the group meanwhile.
                 if groups.better_group() == Some(group) {
                     groups.choose_group(group, &mut on);
                 }
@@ -199,7 +200,7 @@ impl Checker {
         due_ns.min(watched.failback.due_ns(policy.failback).unwrap_or(u64::MAX))
     }
 
-    /// A path was probed.
+    /// Notes that the probe of a path has ended.
     fn ended(&mut self, (device, table, number): &Probed) {
         let now_ns = self.now_ns();
         let watched = self.watched.get_mut(device).filter(|watched| watched.table.ptr_eq(table));
@@ -207,8 +208,8 @@ impl Checker {
             return;
         };
         path.since_ns = None;
-        // A path whose state has changed got a new probe at a look since then, or gets one at the
-        // next.
+        // If the state of the path has changed, the path has a new probe already or gets one at the
+        // next look. Otherwise this probe is scheduled again.
         if let Some(intervals) = intervals(&self.options)
             && path.probe.due_ns() <= now_ns
         {
@@ -224,7 +225,8 @@ impl Watched {
             probe: Probe::new(&intervals, now_ns),
             since_ns: None,
             was_up: is_up,
-            // Those since the table came: nobody has looked at it before.
+            // All failures since the table went live count: the checker sees this table for the
+            // first time.
             failures: 0,
             flapping: Flapping::new(),
         };
@@ -239,7 +241,7 @@ impl Watched {
     }
 }
 
-/// Counts failures of paths, and sets those aside that flap. Returns when to look again.
+/// Counts failures of paths, and sets aside those that flap. Returns when to look again.
 fn watch_flapping(
     device: &Arc<Device>,
     table: &Arc<Table>,
@@ -274,7 +276,7 @@ fn watch_flapping(
                 let is_up = |number: u32| {
                     groups.paths().get(number as usize).is_some_and(|path| path.is_up())
                 };
-                // Unless it is needed by now.
+                // The path may be the only good one by now.
                 if is_up(number) && has_better(groups) {
                     groups.set_aside(number, &mut on);
                 }
@@ -285,13 +287,13 @@ fn watch_flapping(
     due_ns
 }
 
-/// Whether a path is up that does not flap.
+/// Returns whether a path is up that does not flap.
 fn has_better(groups: &PathGroups) -> bool {
     groups.paths().iter().any(|path| path.is_up() && !path.is_marginal())
 }
 
-/// No path is up. A request that comes uses a path that is set aside, but those that are held ask
-/// only when one is up.
+/// Reinstates a path that is set aside when no path is up. New requests would use such a path
+/// anyway, but held requests are retried only when a path is up.
 fn use_aside(device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups) {
     let Some(number) = groups.paths().iter().position(|path| path.is_aside()) else { return };
     change(device, table, move |groups, mut on| {
@@ -301,7 +303,8 @@ fn use_aside(device: &Arc<Device>, table: &Arc<Table>, groups: &PathGroups) {
     });
 }
 
-/// A round is over: without a path one more was waited for; what is held asks again.
+/// Ends a round of probes: counts a round without a path towards the end of queueing, and retries
+/// held requests.
 fn end_round(device: &Arc<Device>, table: &Arc<Table>, watched: &mut Watched, groups: &PathGroups) {
     if let Some(queueing) = watched.no_path.round(watched.no_path_retry, groups.live_paths()) {
         change(device, table, move |groups, mut on| groups.set_queueing(queueing, &mut on));
@@ -311,7 +314,7 @@ fn end_round(device: &Arc<Device>, table: &Arc<Table>, watched: &mut Watched, gr
     }
 }
 
-/// Changes the multipath where blocking is allowed: another message may be under way.
+/// Changes the multipath on a thread that may block, because another message may hold the lock.
 fn change(
     device: &Arc<Device>,
     table: &Arc<Table>,
@@ -333,7 +336,7 @@ fn change_now(
     }
 }
 
-/// Probes a path and changes its state.
+/// Probes a path and changes its state according to the answer.
 fn start_probe(
     device: &Arc<Device>,
     table: &Arc<Table>,
@@ -349,8 +352,8 @@ fn start_probe(
             let probed = probes.probe(leaf, |leaf, time| leaf.probe(time)).await;
             if let Some(answer) = probed {
                 leaf.probed(&answer);
-                // Where blocking is allowed. A change that panics has changed nothing; the path is
-                // probed again.
+                // The message lock may block. If the change panics, nothing has changed, and the
+                // path is probed again.
                 let _ =
                     tokio::task::spawn_blocking(move || judge(&device, &table, number, &answer))
                         .await;

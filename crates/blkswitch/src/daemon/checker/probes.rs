@@ -1,13 +1,13 @@
-//! Probes: one question to a path, and not too long a wait for the answer.
+//! Probes: each asks a path one question and waits a limited time for the answer.
 //!
-//! Most leaves keep to a time limit themselves. The kernel does not: a read of a disk that hangs
-//! ends when the disk does. So a probe has a thread of its own, which is left alone with its leaf
-//! when the time is over. Until it comes back the leaf counts as silent, and no other thread is
-//! sent after it.
+//! Most leaves enforce a time limit themselves. The kernel does not: a read from a disk that hangs
+//! ends when the disk does. So each probe has a thread of its own. When the time is over, the
+//! daemon leaves that thread alone with its leaf. Until the thread comes back, the leaf counts as
+//! silent, and the daemon starts no other thread for it.
 //!
-//! Contract: at most [`AT_A_TIME`] are waited for at a time, each at most [`TIME`]; so leaves that
-//! hang keep nobody else from being probed for longer. At most one thread per path hangs, and it
-//! holds nothing but its leaf.
+//! Contract: at most [`AT_A_TIME`] probes are waited for at a time, each for at most [`TIME`] and
+//! [`LATER`]. So leaves that hang delay the probes of other leaves by a bounded time only. At most
+//! one thread per path hangs, and it holds nothing but its leaf.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,14 +18,16 @@ use blkswitch_io::Leaf;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
-/// How long a path may take to answer.
+/// Time limit for the answer of a path.
 const TIME: Duration = Duration::from_secs(10);
-/// A leaf that keeps to its time answers a little after it: that is no probe that hangs.
+/// Grace beyond [`TIME`]. A leaf that enforces the limit itself answers shortly after it; that
+/// probe does not hang.
 const LATER: Duration = Duration::from_secs(1);
-/// Each has a thread. A host has a few hundred paths at most, and most answer at once.
+/// Most probes at a time; each needs a thread. A host has a few hundred paths at most, and most
+/// answer at once.
 const AT_A_TIME: usize = 64;
 
-/// See the module's text.
+/// Runs probes, and remembers the leaves whose probe hangs.
 pub(super) struct Probes {
     places: Semaphore,
     /// Leaves whose probe hangs.
@@ -33,13 +35,12 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// None is under way.
     pub(super) fn new() -> Arc<Probes> {
         Arc::new(Probes { places: Semaphore::new(AT_A_TIME), hanging: Mutex::default() })
     }
 
-    /// Asks a leaf; `ask` is told how long it may take. Nothing if that panics, which says nothing
-    /// about the leaf.
+    /// Asks a leaf; `ask` gets the time limit. Returns `None` if `ask` panics or no thread can be
+    /// started: neither says anything about the leaf.
     pub(super) async fn probe(
         self: &Arc<Self>,
         leaf: &Arc<Leaf>,
@@ -52,7 +53,7 @@ impl Probes {
         let (answer, mut answered) = oneshot::channel();
         let asked = leaf.clone();
         let started = thread::Builder::new().name("probe".into()).spawn(move || {
-            // Who asked may have given up.
+            // The receiver is gone if the caller has given up.
             let _ = answer.send(ask(&asked, TIME));
         });
         if let Err(error) = started {
@@ -69,7 +70,7 @@ impl Probes {
                 self.lock().push(leaf.clone());
                 let (probes, leaf) = (self.clone(), leaf.clone());
                 tokio::spawn(async move {
-                    // However it ends: the next probe asks anew.
+                    // Even if the thread panicked: the next probe asks again.
                     let _ = answered.await;
                     probes.lock().retain(|hanging| !Arc::ptr_eq(hanging, &leaf));
                 });
@@ -100,13 +101,13 @@ mod tests {
         Leaf::open(&"null:1M".parse().unwrap(), &options).unwrap()
     }
 
-    /// More leaves hang than there are places, for ever.
+    /// One leaf more than there are places hangs forever.
     #[tokio::test(start_paused = true)]
     async fn leaves_that_hang_count_as_silent_and_keep_nobody_from_being_probed() {
         let probes = Probes::new();
         let hanging: Vec<_> = (0..AT_A_TIME + 1).map(|_| leaf()).collect();
         let mut releases = Vec::new();
-        // The clock stands still, so it is only ahead by what was waited for.
+        // The paused clock advances only while the test waits.
         for leaf in &hanging {
             let (release, released) = mpsc::channel::<()>();
             releases.push(release);
@@ -115,7 +116,7 @@ mod tests {
             assert_eq!(answer.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         }
         assert_eq!(probes.places.available_permits(), AT_A_TIME);
-        // Asked again they are known to hang, without a further thread.
+        // The second time they are known to hang, and no further thread is started.
         for leaf in &hanging {
             let answer = probes.probe(leaf, |_, _| panic!("a second thread")).await;
             assert_eq!(answer.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -123,7 +124,7 @@ mod tests {
         tokio::time::resume();
         assert!(probes.probe(&leaf(), |_, _| Ok(())).await.unwrap().is_ok());
         assert!(probes.probe(&leaf(), |_, _| panic!("as a probe may")).await.is_none());
-        // One comes back, and is asked anew.
+        // After one comes back, it is asked again.
         releases.pop();
         let back = hanging.last().unwrap();
         while probes.hangs(back) {

@@ -1,6 +1,7 @@
-//! Who has devices open over NBD, and the end of that.
+//! Lists the NBD clients of devices, and disconnects them.
 //!
-//! Contract: asks the queues, and waits for their answers for a bounded time; blocks so long.
+//! Contract: asks the queues and waits a bounded time for their answers. The caller must be allowed
+//! to block.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,10 +14,10 @@ use crate::daemon::devices::Devices;
 use crate::daemon::failure::Failure;
 use crate::protocol::{self, Errno};
 
-/// How long connections that were ended may take to be gone: as long as their requests that are
-/// under way on leaves.
+/// How long to wait until disconnected connections are gone. A connection stays until its leaves
+/// have answered its requests in flight.
 const GONE_TIME: Duration = Duration::from_secs(10);
-/// Pause between two looks.
+/// Pause between two checks.
 const GONE_PAUSE: Duration = Duration::from_millis(10);
 
 fn describe(client: &Client) -> protocol::Client {
@@ -29,8 +30,8 @@ fn describe(client: &Client) -> protocol::Client {
     }
 }
 
-/// Whether a word of the administrator means this connection: its number, the address or process
-/// as `info` shows it, or the address of its host alone.
+/// Returns whether `word` names this connection: its number, its address or process as `info` shows
+/// it, or the address of its host alone.
 fn is_meant(client: &Client, word: &str) -> bool {
     let of_host = match client.peer {
         Peer::Tcp(address) => address.ip().to_string() == word,
@@ -40,7 +41,7 @@ fn is_meant(client: &Client, word: &str) -> bool {
 }
 
 impl Devices {
-    /// All devices as the protocol describes them, with who has them open.
+    /// All devices as the protocol describes them, each with its clients.
     pub fn describe_all(&self) -> Vec<protocol::Device> {
         let devices = self.list();
         let mut clients: HashMap<u32, Vec<protocol::Client>> = HashMap::new();
@@ -56,7 +57,7 @@ impl Devices {
         devices.iter().map(|device| device.as_ref()).map(with).collect()
     }
 
-    /// One device, with who has it open.
+    /// One device as the protocol describes it, with its clients.
     pub fn describe_with_clients(&self, device: &Device) -> protocol::Device {
         let clients = if device.info().opens > 0 { self.clients_of(device) } else { Vec::new() };
         protocol::Device {
@@ -71,7 +72,8 @@ impl Devices {
         clients
     }
 
-    /// Ends the connections of a device that `word` means, or all. Returns those that were ended.
+    /// Disconnects the clients of a device that `word` names, or all if it is `None`. Returns the
+    /// clients that were disconnected.
     pub fn disconnect(
         &self,
         device: &Device,

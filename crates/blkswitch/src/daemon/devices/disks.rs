@@ -1,8 +1,8 @@
-//! Devices as disks of this machine: attached, detached, and taken over from a daemon that was
+//! Disks: attaches and detaches devices as ublk disks, and takes over disks from a daemon that was
 //! killed.
 //!
-//! Contract: as [`super`]. A disk in whose stack a leaf or a map is in the daemon's memory
-//! cannot be taken over, which is said when it is attached.
+//! Contract: as [`super`]. A disk cannot be taken over if a leaf or a map of its stack is in the
+//! daemon's memory; `attach` warns about it.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -25,7 +25,7 @@ use crate::daemon::tables::lines::Lines;
 use crate::daemon::tables::lookup::{Found, find};
 use crate::protocol::{self, AttachUblk, Disk, Errno};
 
-/// Where the disks have the names of their devices.
+/// Folder of the links that give each disk the name of its device.
 const LINKS: &str = "/dev/blkswitch";
 
 impl From<UblkError> for Failure {
@@ -35,7 +35,7 @@ impl From<UblkError> for Failure {
 }
 
 impl Devices {
-    /// A device as the protocol describes it.
+    /// Describes a device for the protocol.
     pub fn describe(&self, device: &Device) -> protocol::Device {
         let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
         let waits = self.openings.waits_for(device.id());
@@ -44,7 +44,7 @@ impl Devices {
         described
     }
 
-    /// Makes a disk of a device.
+    /// Attaches `device` as a ublk disk.
     pub fn attach(&self, device: &Arc<Device>, how: AttachUblk) -> Result<Disk, Failure> {
         if let Some(table) = device.live().filter(|_| Path::new(UBLK_CONTROL).exists()) {
             table.prefer_direct();
@@ -54,7 +54,8 @@ impl Devices {
             &Options { queues: how.queues, depth: how.depth, zero_copy: how.zero_copy },
         )?;
         if let Err(failure) = self.save() {
-            // A disk that cannot be taken over would be a surprise when it matters.
+            // Without a saved description no later daemon could take the disk over, so the attach
+            // fails now.
             self.pool().detach_ublk(device, true)?;
             return Err(failure);
         }
@@ -68,7 +69,7 @@ impl Devices {
         Ok(self.disk(device, node))
     }
 
-    /// Says what may hold up a disk, and looks whether it was mounted already.
+    /// Warns about what may hold up a new disk, and checks whether it was mounted already.
     pub(crate) fn disk_appeared(&self, device: &Device) {
         let risks = self.risks(device);
         if !risks.is_empty() {
@@ -81,15 +82,16 @@ impl Devices {
         }
     }
 
-    /// What may hold up a disk when memory is short, each a phrase.
+    /// Reasons why the disk may be held up when memory is short; each entry is a phrase.
     fn risks(&self, device: &Device) -> Vec<String> {
         let cached = device.live().map(|table| table.cached_leaves()).unwrap_or_default();
         let cached = cached.into_iter().map(|name| format!("'{name}' goes through the page cache"));
         self.privileges.lacks().iter().cloned().chain(cached).collect()
     }
 
-    /// Refuses a table with a file or disk on a disk of this daemon: a write to it may have to write
-    /// back pages of the very file, which waits for that write.
+    /// Refuses a table with a leaf that is a file or disk on one of this daemon's own disks. A
+    /// write to that leaf may have to write back pages of the same file, which wait for that write:
+    /// a deadlock.
     pub(crate) fn refuse_own_disks(&self, lines: &Lines<'_>) -> Result<(), Failure> {
         let own: HashSet<String> = self.disk_names().collect();
         if own.is_empty() {
@@ -114,19 +116,19 @@ impl Devices {
         Ok(())
     }
 
-    /// The names of the disks, as in `/sys/block`.
+    /// Names of the ublk disks as in `/sys/block`.
     pub(crate) fn disk_names(&self) -> impl Iterator<Item = String> {
         let nodes = self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device));
         nodes.filter_map(|node| Some(node.path().strip_prefix("/dev/")?.to_owned()))
     }
 
-    /// After a table has become live: leaves below disks go past the page cache where that serves,
-    /// and a disk whose table has another size says that it keeps its own.
+    /// Called after a table went live. Opens leaves below disks past the page cache where that
+    /// helps, and warns if a disk keeps a size other than the table's.
     pub(crate) fn table_went_live(&self, device: &Device) {
         if let Some(note) = self.size_note(device, device.live()) {
             tracing::warn!(device = %device.name(), "{note}");
         }
-        // Other disks' files are not touched: one that hangs would hold up every resume.
+        // Files below other disks are not touched: one that hangs would hold up every resume.
         for disk in self.list() {
             if let Some(table) = disk.live()
                 && self.pool().ublk_node(&disk).is_some()
@@ -137,22 +139,22 @@ impl Devices {
         }
     }
 
-    /// The device is no disk any more; by force also while it is in use.
+    /// Detaches the disk of a device; with `force` also while somebody uses it.
     pub fn detach(&self, device: &Arc<Device>, force: bool) -> Result<(), Failure> {
         self.pool().detach_ublk(device, force)?;
         unlink(&device.name());
         self.save().map_err(Failure::but_done)
     }
 
-    /// Makes the devices that are kept again, with their tables and maps, and takes over the disks
-    /// that a daemon before this one has left. `abandon` lets go of all that were left behind
-    /// instead: their requests fail.
+    /// Restores the devices that are kept, with their tables and maps, and takes over the disks
+    /// that an earlier daemon has left. With `abandon`, it removes all disks that were left
+    /// instead, and their requests fail.
     pub fn recover(self: &Arc<Self>, abandon: bool) -> anyhow::Result<()> {
         let keeps_all = self.folder.keeps_all();
         let found = leftovers::found(&self.folder, abandon)?;
         if found.is_empty() && !keeps_all {
-            // A folder that is not ours, or a description that is damaged, has nothing that could
-            // be needed: there are no disks.
+            // The folder may be foreign, or its description damaged. Neither matters here: there
+            // are no disks, so nothing in it is needed.
             if let Err(error) = self.folder.save(Vec::new()) {
                 tracing::warn!(folder = %self.folder.path().display(), %error,
                     "cannot forget disks that are gone");
@@ -169,14 +171,14 @@ impl Devices {
             self.restore_all(&state, is_left)?;
         }
         if let Err(failure) = self.save() {
-            // What was there describes the devices still.
+            // The existing description still describes the devices.
             tracing::warn!(reason = %failure.reason, "the description stays as it was");
         }
         self.list().iter().for_each(|device| self.attach_if_default(device));
         Ok(())
     }
 
-    /// Makes a disk of a kept device that is none, where all are to be disks.
+    /// Attaches a kept device that is not a disk, if `default_disk` says that all devices are.
     pub(crate) fn attach_if_default(&self, device: &Arc<Device>) {
         let could_be = device.live().is_some()
             && !device.info().suspended
@@ -188,13 +190,13 @@ impl Devices {
         }
     }
 
-    /// What must be said of a table in a slot of a device that is a disk: that the disk has another
-    /// size.
+    /// A note for the user if a table has another size than the disk of its device; `None`
+    /// otherwise.
     pub fn size_note(&self, device: &Device, table: Option<Arc<Table>>) -> Option<String> {
         size_note(&self.pool().ublk_node(device)?, table?.len())
     }
 
-    /// A disk as the protocol describes it.
+    /// Describes a disk for the protocol.
     fn disk(&self, device: &Device, node: Node) -> Disk {
         Disk {
             node: node.path(),
@@ -208,7 +210,7 @@ impl Devices {
         }
     }
 
-    /// The disks that somebody uses, each a phrase that says who. May block.
+    /// The disks in use; each entry is a phrase that names the user. May block.
     pub fn disks_in_use(&self) -> Vec<String> {
         let used = |device: Arc<Device>| {
             let (node, user) = (self.pool().ublk_node(&device)?, self.pool().ublk_user(&device)?);
@@ -217,8 +219,8 @@ impl Devices {
         self.list().into_iter().filter_map(used).collect()
     }
 
-    /// Before the end: what is kept, and the disks, whose requests wait, are left to the next
-    /// daemon.
+    /// Called before the daemon ends. Kept devices and disks are left to the next daemon; the
+    /// disks' requests wait for it.
     pub fn leave_disks(&self) {
         let disks =
             self.list().into_iter().filter_map(|device| self.pool().ublk_node(&device)).count();
@@ -229,7 +231,7 @@ impl Devices {
     }
 }
 
-/// Whether a device is another, or has it below.
+/// Returns whether `device` is `below` or has it in its stack.
 fn stands_on(device: &Device, below: &Device) -> bool {
     let through = |table: Arc<Table>| table.devices().any(|device| stands_on(device, below));
     device.id() == below.id() || device.live().is_some_and(through)
@@ -237,7 +239,8 @@ fn stands_on(device: &Device, below: &Device) -> bool {
 
 /// A sentence about a disk whose table has another size.
 fn size_note(node: &Node, sectors: u64) -> Option<String> {
-    // The end of a table that fills no block of the disk is never part of it.
+    // A disk consists of whole blocks, so the rest of a table that fills no block never belongs to
+    // it.
     let block = u64::from(node.logical_block / 512).max(1);
     let ending = match (sectors / block * block).cmp(&node.sectors) {
         Ordering::Equal => return None,
@@ -252,7 +255,7 @@ fn size_note(node: &Node, sectors: u64) -> Option<String> {
     ))
 }
 
-/// Gives a disk the name of its device. Without it the disk can be used all the same.
+/// Links a disk under the name of its device. A failure is only logged: the disk works without it.
 pub(crate) fn link(name: &str, node: &Node) {
     let path = Path::new(LINKS).join(name);
     unlink(name);
@@ -263,7 +266,6 @@ pub(crate) fn link(name: &str, node: &Node) {
     }
 }
 
-/// Takes the name away.
 pub(crate) fn unlink(name: &str) {
     let path = Path::new(LINKS).join(name);
     match std::fs::remove_file(&path) {

@@ -1,19 +1,19 @@
-//! Disks that a daemon before this one has left: which of them this one takes over, and when the
-//! daemon must not start because it would forget one.
+//! Disks that an earlier daemon has left. This module decides which of them the new daemon takes
+//! over, and when it must not start because it would forget one.
 //!
-//! The description of the devices is the only record of what a disk's requests mean. So a daemon
-//! starts only once every disk that its description names is either free to be taken over or gone;
-//! otherwise it ends with the reason, and the description stays as it is.
+//! Only the description of the devices says where the requests of a disk go. So a daemon starts
+//! only if every disk in its description can be taken over or is gone. Otherwise it ends with the
+//! reason, and the description stays as it is.
 //!
-//! Contract: may block, for as long as a daemon that was killed may take to leave.
+//! Contract: may block for as long as a killed daemon needs to exit.
 
 use anyhow::{Context, bail};
 use blkswitch_io::export::ublk::{self, Found, Server, UblkError};
 
 use crate::daemon::state::{Folder, SavedDevice};
 
-/// The disks that blkswitches have made. `abandon` lets go of all that no process serves, and
-/// returns none.
+/// Finds the disks that blkswitch daemons have made. With `abandon` it removes those that no
+/// process serves, and returns none.
 pub(crate) fn found(folder: &Folder, abandon: bool) -> anyhow::Result<Vec<Found>> {
     let found = match ublk::found() {
         Ok(found) => found,
@@ -40,8 +40,9 @@ pub(crate) fn found(folder: &Folder, abandon: bool) -> anyhow::Result<Vec<Found>
     Ok(Vec::new())
 }
 
-/// The numbers of the disks that are to be taken over for `devices`. Waits for servers that end.
-/// Errors: another process serves one of them.
+/// Returns the numbers of the disks to take over for `devices`. Waits for servers that are exiting.
+///
+/// Errors: another process serves one of the disks.
 pub(crate) fn of_devices(found: &[Found], devices: &[SavedDevice]) -> anyhow::Result<Vec<u32>> {
     let mut left = Vec::new();
     for found in found {

@@ -1,7 +1,8 @@
-//! `message`: what the words for a device do.
+//! The verb `message`: applies words to a target of a device.
 //!
 //! Contract: as [`super`]. The device's message lock is held from the first word to the last, also
-//! while a long message still arrives; whoever hands over its text sees to it that it does not stall.
+//! while a long message is still arriving. The caller that supplies the text makes sure that it
+//! does not stall.
 
 use blkswitch_core::args::Words;
 use blkswitch_core::switch::message::EMPTY_MESSAGE;
@@ -14,10 +15,10 @@ use crate::daemon::failure::Failure;
 use crate::daemon::tables::targets::{self, Call, Keeper, Text};
 use crate::protocol::{Errno, MessageReply};
 
-/// Longest message to the device-mapper core: it is a few words.
+/// Longest message to the device-mapper core. Such a message has only a few words.
 const CORE_MAX_BYTES: usize = 256 << 10;
 
-/// Keeps the changes of a message with those of all devices.
+/// Saves the changes of one message to the state folder.
 struct Keeping<'a> {
     devices: &'a Devices,
     device: &'a Device,
@@ -52,7 +53,7 @@ impl Devices {
         };
         if first.bytes().next() == Some(b'@') {
             let reply = core_message(device, &text)?;
-            // One that was to go with its last user is kept again.
+            // The message may have cancelled a deferred removal; then the device is kept again.
             self.save_kept()?;
             return Ok(reply);
         }
@@ -69,7 +70,7 @@ impl Devices {
         take(Call { messenger: &messenger, registry, text, atomic, keeper: &keeper })
     }
 
-    /// A message that is complete, for tests that have no client.
+    /// Applies a complete message, for tests without a client.
     #[cfg(test)]
     pub(crate) fn message_whole(
         &self,
@@ -82,7 +83,7 @@ impl Devices {
     }
 }
 
-/// A message that the device-mapper core takes for itself.
+/// Handles a message to the device-mapper core itself.
 fn core_message(device: &Device, text: &Text<'_>) -> Result<MessageReply, Failure> {
     if !text.complete {
         let reason =

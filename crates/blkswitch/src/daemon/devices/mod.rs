@@ -1,7 +1,7 @@
-//! What the daemon can do with devices: make, load, resume, suspend, rename, wipe and remove them.
+//! The operations on devices: create, load, resume, suspend, rename, wipe and remove.
 //!
-//! Contract: plain functions that may block (a suspend waits for requests in flight); the server
-//! calls them on threads that may. Nothing here knows HTTP.
+//! Contract: plain functions that may block, because a suspend waits for requests in flight. The
+//! server calls them on threads that may block. Nothing here knows HTTP.
 
 pub mod clients;
 pub mod disks;
@@ -40,35 +40,35 @@ use crate::protocol::{
     RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
 };
 
-/// The devices of one daemon and what they stand on.
+/// All devices of a daemon, with the queues and files that they need.
 pub struct Devices {
     pool: Pool,
     leaves: Leaves,
-    /// Tables under construction.
+    /// Tables that are being built.
     pub(crate) openings: Openings,
-    /// Devices whose tables are away.
+    /// Devices whose saved tables cannot be built yet.
     pub(crate) standing: Standing,
-    /// Whether the devices of the last daemon are being made again.
+    /// Set while the devices of the previous daemon are being restored.
     pub(crate) recovering: AtomicBool,
-    /// How the leaves of each device were opened last, by its number.
+    /// The page cache mode in which each device's leaves were opened last, by device number.
     caches: Mutex<HashMap<u32, LeafCache>>,
-    /// What the next daemon needs.
+    /// The state folder: what the next daemon needs.
     pub(crate) folder: Folder,
-    /// Held while it is written.
+    /// Held while the description is written.
     pub(crate) saving: Mutex<()>,
-    /// What is about to happen to devices, by their numbers.
+    /// Changes that are about to happen to devices, by device number.
     pub(crate) intents: Mutex<HashMap<u32, Intent>>,
-    /// The devices whose remap was warned of.
+    /// Devices whose users have been warned that a remap shows other data.
     pub(crate) noted: Noted,
-    /// What the process was allowed.
+    /// The privileges that the process has got.
     pub(crate) privileges: Privileges,
-    /// How a device is made a disk when it first has a table.
+    /// How a device is attached as a disk when it first gets a table; `None` if it is not.
     pub(crate) default_disk: Option<AttachUblk>,
 }
 
 impl Devices {
-    /// No devices, on the queues of `pool`. What the next daemon needs goes to `folder`; devices
-    /// become disks by themselves if `default_disk` says how.
+    /// Creates an empty set of devices on the queues of `pool`. State for the next daemon goes to
+    /// `folder`. Devices become disks by themselves if `default_disk` says how.
     pub fn new(pool: Pool, folder: Folder, default_disk: Option<AttachUblk>) -> Devices {
         Devices {
             pool,
@@ -86,12 +86,12 @@ impl Devices {
         }
     }
 
-    /// With what the process was allowed, where it has asked.
+    /// Sets the privileges that the process has got.
     pub fn with_privileges(self, privileges: Privileges) -> Devices {
         Devices { privileges, ..self }
     }
 
-    /// How the leaves of a device were opened last.
+    /// The page cache mode in which the leaves of a device were opened last.
     pub(crate) fn cache_of(&self, device: &Device) -> LeafCache {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.get(&device.id()).copied().unwrap_or_default()
@@ -101,14 +101,14 @@ impl Devices {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).insert(device.id(), cache);
     }
 
-    /// What a table of `device` is built from.
+    /// The surroundings that a table of `device` is built in.
     pub(crate) fn site<'a>(&'a self, device: &'a Arc<Device>, opening: &'a Opening) -> Site<'a> {
         let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
         let maps = Maps::new(&self.folder);
         Site { registry, leaves, device, queues, maps, opening, restores: false }
     }
 
-    /// The queues.
+    /// The pool of queues that serves the devices.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -124,13 +124,13 @@ impl Devices {
         devices
     }
 
-    /// The device of this name.
+    /// Finds a device by name.
     pub fn find(&self, name: &str) -> Result<Arc<Device>, Failure> {
         let missing = || Failure::new(Errno::Enxio, missing::device(name, self.registry()));
         self.registry().find(name).ok_or_else(missing)
     }
 
-    /// Makes a device, loads its table and resumes it, all or nothing.
+    /// Creates a device, loads its table and resumes it. If a step fails, no device is left.
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
         let uuid = request.uuid.unwrap_or_default();
         let checked = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
@@ -160,7 +160,7 @@ impl Devices {
                 self.warn_if_lost(&device);
                 let how = request.ublk.or(self.default_disk);
                 if let Some(Err(mut failure)) = how.map(|how| self.attach(&device, how)) {
-                    // A device is worth having without being a disk.
+                    // The device is useful without being a disk, so it stays.
                     failure.reason = format!(
                         "device '{}' is made and served over NBD, but is no disk: {}",
                         request.name, failure.reason
@@ -184,7 +184,8 @@ impl Devices {
         }
     }
 
-    /// Why a device cannot be made. Of a name whose device is being made: what that waits for.
+    /// Explains why a device cannot be created. If the name belongs to a device that is being
+    /// created, it says what that one waits for.
     fn taken(&self, error: DeviceError, name: &str) -> Failure {
         let mut failure = Failure::from(error);
         let other = self.registry().find(name);
@@ -194,8 +195,8 @@ impl Devices {
         failure
     }
 
-    /// Builds a table and puts it into the inactive slot. One at a time for a device: the second
-    /// is refused, for the first may wait for ever.
+    /// Builds a table and puts it into the inactive slot. Each device loads one table at a time: a
+    /// second load is refused, because the first may wait forever.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
         let begun = self.openings.begin(device.id(), &device.name())?;
         let lines = Lines::parse(load.table.as_bytes());
@@ -207,13 +208,13 @@ impl Devices {
         Ok(())
     }
 
-    /// Forgets the inactive table.
+    /// Drops the inactive table.
     pub fn clear(&self, device: &Device) {
         device.clear();
         self.folder.sweep();
     }
 
-    /// Gives a device another name or its uuid. One that cannot be saved is taken back.
+    /// Changes the name of a device, or sets its UUID. A change that cannot be saved is undone.
     pub fn rename(&self, device: &Device, rename: &Rename) -> Result<(), Failure> {
         match rename {
             Rename::Name(new) => {
@@ -255,7 +256,7 @@ impl Devices {
         }
     }
 
-    /// Swaps in a table of the same length in which every request fails.
+    /// Replaces the live table by one of the same length in which every request fails.
     pub fn wipe(
         &self,
         device: &Arc<Device>,
@@ -267,12 +268,12 @@ impl Devices {
         table.push(live.len(), Target::Error);
         let table = table.build();
         device.load(table.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?)?;
-        // Refused, it is not to come with the next resume.
+        // A refused `error` table must not go live at the next resume.
         self.go_live(device, force, interrupt).inspect_err(|_| self.clear(device))
     }
 
-    /// Removes a device that nobody has open; see [`RemoveQuery`] for what can be done about one
-    /// that is.
+    /// Removes a device that nobody has open. [`RemoveQuery`] says what happens to one that is
+    /// open.
     pub fn remove(
         &self,
         device: &Arc<Device>,
@@ -282,14 +283,14 @@ impl Devices {
         if how.force && device.live().is_some() {
             self.wipe(device, true, interrupt)?;
         }
-        // First the mark, then the try: a last close in between sees the mark and removes the
-        // device itself. It is saved before anything goes.
+        // The mark comes before the attempt, so a last close in between sees it and removes the
+        // device. The mark is saved before anything goes.
         if how.deferred && !device.info().deferred_remove {
             device.set_deferred_remove(true);
             self.save_kept().inspect_err(|_| device.set_deferred_remove(false))?;
         }
-        // A disk that nobody uses is no reason to stay; by force one that somebody uses is none
-        // either.
+        // An unused disk is detached and does not stop the removal; with `force`, neither does one
+        // in use.
         if self.pool.ublk_node(device).is_some() {
             match self.detach(device, how.force) {
                 Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
@@ -306,8 +307,8 @@ impl Devices {
         }
     }
 
-    /// Removes a device once a description without it is saved. Nobody can open it meanwhile, so
-    /// none that is in use is ever missing there.
+    /// Removes a device after a description without it is saved. Nobody can open the device
+    /// meanwhile, so the description never lacks a device in use.
     fn remove_saved(&self, device: &Arc<Device>) -> Result<(), Failure> {
         let mut failure = None;
         let removed = self.registry().remove_if(device, || {
@@ -324,8 +325,8 @@ impl Devices {
         }
     }
 
-    /// Removes every device that nobody has open. Devices that stand on others go first, so it goes
-    /// round until a round has removed none.
+    /// Removes every device that nobody has open. Devices on top of others must go first, so it
+    /// repeats until a round removes none.
     pub fn remove_all(&self, how: RemoveAll, interrupt: &Interrupt) -> Removed {
         let how = RemoveQuery { force: how.force, deferred: how.deferred };
         let mut removed = Vec::new();
@@ -356,8 +357,8 @@ fn logged_if_taken(error: DeviceError, line: String) -> Failure {
     }
 }
 
-/// Refuses what would not stay one line, or would command a terminal, wherever it is shown: names
-/// come over HTTP as they are, and go to logs, to `ls` and to NBD clients.
+/// Refuses control characters. They would break a line apart or command a terminal: names come over
+/// HTTP unchecked, and go to logs, to `ls` and to NBD clients.
 fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
     if !text.chars().any(char::is_control) {
         return Ok(());
@@ -369,7 +370,7 @@ fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
     Err(Failure::new(Errno::Einval, reason))
 }
 
-/// The kernel's rules for names, and one of our own.
+/// Checks the kernel's rules for names. Control characters are refused in addition.
 fn check_name(name: &str) -> Result<(), Failure> {
     check_printable("name", name)?;
     if name.contains('/') {

@@ -1,10 +1,12 @@
-//! Power cuts: what `serve --state` has answered is there afterwards, wherever the power fails.
+//! Simulated power cuts: everything that `serve --state` has answered is there afterwards, wherever
+//! the power fails.
 //!
-//! A daemon's devices go through a history while a [`Journal`] notes each step that its folder
-//! takes ([`crate::daemon::state::files`]), with the content of all files at that moment. Then the power is cut
-//! after every step. What was not forced to the medium is lost, kept, or half of it is there; names
-//! of files change one by one, in order or out of it ([`Medium::names`]). From each folder that may
-//! be left a daemon is started, and has to find what was answered last, or what was under way.
+//! The devices of a daemon go through a history. A [`Journal`] notes each step that the state
+//! folder takes ([`crate::daemon::state::files`]), with the content of all files at that moment.
+//! Then the test cuts the power after every step. Data that was not forced to the medium is lost,
+//! kept, or half there. Names of files change one by one, in order or out of order
+//! ([`Medium::names`]). From each folder that may remain, the test starts a daemon. It must find
+//! the state that was answered last, or the one that was under way.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,14 +23,14 @@ use crate::daemon::state::journal::{Contents, FOLDER, Journal, Note, What};
 use crate::daemon::tables::describe;
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
-/// So many that a map is several blocks of a medium.
+/// Enough for a map to fill several blocks of a medium.
 const REGIONS: u32 = 40_000;
-/// Number of a file or folder, which stays when its name changes.
+/// Number of a file or folder. It stays when the name changes.
 type Id = usize;
 type Names = BTreeMap<PathBuf, Id>;
 type ById = BTreeMap<Id, Vec<u8>>;
 
-/// A change of a name.
+/// A change of a name in a folder.
 #[derive(Clone, Debug)]
 enum Naming {
     Is(PathBuf, Id),
@@ -41,7 +43,7 @@ impl Naming {
         match self {
             Naming::Is(name, id) => drop(names.insert(name.clone(), *id)),
             Naming::Renamed(from, to, id) => {
-                // It may reach the medium before the name that it changes.
+                // The rename may reach the medium before the creation of the old name does.
                 names.remove(from);
                 names.insert(to.clone(), *id);
             }
@@ -49,21 +51,21 @@ impl Naming {
         }
     }
 
-    /// The folder that has to be forced for it.
+    /// The folder that must be forced to make the change durable.
     fn folder(&self) -> &Path {
         let (Naming::Is(name, _) | Naming::Renamed(_, name, _) | Naming::Removed(name)) = self;
         name.parent().unwrap()
     }
 }
 
-/// A folder is no content; a file has what was forced last.
+/// A folder has no content; a file has the content that was forced last.
 #[derive(Debug)]
 enum Node {
     Folder,
     File(Vec<u8>),
 }
 
-/// What has become of data that was not forced.
+/// The fate of data that was not forced.
 #[derive(Clone, Copy, Debug)]
 enum Data {
     Lost,
@@ -76,13 +78,13 @@ enum Data {
 /// A medium writes whole sectors.
 const SECTOR: usize = 512;
 
-/// What is certain to be on the medium, and what may be.
+/// A medium: the content that is certainly on it, and the changes that may be.
 #[derive(Default)]
 struct Medium {
     nodes: Vec<Node>,
-    /// As a program sees them.
+    /// The names as a program sees them.
     now: Names,
-    /// As a power cut leaves them, but for `pending`.
+    /// The names that survive a power cut; changes in `pending` may follow.
     forced: Names,
     pending: Vec<Naming>,
 }
@@ -91,7 +93,8 @@ impl Medium {
     fn step(&mut self, note: &Note) {
         match &note.what {
             What::MadeFolder(path) => self.make(path, Node::Folder),
-            // Made anew, or emptied: as long as that is not forced, what it held may come back.
+            // A file of a known name keeps its node: until the file is forced, its old content may
+            // come back.
             What::Made(path) if !self.now.contains_key(path) => {
                 self.make(path, Node::File(Vec::new()))
             }
@@ -99,11 +102,12 @@ impl Medium {
                 let id = self.now[from];
                 self.name(Naming::Renamed(from.clone(), to.clone(), id));
             }
-            // Of a map that has a new file, and was never told of.
+            // The name may be unknown: the history did not make the file of a map that has got a
+            // new one.
             What::Removed(path) => self.name(Naming::Removed(path.clone())),
             What::Forced(path) => match self.now.get(path).map(|id| &mut self.nodes[*id]) {
                 Some(Node::File(content)) => content.clone_from(&note.contents[path]),
-                // A folder, or the one that was there before.
+                // A folder. The one that was there before the history has no node.
                 _ => {
                     let (done, left): (Vec<_>, Vec<_>) =
                         self.pending.drain(..).partition(|naming| naming.folder() == path);
@@ -125,7 +129,7 @@ impl Medium {
         self.pending.push(naming);
     }
 
-    /// What files hold that have a name now.
+    /// The contents of the files that have a name now.
     fn by_id(&self, contents: &Contents) -> ById {
         contents
             .iter()
@@ -133,8 +137,8 @@ impl Medium {
             .collect()
     }
 
-    /// The names that a power cut may leave: those that were forced, with the first changes since,
-    /// in order; with one of them alone; and with all but one.
+    /// The sets of names that a power cut may leave: the forced names with the first n pending
+    /// changes; with a single pending change; and with all but one.
     fn names(&self) -> Vec<Names> {
         let all = self.pending.len();
         let first = (0..=all).map(|n| (0..n).collect::<Vec<_>>());
@@ -149,7 +153,8 @@ impl Medium {
         chosen.into_iter().map(with).collect()
     }
 
-    /// The files that are left: these names, and of their data that was not forced what is said.
+    /// The files that a power cut leaves under `names`; `data` decides over data that was not
+    /// forced.
     fn left(&self, names: &Names, contents: &ById, data: Data) -> Contents {
         let mut left = Contents::new();
         for (name, id) in names {
@@ -162,7 +167,8 @@ impl Medium {
             if !is_reached {
                 continue;
             }
-            // A file without a name, as one that was replaced, has no data that is to come.
+            // A file that has lost its name, for example one that was replaced, has no newer
+            // content.
             let content = match (data, contents.get(id)) {
                 (Data::Lost, _) | (_, None) => forced.clone(),
                 (Data::Kept, Some(now)) => now.clone(),
@@ -185,7 +191,7 @@ impl Medium {
     }
 }
 
-/// What a user knows of a device that is kept.
+/// The properties of a kept device that a user can see.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Known {
     name: String,
@@ -217,8 +223,8 @@ fn known(devices: &Devices) -> Vec<Known> {
     devices.list().into_iter().filter_map(kept).collect()
 }
 
-/// Whether `found` is what there was before a change, or after it; or, as only a message leaves it,
-/// each region of a map for itself.
+/// Returns whether `found` is the state before or after a change. During a message, each region of
+/// a map may be in either state.
 fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
     if found == before || found == after {
         return true;
@@ -244,10 +250,10 @@ fn start(folder: Folder) -> anyhow::Result<Arc<Devices>> {
     Ok(devices)
 }
 
-/// What happens to the devices, and what is known after each step of it.
+/// A sequence of changes to the devices, and the state after each of them.
 struct History {
     journal: Arc<Journal>,
-    /// Of the paths.
+    /// Holds the files of the paths.
     files: tempfile::TempDir,
     devices: Arc<Devices>,
     states: Vec<Vec<Known>>,
@@ -268,14 +274,14 @@ impl History {
         start(Folder::of_all_with(path, Files::noted(journal.clone())).unwrap()).unwrap()
     }
 
-    /// A change that is answered when `change` returns.
+    /// Makes a change that counts as answered when `change` returns.
     fn change(&mut self, change: impl FnOnce(&Devices)) {
         change(&self.devices);
         self.states.push(known(&self.devices));
         self.journal.push(What::Answered(self.states.len() - 1));
     }
 
-    /// The daemon ends without a word, and the next one takes over.
+    /// Kills the daemon, and starts the next one.
     fn killed(&mut self) {
         let before = known(&self.devices);
         let elsewhere = self.files.path().join("of no use");
@@ -328,9 +334,9 @@ impl History {
     }
 }
 
-/// All that changes what is kept.
+/// Makes every kind of change that is kept.
 fn everything(history: &mut History) {
-    // Room for every table, whatever its offset.
+    // The files have room for every table, whatever its offset.
     for nr in 0..4 {
         std::fs::File::create(history.path(nr))
             .unwrap()
@@ -340,7 +346,7 @@ fn everything(history: &mut History) {
     history.create("disk", history.table(3, 0));
     history.message("disk", "set_region_mappings 0:1 R1,9c3f", false);
     history.message("disk", "set_region_mappings 5:0 :2 9c3f:2", true);
-    // What comes before the mistake is applied.
+    // The edits before the mistake are applied.
     history.message("disk", "set_region_mappings 7:0 9000:0 8:9", false);
     history.create("upper", format!("0 80 linear {}/disk 8", "/dev/blkswitch"));
     history.change(|devices| {
@@ -384,8 +390,8 @@ fn everything(history: &mut History) {
     history.journal.push(What::Answered(history.states.len() - 1));
 }
 
-/// A folder that a power cut leaves, and the states that may be found there: the last that was
-/// answered, and the one that was under way.
+/// A folder that a power cut may leave, and the two states that may be found in it: the last
+/// answered one, and the one that was under way.
 #[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Left {
     files: Contents,
@@ -415,7 +421,7 @@ fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
         if let What::Answered(state) = note.what {
             answered = state;
         }
-        // Until the next step takes effect maps may change, and a file may be written in part.
+        // Until the next step takes effect, maps may change and a file may be partly written.
         let under_way = (answered + 1).min(states.len() - 1);
         let next = (at + 1).min(notes.len() - 1);
         let is_answer = matches!(note.what, What::Answered(_));

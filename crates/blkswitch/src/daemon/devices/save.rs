@@ -1,9 +1,9 @@
-//! Devices that the next daemon goes on with, whatever becomes of this one (`serve --state`), and
-//! the swaps and suspends after which it must find something else.
+//! Saves devices for the next daemon, however this one ends (`serve --state`), and makes the swaps
+//! and suspends that change what the next daemon must find.
 //!
-//! The description for the next daemon ([`crate::daemon::state`]) is written before a change of a device's
-//! table takes effect and after any other change is made. A daemon that is killed in between leaves
-//! a description that fits what the device's users have been told.
+//! The description ([`crate::daemon::state`]) is written before a change of a device's table takes
+//! effect, and after any other change. If the daemon is killed in between, the description still
+//! agrees with everything that users have been told.
 //!
 //! Contract: as [`super`].
 
@@ -23,23 +23,23 @@ use crate::daemon::failure::Failure;
 use crate::daemon::state::{Owner, SavedDevice, State};
 use crate::daemon::tables::describe;
 
-/// What is about to happen to a device, and is described already: a daemon that is killed before it
-/// has happened is as good as one that was killed just afterwards.
+/// A change that is about to happen to a device and is described already. A daemon that is killed
+/// before the change counts as one that was killed just after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
-    /// Its inactive table goes live.
+    /// The inactive table goes live.
     Swap,
-    /// Its gate opens, with the table that it has.
+    /// The gate opens; the table stays.
     Open,
-    /// Its gate closes.
+    /// The gate closes; the table stays.
     Close,
-    /// It goes.
+    /// The device is removed.
     Remove,
 }
 
 impl Devices {
-    /// Closes the gate and waits for the requests in flight; `noflush` holds those that find no
-    /// path meanwhile.
+    /// Closes the gate and waits for the requests in flight. With `noflush`, requests that find no
+    /// path meanwhile are held.
     pub fn suspend(
         &self,
         device: &Arc<Device>,
@@ -53,7 +53,8 @@ impl Devices {
         })
     }
 
-    /// Swaps in the inactive table, if there is one, and opens the gate.
+    /// Swaps in the inactive table, if there is one, and opens the gate. A device that gets its
+    /// first table is attached as a disk if `default_disk` says so.
     pub fn resume(&self, device: &Arc<Device>, interrupt: &Interrupt) -> Result<(), Failure> {
         let first = device.live().is_none();
         self.go_live(device, false, interrupt)?;
@@ -64,9 +65,9 @@ impl Devices {
         }
     }
 
-    /// The same, and no more. The next daemon is told of the new table before it answers anything:
-    /// if this one is killed in between, that is as if it had been killed a moment after the swap,
-    /// which nobody has been told of yet.
+    /// Swaps in the inactive table, if there is one, and opens the gate. The new table is saved for
+    /// the next daemon before the gate opens. If this daemon is killed in between, that looks like
+    /// a kill just after the swap. This is correct, because no user has had an answer yet.
     pub(crate) fn go_live(
         &self,
         device: &Arc<Device>,
@@ -85,8 +86,10 @@ impl Devices {
         })
     }
 
-    /// Saves what `change` leads to, then makes the change. Errors: it cannot be saved, and nothing
-    /// has happened; or the change has failed, and the description is as before.
+    /// Saves the state that `change` leads to, then makes the change.
+    ///
+    /// Errors: the state cannot be saved, and nothing has happened; or the change has failed, and
+    /// the description is as before.
     pub(crate) fn with_intent(
         &self,
         device: &Device,
@@ -96,7 +99,8 @@ impl Devices {
         self.intents().insert(device.id(), intent);
         let changed = self.save().and_then(|()| change());
         self.intents().remove(&device.id());
-        // Where all went well this says the same again, which costs nothing.
+        // If the change succeeded, the description is unchanged, and saving it again writes
+        // nothing.
         let saved = self.save();
         match (changed, saved) {
             (Ok(()), Err(failure)) => Err(failure.but_done()),
@@ -104,7 +108,7 @@ impl Devices {
         }
     }
 
-    /// Saves the devices but this one, which is about to go.
+    /// Saves a description without `device`, which is about to be removed.
     pub(crate) fn save_without(&self, device: &Device) -> Result<(), Failure> {
         if !self.folder.keeps_all() {
             return Ok(());
@@ -119,7 +123,7 @@ impl Devices {
         self.intents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says so where devices are kept, and this one cannot be.
+    /// Warns if devices are kept but this one cannot be.
     pub(crate) fn warn_if_lost(&self, device: &Device) {
         if self.folder.keeps_all() && !device.live().is_some_and(|table| survives(&table)) {
             tracing::warn!(device = %device.name(),
@@ -127,7 +131,7 @@ impl Devices {
         }
     }
 
-    /// Describes what is kept for the next daemon.
+    /// Writes the description for the next daemon.
     pub(crate) fn save(&self) -> Result<(), Failure> {
         let _one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let intents = self.intents().clone();
@@ -137,16 +141,17 @@ impl Devices {
         })
     }
 
-    /// What is kept of all devices, what is below first.
+    /// Describes all devices that are kept. A device below another comes first.
     pub(crate) fn described(&self, intents: &HashMap<u32, Intent>) -> Vec<SavedDevice> {
         let mut saved = Vec::new();
         for device in self.list() {
             let mut stack = Vec::new();
-            // One that goes with its last user goes with the daemon.
+            // A device with a deferred removal ends with the daemon.
             let goes =
                 device.info().deferred_remove || intents.get(&device.id()) == Some(&Intent::Remove);
             let is_kept = self.folder.keeps_all() && !goes;
-            // One that would not survive is not promised to.
+            // A stack that is partly in the daemon's memory would not survive, so it is not
+            // described.
             if (is_kept || self.pool().ublk_node(&device).is_some())
                 && self.describe_stack(&device, intents, &mut stack)
             {
@@ -158,8 +163,8 @@ impl Devices {
         saved
     }
 
-    /// After a change that no disk has noticed: saves, where every device is kept, and removes maps
-    /// that nobody has.
+    /// Called after a change that does not affect disks. If all devices are kept, it saves them;
+    /// otherwise it removes map files without an owner.
     pub(crate) fn save_kept(&self) -> Result<(), Failure> {
         if self.folder.keeps_all() {
             return self.save();
@@ -168,8 +173,8 @@ impl Devices {
         Ok(())
     }
 
-    /// A device and what it stands on, what is below first, as they are once the intents have become
-    /// true. False if something of it is in memory.
+    /// Appends a device and its stack to `out`, lower devices first, in the state after the intents
+    /// have been carried out. Returns `false` if part of the stack is in the daemon's memory.
     fn describe_stack(
         &self,
         device: &Arc<Device>,
@@ -179,7 +184,7 @@ impl Devices {
         let intent = intents.get(&device.id()).copied();
         let swaps = intent == Some(Intent::Swap);
         let is_suspended = |now| match intent {
-            // A swap closes the gate for a moment of its own.
+            // A swap closes the gate itself, for a moment.
             Some(Intent::Swap | Intent::Open) => false,
             Some(Intent::Close) => true,
             Some(Intent::Remove) | None => now,
@@ -212,7 +217,7 @@ impl Devices {
         true
     }
 
-    /// The same of a device whose table is away.
+    /// Does the work of `describe_stack` for a device whose table is away.
     fn describe_away_stack(
         &self,
         device: &Device,
@@ -225,7 +230,7 @@ impl Devices {
         let disk = self.pool().ublk_node(device).map(|node| node.id);
         out.push(SavedDevice { disk: disk.or(saved.disk), ..saved });
         for below in below {
-            // A description that was edited may have tables in a circle.
+            // In an edited description, tables may refer to one another in a circle.
             if out.iter().all(|other| other.minor != below.id()) {
                 self.describe_stack(&below, intents, out);
             }
@@ -233,8 +238,8 @@ impl Devices {
         out[at..].rotate_left(1);
     }
 
-    /// Makes the devices that were saved, whatever of them is away ([`crate::daemon::devices::standing`]), and takes
-    /// over the disks that `is_left` names.
+    /// Creates the devices that were saved, even if their leaves are away
+    /// ([`crate::daemon::devices::standing`]), and takes over the disks that `is_left` names.
     pub(crate) fn restore_all(
         self: &Arc<Self>,
         state: &State,
@@ -266,13 +271,15 @@ impl Devices {
         Ok(())
     }
 
-    /// Whether the devices of the last daemon are being made again: nothing is saved meanwhile.
+    /// Returns whether the devices of the previous daemon are still being restored. Nothing is
+    /// saved meanwhile.
     pub(crate) fn recovering(&self) -> bool {
         self.recovering.load(Ordering::Acquire)
     }
 
-    /// Before the first store of a message to a map. Errors: it could not be saved; nothing may be
-    /// stored.
+    /// Called before a message makes its first change to a map.
+    ///
+    /// Errors: the change could not be announced in the map's file; the message must store nothing.
     pub fn begin_change(&self, device: &Device, map: &RegionMap) -> Result<(), Failure> {
         let info = device.info();
         let owner = Owner { name: info.name, uuid: info.uuid };
@@ -284,7 +291,7 @@ impl Devices {
         })
     }
 
-    /// Saves what a message has changed.
+    /// Saves the changes that a message has made to a map.
     pub fn end_change(&self, map: &RegionMap) -> Result<(), Failure> {
         self.folder.end_change(map.storage()).map_err(|error| {
             let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
@@ -295,21 +302,21 @@ impl Devices {
     }
 }
 
-/// Whether another process can go on with a table and all below it.
+/// Returns whether another process can go on with a table and everything below it.
 pub(crate) fn survives(table: &Table) -> bool {
     survives_alone(table)
         && table.devices().all(|device| device.live().is_some_and(|below| survives(&below)))
 }
 
 fn survives_alone(table: &Table) -> bool {
-    // Other leaves are in memory; null has nothing to lose.
+    // Leaves with other names are in memory. A null leaf has nothing to lose.
     const OUTLIVE: [&str; 4] = ["/", "iscsi:", "nbd", "null:"];
     let outlives = |name: &str| OUTLIVE.iter().any(|begin| name.starts_with(begin));
     let leaves = table.leaves().iter().all(|leaf| outlives(leaf.name()));
     leaves && maps(table).all(|map| map.file().is_some())
 }
 
-/// The words of a table's maps, segment by segment.
+/// The slots of a table's maps, in the order of its segments.
 fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
     table.segments().iter().filter_map(|segment| match &segment.target {
         Target::Switch { map, .. } => Some(map.storage()),

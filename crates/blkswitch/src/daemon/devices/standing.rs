@@ -1,15 +1,15 @@
-//! Devices that are kept and cannot be served yet: a file, a server or a map is away. A daemon
-//! starts all the same. Such a device is there, with its name, number, size and exports, and its
-//! table is an error table that stands in for the one that was saved. The daemon tries again and
-//! again to build that one, and exchanges the tables when it has it.
+//! Stand-ins for kept devices that cannot be served yet, because a file, a server or a map is away.
+//! The daemon starts all the same. Such a device has its name, number, size and exports, and an
+//! error table stands in for the saved one. The daemon retries until it can build the saved table,
+//! then exchanges the two.
 //!
-//! I/O to a stand-in fails, as it would on a path that is down. It waits at a closed gate where
-//! failing would be worse: under a disk that a daemon before this one has left, whose users would
-//! lose what they have written, and for a multipath that queues without a path. `resume` opens
-//! that gate.
+//! I/O to a stand-in fails as it would on a path that is down. In two cases failing would be worse,
+//! and the I/O waits at a closed gate: under a disk that an earlier daemon has left, whose users
+//! would lose their writes; and for a multipath that queues without a path. `resume` opens that
+//! gate.
 //!
-//! Contract: as [`super`]. The description of a stand-in is what was saved; nothing is
-//! forgotten but by `remove` or `state forget`. Trying holds nothing that another device needs.
+//! Contract: as [`super`]. The description of a stand-in is the saved one; only `remove` and `state
+//! forget` delete it. A retry holds nothing that another device needs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,40 +31,40 @@ use crate::daemon::tables::words::device_word;
 use crate::printable::on_one_line;
 use crate::protocol::{self, Errno, LeafOptions, LoadTable, RemoveQuery};
 
-/// Pause before a device is tried for the second time; then twice that, and so on
+/// Pause before the second attempt. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// up to this.
+/// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How often it is looked which devices are due.
+/// Interval between two checks for devices that are due.
 const LOOK: Duration = Duration::from_millis(250);
-/// Devices that are tried at a time.
+/// Most devices that are tried at a time.
 const TRIES_MAX: usize = 16;
-/// How long a start waits for devices that take their time.
+/// Longest time that a start waits for slow devices.
 const START_TIME: Duration = Duration::from_secs(10);
-/// Pause between two looks at what a daemon that was killed has not let go of yet.
+/// Pause between two attempts to open what a killed daemon has not released yet.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A device whose table is away.
 struct StandIn {
     device: Arc<Device>,
     saved: SavedDevice,
-    /// What stands in for its table; the entry means nothing once another one is live.
+    /// The error table that stands in. The entry is void once another table is live.
     table: Arc<Table>,
     reason: String,
-    /// What it waits for while it is tried.
+    /// The running attempt, which knows what it waits for; `None` if no attempt is under way.
     trying: Option<Arc<Opening>>,
     due: Instant,
     pause: Duration,
 }
 
-/// The devices whose tables are away, by number.
+/// The devices whose tables are away, by device number.
 #[derive(Default)]
 pub struct Standing(Mutex<HashMap<u32, StandIn>>);
 
 impl Standing {
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, StandIn>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Removed, or given another table by the user.
+        // Drops entries whose device was removed or got another table from the user.
         all.retain(|_, one| one.device.live().is_some_and(|live| Arc::ptr_eq(&live, &one.table)));
         all
     }
@@ -73,13 +73,13 @@ impl Standing {
         self.lock().get_mut(&device.id()).filter(|one| is(device, &one.device)).map(with)
     }
 
-    /// What was saved of a device whose table is away, as it is called now.
+    /// The saved description of a device whose table is away, with its current name and UUID.
     pub fn saved(&self, device: &Device) -> Option<SavedDevice> {
         let info = device.info();
         self.of(device, |one| SavedDevice { name: info.name, uuid: info.uuid, ..one.saved.clone() })
     }
 
-    /// Why the table of a device is away.
+    /// Why the table of a device is away; `None` if it is not away.
     pub fn reason(&self, device: &Device) -> Option<String> {
         self.of(device, |one| match &one.trying {
             Some(trying) if one.reason.is_empty() => trying.waits_for(),
@@ -87,12 +87,12 @@ impl Standing {
         })
     }
 
-    /// Its user has closed or opened its gate.
+    /// Notes that the user has closed or opened the gate.
     pub fn set_suspended(&self, device: &Device, suspended: bool) {
         self.of(device, |one| one.saved.suspended = suspended);
     }
 
-    /// A device has another name: tables that are away name it by that.
+    /// Follows a rename in the saved tables, which name devices below by name.
     pub fn renamed(&self, old: &str, new: &str) {
         let (old, new) = (device_word(old), device_word(new));
         for one in self.lock().values_mut() {
@@ -111,7 +111,7 @@ fn is(one: &Device, other: &Arc<Device>) -> bool {
 }
 
 impl Devices {
-    /// Makes a device that was saved, with a table that stands in for its own.
+    /// Creates a saved device with a table that stands in for its own.
     pub(crate) fn stand_in(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
         let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
         self.remember_cache(&device, saved.cache);
@@ -131,23 +131,23 @@ impl Devices {
         Ok(())
     }
 
-    /// Gives all devices their tables, those below first. Returns when that is done, or when it has
-    /// taken too long: what takes longer goes on behind it.
+    /// Gives all devices their tables, lower devices first. Returns when that is done or
+    /// [`START_TIME`] is over; slow devices go on in the background.
     pub(crate) fn revive_all(self: &Arc<Self>) {
         let until = Instant::now() + START_TIME;
         let mut left = self.standing_numbers();
         while !left.is_empty() {
-            // Those whose devices below have their tables, or will not have them soon.
+            // First those whose lower devices are done or will not be done soon.
             let (next, later): (Vec<u32>, Vec<u32>) =
                 left.iter().partition(|number| !self.below(**number).any(|id| left.contains(&id)));
-            // Tables that stand on one another in a circle are refused one by one.
+            // In a circle of tables each waits for another; so all are tried, and each is refused.
             let (next, later) = if next.is_empty() { (later, next) } else { (next, later) };
             self.revive_these(&next, until);
             left = later;
         }
     }
 
-    /// Tries these, several at a time, until all have been or it is too late.
+    /// Tries these devices, several at a time, until all were tried or `until` has passed.
     fn revive_these(self: &Arc<Self>, numbers: &[u32], until: Instant) {
         let queue = Arc::new(Mutex::new(numbers.to_vec()));
         let work = move |devices: Arc<Devices>, queue: Arc<Mutex<Vec<u32>>>| {
@@ -176,14 +176,14 @@ impl Devices {
         self.standing.lock().keys().copied().collect()
     }
 
-    /// The numbers of the devices that the saved table of a device names.
+    /// Numbers of the devices that the saved table of a device names.
     fn below(&self, number: u32) -> impl Iterator<Item = u32> + use<> {
         let text = self.standing.lock().get(&number).map(|one| one.saved.table.clone());
         let below = self.named_in(text.as_deref().unwrap_or_default());
         below.into_iter().map(|device| device.id())
     }
 
-    /// The devices that a table names.
+    /// The devices that a table's text names.
     pub(crate) fn named_in(&self, text: &str) -> Vec<Arc<Device>> {
         let lines = Lines::parse(text.as_bytes());
         let found = lines.iter().flat_map(|line| &line.words).filter_map(|word| {
@@ -195,8 +195,8 @@ impl Devices {
         found.collect()
     }
 
-    /// Tries to give a device its table. What is busy is tried again until then: a daemon that was
-    /// killed holds its files until the kernel has ended what it had under way.
+    /// Tries to give a device its table. A leaf that is busy is tried again until `until`: a killed
+    /// daemon holds its files until the kernel has finished the I/O in flight.
     fn revive(&self, number: u32, until: Instant) {
         let opening = Arc::new(Opening::default());
         let begun = self.standing.lock().get_mut(&number).map(|one| {
@@ -235,7 +235,7 @@ impl Devices {
         }
     }
 
-    /// Puts a table into the place of the one that stands in for it.
+    /// Replaces a stand-in by the table that it stands for.
     fn exchange(
         &self,
         device: &Arc<Device>,
@@ -260,7 +260,7 @@ impl Devices {
         self.table_went_live(device);
         if !self.recovering() {
             if let Err(failure) = self.save() {
-                // What was there describes the device still.
+                // The existing description still describes the device.
                 tracing::warn!(device = %saved.name, reason = %failure.reason,
                     "the description stays as it was");
             }
@@ -284,7 +284,7 @@ impl Devices {
         }
     }
 
-    /// What is kept for the next daemon.
+    /// Everything that is kept for the next daemon.
     pub fn kept(&self) -> protocol::KeptList {
         let kept = |saved: SavedDevice| {
             let device = self.pool().registry().by_id(saved.minor);
@@ -304,6 +304,8 @@ impl Devices {
     }
 
     /// Forgets a device whose table is away.
+    ///
+    /// Errors: the device is served.
     pub fn forget(&self, device: &Arc<Device>) -> Result<(), Failure> {
         if self.standing.reason(device).is_none() {
             let reason = format!("device '{}' is served: remove it", device.name());
@@ -312,14 +314,14 @@ impl Devices {
         self.remove(device, RemoveQuery::default(), &Interrupt::default())
     }
 
-    /// Refuses what needs the table of a device that is away.
+    /// Refuses an operation that needs the table if the table is away.
     pub fn check_there(&self, device: &Device) -> Result<(), Failure> {
         let Some(reason) = self.standing.reason(device) else { return Ok(()) };
         let reason = format!("the table of '{}' is away: {reason}", device.name());
         Err(Failure::new(Errno::Eio, reason))
     }
 
-    /// What `table` and `status` show of a device whose table is away.
+    /// Adds to `text` what `table` and `status` show of a device whose table is away.
     pub(crate) fn describe_away(&self, device: &Device, text: &mut protocol::Device) {
         let Some(saved) = self.standing.saved(device) else { return };
         let reason = self.standing.reason(device).unwrap_or_default();
@@ -336,7 +338,7 @@ impl Devices {
     }
 }
 
-/// A try is over, however it ended.
+/// Ends an attempt when it is dropped, however the attempt went.
 struct Over<'a> {
     devices: &'a Devices,
     number: u32,
@@ -352,7 +354,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Tries devices whose tables are away for as long as it is polled.
+/// Retries devices whose tables are away, for as long as the future is polled.
 pub async fn retry(devices: Arc<Devices>) {
     let places = Arc::new(Semaphore::new(TRIES_MAX));
     loop {
@@ -366,7 +368,7 @@ pub async fn retry(devices: Arc<Devices>) {
         for number in due {
             let Ok(place) = places.clone().try_acquire_owned() else { break };
             let devices = devices.clone();
-            // So that the next look does not find it due before the thread has begun.
+            // Otherwise the next look would find the device due before the thread has begun.
             devices.standing.lock().entry(number).and_modify(|one| one.due = now + LONGEST_PAUSE);
             tokio::task::spawn_blocking(move || {
                 devices.revive(number, Instant::now());
@@ -376,7 +378,7 @@ pub async fn retry(devices: Arc<Devices>) {
     }
 }
 
-/// Whether I/O to a table waits when no path is up.
+/// Returns whether I/O to the table waits while no path is up.
 fn queues_without_path(lines: &Lines<'_>) -> bool {
     lines.iter().any(|line| {
         line.kind == b"multipath" && line.words.contains(&b"queue_if_no_path".as_slice())

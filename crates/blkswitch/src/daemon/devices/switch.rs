@@ -1,6 +1,7 @@
-//! The switch segment of a device that a request is about.
+//! Finds the switch segment of a device that a request refers to.
 //!
-//! Contract: it keeps its table, also if the device is loaded anew or removed meanwhile. Any thread.
+//! Contract: a [`Switch`] keeps its table, even if the device is loaded again or removed meanwhile.
+//! Any thread may use it.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub(crate) struct Switch {
 }
 
 impl Switch {
-    /// The one at a sector, or the only one.
+    /// Finds the switch segment at `sector`; without a sector, the device must have exactly one.
     pub(crate) fn of(device: &Device, sector: Option<u64>) -> Result<Switch, Failure> {
         let table = device.live().ok_or(DeviceError::NoTable)?;
         let is_switch = |segment: &&Segment| matches!(segment.target, Target::Switch { .. });
@@ -61,20 +62,21 @@ impl Switch {
         }
     }
 
-    /// Two of its paths that visibly lead to different storage.
+    /// Two paths of the switch that certainly lead to different storage.
     pub(crate) fn different_paths(&self) -> Option<(usize, usize)> {
         let (segment, _) = self.segment()?;
         volumes::different(&self.table, segment.target.paths())
     }
 
-    /// Its map. Whoever made the `Switch` has seen it; the table does not change.
+    /// The map of the segment. It cannot be missing, because `of` checked the segment and tables do
+    /// not change.
     pub(crate) fn map(&self) -> Result<&RegionMap, Failure> {
         let gone = || Failure::new(Errno::Eio, "the segment has no map");
         self.segment().map(|(_, map)| map).ok_or_else(gone)
     }
 }
 
-/// Segments without a region map; `what` begins the sentence.
+/// The error for segments without a region map; `what` begins the sentence.
 fn no_map(what: &str, segments: &[&Segment]) -> Failure {
     let mut kinds: Vec<&str> = segments.iter().map(|one| one.target.name()).collect();
     kinds.dedup();

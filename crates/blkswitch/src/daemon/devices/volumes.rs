@@ -1,9 +1,9 @@
-//! Whether the paths of a switch visibly lead to different storage. A message moves no data, so a
-//! remap between such paths makes a region show other data.
+//! Finds out whether the paths of a switch certainly lead to different storage. A message moves no
+//! data, so after a remap between such paths a region shows other data.
 //!
-//! Contract: it only looks, and says so only where it is sure: two files, two memories, two disks
-//! or units with world wide names, two exports. Paths of different kinds may well lead to one
-//! volume. May block (names of disks are files of the kernel).
+//! Contract: reads only, and reports only certain cases: two files, two memories, two disks or
+//! units with world wide names, two exports. Paths of different kinds may lead to one volume. May
+//! block: names of disks come from files of the kernel.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -11,26 +11,26 @@ use blkswitch_io::{Below, Device, Leaf, Table, Target, To};
 
 use crate::daemon::devices::switch::Switch;
 
-/// Devices below one another that are looked through.
+/// Most devices below one another that are followed.
 const DEPTH_MAX: usize = 4;
-/// Paths of a switch that are looked at.
+/// Most paths of a switch that are compared.
 const PATHS_MAX: usize = 4096;
 
-/// Where a path leads to.
+/// The storage that a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
-    /// What kind of name the volume has: names of two kinds cannot be compared.
+    /// The kind of the volume's name. Names of different kinds cannot be compared.
     kind: &'static str,
     volume: String,
     sector: u64,
 }
 
-/// The devices that something was said of.
+/// The devices that a warning was given for.
 #[derive(Debug, Default)]
 pub(crate) struct Noted(Mutex<Vec<Weak<Device>>>);
 
 impl Noted {
-    /// Whether nothing was said of the device before.
+    /// Returns whether the device is noted for the first time.
     fn is_new(&self, device: &Arc<Device>) -> bool {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         noted.retain(|known| known.strong_count() > 0);
@@ -41,7 +41,8 @@ impl Noted {
         true
     }
 
-    /// What is to be said of a remap of a device, once.
+    /// The warning for a remap of a device; `None` if it was given before or there is no reason for
+    /// it.
     pub(crate) fn of_remap(&self, device: &Arc<Device>, sector: u64) -> Option<String> {
         let switch = Switch::of(device, Some(sector)).ok()?;
         let (one, other) = switch.different_paths()?;
@@ -54,7 +55,7 @@ impl Noted {
     }
 }
 
-/// Two paths that lead to different storage.
+/// Finds two paths that lead to different storage.
 pub(crate) fn different(table: &Table, paths: &[To]) -> Option<(usize, usize)> {
     let mut seen: Vec<(usize, Place)> = Vec::new();
     for (path, to) in paths.iter().enumerate().take(PATHS_MAX) {
