@@ -1,7 +1,7 @@
-//! A table in the making: what it stands on, and the leaves and devices that its words name.
+//! A table that is being built, and the leaves and devices that its words name.
 //!
-//! Contract: leaves that only a refused table used are closed again. May block (opening leaves); any
-//! thread.
+//! Contract: if a table is refused, the leaves that only it used are closed again. May block
+//! (opening leaves); any thread.
 
 use std::cell::Cell;
 use std::io::ErrorKind;
@@ -23,53 +23,54 @@ use crate::daemon::tables::missing;
 use crate::daemon::tables::opening::Opening;
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
 
-/// What a table is built from beside its text.
+/// Everything but the text that a table is built from.
 pub(crate) struct Site<'a> {
-    /// The devices it may stand on.
+    /// The devices that the table may stand on.
     pub registry: &'a Registry,
     /// The leaves that are open already.
     pub leaves: &'a Leaves,
-    /// The device it is for: it may not stand on itself.
+    /// The device that gets the table. The table must not stand on it.
     pub device: &'a Arc<Device>,
-    /// The queues that its leaves are opened for.
+    /// The queues that the leaves are opened for.
     pub queues: Queues,
-    /// Where the words of its maps come from.
+    /// Source of the words of region maps.
     pub maps: Maps<'a>,
-    /// Where it is noted what is being opened.
+    /// Records which address is being opened.
     pub opening: &'a Opening,
-    /// The table was served before: a path that has become read-only counts as failed, and stops
-    /// nothing else.
+    /// Whether the table was served before. Then a path that has become read-only does not stop the
+    /// table: a multipath has it as a failed path, other targets fail writes to it.
     pub restores: bool,
 }
 
-/// Where the words of a table's region maps come from.
+/// Source of the words of a table's region maps.
 pub(crate) struct Maps<'a> {
     folder: &'a Folder,
-    /// The saved ones, segment by segment, if there are any, and which is next.
+    /// The saved maps, one per segment, and the index of the next; `None` for a new table.
     saved: Option<(&'a [SavedMap], Cell<usize>)>,
 }
 
 impl<'a> Maps<'a> {
-    /// New ones. In files where devices are kept, or disks are made of them, so that they survive
-    /// the daemon.
+    /// New maps. If devices are kept or are disks, each map gets a file, so that it survives the
+    /// daemon.
     pub(crate) fn new(folder: &'a Folder) -> Maps<'a> {
         Maps { folder, saved: None }
     }
 
-    /// Those that were saved.
+    /// Maps that were saved.
     pub(crate) fn saved(folder: &'a Folder, names: &'a [SavedMap]) -> Maps<'a> {
         Maps { folder, saved: Some((names, Cell::new(0))) }
     }
 
-    /// The table is built again from its first map.
+    /// Starts again with the first map, because the table is built again.
     pub(crate) fn rewind(&self) {
         if let Some((_, next)) = &self.saved {
             next.set(0);
         }
     }
 
-    /// The words of the next map, for `device`. Errors: there is no room for them, or what was
-    /// saved is of no use.
+    /// The words of the next map, for `device`.
+    ///
+    /// Errors: there is no memory or no space for them, or the saved map cannot be used.
     pub(crate) fn next(&self, device: &Device, geometry: &Geometry) -> Result<Slots, Failure> {
         let info = device.info();
         let owner = Owner { name: info.name, uuid: info.uuid };
@@ -96,7 +97,8 @@ impl<'a> Maps<'a> {
             return in_memory();
         }
         match self.folder.new_map(geometry, &owner) {
-            // Any call may have failed: the map itself need not be too large.
+            // Any call may have run out of memory, so the map is not necessarily too large. The
+            // reason quotes the error.
             Err(error) if error.kind() == ErrorKind::OutOfMemory => {
                 let regions = geometry.nr_regions();
                 let what = format!("cannot keep a map of {regions} regions in '{folder}': {error}");
@@ -115,29 +117,29 @@ impl<'a> Maps<'a> {
     }
 }
 
-/// A table in the making.
+/// A table that is being built.
 pub(crate) struct Builder<'a> {
     pub(super) site: &'a Site<'a>,
     options: LeafOptions,
     pub(super) table: TableBuilder,
-    /// The words of the paths of the target that is being made, as they can stand in a table again.
+    /// The words of the current target's paths, in the form that a table text can have.
     pub(super) words: Vec<Box<str>>,
-    /// The word of each of the table's leaves, in the table's order.
+    /// The word of each leaf of the table, in the table's order.
     pub(super) leaf_names: Vec<String>,
-    /// Its last target must be the only one.
+    /// The last target must be the only one of the table.
     pub(super) stands_alone: bool,
 }
 
-/// A path of a multipath.
+/// The leaf of a multipath's path.
 pub(crate) enum PathLeaf {
-    /// It can be reached, at this address.
+    /// It was opened at this address.
     Open(Box<Address>, Arc<Leaf>),
-    /// It cannot, and why.
+    /// It cannot be reached, with the reason.
     Absent(Box<Address>, Failure),
 }
 
-/// A device below that could not be had: the errno and the reason, for the constructor to put in
-/// its words.
+/// A failed look-up of a device below: the errno and the reason, which the constructor puts into
+/// its own text.
 pub(crate) type LookupError = Failure;
 
 impl<'a> Builder<'a> {
@@ -148,8 +150,8 @@ impl<'a> Builder<'a> {
         Builder { site, options, table, words, leaf_names, stands_alone: false }
     }
 
-    /// The leaf that a word names. One that may come back later and cannot be reached now is told
-    /// by its address.
+    /// Opens the leaf that a word names. If it cannot be reached now but may come back later, the
+    /// result has its address.
     pub(crate) fn path(&mut self, word: &[u8]) -> Result<PathLeaf, LookupError> {
         let Found::Leaf(address) = find(word, self.site.registry)? else {
             let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
@@ -167,8 +169,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// A leaf that cannot be opened. Of a table that was served before nothing is misspelt: its file
-    /// is away, and nobody should make a new one.
+    /// The error for a leaf that cannot be opened. In a table that was served before, no word is
+    /// misspelt: the file is away, and the error must not suggest to make a new one.
     fn refused(&self, address: &Address, error: LeafError) -> Failure {
         if self.site.restores {
             return error.into();
@@ -181,8 +183,8 @@ impl<'a> Builder<'a> {
         self.site.opening.at(&address.to_string(), open)
     }
 
-    /// A path that could be written when the table was served before, and can only be read now: what
-    /// is written to it fails, which is better than to serve nothing.
+    /// Opens a path for reading that was writable when the table was served before. Writes to it
+    /// fail, which is better than serving nothing.
     fn open_degraded(&self, address: &Address, error: LeafError) -> Result<Arc<Leaf>, LeafError> {
         if !self.site.restores || !error.is_read_only() {
             return Err(error);
@@ -193,25 +195,26 @@ impl<'a> Builder<'a> {
         self.site.leaves.open(address, &options)
     }
 
-    /// A leaf for a path that cannot be reached: another way to the volume of `other`.
+    /// A leaf for a path that cannot be reached: another path to the volume of `other`.
     pub(crate) fn absent(&self, address: &Address, other: &Leaf) -> Arc<Leaf> {
         self.site.leaves.absent(address, &self.options, other)
     }
 
-    /// Makes the leaf at an address the next path of the target. The word stays that of the table:
-    /// another table may name the same leaf by another, which may lead elsewhere one day.
+    /// Makes `leaf` the next path of the target. The path keeps the word of this table. Another
+    /// table may name the same leaf by another word, which may lead elsewhere one day.
     pub(crate) fn adopt(&mut self, address: &Address, leaf: Arc<Leaf>) -> Below {
         let word = address.to_string();
         let below = self.table.leaf(leaf);
         self.words.push(word.as_str().into());
-        // The table numbers its leaves in the order they come; one it has already keeps its number.
+        // The table numbers its leaves in the order of their first use, so a new number means a new
+        // leaf.
         if below == Below::Leaf(self.leaf_names.len() as u32) {
             self.leaf_names.push(word);
         }
         below
     }
 
-    /// The device that a word names, made part of the table.
+    /// Adds the device or leaf that a word names to the table.
     pub(crate) fn below(&mut self, word: &[u8]) -> Result<Below, LookupError> {
         match find(word, self.site.registry)? {
             Found::Device(device) if Arc::ptr_eq(&device, self.site.device) => {
@@ -222,7 +225,7 @@ impl<'a> Builder<'a> {
                 Err(Failure::new(Errno::Einval, reason))
             }
             Found::Device(device) => {
-                // Its name is looked up when it is shown.
+                // The name of a device is looked up when it is shown, because it may change.
                 self.words.push("".into());
                 self.table.device(&device).ok_or_else(|| {
                     Failure::new(Errno::Enxio, format!("'{}' is being removed", Printable(word)))

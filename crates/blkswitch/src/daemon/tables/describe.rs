@@ -1,9 +1,9 @@
-//! Devices and tables as the control protocol describes them.
+//! Describes devices and tables for the control protocol.
 //!
-//! Everything is read from the table that runs, nothing is remembered beside it: a parameter text
-//! cannot disagree with what the pipeline does, and a device below is shown under the name it has
-//! now. A path stands as the word it was loaded by, so a printed table can be loaded again: its
-//! leaf may have other names, too.
+//! All of it is read from the running table; there is no copy of its text. So a parameter text
+//! cannot disagree with what the pipeline does, and a device below appears under its current name.
+//! A path appears as the word that it was loaded by, although its leaf may have other names. So a
+//! printed table can be loaded again.
 //!
 //! Contract: reads only; takes the short locks of [`Device`]. Any thread.
 
@@ -15,8 +15,8 @@ use crate::daemon::tables::targets;
 use crate::daemon::tables::words::{address, short_name};
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats, TroubledPath};
 
-/// A device with all that `info`, `ls`, `table`, `status` and `deps` print, but for the disk that
-/// it may be.
+/// Everything that `info`, `ls`, `table`, `status` and `deps` print about a device, except its
+/// disk.
 pub fn device(device: &Device) -> protocol::Device {
     let info = device.info();
     protocol::Device {
@@ -40,7 +40,7 @@ pub fn device(device: &Device) -> protocol::Device {
     }
 }
 
-/// The paths that somebody should look at: leaves, each once, by the first word that names it.
+/// The leaves that need attention, each once, under the first word that names it.
 fn troubled_paths(table: &Table) -> Vec<TroubledPath> {
     let troubled = table.leaves().iter().zip(0u32..).filter_map(|(leaf, index)| {
         let (reason, doubted_writes) = (leaf.trouble(), leaf.engine().doubted_writes());
@@ -52,7 +52,7 @@ fn troubled_paths(table: &Table) -> Vec<TroubledPath> {
     troubled.collect()
 }
 
-/// Whether a leaf is a path of a multipath that flaps.
+/// Returns whether a leaf is a path of a multipath that flaps.
 fn is_marginal(table: &Table, leaf: u32) -> bool {
     table.multipath().is_some_and(|(groups, to)| {
         let mut paths = groups.paths().iter().zip(to);
@@ -69,13 +69,13 @@ pub fn path_word(table: &Table, leaf: u32) -> Option<String> {
     })
 }
 
-/// The paths of a writable table that cannot be written.
+/// The leaves of a writable table that are read-only.
 fn read_only_paths(table: &Table) -> Vec<String> {
     let leaves = table.leaves().iter().filter(|leaf| leaf.limits().read_only);
     leaves.filter(|_| !table.read_only()).map(|leaf| leaf.name().to_owned()).collect()
 }
 
-/// A table as the text that makes it again.
+/// The text that makes this table when it is loaded.
 pub fn text(table: &Table) -> String {
     let line = |one: &Segment| {
         let protocol::Segment { start, length, target, params, .. } = segment(table, one);
@@ -102,7 +102,7 @@ fn segment(table: &Table, segment: &Segment) -> protocol::Segment {
     }
 }
 
-/// Each leaf and device once, the one added last first.
+/// The leaves and devices of a table, each once, in reverse order of their addition.
 fn dependencies(table: &Table) -> Vec<Dependency> {
     let mut seen = Vec::<(Below, String)>::new();
     for segment in table.segments() {

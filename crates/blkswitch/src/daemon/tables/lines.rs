@@ -1,12 +1,12 @@
-//! The lines of a table, parsed once: every later step reads this.
+//! The lines of a table, parsed once. Every later step uses this result.
 //!
-//! Contract: the first fault stands in its place, after the lines before it, so that whoever goes
-//! through the lines meets errors in the kernel's order. Any thread, any bytes.
+//! Contract: the first fault comes after the lines before it, so that errors are found in the
+//! kernel's order. Any thread, any bytes.
 
 use blkswitch_core::args::is_space;
 use blkswitch_core::table::{self, LineError};
 
-/// A line: a target with its place on the device.
+/// One line of a table: a target and its place on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line<'a> {
     /// Number of the line, counted from 1.
@@ -15,16 +15,16 @@ pub(crate) struct Line<'a> {
     pub(crate) start: u64,
     /// Length in sectors.
     pub(crate) len: u64,
-    /// The word of the target type.
+    /// Name of the target type.
     pub(crate) kind: &'a [u8],
-    /// The target's own words, as one text.
+    /// The parameters of the target, as one text.
     pub(crate) params: &'a [u8],
-    /// The same, split. Nothing is an escape: `dmsetup` doubles the backslashes of a table before the
-    /// kernel takes one of each pair away.
+    /// The words of `params`. A backslash has no meaning here: `dmsetup` doubles the backslashes of
+    /// a table, and the kernel removes one of each pair.
     pub(crate) words: Vec<&'a [u8]>,
 }
 
-/// The lines of a table, up to the first that is none.
+/// The valid lines of a table, up to the first fault.
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
     good: Vec<Line<'a>>,
@@ -59,7 +59,7 @@ impl<'a> Lines<'a> {
         self.good.iter()
     }
 
-    /// The first fault.
+    /// The first fault; `None` if all lines are valid.
     pub(crate) fn fault(&self) -> Option<LineError<'a>> {
         self.fault
     }

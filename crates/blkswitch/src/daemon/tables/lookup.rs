@@ -1,19 +1,19 @@
-//! From a word of a table to what it stands for: a leaf, or another device of this daemon.
+//! Resolves a word of a table to a leaf, or to another device of this daemon.
 //!
-//! | word | stands for |
+//! | word | meaning |
 //! |---|---|
-//! | `/dev/blkswitch/NAME`, `/dev/mapper/NAME` | our device of that name, if there is one |
-//! | `0:MINOR` | our device of that number |
-//! | `MAJOR:MINOR` | the block device of that number |
+//! | `/dev/blkswitch/NAME`, `/dev/mapper/NAME` | the device of this daemon with that name, if there is one |
+//! | `0:MINOR` | the device of this daemon with that number |
+//! | `MAJOR:MINOR` | the block device with that number |
 //! | `nbd://`, `nbd+unix://` | an export of an NBD server |
 //! | `iscsi://` | a logical unit of an iSCSI target |
 //! | `mem:`, `null:`, `sim:` | a leaf in memory |
 //! | any other absolute path | a regular file or block device |
 //!
-//! Contract: a leaf is open once however many tables name it, and under whatever path: [`Leaves`]
-//! knows every open one by [`Leaf::key`]. Opening one holds up only who wants the same. Whether it goes through the page cache is what the
-//! last table says that asks for either; the other options are of whoever opened it first. May block
-//! (opening); any thread.
+//! Contract: a leaf is opened once, however many tables name it and by whatever word: [`Leaves`]
+//! has every open leaf by [`Leaf::key`]. Opening a leaf delays only tables that name the same leaf.
+//! The last table that asks for a page cache mode sets it. All other options are those of the first
+//! table that opened the leaf. May block (opening); any thread.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,28 +30,28 @@ use crate::daemon::failure::{Failure, MAJOR};
 use crate::daemon::tables::missing;
 use crate::protocol::Errno;
 
-/// Folders whose entries name our devices. The second is the kernel's, so that a runbook's words
-/// keep working.
+/// Folders whose entries name devices of this daemon. The second one is the kernel's, so that
+/// existing scripts keep working.
 const DEVICE_FOLDERS: [&[u8]; 2] = [b"/dev/blkswitch/", b"/dev/mapper/"];
-/// Bits of a minor number in the kernel; a larger number is no device number at all.
+/// Bits of a minor number in the kernel. A larger number is no device number.
 const MINOR_BITS: u32 = 20;
 /// Bits of a major number in the kernel.
 const MAJOR_BITS: u32 = 12;
-/// How long a busy file is tried again: it may be our own of a moment ago. A queue drops its last
-/// reference to a table shortly after control has, and closing a file may take a write-back.
+/// How long a busy file is tried again. This daemon may just be closing it: a queue drops its last
+/// reference to a table shortly after the control thread, and closing a file may write data back.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
-/// Pause between the tries.
+/// Pause between two attempts.
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
-/// What a word stands for.
+/// The meaning of a word.
 pub enum Found {
-    /// One of our devices.
+    /// A device of this daemon.
     Device(Arc<Device>),
-    /// Something to open.
+    /// A leaf to open.
     Leaf(Address),
 }
 
-/// Finds what `word` stands for, without opening anything.
+/// Resolves `word` without opening anything.
 pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
     if let Some(device) = own_device(word, registry) {
         return Ok(Found::Device(device));
@@ -65,7 +65,7 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
     let text = String::from_utf8_lossy(word);
     match text.parse::<Address>() {
         Ok(address) => Ok(Found::Leaf(address)),
-        // The kernel looks such a word up as a path below its working directory.
+        // The kernel would look the word up as a path relative to its working directory.
         Err(error @ LeafError::Address(_)) => {
             Err(Failure::new(Errno::Enoent, missing::no_address(&text, &error, registry)))
         }
@@ -73,24 +73,24 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
     }
 }
 
-/// The name of our device that a path would name.
+/// The device name in a path below one of [`DEVICE_FOLDERS`].
 pub(crate) fn device_name(path: &str) -> Option<&str> {
     let folders = DEVICE_FOLDERS.iter().filter_map(|folder| std::str::from_utf8(folder).ok());
     folders.into_iter().find_map(|folder| path.strip_prefix(folder))
 }
 
-/// Our device that a path names.
+/// The device of this daemon that a path names.
 fn own_device(word: &[u8], registry: &Registry) -> Option<Arc<Device>> {
     let name = DEVICE_FOLDERS.iter().find_map(|folder| word.strip_prefix(*folder))?;
     let name = std::str::from_utf8(name).ok()?;
     registry.find(name).or_else(|| {
-        // A name with white space in it is written as libdm does.
+        // Libdm escapes white space in a name, so both spellings are compared.
         let is_it = |device: &Arc<Device>| export_name(&device.name()) == export_name(name);
         registry.list().into_iter().find(is_it)
     })
 }
 
-/// The numbers of `MAJOR:MINOR`, nothing else around them.
+/// The numbers of a word that is exactly `MAJOR:MINOR`. A number that is too large is `None`.
 fn device_numbers(word: &[u8]) -> Option<(Option<u32>, Option<u32>)> {
     let (major, minor) = std::str::from_utf8(word).ok()?.split_once(':')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -117,7 +117,7 @@ fn by_numbers(numbers: (Option<u32>, Option<u32>), registry: &Registry) -> Resul
         .ok_or_else(|| none("block"))
 }
 
-/// The node of a block device, by the name the kernel gives it.
+/// The node of a block device, under the name that the kernel gives it.
 fn block_device_node(major: u32, minor: u32) -> Option<PathBuf> {
     let properties =
         std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
@@ -135,13 +135,14 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// The leaf at `address`: the one that is open already, or a new one.
+    /// Returns the leaf at `address`, which is opened if it is not open yet.
     pub fn open(&self, address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
-        // Nothing that others need is held while the system is asked: a file system or a server
-        // that does not answer holds up this load alone.
+        // No shared lock is held while a file or server is opened: one that does not answer delays
+        // this load alone.
         let key = Leaf::key_of(address);
         if address.is_remote() {
-            // Of two that open one leaf at once, one is used.
+            // Two loads may open one remote leaf at once; then both use the leaf that was
+            // remembered first.
             return match key.as_ref().and_then(|key| self.known(key)) {
                 Some(leaf) if suits(&leaf, options) => chosen(leaf, options),
                 _ => Ok(self.remember(Leaf::open(address, options)?)),
@@ -161,11 +162,12 @@ impl Leaves {
         lock(&self.open).get(key)?.upgrade()
     }
 
-    /// Makes a leaf that was just opened known, unless one of its key is; the one that is used.
+    /// Adds a leaf that was just opened, unless a leaf with its key is known. Returns the one to
+    /// use.
     fn remember(&self, leaf: Arc<Leaf>) -> Arc<Leaf> {
         let mut open = lock(&self.open);
         let known = open.get(leaf.key()).and_then(Weak::upgrade);
-        // One that can be written takes the place of one that cannot.
+        // A writable leaf replaces a read-only one.
         if let Some(known) = known.filter(|known| is_as_able(known, &leaf)) {
             return known;
         }
@@ -174,7 +176,7 @@ impl Leaves {
         leaf
     }
 
-    /// What is held by whoever opens the leaf of this key.
+    /// The lock that is held while the leaf with this key is being opened.
     fn turn(&self, key: &str) -> Arc<Mutex<()>> {
         let mut opening = lock(&self.opening);
         if let Some(turn) = opening.get(key).and_then(Weak::upgrade) {
@@ -186,7 +188,7 @@ impl Leaves {
         turn
     }
 
-    /// The leaf at an address that cannot be reached: another path to the volume of `other`.
+    /// A leaf at an address that cannot be reached: another path to the volume of `other`.
     pub fn absent(&self, address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
         let known = Leaf::key_of(address).and_then(|key| self.known(&key));
         known.unwrap_or_else(|| self.remember(Leaf::absent(address, options, other)))
@@ -197,17 +199,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a leaf that is open already will do.
+/// Returns whether an open leaf is sufficient for `options`.
 fn suits(leaf: &Leaf, options: &LeafOptions) -> bool {
     options.read_only || !leaf.limits().read_only
 }
 
-/// Whether a leaf can do what another can.
+/// Returns whether `leaf` can do everything that `other` can.
 fn is_as_able(leaf: &Leaf, other: &Leaf) -> bool {
     other.limits().read_only || !leaf.limits().read_only
 }
 
-/// A leaf that is open already, in the mode that is asked for.
+/// Returns an open leaf, in the page cache mode that `options` asks for.
 fn chosen(leaf: Arc<Leaf>, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
     if let Some(direct) = options.direct {
         leaf.choose_mode(direct)?;
@@ -215,7 +217,7 @@ fn chosen(leaf: Arc<Leaf>, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError
     Ok(leaf)
 }
 
-/// Opens a leaf; a busy one is tried again for [`RELEASE_WAIT`].
+/// Opens a leaf. A busy leaf is tried again for [`RELEASE_WAIT`].
 fn open_when_released(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
     let until = Instant::now() + RELEASE_WAIT;
     loop {
@@ -243,7 +245,7 @@ mod tests {
         }
     }
 
-    /// A table that was loaded read-only is to be written from now on.
+    /// A table that was loaded read-only is loaded again for writing.
     #[test]
     fn a_file_that_is_open_for_reading_can_be_opened_for_writing() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! What a user meant by a word of a table that names nothing: sentences that quote the word and say
-//! what to write, or to do, instead.
+//! Explains a word of a table that names nothing: sentences that quote the word and say what to
+//! write or do instead.
 //!
-//! Contract: only failures come here, so it may look at the file system. It changes neither the
+//! Contract: called only after a failure, so it may read the file system. It changes neither the
 //! errno nor the kernel's lines.
 
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use crate::daemon::failure::Failure;
 use crate::daemon::tables::words::device_word;
 use crate::nearest::did_you_mean;
 
-/// A device of the daemon that does not exist.
+/// The sentence for a device that does not exist.
 pub(crate) fn device(name: &str, registry: &Registry) -> String {
     let devices: Vec<String> = registry.list().iter().map(|device| device.name()).collect();
     let near = did_you_mean(name, devices.iter().map(String::as_str));
@@ -26,7 +26,8 @@ pub(crate) fn device(name: &str, registry: &Registry) -> String {
     format!("there is no device '{name}': {near}{others}")
 }
 
-/// A word that is no address; the name of a device is the likeliest mistake.
+/// The sentence for a word that is no address. The most likely mistake is the bare name of a
+/// device.
 pub(crate) fn no_address(word: &str, error: &LeafError, registry: &Registry) -> String {
     let name = device_word(word);
     match registry.find(word) {
@@ -35,7 +36,7 @@ pub(crate) fn no_address(word: &str, error: &LeafError, registry: &Registry) -> 
     }
 }
 
-/// A leaf that could not be opened.
+/// The failure for a leaf that could not be opened.
 pub(crate) fn leaf(address: &Address, error: LeafError, registry: &Registry) -> Failure {
     let reason = match (&error, address) {
         (LeafError::System { source, .. }, Address::Path(path)) => why(path, source, registry),
@@ -48,7 +49,8 @@ pub(crate) fn leaf(address: &Address, error: LeafError, registry: &Registry) -> 
     }
 }
 
-/// A file that cannot be opened or made, if more can be said than the system does.
+/// The sentence for a file that cannot be opened or created; `None` if the system's error says
+/// enough.
 fn why(path: &Path, error: &std::io::Error, registry: &Registry) -> Option<String> {
     let shown = path.display();
     match error.kind() {
@@ -74,7 +76,7 @@ fn why(path: &Path, error: &std::io::Error, registry: &Registry) -> Option<Strin
     })
 }
 
-/// The folder of a path that is missing, if it is.
+/// The sentence for a path whose folder is missing; `None` if the folder exists.
 pub(crate) fn folder(path: &Path) -> Option<String> {
     let missing = path.ancestors().skip(1).take_while(|folder| !folder.exists()).last()?;
     Some(format!(

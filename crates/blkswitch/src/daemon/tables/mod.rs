@@ -1,11 +1,11 @@
 //! From the text of a table to a table that can route requests.
 //!
-//! The checks come in the kernel's order with the kernel's texts: line by line the place of the
-//! target, its type, its own constructor ([`targets`]); when all targets stand, whether every device
-//! below is large enough and aligned.
+//! The checks come in the kernel's order, with the kernel's texts. For each line they check the
+//! place of the target, its type, and its parameters ([`targets`]). After the last line they check
+//! whether every device below is large enough and aligned.
 //!
-//! Contract: a refused table leaves everything as it was: leaves that only it used are closed
-//! again, files that were made for it are removed. May block (opening leaves); any thread.
+//! Contract: a refused table changes nothing: the leaves that only it used are closed again, and
+//! the files that were made for it are removed. May block (opening leaves); any thread.
 
 pub(crate) mod builder;
 pub mod describe;
@@ -34,7 +34,7 @@ use self::words::short_name;
 use crate::daemon::failure::{Failure, errno_of};
 use crate::protocol::{Errno, LoadTable};
 
-/// The table of a load, whose lines are `lines`.
+/// Builds the table of `load`; `lines` are its parsed lines.
 pub(crate) fn build(
     site: &Site<'_>,
     load: &LoadTable,
@@ -63,7 +63,7 @@ pub(crate) fn build(
     Ok(table)
 }
 
-/// Makes the next target of the table.
+/// Adds the target of `line` to the table.
 fn append(table: &mut Builder<'_>, layout: &mut Layout, line: &Line<'_>) -> Result<(), Failure> {
     let kind = Printable(line.kind).to_string();
     let refuse = |error: Error| {
@@ -92,7 +92,7 @@ fn append(table: &mut Builder<'_>, layout: &mut Layout, line: &Line<'_>) -> Resu
     Ok(())
 }
 
-/// A multipath is the only target of its table.
+/// Refuses a second target in the table of a multipath.
 fn check_alone(
     table: &mut Builder<'_>,
     stands_alone: bool,
@@ -110,8 +110,7 @@ fn check_alone(
     Ok(())
 }
 
-/// Refuses control characters but white space: words of tables are shown in logs, by `table`, and
-/// wherever a path is named.
+/// Refuses control characters other than white space: logs and `table` show the words of tables.
 fn check_shown(text: &str) -> Result<(), Failure> {
     let is_bad = |one: char| one.is_control() && !one.is_ascii_whitespace() && one != '\x0b';
     let Some(bad) = text.chars().find(|one| is_bad(*one)) else { return Ok(()) };
@@ -119,7 +118,7 @@ fn check_shown(text: &str) -> Result<(), Failure> {
     Err(Failure::new(Errno::Einval, reason))
 }
 
-/// A table that the library refuses, although all its targets stand.
+/// The failure for a table that the library refuses although all its targets are valid.
 fn refused(site: &Site<'_>, leaf_names: &[String], error: TableError) -> Failure {
     let TableError::Path { below, error, .. } = error else {
         return Failure::new(Errno::Einval, error.to_string());
@@ -134,15 +133,14 @@ fn refused(site: &Site<'_>, leaf_names: &[String], error: TableError) -> Failure
     Failure::limits(&error, short_name(&address), reason)
 }
 
-/// Files made for a table; removed again unless the table is kept.
+/// Files that were made for a table. They are removed again unless the table is kept.
 #[derive(Default)]
 struct MadeFiles {
     paths: Vec<PathBuf>,
 }
 
 impl MadeFiles {
-    /// Makes the files that the table names and that are missing, sparse, as long as the table
-    /// needs them.
+    /// Makes the missing files that the table names: sparse, and as long as the table needs.
     fn make_missing(&mut self, site: &Site<'_>, lines: &Lines<'_>) -> Result<(), Failure> {
         let mut needed = BTreeMap::<PathBuf, u64>::new();
         for line in lines.iter() {
@@ -163,7 +161,7 @@ impl MadeFiles {
     }
 
     fn make(&mut self, path: PathBuf, sectors: u64) -> Result<(), Failure> {
-        /// What is written to a device is its user's alone.
+        /// Only the daemon's user may read data that is written to a device.
         const MODE: u32 = 0o600;
         let failed = |path: &PathBuf, error: std::io::Error| {
             let failure = Failure::io(&error, format!("cannot make '{}'", path.display()));

@@ -1,5 +1,6 @@
-//! Which devices have a table under construction, and what each waits for. To open a file or to
-//! reach a server can take any time, and everybody else must be able to learn of it.
+//! Records which devices have a table under construction, and what each construction waits for.
+//! Opening a file or reaching a server can take any time, and other verbs must be able to report
+//! it.
 //!
 //! Contract: plain data under a short lock; any thread.
 
@@ -10,23 +11,23 @@ use std::time::Instant;
 use crate::daemon::failure::Failure;
 use crate::protocol::Errno;
 
-/// What one construction waits for.
+/// State of one construction.
 #[derive(Debug)]
 pub struct Opening {
     since: Instant,
-    /// The address that is being opened; empty between two.
+    /// The address that is being opened; empty if none is.
     address: Mutex<String>,
 }
 
 impl Default for Opening {
-    /// Nothing is being opened yet.
+    /// A construction that opens nothing yet.
     fn default() -> Opening {
         Opening { since: Instant::now(), address: Mutex::default() }
     }
 }
 
 impl Opening {
-    /// Notes which address is being opened, while `open` runs.
+    /// Runs `open`, and records meanwhile that `address` is being opened.
     pub fn at<T>(&self, address: &str, open: impl FnOnce() -> T) -> T {
         address.clone_into(&mut lock(&self.address));
         let opened = open();
@@ -34,7 +35,7 @@ impl Opening {
         opened
     }
 
-    /// What it waits for, as a phrase.
+    /// Describes what the construction waits for, as a phrase.
     pub fn waits_for(&self) -> String {
         let seconds = self.since.elapsed().as_secs();
         match lock(&self.address).as_str() {
@@ -44,12 +45,15 @@ impl Opening {
     }
 }
 
-/// The constructions under way, by the number of the device.
+/// The constructions under way, by device number.
 #[derive(Debug, Default)]
 pub struct Openings(Mutex<HashMap<u32, Arc<Opening>>>);
 
 impl Openings {
-    /// Begins one for a device. Errors: there is one already; it says what it waits for.
+    /// Begins the construction of a table for a device.
+    ///
+    /// Errors: another construction is under way for this device; the reason says what it waits
+    /// for.
     pub fn begin(&self, device: u32, name: &str) -> Result<Begun<'_>, Failure> {
         let mut all = lock(&self.0);
         if let Some(other) = all.get(&device) {
@@ -61,23 +65,23 @@ impl Openings {
         Ok(Begun { openings: self, device, opening })
     }
 
-    /// What the construction for a device waits for, if there is one.
+    /// Describes what the construction for a device waits for; `None` if none is under way.
     pub fn waits_for(&self, device: u32) -> Option<String> {
         lock(&self.0).get(&device).map(|opening| opening.waits_for())
     }
 }
 
-/// A construction that has begun; over when it is dropped.
+/// A construction that has begun. It ends when this is dropped.
 pub struct Begun<'a> {
     openings: &'a Openings,
     device: u32,
-    /// What it waits for.
+    /// Records what the construction waits for.
     pub opening: Arc<Opening>,
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        // The number may be another device's already, whose construction has begun since.
+        // The number may belong to another device by now, which has a construction of its own.
         let mut all = lock(&self.openings.0);
         if all.get(&self.device).is_some_and(|other| Arc::ptr_eq(other, &self.opening)) {
             all.remove(&self.device);

@@ -4,7 +4,7 @@
 
 use blkswitch_io::{Below, Segment, Table};
 
-/// A path as a word that can stand in a table.
+/// The word of a path, as a table text can have it.
 pub(crate) fn address(table: &Table, segment: &Segment, path: usize) -> String {
     match segment.target.paths().get(path).map(|to| to.below) {
         Some(Below::Leaf(_)) => segment.words.get(path).map(|word| word.to_string()),
@@ -17,7 +17,7 @@ pub(crate) fn address(table: &Table, segment: &Segment, path: usize) -> String {
     .unwrap_or_default()
 }
 
-/// `head`, and behind it each path of a segment with its offset.
+/// `head`, followed by each path of a segment with its offset.
 pub(super) fn paths_text(head: String, table: &Table, segment: &Segment) -> String {
     let mut text = head;
     for (path, to) in segment.target.paths().iter().enumerate() {
@@ -29,13 +29,13 @@ pub(super) fn paths_text(head: String, table: &Table, segment: &Segment) -> Stri
     text
 }
 
-/// The word by which a table names one of this daemon's devices. White space ends a word, so a
-/// space in the name is written as `\x20`.
+/// The word by which a table names a device of this daemon. A space in the name is written as
+/// `\x20`, because white space ends a word.
 pub(crate) fn device_word(name: &str) -> String {
     format!("/dev/blkswitch/{}", name.replace(' ', "\\x20"))
 }
 
-/// What stands for a block device's name: the file name of a path, any other address as it is.
+/// A short name for an address: the last component of a path; any other address as it is.
 pub(crate) fn short_name(address: &str) -> &str {
     match address.rsplit_once('/') {
         Some((_, name)) if address.starts_with('/') => name,

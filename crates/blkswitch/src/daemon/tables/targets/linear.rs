@@ -1,4 +1,4 @@
-//! The linear target (dm-linear 1.4): the segment is a part of one device.
+//! The linear target (dm-linear 1.4) maps the segment to a part of one device.
 //!
 //! Contract: as [`super`].
 

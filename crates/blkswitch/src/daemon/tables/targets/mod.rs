@@ -1,10 +1,10 @@
-//! The target types: for each, how a line of a table becomes a target, what `table` and `status`
-//! print, what a message does, and how large the devices below must be. The kernel's order of checks
-//! and its texts are kept.
+//! The target types. Each has five functions: they make a target from a line of a table, print what
+//! `table` and `status` show, apply messages, and tell how large the devices below must be. They
+//! keep the kernel's order of checks and its texts.
 //!
-//! Contract: a further type is a file here and its line in [`TYPES`]. A constructor opens what its
-//! words name ([`Builder::below`]). Whether that is large enough is checked when all targets of the
-//! table stand, by the library ([`blkswitch_io::TableBuilder::build`]).
+//! Contract: a new type is a file here and a line in [`TYPES`]. A constructor opens the devices
+//! that its words name ([`Builder::below`]). After all targets are made, the library checks whether
+//! those devices are large enough ([`blkswitch_io::TableBuilder::build`]).
 
 mod linear;
 mod multipath;
@@ -24,33 +24,32 @@ use crate::daemon::tables::lines::Line;
 use crate::nearest::did_you_mean;
 use crate::protocol::{Errno, MessageReply};
 
-/// Units that people write behind a number of sectors, and sectors in each.
+/// Units that people write after a number of sectors, with the number of sectors in each.
 const UNITS: [(&str, u64); 4] = [("k", 2), ("m", 2 << 10), ("g", 2 << 20), ("t", 2 << 30)];
 
-/// A word that names a device, and the sectors that a line needs of it.
+/// A word that names a device, and the number of sectors that a line needs of it.
 pub(crate) type Need<'a> = (&'a [u8], u64);
 
-/// A target type.
 pub(crate) struct TargetType {
     pub(crate) name: &'static str,
-    /// Version of the kernel's target that it follows.
+    /// Version of the kernel's target that this type follows.
     pub(crate) version: [u32; 3],
-    /// It must be the only target of its table.
+    /// A target of this type must be the only one of its table.
     pub(crate) stands_alone: bool,
-    /// The target of a line.
+    /// Makes a target from a line.
     pub(crate) construct: fn(&mut Builder<'_>, &Line<'_>) -> Result<Target, Failure>,
-    /// What `table` prints behind the type.
+    /// The text that `table` prints after the type.
     pub(crate) params: fn(&Table, &Segment) -> String,
-    /// What `status` prints behind the type.
+    /// The text that `status` prints after the type.
     pub(crate) status: fn(&Table, &Segment) -> String,
-    /// What a message does, if it takes any.
+    /// Applies a message; `None` if the type takes no messages.
     pub(crate) message: Option<fn(Call<'_, '_>) -> Result<MessageReply, Failure>>,
-    /// How many sectors a line needs of each device that it names. A wrong line needs nothing: its
-    /// constructor refuses it later.
+    /// Number of sectors that a line needs of each device that it names. A wrong line needs
+    /// nothing: the constructor refuses it later.
     pub(crate) needs: for<'a> fn(&Line<'a>) -> Vec<Need<'a>>,
 }
 
-/// All of them, by name.
+/// All target types, sorted by name.
 pub(crate) static TYPES: [&TargetType; 6] = [
     &trivial::ERROR,
     &linear::TYPE,
@@ -60,17 +59,15 @@ pub(crate) static TYPES: [&TargetType; 6] = [
     &trivial::ZERO,
 ];
 
-/// The names of the target types.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     TYPES.iter().map(|one| one.name)
 }
 
-/// The target type of this name.
 pub(crate) fn by_name(name: &[u8]) -> Option<&'static TargetType> {
     TYPES.iter().find(|one| one.name.as_bytes() == name).copied()
 }
 
-/// There is no target of this type; `length` is what stands before it.
+/// The sentence for an unknown target type; `length` is the number before it in the line.
 pub(super) fn unknown(kind: &str, length: u64) -> String {
     let lower = kind.to_ascii_lowercase();
     let unit = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
@@ -91,46 +88,48 @@ pub(super) fn unknown(kind: &str, length: u64) -> String {
 
 /// A message to a target.
 pub(crate) struct Call<'a, 't> {
-    /// Holds the device's message lock.
+    /// The device's message lock is held through this.
     pub(crate) messenger: &'a Messenger<'a>,
-    /// The devices that words may name.
+    /// The devices that words of the message may name.
     pub(crate) registry: &'a Registry,
-    /// The words.
+    /// The words of the message.
     pub(crate) text: Text<'t>,
-    /// All of it is checked before any of it is applied.
+    /// Whether the whole message is checked before any of it is applied.
     pub(crate) atomic: bool,
-    /// Who keeps region maps.
+    /// Saves changes of region maps.
     pub(crate) keeper: &'a dyn Keeper,
 }
 
 /// The text of a message, which may still be arriving.
 pub(crate) struct Text<'a> {
-    /// Its first bytes, which begin with a word.
+    /// The beginning of the text. It starts with a word.
     pub(crate) head: Vec<u8>,
-    /// The head is all of it.
+    /// Whether `head` is the whole text.
     pub(crate) complete: bool,
     /// Waits for the next bytes.
     pub(crate) next: &'a mut dyn FnMut() -> More,
 }
 
-/// What comes behind the head of a message.
+/// The next bytes of a message.
 pub(crate) enum More {
-    /// Further bytes.
+    /// More bytes have arrived.
     Bytes(Vec<u8>),
-    /// There is no more.
+    /// The message is complete.
     End,
-    /// The message was cut.
+    /// The message was cut off.
     Cut,
 }
 
-/// Who keeps region maps, and is told of their changes.
+/// Saves the changes of region maps.
 pub(crate) trait Keeper {
-    /// A message is about to change a map. Errors: the change could not be kept, and must not be
-    /// made.
+    /// Called before a message changes a map.
+    ///
+    /// Errors: the change cannot be saved and must not be made.
     fn begin(&self, map: &RegionMap) -> Result<(), Failure>;
 
-    /// The message has ended, with so many arguments applied. Errors: the change is made, and could
-    /// not be kept.
+    /// Called when a message has ended; `applied` is the number of arguments that were applied.
+    ///
+    /// Errors: the change was made, but could not be saved.
     fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure>;
 }
 
@@ -138,7 +137,7 @@ fn no_status(_: &Table, _: &Segment) -> String {
     String::new()
 }
 
-/// How many sectors each device of `device offset` pairs needs, for `len` sectors behind the offset.
+/// The sectors that each device of `device offset` pairs needs, for `len` sectors after the offset.
 fn device_pairs<'a>(words: &[&'a [u8]], len: u64) -> Vec<Need<'a>> {
     let needed = |pair: &[&'a [u8]]| match pair {
         [device, offset] => Some((*device, parse_u64(offset)?.checked_add(len)?)),
@@ -147,17 +146,17 @@ fn device_pairs<'a>(words: &[&'a [u8]], len: u64) -> Vec<Need<'a>> {
     words.chunks_exact(2).filter_map(needed).collect()
 }
 
-/// Refuses with EINVAL.
+/// A refusal with `EINVAL`.
 fn refuse(kind: &str, text: &str, reason: String) -> Failure {
     Failure::target(Errno::Einval, format!("{kind}: {text} (-EINVAL)"), reason)
 }
 
-/// Refuses with what looking up the device gave.
+/// A refusal because a device could not be looked up, with the errno of the look-up.
 fn lookup_failed(kind: &str, text: &str, found: Failure) -> Failure {
     Failure::target(found.errno, format!("{kind}: {text} (-{})", found.errno.name()), found.reason)
 }
 
-/// A sector number as `%llu` reads it, but refused where it does not fit 64 bits.
+/// Parses a sector number as the kernel's `%llu` does. Numbers that exceed 64 bits are refused.
 fn sector(word: &[u8]) -> Option<u64> {
     word.first().filter(|byte| byte.is_ascii_digit()).and_then(|_| parse_u64(word))
 }

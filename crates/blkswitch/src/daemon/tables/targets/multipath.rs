@@ -1,7 +1,7 @@
-//! The multipath target: its constructor, its messages and its texts, all as the core has them.
+//! The multipath target: its constructor, messages and texts. The core parses and prints them.
 //!
-//! The paths of a multipath are leaves. In the kernel they may be any block device; here a device
-//! of ours in between would have a gate, flushes and errors of its own, and nothing it could add.
+//! The paths of a multipath are leaves. In the kernel they may be any block device. Here, a device
+//! in between would bring its own gate, flushes and errors, and no benefit.
 //!
 //! Contract: as [`super`].
 
@@ -32,7 +32,7 @@ pub(super) static TYPE: TargetType = TargetType {
     needs,
 };
 
-/// Longest message: it is a few words.
+/// Longest message. A message to a multipath has only a few words.
 const MESSAGE_MAX_BYTES: usize = 256 << 10;
 
 fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure> {
@@ -77,7 +77,7 @@ fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure
     let (tos, absent) = adopt(table, leaves)?;
     let (features, initial) = (*params.features(), params.initial_group());
     let groups = Multipath::new(features, initial, groups.into(), paths.into());
-    // What one line has handed out fits together.
+    // This cannot fail: groups and paths come from one line.
     let groups =
         groups.ok_or_else(|| Failure::new(Errno::Einval, "the groups and paths do not fit"))?;
     for path in absent {
@@ -86,9 +86,9 @@ fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure
     Ok(Target::Multipath { groups, paths: tos.into() })
 }
 
-/// Makes the paths part of the table. Those that cannot be reached are had as failed ones, which
-/// come when they can, as long as there is one that says what they are: one member that is down
-/// must not keep a host from its volume.
+/// Adds the paths to the table. A path that cannot be reached becomes a failed path, which is
+/// reinstated when it comes back. At least one path must be open, because it tells what volume they
+/// all lead to. So one member that is down does not keep a host from its volume.
 fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec<u32>), Failure> {
     let open = leaves.iter().find_map(|leaf| match leaf {
         PathLeaf::Open(_, leaf) => Some(leaf.clone()),
@@ -111,26 +111,26 @@ fn adopt(table: &mut Builder<'_>, leaves: Vec<PathLeaf>) -> Result<(Vec<To>, Vec
     Ok((tos, absent))
 }
 
-/// What is known of the volume that all paths must lead to. A region sent to the wrong one is the
-/// worst there is.
+/// The properties of the volume that all paths must lead to. A region that goes to the wrong volume
+/// is the worst possible error.
 #[derive(Default)]
 struct Volume {
     sectors: Option<(u64, String)>,
     identity: Option<Named>,
 }
 
-/// The volume that a path leads to, as far as it says.
+/// The identity of the volume that a path leads to, as far as the path reports it.
 #[derive(Clone)]
 struct Named {
     identity: String,
     path: String,
-    /// The target within which the identity is unique, if it is not so in the world.
+    /// The target within which the identity is unique; `None` if it is unique in the world.
     target: Option<String>,
 }
 
 impl Volume {
-    /// Refuses a path that leads to another volume than those before it, or that caches what it
-    /// should not.
+    /// Refuses a path that leads to another volume than the paths before it, or that goes through
+    /// the page cache although it must not.
     fn check(&mut self, leaf: &Leaf, name: &str) -> Result<(), Failure> {
         let sectors = leaf.limits().sectors;
         if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
@@ -187,7 +187,7 @@ fn needs<'a>(line: &Line<'a>) -> Vec<Need<'a>> {
     let Ok(mut params) = Params::parse(&line.words) else { return devices };
     while let Ok(Some(item)) = params.next_item() {
         if let Item::Path(path) = item {
-            // The same word, but of the line's own life.
+            // The word of the line itself is needed, because it lives longer.
             let word = line.words.iter().find(|word| **word == path.device);
             devices.extend(word.map(|word| (*word, line.len)));
         }
@@ -240,7 +240,7 @@ fn apply(
         .unwrap_or(Err(MessageError::Unrecognised))
 }
 
-/// The paths over the device that a word names.
+/// The numbers of the paths on the leaf that a word names.
 fn meant(
     word: &[u8],
     table: &Table,
@@ -249,7 +249,7 @@ fn meant(
 ) -> Result<Vec<u32>, MessageError> {
     let found = match find(word, registry) {
         Ok(found) => found,
-        // The kernel takes a number as it is; if there is no such device, no path is over it.
+        // The kernel accepts any device number. If there is no such device, no path is on it.
         Err(failure) if failure.errno == Errno::Enxio => return Ok(Vec::new()),
         Err(failure) => {
             let errno = CoreErrno::from_number(failure.errno.number()).unwrap_or(CoreErrno::Eio);
@@ -261,7 +261,7 @@ fn meant(
     let names = table.segments().first().map(|segment| &*segment.words).unwrap_or_default();
     let leads = |number: u32, to: &To| {
         let leaf = table.leaf_of(*to);
-        // The word, too: a file may be gone from where it was when it was opened.
+        // The word is compared as well, because a file may have been moved since it was opened.
         names.get(number as usize).is_some_and(|name| name.as_bytes() == word)
             || leaf.is_some_and(|leaf| key.as_deref() == Some(leaf.key()))
     };

@@ -1,4 +1,4 @@
-//! The striped target (dm-stripe 1.6): the segment goes to its devices chunk by chunk, in turn.
+//! The striped target (dm-stripe 1.6) distributes the segment over its devices, chunk by chunk.
 //!
 //! Contract: as [`super`].
 
@@ -79,7 +79,7 @@ fn status(table: &Table, segment: &Segment) -> String {
     let Target::Striped { stripes, .. } = &segment.target else { return String::new() };
     let address = |path| format!("{} ", address(table, segment, path));
     let addresses: String = (0..stripes.len()).map(address).collect();
-    // One word of status: a letter per stripe. We know of no dead ones.
+    // The kernel prints a letter per stripe: A for alive. No stripe is ever marked as dead here.
     format!("{} {addresses}1 {}", stripes.len(), "A".repeat(stripes.len()))
 }
 

@@ -1,6 +1,7 @@
-//! The switch target (dm-switch 1.1): each region of the segment goes to the path that the map says.
+//! The switch target (dm-switch 1.1) sends each region of the segment to the path in the region
+//! map.
 //!
-//! Contract: as [`super`]. Parsing, geometry, map and texts are the core's.
+//! Contract: as [`super`]. The core does the parsing, the geometry, the map and the texts.
 
 use blkswitch_core::args::{Word, Words};
 use blkswitch_core::error::{Errno as CoreErrno, Error};
@@ -34,7 +35,7 @@ pub(super) static TYPE: TargetType = TargetType {
 
 /// The first words that [`command`] knows.
 const MESSAGES: [&str; 2] = ["set_region_mappings", "get_region_mappings"];
-/// Longest answer of `get_region_mappings`; longer maps are streamed by `map export`.
+/// Longest answer of `get_region_mappings`. `map export` streams longer maps.
 const ANSWER_MAX_BYTES: usize = 1 << 20;
 
 fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure> {
@@ -49,8 +50,8 @@ fn construct(table: &mut Builder<'_>, line: &Line<'_>) -> Result<Target, Failure
     let mut paths = Vec::with_capacity(num_paths as usize);
     for path in params {
         let below = table.below(path.device).map_err(|found| {
-            // An errno that the core does not know reads as an I/O error; the sentence says what it
-            // really was.
+            // The core knows few errnos; all others become `EIO` in its text. The failure has the
+            // original errno.
             let errno = CoreErrno::from_number(found.errno.number()).unwrap_or(CoreErrno::Eio);
             let mut failure = refuse(path.lookup_failed(errno));
             failure.errno = found.errno;
@@ -77,7 +78,6 @@ fn needs<'a>(line: &Line<'a>) -> Vec<Need<'a>> {
     device_pairs(line.words.get(3..).unwrap_or_default(), line.len)
 }
 
-/// Applies a message.
 fn message(mut call: Call<'_, '_>) -> Result<MessageReply, Failure> {
     let no_map = || Failure::new(Errno::Eio, "the segment has no map");
     let map = call.messenger.map().ok_or_else(no_map)?;
@@ -134,8 +134,9 @@ fn get_region_mappings(map: &RegionMap) -> Result<MessageReply, Failure> {
     })
 }
 
-/// Changes the map by the arguments of `text`. With a refusal comes how
-/// many were applied.
+/// Applies the arguments of `text` to the map.
+///
+/// Errors: the failure, and the number of arguments that were applied before it.
 fn set_region_mappings(
     mut writer: MapWriter<'_, Slots>,
     text: Text<'_>,
@@ -152,7 +153,7 @@ fn set_region_mappings(
         match next() {
             More::Bytes(bytes) => text.extend_from_slice(&bytes),
             More::End => last = true,
-            // The reading side knows why the message was cut and answers.
+            // The handler that reads the message knows why it was cut off, and answers.
             More::Cut => {
                 return Ok(MessageReply {
                     arguments: state.arguments(),

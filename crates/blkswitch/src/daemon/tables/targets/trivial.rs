@@ -1,5 +1,5 @@
-//! The targets without devices: `error` (dm-error 1.5), in which every request fails, and `zero`
-//! (dm-zero 1.1), which reads as zeroes and drops what is written.
+//! The targets without devices: `error` (dm-error 1.5) fails every request, and `zero` (dm-zero
+//! 1.1) reads as zeroes and drops writes.
 //!
 //! Contract: as [`super`].
 
