@@ -1,7 +1,7 @@
-//! `state check`: everything in a state folder is looked at, and nothing is changed.
+//! `state check`: inspects everything in a state folder, and changes nothing.
 //!
-//! Contract: for a folder that no daemon uses; its lock is held meanwhile where there is one. May
-//! block.
+//! Contract: for a folder that no daemon uses. If the folder has a lock file, its lock is held
+//! meanwhile. May block.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -19,12 +19,12 @@ use super::files::{Files, NO_FOLLOW};
 use super::map_file::FoundMap;
 use super::{DISKS_FILE, FILE, Folder, LOCK};
 
-/// What a folder holds.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// A line for each file.
+    /// One line for each file.
     pub lines: Vec<String>,
-    /// How many of them are damaged or missing.
+    /// Number of files that are damaged or missing.
     pub damages: usize,
 }
 
@@ -39,8 +39,9 @@ impl Report {
     }
 }
 
-/// Looks at the folder of `serve --state`, or at that of disks. Errors: there is no such folder, or
-/// a daemon uses it.
+/// Checks the folder of `serve --state`, or the folder of disks.
+///
+/// Errors: there is no such folder, or a daemon uses it.
 pub fn check(path: &Path) -> io::Result<Report> {
     std::fs::read_dir(path)?;
     let _lock = lock(path)?;
@@ -72,7 +73,7 @@ pub fn check(path: &Path) -> io::Result<Report> {
     Ok(report)
 }
 
-/// Nothing of a folder that was never used.
+/// Reads the description; `None` if the folder was never used.
 fn read_description(folder: &Folder, maps: &[PathBuf]) -> io::Result<Option<State>> {
     match Files::read(&folder.path.join(folder.file)) {
         Err(error) if error.kind() == ErrorKind::NotFound && maps.is_empty() => Ok(None),
@@ -142,7 +143,7 @@ fn describe(found: &FoundMap, header: &super::header::Header) -> String {
     text
 }
 
-/// A map that the description does not have: it may be of another description.
+/// Checks a map that the description does not name. Another description may name it.
 fn check_unnamed(report: &mut Report, path: &Path, name: &Path) {
     let checked = FoundMap::open(&path.join(name)).and_then(|found| {
         found.check()?;
@@ -161,7 +162,7 @@ fn check_unnamed(report: &mut Report, path: &Path, name: &Path) {
     report.good(name, format!("not named by the description ({text})"));
 }
 
-/// The geometries of a table's switches, as far as they can be read.
+/// The geometries of the table's switches, as far as the text can be parsed.
 fn geometries(text: &str) -> Vec<Geometry> {
     let lines = table::lines(text.as_bytes()).flatten().filter(|line| line.kind == b"switch");
     let geometry = |line: table::Target<'_>| {
@@ -173,7 +174,7 @@ fn geometries(text: &str) -> Vec<Geometry> {
     lines.filter_map(geometry).collect()
 }
 
-/// The lock of a daemon, if it has left one.
+/// Takes the lock of the folder; `None` if no daemon has left a lock file.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let open = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path.join(LOCK));
     match open {

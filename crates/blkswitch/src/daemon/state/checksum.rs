@@ -1,10 +1,10 @@
-//! CRC-64/XZ, eight bytes at a time: the checksum of everything in a state folder.
+//! CRC-64/XZ, computed eight bytes at a time. It is the checksum of everything in a state folder.
 //!
-//! Contract: pure. Every change that lies within 64 neighbouring bits gives another checksum.
+//! Contract: pure. Any change within 64 neighbouring bits gives another checksum.
 
 /// The polynomial of ECMA-182, reflected.
 const POLYNOMIAL: u64 = 0xC96C_5795_D787_0F42;
-/// `TABLES[k][byte]`: what a byte adds that is followed by `k` bytes of zeroes.
+/// `TABLES[k][byte]`: the contribution of a byte that `k` zero bytes follow.
 static TABLES: [[u64; 256]; 8] = tables();
 
 const fn tables() -> [[u64; 256]; 8] {
@@ -32,7 +32,7 @@ const fn tables() -> [[u64; 256]; 8] {
     tables
 }
 
-/// A checksum in the making.
+/// A checksum that is being computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Checksum(u64);
 
@@ -41,7 +41,7 @@ impl Checksum {
         Checksum(!0)
     }
 
-    /// Eight bytes, the lowest first.
+    /// Adds eight bytes, the lowest first.
     pub(super) fn word(&mut self, word: u64) {
         let bytes = (self.0 ^ word).to_le_bytes();
         self.0 = bytes
@@ -64,7 +64,7 @@ impl Checksum {
     }
 }
 
-/// The checksum of some bytes.
+/// The checksum of `bytes`.
 pub(super) fn of(bytes: &[u8]) -> u64 {
     let mut checksum = Checksum::new();
     checksum.bytes(bytes);

@@ -1,11 +1,11 @@
-//! The description of the devices that are kept: JSON with a checksum in it.
+//! The description of the kept devices: JSON that contains its own checksum.
 //!
-//! The checksum is that of the text with zeroes in its own place. So any change is noticed, also
-//! one that would read as another table. A person who changes the text on purpose puts the new
-//! checksum in, which the refusal says.
+//! The checksum is computed over the text with zeroes in the place of the checksum. So the daemon
+//! notices any change, also one that would read as a valid table. A person who changes the text on
+//! purpose puts in the new checksum, which the refusal quotes.
 //!
-//! Contract: pure. The version before had no checksum, and named maps by their files alone; it is
-//! read, and replaced when something is saved.
+//! Contract: pure. The previous version had no checksum and named maps by their files alone. It is
+//! still read, and replaced when something is saved.
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
@@ -16,71 +16,72 @@ use serde::{Deserialize, Serialize};
 use super::checksum;
 use crate::protocol::LeafCache;
 
-/// Version of the description: others than this and [`OLD`] are refused.
+/// Version of the description. All versions but this one and [`OLD`] are refused.
 const VERSION: u32 = 2;
-/// The version before.
+/// The previous version, which is still read.
 const OLD: u32 = 1;
-/// What the kernel calls its life since it was started: numbers of disks mean nothing in another.
+/// The kernel's identifier of the current boot. Numbers of disks are valid within one boot only.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
-/// In the place of a checksum while it is made.
+/// Placeholder for the checksum while it is computed.
 const NO_CHECKSUM: &str = "0000000000000000";
-/// What stands before the checksum.
+/// The text before the checksum.
 const FIELD: &[u8] = b"\"checksum\": \"";
 
-/// The devices that are kept, what is below first.
+/// The kept devices. A device below another comes first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
     #[serde(default)]
     checksum: String,
-    /// In which life of the machine.
+    /// The boot in which it was saved.
     #[serde(default)]
     boot: String,
-    /// The devices.
+    /// The devices, lower ones first.
     pub devices: Vec<SavedDevice>,
-    /// Maps of devices that are described no more, and that were in use still: nobody will come
-    /// for them.
+    /// Maps that were in use when no device of the description had them any more. No later daemon
+    /// needs them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unused: Vec<SavedMap>,
 }
 
-/// A device as it is made again.
+/// Everything that is needed to create a device again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedDevice {
-    /// Its name.
+    /// The name of the device.
     pub name: String,
-    /// Its uuid; empty if it has none.
+    /// The UUID; empty if the device has none.
     pub uuid: String,
-    /// Its number.
+    /// The device's minor number.
     pub minor: u32,
-    /// Whether writes are refused.
+    /// Whether the device refuses writes.
     pub read_only: bool,
-    /// Whether its gate is closed.
+    /// Whether the gate is closed.
     pub suspended: bool,
-    /// How its leaves are opened.
+    /// The page cache mode of the leaves.
     pub cache: LeafCache,
-    /// Its live table.
+    /// The text of the live table.
     pub table: String,
     /// The files of the maps, one per switch segment.
     pub maps: Vec<SavedMap>,
-    /// The ublk driver's number of the disk, if it is one itself.
+    /// The ublk driver's number of the disk; `None` if the device is not attached as a disk.
     pub disk: Option<u32>,
-    /// Bytes of the logical blocks that users were told of; 0 where that was not saved.
+    /// Logical block size in bytes that users were told; 0 if it was not saved.
     #[serde(default)]
     pub block: u32,
 }
 
-/// A map of a device.
+/// A map in the description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "MapText", into = "MapText")]
 pub struct SavedMap {
-    /// The name of its file.
+    /// The file name, within the folder.
     pub file: PathBuf,
-    /// Its own number, in hexadecimal digits; nothing of a map of the format without a header.
+    /// The map's identifier in hexadecimal digits; `None` for a map in the format without a header.
     pub id: Option<String>,
-    /// How often it was changed when that was written: the file has this generation or a later one.
+    /// The generation when the description was written. The file has this generation or a later
+    /// one.
     pub generation: u64,
 }
 
@@ -121,7 +122,9 @@ impl From<SavedMap> for MapText {
 }
 
 impl SavedMap {
-    /// Errors: a name that leads out of the folder, or to something else in it.
+    /// Checks the file name.
+    ///
+    /// Errors: it leads out of the folder, or to a file that is no map.
     pub fn check_name(&self) -> io::Result<()> {
         let is_map = |name: &str| name.starts_with(super::MAP) && !name.contains('/');
         if self.file.to_str().is_some_and(is_map) {
@@ -132,24 +135,24 @@ impl SavedMap {
 }
 
 impl State {
-    /// Of these devices, in this life of the machine.
+    /// A description of `devices` in the current boot.
     pub fn new(devices: Vec<SavedDevice>) -> State {
         let checksum = NO_CHECKSUM.into();
         State { version: VERSION, checksum, boot: boot(), devices, unused: Vec::new() }
     }
 
-    /// The maps of the devices.
+    /// The maps of all devices.
     pub fn maps(&self) -> impl Iterator<Item = &SavedMap> {
         self.devices.iter().flat_map(|device| &device.maps)
     }
 
-    /// The files of the maps.
+    /// The files of the devices' maps.
     pub fn files(&self) -> HashSet<PathBuf> {
         self.maps().map(|map| map.file.clone()).collect()
     }
 
-    /// Whether the devices are the same, whatever has become of their maps since. Another life of
-    /// the machine matters only to disks.
+    /// Returns whether the devices are the same, apart from the generations of their maps. The boot
+    /// matters only to disks.
     pub fn is_as_good_as(&self, other: &State) -> bool {
         let without = |state: &State| {
             let mut devices = state.devices.clone();
@@ -163,7 +166,7 @@ impl State {
         without(self) == without(other) && (self.boot == other.boot || !has_disks)
     }
 
-    /// The numbers of disks mean nothing if the machine was started anew since.
+    /// Drops the disks if the machine has been booted since: their numbers are not valid any more.
     pub fn without_gone_disks(mut self) -> State {
         if self.boot != boot() {
             self.devices.iter_mut().for_each(|device| device.disk = None);
@@ -171,12 +174,12 @@ impl State {
         self
     }
 
-    /// Whether it was read from a description without a checksum.
+    /// Returns whether it was read from a description without a checksum.
     pub fn is_old(&self) -> bool {
         self.version == OLD
     }
 
-    /// As it is written.
+    /// The text of the description, with its checksum.
     pub fn to_text(&self) -> io::Result<Vec<u8>> {
         let state = State { version: VERSION, checksum: NO_CHECKSUM.into(), ..self.clone() };
         let mut text = serde_json::to_vec_pretty(&state)?;
@@ -188,9 +191,11 @@ impl State {
         Ok(text)
     }
 
+    /// Parses a description.
+    ///
     /// Errors: it is damaged, or of another version.
     pub fn from_text(text: &[u8]) -> io::Result<State> {
-        /// What every version has.
+        /// The field that every version has.
         #[derive(Deserialize)]
         struct Any {
             version: u32,
@@ -224,14 +229,14 @@ impl State {
     }
 }
 
-/// Where the digits of the checksum are.
+/// The range of the checksum's digits in `text`.
 fn place(text: &[u8]) -> Option<std::ops::Range<usize>> {
     let at = text.windows(FIELD.len()).position(|window| window == FIELD)? + FIELD.len();
     let end = at + NO_CHECKSUM.len();
     (end <= text.len()).then_some(at..end)
 }
 
-/// Empty where the kernel does not say.
+/// The current boot; empty if the kernel does not tell.
 fn boot() -> String {
     std::fs::read_to_string(BOOT).map(|text| text.trim().to_owned()).unwrap_or_default()
 }

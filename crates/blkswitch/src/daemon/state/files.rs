@@ -1,7 +1,7 @@
-//! What a state folder does with files, a function each: [`super`] decides when. A test of power
-//! cuts is told of every step, in its order.
+//! The operations of a state folder on files, one function each. [`super`] decides when they
+//! happen. A test of power cuts gets a note of every step, in order.
 //!
-//! Contract: as [`super`]. A folder that need not outlive the machine forces nothing to the medium.
+//! Contract: as [`super`]. A folder that need not survive a reboot forces nothing to the medium.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,21 +15,21 @@ use blkswitch_io::process;
 #[cfg(test)]
 use super::journal::Journal;
 
-/// The state is its user's alone: it says where things are, and maps decide where data goes.
+/// Only the daemon's user may read or write the state: maps decide where data goes.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// The rights to write of a folder's group and of others.
+/// The write permissions of a folder's group and of others.
 const OTHERS_WRITE: u32 = 0o022;
-/// Files of a folder with this bit are removed and renamed by their owner alone.
+/// In a folder with this bit, only the owner of a file may remove or rename it.
 const STICKY: u32 = 0o1000;
-/// `O_NOFOLLOW` of open(2): a link in the folder leads nowhere.
+/// `O_NOFOLLOW` of open(2): a symbolic link in the folder is not followed.
 pub(super) const NO_FOLLOW: i32 = 0o400_000;
-/// `O_NONBLOCK`: whatever stands in the place of a file, opening it does not wait.
+/// `O_NONBLOCK` of open(2): opening does not wait, whatever has taken the place of the file.
 pub(super) const OPEN_AT_ONCE: i32 = 0o4000;
-/// Longest text that is read: a million devices have fewer.
+/// Longest text that is read. The description of a million devices is shorter.
 const TEXT_MAX_BYTES: u64 = 1 << 30;
 
-/// See the module's text.
+/// The operations on files, with or without forcing.
 #[derive(Debug)]
 pub(crate) struct Files {
     forces: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Files {
     journal: Option<Arc<Journal>>,
 }
 
-/// What has been done.
+/// A step that was taken.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "nobody is told but a test"))]
 pub(crate) enum Step<'a> {
@@ -46,12 +46,12 @@ pub(crate) enum Step<'a> {
     Written,
     Renamed(&'a Path, &'a Path),
     Removed(&'a Path),
-    /// A file or a folder.
+    /// A file or folder.
     Forced(&'a Path),
 }
 
 impl Files {
-    /// `forces`: to the medium, where that is asked for.
+    /// `forces`: whether the operations that promise it force data to the medium.
     pub(super) fn new(forces: bool) -> Files {
         Files {
             forces,
@@ -60,7 +60,7 @@ impl Files {
         }
     }
 
-    /// Files that force, and whose steps go to `journal`.
+    /// Creates operations that force, and that note each step in `journal`.
     #[cfg(test)]
     pub(crate) fn noted(journal: Arc<Journal>) -> Files {
         Files { journal: Some(journal), ..Files::new(true) }
@@ -73,9 +73,9 @@ impl Files {
         }
     }
 
-    /// Makes a folder, and those above that are not there, each with its name on the medium before
-    /// anything is put into it. Those that are there are forced, too: who made them may have been
-    /// killed before.
+    /// Creates a folder and the missing folders above it. The name of each is forced before
+    /// anything is put into it. Folders that exist are forced as well: a daemon may have been
+    /// killed between making and forcing them.
     pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
         let (above, is_there) = (above(path), path.is_dir());
         if !is_there {
@@ -89,8 +89,8 @@ impl Files {
             self.done(Step::MadeFolder(path));
         }
         match self.force(above) {
-            // Who may not read the folder above has not made this one, and where nothing can be
-            // written nothing is left to be forced.
+            // A user who may not read the folder above has not made this one, and a read-only
+            // medium has nothing left to force.
             Err(error)
                 if is_there
                     && matches!(
@@ -104,7 +104,7 @@ impl Files {
         }
     }
 
-    /// Makes a file that there was not.
+    /// Creates a file that must not exist yet.
     pub(super) fn make_new(&self, path: &Path) -> io::Result<File> {
         let mut open = OpenOptions::new();
         let file = open.read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
@@ -112,8 +112,8 @@ impl Files {
         Ok(file)
     }
 
-    /// Opens a file, which is made if it is not there; only for reading where nothing can be
-    /// written.
+    /// Opens a file, or creates it if it does not exist. On a read-only file system it opens the
+    /// file for reading.
     pub(super) fn open_or_make(path: &Path) -> io::Result<File> {
         let mut open = OpenOptions::new();
         open.mode(FILE_MODE).custom_flags(NO_FOLLOW | OPEN_AT_ONCE);
@@ -127,7 +127,7 @@ impl Files {
         Ok(file)
     }
 
-    /// What a file holds.
+    /// Reads a whole file, which must belong to this user.
     pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
         let mut open = OpenOptions::new();
         let file = open.read(true).custom_flags(NO_FOLLOW | OPEN_AT_ONCE).open(path)?;
@@ -137,9 +137,9 @@ impl Files {
         Ok(text)
     }
 
-    /// A file with this text and no other.
+    /// Writes a file that contains exactly `text`.
     pub(super) fn write(&self, path: &Path, text: &[u8]) -> io::Result<()> {
-        // One that is left of a daemon before us, or that somebody has put there.
+        // An earlier daemon may have left a file, or somebody else may have put one there.
         self.remove(path)?;
         let mut file = self.make_new(path)?;
         file.write_all(text)?;
@@ -147,12 +147,12 @@ impl Files {
         self.force_file(&file, path)
     }
 
-    /// Something was written to a file.
+    /// Notes that something was written to a file.
     pub(super) fn wrote(&self) {
         self.done(Step::Written);
     }
 
-    /// Forces what was written to a file, and its length.
+    /// Forces the data and the length of a file.
     pub(super) fn force_file(&self, file: &File, path: &Path) -> io::Result<()> {
         if self.forces {
             file.sync_data()?;
@@ -161,14 +161,14 @@ impl Files {
         Ok(())
     }
 
-    /// Another name for a file, in place of what had that name.
+    /// Renames a file, and replaces the file that has the new name.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)?;
         self.done(Step::Renamed(from, to));
         Ok(())
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file. A file that does not exist is no error.
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -187,7 +187,7 @@ impl Files {
         Ok(())
     }
 
-    /// That a file was made by this user.
+    /// Checks that a file belongs to this user.
     pub(super) fn check_owner(file: &File) -> io::Result<()> {
         let (owner, user) = (file.metadata()?.uid(), process::user());
         if owner == user {
@@ -197,7 +197,7 @@ impl Files {
         Err(io::Error::new(ErrorKind::PermissionDenied, why))
     }
 
-    /// That nobody else can exchange files of a folder.
+    /// Checks that nobody else can exchange the files of a folder.
     pub(super) fn check_folder(path: &Path) -> io::Result<()> {
         let refuse = |why: String| Err(io::Error::new(ErrorKind::PermissionDenied, why));
         let (folder, user) = (path.metadata()?, process::user());
@@ -209,8 +209,8 @@ impl Files {
             );
             return refuse(why);
         }
-        // Where it is sticky, as a new tmpfs is, others can add files, and those are not taken for
-        // ours (`check_owner`).
+        // In a sticky folder, such as a new tmpfs, others can add files. `check_owner` refuses
+        // those.
         if folder.mode() & OTHERS_WRITE != 0 && folder.mode() & STICKY == 0 {
             let mode = folder.mode() & 0o7777;
             return refuse(format!(
@@ -221,7 +221,7 @@ impl Files {
     }
 }
 
-/// The folder that a path's name is in.
+/// The folder that contains the path's last name.
 pub(super) fn above(path: &Path) -> &Path {
     path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -1,6 +1,6 @@
-//! The header of a map's file: whose map, of what geometry, how often it was changed.
+//! The header of a map's file: the device, the geometry, and the number of changes.
 //!
-//! Contract: pure. 512 bytes, the last eight of them a checksum of the rest.
+//! Contract: pure. The header has 512 bytes; the last eight are a checksum of the rest.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,11 +14,11 @@ use super::map_file::Owner;
 const MAGIC: [u8; 8] = *b"BLKSWMAP";
 /// Version of the format of map files.
 const FORMAT: u32 = 1;
-/// Of a header in a file.
+/// Size of a header in the file.
 pub(super) const HEADER_BYTES: usize = 512;
 const CHECKSUM_AT: usize = HEADER_BYTES - 8;
 
-/// All that gives the words of a map their meaning.
+/// The geometry that gives the words of a map their meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) regions: u64,
@@ -37,7 +37,7 @@ impl Shape {
         }
     }
 
-    /// Words that a map of it has; nothing if there is no such map.
+    /// Number of words of a map with this shape; `None` if no map can have it.
     pub(super) fn words(&self) -> Option<usize> {
         let entries = 64_u64.checked_div(u64::from(self.entry_bits)).filter(|some| *some > 0)?;
         usize::try_from(self.regions.div_ceil(entries)).ok().filter(|words| *words < 1 << 56)
@@ -51,46 +51,48 @@ impl fmt::Display for Shape {
     }
 }
 
-/// See the module's text.
+/// The decoded content of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Chosen at random: blocks of one map are none of another's.
+    /// Random identifier of the map. It enters the blocks' checksums, so a block of another map is
+    /// detected.
     pub(super) id: u64,
-    /// Counts messages, from 0.
+    /// Number of messages that have changed the map.
     pub(super) generation: u64,
-    /// A message is under way, or was when the daemon or the machine ended.
+    /// Set while a message is under way. If the daemon or the machine ends then, it stays set.
     pub(super) is_open: bool,
     pub(super) shape: Shape,
-    /// Blocks that were written.
+    /// Number of blocks that were written.
     pub(super) blocks: u64,
-    /// The sum of their checksums.
+    /// Sum of the blocks' checksums.
     pub(super) sum: u64,
-    /// Of the device at the last message.
+    /// Name of the device at the last message.
     pub(super) name: String,
     pub(super) uuid: String,
 }
 
-/// What is found where a copy of a header may be.
+/// The result of looking for a copy of the header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Copy {
-    /// Nothing was written there.
+    /// All bytes are zero: no header was written.
     None,
-    /// Something else: the words of a file without a header, or a header with another beginning.
+    /// Other data: the words of a file without a header, or a header with another magic number.
     Foreign,
     Damaged,
     Good(Box<Header>),
 }
 
 impl Header {
-    /// Of a new map.
+    /// The header of a new map.
     pub(super) fn new(shape: Shape, owner: &Owner) -> Header {
         let Owner { name, uuid } = owner.clone();
-        // Each has other keys, from the kernel's source of random numbers.
+        // `RandomState` takes its keys from the kernel's random numbers, so each map gets another
+        // identifier.
         let id = RandomState::new().build_hasher().finish();
         Header { id, generation: 0, is_open: false, shape, blocks: 0, sum: 0, name, uuid }
     }
 
-    /// A block with the checksum `new` stands where one had `old`.
+    /// Updates the totals after a block with checksum `old` has got checksum `new`.
     pub(super) fn replace(&mut self, old: u64, new: u64) {
         self.blocks += u64::from(old == 0);
         self.sum = self.sum.wrapping_sub(old).wrapping_add(new);
@@ -123,7 +125,9 @@ impl Header {
         block
     }
 
-    /// Errors: a header of another version, which is not ours to judge.
+    /// Decodes a copy of the header.
+    ///
+    /// Errors: the header has another version, so nothing can be said about it.
     pub(super) fn decode(bytes: &[u8]) -> io::Result<Copy> {
         if bytes.len() < HEADER_BYTES || !bytes.starts_with(&MAGIC) {
             let is_empty = bytes.iter().all(|byte| *byte == 0);
@@ -149,7 +153,7 @@ impl Header {
     }
 }
 
-/// Fields of a header, one after the other; zeroes past the end.
+/// Reads the fields of a header one after the other. Past the end it reads zeroes.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

@@ -1,6 +1,6 @@
-//! Every step that a folder takes, noted for a test of power cuts.
+//! Notes every step of a state folder for a test of power cuts.
 //!
-//! Contract: for tests only. A note has the content of all files at that moment.
+//! Contract: for tests only. Each note has the content of all files at that moment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::files::Step;
 
-/// Where the folder is, below one that was there before: those in between are to be made.
+/// Path of the folder below `base`. Only `base` exists before the test, so the folders in between
+/// must be created.
 pub(crate) const FOLDER: &str = "not/there/state";
 
 pub(crate) type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Every step, and what all files held after it. Paths are relative to `base`.
+/// Every step, and the content of all files after it. Paths are relative to `base`.
 #[derive(Debug)]
 pub(crate) struct Journal {
     pub(crate) base: PathBuf,
@@ -34,7 +35,7 @@ pub(crate) enum What {
     Renamed(PathBuf, PathBuf),
     Removed(PathBuf),
     Forced(PathBuf),
-    /// A change was answered: the number of the state it led to.
+    /// A change was answered; the number is that of the state after it.
     Answered(usize),
 }
 
@@ -44,7 +45,7 @@ impl Journal {
     }
 
     pub(crate) fn note(&self, step: Step<'_>) {
-        // Of folders that there were before, the names in the last may be forced.
+        // `make_folder` may also force the folder above `base`, which is not part of the test.
         if matches!(step, Step::Forced(path) if path.strip_prefix(&self.base).is_err()) {
             return;
         }

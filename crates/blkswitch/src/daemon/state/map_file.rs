@@ -1,23 +1,29 @@
 //! The file of a region map: a header, and the words in blocks with checksums.
 //!
-//! | at | bytes | what |
+//! | at | bytes | content |
 //! |---|---|---|
 //! | 0, 4096 | 512 each | two copies of the header, written in turn; the newer one counts |
 //! | 8192 + 512 n | 512 | block n: 63 words, then the checksum of map, number and words |
 //!
 //! All numbers are little-endian. A block of zeroes was never written: its regions are round robin.
-//! So a map takes room only where it departs from round robin, and one of a billion regions is made
-//! at once.
+//! So a map takes space only where it differs from round robin, and a map of a billion regions is
+//! created at once.
 //!
-//! **A message**: the header is written with the next generation and marked *open*, and forced;
-//! then the words are stored in memory, where requests see them; then the changed blocks are
-//! written and forced; then the header is written, *closed*, with the number of written blocks and
-//! the sum of their checksums. A block is one sector of the medium, which is there as it was or as
-//! it became, so its checksum is right wherever the power fails. The sum finds what the checksums
-//! of the blocks cannot: one that is zero or old again. It counts only in a closed map.
+//! **A message** changes the file in four steps:
 //!
-//! Contract: one [`MapFile`] per file, used under the device's message lock. What fails leaves
-//! changes noted, so the next message writes them, too.
+//! 1. The header is written with the next generation, marked *open*, and forced.
+//! 2. The words are stored in memory, where requests see them.
+//! 3. The changed blocks are written and forced.
+//! 4. The header is written, *closed*, with the number of written blocks and the sum of their
+//!    checksums.
+//!
+//! A block is one sector of the medium, which holds either the old or the new content. So the
+//! checksum of a block is right wherever the power fails. The sum of the checksums finds an error
+//! that they cannot find alone: a block that is zero or old again. The sum counts only in a closed
+//! map.
+//!
+//! Contract: one [`MapFile`] per file, used under the device's message lock. If a step fails, the
+//! changes stay noted, and the next message writes them, too.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -35,43 +41,43 @@ use super::description::SavedMap;
 use super::files::{Files, NO_FOLLOW, OPEN_AT_ONCE};
 use super::header::{Copy, HEADER_BYTES, Header, Shape};
 
-/// A copy of the header has a page of its own.
+/// Each copy of the header has a page of its own.
 const COPY_BYTES: u64 = 4096;
 const BLOCKS_AT: u64 = 2 * COPY_BYTES;
 const BLOCK_BYTES: usize = 512;
-/// Files up to this size get room for every block when they are made, so that a full disk refuses no
-/// later message. Longer files take room as they grow.
+/// Files up to this size get space for every block when they are created, so that a full disk
+/// refuses no later message. Longer files take space as they grow.
 const RESERVED_MAX: u64 = 64 << 20;
-/// Blocks that are read or written at a time.
+/// Most blocks that are read or written at a time.
 const MANY_BLOCKS: usize = 128;
 
-/// Whose map it is: for people who find the file without the description.
+/// The device that a map belongs to, for people who find the file without the description.
 #[derive(Clone, Debug, Default)]
 pub struct Owner {
-    /// The device's name.
+    /// Name of the device.
     pub name: String,
-    /// And its uuid.
+    /// UUID of the device.
     pub uuid: String,
 }
 
-/// See the module's text.
+/// The open file of a map.
 #[derive(Debug)]
 pub(super) struct MapFile {
     path: PathBuf,
     file: File,
-    /// Opened for writing: not on a medium that was read-only.
+    /// Whether the file was opened for writing; not so on a read-only medium.
     may_write: bool,
     header: Header,
-    /// Where the header was written last.
+    /// Index of the copy that holds the newest header.
     copy: u64,
-    /// The checksum of each block, 0 if it was never written.
+    /// Checksum of each block; 0 for a block that was never written.
     sums: Box<[u64]>,
-    /// The header's generation, for whoever describes the map meanwhile.
+    /// The generation of the header, shared with the thread that writes the description.
     generation: Arc<AtomicU64>,
 }
 
 impl MapFile {
-    /// A map of round robin, in a new file.
+    /// Creates the file of a new map, in which every region is round robin.
     pub(super) fn make(
         files: &Files,
         path: &Path,
@@ -90,19 +96,21 @@ impl MapFile {
         let mut map = MapFile { path, file, may_write: true, header, copy, sums, generation };
         let header = map.header.clone();
         made.and_then(|()| map.put_header(header, files)).inspect_err(|_| {
-            // A file too many does no harm.
+            // A file that stays behind does no harm.
             let _ = files.remove(&map.path);
         })?;
         Ok(map)
     }
 
-    /// The map's own number, and the generation as it is now.
+    /// The identifier of the map, and its current generation.
     pub(super) fn identity(&self) -> (u64, Arc<AtomicU64>) {
         (self.header.id, self.generation.clone())
     }
 
-    /// Before the first store of a message: from now on, and until [`MapFile::finish`], the file is
-    /// not taken for one that is complete. Errors: nothing may be stored.
+    /// Called before the first store of a message. From now until [`MapFile::finish`], the file
+    /// counts as incomplete.
+    ///
+    /// Errors: the message must store nothing.
     pub(super) fn begin(&mut self, files: &Files, owner: &Owner) -> io::Result<()> {
         self.check_place()?;
         let Owner { name, uuid } = owner.clone();
@@ -110,17 +118,17 @@ impl MapFile {
         let header = Header { generation: next, is_open: true, name, uuid, ..self.header.clone() };
         self.put_header(header, files)?;
         self.force(files)?;
-        // Only now, so that no description ever tells of a generation that may be lost.
+        // Only after forcing, so that a description never names a generation that may be lost.
         self.generation.store(next, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Forces the file to the medium, where that is promised.
+    /// Forces the file to the medium if the folder promises that.
     pub(super) fn force(&self, files: &Files) -> io::Result<()> {
         files.force_file(&self.file, &self.path)
     }
 
-    /// Writes what was changed.
+    /// Writes the blocks that were changed.
     pub(super) fn finish(&mut self, files: &Files, slots: &Slots) -> io::Result<()> {
         let Some(changes) = slots.changes() else { return Ok(()) };
         let mut next = changes.next(0);
@@ -135,13 +143,13 @@ impl MapFile {
         self.force(files)?;
         changes.clear();
         if let Err(error) = self.close(files) {
-            // All is there, and is taken for what it is; it is only checked less.
+            // All changes are in the file, and it can be used. Only the check of the sum is lost.
             tracing::warn!(path = %self.path.display(), %error, "a region map cannot be closed");
         }
         Ok(())
     }
 
-    /// Says that the file is complete. Not forced: an open map is good, too.
+    /// Marks the file as complete. This is not forced, because an open map can be used as well.
     pub(super) fn close(&mut self, files: &Files) -> io::Result<()> {
         self.put_header(Header { is_open: false, ..self.header.clone() }, files)
     }
@@ -184,7 +192,7 @@ impl MapFile {
         Ok(())
     }
 
-    /// That the file is still the one of this name, and as long as it was.
+    /// Checks that the file still has its name and has not become shorter.
     fn check_place(&mut self) -> io::Result<()> {
         let (ours, named) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
         if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
@@ -205,20 +213,20 @@ impl MapFile {
     }
 }
 
-/// A file that was found.
+/// The file of a map, opened but not read yet.
 #[derive(Debug)]
 pub(super) struct FoundMap {
     path: PathBuf,
     file: File,
     may_write: bool,
     len: u64,
-    /// The newer header and which copy it is; nothing in a file of the format before headers.
+    /// The newer header, and which copy it is; `None` for a file in the format without headers.
     pub(super) header: Option<(Header, u64)>,
-    /// The other copy is damaged.
+    /// Whether the other copy is damaged.
     pub(super) lacks_copy: bool,
 }
 
-/// What a file's blocks have told.
+/// Totals over the blocks of a file.
 #[derive(Debug, Default)]
 struct Tally {
     blocks: u64,
@@ -226,8 +234,9 @@ struct Tally {
 }
 
 impl FoundMap {
-    /// Opens the file of a map and reads its header. Errors: it is no file, or the header is
-    /// damaged or of another version.
+    /// Opens the file of a map and reads its header.
+    ///
+    /// Errors: it is no regular file, or the header is damaged or of another version.
     pub(super) fn open(path: &Path) -> io::Result<FoundMap> {
         use ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         let (file, may_write) = match open(path, true) {
@@ -262,7 +271,9 @@ impl FoundMap {
         Ok(FoundMap { path, file, may_write, len, header, lacks_copy })
     }
 
-    /// Whether it is the map that a description means, and not older. Errors: why not.
+    /// Checks that this is the map that a description names, and not an older state of it.
+    ///
+    /// Errors: the reason why not.
     pub(super) fn check_identity(&self, saved: &SavedMap) -> io::Result<()> {
         let Some(id) = &saved.id else { return Ok(()) };
         let Some((header, _)) = &self.header else { return Err(damaged("it has no header")) };
@@ -281,14 +292,15 @@ impl FoundMap {
         Ok(())
     }
 
-    /// Whether it is the map that a description means, as it was then.
+    /// Returns whether this is the map that a description names, in the same generation.
     pub(super) fn is_exactly(&self, saved: &SavedMap) -> bool {
         let generation = self.header.as_ref().map(|(header, _)| header.generation);
         self.check_identity(saved).is_ok() && generation == Some(saved.generation)
     }
 
-    /// Checks the file, and puts its words into `slots`. Errors: it is damaged, or is the map of
-    /// another geometry.
+    /// Checks the file, and copies its words into `slots`.
+    ///
+    /// Errors: the file is damaged, or it is the map of another geometry.
     pub(super) fn read(self, geometry: &Geometry, slots: &Slots) -> io::Result<MapFile> {
         let Some((header, copy)) = self.header.clone() else {
             return Err(damaged("it has no header"));
@@ -324,13 +336,13 @@ impl FoundMap {
         Ok(MapFile { path, file, may_write, header, copy, sums, generation })
     }
 
-    /// Longer than its header says: somebody has added something, which does no harm.
+    /// Returns whether the file is longer than its header says. Additional bytes do no harm.
     pub(super) fn is_longer(&self) -> bool {
         let needed = self.header.as_ref().and_then(|(header, _)| file_bytes(&header.shape).ok());
         needed.is_some_and(|bytes| bytes < self.len)
     }
 
-    /// Checks the file without a table: header, length, every block.
+    /// Checks the file without a table: header, length and every block.
     pub(super) fn check(&self) -> io::Result<()> {
         let Some((header, _)) = &self.header else { return Ok(()) };
         self.for_blocks(header, |_, _, _| Ok(()))?.check(header)
@@ -348,7 +360,7 @@ impl FoundMap {
             return Err(damaged(text));
         }
         let mut at = BLOCKS_AT;
-        // Holes are passed over: a map of a billion regions may have a few blocks.
+        // Holes are skipped: a map of a billion regions may have only a few blocks.
         while let Some(data) = sparse::next_data(&self.file, at)?.filter(|data| *data < bytes) {
             let hole = sparse::next_hole(&self.file, data)?.unwrap_or(bytes).min(bytes);
             at = at.max(data - data % BLOCK_BYTES as u64);
@@ -372,8 +384,8 @@ impl FoundMap {
         Ok(tally)
     }
 
-    /// The words of a file of the format before headers: nothing but words. The geometry says how
-    /// many there must be.
+    /// Reads the words of a file in the old format, which contains nothing else. The geometry tells
+    /// how many there must be.
     pub(super) fn read_old(&self, geometry: &Geometry, slots: &Slots) -> io::Result<()> {
         let words = slots.as_ref();
         if self.len != words.len().max(1) as u64 * 8 {
@@ -418,7 +430,7 @@ impl Tally {
     }
 }
 
-/// A block as it was read; nothing if it was never written.
+/// Decodes a block; `None` if it was never written.
 fn decode_block(
     id: u64,
     block: usize,
@@ -437,7 +449,7 @@ fn decode_block(
     Ok(Some((words, sum)))
 }
 
-/// The words of a block; beyond the last there are zeroes.
+/// The words of a block. Beyond the last word of the map there are zeroes.
 fn block_words(words: &[AtomicU64], block: usize) -> [u64; BLOCK_WORDS] {
     let mut content = [0; BLOCK_WORDS];
     let from = words.get(block * BLOCK_WORDS..).unwrap_or_default();
@@ -447,7 +459,7 @@ fn block_words(words: &[AtomicU64], block: usize) -> [u64; BLOCK_WORDS] {
     content
 }
 
-/// Never 0, which stands for a block that was never written.
+/// The checksum of a block. It is never 0, because 0 stands for a block that was never written.
 fn sum_of(id: u64, block: usize, words: &[u64; BLOCK_WORDS]) -> u64 {
     let mut checksum = Checksum::new();
     checksum.word(id);
@@ -478,7 +490,7 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).custom_flags(NO_FOLLOW | OPEN_AT_ONCE).open(path)
 }
 
-/// Reads `most` bytes, fewer only at the end.
+/// Reads `most` bytes, or fewer at the end of the file.
 fn read_up_to(file: &File, at: u64, most: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.resize(most, 0);
     let mut done = 0;

@@ -1,19 +1,24 @@
-//! What the next daemon needs to go on with the devices of this one: a file that describes them,
-//! and the region maps as files of their own.
+//! The state folder: everything that the next daemon needs to go on with the devices of this one.
+//! It has a file that describes the devices, and a file for each region map.
 //!
-//! Each message's changes are written to the map's file before it is answered ([`map_file`]). The
-//! description is written anew, under another name and then renamed, when it says something else
-//! than before ([`description`]). Both have checksums. There are two kinds of folder. That of the
-//! disks keeps what the disks of a daemon that was killed need, and forces nothing to a medium: it
-//! need not outlive the machine, as the disks do not. That of `serve --state` keeps every device,
-//! and forces the description and each message's changes to the medium before they are answered.
+//! The changes of a message are written to the map's file before the message is answered
+//! ([`map_file`]). When the description changes, it is written under another name and then renamed
+//! ([`description`]). Both kinds of file have checksums.
 //!
-//! A map's file is removed only by a daemon that made it or was told of it, once a description is
-//! on its medium that does not name it, and while no table has it: at every other moment a daemon
-//! may be killed, and the next one finds all that it is told of. A file that nobody names is left
-//! alone: the description that names it may come back from a backup.
+//! There are two kinds of folder:
 //!
-//! Contract: one daemon per folder (for the disks the control socket sees to that, else a lock).
+//! * The folder for disks has what the disks need if the daemon is killed. It forces nothing to the
+//!   medium, because neither it nor the disks survive a reboot.
+//! * The folder of `serve --state` keeps every device. It forces the description, and the changes
+//!   of each message, to the medium before they are answered.
+//!
+//! A daemon may be killed at any moment, and the next one must find every file that the description
+//! names. So a map's file is removed only by a daemon that created it or found it in a description;
+//! only after a description without it is on the medium; and only while no table uses it. A file
+//! that no description names is left alone: a description that names it may come back from a
+//! backup.
+//!
+//! Contract: one daemon per folder. For disks the control socket guarantees that, otherwise a lock.
 //! Any thread; may block.
 
 mod check;
@@ -42,16 +47,16 @@ use self::header::Shape;
 pub use self::map_file::Owner;
 use self::map_file::{FoundMap, MapFile};
 
-/// The description of every device.
+/// The description in a folder that keeps every device.
 const FILE: &str = "devices.json";
-/// That of the disks.
+/// The description in a folder for disks.
 const DISKS_FILE: &str = "disks.json";
-/// What a daemon holds a lock on that keeps everything here.
+/// The file that the daemon locks in a folder that keeps every device.
 const LOCK: &str = "lock";
-/// What the files of maps begin with.
+/// Prefix of the names of map files.
 const MAP: &str = "map-";
 
-/// The folder with all that.
+/// A state folder, with its lock and its maps.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -60,42 +65,42 @@ pub struct Folder {
     /// Held while the description changes and while maps are removed.
     inner: Mutex<Inner>,
     next_map: AtomicU64,
-    /// Locked, of a folder that keeps every device.
+    /// The locked file; `None` in a folder for disks.
     lock: Option<File>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// What the description on the medium says; nothing where that is not certain.
+    /// The description on the medium; `None` if that is uncertain.
     saved: Option<State>,
-    /// The maps that it has, or may have.
+    /// The maps that the description on the medium names, or may name.
     named: HashSet<PathBuf>,
-    /// Maps that this daemon made or was told of, and that are not removed yet.
+    /// Maps that this daemon created or found in a description, and has not removed yet.
     ours: HashSet<PathBuf>,
-    /// Those that tables have, or had.
+    /// Maps that tables use, or have used.
     held: HashMap<PathBuf, Held>,
 }
 
-/// A map that a table has.
+/// A map that a table uses.
 #[derive(Clone, Debug)]
 struct Held {
-    /// Its table has it still.
+    /// Upgrades for as long as a table uses the map.
     words: Weak<Path>,
     id: Option<u64>,
     generation: Arc<AtomicU64>,
     file: Arc<Mutex<Keeping>>,
 }
 
-/// Where the changes of a map go.
+/// Where the changes of a map are written.
 #[derive(Debug)]
 enum Keeping {
     File(MapFile),
-    /// A file of the format without a header that could not be written anew, and why.
+    /// A file in the format without a header, and the error why it could not be converted.
     ReadOnly(io::Error),
 }
 
 impl Folder {
-    /// The folder at `path` for disks; made when something is to be put there.
+    /// The folder for disks at `path`. It is created when the first file is written.
     pub fn of_disks(path: PathBuf) -> Folder {
         Folder {
             path,
@@ -107,8 +112,9 @@ impl Folder {
         }
     }
 
-    /// The folder at `path`, made if there is none, for every device. Errors: another daemon has
-    /// it, or somebody else can write to it.
+    /// The folder for every device at `path`; it is created if it does not exist.
+    ///
+    /// Errors: another daemon uses it, or somebody else can write to it.
     pub fn of_all(path: PathBuf) -> io::Result<Folder> {
         Folder::of_all_with(path, Files::new(true))
     }
@@ -127,18 +133,20 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Whether every device is kept here, not only what disks need.
+    /// Returns whether the folder keeps every device, not only what disks need.
     pub fn keeps_all(&self) -> bool {
         self.lock.is_some()
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What was saved last; without the numbers of disks, if the machine was started anew since.
-    /// Errors: it cannot be read, is damaged or not ours, or is gone while maps are there.
+    /// Loads the saved description, without disks if the machine has been booted since.
+    ///
+    /// Errors: the description cannot be read, is damaged, belongs to another user, or is missing
+    /// while maps exist.
     pub fn load(&self) -> io::Result<State> {
         let text = match Files::read(&self.path.join(self.file)) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -158,14 +166,14 @@ impl Folder {
         Ok(state.without_gone_disks())
     }
 
-    /// Whether a map that a description had given up is the same still: it may be that another
-    /// description came later, and has it.
+    /// Returns whether a map that a description has given up is unchanged. If it has changed, a
+    /// later description may use it.
     fn is_unused(&self, map: &SavedMap) -> bool {
         let found = map.check_name().and_then(|()| FoundMap::open(&self.path.join(&map.file)));
         found.is_ok_and(|found| found.is_exactly(map))
     }
 
-    /// A folder without a description is new, or has lost it.
+    /// Checks that a folder without a description is new and has not lost it.
     fn check_never_used(&self) -> io::Result<()> {
         let maps = if self.keeps_all() { self.maps_there() } else { Vec::new() };
         let Some(first) = maps.first() else { return Ok(()) };
@@ -179,8 +187,8 @@ impl Folder {
         Err(io::Error::new(ErrorKind::InvalidData, text))
     }
 
-    /// Saves these devices in place of what was saved before, if they are others. Maps that nobody
-    /// has any more are removed.
+    /// Saves `devices` if they differ from the saved ones, and removes maps that are not used any
+    /// more.
     pub fn save(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
         let mut inner = self.inner();
         let mut state = State::new(devices);
@@ -198,13 +206,13 @@ impl Folder {
         if state.devices.is_empty() && !self.keeps_all() {
             inner.saved = None;
             self.files.remove(&file)?;
-            // Also if there was none: it may be that only this failed the last time.
+            // Force even if no file was removed: the previous attempt may have failed just here.
             self.files.force(&self.path)?;
         } else {
             self.make()?;
             let new = self.path.join(format!("{}.new", self.file));
             self.files.write(&new, &state.to_text()?)?;
-            // Until it is forced, either of the two descriptions may be there.
+            // Until the folder is forced, a power cut may leave either description.
             inner.saved = None;
             inner.named.extend(names.iter().cloned());
             self.files.rename(&new, &file)?;
@@ -214,12 +222,12 @@ impl Folder {
         Ok(())
     }
 
-    /// Words for a new map of a device, kept in a file here.
+    /// The words of a new map, with a file in this folder.
     pub fn new_map(&self, geometry: &Geometry, owner: &Owner) -> io::Result<Slots> {
         self.make()?;
         let mut inner = self.inner();
         if self.keeps_all() && inner.saved.is_none() && inner.named.is_empty() {
-            // A folder with maps and without a description is one that has lost it.
+            // A folder with maps but no description counts as one that has lost it.
             self.describe(&mut inner, State::new(Vec::new()))?;
         }
         let (name, file) = self.new_file(&mut inner, geometry, owner)?;
@@ -228,8 +236,8 @@ impl Folder {
         Ok(slots)
     }
 
-    /// A new file, whose length and name are on the medium: a description that has the name must
-    /// not be there before it, and nothing but a forced folder says which of two names comes first.
+    /// Creates a file and forces its length and name. That must happen before a description names
+    /// the file: without forcing the folder, either name may reach the medium first.
     fn new_file(
         &self,
         inner: &mut Inner,
@@ -241,7 +249,7 @@ impl Folder {
             let name = PathBuf::from(format!("{MAP}{number}"));
             let path = self.path.join(&name);
             match MapFile::make(&self.files, &path, Shape::of(geometry), owner) {
-                // Of a daemon before us.
+                // A file of an earlier daemon has this name.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 made => {
                     let file = made?;
@@ -254,13 +262,13 @@ impl Folder {
         }
     }
 
-    /// Words for the map in a file here.
+    /// Words in memory for the map in file `name` of this folder.
     fn words(&self, geometry: &Geometry, name: &Path) -> io::Result<Slots> {
         let words = Slots::in_memory(geometry.nr_slots()).ok_or(ErrorKind::OutOfMemory)?;
         words.kept_in(self.path.join(name).into())
     }
 
-    /// The words of a map that was saved. One in the old format gets a file in the new one.
+    /// Loads a saved map. A map in the old format gets a new file in the current format.
     pub fn saved_map(
         &self,
         saved: &SavedMap,
@@ -298,15 +306,15 @@ impl Folder {
             tracing::info!(map = %saved.file.display(), device = %owner.name,
                 "a message to this map was under way when the daemon or the machine ended: a part \
                  of it may be there");
-            // What was found is good, and must stay so from now on. Where that cannot be written,
-            // the next message says it.
+            // The words are good and must stay so from now on. If the header cannot be written, the
+            // next message fails and says so.
             let _ = file.close(&self.files);
         }
         hold(&mut inner, saved.file.clone(), &slots, Keeping::File(file));
         Ok(slots)
     }
 
-    /// Words of the old format, in a file of the new one.
+    /// Copies a map in the old format into a new file.
     fn renew(
         &self,
         inner: &mut Inner,
@@ -325,14 +333,16 @@ impl Folder {
         Ok(slots)
     }
 
-    /// How a description names the map of these words, if they are kept.
+    /// The entry of a map in the description; `None` if the map is not in this folder.
     pub fn saved_as(&self, map: &Slots) -> Option<SavedMap> {
         let file = PathBuf::from(map.file()?.file_name()?);
         let held = self.inner().held.get(&file)?.clone();
         Some(held.saved_as(file))
     }
 
-    /// Before the first store of a message. Errors: nothing may be stored.
+    /// Called before the first store of a message.
+    ///
+    /// Errors: the message must store nothing.
     pub fn begin_change(&self, map: &Slots, owner: &Owner) -> io::Result<()> {
         let Some(file) = self.file_of(map) else { return Ok(()) };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,7 +352,7 @@ impl Folder {
         }
     }
 
-    /// Writes what a message has changed, and forces it to the medium where that is promised.
+    /// Writes the changes of a message, and forces them to the medium if the folder promises that.
     pub fn end_change(&self, map: &Slots) -> io::Result<()> {
         let Some(file) = self.file_of(map) else { return Ok(()) };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -357,7 +367,7 @@ impl Folder {
         Some(self.inner().held.get(Path::new(name))?.file.clone())
     }
 
-    /// Removes the maps that neither the description nor a table has.
+    /// Removes the maps that neither the description nor a table uses.
     pub fn sweep(&self) {
         self.sweep_but_named(&mut self.inner());
     }
@@ -376,7 +386,7 @@ impl Folder {
             let path = self.path.join(name);
             match self.files.remove(&path) {
                 Ok(()) => false,
-                // A file too many does no harm.
+                // A file that stays behind does no harm.
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error,
                         "the file of a region map stays behind");
@@ -386,19 +396,20 @@ impl Folder {
         });
     }
 
-    /// Removes maps that no daemon can come for: where no disk is left that could need them.
+    /// Removes maps that no daemon needs. The caller knows that no disk is left that could need
+    /// them.
     pub fn sweep_strangers(&self) {
         let inner = self.inner();
         for name in self.maps_there() {
             if !inner.named.contains(&name) && !inner.held.contains_key(&name) {
-                // A file too many does no harm.
+                // A file that stays behind does no harm.
                 let _ = self.files.remove(&self.path.join(name));
             }
         }
     }
 
-    /// The daemon ends: the description gets the generations of the maps, and maps that it does not
-    /// have are removed.
+    /// Called when the daemon ends. Writes the current generations of the maps into the
+    /// description, and removes maps that it does not name.
     pub fn end(&self) {
         let mut inner = self.inner();
         if let Some(saved) = inner.saved.clone().filter(|_| self.keeps_all()) {
@@ -411,18 +422,18 @@ impl Folder {
             if now != saved
                 && let Err(error) = self.describe(&mut inner, now)
             {
-                // The old one is right, too; it only has older generations.
+                // The old description is valid, too; only its generations are older.
                 tracing::warn!(folder = %self.path.display(), %error,
                     "the description cannot be brought up to date");
             }
         }
         for name in inner.ours.iter().filter(|name| !inner.named.contains(*name)) {
-            // A file too many does no harm.
+            // A file that stays behind does no harm.
             let _ = self.files.remove(&self.path.join(name));
         }
     }
 
-    /// The names of the files that may be maps, sorted.
+    /// Names of the files that may be maps, sorted.
     fn maps_there(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
         let mut names: Vec<PathBuf> = entries
@@ -446,7 +457,7 @@ impl Folder {
 }
 
 impl Inner {
-    /// Maps that tables have still, and that are described no more once `state` is.
+    /// Maps that tables still use, and that a description of `state` does not name.
     fn unused(&self, state: &State) -> Vec<SavedMap> {
         let names = state.files();
         let before = self.saved.iter().flat_map(|saved| saved.maps().chain(&saved.unused));
@@ -466,7 +477,7 @@ impl Held {
     }
 }
 
-/// Notes where the changes of words go from now on.
+/// Notes where the changes of a map are written from now on.
 fn hold(inner: &mut Inner, name: PathBuf, slots: &Slots, file: Keeping) {
     let Some(words) = slots.file().map(Arc::downgrade) else { return };
     let (id, generation) = match &file {
@@ -479,7 +490,7 @@ fn hold(inner: &mut Inner, name: PathBuf, slots: &Slots, file: Keeping) {
     inner.held.insert(name, Held { words, id, generation, file: Arc::new(Mutex::new(file)) });
 }
 
-/// The same error once more.
+/// Copies an error, because [`io::Error`] cannot be cloned.
 fn again(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
@@ -509,7 +520,7 @@ mod tests {
         }
     }
 
-    /// 20 words, of 16 regions each.
+    /// The map has 20 words of 16 regions each.
     fn geometry() -> Geometry {
         Geometry::new(320 * 8, 5, 8).unwrap()
     }
@@ -568,7 +579,8 @@ mod tests {
         let folder = Folder::of_all(temporary.path().join("state")).unwrap();
         let one = new_map(&folder);
         folder.save(vec![device("a", &name(&one))]).unwrap();
-        // What it is written to first is a folder.
+        // The description is written under this name first, so a folder of that name makes the
+        // write fail.
         std::fs::create_dir(folder.path().join("devices.json.new")).unwrap();
         let two = new_map(&folder);
         folder.save(vec![device("a", &name(&two))]).unwrap_err();
