@@ -1,18 +1,18 @@
-//! What this process may use of the machine, and how much of it clients get.
+//! Finds out how much memory this process may use, and how much of it the data of clients may take.
 //!
-//! Contract: reads files of `/proc` and `/sys`; called once, when the daemon starts. What cannot be
-//! read limits nothing.
+//! Contract: reads files of `/proc` and `/sys`; called once, when the daemon starts. A file that
+//! cannot be read sets no limit.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
 use blkswitch_io::memory::{DEFAULT_BYTES, MIN_BYTES};
 
-/// Clients' data gets a quarter of what the process may use.
+/// The data of clients gets a quarter of the memory that the process may use.
 const SHARE: u64 = 4;
 
-/// The budget for clients' data: a quarter of the machine's memory, of the control group's limit
-/// or of the limit of the address space, whichever is least, and at most [`DEFAULT_BYTES`].
+/// The budget in bytes for the data of clients: a quarter of the least of the machine's memory, the
+/// control group's limit and the limit of the address space, and at most [`DEFAULT_BYTES`].
 pub fn client_memory() -> usize {
     let limits = [total_memory(), address_space(), group(Path::new("/sys/fs/cgroup"))];
     budget(limits.into_iter().flatten().min())
@@ -30,14 +30,14 @@ fn total_memory() -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The soft limit of the address space, if there is one.
+/// The soft limit of the address space in bytes; `None` if there is none.
 fn address_space() -> Option<u64> {
     let text = read_to_string("/proc/self/limits").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// The least limit of the process's control group and those above it, of version 2 or 1.
+/// The least memory limit of the process's control group and those above it, in version 1 or 2.
 fn group(mounted: &Path) -> Option<u64> {
     group_of(mounted, &read_to_string("/proc/self/cgroup").ok()?)
 }
@@ -56,8 +56,8 @@ fn group_of(mounted: &Path, groups: &str) -> Option<u64> {
     limits.min()
 }
 
-/// The least number in `file` of a group and those above it. In a container the path may be one
-/// of the host, which is not seen from within: then the root is the container's own group.
+/// The least number in `file` of a group and those above it. In a container, `path` may be a path
+/// of the host that does not exist inside. Then the root is the container's own group.
 fn least(root: &Path, path: &str, file: &str) -> Option<u64> {
     let mut folder: PathBuf = root.join(path.trim_start_matches('/'));
     let mut least = None;
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(of("4:memory:/c\n0::/a\n"), Some(5000));
         assert_eq!(of("0::/\n"), None);
         assert_eq!(of("nonsense"), None);
-        // As in a container: the path is the host's, the limit stands at the root.
+        // In a container, the path is the host's, and the limit is at the root.
         write("memory.max", "3000\n");
         assert_eq!(of("0::/docker/1234\n"), Some(3000));
     }

@@ -1,9 +1,9 @@
-//! Listening sockets: made private, made once, and removed again.
+//! Listening sockets: creates them with private permissions, and removes their files again.
 //!
-//! A unix socket's file outlives a daemon that was killed. Such a file is replaced; one that
-//! somebody listens on is not. The two cannot be told apart by looking, so a connection is tried,
-//! and the try, the removal and the new socket happen under a lock on the folder: of two daemons
-//! that start at once one gets the path and the other is told.
+//! The file of a unix socket outlives a daemon that was killed. Such a file is replaced; the file
+//! of a socket that somebody listens on is not. Only a connection attempt can tell the two apart.
+//! The attempt, the removal and the new socket happen under a lock on the folder. So if two daemons
+//! start at once, one gets the path and the other gets an error.
 //!
 //! Contract: blocking; called before the daemon serves anything.
 
@@ -23,19 +23,19 @@ use crate::config::NbdAddress;
 use crate::protocol::percent_encode;
 use blkswitch_io::export::nbd::names::export_name;
 
-/// How long to wait for another daemon that is about to make its socket in the same folder.
+/// How long to wait for another daemon that is creating a socket in the same folder.
 const LOCK_TIME: Duration = Duration::from_secs(5);
-/// Pause between two tries for the lock.
+/// Pause between two attempts to take the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How long a daemon that was killed may seem to listen: the kernel takes its rings down, and with
-/// them the last hold on its sockets, after the process itself is gone.
+/// How long a killed daemon may still seem to listen. The kernel releases the sockets only when it
+/// has taken down the daemon's rings, which is after the process has gone.
 const GONE_TIME: Duration = Duration::from_secs(2);
-/// Pause between two tries whether it still does.
+/// Pause between two checks whether it still seems to listen.
 const GONE_PAUSE: Duration = Duration::from_millis(100);
-/// A folder made for sockets is its user's alone, as they are.
+/// A folder that is made for sockets is private to the user, as the sockets are.
 const FOLDER_MODE: u32 = 0o700;
 
-/// The file of a unix socket; removed when this is dropped, unless it is another one by then.
+/// The file of a unix socket. It is removed when this is dropped, unless another file has its name.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -92,8 +92,8 @@ fn identity(path: &Path) -> io::Result<Identity> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino(), file.created().ok()))
 }
 
-/// Listens on a unix socket of mode 0600. Makes the folder if it is missing; replaces a socket that
-/// nobody listens on.
+/// Listens on a unix socket of mode 0600. Creates the folder if it is missing, and replaces a
+/// socket that nobody listens on.
 pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -101,24 +101,24 @@ pub fn unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let _lock = lock(folder)?;
     remove_stale(path)?;
     let cannot = || format!("cannot listen on '{}'", path.display());
-    // To connect one needs the right to write. Nobody else ever has it, and the mode is not changed
-    // by name, which could lead elsewhere by then.
+    // Connecting needs write permission, and nobody else ever has it. The mode is not changed by
+    // name afterwards, because the name could lead to another file by then.
     let listener = process::private_files(|| UnixListener::bind(path)).with_context(cannot)?;
     let identity = identity(path).with_context(cannot)?;
     Ok((listener, SocketFile { path: path.to_owned(), identity }))
 }
 
-/// A socket for the runtime, within which this is called.
+/// Converts a socket for Tokio. Must be called within a Tokio runtime.
 pub fn for_runtime(listener: UnixListener) -> io::Result<tokio::net::UnixListener> {
     listener.set_nonblocking(true)?;
     tokio::net::UnixListener::from_std(listener)
 }
 
-/// Makes a folder and those above it, unless they are there.
+/// Creates a folder and those above it, unless they exist.
 fn make_folder(folder: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder);
     let Err(error) = made else { return Ok(()) };
-    // The standard library says of a folder that it cannot look at that it exists.
+    // The standard library reports `AlreadyExists` also for a folder that it may not look at.
     if error.kind() == ErrorKind::AlreadyExists {
         let cannot = || format!("cannot look at the folder '{}'", folder.display());
         let there = std::fs::metadata(folder).with_context(cannot)?;
@@ -128,7 +128,7 @@ fn make_folder(folder: &Path) -> anyhow::Result<()> {
     Err(error).with_context(|| format!("cannot make the folder '{}'", folder.display()))
 }
 
-/// A lock on the folder, until it is dropped.
+/// Locks the folder until the result is dropped.
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let cannot = || format!("cannot lock the folder '{}'", folder.display());
     let file = File::open(folder).with_context(cannot)?;
@@ -144,7 +144,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Removes a socket's file that nobody listens on.
+/// Removes the file of a socket that nobody listens on.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(file) => file.file_type(),
@@ -182,15 +182,15 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
 
 /// A socket for NBD clients.
 pub struct NbdSocket {
-    /// What listens.
+    /// The socket, which listens already.
     pub listener: Listener,
-    /// Its URI without an export name.
+    /// The NBD URI of the socket, without an export name.
     pub uri: String,
-    /// The file of a unix socket.
+    /// The file of a unix socket; `None` for TCP.
     pub file: Option<SocketFile>,
 }
 
-/// The sockets for NBD clients at an address: one, or several if a host has several addresses.
+/// Listens for NBD clients at an address. A host with several addresses gives several sockets.
 pub fn nbd(address: &NbdAddress) -> anyhow::Result<Vec<NbdSocket>> {
     match address {
         NbdAddress::Unix(path) => {
@@ -211,14 +211,14 @@ pub fn nbd(address: &NbdAddress) -> anyhow::Result<Vec<NbdSocket>> {
     }
 }
 
-/// Listens at each of the addresses that this machine has, one at least.
+/// Listens at each of the addresses that this machine has, and at least at one.
 fn tcp(text: &str, at: &[SocketAddr]) -> anyhow::Result<Vec<NbdSocket>> {
     let mut sockets = Vec::<NbdSocket>::new();
     let mut failure = None;
     for (n, address) in at.iter().enumerate() {
         let listener = match bind(*address) {
             Ok(listener) => listener,
-            // The socket of IPv6 has taken IPv4, too.
+            // The socket of IPv6 serves IPv4, too.
             Err(error)
                 if error.kind() == ErrorKind::AddrInUse
                     && address.ip().is_unspecified()
@@ -226,7 +226,7 @@ fn tcp(text: &str, at: &[SocketAddr]) -> anyhow::Result<Vec<NbdSocket>> {
             {
                 continue;
             }
-            // A name may stand for an address of a protocol that is not set up here.
+            // A host name may have an address of a protocol that is not set up on this machine.
             Err(error) if is_not_here(&error) => {
                 failure.get_or_insert(error);
                 continue;
@@ -240,7 +240,7 @@ fn tcp(text: &str, at: &[SocketAddr]) -> anyhow::Result<Vec<NbdSocket>> {
             file: None,
         });
         if n == 0 && bound.ip().is_unspecified() && bound.port() != address.port() {
-            // The port was for the system to choose, and is another for each socket.
+            // The system has chosen the port, and would choose another one for a further socket.
             break;
         }
     }
@@ -252,7 +252,7 @@ fn tcp(text: &str, at: &[SocketAddr]) -> anyhow::Result<Vec<NbdSocket>> {
     }
 }
 
-/// Listens at an address, and waits for a daemon that was killed to let go of it.
+/// Listens at an address. Waits for a killed daemon to release it.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let until = Instant::now() + GONE_TIME;
     loop {
@@ -269,20 +269,20 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The machine does not have the address, or not its protocol.
+/// Returns whether the machine does not have the address or its protocol.
 fn is_not_here(error: &io::Error) -> bool {
     const EAFNOSUPPORT: i32 = 97;
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
-/// The URI of NBD's specification for a unix socket; slashes stay readable.
+/// The URI of a unix socket as NBD's specification has it. Slashes are not escaped.
 fn uri_of_path(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = percent_encode(&path.to_string_lossy()).replace("%2F", "/");
     format!("nbd+unix:///?socket={text}")
 }
 
-/// The URI of one device at a socket's URI.
+/// The URI of a device at the URI of a socket.
 pub fn uri_of_device(socket: &str, name: &str) -> String {
     let name = percent_encode(&export_name(name));
     match socket.strip_prefix("nbd+unix:///") {
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(modes, [0o600, 0o700]);
         let error = unix(&path).unwrap_err().to_string();
         assert!(error.contains("somebody listens there already"), "{error}");
-        // Killed: the listener is gone, the file is not.
+        // As after a kill: the listener is gone, the file is not.
         drop(listener);
         std::mem::forget(file);
         let (_listener, file) = unix(&path).unwrap();
@@ -342,13 +342,13 @@ mod tests {
         let one = sockets("tcp:127.0.0.1:0");
         assert_eq!(one.len(), 1);
         assert!(one[0].uri.starts_with("nbd://127.0.0.1:"), "{}", one[0].uri);
-        // As many as the machine has of them: two, but for one without IPv6.
+        // The machine has one or two of the addresses, depending on IPv6.
         let has_v6 = TcpListener::bind("[::1]:0").is_ok();
         let named = "localhost:0".parse::<NbdAddress>();
         assert!(named.is_err(), "it begins with tcp:");
         let at = ["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
         assert_eq!(tcp("localhost:0", &at).unwrap().len(), 1 + usize::from(has_v6));
-        // Every address: IPv4 reaches it, whatever protocol the socket is of.
+        // At a wildcard address, IPv4 always works, whatever protocol the socket has.
         let all = sockets("tcp:*:0");
         let port = all[0].uri.rsplit_once(':').unwrap().1.to_owned();
         std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();

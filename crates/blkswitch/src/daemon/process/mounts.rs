@@ -1,13 +1,12 @@
-//! Mounts of the daemon's own disks are kept out of its mount namespace.
+//! Keeps mounts of the daemon's own disks out of its mount namespace.
 //!
-//! A file system is unmounted by whoever ends its last mount, and a process ends those of its
-//! namespace when it is the last one there. The daemon must not be that process for a file system
-//! on a disk of its own: it would wait, while it exits, for requests that nobody serves any more.
-//! So its namespace is its own ([`super::privileges`]), and what comes to it from the old one is
-//! looked through.
+//! The process that ends the last mount of a file system unmounts it, and the last process of a
+//! namespace ends the mounts there. The daemon must not be that process for a file system on one of
+//! its own disks: while exiting it would wait for requests that nobody serves any more. So the
+//! daemon has a namespace of its own ([`super::privileges`]), and it detaches such mounts when they
+//! arrive from the old one.
 //!
-//! Contract: a thread of its own waits for mounts; it may be held up by a disk, and holds up
-//! nobody.
+//! Contract: a thread of its own waits for mounts. A disk may hold up that thread, but no other.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -25,15 +24,16 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// `MAJOR:MINOR` of its file system.
+    /// `MAJOR:MINOR` of the file system.
     numbers: String,
     point: PathBuf,
-    /// What was mounted; a file system with numbers of its own says here where it is.
+    /// The source that was mounted. For a file system without a block device number of its own,
+    /// this names the device.
     source: PathBuf,
     is_shared: bool,
 }
 
-/// The mounts of this process.
+/// The mounts in this process's namespace.
 pub(crate) fn read() -> Vec<Mount> {
     let text = fs::read(MOUNTINFO).unwrap_or_default();
     text.split(|byte| *byte == b'\n').filter_map(parse).collect()
@@ -44,14 +44,14 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let numbers = String::from_utf8(words.nth(2)?.to_vec()).ok()?;
     let point = unescape(words.nth(1)?);
     let mut is_shared = false;
-    // Options, then words that say how it propagates, up to a dash.
+    // The options, then optional fields about propagation, up to a dash.
     for word in words.by_ref().skip(1).take_while(|word| *word != b"-") {
         is_shared |= word.starts_with(b"shared:");
     }
     Some(Mount { numbers, point, source: unescape(words.nth(1)?), is_shared })
 }
 
-/// A blank stands as `\040`.
+/// Decodes octal escapes: a space is written as `\040`.
 fn unescape(word: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word;
@@ -66,7 +66,7 @@ fn unescape(word: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// Whether what is mounted later, elsewhere in this namespace, comes to copies of it.
+/// Returns whether later mounts in this namespace propagate to its copies.
 pub(crate) fn root_is_shared(mounts: &[Mount]) -> bool {
     mounts
         .iter()
@@ -75,7 +75,7 @@ pub(crate) fn root_is_shared(mounts: &[Mount]) -> bool {
         .is_some_and(|root| root.is_shared)
 }
 
-/// From now on mounts of own disks are detached as they appear, until `own`, which names the disks,
+/// Detaches mounts of the daemon's disks as they appear, until `own`, which names the disks,
 /// returns `None`.
 pub(crate) fn watch(own: impl Fn() -> Option<HashSet<String>> + Send + 'static) {
     let watched = File::open(MOUNTINFO).and_then(|mountinfo| {
@@ -94,7 +94,7 @@ pub(crate) fn watch(own: impl Fn() -> Option<HashSet<String>> + Send + 'static) 
     }
 }
 
-/// Detaches what is mounted of the disks of these names.
+/// Detaches the mounts of the disks with these names.
 pub(crate) fn detach_own(own: &HashSet<String>) {
     if own.is_empty() {
         return;
@@ -108,15 +108,16 @@ pub(crate) fn detach_own(own: &HashSet<String>) {
     }
 }
 
-/// The file system that a path is on, by its name alone: nothing of it is touched, as it may wait
-/// for this daemon.
+/// Finds the mount that a path is on, by the path's text alone. It does not touch the file system,
+/// which may wait for this daemon.
 fn mount_of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
-    // Of several on one point, the last one hides the others.
+    // Of several mounts on one point, the last one hides the others.
     let on = mounts.iter().filter(|mount| path.starts_with(&mount.point));
     on.max_by_key(|mount| mount.point.iter().count())
 }
 
-/// Whether a path is on one of these disks, or is one, or stands on one.
+/// Returns whether a path is on one of these disks, is one, or is a block device that stands on
+/// one.
 pub(crate) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
     if disks.is_empty() {
         return false;
@@ -126,7 +127,7 @@ pub(crate) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
     if mount_of(&path, &mounts).is_some_and(|mount| stands_on(mount, disks)) {
         return true;
     }
-    // It is on none by its name, so it can be looked at, and links can be followed.
+    // By its text the path is on none of the disks, so links in it can be followed without waiting.
     let Ok(real) = fs::canonicalize(&path) else { return false };
     let is_disk = fs::metadata(&real).is_ok_and(|file| {
         let numbers = format!("{}:{}", libc_major(file.rdev()), libc_minor(file.rdev()));
@@ -137,8 +138,8 @@ pub(crate) fn is_below(path: &Path, disks: &HashSet<String>) -> bool {
     is_disk || mount_of(&real, &mounts).is_some_and(|mount| stands_on(mount, disks))
 }
 
-/// Refuses a start whose state or log is on a disk that waits for this very daemon: the first
-/// access to it would never end.
+/// Refuses to start if the state folder or the log is on a disk that waits for this daemon: the
+/// first access to it would never end.
 pub(crate) fn check_start(state: Option<&Path>) -> anyhow::Result<()> {
     let left = ublk::found().unwrap_or_default();
     let left = left.iter().filter(|found| found.server != Server::Alive);
@@ -172,11 +173,11 @@ fn stands_on(mount: &Mount, own: &HashSet<String>) -> bool {
     is_on(&folder, own)
 }
 
-/// Whether a block device, by its folder in sysfs, is one of `own`, a partition of one, or stands
-/// on one.
+/// Returns whether a block device, given by its folder in sysfs, is one of `own`, a partition of
+/// one, or stands on one.
 fn is_on(folder: &Path, own: &HashSet<String>) -> bool {
     let is_own = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| own.contains(name));
-    // A partition's folder is in its disk's.
+    // The folder of a partition is inside that of its disk.
     if folder.iter().any(is_own) {
         return true;
     }
@@ -184,7 +185,7 @@ fn is_on(folder: &Path, own: &HashSet<String>) -> bool {
     below.filter_map(|entry| fs::canonicalize(entry.path()).ok()).any(|below| is_on(&below, own))
 }
 
-/// Major and minor of a `dev_t`, as Linux packs them.
+/// The major number of a `dev_t` as Linux packs it.
 fn libc_major(rdev: u64) -> u64 {
     ((rdev >> 8) & 0xfff) | ((rdev >> 32) & !0xfff)
 }

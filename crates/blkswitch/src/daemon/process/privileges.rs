@@ -1,8 +1,8 @@
-//! What the daemon asks of the kernel for its whole process, so that its disks go on when memory is
-//! short, and what it was refused.
+//! The privileges that the daemon requests from the kernel, so that its disks go on when memory is
+//! short, and those that it was refused.
 //!
-//! Contract: [`claim`] is called once, before the process has a second thread. It claims something
-//! only where disks can be made: with a ublk driver, or if they are asked for.
+//! Contract: [`claim`] is called once, before the process has a second thread. It requests
+//! something only if disks are possible: with a ublk driver, or if disks are asked for.
 
 use std::fs;
 use std::io;
@@ -13,20 +13,20 @@ use blkswitch_io::process;
 
 use crate::daemon::process::mounts;
 
-/// There is a ublk driver where this is.
+/// Control device of the ublk driver; it exists if the driver is loaded.
 pub(crate) const UBLK_CONTROL: &str = "/dev/ublk-control";
 
-/// What was refused, and what the process has.
+/// The result of [`claim`].
 #[derive(Clone, Debug)]
 pub struct Privileges {
-    /// What its disks have to do without, each a phrase.
+    /// Properties that the disks have to do without; each entry is a phrase.
     lacks: Vec<String>,
-    /// Its mount namespace is its own.
+    /// Whether the process has a mount namespace of its own.
     pub(crate) has_own_mounts: bool,
 }
 
 impl Default for Privileges {
-    /// Nothing was claimed.
+    /// The privileges of a process that has claimed nothing.
     fn default() -> Self {
         let why = "the daemon was started before there was a ublk driver: start it again";
         Privileges { lacks: vec![why.to_owned()], has_own_mounts: false }
@@ -34,13 +34,15 @@ impl Default for Privileges {
 }
 
 impl Privileges {
-    /// What may hold up a disk when memory is short, each a phrase; empty if nothing does.
+    /// Reasons why a disk may be held up when memory is short; each entry is a phrase. Empty if
+    /// nothing does.
     pub fn lacks(&self) -> &[String] {
         &self.lacks
     }
 }
 
-/// Claims what a server of disks needs, if there can be disks; `wanted` if they were asked for.
+/// Requests the privileges that a server of disks needs, if disks are possible. `wanted`: disks are
+/// asked for.
 pub fn claim(wanted: bool) -> Privileges {
     if !wanted && !Path::new(UBLK_CONTROL).exists() {
         return Privileges::default();
@@ -56,11 +58,13 @@ pub fn claim(wanted: bool) -> Privileges {
     Privileges { lacks, has_own_mounts: separate_mounts() }
 }
 
-/// Leaves the mount namespace, where a mount of an own disk could be the daemon's to end: the last
-/// process of a namespace unmounts what is in it, and the daemon would wait for itself.
+/// Moves the process into a mount namespace of its own, and returns whether that worked. In a
+/// shared namespace the daemon could be the last process: it would unmount a file system on one of
+/// its own disks, and wait for itself.
 ///
-/// It stays where the namespace is that of the machine's first process, which outlives it, and
-/// mounts of which would not come along.
+/// The process stays in its namespace if that is the namespace of the machine's first process and
+/// its mounts do not propagate. The first process outlives the daemon, and new mounts would not be
+/// seen in a copy.
 fn separate_mounts() -> bool {
     let is_shared = mounts::root_is_shared(&mounts::read());
     if !is_shared && is_that_of_the_first_process() {
@@ -75,7 +79,7 @@ fn separate_mounts() -> bool {
             true
         }
         Ok(()) => true,
-        // Who may not do that may not make disks either.
+        // A process without this privilege cannot create disks either.
         Err(error) => {
             tracing::debug!(%error, "the mount namespace is shared with others");
             false

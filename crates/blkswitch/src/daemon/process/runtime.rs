@@ -1,16 +1,16 @@
-//! The runtime of a daemon.
+//! The Tokio runtime of the daemon.
 //!
-//! Contract: one thread drives it; what blocks goes to threads that it starts.
+//! Contract: one thread drives the runtime. Blocking work goes to threads that the runtime starts.
 
 use std::time::Duration;
 
 use anyhow::Context;
 
-/// How often a thread for what blocks has something to do, so that it stays: less than the 10 seconds
-/// after which the runtime ends idle ones.
+/// Interval at which a thread for blocking work gets something to do. It is shorter than the 10
+/// seconds after which the runtime ends an idle thread.
 const THREAD_NEEDED: Duration = Duration::from_secs(4);
 
-/// The runtime of a daemon: one thread for all control connections, others for what blocks.
+/// Creates the runtime: one thread for all control connections, others for blocking work.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -18,11 +18,11 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start the control runtime")
 }
 
-/// Keeps a thread for what blocks. While the runtime has one, it waits for that if the kernel refuses
-/// another; without one, it panics amid the request that needs it.
+/// Keeps one thread for blocking work alive. If the kernel refuses a further thread, the runtime
+/// waits for that one. Without any thread it would panic in the request that needs one.
 pub(crate) async fn keep_a_thread() {
     loop {
-        // In a task of its own, which takes the panic of a first thread that is refused.
+        // A task of its own contains the panic if the kernel refuses even the first thread.
         let _ = tokio::spawn(async { tokio::task::spawn_blocking(|| ()).await }).await;
         tokio::time::sleep(THREAD_NEEDED).await;
     }

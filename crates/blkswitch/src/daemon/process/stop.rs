@@ -1,11 +1,11 @@
-//! Signals: when the daemon is to stop, and when it had better not.
+//! Signals: when the daemon stops, and when it refuses to.
 //!
-//! SIGTERM and SIGINT mean the same. One that would leave somebody waiting who uses a disk is
-//! refused, with a sentence that says who and what to do; given again it is meant. Who stops the
-//! daemon to start it again at once (a service manager) says so beforehand, with `serve
+//! SIGTERM and SIGINT have the same effect. The daemon refuses a signal if somebody uses a disk and
+//! would be left waiting. It says who, and what to do; a second signal confirms the first. A
+//! service manager that stops the daemon to start it again at once says so beforehand, with `serve
 //! --leave-disks`.
 //!
-//! Contract: one [`Signals`] at a time decides; from when it is made on, the signals do not end the
+//! Contract: one [`Signals`] at a time decides. From its creation on, the signals do not end the
 //! process by themselves.
 
 use std::sync::{Arc, mpsc};
@@ -16,28 +16,29 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-/// How long a refused signal can be confirmed by a second one: time to read why.
+/// How long a refused signal can be confirmed by a second one. The user needs time to read the
+/// reason.
 const CONFIRM: Duration = Duration::from_secs(10);
-/// Signals that come sooner than anybody can have read why are the same one: some programs send
-/// each twice.
+/// Signals within this time count as one: nobody can have read the reason, and some programs send
+/// each signal twice.
 const ECHO: Duration = Duration::from_millis(500);
-/// How long it may take to find out who uses disks; one that cannot be looked at by then counts as
-/// used.
+/// How long it may take to find out who uses the disks. A disk that has not answered by then counts
+/// as used.
 const LOOK: Duration = Duration::from_secs(5);
 /// Exit status of a daemon that did not stop in good order.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// Names the disks that are in use, with their users. May block.
+/// Returns the disks that are in use, with their users. May block.
 pub type InUse = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
-/// SIGTERM and SIGINT.
+/// Receives SIGTERM and SIGINT.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// From now on the signals do not end the process by themselves.
+    /// Starts to receive. From now on the signals do not end the process by themselves.
     pub fn new() -> anyhow::Result<Signals> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals {
@@ -46,13 +47,13 @@ impl Signals {
         })
     }
 
-    /// Waits for the first; from then on a second one ends the process at once.
+    /// Waits for the first signal. From then on a second one ends the process at once.
     pub async fn first(&mut self) {
         self.agreed(None).await;
     }
 
-    /// Waits for a signal to stop; from then on another one ends the process at once. One that
-    /// comes while disks are in use, as `in_use` finds out, must be given twice.
+    /// Waits for a signal to stop. From then on another one ends the process at once. A signal
+    /// while disks are in use, as `in_use` finds out, must be given twice.
     pub async fn agreed(&mut self, in_use: Option<InUse>) {
         let name = loop {
             let name = self.next().await;
@@ -71,7 +72,7 @@ impl Signals {
                 CONFIRM.as_secs()
             );
             sleep(ECHO).await;
-            // What has come meanwhile.
+            // Drops a signal that came during the pause.
             let _ = timeout(Duration::ZERO, self.next()).await;
             if let Ok(name) = timeout(CONFIRM - ECHO, self.next()).await {
                 break name;
@@ -93,8 +94,8 @@ impl Signals {
     }
 }
 
-/// From now on a signal ends the process at once, whatever its other threads wait for: this one has a
-/// runtime of its own, because the daemon's ends before its last files are closed.
+/// From now on a signal ends the process at once, whatever its other threads wait for. The thread
+/// has a runtime of its own, because the daemon's ends before the daemon closes its last files.
 fn watch_for_second() -> anyhow::Result<()> {
     let (listens, is_listening) = mpsc::channel();
     thread::Builder::new().name("second-signal".into()).spawn(move || {
@@ -114,7 +115,7 @@ fn watch_for_second() -> anyhow::Result<()> {
     is_listening.recv()?
 }
 
-/// Which disks are in use; looked up on a thread that may block.
+/// The disks in use; looked up on a thread that may block.
 async fn looked(in_use: InUse) -> Vec<String> {
     let looked = tokio::task::spawn_blocking(move || in_use());
     match timeout(LOOK, looked).await {

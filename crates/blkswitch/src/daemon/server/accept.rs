@@ -1,12 +1,12 @@
-//! Connections to the control socket: how many there are, and how long one may take to say what it
-//! wants.
+//! Connections to the control socket: limits their number, and how long each may take to send a
+//! request.
 //!
-//! A connection that has sent no whole request header is dropped after [`HEADER_TIME`], whether it
-//! is new or its last request is answered. When [`Limits::connections`] are open, the oldest that
-//! has never sent one gives its place to the next: whoever opens connections without end cannot
-//! keep a verb of the administrator from being read.
+//! A connection that has not sent a complete request header within [`HEADER_TIME`] is dropped. The
+//! time starts when it connects, and again when a request is answered. When [`Limits::connections`]
+//! are open, a new connection replaces the oldest one that has never sent a header. So a client
+//! that opens connections without end cannot lock out the administrator.
 //!
-//! Contract: on the control runtime; nothing here blocks.
+//! Contract: runs on the control runtime; nothing here blocks.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,37 +27,37 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// A request's header must be there after this long: the client has it ready when it connects.
+/// Time limit for a request's header. A client has it ready when it connects.
 const HEADER_TIME: Duration = Duration::from_secs(10);
-/// Most connections: more than long polls and everybody's verbs need.
+/// Most connections. Long polls and the verbs of all users need fewer.
 const CONNECTIONS_MAX: usize = 512;
-/// Part of the process's descriptors that the control socket may use: an eighth.
+/// The control socket may use one in this many of the process's descriptors.
 const DESCRIPTOR_SHARE: usize = 8;
-/// Pause after a failure to accept, whose reason (no descriptors) may last.
+/// Pause after a failure to accept, because its reason (no descriptors) may last.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the control socket may use.
+/// Limits of the control socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Most connections at a time.
     pub connections: usize,
 }
 
 impl Limits {
-    /// For a process that may have so many descriptors.
+    /// The limits for a process that may have this many descriptors.
     pub fn of(descriptors: usize) -> Limits {
         Limits { connections: (descriptors / DESCRIPTOR_SHARE).clamp(8, CONNECTIONS_MAX) }
     }
 }
 
-/// A connection as the one who accepts sees it.
+/// An open connection, as the accepting task sees it.
 struct Open {
-    /// It has sent a whole request header.
+    /// Whether it has sent a complete request header.
     has_asked: Arc<AtomicBool>,
     task: AbortHandle,
 }
 
-/// Answers requests until `stopping` says so, then finishes those under way.
+/// Answers requests until `stopping` is set, then finishes those under way.
 pub async fn serve(
     listener: UnixListener,
     router: Router,
@@ -81,7 +81,8 @@ pub async fn serve(
         };
         open.retain(|one| !one.task.is_finished());
         if open.len() >= limits.connections && !make_room(&mut open) {
-            // All are being served: who waits for an answer is not given up for who has not asked.
+            // All connections are being served. A client that waits for an answer is not dropped
+            // for one that has not asked yet.
             tracing::debug!(connections = open.len(), "a control connection is refused");
             continue;
         }
@@ -95,11 +96,11 @@ pub async fn serve(
 
 /// Waits until the daemon is to stop.
 async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is the end as well.
+    // An error means that the sender is gone, which ends the server as well.
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// Drops the oldest connection that has never asked. False if all have.
+/// Drops the oldest connection that has never sent a header. Returns `false` if all have.
 fn make_room(open: &mut VecDeque<Open>) -> bool {
     let oldest = open.iter().position(|one| !one.has_asked.load(Relaxed));
     let Some(oldest) = oldest.and_then(|at| open.remove(at)) else { return false };
@@ -107,7 +108,6 @@ fn make_room(open: &mut VecDeque<Open>) -> bool {
     true
 }
 
-/// Serves one connection.
 async fn connection(
     stream: UnixStream,
     router: Router,
@@ -137,15 +137,15 @@ async fn connection(
     }
 }
 
-/// Whether a connection failed by an error of this system. A client that leaves, stalls or sends
-/// nonsense could fill the log otherwise.
+/// Returns whether a connection failed because of an error of this system. Other failures are not
+/// logged: clients that leave, stall or send nonsense could fill the log.
 fn is_of_the_system(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     let left = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::NotConnected];
     cause.is_some_and(|cause| cause.raw_os_error().is_some() && !left.contains(&cause.kind()))
 }
 
-/// The routes, with a note that something was asked.
+/// The routes as a service. It notes in `has_asked` that a request has arrived.
 fn tower_of(
     router: Router,
     has_asked: Arc<AtomicBool>,
@@ -174,7 +174,7 @@ mod tests {
 
     const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-    /// The answer, or nothing if the connection is refused.
+    /// The answer; empty if the connection is refused.
     async fn ask(path: &Path) -> String {
         let mut stream = UnixStream::connect(path).await.unwrap();
         let (sent, mut answer) = (stream.write_all(ASK).await, String::new());
@@ -183,7 +183,7 @@ mod tests {
         answer
     }
 
-    /// A socket that is served with room for so many connections.
+    /// Serves a socket with room for `connections`.
     fn served(connections: usize) -> (tempfile::TempDir, watch::Sender<bool>) {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
@@ -247,7 +247,7 @@ mod tests {
             stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
             waiting.push(stream);
         }
-        // Until all have been read.
+        // Gives the server time to read all requests.
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(ask(&path).await, "", "there is no room");
         drop(waiting.pop());

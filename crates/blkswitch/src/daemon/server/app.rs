@@ -1,4 +1,4 @@
-//! What every handler of the control server is given.
+//! The state that every handler of the control server gets.
 //!
 //! Contract: cheap to clone; any thread.
 
@@ -9,33 +9,34 @@ use tokio::sync::{Semaphore, watch};
 use crate::daemon::devices::Devices;
 use crate::daemon::server::monitor::Monitor;
 
-/// Polls for events at a time: each holds a thread that waits. Half of the threads that tokio
-/// starts at most, so that other requests always find one.
+/// Most polls for events at a time. Each occupies a waiting thread. This is half of Tokio's thread
+/// limit, so other requests always find one.
 pub const EVENT_POLLS_MAX: usize = 256;
 
-/// Tables under construction at a time: each holds a thread, and one that waits for a file system
-/// or a server may hold it for ever. With the polls, threads are left for all other requests.
+/// Most tables under construction at a time. Each occupies a thread, and if a file system or a
+/// server does not answer, it may do so forever. Together with the polls this leaves threads for
+/// all other requests.
 pub const OPENS_MAX: usize = 128;
 
-/// What every handler is given.
+/// The state that every handler gets.
 #[derive(Clone)]
 pub struct App {
-    /// The devices.
+    /// The devices of the daemon.
     pub devices: Arc<Devices>,
     /// NBD URIs of the listening sockets.
     pub nbd: Arc<[String]>,
-    /// True once the daemon is to stop: whoever waits for something else gives up.
+    /// Becomes `true` when the daemon is to stop; handlers that wait then give up.
     pub stopping: watch::Receiver<bool>,
-    /// What happens.
+    /// The source of events.
     pub monitor: Monitor,
-    /// A place for each poll for events.
+    /// One permit for each poll for events.
     pub event_polls: Arc<Semaphore>,
-    /// A place for each table under construction.
+    /// One permit for each table under construction.
     pub opens: Arc<Semaphore>,
 }
 
 impl App {
-    /// The server's state.
+    /// Creates the state of the server.
     pub fn new(
         devices: Arc<Devices>,
         nbd: Vec<String>,

@@ -1,11 +1,11 @@
 //! The OpenAPI document of the control protocol.
 //!
-//! The derives of `utoipa` write it from the handlers and the types of [`crate::protocol`]. What they
-//! write is not quite what the daemon takes; [`document`] corrects it. A client in another language
-//! that is generated from the document, and schemathesis, are run against a daemon by
-//! `tests/system/openapi.sh`.
+//! The derives of `utoipa` generate it from the handlers and the types of [`crate::protocol`]. The
+//! result differs in details from what the daemon accepts; [`document`] corrects that.
+//! `tests/system/openapi.sh` tests a daemon with schemathesis, and with a client in another
+//! language that is generated from the document.
 //!
-//! Contract: pure; the same document in every daemon of a version.
+//! Contract: pure; every daemon of a version has the same document.
 
 use axum::Json;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::daemon::server::routes::{
 };
 use crate::protocol::{self, route};
 
-/// What the derives write.
+/// The document as the derives generate it.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -56,9 +56,9 @@ use crate::protocol::{self, route};
 )]
 struct Derived;
 
-/// The document.
+/// The OpenAPI document, as JSON.
 pub fn document() -> Value {
-    // It is text, numbers and lists: it can always be written.
+    // Writing it cannot fail, because it has only text, numbers and lists.
     let mut document = serde_json::to_value(Derived::openapi()).unwrap_or_default();
     correct(&mut document);
     document
@@ -77,7 +77,7 @@ pub async fn openapi() -> Json<Value> {
     Json(document())
 }
 
-/// Corrects this part of the document and what is in it.
+/// Corrects this part of the document and everything in it.
 fn correct(part: &mut Value) {
     match part {
         Value::Object(members) => {
@@ -96,15 +96,15 @@ fn correct(part: &mut Value) {
     }
 }
 
-/// `u-int32`, as utoipa 5.5 writes it, is `uint32` in the registry of formats.
+/// utoipa 5.5 writes `u-int32`; the registry of formats has `uint32`.
 fn correct_format(format: &mut Value) {
     if let Some(name) = format.as_str().and_then(|name| name.strip_prefix("u-")) {
         *format = format!("u{name}").into();
     }
 }
 
-/// A variant of an enum is an object of one member. The daemon refuses others beside it, which the
-/// derive does not say.
+/// A variant of an enum is an object with one member. The daemon refuses additional members, which
+/// the derive does not say.
 fn close_variants(variants: &mut Value) {
     let variants = variants.as_array_mut().into_iter().flatten();
     for variant in variants.filter(|variant| variant["type"] == "object") {
@@ -112,7 +112,7 @@ fn close_variants(variants: &mut Value) {
     }
 }
 
-/// A body that may be missing may not be `null` instead.
+/// An optional body may be missing, but it may not be `null`.
 fn correct_body(body: &mut Value) {
     let Some(schema) = body.pointer_mut("/content/application~1json/schema") else { return };
     let [Some(null), Some(other), None] = [0, 1, 2].map(|at| schema["oneOf"].get(at)) else {
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::protocol::{Errno, route};
 
-    /// `docs/openapi.json` is what the code says; `UPDATE_EXPECT=1` writes it.
+    /// Checks that `docs/openapi.json` agrees with the code; `UPDATE_EXPECT=1` writes it.
     #[test]
     fn the_document_in_the_repository_is_up_to_date() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
@@ -148,7 +148,7 @@ mod tests {
         );
     }
 
-    /// The places that the `$ref`s of a document name.
+    /// Collects the targets of all `$ref`s of a document.
     fn references(value: &Value, found: &mut Vec<String>) {
         match value {
             Value::Object(members) => {
@@ -198,7 +198,7 @@ mod tests {
         let schemas = &document["components"]["schemas"];
         let names: Vec<&str> = Errno::ALL.iter().map(|errno| errno.name()).collect();
         assert_eq!(schemas["Errno"]["enum"], json!(names));
-        // A variant is alone in its object.
+        // A variant has one member and allows no other.
         let rename = schemas["Rename"]["oneOf"].as_array().unwrap();
         assert!(
             rename.iter().all(|variant| variant["additionalProperties"] == false),
@@ -206,14 +206,14 @@ mod tests {
         );
         assert_eq!(schemas["AttachUblk"]["properties"]["queues"]["maximum"], 4096);
         assert_eq!(schemas["Device"]["properties"]["minor"]["format"], "uint32");
-        // Bodies that may be missing are not `null` either.
+        // Optional bodies are not `null` either.
         for (path, name) in [(route::REMOVE_ALL, "RemoveAll"), (route::SUSPEND, "Suspend")] {
             let body = &document["paths"][path]["post"]["requestBody"];
             let schema = json!({"$ref": format!("#/components/schemas/{name}")});
             assert_eq!(body["content"]["application/json"]["schema"], schema);
             assert_eq!(body["required"], false);
         }
-        // Every refusal has its status, and its form.
+        // Every errno has its status, and the right schema.
         let answers = document["paths"][route::RESUME]["post"]["responses"].as_object().unwrap();
         for errno in Errno::ALL {
             let answer = &answers[&errno.http_status().to_string()];

@@ -29,12 +29,12 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::daemon::devices::Devices;
 use crate::daemon::tables::words::address;
 
-/// How the metrics are written.
+/// The text format of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// The text format that every reader of metrics knows.
+    /// The text format that every reader of metrics supports.
     Plain,
-    /// Its successor, for those who ask for it by name.
+    /// The successor of the plain format, for clients that ask for it.
     OpenMetrics,
 }
 
@@ -44,7 +44,8 @@ pub const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 impl Form {
-    /// What `Accept` headers ask for: OpenMetrics if it is named there and nothing is wanted more.
+    /// Chooses the form by the `Accept` headers: OpenMetrics if they name it and prefer nothing
+    /// else.
     pub fn accepted<'a>(headers: impl Iterator<Item = &'a str>) -> Form {
         let (mut open, mut plain, mut any) = (0.0f32, None::<f32>, 0.0f32);
         for range in headers.flat_map(|header| header.split(',')) {
@@ -63,7 +64,7 @@ impl Form {
         if wanted { Form::OpenMetrics } else { Form::Plain }
     }
 
-    /// As a media type.
+    /// The media type of this form.
     pub fn content_type(self) -> &'static str {
         match self {
             Form::Plain => PLAIN,
@@ -72,14 +73,14 @@ impl Form {
     }
 }
 
-/// Counters keep four buckets for each power of two; one is enough for a scrape.
+/// The counters have four buckets for each power of two. A scrape gets one.
 const BUCKETS_MERGED: usize = 4;
-/// Of discards that count as done and freed nothing.
+/// Help text for the counters of ignored discards.
 const IGNORED_HELP: &str = "Parts of discards that did nothing, because a path cannot discard";
 /// Nanoseconds in a second.
 const NS: f64 = 1e9;
 
-/// The metrics of all devices.
+/// The metrics of all devices, as text.
 pub fn text(devices: Arc<Devices>, form: Form) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("blkswitch");
     registry.register_collector(Box::new(Scrape { devices }));
@@ -91,8 +92,8 @@ pub fn text(devices: Arc<Devices>, form: Form) -> Result<String, fmt::Error> {
     })
 }
 
-/// OpenMetrics in the older format. Samples are the same there. A counter's description has the
-/// name of its samples, and there are no units.
+/// Converts OpenMetrics to the older format. The samples are the same. In the older format, the
+/// description of a counter has the name of its samples, and there are no units.
 fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
     let mut lines = text.lines().peekable();
@@ -107,7 +108,7 @@ fn plain(text: &str) -> String {
         let rest = words.next().unwrap_or_default();
         let is_counter = match kind {
             "TYPE" => rest == "counter",
-            // The type is in the next line.
+            // The line with the type follows.
             "HELP" => lines.peek().is_some_and(|next| next.ends_with(" counter")),
             _ => continue,
         };
@@ -127,7 +128,7 @@ impl fmt::Debug for Scrape {
     }
 }
 
-/// A device as one scrape sees it.
+/// A device during one scrape.
 struct Seen {
     name: String,
     device: Arc<Device>,
@@ -139,11 +140,11 @@ struct Seen {
 struct SeenPath {
     labels: [(&'static str, String); 4],
     totals: Totals,
-    /// Of a multipath's path: whether it is up, and how often it has failed.
+    /// Whether a multipath's path is up, and how often it has failed; `None` for other paths.
     health: Option<(bool, u64)>,
-    /// Whether the path leads to a leaf that can be reached; `None` of a path to a device.
+    /// Whether the leaf of the path can be reached; `None` for a path to a device.
     is_up: Option<bool>,
-    /// Of a path that leads to a leaf.
+    /// Number of writes in doubt; `None` for a path to a device.
     doubted_writes: Option<u64>,
 }
 
@@ -186,7 +187,7 @@ fn see_paths(seen: &Seen) -> Vec<SeenPath> {
     paths.collect()
 }
 
-/// Operations by the value of the label `op`.
+/// Number of operations for each value of the label `op`.
 fn operations(totals: &Totals) -> [(&'static str, u64); 5] {
     [
         ("read", totals.reads),
@@ -197,7 +198,7 @@ fn operations(totals: &Totals) -> [(&'static str, u64); 5] {
     ]
 }
 
-/// Bytes by the value of the label `op`.
+/// Number of bytes for each value of the label `op`.
 fn bytes(totals: &Totals) -> [(&'static str, u64); 2] {
     [("read", totals.read_bytes), ("write", totals.write_bytes)]
 }
@@ -277,7 +278,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
             (bucket_end_ns(last) as f64 / NS, counts.iter().sum())
         })
         .collect();
-    // The last bucket also holds what took longer than its end.
+    // The last bucket also contains all longer latencies.
     if let Some(last) = buckets.last_mut() {
         last.0 = f64::INFINITY;
     }
@@ -357,7 +358,7 @@ fn path_counters(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt
     path_health(encoder, paths)
 }
 
-/// A path of a multipath device is up as its device says, any other while its leaf can be reached.
+/// A path of a multipath is up if the multipath says so; any other path if its leaf can be reached.
 fn path_health(encoder: &mut DescriptorEncoder<'_>, paths: &[SeenPath]) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(
         "path_up",
@@ -403,7 +404,7 @@ mod tests {
             ("application/json", Form::Plain),
             ("application/openmetrics-text", Form::OpenMetrics),
             ("application/openmetrics-text;version=1.0.0;q=0.5,*/*", Form::OpenMetrics),
-            // As Prometheus asks.
+            // The header that Prometheus sends.
             (
                 "application/openmetrics-text;version=1.0.0;q=0.5,\
                  application/openmetrics-text;version=0.0.1;q=0.4,\

@@ -1,10 +1,11 @@
-//! The control server: its routes.
+//! The control server and its routes.
 //!
-//! Handlers live in [`routes`], a file per group. Each reads its request with the extractors of
-//! [`reply`], does its work on a thread that may block, and answers a type of [`crate::protocol`].
+//! The handlers are in [`routes`], one file per group. A handler reads its request with the
+//! extractors of [`reply`], does its work on a thread that may block, and answers with a type of
+//! [`crate::protocol`].
 //!
 //! Contract: one runtime thread drives all connections; nothing on it blocks. Every connection
-//! belongs to the daemon's own user (the socket is mode 0600).
+//! belongs to the daemon's own user, because the socket has mode 0600.
 
 pub mod accept;
 pub mod app;
@@ -25,7 +26,7 @@ use crate::daemon::server::routes::{
 };
 use crate::protocol::route;
 
-/// All routes of the protocol.
+/// Builds the router with all routes of the protocol.
 pub fn router(app: App) -> Router {
     Router::new()
         .route(route::VERSION, get(meta::version))

@@ -1,7 +1,7 @@
-//! What happens to devices, for those who watch: `GET /v1/monitor` streams it.
+//! The stream of events about devices, `GET /v1/monitor`.
 //!
-//! Contract: telling never blocks and costs next to nothing while nobody watches. A watcher that
-//! reads too slowly misses the oldest events, and is told how many.
+//! Contract: sending an event never blocks, and costs almost nothing while nobody watches. A
+//! watcher that reads too slowly misses the oldest events, and is told how many.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,16 +13,16 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::protocol::MonitorEvent;
 
-/// Events that are kept for a watcher that is behind.
+/// Number of events that are kept for a slow watcher.
 const KEPT: usize = 1024;
-/// The name of the event that says that others are missing.
+/// Event that tells a watcher that it has missed others.
 const LOST: &str = "EVENTS_LOST";
-/// The name of a changed region map.
+/// Event of a changed region map.
 const REMAPPED: &str = "REMAPPED";
-/// The name of the last event.
+/// The last event, when the daemon ends.
 const ENDS: &str = "DAEMON_ENDS";
 
-/// Where events go.
+/// The source of events.
 #[derive(Clone)]
 pub struct Monitor {
     events: broadcast::Sender<MonitorEvent>,
@@ -37,12 +37,12 @@ impl Default for Monitor {
 }
 
 impl Monitor {
-    /// From now on.
+    /// Starts to watch. The receiver gets all events from now on.
     pub fn watch(&self) -> broadcast::Receiver<MonitorEvent> {
         self.events.subscribe()
     }
 
-    /// What the pool tells.
+    /// The callback through which the pool reports events.
     pub fn observer(&self) -> Observer {
         let monitor = self.clone();
         Box::new(move |device, what| {
@@ -50,7 +50,7 @@ impl Monitor {
                 monitor.paths_changed.notify_one();
             }
             if monitor.events.receiver_count() > 0 {
-                // Nobody has to listen.
+                // Sending fails if the last watcher has just left.
                 let _ = monitor.events.send(event(device, what));
             }
         })
@@ -58,14 +58,15 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// A path of a device cannot be reached or is not used, for this reason; or it can again.
+    /// Reports that a path of a device cannot be reached or is not used, with the reason; or, with
+    /// `None`, that it can be used again.
     pub fn path_trouble(&self, device: &Device, path: String, reason: Option<String>) {
         if self.events.receiver_count() == 0 {
             return;
         }
         let name = if reason.is_some() { "PATH_UNREACHABLE" } else { "PATH_REACHABLE" };
         let told = MonitorEvent { path: Some(path), reason, ..about(device) };
-        // Nobody has to listen.
+        // Sending fails if the last watcher has just left.
         let _ = self.events.send(named(name, told));
     }
 }
@@ -134,12 +135,12 @@ fn named(name: &str, told: MonitorEvent) -> MonitorEvent {
     MonitorEvent { event: name.to_owned(), ..told }
 }
 
-/// What every watcher is told at last, when the daemon ends in good order.
+/// The last event that every watcher gets when the daemon ends in good order.
 pub fn ends() -> MonitorEvent {
     MonitorEvent { time_ms: now_ms(), event: ENDS.to_owned(), ..MonitorEvent::default() }
 }
 
-/// What a watcher is told that has missed events.
+/// The event for a watcher that has missed `count` events.
 pub fn lost(count: u64) -> MonitorEvent {
     MonitorEvent {
         time_ms: now_ms(),

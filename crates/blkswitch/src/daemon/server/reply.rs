@@ -1,8 +1,7 @@
-//! How requests are read and refusals written: every answer outside 2xx has an [`ErrorBody`], also
-//! those that the HTTP library would give by itself.
+//! Reads requests and writes refusals. Every answer outside 2xx has an [`ErrorBody`], also those
+//! that the HTTP library would otherwise write by itself.
 //!
-//! Contract: bodies are read up to a limit and within a time; nothing panics on what a client
-//! sends.
+//! Contract: reads bodies up to a size and a time limit; no input of a client makes it panic.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +24,15 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use crate::daemon::failure::Failure;
 use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES, object};
 
-/// Longest JSON body: a table in which JSON escapes every second byte, and the fields around it.
+/// Longest JSON body: a table of which JSON escapes every second byte, and the other fields.
 pub const JSON_MAX_BYTES: usize = 2 * TABLE_MAX_BYTES;
-/// A JSON body must be there after this long: the client has it ready when it begins to send.
+/// Time limit for a JSON body. A client has it ready when it begins to send.
 pub const JSON_TIME: Duration = Duration::from_secs(30);
 
-/// How long a request waits for a place among those that may wait for ever.
+/// How long a request waits for one of the permits of operations that may take forever.
 pub const PLACE_TIME: Duration = Duration::from_secs(10);
 
-/// A refusal as an answer.
+/// A refusal, as an answer to a request.
 #[derive(Debug)]
 pub struct Refused(pub Box<ErrorBody>);
 
@@ -44,7 +43,7 @@ impl From<ErrorBody> for Refused {
 }
 
 impl Refused {
-    /// A request that is no request of the protocol: no ioctl has failed.
+    /// The request does not belong to the protocol, so no ioctl has failed.
     fn malformed(errno: Errno, reason: impl Into<String>) -> Refused {
         Failure::new(errno, reason).of("", None).into()
     }
@@ -58,7 +57,7 @@ impl IntoResponse for Refused {
     }
 }
 
-/// All answers that a refusal may be: errors of files and servers can have any number.
+/// Every status that a refusal may have, because errors of files and servers can have any errno.
 impl IntoResponses for Refused {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         let mut names: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
@@ -78,12 +77,12 @@ impl IntoResponses for Refused {
     }
 }
 
-/// Answers a failure in the ioctl of libdm's name.
+/// Turns a failure into an answer; `ioctl` is libdm's name of the ioctl that has failed.
 pub fn refuse(ioctl: &'static str, minor: Option<u32>) -> impl FnOnce(Failure) -> Refused {
     move |failure| failure.of(ioctl, minor).into()
 }
 
-/// Runs what may block where it may.
+/// Runs `work` on a thread that may block.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
@@ -94,11 +93,11 @@ pub async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Runs what may wait for requests in flight. When its client is gone, the wait is given up.
+/// Runs `work`, which may wait for requests in flight. If the client leaves, the wait is given up.
 pub async fn interruptible<T: Send + 'static>(
     work: impl FnOnce(&Interrupt) -> T + Send + 'static,
 ) -> Result<T, Refused> {
-    /// Dropped with the request, whether that has been answered or not.
+    /// Gives up when it is dropped. That happens with the request, answered or not.
     struct GiveUp(Interrupt);
     impl Drop for GiveUp {
         fn drop(&mut self) {
@@ -110,8 +109,9 @@ pub async fn interruptible<T: Send + 'static>(
     blocking(move || work(&interrupt)).await
 }
 
-/// Runs what may wait for other machines, in one of the places for that. Who gets none soon is told
-/// so.
+/// Runs `work`, which may wait for other machines, with one of the permits for that.
+///
+/// Errors: no permit was free within [`PLACE_TIME`].
 pub async fn opening<T: Send + 'static>(
     places: &Arc<Semaphore>,
     work: impl FnOnce() -> T + Send + 'static,
@@ -141,7 +141,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// The query of a request.
+/// The query parameters of a request.
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -156,7 +156,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// A body of JSON. An empty one stands for `{}`.
+/// A JSON body. An empty body counts as `{}`.
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -174,8 +174,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// Nothing. A body that comes all the same is read and not looked at: a client that is hung up on
-/// before it has sent everything takes that for a failure.
+/// No body. A body that comes all the same is read and ignored: a client takes it for a failure if
+/// the connection is closed before it has sent everything.
 pub struct NoBody;
 
 impl<S: Send + Sync> FromRequest<S> for NoBody {
@@ -203,13 +203,13 @@ async fn read_body(body: Body, most: usize) -> Result<Bytes, Refused> {
     }
 }
 
-/// For a route that there is not.
+/// Answers a request for a route that does not exist.
 pub async fn no_such_route(request: Request) -> Refused {
     let reason = format!("there is no route {} {}", request.method(), request.uri().path());
     Refused::malformed(Errno::Enoent, reason)
 }
 
-/// For a route that does not have the method.
+/// Answers a request with a method that the route does not have.
 pub async fn no_such_method(request: Request) -> Response {
     let reason = format!("the route {} does not take {}", request.uri().path(), request.method());
     let mut response = Refused::malformed(Errno::Eopnotsupp, reason).into_response();
@@ -217,16 +217,16 @@ pub async fn no_such_method(request: Request) -> Response {
     response
 }
 
-/// See [`NOTE_HEADER`].
+/// The header of [`NOTE_HEADER`].
 const NOTE: HeaderName = HeaderName::from_static(NOTE_HEADER);
 
-/// The headers of an answer that something may be said about.
+/// The headers of an answer; they carry `note` if there is one.
 pub fn note_header(note: Option<String>) -> HeaderMap {
     let value = note.and_then(|note| HeaderValue::from_str(&note).ok());
     value.into_iter().map(|note| (NOTE, note)).collect()
 }
 
-/// A body of text, made as the client takes it.
+/// An answer with a text body, which is produced as the client reads it.
 pub fn text(content_type: &'static str, body: Body) -> Response {
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }

@@ -1,10 +1,11 @@
-//! Paths that cannot be reached or are not used, told to those who watch.
+//! Reports paths that cannot be reached or are not used to watchers.
 //!
-//! A leaf keeps the reason ([`blkswitch_io::Leaf::trouble`]), because it belongs to no device. A look
-//! every second finds what has changed. The leaf does not call: it may be opened before anybody
-//! watches, and several devices may share it.
+//! A leaf has the reason ([`blkswitch_io::Leaf::trouble`]), because it belongs to no single device.
+//! A check every second finds changes. The leaf does not report by itself: it may be opened before
+//! anybody watches, and several devices may share it.
 //!
-//! Contract: one task per daemon. It forgets a device that is gone, and what another table had.
+//! Contract: one task per daemon. It forgets a device that was removed, and the paths of a table
+//! that was replaced.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use crate::daemon::devices::Devices;
 use crate::daemon::server::monitor::Monitor;
 use crate::daemon::tables::describe::path_word;
 
-/// How often it looks.
+/// Interval between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Of each device that has trouble, the paths and the reasons that were told.
+/// The paths and reasons that were reported, for each device with trouble.
 type Told = HashMap<u32, HashMap<String, String>>;
 
-/// Looks for as long as it is polled.
+/// Checks for as long as the future is polled.
 pub async fn run(devices: Arc<Devices>, monitor: Monitor) {
     let mut told = Told::new();
     loop {
@@ -31,7 +32,8 @@ pub async fn run(devices: Arc<Devices>, monitor: Monitor) {
     }
 }
 
-/// Tells what differs from what was told before; returns what is so now.
+/// Reports the differences to `told`, the state that was reported before. Returns the current
+/// state.
 fn look(devices: &Devices, monitor: &Monitor, told: &mut Told) -> Told {
     let mut now = Told::new();
     for device in devices.list() {

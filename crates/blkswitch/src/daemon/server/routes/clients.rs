@@ -1,4 +1,4 @@
-//! Who has a device open over NBD: the end of that. Who it is, the device's description says.
+//! Disconnects the NBD clients of a device. The device's description lists them.
 
 use axum::Json;
 use axum::extract::State;

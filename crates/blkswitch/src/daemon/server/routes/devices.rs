@@ -1,4 +1,4 @@
-//! Devices as such: list, describe, create, rename, remove.
+//! Devices: list, describe, create, rename, remove.
 
 use axum::Json;
 use axum::extract::State;

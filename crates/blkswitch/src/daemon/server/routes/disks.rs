@@ -1,4 +1,4 @@
-//! Devices as disks of this machine: attach, detach.
+//! Disks: attaches and detaches devices.
 
 use axum::extract::State;
 use axum::http::StatusCode;

@@ -10,7 +10,7 @@ use crate::daemon::server::app::{App, EVENT_POLLS_MAX};
 use crate::daemon::server::reply::{Name, Params, Refused, blocking, refuse};
 use crate::protocol::{EVENTS_POLL_SECONDS, Errno, Events, EventsQuery, route};
 
-/// How often a poll looks whether the daemon is to stop.
+/// Interval at which a poll checks whether the daemon is to stop.
 const SLICE: Duration = Duration::from_millis(200);
 
 /// Wait until the event number differs from the one given, or the device is removed.

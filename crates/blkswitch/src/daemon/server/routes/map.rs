@@ -1,9 +1,9 @@
-//! Reading the region map back: as runs, as a picture, as a message.
+//! Reads a region map: as runs, as a picture, or as a message.
 //!
-//! Contract: maps may have a billion regions. Nothing is made before the client takes what came
-//! before: each piece is computed on a thread that may block, when it is asked for, so a slow
-//! client holds neither a thread nor memory. The table stays in memory while its map is read, even
-//! if the device is reloaded or removed meanwhile.
+//! Contract: maps may have a billion regions. A piece of the text is computed only after the client
+//! has taken the one before, on a thread that may block. So a slow client occupies neither a thread
+//! nor memory. The table stays in memory while its map is read, even if the device is loaded again
+//! or removed meanwhile.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -31,14 +31,14 @@ use crate::protocol::{
     Run, SegmentQuery, route,
 };
 
-/// What libdm would call the request if it knew it.
+/// The ioctl in refusals. Libdm has none for this; `status` is the nearest.
 const IOCTL: &str = "status";
-/// The type of a [`CompactMap`], by which a client knows it from a [`RegionMap`].
+/// Media type of a [`CompactMap`]. It tells a client that the body is no [`RegionMap`].
 const COMPACT: &str = "application/vnd.blkswitch.compact+json";
-/// Bytes of text made at a time: a few milliseconds of work, a few writes to the socket.
+/// Bytes of text per piece: a few milliseconds of work, and a few writes to the socket.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// The first and last region of a range, checked.
+/// Checks a range of regions, and returns its first and last region.
 fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), Failure> {
     let last = map.geometry().nr_regions() - 1;
     let (from, to) = (from.unwrap_or(0), to.unwrap_or(last));
@@ -85,26 +85,26 @@ pub async fn runs(
     Ok(reply::text(content_type, in_pieces(text)))
 }
 
-/// A text that is made piece by piece.
+/// A text that is produced in pieces.
 trait Pieces: Send + 'static {
-    /// The next piece; empty when there is no more.
+    /// The next piece; empty at the end of the text.
     fn next_piece(&mut self) -> Vec<u8>;
 }
 
-/// A body of pieces, each made when the client has taken the one before.
+/// A body of pieces. Each is produced after the client has taken the one before.
 fn in_pieces(text: impl Pieces) -> Body {
     Body::from_stream(stream::unfold(text, |mut text| async {
         let made = blocking(move || {
             let piece = text.next_piece();
             (piece, text)
         });
-        // A piece that could not be made ends the body early; the client sees that it is cut.
+        // If a piece fails, the body ends early, and the client sees that it is incomplete.
         let (piece, text) = made.await.ok()?;
         (!piece.is_empty()).then(|| (Ok::<Bytes, Infallible>(Bytes::from(piece)), text))
     }))
 }
 
-/// The runs, in one of the forms.
+/// The text of the runs, in one of its forms.
 struct RunsText {
     switch: Switch,
     form: MapForm,
@@ -115,7 +115,7 @@ struct RunsText {
 }
 
 impl RunsText {
-    /// What stands before the runs. Writing to a `Vec` cannot fail, here and below.
+    /// Writes the text before the runs. Writing to a `Vec` cannot fail, here and below.
     fn head(&self, map: &IoMap, out: &mut Vec<u8>) {
         let geometry = map.geometry();
         let (from, to) = (self.from, self.to);
@@ -218,9 +218,9 @@ fn draw(device: &Device, query: PictureQuery) -> Result<MapPicture, Failure> {
     })
 }
 
-/// Runs to count cells of `cell` regions with. A stretch of round robin within one cell comes as
-/// one run for each path, with that path's share: for counting it is the same, and a map of a
-/// billion regions that was hardly changed need not be looked at region by region.
+/// The runs for counting cells of `cell` regions. A stretch of round robin within one cell becomes
+/// one run per path, with that path's share of the regions. The counts are the same, and a map of a
+/// billion regions with few changes is not read region by region.
 fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Run> + '_ {
     let paths = u64::from(map.geometry().num_paths());
     let mut next = from;
@@ -273,11 +273,11 @@ pub async fn export(
     Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
 }
 
-/// The map as a message.
+/// The text of the message that makes the map again.
 struct MessageText {
     device: Arc<Device>,
     switch: Switch,
-    /// Nothing when all is written.
+    /// `None` when everything is written.
     compact: Option<Compact>,
 }
 
@@ -287,8 +287,9 @@ impl Pieces for MessageText {
         let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else {
             return out;
         };
-        // No message changes the map while a piece is made. Without a messenger (the device was
-        // reloaded with another kind of table, or is gone) the table has no writers any more.
+        // Keeps messages from changing the map while a piece is written. If there is no messenger,
+        // the device was removed or has another kind of table, and nobody writes to this map any
+        // more.
         let _messenger = self.device.messenger(self.switch.start);
         if !compact.write(map, PIECE_BYTES, &mut out) {
             self.compact = None;

@@ -1,13 +1,12 @@
-//! `message`: words for a target, of any number, applied as they arrive.
+//! `message`: any number of words for a target, applied as they arrive.
 //!
-//! The runtime reads the body and hands it over in blocks to a thread that holds the device's
-//! message lock and applies them (`Devices::message`). A message that fits one block, as nearly all
-//! do, is complete before the lock is taken. A longer one holds the lock while the rest arrives, so
-//! each further block must be there within [`BLOCK_TIME`]: a client that stalls cannot keep others
-//! out.
+//! The runtime reads the body and passes it in blocks to a thread that holds the device's message
+//! lock and applies them (`Devices::message`). Nearly all messages fit one block and are complete
+//! before the lock is taken. A longer message holds the lock while the rest arrives. So each
+//! further block must arrive within [`BLOCK_TIME`]: a client that stalls cannot lock others out.
 //!
 //! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message
-//! by [`ATOMIC_MAX_BYTES`]. Whatever is refused, the rest of the body is read and dropped before the
+//! by [`ATOMIC_MAX_BYTES`]. After a refusal, the rest of the body is read and dropped before the
 //! answer, so the client always gets the reason.
 
 use std::sync::Arc;
@@ -30,21 +29,21 @@ use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
 const IOCTL: &str = "message";
-/// What is handed over at a time: large enough that handing over costs nothing beside parsing.
+/// Size of a block: large enough that passing it on costs nothing compared with parsing it.
 const BLOCK_BYTES: usize = 256 << 10;
-/// Blocks in the channel: the next is read while one is applied.
+/// Blocks in the channel: the next one is read while one is applied.
 const BLOCKS_AHEAD: usize = 2;
-/// A block must be full, or the message complete, after this long: 25 KiB/s is less than any client
-/// has that means it.
+/// Time limit for a block. It allows 25 KiB/s, and every client that does not stall is faster.
 const BLOCK_TIME: Duration = Duration::from_secs(10);
-/// Longest atomic message: it is kept until all of it was checked. Some ten million mappings.
+/// Longest atomic message, some ten million mappings. It is kept in memory until all of it is
+/// checked.
 const ATOMIC_MAX_BYTES: usize = 128 << 20;
 
-/// What the reading side hands over.
+/// Passed from the reading task to the applying thread.
 enum Piece {
     /// More of the text.
     Block(Vec<u8>),
-    /// There is no more. Without it the message was cut.
+    /// The message is complete. Without this it was cut off.
     End,
 }
 
@@ -102,7 +101,7 @@ pub async fn message(
     reply.map(|(reply, note)| (note_header(note), Json(reply)))
 }
 
-/// Reads the body and has it applied.
+/// Reads the body and applies it.
 async fn receive(
     app: &App,
     device: Arc<Device>,
@@ -138,8 +137,8 @@ async fn receive(
     }
     let (sent, applied) = tokio::join!(incoming.hand_over(sender), applied);
     Ok(match (sent, applied?) {
-        // The reason for a message that was refused is the refusal, whatever became of the rest of
-        // it.
+        // If the message was refused, that is the answer, whatever happened to the rest of the
+        // body.
         (Err(cut), Ok(_)) => Err(cut.into()),
         (_, applied) => applied,
     })
@@ -148,12 +147,13 @@ async fn receive(
 /// The body of a message.
 struct Incoming {
     body: Body,
-    /// What came with the last block and did not fit it.
+    /// Bytes of the last frame that did not fit the block.
     left: Option<Bytes>,
 }
 
 impl Incoming {
-    /// The first `most` bytes, leading blanks left out, and whether that is all.
+    /// Reads the first `most` bytes, without leading white space. The flag tells whether that is
+    /// everything.
     async fn head(&mut self, most: usize) -> Result<(Vec<u8>, bool), Cut> {
         loop {
             let (mut head, complete) = self.block(most).await?;
@@ -165,10 +165,10 @@ impl Incoming {
         }
     }
 
-    /// The next `most` bytes, fewer only at the end, and whether that was the end.
+    /// Reads up to `most` bytes, fewer only at the end. The flag tells whether the end was reached.
     async fn block(&mut self, most: usize) -> Result<(Vec<u8>, bool), Cut> {
         let mut block = Vec::new();
-        // The time begins anew with each [`BLOCK_BYTES`], also where a larger block is asked for.
+        // Each [`BLOCK_BYTES`] have their own time limit, also within a larger block.
         while block.len() < most {
             let part = (block.len() + BLOCK_BYTES).min(most);
             match timeout(BLOCK_TIME, self.fill(&mut block, part)).await {
@@ -181,7 +181,7 @@ impl Incoming {
         Ok((block, false))
     }
 
-    /// Fills a block up to `full` bytes; true at the end of the body.
+    /// Fills a block up to `full` bytes. Returns `true` at the end of the body.
     async fn fill(&mut self, block: &mut Vec<u8>, full: usize) -> Result<bool, Cut> {
         while block.len() < full {
             let mut data = match self.left.take() {
@@ -199,7 +199,7 @@ impl Incoming {
         Ok(false)
     }
 
-    /// Hands the rest over, block by block. Ends early when the other side wants no more.
+    /// Passes the rest on, block by block. Ends early if the receiver wants no more.
     async fn hand_over(&mut self, pieces: mpsc::Sender<Piece>) -> Result<(), Cut> {
         loop {
             let (block, end) = self.block(BLOCK_BYTES).await?;
@@ -207,14 +207,14 @@ impl Incoming {
                 return Ok(());
             }
             if end {
-                // A receiver that is gone has refused the message, which is its own answer.
+                // If the receiver is gone, it has refused the message and answers.
                 let _ = pieces.send(Piece::End).await;
                 return Ok(());
             }
         }
     }
 
-    /// Reads the rest and forgets it.
+    /// Reads the rest and drops it.
     async fn drain(&mut self) {
         while let Ok((_, false)) = self.block(BLOCK_BYTES).await {}
     }

@@ -1,4 +1,4 @@
-//! What the daemon is: `version`, `targets`.
+//! Describes the daemon itself: `version`, `targets`.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,4 @@
-//! `monitor`: what happens, as it happens, a JSON object per line.
+//! `monitor`: streams events as they happen, one JSON object per line.
 
 use std::convert::Infallible;
 
@@ -53,7 +53,7 @@ pub async fn monitor(
 }
 
 fn line(event: &MonitorEvent) -> Result<Bytes, Infallible> {
-    // An event is text and numbers: it can always be written.
+    // Writing it cannot fail, because an event has only text and numbers.
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
     Ok(Bytes::from(line))

@@ -1,4 +1,4 @@
-//! What is kept for the next daemon: list, forget.
+//! The devices that are kept for the next daemon: list, forget.
 
 use axum::Json;
 use axum::extract::State;

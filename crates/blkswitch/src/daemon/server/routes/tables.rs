@@ -120,17 +120,17 @@ pub async fn wipe(
     .map(done)
 }
 
-/// Done, and perhaps there is something to say of it.
+/// A successful answer, with a note if there is one.
 fn noted(note: Option<String>) -> (StatusCode, HeaderMap) {
     (StatusCode::NO_CONTENT, note_header(note))
 }
 
-/// Done, and there is nothing to say of it.
+/// A successful answer without a note.
 fn done((): ()) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// Does something to a device, and logs it. May block.
+/// Applies an operation to a device, and logs it. May block.
 fn on_device<T>(
     app: App,
     name: String,
