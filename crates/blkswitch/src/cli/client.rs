@@ -27,18 +27,18 @@ type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// Longest error reply. Kernel lines and a sentence are a thousandth of it.
 const ERROR_BODY_MAX_BYTES: usize = 1 << 20;
 
-/// A client of one daemon.
+/// A client of one daemon. It connects once per request.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     socket: PathBuf,
 }
 
-/// The reason why there is no proper reply.
+/// The reason why a request got no proper reply.
 #[derive(Debug)]
 pub(super) enum ClientError {
-    /// No daemon listens.
+    /// No daemon listens on the socket.
     Connect(PathBuf, io::Error),
-    /// The daemon refused.
+    /// The daemon refused the request.
     Refused(Box<ErrorBody>),
     /// The connection broke, or the reply broke the protocol: a sentence.
     Broken(String),
@@ -47,7 +47,7 @@ pub(super) enum ClientError {
 }
 
 impl ClientError {
-    /// Converts it to the failure of a verb whose device is `subject`.
+    /// Converts the error to the failure of a verb whose device is `subject`.
     pub(super) fn about(self, subject: Subject) -> Failure {
         match self {
             Self::Connect(socket, error) => Failure::NoDaemon(socket, error),
@@ -64,7 +64,7 @@ impl Client {
         Self { socket }
     }
 
-    /// `GET path`, as JSON.
+    /// Sends `GET path` and reads a JSON reply.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.json(Method::GET, path, Bytes::new()).await
     }
@@ -106,7 +106,7 @@ impl Client {
     {
         let response = self.request(Method::POST, path, "text/plain", body).await?;
         if let Some(note) = note(&response).filter(|_| !quiet) {
-            // Indented, as all that is added to dmsetup's own output.
+            // Indented like everything that is added to dmsetup's own output.
             eprintln!("  {note}");
         }
         self.decode(path, response).await
@@ -165,8 +165,8 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(path, &error))?;
-        // The request that waits for its reply gets the connection's errors, too, so they are not
-        // lost.
+        // The request that waits for its reply gets the connection's errors as well, so they are
+        // not lost.
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -198,7 +198,7 @@ impl Client {
         }
     }
 
-    /// Makes a sentence of an error and its sources, which hyper does not print together.
+    /// Builds a sentence from an error and its sources, which hyper does not print together.
     fn broken(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
         let mut text = format!("{}: no proper answer to {path}: {error}", self.socket.display());
         let mut cause = error.source();

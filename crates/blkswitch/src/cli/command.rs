@@ -14,7 +14,6 @@ use super::{
 };
 use crate::config::{DemoOptions, ServeOptions};
 
-/// The program's name.
 pub(super) const PROGRAM: &str = "blkswitch";
 
 /// Switch devices in user space: made and re-mapped with dmsetup's verbs, served over NBD.
@@ -57,8 +56,8 @@ pub(super) enum Verb {
     Udev(udev::Accepted),
 }
 
-/// Makes the verbs that ask the daemon of one line each: its name, its type, and the switches of
-/// dmsetup that its help shows, if it takes those.
+/// Defines the verbs that need the daemon, one line each: the name, the type, and the switches of
+/// dmsetup that the verb's help shows, if the verb takes those.
 macro_rules! client_verbs {
     ($($(#[$attribute:meta])* $name:literal $verb:ident($type:ty) $(shows $shown:expr)?;)*) => {
         /// The verbs that ask the daemon.
@@ -75,7 +74,7 @@ macro_rules! client_verbs {
             }
         }
 
-        /// The switches of dmsetup that the help of each verb shows.
+        /// For each verb, the switches of dmsetup that its help shows.
         pub(super) const SHOWN_SWITCHES: &[(&str, &[&str])] =
             &[$($(($name, $shown),)?)* ("help", help::SHOWN)];
     };

@@ -1,10 +1,10 @@
-//! `__complete`: the words that a shell offers for the one under the cursor. The scripts of
-//! `completions` run it at every press of the key.
+//! `__complete`: offers words for the word under the cursor. The completion scripts of
+//! `completions` run it at every press of the completion key.
 //!
-//! Contract: prints a candidate a line, a tab and a description behind it. The lines [`FILES`] and
-//! [`FOLDERS`] ask the shell for paths instead. It offers only what the verb would accept: devices
-//! that the verb can do something with, messages that the target knows. A daemon that does not
-//! answer within [`PATIENCE`] has no devices: a key must not hang.
+//! Contract: prints one candidate per line, with a tab and a description after it. The lines
+//! [`FILES`] and [`FOLDERS`] ask the shell for paths instead. It offers only words that the verb
+//! accepts: devices that the verb can use, and messages that the target knows. If the daemon does
+//! not answer within [`PATIENCE`], there are no devices: the key must not hang.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,11 +19,11 @@ use super::failure::Failure;
 use super::names::unmangle;
 use crate::protocol::{Device, Segment};
 
-/// Asks the shell for files.
+/// Tells the shell to complete file names.
 const FILES: &str = ":files";
-/// Asks the shell for folders.
+/// Tells the shell to complete folder names.
 const FOLDERS: &str = ":folders";
-/// Longest wait for the daemon.
+/// How long to wait for the daemon.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The messages of a multipath.
 const MULTIPATH_MESSAGES: [&str; 7] = [
@@ -49,13 +49,13 @@ pub(super) struct Complete {
 /// A word to offer and a description.
 type Candidate = (String, String);
 
-/// What is offered for an operand of a verb.
+/// The kind of words that are offered for an operand of a verb.
 #[derive(Debug, Clone, Copy)]
 enum Operand {
     Nothing,
     Files,
     Folders,
-    /// The devices that this is true of.
+    /// The devices for which this returns `true`.
     Devices(fn(&Device) -> bool),
     /// The first sectors of the segments that take messages.
     Sector,
@@ -69,7 +69,7 @@ struct Line<'a> {
     command: &'a Command,
     verbs: Vec<&'a str>,
     operands: Vec<&'a str>,
-    /// The switch whose value is under the cursor.
+    /// The switch that takes the word under the cursor as its value.
     pending: Option<&'a Arg>,
     socket: Option<&'a str>,
 }
@@ -152,7 +152,8 @@ fn messages(target: &str) -> &'static [&'static str] {
     }
 }
 
-/// The switch that a word like `--queues` or `-vo` names; a value behind `=` is the switch's own.
+/// The switch that a word like `--queues` or `-vo` names. After `=`, the word contains the value
+/// itself.
 fn switch<'a>(command: &'a Command, word: &str) -> Option<&'a Arg> {
     let mut args = command.get_arguments();
     match word.strip_prefix("--") {
@@ -164,7 +165,8 @@ fn switch<'a>(command: &'a Command, word: &str) -> Option<&'a Arg> {
 }
 
 impl Complete {
-    /// Runs the verb; `named` is the socket of the command line's own switch or of the environment.
+    /// Runs the verb. `named` is the socket from the switch of the command line or from the
+    /// environment.
     pub(super) fn run(
         self,
         named: Option<PathBuf>,
@@ -230,13 +232,13 @@ fn offered(line: &Line<'_>, current: &str, socket: Option<PathBuf>) -> Vec<Candi
     }
 }
 
-/// The device of the first operand.
+/// The device that the first operand names.
 fn named(line: &Line<'_>, socket: Option<PathBuf>) -> Option<Device> {
     let name = line.operands.first()?;
     devices(socket).into_iter().find(|device| unmangle(&device.name) == **name)
 }
 
-/// A few words about a device: its targets.
+/// A short description of a device: its targets.
 fn described(device: &Device) -> String {
     let mut targets: Vec<&str> = segments(device).map(|one| one.target.as_str()).collect();
     targets.dedup();
@@ -260,7 +262,7 @@ fn about(text: Option<&clap::builder::StyledStr>) -> String {
         .unwrap_or_default()
 }
 
-/// What may be the value of a switch.
+/// The values that a switch accepts.
 fn values(arg: &Arg, devices: impl FnOnce() -> Vec<Device>) -> Vec<Candidate> {
     let plain = |word: &str| (word.to_owned(), String::new());
     match arg.get_id().as_str() {
@@ -284,7 +286,7 @@ fn possible(arg: &Arg) -> Vec<Candidate> {
     values.map(|value| (value.get_name().to_owned(), about(value.get_help()))).collect()
 }
 
-/// The daemon's devices; none if it does not answer in time.
+/// The daemon's devices; empty if it does not answer in time.
 fn devices(socket: Option<PathBuf>) -> Vec<Device> {
     let Ok(socket) = socket.map_or_else(super::folder::of_client, Ok) else { return Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -1,5 +1,6 @@
-//! `completions`: prints a shell's completion script. The scripts of bash, zsh and fish ask
-//! [`super::complete`] at every press of the key; those of other shells list verbs and switches.
+//! `completions`: prints a shell's completion script. The scripts of bash, zsh and fish run
+//! [`super::complete`] at every press of the key. The scripts of other shells list verbs and
+//! switches.
 
 use std::io::Write;
 
@@ -16,7 +17,8 @@ pub(super) struct Completions {
     pub shell: Shell,
 }
 
-/// bash cuts words at `:` and `=`, and puts in only what stands behind the last cut.
+/// The script for bash. Bash splits words at `:` and `=`, and inserts only the text after the last
+/// split.
 const BASH: &str = r#"_blkswitch() {
     local line word words cur=${COMP_WORDS[COMP_CWORD]} head=${COMP_LINE:0:COMP_POINT}
     read -r -a words <<< "$head"
@@ -84,9 +86,9 @@ impl Completions {
     }
 }
 
-/// A script that knows verbs and switches only, also those that do nothing.
+/// A script that knows only verbs and switches, also those without effect.
 fn fixed(shell: Shell) -> Vec<u8> {
-    // clap_complete panics if it cannot write, so it writes to memory first.
+    // clap_complete panics if it cannot write, and writing to memory cannot fail.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command::command(), command::PROGRAM, &mut script);
     script

@@ -1,7 +1,7 @@
 //! The context of a verb: the daemon, standard output, and look-ups of devices.
 //!
 //! Contract: a verb prints through [`Context::print`] only. So all output is buffered, and one
-//! place handles a closed pipe. It lives on the thread of `main`.
+//! place handles a closed pipe. A context stays on the thread of `main`.
 
 use std::io::{BufWriter, Stdout, Write};
 
@@ -16,7 +16,7 @@ use super::options::Options;
 use crate::nearest::did_you_mean;
 use crate::protocol::{Device, DeviceList, Errno, device_path, route};
 
-/// The context of a verb.
+/// The daemon and the output of one verb.
 pub(super) struct Context {
     pub client: Client,
     out: BufWriter<Stdout>,
@@ -32,13 +32,13 @@ impl Context {
         Ok(self.out.write_all(text.as_bytes())?)
     }
 
-    /// Prints a value as JSON with a newline.
+    /// Prints a value as JSON, with a newline.
     pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         serde_json::to_writer_pretty(&mut self.out, value).map_err(std::io::Error::from)?;
         self.print("\n")
     }
 
-    /// Writes everything printed so far to standard output.
+    /// Flushes the output buffer to standard output.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         Ok(self.out.flush()?)
     }
@@ -92,7 +92,7 @@ impl Context {
         self.client.get(path).await.map_err(|error| error.about(Subject::default()))
     }
 
-    /// The name of the device that `selector` means.
+    /// The name of the device that `selector` names.
     pub(super) async fn name_of(
         &self,
         selector: &Selector,
@@ -138,7 +138,7 @@ impl Context {
     }
 }
 
-/// Says that there is no such device, and what may have been meant.
+/// Describes a missing device, and suggests similar names.
 fn missing(devices: &[Device], selector: &Selector) -> String {
     let names = devices.iter().map(|device| device.name.as_str());
     let uuids = devices.iter().map(|device| device.uuid.as_str());

@@ -72,7 +72,7 @@ impl Create {
         Ok(())
     }
 
-    /// The requests for the devices that the command line describes.
+    /// Builds the requests for the devices that the command line describes.
     fn requests(&self) -> Result<Vec<CreateDevice>, Failure> {
         if self.options.concise {
             return self.concise_requests();

@@ -14,8 +14,8 @@ pub(super) struct Devices {
     pub all: Vec<Device>,
     /// Indices in `all` of the chosen devices, in the order of the command line.
     pub chosen: Vec<usize>,
-    /// Whether lines begin with the device's name. They do not if the user named exactly one
-    /// device.
+    /// Whether each line begins with the name of its device. It does not if the user named exactly
+    /// one device.
     pub prefixed: bool,
 }
 
@@ -46,12 +46,12 @@ impl Devices {
         Ok(Self { chosen, prefixed: named.len() != 1, all })
     }
 
-    /// The chosen devices.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.chosen.iter().filter_map(|&index| self.all.get(index))
     }
 
-    /// Keeps devices with a segment of `--target`'s type in the chosen table.
+    /// Keeps the devices that have a segment of `--target`'s type in the table that `--inactive`
+    /// chooses.
     pub(super) fn retain_target(&mut self, options: &Options) {
         let Some(target) = options.target.as_deref() else { return };
         let has_segment = |device: &Device| {
@@ -63,7 +63,7 @@ impl Devices {
     }
 
     /// Prints the text for an empty list or, with `--json`, the devices as in the protocol. Returns
-    /// whether nothing else is to be printed.
+    /// `true` if nothing else must be printed.
     pub(super) fn printed(
         &self,
         options: &Options,

@@ -1,8 +1,9 @@
 //! Failures of verbs, and dmsetup's text for them.
 //!
-//! Contract: dmsetup's own lines come out byte for byte. Additional lines stand between them,
-//! indented by two spaces. So the first line names the failure, the last one is `Command failed.`,
-//! and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1, as in dmsetup.
+//! Contract: dmsetup's own lines come out byte for byte. Additional lines are indented by two
+//! spaces and come between them. So the first line names the failure, the last one is `Command
+//! failed.`, and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1, as in
+//! dmsetup.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +17,7 @@ use crate::protocol::{Errno, ErrorBody};
 /// The failure of a verb.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// A sentence.
+    /// Any other failure, as a sentence.
     Message(String),
     /// The daemon refused a request, where dmsetup has a failed ioctl.
     Refused(Box<Refusal>),
@@ -58,11 +59,11 @@ pub(super) struct Refusal {
 /// The words between `ioctl on` and `failed`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Subject {
-    /// The name, if the user gave one.
+    /// The name; empty if the user gave none.
     pub name: String,
-    /// The uuid, if the user gave one.
+    /// The UUID; empty if the user gave none.
     pub uuid: String,
-    /// The number, if the user gave one.
+    /// The number; `None` if the user gave none.
     pub devno: Option<[u32; 2]>,
 }
 
@@ -76,7 +77,7 @@ impl Failure {
         self.text(|_| String::new())
     }
 
-    /// A sentence.
+    /// A failure without an ioctl.
     pub(super) fn message(text: impl Into<String>) -> Self {
         Self::Message(text.into())
     }
@@ -88,7 +89,7 @@ impl Failure {
         Self::Refused(Box::new(Refusal { body, subject }))
     }
 
-    /// The errno, if the failure is about a device.
+    /// The errno of a refusal; `None` for other failures.
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused(refusal) => Some(refusal.body.errno),
@@ -138,7 +139,7 @@ impl Failure {
     }
 }
 
-/// What to do about a socket that cannot be connected to.
+/// Advice for a socket that cannot be connected to.
 fn no_connection(socket: &Path, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::PermissionDenied {
         return "  No daemon answers there. Start it with: blkswitch serve\n  (or name its socket \
@@ -165,8 +166,8 @@ impl Refusal {
     fn text(&self) -> String {
         let ErrorBody { errno, ioctl, kernel, reason, device } = &self.body;
         let Subject { name, uuid, devno } = &self.subject;
-        // libdm's reload and resume inside a create know the device's number, but no longer its
-        // uuid.
+        // Libdm's reload and resume inside a create know the number of the device, but no longer
+        // its UUID.
         let uuid = if device.is_some() { "" } else { uuid };
         let number = device
             .or(*devno)

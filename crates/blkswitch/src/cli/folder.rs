@@ -1,11 +1,12 @@
-//! The default place of the daemon's control socket.
+//! The default path of the daemon's control socket.
 //!
-//! Root's is in `/run/blkswitch`. A user's is in `$XDG_RUNTIME_DIR/blkswitch`, or, where there is
-//! no such folder (`su`, cron, containers), in `/tmp/blkswitch-UID`.
+//! The socket of root is in `/run/blkswitch`. The socket of another user is in
+//! `$XDG_RUNTIME_DIR/blkswitch`. Without such a folder (`su`, cron, containers) it is in
+//! `/tmp/blkswitch-UID`.
 //!
-//! Contract: everybody may write to `/tmp`, so a folder there is used only if it is this user's
-//! own, has mode 0700, and is not a symbolic link. The folder's parent has the sticky bit, so
-//! nobody else can replace a folder that passed.
+//! Contract: everybody may write to `/tmp`, so a folder there is used only if it belongs to this
+//! user, has mode 0700, and is not a symbolic link. `/tmp` has the sticky bit, so nobody else can
+//! replace a folder that passed the check.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ const SOCKET: &str = "control.sock";
 /// Mode of a folder below `/tmp`: only the owner may use it.
 const PRIVATE: u32 = 0o700;
 
-/// The control socket that a daemon makes; it makes the folder below `/tmp` if it needs it.
+/// The control socket for a daemon. If it is in the folder below `/tmp`, that folder is created.
 pub(super) fn of_daemon() -> Result<PathBuf, Failure> {
     let places = Places::of_this_process()?;
     let folder = places.first();
@@ -31,8 +32,8 @@ pub(super) fn of_daemon() -> Result<PathBuf, Failure> {
     Ok(folder.join(SOCKET))
 }
 
-/// The control socket that a client asks: of the first folder that has one. So a client without a
-/// runtime folder finds a daemon that was started with one, and the other way round.
+/// The control socket for a client, in the first folder that has one. So a client without a runtime
+/// folder finds a daemon that was started with one, and vice versa.
 pub(super) fn of_client() -> Result<PathBuf, Failure> {
     let places = Places::of_this_process()?;
     let first = places.first();
@@ -48,9 +49,9 @@ pub(super) fn of_client() -> Result<PathBuf, Failure> {
 /// The folders that may hold the sockets of a user.
 struct Places {
     user: u32,
-    /// `None` where the user has no runtime folder.
+    /// `None` if the user has no runtime folder.
     runtime: Option<PathBuf>,
-    /// Below `/tmp`; root's only folder.
+    /// The folder below `/tmp`; for root, its only folder.
     fallback: PathBuf,
 }
 
@@ -59,8 +60,8 @@ impl Places {
         let user = fs::metadata("/proc/self")
             .map_err(|error| Failure::Message(format!("cannot look at /proc/self: {error}")))?
             .uid();
-        // A runtime folder goes away when its user's last session ends, and `su` without a login
-        // passes on the folder of another user: neither can be used.
+        // The runtime folder may be unusable: it disappears when its user's last session ends, and
+        // `su` without a login passes on the folder of another user.
         let usable = |folder: &PathBuf| {
             fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == user)
         };
@@ -84,7 +85,7 @@ impl Places {
     }
 }
 
-/// Makes the folder unless it is there, and checks it either way.
+/// Creates the folder unless it exists, and checks it either way.
 fn make(folder: &Path, user: u32) -> Result<(), String> {
     match DirBuilder::new().mode(PRIVATE).create(folder) {
         Ok(()) => {}
@@ -96,9 +97,9 @@ fn make(folder: &Path, user: u32) -> Result<(), String> {
     check(folder, user)
 }
 
-/// Refuses a folder that another user could have made.
+/// Refuses a folder that another user may have created.
 fn check(folder: &Path, user: u32) -> Result<(), String> {
-    // Root's folder is below /run, where only root may write.
+    // The folder of root is below `/run`, where only root may write.
     if user == 0 {
         return Ok(());
     }
@@ -143,7 +144,7 @@ mod tests {
     fn a_folder_that_another_user_can_change_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let user = dir.path().metadata().unwrap().uid();
-        // Root's folder is not checked, so as root this test uses another user.
+        // The folder of root is not checked, so as root this test uses another user.
         let (own, other) = (user.max(1), user.max(1) + 1);
         let folder = dir.path().join("sockets");
         make(&folder, 0).unwrap();

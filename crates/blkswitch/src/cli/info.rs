@@ -52,7 +52,7 @@ impl Info {
     }
 }
 
-/// `--noheadings` alone means colons, as in dmsetup.
+/// The style of `info -c`. `--noheadings` without a separator means colons, as in dmsetup.
 fn style(options: &Options) -> Style {
     Style {
         columns: options.fields.clone(),

@@ -25,7 +25,7 @@ pub(super) struct LeafSwitches {
 }
 
 impl LeafSwitches {
-    /// Converts them to the protocol's type.
+    /// Converts the switches to the protocol's type.
     pub(super) fn options(self) -> LeafOptions {
         let cache = match (self.direct, self.buffered) {
             (true, _) => LeafCache::Direct,

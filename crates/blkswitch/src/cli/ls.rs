@@ -72,7 +72,7 @@ fn print_matching(
     Ok(())
 }
 
-/// Whether the locale is UTF-8, by the three variables that decide it, the strongest first.
+/// Returns whether the locale is UTF-8. The first of the three variables that is set decides.
 fn utf8_locale() -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| env::var(name).ok());
     let locale = set.into_iter().find(|value| !value.is_empty()).unwrap_or_default().to_uppercase();

@@ -71,7 +71,7 @@ The last two put regions 0 to 255 on path 2.";
 
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
-/// The word that stands for standard input.
+/// The word that means standard input.
 const STDIN: &str = "-";
 
 impl Message {
@@ -87,7 +87,7 @@ impl Message {
             [] => return Err(Failure::WrongNumberOfArguments("message")),
         };
         if words.is_empty() {
-            // dmsetup prints this and still asks the kernel, which refuses.
+            // dmsetup prints this as well, and still asks the kernel, which refuses.
             eprintln!("No message supplied.");
         }
         let reply = self.send(&selector, sector, words, context).await?;
@@ -133,7 +133,7 @@ impl Message {
     }
 }
 
-/// The words as they are, whatever bytes they have, with spaces between them.
+/// Joins the words with spaces. Their bytes need not be UTF-8.
 fn joined(words: &[OsString]) -> Vec<u8> {
     words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ')
 }

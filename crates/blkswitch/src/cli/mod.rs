@@ -1,10 +1,10 @@
-//! The command line: its definition, a file per verb, and their common code.
+//! The command line: its definition, one file per verb, and their common code.
 //!
-//! [`run`] reads the words, runs the verb and returns the exit status. Output and failures of a
-//! verb are dmsetup's wherever dmsetup has the verb (docs/dmsetup.md). A new verb needs a file
-//! here, and its line in `command.rs`.
+//! [`run`] parses the words, runs the verb and returns the exit status. If dmsetup has the verb,
+//! its output and failures are dmsetup's (docs/dmsetup.md). A new verb needs a file here, and a
+//! line in `command.rs`.
 //!
-//! Contract: exit status 0, or 1 for every failure; nothing panics on what a user types.
+//! Contract: the exit status is 0, or 1 for every failure; no input of a user makes it panic.
 
 mod client;
 mod command;
@@ -63,12 +63,12 @@ use self::failure::Failure;
 use self::options::options_behind_verb;
 use crate::config::ServeOptions;
 
-/// Runs a command line; for `main`.
+/// Runs a command line, and returns the exit status for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = options_behind_verb(args);
     let as_json = args.iter().take_while(|word| *word != "--").any(is_json);
-    // Words of a message are bytes. Elsewhere a byte that is no UTF-8 can only be in a name, where
-    // libdm writes it so, or in a path that no table can have.
+    // The words of a message are bytes. In other verbs, bytes that are not UTF-8 can only be in a
+    // name, which libdm writes in this form, or in a path that no table can have.
     if !args.iter().any(|word| word == "message") {
         args = args.iter().map(|word| names::escape_bytes(word).into()).collect();
     }
@@ -89,7 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Whether a word is `--json`, which may be abbreviated.
+/// Returns whether a word is `--json` or an abbreviation of it.
 fn is_json(word: &OsString) -> bool {
     word.to_str().is_some_and(|word| word.len() > "--".len() && "--json".starts_with(word))
 }
@@ -128,12 +128,12 @@ fn exit_serve(named: Option<PathBuf>, options: ServeOptions) -> ExitCode {
     }
 }
 
-/// Runs a verb of the client on a runtime of its own.
+/// Runs a verb that needs the daemon, on a runtime of its own.
 fn run_client(verb: ClientVerb, socket: PathBuf) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut context = Context::new(Client::new(socket));
     let done = runtime.block_on(verb.run(&mut context));
-    // The output before a failure must appear, and before the failure's text.
+    // The output before a failure must appear, and must appear before the failure's text.
     let flushed = context.flush();
     // A thread that still reads standard input must not delay the end.
     runtime.shutdown_background();
@@ -180,7 +180,7 @@ mod tests {
         command().try_get_matches_from(&args).is_ok()
     }
 
-    /// Parses every recorded command, without the shell's part.
+    /// Parses every recorded command, apart from the parts that the shell handles.
     #[test]
     fn what_dmsetup_takes_is_taken() {
         for line in [
@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Each verb, and each verb of a verb, with its words.
+    /// Calls `look` for each verb, and each verb of a verb, with its words.
     fn visit(command: &Command, name: &str, look: &mut dyn FnMut(&str, &Command)) {
         look(name, command);
         for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Once a switch of dmsetup's hid all switches that a verb had of its own.
+    /// Regression: a switch of dmsetup once hid all switches that a verb had of its own.
     #[test]
     fn a_verb_shows_every_switch_that_it_accepts() {
         let mut command = command();
@@ -247,8 +247,8 @@ mod tests {
         });
     }
 
-    /// A switch of dmsetup's that a verb's source uses stands among the verb's options, with its
-    /// sentence, and not among those that do nothing.
+    /// If the source of a verb uses a switch of dmsetup, the verb's help must explain that switch,
+    /// and not list it among those without effect.
     #[test]
     fn a_verb_explains_every_switch_that_it_uses() {
         let mut command = command();
@@ -267,7 +267,7 @@ mod tests {
             }
             for arg in command.get_arguments().filter(|arg| arg.is_hide_set()) {
                 let id = arg.get_id().as_str();
-                // Those refuse what they are given.
+                // These verbs use the switch only to refuse it.
                 let refuses = [("load", "notable"), ("create", "inactive"), ("attach", "force")];
                 let is_used = source.contains(&format!("options.{id}"));
                 assert!(!is_used || refuses.contains(&(*verb, id)), "{verb} uses {id}, hidden");

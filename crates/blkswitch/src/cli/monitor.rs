@@ -1,4 +1,4 @@
-//! `monitor`: what happens to devices, as it happens.
+//! `monitor`: shows events of devices as they happen.
 
 use clap::Args;
 
@@ -21,11 +21,9 @@ pub(super) struct Monitor {
     options: Options,
 }
 
-/// The switches that its help shows.
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
 impl Monitor {
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         let all = self.devices.is_empty() && !super::names::named_by_switch(&self.options);
         let selectors =
@@ -47,7 +45,7 @@ impl Monitor {
     }
 }
 
-/// A line for people. Nothing for what is no event.
+/// Formats an event for people; `None` if the line is not an event.
 fn text(line: &str) -> Option<String> {
     let event: MonitorEvent = serde_json::from_str(line).ok()?;
     let mut text = format!("[{}.{:03}] ", event.time_ms / 1000, event.time_ms % 1000);

@@ -1,7 +1,7 @@
-//! Names of devices on the command line: name, path, uuid or number, and libdm's escaping of names.
+//! Names of devices on the command line: name, path, UUID or number, and libdm's escaping of names.
 //!
-//! Contract: pure. Names are returned in their stored form (`\xNN` for characters that the kernel's
-//! names should not contain).
+//! Contract: pure. Names are returned in their stored form, with `\xNN` for characters that the
+//! kernel's names should not contain.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use super::options::{Mangling, Options};
 /// Folders of device nodes. A name may have either as its prefix.
 pub(super) const DEVICE_FOLDERS: [&str; 2] = ["/dev/blkswitch/", "/dev/mapper/"];
 
-/// A device as the user names it.
+/// A device, in the way that the user named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Selector {
     /// By name, in the stored form.
@@ -32,7 +32,7 @@ impl Selector {
         }
     }
 
-    /// As [`Selector::of`], but `None` if no device is named, which means all.
+    /// As [`Selector::of`], but `None` if no device is named. Verbs take that for all devices.
     pub(super) fn optional(name: Option<&str>, options: &Options) -> Result<Option<Self>, Failure> {
         if let Some(name) = name {
             return Ok(Some(Self::Name(stored_name(name, options.manglename)?)));
@@ -43,7 +43,7 @@ impl Selector {
         Ok(options.major.zip(options.minor).map(|(major, minor)| Self::Number([major, minor])))
     }
 
-    /// All named devices, at least one.
+    /// All devices that are named, at least one.
     pub(super) fn list(names: &[String], options: &Options) -> Result<Vec<Self>, Failure> {
         if names.is_empty() {
             return Ok(vec![Self::of(None, options)?]);
@@ -51,7 +51,7 @@ impl Selector {
         names.iter().map(|name| Self::of(Some(name), options)).collect()
     }
 
-    /// The device's part of an error line.
+    /// The part of an error line that names the device.
     pub(super) fn subject(&self) -> Subject {
         match self.clone() {
             Self::Name(name) => Subject { name, ..Subject::default() },
@@ -61,12 +61,12 @@ impl Selector {
     }
 }
 
-/// Whether `-u` or `-j -m` name the device, so that the first positional argument does not.
+/// Returns whether `-u` or `-j -m` name the device, so that the first positional argument does not.
 pub(super) fn named_by_switch(options: &Options) -> bool {
     options.uuid.is_some() || options.major.is_some()
 }
 
-/// The stored form of a name or of a path to it.
+/// The stored form of a name, or of a path to its node.
 pub(super) fn stored_name(name: &str, mode: Mangling) -> Result<String, Failure> {
     let bare = DEVICE_FOLDERS.iter().find_map(|folder| name.strip_prefix(folder)).unwrap_or(name);
     if bare.is_empty() || bare.contains('/') {
@@ -86,8 +86,8 @@ pub(super) fn stored_new_name(name: &str, mode: Mangling) -> Result<String, Fail
     mangle("name", name, mode)
 }
 
-/// Writes every character outside the list as `\xNN`. The mode `auto` does not change a text that
-/// already contains `\xNN`, and refuses one that has both, as libdm does.
+/// Writes every character outside libdm's list as `\xNN`. Like libdm, the mode `auto` leaves a text
+/// that already contains `\xNN`, and refuses a text that has both.
 pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, Failure> {
     if mode == Mangling::None {
         return Ok(text.to_owned());
@@ -119,7 +119,7 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
     Ok(out)
 }
 
-/// A word with the bytes that are no UTF-8 written as libdm writes them.
+/// The word as text. Bytes that are not UTF-8 are written as libdm writes them.
 pub(super) fn escape_bytes(word: &OsStr) -> String {
     let mut out = String::new();
     for chunk in word.as_bytes().utf8_chunks() {
@@ -129,7 +129,7 @@ pub(super) fn escape_bytes(word: &OsStr) -> String {
     out
 }
 
-/// The text of a stored form.
+/// Decodes a stored form.
 pub(super) fn unmangle(stored: &str) -> String {
     let bytes = stored.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());

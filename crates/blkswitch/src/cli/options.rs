@@ -1,8 +1,8 @@
-//! dmsetup's switches: one set for all verbs, anywhere on the line, as in dmsetup.
+//! dmsetup's switches: one set for all verbs.
 //!
-//! Contract: every verb of dmsetup accepts every switch, used or not, anywhere on the line
-//! ([`options_behind_verb`]). A verb's help shows the switches that it uses, and lists the others
-//! in its last line ([`shown`]). Pure.
+//! Contract: like dmsetup, every verb accepts every switch anywhere on the line, used or not
+//! ([`options_behind_verb`]). A verb's help shows the switches that it uses, and its last line
+//! lists the others ([`shown`]). Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -177,8 +177,8 @@ pub(super) struct WithoutEffect {
     pub unbuffered: bool,
 }
 
-/// Hides in the help of a verb those of dmsetup's switches that it does not use; the text behind
-/// the help lists them. The verb's own switches stay shown.
+/// Hides dmsetup's switches that the verb does not use in its help; the text after the help lists
+/// them. The verb's own switches stay visible.
 pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     let dmsetup = Options::augment_args(Command::new("switches"));
     let is_hidden = |arg: &Arg| {
@@ -198,7 +198,7 @@ pub(super) fn shown(command: Command, ids: &[&str]) -> Command {
     command.after_long_help(text)
 }
 
-/// How a switch is written: `-y/--yes`.
+/// The spelling of a switch in a text: `-y/--yes`.
 fn spelling(arg: &Arg) -> String {
     match (arg.get_short(), arg.get_long()) {
         (Some(short), Some(long)) => format!("-{short}/--{long}"),
@@ -207,9 +207,9 @@ fn spelling(arg: &Arg) -> String {
     }
 }
 
-/// Moves switches from before the verb to behind it: `-v --target switch status` becomes `status -v
-/// --target switch`. dmsetup takes switches anywhere, but clap takes a verb's switches only behind
-/// it.
+/// Moves switches from before the verb to after it: `-v --target switch status` becomes `status -v
+/// --target switch`. dmsetup accepts switches anywhere, but clap accepts a verb's switches only
+/// after the verb.
 pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let switches = leading_switches();
@@ -226,7 +226,7 @@ pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> V
     args
 }
 
-/// Number of words of the switch `text`, itself included; `None` if it is not a switch.
+/// Number of words that the switch `text` and its value occupy; `None` if it is not a switch.
 fn switch_words(text: &str, switches: &Command) -> Option<usize> {
     let takes_value =
         |found: Option<&Arg>| found.is_some_and(|arg| arg.get_action().takes_values());
@@ -249,7 +249,7 @@ fn switch_words(text: &str, switches: &Command) -> Option<usize> {
     })
 }
 
-/// The switches that may stand before the verb.
+/// The switches that are allowed before the verb.
 fn leading_switches() -> Command {
     SocketOption::augment_args(Options::augment_args(Command::new("switches")))
 }

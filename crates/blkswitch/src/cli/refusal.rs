@@ -1,7 +1,7 @@
-//! A command line that clap refuses, in dmsetup's words where dmsetup has some.
+//! The texts for command lines that clap refuses. They are dmsetup's where dmsetup has one.
 //!
-//! Contract: dmsetup's own lines come out byte for byte; the lines added to them are indented by
-//! two spaces, quote what was typed and say what is allowed.
+//! Contract: dmsetup's own lines come out byte for byte. Additional lines are indented by two
+//! spaces, quote the input, and say what is allowed.
 
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
@@ -23,7 +23,7 @@ fn refusal(error: &Error) -> String {
         ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
             wrong_number(error, "")
         }
-        // The usage line shows the words that are missing, but not the switches.
+        // The usage line shows missing words, but no missing switches.
         ErrorKind::MissingRequiredArgument => {
             let switches = invalid.iter().filter(|word| word.starts_with('-'));
             let why: String = switches.map(|word| format!("  missing: {word}\n")).collect();
@@ -36,7 +36,7 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// The texts of a part of an error.
+/// The words in one part of a clap error.
 fn words(error: &Error, kind: ContextKind) -> Vec<String> {
     match error.get(kind) {
         Some(ContextValue::String(word)) => vec![word.clone()],
@@ -48,7 +48,8 @@ fn words(error: &Error, kind: ContextKind) -> Vec<String> {
 fn unknown_verb(error: &Error) -> String {
     let word = words(error, ContextKind::InvalidSubcommand).join(" ");
     let usage_line = usage_of(error).unwrap_or_else(|| format!("Usage: {PROGRAM} <COMMAND>\n"));
-    // The usage line names the verb whose verb is unknown: `Usage: blkswitch map [OPTIONS] ...`.
+    // The usage line names the verb that has the unknown sub-verb: `Usage: blkswitch map [OPTIONS]
+    // ...`.
     let mut root = command();
     root.build();
     let path = usage_line.split_whitespace().skip(2);

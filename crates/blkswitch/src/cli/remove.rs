@@ -1,4 +1,4 @@
-//! `remove`: removes devices.
+//! `remove`: removes devices. With `--retry`, it tries again while a device is open.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ pub(super) struct Remove {
 
 pub(super) const SHOWN: &[&str] = &["force", "deferred", "retry", "uuid", "major", "minor"];
 
-/// Number of tries with --retry, as in libdm.
+/// Number of attempts with `--retry`, as in libdm.
 const RETRIES: u32 = 25;
-/// Pause between two tries: five seconds in all.
+/// Pause between two attempts. All attempts take five seconds.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl Remove {

@@ -1,4 +1,4 @@
-//! `remove_all`: removes every device that is not open. With `--force`, the I/O of the others
+//! `remove_all`: removes every device that is not open. With `--force`, the I/O of open devices
 //! fails.
 
 use clap::Args;

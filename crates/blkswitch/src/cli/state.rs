@@ -1,4 +1,4 @@
-//! `state`: what is kept for the next daemon.
+//! `state`: shows, checks and forgets the devices that are kept for the next daemon.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::options::Options;
 use crate::daemon::state::check;
 use crate::protocol::{KeptList, device_path, route};
 
-/// Where the service keeps devices.
+/// The state folder of the packaged service.
 const FOLDER: &str = "/var/lib/blkswitch";
 
 /// Show, verify and forget what is kept for the next daemon
@@ -62,7 +62,7 @@ pub(super) struct Check {
 }
 
 impl State {
-    /// What needs no daemon.
+    /// The verb to run without a daemon, if this is one.
     pub(super) fn offline(&self) -> Option<&Check> {
         match &self.verb {
             StateVerb::Check(check) => Some(check),
@@ -70,7 +70,6 @@ impl State {
         }
     }
 
-    /// Runs the verb.
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
         match self.verb {
             StateVerb::Ls(verb) => verb.run(context).await,
@@ -111,7 +110,6 @@ impl Forget {
 }
 
 impl Check {
-    /// Runs the verb.
     pub(super) fn run(&self, mut out: impl Write) -> Result<(), Failure> {
         let folder = self.folder.display();
         let report = check(&self.folder)

@@ -27,7 +27,7 @@ pub(super) struct Stats {
 
 pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
 
-/// Headings, in the order of a [`row`].
+/// Headings of the table, in the order of the cells of a [`row`].
 const HEADINGS: [&str; 12] = [
     "",
     "reads",
@@ -42,9 +42,9 @@ const HEADINGS: [&str; 12] = [
     "read p50/p99/max",
     "write p50/p99/max",
 ];
-/// The column of parts of discards that did nothing. It is shown where there were any.
+/// The column for parts of discards that did nothing. It is shown only if there are any.
 const IGNORED: usize = 7;
-/// Columns before the numbers of a paragraph.
+/// Indentation of the numbers in a paragraph.
 const INDENT: usize = 4;
 
 /// The JSON output for several devices.
@@ -68,7 +68,7 @@ impl Stats {
             for device in context.devices().await? {
                 let name = device.name;
                 match fetch(context, &name, &Selector::Name(name.clone())).await {
-                    // It was removed meanwhile.
+                    // The device was removed meanwhile.
                     Err(failure) if failure.errno() == Some(Errno::Enxio) => {}
                     stats => devices.push(stats?),
                 }
@@ -101,7 +101,7 @@ async fn fetch(context: &Context, name: &str, selector: &Selector) -> Result<Dev
     stats.map_err(|error| error.about(selector.subject()))
 }
 
-/// The device and its paths: a table if that fits `width` columns, else paragraphs.
+/// The device and its paths: a table if it fits `width` columns, otherwise paragraphs.
 fn table(stats: &DeviceStats, width: usize) -> String {
     let several = stats.paths.iter().any(|path| path.segment != stats.paths[0].segment);
     let mut rows = vec![row(stats.name.clone(), &stats.total)];
@@ -133,7 +133,7 @@ fn table(stats: &DeviceStats, width: usize) -> String {
     out
 }
 
-/// The name, and below it the numbers with their headings, in lines of at most `width` columns.
+/// A name, and below it the numbers with their headings, in lines of at most `width` columns.
 fn paragraph(row: &[String], headings: &[String], width: usize) -> String {
     let mut out = format!("{}\n", row[0]);
     let mut used = 0;
@@ -218,7 +218,7 @@ mod tests {
         assert!(lines[2].contains("900ns/25.3us/3ms"), "{text}");
         let width = lines[0].len();
         assert_eq!(table(&stats, width), text);
-        // Narrow terminals get the same numbers in lines that fit.
+        // Narrow terminals get the same numbers, in lines that fit.
         for width in [width - 1, 80, 60, 40] {
             let narrow = table(&stats, width);
             assert!(narrow.lines().all(|line| line.len() <= width), "{narrow}");

@@ -33,8 +33,8 @@ impl Status {
     }
 }
 
-/// Prints a line per segment, for `status` and `table`. The line begins with the device's name if
-/// there may be several devices. With `-v` it follows the `info` block. With `--exec` a command
+/// Prints a line per segment, for `status` and `table`. If there may be several devices, the line
+/// begins with the device's name. With `-v`, the `info` block comes first. With `--exec`, a command
 /// runs instead.
 pub(super) fn print_segments(
     devices: &Devices,

@@ -38,7 +38,7 @@ impl Table {
     }
 }
 
-/// All devices on one line; empty if there are none.
+/// All devices on one line, as `--concise` prints them; empty if there are none.
 fn concise_line(devices: &Devices, options: &Options) -> String {
     let target = options.target.as_deref();
     let parts =

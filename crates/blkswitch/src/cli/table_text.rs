@@ -43,10 +43,10 @@ pub(super) fn read_stdin() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Most letters of a wrong line that are shown.
+/// Most letters that are shown of a wrong line.
 const SHOWN_LETTERS: usize = 80;
 
-/// Checks every line for three words and drops blanks and comments.
+/// Checks that every line has START, LENGTH and TYPE, and drops empty lines and comments.
 pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Failure> {
     let mut out = String::new();
     for (index, line) in text.lines().enumerate() {
@@ -77,8 +77,8 @@ fn split_line(line: &str) -> Option<(u64, u64, &str, &str)> {
     (end > 0).then(|| (start, length, &rest[..end], &rest[end..]))
 }
 
-/// Reads a decimal number at the start. A number that is too large becomes the largest, which the
-/// daemon refuses.
+/// Parses a decimal number at the start of `text`. A number that is too large becomes `u64::MAX`,
+/// which the daemon refuses.
 fn number(text: &str) -> Option<(u64, &str)> {
     let text = text.trim_start();
     let digits = text.strip_prefix('+').unwrap_or(text);
@@ -89,15 +89,15 @@ fn number(text: &str) -> Option<(u64, &str)> {
 /// One device of a concise description.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Concise {
-    /// The name, not yet escaped.
+    /// The name, not escaped yet.
     pub name: String,
-    /// The uuid, or an empty string.
+    /// The UUID; empty if there is none.
     pub uuid: String,
-    /// The wanted minor number.
+    /// The minor number that the description asks for.
     pub minor: Option<u32>,
-    /// Whether the flags say `ro`.
+    /// Whether the flags are `ro`.
     pub read_only: bool,
-    /// Table text, a line per segment.
+    /// The text of the table, one line per segment.
     pub table: String,
 }
 
@@ -139,7 +139,7 @@ pub(super) fn parse_concise(text: &str) -> Result<Vec<Concise>, Failure> {
     Ok(devices)
 }
 
-/// Fields: name, uuid, minor, flags, table.
+/// The fields are: name, uuid, minor, flags, table.
 const CONCISE_FIELDS: usize = 5;
 
 fn concise_device(fields: &[String]) -> Result<Concise, Failure> {
@@ -178,7 +178,7 @@ fn concise(complaint: &str, fields: &[String]) -> Failure {
     Failure::Message(text)
 }
 
-/// Quotes a field of the concise form: characters that would end it get a backslash.
+/// Escapes a field of the concise form: characters that would end it get a backslash.
 pub(super) fn quote_concise(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -1,20 +1,20 @@
-//! The terminal: its size, and whether it takes colours.
+//! The terminal: its size, and whether it shows colours.
 
 use std::env;
 use std::io::{IsTerminal, stdout};
 
 use terminal_size::{Height, Width, terminal_size_of};
 
-/// Fewest columns that a text is cut to; a smaller number in `COLUMNS` is a mistake.
+/// Least number of columns that `COLUMNS` may give; a smaller number is a mistake.
 const COLUMNS_MIN: usize = 20;
 
-/// Columns of the terminal on standard output, or as many as `COLUMNS` says; `None` without both.
+/// Columns of the terminal on standard output, or the value of `COLUMNS`; `None` without both.
 pub(super) fn width() -> Option<usize> {
     size().map(|(width, _)| width)
 }
 
-/// Columns and rows of the terminal on standard output. Without a terminal the columns are those of
-/// `COLUMNS`, and rows have no limit; `None` without both.
+/// Columns and rows of the terminal on standard output. Without a terminal, the columns are those
+/// of `COLUMNS`, and the rows are unlimited; `None` without both.
 pub(super) fn size() -> Option<(usize, usize)> {
     match terminal_size_of(stdout()) {
         Some((Width(width), Height(height))) => Some((width.into(), height.into())),
@@ -26,7 +26,8 @@ fn columns(text: &str) -> Option<usize> {
     text.parse().ok().filter(|columns| *columns >= COLUMNS_MIN)
 }
 
-/// Whether to print colours: to a terminal with colours, unless `NO_COLOR` (no-color.org) is set.
+/// Returns whether to print colours: to a terminal with colours, unless `NO_COLOR` (no-color.org)
+/// is set.
 pub(super) fn colours() -> bool {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");

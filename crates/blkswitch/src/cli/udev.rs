@@ -1,5 +1,5 @@
-//! `mknodes` and dmsetup's verbs about udev: accepted without effect, because runbooks contain
-//! them. Nodes of disks exist when a verb returns, and there is no udev to wait for.
+//! `mknodes` and dmsetup's verbs about udev: accepted without effect, because existing scripts
+//! contain them. Nodes of disks exist when a verb returns, and there is no udev to wait for.
 
 use clap::Args;
 

@@ -16,9 +16,10 @@ use hyper::body::{Body, Frame};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 
-/// Bytes of a piece. It is so large that two copies and a wake-up cost nothing beside the parsing.
+/// Size of a piece in bytes. At this size, two copies and a wake-up cost nothing compared with the
+/// parsing.
 const PIECE_BYTES: usize = 128 << 10;
-/// Pieces in memory, so that the socket is busy while the next piece is read.
+/// Pieces in memory. While one is sent, the next is read.
 const PIECES_AHEAD: usize = 4;
 
 /// The source of the text.
@@ -46,7 +47,7 @@ impl Body for Pieces {
     }
 }
 
-/// Sends the words of `first`, and then everything from `source`.
+/// A body with the words of `first`, followed by everything from `source`.
 pub(super) fn body<R: Read + Send + 'static>(mut first: Vec<u8>, source: Source<R>) -> Pieces {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     thread::spawn(move || {
@@ -91,14 +92,14 @@ fn progress<R>(source: &Source<R>) -> ProgressBar {
         }
         None => "{spinner} {bytes:>11} {bytes_per_sec}",
     };
-    // If indicatif refuses the template, it uses its default style.
+    // If indicatif rejects the template, its default style is used.
     bar.set_style(
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar
 }
 
-/// Size of standard input where it is a regular file.
+/// Size of standard input in bytes; `None` if it is not a regular file.
 pub(super) fn length_of_stdin() -> Option<u64> {
     let stdin = fs::metadata("/proc/self/fd/0").ok()?;
     (stdin.is_file() && stdin.size() > 0).then(|| stdin.size())

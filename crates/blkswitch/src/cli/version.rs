@@ -1,4 +1,4 @@
-//! `version`: shows the versions of this program and of the daemon, which takes the driver's place.
+//! `version`: shows the versions of this program and of the daemon, which dmsetup calls the driver.
 
 use clap::Args;
 use serde::Serialize;
@@ -17,7 +17,7 @@ pub(super) struct Version {
 
 pub(super) const SHOWN: &[&str] = &[];
 
-/// The JSON output.
+/// The output with `--json`.
 #[derive(Serialize)]
 struct Both {
     client: &'static str,

@@ -54,8 +54,8 @@ impl Wait {
     }
 }
 
-/// dmsetup takes any word for a number. This verb refuses a typing error, which would wait for
-/// ever.
+/// Parses an event number. dmsetup accepts any word, but a typing error would make this verb wait
+/// forever.
 fn event_number(word: Option<&str>) -> Result<u32, Failure> {
     let Some(word) = word else { return Ok(0) };
     let complaint = || {

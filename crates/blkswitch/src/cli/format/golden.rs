@@ -62,7 +62,7 @@ fn device(minor: u32, name: &str, target: &str, params: &str, deps: Vec<Dependen
     }
 }
 
-/// The documented example as it was recorded.
+/// The documented example, with the numbers of the recording.
 fn switch() -> Device {
     device(0, "switch", "switch", "3 128 0 1:0 0 1:1 0 1:2 0", vec![ram(2), ram(1), ram(0)])
 }

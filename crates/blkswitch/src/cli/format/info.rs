@@ -1,12 +1,12 @@
-//! The block that `info` prints, and `-v` with other verbs.
+//! The block of text that `info` prints, and other verbs with `-v`.
 
 use std::fmt::Write as _;
 
 use super::{READ_AHEAD_SECTORS, slot};
 use crate::protocol::{Client, Device, TroubledPath};
 
-/// The block with its closing empty line. `Number of targets` counts the slot that `--inactive`
-/// chooses.
+/// The block, with the empty line at its end. `Number of targets` counts the table that
+/// `--inactive` chooses.
 pub(crate) fn block(device: &Device, inactive: bool) -> String {
     let mut text = String::new();
     let state = if device.suspended { "SUSPENDED" } else { "ACTIVE" };
@@ -72,13 +72,13 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
     text
 }
 
-/// A client in a line.
+/// Describes a client, on one line.
 pub(crate) fn client(client: &Client) -> String {
     let Client { number, peer, since, in_flight } = client;
     format!("{peer} (number {number}, since {}, {in_flight} in flight)", time(*since))
 }
 
-/// A time as RFC 3339 writes it.
+/// Formats a Unix time as in RFC 3339.
 fn time(unix: u64) -> String {
     let (mut days, second) = (unix / 86_400, unix % 86_400);
     let length = |year: u64| {
@@ -86,7 +86,7 @@ fn time(unix: u64) -> String {
         [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
     };
     let (mut year, mut month) = (1970, 0);
-    // A clock that is wrong by ages costs some time, not an overflow.
+    // Bounded, so that a clock that is wrong by ages costs some time but causes no overflow.
     while days >= length(year).iter().sum() && year < 9999 {
         days -= length(year).iter().sum::<u64>();
         year += 1;

@@ -1,4 +1,5 @@
-//! One line per segment, or per device: `table`, `status`, `ls`, `deps`, and `table --concise`.
+//! The output of `table`, `status`, `ls`, `deps` and `table --concise`: one line per segment or
+//! device.
 
 use std::fmt::Write as _;
 
@@ -6,29 +7,29 @@ use super::{block_name, block_name_of, numbers_or_address};
 use crate::cli::table_text::quote_concise;
 use crate::protocol::{Dependency, Device, Segment, Table};
 
-/// A text of a segment.
+/// The text of a segment that is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The parameters of its table line.
+    /// The parameters of the table line.
     Table,
-    /// The state of its target.
+    /// The status of the target.
     Status,
 }
 
-/// The form of device names in `ls` and `deps`.
+/// The form in which `ls` and `deps` print devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum DeviceName {
-    /// By major and minor number.
+    /// The major and minor number.
     #[default]
     Number,
-    /// By the kernel's name for it.
+    /// The name that the kernel gives it.
     Block,
-    /// By its own name if it belongs to the daemon, else by the kernel's.
+    /// The device's own name if it belongs to the daemon, otherwise the kernel's name.
     Mapped,
 }
 
 impl DeviceName {
-    /// Reads the list of `-o`; its last word counts.
+    /// Parses the list of `-o`. The last word of the list counts.
     pub(crate) fn parse(list: Option<&str>) -> Result<Self, String> {
         let mut chosen = Self::default();
         for word in
@@ -45,7 +46,7 @@ impl DeviceName {
     }
 }
 
-/// A line for each segment of type `target` in one slot, with `prefix` before it. A device without
+/// One line for each segment of type `target` in a table, with `prefix` before it. A device without
 /// a table has one empty line, unless `target` is given.
 pub(crate) fn segments(
     table: Option<&Table>,
@@ -64,7 +65,7 @@ pub(crate) fn segments(
     text
 }
 
-/// The segments of type `target`, or all segments.
+/// The segments of type `target`, or all segments without one.
 pub(crate) fn matching<'a>(
     all: &'a [Segment],
     target: Option<&'a str>,
@@ -81,7 +82,7 @@ fn segment_line(segment: &Segment, what: What) -> String {
     format!("{start} {length} {target} {params}")
 }
 
-/// A device in the form that `create --concise` reads.
+/// The device in the form that `create --concise` reads.
 pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&str>) -> String {
     let (name, uuid) = (quote_concise(&device.name), quote_concise(&device.uuid));
     let mut text =
@@ -93,11 +94,11 @@ pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&st
     text
 }
 
-/// A line of `ls`.
+/// The line that `ls` prints for a device.
 pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     match by {
         DeviceName::Number => {
-            // Only a device that dmsetup could not have shows more than in dmsetup.
+            // The additional text appears only for a device that dmsetup could not have shown.
             let disk =
                 device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
             let away = if device.away.is_some() { "\taway" } else { "" };
@@ -108,12 +109,12 @@ pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
     }
 }
 
-/// A line of `ls --target`, which has another form in dmsetup.
+/// The line that `ls --target` prints for a device. dmsetup uses another form there.
 pub(crate) fn ls_target(device: &Device) -> String {
     format!("{}\t({}, {})\n", device.name, device.major, device.minor)
 }
 
-/// A line of `deps`.
+/// The line that `deps` prints for a device.
 pub(crate) fn deps(table: Option<&Table>, by: DeviceName, prefix: &str) -> String {
     let deps = table.map(|table| table.deps.as_slice()).unwrap_or_default();
     let mut text = format!("{prefix}{} dependencies\t:", deps.len());
@@ -132,7 +133,7 @@ fn dependency(dep: &Dependency, by: DeviceName) -> String {
     }
 }
 
-/// A dependency's name in place of the kernel's name.
+/// The name of a dependency where dmsetup shows the kernel's name.
 pub(crate) fn block_dependency(dep: &Dependency) -> String {
     if dep.is_device { block_name_of(dep.minor) } else { dep.name.clone() }
 }

@@ -14,28 +14,27 @@ mod golden;
 
 use crate::protocol::{Dependency, Device, Table};
 
-/// `Read Ahead` of a device with a table: the kernel's default for a new disk, which a client that
-/// attaches the export gets. The device itself does not read ahead.
+/// `Read Ahead` of a device with a table. It is the kernel's default for a new disk, which applies
+/// to a client that attaches the export. The device itself does not read ahead.
 pub(super) const READ_AHEAD_SECTORS: u32 = 256;
 
-/// The slot that `--inactive` chooses.
+/// The table that `--inactive` chooses.
 pub(super) fn slot(device: &Device, inactive: bool) -> Option<&Table> {
     if inactive { device.inactive.as_ref() } else { device.live.as_ref() }
 }
 
-/// A device's name in place of the kernel's name.
+/// The name of a device where dmsetup shows the kernel's name.
 pub(super) fn block_name(device: &Device) -> String {
     block_name_of(device.minor)
 }
 
-/// As [`block_name`], by minor number. The node does not exist; scripts look for this spelling of
-/// the kernel.
+/// The name of a device where dmsetup shows the kernel's name, by its minor number. No such node
+/// exists; scripts look for this spelling.
 pub(super) fn block_name_of(minor: u32) -> String {
     format!("dm-{minor}")
 }
 
-/// The numbers of a dependency, or the address of a file or of a leaf in memory, which has no
-/// numbers.
+/// The numbers of a dependency. A file or a leaf in memory has none; then its address.
 pub(super) fn numbers_or_address(dep: &Dependency, separator: &str) -> String {
     if dep.major == 0 && !dep.is_device {
         dep.address.clone()

@@ -10,7 +10,7 @@ use crate::protocol::{Dependency, Device};
 /// The default columns of `info -c`.
 const DEFAULT_COLUMNS: &str = "name,major,minor,attr,open,segments,events,uuid";
 
-/// A cell. Numbers are aligned to the right and sort as numbers.
+/// A cell of the report. Numbers are aligned to the right and sorted by value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Value {
     Number(u64),
@@ -36,7 +36,7 @@ struct Column {
     value: fn(&Row<'_>) -> Value,
 }
 
-/// A device, and all devices for columns that need the others.
+/// A device, with all devices for the columns that need the others.
 struct Row<'a> {
     device: &'a Device,
     all: &'a [Device],
@@ -45,17 +45,17 @@ struct Row<'a> {
 /// Columns, order and form of a report.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
-    /// The list of `-o`; a `+` in front adds to the default.
+    /// The list of `-o`. A leading `+` adds its columns to the default ones.
     pub columns: Option<String>,
     /// The list of `-O`.
     pub sort: Option<String>,
-    /// Headings, and cells padded to a width.
+    /// Whether to print headings, and to pad cells to a width.
     pub headings: bool,
     /// The text between columns; `None` pads them instead.
     pub separator: Option<String>,
-    /// `DM_NAME='...'` instead of the bare value.
+    /// Whether to print `DM_NAME='...'` instead of the bare value.
     pub prefixes: bool,
-    /// Quotes with `prefixes`.
+    /// Whether `prefixes` puts the value in quotes.
     pub quotes: bool,
 }
 
@@ -328,7 +328,7 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Columns to sort by, each with whether it is reversed.
+/// The columns to sort by; the flag says whether the order is reversed.
 fn sort_keys(style: &Style) -> Result<Vec<(&'static Column, bool)>, String> {
     let list = style.sort.as_deref().unwrap_or_default();
     let words = list.split(',').filter(|word| !word.is_empty());

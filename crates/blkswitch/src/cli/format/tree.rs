@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{block_name, numbers_or_address};
 use crate::protocol::{Dependency, Device};
 
-/// The choices of `-o`.
+/// The choices of `-o`, and the terminal's character set.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
     symbols: &'static Symbols,
@@ -44,14 +44,14 @@ static VT100: Symbols = Symbols {
     first: "\x1b(0\x0fqw\x1b(B",
 };
 
-/// Columns of a line without a terminal, as in dmsetup.
+/// Line width without a terminal, as in dmsetup.
 pub(crate) const WIDTH_DEFAULT: usize = 80;
 
-/// Deepest nesting that is drawn. A deeper one must be an unnoticed loop.
+/// Deepest nesting that is drawn. A deeper one must be an undetected loop.
 const DEPTH_MAX: usize = 100;
 
 impl Style {
-    /// Reads the list of `-o`. `utf8` says whether the terminal's locale is UTF-8.
+    /// Parses the list of `-o`. `utf8` says whether the terminal's locale is UTF-8.
     pub(crate) fn parse(list: Option<&str>, utf8: bool) -> Result<Self, String> {
         let mut style = Self {
             symbols: if utf8 { &UTF } else { &ASCII },
@@ -101,7 +101,7 @@ enum Node<'a> {
     Leaf(&'a Dependency),
 }
 
-/// Devices and leaves with an edge for every dependency, in the order of discovery.
+/// The devices and leaves, with an edge for every dependency, in the order of discovery.
 struct Graph<'a> {
     nodes: Vec<Node<'a>>,
     below: Vec<Vec<usize>>,
@@ -154,13 +154,13 @@ impl<'a> Graph<'a> {
         if inverted { &self.above[index] } else { &self.below[index] }
     }
 
-    /// Nodes that nothing stands on, or that stand on nothing if inverted.
+    /// The nodes that nothing stands on; if inverted, those that stand on nothing.
     fn roots(&self, inverted: bool) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&index| self.children(index, !inverted).is_empty()).collect()
     }
 }
 
-/// The tree of all devices, lines cut to `width` columns.
+/// Draws the tree of all devices. Lines are cut to `width` columns.
 pub(crate) fn tree(devices: &[Device], style: &Style, width: usize) -> String {
     let graph = Graph::new(devices);
     let mut drawing = Drawing {
@@ -175,7 +175,7 @@ pub(crate) fn tree(devices: &[Device], style: &Style, width: usize) -> String {
     drawing.out
 }
 
-/// One level of the branch being drawn.
+/// One level of the branch that is being drawn.
 struct Level {
     /// Whether further siblings follow.
     more: bool,

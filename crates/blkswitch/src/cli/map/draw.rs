@@ -1,8 +1,9 @@
-//! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend that counts.
+//! Draws a map picture: a ruler, blocks in the colours of the paths, and a legend with counts.
 //!
-//! A block of one path is full. A mixed block shows how much of it is on the path that most of it
-//! is on ([`Share`]); if no path has more than half, it is neutral: to draw one of them would lie.
-//! Without colours, a block is the path's glyph ([`GLYPHS`]) and a mark for the share.
+//! If all regions of a block are on one path, the block is full. A mixed block has the colour of
+//! the path with the most regions, and shows that path's share ([`Share`]). If no path has more
+//! than half, the block is neutral, because any path's colour would be wrong. Without colours, a
+//! block is the path's glyph ([`GLYPHS`]) and a mark for the share.
 //!
 //! Contract: pure; it knows the terminal only through [`Look`].
 
@@ -10,45 +11,46 @@ use std::fmt::Write as _;
 
 use crate::protocol::{Cell, MapPicture};
 
-/// 256-colour codes that differ clearly on dark and light backgrounds; most colour-blind users can
-/// tell the first eight apart. From the 17th path on they repeat.
+/// Codes of the 256-colour palette that differ clearly on dark and light backgrounds. Most
+/// colour-blind users can distinguish the first eight. From the 17th path on they repeat.
 const PALETTE: [u8; 16] = [33, 208, 35, 220, 162, 45, 124, 250, 99, 154, 94, 211, 23, 228, 53, 239];
 /// Background of the dots of mixed blocks.
 const MIXED_GROUND: u8 = 236;
 /// Grey of the dots of neutral blocks.
 const NEUTRAL: u8 = 245;
-/// Glyphs of the first paths: digits, then letters that nobody takes for one another.
+/// Glyphs of the first paths: digits, then letters that cannot be confused.
 const GLYPHS: &str = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\
                       αβγδεζηθλμξπρστφχψωΓΔΘΛΞΠΣΦΨΩбгджзийлпфцчшщъыэюяБГДЖЗИЛУЦЧШЩЪЫЭЮЯ";
 /// Glyph of all further paths.
 const OTHER: char = '#';
 /// Columns of the ruler: region, sector, and the space around them.
 const RULER_COLUMNS: usize = 27;
-/// Blocks in a row: round numbers, so that the ruler shows round numbers, too. Longer rows are hard
-/// to follow.
+/// Blocks in a row. These are round numbers, so that the ruler shows round numbers, too. Longer
+/// rows are hard to follow.
 const ROW_BLOCKS: [usize; 4] = [100, 50, 20, 10];
-/// Columns without a terminal: room for fifty blocks of two columns.
+/// Columns without a terminal: enough for fifty blocks of two columns.
 const COLUMNS_DEFAULT: usize = 130;
-/// Rows without a terminal, and the most rows.
+/// Number of rows without a terminal, and upper limit with one.
 const ROWS_MAX: usize = 32;
 /// Rows of heading and legend.
 const ROWS_AROUND: usize = 10;
-/// Most paths that have a line of the legend each; more share lines, without bars and addresses.
+/// Most paths with a legend line of their own. If there are more, they share lines, without bars
+/// and addresses.
 const LEGEND_LINES_MAX: usize = 16;
-/// Columns of a path in a shared line.
+/// Columns of a path in a shared legend line.
 const ENTRY_COLUMNS: usize = 22;
-/// Most columns of the bar in the legend, and fewest.
+/// Most and fewest columns of the bar in the legend.
 const BAR_COLUMNS: [usize; 2] = [30, 8];
-/// Columns of a line of the legend without its bar and address.
+/// Columns of a legend line without its bar and address.
 const LEGEND_COLUMNS: usize = 39;
 
-/// How much of a block is on the path that most of it is on.
+/// The share of a block's regions that are on its most frequent path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Share {
     All,
     ThreeQuarters,
     Half,
-    /// Not more than half.
+    /// At most half of the regions.
     Less,
 }
 
@@ -63,30 +65,30 @@ impl Share {
     }
 }
 
-/// The room for the picture, and whether to use colours.
+/// The size of the picture, and whether to use colours.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
     columns: usize,
     rows: usize,
     colours: bool,
-    /// Most columns of a line; no limit without a terminal.
+    /// Most columns of a line; unlimited without a terminal.
     limit: usize,
 }
 
 impl Look {
-    /// For a terminal of `size` columns and rows, or without a terminal.
+    /// The look for a terminal of `size` columns and rows, or for no terminal.
     pub(super) fn new(size: Option<(usize, usize)>, colours: bool) -> Self {
         let (columns, lines) = size.unwrap_or((COLUMNS_DEFAULT, usize::MAX));
         let limit = size.map_or(usize::MAX, |(columns, _)| columns);
         Self { limit, columns, rows: lines.saturating_sub(ROWS_AROUND).clamp(4, ROWS_MAX), colours }
     }
 
-    /// Number of blocks for which there is room.
+    /// Number of blocks that fit.
     pub(super) fn cells(&self) -> usize {
         self.row(if self.colours { 1 } else { 2 }) * self.rows
     }
 
-    /// Blocks in a row if each has `width` columns.
+    /// Number of blocks in a row if each has `width` columns.
     fn row(&self, width: usize) -> usize {
         let room = self.columns.saturating_sub(RULER_COLUMNS) / width;
         ROW_BLOCKS
@@ -95,14 +97,14 @@ impl Look {
             .unwrap_or(ROW_BLOCKS[ROW_BLOCKS.len() - 1])
     }
 
-    /// Columns of a block: two if there is room, else one. Without colours the second one shows the
-    /// mark.
+    /// Columns of a block: two if they fit, otherwise one. Without colours, the second one shows
+    /// the mark.
     fn block_width(&self, cells: usize) -> usize {
         if !self.colours || cells <= self.row(2) * self.rows { 2 } else { 1 }
     }
 }
 
-/// The picture, with a newline at the end.
+/// Draws the picture, with a newline at the end.
 pub(super) fn draw(name: &str, picture: &MapPicture, look: &Look) -> String {
     let mut out = heading(name, picture);
     let width = look.block_width(picture.cells.len());
@@ -173,7 +175,7 @@ fn block(out: &mut String, cell: &Cell, picture: &MapPicture, width: usize, colo
     let neutral = share == Share::Less;
     let colour = if neutral { NEUTRAL } else { colour };
     let _ = write!(out, "\x1b[38;5;{colour};48;5;{MIXED_GROUND}m");
-    // Colours repeat beyond the palette, so the glyph says which path it is.
+    // Colours repeat beyond the palette, so the glyph identifies the path.
     if !neutral && picture.paths as usize > PALETTE.len() {
         let _ = write!(out, "{glyph}{}", dots.repeat(width - 1));
     } else {
@@ -182,7 +184,8 @@ fn block(out: &mut String, cell: &Cell, picture: &MapPicture, width: usize, colo
     out.push_str("\x1b[0m");
 }
 
-/// How many regions each path has: a line each, or several in a line where there are many paths.
+/// The number of regions on each path. Each path has a line, or several share one if there are
+/// many.
 fn legend(out: &mut String, picture: &MapPicture, look: &Look) {
     let shown: u64 = picture.totals.iter().sum();
     if picture.totals.len() > LEGEND_LINES_MAX {
@@ -209,7 +212,7 @@ fn legend(out: &mut String, picture: &MapPicture, look: &Look) {
     }
 }
 
-/// The paths in columns, those with most regions if there are too many.
+/// The paths in columns; if there are too many, those with the most regions.
 fn crowded_legend(out: &mut String, picture: &MapPicture, shown: u64, look: &Look) {
     let in_row = (look.columns / ENTRY_COLUMNS).max(1);
     let room = in_row * LEGEND_LINES_MAX;
@@ -233,7 +236,7 @@ fn crowded_legend(out: &mut String, picture: &MapPicture, shown: u64, look: &Loo
     }
 }
 
-/// A path's glyph in its colour, three columns wide, or alone.
+/// The glyph of a path: in its colour and three columns wide, or without colours alone.
 fn mark(path: u32, colours: bool) -> String {
     let glyph = glyph(path);
     if !colours {
@@ -243,7 +246,7 @@ fn mark(path: u32, colours: bool) -> String {
     format!("\x1b[38;5;{};48;5;{colour}m{glyph} \x1b[0m ", ink(colour))
 }
 
-/// Explains the marks of mixed blocks, if there are some.
+/// Explains the marks of mixed blocks, if the picture has any.
 fn explain(out: &mut String, picture: &MapPicture, colours: bool) {
     let marks = if colours { ["▓", "▒", "░"] } else { ["+", "~", "~~"] };
     let shares = [Share::ThreeQuarters, Share::Half, Share::Less];
@@ -262,7 +265,7 @@ fn explain(out: &mut String, picture: &MapPicture, colours: bool) {
     }
 }
 
-/// At most `room` letters of a text, the end of it.
+/// The end of a text, at most `room` letters.
 fn cut(text: &str, room: usize) -> String {
     let length = text.chars().count();
     if length <= room {
@@ -284,8 +287,8 @@ fn colour(path: u32) -> u8 {
     PALETTE[path as usize % PALETTE.len()]
 }
 
-/// Black or white, whichever is readable on the colour, by the luminance of the 6x6x6 cube or of
-/// the greys.
+/// Black or white, whichever is readable on `colour`. It is chosen by the luminance in the 6x6x6
+/// cube or the scale of greys.
 fn ink(colour: u8) -> u8 {
     let luminance = match colour {
         16..=231 => {
@@ -297,7 +300,8 @@ fn ink(colour: u8) -> u8 {
     if luminance > 22 { 16 } else { 231 }
 }
 
-/// Formats a size with a binary unit, exactly if that is short: `64 KiB`, `15 MiB`, `25.5 KiB`.
+/// Formats a size with a binary unit, and with a decimal if it is no whole number: `64 KiB`, `25.5
+/// KiB`.
 fn bytes(size: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (size.max(1).ilog2() / 10) as usize;
@@ -368,7 +372,7 @@ mod tests {
         );
     }
 
-    /// Round robin was drawn as if it were on the first paths.
+    /// Regression: round robin was drawn as if all of it were on the first paths.
     #[test]
     fn a_block_that_no_path_has_most_of_is_neutral() {
         for paths in [2, 3, 16, 300] {

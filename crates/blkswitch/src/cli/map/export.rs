@@ -1,4 +1,4 @@
-//! `map export`: writes the map as a message that makes the same map on a device of the same
+//! `map export`: writes the map as a message that makes this map on any device of the same
 //! geometry.
 
 use std::fs::File;
@@ -35,7 +35,7 @@ pub(super) struct Export {
     json: bool,
 }
 
-/// The JSON output.
+/// The output with `--json`.
 #[derive(Debug, Serialize)]
 struct MapMessage {
     message: String,

@@ -1,5 +1,5 @@
-//! `map`: reads the region map back, which the kernel cannot: as a picture, as runs, or as a
-//! message; and sets it.
+//! `map`: reads the region map, which the kernel's target does not allow: as a picture, as runs, or
+//! as a message. It also sets the map.
 
 mod draw;
 mod export;
@@ -40,12 +40,12 @@ impl Map {
     }
 }
 
-/// `?sector=N`, or an empty string.
+/// The query `?sector=N`; empty without a sector.
 fn sector_query(sector: Option<u64>) -> String {
     sector.map(|sector| format!("?sector={sector}")).unwrap_or_default()
 }
 
-/// A sector of the segment that is meant: the one that was given, or the only switch segment.
+/// A sector of the segment to use: the given one, or the start of the only switch segment.
 async fn segment_of(
     sector: Option<u64>,
     selector: &Selector,

@@ -1,8 +1,8 @@
-//! `map set`: puts ranges of regions on paths, in decimal.
+//! `map set`: puts ranges of regions on paths. All numbers are decimal.
 //!
 //! Contract: all words are read and checked, also against the device, before anything is sent. So a
-//! slip of the finger changes nothing. They travel as a `set_region_mappings` message, whose numbers
-//! are hexadecimal.
+//! typing error changes nothing. They are sent as a `set_region_mappings` message, whose numbers are
+//! hexadecimal.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, stdin};
@@ -18,7 +18,7 @@ use crate::cli::names::Selector;
 use crate::cli::options::Options;
 use crate::protocol::{MessageReply, RegionMap, device_path, route};
 
-/// Most bytes of standard input: what the daemon takes of an atomic message.
+/// Most bytes of standard input. It is the daemon's limit for an atomic message.
 const INPUT_MAX_BYTES: u64 = 128 << 20;
 
 /// Put regions on paths, with decimal numbers
@@ -99,7 +99,7 @@ fn read_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// The message for words of ranges and paths, for a map of so many regions and paths.
+/// Converts ranges and paths to a message for a map with these numbers of regions and paths.
 fn message(text: &str, map: Option<(u64, u32)>) -> Result<String, Failure> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let mut words = lines.flat_map(str::split_whitespace);
