@@ -1,8 +1,9 @@
-//! A region map as a `set_region_mappings` message, in pieces of bounded size.
+//! Writes a region map as a `set_region_mappings` message, in pieces of bounded size.
 //!
-//! Contract: core decides about the text ([`compact`]); this module cuts it into pieces. The caller
-//! holds the message lock for each piece. A message is one line, or many of bounded length. Each piece is complete in itself, so the map may change
-//! between two of them. The message then shows each region at some moment.
+//! Contract: the core decides about the text ([`compact`]); this module cuts it into pieces. The
+//! caller holds the message lock for each piece. A message is one line, or many lines of bounded
+//! length. Each piece is complete in itself, so the map may change between two of them. The message
+//! then shows each region at some moment.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,13 +11,13 @@ use blkswitch_core::switch::Map;
 use blkswitch_core::switch::compact::{self, WriteError};
 
 const COMMAND: &[u8] = b"set_region_mappings";
-/// A line is at least so long before it may end at a place that its words choose.
+/// Least length of a line before its words may end it.
 const LINE_LEAST: usize = 40;
-/// Longest line.
+/// Longest line in bytes.
 const LINE_MOST: usize = 100;
-/// One of so many groups of words ends a line.
+/// One group of words in this number ends a line.
 const LINE_ENDS: u32 = 8;
-/// Length of the writer's table of places: 128 KiB.
+/// Length of the writer's table of places. The table has 128 KiB.
 const PLACES: usize = 1 << 14;
 
 /// A message that is being written.
@@ -25,12 +26,12 @@ pub struct Compact {
     /// The next region to write.
     next: u64,
     places: Vec<u64>,
-    /// `None` if all is one line.
+    /// `None` if the message is one line.
     lines: Option<Lines>,
 }
 
-/// Where the lines of a message end: at words that hash to one value. So the lines behind a change
-/// are those of before, and `diff` shows only what changed.
+/// Chooses where the lines of a message end: at words that hash to a certain value. So a change of
+/// the map leaves the later lines as they are, and `diff` shows only the changed ones.
 #[derive(Debug, Default)]
 struct Lines {
     /// Bytes of the line so far.
@@ -40,7 +41,7 @@ struct Lines {
 }
 
 impl Lines {
-    /// Whether `word`, which begins with a blank unless it is the first, begins a line.
+    /// Returns whether `word` begins a line. It starts with a space unless it is the first word.
     fn begins(&mut self, word: &[u8]) -> bool {
         let chosen = self.window.wrapping_mul(0x9e37_79b1) >> 16;
         let ends = self.length >= LINE_LEAST && chosen.is_multiple_of(LINE_ENDS);
@@ -62,7 +63,7 @@ impl Default for Compact {
 }
 
 impl Compact {
-    /// A message in lines of bounded length. White space is white space, so it is the same message.
+    /// A message in lines of bounded length. A line break is white space, so the meaning stays.
     pub fn in_lines() -> Compact {
         Compact { lines: Some(Lines::default()), ..Compact::default() }
     }
@@ -128,8 +129,8 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// Exports the map, checks that the message makes the same map from a very different one, and
-    /// returns the message.
+    /// Exports the map, applies the message to a very different map, checks that the result is the
+    /// same map, and returns the message.
     fn round_trip(original: &Map<Vec<AtomicU64>>, piece: usize) -> String {
         let geometry = original.geometry();
         let text = export(original, piece);
@@ -167,7 +168,7 @@ mod tests {
         assert!(round_trip(&map(5000, 300), 1 << 16).ends_with(" :12b R12c,125c\n"));
     }
 
-    /// What `diff` shows of a small change to a map without a pattern.
+    /// A small change to a map without a pattern gives a small `diff`.
     #[test]
     fn a_change_moves_few_lines() {
         let random = map(20_000, 5);

@@ -25,16 +25,16 @@ const FLUSHES: u32 = 64;
 /// The requests that may fail. Any other failure ends its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Errors {
-    /// None.
+    /// No request may fail.
     No,
     /// Reads and writes of these blocks of 4 KiB.
     At(Range<usize>),
-    /// All.
+    /// Every request may fail.
     Anywhere,
 }
 
 impl Errors {
-    /// Whether a request of a block, or a flush, may fail.
+    /// Returns whether a request to a block, or a flush, may fail.
     fn may_be(&self, block: Option<usize>) -> bool {
         match self {
             Errors::No => false,
@@ -62,13 +62,13 @@ pub struct LoadOptions {
 pub struct Report {
     /// Requests answered, failed ones included.
     pub done: u64,
-    /// Requests that failed.
+    /// Number of requests that failed.
     pub failed: u64,
     /// The longest time of a request.
     pub longest: Duration,
 }
 
-/// See the module's text.
+/// A load that is running.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -136,7 +136,7 @@ impl Load {
         UnderWay(self.shared.clone())
     }
 
-    /// Whether a client has ended early.
+    /// Returns whether a client has ended early.
     pub fn has_failed(&self) -> bool {
         self.clients.iter().any(JoinHandle::is_finished)
     }

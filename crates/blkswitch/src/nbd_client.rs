@@ -38,9 +38,9 @@ const TRANSFER_MAX: usize = 32 << 20;
 /// lower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Command: read.
+/// Number of the command that reads.
 pub const CMD_READ: u16 = 0;
-/// Command: write.
+/// Number of the command that writes.
 pub const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
@@ -100,7 +100,7 @@ impl NbdClient {
         self.size
     }
 
-    /// Whether the server refuses writes.
+    /// Returns whether the server refuses writes.
     pub fn read_only(&self) -> bool {
         self.flags & FLAG_READ_ONLY != 0
     }
@@ -110,7 +110,7 @@ impl NbdClient {
         self.stream.set_patience(Some(patience))
     }
 
-    /// Reads `length` bytes.
+    /// Reads `length` bytes from byte `offset` on.
     pub fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.send(CMD_READ, 0, offset, transfer_length(length)?, &[])?;
         self.receive(length)
@@ -139,13 +139,13 @@ impl NbdClient {
         self.receive(0).map(drop)
     }
 
-    /// Drops a range.
+    /// Discards `length` bytes from byte `offset` on.
     pub fn trim(&mut self, offset: u64, length: u32) -> io::Result<()> {
         self.send(CMD_TRIM, 0, offset, length, &[])?;
         self.receive(0).map(drop)
     }
 
-    /// Zeroes a range.
+    /// Writes `length` zero bytes from byte `offset` on.
     pub fn write_zeroes(&mut self, offset: u64, length: u32) -> io::Result<()> {
         self.send(CMD_WRITE_ZEROES, 0, offset, length, &[])?;
         self.receive(0).map(drop)
@@ -221,7 +221,7 @@ impl NbdClient {
         Ok(client)
     }
 
-    /// Reads one reply to `NBD_OPT_GO`. True for the last one.
+    /// Reads one reply to `NBD_OPT_GO`. Returns `true` for the last one.
     fn option_reply(&mut self, export: &str) -> io::Result<bool> {
         let magic = u64::from_be_bytes(self.take()?);
         let _option: [u8; 4] = self.take()?;

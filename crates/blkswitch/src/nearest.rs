@@ -1,15 +1,15 @@
-//! Which of the words that are allowed is meant by one that is not.
+//! Guesses which allowed word a wrong word was meant to be.
 //!
 //! Contract: pure. A word is near if at most a third of its letters must change. The cost is
-//! bounded: a word longer than [`LETTERS_MAX`] is near to nothing, and of the words that are allowed
-//! [`WORDS_MAX`] are compared.
+//! bounded: a word longer than [`LETTERS_MAX`] is near to nothing, and at most [`WORDS_MAX`] of the
+//! allowed words are compared.
 
 /// Longest word that is compared.
 const LETTERS_MAX: usize = 64;
-/// Most words that it is compared with.
+/// Most allowed words that are compared.
 const WORDS_MAX: usize = 1000;
 
-/// The nearest of the words, if one is near.
+/// The nearest of the allowed words; `None` if none is near.
 pub fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
     if word.is_empty() || word.len() > LETTERS_MAX {
@@ -22,12 +22,12 @@ pub fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Op
         .map(|near| near.1)
 }
 
-/// `did you mean 'switch'? `, or nothing.
+/// `did you mean 'switch'? `, or an empty text if no allowed word is near.
 pub fn did_you_mean<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, allowed).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default()
 }
 
-/// Letters to add, drop, change or swap with the next to make one word of the other.
+/// Number of letters to add, drop, change or swap with the next one to turn `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) =
         (a.chars().collect(), b.chars().take(LETTERS_MAX).collect());

@@ -56,7 +56,7 @@ struct Counting {
     counts: Vec<u64>,
     touched: Vec<u32>,
     open: Cell,
-    /// Regions that the open cell still lacks, and number of regions behind it.
+    /// Regions that the open cell still lacks, and the number of regions after it.
     missing: u64,
     behind: u64,
     done: Vec<Cell>,

@@ -1,13 +1,13 @@
-//! Text that is shown to a terminal or written to a log. What servers, clients and files say may
-//! have control characters in it: they would move the cursor, recolour the screen, or begin a line
-//! that looks like one of the log.
+//! Makes text safe for a terminal or a log. Text from servers, clients and files may contain
+//! control characters. They would move the cursor, colour the screen, or begin a line that looks
+//! like one of the log.
 //!
-//! Contract: pure. What is returned has no control character but those that are asked for.
+//! Contract: pure. The result has no control characters but those that are asked for.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// The text on one line, every control character written as in Rust (`\n`, `\u{1b}`).
+/// The text on one line, with every control character written as in Rust (`\n`, `\u{1b}`).
 pub fn on_one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return Cow::Borrowed(text);
@@ -21,12 +21,12 @@ fn push(out: &mut String, one: char) {
     if one.is_control() { out.extend(one.escape_debug()) } else { out.push(one) }
 }
 
-/// A log's output. Each write is one event: its last line break and, if the log has colours, the
-/// sequences that choose them stay; any other control character is escaped.
+/// The output of a log. Each write is one event. Its last line break stays, and so do colour
+/// sequences if the log has colours. All other control characters are escaped.
 pub struct Log<W> {
-    /// Where it goes.
+    /// The output that the events are written to.
     pub to: W,
-    /// Whether it has colours.
+    /// Whether colour sequences pass.
     pub has_colours: bool,
 }
 
@@ -59,7 +59,7 @@ fn escaped(line: &str, has_colours: bool) -> String {
             rest = &rest[len..];
             continue;
         }
-        // A tab moves nothing that matters.
+        // A tab is harmless.
         if one == '\t' {
             out.push(one)
         } else {
@@ -70,7 +70,7 @@ fn escaped(line: &str, has_colours: bool) -> String {
     out
 }
 
-/// The length of the sequence that chooses a colour, if the text begins with one.
+/// The length of the colour sequence at the start of the text; `None` if there is none.
 fn colour_len(text: &str) -> Option<usize> {
     let numbers = text.strip_prefix("\x1b[")?;
     let end = numbers.find(|one: char| !one.is_ascii_digit() && one != ';')?;

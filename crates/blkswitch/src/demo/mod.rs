@@ -31,7 +31,6 @@ const REGIONS: usize = 16;
 /// The paths of the regions after the documented message: it names seven, the others are round
 /// robin.
 const PATHS: [usize; REGIONS] = [0, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2, 0, 1, 2, 0];
-/// The device's name.
 const NAME: &str = "switch";
 
 /// Shows a switch device at work, or the demonstration of `options`.
@@ -131,7 +130,7 @@ fn content(region: usize) -> Vec<u8> {
     format!("region {region:08} ").into_bytes().into_iter().cycle().take(REGION).collect()
 }
 
-/// Serves until Ctrl-C.
+/// Serves until Ctrl-C, and prints commands to try.
 fn keep(socket: &Path, uri: &str) -> anyhow::Result<()> {
     let program = program()?.display().to_string();
     let socket = socket.display();

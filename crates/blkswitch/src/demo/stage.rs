@@ -1,4 +1,5 @@
-//! What the demonstrations share: a folder, a daemon in this process, verbs of this program.
+//! The parts that the demonstrations share: a folder, a daemon in this process, verbs of this
+//! program.
 //!
 //! Contract: the folder and the daemon end with their values.
 
@@ -104,8 +105,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a daemon with a control socket there, `nbd.sock` beside it, and this number of
-    /// queues.
+    /// Starts a daemon with `queues` queues. Its control socket is `socket`, and `nbd.sock` is
+    /// beside it.
     pub(crate) fn start(socket: &Path, queues: Option<usize>) -> anyhow::Result<Running> {
         let options = ServeOptions {
             socket: socket.to_owned(),
@@ -126,7 +127,7 @@ impl Running {
         let devices = daemon.devices().clone();
         let (stop, stopped) = oneshot::channel();
         let until = async move {
-            // A dropped sender means the same.
+            // A dropped sender ends the daemon as well.
             let _ = stopped.await;
         };
         let thread = thread::spawn(move || runtime.block_on(daemon.run(until)));

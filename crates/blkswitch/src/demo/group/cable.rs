@@ -17,10 +17,10 @@ use tokio::sync::watch;
 
 use crate::daemon::process::runtime::runtime;
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(PathBuf),
     /// A port of this machine; 0 means any free port.
     Tcp(u16),
@@ -83,7 +83,7 @@ fn quick(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// See the module's text.
+/// A cable with a socket for clients and a server behind it.
 pub(super) struct Cable {
     place: Place,
     plugged: watch::Sender<bool>,
@@ -95,7 +95,7 @@ impl Cable {
         &self.place
     }
 
-    /// Pulls it out, or plugs it in.
+    /// Plugs the cable in, or pulls it out.
     pub(super) fn plug(&self, plugged: bool) {
         self.plugged.send_replace(plugged);
     }

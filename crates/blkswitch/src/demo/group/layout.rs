@@ -12,7 +12,7 @@ pub(super) struct Layout {
     random: Random,
 }
 
-/// A region that changes its owner.
+/// A change of a region's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Move {
     pub(super) region: usize,
@@ -28,7 +28,6 @@ impl Layout {
         Layout { members, owners, random }
     }
 
-    /// Number of members.
     pub(super) fn members(&self) -> u32 {
         self.members
     }

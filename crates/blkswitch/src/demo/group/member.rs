@@ -17,7 +17,7 @@ use crate::demo::stage::{Running, quiet};
 /// Seconds without an answer after which a member loses the connection to another's store.
 const STORE_TIMEOUT: u64 = 1;
 
-/// See the module's text.
+/// A daemon with a store and a volume.
 pub(super) struct Member {
     number: u32,
     socket: PathBuf,
@@ -44,7 +44,7 @@ impl Member {
         Ok(member)
     }
 
-    /// Makes its volume, which reaches the others' stores through these sockets and waits
+    /// Creates the member's volume. It reaches the stores of the others through `stores`, and waits
     /// `reconnect` seconds for a lost one.
     pub(super) fn make_volume(
         &self,
@@ -67,29 +67,29 @@ impl Member {
         self.message(words)
     }
 
-    /// Sends its volume a message that moves regions.
+    /// Sends the member's volume a message that moves regions.
     pub(super) fn message(&self, words: &str) -> anyhow::Result<()> {
         let mut all = vec!["message", VOLUME, "0", "set_region_mappings"];
         all.extend(words.split(' '));
         self.verb(&all)
     }
 
-    /// Runs a verb on its daemon.
+    /// Runs a verb on the member's daemon.
     pub(super) fn verb(&self, words: &[&str]) -> anyhow::Result<()> {
         quiet(&self.socket, words).with_context(|| format!("member {}", self.number))
     }
 
-    /// The folder of its files.
+    /// The folder of the member's files.
     pub(super) fn folder(&self) -> &Path {
         self.socket.parent().unwrap_or(&self.socket)
     }
 
-    /// The socket of its own NBD server.
+    /// The socket of the member's NBD server.
     pub(super) fn socket(&self) -> PathBuf {
         self.socket.with_file_name("nbd.sock")
     }
 
-    /// Number of requests to its volume, and how many of them it forwarded.
+    /// Number of requests to the member's volume, and how many of them the member forwarded.
     pub(super) fn counted(&self) -> anyhow::Result<(u64, u64)> {
         let device = self.volume()?;
         let table = device.live().context("the volume of a member has no table")?;
@@ -102,7 +102,7 @@ impl Member {
         Ok((own + forwarded, forwarded))
     }
 
-    /// Stops its daemon.
+    /// Stops the member's daemon.
     pub(super) fn stop(self) -> anyhow::Result<()> {
         self.daemon.stop()
     }
@@ -111,7 +111,7 @@ impl Member {
         self.daemon.devices().pool().registry().find(VOLUME).context("a member has no volume")
     }
 
-    /// The leaf with the memory of its regions. Leaves of one name are one memory.
+    /// The leaf with the memory of the member's regions. All leaves with one name share one memory.
     fn memory(&self) -> String {
         format!("mem:{}:store{}", SECTORS * 512, self.number)
     }

@@ -54,19 +54,20 @@ const MOVED: u32 = 4;
 const SEED: u64 = 20_061_123;
 /// Probes of unused ways are forwarded reads, too. Their share of all requests is below this.
 const PROBED: f64 = 0.02;
-/// Fewest samples to wait for something that must happen,
+/// Fewest samples to wait for something that must happen.
 const LOOKS: usize = 5;
-/// and the shortest time: a busy machine is slow.
+/// Least time to wait for it, because a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Clients of the host's device. None of their requests may fail.
 const LOAD: LoadOptions =
     LoadOptions { clients: 8, seed: SEED, errors: Errors::No, patience: Duration::from_secs(60) };
 /// Seconds without an answer after which the host fails a path.
 const PATH_TIMEOUT: u64 = 1;
-/// The same with iSCSI. If a member cannot reach another one, its tgt can only answer with a medium
-/// error, which fails the request and not the path. So the member waits for the other one
-/// ([`ISCSI_RECONNECT`]), and tgt is silent meanwhile. With a shorter time, the host would send a
-/// write another way, and this one would be carried out later.
+/// Seconds without an answer after which the host fails a path over iSCSI. If a member cannot reach
+/// another one, its tgt can only answer with a medium error, which fails the request and not the
+/// path. So the member waits for the other one ([`ISCSI_RECONNECT`]), and tgt is silent meanwhile.
+/// With a shorter time, the host would send a write another way, and the first one would be carried
+/// out later.
 const ISCSI_TIMEOUT: u64 = 120;
 /// Seconds that a member waits for a lost store with iSCSI: longer than any member is dead.
 const ISCSI_RECONNECT: u64 = 3600;
@@ -248,7 +249,7 @@ fn send(host: &Path, words: &str) -> anyhow::Result<()> {
     quiet(host, &all)
 }
 
-/// Runs the acts.
+/// Runs the acts of the demonstration.
 fn show(
     options: &GroupOptions,
     host: &Path,

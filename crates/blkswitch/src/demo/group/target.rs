@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Number of ports to try, because another program may take a port after it was found free.
 const PORTS_TRIED: usize = 5;
 
-/// The external programs.
+/// The paths of the external programs.
 pub(super) struct Programs {
     tgtd: PathBuf,
     tgtadm: PathBuf,
@@ -39,7 +39,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Finds them. `Err` names all that are missing.
+    /// Finds the programs. `Err` names all that are missing.
     pub(super) fn find() -> anyhow::Result<Programs> {
         let mut missing = Vec::new();
         let mut find = |name: &str, package: &str| {
@@ -73,8 +73,8 @@ fn find(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
-/// See the module's text. Fields are dropped in order: nbdfuse first, so that tgt cannot hang in
-/// its file.
+/// A target in front of a member. Fields are dropped in order: nbdfuse first, so that tgt cannot
+/// hang in its file.
 pub(super) struct Target {
     _nbdfuse: Program,
     tgtd: Program,
@@ -101,7 +101,7 @@ impl Target {
         Ok(target)
     }
 
-    /// The place of the target.
+    /// The address of the target.
     pub(super) fn place(&self) -> Place {
         Place::Tcp(self.port)
     }
@@ -174,7 +174,8 @@ struct Program {
 }
 
 impl Program {
-    /// Starts it. The kernel kills it if this process dies. Ctrl-C in a terminal does not reach it.
+    /// Starts the program. The kernel kills it if this process dies. Ctrl-C in a terminal does not
+    /// reach it.
     fn start(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Program> {
         let out = File::create(log).with_context(|| format!("cannot make '{}'", log.display()))?;
         let mut guarded = Command::new("setpriv");
@@ -188,7 +189,7 @@ impl Program {
         Ok(Program { name, child, log: log.to_owned() })
     }
 
-    /// Waits until it is ready.
+    /// Waits until the program is ready.
     fn until(&mut self, is_ready: impl Fn() -> bool) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
         while !is_ready() {
@@ -202,7 +203,7 @@ impl Program {
         Ok(())
     }
 
-    /// Its output.
+    /// The output of the program.
     fn log(&self) -> String {
         fs::read(&self.log)
             .map(|log| String::from_utf8_lossy(&log).trim().to_owned())
@@ -212,7 +213,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already, which is fine.
+        // The program may have ended already; then both calls fail, which does not matter.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

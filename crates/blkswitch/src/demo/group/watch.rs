@@ -12,7 +12,7 @@ use crate::load::Load;
 
 /// Time between two samples.
 pub(super) const INTERVAL: Duration = Duration::from_millis(250);
-/// Samples per line.
+/// Number of samples between two printed lines.
 const SAMPLES_PER_LINE: u32 = 2;
 /// Fewer requests in an interval are only probes of the host's paths, not load.
 const FEW: u64 = 50;
@@ -22,7 +22,7 @@ const BAR: usize = 30;
 /// The events of one interval.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
-    /// Its end, in seconds since the start.
+    /// End of the interval, in seconds since the start.
     pub(super) at: f64,
     /// Requests of the load that were answered, per second.
     pub(super) per_second: f64,
@@ -39,7 +39,7 @@ pub(super) struct Event {
     pub(super) text: String,
 }
 
-/// See the module's text.
+/// Takes samples and records events.
 pub(super) struct Watch {
     started: Instant,
     counted: (u64, u64),
