@@ -1,5 +1,5 @@
-//! The client as a program: words in, requests out, and on the terminal what dmsetup would have
-//! printed.
+//! Tests the client as a program: command lines in, requests out, and on the terminal the text that
+//! dmsetup would have printed.
 
 mod fake;
 
@@ -16,7 +16,7 @@ use blkswitch::protocol::{
 use fake::{Answer, Asked, Fake, Ran, client};
 use serde_json::{Value, json};
 
-/// The documented example as dmsetup shows it in the recording.
+/// The documented example, as the recording of dmsetup has it.
 fn switch() -> Device {
     let segment = Segment {
         start: 0,
@@ -62,7 +62,7 @@ fn recorded(id: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Runs the commands of a transcript with the one word replaced.
+/// Runs the commands of a transcript, with `dmsetup` replaced by `blkswitch`.
 fn replay(fake: &Fake, id: &str) {
     for step in recorded(id) {
         let command = step["cmd"].as_str().unwrap().replace("dmsetup", "blkswitch");
@@ -121,7 +121,7 @@ fn transcripts_of_messages_that_fail() {
         );
         if let Some(first) = dmsetup.strip_suffix("\n").and_then(|text| text.split_once("Usage:\n"))
         {
-            // The usage is ours; the sentence before it is dmsetup's.
+            // The usage is blkswitch's; the sentence before it is dmsetup's.
             assert!(
                 ran.err.starts_with(&format!("{}Usage: blkswitch message", first.0)),
                 "{command}: {}",
@@ -170,7 +170,7 @@ fn words_are_joined_by_single_spaces_and_sent_as_they_are() {
     assert_eq!(reply.arguments, 2);
 }
 
-/// Peak memory of a process in KiB, of which the program itself needs some thousand.
+/// Peak memory of a process in KiB. The program itself needs a few thousand.
 fn peak_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -183,7 +183,7 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
     static CLIENT: AtomicU32 = AtomicU32::new(0);
     static PEAK_KIB: Mutex<u64> = Mutex::new(0);
     let fake = Fake::start(|asked| {
-        // The client waits for this answer: its peak is what streaming took.
+        // The client waits for this answer, so its peak includes the streaming.
         *PEAK_KIB.lock().unwrap() = peak_kib(CLIENT.load(Ordering::SeqCst));
         Answer::json(&MessageReply {
             text: None,
@@ -245,7 +245,7 @@ fn create_sends_what_the_command_line_says() {
             "leaves": {"make_files": true, "cache": "direct"},
         })
     );
-    // Sent only when asked for: an older daemon knows nothing of it.
+    // Sent only if the user asks for it, because an older daemon does not know the field.
     let ublk = request("blkswitch create s --ublk --notable");
     assert_eq!(ublk["ublk"], json!({"queues": null, "depth": null}));
     assert_eq!(
@@ -574,7 +574,7 @@ fn no_daemon_and_no_sense() {
     }
 }
 
-/// `su`, cron and containers have no runtime folder, or that of another user.
+/// With `su`, cron and containers there is no runtime folder, or that of another user.
 #[test]
 fn without_a_runtime_folder_everything_but_a_daemon_works() {
     for verb in ["help", "help create", "man", "completions bash", "mknodes", "--version"] {
@@ -593,11 +593,11 @@ fn without_a_runtime_folder_everything_but_a_daemon_works() {
     let user = std::fs::metadata("/proc/self").unwrap().uid();
     let folder =
         if user == 0 { "/run/blkswitch".to_owned() } else { format!("/tmp/blkswitch-{user}") };
-    // A daemon of this user may be there; otherwise the client says where it looked.
+    // A daemon of this user may be running. Otherwise the client names the socket that it tried.
     assert!(ran.rc == 0 || ran.err.starts_with(&folder), "{}", ran.err);
 }
 
-/// The script of `completions bash`, in a real bash.
+/// Runs the script of `completions bash` in a real bash.
 #[test]
 fn completions_offer_devices_and_messages() {
     let device = |name: &str, target: &str| Device {
@@ -621,7 +621,7 @@ fn completions_offer_devices_and_messages() {
         ("map show ", "vol"),
         ("map sh", "show"),
         ("detach ", ""),
-        // bash has cut the word behind the colon.
+        // Bash has split the word at the colon.
         ("info member:", "0"),
     ] {
         let current = if line.ends_with(':') { ":" } else { line.rsplit(' ').next().unwrap() };

@@ -1,13 +1,13 @@
-//! What the documents promise of the repository itself: places to look at, and tests, are there.
+//! Checks the documents against the repository: the files, tests and limits that they name exist.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// As many rows as the table had when this was written: it may grow.
+/// Number of rows of the table when this was written. It may grow.
 const PLACES: usize = 22;
-/// Likewise of the list of faults.
+/// Number of rows of the list of faults when this was written. It may grow.
 const FAULTS: usize = 15;
-/// Likewise of the limits in docs/security.md.
+/// Number of limits in docs/security.md when this was written. It may grow.
 const LIMITS: usize = 80;
 
 fn repository() -> PathBuf {
@@ -19,7 +19,7 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rows of the first table below a heading, without its head.
+/// The rows of the first table below a heading, without the head of the table.
 fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
     let section =
         text.split_once(&format!("\n## {heading}")).unwrap_or_else(|| panic!("no '{heading}'")).1;
@@ -47,7 +47,7 @@ fn every_place_to_look_at_is_there() {
     }
 }
 
-/// All functions with `#[test]` of a folder of Rust files.
+/// Finds all functions with `#[test]` in a folder of Rust files.
 fn tests_in(folder: &Path, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -97,7 +97,7 @@ fn every_test_of_the_list_of_faults_is_there() {
     }
 }
 
-/// All files of Rust below a folder, as paths within the repository.
+/// Finds all Rust files below a folder, as paths within the repository.
 fn sources(folder: &str, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(repository().join(folder)).unwrap() {
         let entry = entry.unwrap();
@@ -110,7 +110,7 @@ fn sources(folder: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The constants of the product: file, name, and the text of type and value.
+/// The constants of the product, by file: name, and the text of type and value.
 #[derive(Default)]
 struct Constants {
     files: HashMap<String, Vec<(String, String, String)>>,
@@ -137,7 +137,7 @@ impl Constants {
         constants
     }
 
-    /// The constant `name` of `file`, or else of the nearest file that has one of that name.
+    /// The constant `name` of `file`, or of the nearest file that has a constant with that name.
     fn find(&self, name: &str, file: &str) -> (&str, &str, &str) {
         assert!(self.files.contains_key(file), "no file {file}");
         let shared =
@@ -150,7 +150,7 @@ impl Constants {
         (name, kind, value)
     }
 
-    /// Its value: a number, or nanoseconds.
+    /// The value of a constant: a number, or a time in nanoseconds.
     fn value(&self, name: &str, file: &str) -> u64 {
         let (name, kind, text) = self.find(name, file);
         let (text, scale) = match text.strip_prefix("Duration::from_") {
@@ -170,7 +170,7 @@ impl Constants {
         scale * self.sum(text, file)
     }
 
-    /// Sums, products and shifts of numbers and other constants are all that limits are made of.
+    /// Computes sums, products and shifts of numbers and other constants. Limits use nothing else.
     fn sum(&self, text: &str, file: &str) -> u64 {
         if let Some((number, shift)) = text.split_once(" << ") {
             return self.sum(number, file) << self.sum(shift, file);
@@ -186,8 +186,8 @@ impl Constants {
     }
 }
 
-/// The number of a cell such as `32 MiB`, `0.5 ms` or `1/4`, and whether it is a time (then it is in
-/// nanoseconds).
+/// The number in a cell such as `32 MiB`, `0.5 ms` or `1/4`. The flag says whether it is a time, in
+/// nanoseconds.
 fn number(cell: &str) -> (u64, bool) {
     let (number, unit) = cell.split_once(' ').unwrap_or((cell, ""));
     let number: f64 =
@@ -205,7 +205,7 @@ fn number(cell: &str) -> (u64, bool) {
     ((number * scale) as u64, is_time)
 }
 
-/// The tables of limits: limit, value, constant, file.
+/// The rows of the tables of limits: limit, value, constant, file.
 fn limits(text: &str) -> Vec<[&str; 4]> {
     let lines = text.lines().filter(|line| line.contains(".rs` |"));
     let cells = lines.map(|line| {
@@ -242,7 +242,7 @@ fn every_limit_of_the_security_page_holds() {
             "docs/security.md says of '{limit}' {value}, {file} has another {name}"
         );
     }
-    // A limit of these files that the page does not have.
+    // Every limit in these files must be on the page.
     for file in ["export/nbd/mod.rs", "export/nbd/admission.rs", "engine/iscsi/session.rs"] {
         let file = format!("crates/io/src/{file}");
         for (name, ..) in &constants.files[&file] {

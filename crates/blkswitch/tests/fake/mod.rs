@@ -1,5 +1,5 @@
-//! A daemon for tests of the client: answers what the test tells it to, and remembers what it was
-//! asked.
+//! A fake daemon for tests of the client. It gives the answers that the test chooses, and records
+//! the requests.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -14,56 +14,56 @@ use blkswitch::protocol::ErrorBody;
 use serde::Serialize;
 use tokio::net::UnixListener;
 
-/// A request as it arrived.
+/// A request that the daemon has received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// Method and path with query.
+    /// Method, path and query.
     pub(crate) line: String,
-    /// The whole body.
+    /// The whole body, as text.
     pub(crate) body: String,
 }
 
-/// What the test answers.
+/// An answer that a test chooses.
 pub(crate) struct Answer {
     status: u16,
     body: Vec<u8>,
 }
 
 impl Answer {
-    /// 200 with JSON.
+    /// Status 200 with JSON.
     pub(crate) fn json(value: &impl Serialize) -> Self {
         Self { status: 200, body: serde_json::to_vec(value).unwrap() }
     }
 
-    /// 200 with text.
+    /// Status 200 with text.
     pub(crate) fn text(text: &str) -> Self {
         Self { status: 200, body: text.into() }
     }
 
-    /// 204.
+    /// Status 204, without a body.
     pub(crate) fn done() -> Self {
         Self { status: 204, body: Vec::new() }
     }
 
-    /// An error.
+    /// An error, with its status and body.
     pub(crate) fn refused(error: &ErrorBody) -> Self {
         Self { status: error.errno.http_status(), body: serde_json::to_vec(error).unwrap() }
     }
 
-    /// Something that no daemon of ours says.
+    /// An answer that no real daemon gives.
     pub(crate) fn garbage(status: u16, text: &str) -> Self {
         Self { status, body: text.into() }
     }
 }
 
-/// The daemon. It lives as long as the process.
+/// The fake daemon. Its thread lives as long as the process.
 pub(crate) struct Fake {
     folder: tempfile::TempDir,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Fake {
-    /// Starts one that answers with `answer`.
+    /// Starts a daemon that answers every request with `answer`.
     pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -109,7 +109,7 @@ impl Fake {
         self.folder.path().to_owned()
     }
 
-    /// The client, ready to be given words.
+    /// The client, without its arguments.
     pub(crate) fn command(&self) -> Command {
         let mut command = client();
         command.env("BLKSWITCH_SOCKET", self.folder.path().join("control.sock"));
@@ -129,21 +129,18 @@ impl Fake {
     }
 }
 
-/// The client without a daemon.
+/// The client, without its arguments and without a daemon.
 pub(crate) fn client() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blkswitch"));
     command.env_remove("BLKSWITCH_SOCKET").env("LC_ALL", "C").stdin(Stdio::null());
     command
 }
 
-/// What a run left behind.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
-    /// Exit status.
     pub(crate) rc: i32,
-    /// Standard output.
     pub(crate) out: String,
-    /// Standard error.
     pub(crate) err: String,
 }
 

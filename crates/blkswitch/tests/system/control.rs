@@ -1,5 +1,5 @@
-//! The control protocol where no recording tells what is right: long and stalled messages,
-//! all-or-nothing, refusals of tables, what stands on what, events, metrics, malformed requests.
+//! Tests the control protocol where no recording shows the right answer: long and stalled messages,
+//! all-or-nothing, refusals of tables, devices below devices, events, metrics, malformed requests.
 
 use std::io::Write;
 use std::thread;
@@ -22,7 +22,7 @@ fn million(daemon: &Daemon) {
     daemon.create("m", &table).expect_ok();
 }
 
-/// Resident memory of the daemon in KiB, now and at its highest.
+/// Resident memory of the daemon in KiB: the current and the highest value.
 fn memory_kib(daemon: &Daemon) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let field = |name: &str| {
@@ -37,7 +37,7 @@ fn a_message_of_any_length_takes_little_memory() {
     let daemon = Daemon::start();
     million(&daemon);
     let mut text = b"set_region_mappings".to_vec();
-    // Three times over the whole map: some 24 MB.
+    // The whole map three times, some 24 MB.
     for round in 0..3u64 {
         for region in 0..MILLION {
             write!(text, " {region:x}:{:x}", (region / 7 + round) % 3).unwrap();
@@ -87,7 +87,7 @@ fn an_atomic_message_is_applied_whole_or_not_at_all() {
     assert_eq!(daemon.map("m", 0)[300_000], 1);
 }
 
-/// Sends the head of a request and the beginning of a chunked body, and leaves it at that.
+/// Sends the head of a request and the beginning of a chunked body, and then nothing more.
 fn stall(daemon: &Daemon, name: &str, words: &str) -> std::os::unix::net::UnixStream {
     let mut stream = http::connect(&daemon.socket());
     let path = device_path(route::MESSAGE, name);
@@ -104,7 +104,7 @@ fn stall(daemon: &Daemon, name: &str, words: &str) -> std::os::unix::net::UnixSt
 fn a_stalled_client_does_not_keep_others_out() {
     let daemon = Daemon::start();
     million(&daemon);
-    // A short message that stalls has not begun; a long one gives up its lock in time, which is ten
+    // A short message that stalls does not take the lock. A long one loses the lock after ten
     // seconds.
     let _short = stall(&daemon, "m", "set_region_mappings 0:2");
     let begun = Instant::now();
@@ -128,8 +128,8 @@ fn a_client_that_is_lost_in_a_message_harms_nobody() {
     for _ in 0..20 {
         drop(stall(&daemon, "m", &format!("set_region_mappings {}", ":2 ".repeat(200_000))));
     }
-    // What the lost clients had sent may be applied still, before or behind ours; none of it may
-    // hold ours up, and when it has run dry ours is what stays.
+    // Blocks of the lost clients may still be applied before or after this message. They must not
+    // delay it, and when no more are left, this message stays.
     eventually("the lost clients' messages have run dry", || {
         daemon.message("m", 0, b"set_region_mappings 0:1 R1,fffff").expect_ok();
         daemon.map("m", 0).iter().all(|path| *path == 1)
@@ -164,7 +164,7 @@ fn a_message_without_a_live_table_is_an_error() {
         assert!(error.reason.contains("no live table: load one and resume"), "{}", error.reason);
     };
     refused();
-    // One in the inactive slot is none.
+    // A table in the inactive slot does not count.
     let table = json!({"table": "0 2048 switch 2 128 0 mem:1M 0 mem:1M 0"});
     daemon.on("PUT", route::TABLE, "s", table).expect_ok();
     refused();
@@ -337,13 +337,13 @@ fn devices_stand_on_devices_by_name_and_number() {
     daemon.nbd("by-number").write(0, &[2; 512], false).unwrap();
     assert_eq!(daemon.nbd("low").read(0, 512).unwrap(), [1; 512]);
     assert_eq!(daemon.nbd("low").read(8 * 512, 512).unwrap(), [2; 512]);
-    // A device below is shown under the name it has now.
+    // A device below appears under its current name.
     daemon.on("POST", route::RENAME, "low", json!({"name": "lower"})).expect_ok();
     assert_eq!(
         daemon.describe("by-name").live.unwrap().segments[0].params,
         "/dev/blkswitch/lower 0"
     );
-    // No loop, at whatever distance.
+    // A loop is refused, however long it is.
     let around = json!({"table": "0 8 linear /dev/blkswitch/by-name 0"});
     let error = daemon.on("PUT", route::TABLE, "lower", around).error();
     assert_eq!(error.errno, Errno::Einval);
@@ -363,8 +363,7 @@ fn remove_all_takes_stacks_apart_and_leaves_what_is_open() {
         (removed.removed, removed.busy),
         (vec!["b".into(), "a".into()], vec!["open".into()])
     );
-    // With force it is wiped, though it stays while it is open; with deferred it goes with its last
-    // user.
+    // With `force` an open device is wiped but stays. With `deferred` it goes with its last user.
     let removed: Removed =
         daemon.request("POST", route::REMOVE_ALL, json!({"force": true, "deferred": true})).json();
     assert_eq!(removed.busy, ["open"]);
@@ -391,7 +390,7 @@ fn a_file_is_one_leaf_for_all_tables_and_nobody_elses() {
     let error = other.create("c", &format!("0 8 linear {ram} 0")).error();
     assert_eq!(error.errno, Errno::Ebusy);
     assert!(error.reason.contains("one writer at a time"), "{}", error.reason);
-    // Removed and made again at once, over and over: the file is free each time.
+    // The file is free each time the devices are removed and created again at once.
     for _ in 0..20 {
         daemon.remove("a");
         daemon.remove("b");
@@ -414,7 +413,7 @@ fn missing_files_are_made_when_asked_for_and_not_left_by_a_refused_table() {
     assert_eq!(create(format!("0 100 linear {file} 8\n100 8 nosuch")).error().errno, Errno::Einval);
     assert!(!daemon.path("new").exists());
     create(format!("0 100 linear {file} 8\n100 64 striped 2 8 {file} 0 {file} 200")).expect_ok();
-    // 8 + 100 sectors for the first target, 200 + 32 for the second.
+    // The first target needs 8 + 100 sectors, the second 200 + 32.
     assert_eq!(daemon.path("new").metadata().unwrap().len(), 232 * 512);
 }
 
@@ -425,10 +424,11 @@ fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
         (0..3).map(|ram| format!(" {} 0", daemon.path(&format!("ram{ram}")).display())).collect();
     daemon.create("s", &format!("0 2048 switch 3 128 0{paths}")).expect_ok();
     let mut client = daemon.nbd("s");
-    // The first flush reaches every file: who had it open before may have left writes unflushed.
+    // The first flush reaches every file, because an earlier user of the files may have left
+    // unflushed writes.
     client.flush().unwrap();
     client.write(0, &[1; 512], false).unwrap();
-    // Another connection's flush covers it; the second write is under way to path 2.
+    // The flush of another connection covers the write. The second write is to path 2.
     client.write(256 * 512, &[1; 512], false).unwrap();
     daemon.nbd("s").flush().unwrap();
     client.flush().unwrap();
@@ -439,8 +439,8 @@ fn a_flush_reaches_every_path_with_unflushed_writes_and_no_other() {
     assert!(stats.total.write_latency.p50_ns > 0 && stats.total.read_latency.p50_ns == 0);
 }
 
-/// What ends at a device below without a leaf is counted for the path that led there, and for that
-/// device.
+/// A request that ends at a device below without a leaf is counted for the path that led there, and
+/// for that device.
 #[test]
 fn what_error_and_zero_targets_answer_is_counted_on_the_way_there() {
     let daemon = Daemon::start();
@@ -451,7 +451,7 @@ fn what_error_and_zero_targets_answer_is_counted_on_the_way_there() {
     assert_eq!(client.read(0, 4096).unwrap_err().raw_os_error(), Some(5));
     assert_eq!(client.write(4096, &[1; 4096], false).unwrap_err().raw_os_error(), Some(5));
     client.read(1024 * 512, 512).unwrap();
-    // Both kinds in one request: each piece counts.
+    // One request that meets both kinds: each piece counts.
     assert!(daemon.nbd("t").read(1023 * 512, 1024).is_err());
     let stats = |name| daemon.on("GET", route::STATS, name, Value::Null).json::<DeviceStats>();
     let [s, t, bad] = ["s", "t", "bad"].map(stats);
@@ -573,12 +573,13 @@ fn malformed_requests_get_an_answer_of_the_protocol() {
     );
     let mut stream = http::connect(&daemon.socket());
     stream.write_all(&http::head("POST", "/v1/devices", long.len())).unwrap();
-    // The daemon may close before it has all of it.
+    // The daemon may close the connection before it has received everything.
     let _ = stream.write_all(long.as_bytes());
     assert_eq!(http::read_reply(&mut stream).error().errno, Errno::E2big);
 }
 
-/// A client may send something where nothing is wanted, and be slow about it: it is not hung up on.
+/// A client may send a body where none is wanted, and may send it slowly. The daemon does not close
+/// the connection.
 #[test]
 fn a_body_that_no_one_wants_is_taken_all_the_same() {
     let daemon = Daemon::start();

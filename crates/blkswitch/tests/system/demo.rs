@@ -1,4 +1,4 @@
-//! `blkswitch demo` says what a newcomer wants to see, succeeds, and leaves nothing behind.
+//! `blkswitch demo` shows a newcomer a device at work, succeeds, and leaves nothing behind.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! What a newcomer types wrong, and what the program answers: each answer quotes the input and says
+//! Typical mistakes of a newcomer, and the program's answers. Each answer quotes the input and says
 //! what is allowed or what to do.
 
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::fixture::{Daemon, program};
 
-/// A command, and the parts that its answer has.
+/// A command, and parts of the expected answer.
 const WRONG: &[(&[&str], &[&str])] = &[
     (
         &["create", "x", "--table", "0 1G switch"],
@@ -97,7 +97,7 @@ fn an_error_quotes_the_input_and_says_what_is_allowed() {
         for part in *parts {
             assert!(text.contains(&part.replace("FOLDER", folder)), "{words:?}: {part}: {text}");
         }
-        // The same as JSON, for programs.
+        // The answer as JSON, for programs.
         let text = said(daemon.client().args(&words).arg("--json"));
         let json: Value =
             serde_json::from_str(&text).unwrap_or_else(|_| panic!("{words:?}: {text}"));
@@ -109,7 +109,7 @@ fn an_error_quotes_the_input_and_says_what_is_allowed() {
     assert!(json["reason"].as_str().unwrap().contains("did you mean 'low'?"), "{text}");
 }
 
-/// A daemon of another user is not one that has to be started.
+/// A daemon of another user must not be reported as one that has to be started.
 #[test]
 fn a_socket_that_may_not_be_used_is_said() {
     let daemon = stage();
@@ -120,7 +120,7 @@ fn a_socket_that_may_not_be_used_is_said() {
     };
     set(&daemon.path(""), 0o755);
     set(&daemon.socket(), if is_root { 0o600 } else { 0 });
-    // Root may do everything, so root asks as nobody.
+    // Root may use every socket, so root runs the client as nobody.
     let mut command = Command::new(if is_root { Path::new("setpriv") } else { program() });
     if is_root {
         let reach = program()

@@ -1,4 +1,4 @@
-//! Events: what `monitor` tells of devices, and what the log and `/metrics` say of failing paths.
+//! Events: the output of `monitor`, and what the log and `/metrics` say about failing paths.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually};
 
-/// `blkswitch monitor`, which watches already.
+/// A `blkswitch monitor` that is already watching.
 pub(crate) struct Watcher {
     child: Child,
     pub(crate) lines: Receiver<String>,
@@ -28,7 +28,7 @@ impl Watcher {
             }
         });
         let watcher = Watcher { child, lines };
-        // It watches once it tells of this.
+        // The monitor watches as soon as it reports one of these remaps.
         daemon.create("noise", "0 64 switch 2 32 0 null:1M 0 null:1M 0").expect_ok();
         eventually("the monitor watches", || {
             daemon.message("noise", 0, b"set_region_mappings 0:1").expect_ok();
@@ -38,8 +38,7 @@ impl Watcher {
         watcher
     }
 
-    /// What it tells until all of these events were told, without the time, each under the event's
-    /// name.
+    /// The events until all of `wanted` have been seen, without the time. Each comes with its name.
     #[track_caller]
     pub(crate) fn until(&self, wanted: &[&str]) -> Vec<(String, String)> {
         let mut told: Vec<(String, String)> = Vec::new();
@@ -52,7 +51,7 @@ impl Watcher {
                 continue;
             }
             let line = line.split_once("] ").map_or(line.as_str(), |(_, line)| line).to_owned();
-            // The end of the daemon is an event of no device.
+            // The end of the daemon is an event without a device.
             let words = line.split_once(": ").map_or(line.as_str(), |(_, words)| words);
             let name = words.split(' ').next().unwrap_or_default().to_owned();
             told.push((name, line));
@@ -68,8 +67,8 @@ impl Drop for Watcher {
     }
 }
 
-/// The path of a switch that is not a multipath device fails: the client gets the error, and the
-/// administrator learns which path it was, from the monitor, the log and the metrics.
+/// The path of a switch that is not a multipath device fails. The client gets the error, and the
+/// administrator learns from the monitor, the log and the metrics which path it was.
 #[test]
 fn errors_of_a_path_of_a_switch_are_told() {
     let daemon = Daemon::start();
@@ -126,8 +125,9 @@ fn what_control_does_to_devices_is_told() {
     watcher.until(&["DAEMON_ENDS"]);
 }
 
-/// Another daemon's export comes back smaller than it was: the leaf does not use it. Which promise
-/// is broken stands in `info`, in `status -v` and in the event; and again when it is kept.
+/// An export of another daemon comes back smaller than before, and the leaf does not use it.
+/// `info`, `status -v` and the event name the promise that is broken. They do so again when the
+/// export has its old size.
 #[test]
 fn the_reason_of_a_refused_reconnection_is_told() {
     let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));
@@ -136,7 +136,7 @@ fn the_reason_of_a_refused_reconnection_is_told() {
     let leaf = format!("nbd+unix:///far?socket={}", socket.display());
     near.create("disk", &format!("0 8192 linear {leaf} 0")).expect_ok();
     assert_eq!(near.describe("disk").troubled_paths, []);
-    // A connection that was never used is looked at when it is.
+    // A connection that was never used is checked when it is used.
     near.nbd("disk").write(0, &[1; SECTOR], false).unwrap();
     let watcher = Watcher::new(&near, &[]);
     let resize = |sectors: u64| {
@@ -149,7 +149,7 @@ fn the_reason_of_a_refused_reconnection_is_told() {
     resize(4096);
     let reason = "the export is not what it was: it has 2097152 bytes, and had 4194304";
     let told = watcher.until(&["PATH_UNREACHABLE"]);
-    // Before it is there again it may be missing.
+    // The export may be missing for a moment before it is back.
     let mut line = told.last().unwrap().1.clone();
     while !line.contains(reason) {
         line = watcher.lines.recv_timeout(PATIENCE).unwrap();
@@ -167,8 +167,8 @@ fn the_reason_of_a_refused_reconnection_is_told() {
     near.nbd("disk").write(0, &[1; SECTOR], false).unwrap();
 }
 
-/// A server that is silent may carry a write out later: writes that went on only because their time
-/// was over are counted.
+/// A silent server may carry out a write later. Writes that were sent elsewhere only because their
+/// time was over are counted.
 #[test]
 fn writes_in_doubt_are_counted() {
     let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));

@@ -1,4 +1,4 @@
-//! A daemon of its own for a test: the program in a temporary folder, with files in place of ram
+//! A daemon for each test: the program runs in a temporary folder, with files in place of RAM
 //! disks.
 
 use std::io::{BufRead, BufReader, Read};
@@ -15,14 +15,14 @@ use tempfile::TempDir;
 
 use crate::http::{self, Reply};
 
-/// Sectors of every ram disk.
+/// Sectors of every RAM disk.
 pub(crate) const RAM_SECTORS: u64 = 8192;
-/// Bytes in a sector.
+/// Bytes of a sector.
 pub(crate) const SECTOR: usize = 512;
-/// How long to wait for something that must come: far above what a loaded machine needs.
+/// How long to wait for something that must happen. A loaded machine needs far less.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until something is so, and fails the test if it never is.
+/// Waits until `is_so` returns `true`, and fails the test if that takes too long.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -32,7 +32,7 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A process that serves. Its log is read all the time: a pipe that nobody reads would hold it up.
+/// A daemon's process. A thread reads its log all the time, because a full pipe would block it.
 pub(crate) struct Process {
     pub(crate) child: Child,
     log: Arc<Mutex<String>>,
@@ -52,12 +52,12 @@ impl Process {
         Process { child, log, reader: Some(reader) }
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits for its end; its exit status and all of its log.
+    /// Waits until the process ends. Returns its exit status and its whole log.
     pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -73,20 +73,20 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already, which is what is wanted.
+        // The process may have ended already, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A daemon that runs.
+/// A running daemon and its folder.
 pub(crate) struct Daemon {
     pub(crate) folder: TempDir,
     process: Process,
 }
 
 impl Daemon {
-    /// In a folder of its own, with `ram0` to `ram3`.
+    /// Starts a daemon in a new folder with the disks `ram0` to `ram3`.
     pub(crate) fn start() -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         for ram in 0..4 {
@@ -95,23 +95,23 @@ impl Daemon {
         Daemon { process: spawn(folder.path(), &[]), folder }
     }
 
-    /// Again, after it was killed.
+    /// Starts the daemon again after it was killed.
     pub(crate) fn start_again(&mut self) {
         self.process = spawn(self.folder.path(), &[]);
     }
 
-    /// Again, after it was killed or has ended, with further options.
+    /// Starts the daemon again with further options, after it was killed or has ended.
     pub(crate) fn start_again_with(&mut self, options: &[&str]) {
         self.process = spawn(self.folder.path(), options);
     }
 
-    /// In an empty folder, with further options.
+    /// Starts a daemon in an empty folder, with further options.
     pub(crate) fn start_with(options: &[&str]) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         Daemon { process: spawn(folder.path(), options), folder }
     }
 
-    /// In an empty folder, with a limit that `ulimit` of a shell takes.
+    /// Starts a daemon in an empty folder, with a limit of the shell's `ulimit`.
     pub(crate) fn start_limited(limit: &str) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let serve = serve(folder.path(), &[]);
@@ -121,7 +121,7 @@ impl Daemon {
         Daemon { process: started(command), folder }
     }
 
-    /// Again in the same folder, after the daemon there has ended.
+    /// Ends the daemon, and starts another one in the same folder.
     pub(crate) fn restart(mut self) -> Daemon {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
         drop(self);
@@ -140,12 +140,12 @@ impl Daemon {
         self.process.child.id()
     }
 
-    /// A request to the control socket.
+    /// Sends a request to the control socket.
     pub(crate) fn request(&self, method: &str, path: &str, body: Value) -> Reply {
         http::request(&self.socket(), method, path, &body)
     }
 
-    /// A request to a route of one device.
+    /// Sends a request to a route of one device.
     pub(crate) fn on(&self, method: &str, route: &str, name: &str, body: Value) -> Reply {
         self.request(method, &device_path(route, name), body)
     }
@@ -158,7 +158,7 @@ impl Daemon {
         self.on("GET", route::DEVICE, name, Value::Null).json()
     }
 
-    /// Removes a device; a client that has just gone may still be counted for a moment.
+    /// Removes a device. A client that has just left may still count as its user for a moment.
     pub(crate) fn remove(&self, name: &str) {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -179,7 +179,7 @@ impl Daemon {
         http::send(&self.socket(), "POST", &path, words)
     }
 
-    /// The paths of all regions, as the daemon tells them.
+    /// The path of each region, as the daemon reports it.
     pub(crate) fn map(&self, name: &str, sector: u64) -> Vec<u32> {
         let path = format!("{}?sector={sector}", device_path(route::MAP, name));
         let map: RegionMap = self.request("GET", &path, Value::Null).json();
@@ -203,12 +203,12 @@ impl Daemon {
         command
     }
 
-    /// Runs a verb.
+    /// Runs a verb as a client of this daemon, to its end.
     pub(crate) fn run(&self, words: &[&str]) -> Output {
         self.client().args(words).output().unwrap()
     }
 
-    /// Kills the daemon as a power cut would.
+    /// Kills the daemon, which gets no chance to write anything.
     pub(crate) fn kill(&mut self) {
         self.process.child.kill().unwrap();
         self.process.child.wait().unwrap();
@@ -219,12 +219,12 @@ impl Daemon {
         signal(self.pid(), "TERM");
     }
 
-    /// What the daemon has logged so far.
+    /// The daemon's log so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Waits for the daemon's end; its exit status and its log.
+    /// Waits until the daemon ends. Returns its exit status and its log.
     pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
         let (status, log) = self.process.wait();
         (status.code(), log)
@@ -236,18 +236,18 @@ pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_blkswitch"))
 }
 
-/// Sends a signal without unsafe code, as a shell would.
+/// Sends a signal. A shell does it, so that the test needs no unsafe code.
 pub(crate) fn signal(pid: u32, name: &str) {
     let status = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
     assert!(status.success());
 }
 
-/// Starts a daemon in a folder and waits until it says that it is ready.
+/// Starts a daemon in a folder, and waits until it is ready.
 pub(crate) fn spawn(folder: &Path, more: &[&str]) -> Process {
     started(serve(folder, more))
 }
 
-/// As [`spawn`], by any command.
+/// Starts a daemon with `command`, and waits until it is ready.
 pub(crate) fn started(mut command: Command) -> Process {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -264,7 +264,7 @@ pub(crate) fn started(mut command: Command) -> Process {
     process
 }
 
-/// The command of a daemon in a folder.
+/// The command that starts a daemon in a folder.
 pub(crate) fn serve(folder: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(program());
     command
@@ -277,7 +277,7 @@ pub(crate) fn serve(folder: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// A disk on which every sector says where it is.
+/// Makes a disk whose sectors contain the disk's name and their own number.
 pub(crate) fn make_disk(path: &Path, sectors: u64) {
     let name = path.file_name().unwrap().to_str().unwrap();
     let mut image = Vec::with_capacity(sectors as usize * SECTOR);
@@ -287,10 +287,10 @@ pub(crate) fn make_disk(path: &Path, sectors: u64) {
     std::fs::write(path, image).unwrap();
 }
 
-/// What a sector of a disk holds.
+/// The content of a sector of such a disk.
 pub(crate) fn sector_of(disk: &str, sector: u64) -> [u8; SECTOR] {
     let text = format!("{disk:<7.7}{sector:>9}");
-    // A word of 16 bytes, 32 times.
+    // A word of 16 bytes, repeated 32 times.
     let mut sector = [0; SECTOR];
     sector.chunks_exact_mut(16).for_each(|word| word.copy_from_slice(text.as_bytes()));
     sector

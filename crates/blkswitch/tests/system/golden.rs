@@ -1,5 +1,4 @@
-//! The recorded cases and the list of deliberate differences, and the check of one against the
-//! other.
+//! The recorded cases and the list of deliberate differences, and the comparison of the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,8 +15,8 @@ pub(crate) fn cases(suite: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Ids of the cases of a suite that are listed as different by any of `by`: `core`, `daemon`,
-/// `paths`, ...
+/// Ids of the cases of a suite that the list has as different because of `core`, `daemon`, `paths`,
+/// ...
 pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for by in of {
@@ -28,8 +27,8 @@ pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     ids
 }
 
-/// The cases of a suite that are listed as different by `by`, and the list's words: the kernel's
-/// side, and ours.
+/// The cases of a suite that the list has as different because of `by`, with the list's texts for
+/// the kernel and for blkswitch.
 pub(crate) fn listed_texts(suite: &str, by: &str) -> BTreeMap<String, [String; 2]> {
     let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
     let mut listed = BTreeMap::new();
@@ -44,12 +43,13 @@ pub(crate) fn listed_texts(suite: &str, by: &str) -> BTreeMap<String, [String; 2
     listed
 }
 
-/// What became of a case.
+/// The result of replaying a case; `Err` describes the difference.
 pub(crate) type Verdict = Result<(), String>;
 
-/// Compares every case of a suite with the list: a listed one must differ, any other must agree.
+/// Compares every case of a suite with the list. A listed case must differ, and all others must
+/// agree.
 pub(crate) fn check_suite(suite: &str, least: usize, mut replay: impl FnMut(&Value) -> Verdict) {
-    // Those that the daemon decides itself, and those that the core decides for it.
+    // The daemon decides some of these itself, and the core the others.
     let listed = listed_differences(suite, &["core", "daemon"]);
     let mut seen = BTreeSet::new();
     let mut wrong = Vec::new();
@@ -77,12 +77,12 @@ pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("{key} missing in {value}"))
 }
 
-/// Recorded text is Latin-1: a character is a byte.
+/// Converts recorded text to bytes. It is Latin-1, so each character is one byte.
 pub(crate) fn latin1(text: &str) -> Vec<u8> {
     text.chars().map(|c| u8::try_from(c).unwrap()).collect()
 }
 
-/// `0 1 2*3` and `(0 1)*5`: a cycle up to that many regions.
+/// Expands a recorded map: `0 1 2*3`, or `(0 1)*5` for a cycle of that many regions.
 pub(crate) fn expand(map: &str) -> Vec<u32> {
     let number = |word: &str| word.parse::<u32>().unwrap();
     if let Some((cycle, count)) = map.strip_prefix('(').and_then(|rest| rest.split_once(")*")) {
@@ -105,7 +105,7 @@ pub(crate) fn differs<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, kerne
     }
 }
 
-/// Lines of the kernel's log at the level of errors, as a set of texts with `$DEV` for the device.
+/// The messages of the kernel's log at error level, with `$DEV` for the device.
 pub(crate) fn errors_logged(kmsg: &Value) -> Vec<String> {
     let lines = kmsg.as_array().map(Vec::as_slice).unwrap_or_default();
     let error = |line: &&Value| line[0].as_i64() == Some(3);

@@ -1,10 +1,10 @@
-//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD, and compares what
-//! reads give, where bytes land on the disks, and what each path was asked to do, flushes and FUA
-//! included.
+//! Replays the recorded reads, writes, flushes, discards and zeroings over NBD. It compares the
+//! data of reads, the places of writes on the disks, and the operations on each path, including
+//! flushes and FUA.
 //!
-//! Disks are files of 8192 or 16384 sectors on which every sector says where it is;
-//! `/dev/mapper/bad` is a device of ours with an `error` target. What only an ioctl, a page cache
-//! or a request queue can show has no meaning over NBD and is left out ([`NO_MEANING`]).
+//! The disks are files of 8192 or 16384 sectors that contain their own numbers. `/dev/mapper/bad`
+//! is a device with an `error` target. Cases that only an ioctl, a page cache or a request queue
+//! can show have no meaning over NBD and are skipped ([`NO_MEANING`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,8 @@ use serde_json::Value;
 use crate::fixture::{Daemon, SECTOR, make_disk, sector_of};
 use crate::golden::{Verdict, check_suite, differs, listed_differences, listed_texts, text};
 
-/// Parts of the names of the cases that have no meaning over NBD. docs/kernel-differences.md has
-/// their ids, and why.
+/// Parts of the names of the cases that have no meaning over NBD. docs/kernel-differences.md lists
+/// their ids and the reasons.
 const NO_MEANING: [&str; 7] = [
     "queue limits",
     "SG_IO",
@@ -29,27 +29,28 @@ const NO_MEANING: [&str; 7] = [
     "page dirtied before a remap",
 ];
 
-/// A disk that fails everything.
+/// A disk that fails every request.
 const BAD: &str = "bad";
 /// The device under test.
 const CASE: &str = "sw";
 
-/// Sectors of a disk: the recorded SCSI disks are larger.
+/// Sectors of a disk. The recorded SCSI disks are larger.
 fn disk_sectors(name: &str) -> u64 {
     if name.starts_with("sd") { 16384 } else { 8192 }
 }
 
-/// What a case does.
+/// The operation of a case.
 struct Operation {
     verb: &'static str,
     at: u64,
     sectors: u64,
-    /// With a flush after it. (`O_DSYNC` is both: the kernel's write is FUA, and it syncs the file
-    /// after it.)
+    /// Whether a flush follows. (`O_DSYNC` means both: the kernel's write is FUA, and then it syncs
+    /// the file.)
     then_flush: bool,
 }
 
-/// Reads a case's name: what follows the last colon, but for a vector the lengths behind the plus.
+/// Parses the name of a case: the part after the last colon, or for a vector the lengths after the
+/// plus.
 fn operation(case: &Value) -> Operation {
     let name = text(case, "name");
     let known = [
@@ -74,7 +75,7 @@ fn operation(case: &Value) -> Operation {
     Operation { verb, at, sectors, then_flush }
 }
 
-/// `124+8`, or `125+(2, 4, 2)` for a vector.
+/// Parses `124+8`, or `125+(2, 4, 2)` for a vector.
 fn range_in(text: &str) -> Option<(u64, u64)> {
     let plus = text
         .match_indices('+')
@@ -93,7 +94,7 @@ fn range_in(text: &str) -> Option<(u64, u64)> {
     Some((before.parse().ok()?, sectors))
 }
 
-/// Neighbouring sectors in one line each: `ram0 124+4`.
+/// Joins neighbouring sectors, one run per line: `ram0 124+4`.
 fn runs(sectors: impl IntoIterator<Item = (String, u64, String)>) -> Vec<String> {
     let mut runs: Vec<(String, u64, u64, String)> = Vec::new();
     for (disk, sector, what) in sectors {
@@ -110,7 +111,7 @@ fn runs(sectors: impl IntoIterator<Item = (String, u64, String)>) -> Vec<String>
     runs.into_iter().map(line).collect()
 }
 
-/// Where the sectors of a read came from.
+/// The disks and sectors that the data of a read came from.
 fn sources(data: &[u8]) -> Vec<String> {
     runs(data.chunks(SECTOR).map(|sector| {
         let text = String::from_utf8_lossy(&sector[..16]);
@@ -122,7 +123,7 @@ fn sources(data: &[u8]) -> Vec<String> {
     }))
 }
 
-/// What a sector was overwritten with.
+/// The content that a sector was overwritten with.
 fn content(sector: &[u8]) -> String {
     match sector[0] {
         _ if sector.iter().any(|byte| *byte != sector[0]) => "mixed".to_owned(),
@@ -131,8 +132,8 @@ fn content(sector: &[u8]) -> String {
     }
 }
 
-/// What a path did: bytes read, bytes written, and whether there were discards or zeroings (whose
-/// bytes nobody counts).
+/// The operations on a path: bytes read, bytes written, and whether there were discards or zeroings
+/// (whose bytes are not counted).
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Asked {
     read: u64,
@@ -141,7 +142,7 @@ struct Asked {
     zeroes: bool,
 }
 
-/// What the kernel's target sent to each disk. It has zeroes written out.
+/// The operations that the kernel's target sent to each disk. The kernel writes zeroes as data.
 fn sent_by_the_kernel(case: &Value, verb: &str) -> (BTreeMap<String, Asked>, Durability) {
     let mut disks = BTreeMap::<String, Asked>::new();
     let mut durability = Durability::default();
@@ -152,7 +153,7 @@ fn sent_by_the_kernel(case: &Value, verb: &str) -> (BTreeMap<String, Asked>, Dur
         if *disk == CASE {
             continue;
         }
-        // A first F asks for a flush before the data, if there is any; a later one is FUA.
+        // A leading F asks for a flush before the data, if there is any. A later F is FUA.
         let (preflush, operation) = (flags.starts_with('F'), flags.trim_start_matches('F'));
         if preflush {
             *durability.flushes.entry((*disk).to_owned()).or_default() += 1;
@@ -176,16 +177,16 @@ fn sent_by_the_kernel(case: &Value, verb: &str) -> (BTreeMap<String, Asked>, Dur
     (disks, durability)
 }
 
-/// What each disk was asked to make stable.
+/// The requests for durability that each disk got.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Durability {
     flushes: BTreeMap<String, u64>,
-    /// Those that were written with FUA.
+    /// The disks that were written with FUA.
     fua: BTreeSet<String>,
 }
 
 impl fmt::Display for Durability {
-    /// As docs/kernel-differences.md has it: `flush of a, b; FUA on c`, or `nothing`.
+    /// The form of docs/kernel-differences.md: `flush of a, b; FUA on c`, or `nothing`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let join = |words: Vec<String>| words.join(", ");
         let counted = |(disk, times): (&String, &u64)| match times {
@@ -205,17 +206,17 @@ impl fmt::Display for Durability {
 
 struct Stage {
     daemon: Daemon,
-    /// Cases whose paths were asked to do something else than the kernel's.
+    /// Cases in which the operations on the paths differ from the kernel's.
     other_paths: RefCell<BTreeMap<String, String>>,
-    /// Cases in which other paths were asked to make something stable: the kernel's, and ours.
+    /// Cases in which other paths were asked for durability: the kernel's, and blkswitch's.
     other_durability: RefCell<BTreeMap<String, [String; 2]>>,
     compared: Cell<u32>,
-    /// What every disk holds as new.
+    /// The original content of every disk.
     images: RefCell<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Stage {
-    /// Disks as new, and the device over them. The table may be refused.
+    /// Restores the disks, and creates the device on them. The table may be refused.
     fn set_up(&self, case: &Value) -> Result<Vec<String>, String> {
         let table = text(case, "table");
         let mut disks: Vec<String> = table
@@ -246,7 +247,7 @@ impl Stage {
         }
     }
 
-    /// Puts a disk back as it was before anything was written to it.
+    /// Restores the original content of a disk.
     fn as_new(&self, disk: &str) {
         let path = self.daemon.path(disk);
         let mut images = self.images.borrow_mut();
@@ -260,7 +261,7 @@ impl Stage {
         }
     }
 
-    /// What was changed on the disks.
+    /// The changes on the disks.
     fn landed(&self, disks: &[String]) -> Vec<String> {
         let images = self.images.borrow();
         let mut changed = Vec::new();
@@ -279,8 +280,8 @@ impl Stage {
             self.send(message.as_str().unwrap());
         }
         let mut client = self.daemon.nbd(CASE);
-        // Who had the files open before may have left writes unflushed, so the first flush reaches
-        // all of them. What the case itself has flushed shows only after that.
+        // The first flush reaches all files, because an earlier user of the files may have left
+        // unflushed writes. Only after that do flushes of the case itself show.
         client.flush().unwrap();
         let first = self.flushes();
         assert!(
@@ -301,12 +302,13 @@ impl Stage {
         verdict
     }
 
-    /// What each path has done since the `first` flushes against what the kernel's was sent.
+    /// Compares the operations on each path, since the `first` flushes, with those of the kernel's
+    /// target.
     fn compare_paths(&self, case: &Value, client: &mut NbdClient, first: &BTreeMap<String, u64>) {
         let id = text(case, "id").to_owned();
         let operation = operation(case);
         let mut disks = BTreeMap::<String, Asked>::new();
-        // Disks with failed operations, and whether these were reads or writes.
+        // Disks with failed operations, and whether those were reads or writes.
         let mut failed = BTreeMap::<String, [bool; 2]>::new();
         let mut ours = Durability { flushes: self.flushes(), fua: BTreeSet::new() };
         let stats = self.stats();
@@ -319,16 +321,16 @@ impl Stage {
             if path.io.errors > 0 {
                 failed.insert(disk_of(path), [path.io.reads > 0, path.io.writes > 0]);
             }
-            // What failed needs no flush.
+            // A failed write needs no flush.
             if path.io.writes > path.io.errors {
                 ours.fua.insert(disk_of(path));
             }
         }
         let requested = u64::from(operation.then_flush || operation.verb == "flush");
         assert_eq!(stats.total.flushes, 1 + requested, "{id}: flushes of the device");
-        // No counter tells FUA. But the flag that the leaf is given is the one by which a write is
-        // on its account of unflushed ones: what was written, was not flushed and need not be
-        // flushed now was written with FUA.
+        // No counter shows FUA. But the leaf's flag for FUA also decides whether a write counts as
+        // unflushed. So a path that was written, was not flushed and needs no flush now was written
+        // with FUA.
         client.flush().unwrap();
         let last = self.flushes();
         ours.fua.retain(|disk| last[disk] == first[disk]);
@@ -338,7 +340,7 @@ impl Stage {
         ours.flushes.retain(|_, times| *times > 0);
         self.compared.set(self.compared.get() + 1);
         let (mut asked, kernel) = sent_by_the_kernel(case, operation.verb);
-        // Bytes of failed operations are not counted, so there only the kinds can be compared.
+        // Bytes of failed operations are not counted, so only the kinds can be compared there.
         for (disk, kinds) in failed {
             let sent = asked.entry(disk.clone()).or_default();
             assert_eq!([sent.read > 0, sent.written > 0], kinds, "{id}: asked of {disk}");
@@ -355,7 +357,7 @@ impl Stage {
         }
     }
 
-    /// Flushes of each disk so far.
+    /// Number of flushes of each disk so far.
     fn flushes(&self) -> BTreeMap<String, u64> {
         let mut disks = BTreeMap::new();
         for path in &self.stats().paths {
@@ -368,7 +370,7 @@ impl Stage {
         self.daemon.on("GET", route::STATS, CASE, Value::Null).json()
     }
 
-    /// `set_region_mappings ...`, or `@SECTOR ARGUMENTS RESULT`.
+    /// Sends a message: `set_region_mappings ...`, or `@SECTOR ARGUMENTS RESULT`.
     fn send(&self, message: &str) {
         let Some(rest) = message.strip_prefix('@') else {
             self.daemon.message(CASE, 0, message.as_bytes()).expect_ok();

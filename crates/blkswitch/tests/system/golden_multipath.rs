@@ -1,8 +1,9 @@
-//! Replays the recorded multipath devices through the daemon: tables, messages, reads over NBD and
-//! the paths they took (by the counters per path), and the texts of `table` and `status`.
+//! Replays the recorded multipath devices through the daemon: tables, messages, reads over NBD with
+//! the paths that served them (by the counters of each path), and the texts of `table` and
+//! `status`.
 //!
-//! The disks of the recording are paths to one `sim:` memory; one is taken offline by making the
-//! file that its `cut=` names. What the log says about paths is compared by the core's replay.
+//! The disks of the recording become paths to one `sim:` memory. The test takes a path offline by
+//! creating the file that its `cut=` names. The core's replay compares the log lines about paths.
 
 use std::io;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Daemon, SECTOR};
 use crate::golden::{Verdict, check_suite, differs, errors_logged, text};
 
-/// The recorded disks: name, number, address without what the folder adds.
+/// The recorded disks: name, number, and address without the part that depends on the folder.
 const DISKS: [(&str, &str, &str); 6] = [
     ("sda", "8:0", "sim:8M,name=lun,path=sda"),
     ("sdb", "8:16", "sim:8M,name=lun,path=sdb"),
@@ -23,15 +24,15 @@ const DISKS: [(&str, &str, &str); 6] = [
     ("ram0", "1:0", "sim:4M,name=ram,path=ram0"),
     ("ram1", "1:1", "sim:4M,name=ram,path=ram1"),
 ];
-/// A request that is not answered after this long waits for something.
+/// A request without an answer after this time counts as waiting.
 const BLOCKED: Duration = Duration::from_millis(150);
 const ANSWERED: Duration = Duration::from_secs(20);
 
 struct Stage {
     daemon: Daemon,
-    /// A client of the device whose reads are checked.
+    /// A client of the device under test.
     client: Option<NbdClient>,
-    /// The one of the second layer.
+    /// A client of the device above it.
     above: Option<NbdClient>,
 }
 
@@ -41,7 +42,8 @@ fn list(value: &Value) -> Vec<&str> {
 
 impl Stage {
     fn new() -> Stage {
-        // What multipathd would do is left undone, as it was when the cases were recorded.
+        // Without path checker and failback, as when the cases were recorded: multipathd was not
+        // running.
         let daemon = Daemon::start_with(&["--path-checker-interval", "0", "--failback", "manual"]);
         Stage { daemon, client: None, above: None }
     }
@@ -51,7 +53,7 @@ impl Stage {
         format!("{address},cut={}", self.daemon.path(disk).with_extension("cut").display())
     }
 
-    /// Recorded words with our names.
+    /// Replaces the recorded names by those of this test.
     fn ours(&self, text: &str) -> String {
         let word = |word: &str| {
             let disk = DISKS
@@ -62,7 +64,7 @@ impl Stage {
         text.split(' ').map(word).collect::<Vec<_>>().join(" ")
     }
 
-    /// Our words with recorded names.
+    /// Replaces the names of this test by the recorded ones.
     fn theirs(text: &str) -> String {
         let word = |word: &str| {
             let disk = DISKS.iter().find(|(disk, ..)| word.contains(&format!("path={disk},")));
@@ -71,7 +73,7 @@ impl Stage {
         text.split(' ').map(word).collect::<Vec<_>>().join(" ")
     }
 
-    /// A device, made anew.
+    /// Creates a device, after removing the one before.
     fn make(&mut self, name: &str, table: &str) {
         self.clear(&[]);
         self.daemon.create(name, &self.ours(table)).expect_ok();
@@ -123,13 +125,13 @@ impl Stage {
         self.daemon.message(name, 0, self.ours(words).as_bytes()).expect_ok();
     }
 
-    /// Successful reads of each path.
+    /// Number of successful reads of each path.
     fn served(&self, name: &str) -> Vec<u64> {
         let stats: DeviceStats = self.daemon.on("GET", route::STATS, name, Value::Null).json();
         stats.paths.iter().map(|path| path.io.reads - path.io.errors).collect()
     }
 
-    /// The disks that paths of a device lead to.
+    /// The disks that the paths of a device lead to.
     fn disks(&self, name: &str) -> Vec<&'static str> {
         let stats: DeviceStats = self.daemon.on("GET", route::STATS, name, Value::Null).json();
         let disk = |address: &str| {
@@ -138,7 +140,7 @@ impl Stage {
         stats.paths.iter().map(|path| disk(&path.address)).collect()
     }
 
-    /// Single reads, and the disks that served them.
+    /// Sends single reads, and compares the disks that served them.
     fn check_reads(&mut self, name: &str, case: &Value) -> Verdict {
         let Some(reads) = case["reads"].as_str() else { return Ok(()) };
         let disks = self.disks(name);
@@ -214,8 +216,8 @@ fn replay_steps(stage: &mut Stage, case: &Value) -> Verdict {
     stage.check_texts(NAME, case)
 }
 
-/// All paths up, then queueing on and all paths failed, then a read; what the case says happens;
-/// the read is asked for again.
+/// Begins with all paths up, turns queueing on, fails all paths and sends a read. Then it carries
+/// out the steps of the case, and checks the read again.
 fn replay_queued(stage: &mut Stage, case: &Value) -> Verdict {
     const NAME: &str = "mp";
     let all = ["8:0", "8:16", "8:32", "8:48"];
@@ -261,7 +263,7 @@ fn replay_disks(stage: &mut Stage, case: &Value) -> Verdict {
     stage.check_texts(NAME, case)
 }
 
-/// `blkswitch wait` returns when a path fails, not before.
+/// `blkswitch wait` returns when a path fails, and not before.
 fn replay_wait(stage: &Stage, case: &Value) -> Verdict {
     let number = stage.daemon.describe("by_disk").event_nr.to_string();
     let mut wait = stage.daemon.client().args(["wait", "by_disk", &number]).spawn().unwrap();
@@ -346,12 +348,12 @@ fn replay_held_below(stage: &mut Stage, case: &Value) -> Verdict {
     differs("after reinstate", word(held.receive(SECTOR)), "ok")
 }
 
-/// What the program prints about the two layers.
+/// Compares the program's output about the two layers.
 fn replay_tools(stage: &Stage, case: &Value) -> Verdict {
     for step in case["steps"].as_array().unwrap() {
         let command: Vec<&str> = text(step, "cmd").split(' ').skip(1).collect();
         let output = stage.daemon.run(&command);
-        // Disks stand in parentheses, as names or as numbers.
+        // Disks are in parentheses, as names or as numbers.
         let in_parentheses = |word: &str| {
             let mut disks = DISKS.iter().filter(|_| word.starts_with('('));
             let disk = disks.find(|(disk, ..)| word.contains(&format!("path={disk},")));
@@ -363,7 +365,7 @@ fn replay_tools(stage: &Stage, case: &Value) -> Verdict {
         let theirs = |line: &str| {
             let line = line.split(' ').map(in_parentheses).collect::<Vec<_>>().join(" ");
             let line = Stage::theirs(&line);
-            // Our devices stand as their addresses, and have the major number 0.
+            // The devices of this daemon appear as addresses and have the major number 0.
             let line = line.replace("/dev/blkswitch/member", "253:");
             let line = line.replace("(0, ", "(253, ").replace("(0:", "(253:");
             line.replace("            0   ", "          253   ")
@@ -373,7 +375,7 @@ fn replay_tools(stage: &Stage, case: &Value) -> Verdict {
             .lines()
             .map(|line| theirs(line) + "\n")
             .collect();
-        // The open count of the switch is our client's.
+        // The open count of the switch depends on this test's client.
         let stdout = stdout
             .replace("L--w    1    1      0  ", "L--w  OPEN")
             .replace("L--w    0    1      0  ", "L--w  OPEN");

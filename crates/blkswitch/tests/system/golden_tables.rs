@@ -1,8 +1,8 @@
-//! Replays the recorded constructors and messages through the daemon: over the control protocol in,
-//! and back both as the daemon tells the map and as reads over NBD find it.
+//! Replays the recorded constructors and messages through the daemon. They go in over the control
+//! protocol. The resulting map is read back in two ways: from the daemon, and by reads over NBD.
 //!
-//! The devices of the recording are stood in for as follows; names in answers are turned back
-//! before they are compared.
+//! The test replaces the devices of the recording as follows, and restores the names in answers
+//! before it compares them.
 //!
 //! | recorded | here |
 //! |---|---|
@@ -11,7 +11,7 @@
 //! | `/dev/loop2`, 4096-byte blocks | `sim:` with 4096-byte blocks |
 //! | `/dev/link0`, `/tmp/plain` | a symbolic link, a file |
 //! | `/dev/mapper/control`, a character device | `/dev/null` |
-//! | `/dev/mapper/zero` | a device of ours with one `zero` target |
+//! | `/dev/mapper/zero` | a device of this daemon with one `zero` target |
 //! | `@SELF` | `/dev/blkswitch/case` |
 
 use std::path::Path;
@@ -51,7 +51,7 @@ impl Stage {
         self.daemon.folder.path()
     }
 
-    /// A recorded table with our names, blanks as they were.
+    /// A recorded table with the names of this test. Spaces stay as they are.
     fn ours(&self, table: &str) -> String {
         let lines: Vec<String> = table
             .split('\n')
@@ -83,7 +83,7 @@ impl Stage {
         }
     }
 
-    /// One of our names as the kernel would have printed it: the number of the disk.
+    /// Replaces a name of this test by the number of the disk, as the kernel prints it.
     fn their_word(&self, word: &str) -> String {
         let folder = format!("{}/", self.folder().display());
         match word.strip_prefix(&folder).unwrap_or(word) {
@@ -116,7 +116,7 @@ impl Stage {
         segments.iter().map(line).collect()
     }
 
-    /// The disks and offsets of a device's first segment.
+    /// The disks and offsets of the paths of a device's first segment.
     fn paths(&self, device: &Device) -> Vec<Path2> {
         let folder = format!("{}/", self.folder().display());
         let segment = &device.live.as_ref().unwrap().segments[0];
@@ -127,7 +127,7 @@ impl Stage {
         words.chunks(2).map(path).collect()
     }
 
-    /// Compares what the daemon says about the map, and what reads find, with a recorded map.
+    /// Compares the map with the recorded one, as the daemon reports it and as reads show it.
     fn check_map(&self, recorded: &str, region_size: u64, paths: &[Path2]) -> Verdict {
         let expected = expand(recorded);
         differs("map", self.daemon.map(CASE, 0), expected.clone())?;
@@ -151,7 +151,7 @@ impl Stage {
     }
 }
 
-/// In place of a disk of 8192 sectors with 4096-byte blocks.
+/// Replaces a disk of 8192 sectors with 4096-byte blocks.
 const LOOP2: &str = "sim:4194304,seed=0,name=loop2,block=4096";
 
 fn replay_table(stage: &Stage, case: &Value) -> Verdict {
@@ -200,8 +200,8 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
         let picture: Value = daemon.request("GET", &to, Value::Null).json();
         differs("regions", picture["regions"].as_u64(), Some(regions))?;
     }
-    // Where a disk's sectors had not been written, the record has no map but the raw bytes that
-    // were read.
+    // If a disk's sectors had not been written, the recording has the raw bytes of the reads, and
+    // no map.
     match case["map"].as_str().filter(|map| !map.starts_with('b')) {
         Some(map) => {
             let size = device.live.as_ref().unwrap().segments[0]
@@ -217,7 +217,7 @@ fn check_loaded(stage: &Stage, case: &Value) -> Verdict {
     }
 }
 
-/// Takes the lock of another writer, until it is dropped.
+/// Takes the lock that another writer would have. It is held until the result is dropped.
 fn hold(path: &Path) -> Arc<Leaf> {
     let options = LeafOptions::new(Queues::of_pipelines(1));
     Leaf::open(&Address::Path(path.to_owned()), &options).unwrap()

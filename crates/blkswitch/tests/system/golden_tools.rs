@@ -1,14 +1,16 @@
-//! Replays the recorded `dmsetup` sessions with the program in dmsetup's place: the same words
-//! through a shell, and the same exit status, standard output and standard error to the byte.
+//! Replays the recorded `dmsetup` sessions with this program in place of dmsetup. The words go
+//! through a shell; exit status, standard output and standard error must agree to the byte.
 //!
-//! Three things are turned back before they are compared, in [`Stage::as_recorded`]: a path is a
-//! file here and stands as its address where the kernel printed a number; our devices have the
-//! major number 0 in place of 253; and the lines that we add to dmsetup's errors, which are
-//! indented by two spaces, are taken out (they must hold the lines that the kernel logged).
-//! Commands about `/sys`, `/dev` and mounts have no counterpart and are left out; `blockdev` is
-//! asked of the export instead.
+//! [`Stage::as_recorded`] reverts three differences before the comparison:
 //!
-//! The sessions build on one another, so they run in order on one daemon.
+//! * A path is a file here, and its address appears where the kernel printed a number.
+//! * The devices of this daemon have the major number 0 instead of 253.
+//! * The lines that blkswitch adds to dmsetup's errors, indented by two spaces, are removed. They
+//!   must contain the lines that the kernel logged.
+//!
+//! Commands about `/sys`, `/dev` and mounts have no counterpart and are skipped. For `blockdev`,
+//! the test reads the export instead. The sessions build on one another, so they run in order on
+//! one daemon.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,11 +26,11 @@ use serde_json::Value;
 use crate::fixture::{Daemon, SECTOR, eventually, program, sector_of};
 use crate::golden::{Verdict, check_suite, differs, expand, text};
 
-/// The device that most sessions are about.
+/// The device of most sessions.
 const NAME: &str = "switch";
-/// Requests that are not answered after this long wait for something.
+/// A request without an answer after this time counts as waiting.
 const BLOCKED: Duration = Duration::from_millis(150);
-/// Patience for those that are to be answered.
+/// Time limit for requests that must be answered.
 const ANSWERED: Duration = Duration::from_secs(20);
 
 /// Flags of the kernel's `struct dm_ioctl`.
@@ -40,10 +42,10 @@ const INACTIVE_PRESENT: u64 = 64;
 struct Stage {
     daemon: Daemon,
     folder: String,
-    /// The request that an earlier step left waiting: its client, and how many bytes it reads.
+    /// The request that an earlier step left waiting: its client, and the number of bytes to read.
     waiting: RefCell<Option<(NbdClient, usize)>>,
-    /// Lines added to dmsetup's errors by the command before. The recording notes what a held
-    /// device's command logged with the next one.
+    /// Lines that the previous command added to dmsetup's errors. The recording has the log lines
+    /// of a command on a held device with the next command.
     added_before: RefCell<Vec<String>>,
 }
 
@@ -51,7 +53,8 @@ impl Stage {
     fn replay(&self, case: &Value) -> Verdict {
         let mut first = Ok(());
         for (number, step) in case["steps"].as_array().unwrap().iter().enumerate() {
-            // A difference does not end the session: what follows builds on all of it.
+            // The session goes on after a difference, because later steps build on all earlier
+            // ones.
             let verdict = self.step(case, step).map_err(|text| format!("step {number}, {text}"));
             first = first.and(verdict);
         }
@@ -91,7 +94,7 @@ impl Stage {
             "ram1 sector 0" => {
                 let disk = std::fs::read(self.daemon.path("ram1")).unwrap();
                 let word: String = disk[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-                // The disk is put back for the sessions that follow.
+                // Restores the disk for the sessions that follow.
                 restore(&self.daemon, "ram1");
                 differs("ram1", word.as_str(), value.as_str().unwrap())
             }
@@ -108,7 +111,7 @@ impl Stage {
                 Ok(())
             }
             "O_EXCL open of a path" => {
-                // Another process of ours runs into the lock on the file.
+                // Another process of blkswitch finds the file locked.
                 let second = Leaf::open(&Address::Path(self.daemon.path("ram0")), &leaf_options())
                     .unwrap_err();
                 differs("a second user of a path", second.errno(), 16)
@@ -124,7 +127,7 @@ impl Stage {
         }
     }
 
-    /// Runs a command as a shell would and compares everything.
+    /// Runs a command through a shell, and compares everything.
     fn command(&self, step: &Value) -> Verdict {
         let recorded = text(step, "cmd");
         if let Some(rest) = recorded.strip_prefix("/usr/sbin/blockdev ") {
@@ -146,7 +149,7 @@ impl Stage {
             stderr.lines().partition(|line| !line.starts_with("  "));
         differs("rc", i64::from(status.code().unwrap()), step["rc"].as_i64().unwrap())?;
         if recorded.contains("devnos_used") {
-            // A column is as wide as what stands in it, and addresses are longer than numbers.
+            // A column is as wide as its contents, and addresses are longer than numbers.
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             differs(
                 "words of stdout",
@@ -157,7 +160,8 @@ impl Stage {
             differs("stdout", self.as_recorded(&stdout), text(step, "stdout").to_owned())?;
         }
         let kernel: Vec<&str> = text(step, "stderr").lines().collect();
-        // A usage text names the program's own verbs and switches; that there is one is enough.
+        // A usage text names the program's own verbs and switches. It is sufficient that there is
+        // one.
         let usage = |lines: &[&str]| lines.iter().position(|line| line.starts_with("Usage:"));
         if let (Some(ours_at), Some(kernel_at)) = (usage(&ours), usage(&kernel)) {
             return differs("stderr before the usage", &ours[..ours_at], &kernel[..kernel_at]);
@@ -179,7 +183,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Our text with addresses and numbers turned back to those of the recorded machine.
+    /// Replaces the addresses and numbers in a text by those of the recorded machine.
     fn as_recorded(&self, ours: &str) -> String {
         let mut text = String::new();
         for line in ours.split_inclusive('\n') {
@@ -192,8 +196,8 @@ impl Stage {
             for (low, number) in [("low0", 0), ("low1", 1)] {
                 line = line.replace(&format!("/dev/blkswitch/{low}"), &format!("253:{number}"));
             }
-            // Wherever the number of a device stands: in a tree, in deps and ls, in the log, in
-            // info, in columns.
+            // All places where the number of a device appears: a tree, deps and ls, the log, info,
+            // columns.
             for minor in 0..3 {
                 for form in [
                     "(M:N)",
@@ -245,7 +249,7 @@ impl Stage {
         differs("flags, event_nr, open, targets", ours, kernel)
     }
 
-    /// Compares the map as the daemon tells it and as reads find it.
+    /// Compares the map with the recorded one, as the daemon reports it and as reads show it.
     fn check_map(&self, recorded: &str) -> Verdict {
         let expected = expand(recorded);
         differs("map", self.daemon.map(NAME, 0), expected.clone())?;
@@ -255,7 +259,7 @@ impl Stage {
         let mut client = self.daemon.nbd(NAME);
         for (path, region) in expected.iter().zip(0u64..) {
             let data = client.read(region * size * SECTOR as u64, SECTOR).unwrap();
-            // In the stacked session path 1 is a linear device that is moved to another disk.
+            // In the stacked session, path 1 is a linear device that is moved to another disk.
             let disk = if low1.contains("ram2") && *path == 1 { 2 } else { *path };
             differs("read", source(&data), format!("ram{disk} {}", region * size))?;
         }
@@ -266,7 +270,7 @@ impl Stage {
 
     fn check_read(&self, recorded: &str) -> Verdict {
         let ours = match NbdClient::unix(&self.daemon.path("nbd.sock"), NAME) {
-            // There is nothing to open without a table.
+            // Without a table there is no export to open.
             Err(error) if error.kind() == ErrorKind::NotFound => "ENOENT".to_owned(),
             Err(error) => panic!("{error}"),
             Ok(mut client) => {
@@ -283,7 +287,7 @@ impl Stage {
         differs("read", ours, recorded.to_owned())
     }
 
-    /// Sends a read, or in a session about writes a write, and says what came of it.
+    /// Sends a read, or a write in a session about writes. Returns the outcome.
     fn begin(&self, case: &Value, sector: u64) -> String {
         let mut client = self.daemon.nbd(NAME);
         client.set_patience(BLOCKED).unwrap();
@@ -303,7 +307,7 @@ impl Stage {
         }
     }
 
-    /// What became of the request that [`Stage::begin`] left waiting.
+    /// The outcome of the request that [`Stage::begin`] left waiting.
     fn finish(&self, case: &Value) -> String {
         let (mut client, length) = self.waiting.borrow_mut().take().unwrap();
         let resumed =
@@ -356,17 +360,16 @@ impl Stage {
     }
 }
 
-/// How a leaf is opened.
 fn leaf_options() -> LeafOptions {
     LeafOptions::new(Queues::of_pipelines(1))
 }
 
-/// Takes the lock of another writer, until it is dropped.
+/// Takes the lock that another writer would have. It is held until the result is dropped.
 fn hold(path: &std::path::Path) -> Arc<Leaf> {
     Leaf::open(&Address::Path(path.to_owned()), &leaf_options()).unwrap()
 }
 
-/// Writes the first sector of a disk again as it was made.
+/// Restores the first sector of a disk.
 fn restore(daemon: &Daemon, disk: &str) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new().write(true).open(daemon.path(disk)).unwrap();
@@ -377,7 +380,7 @@ fn owned(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Which disk's sector this is.
+/// The disk and number in a sector.
 fn source(data: &[u8]) -> String {
     String::from_utf8_lossy(&data[..16]).split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,5 +1,5 @@
-//! Control of a device whose requests are held below it: a switch over a multipath that has no path
-//! and queues. Nothing in flight comes to an end there, and yet every verb does.
+//! Controls a device whose requests are held below it: a switch over a multipath that has no path
+//! and queues. None of the requests in flight ends, and yet every verb returns.
 
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::fixture::{Daemon, SECTOR, eventually, make_disk, signal};
 
-/// Far above what a verb takes, and below any wait that is without end.
+/// Longer than any verb takes. A wait without end exceeds it.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A write to `sw` that `member` holds, and the daemon.
+/// A daemon, and a write to `sw` that `member` holds.
 fn held() -> (Daemon, JoinHandle<Option<i32>>) {
     let daemon = Daemon::start_with(&["--path-checker-interval", "0"]);
     let ram = daemon.path("ram");
@@ -48,7 +48,7 @@ fn ends(child: &mut Child) -> bool {
     }
 }
 
-/// The path is back: the write ends, for the gate is open.
+/// The path comes back, and the write ends because the gate is open.
 fn goes_on(daemon: &Daemon, write: JoinHandle<Option<i32>>) {
     assert!(!daemon.describe("sw").suspended);
     let ram = daemon.path("ram").display().to_string();
@@ -57,7 +57,7 @@ fn goes_on(daemon: &Daemon, write: JoinHandle<Option<i32>>) {
     daemon.nbd("sw").read(0, SECTOR).unwrap();
 }
 
-/// Waits until the daemon has the suspend: a new request is not counted with those in flight below.
+/// Waits until the daemon has received the suspend. No counter shows it.
 fn is_waiting(suspend: &mut Child) {
     std::thread::sleep(Duration::from_millis(300));
     assert!(suspend.try_wait().unwrap().is_none(), "nothing in flight has ended");
@@ -88,7 +88,7 @@ fn a_removal_by_force_fails_what_is_held() {
     let (daemon, write) = held();
     let mut suspend = start(&daemon, &["suspend", "sw"]);
     is_waiting(&mut suspend);
-    // With its last user, which leaves with the error.
+    // The last user leaves when it gets the error, and the device goes with it.
     assert!(ends(&mut start(&daemon, &["remove", "--force", "--deferred", "sw"])));
     assert!(!ends(&mut suspend), "it has not been suspended");
     assert_eq!(write.join().unwrap(), Some(5));

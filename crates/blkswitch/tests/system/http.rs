@@ -1,4 +1,4 @@
-//! A request to the control socket, byte by byte, with the types of the protocol in and out.
+//! Sends requests to the control socket byte by byte, with the types of the protocol in and out.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::fixture::Daemon;
 
-/// Longer than anything in a test takes.
+/// Time limit for an answer. Nothing in a test takes that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An answer.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -22,13 +22,13 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// The body of an answer that must be a success.
+    /// Parses the body of an answer. Panics if the answer is not a success.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
         assert!(self.is_ok(), "{self}");
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
     }
 
-    /// The body of an answer that must be a refusal.
+    /// Parses the body of a refusal. Panics if the answer is a success.
     pub(crate) fn error(&self) -> ErrorBody {
         assert!(!self.is_ok(), "{self}");
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
@@ -38,7 +38,7 @@ impl Reply {
         (200..300).contains(&self.status)
     }
 
-    /// Panics with the daemon's words unless it is a success.
+    /// Panics with the daemon's text if the answer is not a success.
     #[track_caller]
     pub(crate) fn expect_ok(self) -> Reply {
         assert!(self.is_ok(), "{self}");
@@ -52,7 +52,7 @@ impl std::fmt::Display for Reply {
     }
 }
 
-/// Sends a request with a JSON body (none for `Null`).
+/// Sends a request with a JSON body, or without a body for `Null`.
 pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &Value) -> Reply {
     let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
     send(socket, method, path, &body)
@@ -65,21 +65,20 @@ pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Repl
     read_reply(&mut stream)
 }
 
-/// Writes a request, the only one of its connection.
+/// Writes a request. It is the only one of its connection.
 pub(crate) fn write_request(stream: &mut UnixStream, method: &str, path: &str, body: &[u8]) {
     stream.write_all(&head(method, path, body.len())).unwrap();
     stream.write_all(body).unwrap();
 }
 
-/// The head of a request with so many bytes behind it.
+/// The head of a request with a body of `length` bytes.
 pub(crate) fn head(method: &str, path: &str, length: usize) -> Vec<u8> {
     let head = "HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length:";
     format!("{method} {path} {head} {length}\r\n\r\n").into_bytes()
 }
 
-/// Sends a GET that is not answered soon, about a device. When this returns the daemon is at it:
-/// one thread of it drives all connections in the order in which they came, and has answered a
-/// later one.
+/// Sends a GET about a device that is not answered soon. When this returns, the daemon has begun to
+/// handle it: one thread drives all connections in order, and it has answered later requests.
 pub(crate) fn begin(daemon: &Daemon, device: &str, path: &str) -> UnixStream {
     let mut stream = connect(&daemon.socket());
     write_request(&mut stream, "GET", path, &[]);
@@ -89,7 +88,7 @@ pub(crate) fn begin(daemon: &Daemon, device: &str, path: &str) -> UnixStream {
     stream
 }
 
-/// A connection to the control socket.
+/// Connects to the control socket.
 pub(crate) fn connect(socket: &Path) -> UnixStream {
     let stream =
         UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
@@ -102,8 +101,8 @@ pub(crate) fn read_reply(stream: &mut UnixStream) -> Reply {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Ok(_) => {}
-        // Who answers before he has read everything resets the connection when he closes it, behind
-        // his answer. Whether that is whole is seen below.
+        // A daemon that answers before it has read everything resets the connection after its
+        // answer. The checks below find out whether the answer is complete.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");

@@ -1,4 +1,4 @@
-//! The daemon's own life: sockets, signals, a kill in mid-load.
+//! The lifecycle of the daemon: sockets, signals, a kill under load.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -93,13 +93,13 @@ fn a_device_is_offered_over_tcp_when_asked_for() {
     assert_eq!(other.read(512, 512).unwrap(), [7; 512]);
 }
 
-/// With a write under way that takes ten minutes, in a daemon with these options.
+/// Starts a daemon with these options, and a write that takes ten minutes.
 fn daemon_that_waits(options: &[&str]) -> (Daemon, NbdClient) {
     let daemon = Daemon::start_with(options);
     daemon.create("slow", "0 2048 linear sim:1M,delay=600s 0").expect_ok();
     let mut client = daemon.nbd("slow");
     client.send_write(0, &[1; 4096]).unwrap();
-    // Its queue has it before this can be answered.
+    // The queue must have the write before the signal comes.
     eventually("the write is under way", || daemon.describe("slow").clients[0].in_flight == 1);
     (daemon, client)
 }
@@ -130,9 +130,9 @@ fn a_second_signal_ends_a_stop_that_waits() {
     assert!(log.contains("ended at once: what was in flight may be lost"), "{log}");
 }
 
-/// A client that writes round after round to a range of its own: each sector gets the number of its
-/// round. Returns the last round that was written whole and, separately, the last that was flushed,
-/// when the daemon goes away; `progress` is the latter meanwhile.
+/// Writes round after round to a range of its own, with the number of the round in each sector.
+/// Returns when the daemon is gone: the last round that was answered completely, and the last that
+/// was flushed. `progress` has the latter meanwhile.
 fn write_rounds(
     mut client: NbdClient,
     first: u64,
@@ -159,7 +159,7 @@ fn write_rounds(
     (answered, flushed)
 }
 
-/// The smallest and largest round found in a range of the volume, looked up in the files.
+/// The smallest and the largest round in a range of the volume, read from the files.
 fn rounds_on_disk(daemon: &Daemon, first: u64, sectors: u64) -> (u64, u64) {
     let images: Vec<Vec<u8>> =
         (0..3).map(|ram| std::fs::read(daemon.path(&format!("ram{ram}"))).unwrap()).collect();
@@ -177,13 +177,13 @@ fn rounds_on_disk(daemon: &Daemon, first: u64, sectors: u64) -> (u64, u64) {
     (*rounds.iter().min().unwrap(), *rounds.iter().max().unwrap())
 }
 
-/// Sectors that each writer has to itself; they span two regions.
+/// Sectors of each writer's range. A range spans two regions.
 const RANGE: u64 = 16;
-/// First sectors of the writers' ranges, across region boundaries.
+/// First sectors of the writers' ranges. Each range crosses a region boundary.
 const RANGES: [u64; 3] = [120, 504, 4088];
 
-/// Lets three clients write until `end` has ended the daemon; checks what is on the disks
-/// afterwards.
+/// Lets three clients write until `end` has ended the daemon. Then it checks the content of the
+/// disks.
 fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
     let mut daemon = Daemon::start();
     let table = switch_over_rams(&daemon);
@@ -206,8 +206,7 @@ fn end_under_load(end: impl FnOnce(&mut Daemon)) -> Daemon {
             oldest >= flushed,
             "round {flushed} at {first} was flushed, but round {oldest} is on the disk"
         );
-        // A file keeps what was written to it when its writer dies, so every answered write is
-        // there.
+        // A file keeps the data of a writer that dies, so every answered write must be there.
         assert!(
             oldest >= answered,
             "round {answered} at {first} was answered, but {oldest} is on the disk"
@@ -246,7 +245,7 @@ fn sigterm_does_not_wait_for_who_waits_for_events() {
     let begun = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.wait().0, Some(0));
-    // Who does not give up by himself is given up after ten seconds.
+    // A poll that does not end by itself would be aborted after ten seconds.
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(!crate::http::read_reply(&mut poll).json::<blkswitch::protocol::Events>().changed);
 }
@@ -254,15 +253,14 @@ fn sigterm_does_not_wait_for_who_waits_for_events() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let mut daemon = Daemon::start();
-    // Reads that take minutes keep the first signal waiting.
+    // Reads that take minutes delay the stop after the first signal.
     daemon.create("slow", "0 1024 linear sim:1M,delay=300s 0\n1024 8 zero").expect_ok();
     let mut client = daemon.nbd("slow");
     client.send_read(0, SECTOR).unwrap();
-    // Requests of a connection are begun in order: with the answer to this one, the read is under
-    // way.
+    // Requests of a connection are started in order, so after this answer the read is under way.
     assert_eq!(client.read(1024 * SECTOR as u64, SECTOR).unwrap(), [0; SECTOR]);
     daemon.terminate();
-    // From then on it listens for the second.
+    // The daemon listens for a second signal only after the first.
     eventually("the first signal has come", || {
         daemon.log().contains("stopping: finishing what is under way")
     });
@@ -283,7 +281,7 @@ fn a_suspended_device_does_not_hold_up_the_end() {
     let waiting = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // The request waits for a resume that never comes; it ends with an error, not with a
+            // The request waits for a resume that never comes. It must end with an error and not
             // hang.
             assert!(client.read(0, SECTOR).is_err());
             waiting.store(false, Ordering::Release);

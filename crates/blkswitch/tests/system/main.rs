@@ -1,6 +1,7 @@
-//! The whole of it: the program as a user runs it, driven through its sockets and its command line.
+//! Tests of the whole system: the program as a user runs it, driven through its sockets and its
+//! command line.
 //!
-//! One test program, so that its parts share one build of the fixture. Needs nothing but the Rust
+//! They are one test program, so that they share one build of the fixture. They need only the Rust
 //! toolchain: backing devices are files in a temporary folder. Every test has a daemon of its own.
 
 mod control;

@@ -1,4 +1,4 @@
-//! Multipath devices as their user meets them: the checker, failback, queueing, events, and tables
+//! Multipath devices from the user's point of view: checker, failback, queueing, events, and tables
 //! that are refused.
 
 use std::io::{BufRead, BufReader, Read};
@@ -13,16 +13,16 @@ use crate::events::Watcher;
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually, sector_of, serve};
 
 const QUICK: [&str; 2] = ["--path-checker-interval", "0.1"];
-/// A request that is not answered after this long waits for something.
+/// A request without an answer after this time counts as waiting.
 const BLOCKED: Duration = Duration::from_millis(150);
 
-/// A path to the memory `volume`.
+/// The address of a path to the memory `volume`.
 fn address(daemon: &Daemon, volume: &str, path: &str) -> String {
     let cut = daemon.path(path).with_extension("cut");
     format!("sim:1M,name={volume},path={path},timeout=50ms,cut={}", cut.display())
 }
 
-/// `volume` over the paths a and b in a group each.
+/// Creates `volume` with the paths a and b, each in a group of its own.
 fn make(daemon: &Daemon, volume: &str, features: &str) -> NbdClient {
     let [a, b] = ["a", "b"].map(|path| address(daemon, volume, path));
     let table =
@@ -39,7 +39,7 @@ fn join(daemon: &Daemon, path: &str) {
     std::fs::remove_file(daemon.path(path).with_extension("cut")).unwrap();
 }
 
-/// The status without the addresses: `A`, `E`, `F` and numbers.
+/// The words of the status without the addresses: `A`, `E`, `F` and numbers.
 fn status(daemon: &Daemon, volume: &str) -> String {
     let device = daemon.describe(volume);
     let words = device.live.unwrap().segments[0].status.clone();
@@ -66,8 +66,8 @@ fn a_path_that_fails_is_noticed_reinstated_and_used_again_and_all_is_told() {
     join(&daemon, "a");
     let wanted = ["PATH_FAILED", "GROUP_SWITCHED", "PATH_REINSTATED", "GROUP_CHOSEN"];
     let told = watcher.until(&wanted);
-    // Each once. The order is not promised: a queue's findings are told by another thread than the
-    // checker's.
+    // Each event comes once. The order is not fixed, because another thread than the checker's
+    // reports the findings of a queue.
     assert_eq!(told.len(), wanted.len(), "{told:?}");
     let of = |event: &str| &told.iter().find(|(name, _)| name == event).unwrap().1;
     assert!(
@@ -87,8 +87,7 @@ fn a_path_that_fails_is_noticed_reinstated_and_used_again_and_all_is_told() {
             .lines()
             .any(|line| line.starts_with(name) && line.contains("told") && line.ends_with(value))
     };
-    // What queues find out is counted by a thread of its own, after the request that found it out
-    // was answered.
+    // A thread of its own counts the findings of queues, after the request was answered.
     eventually("both switches are counted", || has("blkswitch_group_switches_total{", " 2"));
     assert!(
         has("blkswitch_path_up{", " 1.0") && has("blkswitch_path_failures_total{", " 1"),
@@ -158,7 +157,7 @@ fn failback_waits_for_its_time_or_for_a_message() {
         cut(&daemon, "a", "");
         client.read(0, SECTOR).unwrap();
         assert!(status(&daemon, "failback").starts_with("2 0 0 0 2 2 E"));
-        // Before the path can be back: so nothing that this thread has to wait for makes the time
+        // The time starts before the path can be back, so that delays of this thread cannot make it
         // look shorter.
         let joined = Instant::now();
         join(&daemon, "a");
@@ -167,7 +166,8 @@ fn failback_waits_for_its_time_or_for_a_message() {
                 client.read(0, SECTOR).unwrap();
                 status(&daemon, "failback").starts_with("2 0 0 0 2 1 A")
             });
-            // Less than asked for by what the checker's own thread may have been held up.
+            // The time may be shorter than the configured one, because the checker's thread may
+            // have been delayed.
             assert!(
                 joined.elapsed() > Duration::from_millis(1500),
                 "too early: {:?}",
@@ -226,8 +226,8 @@ fn without_a_path_io_waits_for_so_many_rounds() {
     eventually("queueing is on", || {
         daemon.describe("rounds").live.unwrap().segments[0].params.starts_with("1 queue_if_no_path")
     });
-    // Three rounds end at least two intervals after the first path was cut. A round may have begun
-    // some time ago.
+    // Three rounds end at least two intervals after the first path was cut, because a round may
+    // have begun some time before.
     let started = Instant::now();
     ["a", "b"].iter().for_each(|path| cut(&daemon, path, ""));
     assert_eq!(client.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
@@ -272,7 +272,7 @@ fn held_io_goes_on_when_the_checker_finds_a_path_and_survives_a_reload() {
     ["a", "b"].iter().for_each(|path| join(&daemon, path));
     eventually("the path is back", || status(&daemon, "held").ends_with("A 1 A 0"));
     assert_eq!(client.read(0, SECTOR).unwrap(), [3; SECTOR]);
-    // All gone again, and back.
+    // All paths fail again, and one comes back.
     ["b", "c"].iter().for_each(|path| cut(&daemon, path, ""));
     client.send_write(0, &[4; SECTOR]).unwrap();
     client.set_patience(BLOCKED).unwrap();
@@ -294,7 +294,7 @@ fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_
     eventually("the path comes", || status(&daemon, "absent").contains("A 1"));
     cut(&daemon, "b", "");
     assert_eq!(client.read(0, SECTOR).unwrap(), [5; SECTOR]);
-    // One that leads elsewhere never comes.
+    // A path that leads to another volume never comes up.
     cut(&daemon, "c", "");
     let [a, c] = ["a", "c"].map(|path| address(&daemon, "absent", path));
     let table =
@@ -303,7 +303,7 @@ fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_
     join(&daemon, "c");
     std::thread::sleep(3 * BLOCKED);
     assert!(status(&daemon, "elsewhere").ends_with("F 1"));
-    // And without any there is nothing to be had.
+    // Without any path the table is refused.
     ["a", "c"].iter().for_each(|path| cut(&daemon, path, ""));
     let table =
         format!("0 2048 multipath 0 0 1 1 round-robin 0 1 0 {}", address(&daemon, "none", "a"));
@@ -328,17 +328,18 @@ fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
         assert_eq!(error.errno.name(), errno, "{table}: {error:?}");
         assert!(error.reason.contains(reason), "{table}: {}", error.reason);
     }
-    // Known to be one volume, or not known at all.
+    // Paths are accepted if they lead to one volume, or if nothing is known about their volumes.
     daemon.create("x", &group("sim:1M,name=x,path=a sim:1M,name=x,path=b")).expect_ok();
     daemon.create("y", &group("mem:1M null:1M")).expect_ok();
 }
 
-/// A path to an export of another daemon.
+/// The address of a path to an export of another daemon.
 fn nbd_path(daemon: &Daemon, export: &str) -> String {
     format!("nbd+unix:///{export}?socket={}&timeout=10", daemon.path("nbd.sock").display())
 }
 
-/// A server whose disk cannot read the block that probes read is there: its answer says so.
+/// If a server's disk cannot read the block that probes read, the path is up all the same: an error
+/// answer proves that the server is there.
 #[test]
 fn a_bad_block_under_the_probes_fails_no_path() {
     let (host, server) = (Daemon::start_with(&QUICK), Daemon::start());
@@ -375,8 +376,8 @@ fn a_bad_block_under_the_probes_fails_no_path() {
     assert!(is("A 1"));
 }
 
-/// Size and name of an NBD export are compared: when a table is loaded, when a path comes that was
-/// down then, and when one comes back. Whatever else is there is neither read nor written.
+/// Size and name of an NBD export are compared when a table is loaded, when a path that was down
+/// comes up, and when a path comes back. An export that differs is neither read nor written.
 #[test]
 fn an_export_of_another_size_or_name_is_no_path() {
     let (host, near, mut far) = (Daemon::start_with(&QUICK), Daemon::start(), Daemon::start());
@@ -412,7 +413,7 @@ fn an_export_of_another_size_or_name_is_no_path() {
     let error = host.create("refused", &group(&first)).error();
     assert!(error.errno.name() == "EACCES" && error.reason.contains("is read-only"), "{error:?}");
 
-    // Down at first, then there as another volume.
+    // The server is down at first, and then offers another volume.
     far.kill();
     host.create("volume", &group(&first)).expect_ok();
     let mut client = host.nbd("volume");
@@ -429,7 +430,8 @@ fn an_export_of_another_size_or_name_is_no_path() {
     volume(&far, "volume", 2048);
     eventually("the volume is there", is_up);
 
-    // It was there, and comes back as another. (One that only grew would be used, as far as it was.)
+    // The server offered the volume, and comes back with another one. (If the volume only grew, it
+    // would be used, up to its old size.)
     far.kill();
     eventually("it is gone", || !is_up());
     far.start_again();
@@ -451,7 +453,7 @@ fn the_monitor_tells_of_the_devices_that_are_named() {
     let path = format!("{}?devices=two", route::MONITOR);
     let mut stream = crate::http::connect(&daemon.socket());
     crate::http::write_request(&mut stream, "GET", &path, &[]);
-    // The head of the answer comes when the daemon watches.
+    // The head of the answer arrives when the daemon watches.
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     while line != "\r\n" {
@@ -479,15 +481,16 @@ fn the_monitor_tells_of_the_devices_that_are_named() {
     assert!(!refused.status.success());
 }
 
-/// A path that comes and goes is used last: it is marginal after two failures within a minute, a
-/// path like any other after a time without one, and used meanwhile if no other is up.
+/// A path that comes and goes is used last. It becomes marginal after two failures within a minute,
+/// and normal again after a time without failures. While it is marginal, it is used only if no
+/// other is up.
 #[test]
 fn a_path_that_flaps_is_used_last_until_it_was_quiet() {
     let options = ["--marginal-path", "2/60", "--marginal-path-quiet", "3"];
     let daemon = Daemon::start_with(&[&QUICK[..], &options].concat());
     let mut client = make(&daemon, "flaps", "0");
     let watcher = Watcher::new(&daemon, &[]);
-    // The path's letter and its failures.
+    // The state of the first path and its number of failures.
     let first =
         || status(&daemon, "flaps").split(' ').skip(10).take(2).collect::<Vec<_>>().join(" ");
     let marginal = || {
@@ -509,7 +512,8 @@ fn a_path_that_flaps_is_used_last_until_it_was_quiet() {
     let text = String::from_utf8(daemon.run(&["info", "flaps"]).stdout).unwrap();
     assert!(text.contains("Marginal path:     sim:1048576,seed=0,name=flaps,path=a,"), "{text}");
     watcher.until(&["PATH_MARGINAL"]);
-    // It answers, and the other one is used. Without the other it is used at once.
+    // The first path answers, but the other one is used. If the other one fails, the first is used
+    // at once.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(first(), "F 2");
     cut(&daemon, "b", "");

@@ -1,5 +1,5 @@
-//! Names and words with unusual characters: what they are called elsewhere, and what they may not
-//! do to a terminal or a log.
+//! Names and words with unusual characters: their spelling in other places, and that they cannot
+//! command a terminal or forge a line of the log.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,11 +23,11 @@ fn an_export_has_the_name_that_is_meant() {
     let stored = String::from_utf8(daemon.run(&["ls"]).stdout).unwrap();
     assert!(stored.contains("my\\x20disk\t(0:0)\n"), "as dmsetup shows it: {stored}");
     daemon.nbd("my\\x20disk").read(0, SECTOR).unwrap();
-    // One name of an export is one device.
+    // Names with one export name belong to one device.
     assert_eq!(daemon.create("my disk", &table).error().errno, Errno::Ebusy);
     assert!(daemon.run(&["rename", "my disk", "yours"]).status.success());
     daemon.create("my disk", &table).expect_ok();
-    // Of a name with a space in it, a table that is printed can be loaded again.
+    // A printed table with a space in a name can be loaded again.
     let upper = r"0 8 linear /dev/blkswitch/my\x20disk 8";
     daemon.create("upper", upper).expect_ok();
     let shown = String::from_utf8(daemon.run(&["table", "upper"]).stdout).unwrap();

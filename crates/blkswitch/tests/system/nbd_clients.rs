@@ -1,5 +1,5 @@
-//! NBD clients that break the protocol, hold on to memory or descriptors, or go away: what they
-//! cost the daemon, what others notice, and what the administrator sees.
+//! NBD clients that break the protocol, occupy memory or descriptors, or leave: the cost for the
+//! daemon, the effect on other clients, and what the administrator sees.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually};
 
 const READ: u16 = 0;
 
-/// A client that speaks the protocol by hand: EXPORT_NAME, compact headers, simple replies.
+/// A client that speaks the protocol by hand: `EXPORT_NAME`, compact headers, simple replies.
 struct Raw<S = UnixStream> {
     socket: S,
 }
@@ -46,7 +46,7 @@ impl<S: Read + Write> Raw<S> {
         self.socket.write_all(&header).unwrap();
     }
 
-    /// The error of the next reply.
+    /// The error in the next reply.
     fn error(&mut self) -> u32 {
         let mut header = [0; 16];
         self.socket.read_exact(&mut header).unwrap();
@@ -54,14 +54,14 @@ impl<S: Read + Write> Raw<S> {
     }
 }
 
-/// Lines of the log in which a client breaks the protocol.
+/// The lines of the log about clients that break the protocol.
 fn complaints(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
     log.lines().filter(|line| line.contains("breaks the NBD protocol")).map(String::from).collect()
 }
 
-/// The first breach of a connection is one line with who it was and the bytes that came; a flood
-/// of them is a few lines.
+/// The first breach of a connection is logged as one line, with the client and the bytes that came.
+/// Many breaches are logged as a few lines.
 #[test]
 fn breaches_of_the_protocol_are_logged_once_and_not_without_end() {
     let daemon = Daemon::start_with(&[]);
@@ -85,7 +85,7 @@ fn breaches_of_the_protocol_are_logged_once_and_not_without_end() {
         client.socket.write_all(&[0xab; 28]).unwrap();
         assert_eq!(client.socket.read(&mut [0]).unwrap(), 0);
     }
-    // A well-behaved client is served all the while.
+    // A well-behaved client is served all the time.
     let mut client = Raw::connect(&daemon.path("nbd.sock"), "disk").unwrap();
     client.send(0, READ, 0, 512);
     assert_eq!(client.error(), 0);
@@ -94,8 +94,8 @@ fn breaches_of_the_protocol_are_logged_once_and_not_without_end() {
     assert!(lines.iter().all(|line| line.contains("suppressed=")), "{lines:?}");
 }
 
-/// Idle connections up to the limit of descriptors: the administrator's verbs work, and leaves can
-/// be opened.
+/// Idle connections up to the limit of descriptors: the administrator's verbs still work, and
+/// leaves can be opened.
 #[test]
 fn idle_clients_do_not_shut_the_administrator_out() {
     let daemon = Daemon::start_limited("-n 256");
@@ -128,7 +128,7 @@ fn idle_clients_do_not_shut_the_administrator_out() {
     eventually("there is room again", || Raw::connect(&daemon.path("nbd.sock"), "disk").is_ok());
 }
 
-/// An address can be listened at again at once, whether the daemon before was stopped or killed.
+/// After a stop or a kill, the next daemon can listen at the same address at once.
 #[test]
 fn a_tcp_address_is_free_again_at_once() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -150,7 +150,7 @@ fn a_tcp_address_is_free_again_at_once() {
     }
 }
 
-/// Listening at every address of the machine is warned of.
+/// A daemon that listens at every address of the machine logs a warning.
 #[test]
 fn an_address_that_everybody_reaches_is_warned_of() {
     let daemon = Daemon::start_with(&["--nbd", "tcp:*:0"]);
@@ -158,7 +158,7 @@ fn an_address_that_everybody_reaches_is_warned_of() {
     assert!(log.contains("WARN") && log.contains("tcp:*:0 offers every device"), "{log}");
 }
 
-/// `info` says who has a device open, and `disconnect` ends it.
+/// `info` shows the clients of a device, and `disconnect` ends their connections.
 #[test]
 fn clients_are_shown_and_disconnected() {
     let daemon = Daemon::start_with(&["--nbd", "tcp:127.0.0.1:0"]);
@@ -176,7 +176,7 @@ fn clients_are_shown_and_disconnected() {
     let info = String::from_utf8(info.stdout).unwrap();
     let line = format!("Client:            {here} (number 1, since 2");
     assert!(info.contains(&line) && info.contains("0 in flight"), "{info}");
-    // Held up at the gate: it is let go all the same.
+    // A client whose request waits at the gate is disconnected as well.
     daemon.run(&["suspend", "disk"]);
     one.send(0, READ, 0, 512);
     let refused = daemon.run(&["disconnect", "disk", "10.0.0.1"]);
@@ -198,7 +198,7 @@ fn clients_are_shown_and_disconnected() {
     daemon.remove("disk");
 }
 
-/// A size in a table that no machine has is an error, not the end of the daemon.
+/// A size in a table that exceeds every machine's memory is an error, and does not end the daemon.
 #[test]
 fn a_leaf_larger_than_the_memory_is_refused() {
     let daemon = Daemon::start_limited("-v 4000000");
@@ -210,7 +210,7 @@ fn a_leaf_larger_than_the_memory_is_refused() {
     daemon.create("disk", "0 2048 linear sim:1M 0").expect_ok();
 }
 
-/// A file takes a descriptor for each queue and two more.
+/// A file needs a descriptor for each queue and two more.
 #[test]
 fn too_few_descriptors_are_said_with_the_limit_and_what_to_do() {
     let daemon = Daemon::start_limited("-n 128");

@@ -42,17 +42,17 @@ fn a_remap_between_different_files_says_once_that_no_data_moves() {
         assert!(first.lines().all(|line| line.starts_with("  ")), "added to dmsetup's: {first}");
         assert_eq!(said(&daemon.run(&message)), "", "{name}: said once");
     }
-    // A new device of the same name is another one.
+    // A new device with the same name is another device.
     daemon.remove("memories");
     daemon.create("memories", "0 16 switch 2 8 0 mem:1M:x 0 mem:1M:y 0").expect_ok();
     assert_eq!(said(&daemon.run(&["map", "set", "memories", "0", "1", "--quiet"])), "");
-    // A message that changes nothing says nothing.
+    // A message that changes nothing gives no warning.
     daemon.create("quiet", &format!("0 16 switch 2 8 0 {a} 64 {b} 64")).expect_ok();
     assert_eq!(said(&daemon.run(&["message", "quiet", "0", "get_region_mappings"])), "");
     assert!(said(&daemon.run(&["map", "set", "quiet", "0", "1"])).contains(MOVES_NO_DATA));
 }
 
-/// 10 million random regions were 349 MB.
+/// Ten million random regions once took 349 MB.
 #[test]
 fn a_map_is_printed_in_three_forms() {
     let daemon = Daemon::start();
@@ -87,7 +87,7 @@ fn a_map_is_printed_in_three_forms() {
     let [all, compact] =
         [["--json"].as_slice(), &["--json", "--compact"]].map(|words| print(words).len());
     assert!(compact * 4 < all, "{compact} and {all} bytes");
-    // An exported map has lines, and comes back.
+    // An exported map has lines, and can be imported.
     let before = daemon.map("vol", 0);
     let words: String = (0..4000).map(|at| format!(" {at:x}:{:x}", at * at % 7 % 3)).collect();
     let message = format!("set_region_mappings{words}");
@@ -101,7 +101,7 @@ fn a_map_is_printed_in_three_forms() {
     said(&daemon.run(&["map", "import", "vol", &file]));
     assert_eq!(daemon.map("vol", 0), mixed);
     assert_ne!(mixed, before);
-    // The old form, one line, is read as well.
+    // The old form with a single line can be imported as well.
     std::fs::write(&file, text.replace('\n', " ")).unwrap();
     said(&daemon.run(&["map", "set", "vol", "0-65535", "1"]));
     said(&daemon.run(&["map", "import", "vol", &file]));
@@ -118,7 +118,7 @@ fn regions_are_set_in_decimal() {
     expected[..100].fill(2);
     expected[256] = 0;
     assert_eq!(daemon.map("vol", 0), expected);
-    // From standard input, with comments.
+    // Ranges come from standard input, with comments.
     let mut command = daemon.client();
     command.args(["map", "set", "vol", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -127,7 +127,7 @@ fn regions_are_set_in_decimal() {
     expected.fill(1);
     expected[10] = 0;
     assert_eq!(daemon.map("vol", 0), expected);
-    // A slip of the finger is found before anything is sent, and said in the words that were typed.
+    // A typing error is found before anything is sent. The refusal quotes the words.
     for (words, part) in [
         (["0-9", "2", "20", "3"], "'20 3': the paths are 0 to 2"),
         (["0-9", "2", "290-300", "1"], "'290-300': the regions are 0 to 299"),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::fixture::{Daemon, SECTOR, eventually, serve};
 
-/// A daemon that keeps its devices in `state` of its folder, and the folder.
+/// A folder with a daemon that keeps its devices in `state` below it.
 pub(crate) struct Kept {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) options: [String; 2],
@@ -24,7 +24,8 @@ impl Kept {
         Daemon::start_with(&self.options.each_ref().map(String::as_str))
     }
 
-    /// A table of `regions` regions of 8 sectors over three files, made if they are not there.
+    /// A table of `regions` regions of 8 sectors over three files, which are made if they do not
+    /// exist.
     pub(crate) fn table(&self, regions: u64) -> String {
         let paths: String = (0..3).map(|nr| format!(" {} 0", self.path(nr))).collect();
         format!("0 {} switch 3 8 0{paths}", regions * 8)
@@ -40,7 +41,7 @@ impl Kept {
         daemon.request("POST", route::DEVICES, body).expect_ok();
     }
 
-    /// The only map's file.
+    /// The file of the only map.
     pub(crate) fn map(&self) -> PathBuf {
         let entries = std::fs::read_dir(&self.options[1]).unwrap();
         let mut paths = entries.map(|entry| entry.unwrap().path());
@@ -151,8 +152,9 @@ fn served(daemon: &Daemon, name: &str) {
     eventually("the device has its table", || daemon.describe(name).away.is_none());
 }
 
-/// One file is away when the daemon starts: its device is there and says why, all others are
-/// served, nothing is forgotten by itself, and it comes alive by itself.
+/// A file is missing when the daemon starts. Its device exists and says why it is not served; all
+/// other devices are served; nothing is forgotten; and the device recovers by itself when the file
+/// is back.
 #[test]
 fn a_device_whose_file_is_away_stops_no_other_and_comes_back_by_itself() {
     let kept = Kept::new();
@@ -187,7 +189,7 @@ fn a_device_whose_file_is_away_stops_no_other_and_comes_back_by_itself() {
             state.contains("disk\t(0:0)\taway: ") && state.contains("other\t(0:1)\tserved"),
             "{state}"
         );
-        // It is exported, with its size, and so is the device on top.
+        // The device is exported with its size, and so is the device above it.
         for (name, bytes) in [("disk", 80 * 512), ("upper", 40 * 512)] {
             let mut client = daemon.nbd(name);
             assert_eq!(client.size(), bytes, "{name}");
@@ -215,8 +217,8 @@ fn a_device_whose_file_is_away_stops_no_other_and_comes_back_by_itself() {
     assert_eq!((ls.as_str(), kept.maps()), ("other\t(0:1)\n", 0));
 }
 
-/// The name that a table was loaded by stays its name, also when another table has opened the same
-/// file by another one: after a restart either name may be gone, or lead elsewhere.
+/// A table keeps the name by which it was loaded, even if another table has opened the file by
+/// another name. After a restart, either name may be gone or lead elsewhere.
 #[test]
 fn two_names_of_one_file_stay_what_their_tables_were_loaded_by() {
     let kept = Kept::new();
@@ -254,8 +256,8 @@ fn two_names_of_one_file_stay_what_their_tables_were_loaded_by() {
     assert_eq!(away, [true, false, false]);
 }
 
-/// A path that cannot be written is refused with its name, unless the table is read-only. One that
-/// has become so by the next start counts as failed and stops nothing else.
+/// A path that cannot be written is refused with its name, unless the table is read-only. If it has
+/// become read-only by the next start, it counts as failed and does not stop anything else.
 #[test]
 fn a_read_only_path_is_refused_and_one_that_has_become_so_stops_nothing_else() {
     let kept = Kept::new();
@@ -296,7 +298,7 @@ fn a_read_only_path_is_refused_and_one_that_has_become_so_stops_nothing_else() {
     }
 }
 
-/// A user who does not wait gives the device another table.
+/// A user who does not want to wait gives the device another table.
 #[test]
 fn a_device_whose_file_is_away_can_be_given_another_table_and_a_suspended_one_stays_so() {
     let kept = Kept::new();
@@ -342,11 +344,11 @@ fn a_device_that_could_not_be_made_again_has_lost_nothing() {
         assert!(daemon.describe(name).away.is_some(), "{why}");
         daemon.kill();
     };
-    // The first segment has been built, with its map, when the second cannot be.
+    // The first segment is built, with its map, before the second one fails.
     std::fs::rename(&other, format!("{other}.aside")).unwrap();
     away("both", "a second segment without its file");
     std::fs::rename(format!("{other}.aside"), &other).unwrap();
-    // Every segment has been built when a path is found to be too short.
+    // Every segment is built before a path is found to be too short.
     let file = std::fs::OpenOptions::new().write(true).open(kept.path(2)).unwrap();
     file.set_len(4096).unwrap();
     away("shrunk", "a file that is too short");

@@ -1,4 +1,4 @@
-//! `serve --state`: a folder that was damaged, or that an older daemon has left.
+//! `serve --state`: folders that are damaged, or that an older daemon has left.
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::fixture::{Daemon, SECTOR, program, serve};
 use crate::state::Kept;
 
-/// Something of a state folder that is damaged, and a word of the reason.
+/// The damaged part of a state folder, the damage, and a word of the reason.
 type Damage<'a> = (&'a str, Box<dyn Fn(&Path, &Path) + 'a>, &'a str);
 
-/// The daemon's complaint when it cannot begin with a state folder.
+/// The error of a daemon that cannot start with a state folder; `None` if it starts.
 fn refusal(kept: &Kept) -> Option<String> {
     let folder = kept.folder.path().join("refused");
     let mut command = serve(&folder, &["--state", &kept.options[1]]);
@@ -38,7 +38,7 @@ fn state_check(folder: &str) -> (bool, String) {
     (checked.status.success(), String::from_utf8(checked.stdout).unwrap())
 }
 
-/// Changes a file.
+/// Changes the content of a file.
 fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap();
     change(&mut bytes);
@@ -129,7 +129,7 @@ fn damage_is_never_taken_for_another_map_or_table() {
         let files = std::fs::read_dir(state).unwrap().count();
         let (is_good, report) = state_check(&kept.options[1]);
         assert!(!is_good && report.contains("DAMAGED"), "{what}: {report}");
-        // A bad description stops the daemon; a bad map its own device.
+        // A bad description stops the daemon. A bad map stops only its own device.
         let error = refusal(&kept).unwrap_or_else(|| {
             let daemon = kept.start();
             assert!(daemon.describe("fine").away.is_none(), "{what}");
@@ -141,7 +141,7 @@ fn damage_is_never_taken_for_another_map_or_table() {
         assert_eq!(std::fs::read_dir(state).unwrap().count(), files, "{what}: a file is gone");
         std::fs::remove_dir_all(state).unwrap();
     }
-    // One of the two headers is enough.
+    // One of the two headers is sufficient.
     copy_folder(&good, state);
     edit(&state.join(map.file_name().unwrap()), |map| map[20] ^= 1);
     assert!(!state_check(&kept.options[1]).0);
@@ -149,7 +149,7 @@ fn damage_is_never_taken_for_another_map_or_table() {
     assert_eq!((before[5], daemon.map("disk", 0)[5]), (2, 1));
 }
 
-/// A description that was changed on purpose, as the refusal says how.
+/// Changes a description on purpose, with the checksum that the refusal quotes.
 fn with_checksum(text: &str) -> Vec<u8> {
     let temporary = tempfile::tempdir().unwrap();
     std::fs::write(temporary.path().join("devices.json"), text).unwrap();
@@ -183,7 +183,7 @@ fn the_format_of_older_daemons_is_read_and_written_anew() {
     std::fs::create_dir(state).unwrap();
     std::fs::set_permissions(state, Permissions::from_mode(0o755)).unwrap();
     std::fs::write(state.join("devices.json"), serde_json::to_vec(&old).unwrap()).unwrap();
-    // 100 regions, two bits each: region 0 goes one path further than round robin.
+    // There are 100 regions with two bits each. Region 0 is one path further than in round robin.
     let words: Vec<u8> = [1_u64, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     std::fs::write(state.join("map-7"), &words).unwrap();
     assert!(state_check(&kept.options[1]).0);
@@ -221,14 +221,14 @@ fn what_cannot_be_saved_has_not_happened_and_keeps_no_daemon_down() {
     kept.create(&daemon, "disk", 100);
     kept.create(&daemon, "other", 100);
     daemon.on("PUT", route::TABLE, "other", json!({"table": kept.table(50)})).expect_ok();
-    // Where the description is written first there is something that cannot be removed.
+    // A folder in the place where the description is written first. It cannot be removed as a file.
     let in_the_way = Path::new(&kept.options[1]).join("devices.json.new");
     std::fs::create_dir(&in_the_way).unwrap();
     let shown = |daemon: &Daemon| {
         let all = [&["info"][..], &["table"], &["table", "--inactive"]];
         all.map(|words| {
             let shown = String::from_utf8(daemon.run(words).stdout).unwrap();
-            // A name that is taken back is two events.
+            // Renaming and undoing it are two events.
             shown
                 .lines()
                 .filter(|line| !line.starts_with("Event number"))
@@ -254,7 +254,7 @@ fn what_cannot_be_saved_has_not_happened_and_keeps_no_daemon_down() {
     }
     assert!(!daemon.create("third", "0 80 linear null:40K 0").is_ok());
     assert_eq!(shown(&daemon), before);
-    // A message needs no description.
+    // A message does not need the description.
     daemon.message("disk", 0, b"set_region_mappings 0:2").expect_ok();
     for end in ["killed", "stopped"] {
         if end == "killed" {

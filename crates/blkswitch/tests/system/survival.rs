@@ -1,12 +1,14 @@
-//! Two tiers over servers that break in every manner, under a load that verifies.
+//! Two tiers over servers that fail in every possible way, under a load that verifies.
 //!
-//! A host with a switch device over two multipath devices, each with two ways to the same volume of
-//! one server, as the members of a storage group all lead to the whole volume. So every region may
-//! go any way at any time, and a load on top finds out whether a request was lost, done twice or
-//! torn; whether one was sent elsewhere, a witness at the ways finds out, which knows where each
-//! region is. In every scenario regions move all the time, and a disturber suspends, reloads and
-//! resumes both tiers. Everything random comes from the seed; a failure prints the command that
-//! runs the same again (times on a machine differ, so it may not fail again).
+//! The host has a switch device over two multipath devices. Each of these has two paths ("ways") to
+//! the volume of one server, because in a storage group all members lead to the whole volume. So
+//! every region may take any way at any time. A load on top finds out whether a request was lost,
+//! done twice or torn. A witness at the ways knows where each region is, and finds out whether a
+//! request was sent elsewhere. In every scenario regions move all the time, and a disturber
+//! suspends, reloads and resumes both tiers.
+//!
+//! All random numbers come from the seed. A failure prints the command that repeats the run. Times
+//! differ between runs, so the repetition may not fail.
 
 mod disturber;
 mod iscsi;
@@ -35,32 +37,32 @@ const SECTORS: u64 = 8192;
 /// Sectors of a region.
 const REGION_SECTORS: u64 = 64;
 const REGIONS: u64 = SECTORS / REGION_SECTORS;
-/// Seconds after which a way that does not answer is taken for lost.
+/// Seconds without an answer after which the host fails a way.
 const TIMEOUT: u64 = 1;
-/// Seconds between two looks at a path.
+/// Seconds between two probes of a path.
 const CHECKER_INTERVAL: &str = "0.5";
-/// The longest between two looks at a path whose state stays as it is: four times the interval.
+/// Longest time between two probes of a path whose state does not change: four times the interval.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(2);
-/// What a busy machine may take for all that it does at once otherwise.
+/// Extra time that a busy machine may need.
 const BUSY: Duration = Duration::from_secs(6);
-/// Blocks of 4 KiB that the server cannot read or write at times: some regions, not the one that
-/// probes read.
+/// Blocks of 4 KiB that the server cannot read or write at times. They are some regions, but not
+/// the one that probes read.
 const BAD_BLOCKS: Range<usize> = 256..288;
 /// Sectors of a block.
 const BLOCK_SECTORS: usize = 8;
 
-/// What a client of the host is told.
+/// The error that a client of the host gets.
 const EIO: i32 = 5;
 
-/// How long a scenario lasts, unless the environment says otherwise.
+/// Duration of a scenario, unless the environment sets another one.
 const SECONDS: u64 = 4;
-/// The environment's words for it.
+/// The environment variable for the duration.
 const SECONDS_VAR: &str = "BLKSWITCH_SURVIVAL_SECONDS";
 
-/// One run of a scenario. One that ends in a panic says how to have the same again.
+/// One run of a scenario. If it panics, it prints how to repeat it.
 struct Run {
     name: &'static str,
-    /// What runs tests like this, as far as their names are the same.
+    /// The command that runs tests like this one, without the end of their name.
     command: &'static str,
     seed: u64,
     time: Duration,
@@ -85,29 +87,29 @@ impl Drop for Run {
     }
 }
 
-/// What a scenario is like.
+/// The properties of a scenario.
 struct Scenario {
     name: &'static str,
     queueing: bool,
     errors: Errors,
-    /// Seconds after which a way that does not answer is taken for lost.
+    /// Seconds without an answer after which the host fails a way.
     timeout: u64,
-    /// How often a request may meet a silent way: both, one after the other, and the same before it
-    /// at a gate that closes over it.
+    /// How often a request may meet a silent way: on both ways in turn, and before that once more
+    /// on both while a gate closes.
     silences: u32,
-    /// Between the ways and the server that has the volume stand two that forward.
+    /// Whether two servers that forward are between the ways and the server with the volume.
     fronts: bool,
 }
 
 impl Scenario {
-    /// Nothing may fail.
+    /// A scenario in which nothing may fail.
     fn new(name: &'static str) -> Scenario {
         let errors = Errors::No;
         Scenario { name, queueing: true, errors, timeout: TIMEOUT, silences: 0, fronts: false }
     }
 
-    /// The longest that a request may wait: the silences (looked at every second), an outage that
-    /// lasts `outage` at most, and until a probe has found that it is over.
+    /// The longest time that a request may wait: the silences (checked every second), an outage of
+    /// at most `outage`, and the time until a probe finds out that the outage is over.
     fn longest(&self, outage: Duration) -> Duration {
         let silences = Duration::from_secs(self.timeout + 1) * self.silences;
         let held = if self.queueing { outage + LONGEST_INTERVAL } else { Duration::ZERO };
@@ -123,10 +125,10 @@ struct World {
     random: Random,
     queueing: bool,
     timeout: u64,
-    /// The server's disk has bad blocks.
+    /// Whether the server's disk has bad blocks.
     bad: bool,
     fronts: Vec<Daemon>,
-    /// The longest that a member had no way.
+    /// The longest time that a member had no way.
     outage: Duration,
     gone_since: Option<Instant>,
 }
@@ -170,7 +172,7 @@ impl World {
         world
     }
 
-    /// The whole volume on a file, or with some blocks that cannot be read or written.
+    /// The table of the whole volume on a file; with `bad`, some blocks cannot be read or written.
     fn server_table(&self, bad: bool) -> String {
         let file = self.server.path("volume").display().to_string();
         if !bad {
@@ -181,14 +183,14 @@ impl World {
         format!("0 {first} linear {file} 0\n{first} {len} error\n{end} {rest} linear {file} {end}")
     }
 
-    /// A server that has just started forwards to the one that has the volume.
+    /// Makes a server that has just started forward to the server with the volume.
     fn forward(&self, front: usize) {
         let socket = self.server.path("nbd.sock").display().to_string();
         let table = format!("0 {SECTORS} linear nbd+unix:///volume?socket={socket}&timeout=10 0");
         self.fronts[front].create("volume", &table).expect_ok();
     }
 
-    /// The members' ways are looked at; what broke or mended them began at `began`.
+    /// Checks which members have a way. The change that broke or mended them began at `began`.
     fn note_ways(&mut self, began: Instant) {
         let is_gone = self.ways.chunks(2).any(|member| member.iter().all(|way| !way.is_up()));
         if let Some(since) = self.gone_since {
@@ -197,14 +199,14 @@ impl World {
         self.gone_since = if is_gone { self.gone_since.or(Some(began)) } else { None };
     }
 
-    /// What leaves members without a server for the time it takes.
+    /// Does something that leaves the members without a server meanwhile.
     fn without_server(&mut self, act: impl FnOnce(&mut World)) {
         let began = Instant::now();
         act(self);
         self.outage = self.outage.max(began.elapsed());
     }
 
-    /// The server's disk gets bad blocks, or good ones.
+    /// Gives the server's disk bad blocks, or good ones.
     fn set_bad(&mut self, bad: bool) {
         self.bad = bad;
         let table = self.server_table(bad);
@@ -213,13 +215,13 @@ impl World {
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     }
 
-    /// The address of a way, as it stands in tables.
+    /// The address of a way, as tables name it.
     fn address(&self, way: usize) -> String {
         let (path, timeout) = (self.ways[way].path().display(), self.timeout);
         format!("nbd+unix:///volume?socket={path}&timeout={timeout}")
     }
 
-    /// A multipath device over ways 0 and 1, or 2 and 3.
+    /// The table of a multipath device over ways 0 and 1, or 2 and 3.
     fn member_table(&self, member: usize) -> String {
         let features = if self.queueing { "1 queue_if_no_path" } else { "0" };
         let (first, second) = (self.address(2 * member), self.address(2 * member + 1));
@@ -262,7 +264,7 @@ impl World {
         Disturber::start(self.host.clone(), devices, Random(!seed))
     }
 
-    /// Sends regions somewhere else.
+    /// Moves some regions to other members.
     fn remap(&mut self) {
         let mut move_one = || loop {
             let region = u64::from(self.random.below(REGIONS as u32));
@@ -277,7 +279,7 @@ impl World {
         self.witness.moving(&moves, || _ = send());
     }
 
-    /// Of each path of both members what `status` has: `A` or `F`, and how often it has failed.
+    /// The state of each path of both members in `status`: `A` or `F`, and its number of failures.
     fn states(&self) -> BTreeMap<String, (String, u64)> {
         let mut states = BTreeMap::new();
         for member in 0..2 {
@@ -293,15 +295,15 @@ impl World {
         states
     }
 
-    /// Everything is mended.
+    /// Lets all ways pass everything.
     fn mend(&self) {
         self.ways.iter().for_each(|way| way.set(Way::Up));
     }
 
-    /// As [`World::recover`], and every path can be used at once, on all of its connections: what
-    /// was broken is failed first, so it is up again only once a probe has found that. A way that
-    /// nobody used while it was broken still counts as up when it is mended, but is connected only
-    /// in a moment.
+    /// Like [`World::recover`], but afterwards every path can be used at once, on all of its
+    /// connections. It fails the broken paths first, so they are up again only after a probe.
+    /// Otherwise a way that was not used while it was broken would count as up when it is mended,
+    /// although it connects a moment later.
     fn recover_for_use(&self) {
         let broken: Vec<usize> =
             (0..self.ways.len()).filter(|way| !self.ways[*way].is_up()).collect();
@@ -311,7 +313,7 @@ impl World {
             eventually("a path is failed", || {
                 let run = self.host.run(&["message", &member, "0", "fail_path", &address]);
                 let said = String::from_utf8_lossy(&run.stderr);
-                // A multipath that is suspended takes no messages.
+                // A suspended multipath takes no messages.
                 assert!(run.status.success() || said.contains("busy"), "{said}");
                 run.status.success()
             });
@@ -319,8 +321,8 @@ impl World {
         self.recover();
     }
 
-    /// Everything is mended; all paths come up again, by themselves, the better group is used, and
-    /// nothing is held.
+    /// Mends all ways. Waits until all paths are up again by themselves, the better group is used,
+    /// and nothing is held.
     fn recover(&self) {
         self.mend();
         let until = Instant::now() + PATIENCE;
@@ -337,7 +339,7 @@ impl World {
         }
     }
 
-    /// The group that the first member uses, or is to use next.
+    /// The group that the first member uses, or will use next.
     fn group(&self) -> String {
         let shown = String::from_utf8(self.host.run(&["status", "member0"]).stdout).unwrap();
         let words: Vec<&str> = shown.split_whitespace().collect();
@@ -346,7 +348,7 @@ impl World {
         words[8].to_owned()
     }
 
-    /// Requests that wait for a path, of all devices.
+    /// Number of requests that are held, over all devices.
     fn held(&self) -> f64 {
         let metrics = self.host.request("GET", route::METRICS, serde_json::Value::Null).body;
         let text = String::from_utf8(metrics).unwrap();
@@ -361,15 +363,15 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Whoever still waits for it is to end.
+            // Lets everything that still waits for the world end.
             self.mend();
             signal(self.host.pid(), "KILL");
         }
     }
 }
 
-/// Runs a load while `act` does something about every 150 ms and a disturber something else, then
-/// mends all and verifies.
+/// Runs a load. Meanwhile `act` changes something about every 150 ms, and a disturber something
+/// else. Then it mends all ways and verifies.
 #[track_caller]
 fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report {
     let name = scenario.name;
@@ -404,7 +406,7 @@ fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report 
     let [staying, moving] = world.witness.verdict();
     assert!(staying > 0 && moving > 0);
     let longest = scenario.longest(world.outage);
-    // Not by println!, whose text nobody sees while the test passes.
+    // Not with `println!`, whose text is hidden while the test passes.
     let _ = writeln!(
         std::io::stderr(),
         "{name}: {} requests, {} failed, {staying} seen at the member of regions that stay and {moving} of those that \
@@ -420,7 +422,7 @@ fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report 
     report
 }
 
-/// One way of each member at a time may be broken; the others are mended first.
+/// Breaks one way of each member. The others are mended first.
 fn break_one(world: &mut World, kind: Way) {
     world.ways.iter().for_each(|way| way.set(Way::Up));
     for member in 0..2 {
@@ -438,7 +440,7 @@ fn paths_failed_and_reinstated_by_message() {
         let address = world.address((2 * member + way) as usize);
         let run = world.host.run(&["message", &format!("member{member}"), "0", verb, &address]);
         let said = String::from_utf8_lossy(&run.stderr);
-        // A multipath that is suspended takes no messages.
+        // A suspended multipath takes no messages.
         assert!(run.status.success() || said.contains("busy"), "{verb}: {said}");
         taken += u32::from(run.status.success());
     });
@@ -449,7 +451,7 @@ fn paths_failed_and_reinstated_by_message() {
 fn servers_killed() {
     let scenario = Scenario { queueing: false, ..Scenario::new("servers_killed") };
     survive(&scenario, |world, step| {
-        // Half of the time all is well: the other way may only be cut when this one is in use
+        // All ways work half of the time: the other way may only be cut when this one is in use
         // again.
         if step % 2 == 0 { break_one(world, Way::Cut) } else { world.recover_for_use() }
     });
@@ -470,13 +472,13 @@ fn servers_that_hang_and_answer_late() {
 #[test]
 fn answers_cut_in_half() {
     survive(&Scenario::new("answers_cut_in_half"), |world, step| {
-        // A way that breaks again and again is tried less and less often, and a request may find
-        // the broken one each time: how long it waits is bounded by the time until all is well.
+        // A way that breaks again and again is tried less and less often, and a request may meet
+        // the broken way each time. So its wait is bounded by the time until all ways work.
         if step % 4 == 3 { world.recover_for_use() } else { break_one(world, Way::Half) }
     });
 }
 
-/// Servers that say that they are shutting down: the path fails, the request goes by another,
+/// Servers say that they are shutting down. The path fails, the request takes another one, and
 /// nothing fails.
 #[test]
 fn servers_that_leave_with_an_error() {
@@ -490,12 +492,12 @@ fn servers_that_leave_with_an_error() {
     assert!(failures > 0, "no path has failed");
 }
 
-/// Blocks that no server can read or write: the errors go up, exactly these, and no path fails for
-/// them.
+/// No server can read or write some blocks. Exactly these errors reach the client, and no path
+/// fails because of them.
 #[test]
 fn servers_that_answer_with_errors() {
     let errors = Errors::At(BAD_BLOCKS);
-    // No way is broken here, and none must seem to be because the machine is busy.
+    // No way is broken here, and none may seem so because the machine is busy.
     let scenario =
         Scenario { errors, timeout: 60, ..Scenario::new("servers_that_answer_with_errors") };
     let mut seen = 0;
@@ -521,7 +523,7 @@ fn servers_that_answer_with_errors() {
     assert!(seen > 0, "no block was bad");
 }
 
-/// Nothing fails while both ways are gone: requests wait.
+/// While both ways are gone, requests wait and nothing fails.
 #[test]
 fn all_paths_gone_with_queueing() {
     survive(&Scenario::new("all_paths_gone_with_queueing"), |world, step| match step % 6 {
@@ -531,7 +533,7 @@ fn all_paths_gone_with_queueing() {
     });
 }
 
-/// Requests fail while both ways are gone; none that succeeded is lost.
+/// While both ways are gone, requests fail. No request that succeeded is lost.
 #[test]
 fn all_paths_gone_without_queueing() {
     let errors = Errors::Anywhere;
@@ -544,7 +546,7 @@ fn all_paths_gone_without_queueing() {
     assert!(report.failed > 0, "nothing failed: {report:?}");
 }
 
-/// A whole member gone, and back: its requests wait, and those of the other do not.
+/// A whole member fails and comes back. Its requests wait, and those of the other member do not.
 #[test]
 fn a_member_gone_and_back() {
     let scenario = Scenario { silences: 4, ..Scenario::new("a_member_gone_and_back") };
@@ -562,8 +564,8 @@ fn a_member_gone_and_back() {
     });
 }
 
-/// The server is killed as by a power cut of its machine, and comes back: what was flushed is
-/// there, what was not is still in the page cache of this machine.
+/// The server is killed and comes back. Flushed data is there, and so is all other data, because
+/// this machine's page cache still has it.
 #[test]
 fn the_server_killed_and_back() {
     survive(&Scenario::new("the_server_killed_and_back"), |world, step| {
@@ -578,8 +580,8 @@ fn the_server_killed_and_back() {
     });
 }
 
-/// Two servers that forward to a third are killed in turn, one a second, with all that they have in
-/// hand, and start again.
+/// Two servers that forward to a third one are killed in turn, one each second, with all their
+/// requests, and start again.
 #[test]
 fn forwarding_servers_killed_in_turn() {
     let scenario = Scenario { fronts: true, ..Scenario::new("forwarding_servers_killed_in_turn") };
@@ -590,7 +592,7 @@ fn forwarding_servers_killed_in_turn() {
         }
         next = Instant::now() + Duration::from_secs(1);
         let front = kills % 2;
-        // The other may not be connected to again yet.
+        // The other server may not be connected again yet.
         world.without_server(|world| {
             world.fronts[front].kill();
             world.fronts[front].start_again();

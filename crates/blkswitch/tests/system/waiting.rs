@@ -1,4 +1,4 @@
-//! One slow file or server holds up its own device only.
+//! A slow file or server delays only its own device.
 
 use std::thread;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, eventually};
 
-/// A file that another daemon has is waited for for two seconds.
+/// The daemon waits two seconds for a file that another daemon has open.
 #[test]
 fn a_create_that_waits_holds_up_no_other_verb_and_says_what_it_waits_for() {
     let (owner, daemon) = (Daemon::start(), Daemon::start());

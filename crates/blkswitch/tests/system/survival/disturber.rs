@@ -1,5 +1,5 @@
-//! Suspends, resumes and reloads the devices of a host all the time, beside whatever else happens
-//! to them.
+//! Suspends, resumes and reloads the devices of a host all the time, in parallel to everything else
+//! that happens to them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -11,25 +11,26 @@ use blkswitch::load::Random;
 use super::witness::Witness;
 use crate::fixture::Daemon;
 
-/// A device and the table that it has.
+/// A device to disturb, and its table.
 pub(super) struct Disturbed {
     pub(super) name: String,
     pub(super) table: String,
-    /// Who is told when the device begins anew with its table.
+    /// Told when a reload resets the device's regions.
     pub(super) witness: Option<Witness>,
-    /// Whether `suspend` without `--noflush` is possible too: that fails what finds no path.
+    /// Whether `suspend` without `--noflush` is allowed as well. It fails requests that find no
+    /// path.
     pub(super) may_flush: bool,
 }
 
-/// See the module's text.
+/// A thread that disturbs devices.
 pub(super) struct Disturber {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u32>,
 }
 
 impl Disturber {
-    /// Starts. It is a thread, because a suspend waits for the requests under way: with both ways
-    /// of a device gone, until one is back.
+    /// Starts the thread. A suspend waits for the requests under way: if both ways of a device are
+    /// gone, until one is back.
     pub(super) fn start(
         host: Arc<Daemon>,
         devices: Vec<Disturbed>,
@@ -68,13 +69,14 @@ impl Disturber {
         Disturber { stop, thread }
     }
 
-    /// No more of it. The ways are mended, so it ends. Returns how often it has disturbed.
+    /// Stops the thread. It ends because the ways have been mended. Returns how often it has
+    /// disturbed a device.
     pub(super) fn end(self) -> u32 {
         self.stop.store(true, SeqCst);
         self.thread.join().expect("a device could not be suspended, reloaded or resumed")
     }
 
-    /// Whether something could not be done.
+    /// Returns whether an operation has failed.
     pub(super) fn has_failed(&self) -> bool {
         self.thread.is_finished()
     }

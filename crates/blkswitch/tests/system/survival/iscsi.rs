@@ -1,8 +1,10 @@
 //! Two tiers over iSCSI: a switch device over two multipath devices, whose paths are sessions to
-//! two tgt daemons with one volume. Each is the first way of one member and the second of the
-//! other. Loads, regions that move and the disturber are those of the other scenarios; what breaks
-//! are the daemons themselves. Needs the feature `iscsi`, root, and tgtd; without one of the latter
-//! a test says so and passes, or fails where `CI=true`.
+//! two tgt daemons with one volume. Each daemon is the first way of one member and the second way
+//! of the other. The loads, the moves of regions and the disturber are those of the other
+//! scenarios, but here the daemons themselves fail.
+//!
+//! The tests need the feature `iscsi`, root, and tgtd. Without root or tgtd a test says so and
+//! passes; with `CI=true` it fails.
 
 #[path = "../../../../io/tests/iscsi_leaf/target.rs"]
 mod target;
@@ -28,17 +30,17 @@ struct Scenario {
     name: &'static str,
     queueing: bool,
     errors: Errors,
-    /// Seconds after which a session that does not answer is taken for lost.
+    /// Seconds without an answer after which a session counts as lost.
     timeout: u64,
-    /// How often a request may meet a silent daemon: one way, the other, and the same before it at
-    /// a gate that closes over it.
+    /// How often a request may meet a silent daemon: on both ways in turn, and before that once
+    /// more on both while a gate closes.
     silences: u32,
     bytes: usize,
 }
 
 impl Scenario {
-    /// Nothing may fail, and no daemon is silent. (No session is taken for lost because the machine
-    /// is busy.)
+    /// A scenario in which nothing may fail and no daemon is silent. The timeout is long, so that
+    /// no session counts as lost because the machine is busy.
     fn new(name: &'static str) -> Scenario {
         Scenario {
             name,
@@ -58,7 +60,7 @@ struct World {
     timeout: u64,
     queueing: bool,
     sectors: u64,
-    /// The longest that both daemons were gone.
+    /// The longest time that both daemons were gone.
     outage: Duration,
 }
 
@@ -118,7 +120,7 @@ impl World {
         Disturber::start(self.host.clone(), devices, Random(!seed))
     }
 
-    /// Sends regions somewhere else.
+    /// Moves some regions to other members.
     fn remap(&mut self) {
         let (regions, mut words) =
             (self.sectors / REGION_SECTORS, String::from("set_region_mappings"));
@@ -129,8 +131,8 @@ impl World {
         self.host.message("volume", 0, words.as_bytes()).expect_ok();
     }
 
-    /// What `status` says of a member: its current group, and for both daemons whether the path
-    /// there is up and how often it has failed.
+    /// The `status` of a member: its current group, and for both daemons whether the path is up and
+    /// how often it has failed.
     fn status(&self, member: usize) -> (String, [(bool, u64); 2]) {
         let shown = self.host.run(&["status", &format!("member{member}")]);
         let text = String::from_utf8(shown.stdout).unwrap();
@@ -147,12 +149,12 @@ impl World {
         (0..2).flat_map(|member| self.status(member).1).map(|(_, failures)| failures).sum()
     }
 
-    /// A daemon is found to be gone, by the member whose first way it is.
+    /// Waits until a daemon is found to be gone, by the member whose first way it is.
     fn is_failed(&self, target: usize) {
         eventually("the path is failed", || !self.status(target).1[target].0);
     }
 
-    /// Both are gone for a while, and come back.
+    /// Both daemons are gone for a while, and come back.
     fn outage(&mut self) {
         self.gone(|world| {
             (0..2).for_each(|target| world.is_failed(target));
@@ -162,7 +164,7 @@ impl World {
         self.recover();
     }
 
-    /// All paths come up again, by themselves, and each member uses its better group.
+    /// Waits until all paths are up again by themselves and each member uses its better group.
     fn recover(&self) {
         let is_well =
             |member| matches!(self.status(member), (group, [(true, _), (true, _)]) if group == "1");
@@ -182,16 +184,16 @@ impl World {
     }
 }
 
-/// What a scenario has come to.
+/// The result of a scenario.
 struct Survived {
     failed: u64,
-    /// Most failures of paths that were counted at once (a table that is loaded begins to count
-    /// anew).
+    /// The highest number of path failures that was counted at one time. A table that is loaded
+    /// starts to count at zero.
     failures: u64,
 }
 
-/// Runs a load while `act` does something again and again, regions move and a disturber does
-/// something else; then verifies all that was written.
+/// Runs a load. Meanwhile `act` changes something again and again, regions move, and a disturber
+/// disturbs. Then it verifies all data that was written.
 #[track_caller]
 fn survive(
     scenario: &Scenario,
@@ -232,10 +234,11 @@ fn survive(
     Survived { failed, failures }
 }
 
-/// A load, whatever it is.
+/// A load of any kind.
 trait Verifies {
     fn has_failed(&self) -> bool;
-    /// Ends it and reads everything back: requests done, those that failed, the longest wait.
+    /// Ends the load and reads everything back. Returns the requests done, those that failed, and
+    /// the longest wait.
     fn verify(self: Box<Self>) -> anyhow::Result<(u64, u64, Duration)>;
 }
 
@@ -256,9 +259,9 @@ fn load(errors: Errors) -> impl FnOnce(&World, u64) -> Box<dyn Verifies> {
     }
 }
 
-/// A load that never writes other data to where it has written, for daemons that carry out late
-/// what has failed long ago: to a block that holds something newer by then, that is what no client
-/// can exclude (docs/leaves.md).
+/// A load that never overwrites its data with other data. It is for daemons that carry out requests
+/// late, after those have failed. No client can exclude that this hits a block with newer data
+/// (docs/leaves.md).
 struct OnceLoad {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<anyhow::Result<(u64, Duration)>>>,
@@ -298,7 +301,7 @@ impl OnceLoad {
                     }
                     longest = longest.max(began.elapsed());
                     done += 1;
-                    // As fast as it goes the volume would be full too soon.
+                    // At full speed the volume would be full too soon.
                     thread::sleep(Duration::from_millis(1));
                 }
                 for block in 0..own {
@@ -343,7 +346,7 @@ fn paths_failed_and_reinstated_by_message() {
             let address = world.address(target as usize);
             let run = world.host.run(&["message", &format!("member{member}"), "0", verb, &address]);
             let said = String::from_utf8_lossy(&run.stderr);
-            // A multipath that is suspended takes no messages.
+            // A suspended multipath takes no messages.
             assert!(run.status.success() || said.contains("busy"), "{verb}: {said}");
             taken += u32::from(run.status.success());
         },
@@ -351,8 +354,8 @@ fn paths_failed_and_reinstated_by_message() {
     assert!(survived.failed == 0 && taken > 0);
 }
 
-/// Each in turn, as often as time allows: requests go by the other, and nothing fails, though
-/// nothing may be held.
+/// Each daemon is killed in turn, as often as time allows. Requests use the other one, and nothing
+/// fails, although nothing may be held.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn targets_killed_and_started_again() {
@@ -364,12 +367,12 @@ fn targets_killed_and_started_again() {
         world.is_failed(target);
         world.rest();
         world.targets[target].again();
-        // The other may be killed only when this one is in use again.
+        // The other daemon may be killed only when this one is in use again.
         world.recover();
     });
 }
 
-/// For less time than the timeout: the answers are late, no path fails.
+/// The daemons are silent for less than the timeout: the answers are late, and no path fails.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn targets_that_answer_late() {
@@ -384,8 +387,8 @@ fn targets_that_answer_late() {
     assert_eq!(survived.failures, 0);
 }
 
-/// Silent for longer than the timeout, then killed, as a machine that hangs is: what it had in its
-/// hands is gone.
+/// A daemon is silent for longer than the timeout and is then killed, like a machine that hangs.
+/// Its pending requests are lost.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn targets_that_hang_and_are_killed() {
@@ -401,8 +404,8 @@ fn targets_that_hang_and_are_killed() {
     });
 }
 
-/// Silent for longer than the timeout, then going on with what it has, which others have done long
-/// ago.
+/// A daemon is silent for longer than the timeout, and then goes on with its pending requests,
+/// which others have done long ago.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn targets_that_hang_and_go_on() {
@@ -418,14 +421,14 @@ fn targets_that_hang_and_go_on() {
     });
 }
 
-/// Both are gone, and requests wait until they are back.
+/// Both daemons are gone, and requests wait until they are back.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn all_gone_with_queueing() {
     survive(&Scenario::new("all_gone_with_queueing"), load(Errors::No), |world, _| world.outage());
 }
 
-/// Both are gone, and requests fail meanwhile; none that succeeded is lost.
+/// Both daemons are gone, and requests fail meanwhile. No request that succeeded is lost.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn all_gone_without_queueing() {

@@ -1,5 +1,4 @@
-//! A way to a server that can be broken in many manners: a socket that passes bytes on, or does
-//! not.
+//! A way to a server that can be broken in many manners: a socket that forwards bytes, or does not.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -13,28 +12,29 @@ use std::time::Duration;
 use super::replies::Replies;
 use super::witness::{Requests, Witness};
 
-/// How often a pump looks whether its way has changed.
+/// Interval at which a pump checks whether its way has changed.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What a way does.
+/// The behaviour of a way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// It passes everything on.
+    /// Everything passes.
     Up,
-    /// Connections are dropped, new ones at once: a server that was killed.
+    /// Connections are dropped, new ones at once, as if the server had been killed.
     Cut,
-    /// Nothing passes, in both directions: a network that does not deliver. Up again, it passes on
-    /// what came meanwhile, late answers among it, on connections whose ends are still there. What
-    /// was sent on a connection that its client has given up is dropped, as it is with a connection
-    /// of TCP: a server that carries it out late is what no client of NBD can exclude
-    /// (docs/leaves.md, requests in doubt).
+    /// Nothing passes in either direction, as in a network that does not deliver. When the way is
+    /// up again, it forwards what has arrived meanwhile, late answers included, on connections
+    /// whose ends are still there. Requests on a connection that its client has given up are
+    /// dropped, as with a TCP connection. If a server carried them out late, no client of NBD could
+    /// exclude that (docs/leaves.md, requests in doubt).
     Silent,
-    /// Answers come late by these milliseconds.
+    /// Answers are delayed by this number of milliseconds.
     Slow(u64),
-    /// Half of the next answer passes, then the connection is dropped, and so on with each
-    /// connection.
+    /// Half of the next answer passes, then the connection is dropped. Each new connection goes the
+    /// same way.
     Half,
-    /// One answer in so many says that the server is shutting down, whatever it was.
+    /// One answer in this number says that the server is shutting down, whatever the real answer
+    /// was.
     Leaving(u64),
 }
 
@@ -62,27 +62,27 @@ impl Way {
     }
 }
 
-/// See the module's text.
+/// A socket in front of a server, with a behaviour that can be changed.
 pub(crate) struct Proxy {
     path: PathBuf,
     way: Arc<AtomicU64>,
 }
 
 impl Proxy {
-    /// At `path`, to the server at `server`, a way of `member`; up.
+    /// Starts a way of `member` that listens at `path` and forwards to `server`. It is up.
     pub(crate) fn start(path: PathBuf, server: PathBuf, member: usize, witness: Witness) -> Proxy {
         let listener = UnixListener::bind(&path).unwrap();
         let way = Arc::new(AtomicU64::new(Way::Up.to_word()));
         let state = way.clone();
-        // Ends with the test process.
+        // The thread ends with the test process.
         thread::spawn(move || {
             for client in listener.incoming() {
                 let client = client.unwrap();
-                // Who connects while it is silent waits.
+                // A client that connects while the way is silent must wait.
                 if Way::from_word(state.load(SeqCst)) == Way::Cut {
                     continue;
                 }
-                // A server that is not there drops its clients.
+                // A server that is not running drops its clients.
                 let Ok(server) = UnixStream::connect(&server) else { continue };
                 let requests = Follow::Requests(Requests::new(witness.clone(), member));
                 let answers = Follow::Answers(Replies::default());
@@ -98,30 +98,30 @@ impl Proxy {
         Proxy { path, way }
     }
 
-    /// Where to connect.
+    /// The socket for clients.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it passes everything on.
+    /// Returns whether everything passes.
     pub(crate) fn is_up(&self) -> bool {
         Way::from_word(self.way.load(SeqCst)) == Way::Up
     }
 
-    /// From now on the way is like this.
+    /// Changes the behaviour of the way.
     pub(crate) fn set(&self, way: Way) {
         self.way.store(way.to_word(), SeqCst);
     }
 }
 
-/// What a pump carries.
+/// The direction that a pump forwards.
 enum Follow {
     Requests(Requests),
     Answers(Replies),
 }
 
 impl Follow {
-    /// These bytes have come.
+    /// Notes bytes that have arrived.
     fn see(&mut self, bytes: &[u8]) {
         if let Follow::Requests(requests) = self {
             requests.pass(bytes);
@@ -129,7 +129,7 @@ impl Follow {
     }
 }
 
-/// Carries one direction of a connection to its end.
+/// Forwards one direction of a connection until it ends.
 fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &AtomicU64) {
     let way = || Way::from_word(state.load(SeqCst));
     let mut buffer = vec![0; 256 << 10];
@@ -151,7 +151,7 @@ fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &At
         let mut held = buffer[..read].to_vec();
         while way() == Way::Silent {
             match from.read(&mut buffer) {
-                // Its end is gone.
+                // The peer has closed the connection.
                 Ok(0) => break 'pump,
                 Ok(more) => {
                     follow.see(&buffer[..more]);
@@ -163,7 +163,7 @@ fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &At
             }
         }
         if let Follow::Answers(replies) = &mut follow {
-            // They are followed from the beginning, so that they can be changed at any time.
+            // Answers are followed from the beginning, so that they can be changed at any time.
             let one_in = if let Way::Leaving(one_in) = way() { one_in } else { 0 };
             held = replies.pass(&held, one_in);
         }
@@ -180,7 +180,7 @@ fn pump(mut from: UnixStream, mut to: UnixStream, mut follow: Follow, state: &At
             break;
         }
     }
-    // Both ends may have gone already.
+    // Both ends may be closed already.
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
 }

@@ -1,8 +1,9 @@
-//! What a server sends on a connection, cut into its messages, so that some answers can be changed
-//! on the way.
+//! Splits the bytes that a server sends on a connection into messages, so that some answers can be
+//! changed.
 //!
-//! Contract: the client has negotiated structured replies, as ours does, so every reply says itself
-//! how long it is. Whatever is no message panics: the server is our own.
+//! Contract: the client has negotiated structured replies, as blkswitch's does, so every reply
+//! states its length. Bytes that are no message cause a panic, because the server is blkswitch
+//! itself.
 
 const GREETING_LEN: usize = 18;
 const OPTION_REPLY_LEN: usize = 20;
@@ -12,12 +13,12 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const SIMPLE_REPLY: u32 = 0x6744_6698;
 const STRUCTURED_REPLY: u32 = 0x668e_33ef;
-/// The piece of a reply is its last.
+/// Set in the last piece of a reply.
 const FLAG_DONE: u16 = 1;
 const TYPE_ERROR: u16 = 0x8001;
 const ESHUTDOWN: u32 = 108;
 
-/// What the next message is.
+/// The kind of the next message.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     #[default]
@@ -26,18 +27,18 @@ enum Phase {
     Transmission,
 }
 
-/// See the module's text.
+/// The stream of a server's messages.
 #[derive(Default)]
 pub(super) struct Replies {
     phase: Phase,
-    /// The beginning of a message whose rest has not come.
+    /// The beginning of a message that is not complete yet.
     rest: Vec<u8>,
     answers: u64,
 }
 
 impl Replies {
-    /// Passes on what is whole. One answer in `one_in` becomes that of a server that shuts down; 0:
-    /// none.
+    /// Returns the complete messages. One answer in `one_in` is replaced by that of a server that
+    /// shuts down; with 0, none is.
     pub(super) fn pass(&mut self, bytes: &[u8], one_in: u64) -> Vec<u8> {
         self.rest.extend_from_slice(bytes);
         let mut passed = Vec::with_capacity(self.rest.len());
@@ -61,7 +62,7 @@ impl Replies {
         passed
     }
 
-    /// The length of the next message; nothing if too little of it is there.
+    /// The length of the next message; `None` if too little of it has arrived.
     fn message_len(&self) -> Option<usize> {
         let word_at = |at: usize| (self.rest.len() >= at + 4).then(|| word(&self.rest, at));
         match self.phase {
@@ -75,7 +76,7 @@ impl Replies {
         }
     }
 
-    /// What is passed on instead of the last piece of an answer.
+    /// Returns the replacement for the last piece of an answer; `None` if the answer stays.
     fn changed(&mut self, message: &[u8], one_in: u64) -> Option<Vec<u8>> {
         let is_simple = word(message, 0) == SIMPLE_REPLY;
         let flags = u16::from_be_bytes([message[4], message[5]]);

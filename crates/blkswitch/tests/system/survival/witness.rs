@@ -1,9 +1,8 @@
-//! Who was asked for what: a witness at every way sees the requests that pass, and says whether the
-//! region map allows them there. Data alone would not tell, since all ways of these tests lead to
-//! one volume.
+//! The witness sees the requests at every way, and checks whether the region map allows them there.
+//! The data alone cannot show that, because all ways of these tests lead to one volume.
 //!
-//! A region that is never moved may only be asked for where it belongs, at any time. One that moves
-//! may also be asked for where it was, as long as a request that was sent before it left is under
+//! Requests for a region that never moves may only go to its member. Requests for a region that
+//! moves may also go to its old member, as long as a request that was sent before the move is under
 //! way.
 
 use std::sync::{Arc, Mutex};
@@ -11,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use blkswitch::load::{Load, UnderWay};
 
-/// Bytes of a greeting's answer: the client's flags.
+/// Bytes of the client's answer to a greeting: its flags.
 const FLAGS_LEN: usize = 4;
 /// Bytes of an option before its data: magic number, option, length.
 const OPTION_LEN: usize = 16;
-/// `IHAVEOPT`, its first half: what an option begins with.
+/// First half of `IHAVEOPT`, the magic number of an option.
 const OPTION: u32 = 0x4948_4156;
 /// Bytes of a request before its data: magic number, flags, command, cookie, offset, length.
 const REQUEST_LEN: usize = 28;
@@ -25,44 +24,44 @@ const WRITE: u16 = 1;
 const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 
-/// Requests are seen so much later than they were sent, at most, once their client has an answer
-/// from elsewhere.
+/// Longest delay between sending a request and seeing it, if its client already has an answer from
+/// elsewhere.
 const LATE: Duration = Duration::from_secs(1);
 
-/// What a region is to a member.
+/// The state of a region at a member.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// It may be asked for here.
+    /// Requests for the region may go to this member.
     Here,
-    /// No longer, since then.
+    /// The region has left this member at that time.
     Left(Instant),
-    /// It was never here.
+    /// The region was never at this member.
     Elsewhere,
 }
 
-/// What the map allows.
+/// The requests that the region map allows.
 struct Map {
     region_bytes: u64,
-    /// Of each region, for each member.
+    /// The state of each region at each member.
     places: Vec<[Place; 2]>,
-    /// The requests of the load.
+    /// The load's requests under way.
     under_way: Option<UnderWay>,
-    /// Requests seen: of regions that stay where they are, and of those that move.
+    /// Number of requests seen: for regions that stay, and for regions that move.
     seen: [u64; 2],
-    /// The first request that went elsewhere.
+    /// Describes the first request that went to a wrong member.
     wrong: Option<String>,
 }
 
-/// See the module's text. One for all ways of a host.
+/// A witness. All ways of a host share one.
 #[derive(Clone)]
 pub(super) struct Witness {
     map: Arc<Mutex<Map>>,
-    /// One change after the other.
+    /// Held while regions move, so that changes do not overlap.
     change: Arc<Mutex<()>>,
 }
 
 impl Witness {
-    /// Of a switch device with its default map over two members.
+    /// A witness for a switch device with its default map over two members.
     pub(super) fn new(regions: u64, region_bytes: u64) -> Witness {
         let places = (0..regions).map(|region| {
             let mut places = [Place::Elsewhere; 2];
@@ -79,18 +78,20 @@ impl Witness {
         Witness { map: Arc::new(Mutex::new(map)), change: Arc::default() }
     }
 
-    /// Whose requests these are. Whoever else sends some waits for them before regions move.
+    /// Sets the load whose requests are seen. Other clients must wait for their own requests before
+    /// regions move.
     pub(super) fn watch(&self, load: &Load) {
         self.map.lock().unwrap().under_way = Some(load.under_way());
     }
 
-    /// Regions are moved to members by `act`.
+    /// Notes the moves that `act` makes.
     pub(super) fn moving(&self, moves: &[(u64, usize)], act: impl FnOnce()) {
         let _one = self.change.lock().unwrap();
         self.change(moves, act);
     }
 
-    /// All regions go back to where they were first, by `act`: another table.
+    /// Notes that `act` moves all regions back to where they were at first, by loading another
+    /// table.
     pub(super) fn returning(&self, act: impl FnOnce()) {
         let _one = self.change.lock().unwrap();
         let regions = self.map.lock().unwrap().places.len() as u64;
@@ -101,7 +102,7 @@ impl Witness {
         self.change(&moves, act);
     }
 
-    /// While it is done a region may be at both places.
+    /// Notes moves. During `act`, a region may be at both members.
     fn change(&self, moves: &[(u64, usize)], act: impl FnOnce()) {
         for (region, member) in moves {
             assert!(!stays(*region), "region {region} is not to be moved");
@@ -109,7 +110,7 @@ impl Witness {
         }
         act();
         let mut map = self.map.lock().unwrap();
-        // The last move of a region holds.
+        // If a region moves more than once, its last move counts.
         for (region, member) in moves {
             let places = &mut map.places[*region as usize];
             places[*member] = Place::Here;
@@ -119,7 +120,7 @@ impl Witness {
         }
     }
 
-    /// A request passes on a way of `member`.
+    /// Checks a request that passes on a way of `member`.
     fn passes(&self, member: usize, request: &Request) {
         let mut map = self.map.lock().unwrap();
         let oldest = map.under_way.as_ref().and_then(UnderWay::oldest);
@@ -142,8 +143,8 @@ impl Witness {
         }
     }
 
-    /// How many requests went where they belong, of regions that stay and of those that move.
-    /// Panics if one did not.
+    /// Returns how many requests went to the right member: for regions that stay, and for regions
+    /// that move. Panics if one went to a wrong member.
     pub(super) fn verdict(&self) -> [u64; 2] {
         let map = self.map.lock().unwrap();
         assert_eq!(map.wrong, None);
@@ -151,41 +152,41 @@ impl Witness {
     }
 }
 
-/// The member that a region belongs to while nobody has said otherwise.
+/// The member of a region in the default map.
 pub(super) fn home(region: u64) -> usize {
     (region % 2) as usize
 }
 
-/// Whether a region is never moved.
+/// Returns whether a region never moves.
 pub(super) fn stays(region: u64) -> bool {
     region % 4 < 2
 }
 
-/// What the witness sees of a request.
+/// The part of a request that the witness checks.
 struct Request {
     command: u16,
     offset: u64,
     len: u64,
 }
 
-/// Follows what a client sends on a connection.
+/// Follows the bytes that a client sends on a connection.
 pub(super) struct Requests {
     witness: Witness,
     member: usize,
     greeted: bool,
-    /// The beginning of a message whose rest has not come.
+    /// The beginning of a message that is not complete yet.
     rest: Vec<u8>,
-    /// Bytes of data that still come, and are passed over.
+    /// Number of data bytes that follow and are skipped.
     skip: usize,
 }
 
 impl Requests {
-    /// Of a new connection to `member`.
+    /// Follows a new connection to `member`.
     pub(super) fn new(witness: Witness, member: usize) -> Requests {
         Requests { witness, member, greeted: false, rest: Vec::new(), skip: 0 }
     }
 
-    /// These bytes pass.
+    /// Processes bytes that pass.
     pub(super) fn pass(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
         loop {
@@ -210,7 +211,7 @@ impl Requests {
                     let offset = u64::from(word(16)) << 32 | u64::from(word(20));
                     let len = word(24);
                     self.skip = REQUEST_LEN + if command == WRITE { len as usize } else { 0 };
-                    // What looks whether a path is up reads the beginning of the volume.
+                    // A probe of a path reads the beginning of the volume.
                     let is_probe = command == READ && offset == 0;
                     if matches!(command, READ | WRITE | TRIM | WRITE_ZEROES) && !is_probe {
                         self.witness
