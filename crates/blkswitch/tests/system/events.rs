@@ -167,8 +167,8 @@ fn the_reason_of_a_refused_reconnection_is_told() {
     near.nbd("disk").write(0, &[1; SECTOR], false).unwrap();
 }
 
-/// A silent server may carry out a write later. Writes that were sent elsewhere only because their
-/// time was over are counted.
+/// A silent server may carry out a write late. The leaf counts the writes that it sent again or
+/// failed only because `settle` was over.
 #[test]
 fn writes_in_doubt_are_counted() {
     let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));

@@ -15,8 +15,8 @@ pub(crate) fn cases(suite: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Ids of the cases of a suite that the list has as different because of `core`, `daemon`, `paths`,
-/// ...
+/// Ids of the suite's cases that the list has with one of `of` in its column *by*: `core`,
+/// `daemon`, `paths`, ...
 pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for by in of {
@@ -27,8 +27,8 @@ pub(crate) fn listed_differences(suite: &str, of: &[&str]) -> BTreeSet<String> {
     ids
 }
 
-/// The cases of a suite that the list has as different because of `by`, with the list's texts for
-/// the kernel and for blkswitch.
+/// The suite's cases that the list has with `by` in its column *by*, with the texts for the kernel
+/// and for blkswitch.
 pub(crate) fn listed_texts(suite: &str, by: &str) -> BTreeMap<String, [String; 2]> {
     let text = std::fs::read_to_string(repository().join("docs/kernel-differences.md")).unwrap();
     let mut listed = BTreeMap::new();

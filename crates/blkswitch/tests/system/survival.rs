@@ -62,7 +62,7 @@ const SECONDS_VAR: &str = "BLKSWITCH_SURVIVAL_SECONDS";
 /// One run of a scenario. If it panics, it prints how to repeat it.
 struct Run {
     name: &'static str,
-    /// The command that runs tests like this one, without the end of their name.
+    /// The command that runs tests like this one. The name of the scenario is appended to it.
     command: &'static str,
     seed: u64,
     time: Duration,

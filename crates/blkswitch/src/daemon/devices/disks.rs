@@ -147,7 +147,7 @@ impl Devices {
     }
 
     /// Restores the devices that are kept, with their tables and maps, and takes over the disks
-    /// that an earlier daemon has left. With `abandon`, it removes all disks that were left
+    /// that an earlier daemon has left. With `abandon`, it removes the disks that no process serves
     /// instead, and their requests fail.
     pub fn recover(self: &Arc<Self>, abandon: bool) -> anyhow::Result<()> {
         let keeps_all = self.folder.keeps_all();

@@ -101,7 +101,7 @@ impl Devices {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).insert(device.id(), cache);
     }
 
-    /// The surroundings that a table of `device` is built in.
+    /// Everything but the text that a table of `device` is built from.
     pub(crate) fn site<'a>(&'a self, device: &'a Arc<Device>, opening: &'a Opening) -> Site<'a> {
         let (registry, queues, leaves) = (self.registry(), self.pool.queues(), &self.leaves);
         let maps = Maps::new(&self.folder);

@@ -163,8 +163,8 @@ impl Devices {
         saved
     }
 
-    /// Called after a change that does not affect disks. If all devices are kept, it saves them;
-    /// otherwise it removes map files without an owner.
+    /// Called after a change that does not affect disks. Saves the devices if all are kept, and
+    /// removes map files without an owner.
     pub(crate) fn save_kept(&self) -> Result<(), Failure> {
         if self.folder.keeps_all() {
             return self.save();

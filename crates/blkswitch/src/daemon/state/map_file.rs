@@ -107,8 +107,8 @@ impl MapFile {
         (self.header.id, self.generation.clone())
     }
 
-    /// Called before the first store of a message. From now until [`MapFile::finish`], the file
-    /// counts as incomplete.
+    /// Called before the first store of a message. Marks the file as open until
+    /// [`MapFile::finish`].
     ///
     /// Errors: the message must store nothing.
     pub(super) fn begin(&mut self, files: &Files, owner: &Owner) -> io::Result<()> {
@@ -128,7 +128,7 @@ impl MapFile {
         files.force_file(&self.file, &self.path)
     }
 
-    /// Writes the blocks that were changed.
+    /// Writes the blocks that were changed, then closes the file's header.
     pub(super) fn finish(&mut self, files: &Files, slots: &Slots) -> io::Result<()> {
         let Some(changes) = slots.changes() else { return Ok(()) };
         let mut next = changes.next(0);

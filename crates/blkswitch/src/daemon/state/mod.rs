@@ -227,7 +227,8 @@ impl Folder {
         self.make()?;
         let mut inner = self.inner();
         if self.keeps_all() && inner.saved.is_none() && inner.named.is_empty() {
-            // A folder with maps but no description counts as one that has lost it.
+            // Write a description first: a folder with maps but no description counts as one that
+            // has lost it.
             self.describe(&mut inner, State::new(Vec::new()))?;
         }
         let (name, file) = self.new_file(&mut inner, geometry, owner)?;

@@ -50,8 +50,8 @@ pub(crate) struct Maps<'a> {
 }
 
 impl<'a> Maps<'a> {
-    /// New maps. If devices are kept or are disks, each map gets a file, so that it survives the
-    /// daemon.
+    /// New maps. If devices are kept, or a ublk driver can make disks of them, each map gets a
+    /// file, so that it survives the daemon.
     pub(crate) fn new(folder: &'a Folder) -> Maps<'a> {
         Maps { folder, saved: None }
     }

@@ -84,7 +84,7 @@ fn own_device(word: &[u8], registry: &Registry) -> Option<Arc<Device>> {
     let name = DEVICE_FOLDERS.iter().find_map(|folder| word.strip_prefix(*folder))?;
     let name = std::str::from_utf8(name).ok()?;
     registry.find(name).or_else(|| {
-        // Libdm escapes white space in a name, so both spellings are compared.
+        // Libdm writes white space in a name as an escape, so both spellings must match.
         let is_it = |device: &Arc<Device>| export_name(&device.name()) == export_name(name);
         registry.list().into_iter().find(is_it)
     })
