@@ -126,8 +126,8 @@ fn what_control_does_to_devices_is_told() {
 }
 
 /// An export of another daemon comes back smaller than before, and the leaf does not use it.
-/// `info`, `status -v` and the event name the promise that is broken. They do so again when the
-/// export has its old size.
+/// `info`, `status -v` and the event name the promise that is broken. When the export has its old
+/// size again, an event says so, and the leaf is used.
 #[test]
 fn the_reason_of_a_refused_reconnection_is_told() {
     let (far, near) = (Daemon::start_with(&[]), Daemon::start_with(&[]));

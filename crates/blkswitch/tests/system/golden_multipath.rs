@@ -216,8 +216,9 @@ fn replay_steps(stage: &mut Stage, case: &Value) -> Verdict {
     stage.check_texts(NAME, case)
 }
 
-/// Begins with all paths up, turns queueing on, fails all paths and sends a read. Then it carries
-/// out the steps of the case, and checks the read again.
+/// Begins with all paths up and sends a read. If the case says that the read blocks, queueing is
+/// turned on and all paths are failed before. Then the steps of the case follow, and the read is
+/// checked again.
 fn replay_queued(stage: &mut Stage, case: &Value) -> Verdict {
     const NAME: &str = "mp";
     let all = ["8:0", "8:16", "8:32", "8:48"];

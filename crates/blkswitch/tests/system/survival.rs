@@ -8,7 +8,7 @@
 //! suspends, reloads and resumes both tiers.
 //!
 //! All random numbers come from the seed. A failure prints the command that repeats the run. Times
-//! differ between runs, so the repetition may not fail.
+//! differ between runs, so the repetition may pass.
 
 mod disturber;
 mod iscsi;
