@@ -63,7 +63,7 @@ impl Devices {
     }
 
     /// Prints the text for an empty list or, with `--json`, the devices as in the protocol. Returns
-    /// `true` if nothing else must be printed.
+    /// `true` if the output is complete with that.
     pub(super) fn printed(
         &self,
         options: &Options,

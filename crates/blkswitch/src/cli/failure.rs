@@ -1,9 +1,9 @@
 //! Failures of verbs, and dmsetup's text for them.
 //!
 //! Contract: dmsetup's own lines come out byte for byte. Additional lines are indented by two
-//! spaces and come between them. So the first line names the failure, the last one is `Command
-//! failed.`, and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1, as in
-//! dmsetup.
+//! spaces and come between them. So the first line names the failure, the last one is
+//! `Command failed.`, and `grep -v '^ '` gives dmsetup's output. Every failure has exit status 1,
+//! as in dmsetup.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;

@@ -207,9 +207,9 @@ fn spelling(arg: &Arg) -> String {
     }
 }
 
-/// Moves switches from before the verb to after it: `-v --target switch status` becomes `status -v
-/// --target switch`. dmsetup accepts switches anywhere, but clap accepts a verb's switches only
-/// after the verb.
+/// Moves switches from before the verb to after it: `-v --target switch status` becomes
+/// `status -v --target switch`. dmsetup accepts switches anywhere, but clap accepts a verb's
+/// switches only after the verb.
 pub(super) fn options_behind_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let switches = leading_switches();

@@ -48,8 +48,8 @@ fn words(error: &Error, kind: ContextKind) -> Vec<String> {
 fn unknown_verb(error: &Error) -> String {
     let word = words(error, ContextKind::InvalidSubcommand).join(" ");
     let usage_line = usage_of(error).unwrap_or_else(|| format!("Usage: {PROGRAM} <COMMAND>\n"));
-    // The usage line names the verb that has the unknown sub-verb: `Usage: blkswitch map [OPTIONS]
-    // ...`.
+    // The usage line names the verb that has the unknown sub-verb:
+    // `Usage: blkswitch map [OPTIONS] ...`.
     let mut root = command();
     root.build();
     let path = usage_line.split_whitespace().skip(2);

@@ -8,8 +8,8 @@
 //! would lose their writes; and for a multipath that queues without a path. `resume` opens that
 //! gate.
 //!
-//! Contract: as [`super`]. The description of a stand-in is the saved one; only `remove` and `state
-//! forget` delete it. A retry holds nothing that another device needs.
+//! Contract: as [`super`]. The description of a stand-in is the saved one; only `remove` and
+//! `state forget` delete it. A retry holds nothing that another device needs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,8 +2,8 @@
 //!
 //! SIGTERM and SIGINT have the same effect. The daemon refuses a signal if somebody uses a disk and
 //! would be left waiting. It says who, and what to do; a second signal confirms the first. A
-//! service manager that stops the daemon to start it again at once says so beforehand, with `serve
-//! --leave-disks`.
+//! service manager that stops the daemon to start it again at once says so beforehand, with
+//! `serve --leave-disks`.
 //!
 //! Contract: one [`Signals`] at a time decides. From its creation on, the signals do not end the
 //! process by themselves.
