@@ -235,7 +235,7 @@ impl Daemon {
             Ok(Err(error)) => return Err(error).context("the control server failed"),
             Err(_) => tracing::warn!("control requests were not done in time and are given up"),
         }
-        // The files are there until the end.
+        // Keeps the socket files until the end of this function.
         let _sockets = tokio::time::timeout(THREAD_GRACE, kept).await;
         let devices = self.devices.clone();
         devices.leave_disks();

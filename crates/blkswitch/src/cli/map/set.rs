@@ -59,7 +59,7 @@ impl Set {
             [word] if word == "-" => read_stdin()?,
             words => words.join(" "),
         };
-        // What is wrong in itself is said without a daemon.
+        // An error in the words themselves is reported without a daemon.
         message(&text, None)?;
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let sector = segment_of(self.sector, &selector, context).await?;
@@ -99,7 +99,8 @@ fn read_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Converts ranges and paths to a message for a map with these numbers of regions and paths.
+/// Converts ranges and paths to a message. `map` has the numbers of regions and paths; with `None`,
+/// only the words themselves are checked.
 fn message(text: &str, map: Option<(u64, u32)>) -> Result<String, Failure> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let mut words = lines.flat_map(str::split_whitespace);

@@ -43,24 +43,24 @@ pub struct SocketFile {
     identity: Identity,
 }
 
-/// What is at a socket's path.
+/// The result of looking for a socket's file at its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum There {
-    /// The socket's file.
+    /// The socket's own file.
     Own,
-    /// Another file, or it cannot be told.
+    /// Another file, or the path cannot be looked at.
     Other,
-    /// Nothing.
+    /// There is no file.
     Gone,
 }
 
 impl SocketFile {
-    /// Where it was made.
+    /// The path at which the socket was created.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is there now.
+    /// Looks for the socket's file.
     pub fn there(&self) -> There {
         match identity(&self.path) {
             Ok(now) if now == self.identity => There::Own,

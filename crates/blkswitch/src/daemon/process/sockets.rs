@@ -1,12 +1,12 @@
-//! Unix sockets whose files go away: said, and made again.
+//! Unix sockets whose files disappear: the daemon warns, and creates them again.
 //!
-//! A user's runtime folder goes with the last session (and comes back with the next), and cleaners
-//! of temporary folders take what looks old. The daemon goes on, but nobody can reach it any more,
-//! and it holds its locks.
+//! A user's runtime folder is removed after the last session, and comes back with the next one.
+//! Cleaners of temporary folders remove files that look old. The daemon goes on and holds its
+//! locks, but nobody can reach it any more.
 //!
-//! Contract: looks every [`PERIOD`]; blocks on threads that may. A file that is another one by now
-//! is left alone: it is another daemon's. Ends when the daemon is to stop, and then gives the files
-//! back, which are removed as they are dropped.
+//! Contract: checks every [`PERIOD`], on threads that may block. If another file has the path, it
+//! belongs to another daemon and is left alone. [`keep`] ends when the daemon is to stop. It
+//! returns the socket files, which are removed when they are dropped.
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::listen::{self, SocketFile, There};
 
-/// Time between two looks.
+/// Time between two checks.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// A socket that is kept.
+/// A socket whose file is watched.
 pub struct Kept {
-    /// Its file.
+    /// The file of the socket.
     pub file: SocketFile,
-    /// Whether it is the control socket; else NBD clients connect there.
+    /// Whether this is the control socket; otherwise it is a socket for NBD clients.
     pub is_control: bool,
-    /// The loss was said.
+    /// Whether the loss has been logged.
     told: bool,
 }
 
 impl Kept {
-    /// One whose file is there.
+    /// Starts to watch a socket whose file exists.
     pub fn new(file: SocketFile, is_control: bool) -> Kept {
         Kept { file, is_control, told: false }
     }
 
-    /// Looks after it. What listens now, if it was made again.
+    /// Checks the socket. Returns the new listener if the socket was created again.
     fn look(&mut self) -> Option<UnixListener> {
         let (path, pid) = (self.file.path().display(), std::process::id());
         match self.file.there() {
@@ -59,7 +59,7 @@ impl Kept {
         if self.file.there() == There::Other {
             return None;
         }
-        // A folder that cannot be made now can be later.
+        // If the folder cannot be created now, a later check may succeed.
         let (listener, file) = listen::unix(self.file.path()).ok()?;
         tracing::info!(path = %file.path().display(), "listens there again");
         (self.file, self.told) = (file, false);
@@ -67,8 +67,8 @@ impl Kept {
     }
 }
 
-/// Looks after the sockets until the daemon is to stop. Those that were made again are served by
-/// `serve_control` and `serve_nbd`.
+/// Checks the sockets until the daemon is to stop. `serve_control` and `serve_nbd` serve the
+/// listeners of sockets that were created again.
 pub async fn keep<F: Future<Output = ()> + Send + 'static>(
     mut sockets: Vec<Kept>,
     mut stopping: watch::Receiver<bool>,
@@ -79,7 +79,7 @@ pub async fn keep<F: Future<Output = ()> + Send + 'static>(
     loop {
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            // An error means that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which ends the daemon as well.
             _ = stopping.wait_for(|stopping| *stopping) => break,
         }
         let serve_nbd = serve_nbd.clone();
@@ -94,7 +94,7 @@ pub async fn keep<F: Future<Output = ()> + Send + 'static>(
             }
             (sockets, control)
         });
-        // It does not panic. If it did, the files would be gone with it.
+        // The task does not panic. If it did, the files would be gone with it.
         let Ok((looked, control)) = looked.await else { return Vec::new() };
         sockets = looked;
         for listener in control {
@@ -121,13 +121,13 @@ mod tests {
         let mut socket = Kept::new(file, true);
         assert!(socket.look().is_none() && !socket.told, "it is there");
         std::fs::remove_dir_all(&folder).unwrap();
-        // As in /run/user, where only root makes folders.
+        // As in `/run/user`, where only root can create folders.
         std::fs::write(&folder, "no folder").unwrap();
         assert!(socket.look().is_none() && socket.told);
         std::fs::remove_file(&folder).unwrap();
         let again = socket.look().unwrap();
         assert!(socket.file.there() == There::Own && !socket.told);
-        // Another daemon's is left alone, now and at the end.
+        // The file of another daemon is left alone, now and when the socket is dropped.
         drop(again);
         std::fs::remove_file(&path).unwrap();
         // It may get the same inode; the kernel's clock for files ticks every few milliseconds.
