@@ -26,7 +26,7 @@ impl Default for Intervals {
 }
 
 /// The time of a path's next probe. A healthy path is probed less and less often while nothing
-/// changes; a failed one at every first interval, so that it is back within one.
+/// changes. A failed path is probed at every first interval, so that it is back within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     due_ns: u64,
@@ -34,13 +34,13 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// For a path whose state has just changed, or is new.
+    /// Starts the schedule of a new path, or of a path whose state has just changed.
     #[must_use]
     pub const fn new(intervals: &Intervals, now_ns: u64) -> Self {
         Self { due_ns: now_ns.saturating_add(intervals.first_ns), interval_ns: intervals.first_ns }
     }
 
-    /// When the next probe is due.
+    /// When the next probe is due, in ns of the clock that gave `now_ns`.
     #[must_use]
     pub const fn due_ns(&self) -> u64 {
         self.due_ns
@@ -59,27 +59,28 @@ impl Probe {
     }
 }
 
-/// Most failures that [`Marginal::failures`] may ask for.
+/// Largest value of [`Marginal::failures`].
 pub const MAX_MARGINAL_FAILURES: u32 = 16;
 
-/// When a path counts as marginal: multipath-tools' marginal paths, by two numbers.
+/// When a path counts as marginal: the counterpart of multipath-tools' `marginal_path_*` options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marginal {
-    /// So many failures, 1 to [`MAX_MARGINAL_FAILURES`], ...
+    /// Number of failures within `within_ns` that make a path marginal: 1 to
+    /// [`MAX_MARGINAL_FAILURES`].
     pub failures: u32,
-    /// ... within this time in ns.
+    /// The time in ns within which the failures must happen.
     pub within_ns: u64,
-    /// The time in ns for which it must answer without a failure to be a path like any other again.
+    /// How long in ns a marginal path must answer without a failure to be used as before.
     pub quiet_ns: u64,
 }
 
 /// Decides whether a path is marginal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flapping {
-    /// The times of the last failures, each at its number modulo the length.
+    /// The times of the last failures. Failure n is at index n modulo the length.
     times_ns: [u64; MAX_MARGINAL_FAILURES as usize],
     failures: u32,
-    /// Since when a marginal path has answered. `None`: it is none.
+    /// Since when a marginal path has answered. `None` if the path is not marginal.
     quiet_since_ns: Option<u64>,
 }
 
@@ -90,7 +91,7 @@ impl Default for Flapping {
 }
 
 impl Flapping {
-    /// Of a path that has not failed yet.
+    /// The state of a path that has not failed yet.
     #[must_use]
     pub const fn new() -> Self {
         let times_ns = [0; MAX_MARGINAL_FAILURES as usize];
@@ -103,7 +104,7 @@ impl Flapping {
         self.quiet_since_ns.is_some()
     }
 
-    /// The path has failed. Returns whether it is marginal from now on.
+    /// Counts a failure of the path. Returns whether this failure has made the path marginal.
     pub fn failed(&mut self, policy: &Marginal, now_ns: u64) -> bool {
         let slots = MAX_MARGINAL_FAILURES;
         if let Some(slot) = self.times_ns.get_mut((self.failures % slots) as usize) {
@@ -124,7 +125,7 @@ impl Flapping {
         is_marginal
     }
 
-    /// Call this while the path does not answer: its quiet time has not begun.
+    /// Call this while the path does not answer. The quiet time of a marginal path begins again.
     pub fn is_down(&mut self, now_ns: u64) {
         if let Some(since_ns) = &mut self.quiet_since_ns {
             *since_ns = now_ns;
@@ -141,7 +142,8 @@ impl Flapping {
         is_over
     }
 
-    /// When a marginal path is one no longer, if it answers until then.
+    /// When a marginal path stops being marginal if it answers until then. `None` if it is not
+    /// marginal.
     #[must_use]
     pub fn due_ns(&self, policy: &Marginal) -> Option<u64> {
         self.quiet_since_ns.map(|since_ns| since_ns.saturating_add(policy.quiet_ns))
@@ -151,12 +153,12 @@ impl Flapping {
 /// When to go back to a better group that has a path again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Failback {
-    /// At once.
+    /// At once, when the group has a path that is up.
     #[default]
     Immediate,
-    /// After the group has had a path for this time without a break.
+    /// After the group has had a path for `delay_ns` without interruption.
     After {
-        /// The time in ns.
+        /// The delay in ns.
         delay_ns: u64,
     },
     /// Never, except by message.
@@ -170,15 +172,14 @@ pub struct FailbackTimer {
 }
 
 impl FailbackTimer {
-    /// Before any call of [`FailbackTimer::poll`].
+    /// The state before the first call of [`FailbackTimer::poll`].
     #[must_use]
     pub const fn new() -> Self {
         Self { better_since_ns: None }
     }
 
-    /// Call this whenever a path changed, and at [`FailbackTimer::due_ns`]. `better` is
-    /// [`super::Multipath::better_group`]. Returns the group for
-    /// [`super::Multipath::choose_group`].
+    /// Call this whenever a path has changed, and at [`FailbackTimer::due_ns`]. `better` comes from
+    /// [`super::Multipath::better_group`]. The result goes to [`super::Multipath::choose_group`].
     pub fn poll(&mut self, policy: Failback, better: Option<u32>, now_ns: u64) -> Option<u32> {
         let Some(group) = better else {
             self.better_since_ns = None;
@@ -197,7 +198,8 @@ impl FailbackTimer {
         None
     }
 
-    /// The time of the next call if nothing changes before; `None` if there is none.
+    /// When [`FailbackTimer::poll`] is due if nothing changes before. `None` if no delay is
+    /// running.
     #[must_use]
     pub const fn due_ns(&self, policy: Failback) -> Option<u64> {
         match (policy, self.better_since_ns) {
@@ -212,7 +214,7 @@ impl FailbackTimer {
 /// The policy for requests while no path is up: multipathd's `no_path_retry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPathRetry {
-    /// Fail them.
+    /// Fail them at once.
     Fail,
     /// Hold them without a time limit.
     Queue,
@@ -243,14 +245,14 @@ pub struct NoPathTimer {
 }
 
 impl NoPathTimer {
-    /// Before the first round.
+    /// The state before the first round.
     #[must_use]
     pub const fn new() -> Self {
         Self { rounds: 0, is_without: false }
     }
 
     /// Call this at the end of a round, with the number of paths that are up. Returns the argument
-    /// for [`super::Multipath::set_queueing`], or `None` if the policy is to stay, because a
+    /// for [`super::Multipath::set_queueing`]. Returns `None` if the policy is to stay, because a
     /// message may have set it. When paths are back after all rounds were used up, requests will be
     /// held again the next time.
     pub fn round(&mut self, policy: NoPathRetry, live_paths: u32) -> Option<bool> {
@@ -261,7 +263,8 @@ impl NoPathTimer {
             self.rounds = 0;
             return gave_up.then_some(true);
         }
-        // The round in which the last path was lost is not a whole one.
+        // A round counts only if no path was up during all of it, so the round of the loss does
+        // not.
         if !was_without || self.rounds >= limit {
             return None;
         }

@@ -69,7 +69,7 @@ impl ChosenGroup {
     }
 
     pub(super) fn update(&self, change: impl Fn(Chosen) -> Chosen) {
-        // The closure never returns `None`, so this cannot fail.
+        // `fetch_update` fails only if the closure returns `None`, and this one never does.
         let _ =
             self.0.fetch_update(SeqCst, SeqCst, |word| Some(change(Chosen::unpack(word)).pack()));
     }

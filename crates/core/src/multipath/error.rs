@@ -1,7 +1,7 @@
 //! Errors of a multipath table line: the kernel's text and errno, and a longer sentence.
 //!
-//! Contract: as [`super::super::error`]: errors are small and `Copy`, without text of the line. The
-//! caller, which still has the line, formats them.
+//! Contract: as in [`super::super::error`], errors are small and `Copy` and hold no text of the
+//! line. The caller, which still has the line, formats them.
 
 use core::fmt;
 
@@ -14,23 +14,25 @@ use super::params::{
 use super::selector::io_affinity::MAX_CPUS;
 use super::selector::{PathArgsError, Selector};
 
-/// The fault of a multipath table line. Each variant names the word that is wrong.
+/// The kinds of errors in a multipath table line. Each kind tells which word is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParamsErrorKind {
-    /// The count of feature words.
+    /// The count of feature words is not in 0..=[`super::params::MAX_FEATURE_WORDS`], or fewer
+    /// words follow.
     FeatureCount,
-    /// `pg_init_retries`
+    /// The value of `pg_init_retries` is not in 1..=[`super::params::MAX_PG_INIT_RETRIES`].
     PgInitRetries,
-    /// `pg_init_delay_msecs`
+    /// The value of `pg_init_delay_msecs` is not in 0..=[`super::params::MAX_PG_INIT_DELAY_MSECS`].
     PgInitDelay,
-    /// `queue_mode`
+    /// The value of `queue_mode` is none of `bio`, `rq` and `mq`.
     QueueMode,
     /// An unknown feature, or one without its value.
     Feature,
-    /// The count of handler words.
+    /// The count of handler words is not in 0..=[`super::params::MAX_HANDLER_WORDS`], or fewer
+    /// words follow.
     HandlerCount,
-    /// The count of groups.
+    /// The count of groups is not in 0..=[`super::params::MAX_GROUPS`].
     GroupCount,
     /// The number of the first group is not a number, or is too large.
     InitialGroupNumber,
@@ -59,26 +61,27 @@ pub enum ParamsErrorKind {
     PathWords,
     /// The caller could not open a path's device.
     Device {
-        /// The errno of the attempt to open it.
+        /// The errno that opening the device gave.
         errno: Errno,
     },
     /// An unknown hardware handler.
     Handler,
-    /// A path's arguments.
+    /// A selector refused a path's arguments.
     PathArgs {
         /// The selector that refused them.
         selector: Selector,
-        /// Its reason.
+        /// The reason that the selector gave.
         error: PathArgsError,
     },
 }
 
-/// The reason why a multipath table line was refused.
+/// Why a multipath table line was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamsError {
-    /// The fault.
+    /// The kind of error.
     pub kind: ParamsErrorKind,
-    /// Position of the wrong word among the target's words; the word may be missing.
+    /// Index of the wrong word among the target's words. A missing word has the index that it would
+    /// have.
     pub at: usize,
 }
 
@@ -102,7 +105,7 @@ impl ParamsError {
 impl core::error::Error for ParamsError {}
 
 impl fmt::Display for ParamsError {
-    /// The kernel's text.
+    /// Writes the kernel's text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             ParamsErrorKind::FeatureCount => "invalid number of feature args",

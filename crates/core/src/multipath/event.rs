@@ -11,36 +11,36 @@ use core::fmt;
 pub enum Event {
     /// A path has failed: by message, or by an error of its I/O.
     PathFailed {
-        /// The path.
+        /// The number of the failed path.
         path: u32,
         /// Number of paths that are still up.
         left: u32,
     },
     /// A path is back. The holder of held requests asks for a path again.
     PathReinstated {
-        /// The path.
+        /// The number of the reinstated path.
         path: u32,
         /// Number of paths that are up now.
         left: u32,
     },
     /// Requests now use another group.
     GroupSwitched {
-        /// The group.
+        /// The number of the group that requests use now.
         group: u32,
     },
     /// A message or a failback has named the group to use next.
     GroupChosen {
-        /// The group.
+        /// The number of the group to use next.
         group: u32,
     },
     /// A message has disabled a group.
     GroupDisabled {
-        /// The group.
+        /// The number of the disabled group.
         group: u32,
     },
     /// A message has enabled a group.
     GroupEnabled {
-        /// The group.
+        /// The number of the enabled group.
         group: u32,
     },
     /// From now on requests are held while no path is up.

@@ -1,7 +1,7 @@
 //! A priority group: paths of equal priority, a selector that spreads requests over them, and
 //! whether the group is disabled.
 //!
-//! Contract: as [`super::path`]. A group knows its paths by their numbers; the caller passes the
+//! Contract: as in [`super::path`]. A group knows its paths by their numbers; the caller passes the
 //! paths.
 
 use super::sync::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use super::sync::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use super::path::Path;
 use super::selector::{Ask, Selector};
 
-/// A priority group.
+/// A priority group: a run of consecutive paths with one selector.
 #[derive(Debug)]
 pub struct Group {
     selector: Selector,
@@ -70,7 +70,7 @@ impl Group {
         self.misses.fetch_add(1, Relaxed);
     }
 
-    /// The group's part of `all` paths of the device.
+    /// The paths of this group, out of `all` paths of the device.
     #[inline]
     #[must_use]
     pub fn paths<'p>(&self, all: &'p [Path]) -> &'p [Path] {

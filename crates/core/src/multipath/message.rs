@@ -1,12 +1,12 @@
 //! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`,
 //! `queue_if_no_path` and `fail_if_no_path`.
 //!
-//! [`Command::parse`] reads a message, [`Multipath::apply`] applies it. In between, the caller
+//! [`Command::parse`] reads a message, and [`Multipath::apply`] applies it. In between, the caller
 //! looks up the device that a message about a path names, because only the caller knows which paths
 //! lead over it.
 //!
 //! Contract: the caller holds the message lock, so messages are applied one at a time. Requests
-//! keep running.
+//! keep running meanwhile.
 
 use core::fmt;
 
@@ -17,7 +17,7 @@ use super::event::Event;
 use super::group::Group;
 use super::path::Path;
 
-/// A message.
+/// A message to a multipath target, parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Fail every path over this device.
@@ -32,22 +32,22 @@ pub enum Command<'a> {
     },
     /// Enable all groups and use this one next.
     SwitchGroup {
-        /// The word of its number.
+        /// The group's number, as in the message.
         group: &'a [u8],
     },
     /// Skip this group while another one has a path that is up.
     DisableGroup {
-        /// The word of its number.
+        /// The group's number, as in the message.
         group: &'a [u8],
     },
     /// Use this group like the others again.
     EnableGroup {
-        /// The word of its number.
+        /// The group's number, as in the message.
         group: &'a [u8],
     },
     /// Hold requests while no path is up.
     QueueIfNoPath,
-    /// Fail them.
+    /// Fail requests while no path is up.
     FailIfNoPath,
 }
 
@@ -93,7 +93,7 @@ impl<'a> Command<'a> {
         }
     }
 
-    /// The device that the caller must look up.
+    /// The device that the caller must look up; `None` if the message is not about a path.
     #[must_use]
     pub const fn device(&self) -> Option<&'a [u8]> {
         match self {
@@ -103,34 +103,34 @@ impl<'a> Command<'a> {
     }
 }
 
-/// The reason why a message was refused.
+/// Why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MessageError {
     /// The device is suspended and takes no message.
     Suspended,
-    /// Neither a message of one word nor of two.
+    /// The number of words fits no message: they have one word or two.
     Arguments {
         /// Number of words in the message.
         found: usize,
     },
-    /// An unknown message.
+    /// The first word is not a message.
     Unrecognised,
     /// The device of a path could not be looked up.
     Device {
-        /// The errno of the look-up.
+        /// The errno that the look-up gave.
         errno: Errno,
     },
     /// No path leads over this device.
     NoSuchPath,
     /// `switch_group` with a group that does not exist.
     SwitchGroup {
-        /// Number of groups.
+        /// Number of groups of the device.
         groups: u32,
     },
     /// `disable_group` or `enable_group` with a group that does not exist.
     BypassGroup {
-        /// Number of groups.
+        /// Number of groups of the device.
         groups: u32,
     },
 }
@@ -247,8 +247,8 @@ impl fmt::Display for ExplainMessage<'_> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// Applies a message. `is_meant` says whether the path of a number leads over the message's
-    /// device; it is called for messages about paths only.
+    /// Applies a message. For messages about paths, `is_meant` says whether the path with this
+    /// number leads over the message's device. It is not called for other messages.
     ///
     /// # Errors
     /// [`MessageError::NoSuchPath`], and the errors about groups for a group that does not exist.

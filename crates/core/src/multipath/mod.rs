@@ -94,9 +94,9 @@ use params::MAX_GROUPS;
 use sync::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// How often one request is sent at most, per path of the device. Every attempt but the last fails
-/// a path, so one attempt per path is enough if no path comes back. Two let every path come back
-/// once while the request runs. Then the request fails or is held, so that it does not circle for
-/// ever between paths that break as soon as they are used.
+/// a path, so one attempt per path is enough if no path comes back. Two attempts let every path
+/// come back once while the request runs. Then the request fails or is held, so that it does not
+/// circle for ever between paths that break as soon as they are used.
 pub const SENDS_PER_PATH: u32 = 2;
 
 /// A request on its way down a path. Judge or withdraw it exactly once.
@@ -112,7 +112,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The number of the path.
+    /// The number of the path, counted from 0 over all groups.
     #[inline]
     #[must_use]
     pub const fn path(&self) -> u32 {
@@ -125,37 +125,37 @@ impl Attempt {
         self.sent_before
     }
 
-    /// The time at which it was sent.
+    /// When it was sent, in ns of the clock that gave [`Ask::now_ns`].
     #[must_use]
     pub const fn started_ns(&self) -> u64 {
         self.started_ns
     }
 }
 
-/// The choice for a request.
+/// How to handle a request: the answer of [`Multipath::select`].
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Send it down a path.
+    /// Send it down the path of this attempt.
     Send(Attempt),
     /// Hold it. Ask again after the next event that [releases](Event::releases_held), and at each
     /// round of the checker.
     Hold,
-    /// Fail it with this errno.
+    /// Fail it with this positive errno.
     Fail(i32),
 }
 
-/// The judgement of an answer.
+/// How to go on after an answer: the result of [`Multipath::judge`].
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The request is done.
+    /// The request has succeeded.
     Done,
-    /// Send it again.
+    /// Send it again, down the path of this attempt.
     Retry(Attempt),
-    /// As [`Choice::Hold`].
+    /// Hold it, as [`Choice::Hold`] says.
     Hold,
-    /// Fail it with this errno.
+    /// Fail it with this positive errno.
     Fail(i32),
 }
 
@@ -177,8 +177,8 @@ pub struct Multipath<G, P> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// A target of all groups and all paths in the order in which [`Params`] returned them. `None`
-    /// if they do not fit together, or are too many.
+    /// Makes a target of all groups and all paths, in the order in which [`Params`] returned them.
+    /// `None` if they do not fit together, or are too many.
     pub fn new(features: Features, initial_group: u32, groups: G, paths: P) -> Option<Self> {
         let mut next_path = 0u32;
         for (group, number) in groups.as_ref().iter().zip(0u32..) {
@@ -208,14 +208,16 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         })
     }
 
-    /// Chooses a path for a request.
+    /// Chooses a path for a request. `on` gets the events of this choice, such as a change of the
+    /// group.
     #[inline]
     pub fn select(&self, ask: Ask, on: &mut impl FnMut(Event)) -> Choice {
         self.select_for(ask, 0, on)
     }
 
-    /// An attempt down this path; `None` if it is down. For requests that must follow earlier ones,
-    /// like a flush, because each path may have a cache of its own.
+    /// Makes an attempt down the path with this number; `None` if the path is down. For requests
+    /// that must follow earlier ones down their path: a flush, because each path may have a cache
+    /// of its own.
     pub fn select_path(&self, path: u32, ask: Ask) -> Option<Attempt> {
         let number = path;
         let path = self.path(number).filter(|path| path.is_up())?;
@@ -243,10 +245,10 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// Makes the right group the current one and picks a path of it; `None` if no path is up.
+    /// Makes the right group the current one and picks one of its paths; `None` if no path is up.
     ///
-    /// The loop ends: in each round but the last, another thread has changed the group or the state
-    /// of a path, or a path that was set aside is used from now on.
+    /// The loop ends because each round but the last needs a cause: another thread has changed the
+    /// group or the state of a path, or a path that was set aside is used from now on.
     #[cold]
     fn change_group(&self, ask: &Ask, on: &mut impl FnMut(Event)) -> Option<(&Group, u32)> {
         self.used.store(true, Relaxed);
@@ -297,7 +299,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         0
     }
 
-    /// Judges an answer. `errno` is 0 or positive.
+    /// Judges the answer to an attempt. `errno` is 0 for success, otherwise positive.
     #[inline]
     pub fn judge(
         &self,
@@ -335,10 +337,11 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         }
     }
 
-    /// As [`Multipath::judge`], for a request that the path refused because it cannot be written.
+    /// As [`Multipath::judge`], for a request that the path refused because it is write-protected.
     ///
-    /// Another path may be one that can, so the request goes there, and this path is set aside. The
-    /// last path that is up stays: it can be read, and its answer is the answer to the request.
+    /// Another path may accept writes, so the request goes there, and this path is set aside. The
+    /// last path that is up stays in use: it can be read, and its answer is the answer to the
+    /// request.
     #[cold]
     pub fn judge_protected(
         &self,
@@ -367,7 +370,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
     }
 
     /// Takes back an attempt that was never sent, or whose request was given up. It no longer
-    /// counts, and is no judgement of its path.
+    /// counts as in flight and says nothing about its path.
     pub fn withdraw(&self, attempt: Attempt) {
         if let Some((group, path)) = self.used_by(&attempt) {
             group.selector().ended(path, attempt.bytes);
@@ -380,7 +383,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         Some((self.groups().get(path.group() as usize)?, path))
     }
 
-    /// How often one request is sent at most, before it is failed or held.
+    /// How often one request is sent at most before it fails or is held.
     #[must_use]
     pub fn max_sends(&self) -> u32 {
         self.num_paths().saturating_mul(SENDS_PER_PATH)
@@ -396,8 +399,9 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
-    /// Sets a path aside: it is used again when no other path is up. That is no failure, but shown
-    /// as one. Returns whether the path was up; one that had failed may be used from now on, too.
+    /// Sets a path aside: it is used again when no other path is up. Events and status show it as
+    /// failed, but this is not counted as a failure. Returns whether the path was up. A path that
+    /// had failed is set aside, too, and may be used from now on.
     pub fn set_aside(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
         if !self.path(path).is_some_and(Path::mark_aside) {
             return false;
@@ -407,8 +411,8 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         true
     }
 
-    /// Uses the first path that is set aside. Returns `false` if there is none, and none is up by
-    /// now.
+    /// Brings back the first path that is set aside. Returns `false` if no path is set aside and no
+    /// path has come up meanwhile.
     fn take_aside(&self, on: &mut impl FnMut(Event)) -> bool {
         let mut paths = self.paths().iter().zip(0u32..);
         let found = paths.find_map(|(path, number)| Some((number, path.take_aside()?)));
@@ -468,14 +472,15 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         if let Some(group) = u16::try_from(group).ok().and_then(|number| self.group(number)) {
             group.set_bypassed(bypassed);
         }
-        // Like the kernel, search anew, so that a better group that has a path again is used again.
+        // Like the kernel, search again, so that a better group that has a path again takes over.
         self.chosen.update(|chosen| Chosen { next: 0, current: 0, ..chosen });
         on(if bypassed { Event::GroupDisabled { group } } else { Event::GroupEnabled { group } });
     }
 
-    /// The group that is better than the one in use, counted from 1: the first group that is not
-    /// disabled and has a path that is up, if it comes before the current one or the current one is
-    /// disabled. The argument of [`checker::FailbackTimer::poll`].
+    /// The group that is better than the one in use, counted from 1: the argument of
+    /// [`checker::FailbackTimer::poll`]. It is the first group that is not disabled and has a path
+    /// that is up, provided that it comes before the current group or that the current group is
+    /// disabled.
     #[must_use]
     pub fn better_group(&self) -> Option<u32> {
         let current = self.current_group()?;
@@ -515,13 +520,13 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.live.load(SeqCst)
     }
 
-    /// The part of the table line before its groups.
+    /// The words of the table line before its groups.
     #[must_use]
     pub const fn features(&self) -> &Features {
         &self.features
     }
 
-    /// All groups.
+    /// All groups, in the order of the table.
     #[inline]
     #[must_use]
     pub fn groups(&self) -> &[Group] {
@@ -535,13 +540,13 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
         self.paths.as_ref()
     }
 
-    /// Number of groups.
+    /// Number of groups, at most [`params::MAX_GROUPS`].
     #[must_use]
     pub fn num_groups(&self) -> u32 {
         self.groups().len() as u32
     }
 
-    /// Number of paths.
+    /// Number of paths in all groups together.
     #[must_use]
     pub fn num_paths(&self) -> u32 {
         self.paths().len() as u32

@@ -1,18 +1,18 @@
-//! Sorts errors: those of a path, and those of the request or the volume.
+//! Sorts errors into those of a path, and those of the request or the volume.
 //!
-//! The kernel's list of errors that fail no path is: not supported, no space, a fault of the
-//! target, a reservation, the medium, protection data. Another path would give the same answer, or
-//! worse, a different one. This module adds errors of requests that the kernel never makes: wrong
-//! requests, forbidden requests, and no memory on this machine. Every other error fails the path.
+//! The kernel's errors that fail no path are: not supported, no space, a fault of the target, a
+//! reservation, the medium, and protection data. Another path would give the same answer, or worse,
+//! a different one. This module adds errors that the kernel never makes: wrong requests, forbidden
+//! requests, and no memory on this machine. Every other error fails the path.
 //!
-//! Contract: Linux's numbers, positive.
+//! Contract: errnos are Linux's numbers, positive.
 
-/// The error of a request for which there is no path, and of unknown faults.
+/// The errno of a request for which no path is up, and of unknown errors.
 pub const EIO: i32 = 5;
-/// The error of a path that was silent for too long.
+/// The errno of a path that was silent for too long.
 pub const ETIMEDOUT: i32 = 110;
 
-/// Whether this errno fails the path that it came over. Otherwise it is the answer to the request.
+/// Whether this errno fails the path that returned it. Otherwise it is the answer to the request.
 #[must_use]
 pub const fn is_path_error(errno: i32) -> bool {
     const EPERM: i32 = 1;
@@ -32,7 +32,7 @@ pub const fn is_path_error(errno: i32) -> bool {
     match errno {
         // The kernel's list, in the order of the module's text.
         EOPNOTSUPP | ENOSPC | EREMOTEIO | EBADE | ENODATA | EILSEQ => false,
-        // The additions.
+        // Added here; the kernel's multipath never sees these.
         EINVAL | EFAULT | EFBIG | EPERM | EACCES | EROFS | EDQUOT | ENOMEM => false,
         _ => true,
     }

@@ -1,4 +1,4 @@
-//! The constructor's words:
+//! The words of the table line after `multipath`:
 //!
 //! ```text
 //! <#features> [features...] <#handler words> [handler...] <#groups> <first group>
@@ -9,7 +9,7 @@
 //! next path. Errors must come in the same order. So [`Params::next_item`] returns groups and paths
 //! one by one, and [`PathArg::path`] checks a path after the caller has opened [`PathArg::device`].
 //!
-//! Contract: no allocation, no panic. The words are split already, for example by
+//! Contract: no allocation, no panic. The caller has split the words, for example with
 //! [`super::super::args::split_in_place`].
 
 use super::super::args::parse_u32;
@@ -19,42 +19,42 @@ use super::group::Group;
 use super::path::Path;
 use super::selector::{Selector, SelectorError};
 
-/// Most feature words. This limit and the following are the kernel's.
+/// Largest number of feature words. This limit and the following are the kernel's.
 pub const MAX_FEATURE_WORDS: u32 = 8;
-/// Most handler words.
+/// Largest number of handler words.
 pub const MAX_HANDLER_WORDS: u32 = 1024;
-/// Most priority groups.
+/// Largest number of priority groups.
 pub const MAX_GROUPS: u32 = 1024;
-/// Most paths of a group.
+/// Largest number of paths in a group.
 pub const MAX_PATHS_PER_GROUP: u32 = 1024;
-/// Most words of a selector, and most words of a path after its device.
+/// Largest number of words of a selector, and of a path after its device.
 pub const MAX_SELECTOR_WORDS: u32 = 1024;
-/// Largest `pg_init_retries`.
+/// Largest value of `pg_init_retries`.
 pub const MAX_PG_INIT_RETRIES: u32 = 50;
-/// Largest `pg_init_delay_msecs`.
+/// Largest value of `pg_init_delay_msecs`.
 pub const MAX_PG_INIT_DELAY_MSECS: u32 = 60_000;
 
-/// How the kernel would take requests. Here it only changes the text of the table.
+/// How the kernel would take requests. blkswitch only writes it back into the text of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueMode {
     /// `rq`, `mq` or no word.
     #[default]
     Request,
-    /// `bio`
+    /// `bio`.
     Bio,
 }
 
-/// The kernel's hardware handlers. Here each transport wakes up its own paths, so a handler is only
-/// a word of the table.
+/// The kernel's hardware handlers. In blkswitch each transport prepares its own paths, so a handler
+/// is only a word of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
     /// Asymmetric logical unit access.
     Alua,
-    /// EMC CLARiiON.
+    /// EMC CLARiiON arrays, `emc`.
     Emc,
-    /// HP/Compaq MSA.
+    /// HP/Compaq MSA arrays, `hp_sw`.
     HpSw,
-    /// LSI/Engenio.
+    /// LSI/Engenio arrays, `rdac`.
     Rdac,
 }
 
@@ -69,7 +69,7 @@ impl Handler {
         }
     }
 
-    /// Its name in a table.
+    /// The word for it in a table.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,26 +81,26 @@ impl Handler {
     }
 }
 
-/// The part of the line before its groups.
+/// The words of the line before its groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// Hold requests while no path is up. Messages change it later, see
     /// [`super::Multipath::queues_if_no_path`].
     pub queue_if_no_path: bool,
-    /// Keep the handler that a disk has already. Only a word of the table.
+    /// Keep the handler that a disk has already. This is only a word of the table.
     pub retain_attached_hw_handler: bool,
-    /// How often the kernel would wake a group up again; 0 without the word. Only a word of the
-    /// table.
+    /// How often the kernel would initialise a group again; 0 if the line does not say. This is
+    /// only a word of the table.
     pub pg_init_retries: u32,
-    /// The pause in between. Only a word of the table.
+    /// The pause between two such attempts in ms. This is only a word of the table.
     pub pg_init_delay_msecs: Option<u32>,
-    /// The queue mode. Only a word of the table.
+    /// The queue mode. This is only a word of the table.
     pub queue_mode: QueueMode,
-    /// The hardware handler.
+    /// The hardware handler. This is only a word of the table.
     pub handler: Option<Handler>,
 }
 
-/// The next item of a line.
+/// An item of the line, from [`Params::next_item`].
 #[derive(Clone, Copy, Debug)]
 pub enum Item<'a> {
     /// A group begins; its paths follow.
@@ -109,7 +109,7 @@ pub enum Item<'a> {
     Path(PathArg<'a>),
 }
 
-/// The head of a group.
+/// The words at the head of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupArg {
     selector: Selector,
@@ -118,23 +118,23 @@ pub struct GroupArg {
 }
 
 impl GroupArg {
-    /// The group, for [`super::Multipath::new`].
+    /// Makes the group, for [`super::Multipath::new`].
     #[must_use]
     pub fn group(&self) -> Group {
         Group::new(self.selector, self.first_path, self.num_paths)
     }
 
-    /// Number of its paths.
+    /// Number of paths that the line gives the group.
     #[must_use]
     pub const fn num_paths(&self) -> u32 {
         self.num_paths
     }
 }
 
-/// A path of a line.
+/// The words of one path, with its device.
 #[derive(Clone, Copy, Debug)]
 pub struct PathArg<'a> {
-    /// Its device. Open it before anything else.
+    /// The word that names its device. Open the device before anything else.
     pub device: &'a [u8],
     /// Its number on the device, counted from 0 over all groups: its index in the paths of
     /// [`super::Multipath::new`].
@@ -147,8 +147,7 @@ pub struct PathArg<'a> {
     bad_handler_at: Option<usize>,
 }
 
-/// A path, and whether its repeat count was above 1 (see
-/// [`super::selector::RepeatCountDeprecated`]).
+/// A path, and whether its repeat count was above 1 ([`super::selector::RepeatCountDeprecated`]).
 #[derive(Debug)]
 pub struct NewPath {
     /// The path, for [`super::Multipath::new`].
@@ -161,8 +160,8 @@ impl PathArg<'_> {
     /// Checks the path's words. Call this after opening its device.
     ///
     /// # Errors
-    /// The first wrong word of the path, or an unknown hardware handler, which the kernel notices
-    /// only now.
+    /// The first wrong word of the path. An unknown hardware handler is also reported here, because
+    /// the kernel notices it only with the first path.
     pub fn path(&self) -> Result<NewPath, ParamsError> {
         if let Some(at) = self.bad_handler_at {
             return Err(ParamsError { kind: ParamsErrorKind::Handler, at });
@@ -186,7 +185,7 @@ impl PathArg<'_> {
     }
 }
 
-/// The checked head of a constructor's words, which returns groups and paths.
+/// The words of a line, checked up to the first group. Returns groups and paths one by one.
 #[derive(Clone, Debug)]
 pub struct Params<'a> {
     words: Words<'a>,
@@ -250,7 +249,7 @@ impl<'a> Params<'a> {
         })
     }
 
-    /// The part of the line before its groups.
+    /// The words of the line before its groups.
     #[must_use]
     pub const fn features(&self) -> &Features {
         &self.features
@@ -266,7 +265,7 @@ impl<'a> Params<'a> {
     /// The next group or path; `None` at the end of a correct line.
     ///
     /// # Errors
-    /// The first wrong word of the next group or path. The line is over then.
+    /// The first wrong word of the next group or path. After an error, call it no more.
     pub fn next_item(&mut self) -> Result<Option<Item<'a>>, ParamsError> {
         match self.group {
             Some(group) => self.next_path(group).map(|path| Some(Item::Path(path))),
@@ -338,7 +337,8 @@ impl<'a> Params<'a> {
             let kind = ParamsErrorKind::GroupMismatch { found, expected };
             return Err(ParamsError { kind, at: self.words.all.len() });
         }
-        // The kernel looks at the handler with the first path. Without a path it never does.
+        // The kernel checks the handler when it reaches the first path, so a line without paths
+        // never fails for it.
         match self.bad_handler_at {
             Some(at) => Err(ParamsError { kind: ParamsErrorKind::Handler, at }),
             None => Ok(None),
@@ -391,7 +391,7 @@ fn parse_handler(
     let handler = words.counted(MAX_HANDLER_WORDS, ParamsErrorKind::HandlerCount)?;
     let at = words.at.wrapping_sub(handler.len());
     if features.queue_mode == QueueMode::Bio {
-        // Bios have no handlers: the words are skipped, and a disk keeps its handler.
+        // In bio mode the kernel skips the handler's words and keeps the handler that a disk has.
         features.retain_attached_hw_handler = true;
         return Ok(None);
     }
@@ -420,7 +420,7 @@ impl<'a> Words<'a> {
         words
     }
 
-    /// An error about the last word.
+    /// An error about the word that was read last.
     fn last_is(&self, kind: ParamsErrorKind) -> ParamsError {
         ParamsError { kind, at: self.at.wrapping_sub(1) }
     }
@@ -432,7 +432,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// Reads a count and as many words.
+    /// Reads a count and then that number of words.
     fn counted(&mut self, max: u32, kind: ParamsErrorKind) -> Result<&'a [&'a [u8]], ParamsError> {
         let count = self.number(0, max, kind)? as usize;
         if count > self.left() {

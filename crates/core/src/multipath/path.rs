@@ -1,6 +1,6 @@
 //! A path of a priority group: its words in the table line, and the state that all queues share.
 //!
-//! Contract: all state is atomic, so any number of threads use a path through `&self`. The words
+//! Contract: all state is atomic, so any number of threads use a path through `&self`. The fields
 //! that a choice reads lie together. No two paths share a cache line, so a queue that uses one path
 //! does not slow down a queue that uses another.
 
@@ -12,11 +12,11 @@ use super::selector::PathArgs;
 /// by one, and a path that is put first goes down by one.
 const FIRST_TURN: u64 = 1 << 32;
 
-/// Lowest bit of `health`: the path has failed, or is set aside.
+/// Lowest bit of `health`: the path is not up. It has failed or is set aside.
 const FAILED: u64 = 1;
-/// The path is set aside: it is used when no other path is up.
+/// Bit of `health`: the path is set aside, that is, used only when no other path is up.
 const ASIDE: u64 = 2;
-/// The path flaps ([`super::checker::Flapping`]).
+/// Bit of `health`: the path flaps ([`super::checker::Flapping`]).
 const MARGINAL: u64 = 4;
 /// One failure in units of `health`: the bits from here on count them.
 const ONE_FAILURE: u64 = 8;
@@ -62,19 +62,19 @@ impl Path {
         }
     }
 
-    /// Its group, counted from 0.
+    /// The number of its group, counted from 0.
     #[must_use]
     pub const fn group(&self) -> u32 {
         self.group
     }
 
-    /// Its arguments in the table line.
+    /// Its arguments from the table line.
     #[must_use]
     pub const fn args(&self) -> &PathArgs {
         &self.args
     }
 
-    /// Whether it is up.
+    /// Whether the path is up: not failed, and not set aside.
     #[inline]
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -101,13 +101,13 @@ impl Path {
         self.health.load(Relaxed) & ASIDE != 0
     }
 
-    /// Whether it flaps.
+    /// Whether the path flaps; see [`super::checker::Flapping`].
     #[must_use]
     pub fn is_marginal(&self) -> bool {
         self.health.load(Relaxed) & MARGINAL != 0
     }
 
-    /// Sets whether it flaps. That alone changes nothing for requests.
+    /// Sets whether the path flaps. This alone changes nothing for requests.
     pub fn set_marginal(&self, is_marginal: bool) {
         if is_marginal {
             self.health.fetch_or(MARGINAL, Relaxed);
@@ -144,14 +144,14 @@ impl Path {
         self.stale_after_ns.load(Relaxed)
     }
 
-    /// As [`Path::is_up`], but sequentially consistent with all changes. For the search that may
-    /// end without a path.
+    /// As [`Path::is_up`], but sequentially consistent with all changes. The search that may end
+    /// without a path needs this order.
     pub(super) fn is_up_ordered(&self) -> bool {
         self.health.load(SeqCst) & FAILED == 0
     }
 
-    /// Marks it as failed. Returns `false` if it had failed already: of several queues that report
-    /// a failure, one gets `true`.
+    /// Marks it as failed. Returns `false` if it had failed already. If several queues report a
+    /// failure at once, exactly one gets `true`.
     pub(super) fn mark_failed(&self) -> bool {
         let before = self.health.fetch_or(FAILED, SeqCst);
         if before & FAILED == 0 {
@@ -167,11 +167,12 @@ impl Path {
         self.health.fetch_or(FAILED | ASIDE, SeqCst) & FAILED == 0
     }
 
-    /// Marks it as up if it is set aside. Returns `None` if it is neither aside nor up; otherwise
-    /// whether it was this call that changed it.
+    /// Marks it as up if it is set aside. Returns `None` if it is neither aside nor up, otherwise
+    /// whether this call changed it.
     ///
-    /// The change is a single step, so that another queue sees it aside or up at every moment. If
-    /// the path fails after the look, it is up once more, and the request finds that out.
+    /// The change is a single step, so that another queue sees the path either aside or up at every
+    /// moment. If the path fails between the load and the exchange, it is up once more, and the
+    /// next request that uses it finds the failure.
     pub(super) fn take_aside(&self) -> Option<bool> {
         match self.health.load(SeqCst) & (FAILED | ASIDE) {
             FAILED => None,

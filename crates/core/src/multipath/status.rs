@@ -1,7 +1,7 @@
 //! The exact texts of `status` and `table`.
 //!
 //! Contract: the texts are read while requests run. Each number is correct at some moment, but not
-//! all at the same one.
+//! all numbers at the same moment.
 
 use core::fmt;
 
@@ -31,7 +31,7 @@ pub struct Text<'m, G, P, W> {
 }
 
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
-    /// The text of `status`.
+    /// The text that `status` shows: which groups and paths are in use, and their counts.
     pub const fn info<W: WriteDevice>(&self, write_device: W) -> Text<'_, G, P, W> {
         Text { multipath: self, write_device, kind: Kind::Info }
     }
@@ -46,7 +46,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
 impl<G: AsRef<[Group]>, P: AsRef<[Path]>, W: WriteDevice> Text<'_, G, P, W> {
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.kind == Kind::Info {
-            // No group is ever woken up here, so the count of wake-ups is 0.
+            // blkswitch never initialises a group, so the count of waiting initialisations is 0.
             let waits = u8::from(!self.multipath.was_used());
             return write!(f, "2 {waits} 0 ");
         }
@@ -117,7 +117,7 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>, W: WriteDevice> fmt::Display for Text<
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.head(f)?;
         match self.multipath.features().handler {
-            // The status never names the handler.
+            // The kernel's status never names the handler.
             Some(handler) if self.kind == Kind::Table => write!(f, "1 {} ", handler.name())?,
             _ => f.write_str("0 ")?,
         }

@@ -1,4 +1,4 @@
-//! The atomics of this target: the machine's, or loom's in tests that try all orders of accesses.
+//! The atomics of this target: `core`'s, or loom's in tests that try all orders of accesses.
 //!
 //! Contract: only re-exports.
 

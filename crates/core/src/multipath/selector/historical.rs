@@ -1,22 +1,22 @@
 //! `historical-service-time`: chooses the path that is expected to answer first, from measured
 //! times.
 //!
-//! The measured time is the time that a path spends on a request after the one before: from the
-//! later of "sent" and "previous answer" to "answered". A moving average (`base_weight`/1024 old,
-//! the rest new) times (requests in flight + 1) is the expected time. The kernel also weighs by the
-//! length of the time; the numbers differ, the choice seldom does.
+//! The measured time is how long a path works on a request after the one before: from the later of
+//! "sent" and "previous answer" to "answered". The expected time is a moving average
+//! (`base_weight`/1024 old, the rest new) times (requests in flight + 1). The kernel also weighs by
+//! the length of the time; the numbers differ, the choice seldom does.
 //!
-//! When an average is too old ([`STALE_AFTER`] times itself without an answer), the path gets one
-//! request to measure it again. It gets only one, because with a request in flight the old average
-//! counts again. A path that never answered counts as fast as the fastest one.
+//! An average is too old after [`STALE_AFTER`] times itself without an answer. The path then gets
+//! one request that measures it again. It gets only one, because with a request in flight the old
+//! average counts again. A path that never answered counts as fast as the fastest one.
 //!
-//! Fairness: of equally fast paths, the chosen one has the fewest requests in flight. When both are
-//! busy, a path that takes r times as long as another has about 1/r as many requests in flight, and
-//! so does its share of the work. The bound holds for paths with constant times, and twice as many
-//! requests in flight as keep the slowest path busy (the sum over all paths of how many times each
-//! is as fast as the slowest, rounded up). Then no path idles, and the number of requests of a path
-//! differs from its share by at most the requests in flight and one per path. With fewer requests
-//! in flight, slow paths get less, in the end only the measuring request
+//! Fairness: of equally fast paths, the chosen one has the fewest requests in flight. When two
+//! paths are busy and one takes r times as long as the other, it has about 1/r as many requests in
+//! flight, and about 1/r of the work. The bound holds for paths with constant times, and for twice
+//! as many requests in flight as keep the slowest path busy (the sum over all paths of how many
+//! times each is as fast as the slowest, rounded up). Then no path idles, and the number of
+//! requests of a path differs from its share by at most the requests in flight and one per path.
+//! With fewer requests in flight, slow paths get less, in the end only the measuring request
 //! (tests/multipath/fairness.rs).
 
 use core::cmp::Ordering;
@@ -29,14 +29,14 @@ use super::turn;
 const ONE: u32 = 1024;
 /// 0.95: the last twenty requests make up most of the average.
 const DEFAULT_WEIGHT: u32 = 972;
-/// A path is measured again after this many times its average. So a slow, unused path is busy with
-/// that for a thousandth of the time.
+/// A path is measured again after this many times its average. So a slow path that is not used
+/// otherwise spends a thousandth of the time on these measurements.
 pub const STALE_AFTER: u64 = 1000;
 /// Longest time that counts, an hour. It keeps the products below 2^64, and no request takes that
 /// long.
 const MAX_TIME_NS: u64 = 3_600_000_000_000;
 
-/// The arguments of the selector.
+/// The arguments of `historical-service-time`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
     /// Weight of the old average in 1/1024: 0..=1023.
@@ -47,7 +47,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// `[<base_weight> [<threshold_multiplier>]]`
+    /// Parses `[<base_weight> [<threshold_multiplier>]]`.
     pub(super) fn parse(args: &[&[u8]]) -> Option<Self> {
         let (weight, threshold) = match *args {
             [] => (DEFAULT_WEIGHT, 0),

@@ -1,9 +1,10 @@
 //! `io-affinity`: each CPU has a path.
 //!
-//! A path lists its CPUs; a request takes the first path in the order of the table that lists its
-//! CPU and is up. If there is none, that is a miss, and all paths take turns.
+//! A path lists its CPUs. A request takes the first path in the order of the table that lists its
+//! CPU and is up. A request without such a path counts as a miss and takes any path that is up, in
+//! turn.
 //!
-//! Fairness: none is needed; misses are spread like by `round-robin`.
+//! Fairness: the table decides which path a CPU uses; misses are spread as by `round-robin`.
 
 use core::cmp::Ordering;
 use core::fmt;
@@ -12,19 +13,19 @@ use super::super::group::Group;
 use super::super::path::Path;
 use super::turn;
 
-/// Words of a mask.
+/// Length of a mask in words of 64 bits.
 const WORDS: usize = 8;
 /// Number of CPUs of a mask: one cache line of bits, more than a daemon is pinned to.
 pub const MAX_CPUS: u32 = 64 * WORDS as u32;
 /// Most hexadecimal digits between two commas.
 const CHUNK_DIGITS: usize = 8;
 
-/// A set of CPUs.
+/// A set of CPUs, below [`MAX_CPUS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuMask([u64; WORDS]);
 
 impl CpuMask {
-    /// No CPU.
+    /// The empty set.
     pub const NONE: Self = Self([0; WORDS]);
 
     /// Parses a mask like the kernel: hexadecimal, in chunks of at most 8 digits with commas

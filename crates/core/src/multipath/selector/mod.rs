@@ -6,14 +6,14 @@
 //!
 //! | selector | prefers | with several queues |
 //! |---|---|---|
-//! | `round-robin` | whose turn it is | a path is at most one turn per queue ahead of another |
+//! | `round-robin` | the path whose turn it is | a path is at most one turn per queue ahead of another |
 //! | `queue-length` | fewest requests in flight | a choice may miss simultaneous ones |
-//! | `service-time` | (bytes in flight + the request's) / throughput | the same |
-//! | `historical-service-time` | average time of service x (requests in flight + 1) | the same |
+//! | `service-time` | least (bytes in flight + the request's) / throughput | a choice may miss simultaneous ones |
+//! | `historical-service-time` | least average service time x (requests in flight + 1) | a choice may miss simultaneous ones |
 //! | `io-affinity` | the path of the request's CPU | exact |
 //!
-//! Contract: choosing allocates nothing, takes no lock, and is bounded in time: [`turn::MAX_SCANS`]
-//! looks at the group's paths.
+//! Contract: choosing allocates nothing, takes no lock, and is bounded in time: it scans the
+//! group's paths at most [`turn::MAX_SCANS`] times.
 
 pub mod historical;
 pub mod io_affinity;
@@ -30,7 +30,7 @@ use super::path::Path;
 use historical::Weights;
 use io_affinity::CpuMask;
 
-/// A request that needs a path.
+/// What a selector must know about a request that needs a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
     /// Its length in bytes.
@@ -44,7 +44,7 @@ pub struct Ask {
 /// A selector with its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// In turn.
+    /// Each path in turn.
     RoundRobin,
     /// Fewest requests in flight.
     QueueLength,
@@ -52,11 +52,11 @@ pub enum Selector {
     ServiceTime,
     /// Shortest expected service time, from measurements.
     HistoricalServiceTime(Weights),
-    /// A path for each CPU.
+    /// The path that lists the request's CPU.
     IoAffinity,
 }
 
-/// A path's arguments. Those that its selector does not use have their default.
+/// A path's arguments. Those that its selector does not use have their defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathArgs {
     /// 0 or 1. The kernel no longer sends several requests in a row down a path.
@@ -74,17 +74,17 @@ impl Default for PathArgs {
     }
 }
 
-/// The fault of a path's arguments.
+/// Why a path's arguments were refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathArgsError {
-    /// Too many words, or too few.
+    /// There are too many words, or too few.
     Count,
     /// The repeat count is not a number.
     RepeatCount,
     /// The throughput is not in 0..=100.
     Throughput,
-    /// Not a mask of CPUs.
+    /// The word is not a mask of CPUs.
     CpuMask,
 }
 
@@ -113,7 +113,7 @@ impl PathArgsError {
 }
 
 impl Selector {
-    /// The selector of this name, with its arguments.
+    /// Parses a selector's name and its arguments.
     ///
     /// # Errors
     /// [`SelectorError::Name`] for an unknown name, [`SelectorError::Arguments`] for arguments that
@@ -132,7 +132,7 @@ impl Selector {
         }
     }
 
-    /// Its name in a table.
+    /// The word for it in a table.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -144,8 +144,8 @@ impl Selector {
         }
     }
 
-    /// Reads a path's arguments. Also returns `true` if the repeat count was above 1 and is now 1,
-    /// which calls for the warning [`RepeatCountDeprecated`].
+    /// Reads a path's arguments. Also returns `true` if the repeat count was above 1 and is now 1;
+    /// the caller then logs the warning [`RepeatCountDeprecated`].
     ///
     /// # Errors
     /// The first wrong word.
@@ -213,7 +213,7 @@ impl Selector {
         }
     }
 
-    /// Gives a path that comes back its place among the others.
+    /// Gives a path that comes back a turn among the others.
     pub(super) fn line_up(&self, path: &Path, paths: &[Path]) {
         match self {
             Self::RoundRobin => turn::put_first(path, paths),
@@ -280,7 +280,7 @@ impl Selector {
     }
 }
 
-/// The reason why [`Selector::parse`] refused a selector.
+/// Why [`Selector::parse`] refused a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SelectorError {

@@ -22,8 +22,8 @@ pub(super) fn better(a: &Path, b: &Path, bytes: u64) -> Ordering {
     let load = |path: &Path| path.bytes_in_flight().saturating_add(bytes);
     let (a_speed, b_speed) = (throughput(a), throughput(b));
     if a_speed == 0 || b_speed == 0 {
-        // A path of speed 0 loses against any other; among two of speed 0, the bytes in flight
-        // decide.
+        // A path of throughput 0 loses against any other. Between two such paths, the bytes in
+        // flight decide.
         return b_speed.cmp(&a_speed).then(load(a).cmp(&load(b)));
     }
     // load(a) / a_speed against load(b) / b_speed without a division.

@@ -2,8 +2,8 @@
 //! for the longest time.
 //!
 //! Each path of a group has a turn, a number. The chosen path gets the highest turn of the group
-//! plus one. So the turns are the order of a queue in which a used path goes to the end. A choice
-//! writes only the turn of the chosen path; no word is written by all choices.
+//! plus one. So the paths stand in a line, and a used path goes to its end. A choice writes only
+//! the turn of the chosen path, so no word is written by all choices.
 //!
 //! Contract: [`pick`] never fails if a path is up during a whole scan. A single queue gets exactly
 //! the order above. If several queues choose at once, the compare-exchange on the turn succeeds for
@@ -17,7 +17,7 @@ use super::super::path::Path;
 /// request on a path does no harm; an endless loop would.
 pub const MAX_SCANS: u32 = 4;
 
-/// The index of the path to use. `better(a, b)` is `Less` if `a` is better than `b`.
+/// Returns the index of the path to use. `better(a, b)` is `Less` if `a` is better than `b`.
 #[inline]
 pub(in super::super) fn pick(
     paths: &[Path],
@@ -28,7 +28,7 @@ pub(in super::super) fn pick(
         let (scan, up) = scan(paths, &better);
         let Some(best) = scan else { break };
         chosen = Some(best.place);
-        // A single path needs no turn. So choosing from the usual group of one path writes nothing.
+        // A single path needs no turn, so choosing from the usual group of one path writes nothing.
         if up == 1 || best.path.take_turn(best.turn, best.last_turn.wrapping_add(1)) {
             break;
         }
