@@ -1,12 +1,12 @@
-//! The core compiled as the kernel module compiles it needs no symbol of libcore: no panic, no
-//! formatting, no 128-bit division, nothing that a kernel has not got.
+//! Checks that the core, compiled as for the kernel module, needs no symbol of libcore: no panic,
+//! no formatting, no 128-bit division, nothing that a kernel does not provide.
 
 use std::path::Path;
 use std::process::Command;
 
 use object::{Object, ObjectSymbol};
 
-/// What any freestanding compiler may call.
+/// The functions that a compiler may call in any freestanding program.
 const ALLOWED: [&str; 4] = ["memcpy", "memmove", "memset", "memcmp"];
 
 #[test]
@@ -45,7 +45,7 @@ fn needs_no_symbol() {
         "{defined:?}"
     );
     let mut needed = symbols(|symbol| symbol.is_undefined());
-    // An ELF symbol table begins with an entry that is none.
+    // The first entry of an ELF symbol table is empty.
     needed.retain(|symbol| !symbol.is_empty() && !ALLOWED.contains(&symbol.as_str()));
     assert!(needed.is_empty(), "needed: {needed:?}");
 }

@@ -1,6 +1,6 @@
-//! Replays what a real kernel did (`tests/golden/`), as far as the core decides it: constructors,
-//! table rules and messages. Cases that come out differently must be listed in
-//! `docs/kernel-differences.md`, and only those.
+//! Replays recordings of a real kernel (`tests/golden/`), as far as the core decides the outcome:
+//! constructors, table rules and messages. The cases with another outcome must be exactly those
+//! that `docs/kernel-differences.md` lists.
 
 mod common;
 
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 type BoxedMap = Map<Box<[AtomicU64]>>;
 
-/// Memory of the recorded machine, as far as a region table can tell.
+/// Memory of the recorded machine, as far as the size of a region table depends on it.
 const MEMORY_BYTES: usize = 1 << 32;
 
-/// `0 1 2*3` and `(0 1)*5`: a cycle up to that many regions.
+/// Expands a recorded map: `0 1 2*3`, or `(0 1)*5` for a cycle over that many regions.
 fn expand(map: &str) -> Vec<u32> {
     let number = |word: &str| word.parse::<u32>().unwrap();
     if let Some((cycle, count)) = map.strip_prefix('(').and_then(|rest| rest.split_once(")*")) {
@@ -43,8 +43,8 @@ struct Device {
     block_size: u32,
 }
 
-/// The devices of the recorded machine. `None`: whether it can be opened is not for the core to
-/// say.
+/// The devices of the recorded machine. `None` for other names: the core does not decide whether
+/// those can be opened.
 fn device(name: &str) -> Option<Device> {
     let (number, log_name, sectors, block_size) = match name {
         "/dev/ram0" | "/dev/link0" | "1:0" | "01:00" | "/dev/spa ce0" => ("1:0", "ram0", 8192, 512),
@@ -62,7 +62,7 @@ fn device(name: &str) -> Option<Device> {
     Some(Device { number, log_name, sectors, block_size })
 }
 
-/// What the kernel's log said opening a path gave.
+/// The errno that opening a path gave, from the kernel's log.
 fn recorded_lookup(case: &Value) -> Option<Errno> {
     let log = case["load_kmsg"].to_string();
     let (_, rest) = log.split_once("Device lookup failed (-")?;
@@ -107,7 +107,7 @@ fn load(case: &Value) -> Result<Vec<Loaded>, Refused> {
     Ok(targets)
 }
 
-/// The kernel's line for an error, after the device's name.
+/// The line that the kernel logs for an error, after the device's name.
 fn refuse(kind: &str, error: Error) -> Refused {
     let log = match error {
         Error::ZeroLength | Error::TooLarge { .. } => error.to_string(),
@@ -176,7 +176,7 @@ fn replay_constructor(case: &Value) -> Result<(), String> {
         Ok(targets) => targets,
         Err(Refused { errno, log }) => {
             differs("load", errno.name(), text(case, "load"))?;
-            // Warnings (level 4) come before the error.
+            // The kernel logs warnings (level 4) before the error.
             let lines = case["load_kmsg"].as_array().unwrap();
             let first =
                 lines.iter().find(|line| line[0] == 3).map_or("", |line| line[1].as_str().unwrap());
@@ -192,8 +192,8 @@ fn replay_constructor(case: &Value) -> Result<(), String> {
         (&targets[..], case["nr_regions"].as_u64())
     {
         differs("regions", geometry.nr_regions(), regions)?;
-        // Where sectors of a disk were not written first, the record has no map but what the disk
-        // read back as.
+        // If the sectors of a disk were not written first, the record has no map, only the data
+        // that the disk returned.
         if let Some(map) = case["map"].as_str().filter(|map| !map.starts_with('b')) {
             differs("map", paths(&new_map(*geometry)), expand(map))?;
         }
@@ -208,7 +208,7 @@ fn constructors() {
 
 // ---- Messages ----
 
-/// What a message gave: errno's name or "ok", and lines of the log.
+/// Sends a message. Returns the errno's name or "ok", and the lines of the log.
 fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)>)> {
     // Recorded text is Latin-1: a character is a byte.
     let mut bytes: Vec<u8> = text(step, "msg").chars().map(|c| u8::try_from(c).unwrap()).collect();
@@ -220,7 +220,7 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
         return refuse(3, format!("ioctl: {EMPTY_MESSAGE}"));
     };
     if first.starts_with(b"@") {
-        return None; // The device-mapper core's own messages.
+        return None; // // The device-mapper core answers these itself.
     }
     if step["sector"].as_u64().unwrap() >= map.geometry().len_sectors() {
         return refuse(3, format!("ioctl: {SECTOR_OUTSIDE_DEVICE}"));
@@ -228,7 +228,7 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
     if command(first) != Some(Command::SetRegionMappings) {
         return refuse(4, format!("switch: {UNRECOGNISED_MESSAGE}"));
     }
-    // The same once more as text, on a map of its own, must end the same way.
+    // Apply the same arguments once more as text, to a second map. Both must end alike.
     let twin = new_map(*map.geometry());
     let mut writer = twin.writer().unwrap();
     for run in map.runs(0, u64::MAX) {

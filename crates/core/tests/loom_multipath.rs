@@ -1,10 +1,10 @@
-//! Every order in which two threads can take their steps through the multipath target, up to a
-//! bound of preemptions: `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test
+//! Runs two threads through the multipath target in every order of their steps, up to a number of
+//! preemptions: `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test
 //! loom_multipath`.
 //!
-//! What loom 0.7 does not see: orders in which another thread comes between a load and an exchange
-//! of one thread on the same atomic (`fetch_update`). So the state of a path is changed by single
-//! steps only.
+//! loom 0.7 does not try orders in which another thread comes between a load and an exchange of one
+//! thread on the same atomic (`fetch_update`). So the target changes the state of a path only in
+//! single steps.
 #![cfg(loom)]
 
 use blkswitch_core::multipath::outcome::EIO;
@@ -16,8 +16,8 @@ use loom::thread;
 
 type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
 
-/// How often a thread may be interrupted where it does not wait by itself. Each miss of a path that
-/// is up takes one.
+/// How often loom interrupts a thread where it does not wait by itself. To miss a path that is up
+/// takes one interruption.
 const PREEMPTIONS: usize = 4;
 
 fn new(line: &str) -> Owned {
@@ -46,14 +46,14 @@ fn sent(choice: Choice) -> Attempt {
     }
 }
 
-/// One of two paths is up at every moment, though never the same for long.
+/// At every moment one of two paths is up, though not always the same one.
 #[test]
 fn finds_the_path_that_is_up() {
     check(|| {
         let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
         multipath.fail_path(0, &mut |_| {});
-        // No group is named or in use: the search then looks at every path once, so one miss is a
-        // wrong answer.
+        // No group is named or in use, so the search looks at every path just once. A single miss
+        // then gives a wrong answer.
         let command = Command::parse(&[b"enable_group", b"1"]).unwrap();
         multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
         let queue = {
@@ -72,8 +72,8 @@ fn finds_the_path_that_is_up() {
     });
 }
 
-/// The last path goes down while another is set aside: both queues find that one, and it comes up
-/// once.
+/// The last path goes down while another one is set aside. Both queues find the other path, and it
+/// comes up once.
 #[test]
 fn a_path_that_is_set_aside_is_used_by_all_queues() {
     check(|| {
@@ -98,8 +98,8 @@ fn a_path_that_is_set_aside_is_used_by_all_queues() {
     });
 }
 
-/// Two queues report the same path: it fails once, both requests go on over the other group, and
-/// one is told that the group has changed.
+/// Two queues report the same path. It fails once, both requests go on over the other group, and
+/// one queue reports the change of the group.
 #[test]
 fn fails_a_path_once() {
     check(|| {
@@ -126,7 +126,7 @@ fn fails_a_path_once() {
     });
 }
 
-/// A message that names a group is not lost in a queue's own change of groups.
+/// A queue that changes the group does not undo a message that names one.
 #[test]
 fn a_message_wins_over_a_change_of_groups() {
     check(|| {
@@ -149,13 +149,13 @@ fn a_message_wins_over_a_change_of_groups() {
     });
 }
 
-/// Two queues that choose at the same time take both paths, or one of them has looked in vain too
-/// often.
+/// Two queues that choose at the same time use both paths. Within this bound of preemptions,
+/// neither loses as many races as `MAX_SCANS` allows.
 #[test]
 fn round_robin_hands_out_each_turn_once() {
     check(|| {
         let multipath = Arc::new(new("0 0 1 1 round-robin 0 2 0 a b"));
-        // The group is in use, so what follows is the usual way.
+        // Use the group once, so that the choices below take the usual way.
         multipath.withdraw(sent(multipath.select(Default::default(), &mut |_| {})));
         multipath.withdraw(sent(multipath.select(Default::default(), &mut |_| {})));
         let other = {

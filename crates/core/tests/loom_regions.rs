@@ -1,11 +1,15 @@
 //! The region table while messages change it, in every order that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_regions`. Empty
-//! without `--cfg loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_regions`.
+//! Empty without `--cfg loom`.
 //!
-//! The promises: a look-up has the path that its region had before an argument or has after it,
-//! whatever happens to the regions in the same word; it never goes back; and who has been told that
-//! a message was applied finds all of it. There is one writer at a time, as the table's contract
-//! says: the message lock is the tests' own here.
+//! The promises:
+//! * A look-up returns the path that its region had before an argument, or the one after it,
+//!   whatever happens to the other regions in the same word.
+//! * A region never goes back to its old path.
+//! * A thread that knows that a message was applied finds all of its changes.
+//!
+//! The table's contract allows one writer at a time. Here the tests' own lock stands in for the
+//! message lock.
 #![cfg(loom)]
 
 use blkswitch_core::model::Model;
@@ -16,7 +20,7 @@ use loom::thread;
 
 type Table = Map<Box<[AtomicU64]>>;
 
-/// How often a thread may be interrupted where it does not wait by itself.
+/// How often loom interrupts a thread where it does not wait by itself.
 const PREEMPTIONS: usize = 2;
 
 fn check(run: impl Fn() + Sync + Send + 'static) {
@@ -25,7 +29,7 @@ fn check(run: impl Fn() + Sync + Send + 'static) {
     builder.check(run);
 }
 
-/// Regions of one sector, so that a sector's number is its region's.
+/// A table with regions of one sector, so that a sector has the number of its region.
 fn table(paths: u32, regions: u64) -> Table {
     let geometry = Geometry::new(regions, paths, 1).unwrap();
     Map::new(geometry, (0..geometry.nr_slots()).map(|_| AtomicU64::new(0)).collect()).unwrap()
@@ -35,14 +39,14 @@ fn apply(table: &Table, text: &str) {
     Message::new().apply_text(&mut table.writer().unwrap(), text.as_bytes(), true).unwrap();
 }
 
-/// What the table has after these messages.
+/// The paths of all regions after these messages, by the model.
 fn paths(table: (u32, u64), messages: &[&str]) -> Vec<u32> {
     let mut model = Model::new(table.1, table.0, 1);
     messages.iter().for_each(|text| model.message(text.as_bytes()).unwrap());
     model.paths
 }
 
-/// Looks regions up, one after the other.
+/// Looks regions up one after the other, and checks the promises.
 fn look(table: &Table, regions: &[u64], told: &AtomicBool, old: &[u32], new: &[u32]) {
     let told = told.load(Ordering::Acquire);
     let mut seen = vec![told; new.len()];
@@ -57,8 +61,8 @@ fn look(table: &Table, regions: &[u64], told: &AtomicBool, old: &[u32], new: &[u
     }
 }
 
-/// A queue looks at some regions while a message changes the table; then others, as every look-up
-/// multiplies the orders.
+/// A queue looks at some regions while a message changes the table. Each list of regions has its
+/// own run, because every further look-up multiplies the orders.
 fn change_while_looking(
     (num_paths, regions): (u32, u64),
     before: &'static str,
@@ -83,7 +87,7 @@ fn change_while_looking(
     }
 }
 
-/// `<region>:<path>`, its short form, and one with a leading zero, which is read by another way.
+/// `<region>:<path>`, its short form, and one with a leading zero, which another parser reads.
 #[test]
 fn single_regions_beside_others_in_a_word() {
     change_while_looking(
@@ -92,7 +96,7 @@ fn single_regions_beside_others_in_a_word() {
         "3:0 4:1 1f:1 05:0 :1",
         &[&[2, 3, 3], &[3, 4, 4], &[5, 31, 5], &[6, 7, 6]],
     );
-    // A word has two of these, each with 32 bits: nearly all of them change.
+    // Two entries of 32 bits make a word. The message changes nearly all of both.
     change_while_looking(
         (0x1_0001, 4),
         "0:ffff :10000",
@@ -101,7 +105,7 @@ fn single_regions_beside_others_in_a_word() {
     );
 }
 
-/// Arguments that are put together to words.
+/// Arguments that the parser gathers into whole words.
 #[test]
 fn blocks_that_begin_and_end_within_a_word() {
     const BLOCKS: &str = "1a:0 :1 :2 :0 :0 :1 :1 :2 :2 :1 :0 :2 :1 :2 :0 :1 :2 ";
@@ -113,7 +117,7 @@ fn blocks_that_begin_and_end_within_a_word() {
     );
 }
 
-/// `R`: entry by entry, by whole words, and what is left of the last one.
+/// `R` by entries, by whole words, and by the rest of the last word.
 #[test]
 fn repetitions_over_words() {
     change_while_looking(
@@ -130,7 +134,7 @@ fn repetitions_over_words() {
     );
 }
 
-/// A long `R`, which goes on from where nothing needs to be waited for.
+/// A long `R`: it continues at a place where it need not wait for earlier stores.
 #[test]
 fn long_repetitions() {
     change_while_looking(
@@ -141,7 +145,7 @@ fn long_repetitions() {
     );
 }
 
-/// Two messages come at once: the lock lets one go first, and neither undoes what the other did to
+/// Two messages come at once. The lock lets one go first, and neither undoes the other's changes of
 /// the same word.
 #[test]
 fn no_message_undoes_another() {
@@ -171,8 +175,8 @@ fn no_message_undoes_another() {
     });
 }
 
-/// Back to round robin: each region has either path, and words that were never written are left
-/// alone.
+/// A reset to round robin: each region has its old or its new path, and words that were never
+/// written stay as they are.
 #[test]
 fn reset_while_looking() {
     const SIZE: (u32, u64) = (3, 70);
@@ -190,10 +194,11 @@ fn reset_while_looking() {
     });
 }
 
-/// Who reads the map back meanwhile gets moments, but every region once, with a path that it had.
+/// A reader that lists the map meanwhile sees different moments, but it sees every region once,
+/// with a path that the region had.
 #[test]
 fn runs_cover_the_map_while_it_changes() {
-    // Four to a word.
+    // Four entries make a word.
     const SIZE: (u32, u64) = (0x101, 6);
     const MESSAGE: &str = "2:5 4:100";
     let (old, new) = (paths(SIZE, &["0:0 R1,5"]), paths(SIZE, &["0:0 R1,5", MESSAGE]));

@@ -1,4 +1,4 @@
-//! The real thing against the naive model, on random input.
+//! The region table against the naive model, on random input.
 
 use core::sync::atomic::AtomicU64;
 
@@ -23,7 +23,7 @@ fn paths(map: &BoxedMap) -> Vec<u32> {
     (0..map.geometry().nr_regions()).map(|region| map.path(region).unwrap()).collect()
 }
 
-/// Applies `text` in chunks that end at `cuts`; returns what [`Model::message`] does.
+/// Applies `text` in chunks that end at `cuts`. Returns what [`Model::message`] returns.
 fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, String)> {
     let mut writer = map.writer().unwrap();
     let mut message = Message::new();
@@ -45,7 +45,7 @@ fn apply(map: &BoxedMap, text: &[u8], cuts: &[usize]) -> Result<(), (usize, Stri
     Ok(())
 }
 
-/// The same with words that are split first.
+/// As [`apply`], with words that are split first.
 fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut writer = map.writer().unwrap();
     let mut text = text.to_vec();
@@ -59,8 +59,8 @@ fn apply_words(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     Ok(())
 }
 
-/// The same as a kernel module does it: the words split in place, each ended by a NUL, then taken
-/// many at a time where they lie.
+/// As [`apply`], the way a kernel module does it: the words are split in place, each ends with a
+/// NUL, and many are read at once from where they lie.
 fn apply_split(map: &BoxedMap, text: &[u8]) -> Result<(), (usize, String)> {
     let mut writer = map.writer().unwrap();
     let mut text = [b"\0", text].concat();
@@ -101,7 +101,7 @@ fn check(geometry: &Geometry, text: &[u8]) -> Result<(), usize> {
     }
 }
 
-/// Arguments that are mostly right for about this many regions and paths.
+/// Arguments that are mostly valid for about this many regions and paths.
 fn argument(regions: u64, num_paths: u32) -> impl Strategy<Value = Vec<u8>> {
     let path = 0..num_paths;
     prop_oneof![
@@ -138,7 +138,7 @@ fn shape() -> impl Strategy<Value = (u64, u32, u32)> {
     (1u64..700, num_paths, 1u32..4)
 }
 
-/// Numbers of paths around every one that has a way of its own to be read and stored.
+/// Numbers of paths around every limit from which on entries are read or stored in another way.
 fn num_paths() -> impl Strategy<Value = u32> {
     prop_oneof![
         2 => 1u32..18,
@@ -147,7 +147,7 @@ fn num_paths() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// Length, paths and region size of a target, messages for it, and where to cut them.
+/// Length, paths and region size of a target; messages for it; and where to cut them.
 type Case = ((u64, u32, u32), Vec<Vec<u8>>, Vec<usize>);
 
 fn case() -> impl Strategy<Value = Case> {
@@ -212,7 +212,7 @@ proptest! {
         prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
         prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
         prop_assert_eq!(&paths(&map), &model.paths);
-        // A kernel's string has no NUL in it.
+        // A kernel's string contains no NUL.
         if !text.contains(&0) {
             let split = new_map(len, num_paths, region_size);
             prop_assert_eq!(&apply_split(&split, &text), &expected);
@@ -232,7 +232,8 @@ proptest! {
         let (map, split) = (new_map(len, num_paths, 1), new_map(len, num_paths, 1));
         let entries = entries.iter().map(|(region, path)| format!("{:x}:{:x}", region % len, path % num_paths));
         let mut text = entries.collect::<Vec<String>>().join(" ");
-        // More than the last window, which is for the slower way.
+        // The slower parser reads the last window of a text. These entries fill it, so that the
+        // fast one reads the entries before.
         text.push_str(" 0:0 0:0 0:0 0:0");
         let mut text = if capital { text.to_uppercase() } else { text }.into_bytes();
         if let Some((at, byte)) = wrong {
@@ -255,7 +256,7 @@ proptest! {
         seed in prop::collection::vec(any::<u32>(), 1..200),
         index in any::<u64>(), cycle in prop_oneof![any::<u64>(), 0u64..100], count in any::<u64>(),
     ) {
-        // Long enough for every way to copy, or short for every way to end.
+        // Long maps reach every way to copy, short maps every way to end.
         let len = long.unwrap_or(len) * u64::from(region_size);
         let index = if long.is_some() { index % 300 } else { index };
         let mut model = Model::new(len, num_paths, region_size);
@@ -281,7 +282,7 @@ proptest! {
     ) {
         let map = new_map(len, num_paths, region_size);
         let regions = map.geometry().nr_regions();
-        // Stretches of a few paths, and copies of earlier stretches: there is something to find.
+        // Runs of a few paths and copies of earlier runs give the writer repetitions to find.
         let mut region = 0u64;
         for (seed, back, count) in pieces {
             for step in 0..count as u64 {
@@ -370,7 +371,7 @@ proptest! {
         };
         let size = u64::from(size);
         prop_assert_eq!(geometry.nr_regions(), MAX_DEVICE_SECTORS.div_ceil(size));
-        // The sector itself, and the neighbourhood of a region boundary, where a wrong quotient
+        // Check the sector itself, and the sectors around a region boundary, where a wrong quotient
         // shows first.
         let boundary = near % geometry.nr_regions() * size;
         for sector in [sector, boundary.saturating_sub(1), boundary, boundary + 1] {
@@ -528,7 +529,7 @@ fn a_map_has_one_writer_at_a_time() {
     assert_eq!((map.path(1), map.path(2)), (Some(0), Some(1)));
 }
 
-/// Threads that each change regions of their own in words that they share.
+/// Each thread changes regions of its own, in words that all threads share.
 #[test]
 fn no_change_is_lost_between_threads() {
     const THREADS: u64 = 4;
@@ -557,7 +558,7 @@ fn no_change_is_lost_between_threads() {
     });
 }
 
-/// Storage from a file may hold anything: no route may lead past the paths unnoticed.
+/// Storage from a file may contain anything. No look-up may return a path that does not exist.
 #[test]
 fn storage_that_is_not_valid_is_refused() {
     use blkswitch_core::switch::StorageError;
@@ -574,7 +575,7 @@ fn storage_that_is_not_valid_is_refused() {
             let word = &storage[at / 64];
             let good = word.load(core::sync::atomic::Ordering::Relaxed);
             let mask = ((1u64 << bits) - 1) << (at % 64);
-            // The smallest number that is no path, if there is one of so many bits.
+            // The smallest number that is not a path, if the entry has enough bits for it.
             if u64::from(num_paths) >> bits == 0 {
                 let bad = good & !mask | u64::from(num_paths) << (at % 64);
                 word.store(bad, core::sync::atomic::Ordering::Relaxed);

@@ -236,7 +236,7 @@ fn geometries_that_cannot_be() {
         (geometry.region_extent(1), geometry.region_extent(2), geometry.region_extent(3)),
         (Some((128, 128)), Some((256, 44)), None)
     );
-    // Entries of 1, 2, 4, 8, 16 and 32 bits.
+    // Each line has entries of another width: 1, 2, 4, 8, 16 and 32 bits.
     for (num_paths, slots) in [
         (1, 1),
         (2, 1),

@@ -1,12 +1,12 @@
-//! Long messages in turns: the same map and the same list, however often others are let run; and an
-//! end between two turns.
+//! Long messages in turns: the map and the list do not depend on how often others may run. A
+//! message may also end between two turns.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blkswitch_core::switch::{Geometry, Map, Message, compact};
 
-/// Two turns and a half.
+/// Enough regions for two and a half turns.
 const REGIONS: u64 = 5 << 19;
 
 fn map(paths: u32) -> Map<Vec<AtomicU64>> {
@@ -59,7 +59,7 @@ fn what_is_left_of_a_repeat_that_is_given_up_stays() {
     message.apply_word(&mut map.writer().unwrap(), b"0:1").unwrap();
     message.apply_word_in_turns(&mut map.writer().unwrap(), text.as_bytes(), &|| false).unwrap();
     assert_eq!((map.path(0), map.path(1 << 20)), (Some(1), Some(1)));
-    // Round robin, as it was.
+    // The regions that were not reached are still in round robin.
     assert_eq!((map.path(REGIONS - 2), map.path(REGIONS - 1)), (Some(0), Some(1)));
 }
 
@@ -87,7 +87,7 @@ fn a_list_in_turns_is_the_same_list() {
     // A turn that ends is not the end of a run.
     assert!(whole.split(' ').count() <= 8, "{whole}");
     assert!(calls.get() >= 2, "{} calls", calls.get());
-    // Longer, and right all the same.
+    // A list whose comparisons end after one turn is longer, but makes the same map.
     let again = self::map(3);
     Message::new()
         .apply_text(&mut again.writer().unwrap(), list(&|| false).as_bytes(), true)

@@ -1,13 +1,13 @@
-//! Shared by the tests that replay what a kernel did: reading the cases, and the list of those that
-//! are meant to come out differently, checked in both directions.
+//! Shared by the tests that replay recordings of a kernel: reads the cases and checks the list of
+//! expected differences in both directions.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
-/// A recorded file. The links in `tests/golden` lead to the repository's files; a published package
-/// has the files themselves.
+/// The path of a recorded file. `tests/golden` links to the repository's files; a published package
+/// contains the files themselves.
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
@@ -17,7 +17,7 @@ pub(crate) fn cases(suite: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Ids of the cases listed as decided differently by the core.
+/// Ids of the cases that `docs/kernel-differences.md` lists as decided differently by the core.
 pub(crate) fn listed_differences() -> BTreeSet<String> {
     let text = std::fs::read_to_string(golden("kernel-differences")).unwrap();
     let mut ids = BTreeSet::new();
@@ -30,7 +30,8 @@ pub(crate) fn listed_differences() -> BTreeSet<String> {
     ids
 }
 
-/// Compares every case of `suite` with the list; `replay` says how a case differs.
+/// Replays every case of `suite` and compares the outcome with the list. `replay` returns how a
+/// case differs.
 pub(crate) fn check_suite(
     suite: &str,
     least: usize,

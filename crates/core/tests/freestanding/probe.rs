@@ -1,6 +1,6 @@
-//! Compiled by `freestanding.rs` the way the kernel module compiles the core: taken in as a module,
-//! without std, and then looked at for symbols it needs. Everything the kernel module calls is
-//! called here.
+//! Calls everything that the kernel module calls. `freestanding.rs` compiles this file as the
+//! kernel module compiles the core (included as a module, without std) and inspects the symbols it
+//! needs.
 #![no_std]
 
 #[path = "../../src/lib.rs"]
@@ -115,7 +115,7 @@ pub fn probe_compact(
     compact::write_changes(map, 0, u64::MAX, places, sink)
 }
 
-// The multipath target, which the kernel module leaves out, keeps the same promise.
+// The kernel module leaves the multipath target out, but the target keeps the same promise.
 use blkswitch::multipath::{
     Ask, Attempt, Choice, Event, Group, Item, MessageError as MpathMessageError, Multipath, Params as MpathParams,
     ParamsError, Path, Verdict,

@@ -1,4 +1,4 @@
-//! Differences of maps.
+//! Tests of the differences between two maps.
 
 use blkswitch_core::map::diff::{Change, Diff, DiffError};
 use blkswitch_core::map::search;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::{apply, map_of, num_paths, paths, paths_of, two};
 
-/// The slow model: region by region.
+/// The slow model: compares region by region.
 fn changes(before: &[u32], after: &[u32], range: std::ops::Range<usize>) -> Vec<Change> {
     let mut changes: Vec<Change> = Vec::new();
     for (region, (&from, &to)) in before.iter().zip(after).enumerate() {
@@ -35,7 +35,7 @@ proptest! {
         more in 0u32..3, from in 0usize..200, to in 0usize..500,
     ) {
         let old = map_of(&before, n, 2);
-        // With more paths, entries are not comparable as words.
+        // The comparison skips equal words only if both maps have the same number of paths.
         let new = map_of(&after, n + more, 2);
         let diff = Diff::new(&old, &new).unwrap();
         for (from, to) in [(0, usize::MAX), (from, to)] {

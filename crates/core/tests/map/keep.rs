@@ -1,11 +1,12 @@
-//! Maps carried over to other tables.
+//! Tests of maps that are carried over to another table.
 
 use blkswitch_core::map::keep::{KeepError, Kept, carry_over, lost, match_paths, translate};
 use proptest::prelude::*;
 
 use crate::{map_of, num_paths, paths, paths_of};
 
-/// The slow model: each path that keeps its place keeps it; then the first free one with its key.
+/// The slow model: a path that keeps its place keeps its number; any other gets the first free
+/// place with its key.
 fn matched(old: &[u8], new: &[u8]) -> Vec<Option<u32>> {
     let stays = |number: usize| old.get(number) == new.get(number);
     let mut free: Vec<bool> = (0..new.len()).map(|number| !stays(number)).collect();
@@ -58,7 +59,7 @@ proptest! {
         expected.extend(&round_robin(all.len() + more_regions)[all.len()..]);
         prop_assert_eq!(paths_of(&new), expected);
 
-        // One path is gone: its regions, and only those, are lost.
+        // Without one of the paths, exactly its regions are lost.
         let gone = gone % n;
         numbers[gone as usize] = None;
         let found: Vec<u64> = lost(&old, &numbers).flat_map(|run| run.start..run.start + run.count).collect();

@@ -1,4 +1,4 @@
-//! Tests of the decisions about whole maps, each against a slow model of its own.
+//! Tests of the decisions about whole maps, each against a slow model.
 
 mod diff;
 mod keep;
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 pub(crate) type BoxedMap = Map<Box<[AtomicU64]>>;
 
-/// A map of these paths, a region of `region_size` sectors each.
+/// Makes a map of these paths. Each region has `region_size` sectors.
 pub(crate) fn map_of(paths: &[u32], num_paths: u32, region_size: u32) -> BoxedMap {
     let len = paths.len() as u64 * u64::from(region_size);
     let geometry = Geometry::new(len, num_paths, region_size).unwrap();
@@ -34,7 +34,7 @@ pub(crate) fn apply(map: &BoxedMap, text: &str) {
     Message::new().apply_text(&mut map.writer().unwrap(), text.as_bytes(), true).unwrap();
 }
 
-/// Numbers of paths at the limits of every entry width.
+/// Numbers of paths at the limits of every width of an entry.
 pub(crate) fn num_paths() -> impl Strategy<Value = u32> {
     prop_oneof![
         3 => 1u32..20,
@@ -42,7 +42,7 @@ pub(crate) fn num_paths() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// The paths of a map: stretches of one path, of round robin, and of random paths.
+/// Paths of a map: runs of one path, of round robin, and of random paths.
 pub(crate) fn paths(num_paths: u32) -> impl Strategy<Value = Vec<u32>> {
     let stretch = (0u32..3, any::<u64>(), 1usize..60);
     prop::collection::vec(stretch, 1..8).prop_map(move |stretches| {

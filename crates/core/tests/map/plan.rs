@@ -1,4 +1,4 @@
-//! Plans: shares and moves against slow models.
+//! Tests of plans: shares and moves, against slow models.
 
 use blkswitch_core::map::plan::{
     Move, PlanError, Planned, Share, balance, balance_heat, compact, count, evacuate,
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::{BoxedMap, map_of, paths};
 
-/// Runs a plan and applies its moves. Returns the paths afterwards, with the plan's size checked.
+/// Runs a plan, applies its moves, and checks the size it reports. Returns the paths afterwards.
 fn carry_out(
     map: &BoxedMap,
     before: &[u32],
@@ -78,7 +78,7 @@ proptest! {
             surplus += old[path].saturating_sub(low);
             room += u64::from(high > low && old[path] > low);
         }
-        // Of the paths that have more than their rounded ideal, as many as possible keep one more.
+        // As many paths as possible that are above their rounded-down ideal keep one region more.
         let extra = before.len() as u64
             - weights.iter().map(|&w| (before.len() as u128 * u128::from(w) / total) as u64).sum::<u64>();
         prop_assert_eq!(planned.regions, surplus - extra.min(room));
@@ -110,7 +110,7 @@ proptest! {
         if counted {
             for &taker in &takers {
                 prop_assert_eq!(shares[taker as usize].after, new[taker as usize]);
-                // Whoever got a region is at most one above each other.
+                // A path that received a region has at most one more than any other receiver.
                 if new[taker as usize] > old[taker as usize] {
                     let least = takers.iter().map(|other| new[*other as usize]).min().unwrap();
                     prop_assert!(new[taker as usize] <= least + 1, "{new:?} of {old:?}");
@@ -159,7 +159,7 @@ proptest! {
             prop_assert!(
                 new[path] < ideal + u64::from(warmest).max(1), "path {path}: {new:?} of {old:?}, {weights:?}"
             );
-            // The plan rounds an ideal down or up.
+            // A plan rounds an ideal share down or up.
             let low = (all * u128::from(weights[path]) / total) as u64;
             above += u64::from(new[path] > low);
             lack += low.saturating_sub(new[path]);
@@ -192,7 +192,7 @@ proptest! {
     }
 }
 
-/// The regions that a path gives are spread over all that it has.
+/// A path gives regions that are spread evenly over all of its regions.
 #[test]
 fn a_balanced_map_is_spread_evenly() {
     let before = vec![0; 1000];
@@ -204,7 +204,7 @@ fn a_balanced_map_is_spread_evenly() {
     }
 }
 
-/// With few moves, smaller windows are taken.
+/// If few moves are allowed, the plan uses smaller windows.
 #[test]
 fn a_limit_of_moves_makes_smaller_windows() {
     let before: Vec<u32> = (0..4096).map(|region| region % 2).collect();

@@ -1,4 +1,4 @@
-//! Answers of arrays: right ones, and hostile ones.
+//! Tests of the parser for an array's referrals: correct answers and hostile ones.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::{map_of, paths_of};
 
 type Group = (u8, u16);
 
-/// A segment's descriptor.
+/// Encodes the descriptor of a segment.
 pub(crate) fn segment(first: u64, last: u64, groups: &[Group]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0, groups.len() as u8];
     bytes.extend(first.to_be_bytes());
@@ -27,7 +27,7 @@ pub(crate) fn segment(first: u64, last: u64, groups: &[Group]) -> Vec<u8> {
     bytes
 }
 
-/// An answer with these descriptors.
+/// Encodes an answer with these descriptors.
 pub(crate) fn answer(segments: &[Vec<u8>]) -> Vec<u8> {
     let bytes = segments.concat();
     let mut answer = vec![0, 0];
@@ -36,10 +36,10 @@ pub(crate) fn answer(segments: &[Vec<u8>]) -> Vec<u8> {
     answer
 }
 
-/// The first and last blocks, and the first groups.
+/// First block, last block and first group of each segment.
 type Segments = Vec<(u64, u64, u16)>;
 
-/// Reads an answer for each command until the list is complete.
+/// Calls `command` for each command of the reader until the list is complete.
 pub(crate) fn read(
     mut reader: Reader,
     mut send: impl FnMut([u8; 16]) -> Vec<u8>,
@@ -58,8 +58,8 @@ pub(crate) fn read(
     }
 }
 
-/// A unit that answers REPORT REFERRALS as SBC says: from the segment of the block that was asked for
-/// on, cut at the allocation length, which may be inside a descriptor.
+/// A unit that answers REPORT REFERRALS as SBC says: it lists segments from the requested block on
+/// and cuts the list at the allocation length, which may be inside a descriptor.
 fn unit(segments: &[(u64, u64, u16)]) -> impl FnMut([u8; 16]) -> Vec<u8> {
     let segments = segments.to_vec();
     move |command| {
@@ -84,7 +84,7 @@ fn a_list_comes_in_pages() {
     let segments: Segments = (0..1000).map(|nr| (nr * 10, nr * 10 + 9, (nr % 3) as u16)).collect();
     let (found, pages) = read(Reader::new(10_000, Pattern::List), unit(&segments)).unwrap();
     assert_eq!(found, segments);
-    // 24 bytes a segment, and 4 of a header.
+    // A header has 4 bytes, a segment 24.
     assert_eq!(pages, 1000usize.div_ceil(4092 / 24));
 }
 
@@ -95,7 +95,7 @@ fn a_unit_that_always_sends_the_whole_list_ends() {
     let whole = answer(&segments);
     let (found, pages) = read(Reader::new(100, Pattern::List), |_| whole.clone()).unwrap();
     assert_eq!((found.len(), pages), (100, 1));
-    // A list that is longer than its answer would go round for ever.
+    // A list that does not fit into one answer would never end.
     let refused = read(Reader::new(101, Pattern::List), |_| whole.clone());
     assert_eq!(refused, Err(ReferralsError::NoProgress { block: 100 }));
 }
@@ -169,7 +169,7 @@ fn pages_of_vital_product_data() {
 /// With a multiplier, one period describes the whole unit.
 #[test]
 fn a_pattern_repeats_to_the_end_of_the_unit() {
-    // 4 KiB blocks: a region of 16 sectors has 2, a segment of 4 has two regions.
+    // Blocks of 4 KiB: a region of 16 sectors has 2 blocks, a segment of 4 blocks has two regions.
     let map = map_of(&[0; 15], 3, 16);
     let mut reader = Reader::new(30, Pattern::Repeated { size: 4, count: 3 });
     let page =
@@ -309,7 +309,7 @@ fn sense_data() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Lists of any lengths of segments make the map that a slow model makes.
+    /// Segments of any lengths make the same map as the slow model.
     #[test]
     fn maps_are_the_model_s(
         lengths in prop::collection::vec((1u64..6, 0u16..4), 1..60),
@@ -346,7 +346,8 @@ proptest! {
         prop_assert_eq!(paths_of(&map), model);
     }
 
-    /// Any bytes: an error or segments without gaps, and never more pages than blocks.
+    /// Any bytes give an error or segments without gaps, in at most as many pages as there are
+    /// blocks.
     #[test]
     fn any_bytes_end(
         pages in prop::collection::vec(prop::collection::vec(prop_oneof![
@@ -372,7 +373,7 @@ proptest! {
     }
 }
 
-/// Several segments of one group are one run of the map.
+/// Adjacent segments of one group become one run of the map.
 #[test]
 fn a_million_segments_make_a_map() {
     let geometry = Geometry::new(4_000_000, 4, 4).unwrap();

@@ -1,4 +1,4 @@
-//! Bounds of time, wide enough for a slow machine and an unoptimised build. `bench map` measures.
+//! Time limits, wide enough for a slow machine and an unoptimised build. `bench map` measures.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use blkswitch_core::map::plan::{Share, balance, balance_heat, compact, count, ev
 
 use crate::map_of;
 
-/// Plans for a million regions are not quadratic: each ends in seconds also on a slow machine.
+/// Plans for a million regions end in seconds even on a slow machine, so they are not quadratic.
 #[test]
 fn plans_for_a_million_regions_end_soon() {
     let paths: Vec<u32> = (0..1_000_000u64)

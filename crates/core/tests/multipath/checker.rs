@@ -1,4 +1,4 @@
-//! What is multipathd's business in the kernel's world, as functions of time.
+//! Tests of the decisions that the kernel leaves to multipathd, as functions of time.
 
 use blkswitch_core::multipath::checker::{
     FIRST_INTERVAL_NS, Failback, FailbackTimer, Flapping, Intervals, LAST_INTERVAL_NS,
@@ -9,7 +9,7 @@ use blkswitch_core::multipath::{Attempt, Choice, Event, Verdict};
 
 use super::loading::{self, Owned, new};
 
-/// An attempt for a request.
+/// Chooses a path for a request.
 fn send(multipath: &Owned) -> Attempt {
     loading::send(multipath.select(Default::default(), &mut |_| {})).expect("a path is up")
 }
@@ -23,12 +23,12 @@ fn probes_back_off_from_5_to_20_seconds() {
     let mut probe = Probe::new(&intervals, 100 * SECOND_NS);
     let mut due = vec![probe.due_ns() / SECOND_NS];
     for _ in 0..4 {
-        // Answered one second after it was due: the next interval begins then.
+        // The answer comes one second late. The next interval begins at the answer.
         probe.unchanged(&intervals, true, probe.due_ns() + SECOND_NS);
         due.push(probe.due_ns() / SECOND_NS);
     }
     assert_eq!(due, [105, 116, 137, 158, 179]);
-    // A longest interval below the first is the first.
+    // If the longest interval is below the first, the first one counts.
     let odd = Intervals { first_ns: 7, last_ns: 3 };
     let mut probe = Probe::new(&odd, 0);
     probe.unchanged(&odd, true, 7);
@@ -39,7 +39,7 @@ fn probes_back_off_from_5_to_20_seconds() {
         assert_eq!(probe.due_ns(), round * 5 * SECOND_NS);
         probe.unchanged(&intervals, false, probe.due_ns());
     }
-    // The end of time does not wrap.
+    // Times at the end of the clock's range do not wrap.
     assert_eq!(Probe::new(&intervals, u64::MAX).due_ns(), u64::MAX);
 }
 
@@ -54,7 +54,7 @@ fn failback() {
     let mut timer = FailbackTimer::new();
     assert_eq!((timer.poll(after, Some(1), 100), timer.due_ns(after)), (None, Some(110)));
     assert_eq!((timer.poll(after, Some(1), 109), timer.due_ns(after)), (None, Some(110)));
-    // The better group was lost in between: the time begins anew.
+    // The better group was lost in between, so the delay begins again.
     assert_eq!((timer.poll(after, None, 109), timer.due_ns(after)), (None, None));
     assert_eq!(timer.poll(after, Some(1), 111), None);
     assert_eq!(timer.poll(after, Some(1), 120), None);
@@ -81,7 +81,7 @@ fn a_better_group() {
     assert_eq!(multipath.better_group(), Some(2));
     multipath.reinstate_path(0, &mut |_| {});
     assert_eq!(multipath.better_group(), Some(1));
-    // A disabled group is no group to go back to, and one to leave.
+    // The way back never leads to a disabled group, but it may lead away from one.
     disable(b"disable_group", b"1");
     select();
     assert_eq!((multipath.current_group(), multipath.better_group()), (Some(2), None));
@@ -110,7 +110,7 @@ fn no_path_retry() {
     assert_eq!(timer.round(rounds, 1), Some(true), "back: held again from the next time on");
     assert_eq!(timer.round(rounds, 1), None, "said already");
 
-    // Paths that are back in time: the rounds begin anew, and nothing is to be set.
+    // Paths come back in time: the rounds begin again, and the policy stays as it is.
     assert_eq!(timer.round(rounds, 0), None);
     assert_eq!(timer.round(rounds, 3), None);
     assert_eq!(timer.round(rounds, 0), None);
@@ -133,18 +133,18 @@ fn a_path_that_flaps_is_marginal_until_it_was_quiet() {
     let failed = |path: &mut Flapping, times: &[u64]| -> Vec<bool> {
         times.iter().map(|time| path.failed(&policy, *time)).collect()
     };
-    // The window moves: three failures, but never within its length.
+    // There are three failures in total, but never three within one window.
     assert_eq!(failed(&mut path, &[0, 50, 61, 112, 173]), [false; 5]);
     assert_eq!((path.is_marginal(), path.due_ns(&policy)), (false, None));
     assert!(!path.poll(&policy, 1000), "it was not marginal");
     assert_eq!(failed(&mut path, &[200, 230]), [false, true]);
     assert_eq!((path.is_marginal(), path.due_ns(&policy)), (true, Some(330)));
-    // What happens to a marginal path is no news, but its quiet time begins anew.
+    // A further failure of a marginal path is not reported, but its quiet time begins again.
     assert!(!path.failed(&policy, 300) && !path.poll(&policy, 399));
     path.is_down(350);
     assert!(!path.poll(&policy, 449));
     assert!(path.poll(&policy, 450) && !path.is_marginal());
-    // Failures from before do not count any more.
+    // Failures from before the quiet time no longer count.
     assert_eq!(failed(&mut path, &[451, 452, 453]), [false, false, true]);
     for (failures, expected) in [(1, 1), (0, 1), (MAX_MARGINAL_FAILURES, 16), (99, 16)] {
         let policy = Marginal { failures, ..policy };
@@ -171,12 +171,12 @@ fn a_path_that_is_set_aside_is_used_when_no_other_is_up() {
     multipath.fail_path(2, &mut on);
     assert_eq!(send(&multipath).path(), 0);
     assert_eq!((path.health(), path.is_aside(), multipath.live_paths()), ((true, 0), false, 1));
-    // One that was set aside and fails is not used.
+    // A path that was set aside and then fails is not used.
     multipath.set_aside(0, &mut on);
     multipath.fail_path(0, &mut on);
     assert!(!path.is_aside());
     assert_eq!(multipath.select(Default::default(), &mut on), Choice::Fail(EIO));
-    // One that had failed may be used from now on.
+    // A path that had failed and is then set aside may be used.
     assert!(!multipath.set_aside(1, &mut on));
     let attempt = loading::send(multipath.select(Default::default(), &mut on));
     assert_eq!(attempt.map(|attempt| attempt.path()), Some(1));
@@ -200,14 +200,14 @@ fn a_path_that_cannot_be_written_fails_unless_it_is_the_last() {
         assert_eq!(multipath.live_paths(), left);
         attempt = next;
     }
-    // Nobody waits for a path, although the table says so: the last one has answered.
+    // The last path has answered, so the request fails at once, even with `queue_if_no_path`.
     let last = attempt.path();
     assert_eq!(multipath.judge_protected(attempt, EROFS, 0, on), Verdict::Fail(EROFS));
     assert_eq!((send(&multipath).path(), multipath.live_paths()), (last, 1));
-    // The last one goes: those that cannot be written can still be read.
+    // When the last path fails, the write-protected ones are used: they can still be read.
     multipath.fail_path(last, on);
     assert_ne!(send(&multipath).path(), last);
-    // Two answers of one path: the second one finds it set aside already.
+    // Two answers come from one path. The second one finds the path set aside already.
     let multipath = new("0 0 1 1 round-robin 0 2 0 a b");
     let attempts = [send(&multipath), send(&multipath), send(&multipath)];
     let [first, _, third] = attempts;

@@ -1,4 +1,4 @@
-//! Fairness of each selector, as its own file states it.
+//! Tests of the fairness that each selector's file promises.
 
 use blkswitch_core::multipath::selector::historical::STALE_AFTER;
 use blkswitch_core::multipath::{Ask, Attempt, Path, Verdict};
@@ -43,9 +43,9 @@ proptest! {
         }
     }
 
-    /// At every choice the chosen path is the one that is expected to answer first. While enough is
-    /// in flight for all to be busy, each gets its share: no path has had more or fewer requests
-    /// than its speed says by more than what is in flight and one request per path.
+    /// Every choice takes the path that is expected to answer first. While enough requests are in
+    /// flight to keep all paths busy, each path gets its share: the number of its requests differs
+    /// from its share by at most the requests in flight and one per path.
     #[test]
     fn historical_service_time_keeps_every_path_busy(
         service in prop::collection::vec(1u64..=20, 2..6),
@@ -94,7 +94,8 @@ proptest! {
     }
 }
 
-/// When each path is expected to have answered one request more, as the selector's file states it.
+/// When each path is expected to have answered one more request, by the formula of the selector's
+/// file.
 fn expected_ns(multipath: &Owned, now_ns: u64) -> Vec<u64> {
     let known = multipath.paths().iter().map(|path| path.average_ns());
     let fastest_ns = known.filter(|average| *average > 0).min().unwrap_or(1);
@@ -106,14 +107,14 @@ fn expected_ns(multipath: &Owned, now_ns: u64) -> Vec<u64> {
     multipath.paths().iter().map(expected).collect()
 }
 
-/// Paths that serve one request after the other, each in its own time; `depth` requests always in
-/// flight. Returns how many each path served.
+/// Simulates paths that serve one request after the other, each in its own time, with `depth`
+/// requests always in flight. Returns how many requests each path served.
 fn serve(multipath: &Owned, service_ns: &[u64], depth: usize, requests: usize) -> Vec<u64> {
     serve_and(multipath, service_ns, depth, requests, |_, _| {})
 }
 
-/// The same; `look` is told of every choice: when each path was expected to answer, and which was
-/// chosen.
+/// As [`serve`], and calls `look` for every choice with the expected time of each path and the path
+/// that was chosen.
 fn serve_and(
     multipath: &Owned,
     service_ns: &[u64],
@@ -150,7 +151,7 @@ fn historical_service_time_shares_by_speed() {
     for (service_ns, depth) in [([1000, 1000], 8), ([1000, 3000], 16), ([2000, 500], 16)] {
         let multipath = new("0 0 1 1 historical-service-time 0 2 0 a b");
         let served = serve(&multipath, &service_ns, depth, 20_000);
-        // Served is what would keep both busy all the time, within 10 %.
+        // The ratio of requests is the ratio of speeds within 10 %, so both paths were busy.
         let expected = service_ns[1] as f64 / service_ns[0] as f64;
         let found = served[0] as f64 / served[1] as f64;
         assert!((found / expected - 1.0).abs() < 0.1, "{service_ns:?}: {served:?}");
@@ -162,7 +163,7 @@ fn historical_service_time_shares_by_speed() {
 #[test]
 fn historical_service_time_tries_a_slow_path_again_with_one_request() {
     let multipath = new("0 0 1 1 historical-service-time 0 2 0 fast slow");
-    // One request at a time: the slow path is tried once, then left alone.
+    // With one request at a time, the slow path is tried once and then not used.
     let served = serve(&multipath, &[1000, 50_000], 1, 100);
     assert_eq!(served, [99, 1]);
     let stale_ns = multipath.paths()[1].stale_after_ns();
@@ -177,7 +178,7 @@ fn historical_service_time_tries_a_slow_path_again_with_one_request() {
     end(before, stale_ns + 1);
     let trial = ask(stale_ns + 1);
     assert_eq!(trial.path(), 1);
-    // While the trial is out nothing else goes there.
+    // While the measuring request is in flight, no other request takes that path.
     for _ in 0..10 {
         let other = ask(stale_ns + 2);
         assert_eq!(other.path(), 0);
@@ -189,8 +190,8 @@ fn historical_service_time_tries_a_slow_path_again_with_one_request() {
 
 #[test]
 fn historical_service_time_threshold() {
-    // 1000 and 3000 ns do not differ if the threshold is 4, so both are used alike; they do if it
-    // is 2.
+    // With a threshold of 4, 1000 ns and 3000 ns do not differ, and both paths are used alike. With
+    // a threshold of 2 they differ.
     let used = |threshold| {
         let multipath = new(&format!("0 0 1 1 historical-service-time 2 972 {threshold} 2 0 a b"));
         serve(&multipath, &[1000, 3000], 1, 1000)
@@ -206,12 +207,12 @@ fn io_affinity_keeps_to_its_path() {
         let attempt = send(multipath.select(Ask { cpu, ..Ask::default() }, &mut |_| {})).unwrap();
         attempt.path()
     };
-    // CPU 0 is listed by the first and the last path: the first has it.
+    // The first and the last path list CPU 0. The first one is used.
     assert_eq!([0, 0, 1, 2, 3, 0].map(path), [0, 0, 0, 1, 1, 0]);
     assert_eq!(multipath.groups()[0].misses(), 0);
     multipath.fail_path(0, &mut |_| {});
     assert_eq!([0, 0], [path(0), path(0)].map(|path| path - 2), "the next path that lists CPU 0");
-    // Nobody has CPU 1 any more, nor ever had CPU 9: the two take turns.
+    // No path that is up lists CPU 1, and none ever listed CPU 9: the two paths take turns.
     assert_eq!([1, 1, 9, 9].map(path), [1, 2, 1, 2]);
     assert_eq!(multipath.groups()[0].misses(), 4);
 }

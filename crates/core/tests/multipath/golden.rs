@@ -1,6 +1,6 @@
-//! Replays what a real kernel did with multipath targets (`tests/golden/mpath.jsonl`): tables,
-//! messages, which disk every read went to, and the status afterwards. Cases of one device follow
-//! each other and so do they here.
+//! Replays recordings of multipath targets of a real kernel (`tests/golden/mpath.jsonl`): tables,
+//! messages, the disk that served each read, and the status afterwards. The cases of one device
+//! build on each other.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::common::{check_suite, differs, text};
 use super::loading::{Loaded, Owned, load};
 
-/// The disks of the recorded machine: name, number, sectors. (Two of them are ram disks.)
+/// Name, number and sectors of the recorded machine's disks. Two of them are RAM disks.
 const DISKS: [(&str, &str, u64); 6] = [
     ("sda", "8:0", 16384),
     ("sdb", "8:16", 16384),
@@ -26,7 +26,7 @@ const DISKS: [(&str, &str, u64); 6] = [
     ("ram1", "1:1", 8192),
 ];
 
-/// The number of a disk by name or number. A number that is no disk's is one, but no path's.
+/// Looks up a disk by name or number. A number without a disk is valid, but no path has it.
 fn look_up(name: &str) -> Result<String, Errno> {
     let disk =
         DISKS.iter().find(|(disk, number, _)| name == format!("/dev/{disk}") || name == *number);
@@ -40,7 +40,7 @@ fn look_up(name: &str) -> Result<String, Errno> {
 /// A multipath device and the disks below it.
 struct World {
     loaded: Loaded,
-    /// Its own number in the log.
+    /// The number of the multipath device in the log.
     number: &'static str,
     line: String,
     log: Vec<(u64, String)>,
@@ -48,7 +48,7 @@ struct World {
     now_ns: u64,
 }
 
-/// How a read ended: the disk that served it, or "EIO", or "blocked".
+/// The outcome of a read: the disk that served it, or "EIO" or "blocked".
 type ReadResult = Result<&'static str, &'static str>;
 
 impl World {
@@ -56,7 +56,7 @@ impl World {
         Self::load(line, number).unwrap_or_else(|(_, log)| panic!("{line}: {log}"))
     }
 
-    /// Loads a table; the error is errno and line of the log.
+    /// Loads a table. The error is the errno and the line of the log.
     fn load(line: &str, number: &'static str) -> Result<Self, (Errno, String)> {
         let target = table::lines(line.as_bytes()).next().unwrap().unwrap();
         assert_eq!(target.kind, b"multipath");
@@ -97,7 +97,7 @@ impl World {
         format!("{} {table}", self.line)
     }
 
-    /// Does something with the multipath; its events go to the log and are counted.
+    /// Calls `act` with the multipath; logs and counts the events.
     fn with<R>(
         &mut self,
         act: impl FnOnce(&Owned, &mut dyn FnMut(blkswitch_core::multipath::Event)) -> R,
@@ -130,7 +130,7 @@ impl World {
         error.errno().name()
     }
 
-    /// One read, sent again as often as it takes. Disks in `down` answer with an error.
+    /// Sends one read until it succeeds or no path is left. Disks in `down` answer with an error.
     fn read(&mut self, down: &BTreeSet<String>) -> ReadResult {
         self.now_ns += 1000;
         let ask = Ask { bytes: 512, now_ns: self.now_ns, cpu: 0 };
@@ -160,7 +160,7 @@ impl World {
         differs(what, std::mem::take(&mut self.log), recorded_log(kmsg))
     }
 
-    /// The eight reads of a case, as far as it has any.
+    /// Checks the eight reads of a case, if it has any.
     fn check_reads(&mut self, case: &Value, down: &BTreeSet<String>) -> Result<(), String> {
         let Some(reads) = case["reads"].as_str() else { return Ok(()) };
         let results: Vec<ReadResult> = reads.split(' ').map(|_| self.read(down)).collect();
@@ -189,7 +189,7 @@ fn list(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
 }
 
-/// A table that is loaded and asked for its texts.
+/// Loads a table and checks its texts.
 fn replay_load(case: &Value) -> Result<(), String> {
     let mut log = recorded_log(&case["load_kmsg"]);
     log.retain(|(level, _)| *level < 5);
@@ -206,7 +206,7 @@ fn replay_load(case: &Value) -> Result<(), String> {
     }
 }
 
-/// Messages, then reads.
+/// Sends the messages of a case, then checks its reads.
 fn replay_steps(world: &mut World, case: &Value) -> Result<(), String> {
     for (number, step) in case["steps"].as_array().unwrap().iter().enumerate() {
         differs(&format!("step {number}"), world.message(text(step, "msg")), text(step, "result"))?;
@@ -218,8 +218,8 @@ fn replay_steps(world: &mut World, case: &Value) -> Result<(), String> {
     world.check_texts(case)
 }
 
-/// All paths up, then queueing on and all paths failed, then a read; what the case says happens;
-/// the read again.
+/// Reinstates all paths, then (if the case says so) turns queueing on and fails all paths. Reads,
+/// releases the read as the case says, and reads again.
 fn replay_queued(world: &mut World, case: &Value) -> Result<(), String> {
     let up = BTreeSet::new();
     let as_recorded = |read: ReadResult| read.map_or_else(|error| error, |_| "lun 0");
@@ -246,7 +246,7 @@ fn replay_queued(world: &mut World, case: &Value) -> Result<(), String> {
     world.check_texts(case)
 }
 
-/// Disks go down and come up, messages, then reads.
+/// Takes disks down and up, sends messages, then checks reads.
 fn replay_disks(
     world: &mut World,
     down: &mut BTreeSet<String>,
@@ -260,7 +260,7 @@ fn replay_disks(
     world.check_texts(case)
 }
 
-/// A switch over two multipath members.
+/// A switch whose two paths are multipath devices.
 struct TwoLayers {
     switch: Map<Box<[AtomicU64]>>,
     members: Vec<World>,
@@ -274,7 +274,7 @@ impl TwoLayers {
         Message::new().apply_text(&mut self.switch.writer().unwrap(), words.rest(), true).unwrap();
     }
 
-    /// A read of the switch. Its parts are added to `members` and `disks` as `member0 120+8`.
+    /// Reads from the switch. Adds the parts to `members` and `disks`, as `member0 120+8`.
     fn read(
         &mut self,
         mut at: u64,
@@ -335,7 +335,7 @@ fn replay_two_layers(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// mpath-089: a held read stays with its member, wherever its region has moved meanwhile.
+/// mpath-089: a held read stays with its member even if its region moves meanwhile.
 fn replay_held_below(both: &mut TwoLayers, case: &Value) -> Result<(), String> {
     let read =
         |both: &mut TwoLayers, at: u64| match both.read(at, 1, &mut Vec::new(), &mut Vec::new()) {
@@ -395,7 +395,7 @@ fn multipath() {
             61..=64 => replay_queued(&mut by_message, case),
             65..=71 => replay_disks(&mut by_disk, &mut down, case),
             72 => {
-                // What `dmsetup wait` waits for: the count of events goes up.
+                // `dmsetup wait` waits until this count of events goes up.
                 let before = by_disk.events;
                 assert_eq!(by_disk.message("fail_path 8:0"), "ok");
                 differs(
@@ -408,7 +408,8 @@ fn multipath() {
                 let member = &both.members[number as usize - 73];
                 differs("table", member.table().trim_end(), text(case, "table").trim_end())
             }
-            // The switch's own table, and a transcript of dmsetup: both are the daemon's.
+            // These two record the switch's own table and a transcript of dmsetup, which the daemon
+            // decides.
             75..=76 => Ok(()),
             77..=88 => replay_two_layers(&mut both, case),
             89 => replay_held_below(&mut both, case),
@@ -417,7 +418,7 @@ fn multipath() {
     });
 }
 
-/// The helper above would not notice a multipath that refuses what was parsed.
+/// `World::load` would not notice if `Multipath::new` refused a table that was parsed.
 #[test]
 fn groups_and_paths_of_different_tables_do_not_fit() {
     let load = |line| load(line, look_up).unwrap().multipath;

@@ -1,4 +1,4 @@
-//! A multipath target in boxed slices, as a daemon has it, for tests.
+//! Loads a multipath target into boxed slices, as a daemon does, for tests.
 
 use blkswitch_core::args::split_in_place;
 use blkswitch_core::error::Errno;
@@ -9,16 +9,16 @@ use blkswitch_core::multipath::{
 
 pub(crate) type Owned = Multipath<Box<[Group]>, Box<[Path]>>;
 
-/// A target and what its caller knows about it.
+/// A target and the devices that its caller opened.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) multipath: Owned,
-    /// What `open` gave for each path.
+    /// The number that `open` returned for each path.
     pub(crate) devices: Vec<String>,
     pub(crate) warnings: Vec<String>,
 }
 
-/// Loads a target's words. `open` gives the number of a device.
+/// Loads a target's words. `open` returns the number of a device.
 pub(crate) fn load(
     params: &str,
     open: impl Fn(&str) -> Result<String, Errno>,
@@ -50,12 +50,12 @@ pub(crate) fn load(
     Ok(Loaded { multipath, devices, warnings })
 }
 
-/// A target whose devices have the names that the line gives them.
+/// Loads a target. Each device is called by the name that the line gives it.
 pub(crate) fn new(params: &str) -> Owned {
     load(params, |name| Ok(name.to_owned())).unwrap().multipath
 }
 
-/// The attempt, if there is one.
+/// The attempt of a choice to send; otherwise `None`.
 pub(crate) fn send(choice: Choice) -> Option<Attempt> {
     match choice {
         Choice::Send(attempt) => Some(attempt),

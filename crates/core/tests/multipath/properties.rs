@@ -1,4 +1,4 @@
-//! The multipath target against the naive model, on random input; the life of a request.
+//! The multipath target against the naive model, on random input; and the life of a request.
 
 use blkswitch_core::model::multipath::{self as model, Spread};
 use blkswitch_core::multipath::outcome::{EIO, is_path_error};
@@ -14,7 +14,7 @@ fn message(multipath: &Owned, words: &str, on: &mut impl FnMut(Event)) {
 
 // ---- Against the model ----
 
-/// A group: how it spreads, and of each path its throughput and first CPU.
+/// A group: how it spreads requests, and the throughput and first CPU of each path.
 type GroupShape = (Spread, Vec<(u32, u16)>);
 
 fn shapes() -> impl Strategy<Value = Vec<GroupShape>> {
@@ -91,7 +91,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The real thing, the model beside it, and what is in flight.
+/// The target, the model, and the requests in flight.
 struct Both {
     real: Owned,
     model: model::Multipath,
@@ -102,7 +102,7 @@ struct Both {
 }
 
 impl Both {
-    /// The choice must be the model's.
+    /// Checks that the choice is the model's.
     fn chosen(&mut self, choice: Choice, bytes: u64, cpu: u16) -> Result<(), TestCaseError> {
         let path =
             if let Choice::Send(attempt) = &choice { Some(attempt.path() as usize) } else { None };
@@ -156,7 +156,7 @@ impl Both {
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         let (paths, groups) = (self.model.paths.len(), self.model.groups.len());
-        // Enough for an average to be old at times, and for paths that differ.
+        // Steps of the clock are long enough to make averages too old, and paths differ.
         self.now_ns += 1 + self.now_ns % 997 * u64::from(self.now_ns % 7 == 0) * 1000;
         match step {
             Step::Select { bytes, cpu } => {
@@ -227,7 +227,7 @@ impl Both {
         Ok(())
     }
 
-    /// Failures and reinstatements alternate for every path, each as often as the model says.
+    /// Failures and reinstatements of every path alternate, as often as in the model.
     fn check_events(&self) -> Result<(), TestCaseError> {
         for (number, path) in self.model.paths.iter().enumerate() {
             let about = self.events.iter().filter(|event| event.path() == Some(number as u32));
@@ -245,10 +245,10 @@ impl Both {
 }
 
 proptest! {
-    /// Every choice, verdict, count and event is the model's, but for the choice among the paths of
-    /// a group that spreads by measured times: that must be one that is up. In particular no
-    /// request goes to a failed path while another is up, as the model has only paths that are up
-    /// in its queues.
+    /// Every choice, verdict, count and event is the model's. Where a group spreads by measured
+    /// times, the model cannot know the choice, but the path must be up. The model queues only on
+    /// paths that are up, so this also shows that no request goes to a failed path while another
+    /// one is up.
     #[test]
     fn is_the_model(shapes in shapes(), steps in prop::collection::vec(step(), 1..120)) {
         let mut both = Both {
@@ -270,8 +270,8 @@ proptest! {
         prop_assert!(both.real.paths().iter().all(|path| path.in_flight() == 0 && path.bytes_in_flight() == 0));
     }
 
-    /// Whatever comes back and breaks meanwhile: a request comes to an end, and is never sent to a
-    /// path that is down.
+    /// A request ends, and is never sent to a path that is down, whatever paths come back and fail
+    /// meanwhile.
     #[test]
     fn a_request_comes_to_an_end(
         shapes in shapes(),
@@ -287,7 +287,7 @@ proptest! {
             prop_assert_eq!(attempt.sent_before(), sends);
             sends += 1;
             prop_assert!(sends <= multipath.num_paths() * SENDS_PER_PATH);
-            // While it is under way some of the paths that are down come back.
+            // Some of the failed paths come back while the request is in flight.
             let bits = back[sends as usize % back.len()];
             for path in (0..multipath.num_paths()).filter(|path| bits >> path & 1 != 0) {
                 multipath.reinstate_path(path, &mut |_| {});
@@ -309,7 +309,7 @@ fn a_request_that_is_sent_too_often_fails_although_a_path_is_up() {
     while let Some(attempt) = next.take() {
         sends += 1;
         assert!(sends <= multipath.max_sends());
-        // All come back at once, always.
+        // All paths come back at once, every time.
         (0..2).for_each(|path| assert!(!multipath.reinstate_path(path, &mut |_| {}) || sends > 1));
         match multipath.judge(attempt, EIO, 0, &mut |_| {}) {
             Verdict::Retry(attempt) => next = Some(attempt),

@@ -1,5 +1,5 @@
-//! Texts: errors of table lines with their position and what would be right, tables and states that
-//! no kernel was recorded with, messages, log lines.
+//! Texts: errors of table lines with their position and the allowed values, tables and states that
+//! no recording covers, messages, and log lines.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ fn texts(loaded: &Loaded) -> (String, String) {
     (loaded.multipath.info(device).to_string(), loaded.multipath.table(device).to_string())
 }
 
-/// `(line, the kernel's text, the word it is about, part of the sentence for people)`; no word: it
-/// is missing.
+/// `(line, the kernel's text, the wrong word, part of the sentence for people)`. The word is `None`
+/// if it is missing.
 #[rustfmt::skip]
 const REFUSED: &[(&str, &str, Option<&str>, &str)] = &[
     ("", "invalid number of feature args", None, "is missing: it must be a decimal number up to 8"),
@@ -90,7 +90,7 @@ fn refused_lines() {
         let errno = if text.contains("device") { Errno::Enoent } else { Errno::Einval };
         assert_eq!(error.errno(), errno, "{line}");
     }
-    // Every kind of error is in the list above.
+    // The list above covers every kind of error.
     let kinds: BTreeSet<String> =
         REFUSED.iter().map(|(line, ..)| format!("{:?}", refused(line).kind)).collect();
     let kinds: BTreeSet<&str> =
@@ -106,7 +106,7 @@ fn tables_are_normalised() {
             "3 queue_if_no_path pg_init_delay_msecs 0 1 rdac 1 1 queue-length 0 1 1 a 1 ",
             "2 1 0 0 1 1 E 0 1 1 a A 0 0 ",
         ),
-        // Bios know no handlers: a bad one is not noticed.
+        // In bio mode, nobody looks at the handler's words, so an unknown handler is not an error.
         (
             "2 queue_mode bio 2 scsi x 1 1 round-robin 0 1 1 a 0",
             "3 retain_attached_hw_handler queue_mode bio 0 1 1 round-robin 0 1 1 a 0 ",
@@ -130,7 +130,7 @@ fn tables_are_normalised() {
     ] {
         let loaded = load(line, open).unwrap();
         assert_eq!(texts(&loaded), (info.to_owned(), table.to_owned()), "{line}");
-        // What a table says makes the same table.
+        // The text of a table, loaded again, gives the same text.
         assert_eq!(texts(&load(table, open).unwrap()).1, table);
     }
 }
@@ -237,7 +237,7 @@ fn messages_that_are_refused() {
     assert_eq!(lookup.of_word(b"/dev/x").to_string(), "message: error getting device /dev/x");
     assert_eq!(lookup.errno(), Errno::Enodev);
 
-    // A device in two groups is failed in both.
+    // A message about a device that is a path of two groups fails both paths.
     assert_eq!(apply(&["FAIL_PATH", "a"]), Ok(()));
     assert_eq!((loaded.multipath.live_paths(), texts(&loaded).0.matches(" F 1 ").count()), (0, 2));
 }

@@ -1,5 +1,5 @@
-//! Several queues at once. Each test runs real threads for a while; what must hold is checked on
-//! every request.
+//! Several queues at once. Each test runs real threads for a while and checks the promises on every
+//! request.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -11,16 +11,16 @@ use blkswitch_core::multipath::{Ask, Choice, Event, Verdict};
 
 use super::loading::{new, send};
 
-/// Long enough for a few hundred thousand requests, and for the system to interrupt each thread at
-/// odd places.
+/// How long a test runs: enough for a few hundred thousand requests, and for the system to
+/// interrupt each thread at odd places.
 const RUN: Duration = Duration::from_millis(400);
-/// Longer where the machine has other things to do, until each thread has done this much,
+/// On a busy machine a test runs longer, until each thread has done this many requests.
 const ENOUGH: u64 = 1000;
-/// but not for ever.
+/// The longest time to wait for [`ENOUGH`].
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUEUES: u64 = 4;
 
-/// xorshift: numbers that differ between threads.
+/// The next number of a xorshift generator. Each thread has its own seed.
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -28,7 +28,7 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-/// While paths fail and come back, but one is up at every moment, no request is turned away.
+/// Paths fail and come back, but one is up at every moment: no request is turned away.
 #[test]
 fn a_path_is_found_as_long_as_there_is_one() {
     let line = "0 0 2 1 round-robin 0 2 0 a b queue-length 0 2 0 c d";
@@ -47,8 +47,7 @@ fn a_path_is_found_as_long_as_there_is_one() {
                 }
             });
         }
-        // One path after the other is the only one that is up; the next comes up before it goes
-        // down.
+        // One path at a time is up. The next one comes up before the current one goes down.
         (1..4).for_each(|path| assert!(multipath.fail_path(path, &mut |_| {})));
         let (end, mut seed, mut only) = (Instant::now() + RUN, 1, 0);
         let mut turns = 0;
@@ -65,8 +64,8 @@ fn a_path_is_found_as_long_as_there_is_one() {
     assert!(multipath.paths().iter().all(|path| path.in_flight() == 0));
 }
 
-/// Queues fail paths, a checker brings them back: every request ends once, and at rest every count
-/// is right.
+/// Queues fail paths, and a checker brings them back. Every request ends once, and all counts are
+/// right when the threads have stopped.
 #[test]
 fn counts_are_right_in_the_end() {
     let multipath =
@@ -144,7 +143,7 @@ fn counts_are_right_in_the_end() {
     assert_eq!(multipath.live_paths() as usize, up);
 }
 
-/// All queues together use every path of round-robin alike.
+/// All queues together use the paths of round-robin equally.
 #[test]
 fn round_robin_is_fair_over_all_queues() {
     const EACH: usize = 50_000;
@@ -163,8 +162,9 @@ fn round_robin_is_fair_over_all_queues() {
             });
         }
     });
-    // Each lost race (a path taken without its turn) is one off; they are a small part of all
-    // choices, one or two in a hundred where processors have nothing else to do.
+    // A queue that loses too many races takes a path without its turn, which makes the counts
+    // uneven by one. This happens in one or two of a hundred choices if the processors are
+    // otherwise idle.
     let used = used.into_inner().unwrap();
     let fair = QUEUES as usize * EACH / 3;
     assert!(
