@@ -47,7 +47,7 @@ pub enum ParamsErrorKind {
     },
     /// The line ends within a group.
     GroupWords,
-    /// An unknown selector.
+    /// The name of a selector is unknown.
     SelectorName,
     /// The count of a selector's words.
     SelectorCount,

@@ -34,13 +34,13 @@ pub const MAX_PG_INIT_RETRIES: u32 = 50;
 /// Largest value of `pg_init_delay_msecs`.
 pub const MAX_PG_INIT_DELAY_MSECS: u32 = 60_000;
 
-/// How the kernel would take requests. blkswitch only writes it back into the text of the table.
+/// How the kernel would take requests. In blkswitch it only changes the text of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueMode {
     /// `rq`, `mq` or no word.
     #[default]
     Request,
-    /// `bio`.
+    /// `bio`: the handler's words are skipped.
     Bio,
 }
 
@@ -54,7 +54,7 @@ pub enum Handler {
     Emc,
     /// HP/Compaq MSA arrays, `hp_sw`.
     HpSw,
-    /// LSI/Engenio arrays, `rdac`.
+    /// Arrays of LSI/Engenio, `rdac`.
     Rdac,
 }
 
@@ -337,8 +337,8 @@ impl<'a> Params<'a> {
             let kind = ParamsErrorKind::GroupMismatch { found, expected };
             return Err(ParamsError { kind, at: self.words.all.len() });
         }
-        // The kernel checks the handler when it reaches the first path, so a line without paths
-        // never fails for it.
+        // The kernel checks the handler with the first path, and never in a line without paths. The
+        // core refuses an unknown handler there, too.
         match self.bad_handler_at {
             Some(at) => Err(ParamsError { kind: ParamsErrorKind::Handler, at }),
             None => Ok(None),

@@ -47,7 +47,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Parses `[<base_weight> [<threshold_multiplier>]]`.
+    /// Parses the words `[<base_weight> [<threshold_multiplier>]]`.
     pub(super) fn parse(args: &[&[u8]]) -> Option<Self> {
         let (weight, threshold) = match *args {
             [] => (DEFAULT_WEIGHT, 0),

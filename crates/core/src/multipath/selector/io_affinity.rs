@@ -25,7 +25,7 @@ const CHUNK_DIGITS: usize = 8;
 pub struct CpuMask([u64; WORDS]);
 
 impl CpuMask {
-    /// The empty set.
+    /// The set without a CPU.
     pub const NONE: Self = Self([0; WORDS]);
 
     /// Parses a mask like the kernel: hexadecimal, in chunks of at most 8 digits with commas
