@@ -1,4 +1,4 @@
-//! A switch device over the given addresses, served over NBD: the library without the daemon.
+//! Serves a switch device over the given addresses with NBD: the library without the daemon.
 //!
 //! `cargo run --release -p blkswitch-io --example serve -- SOCKET REGION_SECTORS ADDRESS...`
 

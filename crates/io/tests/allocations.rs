@@ -1,6 +1,7 @@
-//! In steady state the way of a request allocates nothing, through a switch over multipath devices.
-//! A program of its own, as it counts every allocation of the thread that carries the requests out.
-//! (The test harness has another thread, which allocates when it likes.)
+//! In steady state a request through a switch over multipath devices allocates nothing.
+//!
+//! The test is a program of its own because it counts every allocation of the thread that carries
+//! the requests out. The test harness has another thread, which allocates at any time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,7 +20,7 @@ use blkswitch_io::{Device, Leaf, LeafOptions, Queues, TableBuilder, Target, To};
 struct Counting;
 
 thread_local! {
-    // Without a destructor or anything to make first: a look at it allocates nothing.
+    // `const` and without a destructor, so that reading the counter does not allocate.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -27,16 +28,16 @@ fn allocations() -> u64 {
     ALLOCATIONS.get()
 }
 
-// SAFETY: the system's allocator, with a count beside it.
+// SAFETY: forwards to the system's allocator; the counter does not touch the memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `dealloc`.
         unsafe { System.dealloc(memory, layout) }
     }
 }
@@ -47,7 +48,7 @@ static GLOBAL: Counting = Counting;
 const SECTORS: u64 = 2048;
 const BATCH: u64 = 16;
 
-/// The one queue here.
+/// The ids of the only queue of this program.
 static QUEUES: LazyLock<Queues> = LazyLock::new(|| Queues::of_pipelines(1));
 
 fn leaf() -> Arc<Leaf> {
@@ -113,7 +114,7 @@ fn requests_through_a_switch_over_multipaths_allocate_nothing() {
     let mut batch = |seed: u64| {
         for token in 0..BATCH {
             let op = if (seed + token).is_multiple_of(3) { Op::Write } else { Op::Read };
-            // Some within a region, some over several.
+            // Some requests stay within a region, some cross several.
             let sectors = if token.is_multiple_of(4) { 60 } else { 4 };
             let offset = (seed * 7919 + token * 131) % (SECTORS - 64) * 512;
             let span = Span(data.as_mut_ptr());

@@ -1,5 +1,5 @@
 //! Connections against real queue threads: clients that pause, stop half-way, lie, flood, never
-//! read, or die, beside others that must not notice.
+//! read or die. Other clients must not notice them.
 
 mod support;
 
@@ -18,20 +18,20 @@ use support::{
 };
 
 const MIB: usize = 1 << 20;
-// NBD's numbers of errors.
+// Error numbers of the NBD protocol.
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 
-/// A world with one device `disk` over memory.
+/// Makes a world with one device `disk` over memory.
 fn memory(queues: usize) -> World {
     let world = World::new(queues);
     world.device("disk", world.linear(&world.leaf("mem:128M")));
     world
 }
 
-/// Another client finds the device in order.
+/// Checks that another client can write and read the device.
 #[track_caller]
 fn assert_serves(world: &World) {
     let mut client = world.connect("disk");
@@ -40,7 +40,7 @@ fn assert_serves(world: &World) {
     client.flush().unwrap();
 }
 
-/// The server has ended the connection.
+/// Checks that the server has closed the connection.
 #[track_caller]
 fn assert_closed(socket: &mut UnixStream) {
     let mut rest = Vec::new();
@@ -50,9 +50,9 @@ fn assert_closed(socket: &mut UnixStream) {
     }
 }
 
-/// Three writes of 32 MiB are more than a connection may have lent, so the third waits in the input
-/// buffer, and while it waits a receive into that buffer is under way. The body that comes then
-/// belongs to the write, not behind it.
+/// Three writes of 32 MiB are more than one connection may borrow, so the third waits in the input
+/// buffer. While it waits, the server receives into that buffer. The body that arrives then belongs
+/// to the write and must not be read as the next request.
 #[test]
 fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
     let world = memory(1);
@@ -65,7 +65,7 @@ fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
         client.send(0, WRITE, (n * len) as u64, len as u32, &data[n * len..][..len]).unwrap();
     }
     client.send(0, WRITE, 2 * len as u64, len as u32, &[]).unwrap();
-    // Until the server has all that was sent, and waits for more.
+    // Give the server time to read all that was sent, and to wait for more.
     std::thread::sleep(Duration::from_millis(100));
     device.resume().unwrap();
     for _ in 0..2 {
@@ -79,8 +79,8 @@ fn the_body_of_a_write_that_had_to_wait_arrives_whole() {
     );
 }
 
-/// A client that has left, with requests at the gate of a suspended device, is let go: the device
-/// can be removed. One that only waits is not.
+/// A client leaves with requests at the gate of a suspended device. The server lets it go, so that
+/// the device can be removed. A client that only waits keeps its connection.
 #[test]
 fn clients_that_have_left_a_suspended_device_are_let_go() {
     let world = memory(1);
@@ -103,8 +103,8 @@ fn clients_that_have_left_a_suspended_device_are_let_go() {
     assert_eq!(stays.read(0, 512).unwrap(), [0; 512], "what was given up is not carried out");
 }
 
-/// A client that has lost its connection sends again, on a new one, what was not answered, and goes
-/// on. Its old write must not overtake that: the new connection is answered when it has ended.
+/// A client that has lost its connection sends the unanswered requests again on a new one, and goes
+/// on. Its old write must not overtake them, so the new connection is answered when it has ended.
 #[test]
 fn a_newer_connection_waits_for_the_writes_of_the_older_ones() {
     let world = World::new(2);
@@ -122,7 +122,7 @@ fn a_newer_connection_waits_for_the_writes_of_the_older_ones() {
     new.write(0, &[2; 512]).unwrap();
     assert_eq!(old.reply().unwrap(), (0, 1), "the old one is alive and was answered");
     assert_eq!(new.read(0, 512).unwrap(), [2; 512]);
-    // The client closes the old one with a write under way.
+    // The client closes the old connection while a write is in flight.
     old.send(0, WRITE, 0, 512, &[3; 512]).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     drop((old, new));
@@ -132,8 +132,8 @@ fn a_newer_connection_waits_for_the_writes_of_the_older_ones() {
     assert_eq!(new.read(0, 512).unwrap(), [4; 512]);
 }
 
-/// What a client that has left has at a closed gate is dropped before the newer connection is
-/// answered; reads that are under way, and other devices, hold nobody up.
+/// When a newer connection arrives, the server first drops the requests that the older one left at
+/// a closed gate. Reads in flight and other devices do not delay the newer connection.
 #[test]
 fn what_the_older_connection_left_at_a_gate_is_dropped() {
     let world = memory(2);
@@ -156,8 +156,9 @@ fn what_the_older_connection_left_at_a_gate_is_dropped() {
     assert_eq!(reader.reply().unwrap(), (0, 1));
 }
 
-/// A client that names the place of its connection ends the older one of that place: nothing more is
-/// read from it, also if it looks healthy and half a write has come. Other places stay.
+/// A client that names the place of its connection ends the older connection of that place. The
+/// server reads no more from it, even if it looks healthy and has sent half a write. Connections of
+/// other places stay.
 #[test]
 fn a_connection_takes_the_place_of_the_one_that_the_client_names() {
     let world = memory(2);
@@ -172,14 +173,14 @@ fn a_connection_takes_the_place_of_the_one_that_the_client_names() {
         conn.write_all(&request(0, FLUSH, 7, 0, 0)).unwrap();
         let mut reply = [0; 20];
         conn.read_exact(&mut reply).unwrap();
-        // A structured reply: done, without data, to request 7.
+        // A structured reply to request 7: done, without data.
         assert_eq!(reply[..4], [0x66, 0x8e, 0x33, 0xef]);
         assert_eq!(reply[4..], [&[0, 1, 0, 0][..], &[0, 0, 0, 0, 0, 0, 0, 7], &[0; 4]].concat());
     }
     assert_eq!(world.connect("disk").read(0, 1024).unwrap(), [0; 1024], "half a write is none");
 }
 
-/// A connection to `disk` that takes the place of older ones of the same name.
+/// Connects to `disk`, in the place of older connections with the same name.
 fn in_place(path: &Path, place: &str) -> UnixStream {
     let mut socket = UnixStream::connect(path).unwrap();
     let query = format!("blkswitch:replaces={place}");
@@ -187,7 +188,7 @@ fn in_place(path: &Path, place: &str) -> UnixStream {
     let list = [&len("disk")[..], b"disk", &[0, 0, 0, 1], &len(&query), query.as_bytes()].concat();
     let options = [option(8, &[]), option(9, &list), option(1, b"disk")].concat();
     socket.write_all(&[&[0, 0, 0, 3], &options[..]].concat()).unwrap();
-    // The greeting, a reply to each option, and the context with 16 digits behind an @.
+    // The greeting, a reply to each option, and the context with `@` and 16 digits at its end.
     let mut answers = vec![0; 18 + 20 + (20 + 4 + query.len() + 17) + 20 + 10];
     socket.read_exact(&mut answers).unwrap();
     let text = String::from_utf8_lossy(&answers);
@@ -195,7 +196,7 @@ fn in_place(path: &Path, place: &str) -> UnixStream {
     socket
 }
 
-/// The administrator sees who has a device open, and ends it.
+/// The administrator lists the clients of a device and disconnects one.
 #[test]
 fn clients_are_shown_and_ended() {
     let world = memory(2);
@@ -221,7 +222,7 @@ fn clients_are_shown_and_ended() {
     eventually("both are gone", || world.pool.clients().is_empty());
 }
 
-/// A handshake looks devices up while another is being made: neither may wait for the other.
+/// A handshake looks up devices while another device is being made. Neither may wait for the other.
 #[test]
 fn devices_are_made_while_clients_connect() {
     let world = Arc::new(memory(2));
@@ -249,9 +250,9 @@ fn devices_are_made_while_clients_connect() {
     clients.into_iter().for_each(|client| client.join().unwrap());
 }
 
-/// More requests than a connection may have in flight, read as fast as they are answered or not:
-/// those that were held back go on when answers have left, whether they left at once or through the
-/// ring.
+/// A client sends more requests than a connection may have in flight, and reads the answers fast or
+/// slowly. The server goes on with the rest when answers have been sent, whether directly or
+/// through the ring.
 #[test]
 fn requests_held_back_by_the_limits_go_on() {
     for pause in [Duration::ZERO, Duration::from_millis(100)] {
@@ -270,8 +271,8 @@ fn requests_held_back_by_the_limits_go_on() {
     }
 }
 
-/// More requests than a connection may have in flight, then the end of what the client says: it
-/// gets every answer.
+/// A client sends more requests than a connection may have in flight, and then shuts down its side.
+/// It still gets every answer.
 #[test]
 fn a_client_that_has_said_all_gets_all_answers() {
     let world = memory(1);
@@ -280,8 +281,8 @@ fn a_client_that_has_said_all_gets_all_answers() {
     let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, 512)).collect();
     client.socket.write_all(&requests).unwrap();
     client.socket.shutdown(Shutdown::Write).unwrap();
-    // What is not read holds the server up: everything it may lend is under way, the rest waits in
-    // its buffer.
+    // The client does not read, so the server stops: all that it may lend is in flight, and the
+    // rest waits in its buffer.
     std::thread::sleep(Duration::from_millis(100));
     let mut data = [0; 512];
     for n in 0..count {
@@ -405,7 +406,7 @@ fn requests_that_cannot_be_read_end_their_connection_only() {
     }
 }
 
-/// A client that lies while a reply to it cannot be sent: its connection ends all the same.
+/// The server drops a client that sends garbage even while a reply to it cannot be sent.
 #[test]
 fn a_client_that_lies_and_does_not_read_is_dropped() {
     let world = memory(1);
@@ -434,15 +435,15 @@ fn a_flood_of_options_ends() {
         socket.read_exact(&mut greeting).unwrap();
         let mut reader = socket.try_clone().unwrap();
         let reading = std::thread::spawn(move || assert_closed(&mut reader));
-        // The server may have hung up long before all is sent.
+        // The server may close the connection before all is sent.
         let _ = socket.write_all(&[&3u32.to_be_bytes()[..], &bytes].concat());
         reading.join().unwrap_or_else(|_| panic!("{what}: the connection stays"));
         assert_serves(&world);
     }
 }
 
-/// Handshakes that get nowhere are dropped after ten seconds, connections that are idle after
-/// theirs are not.
+/// A handshake without progress is dropped after ten seconds. A connection that is idle after its
+/// handshake is not.
 #[test]
 fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
     let world = memory(2);
@@ -459,14 +460,14 @@ fn a_handshake_has_its_time_and_an_idle_client_all_of_it() {
     for socket in &mut silent {
         assert_closed(socket);
         let took = start.elapsed();
-        // After ten seconds, and what a busy machine needs to come to it. (An idle client is not
-        // dropped within HANG.)
+        // Ten seconds, and some more on a busy machine. The server does not drop an idle client
+        // within `HANG`.
         assert!((8..40).contains(&took.as_secs()), "dropped after {took:?}");
     }
     assert_eq!(idle.read(0, 512).unwrap(), [0; 512]);
 }
 
-/// Nor does a client that never reads keep the server from stopping.
+/// A client that never reads does not keep the server from stopping.
 #[test]
 fn a_stop_waits_for_no_client_that_does_not_read() {
     let world = memory(2);
@@ -482,8 +483,7 @@ fn a_stop_waits_for_no_client_that_does_not_read() {
     drop((client, world));
 }
 
-/// A stop in the middle of everything: every request that was answered with success is carried out,
-/// none hangs.
+/// A stop under load: every request that was answered with success was carried out, and none hangs.
 #[test]
 fn a_stop_under_load_finishes_what_it_answers() {
     let world = World::new(2);
@@ -493,8 +493,7 @@ fn a_stop_under_load_finishes_what_it_answers() {
     suspended.suspend().unwrap();
     let mut parked = world.connect("suspended");
     parked.send(0, READ, 0, 512, &[]).unwrap();
-    // The answers of a body that never comes whole, and of a request at a closed gate, are not
-    // waited for.
+    // The server waits neither for the rest of a body nor for a request at a closed gate.
     let mut torn = world.connect("disk");
     torn.send(0, WRITE, 0, 64 << 10, &[1; 100]).unwrap();
 
@@ -534,7 +533,7 @@ fn a_stop_under_load_finishes_what_it_answers() {
         assert!(written > 0);
         for slot in 0..written.min(64) {
             let offset = ((writer as u64 * 64 + slot) * 4096) as usize;
-            // The last write to this slot that was answered, or the one that was not any more.
+            // The last write to this slot that was answered, or a later one whose answer was lost.
             let last = (written - 1 - slot) / 64 + 1;
             let byte = files[offset / 4096 % 2][offset];
             let fits = [last, last + 1].map(|n| (1 + (n - 1) % 250) as u8);
@@ -548,8 +547,8 @@ fn a_stop_under_load_finishes_what_it_answers() {
     assert_ne!(parked.reply().map(|(error, _)| error).ok(), Some(0));
 }
 
-/// A clean stop finishes what is under way, and flushes: the power may go right behind it. Nobody
-/// asks for a flush here.
+/// A clean stop finishes the requests in flight and flushes, so the power may fail right after it.
+/// The client sends no flush here.
 #[test]
 fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
     const WRITES: u64 = 64;
@@ -565,8 +564,8 @@ fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
             let replies = (0..count).map_while(|_| client.reply().ok());
             replies.filter(|(error, _)| *error == 0).map(|(_, cookie)| cookie).collect()
         };
-        // All are answered before the stop; or it begins when one is, with most of them still under
-        // way.
+        // The stop begins after all answers, or after the first one, with most writes still in
+        // flight.
         let mut answered = answers(&mut client, if late { WRITES } else { 1 });
         let world = in_time("stopping", move || {
             world.pool.stop();
@@ -589,7 +588,7 @@ fn what_was_answered_by_a_clean_stop_survives_a_power_cut() {
     }
 }
 
-/// Far more pieces in one turn than the rings hold.
+/// One turn brings far more pieces than the rings hold.
 #[test]
 fn more_pieces_at_once_than_the_rings_hold() {
     let world = World::new(1);
@@ -606,7 +605,7 @@ fn more_pieces_at_once_than_the_rings_hold() {
         for _ in 0..8 {
             assert_eq!(client.reply().unwrap().0, 0, "round {round}");
         }
-        // All at once, by a single call.
+        // Send all requests with a single call.
         let reads: Vec<u8> = (0..32u64)
             .flat_map(|n| request(0, READ, 1000 + n, n % 8 * len as u64, len as u32))
             .collect();

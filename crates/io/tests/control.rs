@@ -1,5 +1,5 @@
-//! Control against real queue threads while clients are at work: messages, suspends, reloads,
-//! removals.
+//! The control side against real queue threads while clients are at work: messages, suspends,
+//! reloads, removals.
 
 mod support;
 
@@ -16,23 +16,23 @@ use blkswitch_io::{Device, DeviceError, Leaf, Table, TableBuilder};
 
 use support::{Client, FLUSH, FUA, READ, WRITE, World, eventually, in_time, switch};
 
-/// NBD's number.
+/// The error number of the NBD protocol.
 const EIO: u32 = 5;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
-/// Sectors of a region: two blocks.
+/// Sectors of a region: two blocks of the clients.
 const REGION: u32 = 16;
 const STORM: Duration = Duration::from_secs(4);
-/// What makes a storm: so many writes and messages at least, however long a busy machine takes for
-/// them.
+/// Smallest number of writes and of messages that count as a storm. On a busy machine the test runs
+/// until it has seen so many.
 const ENOUGH: u64 = 500;
 
-/// Block `block` as it is written for the `count`th time.
+/// The data that the `count`th write of block `block` has.
 fn content(block: u64, count: u64) -> Vec<u8> {
     [block + 1, count].map(u64::to_le_bytes).concat().repeat(BLOCK / 16)
 }
 
-/// How often the block had been written; panics if this is no content of that block.
+/// How often the block has been written. Panics if the data belongs to another block.
 fn count(data: &[u8], block: u64) -> u64 {
     let count = u64::from_le_bytes(data[8..16].try_into().unwrap());
     if count == 0 {
@@ -47,8 +47,8 @@ fn count(data: &[u8], block: u64) -> u64 {
     count
 }
 
-/// Tables over the same leaves: a switch with its paths in any order, alone or split in two, or
-/// through a device.
+/// Tables over the same leaves: a switch with its paths in any order, alone, split in two, or over
+/// another device.
 fn table(leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Table {
     let sectors = BLOCKS * 8;
     let mut table = TableBuilder::new(false);
@@ -63,10 +63,10 @@ fn table(leaves: &[Arc<Leaf>], below: &Arc<Device>, random: &mut Random) -> Tabl
     table.build().unwrap()
 }
 
-/// Clients write blocks of their own, know the last count that was acknowledged, and read them
-/// back, while regions are remapped, the device is suspended, resumed and reloaded, and so is one
-/// below. Then: nothing stands at a wrong address on any leaf, and the last acknowledged write of
-/// every block stands on one of them.
+/// Clients write blocks of their own, remember the last acknowledged count, and read the blocks
+/// back. Meanwhile regions are remapped, and the device and one below it are suspended, resumed and
+/// reloaded. In the end no leaf has data at a wrong address, and some leaf has the last
+/// acknowledged write of every block.
 #[test]
 fn a_storm_of_control_loses_and_misplaces_nothing() {
     let world = Arc::new(World::new(3));
@@ -103,7 +103,8 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
                         }
                         1 => {
                             let device = if random.chance(500_000) { &device } else { &below };
-                            // The other thread's resume may come before nothing is in flight.
+                            // The other thread may resume the device before this suspend has
+                            // drained it.
                             let suspended = device.suspend();
                             let given_up = matches!(suspended, Err(DeviceError::GivenUp(_)));
                             assert!(given_up || suspended.is_ok(), "{suspended:?}");
@@ -181,8 +182,8 @@ fn a_storm_of_control_loses_and_misplaces_nothing() {
     }
 }
 
-/// Waits until a resume has taken the inactive table: besides the device and this, it holds it
-/// then.
+/// Waits until a resume has taken the inactive table. From then on three owners hold it: this test,
+/// the device and the resume.
 #[track_caller]
 fn until_taken(device: &Device) {
     eventually("the resume has begun", || {
@@ -190,7 +191,7 @@ fn until_taken(device: &Device) {
     });
 }
 
-/// A message may come in slowly. A resume waits for it, the clients do not.
+/// A message may arrive slowly. A resume waits for its end; clients do not.
 #[test]
 fn a_slow_message_holds_up_a_resume_and_no_request() {
     let world = World::new(2);
@@ -211,15 +212,14 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     client.read(0, 512).unwrap();
 }
 
-/// What is loaded while a resume is on its way is for the next one, and not thrown away by the
-/// first.
+/// A table that is loaded during a resume is kept for the next resume.
 #[test]
 fn a_table_loaded_during_a_resume_is_kept_for_the_next() {
     let world = World::new(1);
     let leaves = [world.leaf("mem:1M"), world.leaf("mem:1M")];
     let device = world.device("disk", world.switch(&leaves, 8));
     device.load(world.linear(&leaves[0])).unwrap();
-    // The resume waits for the message.
+    // The open message keeps the resume waiting.
     let messenger = device.messenger(0).unwrap();
     let resume = std::thread::spawn({
         let device = device.clone();
@@ -254,8 +254,8 @@ fn a_device_in_use_stays_and_goes_with_its_last_client_when_told_to() {
     world.connect("disk").read(0, 512).unwrap();
 }
 
-/// A suspended device with clients that wait: they get their answers when it is resumed, and may
-/// leave before.
+/// Clients wait at a suspended device. They get their answers when it is resumed, and may leave
+/// before.
 #[test]
 fn clients_wait_at_a_closed_gate_and_may_leave() {
     let world = World::new(2);
@@ -285,8 +285,8 @@ fn clients_wait_at_a_closed_gate_and_may_leave() {
     assert!((0..4).all(|n| data[n * 512] == n as u8 + 1), "what was asked before leaving is done");
 }
 
-/// A file leaf may hold what an earlier process wrote and never flushed: the first flush reaches
-/// it.
+/// A file may hold data that an earlier process wrote and never flushed. So the first flush of a
+/// new leaf reaches the file.
 #[test]
 fn the_first_flush_after_opening_reaches_a_file() {
     let world = World::new(1);
@@ -298,8 +298,8 @@ fn the_first_flush_after_opening_reaches_a_file() {
     assert_eq!(device.live().unwrap().path_totals(0).flushes, 1, "and the second need not");
 }
 
-/// A message drains nothing: what was mapped before it ends on the old path. A suspend behind it
-/// waits for that.
+/// A message drains nothing: a request that was mapped before it ends on the old path. A suspend
+/// after the message waits for that request.
 #[test]
 fn a_suspend_is_the_barrier_behind_a_remap() {
     let world = World::new(1);
@@ -308,7 +308,7 @@ fn a_suspend_is_the_barrier_behind_a_remap() {
     let Engine::Sim(old) = leaves[0].engine() else { unreachable!("a sim leaf") };
     let mut client = world.connect("disk");
     let write = client.send(0, WRITE, 0, 512, &[9; 512]).unwrap();
-    // Answered behind it: the write has been mapped.
+    // The read is answered after the write was mapped.
     client.send(0, WRITE, 8 * 512, 512, &[1; 512]).unwrap();
     client.reply().unwrap();
     assert!(device.messenger(0).unwrap().writer().unwrap().set(0, 1));
@@ -319,7 +319,7 @@ fn a_suspend_is_the_barrier_behind_a_remap() {
     assert_eq!(client.read(0, 512).unwrap(), [0; 512], "the new path");
 }
 
-/// As many devices on one another as may be, and one more, which is refused.
+/// Devices may be stacked up to `MAX_DEPTH`. One more level is refused.
 #[test]
 fn devices_stand_so_deep_and_no_deeper() {
     let world = World::new(1);
@@ -336,11 +336,11 @@ fn devices_stand_so_deep_and_no_deeper() {
     let error = above.load(world.linear_on(&chain[MAX_DEPTH - 1], 128)).unwrap_err();
     assert!(matches!(error, DeviceError::TooDeep), "{error}");
     assert!(error.to_string().contains(&format!("more than {MAX_DEPTH} deep")), "{error}");
-    // One less is below a device that stands on the second highest.
+    // A device of one level less may be below the second highest.
     above.load(world.linear_on(&chain[MAX_DEPTH - 2], 128)).unwrap();
     assert_eq!(client.read(0, 512).unwrap(), [7; 512], "the chain is as it was");
-    // A device does not know who stands on it: a level that is put in below is not refused, and the
-    // highest fails I/O.
+    // A device does not know which devices are above it. So a level that is inserted below is
+    // accepted, and the highest device fails I/O.
     let lowest = world.device("lowest", world.linear(&leaf));
     chain[0].load(world.linear_on(&lowest, 128)).unwrap();
     chain[0].resume().unwrap();

@@ -1,5 +1,5 @@
-//! Engines that lie, below the real pipeline: whatever a leaf answers, every request is answered
-//! once, and a read that succeeds has only bytes that the leaf has given for it.
+//! Engines that lie, below the real pipeline. Whatever a leaf answers, every request is answered
+//! once, and a read that succeeds returns only bytes that the leaf gave for it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,27 +17,27 @@ const TRUE: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lie {
-    /// None.
+    /// Answers every operation correctly.
     Nothing,
-    /// More bytes than were asked for.
+    /// Answers with more bytes than the request has.
     More,
-    /// Fewer.
+    /// Answers with fewer bytes than the request has.
     Less,
-    /// No bytes.
+    /// Answers with an empty slice.
     Zero,
-    /// Done, without any bytes for a read.
+    /// Answers "done" without bytes, also for a read.
     Done,
-    /// Bytes for what is no read.
+    /// Answers without bytes for a read, and with bytes for any other request.
     Bytes,
-    /// It is forgotten.
+    /// Drops the operation without an answer.
     Forgotten,
-    /// Refused so that one would ask again, for ever.
+    /// Answers `EAGAIN` every time.
     Again,
-    /// Refused with a number that is no errno.
+    /// Fails with a number that is no errno.
     NoErrno,
-    /// The engine panics.
+    /// Panics when it gets an operation.
     Panic,
-    /// Answered after its time.
+    /// Answers after the time limit.
     Late,
 }
 
@@ -46,7 +46,7 @@ struct Liar {
     kept: Arc<Kept>,
 }
 
-/// What is to be answered late.
+/// Operations to answer late, and whether the time limit is long.
 #[derive(Default)]
 struct Kept {
     ops: Mutex<Vec<CustomOp>>,
@@ -94,7 +94,7 @@ fn driver_over(lie: Lie) -> (Driver, u32, Arc<Kept>) {
     (driver, device, kept)
 }
 
-/// All that a request may ask, each over memory that holds a secret. By token.
+/// Sends a request of each kind, over memory that holds a secret. Returns the answers by token.
 fn ask_all(driver: &mut Driver, device: u32) -> Vec<Answer> {
     let zeroes = Op::WriteZeroes { no_hole: false, fast: false };
     let ops = [(Op::Read, false), (Op::Write, false), (Op::Write, true), (Op::Discard, false)];
@@ -126,7 +126,7 @@ fn a_read_never_succeeds_with_bytes_that_the_leaf_did_not_give() {
         if answers[0].errno == 0 {
             assert!(answers[0].data.iter().all(|byte| *byte == TRUE), "{lie:?}");
         }
-        // What has no bytes to bring may be done without any.
+        // Requests without data may be answered without any.
         let is_honest = matches!(lie, Lie::Nothing | Lie::Done);
         for answer in &answers[1..] {
             assert_eq!(answer.errno == 0, is_honest, "{lie:?}: {answer:?}");
@@ -135,8 +135,8 @@ fn a_read_never_succeeds_with_bytes_that_the_leaf_did_not_give() {
     }
 }
 
-/// The memory is its owner's again when the time is over: an answer that comes later changes
-/// nothing, of that request or of the next in its place.
+/// When the time limit is over, the memory belongs to its owner again. A later answer changes
+/// neither that request nor the next one in its slot.
 #[test]
 fn an_answer_after_the_fact_changes_nothing() {
     let (mut driver, device, kept) = driver_over(Lie::Late);
@@ -166,7 +166,7 @@ fn an_answer_after_the_fact_changes_nothing() {
     driver.close(&mut Vec::new()).unwrap();
 }
 
-/// The engine is dropped with the last table that names its leaf, not with the driver.
+/// An engine is dropped together with the last table that has its leaf, not with the driver.
 #[test]
 fn an_engine_goes_with_its_leaf() {
     let (mut driver, device, kept) = driver_over(Lie::Nothing);

@@ -1,5 +1,5 @@
-//! A driver beside NBD leaves ([`blkswitch_io::driver::Driver`]; those are in tests/nbd_leaf/driver.rs):
-//! what it refuses, direct I/O, other threads, tables that take the place of others, paths that fail.
+//! Tests of [`blkswitch_io::driver::Driver`]: what it refuses, direct I/O, other threads, replaced
+//! tables, paths that fail. The tests with NBD leaves are in tests/nbd_leaf/driver.rs.
 
 #[allow(unused, reason = "shared with other tests")]
 #[path = "nbd_leaf/server.rs"]
@@ -54,7 +54,7 @@ fn write(driver: &mut Driver, device: u32, offset: u64, byte: u8) -> i32 {
     answer(driver).errno
 }
 
-/// The first byte there, or an errno.
+/// Reads a block. Returns its first byte, or an errno.
 fn read(driver: &mut Driver, device: u32, offset: u64) -> Result<u8, i32> {
     driver.start(device, ask(Op::Read, offset, &[0xee; BLOCK], 2));
     let Answer { errno, data, .. } = answer(driver);
@@ -92,7 +92,7 @@ fn what_makes_no_sense_is_answered_and_nothing_else_happens() {
     driver.close(&mut Vec::new()).unwrap();
 }
 
-/// A `Vec` gets `EINVAL` here from every kernel.
+/// Direct I/O needs aligned memory; with a `Vec` every kernel returns `EINVAL`.
 #[test]
 fn a_file_past_the_page_cache_takes_its_memory() {
     let dir = tempfile::tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
@@ -152,17 +152,17 @@ fn other_threads_wake_it_and_its_waits_end_in_time() {
     assert_eq!(tokens, expected, "each once");
     assert_eq!(driver.totals(device).unwrap().reads, 400);
 
-    // A waker outlives its driver.
+    // A waker works after its driver has gone.
     let waker = driver.waker();
     driver.close(&mut answers).unwrap();
     waker.wake();
 }
 
-/// Waits for the descriptor as `poll` does it, beside a driver's own deadline.
+/// Waits for the driver's descriptor with `poll`, up to the driver's own deadline.
 fn poll(driver: &mut Driver) {
     let ms = driver.next_wait().map_or(10_000, |time| time.as_millis() as i32);
     let mut fd = libc::pollfd { fd: driver.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one live structure.
+    // SAFETY: `fd` is one live structure.
     unsafe { libc::poll(&raw mut fd, 1, ms) };
 }
 
@@ -193,7 +193,7 @@ fn its_descriptor_says_when_there_is_something_to_take() {
     driver.wait(&mut answers, Some(Duration::ZERO)).unwrap();
     std::thread::spawn(move || waker.wake());
     let mut fd = libc::pollfd { fd: driver.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one live structure.
+    // SAFETY: `fd` is one live structure.
     assert_eq!(unsafe { libc::poll(&raw mut fd, 1, 10_000) }, 1, "a waker is seen, too");
     driver.close(&mut answers).unwrap();
 }
@@ -233,7 +233,7 @@ fn a_table_takes_the_place_of_another_and_a_device_goes() {
     driver.close(&mut answers).unwrap();
 }
 
-/// A multipath that queues, over two servers with one disk.
+/// A multipath with `queue_if_no_path`, over two servers that share one disk.
 fn multipath(driver: &Driver, servers: &[&Server]) -> Table {
     let line = "1 queue_if_no_path 0 1 1 round-robin 0 2 0 0 1";
     let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
@@ -257,7 +257,7 @@ fn multipath(driver: &Driver, servers: &[&Server]) -> Table {
     table.build().unwrap()
 }
 
-/// The servers are killed one after the other, requests wait, and go on when one is back.
+/// Both servers are killed. Requests wait, and go on when one server is back.
 #[test]
 fn requests_wait_for_a_path_and_go_on_when_one_is_back() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! A client that negotiates EXTENDED_HEADERS, over a socket of a real server. It is written from
+//! A client that negotiates EXTENDED_HEADERS with a real server over a socket. It is written from
 //! the protocol's document (NetworkBlockDevice/nbd, doc/proto.md) and shares no code with the
-//! server; one test sends what QEMU 10 sends, which is not what the document says.
+//! server. One test sends what QEMU 10 sends, which differs from the document.
 
 mod support;
 
@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    /// All chunks of one request; each must name it and its offset.
+    /// Returns all chunks of one request. Each must carry its cookie and offset.
     fn call(
         &mut self,
         flags: u16,
@@ -171,7 +171,7 @@ impl Client {
         u32_at(&chunk.payload, 0)
     }
 
-    /// The extents of one context: (length, status).
+    /// Returns the extents of one context as (length, status).
     fn extents(&mut self, offset: u64, len: u64, context: u32) -> Vec<(u64, u64)> {
         let mut extents = Vec::new();
         for chunk in self.call(0, BLOCK_STATUS, offset, len, &[]) {
@@ -209,7 +209,7 @@ fn requests_longer_than_4_gib() {
 }
 
 /// QEMU 10 asks for extended headers and then sends WRITE with FUA without PAYLOAD_LEN. The data
-/// follows, and the requests behind it must be found.
+/// follows, and the server must find the next request after it.
 #[test]
 fn a_write_as_qemu_10_sends_it() {
     let world = World::new(1);
@@ -251,7 +251,7 @@ fn what_cannot_be_served_is_refused_and_the_connection_goes_on() {
     assert_eq!(client.error(0, 99, 0, 0, &[]), EINVAL);
     client.done(FLAG_PAYLOAD_LEN, WRITE, 0, 512, &[7; 512]);
     assert_eq!(client.read(0, 512), [7; 512]);
-    // A payload longer than any buffer is not taken, whatever it claims.
+    // The server refuses a payload that is longer than any buffer, whatever its header claims.
     client.send(FLAG_PAYLOAD_LEN, WRITE, 0, 1 << 62, &[]);
     let mut rest = Vec::new();
     client.socket.shutdown(std::net::Shutdown::Write).unwrap();

@@ -1,6 +1,8 @@
-//! What hostile clients cost this process: memory within the named limits, no descriptor for longer
-//! than they stay. A program of its own, whose tests run one after the other, for it measures the
-//! whole process.
+//! What hostile clients cost this process: memory within the named limits, and descriptors only
+//! while they are connected.
+//!
+//! The tests are a program of their own and run one after the other, because they measure the whole
+//! process.
 
 mod support;
 
@@ -14,11 +16,11 @@ use blkswitch_io::{Pool, PoolOptions};
 use support::{Client, READ, WRITE, World, eventually, option, request};
 
 const MIB: u64 = 1 << 20;
-/// What a connection may have lent (conn.rs).
+/// Most bytes that a connection may borrow (conn.rs).
 const LENT: u64 = 64 * MIB;
-/// Most bytes of handshake answers that wait for a client (export/nbd/mod.rs), and its input.
+/// Most bytes of handshake answers that wait for a client (export/nbd/mod.rs), plus its input.
 const HANDSHAKE: u64 = 4 * MIB + 128 * 1024;
-/// What else a process of this size moves about.
+/// By how much the memory of a process of this size varies.
 const SLACK: u64 = 48 * MIB;
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -35,7 +37,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Runs something and returns by how much the resident memory rose above where it began, at most.
+/// Runs `work` and returns by how much the resident memory rose above its value at the start.
 fn growth(mut work: impl FnMut(&mut dyn FnMut())) -> u64 {
     let before = resident();
     let mut peak = before;
@@ -85,7 +87,7 @@ fn clients_that_do_not_read_cost_what_may_be_lent() {
         for _ in 0..clients {
             let client = world.connect("disk");
             let mut socket = client.socket.try_clone().unwrap();
-            // As many reads as the socket takes: gigabytes, if they were carried out.
+            // Send as many reads as the socket takes. Their data would be gigabytes.
             let reads = request(0, READ, 1, 0, 32 << 20).repeat(10_000);
             socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             let _ = socket.write_all(&reads);
@@ -128,7 +130,8 @@ fn clients_that_do_not_read_during_the_handshake_cost_what_may_be_answered() {
 #[test]
 fn connections_above_the_limit_are_refused_and_the_others_served() {
     let _alone = alone();
-    // A quarter of the descriptors is not for clients, and these here are this process's, too.
+    // A quarter of the descriptors is kept from clients, and this process holds the clients' ends,
+    // too.
     let spare = with_few_descriptors(400);
     let world = small();
     world.device("disk", world.linear(&world.leaf("mem:1M")));
@@ -146,12 +149,12 @@ fn connections_above_the_limit_are_refused_and_the_others_served() {
     drop(spare);
 }
 
-/// A pool of one queue with the smallest budget.
+/// A pool with one queue and the smallest budget.
 fn small() -> World {
     World::with(PoolOptions { queues: 1, memory_bytes: MIN_BYTES })
 }
 
-/// Reads 4 KiB again and again for `time`, and returns the time that 99 of 100 reads took at most.
+/// Reads 4 KiB again and again for `time`. Returns the 99th percentile of the latencies.
 fn p99_of_reads(client: &mut Client, time: Duration) -> Duration {
     let (start, mut took) = (Instant::now(), Vec::new());
     while start.elapsed() < time {
@@ -163,8 +166,8 @@ fn p99_of_reads(client: &mut Client, time: Duration) -> Duration {
     took[took.len() * 99 / 100]
 }
 
-/// As `clients_that_do_not_read_cost_what_may_be_lent`, but with so many of them that the sum
-/// counts: the budget is the bound, others are served, and what they held goes back to the system.
+/// As `clients_that_do_not_read_cost_what_may_be_lent`, but with so many clients that the budget is
+/// the limit. Other clients are served, and the memory goes back to the system afterwards.
 #[test]
 fn clients_that_never_read_cost_no_more_than_the_budget() {
     let _alone = alone();
@@ -198,8 +201,8 @@ fn clients_that_never_read_cost_no_more_than_the_budget() {
     }
 }
 
-/// A header costs its sender 28 bytes. It must not cost the server 32 MiB, nor hold up others,
-/// large requests included.
+/// A header costs its sender 28 bytes. It must not cost the server 32 MiB, nor delay other clients,
+/// even those with large requests.
 #[test]
 fn headers_of_writes_without_bodies_cost_next_to_nothing() {
     let _alone = alone();
@@ -222,14 +225,16 @@ fn headers_of_writes_without_bodies_cost_next_to_nothing() {
     let start = Instant::now();
     good.write(0, &vec![1; 1 << 20]).unwrap();
     assert!(start.elapsed() < Duration::from_secs(1), "1 MiB took {:?}", start.elapsed());
-    // The budget does not allow it beside these headers: who sends nothing is dropped in the end.
+    // The budget is too small for this write beside these headers. It goes on when the server drops
+    // the clients that send nothing.
     let start = Instant::now();
     good.write(0, &vec![1; 32 << 20]).unwrap();
     good.read(0, 32 << 20).unwrap();
     assert!(start.elapsed() < Duration::from_secs(30), "32 MiB took {:?}", start.elapsed());
 }
 
-/// Large bodies whose memory came in two steps, from many clients at once: all arrive whole.
+/// Many clients send large bodies at once, each of which gets its memory in two steps. All arrive
+/// whole.
 #[test]
 fn more_large_writes_than_the_budget_holds_arrive_whole() {
     let _alone = alone();
@@ -251,7 +256,7 @@ fn more_large_writes_than_the_budget_holds_arrive_whole() {
     clients.into_iter().for_each(|client| client.join().unwrap());
 }
 
-/// Where the system has no memory although the budget allows it, the client is told so.
+/// If the system has no memory although the budget allows it, the client gets an error.
 #[test]
 fn without_memory_of_the_system_requests_fail_and_the_connection_goes_on() {
     let _alone = alone();
@@ -276,14 +281,14 @@ fn without_memory_of_the_system_requests_fail_and_the_connection_goes_on() {
     client.read(0, 4096).unwrap();
 }
 
-/// Bytes of this process's address space.
+/// Size of this process's address space in bytes.
 fn address_space() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// With no descriptor left, accepting fails until there is one: that must not take a core, nor end
-/// the listener.
+/// Without free descriptors, accepting fails. The server must neither spin on a core nor lose the
+/// listener meanwhile.
 #[test]
 fn a_process_without_descriptors_waits_for_one() {
     let _alone = alone();
@@ -302,13 +307,13 @@ fn a_process_without_descriptors_waits_for_one() {
     waiting.read_exact(&mut [0; 18]).unwrap();
 }
 
-/// A machine that has descriptors for some of the queues only: an error, no hang.
+/// If descriptors suffice for some of the queues only, starting a pool fails and does not hang.
 #[test]
 fn a_pool_that_cannot_start_says_so() {
     let _alone = alone();
     let queues = 32;
     let mut spare = use_up_descriptors();
-    // For the mailboxes, and half of the rings.
+    // Leaves descriptors for the mailboxes and for half of the rings.
     spare.files.truncate(spare.files.len() - queues * 3 / 2);
     let started = support::in_time("starting", move || {
         Pool::start(PoolOptions { queues, ..PoolOptions::default() }).map(|_| ())
@@ -317,12 +322,12 @@ fn a_pool_that_cannot_start_says_so() {
     started.unwrap_err();
 }
 
-/// A limit of this process that is lower than before, until this is dropped.
+/// Lowers a limit of this process until it is dropped.
 struct Limit(libc::__rlimit_resource_t, libc::rlimit);
 
 impl Limit {
     fn lower(what: libc::__rlimit_resource_t, to: u64) -> Limit {
-        // SAFETY: rlimit is plain data, filled by the first call and read by the second.
+        // SAFETY: `rlimit` is plain data. The first call fills it, the second one reads it.
         unsafe {
             let mut limit: libc::rlimit = std::mem::zeroed();
             libc::getrlimit(what, &raw mut limit);
@@ -335,17 +340,17 @@ impl Limit {
 
 impl Drop for Limit {
     fn drop(&mut self) {
-        // SAFETY: a live limit, which this process had before.
+        // SAFETY: the limit is alive, and is the one that this process had before.
         unsafe { libc::setrlimit(self.0, &raw const self.1) };
     }
 }
 
-/// So many descriptors for this process.
+/// Limits this process to `count` descriptors.
 fn with_few_descriptors(count: u64) -> Limit {
     Limit::lower(libc::RLIMIT_NOFILE, count)
 }
 
-/// All descriptors this process may have.
+/// All descriptors that this process may still open.
 struct Spare {
     files: Vec<std::fs::File>,
     _limit: Limit,
@@ -361,7 +366,7 @@ fn use_up_descriptors() -> Spare {
 }
 
 impl Spare {
-    /// One descriptor for the client's end, none for the server's.
+    /// Frees one descriptor for the client's end of a connection, and none for the server's.
     fn connect(&mut self, path: &std::path::Path) -> UnixStream {
         drop(self.files.pop());
         UnixStream::connect(path).unwrap()
@@ -369,7 +374,7 @@ impl Spare {
 }
 
 fn cpu_time() -> Duration {
-    // SAFETY: timespec is plain data, filled by the call.
+    // SAFETY: `timespec` is plain data that the call fills.
     let time = unsafe {
         let mut time: libc::timespec = std::mem::zeroed();
         libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time);
@@ -392,7 +397,7 @@ fn devices_come_and_go_and_leave_nothing() {
         let busy = world.pool.registry().remove(&top).unwrap_err();
         assert_eq!(busy.errno(), libc::EBUSY, "{busy}");
         assert_eq!(world.pool.registry().remove(&below).unwrap_err().errno(), libc::EBUSY);
-        // Both go with their last user: the connection, and the table above.
+        // Each is removed with its last user: the connection, and the table above.
         top.set_deferred_remove(true);
         below.set_deferred_remove(true);
         drop((leaves, below, top, client));

@@ -1,11 +1,12 @@
-//! The account of unflushed writes (`Dirty`) under every interleaving that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_dirty`. Empty without
-//! `--cfg loom`.
+//! The account of unflushed writes (`Dirty`) in every order that loom finds: `RUSTFLAGS="--cfg
+//! loom" cargo test -p blkswitch-io --release --test loom_dirty`. Empty without `--cfg loom`.
 //!
-//! Queues complete writes, count them and answer them; others flush. The promise: once a flush that
-//! began after a write's answer has succeeded, or found nothing to do, the write is stable. The
-//! disk is behind a lock because the kernel's page cache is: what it completed before a flush
-//! began, the flush covers.
+//! Queues complete writes, count them and answer them, while other queues flush. The promise: if a
+//! flush that began after a write's answer succeeds, or finds nothing to flush, the write is
+//! synced.
+//!
+//! The model of the disk has a lock, because the kernel's page cache has one: a flush covers every
+//! write that was completed before it began.
 
 #![cfg(loom)]
 
@@ -37,14 +38,14 @@ impl World {
         })
     }
 
-    /// A queue completes a write, counts it, answers it.
+    /// A queue completes a write, counts it, and answers it.
     fn write(&self, queue: usize) {
         self.disk.lock().unwrap().landed[queue] = true;
         self.dirty.wrote(queue);
         self.answered[queue].store(true, Ordering::Release);
     }
 
-    /// A client that knows these answers sends a flush, which may fail.
+    /// A client that has got these answers sends a flush, which may fail.
     fn flush(&self, succeeds: bool) {
         let known = [0, 1].map(|queue| self.answered[queue].load(Ordering::Acquire));
         if let Some(covers) = self.dirty.unflushed() {

@@ -1,13 +1,15 @@
-//! The connector and the links it serves, in every order that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_links`. Empty without
-//! `--cfg loom`.
+//! The connector and the links it serves, in every order that loom finds: `RUSTFLAGS="--cfg loom"
+//! cargo test -p blkswitch-io --release --test loom_links`. Empty without `--cfg loom`.
 //!
-//! The promises: a link that asks for a connection gets one, and one only; it is told, also when an
-//! attempt fails and when the leaf is closed (a wake-up that is missed is a deadlock here); who
-//! waits for all of them hears of no failure but that of an attempt; and the thread ends.
+//! The promises:
+//! * A link that asks for a connection gets exactly one.
+//! * The link is woken, also when an attempt fails and when the leaf is closed. A missed wake-up
+//!   would be a deadlock here.
+//! * A thread that waits for all connections gets no error but that of a failed attempt.
+//! * The connector's thread ends.
 //!
-//! This is the connector's own source, over loom's locks, a clock that stands still, so that a
-//! pause is over only when somebody cuts it short, and a bell without a kernel.
+//! The test compiles the connector's source with loom's locks, with a clock that stands still, and
+//! with a bell without a kernel. A pause ends only when a thread cuts it short.
 #![cfg(loom)]
 
 use std::io;
@@ -28,7 +30,7 @@ mod sys {
     pub(crate) use super::sync;
 }
 
-/// What the connector uses of the crate's `sync`.
+/// Stands in for the crate's `sys::sync`, from which the connector imports.
 mod sync {
     use std::ops::Add;
     use std::sync::LockResult;
@@ -63,7 +65,7 @@ mod sync {
         }
     }
 
-    /// Time never runs out.
+    /// A condition variable whose timeouts never expire.
     pub(crate) struct Condvar(loom::sync::Condvar);
 
     impl Condvar {
@@ -98,7 +100,7 @@ mod sync {
     }
 }
 
-/// What the connector uses of the engine's `links`.
+/// Stands in for the engine's `links`, from which the connector imports.
 mod links {
     use std::io;
 
@@ -116,7 +118,7 @@ mod links {
         }
     }
 
-    /// As an eventfd with one reader: what was rung before he waits, he hears.
+    /// Behaves like an eventfd with one reader: a ring before the wait ends the wait.
     pub(crate) struct Bell {
         rung: Mutex<bool>,
         changed: Condvar,
@@ -138,13 +140,13 @@ mod links {
     }
 }
 
-/// Connections are numbers.
+/// A connector whose connections are numbers.
 type Numbers = Arc<Connector<u32>>;
 
-/// With berths that are empty, and a server that is well after so many attempts; and how many have
-/// been made.
+/// Makes a connector with empty berths, and a server that refuses the first `failing` attempts.
+/// Also returns the count of attempts.
 fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
-    // Not loom's: it counts, and orders nothing.
+    // A plain atomic: the counter orders nothing, so loom need not try its accesses.
     let dialled = Arc::new(AtomicU32::new(0));
     let count = dialled.clone();
     let dial = move |_| match count.fetch_add(1, Ordering::Relaxed) {
@@ -154,7 +156,7 @@ fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
     (Connector::new("leaf".into(), berths, Vec::new(), Box::new(dial)).unwrap(), dialled)
 }
 
-/// What a link does in a turn without a connection.
+/// A link's turn without a connection: takes one, or asks for one.
 fn turn(connector: &Numbers, berth: usize) -> Option<u32> {
     let connection = connector.take(berth);
     if connection.is_none() {
@@ -163,8 +165,8 @@ fn turn(connector: &Numbers, berth: usize) -> Option<u32> {
     connection
 }
 
-/// A link that has lost its connection, until it has another. It turns for other reasons than its
-/// bell, too.
+/// A link that has lost its connection turns until it has another. Its queue may also turn for
+/// other reasons than the bell.
 fn reconnect(connector: &Numbers, berth: usize) -> u32 {
     connector.want(berth);
     loop {
@@ -196,8 +198,8 @@ fn a_link_gets_one_connection() {
     });
 }
 
-/// One that does not last is asked for again, and that wish is not lost in the end of the first
-/// one.
+/// A link loses its new connection at once and asks again. The connector must not miss this while
+/// it finishes the first wish.
 #[test]
 fn a_link_that_loses_its_connection_at_once_gets_another() {
     check(3, || {
@@ -206,7 +208,7 @@ fn a_link_that_loses_its_connection_at_once_gets_another() {
             let connector = connector.clone();
             reconnect(&connector, 0);
             connector.want(0);
-            // The pause that follows is over only when somebody is in a hurry.
+            // The pause that follows ends only because this thread waits.
             thread::spawn(move || connector.wait_connected(soon()).unwrap())
         };
         prober.join().unwrap();
@@ -230,7 +232,7 @@ fn two_links_get_one_connection_each() {
     });
 }
 
-/// Who waits while a link asks.
+/// A thread waits for all connections while a link asks for one.
 #[test]
 fn waiting_fails_only_with_an_attempt() {
     check(3, || {
@@ -244,7 +246,8 @@ fn waiting_fails_only_with_an_attempt() {
     });
 }
 
-/// The first attempt fails: the link is told, who waits is told, and a hurry cuts the pause short.
+/// The first attempt fails. The link is woken, the waiting thread gets the error, and its next wait
+/// cuts the pause short.
 #[test]
 fn an_attempt_that_fails_is_told() {
     check(2, || {
@@ -272,7 +275,7 @@ fn an_attempt_that_fails_is_told() {
     });
 }
 
-/// The leaf is closed while its link waits for a server that does not come back.
+/// The leaf is closed while its link waits for a server that never comes back.
 #[test]
 fn closing_ends_the_thread_and_wakes_the_link() {
     check(3, || {

@@ -1,6 +1,6 @@
 //! A real device whose write-back fails: a loop device over a file that cannot grow, on a full
-//! tmpfs. The kernel says so once and then forgets the pages; we must go on saying so. Needs root
-//! and a loop device; skips, saying so, else.
+//! tmpfs. The kernel reports the error once and then forgets the pages, so the leaf must keep
+//! reporting it. Needs root and a loop device; otherwise the test prints that it is skipped.
 
 mod support;
 
@@ -25,7 +25,7 @@ fn run(program: &str, args: &[&str]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
-/// A loop device of 16 MiB on a file system with room for one.
+/// A loop device of 16 MiB on a filesystem without room for it.
 struct Failing {
     device: PathBuf,
     mount: PathBuf,
@@ -58,7 +58,7 @@ impl Drop for Failing {
 fn open(failing: &Failing, world: &World) -> std::sync::Arc<Leaf> {
     let cached = LeafOptions { direct: Some(false), ..LeafOptions::new(world.pool.queues()) };
     let mut opened = None;
-    // A queue lets go of its last leaf a moment after the device was removed.
+    // A queue drops its last reference to a leaf shortly after the device was removed.
     support::eventually("the device is free", || {
         match Leaf::open(&failing.device.to_str().unwrap().parse().unwrap(), &cached) {
             Err(LeafError::Busy(_)) => {}
@@ -78,13 +78,13 @@ fn a_flush_that_failed_once_fails_on_every_queue_until_the_leaf_is_opened_anew()
     };
     let world = World::new(2);
     let device = world.device("disk", world.linear(&open(&failing, &world)));
-    // Connections are dealt to the queues in turn.
+    // New connections go to the queues in turn.
     let mut clients = [world.connect("disk"), world.connect("disk"), world.connect("disk")];
     clients[0].write(0, &vec![0x11; 8 * MIB]).unwrap();
     for (n, client) in [0, 1, 2, 0, 1, 0].into_iter().enumerate() {
         assert_eq!(clients[client].flush(), Err(EIO), "flush {n}, on connection {client}");
     }
-    // A small write that has room is stable by itself, but the flush still speaks of the lost ones.
+    // A small write that has room reaches the medium, but the flush still reports the lost writes.
     clients[1].call(0, WRITE, 0, 512, &[1; 512]).unwrap();
     assert_eq!(clients[1].flush(), Err(EIO));
     let mut gone = clients;
@@ -98,8 +98,8 @@ fn a_flush_that_failed_once_fails_on_every_queue_until_the_leaf_is_opened_anew()
     drop(device);
 }
 
-/// The failure of a write that is to be stable is its own. It must not use up what a flush has to
-/// report.
+/// A write with FUA that fails reports its own error. It must not use up the error that a later
+/// flush has to report.
 #[test]
 fn a_stable_write_that_fails_swallows_no_error_of_a_flush() {
     let dir = tempfile::tempdir().unwrap();
@@ -111,8 +111,8 @@ fn a_stable_write_that_fails_swallows_no_error_of_a_flush() {
     let _device = world.device("disk", world.linear(&open(&failing, &world)));
     let mut client = world.connect("disk");
     client.write(0, &vec![0x11; 8 * MIB]).unwrap();
-    // Written back before we ask, as the kernel does by itself after a while. The error is there
-    // for whoever asks.
+    // Write back first, as the kernel does by itself after a while. The next sync call of any
+    // process gets the error.
     let written_back = run("sync", &[failing.device.to_str().unwrap()]);
     assert!(written_back.is_err(), "{written_back:?}");
     let fua = client.call(FUA, WRITE, 12 << 20, 4096, &[2; 4096]);

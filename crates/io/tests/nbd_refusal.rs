@@ -1,6 +1,6 @@
-//! A write that is refused is answered behind its payload, not ahead of it. libnbd sends a header
-//! and a payload apart, knows the request once both are out, and gives up on a reply to one it does
-//! not know ("no matching cookie").
+//! The server answers a write that it refuses after reading the payload, not before. libnbd sends
+//! header and payload separately and registers the request when both are sent. A reply before that
+//! is an error to it ("no matching cookie").
 
 use blkswitch_io::{Leaf, LeafOptions, Pool, PoolOptions, TableBuilder, Target, To};
 use std::io::{ErrorKind, Read, Write};

@@ -1,8 +1,8 @@
-//! The engine room is not for others: from safe code its functions could break any rule of the data
-//! path.
+//! The data path's internal modules are not public: safe code could break the rules of the data
+//! path with their functions.
 
-/// A compiler would have to be asked without the feature that all tests here are built with; the
-/// declarations say it as well.
+/// Reads the declarations in the sources. A compiler cannot be asked, because all tests here are
+/// built with the feature.
 #[test]
 fn the_engine_room_is_public_only_with_a_feature() {
     let (lib, engine) = (include_str!("../src/lib.rs"), include_str!("../src/engine/mod.rs"));

@@ -1,5 +1,5 @@
-//! A few hundred seeds of the simulation of the whole data path (tests/sim/). More, or one in
-//! detail: `cargo run --release -p blkswitch-io --example simulate -- --help`.
+//! Runs a few hundred seeds of the simulation of the whole data path (tests/sim/). For more seeds,
+//! or one in detail: `cargo run --release -p blkswitch-io --example simulate -- --help`.
 
 #[allow(unreachable_pub, reason = "shared with the example")]
 mod sim;

@@ -1,5 +1,5 @@
-//! A stop has a deadline: leaves that never answer, and clients that ask for a million pieces, hold
-//! it up no longer than that, and what else was open is closed.
+//! A stop has a deadline. Leaves that never answer, and clients that ask for a million pieces,
+//! delay it no longer than that. Everything else is closed properly.
 
 mod support;
 
@@ -11,7 +11,7 @@ use blkswitch_io::engine::{CustomEngine, CustomOp, Limits};
 use blkswitch_io::{Leaf, STOP_TIME};
 use support::{HANG, TRIM, WRITE, World, eventually, in_time, options, request};
 
-/// Keeps what it is asked, for good.
+/// An engine that keeps every operation and never answers.
 struct Stuck(Arc<Mutex<Vec<CustomOp>>>);
 
 impl CustomEngine for Stuck {
@@ -52,22 +52,22 @@ fn a_leaf_that_never_answers_is_named_and_not_waited_for() {
     });
     assert_eq!(unfinished.len(), 1, "{unfinished:?}");
     assert!(unfinished[0].starts_with("'stuck' has not answered 3 operations"), "{unfinished:?}");
-    // The client learns that nothing comes.
+    // The client's connection ends without a reply.
     let mut rest = Vec::new();
     assert!(client.socket.read_to_end(&mut rest).is_err() || rest.is_empty(), "{rest:?}");
-    // An answer that comes after all goes nowhere, and touches no memory that is somebody else's.
+    // Answers after the stop go nowhere, and touch no memory of others.
     for op in kept.lock().unwrap().drain(..) {
         assert!(op.with_data(|data| data.iter().all(|&byte| byte < 3)).unwrap());
         op.done();
     }
-    // The next server can have the other files.
+    // The files of the other leaves are free for the next server.
     drop(pool);
     let again = || Leaf::open(&file.to_str().unwrap().parse().unwrap(), &options());
     eventually("the other leaf is closed", || again().is_ok());
     drop(dir);
 }
 
-/// 28 KiB from a client: 1,024 requests, each of 1,024 pieces in flight at once and more behind them.
+/// A client sends 28 KiB: 1,024 requests, each with 1,024 pieces in flight and more after them.
 #[test]
 fn a_million_pieces_do_not_hold_up_a_stop() {
     const BYTES: u32 = 256 << 20;

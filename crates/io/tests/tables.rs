@@ -1,5 +1,5 @@
-//! Tables that cannot be: whoever builds them, they are refused with a sentence, before a request
-//! could panic, go astray, or be answered without having been carried out.
+//! Impossible tables. Whoever builds them gets an error, before a request could panic, go to a
+//! wrong place, or be answered without having been carried out.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn leaf(address: &str) -> Arc<Leaf> {
     leaf_of(Queues::of_pipelines(1), address)
 }
 
-/// A table of one segment over this leaf.
+/// A table with one segment over this leaf.
 fn over(
     leaf: Arc<Leaf>,
     len: u64,
@@ -84,7 +84,7 @@ fn a_segment_longer_than_its_leaf_is_refused_and_the_file_does_not_grow() {
     assert_eq!(bytes(&path), 64 << 10);
 }
 
-/// It would wrap, and a request be answered with success by another place.
+/// The offset would wrap, and a request would succeed at a wrong place.
 #[test]
 fn an_offset_near_2_to_the_64_is_refused() {
     for offset in [u64::MAX, u64::MAX - SECTORS, 1 << 63, 1 << 55] {
@@ -116,7 +116,7 @@ fn chunks_fill_their_stripes() {
     }
 }
 
-/// A route to a path that is not there would fail only once a request takes it.
+/// A path that does not exist would otherwise fail only when a request takes it.
 #[test]
 fn a_map_fits_its_segment_and_its_paths() {
     let few = over_memory(SECTORS, switch(SECTORS, 3, 8, 2));
@@ -145,7 +145,8 @@ fn paths_lead_to_what_the_builder_was_given() {
     }
 }
 
-/// FLUSH would be answered without flushing what the queues wrote that the leaf does not know.
+/// The leaf would not know about the writes of these queues, so FLUSH would succeed without
+/// flushing them.
 #[test]
 fn a_leaf_of_other_queues_is_refused() {
     let pool = Pool::start(PoolOptions { queues: 2, ..PoolOptions::default() }).unwrap();
@@ -165,7 +166,7 @@ fn a_leaf_of_other_queues_is_refused() {
     let refused = driver.add(table).unwrap_err();
     assert!(matches!(refused, DriverError::OtherQueues(leaf) if leaf == "mem:65536"));
 
-    // A device below is a number to the queues: of another pool it would be another device.
+    // Queues know devices below by number. In another pool the number belongs to another device.
     let mut table = TableBuilder::new(false);
     let below = table.device(&device).unwrap();
     table.push(SECTORS, Target::Linear(To { below, offset: 0 }));

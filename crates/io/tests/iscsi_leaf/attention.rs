@@ -1,4 +1,4 @@
-//! What a unit says of itself while requests are under way: that it was reset, or is another now.
+//! Unit attentions while requests are in flight: the unit was reset, or has become another one.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use super::{ESHUTDOWN, MIB};
 const BLOCKS: u64 = 256;
 const EIO: u32 = 5;
 
-/// Another host, with a session of its own, of which only what a reset needs is spoken.
+/// Another host with a session of its own. It speaks just enough iSCSI to reset a unit.
 struct Stranger(TcpStream);
 
 impl Stranger {
@@ -25,13 +25,13 @@ impl Stranger {
             "InitiatorName=iqn.2026-11.org.example:stranger\0TargetName={}\0SessionType=Normal\0AuthMethod=None\0",
             target.iqn
         );
-        // To the operational stage, then to the end of the login.
+        // Log in to the operational stage, then to the full feature phase.
         assert_eq!(stranger.call(0x43, 0x81, name.as_bytes(), &[])[36], 0);
         assert_eq!(stranger.call(0x43, 0x87, b"InitialR2T=Yes\0", &[])[36], 0);
         stranger
     }
 
-    /// Sends a request, at once and not counted, and returns the header of what comes back.
+    /// Sends an immediate request, which does not count, and returns the header of the answer.
     fn call(&mut self, opcode: u8, flags: u8, text: &[u8], fields: &[(usize, u8)]) -> [u8; 48] {
         let mut request = vec![0; 48];
         (request[0], request[1], request[8], request[27]) = (opcode, flags, 0x80, 1);
@@ -47,15 +47,15 @@ impl Stranger {
         header
     }
 
-    /// Resets unit 1.
+    /// Resets logical unit 1.
     fn reset(&mut self) {
         let header = self.call(0x42, 0x80 | 5, &[], &[(8, 0), (9, 1), (19, 9)]);
         assert_eq!((header[0], header[2]), (0x22, 0), "the reset is done");
     }
 }
 
-/// Clients that write and verify, of a volume of zeroes of 4 MiB, until told to end; each returns
-/// its longest wait.
+/// Clients that write to a volume of 4 MiB of zeroes and verify it until they are told to end. Each
+/// returns its longest wait.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
@@ -99,12 +99,13 @@ impl Load {
         Load { clients: (0..4).map(client).collect(), stop, requests }
     }
 
-    /// How many were answered so far.
+    /// Number of requests answered so far.
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
     }
 
-    /// Reads everything back; returns how many were answered, and the longest wait.
+    /// Ends the clients, which read everything back. Returns the number of answered requests and
+    /// the longest wait.
     pub(super) fn end(self) -> (u64, Duration) {
         self.stop.store(true, Ordering::SeqCst);
         let waits = self.clients.into_iter().map(|client| client.join().unwrap());
@@ -113,8 +114,8 @@ impl Load {
     }
 }
 
-/// Nothing fails, nothing is lost, and the paths stay up: there is no reconnect that could hide a
-/// lost session.
+/// No request fails, no data is lost, and the paths stay up. Without `reconnect`, a lost session
+/// would show.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn resets_under_load_cost_nothing() {
@@ -132,8 +133,8 @@ fn resets_under_load_cost_nothing() {
     assert!(done > 100 && longest < Duration::from_secs(15), "{done} requests, {longest:?}");
 }
 
-/// The unit is exchanged for another under the same address while it is used: of another size and
-/// name, and of another name alone.
+/// A unit is replaced by another one under the same address while it is used. Once both size and
+/// name differ, once only the name.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn a_unit_that_becomes_another_under_load_is_not_used() {
@@ -148,7 +149,7 @@ fn a_unit_that_becomes_another_under_load_is_not_used() {
                 let mut client = world.connect("disk");
                 std::thread::spawn(move || {
                     let mut random = Random::new(number);
-                    // Until it fails, which it does when the unit is found to be another.
+                    // The client ends when the leaf notices the new unit and fails.
                     loop {
                         let offset = random.below(1024) * 4096;
                         if let Err(error) = client.write(offset, &[1; 4096]) {
@@ -161,10 +162,11 @@ fn a_unit_that_becomes_another_under_load_is_not_used() {
         std::thread::sleep(Duration::from_millis(200));
         target.exchange(bytes as u64, name);
         for client in clients {
-            // While there is none, or when it is found to be another.
+            // The error depends on when: while no unit exists, or when the leaf notices the new
+            // one.
             assert!(matches!(client.join().unwrap(), EIO | ESHUTDOWN));
         }
-        // What is there now is somebody else's.
+        // The data at this address now belongs to another unit.
         std::fs::write(target.file(1), vec![9; bytes]).unwrap();
         let mut client = world.connect("disk");
         for _ in 0..20 {

@@ -19,11 +19,11 @@ use redirect::Portal;
 use support::{READ, TRIM, WRITE, WRITE_ZEROES, World, eventually, in_time, options};
 use target::{Login, Target};
 
-/// What our own export says of a leaf that is out of reach.
+/// The error that blkswitch's own NBD export returns for a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;
 const MIB: usize = 1 << 20;
-/// How long a target may be silent unless told otherwise (docs/leaves.md). What takes less was not
-/// waited for so long.
+/// How long a target may be silent by default (docs/leaves.md). An operation that ended sooner did
+/// not wait for this timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
@@ -100,13 +100,13 @@ fn several_paths_to_a_unit_have_one_identity_and_other_units_another() {
     let other = world.leaf(&target.address_of(2, "", ""));
     assert_eq!(identity(&a), identity(&b));
     assert_ne!(identity(&a), identity(&other));
-    // A daemon on another machine, with a unit of the same numbers and size: tgt gives it the same
+    // A target on another machine with a unit of the same numbers and size. tgt gives it the same
     // NAA name.
     let stranger = Target::start(MIB, &Login::Open);
     let stranger = identity(&world.leaf(&stranger.address("", "")));
     assert_eq!(stranger.split(", ").next(), identity(&a).split(", ").next());
     assert_ne!(stranger, identity(&a));
-    // One that leads to the same unit.
+    // A target that leads to the same unit.
     let twin = target.twin();
     assert_eq!(identity(&world.leaf(&twin.address("", ""))), identity(&a));
     let none = Leaf::open(&target.address_of(7, "", "?timeout=3").parse().unwrap(), &options())
@@ -220,7 +220,7 @@ fn a_target_that_hangs_costs_the_timeout() {
     client.read(0, 4096).unwrap();
 }
 
-/// Killed and started again with another size or another name of the unit.
+/// The target is killed, and starts again with a unit of another size or another name.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn a_target_that_comes_back_as_another_is_not_used() {
@@ -251,8 +251,8 @@ fn a_target_that_comes_back_as_another_is_not_used() {
     }
 }
 
-/// A target tells its sessions that its units are others. They look what theirs is, and nothing
-/// fails meanwhile.
+/// A target reports that its list of units has changed. Each session checks its own unit, and no
+/// request fails meanwhile.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn units_that_come_and_go_beside_it_fail_nothing() {
@@ -279,14 +279,14 @@ fn a_probe_ends_when_it_is_to() {
     let leaf = world.leaf(&target.address("", "?timeout=60"));
     target.pause();
     let start = Instant::now();
-    // The first loses the session, the second logs in.
+    // The first probe loses the session, the second one logs in.
     (0..2).for_each(|_| assert!(leaf.engine().probe(Duration::from_secs(1)).is_err()));
     assert!(start.elapsed() < DEFAULT_TIMEOUT, "{:?}", start.elapsed());
     target.resume();
     eventually("it answers again", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
 }
 
-/// A group: each session, and each that is made anew, goes to another member.
+/// The portal of a group: it sends each login, also those after a lost session, to another member.
 #[test]
 #[ignore = "needs root and tgtd"]
 fn a_portal_that_sends_sessions_elsewhere_is_followed() {
@@ -305,7 +305,7 @@ fn a_portal_that_sends_sessions_elsewhere_is_followed() {
         second.sessions()
     );
     world.device("disk", world.linear(&leaf));
-    // Some connections, so that both queues have one.
+    // Several connections, so that both queues have one.
     let mut clients: Vec<_> = (0..8).map(|_| world.connect("disk")).collect();
     let mut check = |byte: u8| {
         for (client, at) in clients.iter_mut().zip(0..) {
@@ -318,8 +318,8 @@ fn a_portal_that_sends_sessions_elsewhere_is_followed() {
     check(7);
     assert!(first.stored()[..4096] == [7; 4096], "it is written where the portal sent the session");
     second.kill();
-    // The portal goes on sending every other login to the dead one; the next attempt goes
-    // elsewhere.
+    // The portal still sends every other login to the dead member. The next attempt goes to another
+    // one.
     check(70);
     assert!(portal.logins() > 3);
     assert_eq!(second.sessions(), 0);

@@ -1,5 +1,6 @@
-//! A portal that sends every login elsewhere, as that of a group does: it answers the first login
-//! request of a connection (RFC 7143, 11.13) with a temporary redirection, and hangs up.
+//! A portal that sends every login to another address, as the portal of a group does. It answers
+//! the first login request of a connection with a temporary redirection (RFC 7143, 11.13), and
+//! hangs up.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +13,8 @@ pub(crate) struct Portal {
 }
 
 impl Portal {
-    /// Sends login number `n` to what `next` says. Its thread ends with the test program.
+    /// Starts a portal that sends login number `n` to the address that `next` returns. The thread
+    /// ends with the test program.
     pub(crate) fn start(next: impl Fn(usize, SocketAddr) -> String + Send + 'static) -> Portal {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, logins) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -20,7 +22,7 @@ impl Portal {
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 let number = counted.fetch_add(1, Ordering::SeqCst);
-                // One that hangs up is none of ours.
+                // A client may hang up before the answer.
                 let _ = redirect(connection, &next(number, address));
             }
         });
@@ -39,12 +41,12 @@ fn redirect(mut connection: TcpStream, to: &str) -> std::io::Result<()> {
     connection.read_exact(&mut vec![0; len.next_multiple_of(4)])?;
     let text = format!("TargetAddress={to}\0");
     let mut reply = [0; 48];
-    // Login response, in the operational stage.
+    // A login response in the operational stage.
     reply[0] = 0x23;
     reply[1] = request[1] & 0x0c;
     reply[5..8].copy_from_slice(&(text.len() as u32).to_be_bytes()[1..]);
-    // The session's identifier and the task's tag are the request's; the first command is to have
-    // its number.
+    // The session's identifier and the task's tag come from the request. ExpCmdSN is 1, for the
+    // first command.
     reply[8..20].copy_from_slice(&request[8..20]);
     reply[24..28].copy_from_slice(&1u32.to_be_bytes());
     reply[28..32].copy_from_slice(&request[24..28]);
@@ -54,6 +56,7 @@ fn redirect(mut connection: TcpStream, to: &str) -> std::io::Result<()> {
     let mut bytes = [&reply[..], text.as_bytes()].concat();
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     connection.write_all(&bytes)?;
-    // Until the other side has gone: what it has not read yet would be gone with us.
+    // Wait until the client has closed the connection: closing first could discard the unread
+    // answer.
     connection.read(&mut request).map(drop)
 }

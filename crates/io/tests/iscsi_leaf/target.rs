@@ -1,5 +1,5 @@
-//! tgt as the tests use it: a daemon with a control number and a port of its own, one target with
-//! two units over files. The tests of the daemon use this file, too.
+//! tgt as the tests use it: a daemon with its own control number and port, and one target with two
+//! units over files. The tests of the daemon use this file, too.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::eventually;
 
-/// Who may log in.
+/// How initiators log in.
 pub(crate) enum Login {
     Open,
     Chap { user: &'static str, secret: &'static str },
@@ -26,7 +26,7 @@ pub(crate) struct Target {
     setup: Vec<Vec<String>>,
 }
 
-/// tgt's control numbers are global to the machine, and below 32768.
+/// The next control number. They are global to the machine, and must be below 32768.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 fn control_number() -> u32 {
@@ -38,7 +38,7 @@ fn free_port() -> u16 {
 }
 
 impl Target {
-    /// Panics if there can be no tgtd here.
+    /// Starts a target. Panics if tgtd cannot run here.
     pub(crate) fn start(bytes: usize, login: &Login) -> Target {
         let number = control_number();
         let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -71,11 +71,11 @@ impl Target {
         target
     }
 
-    /// The first unit is another from now on, while sessions use it: of this size, and with this in
+    /// Replaces the first unit while sessions use it. The new unit has this size, and this text in
     /// its T10 name.
     pub(crate) fn exchange(&self, bytes: u64, name: &str) {
         let (file, unit) = (self.file(1), ["--mode", "logicalunit", "--tid", "1", "--lun", "1"]);
-        // Not while it has requests of somebody's in its hands.
+        // tgt refuses to delete a unit that has requests in flight.
         eventually("the unit is deleted", || {
             self.admin(&[&unit[..], &["--op", "delete"]].concat())
         });
@@ -87,12 +87,13 @@ impl Target {
         assert!(self.admin(&[&unit[..], &["--op", "update", "--params", &names]].concat()));
     }
 
-    /// What the first unit is called in its T10 name.
+    /// The text in the T10 name of the first unit.
     pub(crate) fn name(&self) -> String {
         format!("IET-{}-1", self.iqn.trim_start_matches("iqn.2026-11.org.example:test"))
     }
 
-    /// Another daemon with the same units over the same files, as a further member of a group is.
+    /// Starts another daemon with the same units over the same files, like another member of a
+    /// group.
     pub(crate) fn twin(&self) -> Target {
         let (iqn, dir, setup) = (self.iqn.clone(), self.dir.clone(), self.setup.clone());
         let mut target =
@@ -146,17 +147,17 @@ impl Target {
         format!("iscsi://{user}127.0.0.1:{}/{}/{lun}{query}", self.port, self.iqn)
     }
 
-    /// What the first unit has stored.
+    /// The data that the first unit has stored.
     pub(crate) fn stored(&self) -> Vec<u8> {
         std::fs::read(self.file(1)).unwrap()
     }
 
-    /// The file of a unit.
+    /// The path of a unit's file.
     pub(crate) fn file(&self, lun: u32) -> PathBuf {
         self.dir.path().join(format!("lun{lun}"))
     }
 
-    /// A further unit of this size and with such blocks.
+    /// Adds a unit with this size and block size.
     pub(crate) fn unit(&self, lun: u32, bytes: u64, block_bytes: u32) {
         std::fs::File::create(self.file(lun)).unwrap().set_len(bytes).unwrap();
         let (file, lun, block) =
@@ -172,12 +173,12 @@ impl Target {
         );
     }
 
-    /// Where it listens.
+    /// The address and port on which it listens.
     pub(crate) fn portal(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// An address of its first unit by another portal.
+    /// The address of its first unit through another portal.
     pub(crate) fn address_by(&self, portal: &str, query: &str) -> String {
         format!("iscsi://{portal}/{}/1{query}", self.iqn)
     }
@@ -188,7 +189,7 @@ impl Target {
         }
     }
 
-    /// Who is logged in to it.
+    /// Number of sessions that are logged in.
     pub(crate) fn sessions(&self) -> usize {
         let mut command = Command::new("/usr/sbin/tgtadm");
         let number = self.control.to_string();
@@ -207,7 +208,7 @@ impl Target {
         String::from_utf8_lossy(&command.output().unwrap().stdout).matches("Session: ").count()
     }
 
-    /// It hangs, with its connections open.
+    /// Stops the daemon with SIGSTOP; its connections stay open.
     pub(crate) fn pause(&self) {
         self.signal("-STOP");
     }
@@ -216,7 +217,7 @@ impl Target {
         self.signal("-CONT");
     }
 
-    /// It is gone; its files stay.
+    /// Kills the daemon; its files stay.
     pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().unwrap();
@@ -225,12 +226,12 @@ impl Target {
     }
 
     pub(crate) fn again(&mut self) {
-        // The sockets of the dead one may still be in the way.
+        // The dead daemon's sockets may still be in the way.
         eventually("tgtd runs again", || self.serve().is_ok());
     }
 
-    /// From its next start on the first unit has this size, and the target this number: tgt makes
-    /// the units' names of it (`scsi_id` stands only in those of a lower rank).
+    /// Changes the first unit's size and the target's number at the next start. tgt makes the
+    /// units' names from the number (`scsi_id` appears only in names of a lower rank).
     pub(crate) fn change(&mut self, bytes: usize, number: u32) {
         let file = std::fs::File::options().write(true).open(self.dir.path().join("lun1")).unwrap();
         file.set_len(bytes as u64).unwrap();
@@ -240,7 +241,7 @@ impl Target {
         }
     }
 
-    /// A further unit comes, and goes.
+    /// Adds a unit and removes it again.
     pub(crate) fn another_unit(&self, lun: u32) {
         let (file, lun) = (self.dir.path().join("lun2"), lun.to_string());
         let unit = ["--mode", "logicalunit", "--tid", "1", "--lun", &lun];

@@ -1,4 +1,4 @@
-//! Units of other kinds, and what really becomes of discards and zeroes: looked at in tgt's files.
+//! Units with unusual sizes and blocks, and the effect of discards and zeroes on tgt's files.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -6,14 +6,14 @@ use super::support::{READ, TRIM, WRITE_ZEROES, World, options};
 use super::target::{Login, Target};
 use super::{Leaf, MIB};
 
-/// NBD's flag for zeroes that are to keep their space.
+/// NBD's flag for zeroes that must keep their space.
 const NO_HOLE: u16 = 1 << 1;
 const EINVAL: u32 = 22;
 
-/// Bytes that a unit's file takes.
+/// Bytes that a unit's file occupies on its filesystem.
 fn allocated(target: &Target, lun: u32) -> u64 {
     let file = std::fs::File::open(target.file(lun)).unwrap();
-    // What is not written out may not have its place yet.
+    // A filesystem may allocate blocks only when data is written back.
     file.sync_all().unwrap();
     file.metadata().unwrap().blocks() * 512
 }
@@ -61,8 +61,9 @@ fn discards_and_zeroes_give_the_space_up() {
 fn units_of_other_blocks_and_sizes() {
     let target = Target::start(MIB, &Login::Open);
     let world = World::new(1);
-    // One block; a last 4 KiB that is not whole; a file that ends within a block; large blocks,
-    // also with a rest of the file behind them; and a size that 32 bits of blocks do not reach.
+    // One block; a size that is not a multiple of 4 KiB; a file that ends within a block; large
+    // blocks, also with a partial block at the end of the file; and a number of blocks that needs
+    // more than 32 bits.
     for (lun, bytes, block) in [
         (3, 512u64, 512u32),
         (4, MIB as u64 + 3584, 512),
@@ -85,7 +86,7 @@ fn units_of_other_blocks_and_sizes() {
         assert_eq!(client.read(last, block).unwrap(), data, "{name}");
         assert!(client.call(0, READ, last, 2 * block, &[]).is_err(), "{name}: behind the end");
         if block == 4096 {
-            // Half blocks are not read, changed and written back behind a client's back.
+            // The leaf refuses half blocks. It never reads, changes and writes back a whole block.
             for (offset, len) in [(512, 4096), (0, 512), (4096, 4608)] {
                 assert_eq!(client.read(offset, len), Err(EINVAL), "{name}");
                 assert_eq!(client.write(offset, &vec![1; len as usize]), Err(EINVAL), "{name}");
@@ -99,7 +100,7 @@ fn units_of_other_blocks_and_sizes() {
         client.call(0, WRITE_ZEROES, last, block, &[]).unwrap();
         assert_eq!(client.read(last, block).unwrap(), vec![0; block as usize], "{name}");
     }
-    // Less than a block.
+    // The file is smaller than a block.
     target.unit(9, 2048, 4096);
     let error = Leaf::open(&target.address_of(9, "", "?timeout=5").parse().unwrap(), &options());
     assert!(error.as_ref().is_err_and(|error| error.to_string().contains("/9")), "{error:?}");

@@ -1,4 +1,4 @@
-//! Writes in doubt: a target that was silent may carry them out later than anybody thinks.
+//! Writes in doubt: a target that was silent may carry them out later.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use super::own::Own;
 use super::support::World;
 use super::{ESHUTDOWN, MIB};
 
-/// The session is begun anew at the same target, which ends what it still had of the old one; then
-/// nothing has to be waited for.
+/// A new session to the same target ends everything that the target still has of the old one. The
+/// write can be sent again without waiting.
 #[test]
 fn a_session_that_is_begun_anew_ends_the_doubt() {
     for (query, answer) in
@@ -37,8 +37,8 @@ fn a_session_that_is_begun_anew_ends_the_doubt() {
     }
 }
 
-/// The session begins anew at another machine, which cannot end what the first has: the time to
-/// settle passes.
+/// A new session to another machine cannot end what the first machine still has. So the write waits
+/// for the time to settle.
 #[test]
 fn a_session_elsewhere_does_not_end_the_doubt() {
     let portal = Own::start(MIB, "");

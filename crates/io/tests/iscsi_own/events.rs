@@ -1,5 +1,5 @@
-//! Events that a target sends by itself: it wants the session to end, as groups of machines do
-//! whenever they move one, or hangs up with an announcement.
+//! Events that a target sends by itself. It may ask for a logout, as groups do whenever they move a
+//! session, or announce that it drops the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ const DROPS_SESSION: u8 = 3;
 const RENEGOTIATE: u8 = 4;
 const VENDOR: u8 = 255;
 
-/// Under load, without `reconnect` that could hide a session that was lost: no request fails, and
-/// none takes two seconds. What was written at one member is read at the next.
+/// The target moves sessions under load. Without `reconnect`, a lost session would show. No request
+/// fails or takes two seconds, and a write through one member is read through the next.
 #[test]
 fn a_session_that_is_moved_under_load_costs_no_error() {
     let portal = Own::start(MIB, "");
@@ -75,7 +75,7 @@ fn a_session_that_is_moved_under_load_costs_no_error() {
     assert!(logouts >= 6, "three times two queues said good-bye: {logouts}");
 }
 
-/// The same while nobody asks for anything: the next request finds a session.
+/// The target moves a session while no request is in flight. The next request finds a session.
 #[test]
 fn a_session_that_is_moved_while_nothing_is_under_way() {
     let target = Own::start(MIB, "");

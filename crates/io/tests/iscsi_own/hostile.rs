@@ -1,5 +1,5 @@
-//! A target that lies: whatever it sends costs its own device only, shows nobody another's data, and
-//! keeps no other device waiting. By a target of our own, without tgt.
+//! A target that lies. It harms only its own device, shows nobody another device's data, and does
+//! not delay other devices. The target is `own.rs`; tgt is not needed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,17 +13,17 @@ use super::{ESHUTDOWN, MIB};
 
 const SECRET: &[u8; 16] = b"SECRET-OF-ANOTHR";
 const LEN: u32 = 32 << 10;
-/// What a client of another device waits for at most beside a target that lies.
+/// Longest wait of a client of another device while a target lies.
 const BESIDE: Duration = Duration::from_secs(5);
 
-/// What a target is after: what becomes of the answers to a read or a write.
+/// A lie: gets the header of a read or write and the correct answers, and changes the answers.
 type Lie = fn(&[u8], &mut Vec<Pdu>);
 
 fn is_data(answer: &Pdu) -> bool {
     answer[0] == 0x25
 }
 
-/// The answers as if all had been well, with no data.
+/// A response that reports success and carries no data.
 fn good(request: &[u8]) -> Pdu {
     let mut end = pdu(0x21, 0x80, &[]);
     end[16..20].copy_from_slice(&request[16..20]);
@@ -105,8 +105,8 @@ const LIES: &[(&str, Lie)] = &[
     ("nothing at all", |_, answers| answers.clear()),
 ];
 
-/// The reader of the hostile device gets an error, or what is there, never what a buffer held
-/// before; its neighbour on the same queue is served meanwhile; and all ends when it is to.
+/// A reader of the hostile device gets an error or the correct data, never an earlier content of a
+/// buffer. Its neighbour on the same queue is served meanwhile, and everything ends when told to.
 #[test]
 fn a_target_that_lies_shows_no_data_and_holds_nobody_up() {
     for (name, lie) in LIES {
@@ -119,7 +119,7 @@ fn a_target_that_lies_shows_no_data_and_holds_nobody_up() {
             world.device("other", world.linear(&other));
             let mut neighbour = world.connect("other");
             let secret = SECRET.repeat(LEN as usize / SECRET.len());
-            // What the queue's buffers hold from now on.
+            // From now on the queue's buffers hold the secret.
             for _ in 0..8 {
                 neighbour.write(0, &secret).unwrap();
                 assert!(neighbour.read(0, LEN).unwrap() == secret);
@@ -131,7 +131,7 @@ fn a_target_that_lies_shows_no_data_and_holds_nobody_up() {
                 let has_two = to == WRITE16 || answers.len() > 1;
                 if request[0] & 0x3f == 1 && operation(request) == to && ends && has_two {
                     count.fetch_add(1, Ordering::SeqCst);
-                    // A write has one answer.
+                    // A write has a single answer; give the lie a second one to change.
                     if to == WRITE16 {
                         answers.push(answers[0].clone());
                     }
@@ -170,7 +170,7 @@ fn a_target_that_lies_shows_no_data_and_holds_nobody_up() {
     }
 }
 
-/// A read that is answered with less data, as the target itself says, is an error, not less data.
+/// A target that reports a short transfer gets an error for it; the client never gets less data.
 #[test]
 fn a_read_or_write_that_is_not_whole_is_an_error() {
     let target = Own::start(MIB, "InitialR2T=Yes\0ImmediateData=No\0");
@@ -186,13 +186,13 @@ fn a_read_or_write_that_is_not_whole_is_an_error() {
         }
     });
     let mut client = world.connect("disk");
-    // The session lives: it said so itself.
+    // The target answered, so the session is alive and the error is not `ESHUTDOWN`.
     assert!(client.read(0, 4096).is_err_and(|errno| errno != ESHUTDOWN));
     assert!(client.write(0, &[1; 4096]).is_err_and(|errno| errno != ESHUTDOWN));
     assert_eq!(target.shared.logins.load(Ordering::SeqCst), 2, "nobody had to log in again");
 }
 
-/// Whatever is agreed at the login, data arrives as it was sent.
+/// With any parameters that the login may negotiate, data arrives intact.
 #[test]
 fn all_that_may_be_agreed_works() {
     for keys in [
@@ -233,7 +233,7 @@ fn all_that_may_be_agreed_works() {
     }
 }
 
-/// Pings are answered, also while nobody asks for anything.
+/// The leaf answers pings, also while no request is in flight.
 #[test]
 fn pings_are_answered() {
     let target = Own::start(MIB, "");

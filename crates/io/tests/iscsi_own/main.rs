@@ -1,5 +1,5 @@
-//! The iSCSI leaf against a target of our own, which lies, hangs up and sends events when it is told
-//! to. Needs nothing but this machine.
+//! The iSCSI leaf against a target in this process (`own.rs`), which lies, hangs up and sends
+//! events when told to. The tests need nothing else.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,6 +10,6 @@ mod hostile;
 mod own;
 mod promises;
 
-/// What our own export says of a leaf that is out of reach.
+/// The error that blkswitch's own NBD export returns for a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;
 const MIB: usize = 1 << 20;

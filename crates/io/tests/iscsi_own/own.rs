@@ -1,6 +1,6 @@
-//! An iSCSI target of our own, of one unit in memory, that can be told to misbehave: each answer goes
-//! through a function that may change it, and events are sent when a test wants them. The fuzzer of
-//! PDUs uses this file, too, so it has nothing but the standard library.
+//! An iSCSI target with one unit in memory that misbehaves when told to. Each answer goes through a
+//! function that may change it, and a test can send events. The fuzzer of PDUs uses this file, too,
+//! so it depends only on the standard library.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -15,15 +15,15 @@ pub(crate) const BLOCK: usize = 512;
 pub(crate) const READ16: u8 = 0x88;
 pub(crate) const WRITE16: u8 = 0x8a;
 const HEADER: usize = 48;
-/// Data of one PDU of a read.
+/// Data bytes in one PDU of a read.
 const CHUNK: usize = 16 << 10;
-/// Data asked for at once.
+/// Data bytes that one R2T asks for.
 const BURST: usize = 64 << 10;
 
-/// A PDU: header, data, what fills it up.
+/// A PDU: header, data, padding.
 pub(crate) type Pdu = Vec<u8>;
 
-/// Changes the answers to a request, whose header is given.
+/// Gets the header of a request, and changes the answers to it.
 pub(crate) type Manner = Box<dyn Fn(&[u8], &mut Vec<Pdu>) + Send + Sync>;
 
 pub(crate) struct Own {
@@ -34,33 +34,34 @@ pub(crate) struct Own {
 pub(crate) struct Shared {
     pub(crate) data: Arc<Mutex<Vec<u8>>>,
     pub(crate) logins: AtomicUsize,
-    /// Logins that ended an older session of the same identifier.
+    /// Number of logins that ended an older session with the same identifier.
     pub(crate) reinstated: AtomicUsize,
     pub(crate) logouts: AtomicUsize,
-    /// Resets of the logical unit.
+    /// Number of resets of the logical unit.
     pub(crate) resets: AtomicUsize,
-    /// What commands' answers are like.
+    /// Changes the answers to commands.
     pub(crate) manner: Mutex<Arc<Manner>>,
-    /// Where logins are sent.
+    /// If set, logins are redirected to this address.
     pub(crate) elsewhere: Mutex<Option<String>>,
-    /// Requests are read, and nothing is answered.
+    /// If set, the target reads requests and answers nothing.
     pub(crate) silent: AtomicBool,
-    /// What the unit says of writes: 0x10, that they can be made stable; 0x80, that there are none.
+    /// Flags of the unit for writes: 0x10 means that FUA is supported, 0x80 that it is
+    /// write-protected.
     pub(crate) writes: AtomicU8,
-    /// What is agreed, in the login's form.
+    /// The parameters that the login negotiates, as text keys.
     keys: &'static str,
     lines: Mutex<Vec<Line>>,
     name: u8,
 }
 
-/// A connection that is logged in.
+/// A connection that has logged in.
 struct Line {
     isid: [u8; 6],
     stream: TcpStream,
     writer: Arc<Mutex<()>>,
 }
 
-/// The counters of a connection.
+/// The sequence numbers of a connection.
 #[derive(Default)]
 struct Numbers {
     status: u32,
@@ -72,13 +73,13 @@ struct Connection {
     stream: TcpStream,
     writer: Arc<Mutex<()>>,
     numbers: Numbers,
-    /// Requests that came while data was waited for.
+    /// Requests that arrived while the target waited for data.
     waiting: VecDeque<(Vec<u8>, Vec<u8>)>,
     is_in: bool,
     next_transfer: u32,
 }
 
-/// A header of this kind and its data.
+/// Encodes a PDU with this header and data.
 pub(crate) fn pdu(opcode: u8, flags: u8, data: &[u8]) -> Pdu {
     let mut pdu = vec![0; HEADER];
     (pdu[0], pdu[1]) = (opcode, flags);
@@ -102,17 +103,17 @@ pub(crate) fn operation(request: &[u8]) -> u8 {
 }
 
 impl Own {
-    /// Of so many bytes. Its threads end with their connections.
+    /// Starts a target with a unit of `bytes` bytes. Its threads end with their connections.
     pub(crate) fn start(bytes: usize, keys: &'static str) -> Own {
         Own::named(bytes, keys, 1)
     }
 
-    /// The same with another name of its unit.
+    /// As [`Own::start`], with another name of the unit.
     pub(crate) fn named(bytes: usize, keys: &'static str, name: u8) -> Own {
         Own::over(Arc::new(Mutex::new(vec![0; bytes])), keys, name)
     }
 
-    /// Another machine with the same unit.
+    /// Starts another target with the same unit.
     pub(crate) fn twin(&self) -> Own {
         Own::over(self.shared.data.clone(), self.shared.keys, self.shared.name)
     }
@@ -139,7 +140,7 @@ impl Own {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = all.clone();
-                // One that hangs up is no failure.
+                // A client may hang up at any time, so the result does not matter.
                 std::thread::spawn(move || Connection::serve(shared, stream));
             }
         });
@@ -168,7 +169,7 @@ impl Own {
         }
     }
 
-    /// Hangs up on everybody.
+    /// Closes the connections of all sessions.
     pub(crate) fn hang_up(&self) {
         for line in self.shared.lines.lock().unwrap().drain(..) {
             let _ = line.stream.shutdown(Shutdown::Both);
@@ -229,7 +230,7 @@ impl Connection {
         Ok((header, data))
     }
 
-    /// Sends answers, counted and as the target's manner is.
+    /// Passes the answers through the target's `manner`, numbers them and sends them.
     fn send(&mut self, request: &[u8], mut answers: Vec<Pdu>) -> Result<()> {
         for answer in &mut answers {
             set(answer, 28, self.numbers.expected);
@@ -356,7 +357,8 @@ impl Connection {
                 0xb0 => self.data_in(header, &[&[0, 0xb0, 0, 60][..], &[0; 60]].concat()),
                 _ => vec![sense(5, 0x24)],
             },
-            // A write cache, and writes that can be made stable.
+            // MODE SENSE: a header with the flags of `writes`, and a caching page with the cache
+            // enabled.
             0x1a => {
                 let writes = self.shared.writes.load(Ordering::SeqCst);
                 let page = [23, 0, writes, 0, 8, 18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -366,7 +368,8 @@ impl Connection {
         })
     }
 
-    /// Data of a read, in several PDUs, the status in the last or behind it.
+    /// The data of a read in several PDUs, with the status in the last one or in a response after
+    /// it.
     fn data_in(&mut self, header: &[u8], data: &[u8]) -> Vec<Pdu> {
         let wanted = get(header, 20) as usize;
         let data = &data[..data.len().min(wanted)];
@@ -396,7 +399,7 @@ impl Connection {
         answers
     }
 
-    /// All data of a write: what came with it, what follows, what is asked for.
+    /// Collects all data of a write: immediate, unsolicited, and asked for with R2Ts.
     fn gather(&mut self, header: &[u8], data: &[u8]) -> Result<Vec<u8>> {
         let (tag, len) = (get(header, 16), get(header, 20) as usize);
         let mut all = data.to_vec();
@@ -424,7 +427,7 @@ impl Connection {
                 self.waiting.push_back((header, data));
                 continue;
             }
-            // One that was asked for by a lie is read and forgotten.
+            // A changed R2T asked for this data. Read and drop it.
             if get(&header, 16) != tag {
                 continue;
             }
@@ -437,7 +440,7 @@ impl Connection {
     }
 }
 
-/// The end of a command that failed.
+/// The response to a command that failed, with sense data.
 pub(crate) fn sense(key: u8, code: u8) -> Pdu {
     let mut data = vec![0, 18, 0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, code, 0, 0, 0, 0, 0];
     data.truncate(20);

@@ -1,5 +1,5 @@
-//! A unit that can do less than it could: what is missing is made up for, or the unit is refused with
-//! the promise that it breaks.
+//! Units that change while they are used. The leaf makes up for a missing ability, or refuses the
+//! unit and names the promise that it breaks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,8 +56,9 @@ fn a_unit_that_cannot_be_written_any_more_is_refused_with_that_reason() {
     client.write(0, &[2; 4096]).unwrap();
 }
 
-/// Write protection that begins while the session lives is an answer to a write, not a lost session:
-/// the write goes another way, and the path that cannot be written is read from when it must be.
+/// A unit becomes write-protected while the session is alive. That answers a write; it does not end
+/// the session. The write goes down another path. The protected path is used for reads when no
+/// other path is left.
 #[test]
 fn a_unit_that_becomes_write_protected_is_written_by_another_path() {
     const EPERM: u32 = 1;
@@ -69,7 +70,7 @@ fn a_unit_that_becomes_write_protected_is_written_by_another_path() {
             if is_protected && operation(request) == WRITE16 {
                 let mut refusal = sense(7, 0x27);
                 refusal[16..20].copy_from_slice(&request[16..20]);
-                // What the target asks for the data with stays.
+                // Keep the sequence numbers of the R2T.
                 answers.iter_mut().filter(|answer| answer[0] == 0x21).for_each(|answer| {
                     refusal[24..36].copy_from_slice(&answer[24..36]);
                     answer.clone_from(&refusal);
@@ -92,10 +93,10 @@ fn a_unit_that_becomes_write_protected_is_written_by_another_path() {
     }
     assert_eq!((up(), leaves[0].is_protected()), (vec![false, true], true));
     assert_eq!(leaves[0].trouble().as_deref(), Some("it has become read-only"));
-    // It answers, and cannot be written yet.
+    // The path answers, but is still write-protected.
     leaves[0].probe(Duration::from_secs(9)).unwrap();
     assert!(leaves[0].is_protected());
-    // The last path keeps its place: reads go on, writes are refused at once and wait for nobody.
+    // The last path stays up: reads go on, and writes are refused at once instead of being held.
     protect(&second, true);
     assert_eq!(client.write(0, &[9; 4096]), Err(EPERM));
     client.read(0, 4096).unwrap();
@@ -103,7 +104,7 @@ fn a_unit_that_becomes_write_protected_is_written_by_another_path() {
     protect(&first, false);
     leaves[0].probe(Duration::from_secs(9)).unwrap();
     assert!(!leaves[0].is_protected());
-    // The second one is gone: the first is used, although nobody has reinstated it.
+    // The second path fails. The first is used again although nobody has reinstated it.
     groups.fail_path(1, &mut |_| {});
     client.write(0, &[10; 4096]).unwrap();
     assert_eq!(client.read(0, 4096).unwrap(), [10; 4096]);

@@ -1,5 +1,5 @@
-//! What is written is read again, whatever the server can do; nothing is asked of it that it does
-//! not offer.
+//! Reads return the last written data, whatever the server can do. The leaf never asks a server for
+//! anything that it does not offer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const MIB: usize = 1 << 20;
 const ZERO_NO_HOLE: u16 = 2;
 const ZERO_FAST: u16 = 16;
 
-/// A world with a device over one NBD leaf.
+/// Makes a world with a device over one NBD leaf.
 fn world_over(address: &str, queues: usize) -> World {
     let world = World::new(queues);
     let leaf = world.leaf(address);
@@ -20,8 +20,8 @@ fn world_over(address: &str, queues: usize) -> World {
     world
 }
 
-/// Random requests of several clients, each in its own part of the device, against what they should
-/// find.
+/// Sends random requests from several clients, each in its own part of the device, and compares the
+/// data with a copy.
 fn load(world: &World, size: usize, seed: u64, requests: usize) {
     let clients = 3;
     let part = size / clients / 512 * 512;
@@ -39,7 +39,7 @@ fn load(world: &World, size: usize, seed: u64, requests: usize) {
 fn load_part(mut client: Client, base: usize, part: usize, seed: u64, requests: usize) {
     let mut random = Random::new(seed);
     let mut model = vec![0u8; part];
-    // What the part holds is not known yet.
+    // Set the part to zeroes, because its content is unknown.
     client.call(0, WRITE_ZEROES, base as u64, part as u32, &[]).unwrap();
     for request in 0..requests {
         let most = if random.chance(100_000) { part } else { 64 << 10 } / 512;
@@ -183,7 +183,7 @@ fn requests_say_what_the_client_asked_for() {
     expect(WRITE_ZEROES, 0, 0, 1 << 20, (6, 0));
     expect(WRITE_ZEROES, ZERO_NO_HOLE, 0, 1 << 20, (6, 2));
     expect(WRITE_ZEROES, ZERO_FAST, 0, 1 << 20, (6, ZERO_FAST));
-    // It cannot be asked to be fast: then it is not asked.
+    // A server that does not offer fast zeroes is never asked for them.
     let options = Options { flags: server::GOOD & !server::FAST_ZERO, ..Options::default() };
     let server = Server::start(&dir.path().join("t"), options, |_| Action::Do);
     let world = world_over(&server.address(""), 1);
@@ -191,7 +191,7 @@ fn requests_say_what_the_client_asked_for() {
     assert_eq!(server.count(WRITE_ZEROES), 0);
 }
 
-/// What a server says about itself is what the table sees.
+/// The table sees the limits that the server advertises.
 #[test]
 fn limits_come_from_the_server() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A pipeline in this thread, without queue threads: what [`blkswitch_io::Driver`] promises.
+//! The promises of [`blkswitch_io::Driver`]: a pipeline in this thread, without queue threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ fn aligned(data: &[u8]) -> AlignedBytes {
     AlignedBytes::copy_of(data).unwrap()
 }
 
-/// With one device over a leaf.
+/// Makes a driver with one device over a leaf.
 fn driver_over(address: &str) -> Driver {
     let mut driver = Driver::new().unwrap();
     let leaf = Leaf::open(&address.parse().unwrap(), &LeafOptions::new(driver.queues())).unwrap();
@@ -30,8 +30,8 @@ fn driver_over(address: &str) -> Driver {
     driver
 }
 
-/// Starts these and waits for all. Returns errnos and data by token, which is the place in the
-/// list.
+/// Starts these requests and waits for all answers. Returns errnos and data in the order of the
+/// requests.
 fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> Vec<(i32, Vec<u8>)> {
     let (mut results, mut answers) = (Vec::new(), Vec::new());
     for (token, (op, offset, data)) in (0..).zip(asks) {
@@ -51,7 +51,7 @@ fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> V
     results.into_iter().flatten().collect()
 }
 
-/// Reads of the first blocks.
+/// Read requests for the first blocks.
 fn reads(blocks: u64) -> impl Iterator<Item = (Op, u64, Vec<u8>)> {
     (0..blocks).map(|block| (Op::Read, block * BLOCK as u64, vec![0xee; BLOCK]))
 }
@@ -76,7 +76,8 @@ fn requests_go_in_and_answers_come_out_in_one_thread() {
     assert!(server.disk.bytes.lock().unwrap().starts_with(&model.concat()));
 }
 
-/// What is answered before anything is waited for: nothing may ever happen that ends a wait for it.
+/// `wait` returns an answer that is there already. Otherwise it might wait for ever, because
+/// nothing else need happen.
 #[test]
 fn an_answer_that_is_there_is_not_waited_for() {
     support::in_time("answers", || {
@@ -91,21 +92,21 @@ fn an_answer_that_is_there_is_not_waited_for() {
             let results = all(&mut driver, std::iter::once((op, offset, vec![0; len])));
             assert_eq!(results[0].0 == 0, op == Op::Flush, "{offset}: errno {}", results[0].0);
         }
-        // Less data than it says.
+        // The memory is shorter than the length of the request.
         let data = aligned(&[0; 512]);
         let ask = Ask { op: Op::Write, fua: false, offset: 0, len: 4096, data, token: 7 };
         driver.start(DEVICE, ask);
         let mut answers = Vec::new();
         driver.wait(&mut answers, None).unwrap();
         assert_eq!((answers.len(), answers[0].token, answers[0].errno), (1, 7, libc::EINVAL));
-        // One piece after the other, of a request that is longer than a window.
+        // A request that is longer than a window is carried out piece by piece.
         let results = all(&mut driver, std::iter::once((Op::Read, 0, vec![0; 1 << 20])));
         assert_eq!(errnos(&results), [0]);
     });
 }
 
-/// A driver that is closed waits for what is under way, and for its connection to end. One that is
-/// dropped waits for nothing.
+/// Closing a driver waits for requests in flight, and for its connection to end. Dropping it waits
+/// for nothing.
 #[test]
 fn a_driver_is_closed_or_dropped_with_requests_under_way() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,7 +136,8 @@ fn a_driver_is_closed_or_dropped_with_requests_under_way() {
     }
 }
 
-/// A limit counts from when a request was started, however long nobody has waited before.
+/// The time limit of a request begins when it is started, however long the owner did not wait
+/// before.
 #[test]
 fn a_pause_of_its_owner_is_not_the_servers() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +153,7 @@ fn a_pause_of_its_owner_is_not_the_servers() {
     assert_eq!(connections(), before, "taken for lost");
 }
 
-/// Nobody but [`Driver::wait`] looks at the clock, and connects again.
+/// Only [`Driver::wait`] checks time limits and reconnects.
 #[test]
 fn silence_is_found_out_and_the_leaf_comes_back() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Servers that hang, answer late, answer with errors, drop half a reply, lie, are killed and come
-//! back. Every request is answered, once, in time, and with what it deserves.
+//! Servers that hang, answer late, answer with errors, send half a reply, lie, are killed and come
+//! back. Every request is answered once, in time, and with the right result.
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::server::{self, Action, Options, Request, Server, chunk, simple};
 use crate::support::{self, READ, WRITE, World, eventually, in_time, options};
 
 const EIO: u32 = 5;
-/// What our own export says of a leaf that is out of reach.
+/// The error that blkswitch's own NBD export returns for a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;
-/// How long a server may be silent unless told otherwise (docs/leaves.md). What takes less was not
-/// waited for so long.
+/// How long a server may be silent by default (docs/leaves.md). An operation that ended sooner did
+/// not wait for this timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A server with one connection for all queues.
+/// Flags of a server that allows only one connection, so that all queues share it.
 const ONE: u16 = server::GOOD & !server::MULTI_CONN;
 
-/// A world with a device over one leaf, `one`: by a relay.
+/// Makes a world with a device over one leaf, `one`, which uses a relay.
 fn world_over(server: &Server, options: &str) -> World {
     let world = World::new(1);
     let leaf = world.leaf(&server.address(options));
@@ -33,7 +33,7 @@ fn both_routes() -> [Options; 2] {
     [Options::default(), Options { flags: ONE, ..Options::default() }]
 }
 
-/// The first request of a kind gets this, all others are done.
+/// A script: the first request of this kind gets `action`; all others are done.
 fn first(command: u16, action: Action) -> impl Fn(&Request) -> Action + Send + Sync {
     let done = AtomicBool::new(false);
     move |request| match request.command == command && !done.swap(true, Ordering::SeqCst) {
@@ -55,7 +55,7 @@ fn a_server_that_is_not_there_or_is_none_is_refused_with_its_address() {
         "{error}"
     );
     assert_eq!(error.errno(), libc_enoent());
-    // Accepts and says nothing.
+    // The listener accepts connections and sends nothing.
     let silent = UnixListener::bind(&path).unwrap();
     let start = Instant::now();
     let error = open_at(&format!("{address}&timeout=1"));
@@ -103,8 +103,8 @@ fn libc_enoent() -> i32 {
 fn an_error_is_the_answer_of_a_server_that_lives() {
     let dir = tempfile::tempdir().unwrap();
     for options in both_routes() {
-        // As the far side's number, and as what our own export makes of it. The leaf leaves a server
-        // that answers 108, ESHUTDOWN (promises.rs).
+        // The server's number, and the number that blkswitch's own export makes of it. 108,
+        // ESHUTDOWN, is missing: the leaf leaves a server that answers it (promises.rs).
         for (code, answer) in
             [(1, 1), (5, EIO), (12, 12), (22, 22), (28, 28), (75, 22), (9999, EIO)]
         {
@@ -126,14 +126,14 @@ fn an_error_is_the_answer_of_a_server_that_lives() {
     }
 }
 
-/// Whatever a server sends instead of a reply: the request fails, the connection is made anew,
-/// nothing else happens.
+/// Whatever a server sends instead of a reply, the request fails and the leaf reconnects. Nothing
+/// else happens.
 #[test]
 fn lies_cost_the_connection_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let offset = 4096u64.to_be_bytes();
     let data = |offset: u64, len: usize| [&offset.to_be_bytes()[..], &vec![7; len]].concat();
-    // The cookie of the first request is not known here, but to one who listens (below).
+    // These lies do not know the cookie of the first request. Those further down do.
     let lies: [(&str, Vec<u8>); 6] = [
         ("garbage", vec![0x5a; 64]),
         ("another's cookie", simple(0, 0xdead_beef).to_vec()),
@@ -157,7 +157,7 @@ fn lies_cost_the_connection_and_nothing_else() {
             eventually(what, || client.read(4096, 4096).is_ok());
         }
     }
-    // Those who know the cookie.
+    // These lies know the cookie of the request.
     type Lie = fn(u64) -> Vec<u8>;
     let informed: [(&str, Lie); 8] = [
         ("data beyond the request", |c| {
@@ -200,8 +200,8 @@ fn lies_cost_the_connection_and_nothing_else() {
     }
 }
 
-/// Replies put together at random, some of them right: every request is answered in time, and when
-/// the server has come to its senses, so has the leaf.
+/// Random replies, some of them correct. Every request is answered in time, and when the server
+/// behaves again, so does the leaf.
 #[test]
 fn replies_at_random_are_survived() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,12 +247,12 @@ fn replies_at_random_are_survived() {
     }
 }
 
-/// The answer to a write comes before the server has taken its data: its memory, which the next
-/// request gets, is not given back before it has been sent.
+/// The answer to a write arrives before the server has read its data. The memory must not be given
+/// to the next request until the data has been sent.
 #[test]
 fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     let dir = tempfile::tempdir().unwrap();
-    // More than any socket holds.
+    // More data than a socket buffers.
     let len = 16 << 20;
     for options in both_routes() {
         let options = Options { size: 64 << 20, ..options };
@@ -273,7 +273,8 @@ fn a_write_answered_too_early_keeps_its_memory_until_it_is_sent() {
     }
 }
 
-/// A server that says of a write that it is done, and has not even taken it: it is not done.
+/// A server answers a write without reading its data, and closes the connection. The write counts
+/// as unanswered and is sent again.
 #[test]
 fn a_write_answered_too_early_and_never_taken_is_sent_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -293,7 +294,7 @@ fn a_write_answered_too_early_and_never_taken_is_sent_again() {
     }
 }
 
-/// A server that accepts everybody and serves nobody is not asked without a pause.
+/// A server accepts every connection and serves none. The leaf pauses between its attempts.
 #[test]
 fn connections_that_do_not_last_are_made_less_and_less_often() {
     let dir = tempfile::tempdir().unwrap();
@@ -352,8 +353,8 @@ fn silence_ends_with_the_timeout_and_a_probe_says_when_it_is_over() {
     }
 }
 
-/// EPERM, EIO, ENOMEM, EINVAL, ENOSPC: the server is there, on either route. One that shuts down is
-/// not.
+/// A server that answers a probe with EPERM, EIO, ENOMEM, EINVAL or ENOSPC is there, on either
+/// route. One that answers ESHUTDOWN is not.
 #[test]
 fn a_probe_that_is_answered_with_an_error_has_been_answered() {
     let dir = tempfile::tempdir().unwrap();
@@ -400,8 +401,7 @@ fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
             eventually("it knows", || client.read(0, 512).is_err());
             let start = Instant::now();
             (0..100).for_each(|_| assert_eq!(client.read(0, 512), Err(ESHUTDOWN)));
-            // The next attempt to connect is up to five seconds away: not even one of them has
-            // waited for that.
+            // The next attempt to connect may be five seconds away. No request has waited for it.
             assert!(start.elapsed() < Duration::from_secs(8), "at once: {:?}", start.elapsed());
             assert!(leaf.engine().probe(Duration::from_secs(5)).is_err());
             let _server = Server::again(&path, disk, options.clone(), |_| Action::Do);
@@ -413,9 +413,9 @@ fn without_reconnect_a_lost_connection_fails_what_was_on_it_at_once() {
     }
 }
 
-/// A write that was sent on a connection that is lost may still be carried out by a server that is
-/// well. Whoever made it hears of the loss only when that must have happened: sent again by another
-/// path, the second copy is the later one.
+/// A write was sent on a connection that is then lost. A healthy server may still carry it out. The
+/// caller gets the error only when that must have happened, so that a copy on another path is
+/// always the later one.
 #[test]
 fn a_write_in_doubt_waits_until_the_server_must_have_done_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -477,7 +477,7 @@ fn with_reconnect_requests_wait_for_the_server_and_only_so_long() {
     }
 }
 
-/// A server that accepts, shakes hands and hangs, time and again, holds nobody for ever.
+/// A server accepts, shakes hands and hangs, time and again. No caller waits for ever.
 #[test]
 fn reconnecting_to_a_server_that_hangs_ends() {
     let dir = tempfile::tempdir().unwrap();
@@ -526,8 +526,8 @@ fn a_server_that_comes_back_as_another_is_not_used() {
 const TWO_GROUPS: &str = "0 0 2 1 round-robin 0 1 0 0 round-robin 0 1 0 1";
 const SECOND_ONLY: &str = "0 0 1 1 round-robin 0 1 0 1";
 
-/// A path that leaves and cannot be flushed is flushed over its sibling. If that fails there, the
-/// writes may be gone, and whatever the sibling's server says later, it does not bring them back.
+/// A path leaves the table and cannot be flushed, so its sibling is flushed instead. If that fails
+/// there, the writes may be lost, and no later success of the sibling changes that.
 #[test]
 fn a_sibling_that_has_lost_writes_makes_good_for_no_path() {
     let dir = tempfile::tempdir().unwrap();
@@ -554,7 +554,7 @@ fn a_sibling_that_has_lost_writes_makes_good_for_no_path() {
     }
 }
 
-/// The server says that the writes are gone: a sibling, which knows nothing of them, is not even
+/// The server reports that the writes are lost. The sibling cannot know about them, so it is not
 /// asked.
 #[test]
 fn a_flush_that_a_server_has_failed_is_not_made_good_by_a_sibling() {
@@ -573,7 +573,7 @@ fn a_flush_that_a_server_has_failed_is_not_made_good_by_a_sibling() {
     assert_eq!(sibling.count(support::FLUSH), 0);
 }
 
-/// A discard that is asked for in pieces: each has the whole time to be answered in.
+/// The leaf sends a long discard in pieces. Each piece has the whole time limit for its answer.
 #[test]
 fn a_long_discard_may_take_longer_than_one_request() {
     const PIECE: Duration = Duration::from_millis(1800);
@@ -595,12 +595,12 @@ fn a_long_discard_may_take_longer_than_one_request() {
     let start = Instant::now();
     client.call(0, support::TRIM, 0, u32::MAX - 511, &[]).unwrap();
     assert_eq!(server.count(support::TRIM), 4);
-    // Longer than the timeout and the second that passes before it is noticed.
+    // Longer than the timeout, plus the second within which a timeout is noticed.
     assert!(start.elapsed() > Duration::from_secs(6));
 }
 
-/// A flush that fails for want of a server is tried again and may succeed; one that the server
-/// fails may not.
+/// A flush that fails because the server is away is tried again and may succeed. A flush that the
+/// server fails may not succeed later.
 #[test]
 fn a_lost_flush_is_asked_for_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -627,8 +627,8 @@ fn a_lost_flush_is_asked_for_again() {
     }
 }
 
-/// Load from several clients while connections are cut at random and the server is killed and comes
-/// back: all that is read is what was written last.
+/// Several clients send requests while connections are cut at random and the server is killed and
+/// comes back. Every read returns the last written data.
 #[test]
 fn data_survives_cut_connections_and_killed_servers() {
     let dir = tempfile::tempdir().unwrap();
@@ -684,7 +684,7 @@ fn data_survives_cut_connections_and_killed_servers() {
                 server = Server::again(&path, disk, options.clone(), script.clone());
             }
         }
-        // Enough for every kind of mishap in the script.
+        // Enough requests to meet every fault of the script.
         eventually("a hundred requests are answered", || requests.load(Ordering::SeqCst) > 100);
         stop.store(true, Ordering::SeqCst);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -692,7 +692,7 @@ fn data_survives_cut_connections_and_killed_servers() {
     }
 }
 
-/// Tables come and go, with what is under way, and leave nothing behind.
+/// Tables with requests in flight come and go, and leave no descriptor behind.
 #[test]
 fn leaves_come_and_go_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -719,8 +719,8 @@ fn leaves_come_and_go_and_leave_nothing() {
         let before = descriptors();
         (0..50).for_each(|_| cycle());
         server.cut();
-        // Other tests of this program come and go meanwhile: what each cycle would leave counts,
-        // not a few.
+        // Other tests of this program open and close descriptors meanwhile. A leak would show in
+        // each cycle, so a few more descriptors are no failure.
         eventually("all are closed", || descriptors() < before + 50);
     }
 }

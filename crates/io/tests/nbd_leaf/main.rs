@@ -1,5 +1,5 @@
-//! The NBD leaf against servers good and bad: our own in this process, and one that does what a
-//! script says.
+//! The NBD leaf against good and bad servers: blkswitch's own in this process, and one that follows
+//! a script.
 
 #[path = "../support/mod.rs"]
 mod support;

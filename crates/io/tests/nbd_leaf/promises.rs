@@ -1,5 +1,5 @@
-//! A server that comes back able to do more, or less, than it could; one that flaps; and writes that
-//! a server may still carry out.
+//! Servers that come back with more or fewer abilities, servers that flap, and writes that a server
+//! may still carry out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,8 @@ const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
 const ESHUTDOWN: u32 = 108;
 
-/// What every promise of the first server is kept by is used; what is missing is made up for.
+/// A server that keeps the promises of the first one is used. The leaf makes up for missing
+/// abilities.
 #[test]
 fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +30,7 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
         let may_trim = before.flags & server::TRIM != 0;
         let server = Server::start(&path, before, |_| Action::Do);
         let world = World::new(1);
-        // The queue may find out later than the probe that its connection is lost.
+        // The queue may notice the lost connection later than the probe does.
         let leaf = world.leaf(&server.address("&reconnect=30"));
         world.device("disk", world.linear(&leaf));
         let sectors = leaf.limits().sectors;
@@ -41,7 +42,7 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
         assert_eq!(leaf.limits().sectors, sectors, "a device does not grow by itself");
         client.call(FUA, WRITE, 0, 65536, &[2; 65536]).unwrap();
         client.call(0, WRITE_ZEROES, 4096, 4096, &[]).unwrap();
-        // Trims are offered once, when the client connects.
+        // The export offers trims when the client connects, and does not change that later.
         let trimmed = client.call(0, TRIM, 8192, 4096, &[]);
         assert_eq!(trimmed.err(), (!may_trim).then_some(EINVAL));
         assert_eq!(client.read(0, 4096).unwrap(), [2; 4096]);
@@ -57,8 +58,8 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
     }
 }
 
-/// A server that answers a hundred requests and then hangs up is connected to again at once, not
-/// after a pause that grows.
+/// A server answers a hundred requests and then hangs up. The leaf reconnects at once, without a
+/// growing pause.
 #[test]
 fn a_connection_that_has_answered_something_counts_as_one_that_lasted() {
     let dir = tempfile::tempdir().unwrap();
@@ -76,11 +77,11 @@ fn a_connection_that_has_answered_something_counts_as_one_that_lasted() {
     for _ in 0..3000 {
         client.read(0, 512).unwrap();
     }
-    // Thirty times a pause that grows to 5 s would be two minutes.
+    // Thirty pauses that grow to 5 s would take two minutes.
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
-/// The server is silent, so it may carry the write out later: the write waits for `settle`.
+/// The server is silent, so it may carry out the write later. The second copy waits for `settle`.
 #[test]
 fn a_write_in_doubt_waits_for_the_time_to_settle() {
     let dir = tempfile::tempdir().unwrap();
@@ -97,15 +98,15 @@ fn a_write_in_doubt_waits_for_the_time_to_settle() {
         let time = start.elapsed();
         let least = Duration::from_millis(least);
         assert!((least..least + Duration::from_secs(8)).contains(&time), "{settle}: {time:?}");
-        // It can be used again, and a read is in no doubt.
+        // The leaf is usable again, and reads are never in doubt.
         eventually("it is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
         client.read(0, 512).unwrap();
     }
 }
 
-/// Our own export ends what an older connection of the same place has under way before it answers a
-/// newer one. So nothing has to be waited for but the write itself, and the first copy of a write
-/// never lands behind the second.
+/// blkswitch's own export ends the requests of an older connection of the same place before it
+/// answers a newer one. So the leaf waits only for the write itself, and the first copy of a write
+/// never lands after the second.
 #[test]
 fn our_own_export_ends_the_doubt() {
     let took = Duration::from_millis(1500);
@@ -131,13 +132,13 @@ fn our_own_export_ends_the_doubt() {
         let time = start.elapsed();
         assert!(time >= took - Duration::from_millis(100), "it was under way: {time:?}");
         assert!(time < Duration::from_secs(30), "{reconnect}: it was not waited for: {time:?}");
-        // It has landed, and the leaf goes on.
+        // The write has landed, and the leaf goes on.
         eventually("it is back", || leaf.engine().probe(Duration::from_secs(9)).is_ok());
         assert_eq!(client.read(0, 512).unwrap(), [1; 512]);
     }
 }
 
-/// Another pool at the same address knows nothing of what the first one has under way.
+/// Another pool at the same address cannot end the requests of the first one.
 #[test]
 fn another_server_at_the_address_does_not_end_the_doubt() {
     let dir = tempfile::tempdir().unwrap();
@@ -165,8 +166,8 @@ fn another_server_at_the_address_does_not_end_the_doubt() {
     assert!(start.elapsed() >= Duration::from_millis(3900), "{:?}", start.elapsed());
 }
 
-/// nbdkit that was told to end keeps its connections and answers everything on them with ESHUTDOWN
-/// until its clients have left. The leaf leaves, and finds the next server at the same address.
+/// nbdkit that was told to end keeps its connections and answers every request with ESHUTDOWN until
+/// its clients have left. The leaf leaves, and finds the next server at the same address.
 #[test]
 fn a_server_that_says_it_shuts_down_loses_its_connections() {
     let dir = tempfile::tempdir().unwrap();
@@ -191,12 +192,12 @@ fn a_server_that_says_it_shuts_down_loses_its_connections() {
         eventually("it is back", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
         client.write(0, &[3; 4096]).unwrap();
         assert_eq!(client.read(0, 4096).unwrap(), [3; 4096]);
-        // A refused write is in no doubt, so nothing waits for `settle` (5 s).
+        // A refused write is not in doubt, so it does not wait for `settle` (5 s).
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     }
 }
 
-/// What a server greets with is shown as what it is, in words.
+/// If a server does not speak NBD, the error shows its greeting as text.
 #[test]
 fn a_greeting_that_is_none_is_shown_as_text() {
     let dir = tempfile::tempdir().unwrap();
@@ -213,8 +214,8 @@ fn a_greeting_that_is_none_is_shown_as_text() {
     }
 }
 
-/// A server that refuses writes from now on (its device has become read-only): other paths are
-/// written to, and it is used again when it says on a new connection that it can be written.
+/// A server's device becomes read-only, and it refuses writes. The writes go down other paths. The
+/// path is used again when a new connection shows that the export is writable.
 #[test]
 fn an_export_that_becomes_read_only_is_written_by_another_path() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,18 +248,18 @@ fn an_export_that_becomes_read_only_is_written_by_another_path() {
     assert_eq!(client.write(0, &[2; 4096]), Err(EPERM));
     client.read(0, 4096).unwrap();
     assert_eq!(groups.live_paths(), 1);
-    // What the server says when it is connected to decides.
+    // The flags of the new connection decide.
     leaves[0].probe(Duration::from_secs(9)).unwrap();
     assert!(!leaves[0].is_protected());
 }
 
-/// A file that takes no more writes (here: a sealed one) is a path like that, too.
+/// The writes of a file that has become read-only (here a sealed one) go down another path, too.
 #[test]
 fn a_file_that_becomes_read_only_is_written_by_another_path() {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     let world = World::new(1);
     let files = [c"a", c"b"].map(|name| {
-        // SAFETY: makes a descriptor, which is owned from here on.
+        // SAFETY: creates a descriptor, which `File` owns from here on.
         let file = unsafe {
             let file = libc::memfd_create(name.as_ptr(), libc::MFD_ALLOW_SEALING);
             assert!(file >= 0);
@@ -274,7 +275,7 @@ fn a_file_that_becomes_read_only_is_written_by_another_path() {
     let table = world.multipath("0 0 1 1 round-robin 0 2 0 0 1", &leaves);
     let device = world.device("disk", table);
     let mut client = world.connect("disk");
-    // SAFETY: a system call on a descriptor that lives.
+    // SAFETY: a system call on a live descriptor.
     let sealed =
         unsafe { libc::fcntl(files[0].as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
     assert_eq!(sealed, 0);

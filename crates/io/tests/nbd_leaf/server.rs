@@ -1,5 +1,5 @@
-//! An NBD server that behaves as it is told: a thread per connection over shared memory, and a
-//! script that says of each request how it is (not) answered. It shares no code with the product.
+//! An NBD server that follows a script. It has a thread per connection over shared memory, and the
+//! script decides how each request is answered, or not. It shares no code with the product.
 
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
@@ -19,10 +19,10 @@ pub const TRIM: u16 = 32;
 pub const ZEROES: u16 = 64;
 pub const MULTI_CONN: u16 = 256;
 pub const FAST_ZERO: u16 = 2048;
-/// All that a good server has.
+/// The flags of a server that can do everything.
 pub const GOOD: u16 = HAS_FLAGS | FLUSH | FUA | TRIM | ZEROES | MULTI_CONN | FAST_ZERO;
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub flags: u16,
@@ -30,51 +30,51 @@ pub struct Request {
     pub cookie: u64,
     pub offset: u64,
     pub len: u32,
-    /// Which connection, counted from 0.
+    /// The number of its connection, counted from 0.
     pub connection: usize,
 }
 
-/// What happens to a request.
+/// How the server handles a request.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// It is done and answered.
+    /// Carries it out and answers.
     Do,
-    /// Done, and answered in pieces of this many bytes, the last first, zeroes as holes (structured
-    /// replies only).
+    /// Carries it out and answers in pieces of this many bytes, the last one first, zeroes as holes
+    /// (structured replies only).
     Pieces(usize),
-    /// Refused with this number.
+    /// Refuses it with this error.
     Error(u32),
-    /// Done, answered later; what comes behind waits.
+    /// Carries it out and answers after this time. Later requests of the connection wait.
     Late(Duration),
-    /// Answered before the data of a write is taken.
+    /// Answers a write before reading its data.
     Early,
-    /// Answered before the data of a write is taken, which then never is: the connection is closed.
+    /// Answers a write and closes the connection without reading its data.
     TooEarly,
-    /// Never answered.
+    /// Reads it and never answers.
     Silence,
-    /// The connection is closed.
+    /// Closes the connection instead of answering.
     Close,
-    /// Half of the reply, then the connection is closed.
+    /// Sends half of the reply, and closes the connection.
     Half,
-    /// These bytes instead of a reply.
+    /// Sends these bytes instead of a reply.
     Bytes(Vec<u8>),
 }
 
-/// What the server is like.
+/// What the server offers, and how it treats connections.
 #[derive(Clone)]
 pub struct Options {
     pub size: u64,
     pub flags: u16,
     pub structured: bool,
-    /// What it calls the export, if it says so.
+    /// The export's name, if the server reports one.
     pub name: Option<&'static str>,
-    /// Minimum, preferred, maximum block.
+    /// Minimum, preferred and maximum block size in bytes.
     pub blocks: Option<[u32; 3]>,
-    /// While this is true, connections are closed as soon as the export was negotiated.
+    /// While this is true, the server closes connections as soon as the export was negotiated.
     pub turns_away: Arc<AtomicBool>,
-    /// Connections served at a time; others wait.
+    /// Connections that are served at a time; others wait.
     pub at_once: usize,
-    /// Bytes sent instead of the greeting.
+    /// Bytes to send instead of the greeting.
     pub greeting: Option<Vec<u8>>,
 }
 
@@ -95,11 +95,11 @@ impl Default for Options {
 
 type Script = Arc<dyn Fn(&Request) -> Action + Send + Sync>;
 
-/// What outlives a server that is killed.
+/// The data and the log of requests, which outlive a server that is killed.
 #[derive(Default)]
 pub struct Disk {
     pub bytes: Mutex<Vec<u8>>,
-    /// All requests, in the order they came.
+    /// All requests in the order of their arrival.
     pub requests: Mutex<Vec<Request>>,
     pub connections: AtomicUsize,
 }
@@ -125,7 +125,7 @@ impl Server {
         Server::again(path, disk, options, script)
     }
 
-    /// Over a disk that an earlier server has left.
+    /// Starts a server over the disk of an earlier one.
     pub fn again(
         path: &Path,
         disk: Arc<Disk>,
@@ -173,14 +173,14 @@ impl Server {
         format!("nbd+unix:///disk?socket={}{options}", self.path.display())
     }
 
-    /// All connections are cut; it goes on listening.
+    /// Cuts all connections; the server goes on listening.
     pub fn cut(&self) {
         for stream in self.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
 
-    /// It is gone, with all connections.
+    /// Ends the server and all connections. Returns its disk.
     pub fn kill(mut self) -> Arc<Disk> {
         self.end();
         self.disk.clone()

@@ -1,4 +1,4 @@
-//! A few pipelines, the devices they serve, and the requests under way.
+//! A few pipelines, the devices they serve, and the requests in flight.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,7 +27,7 @@ pub(crate) struct Bench {
     registry: Registry,
     next: u64,
     data: BTreeMap<u64, Vec<u8>>,
-    /// The data of every other request is in pages, for which a file stands.
+    /// Every other request has its data in pages, which a file stands for.
     pages: BTreeMap<u64, File>,
     answers: BTreeMap<u64, i32>,
 }
@@ -47,7 +47,8 @@ impl Bench {
     pub(crate) fn leaf(&self, address: &str) -> Arc<Leaf> {
         let options = LeafOptions::new(self.registry.queues());
         let leaf = Leaf::open(&address.parse().unwrap(), &options).unwrap();
-        // Whatever a file may hold that an earlier process wrote: nothing here.
+        // A file may hold unflushed data of an earlier process, so a new leaf counts as written to.
+        // Flush it to begin without.
         leaf.flush_blocking().unwrap();
         leaf
     }
@@ -73,8 +74,8 @@ impl Bench {
         table.build().unwrap()
     }
 
-    /// A multipath device by the words of its table line, in which leaves stand by their places
-    /// here.
+    /// Makes a multipath device from the words of its table line. The line names leaves by their
+    /// index in `leaves`.
     pub(crate) fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
         let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
         let mut params = Params::parse(&words).unwrap();
@@ -116,7 +117,7 @@ impl Bench {
         latch
     }
 
-    /// Opens the gates on what the control side runs.
+    /// Resumes the device and opens its gate on every queue.
     pub(crate) fn open(&mut self, device: &Device) {
         device.resume().unwrap();
         for (pipeline, ring) in &mut self.queues {
@@ -125,7 +126,7 @@ impl Bench {
         self.collect();
     }
 
-    /// What is held for want of a path asks again, on all queues.
+    /// Lets held requests ask for a path again, on all queues.
     pub(crate) fn release(&mut self, device: &Device) {
         for (pipeline, ring) in &mut self.queues {
             pipeline.release(device.id(), ring);
@@ -143,7 +144,7 @@ impl Bench {
         self.open(device);
     }
 
-    /// Starts a request; the data of a write, or a buffer of that length for a read.
+    /// Starts a request with the data of a write, or with a buffer of the same length for a read.
     pub(crate) fn start(
         &mut self,
         queue: usize,
@@ -166,7 +167,7 @@ impl Bench {
             let file = self.pages.entry(token).or_insert_with(|| tempfile::tempfile().unwrap());
             file.write_all_at(data, PAGES_AT).unwrap();
             data.fill(0xee);
-            // Leaves of the tests take no pages, slot or not.
+            // The tests' leaves cannot use pages, with or without a slot.
             let slot = (token % 4 == 1).then_some(7);
             Pages { memory, file: file.as_raw_fd(), at: PAGES_AT, slot }
         });
@@ -191,7 +192,7 @@ impl Bench {
         self.start(queue, device, Op::Flush, false, 0, Vec::new())
     }
 
-    /// Every queue goes on to its next completions.
+    /// Lets every queue handle its next completions.
     pub(crate) fn turn(&mut self) {
         for queue in 0..self.queues.len() {
             self.turn_queue(queue);
@@ -214,12 +215,12 @@ impl Bench {
         }
     }
 
-    /// The answer, if there is one yet.
+    /// The answer; `None` if there is none yet.
     pub(crate) fn answer(&self, token: u64) -> Option<i32> {
         self.answers.get(&token).copied()
     }
 
-    /// Runs all queues until nothing is in flight, and gives the answer and the data.
+    /// Runs all queues until nothing is in flight, and returns the answer and the data.
     #[track_caller]
     pub(crate) fn finish(&mut self, token: u64) -> (i32, Vec<u8>) {
         self.run();
@@ -230,7 +231,7 @@ impl Bench {
         (self.answers[&token], data)
     }
 
-    /// Runs all queues until nothing moves.
+    /// Runs all queues until nothing is in flight.
     #[track_caller]
     pub(crate) fn run(&mut self) {
         for _ in 0..1_000_000 {
@@ -242,7 +243,7 @@ impl Bench {
         panic!("this never ends");
     }
 
-    /// A whole write that succeeds.
+    /// Writes whole sectors and expects success.
     #[track_caller]
     pub(crate) fn write(&mut self, device: &Device, at: u64, sectors: usize, byte: u8) {
         let token = self.start(0, device, Op::Write, false, at, vec![byte; sectors * SECTOR]);

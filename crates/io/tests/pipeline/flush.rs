@@ -1,4 +1,4 @@
-//! Flushes in the hard cases.
+//! Tests of flushes in the hard cases.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use blkswitch_io::{Device, Leaf, TableBuilder, Target, To};
 use crate::bench::{Bench, SECTOR, sim};
 
 const ALWAYS: u64 = 1_000_000;
-/// Every operation on the leaf takes this long.
+/// A leaf on which every operation takes 10 us.
 const SLOW: &str = "sim:64K,delay=10us";
 
 fn disk(bench: &mut Bench, address: &str) -> (Arc<Leaf>, Arc<Device>) {
@@ -17,7 +17,7 @@ fn disk(bench: &mut Bench, address: &str) -> (Arc<Leaf>, Arc<Device>) {
     (leaf, device)
 }
 
-/// A switch over two leaves, regions of 8 sectors.
+/// A switch over two leaves with regions of 8 sectors.
 fn switch(bench: &mut Bench) -> ([Arc<Leaf>; 2], Arc<Device>) {
     let leaves = [bench.leaf("sim:64K"), bench.leaf("sim:64K")];
     let mut table = TableBuilder::new(false);
@@ -32,7 +32,7 @@ fn switch(bench: &mut Bench) -> ([Arc<Leaf>; 2], Arc<Device>) {
     (leaves, device)
 }
 
-/// What was written as `byte` to the first sector is there after every power cut.
+/// Checks that the first sector holds `byte` after every power cut.
 #[track_caller]
 fn assert_stable(leaf: &Leaf, byte: u8) {
     for seed in 0..16 {
@@ -203,8 +203,8 @@ fn a_flush_goes_down_a_stack() {
     assert_stable(&leaf, 4);
 }
 
-/// Found by the simulation (seed 627): the leaf is not in the table that left, but in that of a
-/// device below.
+/// Found by the simulation (seed 627): the leaf is in the table of a device below, not in the table
+/// that left.
 #[test]
 fn a_device_that_leaves_a_table_is_flushed() {
     for fails in [false, true] {

@@ -1,4 +1,4 @@
-//! What becomes of results that are no plain success.
+//! Tests of results that are neither full success nor a plain error.
 
 use blkswitch_io::request::Op;
 
@@ -34,8 +34,8 @@ fn zeroes_are_written_out_where_they_cannot_be_asked_for() {
         let leaf = bench.leaf(address);
         let device = bench.device("disk", bench.linear(&leaf));
         bench.write(&device, 0, 2048, 0xff);
-        // More than the zeroes that are kept at hand, from the middle of a page to the middle of
-        // another.
+        // More than the block of zeroes that the pipeline keeps, from the middle of a page to the
+        // middle of another.
         let token = bench.start(0, &device, ZEROES, false, 3, vec![0; 701 * SECTOR]);
         assert_eq!(bench.finish(token).0, 0, "{address}");
         let token = bench.start(0, &device, Op::Read, false, 0, vec![0; 2048 * SECTOR]);

@@ -1,6 +1,6 @@
-//! The pipeline through its public interface, on simulated rings, in one thread: splitting against
-//! the model, what becomes of results that are no plain success, flushes in the hard cases,
-//! multipath devices.
+//! Tests of the pipeline through its public interface, on simulated rings in one thread: splitting
+//! against the model, results that are no full success, flushes in the hard cases, and multipath
+//! devices.
 
 mod bench;
 mod flush;

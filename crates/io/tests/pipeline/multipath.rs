@@ -1,5 +1,5 @@
-//! Multipath devices: failover, holding, suspending, what is flushed. The paths of a test are sim
-//! leaves that lead to one memory; each can be cut.
+//! Multipath devices: failover, held requests, suspends, flushes. The paths of a test are sim
+//! leaves that share one memory; each can be cut.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ const TWO_GROUPS: &str = "0 0 2 1 round-robin 0 1 0 0 round-robin 0 1 0 1";
 const TWO_PATHS: &str = "0 0 1 1 round-robin 0 2 0 0 1";
 const QUEUEING: &str = "1 queue_if_no_path 0 2 1 round-robin 0 1 0 0 round-robin 0 1 0 1";
 
-/// Paths to one volume of a name of its own.
+/// Makes paths to one volume with this name.
 fn paths(bench: &Bench, name: &str, count: usize, options: &str) -> Vec<Arc<Leaf>> {
     (0..count)
         .map(|path| bench.leaf(&format!("sim:64K,name={name},path={path}{options}")))
@@ -38,7 +38,7 @@ fn status(device: &Device) -> String {
     groups.info(|path, f| write!(f, "p{path}")).to_string()
 }
 
-/// Whether each path is up.
+/// Which paths are up.
 fn up(device: &Device) -> Vec<bool> {
     let table = device.live().unwrap();
     table.multipath().unwrap().0.paths().iter().map(|path| path.is_up()).collect()
@@ -64,7 +64,7 @@ fn read(bench: &mut Bench, device: &Device, at: u64) -> (i32, u8) {
     (errno, data[8 * SECTOR - 1])
 }
 
-/// The checker has found that a path is back, or a message says so.
+/// Reinstates a path, as the checker or a message does.
 fn reinstate(bench: &mut Bench, device: &Device, path: u32) {
     let is_back =
         device.messenger(0).unwrap().change(|groups, mut on| groups.reinstate_path(path, &mut on));
@@ -278,7 +278,7 @@ fn a_suspend_without_flush_holds_what_fails_meanwhile_even_without_queueing() {
     assert_eq!(read(&mut bench, &device, 0), (0, 9));
 }
 
-/// A switch of regions of 8 sectors over a device and a leaf.
+/// A switch with regions of 8 sectors over a device and a leaf.
 fn two_layers(bench: &mut Bench, below: &Arc<Device>) -> Arc<Device> {
     let mut table = TableBuilder::new(false);
     let leaf = table.leaf(bench.leaf("sim:64K"));
@@ -392,7 +392,7 @@ fn writes_of_a_path_that_is_down_are_covered_and_those_that_come_after_are_not()
     bench.write(&device, 0, 8, 7);
     device.messenger(0).unwrap().change(|groups, mut on| groups.fail_path(0, &mut on));
     let token = bench.flush(0, &device);
-    // While it runs the path comes back and is written through.
+    // During the flush the path comes back, and a write goes through it.
     reinstate(&mut bench, &device, 0);
     device.messenger(0).unwrap().change(|groups, mut on| groups.choose_group(1, &mut on));
     let late = bench.start(1, &device, Op::Write, false, 0, vec![8; SECTOR]);
@@ -426,8 +426,8 @@ fn a_flush_without_a_path_fails_or_waits_but_never_succeeds() {
     }
 }
 
-/// A flush of two paths that is held is one flush to be tried again, not two, which would be four
-/// the next time.
+/// A flush of two paths that is held counts as one flush to try again. If each path counted, every
+/// attempt would double their number.
 #[test]
 fn a_flush_that_is_held_again_and_again_stays_one() {
     let mut bench = Bench::new(1);
@@ -508,8 +508,8 @@ fn a_path_that_leaves_the_table_when_all_are_down_is_flushed_over_the_new_ones_o
     }
 }
 
-/// A flush of another volume says nothing about what was written to this one, wherever it stands in
-/// the tables.
+/// A flush of another volume does not cover writes to this one, wherever that volume is in the
+/// tables.
 #[test]
 fn a_path_that_leaves_for_another_volume_is_not_covered_by_it() {
     let mut bench = Bench::new(1);
@@ -519,7 +519,7 @@ fn a_path_that_leaves_for_another_volume_is_not_covered_by_it() {
     (0..2).for_each(|path| {
         device.messenger(0).unwrap().change(|groups, mut on| groups.fail_path(path, &mut on));
     });
-    // Twice: what has left stands beside the other volume then.
+    // Twice, because the path that left is then beside the other volume.
     for round in 0..2 {
         let other = bench.leaf(&format!("sim:64K,name=other{round},path=0"));
         let table = bench.multipath("0 0 1 1 round-robin 0 1 0 0", &[other]);

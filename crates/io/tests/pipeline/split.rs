@@ -1,4 +1,4 @@
-//! Splitting against the model: where each sector goes, and into how few pieces.
+//! Tests of splitting against the model: where each sector goes, and how few pieces there are.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const CASES: u64 = 400;
 const LEAVES: usize = 3;
 const DEVICES: usize = 3;
 
-/// Runs a case for every seed, or for the one in `CASE`.
+/// Runs a case for every seed, or only for the seed in `CASE`.
 fn cases(test: &str, case: impl Fn(u64)) {
     struct Replay<'a>(&'a str, u64);
     impl Drop for Replay<'_> {
@@ -36,8 +36,8 @@ fn cases(test: &str, case: impl Fn(u64)) {
     }
 }
 
-/// Where a sector ends: the (device, path) it went through, and which sector of which leaf or
-/// device that is.
+/// Where a sector arrives: the (device, path) pairs on the way, and the sector of the leaf or
+/// device.
 #[derive(Clone, PartialEq, Debug)]
 struct End {
     hops: Vec<(usize, usize)>,
@@ -74,7 +74,7 @@ fn end(tables: &[Rc<ModelTable>], mut device: usize, mut sector: u64) -> End {
     }
 }
 
-/// Whether `b`, the end of the next sector, belongs to the same piece as `a`.
+/// Whether the next sector, which ends at `b`, belongs to the same piece as `a`.
 fn merges(a: &End, b: &End) -> bool {
     (&a.hops, a.at, a.sector + 1) == (&b.hops, b.at, b.sector)
 }
@@ -125,8 +125,8 @@ fn every_sector_of_a_write_lands_where_the_model_says_in_as_few_pieces_as_can_be
 
         let ends: Vec<End> = (0..sectors).map(|n| end(&tables, top, offset + n)).collect();
         let mut images = vec![vec![0u8; LEAF_SECTORS as usize]; LEAVES];
-        // Two sectors of one request may meet on one leaf sector; the pieces of the later ones
-        // complete later.
+        // Two sectors of one request may arrive at the same sector of a leaf. The piece of the
+        // later one completes later.
         for (n, end) in ends.iter().enumerate() {
             if let At::Leaf(leaf) = end.at {
                 images[leaf][end.sector as usize] = n as u8 + 1;
@@ -152,7 +152,7 @@ fn every_sector_of_a_write_lands_where_the_model_says_in_as_few_pieces_as_can_be
     });
 }
 
-/// Neither a sector's neighbours nor the other leaves have the same.
+/// A byte that differs between neighbouring sectors and between leaves.
 fn marker(leaf: usize, sector: u64) -> u8 {
     ((leaf as u64 * 83 + sector) % 251) as u8
 }
@@ -199,7 +199,7 @@ fn every_sector_of_a_read_comes_from_where_the_model_says() {
     });
 }
 
-/// A device whose neighbouring sectors are all on different leaves, behind a closed gate or not.
+/// A device whose neighbouring sectors are all on different leaves.
 fn striped(bench: &mut Bench, sectors: u64) -> (Vec<Arc<Leaf>>, Arc<Device>) {
     let leaves: Vec<_> =
         (0..2).map(|_| bench.leaf(&format!("sim:{},delay=1us", sectors * 512))).collect();
@@ -211,7 +211,7 @@ fn striped(bench: &mut Bench, sectors: u64) -> (Vec<Arc<Leaf>>, Arc<Device>) {
     (leaves, device)
 }
 
-/// 4000 pieces are several windows.
+/// 4000 pieces fill several windows.
 #[test]
 fn a_request_of_many_windows_is_whole() {
     let mut bench = Bench::new(1);
@@ -225,8 +225,8 @@ fn a_request_of_many_windows_is_whole() {
     assert!(bench.finish(token) == (0, data));
 }
 
-/// A stop answers what waits at gates; a request whose later windows come to a closed gate
-/// afterwards must not wait there for ever either.
+/// A stop answers the requests that wait at gates. If a later window of a request meets a closed
+/// gate after the stop, the request must not wait there for ever.
 #[test]
 fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
     let mut bench = Bench::new(1);
@@ -251,8 +251,8 @@ fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
     drop(leaves);
 }
 
-/// The longest discard there is over the smallest regions: a queue must not be away for long,
-/// however it is split.
+/// A tebibyte over regions of one sector. A queue describes it a little at a time, so that it is
+/// not busy for long.
 #[test]
 fn a_huge_request_is_split_a_little_at_a_time() {
     let mut bench = Bench::new(1);
@@ -283,7 +283,7 @@ fn a_huge_request_is_split_a_little_at_a_time() {
     assert_eq!(describe(&bench, sectors * 512 - 1024), 1024);
 }
 
-/// Whatever may block is not asked on a queue's thread.
+/// A queue's thread never asks a file for its holes, because that may block.
 #[test]
 fn holes_of_a_file_are_for_others_to_find() {
     let mut bench = Bench::new(1);
@@ -306,7 +306,7 @@ fn holes_of_a_file_are_for_others_to_find() {
     assert_eq!(found, [((1 << 20) - 4096, true), (1 << 20, false)]);
 }
 
-/// Leaves that answer at once must not have one long request keep a queue from all others.
+/// Leaves that answer at once must not let one long request keep the queue from all others.
 #[test]
 fn a_long_request_lets_others_pass() {
     let mut bench = Bench::new(1);
@@ -314,7 +314,7 @@ fn a_long_request_lets_others_pass() {
     let sectors = leaf.limits().sectors;
     let mut table = TableBuilder::new(false);
     let stripe = table.leaf(leaf);
-    // More stripes than a piece looks back, so that no two chunks are one piece again.
+    // More stripes than a piece looks back, so that no two chunks are joined.
     let stripes = (0..32).map(|stripe_nr| To { below: stripe, offset: 8 * stripe_nr }).collect();
     table.push(sectors / 2, Target::Striped { chunk: 1, stripes });
     let long = bench.device("long", table.build().unwrap());

@@ -1,5 +1,5 @@
-//! Requests of very many pieces: they wait for their turn, a gate closes over their rest, and they
-//! end when nobody wants them any more.
+//! Requests of very many pieces: they take turns, a gate may close before their rest, and they end
+//! early when nobody waits for them any more.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use blkswitch_io::{Device, Leaf, TableBuilder, Target, To};
 
 use crate::bench::{Bench, SECTOR, sim};
 
-/// Sectors of the devices here: one piece each, as no two neighbours are on one stripe and no
-/// stripe is near its last piece.
+/// Sectors of the devices here. Each sector is a piece: no two neighbours are on one stripe, and no
+/// stripe continues its last piece.
 const SECTORS: usize = 4000;
 
-/// A device of so many sectors, each a piece of its own on a leaf that takes its time.
+/// A device whose sectors are all pieces of their own, on a leaf with a delay.
 fn fine(bench: &mut Bench, sectors: usize) -> (Arc<Leaf>, Arc<Device>) {
     let leaf = bench.leaf("sim:4M,delay=1us");
     let mut table = TableBuilder::new(false);
@@ -120,7 +120,7 @@ fn what_nobody_wants_any_more_ends_with_the_pieces_that_are_under_way() {
     }
 }
 
-/// Discards that take all the room that their owner has.
+/// Number of discards that use all the room of their owner.
 const DISCARDS: usize = 60;
 
 fn discards(bench: &mut Bench, device: &Device, sectors: usize) -> Vec<u64> {
@@ -129,8 +129,8 @@ fn discards(bench: &mut Bench, device: &Device, sectors: usize) -> Vec<u64> {
         .collect()
 }
 
-/// A closed gate had this many requests in pieces, and each kept its room while its rest waited for
-/// room: nobody had any, for ever.
+/// A bug: at a closed gate this many requests in pieces each kept their room while the rest waited
+/// for more room. None of them ever went on.
 #[test]
 fn rests_of_pieces_behind_a_gate_do_not_keep_each_other_from_going_on() {
     let mut bench = Bench::new(1);
@@ -145,8 +145,8 @@ fn rests_of_pieces_behind_a_gate_do_not_keep_each_other_from_going_on() {
     assert!(all.iter().all(|token| bench.answer(*token) == Some(0)), "all are answered");
 }
 
-/// The gate in the middle waited for the rest of a request that had come through it, and that for
-/// the room that requests behind this gate had.
+/// A bug: the closing gate in the middle waited for the rest of a request that had passed it. That
+/// rest waited for room, which requests behind this gate held.
 #[test]
 fn a_closing_gate_does_not_wait_for_room_that_is_behind_it() {
     let mut bench = Bench::new(1);
@@ -170,8 +170,8 @@ fn a_closing_gate_does_not_wait_for_room_that_is_behind_it() {
     assert!(all.iter().all(|token| bench.answer(*token) == Some(0)));
 }
 
-/// A suspend without flush is how a multipath without a path gets a table with one. It waited for
-/// requests that waited for the room of those that were held.
+/// A suspend without flush is the way to give a multipath without a path a new table. A bug: it
+/// waited for requests that waited for the room of held ones.
 #[test]
 fn a_gate_closes_over_requests_that_wait_for_the_room_of_held_ones() {
     let mut bench = Bench::new(1);
@@ -193,7 +193,8 @@ fn a_gate_closes_over_requests_that_wait_for_the_room_of_held_ones() {
     assert!(all.iter().all(|token| bench.answer(*token) == Some(0)));
 }
 
-/// Stripes of one leaf take turns, and a discard of all of it is one operation on each.
+/// Stripes of one leaf alternate. Requests without data join neighbouring chunks of a stripe, so a
+/// discard is one operation per stripe.
 #[test]
 fn regions_that_meet_are_one_operation_if_they_carry_no_data() {
     let mut bench = Bench::new(1);

@@ -1,13 +1,14 @@
-//! The whole data path from one seed, in one thread.
+//! Simulates the whole data path from one seed, in one thread.
 //!
-//! Several real pipelines (queues) on simulated rings run over sim leaves; real devices without
-//! queues of their own are the control side, whose commands reach the pipelines through mailboxes
-//! of the simulation, in order, late. A scheduler that follows the seed interleaves requests of all
+//! Several real pipelines (queues) run on simulated rings over sim leaves. The control side is real
+//! devices without queues of their own; their commands reach the pipelines through mailboxes of the
+//! simulation, in order, but late. A scheduler that follows the seed interleaves requests of all
 //! kinds with completions, messages, suspends, resumes, reloads, errors of leaves, paths of a
-//! multipath that are cut, failed and reinstated, lost clients, stops and power cuts. The model
-//! (stack.rs, disk.rs) says what each read may return, where each write must be found, which
-//! requests must fail, and what must survive. Requests of one queue have one owner, so that they
-//! wait for each other's pieces; the model routes the sectors that wait when the pipeline does, by
+//! multipath that are cut, failed and reinstated, lost clients, stops and power cuts.
+//!
+//! The model (stack.rs, disk.rs) says what each read may return, where each write must be found,
+//! which requests must fail, and what must survive. All requests of one queue have one owner, so
+//! they wait for each other's pieces. The model routes waiting sectors when the pipeline does, by
 //! the tables that are live then (waits.rs).
 
 macro_rules! say {
@@ -49,19 +50,19 @@ use waits::Wait;
 const QUEUES: usize = 3;
 const LEAVES: usize = 4;
 const DEVICES: usize = 5;
-/// In some seeds the first device is a multipath. Its volume is one more leaf to the model, with so
-/// many paths.
+/// In some seeds the first device is a multipath with `PATHS` paths. Its volume is one more leaf of
+/// the model.
 const MULTIPATH: usize = 0;
 const VOLUME: usize = LEAVES;
 const PATHS: usize = 3;
 const IN_FLIGHT: usize = 24;
 const SECTOR: usize = 512;
-/// The window of a daemon, and so small ones that most requests have a rest.
+/// Sizes of a window: the daemon's, and sizes so small that most requests need several windows.
 const WINDOWS: [u32; 4] = [1024, 64, 16, 4];
-/// Turns within which everything in flight must be answered once nothing holds it up.
+/// Turns within which all requests must be answered once nothing holds them up.
 const DRAIN_TURNS: usize = 100_000;
 
-/// What a run has done, so that a test can see that it did something.
+/// Counts what a run has done, so that a test can see that it did something.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Summary {
     pub reads: u64,
@@ -69,7 +70,7 @@ pub struct Summary {
     pub flushes: u64,
     pub failed: u64,
     pub parked: u64,
-    /// Sectors that a closed gate has kept from their request's earlier ones.
+    /// Number of sectors that a closed gate separated from earlier sectors of their request.
     pub rests: u64,
     pub messages: u64,
     pub swaps: u64,
@@ -112,7 +113,7 @@ impl Summary {
     }
 }
 
-/// Prints how to replay when a run fails.
+/// Prints the replay command when a run fails.
 struct Replay {
     seed: u64,
     steps: usize,
@@ -129,7 +130,7 @@ impl Drop for Replay {
     }
 }
 
-/// Runs one seed. Panics, and says how to replay, when the data path and the model disagree.
+/// Runs one seed. If data path and model disagree, it panics and prints the replay command.
 pub fn run(seed: u64, steps: usize, verbose: bool) -> Summary {
     let _replay = Replay { seed, steps };
     let mut world = World::new(seed, verbose);
@@ -140,14 +141,14 @@ pub fn run(seed: u64, steps: usize, verbose: bool) -> Summary {
     world.summary
 }
 
-/// A piece of a request on its leaf: one sector.
+/// One sector of a request, on its leaf.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    /// Which sector of the request.
+    /// The sector's index in the request.
     nth: usize,
     leaf: usize,
     sector: usize,
-    /// When it was routed there.
+    /// When the sector was routed there.
     begin: Time,
 }
 
@@ -161,15 +162,15 @@ struct InFlight {
     data: Vec<u8>,
     started: Time,
     places: Vec<Place>,
-    /// Sectors that read as zeroes.
+    /// Indexes of sectors that read as zeroes.
     zeroes: Vec<usize>,
     /// Sectors that are not routed to a leaf yet.
     waits: Vec<Wait>,
-    /// Answers it may be given; the first errors of its pieces.
+    /// Errors that the answer may be: the first errors of its pieces.
     errors: Vec<i32>,
     /// One of `errors` must be the answer.
     must_fail: bool,
-    /// The client is gone.
+    /// The client has gone, so nobody checks the answer.
     orphan: bool,
 }
 
@@ -206,12 +207,12 @@ struct World {
     registry: Registry,
     owner: Queues,
     leaves: Vec<Arc<Leaf>>,
-    /// The paths of the multipath, if this seed has one; the first is the last of `leaves`.
+    /// The paths of the multipath, if this seed has one. The first one is the last of `leaves`.
     paths: Vec<Arc<Leaf>>,
-    /// What the multipath counts on each queue.
+    /// The multipath's counters on each queue.
     counters: Arc<[Counters]>,
     disks: Vec<Disk>,
-    /// Leaves that cannot discard, that cannot zero.
+    /// Which leaves cannot discard, and below, which cannot zero.
     no_discard: Vec<bool>,
     no_zero: Vec<bool>,
     devices: Vec<Arc<Device>>,
@@ -220,9 +221,9 @@ struct World {
     inactive: Vec<Option<Rc<ModelTable>>>,
     queues: Vec<Queue>,
     in_flight: BTreeMap<u64, InFlight>,
-    /// This seed has leaves that fail at times.
+    /// Whether leaves of this seed fail at times.
     faulty: bool,
-    /// Weight of the pieces that one owner has under way.
+    /// How much weight of pieces one owner may have in flight.
     window: u32,
     summary: Summary,
 }
@@ -234,14 +235,14 @@ fn sim(leaf: &Leaf) -> &SimEngine {
     }
 }
 
-/// The value a sector holds, if it is whole.
+/// The value of a sector; `None` if it is torn.
 fn value_of(sector: &[u8]) -> Option<u64> {
     let words = sector.as_chunks::<8>().0;
     let first = u64::from_le_bytes(words[0]);
     words.iter().all(|word| u64::from_le_bytes(*word) == first).then_some(first)
 }
 
-/// The value that request `request` writes into its sector `nth`.
+/// The value that request `request` writes to its sector number `nth`.
 fn stamp(request: u64, nth: usize) -> u64 {
     (request << 16) | (nth as u64 + 1)
 }
@@ -309,7 +310,7 @@ impl World {
         world
     }
 
-    /// A daemon starts: devices without tables, queues that know them.
+    /// Starts a daemon: devices without tables, and queues that know them.
     fn boot(&mut self) {
         self.in_flight.clear();
         self.queues.clear();
@@ -407,7 +408,7 @@ impl World {
         let (offset, sectors) = match op {
             Op::Flush => (0, 0),
             _ => {
-                // Now and then beyond the end.
+                // Some requests reach beyond the end.
                 let table = self.tables[device].as_ref().filter(|_| !self.random.chance(50_000));
                 let end = table.map_or(DEVICE_SECTORS, |table| table.len);
                 let offset = self.random.below(end);
@@ -515,7 +516,7 @@ impl World {
         match flight.op {
             Op::Read if ok => self.check_read(id, flight, now),
             Op::Read => {}
-            // What a client that is gone was promised, nobody knows.
+            // A flush whose client has gone promises nothing.
             Op::Flush if ok && !flight.orphan => {
                 self.disks
                     .iter_mut()
@@ -558,7 +559,7 @@ impl World {
 
     // ---- queues
 
-    /// The ring of a queue moves on to its next completions.
+    /// Lets a queue's ring go on to its next completions.
     fn turn(&mut self, queue: usize) {
         let mut completions = Vec::new();
         let Queue { pipeline, ring, .. } = &mut self.queues[queue];
@@ -570,7 +571,7 @@ impl World {
         self.answers(queue);
     }
 
-    /// The next command in a queue's mailbox is obeyed.
+    /// Lets a queue carry out the next command in its mailbox.
     fn deliver(&mut self, queue: usize) {
         let Some(mail) = self.queues[queue].mail.pop_front() else { return };
         self.tick();
@@ -658,7 +659,7 @@ impl World {
     fn close(&mut self, device: usize) {
         let noflush = self.random.chance(500_000);
         say!(self, "d{device} suspend noflush={noflush}");
-        // The control side's own part: a device without queues is suspended at once.
+        // The control side has no queues, so its own part of a suspend is done at once.
         let suspended = if noflush {
             self.devices[device].suspend_noflush()
         } else {
@@ -672,8 +673,8 @@ impl World {
         self.control[device] = Control::Closing(latch);
     }
 
-    /// Resume of a device whose gates are closed: the control side swaps tables, the queues hear of
-    /// it later.
+    /// Resumes a device whose gates are closed. The control side exchanges the tables; the queues
+    /// learn it later.
     fn open(&mut self, device: usize) {
         if let Some(model) = self.inactive[device].take() {
             self.tables[device] = Some(model);
@@ -690,7 +691,7 @@ impl World {
         self.control[device] = Control::Opening(latch);
     }
 
-    /// Goes on where the queues have answered.
+    /// Continues the commands that all queues have answered.
     fn follow_up(&mut self) {
         for device in 0..DEVICES {
             match &self.control[device] {
@@ -727,7 +728,7 @@ impl World {
 
     // ---- ends
 
-    /// Lets everything in flight finish: gates open, nothing else happens.
+    /// Opens all gates and lets all requests finish. Nothing else happens meanwhile.
     fn drain(&mut self) {
         for _ in 0..DRAIN_TURNS {
             self.mend();
@@ -754,7 +755,7 @@ impl World {
         panic!("never idle; in flight: {:?}", self.in_flight.keys().collect::<Vec<_>>());
     }
 
-    /// Everything finishes, and every leaf is looked at.
+    /// Lets everything finish, and checks the data of every leaf.
     fn settle(&mut self) {
         say!(self, "-- settle");
         self.drain();
@@ -773,14 +774,14 @@ impl World {
         }
     }
 
-    /// The power goes in the middle of everything, and comes back.
+    /// Cuts the power at any moment, and restores it.
     fn power_cut(&mut self) {
         say!(self, "-- power cut");
         let now = self.tick();
         for (number, leaf) in self.leaves.iter().enumerate() {
             let image = sim(leaf).power_cut(self.random.bits());
             if number == VOLUME {
-                // The other paths forget what was under way.
+                // The other paths drop the operations that they had in flight.
                 self.paths.iter().for_each(|path| drop(sim(path).power_cut(0)));
             }
             for (sector, content) in image.as_chunks::<SECTOR>().0.iter().enumerate() {
@@ -798,14 +799,15 @@ impl World {
         self.boot();
     }
 
-    /// The daemon stops: what waits at gates is refused, the rest finishes without a gate being
-    /// opened.
+    /// Stops the daemon: requests that wait at gates are refused, and the others finish without a
+    /// gate being opened.
     fn stop(&mut self) {
         say!(self, "-- stop");
-        // A flush may have come to a closed gate below; the model does not follow it.
+        // A flush may wait at a closed gate below. The model does not follow it there, so any may
+        // fail.
         let flushes = self.in_flight.values_mut().filter(|flight| flight.op == Op::Flush);
         flushes.for_each(|flight| flight.errors.push(libc::ESHUTDOWN));
-        // What is held, or would be from now on, is refused.
+        // Held requests are refused, and so are those that would be held from now on.
         let on_paths =
             |flight: &&mut InFlight| flight.places.iter().any(|place| place.leaf == VOLUME);
         self.in_flight
@@ -829,7 +831,7 @@ impl World {
         self.paths.iter().for_each(|path| sim(path).set_link(Link::Up));
         for (number, (leaf, disk)) in self.leaves.iter().zip(&mut self.disks).enumerate() {
             let others = self.paths.iter().skip(1).filter(|_| number == VOLUME);
-            // All of them, as each knows of its own writes only.
+            // Cut every path, because each knows only of its own writes.
             let failed = std::iter::once(leaf)
                 .chain(others)
                 .filter(|leaf| leaf.flush_blocking().is_err())

@@ -1,5 +1,5 @@
-//! The multipath of a simulation: its paths are cut and joined, failed and reinstated, and what is
-//! held asks again.
+//! The multipath of a simulation. Its paths are cut and joined, failed and reinstated, and held
+//! requests ask for a path again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,13 +10,13 @@ use blkswitch_io::stats::{Counters, Totals};
 
 use super::{InFlight, MULTIPATH, Mail, PATHS, VOLUME, World, sim};
 
-/// A name for the memory of a seed: seeds run side by side in one process must not share it.
+/// A new name for a volume's memory, because seeds that run at the same time must not share it.
 pub(super) fn volume_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("simulated-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Pieces that wait for a path.
+/// Number of pieces that wait for a path.
 fn held(counters: &[Counters]) -> u64 {
     let mut totals = Totals::default();
     counters.iter().for_each(|counters| totals.add(counters));
@@ -28,7 +28,7 @@ impl World {
         device == MULTIPATH && !self.paths.is_empty()
     }
 
-    /// A path is cut or joined again.
+    /// Cuts a path, or joins it again.
     pub(super) fn cut(&mut self) {
         if self.paths.is_empty() {
             return;
@@ -39,7 +39,7 @@ impl World {
         sim(&self.paths[path]).set_link(link);
     }
 
-    /// A message or the checker changes something on the multipath.
+    /// Changes the multipath as a message or the checker does.
     pub(super) fn change_paths(&mut self) {
         if self.paths.is_empty() {
             return;
@@ -66,7 +66,7 @@ impl World {
         self.summary.reinstated +=
             events.iter().filter(|event| matches!(event, Event::PathReinstated { .. })).count()
                 as u64;
-        // A round of the checker lets what is held ask, too.
+        // A round of the checker lets held requests ask, too.
         if events.iter().any(Event::releases_held) || what == 7 {
             self.release();
         }
@@ -77,7 +77,7 @@ impl World {
         self.queues.iter_mut().for_each(|queue| queue.mail.push_back(Mail::Release));
     }
 
-    /// All paths are joined and reinstated.
+    /// Joins and reinstates all paths.
     pub(super) fn mend(&mut self) {
         self.paths.iter().for_each(|path| sim(path).set_link(Link::Up));
         let Some(device) = self.devices.get(MULTIPATH).filter(|_| !self.paths.is_empty()) else {
@@ -93,10 +93,10 @@ impl World {
         }
     }
 
-    /// Whether a request may be given this answer because a path, or all of them, went.
+    /// Whether this may be the answer to a request because one or all of its paths were lost.
     pub(super) fn may_lose_its_path(&self, flight: &InFlight, errno: i32) -> bool {
         let on_paths = flight.places.iter().any(|place| place.leaf == VOLUME);
-        // A path that left the table unflushed is flushed by itself.
+        // The flush of a path that left the table unflushed has no other path.
         let departed = flight.op == Op::Flush && [libc::ENOTCONN, libc::ETIMEDOUT].contains(&errno);
         !self.paths.is_empty()
             && (errno == libc::EIO && (on_paths || flight.op == Op::Flush) || departed)

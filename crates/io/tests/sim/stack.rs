@@ -1,5 +1,5 @@
-//! Tables at random, each twice: the real one, and the model of it that is asked where a single
-//! sector goes.
+//! Random tables, each of them twice: the real one, and a model that says where a single sector
+//! goes.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,12 +13,12 @@ use blkswitch_io::engine::sim::Random;
 use blkswitch_io::table::region_storage;
 use blkswitch_io::{Device, Leaf, Table, TableBuilder, Target, To};
 
-/// Sectors of every leaf.
+/// Number of sectors of every leaf.
 pub const LEAF_SECTORS: u64 = 96;
-/// Longest device. A leaf has room for one behind any offset, a device below may not.
+/// Longest device in sectors. Behind any offset, a leaf has room for it; a device below may not.
 pub const DEVICE_SECTORS: u64 = 64;
 
-/// What a path leads to: a leaf or a device, by its number.
+/// The target of a path: a leaf or a device, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Below {
     Leaf(usize),
@@ -66,7 +66,7 @@ pub struct ModelTable {
     pub read_only: bool,
 }
 
-/// One step of a sector's way down: the path taken, counted over all segments, and where it leads.
+/// One step of a sector's way down: the path, counted over all segments, and where it leads.
 pub enum Step {
     Below(usize, Way),
     Fail,
@@ -100,7 +100,7 @@ impl ModelTable {
     }
 }
 
-/// A table for device `number`, which may stand on the leaves and on the devices before it.
+/// A random table for device `number`, over the leaves and the devices with lower numbers.
 pub fn random(
     random: &mut Random,
     number: usize,
@@ -174,8 +174,7 @@ pub fn random(
     (builder.build_unchecked(), Rc::new(ModelTable { segments, len, read_only }))
 }
 
-/// A multipath over some of these paths, in groups at random. To the model it is its volume, the
-/// leaf `volume`.
+/// A multipath over some of these paths, in random groups. In the model it is the leaf `volume`.
 pub fn multipath(
     random: &mut Random,
     paths: &[Arc<Leaf>],
@@ -219,7 +218,7 @@ pub fn multipath(
     )
 }
 
-/// The arguments of a message, mostly right ones.
+/// The arguments of a message, most of them valid.
 pub fn message(random: &mut Random, regions: u64, paths: u64) -> String {
     let mut words = Vec::new();
     for _ in 0..1 + random.below(6) {

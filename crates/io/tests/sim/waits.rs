@@ -1,38 +1,39 @@
 //! Sectors that are not routed yet: those behind a closed gate, and those of requests that wait for
 //! their turn.
 //!
-//! A request of more pieces than its owner may have under way goes on later, and a gate may close
-//! in between: its rest meets the table that is live when it goes on. So the model asks the
-//! pipeline what waits after each call, and routes everything else by what is live at that moment.
-//! Where that was is then seen in what is read and written. A sector that is neither waiting nor
-//! where the live tables say is a failure, as is one that leaves a closed gate with success.
+//! A request with more pieces than its owner may have in flight goes on later. A gate may close in
+//! between, and the rest is then routed by the table that is live when it goes on. So the model
+//! asks the pipeline after each call which sectors wait, and routes all others by the tables that
+//! are live at that moment. Reads and writes show whether that was right. It is a failure if a
+//! sector neither waits nor is where the live tables lead, or if it leaves a closed gate with
+//! success.
 
 use std::collections::BTreeMap;
 
 use super::disk::Through;
 use super::{Below, InFlight, Op, Place, SECTOR, Step, Unrouted, World, stamp};
 
-/// A sector of a request that waits.
+/// A sector of a request that is not routed yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
-    /// Which of the request.
+    /// The sector's index in the request.
     nth: usize,
-    /// The device that will route it.
+    /// The device whose table will route it.
     device: usize,
-    /// Which sector of that device.
+    /// The sector of that device.
     sector: u64,
-    /// The devices above.
+    /// The devices above that it has passed.
     through: Through,
 }
 
-/// All sectors of a new request.
+/// All sectors of a new request, at the gate of its device.
 pub(super) fn at_entry(device: usize, offset: u64, sectors: u64) -> Vec<Wait> {
     let wait = |nth| Wait { nth: nth as usize, device, sector: offset + nth, through: 0 };
     (0..sectors).map(wait).collect()
 }
 
-/// What the model and the pipeline call the same sector of one request. Pieces without data are
-/// joined where they meet on a device below, and do not know their place in the request then.
+/// How the model and the pipeline identify a waiting sector of a request. Pieces without data are
+/// joined where they meet on a device below, and then do not know their place in the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Name {
     Nth(usize, usize),
@@ -47,7 +48,7 @@ fn name(op: Op, nth: u64, device: u64, sector: u64, through: Through) -> Name {
     }
 }
 
-/// The names of all that waits, each as often as it does.
+/// Identifies all waiting sectors and counts each.
 fn names<'a>(op: Op, of: impl Iterator<Item = &'a Unrouted>) -> BTreeMap<Name, usize> {
     let mut names = BTreeMap::new();
     for range in of {
@@ -62,7 +63,7 @@ fn names<'a>(op: Op, of: impl Iterator<Item = &'a Unrouted>) -> BTreeMap<Name, u
 }
 
 impl World {
-    /// A request passes its own gate, or its rest does.
+    /// A request, or its rest, passes the gate of its own device.
     pub(super) fn enter(&mut self, id: u64) {
         let flight = self.in_flight.get_mut(&id).expect("in flight");
         let refused = match &self.queues[flight.queue].gates[flight.device].table {
@@ -81,7 +82,7 @@ impl World {
         }
     }
 
-    /// The gate of a device opens on a queue, with its next table.
+    /// Opens the gate of a device on a queue, with its next table.
     pub(super) fn enter_all(&mut self, queue: usize, device: usize) {
         let parked: Vec<(u64, bool)> = (self.queues[queue].pipeline.unrouted().iter())
             .filter(|range| range.device as usize == device && range.above.is_empty())
@@ -93,7 +94,7 @@ impl World {
         }
     }
 
-    /// The pipeline of a queue has done something: what does not wait any more was routed.
+    /// Follows the pipeline of a queue after a call: routes the sectors that no longer wait.
     pub(super) fn follow(&mut self, queue: usize) {
         let unrouted = self.queues[queue].pipeline.unrouted();
         let waiting: Vec<u64> = (self.in_flight.iter())
@@ -116,13 +117,13 @@ impl World {
                 list.push(wait);
             }
             for wait in go {
-                // At another gate, further down.
+                // It waits again, at another gate further down.
                 let Some(wait) = self.route(id, wait) else { continue };
                 let flight = self.in_flight.get_mut(&id).expect("in flight");
                 if still_waits(flight, &wait) {
                     stay.push(wait);
                 } else {
-                    // It can only have ended there.
+                    // The sector left the gate, so its request can only have ended with an error.
                     flight.must_fail = true;
                 }
             }
@@ -130,12 +131,13 @@ impl World {
         }
     }
 
-    /// Sends one sector of a request down from where it waits, unless it comes to a closed gate.
+    /// Sends one sector of a request down from where it waits. Returns the new wait if it meets a
+    /// closed gate.
     fn route(&mut self, id: u64, wait: Wait) -> Option<Wait> {
         let Wait { nth, mut device, mut sector, mut through } = wait;
         let flight = self.in_flight.get_mut(&id).expect("in flight");
         let gates = &self.queues[flight.queue].gates;
-        // It cannot leave a closed gate but by an error.
+        // A sector leaves a closed gate only with an error.
         flight.must_fail |= !gates[device].open;
         loop {
             through |= 1 << device;
@@ -178,8 +180,8 @@ impl World {
         }
     }
 
-    /// All queues say that a device has drained: what they have of it waits at the gate. What a
-    /// multipath holds is not in flight.
+    /// Checks a device that all queues report as drained: its requests wait at the gate. Requests
+    /// that a multipath holds are not in flight.
     pub(super) fn check_drained(&self, device: usize) {
         for (number, queue) in self.queues.iter().enumerate() {
             let unrouted = queue.pipeline.unrouted();
@@ -198,7 +200,7 @@ impl World {
         }
     }
 
-    /// A queue is about to refuse everything that waits.
+    /// Records that a queue is about to refuse all waiting requests.
     pub(super) fn refuse_waits(&mut self, queue: usize) {
         let unrouted = self.queues[queue].pipeline.unrouted();
         for range in unrouted {

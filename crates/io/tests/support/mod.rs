@@ -1,5 +1,5 @@
-//! What the tests with real threads share: a pool with devices over any addresses, and an NBD
-//! client of a page.
+//! Shared by the tests with real threads: a pool with devices over any addresses, and a small NBD
+//! client.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
@@ -17,11 +17,11 @@ use blkswitch_io::{
     Below, Device, Leaf, LeafOptions, Pool, PoolOptions, Queues, Table, TableBuilder, Target, To,
 };
 
-/// What a test waits for at most before it calls it a hang. Far above what a loaded machine of two
+/// How long a test waits before it reports a hang. This is far more than a loaded machine with two
 /// cores needs.
 pub const HANG: Duration = Duration::from_secs(60);
 
-/// A pool that listens on a unix socket in a temporary folder.
+/// A pool that listens on a Unix socket in a temporary folder.
 pub struct World {
     pub pool: Pool,
     pub dir: tempfile::TempDir,
@@ -48,7 +48,7 @@ impl World {
         Leaf::open(&address.parse().unwrap(), &options).unwrap()
     }
 
-    /// A file in the folder, of zeroes.
+    /// Makes a file of zeroes in the folder.
     pub fn file(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
@@ -60,12 +60,12 @@ impl World {
         self.leaf(path.to_str().unwrap())
     }
 
-    /// A device without a table.
+    /// Makes a device without a table.
     pub fn create(&self, name: &str) -> Arc<Device> {
         self.pool.registry().create(name, "", None).unwrap()
     }
 
-    /// A table that sends everything to one leaf.
+    /// A table with one segment that covers a whole leaf.
     pub fn linear(&self, leaf: &Arc<Leaf>) -> Table {
         let mut table = TableBuilder::new(leaf.limits().read_only);
         let below = table.leaf(leaf.clone());
@@ -73,7 +73,7 @@ impl World {
         table.build().unwrap()
     }
 
-    /// A table that sends everything to another device, `sectors` long.
+    /// A table with one segment of `sectors` sectors over another device.
     pub fn linear_on(&self, device: &Arc<Device>, sectors: u64) -> Table {
         let mut table = TableBuilder::new(false);
         let below = table.device(device).unwrap();
@@ -81,7 +81,7 @@ impl World {
         table.build().unwrap()
     }
 
-    /// A switch over leaves, as long as the shortest.
+    /// A switch over these leaves, as long as the shortest one.
     pub fn switch(&self, leaves: &[Arc<Leaf>], region_size: u32) -> Table {
         let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap();
         let mut table = TableBuilder::new(false);
@@ -90,8 +90,8 @@ impl World {
         table.build().unwrap()
     }
 
-    /// A multipath device by the words of its table line, in which leaves stand by their places
-    /// here.
+    /// Makes a multipath device from the words of its table line. The line names leaves by their
+    /// index in `leaves`.
     pub fn multipath(&self, line: &str, leaves: &[Arc<Leaf>]) -> Table {
         let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
         let mut params = Params::parse(&words).unwrap();
@@ -113,7 +113,7 @@ impl World {
         table.build().unwrap()
     }
 
-    /// A live device.
+    /// Makes a device with a live table.
     pub fn device(&self, name: &str, table: Table) -> Arc<Device> {
         let device = self.create(name);
         device.load(table).unwrap();
@@ -126,12 +126,12 @@ impl World {
     }
 }
 
-/// Leaf options for a leaf that is in no table.
+/// Options for a leaf that is in no table.
 pub fn options() -> LeafOptions {
     LeafOptions::new(Queues::of_pipelines(1))
 }
 
-/// A switch target of `sectors` sectors over these, each from its start.
+/// A switch target of `sectors` sectors over these paths, each with offset 0.
 pub fn switch(sectors: u64, region_size: u32, below: &[Below]) -> Target {
     let geometry = Geometry::new(sectors, below.len() as u32, region_size).unwrap();
     let map =
@@ -139,7 +139,7 @@ pub fn switch(sectors: u64, region_size: u32, below: &[Below]) -> Target {
     Target::Switch { map, paths: below.iter().map(|&below| To { below, offset: 0 }).collect() }
 }
 
-/// Waits until something is so, and fails the test if it never is.
+/// Waits until `is_so` returns true. Fails the test after [`HANG`].
 #[track_caller]
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -149,7 +149,7 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Runs something that must not hang, on a thread of its own.
+/// Runs `work` on a thread of its own, and fails the test if it does not end in time.
 #[track_caller]
 pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = std::sync::mpsc::channel();
@@ -167,7 +167,7 @@ pub const TRIM: u16 = 4;
 pub const WRITE_ZEROES: u16 = 6;
 pub const FUA: u16 = 1;
 
-/// A client that negotiates nothing: EXPORT_NAME, compact headers, simple replies.
+/// A client without negotiation: EXPORT_NAME, compact headers, simple replies.
 pub struct Client {
     pub socket: UnixStream,
     pub bytes: u64,
@@ -175,7 +175,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Errors: refused, or closed because there is no such export.
+    /// Connects to an export. Fails if the connection is refused, or closed because the export does
+    /// not exist.
     pub fn connect(path: &Path, export: &str) -> io::Result<Client> {
         let mut socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(HANG))?;
@@ -207,7 +208,7 @@ impl Client {
         Ok(self.cookie)
     }
 
-    /// The header of the next reply: (error, cookie).
+    /// Reads the header of the next reply: (error, cookie).
     pub fn reply(&mut self) -> io::Result<(u32, u64)> {
         let mut header = [0; 16];
         self.socket.read_exact(&mut header)?;
@@ -218,7 +219,8 @@ impl Client {
         ))
     }
 
-    /// One request and its answer; the data of a read that succeeded. The error is NBD's number.
+    /// Sends one request and waits for the answer. Returns the data of a successful read, or NBD's
+    /// error number.
     pub fn call(
         &mut self,
         flags: u16,
@@ -251,12 +253,12 @@ impl Client {
     }
 }
 
-/// The bytes of an option.
+/// Encodes an option with its header.
 pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
     [b"IHAVEOPT", &number.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
 }
 
-/// The bytes of a compact request header.
+/// Encodes a compact request header.
 pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; 28] {
     let mut bytes = [0; 28];
     bytes[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());

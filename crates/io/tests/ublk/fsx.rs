@@ -1,7 +1,7 @@
-//! A file on a filesystem on a disk of ours, treated as fsx treats it: random writes, reads,
-//! truncations, mappings and holes from a seed, against a copy in memory, and all of it again when
-//! it is mounted anew. The server is a process of its own, so that a fault in a mapping never waits
-//! for a thread of the process that it is in.
+//! Treats a file on a filesystem on a ublk disk as fsx does: random writes, reads, truncations,
+//! mappings and holes from a seed, compared with a copy in memory, and again after a remount. The
+//! server is a process of its own, so that a page fault in a mapping never waits for a thread of
+//! the same process.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -13,7 +13,7 @@ use blkswitch_io::export::ublk;
 use crate::lab::{self, Folder, run};
 use crate::recovery::Server;
 
-/// The file never gets longer.
+/// Largest length of the file.
 const MAX_LEN: u64 = 2 << 20;
 const MAX_PIECE: u64 = 40_000;
 const STEPS: u32 = 1500;
@@ -28,7 +28,7 @@ impl Random {
     }
 }
 
-/// A file and what must be in it.
+/// A file and the content that it must have.
 struct Subject {
     file: File,
     model: Vec<u8>,
@@ -36,7 +36,7 @@ struct Subject {
 }
 
 impl Subject {
-    /// Does something; returns what, for the message if the file is not what it should be.
+    /// Does one random operation. Returns its name, for the message if the file has wrong content.
     fn step(&mut self) -> &'static str {
         let at = self.random.below(MAX_LEN - MAX_PIECE);
         let len = 1 + self.random.below(MAX_PIECE);
@@ -88,7 +88,7 @@ impl Subject {
 
     fn punch(&mut self, at: u64, len: u64) -> &'static str {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: a system call with integers, on a descriptor of ours.
+        // SAFETY: a system call with integers, on a descriptor of this process.
         let result = unsafe {
             libc::fallocate(self.file.as_raw_fd(), mode, at as libc::off_t, len as libc::off_t)
         };
@@ -108,8 +108,8 @@ impl Subject {
         }
         let bytes = self.bytes((end - at as usize) as u64);
         let (fd, both) = (self.file.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a new mapping of a file that nobody truncates while it exists; used below its
-        // length, then unmapped.
+        // SAFETY: a new mapping of a file that nobody truncates while it exists. It is used below
+        // the file's length, and then unmapped.
         unsafe {
             let memory = libc::mmap(std::ptr::null_mut(), end, both, libc::MAP_SHARED, fd, 0);
             assert_ne!(memory, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());

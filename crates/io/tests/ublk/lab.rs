@@ -1,5 +1,5 @@
-//! What the tests share: a pool with one switch device, programs, and a writer that knows what it
-//! must read.
+//! Shared by the tests of the ublk export: a pool with one switch device, programs to run, and a
+//! writer that verifies what it reads.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -19,14 +19,14 @@ use blkswitch_io::{
     To, core as blkswitch_core,
 };
 
-/// Has data copied, whatever the kernel can.
+/// The environment variable that makes the disks copy data, whatever the kernel can do.
 const COPY: &str = "BLKSWITCH_UBLK_TEST_COPY";
-/// Size of the device.
+/// Size of the device in bytes.
 pub(crate) const BYTES: u64 = 96 << 20;
-/// Sectors of a region unless a test wants others: no power of two, so boundaries fall everywhere.
+/// Default region size in sectors. It is not a power of two, so that boundaries fall everywhere.
 pub(crate) const REGION: u32 = 24;
 
-/// Whether the tests can run; prints why not.
+/// Whether the tests can run. Prints the reason if not.
 pub(crate) fn ready() -> bool {
     let ready = Lab::has_driver();
     if !ready {
@@ -37,14 +37,14 @@ pub(crate) fn ready() -> bool {
     ready
 }
 
-/// Whether disks are to be without copies, where the kernel can: then all are, so that every leaf
-/// meets it.
+/// Whether disks work without copies. If the kernel can do so, all disks do, so that every leaf is
+/// tested with it.
 fn zero_copy() -> bool {
     std::env::var_os(COPY).is_none()
 }
 
-/// Whether the kernel can do it, so that a fallback that should not have been is noticed. Linux
-/// 6.16 and later can.
+/// Whether the kernel can work without copies, so that a wrong fallback is noticed. Linux 6.16 and
+/// later can.
 pub(crate) fn can_zero_copy() -> bool {
     is_new_enough() && zero_copy()
 }
@@ -56,17 +56,17 @@ pub(crate) fn is_new_enough() -> bool {
     version >= (Some(6), Some(16))
 }
 
-/// What is under the switch: three paths each.
+/// The leaves below the switch, for three paths.
 pub(crate) enum Under<'a> {
-    /// Nothing.
+    /// Null leaves, which store nothing.
     Null,
-    /// Three memories, a third of the regions each.
+    /// Three memory leaves, a third of the regions on each.
     Memories,
-    /// One memory under all paths, so that every map shows the same data.
+    /// One memory leaf under all paths, so that every map shows the same data.
     OneMemory,
-    /// Three files in this folder, made if they are not there.
+    /// Three files in this folder, created if missing.
     Files(&'a Path),
-    /// This one under all paths.
+    /// The file or device at this path, under all paths.
     Leaf(&'a Path),
 }
 
@@ -102,7 +102,7 @@ impl Lab {
     }
 }
 
-/// Makes a disk of a device.
+/// Attaches a device as a ublk disk.
 pub(crate) fn attach(
     pool: &Pool,
     device: &Arc<Device>,
@@ -114,25 +114,25 @@ pub(crate) fn attach(
     Ok(node)
 }
 
-/// Newer kernels (7.3 is one) look for partitions when a start is over already. Until they have
-/// done so the disk is in use, and without a server it would stay so.
+/// Newer kernels (7.3 is one) look for partitions after the start has returned. Until then the disk
+/// is in use, and if the server died it would stay so.
 fn settle(node: &Node) {
     const BLKRRPART: libc::c_ulong = 0x125f;
     let disk = File::open(node.path()).unwrap();
     let until = Instant::now() + Duration::from_secs(30);
-    // SAFETY: an ioctl without an argument, on a descriptor of ours.
+    // SAFETY: an ioctl without an argument, on a descriptor of this process.
     while unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) } != 0 {
         assert!(Instant::now() < until, "no end of it: {}", std::io::Error::last_os_error());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A switch table of three paths.
+/// A switch table with three paths.
 pub(crate) fn table(queues: Queues, under: &Under<'_>, region: u32, read_only: bool) -> Table {
     table_of(leaves(queues, under), region, read_only)
 }
 
-/// A table of one leaf.
+/// A table with one leaf.
 pub(crate) fn linear(leaf: &Arc<Leaf>) -> Table {
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf.clone());
@@ -140,7 +140,7 @@ pub(crate) fn linear(leaf: &Arc<Leaf>) -> Table {
     table.build().unwrap()
 }
 
-/// Three leaves.
+/// Opens the three leaves.
 pub(crate) fn leaves(queues: Queues, under: &Under<'_>) -> Vec<Arc<Leaf>> {
     match under {
         Under::Null => (0..3).map(|_| open(&format!("null:{BYTES}"), queues)).collect(),
@@ -153,7 +153,7 @@ pub(crate) fn leaves(queues: Queues, under: &Under<'_>) -> Vec<Arc<Leaf>> {
     }
 }
 
-/// A switch table of these paths.
+/// A switch table over these leaves.
 pub(crate) fn table_of(leaves: Vec<Arc<Leaf>>, region: u32, read_only: bool) -> Table {
     let mut table = TableBuilder::new(read_only);
     let paths: Box<[To]> =
@@ -169,7 +169,7 @@ fn open(address: &str, queues: Queues) -> Arc<Leaf> {
     let until = Instant::now() + Duration::from_secs(30);
     loop {
         match Leaf::open(&address.parse().unwrap(), &options) {
-            // The server that died a moment ago may still hold its lock.
+            // The server that has just died may still hold the file's lock.
             Err(LeafError::Busy(_)) if Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(5))
             }
@@ -178,7 +178,7 @@ fn open(address: &str, queues: Queues) -> Arc<Leaf> {
     }
 }
 
-/// Runs a program that must succeed; returns what it printed.
+/// Runs a program that must succeed. Returns its output.
 pub(crate) fn run(program: &str, words: &[&str]) -> String {
     let output =
         Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
@@ -193,13 +193,13 @@ pub(crate) fn run(program: &str, words: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// What sysfs says of a disk's queue.
+/// Reads a limit of the disk's queue from sysfs.
 pub(crate) fn limit(node: &Node, name: &str) -> String {
     let path = format!("/sys/block/ublkb{}/queue/{name}", node.id);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_string()
 }
 
-/// A folder, empty and gone at the end.
+/// An empty folder that is removed in the end.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
@@ -217,21 +217,21 @@ impl Drop for Folder {
     }
 }
 
-/// This thread is nobody from now on. (The C library would change all threads.)
+/// Gives up root in this thread only; the C library's function would change all threads.
 pub(crate) fn drop_root() {
     // SAFETY: a system call with integers.
     let result = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
     assert_eq!(result, 0);
 }
 
-/// Block size of the writer: what O_DIRECT takes everywhere, and more than one region now and then.
+/// Block size of the writer in bytes: aligned for O_DIRECT, and sometimes across a region boundary.
 const BLOCK: usize = 8192;
 
-/// Memory that O_DIRECT takes.
+/// One block of memory that is aligned for O_DIRECT.
 #[repr(C, align(4096))]
 struct Aligned([u8; BLOCK]);
 
-/// So much memory that O_DIRECT takes.
+/// Memory of any length that is aligned for O_DIRECT.
 pub(crate) struct Memory(Vec<Aligned>, usize);
 
 impl Memory {
@@ -240,19 +240,20 @@ impl Memory {
     }
 
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: that many bytes, one block after the other; any bits are bytes.
+        // SAFETY: the blocks are contiguous, have at least this many bytes, and any bits are valid
+        // bytes.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
     }
 }
 
-/// Opens a disk past the page cache.
+/// Opens a disk with O_DIRECT.
 pub(crate) fn open_direct(node: &str) -> File {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(node).unwrap()
 }
 
-/// Writes and reads random blocks of a disk, past the page cache, from several threads with blocks
-/// of their own, until told to stop. Every acknowledged write must be there, whatever is done to
-/// the device meanwhile.
+/// Runs `during` while several threads write and read random blocks of a disk with O_DIRECT. Each
+/// thread has its own blocks. Every acknowledged write must be found, whatever `during` does to the
+/// device.
 pub(crate) fn verify_while<T>(node: &str, threads: u64, during: impl FnOnce(&AtomicU64) -> T) -> T {
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -262,7 +263,7 @@ pub(crate) fn verify_while<T>(node: &str, threads: u64, during: impl FnOnce(&Ato
                 scope.spawn(move || verify(node, worker, threads, stop, rounds))
             })
             .collect();
-        // A worker's panic is the better message than whatever it makes of `during`.
+        // If a worker panicked, its message says more than the failure of `during`.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| during(&rounds)));
         stop.store(true, Ordering::Relaxed);
         for worker in workers {
@@ -275,7 +276,7 @@ pub(crate) fn verify_while<T>(node: &str, threads: u64, during: impl FnOnce(&Ato
 fn verify(node: &str, worker: u64, workers: u64, stop: &AtomicBool, rounds: &AtomicU64) {
     let disk = open_direct(node);
     let blocks = BYTES / BLOCK as u64 / workers;
-    // The generation last acknowledged of each block; 0 is: never written.
+    // The last acknowledged generation of each block; 0 means never written.
     let mut known = vec![0u64; blocks as usize];
     let mut data = Box::new(Aligned([0; BLOCK]));
     let mut random = worker + 1;
@@ -299,7 +300,7 @@ fn verify(node: &str, worker: u64, workers: u64, stop: &AtomicBool, rounds: &Ato
     }
 }
 
-/// Every word says where it is and which write wrote it.
+/// Fills the data with words that name their position and the write.
 fn stamp(data: &mut [u8], at: u64, generation: u64) {
     for (n, word) in data.chunks_exact_mut(16).enumerate() {
         word[..8].copy_from_slice(&(at + n as u64 * 16).to_le_bytes());
@@ -319,10 +320,10 @@ fn check(disk: &File, at: u64, generation: u64, data: &mut Aligned) {
     }
 }
 
-/// An ioctl with a range, as BLKDISCARD and BLKZEROOUT take it.
+/// Sends an ioctl with a range, such as BLKDISCARD or BLKZEROOUT.
 pub(crate) fn range_ioctl(disk: &File, number: libc::c_ulong, offset: u64, len: u64) {
     let range = [offset, len];
-    // SAFETY: the kernel reads two integers that live.
+    // SAFETY: the kernel reads two integers, which are alive.
     let result = unsafe { libc::ioctl(disk.as_raw_fd(), number, range.as_ptr()) };
     assert_eq!(result, 0, "ioctl {number:#x}: {}", std::io::Error::last_os_error());
 }

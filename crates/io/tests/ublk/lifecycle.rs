@@ -1,4 +1,4 @@
-//! Attaching and detaching when it is not convenient.
+//! Attaches and detaches disks at inconvenient moments.
 
 use std::io::Write;
 use std::path::Path;
@@ -60,7 +60,7 @@ fn two_devices_share_the_queues() {
         [lab.attach(None).unwrap(), lab.pool.attach_ublk(&other, &Options::default()).unwrap()];
     lab::verify_while(&nodes[0].path(), 2, |_| {
         lab::verify_while(&nodes[1].path(), 2, |_| std::thread::sleep(Duration::from_secs(1)));
-        // One of them suspended does not stop the other's going away.
+        // Suspending the device delays its own disk only; the other one can be detached.
         lab.device.suspend().unwrap();
         lab.pool.detach_ublk(&other, false).unwrap();
         lab.device.resume().unwrap();
@@ -86,7 +86,7 @@ fn in_use_it_goes_by_force_alone() {
     assert!(matches!(error, UblkError::InUse { .. }), "{error}");
     file.sync_all().unwrap();
     assert_eq!(lab.pool.ublk_node(&lab.device), Some(node), "the refusal changes nothing");
-    // With requests waiting at the gate, which nobody will open.
+    // Requests wait at the gate, and nobody will open it.
     lab.device.suspend().unwrap();
     std::thread::scope(|scope| {
         let write =
@@ -100,7 +100,7 @@ fn in_use_it_goes_by_force_alone() {
     assert_eq!(lab.device.info().opens, 0);
     run("umount", &[mount]);
     let node = lab.attach(None).unwrap();
-    // 1 is: errors were corrected. What was not written is lost; the filesystem is not.
+    // Status 1 means that errors were corrected. Unwritten data is lost; the filesystem is not.
     let fsck =
         std::process::Command::new("fsck.ext4").args(["-f", "-p", &node.path()]).status().unwrap();
     assert!(matches!(fsck.code(), Some(0 | 1)), "{fsck}");

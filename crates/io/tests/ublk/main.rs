@@ -1,8 +1,7 @@
 //! The ublk export against a real driver: disks, filesystems on them, servers that die.
 //!
 //! `cargo xtask system-test ublk-export` runs this in a guest, as root with `ublk_drv` loaded.
-//! Elsewhere each test says why it does nothing, but those that are about a machine without a
-//! driver: these run there.
+//! Elsewhere each test prints why it is skipped. Tests about a machine without a driver run there.
 
 mod fsx;
 mod lab;

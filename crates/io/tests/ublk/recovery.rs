@@ -1,4 +1,4 @@
-//! Servers that die. Each is a process: this program again, with [`CHILD`] set.
+//! Tests with servers that die. Each server is this program in another process, with [`CHILD`] set.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -10,11 +10,11 @@ use blkswitch_io::export::ublk;
 
 use crate::lab::{self, BYTES, Folder, Lab, Under, run};
 
-/// Makes this program a server: the folder of the leaves, and the number of the disk to take over,
-/// if any.
+/// The environment variable that makes this program a server. It holds the folder of the leaves,
+/// and the number of the disk to take over, if any.
 const CHILD: &str = "BLKSWITCH_UBLK_TEST_SERVER";
 
-/// Not a test but the server that tests start.
+/// The server that the tests start; without [`CHILD`] it does nothing.
 #[test]
 fn server() {
     let Ok(order) = std::env::var(CHILD) else { return };
@@ -25,8 +25,8 @@ fn server() {
         Err(_) => lab.attach(None).unwrap(),
     };
     println!("serving {}", node.id);
-    // A line, or the end of input, is the order to stop in good order; here with requests waiting
-    // at the gate.
+    // A line or the end of input is the order to stop cleanly, here while requests wait at the
+    // gate.
     let _ = std::io::stdin().read_line(&mut String::new());
     lab.device.suspend().unwrap();
     std::thread::sleep(Duration::from_millis(20));
@@ -37,7 +37,7 @@ fn server() {
 pub(crate) struct Server {
     process: Child,
     pub(crate) id: u32,
-    /// What it prints.
+    /// The lines that the server prints.
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -56,7 +56,7 @@ impl Server {
         Server { id: id.expect("the server serves"), process, lines }
     }
 
-    /// Has it stop in good order.
+    /// Makes the server stop cleanly.
     fn stop(mut self) -> u32 {
         drop(self.process.stdin.take());
         assert!(self.lines.any(|line| line.unwrap().contains("stopped")));
@@ -65,7 +65,7 @@ impl Server {
     }
 
     pub(crate) fn kill(mut self) -> u32 {
-        // SIGKILL.
+        // `kill` sends SIGKILL.
         self.process.kill().unwrap();
         self.process.wait().unwrap();
         self.id
@@ -92,7 +92,7 @@ fn a_killed_server_loses_nothing() {
             let left = ublk::found().unwrap();
             assert_eq!(left.iter().map(|found| found.id).collect::<Vec<_>>(), [id]);
             assert_ne!(left[0].server, ublk::Server::Alive, "{left:?}");
-            // Newer kernels forget who it was.
+            // Newer kernels no longer report the process that died.
             assert!(left[0].pid == -1 || left[0].pid as u32 == pid, "{left:?}");
             let start = Instant::now();
             server = Server::start(&files.0, Some(id));
@@ -115,7 +115,7 @@ fn a_disk_without_a_server_waits_and_can_be_removed() {
     let files = Folder::new("waiting");
     let id = Server::start(&files.0, None).kill();
     let node = format!("/dev/ublkb{id}");
-    // The kernel learns of the death a moment after we do.
+    // The kernel notices the death a moment later than this process.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(run("blockdev", &["--getsize64", &node]), format!("{BYTES}\n"));
     let stranger = Lab::new(1, Under::Null);
@@ -147,7 +147,7 @@ fn a_pool_that_stops_leaves_its_disks_to_the_next() {
     let error = other.pool.recover_ublk(&other.device, server.id).unwrap_err().to_string();
     assert!(error.contains(&format!("process {} serves it", server.process.id())), "{error}");
     assert_eq!(other.device.info().opens, 0);
-    // The last of them is this process, which then detaches in good order.
+    // The last server is this process, which then detaches cleanly.
     let lab = lab::verify_while(&node, 2, |rounds| {
         let mut server = server;
         for _ in 0..3 {

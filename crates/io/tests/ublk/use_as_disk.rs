@@ -1,4 +1,4 @@
-//! What one does with a disk: limits, filesystems, partitions, other devices on it.
+//! Uses a disk like any other: limits, filesystems, partitions, other devices on it.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -19,8 +19,8 @@ fn the_block_layer_is_told_the_truth() {
     if !lab::ready() {
         return;
     }
-    // 24 sectors and 15 MiB are no powers of two; one sector is no boundary that the block layer
-    // can keep.
+    // 24 sectors and 15 MiB are not powers of two. Boundaries at every sector are more than the
+    // block layer can respect.
     for (region, chunk) in [(REGION, "24"), (30720, "30720"), (1, "0")] {
         let lab = Lab::with_regions(2, Under::Memories, region);
         let node = lab.attach(None).unwrap();
@@ -75,7 +75,7 @@ fn requests_of_every_kind_reach_the_leaves() {
         (0..3).map(|path| of(&table.path_totals(path))).sum()
     };
     let disk = lab::open_direct(&node.path());
-    // Files that were opened anew count as written to once: that is made stable first.
+    // Newly opened files count as written to. Flush that first.
     disk.sync_all().unwrap();
     let flushes = counted(|t| t.flushes);
     let sync = OpenOptions::new()
@@ -118,7 +118,7 @@ fn requests_of_every_kind_reach_the_leaves() {
         left()
     );
     let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: a system call with integers, on a descriptor of ours.
+    // SAFETY: a system call with integers, on a descriptor of this process.
     assert_eq!(unsafe { libc::fallocate(disk.as_raw_fd(), hole, 2 << 20, 1 << 20) }, 0);
     assert!(left() < 64 << 10, "a hole frees it: {} bytes are left", left());
     drop(disk);
@@ -130,7 +130,7 @@ fn allocated(path: &std::path::Path) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// A mebibyte that O_DIRECT takes.
+/// A mebibyte of memory that is aligned for O_DIRECT.
 struct AlignedMegabyte(Vec<u8>, usize);
 
 impl AlignedMegabyte {
@@ -159,7 +159,7 @@ fn a_filesystem_lives_on_it() {
         let files = Folder::new("filesystem");
         let lab = Lab::new(queues, Under::Files(&files.0));
         let node = lab.attach(Some(queues as u16)).unwrap();
-        // The kernel makes no more hardware queues than it has processors.
+        // The kernel makes at most one hardware queue per processor.
         let processors = std::thread::available_parallelism().unwrap().get();
         assert_eq!(usize::from(node.queues), queues.min(processors));
         run("mkfs.ext4", &["-q", "-F", &node.path()]);
@@ -216,7 +216,7 @@ fn remaps_and_reloads_go_on_under_io() {
     lab::verify_while(&node.path(), 4, |rounds| {
         let until = Instant::now() + Duration::from_secs(8);
         let (mut region, mut turns) = (0u64, 0u32);
-        // Longer where a machine is slow, until there was enough of both.
+        // On a slow machine, go on until both counts are large enough.
         while Instant::now() < until || turns <= 64 || rounds.load(Ordering::Relaxed) <= 100 {
             let messenger = lab.device.messenger(0).unwrap();
             let geometry = *messenger.map().unwrap().geometry();
@@ -230,7 +230,7 @@ fn remaps_and_reloads_go_on_under_io() {
                 lab.device.suspend().unwrap();
                 let before = rounds.load(Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(20));
-                // Each worker may have had an answer on its way to it.
+                // Each worker may have had one answer on its way.
                 assert!(
                     rounds.load(Ordering::Relaxed) - before <= 4,
                     "nothing is served while it is suspended"
@@ -246,7 +246,7 @@ fn remaps_and_reloads_go_on_under_io() {
     lab.detach();
 }
 
-/// Another table with the same memory under it, and other regions.
+/// A table over the same memory with other regions.
 fn reloaded(leaf: &std::sync::Arc<blkswitch_io::Leaf>) -> blkswitch_io::Table {
     use blkswitch_io::core::switch::{geometry::Geometry, regions::Map};
     use blkswitch_io::{TableBuilder, Target, To, table::region_storage};
@@ -267,7 +267,7 @@ fn partitions_and_other_devices_stand_on_it() {
     let lab = Lab::new(2, Under::Memories);
     let node = lab.attach(None).unwrap();
     let disk = OpenOptions::new().read(true).write(true).open(node.path()).unwrap();
-    // A partition table with one entry: Linux, from sector 2048 on, 4096 sectors.
+    // A partition table with one entry: type Linux, from sector 2048 on, 4096 sectors.
     let mut mbr = [0; 512];
     mbr[446 + 4] = 0x83;
     mbr[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
@@ -298,8 +298,8 @@ fn partitions_and_other_devices_stand_on_it() {
     lab.detach();
 }
 
-/// The target that ours stands for, over three disks of ours: each region's bytes are in the leaf
-/// that its map names.
+/// The kernel's dm-switch over three ublk disks: the bytes of each region are in the leaf that the
+/// kernel's map names.
 #[test]
 fn the_kernels_own_switch_stands_on_three_disks() {
     if !lab::ready() {
@@ -340,7 +340,7 @@ fn the_kernels_own_switch_stands_on_three_disks() {
         dm.read_exact_at(read.bytes(), (first * BYTES_OF_REGION) as u64).unwrap();
         assert!(read.bytes() == data.bytes(), "{regions} regions from {first} read back");
     };
-    // What every leaf holds of every region: one byte each.
+    // One byte of every region of every leaf.
     let landed = || -> Vec<Vec<u8>> {
         let leaf = |n| std::fs::read(files.0.join(format!("leaf{n}"))).unwrap();
         let bytes = |leaf: Vec<u8>| {
@@ -362,7 +362,7 @@ fn the_kernels_own_switch_stands_on_three_disks() {
         .enumerate()
         .for_each(|(region, path)| expected[*path as usize][region] = region as u8 + 1);
     assert_eq!(landed(), expected);
-    // Another owner has the next write; the last owner keeps what it had.
+    // The next write goes to another owner. The last owner keeps its old data.
     remap("0:1 8:0");
     write(0, 1, 0x70);
     write(8, 1, 0x78);
@@ -373,7 +373,7 @@ fn the_kernels_own_switch_stands_on_three_disks() {
     disks.iter().for_each(|(device, _)| pool.detach_ublk(device, false).unwrap());
 }
 
-/// No udev tells LVM of disks here, and it must be told that the driver's disks are disks.
+/// No udev tells LVM about disks here, and LVM must be told that ublk disks are disks.
 const LVM: &str = "devices { types=[\"ublkb\", 16] use_devicesfile=0 obtain_device_list_from_udev=0 }\
     activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }";
 
@@ -399,7 +399,7 @@ fn lvm_and_a_virtual_machines_block_layer_use_it() {
     std::fs::write(at.0.join("file"), b"on a logical volume").unwrap();
     run("umount", &[at.0.to_str().unwrap()]);
     run("vgchange", &["--config", LVM, "--activate", "n", "blkswitch_group"]);
-    // The names on the disk are all that is left: the volume is found again.
+    // LVM finds the volume again from the metadata on the disk alone.
     run("vgchange", &["--config", LVM, "--activate", "y", "blkswitch_group"]);
     run("fsck.ext4", &["-f", "-n", mapped]);
     run("mount", &[mapped, at.0.to_str().unwrap()]);

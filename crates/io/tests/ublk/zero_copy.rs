@@ -1,5 +1,5 @@
-//! Data that is not copied, and what must be copied all the same: leaves that come with a later
-//! table, boundaries within a request, memory that a leaf's device cannot use as it is.
+//! Disks without copies, and the cases that need a copy all the same: leaves that come with a later
+//! table, boundaries within a request, and memory that a leaf's device cannot use.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use blkswitch_io::export::ublk::Options;
 
 use crate::lab::{self, BYTES, Folder, Lab, REGION, Under, run};
 
-/// A device over three files, which are open, with what else its tables may have.
+/// A device over three open files, and other leaves for its later tables.
 struct Stage {
     lab: Lab,
     files: Vec<Arc<Leaf>>,
@@ -33,7 +33,7 @@ impl Stage {
         stage
     }
 
-    /// Files but for one path.
+    /// The files, with another leaf in place of one.
     fn mixed(&self) -> Vec<Arc<Leaf>> {
         vec![self.files[0].clone(), self.memories[1].clone(), self.files[2].clone()]
     }
@@ -62,7 +62,7 @@ fn it_is_had_where_it_pays() {
     let disks = lab::leaves(stage.lab.pool.queues(), &Under::Leaf(&disk.0));
     let pays = lab::is_new_enough();
     for (leaves, zero_copy) in [
-        // Through the page cache it does not.
+        // Through the page cache, zero copy is not worth it.
         (stage.files.clone(), false),
         (disks.clone(), pays),
         (vec![disks[0].clone(), stage.files[0].clone(), disks[0].clone()], pays),
@@ -76,8 +76,8 @@ fn it_is_had_where_it_pays() {
     }
 }
 
-/// Different bytes everywhere, in requests that cross many regions, each third of which is on a
-/// leaf of its own.
+/// Writes different bytes everywhere, in requests that cross many regions. A third of the regions
+/// is on each leaf.
 #[test]
 fn a_later_table_may_have_any_leaves() {
     if !lab::ready() {
@@ -112,7 +112,7 @@ fn a_later_table_may_have_any_leaves() {
             assert!(read.bytes() == written.bytes());
         }
     }
-    // What the leaves hold, whichever way it came there.
+    // Read what the leaves hold, whichever way the data was written.
     stage.load(&stage.memories);
     disk.read_exact_at(read.bytes(), 4096).unwrap();
     let region = REGION as usize * 512;
@@ -146,14 +146,14 @@ fn leaves_of_both_kinds_serve_one_request_under_io() {
         }
     });
     let table = stage.lab.device.live().unwrap();
-    // Counted by the last table: at the end everything is read.
+    // The counters belong to the last table, which served the final reads.
     assert!((0..3).all(|path| table.path_totals(path).reads > 0));
     drop(table);
     stage.lab.detach();
 }
 
-/// A loop device past the page cache wants memory that is aligned to sectors. The disk takes less
-/// from its users, and the daemon makes up for it.
+/// A loop device with O_DIRECT needs memory that is aligned to sectors. The disk accepts less
+/// alignment from its users, and the daemon makes up for it.
 #[test]
 fn memory_that_the_device_below_cannot_use_is_copied() {
     if !lab::ready() {
@@ -170,7 +170,7 @@ fn memory_that_the_device_below_cannot_use_is_copied() {
         for shift in [0, 512, 4, 8] {
             let data = &mut memory.bytes()[shift..][..32 << 10];
             data.fill(shift as u8 + 1);
-            // The block layer may refuse such memory; what it lets through must be right.
+            // The block layer may refuse such memory. If it accepts it, the data must be right.
             if disk.write_all_at(data, 64 << 10).is_err() {
                 println!("the block layer takes no memory {shift} bytes off");
                 continue;
@@ -184,7 +184,7 @@ fn memory_that_the_device_below_cannot_use_is_copied() {
     }
 }
 
-/// A block device.
+/// A loop device, detached when dropped.
 struct LoopDevice(PathBuf);
 
 impl LoopDevice {
