@@ -9,7 +9,7 @@
 
 use crate::report::Figure;
 
-/// Entries of a message, and regions of a map.
+/// Number of entries of a message, and of regions of a map.
 #[cfg(baseline)]
 const ENTRIES: u64 = 1_000_000;
 #[cfg(baseline)]
@@ -24,7 +24,7 @@ pub(crate) struct Row {
     pub(crate) ours: f64,
     /// Plain C; of a message with words that are split already.
     pub(crate) c: f64,
-    /// Plain C with the splitting of words, of messages only.
+    /// Plain C. For a message, its words are split already.
     pub(crate) c_split: Option<f64>,
 }
 

@@ -46,7 +46,7 @@ fn filled(regions: u64, num_paths: u32, region_size: u32) -> anyhow::Result<Lazy
     Ok(map)
 }
 
-/// Nanoseconds of a look-up: of many at once, and of a chain.
+/// Nanoseconds of a look-up: among many at once, and in a chain.
 fn measure(rounds: Rounds, map: &LazyMap) -> (f64, f64) {
     let sectors = map.geometry().len_sectors();
     let mut random = Random(7);

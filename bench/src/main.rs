@@ -70,7 +70,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Lookup(keep) => keep.save.then_some(("lookup", "Routes of random sectors")),
         Bench::Map(keep) => keep.save.then_some(("map", "Decisions about whole maps")),
         Bench::Create(keep) => keep.save.then_some(("create", "A map of a billion regions")),
-        // They write their own pages.
+        // These benchmarks write their own pages.
         Bench::BesideC(_) | Bench::Nbd(_) => None,
         Bench::Hostile(_) | Bench::HostileClients(_) => None,
         Bench::Pipeline | Bench::Multipath(_) | Bench::Ublk(_) | Bench::Smoke => None,

@@ -1,5 +1,5 @@
-//! `map`: measures the decisions about whole maps: counting, differences, plans, and the decoding of
-//! an array's referrals.
+//! `map`: measures the decisions about whole maps: counting, differences, plans, and the decoding
+//! of an array's referrals.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -17,7 +17,7 @@ use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map, writer};
 const REGIONS: u64 = 1_000_000;
 const MANY: u64 = 1_000_000_000;
 const PATHS: u32 = 16;
-/// Regions of the path that is to be emptied, in the map of a billion regions.
+/// Number of regions of the path to evacuate, in the map of a billion regions.
 const FEW: u64 = 10_000;
 
 pub(crate) fn run(rounds: Rounds) -> Result<Vec<Figure>> {
@@ -34,7 +34,7 @@ fn random_map(regions: u64) -> Result<LazyMap> {
     let mut random = Random(5);
     let mut writer = writer(&map);
     for region in 0..regions {
-        // The last path has few.
+        // The last path gets few regions.
         writer.set(region, random.below(u64::from(PATHS) * 8 - 7) as u32 / 8);
     }
     drop(writer);

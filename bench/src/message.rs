@@ -1,6 +1,6 @@
-//! `message`: measures a million entries of `set_region_mappings` in each of its three forms, the
-//! same with a plain parser as the yardstick, and a map of a million regions written out as a
-//! message.
+//! `message`: measures messages of `set_region_mappings` with a million entries, in each of the
+//! three forms. A plain parser is the yardstick for them. Also measures how long it takes to write
+//! a map of a million regions as a message.
 //!
 //! The yardstick is written without regard for speed: it splits words first, parses each with a
 //! table of digits, and packs entries of exact width with ordinary divisions.
@@ -15,9 +15,9 @@ use crate::report::{Figure, LazyMap, Random, Rounds, lazy_map, writer};
 
 const ENTRIES: u64 = 1_000_000;
 const REGION_SIZE: u32 = 30_720;
-/// Length of the table of places for writing a map.
+/// Size of the table in which the writer remembers places of the map.
 const PLACES: usize = 1 << 14;
-/// Bytes of a piece of a message that arrives in pieces.
+/// Bytes of a chunk of a message that arrives in chunks.
 const CHUNK: usize = 64 << 10;
 
 pub(crate) fn run(rounds: Rounds) -> anyhow::Result<Vec<Figure>> {

@@ -1,7 +1,7 @@
-//! `pipeline`: measures the time of the pipeline's own code for a request, and the share of the
-//! switch layer.
+//! `pipeline`: measures the time that the pipeline's own code takes for a request, and the share of
+//! the switch layer.
 //!
-//! It is one pipeline without I/O: requests of one sector at random offsets go in, 32 at a time, to
+//! One pipeline runs without I/O: requests of one sector at random offsets go in, 32 at a time, to
 //! leaves that do nothing, and the answers come out. A linear target and a switch of three paths
 //! take turns, so that other load on the machine affects both. With I/O and a client, their
 //! difference would be too small to see.
@@ -25,13 +25,13 @@ const REGIONS: u64 = 1 << 20;
 pub(crate) const REGION_SECTORS: u32 = 128;
 pub(crate) const SECTORS: u64 = REGIONS * REGION_SECTORS as u64;
 const BATCH: u64 = 32;
-/// Batches of one measurement: a few milliseconds.
+/// Batches in one measurement, which takes a few milliseconds.
 const BATCHES: u64 = 2000;
 /// Measurements of a round, each of both devices. The lowest one counts, because disturbances only
 /// add time.
 pub(crate) const TURNS: usize = 20;
 
-/// The devices' numbers.
+/// The numbers of the devices.
 const LINEAR: u32 = 0;
 const SWITCH: u32 = 1;
 
@@ -62,7 +62,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// A benchmark without devices.
+    /// Makes a benchmark without devices.
     pub(crate) fn empty() -> Bench {
         Bench {
             queues: Queues::of_pipelines(1),
@@ -113,7 +113,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The mean time of many requests.
+    /// The mean time of many requests in nanoseconds.
     pub(crate) fn request_ns(&mut self, device: u32) -> Result<f64> {
         let mut done = Vec::new();
         let (mut answers, mut failed) = (0, 0);

@@ -1,4 +1,4 @@
-//! Takes, prints and keeps figures; also maps and random numbers for the benchmarks.
+//! Takes, prints and keeps figures. Also makes maps and random numbers for the benchmarks.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::beside_c::{self, Row};
 /// Folder of kept results.
 const FOLDER: &str = "bench/results";
 
-/// A map over zeroed memory that was not touched yet.
+/// A map over zeroed memory that is not allocated before it is used.
 pub(crate) type LazyMap = Map<Box<[AtomicU64]>>;
 
 /// One measured number.
@@ -71,8 +71,8 @@ pub(crate) struct About {
 }
 
 impl About {
-    /// For a measurement now on this machine, with `words` of this program's command line and
-    /// `versions` of other programs.
+    /// Describes a measurement that is made now on this machine. `words` are those of this
+    /// program's command line, `versions` those of other programs.
     pub(crate) fn new(words: &str, mut versions: Vec<String>) -> Result<Self> {
         let date = output("date", &["+%F"])?;
         let lscpu = output("lscpu", &[])?;
@@ -123,7 +123,7 @@ impl About {
         page.push_str(tables);
         std::fs::write(stem.with_extension("json"), format!("{results:#}\n"))?;
         std::fs::write(stem.with_extension("md"), page)?;
-        // Standard output has the figures, which a program may read.
+        // Standard output is for the figures, which a program may read.
         eprintln!("written: {}.json, .md", stem.display());
         Ok(())
     }
@@ -191,7 +191,8 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// Seconds of a call of `work` on the result of `prepare`. The first call does not count.
+    /// Measures `work` on the result of `prepare`. Returns the seconds of a call; the first call
+    /// does not count.
     pub(crate) fn seconds<T>(
         self,
         mut prepare: impl FnMut() -> T,
@@ -209,7 +210,7 @@ impl Rounds {
         self.choose(seconds)
     }
 
-    /// The median of some times, or the best.
+    /// The median of the times, or the best one with `--best`.
     pub(crate) fn choose(self, mut times: Vec<f64>) -> f64 {
         times.sort_unstable_by(f64::total_cmp);
         let counts = if self.best { 0 } else { times.len() / 2 };

@@ -1,9 +1,9 @@
-//! `ublk`: measures a ublk disk on this machine's kernel: reads of 4 KiB, one at a time, with
+//! `ublk`: measures a ublk disk on this machine's kernel with reads of 4 KiB, one at a time, with
 //! direct I/O.
 //!
-//! It measures the time of each and the server's processor time, and those of a rublk disk over a
-//! file if that program is given. All take turns. It needs root and the ublk driver. On other
-//! machines, `cargo xtask bench-ublk` counts instructions in a guest.
+//! It measures the time of a read and the server's processor time. If the program rublk is given,
+//! it does the same with a rublk disk over a file. All disks take turns. It needs root and the ublk
+//! driver. On other machines, `cargo xtask bench-ublk` counts instructions in a guest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,7 +22,7 @@ use crate::report::{Figure, Random, Rounds};
 const BLOCK: u64 = 4096;
 /// Reads of one measurement.
 const READS: u32 = 2000;
-/// Number of rublk's disk.
+/// The number of rublk's disk.
 const THEIR_NUMBER: &str = "60";
 /// Longest time until a disk appears.
 const COME: Duration = Duration::from_secs(20);
@@ -38,7 +38,8 @@ pub(crate) struct UblkOptions {
     blkswitch: Option<PathBuf>,
 }
 
-/// A disk, its server, and the measurements: nanoseconds of a read, and of the server's processor.
+/// A disk, its server, and the measurements: nanoseconds of a read, and of the server's processor
+/// time.
 struct Disk {
     name: String,
     node: File,
@@ -89,7 +90,8 @@ pub(crate) fn run_all(rounds: Rounds, options: &UblkOptions) -> Result<Vec<Figur
         ("switch, memory", three(&|number| format!("mem:{BYTES}:{number}"))),
         ("switch, files", three(&|number| files[number].display().to_string())),
     ];
-    // Declared here, so that its disk is closed first.
+    // Declared before `disks`, because locals are dropped in reverse order and the disks must be
+    // closed before their server ends.
     let mut rublk = None;
     let mut disks = Vec::new();
     for (number, (name, target)) in targets.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A leaf of our own: a disk that a thread keeps, as the client of a storage service would.
+//! A custom leaf: a disk that a thread keeps, as the client of a storage service would.
 
 use std::io;
 use std::sync::mpsc::{self, Sender};
@@ -7,16 +7,17 @@ use std::thread::{self, JoinHandle};
 
 use blkswitch_io::engine::{CustomEngine, CustomKind, CustomOp};
 
-/// A disk behind a thread. A queue only hands an operation over; the thread does it, and answers.
+/// A disk behind a thread. A queue only hands operations over; the thread carries them out and
+/// answers.
 #[derive(Debug)]
 pub struct Archive {
-    /// Nothing any more once it is dropped.
+    /// `None` when the archive is being dropped.
     orders: Mutex<Option<Sender<CustomOp>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Archive {
-    /// A disk of `bytes` zeroes.
+    /// Makes a disk of `bytes` zeroes.
     pub fn new(bytes: usize) -> Archive {
         let (orders, mut disk) = (mpsc::channel::<CustomOp>(), vec![0; bytes]);
         let thread = thread::spawn(move || {
@@ -50,7 +51,7 @@ fn serve(disk: &mut [u8], op: CustomOp) {
 
 impl CustomEngine for Archive {
     fn submit(&self, op: CustomOp) {
-        // Without a thread the operation is dropped, and fails.
+        // If the thread is gone, the operation is dropped, which fails it.
         if let Some(orders) = &*self.orders.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = orders.send(op);
         }

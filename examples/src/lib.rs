@@ -1,5 +1,5 @@
-//! What others build on blkswitch-io, as a package of its own: without unsafe code, and with nothing
-//! but what everybody can use.
+//! Programs that others may build on blkswitch-io. The package has no unsafe code and uses only the
+//! public interface.
 
 #![forbid(unsafe_code)]
 

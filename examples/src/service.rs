@@ -1,5 +1,5 @@
-//! Requests of many threads, routed in one: a driver with a thread of its own, and a handle that
-//! everybody can ask.
+//! Routes the requests of many threads in one thread: a driver with a thread of its own, and a
+//! handle that any thread can use.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,7 @@ use blkswitch_io::driver::{Answer, Ask, Driver, Waker};
 use blkswitch_io::request::Op;
 use blkswitch_io::{AlignedBytes, Table};
 
-/// What the service is asked, and who waits for the answer.
+/// A request to the service, and the channel for the answer.
 struct Order {
     op: Op,
     offset: u64,
@@ -27,10 +27,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the thread. `table` makes the table there, of leaves that it opens for the driver.
+    /// Starts the thread. It calls `table`, which opens the leaves for the driver and makes the
+    /// table.
     ///
     /// # Errors
-    /// There is no driver, or no table.
+    /// The driver or the table could not be made.
     pub fn start(
         table: impl FnOnce(&Driver) -> io::Result<Table> + Send + 'static,
     ) -> io::Result<Service> {
@@ -60,7 +61,7 @@ impl Service {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// It has failed, or the service has ended.
+    /// The write failed, or the service has ended.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.call(Op::Write, offset, AlignedBytes::copy_of(data)?).map(drop)
     }
@@ -78,14 +79,14 @@ impl Service {
         let (reply, answers) = mpsc::channel();
         let orders = self.orders.as_ref().ok_or_else(gone)?;
         orders.send(Order { op, offset, data, reply }).map_err(|_| gone())?;
-        // The order first, then the bell: the driver's thread looks after it has woken.
+        // Send the order before waking the driver: its thread looks for orders after it wakes.
         self.waker.wake();
         let Answer { errno, data, .. } = answers.recv().map_err(|_| gone())?;
         if errno == 0 { Ok(data) } else { Err(io::Error::from_raw_os_error(errno)) }
     }
 }
 
-/// Until nobody has the service any more.
+/// Serves orders until all handles are dropped.
 fn run(mut driver: Driver, device: u32, orders: &Receiver<Order>) -> io::Result<()> {
     let (mut waiting, mut answers, mut next) = (HashMap::new(), Vec::new(), 0);
     loop {
@@ -105,7 +106,7 @@ fn run(mut driver: Driver, device: u32, orders: &Receiver<Order>) -> io::Result<
         driver.wait(&mut answers, None)?;
         for answer in answers.drain(..) {
             if let Some(reply) = waiting.remove(&answer.token) {
-                // Who asked may have gone.
+                // The sender of the order may be gone.
                 let _ = reply.send(answer);
             }
         }

@@ -1,4 +1,4 @@
-//! The leaf of `archive`, below a switch, in a driver and in a pool that serves NBD.
+//! Tests the leaf of `archive` below a switch, in a driver and in a pool that serves NBD.
 
 use std::sync::Arc;
 use std::time::Duration;

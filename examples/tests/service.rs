@@ -1,4 +1,4 @@
-//! The service of `service`, asked by several threads.
+//! Tests the service of `service` from several threads.
 
 use std::io;
 

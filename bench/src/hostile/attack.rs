@@ -23,12 +23,12 @@ const CMD_WRITE: u16 = 1;
 const CMD_TRIM: u16 = 4;
 const CMD_WRITE_ZEROES: u16 = 6;
 const CMD_BLOCK_STATUS: u16 = 7;
-/// Of WRITE_ZEROES: the zeroes are written, and no hole is made.
+/// A flag of WRITE_ZEROES: write zeroes, make no hole.
 const NO_HOLE: u16 = 2;
-/// Connections of a client that sends headers without bodies.
+/// Number of connections of a client that sends headers without bodies.
 const BODYLESS: usize = 16;
 
-/// See the module's text.
+/// The kinds of attacks; each comes from clients of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attack {
     BlockStatus,
@@ -96,7 +96,7 @@ impl Attack {
         }
     }
 
-    /// What it sends at a time.
+    /// The requests that a client sends at a time.
     fn requests(self) -> Vec<u8> {
         let many = |count: u64, command, flags, length: u64| {
             (0..count).flat_map(|cookie| request(command, flags, cookie, length)).collect()
@@ -111,7 +111,7 @@ impl Attack {
         }
     }
 
-    /// Whether it reads the answers and sends the same again.
+    /// Whether the client reads the answers and sends the requests again.
     fn goes_on(self) -> bool {
         !matches!(self, Attack::UnreadReads | Attack::Bodyless | Attack::Idle)
     }
@@ -137,7 +137,8 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Connects, says so with a byte, and attacks until it is killed or nobody holds its input.
+    /// Connects, writes a byte to standard output, and attacks until it is killed or its input is
+    /// closed.
     pub(crate) fn run(&self) -> Result<()> {
         let attack = Attack::ALL.into_iter().find(|attack| attack.name() == self.attack);
         let attack = attack.with_context(|| format!("there is no attack '{}'", self.attack))?;
@@ -146,7 +147,7 @@ impl Clients {
         for number in 0..self.clients * each {
             match connect(&self.socket, attack) {
                 Ok(stream) => streams.push(stream),
-                // A daemon may have as many as it wants.
+                // A daemon may refuse further connections.
                 Err(_) if number > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -166,7 +167,7 @@ impl Clients {
     }
 }
 
-/// A connection that is lost is the daemon's answer: the attack is over.
+/// Sends the attack. If the daemon drops the connection, the attack is over.
 fn send(mut stream: UnixStream, attack: Attack) {
     let requests = attack.requests();
     while stream.write_all(&requests).is_ok() && attack.goes_on() {}
@@ -221,7 +222,7 @@ fn option(stream: &mut UnixStream, option: u32, data: &[u8]) -> Result<()> {
     }
 }
 
-/// A file of 1 GiB in which 4 KiB of data and 12 KiB of nothing alternate, up to 60,000 times.
+/// Makes a file of 1 GiB in which 4 KiB of data and holes of 12 KiB alternate, up to 60,000 times.
 pub(super) fn sparse_file(path: &Path) -> io::Result<()> {
     let file = std::fs::File::create(path)?;
     file.set_len(GIB)?;

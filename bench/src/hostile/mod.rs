@@ -1,9 +1,10 @@
-//! `hostile`: what a well-behaved client waits for a read while others attack the daemon.
+//! `hostile`: measures how long a well-behaved client waits for a read while others attack the
+//! daemon.
 //!
-//! The daemon has one queue, so nobody can evade anybody. The attackers are a process of their own
-//! with a low priority: they stand for clients on other machines, which take none of this
-//! machine's processors. A thread that only sleeps is measured beside the client. Its pause is what
-//! this machine adds to every figure, whatever the daemon does.
+//! The daemon has one queue, so that all clients share it. The attackers are a process of their own
+//! with a low priority: they stand for clients on other machines, which take none of this machine's
+//! processor time. Beside the client, a thread that only sleeps is measured. Its pauses are the
+//! part of every figure that the machine causes, whatever the daemon does.
 
 mod attack;
 
@@ -23,13 +24,13 @@ use self::attack::{Attack, MIB};
 use crate::nbd::{Scratch, build};
 use crate::report::{About, Figure, Keep, Random};
 
-/// Bytes of the client's reads.
+/// Bytes of each read of the client.
 const READ: usize = 4096;
 /// How long the thread that measures the machine sleeps at a time.
 const NAP: Duration = Duration::from_millis(1);
-/// What an attack gets to be under way before anything is measured.
+/// Time for an attack to begin before the measurement.
 const AHEAD: Duration = Duration::from_millis(500);
-/// The client gives up after so long.
+/// The time after which the client gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Each piece of this transfer is one sector.
 const PIECES_BYTES: usize = 32 << 20;
@@ -58,7 +59,7 @@ impl HostileOptions {
     }
 }
 
-/// Times in milliseconds.
+/// Quantiles of times, in milliseconds.
 struct Times {
     p50: f64,
     p99: f64,
@@ -74,7 +75,7 @@ impl Times {
     }
 }
 
-/// A measurement.
+/// The figures of one attack and one number of attackers.
 struct Row {
     attack: &'static str,
     clients: usize,
@@ -140,7 +141,7 @@ fn measure(blkswitch: &Path, attack: Option<(Attack, usize)>, seconds: f64) -> R
     Ok(Row { attack: name, clients, reads, pauses: Times::of(pauses)? })
 }
 
-/// Random reads, one at a time.
+/// Sends random reads, one at a time. Returns the time of each.
 fn reads(client: &mut NbdClient, seconds: f64) -> Result<Vec<Duration>> {
     let (mut random, blocks) = (Random(1), client.size() / READ as u64);
     let (mut times, end) = (Vec::new(), Instant::now() + Duration::from_secs_f64(seconds));
@@ -152,7 +153,7 @@ fn reads(client: &mut NbdClient, seconds: f64) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// How much longer a thread sleeps than it wants to.
+/// Measures how much longer than asked a thread sleeps.
 fn pauses(over: &AtomicBool) -> Vec<Duration> {
     let mut times = Vec::new();
     while !over.load(Ordering::Relaxed) || times.is_empty() {
@@ -177,7 +178,7 @@ fn pieces(blkswitch: &Path) -> Result<Vec<Figure>> {
         let began = Instant::now();
         ensure!(client.read(0, PIECES_BYTES)? == data, "other data was read");
         let read = began.elapsed();
-        // The first round makes the files' pages.
+        // The first round allocates the files' pages.
         if round == 1 {
             for (name, took) in [("write", written), ("read", read)] {
                 let name = format!("{name} of 32 MiB over regions of one sector");
@@ -290,13 +291,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // What it has is in memory, and goes with it.
+        // All of its data is in memory and not needed any more.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The process of the hostile clients.
+/// The process of the attackers.
 struct Attackers(Child);
 
 impl Attackers {
@@ -310,7 +311,7 @@ impl Attackers {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start the attackers")?;
-        // They say when all are connected.
+        // The process writes a byte when all of its clients are connected.
         let mut ready = [0];
         let said = child.stdout.take().context("no output")?.read_exact(&mut ready);
         let attackers = Attackers(child);

@@ -1,5 +1,6 @@
-//! Carrying: random reads of 4 KiB, 32 at a time, from nbdkit directly, through NBD leaves, and by
-//! such a leaf alone. Then over one and two servers with few threads, which are the bottleneck.
+//! Carrying: measures random reads of 4 KiB, 32 at a time, from nbdkit directly, through NBD
+//! leaves, and with a leaf as the only client. Then measures one and two servers with few threads,
+//! which are the bottleneck.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use crate::nbd::lean::Lean;
 use crate::nbd::{Scratch, process_cpu_ns};
 use crate::report::Figure;
 
-/// Reads of each run for the time of a read: some 50 ms.
+/// Reads of a run that measures the time of a read: some 50 ms.
 const READS: u64 = 20_000;
-/// Runs in a round.
+/// Number of runs in a round.
 const RUNS: usize = 20;
 /// Pause after each run. The processor time of a sleeping daemon is exact.
 const PAUSE: Duration = Duration::from_millis(2);

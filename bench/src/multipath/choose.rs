@@ -10,7 +10,7 @@ use blkswitch_io::{TableBuilder, Target, To};
 use crate::pipeline::{Bench, REGION_SECTORS, SECTORS, TURNS};
 use crate::report::{Figure, Rounds};
 
-/// Selectors with the arguments of each path. io-affinity has a mask for each path, see below.
+/// Selectors with the arguments of each path. MASK stands for the mask of a path's CPU.
 const SELECTORS: [(&str, &str); 5] = [
     ("round-robin", "1"),
     ("queue-length", "1"),
@@ -18,9 +18,9 @@ const SELECTORS: [(&str, &str); 5] = [
     ("historical-service-time", "1"),
     ("io-affinity", "MASK"),
 ];
-/// Paths of a device.
+/// Numbers of paths of a device.
 const PATHS: [usize; 3] = [1, 2, 8];
-/// Paths of the switch of two tiers, and paths below each of them.
+/// Paths of the upper tier's switch, and paths below each of them.
 const MEMBERS: usize = 3;
 const WAYS: usize = 2;
 
@@ -73,7 +73,7 @@ fn multipath(selector: &str, arguments: &str, to: &[To]) -> Result<Target> {
     let count = arguments.split(' ').count();
     let mut text = format!("0 0 1 1 {selector} 0 {} {count}", to.len());
     for path in 0..to.len() {
-        // One processor for each path.
+        // Each path gets one CPU.
         let arguments = arguments.replace("MASK", &format!("{:x}", 1 << path));
         text.push_str(&format!(" path{path} {arguments}"));
     }

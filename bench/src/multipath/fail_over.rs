@@ -1,4 +1,4 @@
-//! Failing over: the longest time of a read when the server of its path is killed, or stops
+//! Failing over: measures the longest read when the server of its path is killed or stops
 //! answering.
 
 use std::path::Path;
@@ -65,6 +65,6 @@ fn fail_over(blkswitch: &Path, options: &str, signal: &str) -> Result<Duration> 
             end = Instant::now() + QUIET;
         }
     }
-    // A stopped process can be killed, too.
+    // The server is killed when it is dropped, even while it is stopped.
     Ok(longest)
 }

@@ -1,4 +1,4 @@
-//! The processes: nbdkit with memory, and a daemon with devices over it.
+//! Starts the processes of the benchmark: nbdkit with memory, and a daemon with devices over it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// Size of every volume.
+/// Size of every volume in bytes.
 pub(crate) const BYTES: u64 = 64 << 20;
 /// Longest time until a server answers.
 const START: Duration = Duration::from_secs(60);
@@ -69,22 +69,22 @@ impl Server {
         Ok(server)
     }
 
-    /// Its process id.
+    /// The process id of the server.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its address as a leaf.
+    /// The server's address as a leaf.
     pub(crate) fn leaf(&self, options: &str) -> String {
         format!("nbd+unix:///?socket={}{options}", self.socket.display())
     }
 
-    /// Its address for a client.
+    /// The server's address for a client.
     pub(crate) fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 
-    /// Sends it the signal of this name.
+    /// Sends the server the signal with this name.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let status = Command::new("kill")
             .arg(format!("-{name}"))
@@ -103,7 +103,7 @@ impl Drop for Server {
     }
 }
 
-/// A blkswitch daemon.
+/// A blkswitch daemon with its control socket.
 pub(crate) struct Daemon {
     pub(crate) server: Server,
     blkswitch: PathBuf,
@@ -111,7 +111,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Makes a device as long as a volume.
+    /// Makes a device that is as long as a volume.
     pub(crate) fn create(&self, name: &str, target: &str) -> Result<()> {
         let table = format!("0 {} {target}", BYTES / 512);
         let made = self.command(&["create", name, "--table", &table])?;
@@ -119,7 +119,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Runs a verb on it. Returns whether that succeeded.
+    /// Runs a verb on the daemon. Returns whether it succeeded.
     pub(crate) fn command(&self, words: &[&str]) -> Result<bool> {
         let status =
             Command::new(&self.blkswitch).args(words).arg("--socket").arg(&self.control).status();

@@ -75,9 +75,7 @@ impl Load {
 /// The figures of one run.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Run {
-    /// Requests per second.
     pub(super) per_second: f64,
-    /// Bytes per second.
     pub(super) bytes_per_second: f64,
     /// Median latency by fio's clock, from submission to completion, in microseconds.
     pub(super) p50_us: f64,
@@ -151,7 +149,7 @@ fn fio(uri: &str, load: &Load, seconds: f64) -> Result<Value> {
     serde_json::from_str(json).context("fio's JSON")
 }
 
-/// fio's version.
+/// The version that fio prints.
 pub(super) fn version() -> Result<String> {
     let output =
         Command::new("fio").arg("--version").output().context("fio (Debian package fio)")?;

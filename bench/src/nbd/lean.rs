@@ -28,21 +28,21 @@ pub(crate) struct Lean {
     block: usize,
     blocks: u64,
     random: Random,
-    /// Numbers of requests that are not under way.
+    /// Numbers of requests that are not in flight.
     free: Vec<u32>,
-    /// By number: the time at which a request was sent.
+    /// The time at which each request was sent, by its number.
     sent: Vec<Instant>,
     out: Vec<u8>,
     input: Vec<u8>,
-    /// Bytes of `input` that have arrived and were not read.
+    /// Bytes at the start of `input` that have arrived and were not parsed yet.
     filled: usize,
-    /// The data of writes.
+    /// The data that writes send.
     data: Vec<u8>,
     latencies_ns: Vec<u32>,
 }
 
 impl Lean {
-    /// Connects to a server's device for `load`, with requests at random offsets.
+    /// Connects to a server's device for `load`.
     pub(crate) fn connect(socket: &Path, device: &str, load: &Load) -> Result<Lean> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         let blocks =
@@ -108,7 +108,7 @@ impl Lean {
         }
     }
 
-    /// Sends all requests that are not under way.
+    /// Sends all requests that are not in flight.
     fn send(&mut self) -> Result<()> {
         let now = Instant::now();
         self.out.clear();

@@ -67,7 +67,7 @@ impl Cell {
 }
 
 impl Layer {
-    /// The quartiles as percentages above 1.
+    /// The quartiles, in percent above 1.
     fn quartiles(&self) -> [f64; 3] {
         let mut sorted = self.cpu_ratios.clone();
         sorted.sort_unstable_by(f64::total_cmp);

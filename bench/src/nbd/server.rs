@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::report::Random;
 
-/// Size of a device: larger than a processor's caches, small enough for several in memory.
+/// Size of a device in bytes: larger than a processor's caches, small enough for several in memory.
 pub(super) const DEVICE_BYTES: u64 = 256 << 20;
 /// Region size of the switch device, from the kernel document's example.
 const REGION_SECTORS: u64 = 128;
@@ -23,15 +23,15 @@ const NS_PER_TICK: u64 = 10_000_000;
 /// Longest time until a server answers.
 const START: Duration = Duration::from_secs(60);
 
-/// A measured server.
+/// A kind of server to measure.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A switch device with one image for all three paths, and a queue per core. So it touches the
-    /// same memory as the others. With an image for each path, look-ups in the page cache go
-    /// through three trees.
+    /// A switch device with one image for all three paths, and a queue per core. With one image, it
+    /// touches the same memory as the others. With an image for each path, look-ups in the page
+    /// cache would use three trees.
     Switch,
-    /// The same with one queue, and a `linear` device over the same image, which differs only in
-    /// the switch.
+    /// As [`Kind::Switch`] with one queue, plus a `linear` device over the same image, which
+    /// differs only in the switch.
     OneQueue,
     /// A switch device with a file for each of the three paths, and one queue.
     ThreeFiles,
@@ -64,7 +64,7 @@ impl Kind {
         }
     }
 
-    /// The device that is compared with the others'.
+    /// The name of the device that is compared with those of other servers.
     pub(super) fn device(self) -> &'static str {
         if self == Kind::OneQueue { "switch" } else { "" }
     }
@@ -73,7 +73,7 @@ impl Kind {
         matches!(self, Kind::Nbdkit | Kind::QemuNbd | Kind::QemuStorageDaemon)
     }
 
-    /// Its version, from the program itself.
+    /// The version that the server's program prints.
     pub(super) fn version(self) -> Result<String> {
         let program = match self {
             Kind::Nbdkit => "nbdkit",
@@ -89,7 +89,6 @@ impl Kind {
     }
 }
 
-/// A running server.
 pub(super) struct Server {
     pub(super) kind: Kind,
     child: Child,
@@ -166,7 +165,7 @@ impl Server {
         Ok(())
     }
 
-    /// Its URI for `device`. The empty name stands for its only device.
+    /// The URI of its `device`. The empty name stands for its only device.
     pub(super) fn uri(&self, device: &str) -> String {
         format!("nbd+unix:///{device}?socket={}", self.socket.display())
     }
@@ -190,7 +189,8 @@ impl Server {
         Ok(ticks.iter().sum::<u64>() * NS_PER_TICK)
     }
 
-    /// The same for the current threads, without steps. For blkswitch, whose threads stay.
+    /// As [`Server::cpu_ns`], but exact, and only for threads that still run. For blkswitch, whose
+    /// threads stay.
     pub(super) fn threads_cpu_ns(&self) -> Result<u64> {
         process_cpu_ns(self.child.id())
     }
