@@ -1,8 +1,8 @@
-//! iSCSI PDUs of a hostile target against the whole leaf: login, session, link, pipeline. Nothing
+//! Sends iSCSI PDUs of a hostile target to the whole leaf: login, session, link, pipeline. Nothing
 //! panics, every request is answered, and a read returns only bytes that were sent for it.
 //!
-//! The target is that of the tests. Each four bytes of the input change one of its answers to reads
-//! and writes: which answer, the kind of change, its place, and its value.
+//! The target is the one of the tests. Each four bytes of the input change one of its answers to
+//! reads and writes: which answer, the kind of change, its place, and its value.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! The NBD handshake with hostile bytes. Nothing panics, memory is bounded, and the answers are the
-//! same however the stream is cut.
+//! Sends hostile bytes to the NBD handshake. Nothing panics, memory is bounded, and the answers do
+//! not depend on how the stream is cut.
 //!
 //! The first byte chooses the cuts, and whether the rest is the stream itself or a list of options
 //! (number, length, data). This target frames those options, so that the fuzzer need not find the

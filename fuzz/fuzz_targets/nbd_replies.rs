@@ -1,8 +1,8 @@
-//! NBD replies of hostile bytes, as the leaf reads them. Nothing panics, nothing is read before it
+//! Parses hostile bytes as NBD replies, as the leaf does. Nothing panics, no byte is read before it
 //! has arrived, the lengths of a reply are bounded, and every byte of a read counts exactly once.
 //!
 //! The input is a row of replies, each with a byte before it that chooses its magic number. Data
-//! and text behind a header are left out. All replies answer one read.
+//! and text after a header are left out. All replies answer one read.
 
 #![no_main]
 
@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
             Parsed::Broken(_) => return,
         };
         rest = &behind[reply.header - 4..];
-        // A cut header is never guessed, and bytes behind it are never read.
+        // A cut header gives `More`, and bytes after a header are not read.
         assert!((0..reply.header).all(|cut| parse(&bytes[..cut]) == Parsed::More));
         assert_eq!(parse(&bytes[..reply.header]), Parsed::Reply(reply));
         match reply.what {
@@ -53,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
             }
             What::Data { offset, len } | What::Hole { offset, len } => {
                 assert!(len > 0);
-                // Near enough to overlap others.
+                // Small offsets and lengths, so that chunks overlap.
                 let (offset, len) = (offset % LEN, 1 + u64::from(len - 1) % 256);
                 let Some(bytes) = model.get_mut(offset as usize..(offset + len) as usize) else {
                     continue;

@@ -1,5 +1,5 @@
-//! NBD requests of hostile bytes. Nothing panics, accepted requests lie inside the export, and a
-//! client can parse every reply to them.
+//! Sends hostile bytes as NBD requests. Nothing panics, accepted requests lie inside the export,
+//! and a client can parse every reply to them.
 //!
 //! The first byte chooses the negotiated features, the second and third the export. Then come
 //! headers, each without its magic number (which is sometimes wrong), and payloads of BLOCK_STATUS.

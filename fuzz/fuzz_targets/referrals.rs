@@ -1,7 +1,9 @@
-//! Answers of an array about referrals and target port groups. Any bytes give an error, or segments
-//! that follow each other without a gap; each page gets further; and a map takes any segment.
+//! Parses hostile answers of an array about referrals and target port groups. Any bytes give an
+//! error, or segments that follow each other without a gap. Each page gets further, and a map takes
+//! any segment.
 //!
-//! The first bytes choose the unit and its pattern; the rest is cut into pages by a length byte each.
+//! The first bytes choose the unit and its pattern; the rest is cut into pages by a length byte
+//! each.
 
 #![no_main]
 

@@ -1,6 +1,6 @@
-//! Answers of a hostile logical unit about itself, as the iSCSI leaf reads them. Nothing panics, an
-//! accepted geometry makes sense, names are plain text that no separator can make into other names,
-//! and every sense has one meaning for the pipeline.
+//! Parses answers of a hostile logical unit about itself, as the iSCSI leaf does. Nothing panics,
+//! an accepted geometry makes sense, names are plain text that no separator can make into other
+//! names, and every sense has one meaning for the pipeline.
 //!
 //! The input is a row of answers: a byte for the question, one for the length, and the answer.
 
@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     while let [question, len, behind @ ..] = rest {
         let (answer, next) = behind.split_at(behind.len().min(usize::from(*len)));
         rest = next;
-        // Like the leaf, take missing bytes as zero, and never ask for more.
+        // The leaf takes missing bytes as zero and never reads more than it asked for.
         let mut page = [0; ANSWER];
         page[..answer.len()].copy_from_slice(answer);
         for answer in [answer, &page] {

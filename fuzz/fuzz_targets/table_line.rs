@@ -1,5 +1,5 @@
-//! Table texts of any bytes. Nothing panics, line numbers go up, words are the model's, and the
-//! geometry of an accepted constructor has every region within the target.
+//! Parses table texts of any bytes. Nothing panics, line numbers go up, words are those of the
+//! model, and the geometry of an accepted constructor has every region within the target.
 
 #![no_main]
 

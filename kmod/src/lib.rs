@@ -12,8 +12,8 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, unreachable_pub)]
 
-// Its inner attributes are meant for a crate's root. The daemon and the library use the code that
-// this module does not use.
+// The core's inner attributes are meant for the root of a crate. The daemon and the library use the
+// code that this module does not use.
 #[allow(dead_code, unused_attributes, unused_imports, unreachable_pub)]
 #[path = "../../crates/core/src/lib.rs"]
 mod blkswitch_core;

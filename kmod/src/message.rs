@@ -2,8 +2,8 @@
 //!
 //! | message | does |
 //! |---|---|
-//! | `set_region_mappings <argument>...` | the reference's: what comes before a bad argument stays applied |
-//! | `set_region_mappings_atomic <argument>...` | the same, but checked whole first: all of it or nothing |
+//! | `set_region_mappings <argument>...` | as the reference: arguments before a wrong one stay applied |
+//! | `set_region_mappings_atomic <argument>...` | checks all arguments first, then applies all or nothing |
 //! | `get_region_mappings [<first> [<count>]]` | answers with arguments that make this map again |
 //! | `get_path_counters` | answers with a line for each path, see [`path_counters`] |
 //!
@@ -23,9 +23,9 @@ use super::text::{Line, MAX_LINE, Reply};
 
 /// The kernel's kinds of requests: reads, writes, discards, flushes.
 const KINDS: u32 = 4;
-/// Words of a turn, which takes a tenth of a millisecond.
+/// Number of words in a turn, which takes a tenth of a millisecond.
 const TURN_WORDS: usize = 4096;
-/// Places of the compact writer's table: 1 KiB of a kernel stack.
+/// Size of the compact writer's table: 1 KiB of a kernel stack.
 const PLACES: usize = 128;
 /// The result of a message whose sender was killed: `-EINTR`.
 const INTERRUPTED: c_int = -4;
@@ -98,7 +98,7 @@ fn run<T>(
     let mut message = Message::new();
     loop {
         let before = message.arguments();
-        // The message's name is a word, too.
+        // The message's name is a word, too, so argument `before` is word `before + 1`.
         let next = (before as usize).wrapping_add(1);
         if next >= words.len() {
             return 0;

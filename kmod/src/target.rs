@@ -12,7 +12,7 @@ use super::blkswitch_core::switch::{Geometry, Map, Params, PathArg};
 use super::glue::{self, Builder, Slots, Words};
 use super::text::{Line, MAX_LINE};
 
-/// Bytes for the state of a target in `struct glue_target`.
+/// Size of a target's state in `struct glue_target`, in bytes.
 const STATE_SIZE: usize = 16 * size_of::<u64>();
 /// Most paths whose requests are counted. The counters of all paths are one piece of per-processor
 /// memory of at most 32 KiB.
@@ -125,7 +125,8 @@ fn open(builder: &Builder, path: &PathArg<'_>, words: Words<'_>) -> Result<(), R
     Ok(())
 }
 
-/// Checks at load what the kernel only finds when the table goes live, or when I/O fails.
+/// Checks when the table is loaded what the kernel checks only when the table goes live, or not
+/// before I/O fails.
 fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32) -> Result<(), Refusal> {
     let (start, dev_size) = (path.offset()?, builder.dev_size(path.number));
     let block_size = builder.dev_block_size(path.number);
@@ -148,7 +149,7 @@ fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32)
     Ok(())
 }
 
-/// The text and errno for the caller of the constructor.
+/// Why a constructor was refused: the text and the errno.
 struct Refusal {
     text: Text,
     errno: c_int,
@@ -169,7 +170,7 @@ impl From<Error> for Refusal {
             Error::RegionUnaligned { .. } => {
                 (c"Region size not aligned to logical block size", Errno::Einval)
             }
-            // The kernel has checked the rest of a table before it makes a target.
+            // The kernel has checked everything else before it makes a target.
             _ => (c"Region table too large", Errno::Einval),
         };
         Self { text, errno: errno.number().wrapping_neg() }

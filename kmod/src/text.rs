@@ -110,7 +110,7 @@ impl Reply {
         }
     }
 
-    /// Ends the text.
+    /// Writes the NUL after the text.
     pub(crate) fn end(self) {
         if self.room > 0 {
             // SAFETY: `len` is at most `room`, and the memory has one byte more.

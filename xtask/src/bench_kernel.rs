@@ -1,5 +1,5 @@
-//! `cargo xtask bench-kernel`: compares the guest instructions of the kernel's own switch target
-//! and of the module.
+//! `cargo xtask bench-kernel`: compares the kernel's own switch target and the module by guest
+//! instructions.
 //!
 //! Emulated time does not show speed. But with QEMU's instruction-counting clock, a nanosecond of
 //! the guest is one instruction, and runs differ by a few instructions only. `kmod/tests/bench.py`
@@ -17,7 +17,6 @@ Usage: cargo xtask bench-kernel [--kernel 6.12|6.1]
 Prints the figures as Markdown, with the machine and the date: > bench/results/kernel-6.12.md
 Exits with 1 if a read takes more instructions than with the kernel's own target.";
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let kernel = match words[..] {

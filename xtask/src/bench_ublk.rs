@@ -1,5 +1,5 @@
-//! `cargo xtask bench-ublk`: compares the guest instructions of a read of a ublk disk with other
-//! servers and the C target.
+//! `cargo xtask bench-ublk`: compares a read of a ublk disk with those of other servers and of the
+//! C target, by guest instructions.
 //!
 //! The clock counts instructions, as in [`super::bench_kernel`]. `bench/guest/ublk.py` measures.
 
@@ -20,7 +20,6 @@ Prints the figures as Markdown, with the machine and the date: > bench/results/u
 RUBLK is the program of the crate of that name, to be compared with (cargo install rublk --root FOLDER), UBLKSRV the
 program ublk of that project, installed somewhere (it needs a newer liburing than Debian 12's).";
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (mut kernel, mut words) = (Kernel::default(), words);
     if let [option, value, rest @ ..] = words

@@ -15,7 +15,6 @@ Usage: cargo xtask kmod [--kernel 6.12|6.1|newest]
 
 Builds blkswitch.ko against Debian's headers of that kernel (6.12) and prints where it is.";
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let kernel = match words[..] {
@@ -76,7 +75,7 @@ pub(crate) fn source_folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Cargo's target folder, two levels above this program.
+/// Cargo's target folder: two levels above this program.
 fn target_folder() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     Ok(program.ancestors().nth(2).context("xtask is not in a target folder")?.to_owned())

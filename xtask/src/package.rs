@@ -123,7 +123,7 @@ fn depends(program: &Path) -> Result<String> {
         let name = owner(path)?;
         let version =
             output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &name]))?;
-        // A rebuild without changes is the same version.
+        // A rebuild without changes has the same version up to `+b`.
         let version = version.split("+b").next().unwrap_or_default();
         depends.push(format!("{} (>= {version})", name.split(':').next().unwrap_or_default()));
     }
@@ -132,7 +132,7 @@ fn depends(program: &Path) -> Result<String> {
     Ok(depends.join(", "))
 }
 
-/// The package that owns a file. /lib is /usr/lib, and packages list either.
+/// The package that owns a file. /lib is /usr/lib, and a package may list either path.
 fn owner(path: &str) -> Result<String> {
     let other = match path.strip_prefix("/usr") {
         Some(rest) => rest.to_owned(),

@@ -1,10 +1,11 @@
 //! `cargo xtask system-test`: tests the real daemon with stock programs.
 //!
-//! Every `tests/system/*.sh` is a test: a bash script, run in a folder of its own that goes away
-//! with it, with the release build of `blkswitch` first in `PATH` and `tests/system/lib.sh` to be
-//! sourced. Exit status 0 is a pass and [`EXIT_SKIP`] says that something the test needs is not
-//! here (its last line says what); under `CI=true` that is a failure too, for there everything is
-//! installed. The output of failed tests is shown, that of passed ones with `--verbose`.
+//! Each `tests/system/*.sh` is a test: a bash script in a temporary folder of its own. The release
+//! build of `blkswitch` comes first in its `PATH`, and it sources `tests/system/lib.sh`. Exit
+//! status 0 means that the test passed. [`EXIT_SKIP`] means that something is missing on this
+//! machine; the last line of output says what. Under `CI=true` everything is installed, so a
+//! skipped test is a failure. The output of failed tests is shown; `--verbose` also shows that of
+//! passed ones.
 //!
 //! A script with the line [`ALSO_CURRENT`] is two tests: `NAME` runs with the programs of this
 //! machine, `NAME@13` with Debian 13's (`clients.rs`).
@@ -35,14 +36,13 @@ const ALSO_CURRENT: &str = "# Debian 13's programs, too.";
 /// The suffix of such a run's name.
 const CURRENT: &str = "@13";
 
-/// The end of a test.
+/// How a test ended.
 enum Outcome {
     Passed,
     Skipped(String),
     Failed(String),
 }
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (options, mut names): (Vec<_>, Vec<_>) =
         words.iter().cloned().partition(|word| word.starts_with('-'));
@@ -143,7 +143,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(target.join("release"))
 }
 
-/// Runs a test and returns its end and its output.
+/// Runs a test. Returns how it ended, and its output.
 fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
     let scratch = std::env::temp_dir().join(format!("blkswitch-{name}-{}", std::process::id()));
     fs::create_dir(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -184,7 +184,7 @@ fn run(name: &str, programs: &Path) -> Result<(Outcome, String)> {
     Ok((outcome, text))
 }
 
-/// Waits for a test. `None` if it did not end in time.
+/// Waits for a test. Returns `None` if it did not end in time.
 fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + TIMEOUT;
     loop {

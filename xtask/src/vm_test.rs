@@ -15,7 +15,6 @@ Usage: cargo xtask vm-test [--kernel 6.12|6.1|newest] [TEST]...
 Builds the kernel module and runs its tests in a guest with that kernel (6.12); all of them, or those named:
 golden, golden-strict, io, io-strict, differential, behaviour, behaviour-strict, tools, hierarchy, stress, loading.";
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (mut kernel, mut words) = (Kernel::default(), words);
     if let [option, value, rest @ ..] = words

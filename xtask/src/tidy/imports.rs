@@ -1,23 +1,24 @@
-//! Which file of a crate imports which, from the tokens of its files.
+//! Finds which file of a crate imports which, from the tokens of the files.
 //!
 //! An import is a path that begins with `crate`, `self`, `super` or a child module, in a `use` or
-//! anywhere else. A name that a file hands on (`use`, `pub use`) is followed to the file that
-//! defines it: whoever imports `crate::engine::LeafIo` imports `engine/io.rs`, if `engine/mod.rs`
-//! has the name from there. `mod` lines are no imports.
+//! anywhere else. A name that a file only hands on (`use`, `pub use`) is followed to the file that
+//! defines it: a file that imports `crate::engine::LeafIo` imports `engine/io.rs` if
+//! `engine/mod.rs` gets the name from there. `mod` lines do not count as imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// A path as it is written, and where.
+/// A path as it is written, and its place.
 #[derive(Debug)]
 struct Written {
     segments: Vec<String>,
-    /// Modules that stand within the file around it.
+    /// Inline modules of the file that surround the path.
     inline: Vec<String>,
     line: usize,
-    /// It is a leaf of a `use`: the name that it gets here, and whether others may see that.
+    /// Set if the path is a leaf of a `use`: the name that it gets here, and whether others may see
+    /// it.
     alias: Option<(String, bool)>,
 }
 
@@ -26,19 +27,19 @@ struct Written {
 pub(crate) struct Import {
     /// The importing file, relative to `src`.
     pub(crate) from: String,
-    /// The file that defines the name.
+    /// The file that defines the imported name.
     pub(crate) to: String,
     /// The file that the path leads through as it is written, where names may be handed on.
     pub(crate) through: String,
-    /// The line in `from`.
+    /// The number of the line in `from`.
     pub(crate) line: usize,
-    /// The path as it is written.
+    /// The path as the file writes it.
     pub(crate) path: String,
-    /// The file only hands the name on (`pub use`).
+    /// Whether the file only hands the name on (`pub use`).
     pub(crate) is_reexport: bool,
 }
 
-/// All imports of a crate. `files` are the names of its files, relative to `src`, and their texts.
+/// All imports of a crate. `files` has the names of its files, relative to `src`, and their texts.
 pub(crate) fn of(files: &BTreeMap<String, String>) -> Result<BTreeSet<Import>> {
     let modules: BTreeMap<Vec<String>, &str> =
         files.keys().map(|file| (module_of(file), file.as_str())).collect();
@@ -79,7 +80,7 @@ pub(crate) fn of(files: &BTreeMap<String, String>) -> Result<BTreeSet<Import>> {
     Ok(imports)
 }
 
-/// The module that a file is: `a/mod.rs` and `a.rs` are `[a]`, `lib.rs` and `main.rs` the root.
+/// The module of a file: `a/mod.rs` and `a.rs` are `[a]`, `lib.rs` and `main.rs` the root.
 fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
     match path {
@@ -94,7 +95,7 @@ struct House<'a> {
 }
 
 impl House<'_> {
-    /// A path from the root of the crate; nothing if it leads out of the crate.
+    /// The path from the root of the crate; `None` if it leads out of the crate.
     fn absolute(&self, module: &[String], path: &Written) -> Option<Vec<String>> {
         let mut at: Vec<String> = module.iter().chain(&path.inline).cloned().collect();
         let mut segments = path.segments.iter().peekable();
@@ -112,7 +113,7 @@ impl House<'_> {
                 }
             }
             first => {
-                // A child module, or a name that this file has.
+                // The first name is a child module, or a name that this file has.
                 let child = at.iter().cloned().chain([first.to_owned()]).collect::<Vec<_>>();
                 if !path.inline.is_empty() || !self.modules.contains_key(&child) {
                     return None;
@@ -120,7 +121,7 @@ impl House<'_> {
             }
         }
         at.extend(segments.cloned());
-        // Modules within a file end at that file.
+        // An inline module belongs to its file.
         Some(at)
     }
 
@@ -129,7 +130,7 @@ impl House<'_> {
         (0..=path.len()).rev().find_map(|len| self.modules.get(&path[..len]).copied())
     }
 
-    /// The file that defines what a path from the root leads to.
+    /// The file that defines the end of a path from the root.
     fn file_of(&self, path: &[String], depth: usize) -> Option<&str> {
         let len = (0..=path.len()).rev().find(|len| self.modules.contains_key(&path[..*len]))?;
         let (module, rest) = path.split_at(len);
@@ -145,7 +146,7 @@ impl House<'_> {
     }
 }
 
-/// Collects the paths of a stretch of tokens.
+/// Collects the paths in a range of tokens.
 fn walk(tokens: TokenStream, inline: &mut Vec<String>, found: &mut Vec<Written>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
@@ -155,7 +156,7 @@ fn walk(tokens: TokenStream, inline: &mut Vec<String>, found: &mut Vec<Written>)
             TokenTree::Ident(ident) if ident == "pub" => {
                 is_public = true;
                 at += 1;
-                // `pub(in crate::engine)` is no import.
+                // The path in `pub(in crate::engine)` does not import anything.
                 if group(&tokens, at).is_some_and(|g| g.delimiter() == Delimiter::Parenthesis) {
                     at += 1;
                 }
@@ -199,7 +200,7 @@ fn walk(tokens: TokenStream, inline: &mut Vec<String>, found: &mut Vec<Written>)
     }
 }
 
-/// Collects the names of a `use`, without the word and the semicolon.
+/// Collects the names of a `use`, whose keyword and semicolon are left out.
 fn used(
     tokens: &[TokenTree],
     before: &[String],

@@ -1,10 +1,10 @@
 //! The layers of a crate: no file imports upwards, and no two folders import each other.
 //!
-//! The order stands in ARCHITECTURE.md, once for each crate, in a block that begins with
-//! "```layers FOLDER". A line of it is a layer, the top one first: names of folders and files below
-//! the crate's `src`, then a colon and what they are for. The longest name that a file has counts:
-//! `engine/session` is a layer of its own beside `engine`. Names of one line do not import each
-//! other; the files of one name may.
+//! ARCHITECTURE.md gives the order, for each crate in a block that begins with "```layers FOLDER".
+//! Each line of a block is a layer, the top one first: names of folders and files below the crate's
+//! `src`, then a colon and their purpose. A file belongs to the longest name that it has:
+//! `engine/session` is a layer of its own beside `engine`. Names on one line do not import each
+//! other; files of one name may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,15 +13,15 @@ use anyhow::{Context, Result};
 
 use super::imports::{self, Import};
 
-/// The layers of one crate.
+/// The layers of one crate, in their order.
 pub(crate) struct Layers {
-    /// The folder of its sources.
+    /// The folder of the crate's sources.
     src: String,
-    /// Names and how far from the top each is.
+    /// Names of folders and files, and the distance of each from the top.
     names: BTreeMap<String, usize>,
 }
 
-/// Reads the blocks of ARCHITECTURE.md.
+/// Reads the blocks with layers from the text of ARCHITECTURE.md.
 pub(crate) fn read(text: &str) -> Vec<Layers> {
     let mut all = Vec::new();
     let mut lines = text.lines();
@@ -53,7 +53,7 @@ pub(crate) fn check(layers: &Layers, files: &[&str], breaches: &mut Vec<String>)
 }
 
 impl Layers {
-    /// What breaks the rules in these files.
+    /// Returns a line for each breach of the rules in these files.
     fn breaches(&self, texts: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let src = &self.src;
         let mut out = Vec::new();
@@ -71,7 +71,7 @@ impl Layers {
                 continue;
             };
             let Import { from: file, line, path, to: target, through, .. } = import;
-            // A name of a lower layer that is written as one of an upper: that depends on both.
+            // The path names a lower layer through an upper one, so the file depends on both.
             let by = self.layer(through).filter(|by| by.1 < from.1);
             if let Some(by) = by.filter(|_| to.1 >= from.1) {
                 let (from, by) = (from.0, by.0);
@@ -105,20 +105,21 @@ impl Layers {
         Ok(out)
     }
 
-    /// The layer of a file: its name, and how far from the top it is.
+    /// The layer of a file: its name and its distance from the top.
     fn layer(&self, file: &str) -> Option<(&str, usize)> {
         let named = self.names.iter().filter(|(name, _)| is_below(file, name));
         named.max_by_key(|(name, _)| name.len()).map(|(name, depth)| (name.as_str(), *depth))
     }
 }
 
-/// Whether a file is the module or in the folder of this name.
+/// Whether a file is the module with this name, or is in its folder.
 fn is_below(file: &str, name: &str) -> bool {
     file.strip_prefix(name)
         .is_some_and(|rest| rest.is_empty() || rest == ".rs" || rest.starts_with('/'))
 }
 
-/// Files that import each other, by way of others or not. What a file only hands on does not count.
+/// Finds files that import each other, directly or through others. Names that a file only hands on
+/// do not count.
 fn circles(imports: &BTreeSet<Import>) -> Vec<Vec<String>> {
     let mut next: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for import in imports.iter().filter(|import| !import.is_reexport) {
@@ -183,7 +184,8 @@ engine/io.rs sys  : words of all engines
             ("pool.rs", "use crate::pipeline::{self, Pipeline}; use crate::{engine, sys as s};"),
             ("engine/mod.rs", "mod file; pub use io::LeafIo; use file::FileEngine;"),
             ("engine/file.rs", "use super::LeafIo; fn f() { crate::sys::g(super::io::COPY) }"),
-            // Words in comments and strings are no imports, and neither is who may see a name.
+            // Words in comments and strings do not import, and neither does the path of a
+            // visibility.
             (
                 "sys/mod.rs",
                 "/// [`crate::pool`]\npub(in crate::sys) const A: &str = \"crate::pool\";",
@@ -213,7 +215,7 @@ engine/io.rs sys  : words of all engines
         }
         let found = breaches(&[("driver.rs", "use crate::pool::Pool;")]);
         assert!(found.len() == 1 && found[0].contains("must not import each other"), "{found:?}");
-        // What an upper file hands on is not a way to a lower one.
+        // A lower file must not be imported through an upper one that hands its name on.
         let found = breaches(&[
             ("pool.rs", "pub use crate::sys::MAX;"),
             ("engine/file.rs", "const MAX: u32 = crate::pool::MAX;"),
@@ -222,7 +224,7 @@ engine/io.rs sys  : words of all engines
             found.len() == 1 && found[0].contains("goes through pool.rs, upwards"),
             "{found:?}"
         );
-        // A name that a lower file hands on is where it is defined.
+        // A name that a lower file hands on belongs to the file that defines it.
         let found = breaches(&[
             ("engine/mod.rs", "pub use crate::pipeline::HOLE;"),
             ("engine/file.rs", "use super::HOLE;"),

@@ -11,11 +11,11 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 
-/// Longest source file in lines. A longer file holds more than one concept. Tests may be longer.
+/// Longest source file in lines. A longer file has more than one concept. Tests may be longer.
 const MAX_LINES: usize = 700;
 
-/// Words of unfinished code. A test may be ignored for a reason that it states: `.ci/run` runs those
-/// that need root. The words are written in two halves, because this file is checked, too.
+/// Words that mark unfinished code. A test may be ignored if it states the reason: `.ci/run` runs
+/// those that need root. The words are written in two halves because this file is checked, too.
 const UNFINISHED: [&str; 5] = [
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
@@ -24,10 +24,10 @@ const UNFINISHED: [&str; 5] = [
     concat!("#[ign", "ore]"),
 ];
 
-/// Folders that may have unsafe code.
+/// Folders whose code may be unsafe.
 const UNSAFE_HOMES: [&str; 2] = ["crates/io/", "kmod/"];
 
-/// The files that name what they look for.
+/// Files that contain the words they search for, so they are not checked for these.
 const CHECKED_BY_EYE: &str = "xtask/src/tidy/";
 
 pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
@@ -58,7 +58,8 @@ pub(crate) fn main(words: &[String]) -> anyhow::Result<ExitCode> {
     Ok(if breaches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A module with a folder is `foo/mod.rs`, so that the folder has all of it; never `foo.rs` beside it.
+/// Checks that a module with a folder is `foo/mod.rs`, not `foo.rs` beside the folder, so that the
+/// folder has all of it.
 fn module_style(files: &[&str]) -> Vec<String> {
     let folders: BTreeSet<&Path> =
         files.iter().filter_map(|file| Path::new(file).parent()).collect();
@@ -97,8 +98,7 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
     }
 }
 
-/// Checks that paths in backticks that look like the project's files, and targets of relative
-/// links, exist.
+/// Checks that files named in backticks, and the targets of relative links, exist.
 fn markdown_file(file: &str, text: &str, breaches: &mut Vec<String>) {
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
     for (nr, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! The end of a guest, and its diagnosis if it did not end well.
+//! How a guest ended, and a diagnosis if it did not end well.
 //!
 //! A script's status comes through a port of its own. If it is missing, there are two cases. The
 //! emulator died from a signal (the host's OOM killer, an assertion). Or it ended normally because
@@ -17,7 +17,7 @@ const CONSOLE_LINES: usize = 200;
 /// Time after which a processor counts as stuck. On a busy host, some tens of seconds mean nothing.
 const STUCK_SECONDS: u32 = 150;
 
-/// The end of a boot.
+/// How a boot ended.
 pub(super) enum Ending {
     /// The script ended with this status.
     Script(u8),
@@ -25,11 +25,11 @@ pub(super) enum Ending {
     Timeout,
     /// The guest's kernel ended without a status.
     Crash,
-    /// The guest's kernel is stuck ([`is_stuck`]).
+    /// The guest's kernel is stuck, as [`is_stuck`] decides.
     Stuck,
     /// This signal ended the emulator.
     Killed(i32),
-    /// The emulator failed.
+    /// The emulator failed with this status.
     Gave(ExitStatus),
 }
 

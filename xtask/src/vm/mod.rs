@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Default time limit of a guest: longer than any run, shorter than a stuck CI.
 const DEFAULT_TIMEOUT_SECONDS: u64 = 600;
-/// Guest memory: twice the largest region tables of the tests.
+/// Guest memory in MiB: twice the largest region tables of the tests.
 const DEFAULT_MEMORY_MIB: u32 = 1024;
 /// The exit status of `timeout(1)`.
 const EXIT_TIMEOUT: u8 = 124;
@@ -63,19 +63,17 @@ with its status (124: time ran out, 125: the guest's kernel crashed).
 
 /// The settings of a guest.
 pub(crate) struct Vm {
-    /// The Debian kernel.
     pub(crate) kernel: Kernel,
-    /// One processor, with a clock that counts instructions.
+    /// Whether the guest has one processor, with a clock that counts instructions.
     pub(crate) icount: bool,
-    /// Processors; 1 under `icount`.
+    /// Number of processors; 1 under `icount`.
     pub(crate) cpus: u32,
-    /// Memory in MiB.
     pub(crate) memory_mib: u32,
     /// Size of an empty disk in MiB; 0 for none.
     pub(crate) disk_mib: u32,
-    /// The time limit.
+    /// How long the guest may run.
     pub(crate) timeout: Duration,
-    /// The test is about a program, so a stuck kernel is not its failure.
+    /// Whether the test is about a program, so that a stuck kernel is not its failure.
     pub(crate) user_space: bool,
     /// More words for the kernel's command line.
     pub(crate) append: String,
@@ -96,7 +94,6 @@ impl Default for Vm {
     }
 }
 
-/// Runs the task.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let mut vm = Vm::default();
     let mut words = words.iter();
@@ -191,7 +188,7 @@ impl Vm {
         }
     }
 
-    /// Boots once, with its files in `scratch`.
+    /// Boots once. The files of the run are in `scratch`.
     fn boot(&self, tree: &Tree, initramfs: &[u8], scratch: &Path) -> Result<Ending> {
         if self.disk_mib > 0 {
             File::create(scratch.join(DISK))?.set_len(u64::from(self.disk_mib) << 20)?;
@@ -309,7 +306,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A failure only leaves a folder behind.
+        // If this fails, a folder is left behind, which does no harm.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -21,10 +21,10 @@ const UNWANTED_MODULES: &str = "sound net/bluetooth net/mac80211 net/netfilter d
 /// Folder of the tools that build modules for a kernel that is newer than the host.
 const TOOLS: &str = "tools";
 
-/// A Debian kernel of the tests.
+/// A Debian kernel that the tests run on.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Kernel {
-    /// Debian 12's own.
+    /// The kernel of Debian 12.
     V6_1,
     /// Debian 12's backport of Debian 13's kernel, the reference.
     #[default]
@@ -42,7 +42,7 @@ impl Kernel {
         }
     }
 
-    /// The beginning of its release, if it is known.
+    /// The beginning of the kernel's release, if it is known.
     fn begin(self) -> &'static str {
         if self == Self::Newest { "" } else { self.name() }
     }
@@ -81,7 +81,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// The tree of `kernel`, which is made if it is missing.
+    /// Returns the tree of `kernel`. Makes it if it is missing.
     pub(crate) fn get(kernel: Kernel) -> Result<Self> {
         let root = cache_folder()?.join("vm").join(kernel.name());
         made_once(&root, |new| {
@@ -97,7 +97,7 @@ impl Tree {
         self.root.join("boot/vmlinux")
     }
 
-    /// `/lib/modules/<release>`.
+    /// The folder `/lib/modules/<release>`.
     pub(crate) fn modules(&self) -> PathBuf {
         self.root.join("lib/modules").join(&self.release)
     }
@@ -107,7 +107,8 @@ impl Tree {
         self.root.join("usr/src").join(format!("linux-headers-{}", self.release))
     }
 
-    /// The compiler for modules of this kernel; `None` for the host's. A missing one is an error.
+    /// The compiler for modules of this kernel; `None` if the host's will do. A missing compiler is
+    /// an error.
     pub(crate) fn compiler(&self, kernel: Kernel) -> Result<Option<PathBuf>> {
         if kernel != Kernel::Newest {
             return Ok(None);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The folder of libraries below the tools.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-/// The folders of programs.
+/// The folders of programs below the tools.
 const PROGRAMS: [&str; 2] = ["usr/bin", "usr/libexec"];
 
 /// The compiler in `tools`, if there is one.
@@ -37,7 +37,7 @@ pub(super) fn unpack(
     home: &Path,
     kbuild: &Path,
 ) -> Result<()> {
-    // gcc-14-for-host
+    // A dependency such as gcc-14-for-host names the version.
     let version = depends
         .iter()
         .find_map(|name| name.strip_prefix("gcc-")?.split('-').next())
