@@ -32,10 +32,10 @@ struct glue_count {
 	} of[NR_STAT_GROUPS];
 };
 
-/* A path. Every request reads one: all that it needs is in half a cache line. */
+/* A path. Every request reads one; the fields that it needs share half a cache line. */
 struct glue_path {
 	struct block_device *bdev;
-	/* Difference from a sector of the mapped device to that of the path. */
+	/* Added to a sector of the mapped device to get the sector of the path. */
 	sector_t shift;
 	struct glue_count __percpu *count;
 	struct dm_dev *dev;
@@ -50,7 +50,7 @@ struct glue_target {
 	struct glue_path paths[];
 };
 
-/* The Rust object. */
+/* Functions of the Rust object. */
 int blkswitch_name_is_valid(const char *name);
 int blkswitch_ctr(struct dm_target *ti, unsigned int argc, char **argv, sector_t len, bool strict);
 unsigned long blkswitch_route(const u64 *state, sector_t sector);
@@ -60,7 +60,7 @@ int blkswitch_message(u64 *state, struct glue_target *gt, unsigned int argc, cha
 u32 blkswitch_region_size(const u64 *state);
 int blkswitch_passes_ioctl(const u64 *state, sector_t start, sector_t dev_size);
 
-/* Called by the Rust object; modpost needs declarations. */
+/* Functions that the Rust object calls; modpost needs their declarations. */
 struct glue_target *glue_alloc(struct dm_target *ti, u32 num_paths, bool counted);
 int glue_open(struct dm_target *ti, u32 path, const char *device);
 void glue_set_start(struct dm_target *ti, u32 path, sector_t start);
@@ -84,7 +84,7 @@ static bool strict;
 module_param(strict, bool, 0644);
 MODULE_PARM_DESC(strict, "tables loaded from now on do exactly what the kernel's own switch target does (N)");
 
-/* A branch that is patched in and out, so that requests without counters pay nothing. */
+/* A static key patches the counting in and out, so that requests pay nothing while it is off. */
 static DEFINE_STATIC_KEY_FALSE(glue_counting);
 
 static int glue_set_counters(const char *value, const struct kernel_param *param)
@@ -258,7 +258,7 @@ static __always_inline int glue_send(struct bio *bio, const struct glue_path *pa
 	return DM_MAPIO_REMAPPED;
 }
 
-/* A flush comes once for each path, as glue_set_limits() asked. Of other requests, this takes an extent of one path. */
+/* glue_set_limits() has asked for a flush per path. Other requests are cut to an extent of one path. */
 static noinline int glue_map_special(struct dm_target *ti, struct bio *bio)
 {
 	const struct glue_target *gt = ti->private;
@@ -267,7 +267,7 @@ static noinline int glue_map_special(struct dm_target *ti, struct bio *bio)
 	u32 sectors;
 
 	if (bio->bi_opf & REQ_PREFLUSH) {
-		/* It has no sector; the value is not used. */
+		/* A flush has no sector; the value is not used. */
 		path = &gt->paths[dm_bio_get_target_bio_nr(bio)];
 		return glue_send(bio, path, STAT_FLUSH);
 	}
@@ -283,7 +283,7 @@ static int glue_map(struct dm_target *ti, struct bio *bio)
 	const struct glue_target *gt = ti->private;
 	const struct glue_path *path;
 
-	/* Neither a read nor a write: one test for all other kinds. */
+	/* One test for all requests that are neither reads nor writes. */
 	if (unlikely(bio->bi_opf & (REQ_PREFLUSH | (REQ_OP_MASK & ~REQ_OP_WRITE))))
 		return glue_map_special(ti, bio);
 	path = &gt->paths[blkswitch_route(gt->state, dm_target_offset(ti, bio->bi_iter.bi_sector))];
@@ -297,7 +297,7 @@ static int glue_message(struct dm_target *ti, unsigned int argc, char **argv, ch
 	struct glue_target *gt = ti->private;
 	int ret;
 
-	/* The message before this one may be long. */
+	/* An earlier message may run for long, so the wait can be interrupted. */
 	if (mutex_lock_killable(&gt->message_lock))
 		return -EINTR;
 	ret = blkswitch_message(gt->state, gt, argc, argv, result, maxlen);
@@ -329,7 +329,7 @@ static int glue_prepare_ioctl(struct dm_target *ti, struct block_device **bdev)
 	return !blkswitch_passes_ioctl(gt->state, glue_start(ti, path), bdev_nr_sectors(*bdev));
 }
 
-/* The form of newer kernels: they pass the ioctl, and the target can say that it has answered it. */
+/* Newer kernels pass the ioctl, and the target can report that it has answered it. */
 static int __maybe_unused glue_prepare_known_ioctl(struct dm_target *ti, struct block_device **bdev, unsigned int cmd,
 				    unsigned long arg, bool *forward)
 {

@@ -22,9 +22,9 @@ struct target {
 	uint32_t paths;
 	uint32_t region_size;
 	int region_shift;    /* log2 of the region size, or NO_SHIFT */
-	unsigned bits;       /* of an entry */
-	unsigned per_slot;   /* entries of a slot */
-	int per_slot_shift;  /* log2 of that, or NO_SHIFT */
+	unsigned bits;       /* bits of an entry */
+	unsigned per_slot;   /* entries in a slot */
+	int per_slot_shift;  /* log2 of per_slot, or NO_SHIFT */
 };
 
 /* A text or a list of sectors that the caller owns. */
@@ -38,7 +38,7 @@ struct sectors {
 	size_t len;
 };
 
-/* Words that were split, and the buffer that they lie in. */
+/* Split words, and the buffer that has them. */
 struct words {
 	char *buffer;
 	char **word;
@@ -50,7 +50,7 @@ static int shift_of(uint64_t number)
 	return number & (number - 1) ? NO_SHIFT : __builtin_ctzll(number);
 }
 
-/* Where the entry of a region lies. */
+/* The place of a region's entry. */
 static inline void place(const struct target *t, uint64_t region, uint64_t *slot, unsigned *bit)
 {
 	if (t->per_slot_shift != NO_SHIFT) {
@@ -115,13 +115,13 @@ struct target *baseline_new(uint64_t regions, uint32_t paths, uint32_t region_si
 	return t;
 }
 
-/* The path of a region; the caller knows that there is such a region. */
+/* Returns the path of a region. The caller guarantees that the region exists. */
 uint32_t baseline_path(const struct target *t, uint64_t region)
 {
 	return get(t, region);
 }
 
-/* Where a sector goes, and how many sectors are left in its region from there on. */
+/* Returns the path of a sector, and how many sectors are left in its region from there on. */
 static inline uint32_t route(const struct target *t, uint64_t sector, uint64_t *left)
 {
 	uint64_t region, into;
@@ -149,7 +149,7 @@ uint64_t baseline_batch(const struct target *t, const struct sectors *sectors)
 	return sum;
 }
 
-/* The same with sectors each of which depends on the route before it. */
+/* As above, but each sector depends on the route before it. */
 uint64_t baseline_chain(const struct target *t, const struct sectors *sectors)
 {
 	uint64_t before = 0, left;
@@ -165,7 +165,7 @@ static const signed char DIGITS[256] = {
 	['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16,
 };
 
-/* Reads a number; 0 digits is an error. */
+/* Reads a number. No digits are an error. */
 static inline int number(const char **at, uint64_t *value)
 {
 	const char *s = *at;
@@ -182,7 +182,7 @@ static inline int number(const char **at, uint64_t *value)
 	return 0;
 }
 
-/* R<cycle>,<count> */
+/* Applies R<cycle>,<count>. */
 static int repeat(struct target *t, const char *s, uint64_t *index)
 {
 	uint64_t cycle, count;
@@ -218,7 +218,7 @@ static inline int argument(struct target *t, const char *s, uint64_t *index)
 	return 0;
 }
 
-/* Applies the arguments of a message, which are split already. */
+/* Applies the arguments of a message that was split. */
 int baseline_apply(struct target *t, const struct words *words)
 {
 	uint64_t index = 0;
@@ -238,7 +238,7 @@ void baseline_words_free(struct words *words)
 	free(words);
 }
 
-/* A copy of a message's text; nothing is split yet. */
+/* Copies a message's text; does not split it. */
 struct words *baseline_words_new(const struct bytes *text)
 {
 	struct words *words = calloc(1, sizeof(*words));
