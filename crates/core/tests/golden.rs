@@ -220,7 +220,7 @@ fn send(map: &BoxedMap, step: &Value) -> Option<(&'static str, Vec<(u64, String)
         return refuse(3, format!("ioctl: {EMPTY_MESSAGE}"));
     };
     if first.starts_with(b"@") {
-        return None; // // The device-mapper core answers these itself.
+        return None; // The device-mapper core answers these itself.
     }
     if step["sector"].as_u64().unwrap() >= map.geometry().len_sectors() {
         return refuse(3, format!("ioctl: {SECTOR_OUTSIDE_DEVICE}"));

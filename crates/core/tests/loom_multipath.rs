@@ -1,6 +1,6 @@
 //! Runs two threads through the multipath target in every order of their steps, up to a number of
-//! preemptions: `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test
-//! loom_multipath`.
+//! preemptions:
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p blkswitch-core --test loom_multipath`.
 //!
 //! loom 0.7 does not try orders in which another thread comes between a load and an exchange of one
 //! thread on the same atomic (`fetch_update`). So the target changes the state of a path only in

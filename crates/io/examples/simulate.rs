@@ -1,9 +1,9 @@
 //! Runs the simulation of the whole data path (tests/sim/), for any number of seeds, or for one
 //! seed in detail.
 //!
-//! `cargo run --release -p blkswitch-io --example simulate -- --seed N [--steps
-//! M]` replays one seed and prints what happens. `-- --from N --count C [--steps M]` runs many
-//! seeds and fails at the first one where the data path disagrees with the model.
+//! `cargo run --release -p blkswitch-io --example simulate -- --seed N [--steps M]` replays one
+//! seed and prints what happens. `-- --from N --count C [--steps M]` runs many seeds and fails at
+//! the first one where the data path disagrees with the model.
 
 #[allow(unreachable_pub, reason = "shared with the tests")]
 #[path = "../tests/sim/mod.rs"]

@@ -281,8 +281,8 @@ fn a_client_that_has_said_all_gets_all_answers() {
     let requests: Vec<u8> = (0..count).flat_map(|n| request(0, READ, n, n * 512, 512)).collect();
     client.socket.write_all(&requests).unwrap();
     client.socket.shutdown(Shutdown::Write).unwrap();
-    // The client does not read, so the server stops: all that it may lend is in flight, and the
-    // rest waits in its buffer.
+    // The client does not read, so the server stops reading, too: all that it may lend is in
+    // flight, and the rest waits in its buffer.
     std::thread::sleep(Duration::from_millis(100));
     let mut data = [0; 512];
     for n in 0..count {

@@ -308,7 +308,7 @@ fn a_suspend_is_the_barrier_behind_a_remap() {
     let Engine::Sim(old) = leaves[0].engine() else { unreachable!("a sim leaf") };
     let mut client = world.connect("disk");
     let write = client.send(0, WRITE, 0, 512, &[9; 512]).unwrap();
-    // The read is answered after the write was mapped.
+    // When this second write is answered, the first one has been mapped.
     client.send(0, WRITE, 8 * 512, 512, &[1; 512]).unwrap();
     client.reply().unwrap();
     assert!(device.messenger(0).unwrap().writer().unwrap().set(0, 1));

@@ -33,7 +33,7 @@ enum Lie {
     Forgotten,
     /// Answers `EAGAIN` every time.
     Again,
-    /// Fails with a number that is no errno.
+    /// Fails with -5, which is not an errno.
     NoErrno,
     /// Panics when it gets an operation.
     Panic,

@@ -1,5 +1,5 @@
-//! What hostile clients cost this process: memory within the named limits, and descriptors only
-//! while they are connected.
+//! The cost of hostile clients to this process: memory within the named limits, and descriptors
+//! only while they are connected.
 //!
 //! The tests are a program of their own and run one after the other, because they measure the whole
 //! process.

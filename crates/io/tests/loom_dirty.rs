@@ -1,5 +1,6 @@
-//! The account of unflushed writes (`Dirty`) in every order that loom finds: `RUSTFLAGS="--cfg
-//! loom" cargo test -p blkswitch-io --release --test loom_dirty`. Empty without `--cfg loom`.
+//! The account of unflushed writes (`Dirty`) in every order that loom finds:
+//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_dirty`.
+//! Empty without `--cfg loom`.
 //!
 //! Queues complete writes, count them and answer them, while other queues flush. The promise: if a
 //! flush that began after a write's answer succeeds, or finds nothing to flush, the write is

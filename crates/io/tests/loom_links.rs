@@ -1,5 +1,6 @@
-//! The connector and the links it serves, in every order that loom finds: `RUSTFLAGS="--cfg loom"
-//! cargo test -p blkswitch-io --release --test loom_links`. Empty without `--cfg loom`.
+//! The connector and the links it serves, in every order that loom finds:
+//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_links`.
+//! Empty without `--cfg loom`.
 //!
 //! The promises:
 //! * A link that asks for a connection gets exactly one.

@@ -25,7 +25,7 @@ fn run(program: &str, args: &[&str]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
-/// A loop device of 16 MiB on a filesystem without room for it.
+/// A loop device of 16 MiB over a file on a tmpfs that has room for 1 MiB.
 struct Failing {
     device: PathBuf,
     mount: PathBuf,

@@ -1,6 +1,6 @@
-//! The server answers a write that it refuses after reading the payload, not before. libnbd sends
-//! header and payload separately and registers the request when both are sent. A reply before that
-//! is an error to it ("no matching cookie").
+//! When the server refuses a write, it answers after it has read the payload, not before. libnbd
+//! sends header and payload separately and registers the request when both are sent. A reply before
+//! that is an error to it ("no matching cookie").
 
 use blkswitch_io::{Leaf, LeafOptions, Pool, PoolOptions, TableBuilder, Target, To};
 use std::io::{ErrorKind, Read, Write};

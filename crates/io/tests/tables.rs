@@ -1,5 +1,5 @@
-//! Impossible tables. Whoever builds them gets an error, before a request could panic, go to a
-//! wrong place, or be answered without having been carried out.
+//! Impossible tables. They are refused with an error, before a request could panic, go to a wrong
+//! place, or be answered without having been carried out.
 
 use std::path::Path;
 use std::sync::Arc;

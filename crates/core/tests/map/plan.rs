@@ -110,7 +110,7 @@ proptest! {
         if counted {
             for &taker in &takers {
                 prop_assert_eq!(shares[taker as usize].after, new[taker as usize]);
-                // A path that received a region has at most one more than any other receiver.
+                // A path that received a region has at most one more than any other candidate.
                 if new[taker as usize] > old[taker as usize] {
                     let least = takers.iter().map(|other| new[*other as usize]).min().unwrap();
                     prop_assert!(new[taker as usize] <= least + 1, "{new:?} of {old:?}");

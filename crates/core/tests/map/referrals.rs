@@ -95,7 +95,7 @@ fn a_unit_that_always_sends_the_whole_list_ends() {
     let whole = answer(&segments);
     let (found, pages) = read(Reader::new(100, Pattern::List), |_| whole.clone()).unwrap();
     assert_eq!((found.len(), pages), (100, 1));
-    // A list that does not fit into one answer would never end.
+    // If the list is longer than one answer, reading it would never end, so it is refused.
     let refused = read(Reader::new(101, Pattern::List), |_| whole.clone());
     assert_eq!(refused, Err(ReferralsError::NoProgress { block: 100 }));
 }

@@ -418,7 +418,7 @@ fn multipath() {
     });
 }
 
-/// `World::load` would not notice if `Multipath::new` refused a table that was parsed.
+/// `Multipath::new` refuses groups and paths of different tables. No recorded table can show that.
 #[test]
 fn groups_and_paths_of_different_tables_do_not_fit() {
     let load = |line| load(line, look_up).unwrap().multipath;

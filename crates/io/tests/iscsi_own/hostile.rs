@@ -170,7 +170,7 @@ fn a_target_that_lies_shows_no_data_and_holds_nobody_up() {
     }
 }
 
-/// A target that reports a short transfer gets an error for it; the client never gets less data.
+/// If a target reports a short transfer, the request fails. The client never gets less data.
 #[test]
 fn a_read_or_write_that_is_not_whole_is_an_error() {
     let target = Own::start(MIB, "InitialR2T=Yes\0ImmediateData=No\0");

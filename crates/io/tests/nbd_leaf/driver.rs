@@ -76,8 +76,8 @@ fn requests_go_in_and_answers_come_out_in_one_thread() {
     assert!(server.disk.bytes.lock().unwrap().starts_with(&model.concat()));
 }
 
-/// `wait` returns an answer that is there already. Otherwise it might wait for ever, because
-/// nothing else need happen.
+/// Requests that are answered at once. `wait` must return these answers without waiting, because
+/// no completion will ever end a wait for them.
 #[test]
 fn an_answer_that_is_there_is_not_waited_for() {
     support::in_time("answers", || {

@@ -60,7 +60,7 @@ pub enum Action {
     Bytes(Vec<u8>),
 }
 
-/// What the server offers, and how it treats connections.
+/// The abilities of the server, and how it treats connections.
 #[derive(Clone)]
 pub struct Options {
     pub size: u64,

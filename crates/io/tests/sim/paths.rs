@@ -96,7 +96,7 @@ impl World {
     /// Whether this may be the answer to a request because one or all of its paths were lost.
     pub(super) fn may_lose_its_path(&self, flight: &InFlight, errno: i32) -> bool {
         let on_paths = flight.places.iter().any(|place| place.leaf == VOLUME);
-        // The flush of a path that left the table unflushed has no other path.
+        // A path that left the table with unflushed writes is flushed directly.
         let departed = flight.op == Op::Flush && [libc::ENOTCONN, libc::ETIMEDOUT].contains(&errno);
         !self.paths.is_empty()
             && (errno == libc::EIO && (on_paths || flight.op == Op::Flush) || departed)

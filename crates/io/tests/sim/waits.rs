@@ -123,7 +123,7 @@ impl World {
                 if still_waits(flight, &wait) {
                     stay.push(wait);
                 } else {
-                    // The sector left the gate, so its request can only have ended with an error.
+                    // The pipeline has no such wait, so the request can only have ended at that gate.
                     flight.must_fail = true;
                 }
             }

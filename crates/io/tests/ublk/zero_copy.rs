@@ -1,5 +1,5 @@
-//! Disks without copies, and the cases that need a copy all the same: leaves that come with a later
-//! table, boundaries within a request, and memory that a leaf's device cannot use.
+//! Disks without copies, and the cases that still need a copy: leaves that come with a later table,
+//! boundaries within a request, and memory that a leaf's device cannot use.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ impl Stage {
         stage
     }
 
-    /// The files, with another leaf in place of one.
+    /// The files, with a memory leaf in place of the second one.
     fn mixed(&self) -> Vec<Arc<Leaf>> {
         vec![self.files[0].clone(), self.memories[1].clone(), self.files[2].clone()]
     }

@@ -30,7 +30,7 @@ use super::path::Path;
 use historical::Weights;
 use io_affinity::CpuMask;
 
-/// What a selector must know about a request that needs a path.
+/// The facts about a request on which selectors base their choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
     /// Its length in bytes.
