@@ -39,7 +39,7 @@ const FOLDER_MODE: u32 = 0o700;
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file.
+    /// The file's identity when the socket was created.
     identity: Identity,
 }
 
@@ -84,8 +84,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Tells a file from others that were at its path: device, inode, and the time when it was made,
-/// because the inode of a removed file is used again.
+/// Distinguishes a file from others that had its path: device, inode, and creation time. The
+/// creation time is needed because the inode of a removed file is used again.
 type Identity = (u64, u64, Option<SystemTime>);
 
 fn identity(path: &Path) -> io::Result<Identity> {

@@ -130,7 +130,8 @@ mod tests {
         // The file of another daemon is left alone, now and when the socket is dropped.
         drop(again);
         std::fs::remove_file(&path).unwrap();
-        // It may get the same inode; the kernel's clock for files ticks every few milliseconds.
+        // The new file may get the same inode. Its creation time differs only after a tick of the
+        // kernel's clock for files, which takes a few milliseconds.
         std::thread::sleep(Duration::from_millis(20));
         let (_other, other) = listen::unix(&path).unwrap();
         assert!(socket.look().is_none() && socket.told);
