@@ -491,7 +491,7 @@ fn lists_are_short() {
     assert_eq!(list(&map, false), "0:3fffc R1,f423f");
 }
 
-/// A list copies what stood far before, and finds it by the table of places.
+/// The writer finds a copy far back in the map with its table of places.
 #[test]
 fn a_list_copies_from_far_before() {
     let map = new_map(2000, 16, 1);
@@ -500,7 +500,7 @@ fn a_list_copies_from_far_before() {
         ((mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 60) as u32
     };
     for region in 0..2000 {
-        // The first 500 regions stand again from 1,500 on.
+        // Regions from 1,500 on repeat the first 500.
         assert!(set(&map, region, random(region % 1500)));
     }
     let list = |places: usize| {

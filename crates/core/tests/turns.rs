@@ -84,7 +84,7 @@ fn a_list_in_turns_is_the_same_list() {
         true
     });
     assert_eq!(whole, counted);
-    // A turn that ends is not the end of a run.
+    // A run goes on across the end of a turn, so the list stays short.
     assert!(whole.split(' ').count() <= 8, "{whole}");
     assert!(calls.get() >= 2, "{} calls", calls.get());
     // A list whose comparisons end after one turn is longer, but makes the same map.

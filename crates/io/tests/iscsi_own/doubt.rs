@@ -60,8 +60,9 @@ fn a_session_elsewhere_does_not_end_the_doubt() {
     assert_eq!(second.shared.resets.load(Ordering::SeqCst), 0, "it was not asked for");
 }
 
-/// With `reset-unit=yes` the session elsewhere resets the unit, which ends what the first machine
-/// has. One that begins anew at its own place needs no reset, and spares other hosts.
+/// With `reset-unit=yes`, the session to another machine resets the unit, which ends everything
+/// that the first machine still has. A new session to the same machine needs no reset, which spares
+/// other hosts.
 #[test]
 fn a_reset_of_the_unit_ends_the_doubt_where_it_is_asked_for() {
     let portal = Own::start(MIB, "");
@@ -74,7 +75,7 @@ fn a_reset_of_the_unit_ends_the_doubt_where_it_is_asked_for() {
     let mut client = world.connect("disk");
     client.write(0, &[1; 4096]).unwrap();
     let resets = || [&first, &second].map(|target| target.shared.resets.load(Ordering::SeqCst));
-    // Idle, and then with a write, at the same place.
+    // New sessions to the same machine: first while idle, then with a write in doubt.
     first.hang_up();
     client.read(0, 4096).unwrap();
     let again = first.shared.clone();
