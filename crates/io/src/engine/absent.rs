@@ -13,14 +13,14 @@ use super::{Engine, LeafIo, Limits, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::session::turn::Turn;
 
-/// Tries to open the real engine: gives it, what is known of the leaf, and its name. The leaf that
-/// this is the engine of knows how ([`crate::leaf::open_engine`]).
+/// Tries to open the real engine. Returns the engine, its limits and its name. The leaf supplies
+/// this function ([`crate::leaf::open_engine`]).
 pub(crate) type Open = Box<dyn Fn() -> Result<(Engine, Limits, String), LeafError> + Send + Sync>;
 
-/// See the module's text.
+/// The engine of a leaf that could not be reached when it was opened.
 pub struct AbsentEngine {
     open: Open,
-    /// The limits of the other paths.
+    /// The limits of the other paths. The real engine must match them.
     limits: Limits,
     identity: Option<String>,
     found: OnceLock<Engine>,
@@ -80,12 +80,13 @@ impl AbsentEngine {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        // Probes come one at a time. An engine that is there already serves as well.
+        // Probes come one at a time. If an engine is there already, it serves as well.
         let _ = self.found.set(engine);
         Ok(())
     }
 
-    /// In what an engine that was reached differs from the other paths.
+    /// Describes how the engine that was found differs from the other paths. `None` if it matches
+    /// them.
     fn differs(&self, identity: Option<&str>, limits: &Limits) -> Option<String> {
         let expected = &self.limits;
         Some(match (self.identity.as_deref(), identity) {

@@ -1,13 +1,13 @@
-//! Leaves of other people: a [`CustomEngine`] does the operations, on whatever it likes.
+//! Custom leaves: a [`CustomEngine`] of the embedding program carries out the operations.
 //!
-//! Contract: nothing that an engine does or fails to do breaks a rule of the data path. An
-//! operation is answered once, because its answer consumes it. One that is dropped fails, also when
-//! a panic does it. One that takes longer than the engine's time limit fails, and a later answer is
-//! ignored. A read succeeds only with as many bytes as were asked for, and these are copied here:
-//! memory of a request that the engine has not filled is never handed out.
+//! Contract: a faulty engine cannot break a rule of the data path. Answering an operation consumes
+//! it, so it is answered once. An operation that is dropped fails, also if a panic drops it. An
+//! operation that takes longer than the engine's time limit fails, and a later answer is ignored. A
+//! read succeeds only with exactly as many bytes as were asked for. This module copies them, so a
+//! client never sees memory that the engine has not filled.
 //!
-//! It costs an allocation per operation and a lock per answer, which the leaves of this crate do
-//! without. The lock is held for a copy at most, and a queue never waits for it.
+//! A custom leaf costs an allocation per operation and a lock per answer. The other leaves of this
+//! crate need neither. The lock is held for a copy at most, and a queue never waits for it.
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,7 @@ use crate::request::Span;
 use crate::sys::lock::lock;
 use crate::sys::slab::Slab;
 
-/// How a leaf is reached that somebody else has written.
+/// The implementation of a custom leaf.
 ///
 /// ```
 /// use std::io;
@@ -58,67 +58,69 @@ use crate::sys::slab::Slab;
 /// }
 /// ```
 pub trait CustomEngine: Send + Sync {
-    /// Starts an operation: does it at once, or keeps it and answers from any thread. It lies
-    /// within the leaf's [`Limits`](super::Limits). Called on a queue's thread, which serves others
-    /// meanwhile: it must not block.
+    /// Starts an operation: carries it out at once, or keeps it and answers later from any thread.
+    /// The operation lies within the leaf's [`Limits`](super::Limits). Must not block, because it
+    /// runs on the thread of a queue, which also serves other requests.
     fn submit(&self, op: CustomOp);
 
-    /// Whether completed writes can be lost without a flush. What cannot lose them is never
+    /// Whether completed writes can be lost without a flush. A leaf without such a cache is never
     /// flushed.
     fn has_cache(&self) -> bool {
         true
     }
 
-    /// Makes all completed writes stable, blocking: called from the control side when the leaf
-    /// leaves a table.
+    /// Makes all completed writes durable. Blocks. The control side calls this when the leaf leaves
+    /// a table.
     ///
     /// # Errors
-    /// They are not stable.
+    /// The writes may not be durable.
     fn flush_blocking(&self) -> io::Result<()> {
         if self.has_cache() { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
-    /// Looks whether the leaf can be reached, for a path checker; may block for `timeout`.
+    /// Checks for a path checker whether the leaf can be reached. May block for `timeout`.
     ///
     /// # Errors
-    /// It cannot.
+    /// The leaf cannot be reached.
     fn probe(&self, timeout: Duration) -> io::Result<()> {
         let _ = timeout;
         Ok(())
     }
 
-    /// What names the volume behind the leaf, whatever path leads there; `None` if that is not
+    /// The identity of the volume behind the leaf, the same over every path. `None` if it is not
     /// known.
     fn identity(&self) -> Option<String> {
         None
     }
 
-    /// An operation that is not answered after so long fails with `ETIMEDOUT`, to the second.
+    /// The time after which an unanswered operation fails with `ETIMEDOUT`. It is checked once a
+    /// second.
     fn time_limit(&self) -> Duration {
         Duration::from_secs(30)
     }
 }
 
-/// What an operation asks of a custom engine.
+/// The kind of an operation on a custom leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CustomKind {
-    /// The bytes of the range: [`CustomOp::done_with`].
+    /// Read the range. Answer with [`CustomOp::done_with`].
     Read,
-    /// Write [`CustomOp::with_data`] to the range.
+    /// Write the bytes of [`CustomOp::with_data`] to the range.
     Write,
-    /// Make completed writes stable.
+    /// Make completed writes durable.
     Flush,
-    /// The range is not needed any more: a hint, which `EOPNOTSUPP` declines.
+    /// The range is not needed any more. This is a hint, which the engine may decline with
+    /// `EOPNOTSUPP`.
     Discard,
-    /// The range reads as zeroes afterwards. `EOPNOTSUPP` has them written out.
+    /// Make the range read as zeroes. After `EOPNOTSUPP`, the caller writes zeroes instead.
     Zero {
-        /// Keep the space allocated.
+        /// Whether the range must stay allocated.
         no_hole: bool,
     },
 }
 
-/// One operation on a custom leaf. Dropped without an answer it fails with `EIO`.
+/// One operation on a custom leaf. If it is dropped without an answer, it fails with `EIO`.
 pub struct CustomOp {
     kind: CustomKind,
     offset: u64,
@@ -128,42 +130,44 @@ pub struct CustomOp {
 }
 
 impl CustomOp {
-    /// What to do.
+    /// The kind of the operation.
     pub fn kind(&self) -> CustomKind {
         self.kind
     }
 
-    /// Byte offset on the leaf.
+    /// The start of the range on the leaf, in bytes.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Bytes; 0 for a flush.
+    /// The length of the range in bytes. 0 for a flush.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it is about no bytes: a flush.
+    /// Whether the range is empty, as for a flush.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Calls `use_data` with the bytes of a write. `None`: it is no write, or its time is over.
+    /// Calls `use_data` with the bytes of a write. `None` for other operations, and after the time
+    /// limit.
     pub fn with_data<R>(&self, use_data: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let span = self.lent.lock();
         let data = span.filter(|_| self.kind == CustomKind::Write)?;
-        // SAFETY: the request's memory is lent while the lock is held and the span is there; a
-        // write's is only read.
+        // SAFETY: the request lends its memory while the lock is held and the span is there. The
+        // memory of a write is only read.
         Some(use_data(unsafe { std::slice::from_raw_parts(data.0, self.len as usize) }))
     }
 
-    /// It is done. Of a read, which needs its bytes, this is a failure.
+    /// Answers that the operation succeeded. A read fails with `EIO`, because it needs its bytes.
     pub fn done(self) {
         let is_read = self.kind == CustomKind::Read;
         self.end(if is_read { -i64::from(libc::EIO) } else { self.len as i64 });
     }
 
-    /// A read is done: these are its bytes. Any other number than was asked for is a failure.
+    /// Answers a read with its bytes. The read fails with `EIO` if their number is not
+    /// [`CustomOp::len`].
     pub fn done_with(self, bytes: &[u8]) {
         let is_right = self.kind == CustomKind::Read && bytes.len() as u64 == self.len;
         if !is_right {
@@ -175,19 +179,19 @@ impl CustomOp {
         }
         let span = self.lent.lock();
         if let Some(data) = *span {
-            // SAFETY: `len` bytes are lent while the lock is held and the span is there, and
-            // nobody else uses them: the bytes given are somebody else's.
+            // SAFETY: the request lends `len` bytes while the lock is held and the span is there,
+            // and no other code uses them. `bytes` is other memory.
             unsafe { data.0.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         }
         drop(span);
         self.end(self.len as i64);
     }
 
-    /// It has failed. Without an errno of the system's, with the one that the kind stands for, or
-    /// `EIO`.
+    /// Answers that the operation failed. The client gets the errno of `error`, or else the errno
+    /// of its kind, or `EIO`.
     pub fn fail(self, error: io::Error) {
         let errno = match (error.raw_os_error(), error.kind()) {
-            // Those that would have it asked again, for ever, and what is no errno.
+            // These would make the pipeline repeat the operation for ever.
             (Some(libc::EAGAIN | libc::EINTR), _) => libc::EIO,
             (Some(errno), _) if (1..4096).contains(&errno) => errno,
             (_, io::ErrorKind::Unsupported) => libc::EOPNOTSUPP,
@@ -200,7 +204,7 @@ impl CustomOp {
     }
 
     fn end(&self, result: i64) {
-        // The span goes first: from now on the memory is the request's again.
+        // Take the span first: from then on the memory belongs to the request again.
         if self.lent.lock().take().is_some() {
             self.answer.give(result);
         }
@@ -220,11 +224,11 @@ impl fmt::Debug for CustomOp {
     }
 }
 
-/// Memory of a request, while an operation has it.
+/// The memory of a request, as long as an operation may use it.
 struct Lent(Mutex<Option<Span>>);
 
-// SAFETY: the memory is used by whoever holds the lock, on any thread, and only while the span is
-// there; the request waits until it is gone.
+// SAFETY: only the holder of the lock uses the memory, on any thread, and only while the span is
+// there. The request waits until it is gone.
 unsafe impl Send for Lent {}
 // SAFETY: as above.
 unsafe impl Sync for Lent {}
@@ -235,7 +239,7 @@ impl Lent {
     }
 }
 
-/// Where the answer of an operation goes.
+/// The way of an answer back to the queue.
 struct Answer {
     id: u32,
     shared: Arc<Shared>,
@@ -244,7 +248,8 @@ struct Answer {
 impl Answer {
     fn give(&self, result: i64) {
         self.shared.done().push((self.id, result));
-        // What is answered in submit() is taken right behind it.
+        // The queue takes an answer that is given within submit() right after it, so it needs no
+        // wake-up.
         let is_seen = self.shared.is_submitting.load(Ordering::Relaxed)
             && self.shared.thread.get() == Some(&thread::current().id());
         if !is_seen {
@@ -253,14 +258,14 @@ impl Answer {
     }
 }
 
-/// What a queue's link and the operations that it has given away share.
+/// The state that a queue's link shares with the operations at the engine.
 struct Shared {
     seat: Seat,
     done: Mutex<Vec<(u32, i64)>>,
-    /// The queue's.
+    /// The thread of the queue.
     thread: OnceLock<ThreadId>,
     is_submitting: AtomicBool,
-    /// The leaf is closed: the link ends.
+    /// Whether the leaf is closed. Then the link ends.
     is_gone: AtomicBool,
 }
 
@@ -270,7 +275,7 @@ impl Shared {
     }
 }
 
-/// The engine of a custom leaf, and what each queue has of it.
+/// The engine of a custom leaf, with its state for each queue.
 pub struct Custom {
     engine: Arc<dyn CustomEngine>,
     queues: Box<[Arc<Shared>]>,
@@ -324,20 +329,20 @@ impl Drop for Custom {
     }
 }
 
-/// An operation that the engine has.
+/// An operation at the engine.
 struct UnderWay {
     part: u32,
     since_ns: u64,
     lent: Arc<Lent>,
 }
 
-/// What a custom leaf has on a queue.
+/// The link of a custom leaf on one queue.
 struct CustomLink {
     engine: Arc<dyn CustomEngine>,
     shared: Arc<Shared>,
     under_way: Slab<UnderWay>,
-    /// Where the kernel writes how often the bell was rung; boxed because its address is given
-    /// away.
+    /// The kernel writes the count of the eventfd here. It is boxed because the kernel keeps the
+    /// address.
     rung: Box<u64>,
     is_listening: bool,
     is_closing: bool,
@@ -367,8 +372,8 @@ impl Link for CustomLink {
         let answer = Answer { id: self.under_way.insert(op), shared: self.shared.clone() };
         self.shared.is_submitting.store(true, Ordering::Relaxed);
         let op = CustomOp { kind, offset: io.offset, len: io.len, lent, answer };
-        // An engine that panics has dropped the operation, which fails, and nothing else of the
-        // queue was touched: the other leaves go on.
+        // An engine that panics drops the operation, which then fails. The panic has touched no
+        // state of the queue, so other leaves go on.
         if catch_unwind(AssertUnwindSafe(|| self.engine.submit(op))).is_err() {
             tracing::error!(?kind, "a custom leaf panicked: its operation fails");
         }
@@ -385,12 +390,13 @@ impl Link for CustomLink {
         if !self.is_listening && !self.is_closing {
             self.is_listening = true;
             let entry = self.shared.seat.bell().entry(&mut self.rung);
-            // SAFETY: the count is boxed, and the link is over only when this has completed.
+            // SAFETY: the count is boxed, and the link is over only after this read has completed.
             unsafe { port.push(Part::Bell, entry) };
         }
     }
 
-    /// What takes too long fails. Not while the engine uses its memory: the next tick sees it again.
+    /// Fails late operations. An operation whose memory the engine uses now is left to the next
+    /// tick.
     fn tick(&mut self, now_ns: u64, out: &mut Finished) {
         let limit_ns = u64::try_from(self.engine.time_limit().as_nanos()).unwrap_or(u64::MAX);
         let is_late = |op: &UnderWay| now_ns.saturating_sub(op.since_ns) > limit_ns;
@@ -399,7 +405,7 @@ impl Link for CustomLink {
         for id in late {
             let Some(op) = self.under_way.get(id) else { continue };
             let Ok(mut span) = op.lent.0.try_lock() else { continue };
-            // Nothing: it is answered, and the answer is about to come.
+            // `None`: the operation is answered already, and the queue will take that answer soon.
             if span.take().is_some() {
                 drop(span);
                 if let Some(op) = self.under_way.remove(id) {

@@ -1,14 +1,14 @@
-//! Discards of block devices: a real one, by the command that io_uring has for it since Linux 6.12,
-//! or by the ioctl on a thread of the leaf's own.
+//! Discards of block devices. Linux 6.12 and later have an io_uring command for them. Otherwise a
+//! thread of the leaf uses the ioctl.
 //!
-//! The obvious way, `fallocate` with `FALLOC_FL_PUNCH_HOLE`, is none: on a block device the kernel
-//! makes that a write of zeroes, which leaves every block of a thin disk allocated.
+//! `fallocate` with `FALLOC_FL_PUNCH_HOLE` is not used, because the kernel may turn it into a write
+//! of zeroes on a block device. Then every block of a thin disk stays allocated.
 //!
-//! Through the page cache it is always the ioctl: it takes the pages out of the cache, where the
-//! command gives up (`EBUSY`) if somebody writes to one of them meanwhile.
+//! A device that is open through the page cache always gets the ioctl. The ioctl removes the pages
+//! from the cache. The command fails with `EBUSY` if a page is written meanwhile.
 //!
-//! Contract: a discard is answered when the device has ended it, never before. A write that follows
-//! would be lost otherwise.
+//! Contract: a discard is answered only after the device has completed it. Otherwise the discard
+//! could destroy a later write.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -26,22 +26,23 @@ use crate::sys::helper::{Helper, Work};
 
 /// `BLOCK_URING_CMD_DISCARD`, `_IO(0x12, 0)` of linux/blkdev.h.
 const URING_DISCARD: u32 = 0x1200;
-/// The kernel that brought it. An older one refuses it like a device without discard.
+/// The first kernel with the command. An older kernel answers like a device without discard.
 const URING_DISCARD_SINCE: (u32, u32) = (6, 12);
 /// `_IO(0x12, 119)` of linux/fs.h.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
-/// How the discards of one block device are done.
+/// How one block device discards.
 pub(super) struct Discards {
-    /// What the kernel said when the device was opened; nothing if it did not say.
+    /// Whether the device can discard, as the kernel said when it was opened. `None` if it did not
+    /// say.
     pub(super) is_able: Option<bool>,
     has_command: bool,
-    /// Made with the first discard that needs it. Nothing: there were no descriptors for it.
+    /// Created by the first discard that needs it. `None` if there were no descriptors for it.
     threads: OnceLock<Option<Custom>>,
 }
 
 impl Discards {
-    /// Of the block device with these numbers.
+    /// For the block device with these major and minor numbers.
     pub(super) fn new(numbers: (u32, u32)) -> Discards {
         Discards {
             is_able: is_able(numbers),
@@ -50,10 +51,10 @@ impl Discards {
         }
     }
 
-    /// The submission to the ring, if the kernel has one.
+    /// The submission for the ring. `None` if the kernel has no such command.
     pub(super) fn entry(&self, device: types::Fd, io: &LeafIo) -> Option<squeue::Entry> {
         self.has_command.then(|| {
-            // The length is in `addr3`, where other commands have their own first bytes.
+            // The kernel reads the length from `addr3`, the first bytes of other commands.
             let mut command = [0; 16];
             command[..8].copy_from_slice(&io.len.to_ne_bytes());
             let entry = opcode::UringCmd16::new(device, URING_DISCARD);
@@ -61,7 +62,7 @@ impl Discards {
         })
     }
 
-    /// Does it by the ioctl, which blocks, elsewhere. `file` is the device.
+    /// Discards with the blocking ioctl on another thread. `file` is the open device.
     ///
     /// # Safety
     /// As [`super::Engine::submit`].
@@ -85,8 +86,8 @@ impl Discards {
     }
 }
 
-/// Discards by ioctl, one after the other: a thread of its own, so that looks for holes and other
-/// leaves do not wait for them.
+/// Discards with the ioctl, one after the other, on a thread for discards only. So other leaves and
+/// queries for holes do not wait for them.
 struct Threads {
     device: Arc<File>,
     helper: Helper,
@@ -101,7 +102,7 @@ impl CustomEngine for Threads {
         Ok(())
     }
 
-    /// None: until the device has ended it, nothing else may be written there.
+    /// No limit: until the device has completed the discard, the range must not be written.
     fn time_limit(&self) -> Duration {
         Duration::MAX
     }
@@ -126,8 +127,8 @@ impl Work for Discard {
     }
 }
 
-/// Whether a block device can discard at all, as the kernel tells of the disk or of the disk that
-/// the partition is on.
+/// Whether a block device can discard, as sysfs says of the disk or of the disk of a partition.
+/// `None` if sysfs says nothing.
 fn is_able((major, minor): (u32, u32)) -> Option<bool> {
     let device = format!("/sys/dev/block/{major}:{minor}");
     let read = |folder| std::fs::read_to_string(format!("{device}/{folder}/discard_max_bytes"));
@@ -135,8 +136,8 @@ fn is_able((major, minor): (u32, u32)) -> Option<bool> {
     Some(most.trim() != "0")
 }
 
-/// The kernel's release, as two numbers. By the system call: `setarch --uname-2.6` makes that older,
-/// which has tests take the way of old kernels.
+/// Major and minor version of the kernel. The system call is used, not `/proc`, so that a test can
+/// simulate an old kernel with `setarch --uname-2.6`.
 fn release() -> Option<(u32, u32)> {
     // SAFETY: utsname is plain data, filled by the call with a text that ends.
     let text = unsafe {
@@ -167,7 +168,7 @@ mod tests {
         assert!(!has("6.1.0-37-amd64") && !has("6.9.12") && !has("5.15.0") && !has("unknown"));
     }
 
-    /// What the ioctl says comes back through the ring; of a regular file, that it is no device.
+    /// The result of the ioctl comes back through the ring. For a regular file it is `ENOTTY`.
     #[test]
     fn a_thread_answers_for_a_kernel_without_the_command() {
         let discards = Discards { is_able: None, has_command: false, threads: OnceLock::new() };

@@ -1,4 +1,4 @@
-//! Why a leaf cannot be used, and what that means to whoever wanted it.
+//! Errors of opening and using a leaf, and what they mean for the caller.
 //!
 //! Contract: plain data.
 
@@ -7,84 +7,85 @@ use std::io;
 use crate::engine::io::Limits;
 use crate::engine::mode::Unfit;
 
-/// Why a leaf cannot be used. Each is a sentence that quotes the address.
+/// Why a leaf cannot be used. Each text is a sentence that quotes the address.
 #[derive(Debug, thiserror::Error)]
 pub enum LeafError {
-    /// The address is not of a known form.
+    /// The address has an unknown form.
     #[error(
         "'{0}' is no address: give a path that starts with '/', nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, \
          iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN, mem:SIZE, null:SIZE or sim:SIZE[,option...]"
     )]
     Address(String),
-    /// The size in an address is wrong.
+    /// The address has an invalid size.
     #[error(
         "'{0}': the size must be a number of bytes with an optional K, M, G or T, a multiple of 512 above 0"
     )]
     Size(String),
-    /// An option in an address is unknown or has a bad value.
+    /// The address has an unknown option, or an option with an invalid value.
     #[error("'{address}': bad option '{option}': {allowed}")]
     Option {
-        /// The whole address.
+        /// The whole address, with any secret masked.
         address: String,
-        /// The word that is wrong.
+        /// The option as it was written.
         option: String,
-        /// What would be right.
+        /// The allowed options or values.
         allowed: &'static str,
     },
-    /// The address of a unix socket's export without the socket.
+    /// An `nbd+unix` address without a socket.
     #[error(
         "'{0}': socket=PATH is missing, the absolute path of the server's socket: nbd+unix:///EXPORT?socket=PATH"
     )]
     NoSocket(String),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} '{name}': {source}")]
     System {
-        /// What was tried.
+        /// The action that failed, such as `open`.
         what: &'static str,
-        /// The path.
+        /// The path or address.
         name: String,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// Somebody else writes to it.
+    /// Another process writes to the leaf.
     #[error(
         "'{0}' is in use: another process holds a lock on it (or it is mounted); one writer at a time"
     )]
     Busy(String),
-    /// Neither a regular file nor a block device.
+    /// The path is neither a regular file nor a block device.
     #[error("'{0}' is neither a regular file nor a block device")]
     NotBlock(String),
-    /// It can only be read, and is to be written.
+    /// The leaf is read-only, and the table needs to write to it.
     #[error("'{0}' is read-only: make it writable, or load the table read-only (--readonly)")]
     ReadOnly(String),
-    /// A disk that is written zone by zone.
+    /// The leaf is a zoned disk. Its zones must be written sequentially, which a table cannot
+    /// guarantee.
     #[error(
         "'{0}' is a zoned disk, whose zones must be written from front to back: what goes through a table of devices \
          cannot promise that"
     )]
     Zoned(String),
-    /// It is open in the other mode, and cannot change.
+    /// The leaf is open in another mode (direct or cached), and that mode cannot change.
     #[error("'{name}' is open {now} already, for another table, and stays so: {why}")]
     Mode {
-        /// The path.
+        /// The path of the file.
         name: String,
-        /// How it is open.
+        /// The mode in which it is open.
         now: &'static str,
-        /// Why it stays so.
+        /// Why that mode cannot change.
         why: Unfit,
     },
-    /// A custom leaf with limits that make no sense.
+    /// A custom leaf has invalid limits.
     #[error(
         "'{name}' has limits that make no sense: {limits:?}; it needs at least one sector, and blocks of 512 bytes or more, \
          the logical one a power of two of at most 64 KiB"
     )]
     Limits {
-        /// Its name.
+        /// The name of the custom leaf.
         name: String,
-        /// Its limits.
+        /// The limits that it gave.
         limits: Limits,
     },
-    /// A file of no whole sector.
+    /// The file is smaller than one sector.
     #[error(
         "'{0}' is empty: it must hold at least one sector of 512 bytes (create --make-files makes files)"
     )]
@@ -92,7 +93,7 @@ pub enum LeafError {
 }
 
 impl LeafError {
-    /// Whether it cannot be reached, rather than being wrong.
+    /// Whether the leaf cannot be reached now, rather than being unusable.
     pub fn is_unreachable(&self) -> bool {
         let LeafError::System { source, .. } = self else { return false };
         let kinds =
@@ -100,7 +101,7 @@ impl LeafError {
         source.raw_os_error().is_some() || kinds.contains(&source.kind())
     }
 
-    /// Whether it is there and cannot be written.
+    /// Whether the leaf can be reached but not written.
     pub fn is_read_only(&self) -> bool {
         match self {
             LeafError::ReadOnly(_) => true,
@@ -111,7 +112,7 @@ impl LeafError {
         }
     }
 
-    /// The errno a caller of the kernel would see.
+    /// The errno that the kernel's device mapper would return.
     pub fn errno(&self) -> i32 {
         match self {
             LeafError::Address(_)

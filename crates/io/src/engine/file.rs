@@ -1,11 +1,13 @@
-//! The file engine: a regular file or block device by io_uring.
+//! The file engine: a regular file or block device, through io_uring.
 //!
-//! The kernel reports a failed write-back once to *each* open file description, so everybody who
-//! may be told has his own: each queue for its flushes (and all that reports nothing), all queues
-//! together for stable writes, the control side for its flushes. None can swallow an error that
-//! another must see. The first also carries the lock against a second writer. Files that live in
-//! memory (tmpfs) are read and written by plain system calls: these never wait for a device, and
-//! io_uring would hand each to a worker thread because tmpfs has no non-blocking mode.
+//! The kernel reports a failed write-back once to each open file description. So each reader of
+//! such errors has its own: one for each queue (for its flushes, reads and writes), one for the
+//! stable writes of all queues, and one for the flushes of the control side. None can consume an
+//! error that another must see. The first one also holds the lock against other writers.
+//!
+//! Files in memory (tmpfs) are read and written with plain system calls. Such calls never wait for
+//! a device, but io_uring would hand each to a worker thread, because tmpfs has no non-blocking
+//! mode.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -35,63 +37,64 @@ const RAMFS_MAGIC: i64 = 0x8584_58f6;
 /// as writing.
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-/// Descriptors beyond one per queue.
+/// Number of file descriptions beyond one per queue: for stable writes, and for the control side.
 const SHARED: usize = 2;
-/// Largest single transfer: the kernel cuts at 2 GiB less a page anyway.
+/// Largest single transfer in bytes. The kernel itself cuts at 2 GiB less a page.
 const TRANSFER_MAX: u64 = 1 << 30;
-/// Largest single transfer from or to the page cache: the kernel copies it while it takes the
-/// submission, on the queue's thread.
+/// Largest single transfer from or to the page cache, in bytes. The kernel copies such a transfer
+/// on the queue's thread, during the submission.
 const CACHED_MAX: u64 = 1 << 20;
 
-/// A read or write in memory that is not longer counts as taking no time: it takes less than the
-/// shortest that is told apart by much, and to read the clock is a fifteenth of all our own work on
-/// it.
+/// Largest transfer to memory whose latency is not measured, in bytes. Such a transfer is faster
+/// than the smallest histogram bucket, and reading the clock would add 7 % to its cost.
 const UNTIMED: u64 = 16 << 10;
 
-/// How long a lock may be held before the file counts as in use: a daemon that was killed holds its
-/// files until the kernel has taken its rings down, a moment after the process is gone.
+/// How long to wait for a lock before the file counts as in use. The kernel releases the files of a
+/// killed daemon only when it has torn down its rings, a moment after the process has ended.
 const LOCK_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a probe reads: a block of any disk.
+/// Bytes that a probe reads: at least one block of any disk.
 const PROBE_BYTES: usize = 4096;
 
-// The ioctls of a block device that tell its shape (linux/fs.h).
+// ioctls for size, block sizes and read-only state of a block device (linux/fs.h).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 const BLKPBSZGET: libc::c_ulong = 0x127b;
 const BLKROGET: libc::c_ulong = 0x125e;
-/// Sectors of a zone; 0 where there are none (linux/blkzoned.h).
+/// Size of a zone in sectors; 0 if the disk has no zones (linux/blkzoned.h).
 const BLKGETZONESZ: libc::c_ulong = 0x8004_1284;
 
-/// See the module's text.
+/// A leaf in a regular file or on a block device.
 pub struct FileEngine {
-    /// One per queue, the first with the lock; then that for stable writes and that of the control
-    /// side.
+    /// One file description for each queue, of which the first has the lock. Then one for stable
+    /// writes, and one for the control side.
     files: Box<[File]>,
-    /// See [`FileEngine::key_of`].
+    /// The key by [`FileEngine::key_of`].
     key: String,
-    /// In memory: plain system calls.
+    /// Whether the file is in memory, so that plain system calls serve it.
     in_memory: bool,
-    /// Of a block device.
+    /// `Some` for a block device.
     discards: Option<Discards>,
     is_block: bool,
     mode: Mode,
 }
 
 impl FileEngine {
-    /// Two paths with one key are one leaf.
+    /// Identifies the file or device behind `path`. Two paths with one key are one leaf. `None` if
+    /// the path cannot be examined.
     pub(crate) fn key_of(path: &Path) -> Option<String> {
         Some(key_of(&std::fs::metadata(path).ok()?))
     }
 
-    /// The key of the open file: without it, whoever opens the file again would meet its lock.
+    /// The key of the open file. A caller uses it to find this engine again, because opening the
+    /// file a second time would conflict with this engine's lock.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
-    /// Opens and locks, and reads the limits.
+    /// Opens and locks the file, and reads its limits.
     pub(crate) fn open(
         path: &Path,
         options: &LeafOptions,
@@ -169,8 +172,9 @@ impl FileEngine {
         Ok((FileEngine { files, key, in_memory, discards, is_block, mode }, limits))
     }
 
-    /// The queue's own descriptor. A queue that the leaf was not opened for gets none, and EBADF:
-    /// with another queue's it could be told of a failed write-back in that queue's place.
+    /// The descriptor of a queue. A queue for which the leaf was not opened gets -1, so its
+    /// operations fail with `EBADF`. With the descriptor of another queue, it could consume the
+    /// error of a failed write-back that the other queue must see.
     fn fd(&self, queue: usize) -> RawFd {
         let queues = self.files.len() - SHARED;
         let own = self.files.get(queue).filter(|_| queue < queues);
@@ -227,22 +231,22 @@ impl FileEngine {
         Submitted::Pending
     }
 
-    /// What is not served by the ring has no use for the ring's buffers.
+    /// Pages are in the ring's table of buffers, and the ring does not serve files in memory.
     pub(super) fn takes_pages(&self) -> bool {
         !self.in_memory
     }
 
-    /// Past the page cache the device itself moves the data.
+    /// With direct I/O, the device itself moves the data from and to the pages.
     pub(super) fn gains_by_pages(&self) -> bool {
         self.mode.is_direct() && !self.in_memory
     }
 
-    /// Whether what is written stays in the page cache of the machine until it is flushed.
+    /// Whether written data stays in the page cache of this machine until a flush.
     pub(super) fn is_cached(&self) -> bool {
         !self.mode.is_direct() && !self.in_memory
     }
 
-    /// See [`super::mode`]; a file in memory has nothing to go past.
+    /// See [`super::mode`]. A file in memory has no cache to bypass.
     pub(super) fn prefer_direct(&self, block: u32) -> Result<(), Unfit> {
         if self.in_memory { Ok(()) } else { self.mode.prefer_direct(&self.files, block) }
     }
@@ -252,12 +256,13 @@ impl FileEngine {
         if self.in_memory { Ok(()) } else { self.mode.choose(&self.files, block, direct) }
     }
 
-    /// A block device has no SEEK_DATA: it is all data.
+    /// `Some(0)` for a block device: it has no `SEEK_DATA` and counts as all data.
     pub(super) fn known_allocation(&self) -> Option<u32> {
         self.is_block.then_some(0)
     }
 
-    /// Whether it can discard; nothing of a file, whose file system says so only when it is asked.
+    /// Whether the leaf can discard. `None` for a file on a disk, because its file system tells
+    /// only in its answer.
     pub(super) fn can_discard(&self) -> Option<bool> {
         match &self.discards {
             Some(discards) => discards.is_able,
@@ -265,12 +270,14 @@ impl FileEngine {
         }
     }
 
-    /// What io_uring cannot do without waiting is done by a worker thread of the kernel.
+    /// A worker thread of the kernel carries out operations that io_uring cannot start without
+    /// waiting.
     pub(super) fn takes_workers(&self) -> bool {
         !self.in_memory
     }
 
-    /// By SEEK_DATA and SEEK_HOLE. The position this moves is used by nobody.
+    /// Finds data and holes with `SEEK_DATA` and `SEEK_HOLE`. No code uses the file position that
+    /// this moves.
     pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let Some(file) = self.files.last() else { return (len, 0) };
         // SAFETY: seeks on our own descriptor.
@@ -289,22 +296,22 @@ impl FileEngine {
         }
     }
 
-    /// The page cache does, once it has told of a failed write-back. A disk past the cache keeps
-    /// what it could not flush, or has told of it when it was written; a file system may fall back
-    /// to its cache.
+    /// The page cache forgets failed writes once it has reported them. A disk under direct I/O does
+    /// not: it keeps data that it could not flush, or has reported the error to the write. A file
+    /// system may fall back to its cache even under direct I/O.
     pub(super) fn forgets_failed_writes(&self) -> bool {
         !(self.is_block && self.mode.is_direct())
     }
 
-    /// Whether the file, which has refused a write, can be opened for writing. (A file system that
-    /// is read-only, a disk that is write-protected and a file that is immutable cannot.)
+    /// Whether the file, which has refused a write, can be opened for writing. That fails for a
+    /// read-only file system, a write-protected disk and an immutable file.
     pub(super) fn can_be_written(&self) -> bool {
         let Some(control) = self.files.last() else { return true };
         let path = format!("/proc/self/fd/{}", control.as_raw_fd());
         OpenOptions::new().write(true).open(path).is_ok()
     }
 
-    /// Reads the first block, past the page cache where the file system can do that: what is cached
+    /// Reads the first block. Bypasses the page cache if the file system can, because cached data
     /// says nothing about the medium.
     pub(super) fn probe(&self) -> io::Result<()> {
         let Some(control) = self.files.last() else { return Ok(()) };
@@ -323,11 +330,11 @@ impl FileEngine {
         }
     }
 
-    /// The world wide name of a disk, as the kernel knows it.
+    /// The world wide name of a disk, from sysfs. `None` if the kernel knows none.
     pub(super) fn volume(&self) -> Option<String> {
         let rdev = self.files.first().filter(|_| self.is_block)?.metadata().ok()?.rdev();
         let disk = format!("/sys/dev/block/{}:{}", libc::major(rdev), libc::minor(rdev));
-        // Of SCSI disks; of NVMe namespaces.
+        // The first is for SCSI disks, the second for NVMe namespaces.
         let mut names = ["device/wwid", "wwid"].iter();
         let name = names.find_map(|name| std::fs::read_to_string(format!("{disk}/{name}")).ok())?;
         Some(name.trim().to_owned()).filter(|name| !name.is_empty())
@@ -346,7 +353,7 @@ fn key_of(meta: &Metadata) -> String {
     }
 }
 
-/// The submission of a read or write: on memory, or on pages in the ring's table.
+/// The submission of a read or write, on memory or on pages in the ring's table.
 fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
     let flags = if io.fua { libc::RWF_DSYNC } else { 0 };
     let slot = io.pages.and_then(|pages| {
@@ -366,9 +373,9 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
     }
 }
 
-/// A read, write or flush by a plain system call. Counts or negative errno, like a completion. Reads and
-/// writes go around libc's functions, which make themselves points where a thread can be cancelled:
-/// a tenth of a small read.
+/// Carries out a read, write or flush with a plain system call. Returns a count or a negative
+/// errno, like a completion. Reads and writes bypass libc's functions: those are cancellation
+/// points of threads, which costs a tenth of the time of a small read.
 ///
 /// # Safety
 /// `io.data` is valid for `io.len` bytes.
@@ -391,8 +398,8 @@ unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
 }
 
 impl FileEngine {
-    /// Gives up the lock of a reader, or takes it again: this process is to write to the file by
-    /// another leaf, whose lock stands for both.
+    /// Releases the lock of a read-only leaf, or takes it again. Used when this process writes to
+    /// the file through another leaf, whose write lock covers both.
     pub(super) fn set_reader_lock(&self, held: bool) {
         let Some(file) = self.files.first() else { return };
         // SAFETY: flock is plain data, as below; the descriptor is our own.
@@ -405,8 +412,8 @@ impl FileEngine {
     }
 }
 
-/// A lock on the whole file that other processes' locks (ours, QEMU's) run into. Read-only users
-/// share it.
+/// Locks the whole file against other processes that use such locks, like another daemon or QEMU.
+/// Read-only users share the lock.
 fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
     // SAFETY: flock is plain data; zero is a valid value of every field (whole file, from the
     // start).
@@ -431,13 +438,13 @@ fn lock(file: &File, read_only: bool, name: &str) -> Result<(), LeafError> {
 fn refused_lock(source: io::Error, name: &str) -> Result<(), LeafError> {
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(LeafError::Busy(name.to_string())),
-        // A filesystem without locks: nothing to hold on to.
+        // The file system has no locks, so the leaf is used without.
         Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
         _ => Err(LeafError::System { what: "lock", name: name.to_string(), source }),
     }
 }
 
-/// The first descriptor and further ones, `count` in all, each an open file description of its own.
+/// Opens the file again until there are `count` file descriptions, including `first`.
 fn reopen(first: File, count: usize, read_only: bool, flags: i32) -> io::Result<Box<[File]>> {
     let path = format!("/proc/self/fd/{}", first.as_raw_fd());
     let mut files = vec![first];
@@ -458,7 +465,8 @@ fn file_limits(file: &File, direct: bool) -> io::Result<Limits> {
     })
 }
 
-/// Offset alignment that O_DIRECT needs here, if the filesystem says (statx, 6.1).
+/// Alignment of offsets that O_DIRECT needs. `None` if the file system does not say (statx, Linux
+/// 6.1).
 fn direct_alignment(file: &File) -> Option<u32> {
     const STATX_DIOALIGN: u32 = 0x2000;
     // SAFETY: statx is plain data, filled by the call; the empty path names the descriptor itself.
@@ -499,8 +507,8 @@ fn block_limits(file: &File) -> io::Result<Limits> {
     })
 }
 
-/// Nobody above could be told of its zones: neither a client of NBD, nor through a table of several
-/// devices.
+/// Whether the disk has zones. They cannot be used, because neither NBD nor a table of several
+/// devices can present them to a client.
 fn is_zoned(file: &File) -> bool {
     let mut sectors = 0u32;
     // SAFETY: the ioctl writes one integer. A kernel without zones refuses it.
@@ -523,7 +531,7 @@ mod tests {
     use super::*;
     use crate::queues::Queues;
 
-    /// The superuser may write whatever the mode says: then the file is no read-only one.
+    /// The superuser may write whatever the mode says, so for it the file is not read-only.
     #[test]
     fn a_file_that_cannot_be_written_is_opened_for_reading_only_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! The words that all engines share: one operation on a leaf, what became of it, and what is known of
-//! the leaf.
+//! Types that all engines share: an operation on a leaf, its result, and the limits of the leaf.
 
 use std::io;
 
@@ -8,31 +7,30 @@ use blkswitch_core::multipath::outcome::is_path_error;
 use crate::request::Span;
 use crate::sys::pages::Pages;
 
-/// Status of an extent that is not allocated, and of one that reads as zeroes (NBD's
-/// base:allocation).
+/// Status flag of an extent that is not allocated (NBD's base:allocation).
 pub const HOLE: u32 = 1;
-/// See [`HOLE`].
+/// Status flag of an extent that reads as zeroes (NBD's base:allocation).
 pub const ZERO: u32 = 2;
 
 /// Size, block size and abilities of a leaf, read when it is opened.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Size in 512-byte sectors (a last partial sector is not counted).
+    /// Size in sectors of 512 bytes. A last partial sector is not counted.
     pub sectors: u64,
-    /// Smallest I/O in bytes: offsets and lengths must be multiples.
+    /// Smallest I/O in bytes. Offsets and lengths must be multiples of it.
     pub logical_block: u32,
-    /// What the medium writes at once, in bytes.
+    /// Number of bytes that the medium writes at once.
     pub physical_block: u32,
-    /// Opened for reading only, or a read-only medium.
+    /// The leaf was opened for reading only, or its medium is read-only.
     pub read_only: bool,
-    /// Seeks are slow.
+    /// The medium rotates, so seeks are slow.
     pub rotational: bool,
-    /// Real device numbers of a block device.
+    /// Major and minor number; `None` if the leaf is not a block device.
     pub device_numbers: Option<(u32, u32)>,
 }
 
 impl Limits {
-    /// Limits of something in memory.
+    /// The limits of a leaf of `bytes` bytes in memory.
     pub fn memory(bytes: u64) -> Limits {
         Limits {
             sectors: bytes / 512,
@@ -45,21 +43,22 @@ impl Limits {
     }
 }
 
-/// What a part asks of a leaf. (A byte of its own: as [`crate::request::Op`].)
+/// The kind of an operation on a leaf. `repr(u8)` keeps the tag in its own byte, as for
+/// [`crate::request::Op`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LeafOp {
-    /// Read into the data.
+    /// Read the range into the data.
     Read,
-    /// Write the data.
+    /// Write the data to the range.
     Write,
-    /// Make completed writes stable.
+    /// Make completed writes durable.
     Flush,
-    /// Drop the range.
+    /// Discard the range. Its contents are undefined afterwards.
     Discard,
-    /// Zero the range without transferring zeroes; keep the space if `no_hole`.
+    /// Make the range read as zeroes, without a transfer of zeroes.
     Zero {
-        /// Keep the space allocated.
+        /// Whether the range must stay allocated.
         no_hole: bool,
     },
 }
@@ -67,45 +66,49 @@ pub enum LeafOp {
 /// One operation on a leaf. `data` follows the contract of [`Span`].
 #[derive(Clone, Copy, Debug)]
 pub struct LeafIo {
-    /// What to do.
+    /// The kind of the operation.
     pub op: LeafOp,
-    /// Stable before completion; only with writes, and only if [`Engine::has_fua`](super::Engine::has_fua).
+    /// Whether the write must be durable before it completes. Only for writes to an engine with
+    /// [`Engine::has_fua`](super::Engine::has_fua).
     pub fua: bool,
-    /// Fail with EOPNOTSUPP rather than be as slow as a write; only with zeroing.
+    /// Whether to fail with `EOPNOTSUPP` rather than be as slow as a write. Only for zeroing.
     pub fast: bool,
-    /// Byte offset on the leaf.
+    /// Start of the range on the leaf, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length of the range in bytes.
     pub len: u64,
-    /// The data of a read or write.
+    /// The memory of a read or write.
     pub data: Span,
-    /// Where the data really is, if the leaf is to take it from there ([`Engine::takes_pages`](super::Engine::takes_pages)).
+    /// The pages that hold the data, if the leaf must use them instead of `data`
+    /// ([`Engine::takes_pages`](super::Engine::takes_pages)).
     pub pages: Option<Pages>,
-    /// The part, for the completion.
+    /// The id of the part; its completion carries it.
     pub part: u32,
-    /// The queue that submits.
+    /// The number of the queue that submits.
     pub queue: usize,
 }
 
-/// Bytes that an engine copies at once, on the queue's thread: a tenth of a millisecond, or a few if
-/// the memory is new. What is longer is done a stretch at a time, so that others have their turn.
+/// Most bytes that an engine copies at once on the queue's thread. That takes a tenth of a
+/// millisecond, or a few if the memory is new. Longer copies are done in steps, so that other
+/// requests get their turn.
 pub(crate) const COPY_STEP: u64 = 512 << 10;
-/// Bytes that an engine gives back to the system at once.
+/// Most bytes that an engine returns to the system at once.
 pub(crate) const FREE_STEP: u64 = 8 << 20;
 
-/// What became of a submission.
+/// The result of a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Submitted {
-    /// Done: a count of bytes or a negative errno. A read or write of fewer bytes than were asked
-    /// for, and more than none, is to be asked for the rest. So is a discard or zeroing; that may
-    /// also say 0 for all of it.
+    /// The operation is done: a count of bytes or a negative errno. If a read or write returns
+    /// fewer bytes than were asked for, but more than none, the caller submits the rest. So it does
+    /// for a discard or zeroing, whose count may also be 0 for all of the range.
     Done(i64),
-    /// The ring will tell.
+    /// The ring or a link will deliver the completion.
     Pending,
 }
 
-/// What a probe makes of an answer: an error that fails no path says that the path is there. Only
-/// for answers: the same number from an attempt to connect says that it is not.
+/// Converts the answer to a probe: an I/O error that fails no path counts as success, because the
+/// path has answered. Use it only for answers. The same errno from an attempt to connect means that
+/// the path is down.
 pub(crate) fn answered(answer: io::Result<()>) -> io::Result<()> {
     match answer {
         Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => Ok(()),

@@ -1,7 +1,7 @@
-//! The memory engine: a leaf in anonymous memory of this process, lazily zeroed.
+//! The memory engine: a leaf in anonymous memory of this process, which is zero at first.
 //!
-//! Overlapping requests on two queues at once may interleave, as on any disk: each byte is from one
-//! of them. Operations complete at once, and there is no volatile cache.
+//! If requests on two queues overlap, each byte comes from one of them, as on any disk. Operations
+//! complete at once, and there is no volatile cache.
 
 use std::fs::File;
 use std::io;
@@ -14,13 +14,13 @@ use crate::engine::io::{COPY_STEP, FREE_STEP};
 use crate::engine::io::{HOLE, ZERO};
 
 const PAGE: usize = 4096;
-/// Pages whose state is read at a time.
+/// Number of pages whose state is read at once.
 const LOOK: usize = 4096;
-/// The state of a page, as `/proc/PID/pagemap` has it: in memory, or swapped out. A page that is
-/// neither was never written, or was given back.
+/// The bits of a page in `/proc/PID/pagemap` that say that it is in memory or swapped out. A page
+/// with neither was never written, or was returned to the system.
 const IN_USE: u64 = 0b11 << 62;
 
-/// See the module's text.
+/// A leaf in anonymous memory.
 pub struct MemoryEngine {
     memory: NonNull<u8>,
     bytes: usize,
@@ -33,7 +33,7 @@ unsafe impl Send for MemoryEngine {}
 unsafe impl Sync for MemoryEngine {}
 
 impl MemoryEngine {
-    /// Memory of `bytes` zeroes.
+    /// Maps `bytes` zeroes. `Err` if there is not enough address space.
     pub fn new(bytes: u64) -> io::Result<MemoryEngine> {
         let size =
             usize::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -51,7 +51,7 @@ impl MemoryEngine {
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // It may be larger than the machine's memory.
+        // Not locked with mlockall(), because a leaf may be larger than the machine's memory.
         // SAFETY: mapped just now.
         unsafe { crate::sys::process::unlock(memory, size) };
         let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
@@ -70,7 +70,7 @@ impl MemoryEngine {
             return Submitted::Done(-i64::from(libc::EIO));
         }
         // SAFETY: offset + len lie in the mapping (checked above); `data` is lent for `len` bytes
-        // and is no part of the mapping. Two queues may copy over the same bytes at once. No
+        // and lies outside of the mapping. Two queues may copy over the same bytes at once. No
         // reference is made, and each byte is from one of the two, as on a disk.
         unsafe {
             let at = self.memory.as_ptr().add(offset);
@@ -85,11 +85,12 @@ impl MemoryEngine {
         Submitted::Done(len as i64)
     }
 
-    /// The bytes from `offset` on, 1 to `len`, that are alike, and whether they take no memory.
+    /// The number of bytes from `offset` on, 1 to `len`, that are in one state, and whether they
+    /// take no memory.
     pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let first = offset / PAGE as u64;
         let pages = (offset + len).div_ceil(PAGE as u64) - first;
-        // Eight bytes a page. Whatever cannot be found out is taken as data.
+        // Eight bytes for each page. If the state is unknown, the range counts as data.
         let mut states = vec![0; pages.min(LOOK as u64) as usize * 8];
         let at = (self.memory.as_ptr() as u64 / PAGE as u64 + first) * 8;
         let read = pagemap().map(|pagemap| pagemap.read_exact_at(&mut states, at));
@@ -105,7 +106,7 @@ impl MemoryEngine {
         (end.min(offset + len) - offset, if kind { 0 } else { HOLE | ZERO })
     }
 
-    /// Zeroes a range by giving whole pages back to the system.
+    /// Zeroes a range by returning whole pages to the system.
     ///
     /// # Safety
     /// The range lies in the mapping.
@@ -128,7 +129,7 @@ impl MemoryEngine {
     }
 }
 
-/// The state of this process's pages; `None` without `/proc`.
+/// The state of this process's pages. `None` without `/proc`.
 fn pagemap() -> Option<&'static File> {
     static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
     PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()

@@ -1,8 +1,10 @@
-//! Engines: how a leaf is reached. One file each; all have the same entry points.
+//! Engines: the code that reaches each kind of leaf. Each engine is one file or folder, and all
+//! have the same entry points.
 //!
-//! `submit` starts one operation and either answers at once or leaves it with the ring; `finish` is
-//! called when a deferred operation's time has come; `flush_blocking`, `probe` and `identity` serve
-//! the control side. A new engine is one file and one variant here.
+//! `submit` starts one operation; it answers at once or leaves the operation with the ring. The
+//! queue calls `finish` when the time of a deferred operation has come. `flush_blocking`, `probe`
+//! and `identity` serve the control side. A new engine is a file here, a variant of [`Engine`], and
+//! an arm in each of its methods.
 
 pub mod absent;
 pub(crate) mod custom;
@@ -39,36 +41,36 @@ use std::time::Duration;
 
 use blkswitch_core::multipath::outcome::is_path_error;
 
-/// How a leaf is reached. (A byte of its own: as [`crate::request::Op`].)
+/// The engine of a leaf. `repr(u8)` keeps the tag in its own byte, as for [`crate::request::Op`].
 #[repr(u8)]
 pub enum Engine {
-    /// One that could not be reached when it was wanted.
+    /// A placeholder for a leaf that could not be reached when it was opened.
     Absent(Box<absent::AbsentEngine>),
-    /// One of somebody else's.
+    /// An engine that the embedding program supplies ([`CustomEngine`]).
     Custom(Box<custom::Custom>),
-    /// A file or block device, by io_uring.
+    /// A regular file or block device, through io_uring.
     File(file::FileEngine),
-    /// A logical unit of an iSCSI target, by sessions that the queues' rings drive.
+    /// A logical unit of an iSCSI target. The queues' rings drive its sessions.
     Iscsi(Box<iscsi::IscsiEngine>),
-    /// Memory of this process.
+    /// Anonymous memory of this process.
     Memory(memory::MemoryEngine),
-    /// An export of an NBD server, by connections on the queues' rings.
+    /// An export of an NBD server. The queues' rings drive its connections.
     Nbd(Box<nbd::NbdEngine>),
-    /// Nothing.
+    /// Discards writes; reads return zeroes.
     Null(null::NullEngine),
-    /// Memory that misbehaves.
+    /// Memory that injects faults and delays, for tests.
     Sim(Box<sim::SimEngine>),
 }
 
 impl Engine {
-    /// See [`file::FileEngine`]; other engines have no locks.
+    /// See [`file::FileEngine`]. Other engines have no locks.
     pub(crate) fn set_reader_lock(&self, held: bool) {
         if let Engine::File(engine) = self {
             engine.set_reader_lock(held);
         }
     }
 
-    /// Starts an operation.
+    /// Starts one operation.
     ///
     /// # Safety
     /// `io.data` is valid for `io.len` bytes, and stays so until the operation is complete.
@@ -89,10 +91,11 @@ impl Engine {
         }
     }
 
-    /// Ends an operation that was deferred with [`Ring::defer`](crate::sys::ring::Ring::defer).
+    /// Completes an operation that was deferred with
+    /// [`Ring::defer`](crate::sys::ring::Ring::defer). Returns a result as in [`Submitted::Done`].
     ///
     /// # Safety
-    /// As for [`Engine::submit`], with the same `io`.
+    /// As for [`Engine::submit`], with the `io` that was submitted.
     pub unsafe fn finish(&self, io: &LeafIo) -> i64 {
         match self {
             // SAFETY: the caller's promise.
@@ -104,8 +107,8 @@ impl Engine {
         }
     }
 
-    /// What is known of the allocation anywhere, as NBD's status flags; nothing if the leaf must be
-    /// asked ([`Engine::allocation`]).
+    /// The allocation status of the whole leaf as NBD status flags, if it is known without asking
+    /// the leaf. `None` if [`Engine::allocation`] must ask.
     pub fn known_allocation(&self) -> Option<u32> {
         match self {
             Engine::File(engine) => engine.known_allocation(),
@@ -118,8 +121,8 @@ impl Engine {
         }
     }
 
-    /// What the allocation is at `offset`: the bytes (1 to `len`) it holds for, and NBD's status
-    /// flags. May block: never called on a queue's thread.
+    /// Returns the allocation status at `offset` as NBD status flags, and the number of bytes (1 to
+    /// `len`) that have this status. May block, so it is never called on a queue's thread.
     pub fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         match self {
             Engine::Absent(engine) => match engine.found() {
@@ -134,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// Whether an operation of it may occupy a worker thread of the kernel for as long as it takes
+    /// Whether an operation may occupy a worker thread of the kernel until it completes
     /// ([`crate::leaf::Leaf::is_full`]).
     #[inline]
     pub fn takes_workers(&self) -> bool {
@@ -146,7 +149,7 @@ impl Engine {
         }
     }
 
-    /// Makes all completed writes stable, blocking.
+    /// Makes all completed writes durable. Blocks.
     pub fn flush_blocking(&self) -> std::io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.flush_blocking(),
@@ -159,11 +162,16 @@ impl Engine {
         }
     }
 
-    /// Looks whether the leaf can be reached: what a path checker asks, of a path that is up as of
-    /// one that failed. Blocks, for `timeout` at most where that can be limited (a read of a file
-    /// or block device cannot). Called from the control side, also while queues submit; one at a
-    /// time. An answer that fails no path, like a bad block, is an answer. Errors: it cannot be
-    /// reached, or is not what it was when it was opened. `EROFS`: it is, but cannot be written.
+    /// Checks whether the leaf can be reached. A path checker calls this for paths that are up and
+    /// for paths that have failed.
+    ///
+    /// Blocks for at most `timeout`, except for files and block devices, whose reads cannot be
+    /// limited. The control side calls it, one call at a time, also while queues submit. An I/O
+    /// error that fails no path, like a bad block, counts as success.
+    ///
+    /// # Errors
+    /// `EROFS` if the leaf can be reached but not written. Any other error means that it cannot be
+    /// reached, or is no longer the volume that was opened.
     pub fn probe(&self, timeout: Duration) -> std::io::Result<()> {
         match self {
             Engine::Absent(engine) => engine.probe(timeout),
@@ -176,8 +184,8 @@ impl Engine {
         }
     }
 
-    /// Whether a leaf that has refused a write can be written. Blocks, as [`Engine::probe`]. `Err` if
-    /// it cannot be reached.
+    /// Whether a leaf that has refused a write can be written now. Blocks, as [`Engine::probe`].
+    /// `Err` if the leaf cannot be reached.
     pub fn can_be_written(&self, timeout: Duration) -> std::io::Result<bool> {
         match self {
             Engine::Absent(engine) => {
@@ -185,14 +193,14 @@ impl Engine {
             }
             Engine::File(engine) => Ok(engine.can_be_written()),
             Engine::Nbd(engine) => engine.can_be_written(timeout),
-            // Their probes look, or nobody can.
+            // The probe of these engines finds that out, or nothing can.
             Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) => Ok(true),
             Engine::Null(_) | Engine::Sim(_) => Ok(true),
         }
     }
 
-    /// Whether the leaf can be reached, as far as is known without asking it: `false` while the last
-    /// attempt to connect to its server has failed. Never blocks.
+    /// Whether the leaf can be reached, as far as is known without asking it. `false` while the
+    /// last attempt to connect to its server has failed. Never blocks.
     pub fn is_reachable(&self) -> bool {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::is_reachable),
@@ -203,8 +211,8 @@ impl Engine {
         }
     }
 
-    /// Why its server cannot be reached, or is not used: what the last attempt to connect again
-    /// found. `None` while nothing is missing. Never blocks for long.
+    /// Why the server of the leaf cannot be reached or is not used: the result of the last attempt
+    /// to connect again. `None` while no connection is missing. Never blocks for long.
     pub fn trouble(&self) -> Option<String> {
         match self {
             Engine::Absent(engine) => engine.found().and_then(Engine::trouble),
@@ -215,7 +223,8 @@ impl Engine {
         }
     }
 
-    /// How many writes in doubt have gone on only because their time was over (docs/leaves.md).
+    /// Number of writes in doubt that went on only because their time to settle was over
+    /// (docs/leaves.md).
     pub fn doubted_writes(&self) -> u64 {
         match self {
             Engine::Absent(engine) => engine.found().map_or(0, Engine::doubted_writes),
@@ -226,9 +235,9 @@ impl Engine {
         }
     }
 
-    /// What names the volume behind the leaf, whatever path leads there (a disk's world wide name);
-    /// nothing if that is not known. Two leaves whose identities are known and differ are two
-    /// volumes.
+    /// The identity of the volume behind the leaf, such as a disk's world wide name. It is the same
+    /// over every path to the volume. `None` if it is not known. Two leaves with different
+    /// identities are two volumes.
     pub fn identity(&self) -> Option<String> {
         match self {
             Engine::Absent(engine) => engine.identity(),
@@ -241,9 +250,9 @@ impl Engine {
         }
     }
 
-    /// Where [`Engine::identity`] is unique, if that is not the world: the name of an iSCSI target
-    /// whose unit has no name of its own that is unique. Two leaves with one such identity within
-    /// two targets may well be two volumes.
+    /// The scope within which [`Engine::identity`] is unique. `None` if it is unique in the world.
+    /// `Some(target)` for a unit of an iSCSI target that has no unique name of its own. The same
+    /// identity in two scopes may name two volumes.
     pub fn unique_within(&self) -> Option<&str> {
         match self {
             Engine::Absent(engine) => engine.found().and_then(Engine::unique_within),
@@ -257,7 +266,7 @@ impl Engine {
         }
     }
 
-    /// Whether it can move data from and to pages in the ring's table of buffers, without a copy.
+    /// Whether the engine can move data directly from and to pages in the ring's table of buffers.
     pub fn takes_pages(&self) -> bool {
         match self {
             Engine::File(engine) => engine.takes_pages(),
@@ -270,13 +279,13 @@ impl Engine {
         }
     }
 
-    /// Whether it costs less so, too.
+    /// Whether moving data directly from and to such pages is also faster than copying it.
     pub fn gains_by_pages(&self) -> bool {
         matches!(self, Engine::File(engine) if engine.gains_by_pages())
     }
 
-    /// Goes past the page cache, if nobody has asked for another mode, and if that serves users who
-    /// were promised blocks of `block` bytes ([`mode`]).
+    /// Switches the file to direct I/O, unless a user has chosen another mode. Fails if direct I/O
+    /// does not work with the `block` bytes that were announced to clients ([`mode`]).
     pub fn prefer_direct(&self, block: u32) -> Result<(), mode::Unfit> {
         match self {
             Engine::File(engine) => engine.prefer_direct(block),
@@ -284,7 +293,7 @@ impl Engine {
         }
     }
 
-    /// Takes the mode that a user asks for.
+    /// Sets the mode that a user has chosen.
     pub fn choose_mode(&self, block: u32, direct: bool) -> Result<(), mode::Unfit> {
         match self {
             Engine::File(engine) => engine.choose_mode(block, direct),
@@ -292,12 +301,12 @@ impl Engine {
         }
     }
 
-    /// Whether it keeps what is written in the page cache of this machine.
+    /// Whether written data stays in the page cache of this machine.
     pub fn is_cached(&self) -> bool {
         matches!(self, Engine::File(engine) if engine.is_cached())
     }
 
-    /// Whether writes can be made stable one by one.
+    /// Whether single writes can be made durable (FUA).
     pub fn has_fua(&self) -> bool {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::has_fua),
@@ -309,10 +318,10 @@ impl Engine {
         }
     }
 
-    /// Whether it can discard, or nothing if only the answer to a discard tells. Never blocks.
+    /// Whether the leaf can discard. `None` if only the answer to a discard tells. Never blocks.
     pub fn can_discard(&self) -> Option<bool> {
         match self {
-            // Not known yet.
+            // Not known yet. A discard that the leaf refuses does no harm.
             Engine::Absent(engine) => engine.found().map_or(Some(true), Engine::can_discard),
             Engine::Custom(_) => None,
             Engine::File(engine) => engine.can_discard(),
@@ -323,7 +332,7 @@ impl Engine {
         }
     }
 
-    /// Whether completed writes can be lost without a flush. What cannot lose them is never
+    /// Whether completed writes can be lost without a flush. A leaf without such a cache is never
     /// flushed.
     pub fn has_cache(&self) -> bool {
         match self {
@@ -337,8 +346,8 @@ impl Engine {
         }
     }
 
-    /// Whether the cache that a flush empties is on this side, and forgets writes that it could not
-    /// write back: a later flush succeeds, and no other path knows of them.
+    /// Whether the flushed cache is on this machine and forgets writes that it could not write
+    /// back. A later flush then succeeds although data is lost, and no other path has that data.
     pub fn forgets_failed_writes(&self) -> bool {
         match self {
             Engine::Absent(engine) => engine.found().is_some_and(Engine::forgets_failed_writes),
@@ -348,8 +357,8 @@ impl Engine {
         }
     }
 
-    /// Whether a flush that failed so may have dropped the writes it was to cover, so that a later
-    /// success means nothing.
+    /// Whether a flush that failed with `errno` may have dropped writes that it had to cover. If
+    /// so, a later successful flush does not mean that they are durable.
     pub fn may_have_dropped_writes(&self, errno: i32) -> bool {
         match self {
             Engine::Absent(engine) => {
@@ -357,10 +366,10 @@ impl Engine {
             }
             Engine::File(engine) => engine.forgets_failed_writes(),
             Engine::Custom(_) => !is_path_error(errno),
-            // As with NBD: the target's storage failed.
+            // As with NBD: the storage of the target failed.
             Engine::Iscsi(_) => matches!(errno, libc::EREMOTEIO | libc::ENODATA | libc::ENOSPC),
-            // The server's storage failed, and it may be as forgetful. A flush that got no answer
-            // covered nothing.
+            // The server's storage failed, and its cache may forget failed writes, too. A flush
+            // without an answer has covered nothing.
             Engine::Nbd(_) => matches!(errno, libc::EREMOTEIO | libc::ENOSPC),
             Engine::Memory(_) | Engine::Null(_) | Engine::Sim(_) => false,
         }

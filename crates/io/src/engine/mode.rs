@@ -40,12 +40,12 @@ pub enum Unfit {
     /// The mode of a disk below does not change while it is open.
     #[error("a block device keeps the mode that it was opened with")]
     Device,
-    /// The system refused.
+    /// A system call failed.
     #[error("the system refused: {0}")]
     System(#[from] io::Error),
 }
 
-/// See the module's text.
+/// The mode of a leaf's files.
 pub(super) struct Mode {
     direct: AtomicBool,
     /// Whether a user has chosen the mode.
@@ -103,7 +103,7 @@ impl Mode {
     }
 }
 
-/// The needs of direct I/O.
+/// The alignment that direct I/O needs, in bytes. 0 if the file system has no direct I/O.
 #[derive(Clone, Copy)]
 struct Alignment {
     offset: u32,

@@ -3,7 +3,7 @@
 use super::{LeafIo, LeafOp, Submitted};
 use crate::engine::io::COPY_STEP;
 
-/// See the module's text.
+/// A leaf without a medium: it discards writes, and reads return zeroes.
 pub struct NullEngine;
 
 impl NullEngine {

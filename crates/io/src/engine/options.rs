@@ -1,31 +1,31 @@
-//! How a leaf is opened, and how a size is written in an address.
+//! Options for opening a leaf, and the parser of sizes in addresses.
 
 use crate::queues::Queues;
 
-/// How a leaf is opened.
+/// Options for opening a leaf.
 #[derive(Clone, Copy, Debug)]
 pub struct LeafOptions {
-    /// Past the page cache (`Some(true)`), through it (`Some(false)`), or what suits: block devices
-    /// direct, regular files through it.
+    /// Direct I/O (`Some(true)`), the page cache (`Some(false)`), or the default (`None`): direct
+    /// for block devices, the page cache for regular files.
     pub direct: Option<bool>,
-    /// Open for reading only.
+    /// Whether to open the leaf for reading only.
     pub read_only: bool,
-    /// The queues that will submit: [`Pool::queues`](crate::Pool::queues) or
+    /// The queues that will submit to the leaf: [`Pool::queues`](crate::Pool::queues) or
     /// [`Driver::queues`](crate::driver::Driver::queues).
     pub queues: Queues,
-    /// Make a missing file, sparse, of this many bytes.
+    /// If the file is missing, create a sparse one of this many bytes.
     pub make_bytes: Option<u64>,
 }
 
 impl LeafOptions {
-    /// For reading and writing, past the page cache or through it as suits, for these queues; a
-    /// missing file is an error.
+    /// Options for reading and writing in the default mode. A missing file is an error.
     pub fn new(queues: Queues) -> LeafOptions {
         LeafOptions { direct: None, read_only: false, queues, make_bytes: None }
     }
 }
 
-/// A size as `4096`, `64K`, `1M`, `2G`, `1T` (powers of 1024).
+/// Parses a size as `4096`, `64K`, `1M`, `2G` or `1T` (powers of 1024). `None` unless it is a
+/// multiple of 512 above 0.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
