@@ -1,8 +1,8 @@
-//! The address of an NBD leaf: `nbd://HOST[:PORT]/EXPORT[?OPTION=VALUE&...]` and
-//! `nbd+unix:///EXPORT?socket=PATH[&OPTION=VALUE...]`, as the NBD project writes them
-//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>), with options of our own.
+//! The address of an NBD leaf: `nbd://HOST[:PORT]/EXPORT[?OPTION=VALUE&...]` or
+//! `nbd+unix:///EXPORT?socket=PATH[&OPTION=VALUE...]`. This is the form of the NBD project
+//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>), with additional options.
 //!
-//! Contract: [`NbdAddress`]'s text is the address again, in one form for all ways to write it.
+//! Contract: [`NbdAddress`] displays as an address again, in one form for all ways to write it.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, number, options, write_host,
 };
 
-/// The port of NBD.
+/// NBD's default port.
 const PORT: u16 = 10809;
-/// Longest name of an export: the protocol's limit.
+/// Longest name of an export in bytes, a limit of the protocol.
 const MAX_NAME: usize = crate::wire::nbd::MAX_STRING;
-/// Most connections that one queue makes: more than make a difference.
+/// Most connections that one queue makes. More make no difference.
 const MAX_CONNECTIONS: u64 = 16;
 
-/// The schemes.
+/// The schemes of the two forms.
 const TCP: &str = "nbd://";
 const UNIX: &str = "nbd+unix://";
 
@@ -28,26 +28,26 @@ const FORMS: &str =
 const OPTIONS: &str = "socket=PATH (nbd+unix: only), connections=1..16, timeout=1..3600, reconnect=0..86400 or \
      settle=0..3600";
 
-/// See the module's text.
+/// A parsed address of an NBD leaf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdAddress {
-    /// Where the server listens.
+    /// The place where the server listens.
     pub place: Place,
-    /// The name of the export; may be empty.
+    /// The name of the export. May be empty.
     pub export: String,
-    /// Connections that each queue makes, if the server can have several.
+    /// Number of connections of each queue, if the server allows several.
     pub connections: usize,
-    /// How long to wait for what.
+    /// Time limits of connections and answers.
     pub patience: Patience,
 }
 
 impl NbdAddress {
-    /// Whether a text is such an address, good or bad.
+    /// Whether a text has the scheme of an NBD address, valid or not.
     pub fn is_one(text: &str) -> bool {
         text.starts_with(TCP) || text.starts_with(UNIX)
     }
 
-    /// Reads an address. Errors quote the part that is wrong.
+    /// Parses an address. An error quotes the part that is wrong.
     pub fn parse(text: &str) -> Result<NbdAddress, LeafError> {
         let bad = |option: &str| LeafError::Option {
             address: text.to_string(),

@@ -1,7 +1,7 @@
-//! The control side's own connection: one request at a time, blocking, with a deadline. It is made
-//! anew when it is needed and was lost.
+//! The control side's own connection. It carries one request at a time, blocking, with a deadline.
+//! If it was lost, the next request makes a new one.
 //!
-//! Contract: any thread but a queue's, one at a time.
+//! Contract: any thread except a queue's may use it, one at a time.
 
 use std::io;
 use std::time::Instant;
@@ -21,7 +21,7 @@ pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socke
     Ok((socket, offer))
 }
 
-/// Connects again: what was promised must be kept.
+/// Connects again. `Err` if the export does not keep what it offered first.
 pub(super) fn dial_again(
     address: &NbdAddress,
     offer: &Offer,
@@ -32,7 +32,7 @@ pub(super) fn dial_again(
     Ok(socket)
 }
 
-/// Connects for a berth, in the place of the connections that it had before.
+/// Connects for a berth. The new connection replaces the ones that the berth had before.
 pub(super) fn dial_for_berth(
     address: &NbdAddress,
     leaf: &str,
@@ -45,7 +45,7 @@ pub(super) fn dial_for_berth(
     Ok((Connection::new(socket, &offer, confirmed), offer))
 }
 
-/// The same again: what was promised must be kept.
+/// As [`dial_for_berth`], again. `Err` if the export does not keep what it offered first.
 pub(super) fn dial_for_berth_again(
     address: &NbdAddress,
     leaf: &str,
@@ -58,7 +58,7 @@ pub(super) fn dial_for_berth_again(
     Ok(connection)
 }
 
-/// Whether the promises of `offer` are kept.
+/// `Err` if the offer `now` breaks a promise of `offer`.
 fn keeps(offer: &Offer, now: &Offer) -> io::Result<()> {
     match offer.changed(now) {
         None => Ok(()),
@@ -66,7 +66,7 @@ fn keeps(offer: &Offer, now: &Offer) -> io::Result<()> {
     }
 }
 
-/// See the module's text.
+/// The control side's connection to one export.
 pub(super) struct Control {
     address: NbdAddress,
     offer: Offer,
@@ -74,11 +74,11 @@ pub(super) struct Control {
     cookie: u64,
 }
 
-/// How a request failed.
+/// The way in which a request failed.
 enum Failed {
-    /// By the server's answer.
+    /// The server answered with this errno.
     Answer(i32),
-    /// On the way.
+    /// The connection failed before there was an answer.
     Connection(io::Error),
 }
 
@@ -89,29 +89,29 @@ impl From<io::Error> for Failed {
 }
 
 impl Control {
-    /// With a connection that was just made.
+    /// Uses a connection that was just made.
     pub(super) fn new(address: NbdAddress, offer: Offer, socket: Socket) -> Control {
         Control { address, offer, socket: Some(socket), cookie: 0 }
     }
 
-    /// Makes what was written stable.
+    /// Makes completed writes durable.
     pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
         self.call(Command::Flush, &mut [], deadline)?
     }
 
-    /// Reads from the start of the export, to see whether it is answered.
+    /// Reads from the start of the export, to check whether the server answers.
     pub(super) fn probe(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
         answered(self.call(Command::Read, into, deadline)?)
     }
 
-    /// Whether the server says, on a new connection, that the export can be written.
+    /// Whether the server offers the export as writable on a new connection.
     pub(super) fn is_writable(&self, deadline: Instant) -> io::Result<bool> {
         let (_, now) = dial(&self.address, deadline)?;
         Ok(!now.has(crate::wire::nbd::transmission_flag::READ_ONLY))
     }
 
-    /// A request, and what the server answers; once more on another connection if that which there
-    /// was has been lost meanwhile.
+    /// Sends a request and returns the server's answer. If the existing connection was lost
+    /// meanwhile, tries once more on a new one.
     fn call(
         &mut self,
         command: Command,
@@ -195,7 +195,8 @@ fn next_reply(socket: &mut Socket) -> Result<Reply, Failed> {
         match wire::parse(&bytes) {
             Parsed::Reply(reply) => return Ok(reply),
             Parsed::Broken(why) => return Err(broken(why)),
-            // Never more than the header: every kind of it is a multiple of two bytes long.
+            // This never reads beyond the header, because the length of each kind is a multiple of
+            // two bytes.
             Parsed::More => bytes.extend_from_slice(&socket.array::<2>()?),
         }
     }

@@ -1,9 +1,9 @@
 //! The client's side of the negotiation: fixed newstyle, structured replies if the server has them,
-//! `NBD_OPT_GO`.
+//! and `NBD_OPT_GO`.
 //!
-//! Contract: blocking, on a [`Socket`] with a deadline; bounded in memory whatever the server
-//! sends. Servers that know no `NBD_OPT_GO` (before 2017) and those that ask for TLS are refused
-//! with a sentence.
+//! Contract: the functions block, on a [`Socket`] with a deadline. Their memory is bounded whatever
+//! the server sends. Servers without `NBD_OPT_GO` (before 2017) and servers that require TLS are
+//! refused with an explanation.
 
 use std::io;
 
@@ -15,46 +15,49 @@ use crate::wire::nbd::{
 use crate::wire::nbd::{MAX_REQUEST_BYTES, MAX_STRING};
 use crate::wire::replaces;
 
-/// Longest reply to an option that is read: some strings.
+/// Longest reply to an option in bytes: a few strings.
 const MAX_REPLY: usize = 4 * MAX_STRING;
-/// Most replies to one option: each kind of information twice.
+/// Most replies to one option: twice the number of kinds of information.
 const MAX_REPLIES: usize = 16;
-/// Largest minimum block size of the protocol.
+/// Largest minimum block size that the protocol allows.
 const MAX_MIN_BLOCK: u32 = 64 << 10;
-/// The context of a server's allocation.
+/// The metadata context for allocation.
 const ALLOCATION: &str = "base:allocation";
-/// What may be assumed of a server that says nothing about sizes.
+/// The minimum block size of a server that announces none.
 const DEFAULT_MIN_BLOCK: u32 = 1;
 
-/// What a server offers. It must be the same on every connection of a leaf.
+/// The properties of an export, as a server offers them. A later connection of the leaf must keep
+/// them ([`Offer::changed`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
-    /// Bytes.
+    /// Size of the export in bytes.
     pub(super) size: u64,
-    /// Transmission flags.
+    /// The transmission flags of the protocol.
     pub(super) flags: u16,
-    /// Smallest request.
+    /// Smallest request in bytes.
     pub(super) min_block: u32,
-    /// Unit of efficient requests.
+    /// Unit of efficient requests in bytes.
     pub(super) preferred_block: u32,
-    /// Largest read or write.
+    /// Largest read or write in bytes.
     pub(super) max_block: u32,
-    /// The server's own name of the export, or ours.
+    /// The server's name for the export, or the requested name if it sends none.
     pub(super) name: String,
-    /// For humans; may be empty.
+    /// The server's description for humans. May be empty.
     pub(super) description: String,
 }
 
 impl Offer {
-    /// Whether the server offers what all of these bits stand for.
+    /// Whether the server offers all of these flags.
     pub(super) fn has(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 
-    /// Which promise a server breaks that offered `self` and now offers `now`; nothing if it can be
-    /// gone on with. It may do more, or serve a larger export (of which the old size is used). It may
-    /// do less where that can be made up for: [`super::link`] writes zeroes out, flushes after a
-    /// write that is to be stable, and cuts requests shorter.
+    /// Describes the promise that a server breaks if it offered `self` and offers `now`. `None` if
+    /// the leaf can go on.
+    ///
+    /// The server may offer more, or a larger export, of which the leaf uses the old size. It may
+    /// offer less where [`super::link`] compensates: that writes zeroes out, flushes after a write
+    /// that must be durable, and sends shorter requests.
     pub(super) fn changed(&self, now: &Offer) -> Option<String> {
         let lost = |flag| self.has(flag) && !now.has(flag);
         let broken = if now.name != self.name {
@@ -72,7 +75,7 @@ impl Offer {
         } else if lost(flag::CAN_MULTI_CONN) {
             "it serves one connection at a time, and served several".to_string()
         } else {
-            // The description may tell of what changes.
+            // The description may differ, because it may contain varying text.
             return None;
         };
         Some(format!("the export is not what it was: {broken}"))
@@ -85,8 +88,8 @@ pub(super) fn shake_hands(socket: &mut Socket, export: &str) -> io::Result<Offer
     go(socket, export)
 }
 
-/// The same, for a connection that takes the place of older ones of the same name. With the server's
-/// confirmation ([`replaces`]); only our own export gives one.
+/// As [`shake_hands`], for a connection that replaces older ones of the same name. Also returns the
+/// server's confirmation ([`replaces`]), which only blkswitch's own export gives.
 pub(super) fn shake_hands_in_place(
     socket: &mut Socket,
     export: &str,
@@ -95,7 +98,8 @@ pub(super) fn shake_hands_in_place(
     let mut confirmed = None;
     if begin(socket, export)? {
         let query = format!("{}{name}", replaces::QUERY);
-        // Whatever else a server answers: it is none of ours.
+        // Other servers may answer anything. Only an answer with the query as its prefix is a
+        // confirmation.
         contexts(socket, export, opt::LIST_META_CONTEXT, &query, |_, context| {
             let is_it = context.strip_prefix(query.as_bytes()).is_some_and(|rest| !rest.is_empty());
             confirmed = is_it.then(|| String::from_utf8_lossy(context).into_owned());
@@ -104,8 +108,8 @@ pub(super) fn shake_hands_in_place(
     Ok((go(socket, export)?, confirmed))
 }
 
-/// The same, for questions about allocation: with the number that the server gives to
-/// `base:allocation`. `None` if it does not know that.
+/// As [`shake_hands`], for allocation queries. Also returns the number that the server gives to
+/// `base:allocation`. `None` if the server does not have that context.
 pub(super) fn shake_hands_for_status(
     socket: &mut Socket,
     export: &str,
@@ -121,8 +125,8 @@ pub(super) fn shake_hands_for_status(
     Ok(Some((go(socket, export)?, number)))
 }
 
-/// Sends a query about metadata contexts and passes number and name of each answer to `each`. False
-/// if the server refuses the option.
+/// Sends a query about metadata contexts, and passes the number and name of each answer to `each`.
+/// Returns whether the server accepts the option.
 fn contexts(
     socket: &mut Socket,
     export: &str,
@@ -151,7 +155,7 @@ fn contexts(
     Err(broken(format!("more than {MAX_REPLIES} replies to option {option}")))
 }
 
-/// Greets, and asks for structured replies. Whether the server has them.
+/// Reads the greeting and asks for structured replies. Returns whether the server has them.
 fn begin(socket: &mut Socket, export: &str) -> io::Result<bool> {
     let mut greeting = Reader::new(&socket.array::<18>()?).greeting()?;
     greeting &= handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
@@ -197,8 +201,8 @@ fn go(socket: &mut Socket, export: &str) -> io::Result<Offer> {
     Err(broken(format!("more than {MAX_REPLIES} replies to GO")))
 }
 
-/// Takes a piece of information. Nothing if it is malformed; unknown kinds are skipped, as the
-/// document wants.
+/// Stores one piece of information in `offer`. `None` if it is malformed. Skips unknown kinds, as
+/// the specification requires.
 fn inform(offer: &mut Offer, data: &[u8]) -> Option<()> {
     let mut reader = Reader::new(data);
     let kind = reader.u16()?;
@@ -215,7 +219,7 @@ fn inform(offer: &mut Offer, data: &[u8]) -> Option<()> {
     (reader.len() == 0).then_some(())
 }
 
-/// An offer that we can work with.
+/// Checks that this client can work with the offer, and limits its largest block.
 fn checked(mut offer: Offer) -> io::Result<Offer> {
     offer.max_block = offer.max_block.min(MAX_REQUEST_BYTES);
     let Offer { size, flags, min_block, max_block, .. } = offer;
@@ -230,7 +234,7 @@ fn checked(mut offer: Offer) -> io::Result<Offer> {
     if size > i64::MAX as u64 {
         return Err(broken(format!("a size of {size} bytes")));
     }
-    // So that every piece of a request is aligned.
+    // Then every part of a longer request is aligned.
     offer.max_block -= max_block % min_block.max(512);
     Ok(offer)
 }
@@ -244,7 +248,7 @@ fn send(socket: &mut Socket, option: u32, data: &[u8]) -> io::Result<()> {
     socket.write_all(&[&head.concat(), data].concat())
 }
 
-/// The next reply to an option: its type and data.
+/// Reads the next reply to an option. Returns its type and data.
 fn reply(socket: &mut Socket, option: u32) -> io::Result<(u32, Vec<u8>)> {
     let head = socket.array::<{ crate::wire::nbd::OPTION_REPLY_LEN }>()?;
     let mut reader = Reader::new(&head);
@@ -259,7 +263,7 @@ fn reply(socket: &mut Socket, option: u32) -> io::Result<(u32, Vec<u8>)> {
 }
 
 impl Reader<'_> {
-    /// The handshake flags.
+    /// Reads the greeting and returns the handshake flags.
     fn greeting(&mut self) -> io::Result<u16> {
         match (self.u64(), self.u64(), self.u16()) {
             (Some(INIT_MAGIC), Some(OPTION_MAGIC), Some(flags)) => Ok(flags),
@@ -268,7 +272,7 @@ impl Reader<'_> {
                 let word = [of(first), of(second)].concat();
                 let word = printable(word.split(|byte| *byte == 0).next().unwrap_or_default());
                 Err(broken(match first {
-                    // The second word would be that of the new form.
+                    // The second word would be `OPTION_MAGIC` in the new form.
                     Some(INIT_MAGIC) => {
                         "the server speaks the old form of NBD, without options".to_string()
                     }
@@ -280,7 +284,7 @@ impl Reader<'_> {
     }
 }
 
-/// What is left, fit to be shown.
+/// The rest of `reader` as printable text.
 fn text(reader: &mut Reader<'_>) -> String {
     printable(reader.bytes(reader.len()).unwrap_or_default())
 }

@@ -1,8 +1,8 @@
-//! NBD on a connection: operations to requests, replies to answers.
+//! NBD on a connection: converts operations to requests, and replies to answers.
 //!
-//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered,
-//! even if the server answers a write before it has taken it. Whatever a server sends is checked
-//! against what it was asked.
+//! Contract: as [`Protocol`]. No code touches the memory of an operation after its answer, even if
+//! the server answers a write before it has received all of it. Each reply is checked against its
+//! request.
 
 use std::os::fd::OwnedFd;
 
@@ -15,24 +15,24 @@ use crate::engine::session::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
 use crate::wire::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
 
-/// Longest trim or zeroing that is asked for at once: a piece that every server takes, and answers
-/// in time.
+/// Longest trim or zeroing in one request, in bytes. Every server accepts this length and answers
+/// it in time.
 const MAX_RANGE: u64 = 1 << 30;
-/// Data of a read from here on is received where it belongs instead of being copied there.
+/// Data of a read from this length on is received directly into the memory of the operation.
 const IN_PLACE: u64 = 16 << 10;
 
 type Work<'a> = carrier::Work<'a, NbdLink>;
 
-/// A connection that is ready for requests, and what the server can do on it. That may be less than
-/// it could when the leaf was opened; what is missing is made up for here.
+/// A connection that is ready for requests, with the server's abilities on it. The abilities may be
+/// less than when the leaf was opened; this link compensates.
 pub(super) struct Connection {
     socket: OwnedFd,
     can: Can,
-    /// The server's confirmation that it takes the place of older ones.
+    /// The server's confirmation that this connection replaces older ones.
     confirmed: Option<Box<str>>,
 }
 
-/// What a server can do.
+/// The abilities of a server on one connection.
 #[derive(Clone, Copy)]
 struct Can {
     flags: u16,
@@ -44,7 +44,7 @@ impl Can {
         self.flags & flags == flags
     }
 
-    /// What is missing for an operation to be sent at all.
+    /// Whether the server lacks an ability without which the operation cannot be sent.
     fn lacks(self, io: &LeafIo) -> bool {
         let needs = match io.op {
             LeafOp::Discard => flag::SEND_TRIM,
@@ -63,35 +63,35 @@ impl Connection {
     }
 }
 
-/// What is kept of a request.
+/// The protocol's state of an operation.
 #[derive(Default)]
 pub(super) struct Request {
-    /// It is the flush after a write that is to be stable, of a server that has no such writes.
+    /// Whether this is the flush after a write that must be durable, for a server without FUA.
     flushes: bool,
-    /// Its bytes.
+    /// Bytes of the operation that the current request covers.
     piece: u64,
-    /// Tells it from those that had its slot before; 0: not on the wire.
+    /// Distinguishes the request from earlier ones in its slot. 0 while it is not on the wire.
     serial: u32,
-    /// The batch it was sent with.
+    /// The batch in which the request was sent.
     batch: u64,
-    /// The first error of its reply.
+    /// The first error of its reply; 0 if there is none.
     errno: i32,
     covered: Covered,
 }
 
-/// What the next bytes of the server are.
+/// The meaning of the next bytes from the server.
 #[derive(Clone, Copy)]
 enum Step {
     Header,
     /// Data of a read.
     Data {
         slot: u32,
-        /// Where in its memory.
+        /// Offset within the operation's memory, in bytes.
         at: u64,
         left: u64,
         last: bool,
     },
-    /// Something for humans.
+    /// Text for humans, which is skipped.
     Skip {
         slot: u32,
         left: u64,
@@ -99,7 +99,7 @@ enum Step {
     },
 }
 
-/// See the module's text.
+/// The protocol's state of one connection.
 pub(super) struct NbdLink {
     can: Can,
     confirmed: Option<Box<str>>,
@@ -108,8 +108,8 @@ pub(super) struct NbdLink {
     /// Answered writes of a batch that the kernel may still be sending, with their results.
     held: Vec<(u32, i64)>,
     serial: u32,
-    /// The server has said that it shuts down. It is sent no further request, and the connection is
-    /// dropped when every request under way has its answer.
+    /// Whether the server has announced that it shuts down. It gets no further requests, and the
+    /// connection is dropped when all requests under way are answered.
     leaving: bool,
 }
 
@@ -124,8 +124,8 @@ impl Protocol for NbdLink {
     }
 
     fn ends_doubt(connection: &Connection, lost: &Option<Box<str>>) -> bool {
-        // The protocol has no way to end another connection's requests. Our own export has one, for
-        // connections of the same place to the same server.
+        // NBD has no way to end the requests of another connection. Only blkswitch's own export has
+        // one, for connections of the same place to the same server.
         lost.is_some() && connection.confirmed == *lost
     }
 
@@ -174,7 +174,7 @@ impl Protocol for NbdLink {
     }
 
     fn completed_after_end(&mut self, part: Part, result: i32) {
-        // Whatever came: it is not looked at any more.
+        // The connection is lost, so the received data does not matter.
         if part == Part::Send {
             let _ = self.conn.sent(result);
         } else {
@@ -187,8 +187,8 @@ impl Protocol for NbdLink {
     }
 
     fn bury(self, work: &mut Work<'_>) {
-        // What succeeded before all of it was sent has not: it is sent again, as what was not
-        // answered.
+        // A success before all data of a write was sent does not count. The write is sent again,
+        // like operations without an answer.
         for (slot, result) in self.held.into_iter().filter(|(_, result)| *result < 0) {
             work.answer(slot, result);
         }
@@ -196,7 +196,7 @@ impl Protocol for NbdLink {
 }
 
 impl NbdLink {
-    /// Sends what is ready.
+    /// Sends the operations that are ready.
     fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
         loop {
             self.conn.send(port);
@@ -204,7 +204,7 @@ impl NbdLink {
                 break;
             }
             let batch = self.conn.begin_batch();
-            // Allocates nothing unless the server has lost an ability.
+            // This allocates only if the server has lost an ability.
             let mut lacking = Vec::new();
             for slot in work.ready.drain(..work.ready.len().min(BATCH)) {
                 let Some(op) = work.ops.get_mut(slot) else { continue };
@@ -215,7 +215,7 @@ impl NbdLink {
                 self.serial = self.serial.wrapping_add(1).max(1);
                 (op.request.serial, op.request.batch) = (self.serial, batch);
                 let (header, data) = op.request.fill(slot, &op.io, op.done, self.can);
-                // SAFETY: the operation lends its memory until it is answered; answer_sent() waits
+                // SAFETY: the operation lends its memory until it is answered. answer_sent() waits
                 // for may_send().
                 unsafe { self.conn.add(&header, data) };
             }
@@ -226,7 +226,7 @@ impl NbdLink {
         self.release_held(work);
     }
 
-    /// Answers the writes whose sending is over.
+    /// Answers the held writes whose batch the kernel has sent.
     fn release_held(&mut self, work: &mut Work<'_>) {
         for _ in 0..self.held.len() {
             let Some((slot, result)) = self.held.pop() else { return };
@@ -234,7 +234,7 @@ impl NbdLink {
         }
     }
 
-    /// Answers an operation, or notes the answer until the kernel has sent all of it.
+    /// Answers an operation, or holds the answer until the kernel has sent all of its data.
     fn answer_sent(&mut self, slot: u32, result: i64, work: &mut Work<'_>) {
         let is_held = |op: &carrier::Op<Request>| {
             op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch)
@@ -246,21 +246,21 @@ impl NbdLink {
         }
     }
 
-    /// Has the next bytes received.
+    /// Starts to receive the next bytes.
     fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
         match self.step {
             Step::Data { slot, at, left, .. } if left >= IN_PLACE => {
                 let Some(op) = work.ops.get(slot) else { return };
-                // SAFETY: take_reply() checked that the data lies within what the operation lends,
-                // which it does until it is answered: not before all of this data is there, or the
-                // connection is quiet.
+                // SAFETY: take_reply() checked that the data lies within the memory that the
+                // operation lends. The operation is answered only after all of this data has
+                // arrived, or when the connection is quiet.
                 unsafe { self.conn.receive_at(op.io.data.at(at).0, left, port) };
             }
             _ => self.conn.receive(port),
         }
     }
 
-    /// Reads what has come. Errors: the server does not keep to the protocol, or is going away.
+    /// Processes the received bytes. `Err` if the server violates the protocol, or is going away.
     fn read(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
         loop {
             match self.step {
@@ -277,7 +277,7 @@ impl NbdLink {
                     let come = left.min(unread.len() as u64);
                     if let Some(op) = work.ops.get(slot) {
                         // SAFETY: `come` bytes are unread, and take_reply() checked that the data
-                        // lies within what the operation lends.
+                        // lies within the memory that the operation lends.
                         unsafe {
                             std::ptr::copy_nonoverlapping(
                                 unread.as_ptr(),
@@ -305,7 +305,7 @@ impl NbdLink {
         }
     }
 
-    /// `come` more bytes of data are where they belong. Whether that was all.
+    /// Notes that `come` more bytes of data have arrived. Returns whether that was all.
     fn data_came(
         &mut self,
         slot: u32,
@@ -324,8 +324,7 @@ impl NbdLink {
         Ok(true)
     }
 
-    /// Takes the header of a reply: checks that it answers a request of ours, and in a way that
-    /// makes sense.
+    /// Processes the header of a reply. `Err` if it does not fit a request of this connection.
     fn take_reply(&mut self, reply: &Reply, work: &mut Work<'_>) -> Result<(), Lost> {
         let broken = |why| Err((libc::EPROTO, why));
         let (slot, serial) = (reply.cookie as u32, (reply.cookie >> 32) as u32);
@@ -371,18 +370,18 @@ impl NbdLink {
         self.piece_of_reply(slot, last, work)
     }
 
-    /// A piece of a reply has come whole; with the last, the request is answered.
+    /// A chunk of a reply is complete. If it is the last one, the request is answered.
     fn piece_of_reply(&mut self, slot: u32, last: bool, work: &mut Work<'_>) -> Result<(), Lost> {
         let reconnects = work.reconnects();
         let Some(op) = work.ops.get_mut(slot).filter(|_| last) else { return Ok(()) };
         op.request.serial = 0;
         if op.request.errno == libc::ESHUTDOWN {
-            // A server that waits for its clients to leave (nbdkit after SIGTERM) would answer like
-            // this for ever. The other requests keep the connection until they are answered: they
-            // would be in doubt without it.
+            // A server that waits for its clients to leave (nbdkit after SIGTERM) would answer
+            // every request like this. The other requests keep the connection until they are
+            // answered, because without it they would be in doubt.
             self.leaving = true;
             if reconnects {
-                // It was refused, so it can be asked again on the next connection.
+                // The server refused the request, so it can be sent again on the next connection.
                 op.request = Request::default();
                 work.ready.push_back(slot);
                 return Ok(());
@@ -418,7 +417,7 @@ impl NbdLink {
 }
 
 impl Request {
-    /// The request for what is left of an operation: header, and the data of a write.
+    /// Builds the request for the rest of an operation: its header, and the data of a write.
     fn fill(
         &mut self,
         slot: u32,
@@ -446,7 +445,7 @@ impl Request {
         if !self.flushes {
             self.piece = len;
         }
-        // The document wants a flush to have no offset.
+        // The specification requires that a flush has no offset.
         let offset = if command == Command::Flush { 0 } else { io.offset + done };
         let cookie = u64::from(self.serial) << 32 | u64::from(slot);
         let header = wire::request(flags, command as u16, cookie, offset, len as u32);

@@ -1,20 +1,20 @@
 //! The NBD engine: a leaf that is an export of an NBD server, on this machine or another.
 //!
 //! ```text
-//! open    engine/session/socket.rs -> handshake.rs -> Offer            control thread, blocking, with a deadline
-//! I/O     engine/session/carrier.rs -> link.rs -> engine/session/conn.rs  a queue's thread and ring
-//!         wire.rs: requests to bytes, bytes to replies   pure
-//! lost    engine/session/connector.rs: another connection        a thread of its own, while one is missing
-//! control control.rs: probe, flush                       control thread, blocking, with a deadline
-//! holes   status.rs: what is allocated                  helper thread of the leaf, blocking, with a deadline
+//! open    session/socket.rs -> handshake.rs -> Offer    control thread, blocking, with a deadline
+//! I/O     session/carrier.rs -> link.rs -> session/conn.rs   a queue's thread and ring
+//!         wire.rs: requests to bytes, bytes to replies       pure
+//! lost    session/connector.rs: another connection      own thread, while one is missing
+//! control control.rs: probe, flush                      control thread, blocking, with a deadline
+//! holes   status.rs: allocation                         helper thread, blocking, with a deadline
 //! ```
 //!
-//! A server that says `CAN_MULTI_CONN` is reached by connections of each queue's own; then a flush
-//! on one covers all, and which of them an operation takes does not matter. Any other server, or
-//! one that does not accept so many, is reached by one connection for all queues (relay.rs).
+//! If a server offers `CAN_MULTI_CONN`, each queue has its own connections: a flush on one covers
+//! all, so an operation may take any of them. A server that does not offer it, or does not accept
+//! enough connections, gets one connection for all queues (relay.rs).
 //!
-//! Contract: as [`crate::engine::Engine`]. What is promised about errors, lost connections and
-//! flushes is told to users in `docs/leaves.md`. TLS is not spoken.
+//! Contract: as [`crate::engine::Engine`]. `docs/leaves.md` tells users what to expect of errors,
+//! lost connections and flushes. TLS is not supported.
 
 pub mod address;
 mod control;
@@ -50,44 +50,44 @@ use status::Status;
 
 type Shared = carrier::Shared<NbdLink>;
 
-/// How long a further connection may take when the leaf is opened, beside what the server is known to
-/// take: a server that limits their number lets those above it wait, and is not to be waited for as
-/// long as one that is slow.
+/// Time limit of a further connection while the leaf is opened, in addition to [`FURTHER_FACTOR`]
+/// times the time of the first. A server that limits the number of connections lets further ones
+/// wait, and need not be waited for as long as a slow one.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How many times as long as the first connection.
+/// The multiple of the first connection's time in [`FURTHER_TIMEOUT`].
 const FURTHER_FACTOR: u32 = 3;
 
-/// See the module's text.
+/// A leaf on an NBD server.
 pub struct NbdEngine {
     shared: Arc<Shared>,
     read_only: bool,
     route: Route,
 }
 
-/// How the server is reached.
+/// The way to the server.
 enum Route {
-    /// Each queue by connections of its own.
+    /// Each queue has its own connections.
     Own(Box<Own>),
-    /// All by one.
+    /// All queues share one connection.
     Relay(Arc<Relay>),
 }
 
 struct Own {
     per_queue: usize,
-    /// For the leaf's helper thread.
+    /// The connection for allocation queries, used by the leaf's helper thread.
     status: Mutex<Status>,
-    /// Whose turn it is, of a queue's connections.
+    /// The next connection to use, for each queue.
     turns: Box<[NextConnection]>,
     control: Mutex<Control>,
 }
 
-/// A queue's own, on a cache line of its own.
+/// Belongs to one queue, so it has a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct NextConnection(AtomicUsize);
 
 impl NbdEngine {
-    /// Connects, for so many queues. Errors quote the address.
+    /// Connects for the queues of `options`. Errors quote the address.
     pub(crate) fn open(
         address: &NbdAddress,
         options: &LeafOptions,
@@ -146,10 +146,10 @@ impl NbdEngine {
     pub(super) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
         let (needs, lacks) = match io.op {
             LeafOp::Read | LeafOp::Write => (0, 0),
-            // Nothing to be made stable, as far as anybody can say.
+            // Without SEND_FLUSH, the server has no cache that could be flushed.
             LeafOp::Flush => (flag::SEND_FLUSH, 0),
             LeafOp::Discard => (flag::SEND_TRIM, -libc::EOPNOTSUPP),
-            // A server that does not tell might write zeroes out.
+            // A server that does not offer fast zeroing might write zeroes.
             LeafOp::Zero { .. } if io.fast => {
                 (flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO, -libc::EOPNOTSUPP)
             }
@@ -181,7 +181,7 @@ impl NbdEngine {
         }
     }
 
-    /// Makes all completed writes stable. Blocks, at most as long as an answer may take.
+    /// Makes all completed writes durable. Blocks at most for the time limit of an answer.
     pub(super) fn flush_blocking(&self) -> io::Result<()> {
         if !self.has_cache() {
             return Ok(());
@@ -189,13 +189,13 @@ impl NbdEngine {
         let deadline = Instant::now() + self.shared.patience.timeout;
         match &self.route {
             Route::Own(own) => lock(&own.control).flush(deadline),
-            // The relay needs a moment more to say that the server was silent for so long.
+            // The relay needs a moment longer, to report that the server was silent for the time
+            // limit.
             Route::Relay(relay) => relay.call(LeafOp::Flush, 0, deadline + FURTHER_TIMEOUT),
         }
     }
 
-    /// Whether the server is there and answers a read, and every queue is connected to it again.
-    /// Blocks.
+    /// Checks that the server answers a read and that every queue is connected. Blocks.
     pub(super) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         let block = self.shared.facts.min_block.max(512) as usize;
@@ -221,8 +221,8 @@ impl NbdEngine {
         self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// As [`super::Engine::can_be_written`], on a connection of its own: the server says it when it
-    /// is connected to. One that serves a single connection has none for it.
+    /// As [`super::Engine::can_be_written`]. Uses a new connection, because a server says this
+    /// while it connects. Always true for a server that allows only one connection.
     pub(super) fn can_be_written(&self, timeout: Duration) -> io::Result<bool> {
         let Route::Own(own) = &self.route else { return Ok(true) };
         lock(&own.control).is_writable(Instant::now() + timeout)
@@ -233,7 +233,7 @@ impl NbdEngine {
         !self.shared.connector.is_cut_off()
     }
 
-    /// A server that serves one connection only is not asked: there is none for it.
+    /// `Some(0)` for a server with a single connection, which leaves none for allocation queries.
     pub(super) fn known_allocation(&self) -> Option<u32> {
         match self.route {
             Route::Own(_) => None,
@@ -248,8 +248,8 @@ impl NbdEngine {
         status.ask(offset, len).unwrap_or((len, 0))
     }
 
-    /// What the volume is known by: paths that differ in it do not lead to one volume. The other
-    /// way round it is no proof: the protocol has no identity of a volume.
+    /// The identity of the volume. Paths with different identities lead to different volumes. Equal
+    /// identities prove nothing, because NBD has no identity of a volume.
     pub(super) fn identity(&self) -> String {
         let Offer { size, name, description, .. } = &self.shared.facts;
         format!("nbd export '{name}' of {size} bytes ('{description}')")
@@ -277,8 +277,8 @@ impl Drop for NbdEngine {
     }
 }
 
-/// Makes further connections until there are `count`, and one for control. Nothing if there cannot
-/// be so many.
+/// Makes further connections until there are `count`, and one for control. `None` if the server
+/// does not accept so many.
 fn further(
     (address, leaf): (&NbdAddress, &str),
     offer: &Offer,
@@ -303,7 +303,7 @@ fn further(
         .ok()
 }
 
-/// A name for a leaf that no other one has, by chance, and that nobody else can guess.
+/// Draws a random name for a leaf. It is unique in practice, and another client cannot guess it.
 fn draw_name() -> String {
     let draw = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", draw(), draw())

@@ -1,13 +1,13 @@
 //! The relay: one connection for all queues, on a thread of its own.
 //!
-//! A server that does not say `CAN_MULTI_CONN` promises nothing about several connections to one
-//! export: a flush on one need not cover what was written on another, and one may read old data. So
-//! there is one connection, to which the queues hand their operations over, and from which they get
-//! the answers back: a lock and a wake-up for each batch in either direction. Servers that can do
-//! better are not reached this way.
+//! A server without `CAN_MULTI_CONN` guarantees nothing about several connections to one export: a
+//! flush on one need not cover writes on another, and a read on another may return old data. So
+//! there is one connection. The queues hand their operations to its thread, which hands the answers
+//! back. A batch costs a lock and a wake-up in either direction. Servers with `CAN_MULTI_CONN` do
+//! not need a relay.
 //!
-//! Contract: the thread answers everything that it was handed, and ends when the leaf is closed and
-//! its connection is gone. A queue's end of the relay answers on that queue's thread.
+//! Contract: the thread answers every operation, and ends when the leaf is closed and its
+//! connection has ended. A queue's end of the relay answers on that queue's thread.
 
 use std::io;
 use std::mem;
@@ -33,27 +33,27 @@ struct Order {
     from: From,
 }
 
-// SAFETY: an operation's memory is lent to the engine, not to a thread: whoever lends it leaves it
-// alone until the answer, and the engine touches it on one thread at a time, the one that has the
-// order.
+// SAFETY: an operation lends its memory to the engine, not to a thread. The lender does not touch
+// it until the answer, and the engine touches it on one thread at a time, the owner of the order.
 unsafe impl Send for Order {}
 
-/// Who wants the answer.
+/// The origin of an order, which gets its answer.
 enum From {
-    /// The queue whose end this is.
+    /// The queue with this number.
     Queue(usize),
-    /// The control side. The buffer is here because who asked may not wait to the end.
+    /// The control side. The order owns the buffer, because the caller may give up before the
+    /// answer.
     Control(Buffer, mpsc::Sender<(Buffer, i64)>),
 }
 
-/// A queue's end.
+/// The state of one queue's end.
 struct End {
     seat: Seat,
-    /// Parts that are done, with their results.
+    /// Finished parts, with their results.
     answers: Mutex<Vec<(u32, i64)>>,
 }
 
-/// See the module's text.
+/// The relay of one leaf.
 pub(super) struct Relay {
     shared: Arc<Shared>,
     orders: Mutex<Vec<Order>>,
@@ -63,7 +63,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Starts the thread, for so many queues. The connection is in the connector's first berth.
+    /// Starts the thread for this number of queues. The connector's first berth has the connection.
     pub(super) fn start(shared: Arc<Shared>, queues: usize) -> io::Result<Arc<Relay>> {
         let end = |_| Ok(End { seat: Seat::new()?, answers: Mutex::default() });
         let ends = (0..queues).map(end).collect::<io::Result<_>>()?;
@@ -72,7 +72,7 @@ impl Relay {
         let (started, starts) = mpsc::channel();
         let worker = relay.clone();
         std::thread::Builder::new().name("nbd-relay".into()).spawn(move || {
-            // The ring is made on its thread: only that one may use it.
+            // The ring is made on this thread, because only the thread that made it may use it.
             let turn = Turn::new();
             let _ = started
                 .send(turn.as_ref().map(drop).map_err(|error| io::Error::from(error.kind())));
@@ -101,7 +101,7 @@ impl Relay {
         }
     }
 
-    /// A flush, or a read from the start of the export, for the control side. Blocks.
+    /// Flushes, or reads `bytes` from the start of the export, for the control side. Blocks.
     pub(super) fn call(&self, op: LeafOp, bytes: usize, deadline: Instant) -> io::Result<()> {
         let (answer, answers) = mpsc::channel();
         let buffer = Buffer::alone(bytes)?;
@@ -125,7 +125,7 @@ impl Relay {
         }
     }
 
-    /// The leaf is closed: the thread ends.
+    /// Closes the leaf: the thread ends.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.bell.ring();
@@ -138,11 +138,11 @@ impl Relay {
     }
 }
 
-/// The thread.
+/// The state of the relay's thread.
 struct Worker {
     relay: Arc<Relay>,
     turn: Turn,
-    /// Who asked, and on which part of his.
+    /// The origin of each operation, and the part number there.
     asked: Slab<(From, u32)>,
     count: Box<u64>,
     ticking: bool,
@@ -225,7 +225,7 @@ impl Worker {
                 }
             }
             Some((From::Control(buffer, answer), _)) => {
-                // Who asked may have given up.
+                // The caller may have given up.
                 let _ = answer.send((buffer, result));
             }
             None => {}
@@ -233,12 +233,12 @@ impl Worker {
     }
 }
 
-/// A queue's end, as the queue's links have it.
+/// A queue's end, as a link on that queue.
 struct RelayEnd {
     relay: Arc<Relay>,
     queue: usize,
     orders: Vec<Order>,
-    /// Operations handed over and not answered.
+    /// Number of operations without an answer.
     left: usize,
     count: Box<u64>,
     armed: bool,
@@ -289,7 +289,7 @@ impl Link for RelayEnd {
     fn tick(&mut self, _now_ns: u64, _out: &mut Finished) {}
 
     fn is_timed(&self) -> bool {
-        // The relay has the deadlines.
+        // The relay's own link has the deadlines.
         false
     }
 

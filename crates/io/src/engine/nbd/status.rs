@@ -1,12 +1,12 @@
-//! What an NBD server says of the allocation of its export: `base:allocation`, asked by
-//! `NBD_CMD_BLOCK_STATUS` on a connection of its own.
+//! Allocation queries to an NBD server: `NBD_CMD_BLOCK_STATUS` with `base:allocation`, on a
+//! connection of its own.
 //!
-//! The connection is made when the first question comes, by the leaf's helper thread, so that
-//! neither the leaf's data nor its probes wait for an answer. Nothing is kept beyond a question:
-//! another host may write where there was a hole a moment ago.
+//! The leaf's helper thread makes the connection for the first query. So neither the leaf's data
+//! nor its probes wait for an answer. Answers are not cached, because another host may write to a
+//! hole at any time.
 //!
-//! Contract: blocks, at most until the deadline. Whatever a server sends is checked and bounded;
-//! whatever is not known is no error but counts as data, which is always right.
+//! Contract: calls block, at most until the deadline. Answers are checked and bounded. If the
+//! allocation cannot be found out, the range counts as data, which is always correct.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -20,21 +20,21 @@ use crate::wire::nbd::{
     command_flag,
 };
 
-/// Longest wait for an answer: a copy that waits for longer would have been faster without asking.
+/// Longest wait for an answer. A copy that waits longer would be faster without the query.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a server that could not answer is not asked again.
+/// Pause before the next query to a server that could not answer.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Longest range of a question.
+/// Longest range of a query in bytes.
 const MAX_RANGE: u64 = 1 << 30;
-/// Longest chunk of an answer that is read. One extent was asked for; a server may send more.
+/// Longest chunk that is read, in bytes. The query asks for one extent, but a server may send more.
 const MAX_CHUNK: u32 = 4 + 8 * 512;
 /// Most chunks of one answer.
 const MAX_CHUNKS: usize = 16;
-/// Bytes of a simple reply behind its magic number, and of the head of a chunk behind its own.
+/// Bytes of a simple reply after its magic number. The next is for the header of a chunk.
 const SIMPLE_REST: usize = 12;
 const CHUNK_REST: usize = 16;
 
-/// See the module's text.
+/// The connection for allocation queries of one leaf.
 pub(super) struct Status {
     address: NbdAddress,
     offer: Offer,
@@ -54,8 +54,8 @@ impl Status {
         Status { address, offer, session: None, not_before: None }
     }
 
-    /// The bytes from `offset` on, 1 to `len`, that are alike, and their flags; `None` if the
-    /// server cannot say.
+    /// Returns the number of bytes from `offset` on, 1 to `len`, in one state, and their flags.
+    /// `None` if the server cannot say.
     pub(super) fn ask(&mut self, offset: u64, len: u64) -> Option<(u64, u32)> {
         let now = Instant::now();
         if self.not_before.is_some_and(|time| now < time) {
@@ -122,7 +122,7 @@ impl Status {
 }
 
 impl Session {
-    /// A question and its answer; `None` if the server answers with an error.
+    /// Sends a query and reads its answer. `None` if the server answers with an error.
     fn ask(&mut self, offset: u64, len: u64) -> io::Result<Option<(u64, u32)>> {
         self.cookie += 1;
         let flags = command_flag::REQ_ONE;
@@ -147,8 +147,8 @@ impl Session {
         Err(broken("an answer of too many chunks"))
     }
 
-    /// The next chunk: its type, whether it is the last, and its payload. A simple reply, which can
-    /// only be an error, is a chunk of an error.
+    /// Reads the next chunk: its type, whether it is the last, and its payload. A simple reply is
+    /// an error here and becomes an error chunk.
     fn chunk(&mut self) -> io::Result<(u16, bool, Vec<u8>)> {
         let magic = u32::from_be_bytes(self.socket.array::<4>()?);
         if magic == SIMPLE_REPLY_MAGIC {
@@ -179,13 +179,13 @@ impl Session {
         Ok((kind, flags & chunk::FLAG_DONE != 0, payload))
     }
 
-    /// The first extent of a chunk; `None` if it is of another context.
+    /// The first extent of a chunk. `None` if the chunk is of another context.
     fn extent(&self, payload: &[u8], len: u64) -> io::Result<Option<(u64, u32)>> {
         let mut reader = Reader::new(payload);
         match (reader.u32(), reader.u32(), reader.u32()) {
             (Some(context), ..) if context != self.context => Ok(None),
             (Some(_), Some(extent), Some(flags)) if extent > 0 => {
-                // The last extent may go on behind the range.
+                // The last extent may extend beyond the range.
                 let flags = flags & (allocation::HOLE | allocation::ZERO);
                 Ok(Some((u64::from(extent).min(len), flags)))
             }

@@ -1,10 +1,9 @@
-//! Requests to bytes and bytes to replies: the transmission phase as the client sees it, without
+//! Encodes requests and decodes replies: the transmission phase on the client's side, without
 //! sockets.
 //!
-//! Contract: pure, no allocation but where a server answers a read in pieces out of order, no
-//! panics. Whatever a server sends is a reply or a reason to drop the connection; what a reply
-//! claims about lengths is checked against the request it answers by the caller, with [`Covered`]
-//! for the pieces of a read.
+//! Contract: pure, and never panics. Allocates only if a server answers a read with chunks out of
+//! order. Received bytes are a reply, or a reason to drop the connection. The caller checks the
+//! lengths in a reply against its request, with [`Covered`] for the chunks of a read.
 
 use crate::wire::nbd::MAX_STRING;
 use crate::wire::nbd::{
@@ -12,19 +11,19 @@ use crate::wire::nbd::{
     STRUCTURED_REPLY_LEN, STRUCTURED_REPLY_MAGIC, chunk,
 };
 
-/// Longest payload of an error chunk: number, length, text, offset.
+/// Longest payload of an error chunk in bytes: number, length, text, offset.
 const MAX_ERROR_PAYLOAD: u32 = 6 + MAX_STRING as u32 + 8;
-/// Payload of a chunk of data before the data: its offset.
+/// Bytes of a data chunk's payload before the data: the offset.
 const OFFSET_LEN: u32 = 8;
-/// Payload of a hole: offset and length.
+/// Bytes of a hole chunk's payload: offset and length.
 const HOLE_LEN: u32 = 12;
-/// Payload of an error before its text: number and length.
+/// Bytes of an error chunk's payload before the text: number and length.
 const ERROR_HEAD: u32 = 6;
-/// Pieces of one read that may be ahead of a piece that is missing. Servers that answer in pieces
-/// send them in order; the protocol does not ask for it.
+/// Most chunks of one read that may be ahead of a missing one. Servers usually send chunks in
+/// order, but the protocol does not require it.
 const MAX_AHEAD: usize = 1024;
 
-/// The header of a request.
+/// Encodes the header of a request. All numbers are in bytes.
 pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
     let mut out = [0; REQUEST_LEN];
     let fields: [&[u8]; 6] = [
@@ -44,61 +43,61 @@ pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> 
     out
 }
 
-/// What the next bytes are.
+/// The start of the received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Not all of a header is there.
+    /// The header is not complete.
     More,
-    /// A reply, or a piece of one.
+    /// A header of a reply, or of a chunk of one.
     Reply(Reply),
-    /// No reply: the connection cannot be used any more.
+    /// Not a reply. The connection cannot be used any more.
     Broken(&'static str),
 }
 
-/// A reply, or a piece of one.
+/// A header of a reply, or of a chunk of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Bytes of the header.
+    /// Length of the header in bytes.
     pub header: usize,
-    /// The request's.
+    /// The cookie of the request that it answers.
     pub cookie: u64,
-    /// No further piece follows.
+    /// Whether no further chunk follows.
     pub last: bool,
-    /// What it says.
+    /// The content of the reply.
     pub what: What,
 }
 
-/// What a reply says.
+/// The content of a reply or chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A simple reply of success: the data of a read follows, whole.
+    /// A simple reply of success. For a read, all of its data follows.
     Simple,
-    /// Success, or at least nothing more to say.
+    /// An empty chunk, which only ends a structured reply.
     Nothing,
-    /// `len` bytes found at `offset` follow.
+    /// `len` bytes of data follow, from `offset` of the export.
     Data {
-        /// On the export.
+        /// Offset on the export in bytes.
         offset: u64,
-        /// At least 1.
+        /// Length in bytes, at least 1.
         len: u32,
     },
-    /// Zeroes.
+    /// `len` zeroes at `offset` of the export. No data follows.
     Hole {
-        /// On the export.
+        /// Offset on the export in bytes.
         offset: u64,
-        /// At least 1.
+        /// Length in bytes, at least 1.
         len: u32,
     },
-    /// The request failed; `skip` bytes for humans follow.
+    /// The request failed. `skip` bytes of text follow.
     Error {
-        /// The protocol's number.
+        /// The error number of the protocol.
         code: u32,
-        /// Bytes that follow.
+        /// Number of bytes that follow.
         skip: u32,
     },
 }
 
-/// What the bytes begin with.
+/// Decodes the header at the start of the bytes.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let mut reader = Reader::new(bytes);
     match reader.u32() {
@@ -149,9 +148,9 @@ fn structured(reader: &mut Reader<'_>) -> Parsed {
     }
 }
 
-/// What a server's error means here. A reply with an error is the answer of a server that lives, so
-/// but for ESHUTDOWN none may fail a path ([`blkswitch_core::multipath::outcome`]): what the server
-/// calls an I/O error is the target's, EREMOTEIO, and so is what is no error of the protocol.
+/// The errno for a server's error. A server that answers with an error is alive, so only ESHUTDOWN
+/// may fail a path ([`blkswitch_core::multipath::outcome`]). An I/O error of the server becomes
+/// EREMOTEIO, and so does a number that the protocol does not define.
 pub fn errno(code: u32) -> i32 {
     match NbdError::from_code(code) {
         Some(NbdError::Perm) => libc::EPERM,
@@ -164,25 +163,25 @@ pub fn errno(code: u32) -> i32 {
     }
 }
 
-/// Which bytes of a read have been answered. Each must be exactly once: a byte that is missing
-/// would be whatever the memory held before.
+/// The bytes of a read that have been answered. Each byte must arrive exactly once. A missing byte
+/// would leave the client with old contents of the memory.
 #[derive(Debug, Default)]
 pub struct Covered {
-    /// All below is there.
+    /// All bytes below this offset have arrived.
     prefix: u64,
-    /// What is there beyond, sorted and apart.
+    /// Ranges that have arrived beyond `prefix`, sorted and disjoint.
     ahead: Vec<(u64, u64)>,
 }
 
 impl Covered {
-    /// Nothing is there.
+    /// Resets to no bytes.
     pub fn clear(&mut self) {
         self.prefix = 0;
         self.ahead.clear();
     }
 
-    /// `len` bytes from `start` have come. False if some of them had before, or too many pieces are
-    /// out of order.
+    /// Notes that `len` bytes from `start` have arrived. Returns `false` if some of them had
+    /// arrived before, or if too many chunks are out of order.
     pub fn add(&mut self, start: u64, len: u64) -> bool {
         let end = start + len;
         if start < self.prefix {
@@ -212,7 +211,7 @@ impl Covered {
         true
     }
 
-    /// Whether the first `len` bytes are there.
+    /// Whether exactly the first `len` bytes have arrived.
     pub fn is(&self, len: u64) -> bool {
         self.prefix == len && self.ahead.is_empty()
     }
