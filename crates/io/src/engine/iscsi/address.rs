@@ -1,9 +1,9 @@
-//! The address of an iSCSI leaf: `iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN[?OPTION=VALUE&...]`, the
-//! form that libiscsi, QEMU and others use, but for secrets.
+//! The address of an iSCSI leaf: `iscsi://[USER@]PORTAL[:PORT]/TARGET/LUN[?OPTION=VALUE&...]`. This
+//! is the form of libiscsi, QEMU and others, except for secrets.
 //!
-//! Contract: [`IscsiAddress`]'s text is the address again, in one form for all ways to write it.
-//! There is no secret in it: tables, logs and lists of processes show addresses to everybody, so
-//! one with a secret is refused, and what refuses it does not repeat it.
+//! Contract: [`IscsiAddress`] displays as an address again, in one form for all ways to write it.
+//! It contains no secret, because tables, logs and process lists show addresses to everybody. An
+//! address with a secret is refused, and the error does not repeat the secret.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, options, write_host,
 };
 
-/// The port of iSCSI.
+/// iSCSI's default port.
 pub(super) const PORT: u16 = 3260;
-/// Longest name of an initiator or target: the protocol's limit.
+/// Longest name of an initiator or target in bytes, a limit of the protocol.
 const MAX_NAME: usize = 223;
-/// What libiscsi can address.
+/// Largest LUN of the flat addressing form.
 const MAX_LUN: u64 = 16_383;
 
 const SCHEME: &str = "iscsi://";
@@ -26,40 +26,40 @@ const OPTIONS: &str = "secret-file=PATH, secret-env=NAME (both with USER@ only),
 const NO_SECRET: &str = "no secret here, where everybody can see it: put it into a file (secret-file=PATH) or into \
                          the daemon's environment (secret-env=NAME)";
 
-/// Where the secret of a user is.
+/// The place of a user's secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretAt {
-    /// In a file, alone; a newline at the end is none of it.
+    /// In a file of its own. A newline at the end is not part of the secret.
     File(String),
-    /// In a variable of the daemon's environment.
+    /// In an environment variable of the daemon.
     Env(String),
 }
 
-/// Who logs in.
+/// The user that logs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The name.
+    /// The name for CHAP.
     pub name: String,
-    /// Where his secret is.
+    /// The place of the secret.
     pub secret: SecretAt,
 }
 
-/// See the module's text.
+/// A parsed address of an iSCSI leaf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IscsiAddress {
-    /// A name, or an address without brackets.
+    /// A host name, or an IP address without brackets.
     pub host: String,
-    /// The port.
+    /// The TCP port of the portal.
     pub port: u16,
-    /// The name of the target.
+    /// The iSCSI name of the target.
     pub target: String,
-    /// The logical unit.
+    /// The number of the logical unit.
     pub lun: u16,
-    /// Who logs in by CHAP.
+    /// The user for CHAP; `None` for no authentication.
     pub user: Option<User>,
-    /// The name of the initiator, if not the daemon's usual one.
+    /// The name of the initiator; `None` for the daemon's default.
     pub initiator: Option<String>,
-    /// How long to wait for what.
+    /// Time limits of connections and answers.
     pub patience: Patience,
     /// Whether a session that takes over writes in doubt resets the logical unit, which ends the
     /// commands of all hosts.
@@ -67,12 +67,12 @@ pub struct IscsiAddress {
 }
 
 impl IscsiAddress {
-    /// Whether a text is such an address, good or bad.
+    /// Whether a text has the scheme of an iSCSI address, valid or not.
     pub fn is_one(text: &str) -> bool {
         text.starts_with(SCHEME)
     }
 
-    /// Reads an address. Errors quote the part that is wrong, unless that is a secret.
+    /// Parses an address. An error quotes the part that is wrong, unless it may be a secret.
     pub fn parse(text: &str) -> Result<IscsiAddress, LeafError> {
         let shown = masked(text);
         let bad = |option: &str, allowed| LeafError::Option {
@@ -135,7 +135,7 @@ impl IscsiAddress {
     }
 }
 
-/// An address with what may be a secret left out.
+/// The address without the part that may be a secret.
 fn masked(text: &str) -> String {
     let Some((before, behind)) = text.rsplit_once('@') else { return text.to_string() };
     match before.find(['%']).or_else(|| before.rfind(':').filter(|at| *at > SCHEME.len() - 3)) {

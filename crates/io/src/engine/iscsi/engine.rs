@@ -1,4 +1,4 @@
-//! The engine itself: opening, and who gets which operation.
+//! The engine itself: opens the leaf and gives each operation to the session of its queue.
 //!
 //! Contract: as the parent module's.
 
@@ -27,23 +27,23 @@ use crate::sys::lock::lock;
 
 type Shared = carrier::Shared<IscsiLink>;
 
-/// See the parent module's text.
+/// A leaf that is a logical unit of an iSCSI target.
 pub struct IscsiEngine {
     shared: Arc<Shared>,
     identity: String,
     target: String,
-    /// It does not answer GET LBA STATUS.
+    /// Whether the unit has refused GET LBA STATUS.
     knows_no_status: AtomicBool,
     read_only: bool,
     control: Mutex<Control>,
 }
 
-/// Longest wait for the status of blocks.
+/// Longest wait for an answer to GET LBA STATUS.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-/// The number of the control side's session among those of a leaf.
+/// The number of the control side's session among the sessions of a leaf.
 const CONTROL: u16 = u16::MAX;
 
-/// The control side's session; made anew when it is needed and was lost.
+/// The control side's session. If it was lost, the next call logs in again.
 struct Control {
     address: IscsiAddress,
     volume: Volume,
@@ -52,7 +52,7 @@ struct Control {
 }
 
 impl IscsiEngine {
-    /// Logs in, for so many queues. Errors quote the address.
+    /// Logs in for the queues of `options`. Errors quote the address.
     pub(crate) fn open(
         address: &IscsiAddress,
         options: &LeafOptions,
@@ -121,7 +121,7 @@ impl IscsiEngine {
         let refusal = match io.op {
             LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. } if self.read_only => libc::EPERM,
             LeafOp::Discard if volume.unmap_blocks == 0 => libc::EOPNOTSUPP,
-            // Only giving space up is faster than writing, for certain.
+            // Only unmapping is certain to be faster than writing.
             LeafOp::Zero { no_hole } if io.fast && (no_hole || !volume.same_unmaps) => {
                 libc::EOPNOTSUPP
             }
@@ -142,7 +142,7 @@ impl IscsiEngine {
         }
     }
 
-    /// Makes all completed writes stable. Blocks, at most as long as an answer may take.
+    /// Makes all completed writes durable. Blocks at most for the time limit of an answer.
     pub(in crate::engine) fn flush_blocking(&self) -> io::Result<()> {
         if !self.has_cache() {
             return Ok(());
@@ -151,16 +151,17 @@ impl IscsiEngine {
         self.control().call(deadline, |session, _| session.flush(deadline))
     }
 
-    /// Whether the unit is there, still what it was, and answers a read, and every queue is logged
-    /// in again. Blocks.
+    /// Checks that the unit answers a read, is still the same, and that every queue is logged in.
+    /// Blocks. `EROFS` if the unit is now write-protected.
     pub(in crate::engine) fn probe(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         let is_protected = Cell::new(false);
         self.control().call(deadline, |session, volume| {
             answered(session.read_first(volume, deadline))?;
-            // Not every target tells its sessions when it has exchanged a unit.
+            // Ask the unit, because not every target tells its sessions about another unit in its
+            // place.
             let mut now = session.volume(deadline)?;
-            // A session that lives goes on: the unit can be read.
+            // Write protection alone does not end the session, because the unit can still be read.
             is_protected.set(now.read_only && !volume.read_only);
             now.read_only = volume.read_only;
             same(&now, volume)
@@ -184,14 +185,14 @@ impl IscsiEngine {
         !self.shared.connector.is_cut_off()
     }
 
-    /// A unit without provisioning has no holes.
+    /// `Some(0)` for a unit that is fully provisioned or does not answer GET LBA STATUS.
     pub(in crate::engine) fn known_allocation(&self) -> Option<u32> {
         let knows_holes = self.shared.facts.provisions && !self.knows_no_status.load(Relaxed);
         (!knows_holes).then_some(0)
     }
 
-    /// As [`crate::engine::Engine::allocation`]. By the control side's session: whoever else needs
-    /// it waits for [`STATUS_TIMEOUT`] at most.
+    /// As [`crate::engine::Engine::allocation`]. Uses the control side's session, so other callers
+    /// may wait for up to [`STATUS_TIMEOUT`].
     pub(in crate::engine) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let (facts, deadline) = (&self.shared.facts, Instant::now() + STATUS_TIMEOUT);
         let block_bytes = u64::from(facts.block_bytes);
@@ -217,7 +218,7 @@ impl IscsiEngine {
         (blocks.saturating_mul(block_bytes).min(len), status)
     }
 
-    /// What names the volume in the world, whatever path leads there.
+    /// The identity of the volume, the same over every path.
     pub(in crate::engine) fn identity(&self) -> String {
         self.identity.clone()
     }
@@ -251,7 +252,7 @@ impl Drop for IscsiEngine {
 }
 
 impl Control {
-    /// Calls by the session there is; once more by another if that has been lost meanwhile.
+    /// Calls with the existing session. If that was lost meanwhile, tries once more with a new one.
     fn call(
         &mut self,
         deadline: Instant,
@@ -271,7 +272,8 @@ impl Control {
     }
 }
 
-/// Numbers that no other leaf has, by chance.
+/// Draws random numbers for a leaf, so that its session identifiers differ from those of other
+/// leaves.
 fn draw() -> io::Result<[u8; 3]> {
     let mut drawn = [0; 3];
     // SAFETY: writes three bytes into live memory.
@@ -281,7 +283,8 @@ fn draw() -> io::Result<[u8; 3]> {
     }
 }
 
-/// Ends what a session that was lost may have left with the unit, if the target can.
+/// Resets the unit, which ends all commands that a lost session may have left there. Only logs a
+/// failure.
 fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) {
     let leaf = address.to_string();
     match session.reset_unit(deadline) {
@@ -294,7 +297,7 @@ fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) 
     }
 }
 
-/// A session whose unit is what it was.
+/// Checks that the unit is what it was, and returns the session. `Err` if it is not.
 fn confirm(mut session: Session, volume: &Volume, deadline: Instant) -> io::Result<Session> {
     let now = session.volume(deadline)?;
     same(&now, volume)?;
@@ -302,7 +305,7 @@ fn confirm(mut session: Session, volume: &Volume, deadline: Instant) -> io::Resu
     Ok(session)
 }
 
-/// Logs in again: the unit must be what it was.
+/// Logs in again. `Err` if the unit is not what it was.
 fn login_again(
     address: &IscsiAddress,
     volume: &Volume,
@@ -319,8 +322,8 @@ fn same(now: &Volume, volume: &Volume) -> io::Result<()> {
     }
 }
 
-/// A unit without any name is that of its target and number: nobody can tell units of several
-/// targets to be one volume.
+/// The identity of the unit. A unit without a name is identified by its target and number. Units of
+/// different targets then count as different volumes, because nothing can show that they are one.
 fn identity(IscsiAddress { target, lun, .. }: &IscsiAddress, volume: &Volume) -> String {
     let nameless = || format!("unit {lun} of {target}, which has no name of its own");
     volume.identity.clone().unwrap_or_else(nameless)

@@ -1,10 +1,10 @@
-//! iSCSI on a session: operations to commands, their ends to answers.
+//! iSCSI on a session: converts operations to commands, and their ends to answers.
 //!
-//! Contract: as [`Protocol`]. What an operation lends is touched by nobody once it is answered, even
-//! if the target answers a write before it has taken it. Whatever a target sends is checked against
-//! the command that it belongs to ([`Transfer`]): every byte of a read comes once and in order, no
-//! data is sent that was not asked for, and a command is good only if all of its data was moved.
-//! Nothing is allocated in steady state. Secrets are not here. What is sent is in [`super::send`].
+//! Contract: as [`Protocol`]. No code touches the memory of an operation after its answer, even if
+//! the target answers a write before it has received all of it. Everything a target sends is
+//! checked against its command ([`Transfer`]): every byte of a read arrives once and in order, only
+//! requested data is sent, and a command succeeds only if all of its data was moved. In steady
+//! state nothing is allocated. This module handles no secrets. [`super::send`] sends.
 
 use std::collections::VecDeque;
 
@@ -16,30 +16,30 @@ use crate::engine::session::carrier::{self, DOUBTED, Lost, Protocol};
 use crate::engine::session::conn::{Conn, Received};
 use crate::engine::session::links::{Part, Port};
 
-/// Most commands of a session that are under way: no target takes more.
+/// Most commands of a session that are under way. No known target accepts more.
 pub(super) const MAX_TASKS: usize = 256;
-/// Most pings that wait for their answer: a target that does not read is not to cost memory.
+/// Most pings without an answer, so that a target that pings but does not read costs little memory.
 const MAX_PINGS: usize = 16;
-/// Most sense data that is kept, as it stands in a response.
+/// Most sense data in bytes that is kept, in the form of a response.
 const MAX_SENSE: usize = 2 + 252;
-/// Data of a read from here on is received where it belongs instead of being copied there.
+/// Data of a read from this length on is received directly into the memory of the operation.
 const IN_PLACE: u32 = 16 << 10;
-/// The tag of a logout: no command has it, as that of a command has a serial above 0 and below the
-/// largest.
+/// The tag of a logout. No command has it, because the serial in a command's tag is above 0.
 const LOGOUT_TAG: u32 = 0xff;
-/// The part of a tag that says which task; the rest tells it from those that had its place before.
+/// The bits of a tag that number the task. The other bits distinguish it from earlier tasks with
+/// the number.
 const TASK_MASK: u32 = MAX_TASKS as u32 - 1;
-/// How long a target that asks for the end of the session may take for what is under way.
+/// How long operations under way may take after the target has asked to end the session.
 const LEAVING_NS: u64 = 2_000_000_000;
 
 pub(super) type Work<'a> = carrier::Work<'a, IscsiLink>;
 
-/// What is kept of an operation.
+/// The protocol's state of an operation.
 #[derive(Default)]
 pub(super) struct Request {
     tries: u32,
-    /// It is the flush after a write that is to be stable, of a unit that has no such writes.
-    /// The bytes of that write.
+    /// `Some` for the flush after a write that must be durable, on a unit without FUA: the number
+    /// of bytes of that write.
     pub(super) flushes: Option<u64>,
 }
 
@@ -47,22 +47,22 @@ pub(super) struct Request {
 pub(super) struct Task {
     pub(super) tag: u32,
     pub(super) slot: u32,
-    /// Bytes of the operation that it is for.
+    /// Number of bytes of the operation that the command covers.
     pub(super) piece: u64,
-    /// Its own memory: the list of an UNMAP.
+    /// The parameter list of an UNMAP.
     pub(super) unmap: [u8; UNMAP_LIST],
     pub(super) transfer: Transfer,
-    /// The last batch that has something of its data.
+    /// The last batch that contains some of its data.
     pub(super) batch: u64,
-    /// Bursts of it that are not sent.
+    /// Number of its bursts that are not sent yet.
     pub(super) bursts: u8,
-    /// The target has answered.
+    /// Whether the target has answered.
     pub(super) has_ended: bool,
-    /// What its operation is answered with then, if it is.
+    /// The answer for the operation; `None` if the operation goes on with another command.
     pub(super) answer: Option<i64>,
 }
 
-/// Data that a target wants: it is sent in as many PDUs as it needs.
+/// Data that a target wants. It is sent in as many PDUs as it needs.
 #[derive(Clone, Copy)]
 pub(super) struct Burst {
     pub(super) task: u32,
@@ -70,7 +70,7 @@ pub(super) struct Burst {
     pub(super) end: u32,
 }
 
-/// What the next bytes of the target are.
+/// The meaning of the next bytes from the target.
 #[derive(Clone, Copy)]
 enum Step {
     Header,
@@ -80,56 +80,58 @@ enum Step {
         at: u64,
         left: u32,
     },
-    /// Another data segment; its beginning is kept.
+    /// Another data segment, of which the beginning is kept.
     Segment {
         left: u32,
     },
-    /// What fills the data segment up.
+    /// The padding behind a data segment.
     Padding {
         left: u32,
     },
 }
 
-/// How far a session is that ends because the target wants it to.
+/// The progress of ending a session because the target asked for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leaving {
     No,
-    /// What is under way may end, until then; nothing new is sent.
+    /// Commands under way may end until then. No new commands are sent.
     Soon {
-        /// Whether it ends with a logout, or the target hangs up.
+        /// Whether this side logs out. Otherwise the target hangs up.
         logout: bool,
-        /// Unknown until the next turn.
+        /// `None` until the next turn.
         until_ns: Option<u64>,
     },
-    /// The target is to answer the logout, until then.
+    /// The logout was sent. The target must answer it until then.
     LoggedOut {
         until_ns: u64,
     },
 }
 
-/// See the module's text.
+/// The protocol's state of one session.
 pub(super) struct IscsiLink {
     pub(super) conn: Conn<{ HEADER + pdu::DIGEST }>,
     pub(super) wire: Wire,
-    /// What the unit can do, which may be less than when the leaf was opened.
+    /// The properties of the unit on this session, which may offer less than when the leaf was
+    /// opened.
     pub(super) volume: Volume,
     nexus: Nexus,
     step: Step,
-    /// The PDU whose data segment is coming.
+    /// The PDU whose data segment is being received.
     heard: Incoming,
-    /// The beginning of its data segment, unless that is data of a read.
+    /// The beginning of its data segment, unless it is data of a read.
     segment: Vec<u8>,
-    /// By tag. Its entries stay where they are: the kernel may read the list of an UNMAP.
+    /// The tasks by number. They do not move, because the kernel may read the list of an UNMAP.
     pub(super) tasks: Box<[Option<Task>]>,
     pub(super) free: Vec<u32>,
     pub(super) serial: u32,
-    /// Data to be sent, at most one burst a task.
+    /// Data to be sent.
     pub(super) bursts: VecDeque<Burst>,
-    /// Answers to pings.
+    /// Answers to pings, and the logout.
     pub(super) pings: VecDeque<Header>,
-    /// Tasks that are answered but for what the kernel is sending.
+    /// Tasks that the target has answered, while the kernel may still be sending their data.
     held: Vec<u32>,
-    /// Operations that the target had no room for: to be sent again when something else is done.
+    /// Operations for which the target had no room. They are sent again after another command has
+    /// ended.
     busy: Vec<u32>,
     pub(super) leaving: Leaving,
 }
@@ -145,7 +147,7 @@ impl Protocol for IscsiLink {
     }
 
     fn ends_doubt(session: &Session, lost: &Nexus) -> bool {
-        // Its identifier is that of the session that was lost: each berth has one.
+        // Each berth has its own session identifier, so it is that of the lost session.
         session.nexus().is_same(lost) || session.has_reset_unit()
     }
 
@@ -235,7 +237,7 @@ impl Protocol for IscsiLink {
     }
 
     fn completed_after_end(&mut self, part: Part, result: i32) {
-        // Whatever came: it is not looked at any more.
+        // The connection is lost, so the received data does not matter.
         if part == Part::Send {
             let _ = self.conn.sent(result);
         } else {
@@ -248,8 +250,8 @@ impl Protocol for IscsiLink {
     }
 
     fn bury(self, work: &mut Work<'_>) {
-        // What succeeded before all of it was sent has not: it is sent again, as what was not
-        // answered.
+        // A success before all data of a write was sent does not count. The write is sent again,
+        // like operations without an answer.
         for number in self.held {
             let task = self.tasks.get(number as usize).and_then(Option::as_ref);
             if let Some(Task { slot, answer: Some(answer @ ..0), .. }) = task {
@@ -259,7 +261,7 @@ impl Protocol for IscsiLink {
     }
 }
 
-/// A header with its digest, if there is one; how long that is.
+/// Encodes a header, with its digest if that was negotiated. Returns the length.
 pub(super) fn sealed(
     wire: &Wire,
     header: &Header,
@@ -271,7 +273,7 @@ pub(super) fn sealed(
 }
 
 impl IscsiLink {
-    /// Commands that have not ended.
+    /// Number of commands that have not ended.
     fn under_way(&self) -> usize {
         MAX_TASKS - self.free.len() - self.held.len()
     }
@@ -280,7 +282,7 @@ impl IscsiLink {
         self.tasks.get_mut(task as usize)?.as_mut()
     }
 
-    /// The task of a tag, if it has not ended.
+    /// The task with a tag. `Err` if there is none, or if it has ended.
     pub(super) fn tagged(&self, tag: u32) -> Result<u32, Lost> {
         let number = tag & TASK_MASK;
         let task = self.tasks.get(number as usize).and_then(Option::as_ref);
@@ -290,14 +292,14 @@ impl IscsiLink {
         }
     }
 
-    /// Has the next bytes received.
+    /// Starts to receive the next bytes.
     fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
         if let Step::Data { task, at, left } = self.step
             && left >= IN_PLACE
             && let Some(op) = self.task(task).map(|task| task.slot).and_then(|op| work.ops.get(op))
         {
-            // SAFETY: take_header() checked that the data lies within what the operation lends,
-            // which it does until it is answered: not before all of this data is there, or the
+            // SAFETY: take_header() checked that the data lies within the memory that the operation
+            // lends. The operation is answered only after all of this data has arrived, or when the
             // connection is quiet.
             unsafe { self.conn.receive_at(op.io.data.at(at).0, u64::from(left), port) };
         } else {
@@ -305,7 +307,8 @@ impl IscsiLink {
         }
     }
 
-    /// Reads what has come. Errors: the target does not keep to the protocol, or is to be left.
+    /// Processes the received bytes. `Err` if the target violates the protocol, or if the session
+    /// must end.
     fn read(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
         loop {
             let unread = self.conn.unread();
@@ -338,7 +341,7 @@ impl IscsiLink {
                     let slot = self.tasks.get(task as usize).and_then(Option::as_ref);
                     if let Some(op) = slot.and_then(|task| work.ops.get(task.slot)) {
                         // SAFETY: `bytes` are unread, and take_header() checked that the data lies
-                        // within what the operation lends.
+                        // within the memory that the operation lends.
                         unsafe {
                             let to = op.io.data.at(at).0;
                             std::ptr::copy_nonoverlapping(unread.as_ptr(), to, bytes);
@@ -364,7 +367,7 @@ impl IscsiLink {
         }
     }
 
-    /// Takes a header, before its data segment.
+    /// Processes a header, before its data segment.
     fn take_header(&mut self, incoming: Incoming) -> Result<(), Lost> {
         if let Heard::Broken(why) = incoming.heard {
             return Err((libc::EPROTO, why));
@@ -384,7 +387,7 @@ impl IscsiLink {
         Ok(())
     }
 
-    /// Takes a PDU that has come whole.
+    /// Processes a complete PDU.
     fn take_pdu(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
         let Incoming { tag, heard, .. } = self.heard;
         match heard {
@@ -412,7 +415,7 @@ impl IscsiLink {
             {
                 Err((DOUBTED, "the session has ended, as the target asked"))
             }
-            // It waits for a logout that it has asked for.
+            // Reason 0x0c: the target waits for a logout that it has asked for.
             Heard::Reject { reason: 0x0c } => self.take_event(1, [0; 3], work),
             Heard::Reject { .. } => Err((libc::EPROTO, "the target rejects a request")),
             Heard::Ping { .. }
@@ -423,14 +426,14 @@ impl IscsiLink {
         }
     }
 
-    /// The target tells of something.
+    /// Processes an asynchronous event.
     fn take_event(
         &mut self,
         code: u8,
         [_, _, seconds]: [u16; 3],
         work: &Work<'_>,
     ) -> Result<(), Lost> {
-        /// What the units have to say, as sense data.
+        /// Sense data of a unit.
         const SCSI: u8 = 0;
         const LOGOUT: u8 = 1;
         const DROPS_CONNECTION: u8 = 2;
@@ -453,12 +456,12 @@ impl IscsiLink {
                 }
                 Ok(())
             }
-            // Of a vendor's, or of a later standard.
+            // Vendor-specific, or of a later standard.
             _ => Ok(()),
         }
     }
 
-    /// Goes on with leaving a target that wants it.
+    /// Continues to end the session, if the target has asked for that.
     fn leave(&mut self, now_ns: u64) {
         let quiet = self.under_way() == 0;
         match &mut self.leaving {
@@ -476,7 +479,7 @@ impl IscsiLink {
         }
     }
 
-    /// A command has ended. Errors: it cannot have ended so.
+    /// Processes the end of a command. `Err` if it cannot have ended like this.
     fn end_task(
         &mut self,
         number: u32,
@@ -529,7 +532,7 @@ impl IscsiLink {
             Outcome::Failed(errno) => Some(-i64::from(errno)),
         };
         match outcome {
-            // It has a deadline like every operation.
+            // The operation keeps its deadline, so it does not wait for ever.
             Outcome::Busy => self.busy.push(slot),
             Outcome::Good => {
                 if answer.is_none() {
@@ -545,8 +548,8 @@ impl IscsiLink {
         Ok(())
     }
 
-    /// A task is over: its operation is answered, if it has an answer, when the kernel has sent all
-    /// that it was handed of its data.
+    /// Ends a task. Its operation gets the answer, if there is one, after the kernel has sent all
+    /// of the task's data.
     fn finish(&mut self, number: u32, answer: Option<i64>, work: &mut Work<'_>) {
         if self.task(number).is_some_and(|task| task.bursts > 0) {
             self.bursts.retain(|burst| burst.task != number);
@@ -559,7 +562,7 @@ impl IscsiLink {
         self.release_held(work);
     }
 
-    /// Answers what the kernel has nothing of any more.
+    /// Answers held tasks whose data the kernel does not use any more.
     pub(super) fn release_held(&mut self, work: &mut Work<'_>) {
         let Self { held, tasks, conn, free, .. } = self;
         held.retain(|number| {

@@ -1,30 +1,30 @@
-//! The login: the text that both sides exchange, what is agreed by it, and how a user proves that
-//! he knows his secret (CHAP, RFC 1994).
+//! The login: the text that both sides exchange, the parameters that they negotiate, and the proof
+//! that the user knows the secret (CHAP, RFC 1994).
 //!
-//! Contract: pure; [`super::session`] moves the bytes. Secrets are in no error and in no log.
+//! Contract: pure; [`super::session`] moves the bytes. No error and no log contains a secret.
 
 use super::pdu::MAX_DATA;
 
-/// The most that we have sent without being asked, and at a request: what costs little memory in a
-/// target and no time on the way.
+/// The most data in bytes that this initiator sends unasked, or for one request. This costs the
+/// target little memory and takes little time on the way.
 const BURST: u32 = 256 << 10;
-/// Longest challenge: the protocol's limit.
+/// Longest CHAP challenge in bytes, a limit of the protocol.
 const MAX_CHALLENGE: usize = 1024;
-/// The one algorithm that every target has: MD5.
+/// MD5, the one CHAP algorithm that every target has.
 const MD5: &str = "5";
 
-/// What was agreed, as far as it is not what we insist on.
+/// The negotiated parameters, without those that have only one acceptable value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Agreed {
-    /// Headers have a digest.
+    /// Whether headers have a digest.
     pub(super) digest: bool,
-    /// Longest data segment that the target takes.
+    /// Longest data segment that the target accepts, in bytes.
     pub(super) most_data: u32,
-    /// Most data that is sent without being asked for.
+    /// Most data that may be sent unasked, in bytes.
     pub(super) first_burst: u32,
-    /// Data may be sent with the command.
+    /// Whether data may be sent with the command.
     pub(super) immediate: bool,
-    /// Further data is sent only when it is asked for.
+    /// Whether further data must wait for the target's request.
     pub(super) wait_for_request: bool,
 }
 
@@ -32,7 +32,7 @@ impl Default for Agreed {
     fn default() -> Agreed {
         Agreed {
             digest: false,
-            // The standard's values for what is not said.
+            // The defaults of the standard.
             most_data: 8 << 10,
             first_burst: 64 << 10,
             immediate: true,
@@ -41,13 +41,13 @@ impl Default for Agreed {
     }
 }
 
-/// Pairs of keys and values in the form of the wire.
+/// Encodes pairs of keys and values.
 pub(super) fn text(pairs: &[(&str, &str)]) -> Vec<u8> {
     let pairs = pairs.iter().flat_map(|(key, value)| [key, "=", value, "\0"]);
     pairs.collect::<String>().into_bytes()
 }
 
-/// The pairs in a text. What is none is left out.
+/// The pairs in a text. Skips words that are not pairs.
 pub(super) fn pairs(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     let words = text.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok());
     words.filter_map(|word| word.split_once('='))
@@ -58,7 +58,7 @@ pub(super) fn value<'a>(text: &'a [u8], wanted: &str) -> Option<&'a str> {
     pairs(text).find(|(key, _)| *key == wanted).map(|(_, value)| value)
 }
 
-/// What we offer, in the stage where that is agreed.
+/// The text that offers this initiator's values, for the operational stage.
 pub(super) fn offer() -> Vec<u8> {
     let (most, burst) = (MAX_DATA.to_string(), BURST.to_string());
     text(&[
@@ -81,7 +81,7 @@ pub(super) fn offer() -> Vec<u8> {
     ])
 }
 
-/// Keys by which a target says something that needs no answer, or that we have asked for.
+/// Keys of a target that need no answer: it only informs, or it answers the offer.
 const TOLD: [&str; 20] = [
     "HeaderDigest",
     "DataDigest",
@@ -106,8 +106,8 @@ const TOLD: [&str; 20] = [
 ];
 
 impl Agreed {
-    /// Takes a target's answers, and returns what it is to be told about keys that we do not know.
-    /// Errors quote the pair that cannot be.
+    /// Takes a target's answers. Returns the text that rejects unknown keys. An error quotes the
+    /// pair that is not acceptable.
     pub(super) fn take(&mut self, text: &[u8]) -> Result<Vec<u8>, String> {
         let mut reply = Vec::new();
         for (key, value) in pairs(text) {
@@ -126,7 +126,7 @@ impl Agreed {
                     true
                 }
                 ("HeaderDigest" | "InitialR2T" | "ImmediateData", _) => false,
-                // As large as it likes; what we send is shorter.
+                // Any size is acceptable. Data segments that are sent have at most `BURST` bytes.
                 ("MaxRecvDataSegmentLength", _) => {
                     number((1 << 24) - 1).map(|n| self.most_data = n.min(BURST) & !3).is_some()
                 }
@@ -153,7 +153,7 @@ impl Agreed {
     }
 }
 
-/// The answer to a challenge.
+/// Builds the answer to a CHAP challenge.
 pub(super) fn chap(text: &[u8], name: &str, secret: &[u8]) -> Result<Vec<u8>, String> {
     let missing = |key: &str| format!("the target sends no {key}, or one that makes no sense");
     let get = |key: &str| value(text, key).ok_or_else(|| missing(key));
@@ -169,7 +169,7 @@ pub(super) fn chap(text: &[u8], name: &str, secret: &[u8]) -> Result<Vec<u8>, St
     Ok(self::text(&[("CHAP_N", name), ("CHAP_R", &format!("0x{hash}"))]))
 }
 
-/// The one algorithm that we offer.
+/// The text that offers the algorithm.
 pub(super) fn algorithm() -> Vec<u8> {
     text(&[("CHAP_A", MD5)])
 }
@@ -181,7 +181,7 @@ fn number(value: &str) -> Option<u64> {
     }
 }
 
-/// A binary value: hexadecimal, or base 64.
+/// Decodes a binary value in hexadecimal or base64. `None` if it is malformed, empty or too long.
 fn bytes(value: &str) -> Option<Vec<u8>> {
     let (form, digits) = (value.get(..2)?, value.get(2..)?);
     let bytes = match form {
@@ -220,7 +220,7 @@ fn base64(digits: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// What a login that failed means, by class and detail.
+/// The error text for a failed login, by status class and detail.
 pub(super) fn refusal([class, detail]: [u8; 2]) -> String {
     let why = match (class, detail) {
         (2, 1) => "who logs in, or his secret, is not accepted",

@@ -1,23 +1,23 @@
 //! The iSCSI engine: a leaf that is a logical unit of an iSCSI target.
 //!
 //! ```text
-//! open    session.rs: login (CHAP, redirections), questions   control thread, blocking, with a deadline
-//! I/O     engine/session/carrier.rs -> link.rs, send.rs                a queue's thread and ring
-//!         pdu.rs: headers to bytes, bytes to headers            pure
-//!         login.rs: what is agreed, CHAP                        pure
-//!         scsi.rs: commands to bytes, sense to outcomes         pure
-//! lost    engine/session/connector.rs: another session, from the portal on
-//! control its own session: probe, flush                         control thread, blocking, with a deadline
+//! open    session.rs: login (CHAP, redirections), inquiry  control thread, with a deadline
+//! I/O     session/carrier.rs -> link.rs, send.rs           a queue's thread and ring
+//!         pdu.rs: headers to bytes, bytes to headers       pure
+//!         login.rs: negotiation, CHAP                      pure
+//!         scsi.rs: commands to bytes, sense to outcomes    pure
+//! lost    session/connector.rs: another session            from the address's portal on
+//! control its own session: probe, flush                    control thread, with a deadline
 //! ```
 //!
-//! Each queue has a session of its own. The cache is the logical unit's, so a flush by any session
+//! Each queue has its own session. The cache belongs to the logical unit, so a flush on any session
 //! covers all.
 //!
-//! The protocol is spoken here and not by libiscsi, which it was at first: that believes a target
-//! that answers a read with less data than was asked for, and loops for ever when one asks for data
-//! of a read. It also allocates for every command.
+//! The first version used libiscsi. It was replaced, because it accepts an answer to a read with
+//! less data than was asked for, loops for ever if a target requests data of a read, and allocates
+//! for every command.
 //!
-//! Contract: as [`crate::engine::Engine`]. What is promised to users is in `docs/leaves.md`.
+//! Contract: as [`crate::engine::Engine`]. `docs/leaves.md` tells users what to expect.
 
 pub mod address;
 mod engine;

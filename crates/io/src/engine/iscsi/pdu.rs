@@ -1,21 +1,21 @@
-//! The PDUs of iSCSI: the headers that an initiator sends, and those of a target taken apart.
+//! The PDUs of iSCSI: encodes the headers of an initiator, and decodes those of a target.
 //!
-//! Contract: pure. Whatever a target sends is read within its length; a PDU whose meaning would
-//! depend on something that was not negotiated is [`Heard::Broken`]. Layouts are those of RFC 7143,
-//! section 11; the names of fields are its names.
+//! Contract: pure. A PDU is read only within its length. A PDU whose meaning depends on a feature
+//! that was not negotiated becomes [`Heard::Broken`]. Layouts and field names are those of RFC
+//! 7143, section 11.
 
 use super::scsi::{Command, Way};
 
-/// Length of a basic header.
+/// Length of a basic header in bytes.
 pub const HEADER: usize = 48;
-/// Length of a digest behind a header.
+/// Length of a header's digest in bytes.
 pub const DIGEST: usize = 4;
-/// Longest data segment that we take; the target is told so when we log in.
+/// Longest data segment that is accepted, in bytes. The login tells the target.
 pub const MAX_DATA: u32 = 256 << 10;
-/// The tag that stands for none.
+/// The reserved tag, which means that there is none.
 pub const NO_TAG: u32 = u32::MAX;
 
-/// What the first byte of a header says.
+/// The opcodes in the first byte of a header.
 mod opcode {
     pub(super) const NOP_OUT: u8 = 0x00;
     pub(super) const COMMAND: u8 = 0x01;
@@ -35,10 +35,10 @@ mod opcode {
     pub(super) const REJECT: u8 = 0x3f;
 }
 
-/// This is the last PDU of its kind.
+/// The flag of the last PDU of a sequence.
 const FINAL: u8 = 0x80;
 
-/// A header that is sent.
+/// The bytes of a basic header segment.
 pub type Header = [u8; HEADER];
 
 fn put<const N: usize>(header: &mut Header, at: usize, bytes: [u8; N]) {
@@ -56,25 +56,26 @@ fn put_len(header: &mut Header, len: u32) {
     put(header, 5, [high, mid, low]);
 }
 
-/// A logical unit's number in the eight bytes that the standard has for it.
+/// Encodes a LUN as the standard's eight bytes.
 pub fn lun(number: u16) -> [u8; 8] {
     let [high, low] = number.to_be_bytes();
-    // Below 256 the peripheral form, which every target knows; else the flat one.
+    // Numbers below 256 have the peripheral form, which every target knows. Others have the flat
+    // form.
     let first = if high == 0 { 0 } else { 0x40 | high };
     [first, low, 0, 0, 0, 0, 0, 0]
 }
 
-/// The numbers that a session counts, as the next header is to have them.
+/// The counters of a session, as the next header must have them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Numbers {
-    /// The next command's.
+    /// The number of the next command.
     pub command: u32,
-    /// That of the status which is expected next.
+    /// The number of the next expected status.
     pub status: u32,
 }
 
-/// The PDU of a command. `bytes` is the length of all its data, `immediate` of what comes with it;
-/// `more` data follows without being asked for.
+/// Encodes the PDU of a command. `bytes` is the length of all of its data, `immediate` that of the
+/// data in this PDU. `more` says whether further data follows unasked.
 pub fn command(
     command: &Command,
     lun: [u8; 8],
@@ -104,25 +105,24 @@ pub fn command(
     header
 }
 
-/// Data of a write: `offset` and `len` within the command's data; `transfer` is the target's tag of
-/// its request, or [`NO_TAG`].
+/// Parameters of a PDU with data of a write.
 #[derive(Clone, Copy, Debug)]
 pub struct DataOut {
-    /// The command's.
+    /// The tag of the command.
     pub tag: u32,
-    /// The target's tag of its request.
+    /// The target's tag of its request, or [`NO_TAG`] for unasked data.
     pub transfer: u32,
-    /// Its place in the sequence.
+    /// The PDU's number in its sequence.
     pub number: u32,
-    /// Where in the command's data.
+    /// Offset within the command's data, in bytes.
     pub offset: u32,
-    /// How much.
+    /// Length of the data in this PDU, in bytes.
     pub len: u32,
-    /// The last of its sequence.
+    /// Whether the PDU is the last of its sequence.
     pub last: bool,
 }
 
-/// The PDU of data.
+/// Encodes the PDU with data of a write.
 pub fn data_out(out: &DataOut, lun: [u8; 8], numbers: Numbers) -> Header {
     let mut header = [0; HEADER];
     put(&mut header, 0, [opcode::DATA_OUT, if out.last { FINAL } else { 0 }]);
@@ -136,7 +136,7 @@ pub fn data_out(out: &DataOut, lun: [u8; 8], numbers: Numbers) -> Header {
     header
 }
 
-/// The answer to a target's ping.
+/// Encodes the answer to a target's ping.
 pub fn nop_out(lun: [u8; 8], transfer: u32, numbers: Numbers) -> Header {
     let mut header = [0; HEADER];
     put(&mut header, 0, [opcode::NOP_OUT | opcode::IMMEDIATE, FINAL]);
@@ -148,9 +148,9 @@ pub fn nop_out(lun: [u8; 8], transfer: u32, numbers: Numbers) -> Header {
     header
 }
 
-/// The request to end the session.
+/// Encodes the request to end the session.
 pub fn logout(tag: u32, numbers: Numbers) -> Header {
-    // The reason is 0: the whole session.
+    // Reason 0 ends the whole session.
     let mut header = [0; HEADER];
     put(&mut header, 0, [opcode::LOGOUT | opcode::IMMEDIATE, FINAL]);
     word(&mut header, 16, tag);
@@ -176,15 +176,15 @@ pub fn reset_unit(lun: [u8; 8], tag: u32, numbers: Numbers) -> Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
-    /// Who is who.
+    /// Authentication and choice of the target.
     Security = 0,
-    /// What is used.
+    /// Negotiation of the parameters for transfers.
     Operational = 1,
-    /// The login is over.
+    /// The full feature phase, after the login.
     Full = 3,
 }
 
-/// A login request with `len` bytes of text. `next` is the stage to go on to, if any.
+/// Encodes a login request with `len` bytes of text. `next` is the next stage, if this one is over.
 pub fn login(
     isid: [u8; 6],
     stage: Stage,
@@ -202,115 +202,115 @@ pub fn login(
     header
 }
 
-/// Bytes that stand behind a data segment, so that what follows begins at a multiple of four.
+/// Number of padding bytes after a data segment of `len` bytes, up to a multiple of four.
 pub fn padding(len: u32) -> u32 {
     len.wrapping_neg() & 3
 }
 
-/// A target's header, taken apart.
+/// A decoded header of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incoming {
-    /// The tag of the request that it belongs to.
+    /// The tag of the request to which it belongs.
     pub tag: u32,
-    /// Bytes of its data segment, without what is behind them.
+    /// Length of its data segment in bytes, without padding.
     pub data: u32,
-    /// The target's counters.
+    /// The target's counters, for flow control.
     pub counters: Counters,
-    /// What it says.
+    /// The content of the PDU.
     pub heard: Heard,
 }
 
 /// The target's counters in a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// The status's number, where the PDU has one that counts.
+    /// The number of the status; `None` if the PDU does not count as one.
     pub status: Option<u32>,
-    /// The next command that the target expects.
+    /// The next command number that the target expects.
     pub expected: u32,
-    /// The last that it takes.
+    /// The last command number that the target accepts.
     pub most: u32,
 }
 
-/// What was not transferred, as the target says.
+/// The part of the data that was not transferred, as the target says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residual {
-    /// Everything was.
+    /// All data was transferred.
     None,
-    /// So many bytes less than the command has were.
+    /// This number of bytes was not transferred.
     Under(u32),
-    /// There was more than the command has room for.
+    /// The data was longer than the command allows.
     Over,
 }
 
 /// The end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// As SCSI has it; the target itself failed if nothing.
+    /// The SCSI status; `None` if the target itself failed.
     pub status: Option<u8>,
-    /// What was not transferred.
+    /// The data that was not transferred.
     pub residual: Residual,
 }
 
-/// What a target says.
+/// The content of a target's PDU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The end of a command; its data segment is sense data.
+    /// The end of a command. The data segment is sense data.
     Response(Status),
-    /// Data of a read, from `offset` on; the end of the command if it has a status.
+    /// Data of a read.
     DataIn {
-        /// Where in the command's data.
+        /// Offset within the command's data, in bytes.
         offset: u32,
-        /// The command ends with this.
+        /// The end of the command, if this is its last PDU.
         status: Option<Status>,
     },
-    /// It wants data of a write.
+    /// A request for data of a write (R2T).
     Ready {
-        /// Its tag.
+        /// The target's tag of its request.
         transfer: u32,
-        /// Where in the command's data.
+        /// Offset within the command's data, in bytes.
         offset: u32,
-        /// How much.
+        /// Length of the requested data in bytes.
         len: u32,
     },
-    /// It wants an answer, if it has a tag.
+    /// A ping. It needs an answer if `transfer` is a tag.
     Ping {
-        /// Its tag.
+        /// The target's tag, or [`NO_TAG`].
         transfer: u32,
-        /// Of which unit.
+        /// The LUN, for the answer.
         lun: [u8; 8],
     },
-    /// The login goes on, or has ended.
+    /// An answer to a login request.
     Login {
-        /// Class and detail; 0: success.
+        /// Status class and detail. Class 0 is success.
         status: [u8; 2],
-        /// The stage it goes on to.
+        /// The next stage; `None` if the stage goes on.
         next: Option<u8>,
-        /// There is more text to come.
+        /// Whether more text follows.
         continues: bool,
     },
-    /// The end of a task management request.
+    /// An answer to a task management request.
     Managed {
-        /// 0: done.
+        /// 0 if the function is complete.
         response: u8,
     },
-    /// The session is over.
+    /// An answer to a logout.
     Logout {
-        /// 0: it was ended, with all its commands.
+        /// 0 if the session has ended, with all of its commands.
         response: u8,
     },
-    /// Something has happened.
+    /// An asynchronous event of the target.
     Event {
-        /// Which.
+        /// The kind of the event.
         code: u8,
-        /// What it is about: for a logout, the seconds that are left for it.
+        /// Parameters of the event. For a logout, the third is the time for it in seconds.
         parameters: [u16; 3],
     },
-    /// It does not take a PDU of ours, which is in the data segment.
+    /// The target rejects a PDU, whose header is in the data segment.
     Reject {
-        /// Why.
+        /// The reason for the rejection.
         reason: u8,
     },
-    /// No PDU that a target may send.
+    /// A PDU that a target must not send.
     Broken(&'static str),
 }
 
@@ -327,7 +327,7 @@ fn be32(header: &Header, at: usize) -> u32 {
 }
 
 impl Incoming {
-    /// Takes a header apart.
+    /// Decodes a header. Never fails: an invalid one is [`Heard::Broken`].
     pub fn parse(header: &Header) -> Incoming {
         let [first, flags, _, status] = field(header, 0);
         let [ahs, high, mid, low] = field(header, 4);
@@ -367,7 +367,7 @@ impl Incoming {
         let tag = be32(header, 16);
         let has_status = match heard {
             Heard::DataIn { status, .. } => status.is_some(),
-            // Their number is that of the next status.
+            // R2T has the number of the next status.
             Heard::Ready { .. } => false,
             Heard::Ping { .. } => tag != NO_TAG,
             _ => true,
@@ -407,20 +407,21 @@ fn data_in(header: &Header, flags: u8, status: u8) -> Heard {
     Heard::DataIn { offset: be32(header, 40), status: (flags & HAS_STATUS != 0).then_some(end) }
 }
 
-/// A command's data, as far as it has been moved. Data comes in order (it is agreed at the login),
-/// so that a count says which bytes there are.
+/// The progress of a command's data. The login negotiates data in order, so a count is enough to
+/// know which bytes have been moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// Which way it goes.
+    /// The direction of the data.
     pub way: Way,
-    /// All of it.
+    /// Length of all data in bytes.
     pub bytes: u32,
-    /// What has come, or what the target has asked for and was sent without being asked for.
+    /// For a read, the bytes that have arrived. For a write, those that the target has asked for or
+    /// that were sent unasked.
     pub moved: u32,
 }
 
 impl Transfer {
-    /// The target sends `len` bytes of a read.
+    /// The target sends `len` bytes of a read. `Err` if they do not fit.
     pub fn came(&mut self, offset: u32, len: u32) -> Result<(), &'static str> {
         match self.way {
             Way::In => self.next(offset, len, "data that was not asked for, or not in order"),
@@ -428,7 +429,7 @@ impl Transfer {
         }
     }
 
-    /// The target asks for `len` bytes of a write.
+    /// The target asks for `len` bytes of a write. `Err` if they do not fit.
     pub fn asked(&mut self, offset: u32, len: u32) -> Result<(), &'static str> {
         match self.way {
             Way::Out if len == 0 => Err("a request for no data"),
@@ -445,8 +446,8 @@ impl Transfer {
         Ok(())
     }
 
-    /// The target says that the command is done. Errors: it cannot be, as data is missing that the
-    /// target does not say is missing.
+    /// Whether all data was moved, when the target says that the command is done. `Err` if data is
+    /// missing and the target does not say so.
     pub fn is_whole(&self, residual: Residual) -> Result<bool, &'static str> {
         match residual {
             Residual::None if self.moved == self.bytes => Ok(true),
@@ -459,7 +460,8 @@ impl Transfer {
     }
 }
 
-/// CRC-32C, as digests have it, bit by bit: 48 bytes a PDU, where somebody wants it.
+/// CRC-32C of header digests, bit by bit. It is computed only if digests were negotiated, for 48
+/// bytes a PDU.
 pub fn digest(bytes: &[u8]) -> [u8; DIGEST] {
     let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {

@@ -1,37 +1,37 @@
-//! SCSI as far as a disk needs it: commands to bytes, what a logical unit says about itself, what
-//! sense data means.
+//! The SCSI commands of a disk: encodes commands, decodes the properties of a logical unit, and
+//! interprets sense data.
 //!
-//! Contract: pure, and there without libiscsi, so that fuzzers reach it. Whatever a target sends is
-//! read within its length. Sources: SBC-4 and SPC-5 of T10, by command.
+//! Contract: pure, so that fuzzers reach it. Answers are read only within their length. Sources:
+//! SBC-4 and SPC-5 of T10, by command.
 
 use blkswitch_core::multipath::outcome;
 
-/// Longest command here.
+/// Longest command in bytes.
 pub const CDB: usize = 16;
-/// Longest answer that is asked for.
+/// Longest answer in bytes.
 pub const ANSWER: usize = 255;
-/// Parameter list of an UNMAP of one range.
+/// Length of the parameter list of an UNMAP with one range, in bytes.
 pub const UNMAP_LIST: usize = 24;
 
-/// A command and which way its data goes.
+/// A command and the direction of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Its bytes.
+    /// The command descriptor block.
     pub cdb: [u8; CDB],
-    /// How many of them it has.
+    /// Number of bytes of `cdb` that the command uses.
     pub len: usize,
-    /// Which way its data goes.
+    /// The direction of its data.
     pub way: Way,
 }
 
-/// Which way data goes.
+/// The direction of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// It has none.
+    /// The command has no data.
     None,
-    /// To us.
+    /// From the unit to the initiator.
     In,
-    /// To the unit.
+    /// From the initiator to the unit.
     Out,
 }
 
@@ -53,17 +53,18 @@ fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> Comma
     )
 }
 
-/// READ(16).
+/// READ(16) of `blocks` from `block` on.
 pub fn read(block: u64, blocks: u32) -> Command {
     with_range(0x88, 0, Way::In, block, blocks)
 }
 
-/// WRITE(16).
+/// WRITE(16) of `blocks` from `block` on.
 pub fn write(block: u64, blocks: u32, fua: bool) -> Command {
     with_range(0x8a, if fua { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
 
-/// WRITE SAME(16); of a block of zeroes, it zeroes, and may give the space up if `unmap`.
+/// WRITE SAME(16). With a block of zeroes it zeroes the range, and with `unmap` it may deallocate
+/// it.
 pub fn write_same(block: u64, blocks: u32, unmap: bool) -> Command {
     with_range(0x93, if unmap { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
@@ -73,7 +74,7 @@ pub fn synchronize_cache() -> Command {
     with_range(0x91, 0, Way::None, 0, 0)
 }
 
-/// UNMAP, and the list of its one range.
+/// UNMAP of one range, and its parameter list.
 pub fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
     let mut list = [0; UNMAP_LIST];
     let fields: [(usize, &[u8]); 4] = [
@@ -90,7 +91,7 @@ pub fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
     (command(10, Way::Out, &[(0, &[0x42]), (7, &(UNMAP_LIST as u16).to_be_bytes())]), list)
 }
 
-/// READ CAPACITY(16).
+/// READ CAPACITY(16): size and block sizes.
 pub fn read_capacity() -> Command {
     command(16, Way::In, &[(0, &[0x9e, 0x10]), (10, &(ANSWER as u32).to_be_bytes())])
 }
@@ -101,17 +102,17 @@ pub fn get_lba_status(block: u64) -> Command {
     command(16, Way::In, &[(0, &[0x9e, 0x12]), (2, &block.to_be_bytes()), (10, &length)])
 }
 
-/// Reads its answer: how many blocks from `block` on are alike, and whether they are provisioned.
-/// `None` if it makes no sense.
+/// Decodes the answer to GET LBA STATUS: the number of blocks from `block` on in one state, and
+/// whether they are provisioned. `None` if it is not valid.
 pub fn lba_status(answer: &[u8], block: u64) -> Option<(u64, bool)> {
-    // The length does not count itself; the first descriptor begins at 8.
+    // The length does not include its own field. The first descriptor begins at 8.
     let len = u32::from_be_bytes(be(answer, 0)?);
     let first = u64::from_be_bytes(be(answer, 8)?);
     let blocks = u64::from(u32::from_be_bytes(be(answer, 16)?));
     let [status] = be(answer, 20)?;
     let blocks = first.checked_add(blocks)?.checked_sub(block)?;
-    // 1: deallocated. An anchored block has its place on the medium, but reads as one of them; it
-    // is taken as data, as it counts as used.
+    // 1 means deallocated. An anchored block reads like a deallocated one, but has space reserved
+    // on the medium, so it counts as data.
     (len >= 20 && first <= block && blocks > 0).then_some((blocks, status & 0x0f != 1))
 }
 
@@ -120,7 +121,7 @@ pub fn inquiry(page: u8) -> Command {
     command(6, Way::In, &[(0, &[0x12, 1, page]), (3, &(ANSWER as u16).to_be_bytes())])
 }
 
-/// TEST UNIT READY.
+/// TEST UNIT READY: checks that the unit answers.
 pub fn test_unit_ready() -> Command {
     command(6, Way::None, &[])
 }
@@ -130,46 +131,48 @@ pub fn mode_sense_caching() -> Command {
     command(6, Way::In, &[(0, &[0x1a, 0x08, 0x08, 0, ANSWER as u8])])
 }
 
-/// What a logical unit says about itself. It must be the same on every session of a leaf.
+/// The properties of a logical unit, as it reports them. Later sessions must keep them
+/// ([`Volume::broken_promise`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
-    /// Its size.
+    /// Size of the unit in blocks.
     pub blocks: u64,
-    /// A block.
+    /// Size of a block in bytes.
     pub block_bytes: u32,
-    /// What it writes at once, one block or more.
+    /// Size of a physical block in bytes, one block or more.
     pub physical_bytes: u32,
-    /// It cannot be written.
+    /// Whether the unit is write-protected.
     pub read_only: bool,
-    /// It is a disk that turns.
+    /// Whether the medium rotates.
     pub rotational: bool,
-    /// A write can be made stable by itself.
+    /// Whether single writes can be made durable (FUA).
     pub fua: bool,
-    /// It has a volatile cache.
+    /// Whether the unit has a volatile cache.
     pub cache: bool,
-    /// Most blocks of an UNMAP; 0: it has none.
+    /// Most blocks of an UNMAP. 0 if the unit has no UNMAP.
     pub unmap_blocks: u32,
-    /// Most blocks of a WRITE SAME; 0: whatever is asked.
+    /// Most blocks of a WRITE SAME. 0 for no limit.
     pub same_blocks: u64,
-    /// WRITE SAME may give space up, and what was given up reads as zeroes.
+    /// Whether WRITE SAME may deallocate blocks, and deallocated blocks read as zeroes.
     pub same_unmaps: bool,
-    /// Blocks may be not provisioned, and GET LBA STATUS tells which.
+    /// Whether the unit may have deallocated blocks, which GET LBA STATUS reports.
     pub provisions: bool,
-    /// What is not provisioned reads as zeroes.
+    /// Whether deallocated blocks read as zeroes.
     pub holes_are_zeroes: bool,
-    /// Most blocks of a READ or WRITE; 0: whatever is asked.
+    /// Most blocks of a READ or WRITE. 0 for no limit.
     pub transfer_blocks: u32,
-    /// The names of the unit.
+    /// The names of the unit; `None` if it has none.
     pub identity: Option<String>,
-    /// One of them is unique in the world: a registered NAA, an EUI-64, a UUID or a SCSI name.
-    /// Targets make the other kinds of numbers that the units of other machines have as well.
+    /// Whether one of the names is unique in the world: a registered NAA, an EUI-64, a UUID or a
+    /// SCSI name. Targets may build the other kinds from numbers that units of other machines have,
+    /// too.
     pub has_unique_name: bool,
 }
 
 impl Volume {
-    /// Which promise a unit breaks that was `self` and now is `now`; nothing if it can be gone on
-    /// with. It may do more, or be larger (of which the old size is used). It may do less where that
-    /// can be made up for: each session goes by what the unit says to it.
+    /// Describes the promise that a unit breaks if it was `self` and is `now`. `None` if the leaf
+    /// can go on. The unit may offer more, or be larger, in which case the old size is used. It may
+    /// offer less if this client can compensate: each session uses what the unit reports on it.
     pub fn broken_promise(&self, now: &Volume) -> Option<String> {
         let name = |volume: &Volume| match &volume.identity {
             Some(names) => format!("'{names}'"),
@@ -197,7 +200,7 @@ fn be<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl Volume {
-    /// Takes the answer to READ CAPACITY(16). Nothing if it makes no sense.
+    /// Decodes the answer to READ CAPACITY(16). `None` if it is not valid.
     pub fn take_capacity(&mut self, answer: &[u8]) -> Option<()> {
         let last = u64::from_be_bytes(be(answer, 0)?);
         self.block_bytes = u32::from_be_bytes(be(answer, 8)?);
@@ -209,14 +212,14 @@ impl Volume {
             .is_some_and(|b| b <= i64::MAX as u64);
         let exponent = answer.get(13).map_or(0, |byte| byte & 0x0f).min(7);
         self.physical_bytes = self.block_bytes << exponent;
-        // Logical block provisioning is there, and reads of what was given up return zeroes.
+        // Bits for "provisioning is managed" and "deallocated blocks read as zeroes".
         let bits = answer.get(14).copied().unwrap_or(0);
         (self.provisions, self.holes_are_zeroes) = (bits & 0x80 != 0, bits & 0x40 != 0);
         self.same_unmaps = answer.get(14).is_some_and(|byte| byte & 0xc0 == 0xc0);
         (good && fits).then_some(())
     }
 
-    /// Takes the page of block limits (0xb0).
+    /// Decodes the page of block limits (0xb0).
     pub fn take_limits(&mut self, page: &[u8]) {
         let word = |at| be(page, at).map_or(0, u32::from_be_bytes);
         self.transfer_blocks = word(8);
@@ -225,13 +228,13 @@ impl Volume {
         self.same_blocks = be(page, 36).map_or(0, u64::from_be_bytes);
     }
 
-    /// Takes the page of block device characteristics (0xb1).
+    /// Decodes the page of block device characteristics (0xb1).
     pub fn take_characteristics(&mut self, page: &[u8]) {
-        // 1: not rotating; 0: not told.
+        // 1 means not rotating, 0 not reported.
         self.rotational = be(page, 4).map_or(0, u16::from_be_bytes) > 1;
     }
 
-    /// Takes the page of logical block provisioning (0xb2).
+    /// Decodes the page of logical block provisioning (0xb2).
     pub fn take_provisioning(&mut self, page: &[u8]) {
         let bits = page.get(5).copied().unwrap_or(0);
         if bits & 0x80 == 0 {
@@ -240,7 +243,7 @@ impl Volume {
         self.same_unmaps &= bits & 0x40 != 0;
     }
 
-    /// Takes the answer to MODE SENSE(6) of the caching page.
+    /// Decodes the answer to MODE SENSE(6) of the caching page.
     pub fn take_mode(&mut self, answer: &[u8]) {
         let (specific, skip) =
             (answer.get(2).copied().unwrap_or(0), answer.get(3).copied().unwrap_or(0));
@@ -252,9 +255,9 @@ impl Volume {
         }
     }
 
-    /// Takes the page of device identification (0x83): all names of the logical unit itself, the
-    /// best first. One name alone may be that of other units, too: some targets make it of numbers
-    /// that others use as well.
+    /// Decodes the page of device identification (0x83): all names of the logical unit itself, the
+    /// best first. All are used, because some targets build a single name from numbers that other
+    /// units have, too.
     pub fn take_identity(&mut self, page: &[u8]) {
         let (mut names, mut at) = (Vec::new(), 4);
         let end =
@@ -265,7 +268,7 @@ impl Volume {
                 break;
             };
             at += 4 + usize::from(len);
-            // Association 0: the logical unit, not the port.
+            // Association 0 is the logical unit, others are a port or the target.
             if kind & 0x30 != 0 || is_blank(name) {
                 continue;
             }
@@ -280,14 +283,15 @@ impl Volume {
                 _ => None,
             });
         }
-        // In one order, whatever the unit's is at the moment.
+        // Sorted, because a unit may report its names in any order.
         names.sort();
         names.dedup();
         let names: Vec<String> = names.into_iter().map(|(_, name)| name).collect();
         self.identity = Some(names.join(", ")).filter(|names| !names.is_empty());
     }
 
-    /// Takes the page of the unit's serial number (0x80): one more name, where none is unique.
+    /// Decodes the page of the unit's serial number (0x80). It becomes one more name if no other is
+    /// unique.
     pub fn take_serial(&mut self, page: &[u8]) {
         let len = be(page, 2).map_or(0, u16::from_be_bytes);
         let serial =
@@ -303,9 +307,9 @@ impl Volume {
     }
 }
 
-/// Whether a designator of this type is unique in the world, as SPC has it. NAA 3 is "locally
-/// assigned"; tgt has a registered NAA (6) without a company, made of numbers that other machines
-/// use, too; a T10 name is unique only if its vendor takes care.
+/// Whether a designator of this type is unique in the world, by SPC. NAA 3 is "locally assigned".
+/// tgt uses a registered NAA (6) without a company, built from numbers that other machines use,
+/// too. A T10 name is unique only if its vendor takes care.
 fn is_unique(kind: u8, name: &[u8]) -> bool {
     match kind {
         2 | 8 | 10 => true,
@@ -320,12 +324,12 @@ fn is_unique(kind: u8, name: &[u8]) -> bool {
     }
 }
 
-/// A name that says nothing.
+/// Whether a name consists of blanks and zeroes.
 fn is_blank(name: &[u8]) -> bool {
     name.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
-/// What is not plain is escaped: two names must not look alike.
+/// The name as text. Special bytes are escaped, so that two names never look alike.
 fn text(name: &[u8]) -> String {
     let is_filling = |byte: &u8| matches!(byte, 0 | b' ');
     let first = name.iter().position(|byte| !is_filling(byte)).unwrap_or(name.len());
@@ -333,7 +337,7 @@ fn text(name: &[u8]) -> String {
     name.get(first..end).unwrap_or_default().escape_ascii().to_string()
 }
 
-/// Key and additional code of sense data, as it stands in a response: behind its length.
+/// The key and additional code of the sense data in a response, behind its length.
 pub fn sense(segment: &[u8]) -> (u8, u16) {
     let data = segment.get(2..).unwrap_or_default();
     let byte = |at: usize| data.get(at).copied().unwrap_or(0);
@@ -344,31 +348,31 @@ pub fn sense(segment: &[u8]) -> (u8, u16) {
     }
 }
 
-/// The key where there is no sense data. A command that failed without any has not succeeded, as the
-/// key 0 would say.
+/// The key for missing sense data. A command that failed without sense data has not succeeded,
+/// which the key 0 would mean.
 const NO_SENSE_DATA: u8 = u8::MAX;
 
-/// What a command's end means.
+/// The meaning of a command's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done.
+    /// The command has succeeded.
     Good,
-    /// It is to be sent again at once: something about the unit had changed, or it was aborted.
+    /// Send it again at once: the unit reported a change of state, or the command was aborted.
     Again,
-    /// It was not carried out, and the unit may not be what it was: another session is to find out.
+    /// It was not carried out, and the unit may be another one now. A new session must find out.
     Changed,
-    /// The same, but for now there is no unit: the path fails ([`GONE`]).
+    /// As `Changed`, but the unit is missing now, so the path fails ([`GONE`]).
     Gone,
-    /// It is to be sent again when others are done: the target has no room.
+    /// Send it again when others are done, because the target has no room.
     Busy,
-    /// It failed: an errno.
+    /// It failed with this errno.
     Failed(i32),
 }
 
-/// The errno of a unit that is not there.
+/// The errno for a missing unit.
 pub const GONE: i32 = libc::ENXIO;
 
-/// Status of a command as the transport has it.
+/// The SCSI status codes.
 pub mod status {
     #![allow(missing_docs, reason = "the names are the standard's")]
 
@@ -381,9 +385,9 @@ pub mod status {
     pub const TASK_ABORTED: i32 = 0x40;
 }
 
-/// What status and sense mean. Errnos are those the kernel's SCSI layer maps to, so that paths fail
-/// by the same rules ([`outcome`]): the medium, the target, reservations do not fail a path; a unit
-/// that is not there or not ready does.
+/// The meaning of a status with its sense. The errnos are those of the kernel's SCSI layer, so
+/// paths fail by the same rules ([`outcome`]). Errors of the medium, errors of the target and
+/// reservations do not fail a path. A unit that is missing or not ready does.
 pub fn judge(status: i32, key: u8, ascq: u16) -> Outcome {
     match status {
         status::GOOD | status::CONDITION_MET => Outcome::Good,
@@ -396,7 +400,7 @@ pub fn judge(status: i32, key: u8, ascq: u16) -> Outcome {
 }
 
 fn judge_sense(key: u8, ascq: u16) -> Outcome {
-    // Additional sense codes.
+    // Additional sense codes, each with its qualifier.
     const SPACE: u16 = 0x2707;
     const UNIT_NOT_SUPPORTED: u16 = 0x2500;
     const OUT_OF_RANGE: u16 = 0x2100;
@@ -409,25 +413,26 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
     const INQUIRY_CHANGED: u16 = 0x3f03;
     const UNITS_CHANGED: u16 = 0x3f0e;
     match (key, ascq) {
-        // No sense, recovered.
+        // No sense, recovered error.
         (0 | 1, _) => Outcome::Good,
         // Not ready: standby, in transition, offline.
         (2, _) => Outcome::Failed(libc::ENXIO),
         (3, _) => Outcome::Failed(libc::ENODATA),
-        // Not every target says so when another one has come in its place.
+        // Not every target reports it when another unit has replaced this one.
         (5, UNIT_NOT_SUPPORTED) => Outcome::Gone,
         (5, OUT_OF_RANGE) => Outcome::Failed(libc::EINVAL),
         (5, OPCODE | FIELD_IN_CDB | FIELD_IN_LIST) => Outcome::Failed(libc::EOPNOTSUPP),
         (6, CAPACITY_CHANGED | INQUIRY_CHANGED | UNITS_CHANGED) => Outcome::Changed,
-        // Whatever was there before the power went, or before it was plugged in.
+        // Power on or reset: the unit may be another one now.
         (6, ascq) if ascq >> 8 == RESET => Outcome::Changed,
-        // Attention: other parameters, another session's doing. The command was not carried out.
+        // Unit attention, such as changed parameters or an action of another session. The command
+        // was not carried out.
         (6, _) => Outcome::Again,
         (7, SPACE) => Outcome::Failed(libc::ENOSPC),
         (7, _) => Outcome::Failed(libc::EROFS),
         (0xb, ascq) if ascq >> 8 == PROTECTION => Outcome::Failed(libc::EILSEQ),
         (0xb, _) => Outcome::Again,
-        // Hardware, blank, vendor's, copy, overflow, miscompare.
+        // Hardware error, blank check, vendor specific, copy aborted, overflow, miscompare.
         _ => Outcome::Failed(libc::EREMOTEIO),
     }
 }
@@ -500,15 +505,15 @@ mod tests {
         for cut in 0..page.len() {
             identity(&page[..cut]);
         }
-        // What is behind the end of the page is none of it.
+        // Bytes behind the end of the page are ignored.
         assert_eq!(identity(&[&vpd(0x83, &[t10])[..], naa].concat()).as_deref(), Some("t10.IET"));
         // Names that are not text stay two.
         let odd = |byte| identity(&vpd(0x83, &[&[2, 1, 0, 1, byte]]));
         assert!(odd(0xfe).is_some() && odd(0xfe) != odd(0xff));
     }
 
-    /// tgt's defaults: two machines whose first units have the same names, but for the serial
-    /// number, if the administrator has given one.
+    /// tgt's defaults: the first units of two machines have the same names, and differ only in the
+    /// serial number that an administrator may have set.
     #[test]
     fn names_that_are_made_of_numbers_are_not_unique_and_the_serial_number_counts_too() {
         let t10: &[u8] = &[2, 0x01, 0, 4, b'I', b'E', b'T', b'1'];
@@ -601,13 +606,13 @@ mod tests {
     #[test]
     fn after_an_attention_that_it_may_be_another_the_unit_is_looked_at_again() {
         let attention = |ascq| judge(status::CHECK_CONDITION, 6, ascq);
-        // Power on, a reset of the target, a nexus that was lost; another capacity, name, other
+        // Power on, a reset of the target, a lost nexus; another capacity, another name, other
         // units.
         for changed in [0x2900, 0x2902, 0x2907, 0x2a09, 0x3f03, 0x3f0e] {
             assert_eq!(attention(changed), Outcome::Changed, "{changed:#x}");
         }
         assert_eq!(judge(status::CHECK_CONDITION, 5, 0x2500), Outcome::Gone);
-        // Other parameters, a reservation of somebody else's.
+        // Other parameters, a reservation of another initiator.
         for again in [0x2a01, 0x2a03] {
             assert_eq!(attention(again), Outcome::Again, "{again:#x}");
         }

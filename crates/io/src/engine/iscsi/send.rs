@@ -1,7 +1,7 @@
-//! What a link sends: commands, the data that a target asks for, answers to pings.
+//! The sending side of a link: commands, requested data, and answers to pings.
 //!
-//! Contract: as [`super::link`]. Data is sent from the memory that operations lend: a task remembers
-//! the last batch that has some of it.
+//! Contract: as [`super::link`]. Data is sent from the memory that operations lend, so a task
+//! remembers the last batch that contains some of its data.
 
 use super::link::{Burst, IscsiLink, Leaving, MAX_TASKS, Task, Work, sealed};
 use super::pdu::{self, DIGEST, DataOut, HEADER, Header, Numbers, Transfer};
@@ -11,17 +11,17 @@ use crate::engine::session::links::Port;
 use crate::engine::{LeafIo, LeafOp};
 use crate::sys::span::ZEROES;
 
-/// Largest transfer of one command: larger ones gain nothing, and hold up the others.
+/// Largest transfer of one command in bytes. Larger ones gain nothing and delay others.
 const MAX_TRANSFER: u64 = 4 << 20;
-/// Longest range of one UNMAP or WRITE SAME: what every target does in time.
+/// Longest range of one UNMAP or WRITE SAME in bytes. Every target finishes this in time.
 const MAX_RANGE: u64 = 1 << 30;
-/// Bursts of one task that may wait: what is sent without being asked for, and what is asked for.
+/// Most bursts of one task that may wait: the unasked one, and a requested one.
 const MAX_BURSTS: u8 = 2;
 
-/// A command for an operation, or for what is left of it.
+/// A command for an operation, or for the rest of it.
 struct Next {
     command: Command,
-    /// Bytes of the operation.
+    /// Bytes of the operation that the command covers.
     piece: u64,
     /// Bytes of the command's data.
     bytes: u32,
@@ -29,7 +29,7 @@ struct Next {
 }
 
 impl IscsiLink {
-    /// Sends all that may be sent.
+    /// Sends everything that may be sent now.
     pub(super) fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
         loop {
             self.conn.send(port);
@@ -52,7 +52,7 @@ impl IscsiLink {
         may && !work.ready.is_empty()
     }
 
-    /// Adds one PDU to the batch; false if there is none.
+    /// Adds one PDU to the batch. Returns `false` if there is none.
     fn add(&mut self, batch: u64, work: &mut Work<'_>) -> bool {
         if let Some(ping) = self.pings.pop_front() {
             // SAFETY: there is no data.
@@ -125,8 +125,8 @@ impl IscsiLink {
         self.wire.numbers.command = at.wrapping_add(1);
         let from = self.data_of(number, 0, work);
         let data = from.filter(|_| immediate > 0).map(|from| (from, immediate as usize));
-        // SAFETY: the data is the operation's, which lends it until it is answered, the task's, which
-        // stays where it is until the kernel has sent it, or static.
+        // SAFETY: the data is static, or it belongs to the operation, which lends it until the
+        // answer, or to the task, which does not move until the kernel has sent it.
         unsafe { self.put(&header, data) };
     }
 
@@ -158,7 +158,7 @@ impl IscsiLink {
         }
     }
 
-    /// The target wants data of a write.
+    /// The target requests data of a write.
     pub(super) fn wanted(
         &mut self,
         tag: u32,
@@ -177,7 +177,7 @@ impl IscsiLink {
         Ok(())
     }
 
-    /// A command's data for the target, from `offset` on.
+    /// The outgoing data of a command, from `offset` on.
     fn data_of(&self, number: u32, offset: u32, work: &Work<'_>) -> Option<*const u8> {
         let task = self.tasks.get(number as usize)?.as_ref()?;
         let op = work.ops.get(task.slot)?;
@@ -190,12 +190,12 @@ impl IscsiLink {
     }
 }
 
-/// The flush after a write of so many bytes.
+/// The flush after a write of `piece` bytes.
 fn flush(piece: u64) -> Next {
     Next { command: scsi::synchronize_cache(), piece, bytes: 0, unmap: [0; UNMAP_LIST] }
 }
 
-/// The command for what is left of an operation.
+/// The command for the rest of an operation.
 fn next_command(io: &LeafIo, done: u64, volume: &Volume) -> Next {
     let block_bytes = u64::from(volume.block_bytes);
     let piece = (io.len - done).min(limit(io.op, volume));
@@ -218,7 +218,7 @@ fn next_command(io: &LeafIo, done: u64, volume: &Volume) -> Next {
     Next { command, piece, bytes, unmap }
 }
 
-/// Most bytes of one command.
+/// Most bytes of the operation that one command covers.
 fn limit(op: LeafOp, volume: &Volume) -> u64 {
     let bytes = |blocks: u64| match blocks {
         0 => u64::MAX,

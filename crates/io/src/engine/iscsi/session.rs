@@ -1,9 +1,9 @@
-//! A session with a target: login, and commands one at a time, blocking, for the control side. A
-//! session that is ready is handed to a queue, whose [`super::link`] drives it from then on.
+//! A session with a target: login, and single blocking commands for the control side. When it is
+//! ready, a session is handed to a queue, whose [`super::link`] uses it from then on.
 //!
-//! Contract: a session is used by one thread at a time. Every call here ends at its deadline; one
-//! that fails on the way ends the session. Whatever a target sends is checked against the request
-//! that it answers, as in [`super::link`]: by [`super::pdu`].
+//! Contract: one thread at a time uses a session. Every call ends at its deadline. A call that
+//! fails on the way ends the session. Everything a target sends is checked against its request,
+//! with [`super::pdu`] as in [`super::link`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,115 +19,114 @@ use super::scsi::{self, ANSWER, Command, Outcome, Volume};
 use crate::engine::session::socket::Socket;
 use crate::engine::session::uri::{Place, host_and_port};
 
-/// The initiator's name where the address has none.
+/// The default name of the initiator.
 const INITIATOR: &str = "iqn.2026-11.org.blkswitch:host";
-/// How often a command is sent again after a unit attention: one for each kind that a session may
+/// How often a command is sent again after a unit attention: once for each kind that a session may
 /// begin with.
 pub(super) const TRIES: u32 = 8;
-/// Pause before a command is sent again that the target had no room for.
+/// Pause before a command is sent again because the target had no room for it.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Most portals that a login is sent on to: a group needs one or two, and one that sends in a
-/// circle is to be told from one that is slow.
+/// Most redirections of a login. A storage group needs one or two, and more suggest a circle.
 const MAX_REDIRECTIONS: u32 = 8;
-/// Most exchanges of one login: each stage needs some.
+/// Most exchanges of one login. Each stage needs a few.
 const MAX_EXCHANGES: u32 = 16;
-/// Most text that a target may send in one login.
+/// Most text in bytes that a target may send in one answer of a login.
 const MAX_TEXT: usize = 64 << 10;
-/// Of a file's mode.
+/// The bit of a file's mode.
 const OTHERS_MAY_READ: u32 = 0o004;
-/// Longest secret.
+/// Longest secret in bytes.
 const MAX_SECRET: u64 = 255;
-/// How long a good-bye may take.
+/// Time limit for the logout when a session is dropped.
 const GOODBYE: Duration = Duration::from_millis(100);
 
-/// Who a session is to the target: the name of its initiator is that of the leaf. A login with the
-/// same name and identifier at the same group of portals is the same session begun anew: the target
-/// ends what is left of the old one, with all its commands, before it answers (RFC 7143, 6.3.5).
+/// The initiator's part of a session identifier; the initiator's name is that of the leaf. A login
+/// with the same name and identifier at the same portal group begins the session anew. The target
+/// then ends the old session, with all its commands, before it answers (RFC 7143, 6.3.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Isid([u8; 6]);
 
 impl Isid {
-    /// An identifier of this leaf for each of its sessions, by `number`. Drawn anew whenever the leaf
-    /// is opened: two daemons must not end each other's sessions.
+    /// The identifier of a leaf's session `number`. `leaf` is drawn whenever a leaf is opened, so
+    /// that two daemons do not end each other's sessions.
     pub(super) fn new(leaf: [u8; 3], number: u16) -> Isid {
-        // The standard's form for numbers that are drawn, with a qualifier.
+        // The standard's form for random numbers, with a qualifier.
         let ([a, b, c], [high, low]) = (leaf, number.to_be_bytes());
         Isid([0x80, a, b, c, high, low])
     }
 }
 
-/// Where a session has ended up: a login that leads there again, with the same identifier, ends the
+/// The target's end of a session. A later login at the same end with the same identifier ends the
 /// session that was there before, with all its commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Nexus {
     place: Place,
-    /// The tag of the group of portals; nothing if the target does not tell.
+    /// The tag of the portal group; `None` if the target does not report it.
     group: Option<u16>,
 }
 
 impl Nexus {
-    /// Whether the other is the same. By the standard the group alone says so, whatever the portal;
-    /// but there are groups of machines whose portals all give themselves one tag and do not know of
-    /// each other's sessions. So the portal must be the same, too.
+    /// Whether both are the same end. By the standard, the group alone decides, whatever the
+    /// portal. But there are storage groups of several machines whose portals all report the same
+    /// tag without knowing each other's sessions. So the portal must be the same, too.
     pub(super) fn is_same(&self, other: &Nexus) -> bool {
         self.group.is_some() && self == other
     }
 }
 
-/// What a session has beside its socket, for whoever drives it.
+/// The state of a session beside its socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wire {
     pub(super) lun: [u8; 8],
     pub(super) numbers: Numbers,
-    /// The last command that the target takes.
+    /// The last command number that the target accepts.
     pub(super) most: u32,
     pub(super) agreed: Agreed,
 }
 
 impl Wire {
-    /// Takes the counters of a header.
+    /// Processes the counters of a header.
     pub(super) fn count(&mut self, counters: &Counters) {
         if let Some(status) = counters.status
             && !pdu::is_after(self.numbers.status, status.wrapping_add(1))
         {
             self.numbers.status = status.wrapping_add(1);
         }
-        // The standard: both are left alone if they do not fit together.
+        // The standard requires to ignore both counters if they contradict each other.
         let fit = !pdu::is_after(counters.expected.wrapping_sub(1), counters.most);
         if fit && pdu::is_after(counters.most, self.most) {
             self.most = counters.most;
         }
     }
 
-    /// Whether the target takes a further command now.
+    /// Whether the target accepts a further command now.
     pub(super) fn is_open(&self) -> bool {
         !pdu::is_after(self.numbers.command, self.most)
     }
 
-    /// Bytes of a header that comes.
+    /// Length of an incoming header in bytes, with its digest.
     pub(super) fn header_len(&self) -> usize {
         HEADER + if self.agreed.digest { pdu::DIGEST } else { 0 }
     }
 }
 
-/// See the module's text.
+/// A session with one logical unit.
 pub(super) struct Session {
-    /// Nothing once it was ended.
+    /// `None` after the session has ended.
     socket: Option<Socket>,
     wire: Wire,
     nexus: Nexus,
-    /// What the unit can do, as it has said on this session.
+    /// The properties of the unit, as reported on this session.
     volume: Volume,
     tag: u32,
-    /// The unit has told that it may be another while it was asked what it is.
+    /// Whether the unit has reported that it may be another one, while its properties were queried.
     told: bool,
     has_reset: bool,
 }
 
-/// What became of a login by one portal.
+/// The result of a login at one portal.
 enum Login {
     Done(Session),
-    /// Another portal is to be asked.
+    /// The target redirects to another portal.
     Elsewhere(String),
 }
 
@@ -135,11 +134,11 @@ enum Login {
 struct Ended {
     status: Option<u8>,
     sense: (u8, u16),
-    /// All of its data has come.
+    /// Whether all of its data has arrived.
     is_whole: bool,
 }
 
-/// An answer that cannot be one: nothing more can be understood on this session.
+/// An error for an invalid answer. The session cannot be used any more.
 fn broken(why: impl Into<String>) -> io::Error {
     io::Error::new(
         io::ErrorKind::NotConnected,
@@ -148,7 +147,7 @@ fn broken(why: impl Into<String>) -> io::Error {
 }
 
 impl Session {
-    /// Connects, logs in, follows redirections, and looks whether the unit is there.
+    /// Connects, logs in, follows redirections, and checks that the unit is there.
     pub(super) fn login(
         address: &IscsiAddress,
         isid: Isid,
@@ -159,8 +158,8 @@ impl Session {
         for _ in 0..=MAX_REDIRECTIONS {
             match Session::login_at(address, &place, isid, deadline)? {
                 Login::Done(mut session) => {
-                    // What is new to a session that begins says nothing: what the unit is, is asked
-                    // after this.
+                    // Unit attentions at the start of a session do not matter, because the
+                    // properties of the unit are queried after this.
                     session.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)?;
                     return Ok(session);
                 }
@@ -177,7 +176,7 @@ impl Session {
         Err(io::Error::new(io::ErrorKind::NotConnected, reason))
     }
 
-    /// The same by one portal.
+    /// Logs in at one portal.
     fn login_at(
         address: &IscsiAddress,
         place: &Place,
@@ -189,7 +188,7 @@ impl Session {
             None => None,
         };
         let socket = Socket::connect(place, address.patience.timeout, deadline)?;
-        // The first command has the number 1, as its login has.
+        // The login has command number 1, and so has the first command.
         let numbers = Numbers { command: 1, status: 0 };
         let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
         let nexus = Nexus { place: place.clone(), group: None };
@@ -211,7 +210,7 @@ impl Session {
             ("AuthMethod", method),
         ]);
         let (mut stage, mut agreed) = (Stage::Security, Agreed::default());
-        // Whether we have said all that is to be said in this stage.
+        // Whether this side has nothing more to say in this stage.
         let mut done = user.is_none();
         for _ in 0..MAX_EXCHANGES {
             let next = match stage {
@@ -227,7 +226,7 @@ impl Session {
                     return Ok(Login::Elsewhere(to.to_string()));
                 }
                 status => {
-                    // Only of the last class is that it may be otherwise in a while.
+                    // Only class 3 means that a later login may succeed.
                     let refused = io::ErrorKind::PermissionDenied;
                     let kind = if status[0] == 3 { io::ErrorKind::NotConnected } else { refused };
                     return Err(io::Error::new(kind, login::refusal(status)));
@@ -260,7 +259,7 @@ impl Session {
         Err(broken("the login does not end"))
     }
 
-    /// A login request and the answer to it: its text, its status, and the stage it goes on to.
+    /// Sends a login request and reads the answer: its text, its status, and the next stage.
     fn exchange_text(
         &mut self,
         isid: Isid,
@@ -298,8 +297,8 @@ impl Session {
         }
     }
 
-    /// What the logical unit says about itself, all of it after it has told last that it may be
-    /// another.
+    /// Queries the properties of the logical unit. Repeats all queries if the unit reports
+    /// meanwhile that it may be another one.
     pub(super) fn volume(&mut self, deadline: Instant) -> io::Result<Volume> {
         for _ in 0..TRIES {
             self.told = false;
@@ -313,7 +312,7 @@ impl Session {
     }
 
     fn volume_once(&mut self, deadline: Instant) -> io::Result<Volume> {
-        // A unit that does not tell may have a cache.
+        // Assume a cache if the unit does not report one.
         let mut volume = Volume { cache: true, ..Volume::default() };
         let capacity = self.ask(&scsi::read_capacity(), deadline)?;
         volume.take_capacity(&capacity).ok_or_else(|| {
@@ -332,8 +331,8 @@ impl Session {
         for (question, take) in questions {
             match self.ask(&question, deadline) {
                 Ok(answer) => take(&mut volume, &answer),
-                // It does not know the question. (One that cannot answer now may know it another
-                // time, and would seem to have become another unit.)
+                // The unit does not know the question. If it only cannot answer now, fail: a later
+                // answer would look like another unit.
                 Err(error) if error.raw_os_error().is_some_and(|errno| !is_path_error(errno)) => {
                     tracing::debug!(?question, %error, "not answered");
                 }
@@ -343,24 +342,25 @@ impl Session {
         Ok(volume)
     }
 
-    /// The blocks from `block` on that are alike, and whether they are provisioned.
+    /// The number of blocks from `block` on in one state, and whether they are provisioned.
     pub(super) fn lba_status(&mut self, block: u64, deadline: Instant) -> io::Result<(u64, bool)> {
         let answer = self.ask(&scsi::get_lba_status(block), deadline)?;
         let nonsense = || io::Error::new(io::ErrorKind::InvalidData, "an LBA status of nothing");
         scsi::lba_status(&answer, block).ok_or_else(nonsense)
     }
 
-    /// Makes what was written stable.
+    /// Makes completed writes durable.
     pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
         self.call(&scsi::synchronize_cache(), &mut [], deadline)
     }
 
-    /// Reads the first block.
+    /// Reads the first block of the unit.
     pub(super) fn read_first(&mut self, volume: &Volume, deadline: Instant) -> io::Result<()> {
         self.call(&scsi::read(0, 1), &mut vec![0; volume.block_bytes as usize], deadline)
     }
 
-    /// Ends all commands of the unit, also those of other hosts. `Err` if the target has not.
+    /// Resets the unit, which ends all of its commands, also those of other hosts. `Err` if the target
+    /// has not reset it.
     pub(super) fn reset_unit(&mut self, deadline: Instant) -> io::Result<()> {
         match &mut self.socket {
             Some(socket) => socket.set_deadline(deadline),
@@ -380,49 +380,49 @@ impl Session {
             return Err(io::Error::other(format!("the target does not reset it ({response})")));
         }
         self.has_reset = true;
-        // It tells everybody that it was reset, also this session.
+        // The unit reports the reset to all sessions, also to this one.
         self.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)
     }
 
-    /// Whether it has ended all commands that the unit had.
+    /// Whether this session has reset the unit.
     pub(super) fn has_reset_unit(&self) -> bool {
         self.has_reset
     }
 
-    /// Whether the session was not ended by a call that failed.
+    /// Whether the session has not been ended by a failed call.
     pub(super) fn is_there(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Where it is.
+    /// The target's end of this session.
     pub(super) fn nexus(&self) -> &Nexus {
         &self.nexus
     }
 
-    /// What a link needs of it.
+    /// The parts that a link needs.
     pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Wire, Volume) {
         let volume = std::mem::take(&mut self.volume);
         (self.socket.take().map(OwnedFd::from), self.wire, volume)
     }
 
-    /// From now on the unit is known to be this.
+    /// Sets the properties of the unit.
     pub(super) fn can(&mut self, volume: Volume) {
         self.volume = volume;
     }
 
-    /// The answer to a question.
+    /// Sends a query and returns its answer.
     fn ask(&mut self, question: &Command, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; ANSWER];
         self.carry_out(question, &mut answer, deadline, true).map(|()| answer)
     }
 
-    /// A command, again while the unit has something else to say first; if that is that it may be
-    /// another now, or none, the session ends: the next one looks what it is.
+    /// Carries out a command. Repeats it after a unit attention. If the unit may be another one
+    /// now, or is gone, the session ends, and the next one queries the unit.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
         self.carry_out(command, data, deadline, false)
     }
 
-    /// The same; a command that only `asks` goes on by this session.
+    /// As [`Session::call`]. A command that only `asks` does not end the session.
     fn carry_out(
         &mut self,
         command: &Command,
@@ -435,7 +435,7 @@ impl Session {
             let Ended { status, sense: (key, ascq), is_whole } = ended;
             let judged = status.map(|status| scsi::judge(i32::from(status), key, ascq));
             match judged.unwrap_or(Outcome::Failed(libc::EREMOTEIO)) {
-                // An answer may be as short as the target likes.
+                // An answer to a query may be shorter than requested.
                 Outcome::Good if asks || is_whole => return Ok(()),
                 Outcome::Good => return Err(io::Error::from_raw_os_error(libc::EREMOTEIO)),
                 Outcome::Again => {}
@@ -473,7 +473,7 @@ impl Session {
         result
     }
 
-    /// Sends a command that sends no data and waits for its end.
+    /// Sends a command without outgoing data and waits for its end.
     fn exchange(&mut self, command: &Command, data: &mut [u8]) -> io::Result<Ended> {
         while !self.wire.is_open() {
             let (incoming, segment) = self.receive()?;
@@ -511,7 +511,7 @@ impl Session {
         }
     }
 
-    /// Takes what the target says without having been asked.
+    /// Processes an unsolicited PDU.
     fn hear(&mut self, incoming: &Incoming, segment: &[u8]) -> io::Result<()> {
         match incoming.heard {
             Heard::Ping { transfer: pdu::NO_TAG, .. } => Ok(()),
@@ -519,7 +519,7 @@ impl Session {
                 let header = pdu::nop_out(lun, transfer, self.wire.numbers);
                 self.send(&header, &[])
             }
-            // What is new about the unit.
+            // Sense data of the unit.
             Heard::Event { code: 0, .. } => {
                 let (key, ascq) = scsi::sense(segment);
                 let sense = scsi::judge(scsi::status::CHECK_CONDITION, key, ascq);
@@ -540,7 +540,7 @@ impl Session {
         }
     }
 
-    /// The next PDU and its data.
+    /// Reads the next PDU and its data.
     fn receive(&mut self) -> io::Result<(Incoming, Vec<u8>)> {
         let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let header: Header = socket.array()?;
@@ -554,7 +554,7 @@ impl Session {
         let mut data = vec![0; (incoming.data + pdu::padding(incoming.data)) as usize];
         socket.read_exact(&mut data)?;
         data.truncate(incoming.data as usize);
-        // Those of a login are taken with its status.
+        // Those of a login are processed with its status.
         if !matches!(incoming.heard, Heard::Login { .. }) {
             self.wire.count(&incoming.counters);
         }
@@ -575,12 +575,12 @@ impl Session {
     fn say_goodbye(&mut self) {
         if let Some(socket) = &mut self.socket {
             socket.set_deadline(Instant::now() + GOODBYE);
-            // The target finds out by itself, too.
+            // If this fails, the target will notice the end of the connection.
             let _ = self.send(&pdu::logout(self.tag, self.wire.numbers), &[]);
         }
     }
 
-    /// Ends it.
+    /// Ends the session without a logout.
     fn destroy(&mut self) {
         self.socket = None;
     }
@@ -592,7 +592,7 @@ impl Drop for Session {
     }
 }
 
-/// What a user answers in the stage of security, and whether that is all of it.
+/// Builds a user's answer in the security stage. Returns whether it is the last one.
 fn prove(answer: &[u8], name: &str, secret: &[u8]) -> io::Result<(Vec<u8>, bool)> {
     let refused = |why| io::Error::new(io::ErrorKind::PermissionDenied, why);
     match login::value(answer, "AuthMethod") {
@@ -603,7 +603,7 @@ fn prove(answer: &[u8], name: &str, secret: &[u8]) -> io::Result<(Vec<u8>, bool)
     }
 }
 
-/// Where a target sends a login: `HOST:PORT,GROUP`.
+/// Parses the address of a redirection: `HOST:PORT,GROUP`.
 fn portal(text: &str) -> io::Result<Place> {
     let place = text.split_once(',').map_or(text, |(place, _)| place);
     let (host, port) = host_and_port(place, super::address::PORT)
@@ -611,7 +611,7 @@ fn portal(text: &str) -> io::Result<Place> {
     Ok(Place::Tcp { host, port })
 }
 
-/// Reads a secret. Errors name where it was looked for, never what it is.
+/// Reads a secret. Errors name its place, never its content.
 fn secret(at: &SecretAt) -> io::Result<Vec<u8>> {
     let failed = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
     let bytes = match at {
