@@ -46,7 +46,7 @@ pub(crate) trait Protocol: Sized + 'static {
     /// Identifies a connection for [`Protocol::ends_doubt`].
     type Mark;
 
-    /// Its mark.
+    /// The mark of this connection.
     fn mark(&self) -> Self::Mark;
 
     /// Whether making `connection` is known to have ended all operations that the other side still
@@ -96,11 +96,11 @@ pub(crate) trait Protocol: Sized + 'static {
 
 /// The common state of a leaf's carriers.
 pub(crate) struct Shared<P: Protocol> {
-    /// Makes their connections.
+    /// Makes the connections of the leaf.
     pub(crate) connector: Arc<Connector<P::Connection>>,
-    /// See [`Protocol::Facts`].
+    /// The facts of [`Protocol::Facts`].
     pub(crate) facts: P::Facts,
-    /// The time limits.
+    /// Time limits of connections and answers.
     pub(crate) patience: Patience,
     /// Number of writes in doubt that went on only because their time was over.
     pub(crate) doubted: AtomicU64,
@@ -116,7 +116,7 @@ pub(crate) fn no_doubt(berths: usize) -> InDoubt {
     (0..berths).map(|_| AtomicBool::new(false)).collect()
 }
 
-/// An operation.
+/// An operation without an answer.
 pub(crate) struct Op<R> {
     pub(crate) io: LeafIo,
     /// Bytes of a discard or zeroing that were answered by earlier requests.
@@ -153,7 +153,7 @@ pub(crate) struct Work<'a, P: Protocol> {
 }
 
 impl<P: Protocol> Work<'_, P> {
-    /// Answers an operation.
+    /// Answers an operation and forgets it.
     pub(crate) fn answer(&mut self, slot: u32, result: i64) {
         *self.has_answered = true;
         if let Some(op) = self.ops.remove(slot) {
@@ -178,7 +178,7 @@ enum State<P> {
     },
 }
 
-/// See the module's text.
+/// The link of a leaf on one queue.
 pub(crate) struct Carrier<P: Protocol> {
     shared: Arc<Shared<P>>,
     berth: usize,

@@ -30,7 +30,7 @@ enum Receiving {
     Place,
 }
 
-/// See the module's text.
+/// One connection, with headers of at most `HEADER` bytes.
 pub(crate) struct Conn<const HEADER: usize> {
     socket: OwnedFd,
     input: Buffer,
@@ -58,7 +58,7 @@ pub(crate) enum Received {
 }
 
 impl<const HEADER: usize> Conn<HEADER> {
-    /// On a socket that is ready for requests; `None` if there is no memory to receive into.
+    /// Uses a socket that is ready for requests. `None` if there is no memory to receive into.
     pub(crate) fn new(socket: OwnedFd) -> Option<Self> {
         let Ok(input) = Buffer::alone(INPUT_BYTES) else {
             tracing::warn!("a connection is dropped: there is no memory for what it receives");

@@ -19,7 +19,7 @@ use crate::sys::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first failed attempt. Each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause.
+/// Longest pause between two attempts.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// A connection that is lost before this time, without an answer, counts as a failed attempt: some
 /// servers accept every client and then close.
@@ -70,7 +70,7 @@ impl State {
 /// The engine's function that makes a connection for a berth.
 type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
-/// See the module's text.
+/// Makes the connections of one leaf.
 pub(crate) struct Connector<C> {
     /// The server's name for the log.
     name: String,
@@ -109,12 +109,11 @@ impl<C: Send + 'static> Connector<C> {
         Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
     }
 
-    /// The server's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A berth's link.
+    /// The seat of a berth's link.
     pub(crate) fn seat(&self, berth: usize) -> Option<&Seat> {
         self.berths.get(berth).map(|berth| &berth.seat)
     }
@@ -166,8 +165,8 @@ impl<C: Send + 'static> Connector<C> {
         self.start(&mut state);
     }
 
-    /// Starts the thread, if there is none. Without one every wish counts as an attempt that failed;
-    /// whoever asks next tries to start it again.
+    /// Starts the thread, if none runs. If the thread cannot start, every wish counts as a failed
+    /// attempt, and the next wish tries to start the thread again.
     fn start(self: &Arc<Self>, state: &mut State) {
         if state.running || self.is_closed() {
             return;
@@ -192,7 +191,7 @@ impl<C: Send + 'static> Connector<C> {
         thread::Builder::new().name("connector".into()).spawn(move || connector.run()).map(drop)
     }
 
-    /// Tells the links without a connection.
+    /// Tells the links without a connection that an attempt has failed.
     fn tell_failure(&self) {
         for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
             berth.failed.store(true, Ordering::Release);
@@ -200,11 +199,12 @@ impl<C: Send + 'static> Connector<C> {
         }
     }
 
-    /// The same, if nobody has asked yet and there is none, or nobody tries.
+    /// Asks for a new connection for a berth that has none and for which nobody has asked. Starts
+    /// the thread again if a connection is wanted but no thread runs.
     pub(crate) fn want_if_idle(self: &Arc<Self>, berth: usize) {
         let Some(at) = self.berths.get(berth) else { return };
         let mut state = lock(&self.state);
-        // A wish ends as its connection comes, under the lock that is held here.
+        // A wish ends when its connection arrives, under the lock that is held here.
         if at.wanted.load(Ordering::Acquire) {
             return self.start(&mut state);
         }
@@ -313,7 +313,8 @@ impl<C: Send + 'static> Connector<C> {
     }
 }
 
-/// Dropped by a panic of the thread, it has the next wish start another.
+/// Marks the thread as running. A panic of the thread drops it; then the next wish starts another
+/// thread.
 struct Running<'a, C: Send + 'static>(&'a Connector<C>);
 
 impl<C: Send + 'static> Drop for Running<'_, C> {
@@ -333,7 +334,7 @@ mod tests {
 
     use super::*;
 
-    /// How many threads of the connector in the test are still to be refused.
+    /// Number of threads that the test's connector must still fail to start.
     static REFUSED: AtomicU32 = AtomicU32::new(0);
 
     pub(crate) fn refuse_thread(name: &str) -> io::Result<()> {

@@ -1,12 +1,12 @@
 //! Links to leaves on other machines. A link carries the operations of one queue for one leaf, over
 //! a connection that only this queue's thread uses and this queue's ring drives.
 //!
-//! Contract: one thread owns [`Links`], beside its [`Ring`], and lends both ([`Turn`]), so an engine
-//! reaches its link. [`Links::submit`] only queues an operation on a link. [`Links::turn`], called
-//! once a turn of the queue's loop, makes every link with work send all of it and prepare to
-//! receive. [`Links::take_finished`] returns each finished operation exactly once, when nothing in
-//! the kernel refers to its memory any more. A link is dropped only when the kernel has given back
-//! all of its memory.
+//! Contract: one thread owns [`Links`] beside its [`Ring`], and lends both to an engine as a
+//! [`Turn`], so that the engine reaches its link. [`Links::submit`] only queues an operation on a
+//! link. [`Links::turn`], called once a turn of the queue's loop, makes every link with work send
+//! all of it and prepare to receive. [`Links::take_finished`] returns each finished operation
+//! exactly once, when nothing in the kernel refers to its memory any more. A link is dropped only
+//! when the kernel has given back all of its memory.
 
 use std::io;
 use std::mem;
@@ -56,7 +56,8 @@ pub trait Link {
     fn is_over(&self) -> bool;
 }
 
-/// The finished operations: their parts, and their results as in [`crate::engine::Submitted::Done`].
+/// The finished operations: their parts, and their results as in
+/// [`Submitted::Done`](crate::engine::Submitted::Done).
 #[derive(Default)]
 pub struct Finished(Vec<(u32, i64)>);
 
@@ -79,7 +80,7 @@ pub struct Port<'a> {
 }
 
 impl Port<'_> {
-    /// Nanoseconds, as [`Ring::now_ns`].
+    /// The ring's clock in nanoseconds, as [`Ring::now_ns`].
     pub fn now_ns(&self) -> u64 {
         self.ring.now_ns()
     }
@@ -102,7 +103,7 @@ struct Entry {
     touched: bool,
 }
 
-/// See the module's text.
+/// The links of one queue.
 #[derive(Default)]
 pub struct Links {
     links: Slab<Entry>,
@@ -180,7 +181,7 @@ impl Links {
         self.each(|link, out| link.tick(now_ns, out));
     }
 
-    /// Ends all links.
+    /// Ends all links, after their operations are answered.
     pub fn close(&mut self, now_ns: u64) {
         self.each(|link, out| link.close(now_ns, out));
     }
@@ -230,11 +231,11 @@ pub struct Seat {
     bell: Bell,
 }
 
-/// No link yet.
+/// The number of a seat without a link.
 const NO_LINK: u32 = u32::MAX;
 
 impl Seat {
-    /// Without a link.
+    /// Creates a seat without a link.
     pub fn new() -> io::Result<Seat> {
         Ok(Seat { link: AtomicU32::new(NO_LINK), bell: Bell::new()? })
     }
@@ -270,7 +271,7 @@ impl Seat {
 pub struct Bell(EventFd);
 
 impl Bell {
-    /// A silent one.
+    /// Creates a bell that has not been rung.
     pub fn new() -> io::Result<Bell> {
         EventFd::new().map(Bell)
     }

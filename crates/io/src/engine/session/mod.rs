@@ -1,5 +1,5 @@
-//! What engines share that reach their leaf over a socket: links on a queue's ring, connections that
-//! are made anew when they are lost, and the addresses of servers.
+//! Common code of the engines that reach their leaf over a socket: links on a queue's ring,
+//! reconnecting connections, and the addresses of servers.
 
 pub(crate) mod carrier;
 pub(crate) mod conn;

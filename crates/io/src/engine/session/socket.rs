@@ -17,7 +17,7 @@ use crate::sys::gather::{set_option, tune};
 /// Shortest timeout of a system call, because 0 means none.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// See the module's text.
+/// A connected socket with a deadline.
 pub(crate) struct Socket {
     stream: Stream,
     deadline: Instant,
@@ -52,7 +52,7 @@ impl Socket {
         self.deadline = deadline;
     }
 
-    /// Fills `into`.
+    /// Fills `into`. `Err` at the end of the stream or at the deadline.
     pub(crate) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
         while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -1,7 +1,8 @@
-//! What a queue lends to all who work for it in a turn of its loop: its ring, and the links on it.
+//! The ring of a queue and the links on it. The queue lends both to all code that works for it in a
+//! turn of its loop.
 //!
-//! Contract: one thread owns a [`Turn`] and passes it as an argument. It can be used as its ring; only
-//! engines and the owner of the loop look at the links.
+//! Contract: one thread owns a [`Turn`] and passes it as an argument. A `Turn` can be used as its
+//! ring. Only engines and the owner of the loop use the links.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -9,16 +10,16 @@ use std::ops::{Deref, DerefMut};
 use super::links::Links;
 use crate::sys::ring::Ring;
 
-/// See the module's text.
+/// A ring and the links on it.
 pub struct Turn {
-    /// What the kernel does, and what only time does.
+    /// The io_uring, with the timers for deferred operations.
     pub ring: Ring,
     /// The links that engines have on the ring.
     pub links: Links,
 }
 
 impl Turn {
-    /// With a ring of this thread.
+    /// Creates a turn with a ring that only this thread may use.
     ///
     /// # Errors
     /// As [`Ring::new`].
@@ -26,12 +27,12 @@ impl Turn {
         Ok(Turn { ring: Ring::new()?, links: Links::default() })
     }
 
-    /// With a ring without a kernel side ([`Ring::simulated`]).
+    /// Creates a turn with a ring without a kernel side ([`Ring::simulated`]).
     pub fn simulated() -> Turn {
         Turn { ring: Ring::simulated(), links: Links::default() }
     }
 
-    /// Gives every link that needs one its turn.
+    /// Gives every link that needs a turn its turn.
     pub fn run_links(&mut self) {
         self.links.turn(&mut self.ring);
     }

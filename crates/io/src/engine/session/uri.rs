@@ -23,7 +23,7 @@ pub enum Place {
     Tcp {
         /// A name, or an address without brackets.
         host: String,
-        /// The port.
+        /// The TCP port of the server.
         port: u16,
     },
     /// A socket of this machine.

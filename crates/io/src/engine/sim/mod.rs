@@ -1,18 +1,19 @@
-//! The sim engine: memory that misbehaves from a seed. Product code: a leaf `sim:SIZE[,option...]`
-//! for trying out what faults do, and the disk under our own simulation.
+//! The sim engine: memory that injects faults from a seed. It is product code: users try out faults
+//! with a leaf `sim:SIZE[,option...]`, and this project's simulation uses it as its disk.
 //!
 //! It delays and reorders completions, fails operations, tears failed writes at sector boundaries,
-//! cuts transfers short, interrupts operations before they do anything, may be unable to discard or
-//! zero, and has a volatile cache: a completed write is stable only once a flush that started after
-//! its completion has succeeded, or when it was FUA.
-//! [`SimEngine::power_cut`] keeps what is stable plus an arbitrary choice of the rest.
+//! shortens transfers, interrupts operations before they do anything, and may be unable to discard
+//! or zero. It has a volatile cache: a completed write is durable only if it was FUA, or after the
+//! success of a flush that started after its completion. [`SimEngine::power_cut`] keeps the durable
+//! data plus an arbitrary choice of the rest.
 //!
-//! Several leaves may be paths to one memory (`name=`, `path=`). A path can be down: operations
-//! fail, those under way too; or silent: they fail when `timeout=` is over. In both cases nobody
-//! knows whether one was carried out; if it was, then before it was answered. Its sectors may be
-//! bad whatever path they are read through.
+//! Several leaves may be paths to one memory (`name=`, `path=`). On a path that is down, operations
+//! fail, also those under way. On a silent path, operations fail after `timeout=`. In both cases
+//! the operation may have been carried out or not; if it was, then before its answer. Bad sectors
+//! are bad over every path.
 //!
-//! One mutex per leaf and one per memory: the engine is for tests, its speed is of no interest.
+//! There is one mutex per leaf and one per memory, because the speed of a test engine does not
+//! matter.
 
 mod options;
 mod volume;
@@ -35,19 +36,19 @@ const SECTOR: usize = 512;
 /// Chances are given in millionths.
 const MILLION: u64 = 1_000_000;
 
-/// Whether a path leads anywhere.
+/// The state of a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Link {
-    /// It does.
+    /// Operations reach the memory.
     #[default]
     Up,
-    /// Operations fail.
+    /// Operations fail at once.
     Down,
-    /// Operations are not answered, and fail when their time is over.
+    /// Operations get no answer, and fail after `timeout=`.
     Silent,
 }
 
-/// What is this path's own.
+/// The state of one path.
 #[derive(Default)]
 struct State {
     link: Link,
@@ -57,16 +58,16 @@ struct State {
     flush_errors: u64,
 }
 
-/// See the module's text.
+/// A leaf in memory with injected faults.
 pub struct SimEngine {
     volume: Arc<Mutex<Volume>>,
     state: Mutex<State>,
-    /// As it was opened; the chances of errors may have changed since.
+    /// The options at opening. `state` has the current chances of errors.
     options: SimOptions,
 }
 
 impl SimEngine {
-    /// A disk of zeroes, or a further path to one that others lead to.
+    /// Creates a disk of zeroes, or another path to an existing one.
     pub fn new(options: &SimOptions) -> io::Result<SimEngine> {
         let state = State {
             errors: options.errors,
@@ -94,29 +95,29 @@ impl SimEngine {
         (state.errors, state.flush_errors) = (errors, flush_errors);
     }
 
-    /// Cuts the path off, or joins it again.
+    /// Changes the state of the path.
     pub fn set_link(&self, link: Link) {
         self.state().link = link;
     }
 
-    /// These sectors, and no others, cannot be read from now on, over whatever path.
+    /// Makes these sectors, and no others, unreadable over every path.
     pub fn set_bad(&self, sectors: Range<u64>) {
         self.volume_lock().bad = sectors;
     }
 
-    /// What reads see now.
+    /// The data that reads return now.
     pub fn image(&self) -> Vec<u8> {
         self.volume_lock().current.clone()
     }
 
-    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed`
-    /// decides. Returns what a restart would find, and goes on from it.
+    /// Simulates a power cut: durable data stays, and of the rest each sector is kept or lost as
+    /// `seed` decides. Returns the data that a restart would find, and goes on from it.
     pub fn power_cut(&self, seed: u64) -> Vec<u8> {
         self.state().lost.clear();
         self.volume_lock().power_cut(seed)
     }
 
-    /// Whether operations fail, or are silent, for now.
+    /// Whether the path is down or silent now.
     pub(super) fn is_cut(&self) -> bool {
         !matches!(self.link(), Link::Up)
     }
@@ -143,7 +144,7 @@ impl SimEngine {
         Some(format!("sim:{name}"))
     }
 
-    /// A silent path is known to be silent without waiting for it.
+    /// Returns at once, also for a silent path.
     pub(crate) fn probe(&self, _: Duration) -> io::Result<()> {
         match self.link() {
             Link::Up => Ok(()),
@@ -194,7 +195,8 @@ impl SimEngine {
         let link = self.link();
         let was_lost = self.state().lost.remove(&(io.queue, io.part));
         if !was_lost && link == Link::Silent {
-            // It was on its way when the path became silent: it is as if it had been sent only now.
+            // The path became silent while the operation was under way. Treat it as if it were sent
+            // only now.
             return -i64::from(libc::EAGAIN);
         }
         let mut volume = self.volume_lock();

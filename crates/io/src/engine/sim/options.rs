@@ -1,6 +1,6 @@
 //! The options of a sim leaf: `SIZE[,option...]`.
 //!
-//! Contract: what [`SimOptions::parse`] reads, `Display` writes again. Pure.
+//! Contract: pure. `Display` writes what [`SimOptions::parse`] reads.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,16 +12,16 @@ use crate::engine::options::parse_size;
 /// Logical block sizes that disks have; the first is the default.
 const BLOCK_SIZES: [u32; 2] = [512, 4096];
 
-/// What a sim leaf does and how badly.
+/// The options of a sim leaf: its size and its faults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimOptions {
-    /// Size in bytes.
+    /// Size of the leaf in bytes.
     pub bytes: u64,
-    /// Two addresses with one name are one leaf.
+    /// The name of the leaf. Two addresses with one name are one leaf.
     pub name: Option<String>,
-    /// Everything it does follows from this.
+    /// The seed of all random decisions.
     pub seed: u64,
-    /// Completions come this much later, in ns: at random between the two.
+    /// Range of the random delay of completions, in ns.
     pub delay_ns: (u64, u64),
     /// Chance that a read, write, discard or zero fails, in millionths.
     pub errors: u64,
@@ -29,32 +29,33 @@ pub struct SimOptions {
     pub flush_errors: u64,
     /// Chance that a read or write of several sectors ends early, in millionths.
     pub short: u64,
-    /// Chance that an operation is interrupted (EINTR, EAGAIN) before it did anything, in
+    /// Chance that an operation is interrupted (EINTR, EAGAIN) before it does anything, in
     /// millionths.
     pub interrupts: u64,
-    /// Chance that an operation is done at once, and not by a completion later, in millionths.
+    /// Chance that an operation completes within its submission, in millionths.
     pub at_once: u64,
-    /// Cannot make single writes stable.
+    /// Whether single writes cannot be made durable (no FUA).
     pub no_fua: bool,
-    /// Cannot discard.
+    /// Whether the leaf cannot discard.
     pub no_discard: bool,
-    /// Cannot zero without being sent zeroes.
+    /// Whether the leaf can only zero by writing zeroes.
     pub no_zero: bool,
     /// Logical block size in bytes: smallest I/O.
     pub block: u32,
-    /// One of several paths to the memory that `name` names: each is a leaf of its own.
+    /// The name of this path to the memory `name`. Each path is a leaf of its own.
     pub path: Option<String>,
     /// How long an operation on a silent path takes to fail, in ns.
     pub timeout_ns: u64,
-    /// While this file exists the path is down; while the word `silent` is in it, silent.
+    /// While this file exists, the path is down. If the file contains the word `silent`, it is
+    /// silent.
     pub cut: Option<PathBuf>,
 }
 
-/// How long an operation on a silent path takes to fail unless something else is said.
+/// Default of [`SimOptions::timeout_ns`].
 const TIMEOUT_NS: u64 = 1_000_000_000;
 
 impl SimOptions {
-    /// A well-behaved leaf of `bytes` bytes.
+    /// A leaf of `bytes` bytes without faults.
     pub fn new(bytes: u64, seed: u64) -> SimOptions {
         SimOptions {
             bytes,
@@ -76,7 +77,7 @@ impl SimOptions {
         }
     }
 
-    /// Reads `SIZE[,option...]`; `address` is the whole word, for errors.
+    /// Parses `SIZE[,option...]`. `address` is the whole word, for errors.
     pub fn parse(address: &str, rest: &str) -> Result<SimOptions, LeafError> {
         let mut words = rest.split(',');
         let bytes = words
@@ -116,7 +117,7 @@ impl SimOptions {
                         parse_chance(value).ok_or_else(|| bad("short=CHANCE from 0 to 1"))?
                 }
                 "interrupts" => {
-                    // Not always: an operation that is always interrupted never ends.
+                    // An operation that is always interrupted would never end.
                     let chance = parse_chance(value).filter(|chance| *chance <= MILLION / 2);
                     options.interrupts =
                         chance.ok_or_else(|| bad("interrupts=CHANCE from 0 to 0.5"))?

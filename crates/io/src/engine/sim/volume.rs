@@ -1,5 +1,5 @@
-//! The memory behind sim leaves: what reads see, what a power cut leaves, and the generator all
-//! misbehaviour comes from. Shared by all paths that lead to it.
+//! The memory behind sim leaves: the data that reads return, the data that survives a power cut,
+//! and the generator of all faults. All paths to it share it.
 //!
 //! Contract: plain data behind the one mutex of [`super::SimEngine`].
 
@@ -21,7 +21,7 @@ use super::{LeafIo, MILLION};
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed; 0 is as good as any.
+    /// Creates a generator from a seed. 0 is a valid seed.
     pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
     }
@@ -45,22 +45,21 @@ impl Random {
     }
 }
 
-/// Versions of one sector that no flush has made stable, oldest first: (order of the write,
-/// content).
+/// Versions of one sector that are not durable yet, oldest first: (order of the write, content).
 type Versions = Vec<(u64, [u8; SECTOR])>;
 
-/// See the module's text.
+/// The memory of one or more sim leaves.
 pub(super) struct Volume {
     pub(super) random: Random,
-    /// What reads see.
+    /// The data that reads return.
     pub(super) current: Vec<u8>,
-    /// What survives a power cut for certain.
+    /// The data that survives a power cut for certain.
     stable: Vec<u8>,
-    /// By sector number.
+    /// Versions by sector number.
     volatile: BTreeMap<usize, Versions>,
-    /// Completed writes so far.
+    /// Number of completed writes.
     pub(super) order: u64,
-    /// Flushes under way: (queue, part) and the writes completed when they started.
+    /// Flushes under way: (queue, part), and the number of writes completed when each started.
     flushes: HashMap<(usize, u32), u64>,
     /// Sectors that cannot be read.
     pub(super) bad: Range<u64>,
@@ -69,8 +68,8 @@ pub(super) struct Volume {
 /// The volumes that several paths lead to, by name.
 static SHARED: Mutex<Vec<(String, Weak<Mutex<Volume>>)>> = Mutex::new(Vec::new());
 
-/// The volume of a leaf: that of the other paths to it, if it is one of several, or its own.
-/// Errors: the size comes from a table's word, and there may not be so much memory.
+/// The volume of a leaf: that of the other paths to it, if it is one of several, or its own. `Err`
+/// if there is not enough memory for the size, which comes from a table line.
 pub(super) fn open(options: &SimOptions) -> io::Result<Arc<Mutex<Volume>>> {
     let (Some(name), Some(_)) = (&options.name, &options.path) else {
         return Ok(Arc::new(Mutex::new(Volume::new(options)?)));
@@ -89,7 +88,7 @@ pub(super) fn open(options: &SimOptions) -> io::Result<Arc<Mutex<Volume>>> {
 
 impl Volume {
     fn new(options: &SimOptions) -> io::Result<Volume> {
-        // Zeroes that cost nothing until they are touched: a copy would touch them all.
+        // These zeroes take no memory until they are used. A copy would touch them all.
         let zeroes = || {
             let memory = usize::try_from(options.bytes).ok().map(try_zeroed_vec);
             memory.and_then(Result::ok).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
@@ -105,13 +104,13 @@ impl Volume {
         })
     }
 
-    /// The power goes: what is stable stays, of the rest each sector is kept or lost as `seed`
-    /// decides.
+    /// Simulates a power cut: durable data stays, and of the rest each sector is kept or lost as
+    /// `seed` decides.
     pub(super) fn power_cut(&mut self, seed: u64) -> Vec<u8> {
         let mut random = Random::new(seed);
         let mut image = self.stable.clone();
         for (sector, versions) in std::mem::take(&mut self.volatile) {
-            // Any of the versions may have made it, or none.
+            // Any of the versions may have reached the medium, or none.
             let pick = random.below(versions.len() as u64 + 1) as usize;
             if let Some((_, content)) = versions.get(pick) {
                 image[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(content);
@@ -123,18 +122,18 @@ impl Volume {
         image
     }
 
-    /// A flush is sent: it will cover what is completed now.
+    /// A flush starts: it will cover the writes that are completed now.
     pub(super) fn start_flush(&mut self, io: &LeafIo) {
         self.flushes.insert((io.queue, io.part), self.order);
     }
 
-    /// What the flush that ends now covers.
+    /// Ends a flush. Returns the number of writes that it covers.
     pub(super) fn end_flush(&mut self, io: &LeafIo) -> Option<u64> {
         self.flushes.remove(&(io.queue, io.part))
     }
 
-    /// A write lands. A failed one lands up to some sector: what it covers is undefined until
-    /// written again.
+    /// Carries out a write. A failed one is carried out up to an arbitrary sector, and the rest of
+    /// its range keeps the old data.
     pub(super) fn write(&mut self, offset: usize, mut data: Vec<u8>, fua: bool, failed: bool) {
         if failed {
             let sectors = self.random.below((data.len() / SECTOR) as u64 + 1);
@@ -153,7 +152,7 @@ impl Volume {
         }
     }
 
-    /// Makes the writes completed up to `order` stable.
+    /// Makes the writes completed up to `order` durable.
     pub(super) fn settle(&mut self, order: u64) {
         let stable = &mut self.stable;
         self.volatile.retain(|sector, versions| {
