@@ -1,11 +1,11 @@
-//! Moves the bytes of blkswitch: region routing, failover and NBD in a process of yours.
+//! The data path of blkswitch as a library: region routing, failover and NBD in your own process.
 //!
-//! A [`Pool`] runs queue threads, one per core. Each has an io_uring of its own and any number of
-//! connections, and shares nothing with the others on the way of a request. A [`Device`] is what
-//! clients see: it has a [`Table`] of segments, and each [`Target`] sends its requests down paths,
-//! to a [`Leaf`] (a file, a disk, an NBD export, an iSCSI unit, an engine of yours) or to another
-//! device. Tables are loaded beside the running one and swapped; region maps change at once, under
-//! load.
+//! A [`Pool`] runs queue threads, one per core. Each has its own io_uring and any number of
+//! connections, and shares nothing with the others on the way of a request. Clients see a
+//! [`Device`]. It has a [`Table`] of segments. The [`Target`] of a segment sends requests down
+//! paths, to a [`Leaf`] (a file, a disk, an NBD export, an iSCSI unit, your own engine) or to
+//! another device. A new table is loaded beside the running one and swapped in. Region maps change
+//! at once, under load.
 //!
 //! Where to begin:
 //!
@@ -13,8 +13,8 @@
 //! |---|---|
 //! | serve a device over NBD, and remap it while it is in use | the example below |
 //! | reach one volume over several paths | [`multipath::MultipathBuilder`] |
-//! | route requests in a thread of your own, without queues or exports | [`driver::Driver`] |
-//! | have a leaf of your own | [`engine::CustomEngine`], [`Leaf::custom`] |
+//! | route requests on your own thread, without queues or exports | [`driver::Driver`] |
+//! | use your own leaf | [`engine::CustomEngine`], [`Leaf::custom`] |
 //!
 //! ```
 //! use std::os::unix::net::UnixListener;
@@ -46,15 +46,15 @@
 //! let socket = std::env::temp_dir().join(format!("blkswitch-doc-{}.sock", std::process::id()));
 //! pool.listen(UnixListener::bind(&socket)?.into())?;
 //!
-//! // Region 1 goes to path 0, for the next request that reaches it.
+//! // Send region 1 to path 0, from the next request on.
 //! device.messenger(0)?.writer().ok_or("no switch")?.set(1, 0);
 //! pool.stop();
 //! # std::fs::remove_file(socket)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Who writes an export, or changes this crate, begins with `ARCHITECTURE.md`: the life of a
-//! request, of a remap and of a table, and the rules that all code here keeps.
+//! If you write an export or change this crate, begin with `ARCHITECTURE.md`. It describes the life
+//! of a request, of a remap and of a table, and the rules for all code here.
 
 pub mod device;
 pub mod driver;
@@ -73,8 +73,8 @@ pub mod stats;
 mod sys;
 mod wire;
 
-// The engine room. Its safe functions trust their callers with memory (a `Span` is a pointer), so
-// nobody outside of this workspace may call them: what others need is above.
+// Internal modules. Their safe functions trust callers with memory (a `Span` is a pointer), so only
+// this workspace may call them. The items above are for other users.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod pipeline;

@@ -1,16 +1,16 @@
-//! What an export asks of a device, and what comes back.
+//! A request of an export to a device, and its answer.
 //!
-//! A [`Request`] is owned by one stage at a time and answered exactly once: by what
-//! [`crate::pipeline::Pipeline::start`] returns, or later by a [`Done`] with its token. Offsets and
-//! lengths are bytes, multiples of the 512-byte sector; the export checks them against the size it
-//! announced, the pipeline against the live table (a table may have shrunk meanwhile).
+//! One stage at a time owns a [`Request`], which is answered exactly once: by the result of
+//! [`crate::pipeline::Pipeline::start`], or later by a [`Done`] with its token. Offsets and lengths
+//! are in bytes and multiples of the 512-byte sector. The export checks them against the size that
+//! it announced, and the pipeline checks them against the live table, which may be shorter by then.
 
 use crate::sys::pages::Pages;
 pub use crate::sys::span::Span;
 
-/// Kind of a request. Closed set: every stage matches all of it. (`repr(u8)` keeps the tag in its
-/// own byte. Without it the compiler hides the tag in a niche of a field, and every match pays for
-/// decoding it.)
+/// The kind of a request. Every stage matches all kinds. `repr(u8)` keeps the tag in its own byte.
+/// Without it the compiler hides the tag in a niche of a field, and every match pays for decoding
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Op {
@@ -18,15 +18,15 @@ pub enum Op {
     Read,
     /// Write the buffer to the device.
     Write,
-    /// Make every completed write stable, on every leaf that holds one.
+    /// Make every completed write durable, on every leaf with unflushed writes.
     Flush,
-    /// The range is not needed any more (a hint).
+    /// The range is not needed any more. This is a hint.
     Discard,
-    /// The range reads as zeroes afterwards.
+    /// Make the range read as zeroes.
     WriteZeroes {
-        /// Keep the space allocated (NBD's NO_HOLE).
+        /// Whether the range must stay allocated (NBD's NO_HOLE).
         no_hole: bool,
-        /// Fail with ENOTSUP rather than write the zeroes out (NBD's FAST_ZERO).
+        /// Whether to fail with ENOTSUP rather than write zeroes (NBD's FAST_ZERO).
         fast: bool,
     },
 }
@@ -37,21 +37,21 @@ impl Op {
         matches!(self, Op::Write | Op::Discard | Op::WriteZeroes { .. })
     }
 
-    /// Whether it moves bytes from or to the request's memory.
+    /// Whether the operation moves bytes from or to the request's memory.
     pub fn has_data(self) -> bool {
         matches!(self, Op::Read | Op::Write)
     }
 }
 
-/// Names a request to the export that made it. The export chooses the value.
+/// Identifies a request to its export, which chooses the value.
 pub type Token = u64;
 
-/// The mark of a token that the ublk export made.
+/// The bit of tokens from the ublk export.
 pub const UBLK_TOKEN: Token = 1 << 63;
 
-/// Who made a request: the connection or hardware queue, as far as its token tells.
+/// The owner of a request, as far as its token tells: the connection or hardware queue.
 pub(crate) fn owner_of(token: Token) -> u64 {
-    // The tag of a request of a hardware queue has 16 bits, the number of one of a connection 32.
+    // The request's part of a token has 16 bits for a hardware queue, and 32 for a connection.
     let shift = if token & UBLK_TOKEN == 0 { 32 } else { 16 };
     token >> shift << shift
 }
@@ -59,26 +59,27 @@ pub(crate) fn owner_of(token: Token) -> u64 {
 /// One request to one device.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// What to do.
+    /// The kind of the request.
     pub op: Op,
-    /// Stable before it is answered (force unit access). Only with writes.
+    /// Whether the write must be durable before its answer (force unit access). Only for writes.
     pub fua: bool,
-    /// Byte offset on the device.
+    /// Start of the range on the device, in bytes.
     pub offset: u64,
-    /// Length in bytes. 0 for a flush.
+    /// Length of the range in bytes. 0 for a flush.
     pub len: u64,
-    /// The data of a read or write, `len` bytes; null otherwise.
+    /// The data of a read or write, `len` bytes. Null for other requests.
     pub data: Span,
-    /// Where the data really is, if not there: `data` is then memory to copy it to and from.
+    /// The pages that hold the data, if it is in pages. Then `data` is memory to copy it to and
+    /// from.
     pub pages: Option<Pages>,
-    /// Given back in [`Done`].
+    /// The token, which [`Done`] returns.
     pub token: Token,
 }
 
 /// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// The request's token.
+    /// The token of the request.
     pub token: Token,
     /// 0, or a positive errno: the worst of the request's parts.
     pub errno: i32,

@@ -1,10 +1,10 @@
-//! Closing leaves on threads of their own. A last close can take as long as the system likes: it
-//! may write back what is cached, or wait for a network file system that does not answer. The last
-//! reference to a leaf may be given up by any thread, also by a queue's or by the one that runs
-//! all control connections, and neither may wait for that.
+//! Closes leaves on threads of their own. The last close of a file can take any time: it may write
+//! back cached data, or wait for a network file system that does not answer. Any thread may drop
+//! the last reference to a leaf, also a queue's thread or the one of all control connections, and
+//! these must not wait.
 //!
-//! Contract: [`close`] never blocks. Whoever gives up a table where blocking is allowed uses
-//! [`give_up`], so that files are free again when a verb that lets go of them is done.
+//! Contract: [`close`] never blocks. Where blocking is allowed, use [`give_up`] to drop a table, so
+//! that its files are free when the verb is done.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,22 +16,22 @@ use crate::engine::Engine;
 use crate::leaf::Leaf;
 use crate::sys::lock::lock;
 
-/// Threads that close. More closes that hang than this hold up the closes behind them, and nothing
-/// else.
+/// Number of threads that close leaves. If more closes than this hang, they delay only other
+/// closes.
 const THREADS: usize = 8;
-/// How long a thread waits for something to close before it ends.
+/// How long a thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(5);
-/// How long a verb waits for its closes. What takes longer goes on behind it.
+/// How long a verb waits for its closes. Longer closes go on in the background.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const OPEN: u8 = 0;
 const CLOSING: u8 = 1;
 const CLOSED: u8 = 2;
 
-/// How far a leaf's closing has come.
+/// The progress of closing a leaf.
 pub(crate) type Progress = Arc<AtomicU8>;
 
-/// Of a leaf that is open.
+/// The progress of an open leaf.
 pub(crate) fn open() -> Progress {
     Arc::new(AtomicU8::new(OPEN))
 }
@@ -40,22 +40,22 @@ struct State {
     waiting: VecDeque<(Engine, Progress)>,
     threads: usize,
     idle: usize,
-    /// Waiting, or being closed.
+    /// Number of engines that wait or are being closed.
     unfinished: usize,
 }
 
 static STATE: Mutex<State> =
     Mutex::new(State { waiting: VecDeque::new(), threads: 0, idle: 0, unfinished: 0 });
-/// There is something to close.
+/// Signals that there is work.
 static WORK: Condvar = Condvar::new();
-/// Something has been closed.
+/// Signals that an engine was closed.
 static DONE: Condvar = Condvar::new();
 
 fn state() -> MutexGuard<'static, State> {
     lock(&STATE)
 }
 
-/// Closes the engine of a leaf that nobody has any more.
+/// Closes the engine of a leaf that has no more references.
 pub(crate) fn close(engine: Engine, progress: Progress) {
     let mut state = state();
     progress.store(CLOSING, Ordering::Release);
@@ -64,7 +64,7 @@ pub(crate) fn close(engine: Engine, progress: Progress) {
     if state.idle < state.waiting.len() && state.threads < THREADS {
         match thread::Builder::new().name("closer".into()).spawn(run) {
             Ok(_) => state.threads += 1,
-            // The next close tries again; with no thread at all the engine cannot wait for that.
+            // The next close tries again. Without any thread, this thread must close the engine.
             Err(_) if state.threads == 0 => {
                 let alone = state.waiting.pop_back();
                 state.unfinished -= 1;
@@ -107,8 +107,7 @@ fn run() {
     }
 }
 
-/// Drops what may hold the last references to leaves, and waits a moment until those that nobody
-/// else has are closed.
+/// Drops `what` and `leaves`. Waits a moment until the leaves without other references are closed.
 pub(crate) fn give_up<T>(what: T, leaves: Vec<Arc<Leaf>>) {
     let progress: Vec<Progress> = leaves.iter().map(|leaf| leaf.progress()).collect();
     drop((what, leaves));
@@ -116,8 +115,8 @@ pub(crate) fn give_up<T>(what: T, leaves: Vec<Arc<Leaf>>) {
     wait(until, || progress.iter().all(|one| one.load(Ordering::Acquire) != CLOSING));
 }
 
-/// Waits until all that is being closed is closed, at most for this long: a process that ends says
-/// goodbye to its servers. Whether all is.
+/// Waits until all closes are finished, for `at_most`, so that a process that ends can log out from
+/// its servers. Returns whether all are finished.
 pub fn settle(at_most: Duration) -> bool {
     let until = Instant::now() + at_most;
     let mut state = state();

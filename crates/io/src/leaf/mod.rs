@@ -1,9 +1,8 @@
-//! Leaves: what finally does the I/O. An address, the engine that reaches it, and what is known
-//! about its writes.
+//! Leaves: an address, the engine that does its I/O, and the account of its writes.
 //!
-//! Contract: a [`Leaf`] is shared by every table that names it and every queue. Queues submit
-//! through
-//! [`Leaf::engine`]; the only shared words a request touches are its queue's line in [`Dirty`].
+//! Contract: all tables that name a [`Leaf`], and all queues, share it. Queues submit through
+//! [`Leaf::engine`]. The only shared words that a request touches are its queue's lines in
+//! [`Dirty`] and in the count of operations under way.
 
 pub mod closer;
 
@@ -34,43 +33,45 @@ use closer::Progress;
 pub use crate::engine::error::LeafError;
 pub use crate::engine::options::{LeafOptions, parse_size};
 
-/// Operations of a queue that a leaf has under way at most, where each may hold a worker thread of
-/// the kernel: deeper than any disk's own queue; an eighth of the workers ([`crate::sys::ring`]).
+/// Most operations of one queue that a leaf has under way, if each may hold a worker thread of the
+/// kernel. This is more than a disk's own queue, and an eighth of the workers
+/// ([`crate::sys::ring`]).
 pub(crate) const MAX_UNDER_WAY: u64 = 256;
 
-/// Where a leaf is.
+/// The address of a leaf.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Address {
     /// A regular file or block device.
     Path(PathBuf),
-    /// Memory of this process, gone with the last table that names it. With a name it is shared by
-    /// name.
+    /// Memory of this process, which lasts as long as a table uses it. Named memory is shared by
+    /// its name.
     Memory {
         /// Size in bytes.
         bytes: u64,
-        /// Two addresses with one name are one memory.
+        /// The name. Two addresses with one name are one memory.
         name: Option<String>,
     },
     /// An export of an NBD server.
     Nbd(NbdAddress),
     /// A logical unit of an iSCSI target.
     Iscsi(Box<IscsiAddress>),
-    /// Reads give zeroes, writes vanish.
+    /// No medium: reads return zeroes, and writes are discarded.
     Null {
         /// Size in bytes.
         bytes: u64,
     },
-    /// Memory that misbehaves from a seed.
+    /// Memory that injects faults from a seed.
     Sim(SimOptions),
 }
 
 impl Address {
-    /// Whether it may be down for a while and come back, so that a multipath can be had without it.
+    /// Whether the leaf may be down for a while and come back, so that a multipath can be loaded
+    /// without it.
     pub fn may_be_absent(&self) -> bool {
         self.is_remote() || matches!(self, Address::Sim(sim) if sim.path.is_some())
     }
 
-    /// Whether opening it waits for another machine, or another process of this one.
+    /// Whether opening it waits for another machine or process.
     pub fn is_remote(&self) -> bool {
         match self {
             Address::Nbd(_) | Address::Iscsi(_) => true,
@@ -82,7 +83,7 @@ impl Address {
 }
 
 impl fmt::Display for Address {
-    /// As it can be written in a table.
+    /// Writes the address in the form of a table line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Path(path) => write!(f, "{}", path.display()),
@@ -127,18 +128,17 @@ impl FromStr for Address {
     }
 }
 
-/// Which completed writes no flush has covered yet. Lock-free; per leaf, so per device whatever the
-/// connection.
+/// The account of completed writes that no flush has covered. It is lock-free, and kept for each
+/// leaf, so all devices and connections share it.
 ///
-/// Each queue counts the writes it completed in its own line, before the write is answered. A flush
-/// sums the lines *before* it starts, and records that sum when it has succeeded: a write that
-/// completes while the flush runs is beyond the sum and stays unflushed. A flush that fails records
-/// nothing.
+/// Each queue counts its completed writes in its own line, before it answers them. A flush sums the
+/// lines before it starts, and records that sum after it has succeeded. So a write that completes
+/// during the flush is beyond the sum and stays unflushed. A flush that fails records nothing.
 #[derive(Debug)]
 pub struct Dirty {
     writes: Box<[Line]>,
-    /// Of queues that have no line. A table is refused before it could come to that
-    /// ([`Queues`]); if it does all the same, no write may be left out.
+    /// Writes of queues without a line. [`Queues`] prevents that; if it happens anyway, no write
+    /// may be left out.
     others: AtomicU64,
     flushed: AtomicU64,
 }
@@ -149,7 +149,7 @@ pub struct Dirty {
 struct Line(AtomicU64);
 
 impl Dirty {
-    /// Nothing written yet, `queues` writers.
+    /// An account without writes, for `queues` queues.
     pub fn new(queues: usize) -> Dirty {
         Dirty {
             writes: (0..queues.max(1)).map(|_| Line::default()).collect(),
@@ -158,12 +158,12 @@ impl Dirty {
         }
     }
 
-    /// A write of `queue` has completed. Called by that queue's thread only, before the write is
-    /// answered.
+    /// Counts a completed write of `queue`. Only that queue's thread calls this, before it answers
+    /// the write.
     pub fn wrote(&self, queue: usize) {
         match self.writes.get(queue) {
-            // One writer per line: a plain add, published so that a flush elsewhere that hears of
-            // the answer sees it.
+            // Each line has one writer, so a load and a store suffice. `Release` lets a flush on
+            // another thread see the write if it can know of the answer.
             Some(line) => line.0.store(line.0.load(Ordering::Relaxed) + 1, Ordering::Release),
             None => self.wrote_elsewhere(),
         }
@@ -174,39 +174,40 @@ impl Dirty {
         self.others.fetch_add(1, Ordering::Release);
     }
 
-    /// What a flush that starts now will cover, or nothing if all is covered.
+    /// The count that a flush which starts now will cover. `None` if all writes are flushed.
     pub fn unflushed(&self) -> Option<u64> {
         let lines = self.writes.iter().map(|line| &line.0).chain([&self.others]);
         let written = lines.map(|line| line.load(Ordering::Acquire)).sum();
         (written > self.flushed.load(Ordering::Acquire)).then_some(written)
     }
 
-    /// A flush that covered `written` ([`Dirty::unflushed`] before it started) has succeeded.
+    /// Records the success of a flush. `written` is the result of [`Dirty::unflushed`] before it
+    /// started.
     pub fn flushed(&self, written: u64) {
         self.flushed.fetch_max(written, Ordering::AcqRel);
     }
 }
 
-/// See the module's text.
+/// A leaf, shared by all tables that name it.
 pub struct Leaf {
     queues: Queues,
     name: String,
     key: String,
-    /// Taken when the leaf is dropped.
+    /// Taken when the leaf is dropped, to close it on another thread.
     engine: ManuallyDrop<Engine>,
-    /// How far its closing is, for whoever waits for that.
+    /// The progress of closing the leaf, for threads that wait for it.
     progress: Progress,
     limits: Limits,
     dirty: Dirty,
     under_way: Box<[Line]>,
     helper: Helper,
-    /// A flush of this leaf failed in a way that may have dropped its writes: say so from now on.
+    /// Whether a failed flush may have dropped writes. Then all later flushes fail.
     lost: AtomicBool,
-    /// It has declined a discard: said once.
+    /// Whether the leaf has declined a discard. The log says it once.
     declines: AtomicBool,
-    /// It has refused a write because it cannot be written.
+    /// Whether the leaf has refused a write because it is read-only.
     is_protected: AtomicBool,
-    /// Why the last probe failed.
+    /// The error of the last probe.
     probe_error: Mutex<Option<String>>,
 }
 
@@ -219,7 +220,7 @@ impl fmt::Debug for Leaf {
     }
 }
 
-/// The engine of an address, what is known of it, and the address as it can be written in a table.
+/// Opens the engine of an address. Also returns its limits and its name in a table line.
 pub(crate) fn open_engine(
     address: &Address,
     options: &LeafOptions,
@@ -264,18 +265,19 @@ pub(crate) fn open_engine(
 }
 
 impl Leaf {
-    /// Opens a leaf. Errors leave nothing open; a file that was made is removed again.
+    /// Opens a leaf. If that fails, nothing stays open, and a file that was created is removed.
     pub fn open(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
         let (engine, limits, name) = open_engine(address, options)?;
-        // Found out by a write it would be an error of the volume, in the middle of a request.
+        // If a write found this out later, a request in the middle would fail with an error of the
+        // volume.
         if limits.read_only && !options.read_only {
             return Err(LeafError::ReadOnly(name));
         }
         Ok(Leaf::new(address, options, engine, limits, name))
     }
 
-    /// A leaf that cannot be reached, and becomes what it should be once a probe reaches it: a path
-    /// to the same volume as `other`.
+    /// A placeholder for a leaf that cannot be reached: a path to the same volume as `other`. It
+    /// becomes the real leaf when a probe reaches it.
     pub fn absent(address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
         let (limits, identity) = (other.limits.clone(), other.engine.identity());
         let (to_open, how) = (address.clone(), *options);
@@ -284,12 +286,12 @@ impl Leaf {
         Leaf::new(address, options, engine, limits, address.to_string())
     }
 
-    /// A leaf of somebody else's engine, under a name of theirs, for the queues of a pool or
-    /// driver. Each call makes a leaf of its own.
+    /// Makes a leaf of a custom engine, for the queues of a pool or driver. Each call makes a new
+    /// leaf, also for an existing name.
     ///
     /// # Errors
-    /// [`LeafError::Limits`]: the limits make no sense. [`LeafError::System`]: there are no
-    /// descriptors left; it takes one per queue.
+    /// [`LeafError::Limits`] if the limits are not valid. [`LeafError::System`] if there are no
+    /// descriptors left; the leaf needs one for each queue.
     pub fn custom(
         name: &str,
         engine: Box<dyn CustomEngine>,
@@ -333,8 +335,8 @@ impl Leaf {
         let dirty = Dirty::new(queues.count());
         let under_way = (0..queues.count()).map(|_| Line::default()).collect();
         if engine.has_cache() && !limits.read_only {
-            // An earlier process may have answered writes, been killed, and left them in the cache:
-            // as good as ours.
+            // An earlier process may have answered writes and left them in the cache when it was
+            // killed. They count like writes of this process.
             dirty.wrote(0);
         }
         let (engine, lost) = (ManuallyDrop::new(engine), AtomicBool::new(false));
@@ -357,8 +359,8 @@ impl Leaf {
         })
     }
 
-    /// Two addresses with one key are one leaf: the same file or device, the same named memory.
-    /// Nothing for what is its own leaf each time.
+    /// The key of an address. Two addresses with one key are one leaf: the same file, device or
+    /// named memory. `None` if each use of the address is a leaf of its own.
     pub fn key_of(address: &Address) -> Option<String> {
         match address {
             Address::Path(path) => FileEngine::key_of(path),
@@ -373,22 +375,22 @@ impl Leaf {
         }
     }
 
-    /// The address as it can be written in a table.
+    /// The address in the form of a table line.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// See [`Leaf::key_of`].
+    /// The leaf's key, by [`Leaf::key_of`].
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Size, block size and abilities.
+    /// Size, block sizes and properties, as found when the leaf was opened.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// The queues that it was opened for: only their pool or driver takes it in a table.
+    /// The queues for which it was opened. Only their pool or driver accepts it in a table.
     pub fn queues(&self) -> Queues {
         self.queues
     }
@@ -397,19 +399,19 @@ impl Leaf {
         self.progress.clone()
     }
 
-    /// How it is reached.
+    /// The engine that does the leaf's I/O.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// Goes past the page cache, if nobody has asked for another mode, and if that serves whoever
-    /// was told of [`Leaf::limits`]. Errors: it stays in the page cache, and why.
+    /// Switches to direct I/O, unless a user has chosen another mode. `Err` with the reason if
+    /// direct I/O does not work with the announced [`Leaf::limits`]; then the leaf stays in the
+    /// page cache.
     pub fn prefer_direct(&self) -> Result<(), Unfit> {
         self.engine.prefer_direct(self.limits.logical_block)
     }
 
-    /// Takes the mode that a user asks for: past the page cache, or through it. The last who asks
-    /// decides.
+    /// Sets the mode that a user has chosen: direct I/O, or the page cache. The last choice counts.
     pub fn choose_mode(&self, direct: bool) -> Result<(), LeafError> {
         self.engine.choose_mode(self.limits.logical_block, direct).map_err(|why| LeafError::Mode {
             name: self.name.clone(),
@@ -418,14 +420,14 @@ impl Leaf {
         })
     }
 
-    /// The thread for what may block.
+    /// The thread for system calls that may block.
     pub(crate) fn helper(&self) -> &Helper {
         &self.helper
     }
 
-    /// Whether it has as many operations of this queue under way as it may. If it hangs, each of
-    /// them may hold a worker thread of the kernel, and these are bounded: the other leaves of the
-    /// queue need some, too.
+    /// Whether this queue has as many operations of the leaf under way as it may. If the leaf
+    /// hangs, each may hold a worker thread of the kernel. The number of these is limited, and the
+    /// queue's other leaves need some, too.
     #[inline]
     pub(crate) fn is_full(&self, queue: usize) -> bool {
         let line = self.under_way.get(queue);
@@ -433,7 +435,7 @@ impl Leaf {
             && line.is_some_and(|line| line.0.load(Ordering::Relaxed) >= MAX_UNDER_WAY)
     }
 
-    /// The ring has one more operation of this queue for it. By that queue's thread only.
+    /// Counts an operation of this queue that is under way. Only that queue's thread calls this.
     #[inline]
     pub(crate) fn begins(&self, queue: usize) {
         if self.engine.takes_workers()
@@ -443,7 +445,7 @@ impl Leaf {
         }
     }
 
-    /// One of them has ended.
+    /// Counts an operation of this queue that has ended.
     #[inline]
     pub(crate) fn ends(&self, queue: usize) {
         if let Some(Line(count)) = self.under_way.get(queue) {
@@ -451,14 +453,14 @@ impl Leaf {
         }
     }
 
-    /// Opens once more what is open for reading only, now for writing as well. The leaf that reads
-    /// stays what it is for the tables that have it.
+    /// Opens a leaf for writing that is open for reading only. The read-only leaf remains for the
+    /// tables that use it.
     pub fn open_writable(
         &self,
         address: &Address,
         options: &LeafOptions,
     ) -> Result<Arc<Leaf>, LeafError> {
-        // The lock of a reader keeps every writer out, also this one.
+        // The lock of the read-only leaf would keep this writer out, too.
         self.engine.set_reader_lock(false);
         let opened = Leaf::open(address, options);
         if opened.is_err() {
@@ -467,13 +469,14 @@ impl Leaf {
         opened
     }
 
-    /// Whether it can discard, as far as is known.
+    /// Whether the leaf can discard, as far as is known. Never blocks.
     pub fn can_discard(&self) -> bool {
         let is_able = self.engine.can_discard();
         is_able.unwrap_or_else(|| !self.declines.load(Ordering::Relaxed))
     }
 
-    /// It has declined a discard. A hint that is not taken is no error, so the log says it.
+    /// Notes that the leaf has declined a discard. The client gets no error, because a discard is a
+    /// hint, so the log says it.
     #[cold]
     pub(crate) fn declines_discards(&self) {
         if !self.declines.swap(true, Ordering::Relaxed) {
@@ -481,8 +484,9 @@ impl Leaf {
         }
     }
 
-    /// Probes it ([`Engine::probe`]), and looks whether it can be written again if it could not. One
-    /// that answers but cannot be written is there: see [`Leaf::is_protected`].
+    /// Probes the leaf ([`Engine::probe`]). If it had become read-only, also checks whether it can
+    /// be written again. A leaf that answers but is read-only counts as reachable: see
+    /// [`Leaf::is_protected`].
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self.engine.probe(timeout) {
             Err(error) if error.raw_os_error() == Some(libc::EROFS) => self.is_found_protected(),
@@ -495,8 +499,8 @@ impl Leaf {
         Ok(())
     }
 
-    /// Whether it has become read-only: it has refused a write of a multipath device, and no probe
-    /// has found since that it can be written.
+    /// Whether the leaf has become read-only: it has refused a write of a multipath device, and no
+    /// later probe has found it writable.
     pub fn is_protected(&self) -> bool {
         self.is_protected.load(Ordering::Acquire)
     }
@@ -508,41 +512,41 @@ impl Leaf {
         }
     }
 
-    /// A checker tells how its last probe has ended, for [`Leaf::trouble`].
+    /// Records the result of a checker's last probe, for [`Leaf::trouble`].
     pub fn probed(&self, answer: &io::Result<()>) {
         let why = answer.as_ref().err().map(io::Error::to_string);
         *self.probe_error.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Why it cannot be used: what the last attempt to connect again has found, or else the last
-    /// probe. `None` while all is well, as far as is known.
+    /// Why the leaf cannot be used: the error of the last attempt to connect, or else of the last
+    /// probe. `None` if no error is known.
     pub fn trouble(&self) -> Option<String> {
         let probed = || self.probe_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let protected = || self.is_protected().then(|| "it has become read-only".to_owned());
         self.engine.trouble().or_else(probed).or_else(protected)
     }
 
-    /// Its unflushed writes.
+    /// The account of its unflushed writes.
     pub fn dirty(&self) -> &Dirty {
         &self.dirty
     }
 
-    /// Whether a flush has failed so that writes may be gone: from then on it fails whenever it is
-    /// flushed.
+    /// Whether a failed flush may have dropped writes. From then on, every flush of the leaf fails.
     pub fn is_lossy(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// Whether a flush must reach it.
+    /// Whether a flush must include this leaf.
     pub fn needs_flush(&self) -> bool {
         self.lost.load(Ordering::Acquire) || self.dirty.unflushed().is_some()
     }
 
-    /// The verdict on a flush that covered `written` and ended with `errno` (0: success).
+    /// Judges a flush that covered `written` writes and ended with `errno` (0 for success). Returns
+    /// the errno for the client.
     ///
     /// The kernel reports a failed write-back once and then forgets the pages: the next fsync
-    /// succeeds although the data is gone. So once a flush of a cached file has failed, every later
-    /// one fails too, until the leaf is opened anew.
+    /// succeeds although the data is gone. So after a failed flush of a cached file, every later
+    /// flush fails until the leaf is opened anew.
     pub fn judge_flush(&self, written: u64, errno: i32) -> i32 {
         if errno != 0 {
             if self.engine.may_have_dropped_writes(errno) {
@@ -551,15 +555,15 @@ impl Leaf {
             return errno;
         }
         if self.lost.load(Ordering::Acquire) {
-            // Not EIO: that would say that the path is no good, and a multipath would ask another
-            // one, which knows nothing of what is gone here.
+            // Not EIO, because that would fail the path. A multipath would then flush another path,
+            // which does not know of the data lost here.
             return libc::EREMOTEIO;
         }
         self.dirty.flushed(written);
         0
     }
 
-    /// Flushes from the control side (a leaf that leaves a table, a clean stop). Blocks.
+    /// Flushes from the control side, when the leaf leaves a table or the pool stops. Blocks.
     pub fn flush_blocking(&self) -> io::Result<()> {
         let Some(written) = self.dirty.unflushed() else {
             return if self.lost.load(Ordering::Acquire) {
@@ -578,7 +582,8 @@ impl Leaf {
 }
 
 impl Drop for Leaf {
-    /// Any thread may be the last that has it, also one that must not block.
+    /// Closes the engine on another thread, because the last reference may be dropped by a thread
+    /// that must not block.
     fn drop(&mut self) {
         // SAFETY: the engine is taken once, here, and never used afterwards.
         let engine = unsafe { ManuallyDrop::take(&mut self.engine) };
@@ -622,8 +627,8 @@ mod tests {
         assert_eq!(dirty.unflushed(), None, "an older flush that ends late takes nothing back");
     }
 
-    /// A queue without a line of its own must not lose what it wrote: FLUSH would be answered
-    /// without flushing.
+    /// If the writes of a queue without a line were lost, a FLUSH would be answered without
+    /// flushing.
     #[test]
     fn a_write_of_an_unknown_queue_is_not_left_out() {
         let dirty = Dirty::new(1);
@@ -635,8 +640,8 @@ mod tests {
         assert!(dirty.unflushed().is_some());
     }
 
-    /// A path error would have a multipath ask a path that knows nothing of the lost writes, and be
-    /// told that all is well.
+    /// After a path error, a multipath would ask another path, which knows nothing of the lost
+    /// writes and would answer with success.
     #[test]
     fn a_leaf_that_lost_writes_goes_on_saying_so_and_blames_no_path() {
         use blkswitch_core::multipath::outcome::is_path_error;
