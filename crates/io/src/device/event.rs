@@ -1,21 +1,21 @@
-//! What happens to devices, for who watches.
+//! Events of devices, for observers.
 //!
-//! Contract: an observer is called on the thread that made a change, or on the pool's watcher for
-//! what a queue has found out; never on a queue. It must not block. Changes that are made at once
-//! are told in any order.
+//! Contract: an observer is called on the thread that made a change, or on the pool's watcher
+//! thread for events that a queue found out, but never on a queue. It must not block. Simultaneous
+//! changes are reported in any order.
 
 use blkswitch_core::multipath::Event;
 
 use crate::device::Device;
 
-/// What happened.
+/// A kind of event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Something on a multipath device.
+    /// A change on a multipath device.
     Multipath {
-        /// What.
+        /// The kind of the change.
         event: Event,
-        /// The address of the path it is about.
+        /// The address of the path that it is about, if it is about one.
         path: Option<String>,
     },
     /// A message has changed a region map.
@@ -25,41 +25,41 @@ pub enum What {
         /// Arguments of the message that were applied.
         arguments: u64,
     },
-    /// A path of a device that is no multipath has answered with errors.
+    /// A path has answered with errors. Only for devices that are not multipath.
     PathErrors {
-        /// The path, counted over all segments of the table.
+        /// The number of the path, counted over all segments of the table.
         number: u32,
-        /// The path, as the table has it.
+        /// The path in the words of the table.
         path: String,
-        /// What it answered.
+        /// The errno that it answered.
         errno: i32,
-        /// How often, since this was last told.
+        /// Number of such errors since the last report.
         count: u64,
     },
-    /// A path of a multipath device flaps, or no longer does.
+    /// A path of a multipath device has begun or ceased to flap.
     Flapping {
-        /// The path, as the table has it.
+        /// The path in the words of the table.
         path: String,
-        /// Which.
+        /// Whether the path flaps now.
         is_marginal: bool,
     },
-    /// The device is there.
+    /// The device was created.
     Created,
-    /// The device is gone.
+    /// The device was removed.
     Removed,
-    /// The device has another name now.
+    /// The device was renamed.
     Renamed {
-        /// The name that it had.
+        /// Its earlier name.
         from: String,
     },
-    /// The device's gate is closed: requests wait.
+    /// The device's gate is closed, so requests wait.
     Suspended,
-    /// The gate is open.
+    /// The device's gate is open.
     Resumed {
-        /// Another table is live now.
+        /// Whether the resume swapped in another table.
         swapped: bool,
     },
 }
 
-/// Is told of everything that happens.
+/// A function that is told of every event.
 pub type Observer = Box<dyn Fn(&Device, What) + Send + Sync>;

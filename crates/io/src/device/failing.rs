@@ -1,36 +1,37 @@
-//! Errors of paths that no multipath device judges: how they reach the log and the monitor.
+//! Reports of path errors to the log and the monitor, for devices that are not multipath.
 //!
-//! A queue counts each failed piece in a [`Failure`], one for each device, path and errno. The first
-//! count sends the failure to the pool's watcher thread, which tells it at once and then less and
-//! less often while the errors go on ([`Telling`]). So a path that fails a million requests a second
-//! costs a queue one atomic addition each, and the log a line a minute.
+//! A queue counts each failed piece in a [`Failure`]: one for each device, path and errno. The
+//! first count sends the failure to the pool's watcher thread. The watcher reports it at once, and
+//! later errors with growing pauses ([`Telling`]). So a path that fails a million requests a second
+//! costs a queue one atomic addition for each, and the log one line a minute.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Failures that a queue tells apart at a time. Beyond them, errors are only counted in `stats`.
+/// Most failures that a queue distinguishes at a time. Further errors are counted only in `stats`.
 const KEPT: usize = 32;
 /// Shortest time between two reports of a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest time. A failure that was silent for longer is forgotten: the next error is told at once.
+/// Longest pause. After a longer silence a failure is forgotten, so its next error is reported at
+/// once.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What failed, and how.
+/// Identifies a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// The id of the device whose path it is.
+    /// The id of the device.
     pub(crate) device: u32,
-    /// The path, counted over all segments of the device's table.
+    /// The number of the path, counted over all segments of the device's table.
     pub(crate) path: u32,
-    /// What the path answered.
+    /// The errno that the path answered.
     pub(crate) errno: i32,
-    /// The path, as the table had it then.
+    /// The path in the words of the table at that time.
     pub(crate) address: Arc<str>,
 }
 
-/// The errors of one kind on one queue that nobody was told of yet.
+/// Errors of one kind on one queue since the last report.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) key: Key,
@@ -41,12 +42,12 @@ pub(crate) struct Failure {
 #[derive(Default)]
 pub(crate) struct Failures {
     kept: Vec<Arc<Failure>>,
-    /// Those that the watcher is to be sent.
+    /// The failures to send to the watcher.
     news: Vec<Arc<Failure>>,
 }
 
 impl Failures {
-    /// Counts an error. `address` is asked only for a failure that is not known yet.
+    /// Counts an error. `address` is called only for a new failure.
     pub(crate) fn count(
         &mut self,
         (device, path, errno): (u32, u32, i32),
@@ -60,7 +61,7 @@ impl Failures {
             return;
         }
         if self.kept.len() == KEPT {
-            // One that was told has no count to lose.
+            // A reported failure has no count to lose.
             let told = self.kept.iter().position(|failure| failure.count.load(Relaxed) == 0);
             let Some(told) = told else { return };
             self.kept.swap_remove(told);
@@ -71,7 +72,7 @@ impl Failures {
         self.news.push(failure);
     }
 
-    /// Forgets a device's failures: its paths may be others now.
+    /// Forgets a device's failures, because its paths may have changed.
     pub(crate) fn forget(&mut self, device: u32) {
         self.kept.retain(|failure| failure.key.device != device);
     }
@@ -85,17 +86,17 @@ impl Failures {
     }
 }
 
-/// When failures are told. The watcher's.
+/// The watcher's schedule of reports.
 #[derive(Default)]
 pub(crate) struct Telling {
     known: HashMap<Key, Told>,
 }
 
 struct Told {
-    /// Not before.
+    /// Earliest time of the next report.
     next: Instant,
     pause: Duration,
-    /// Counts that are waiting, of one or more queues.
+    /// Failures with a count to report, of one or more queues.
     waiting: Vec<Arc<Failure>>,
 }
 
@@ -106,15 +107,14 @@ impl Told {
 }
 
 impl Telling {
-    /// A queue has sent a failure.
+    /// Takes a failure from a queue.
     pub(crate) fn add(&mut self, failure: Arc<Failure>, now: Instant) {
         let new = || Told { next: now, pause: FIRST_PAUSE, waiting: Vec::new() };
         let told = self.known.entry(failure.key.clone()).or_insert_with(new);
         told.waiting.push(failure);
     }
 
-    /// Takes what is to be told now: a failure, and how many errors there were since it was last
-    /// told.
+    /// Takes the failures to report now, each with the number of errors since its last report.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<(Key, u64)> {
         let mut due = Vec::new();
         self.known.retain(|key, told| {
@@ -132,7 +132,7 @@ impl Telling {
         due
     }
 
-    /// How long nothing is due; `None` if nothing waits.
+    /// Time until the next report is due. `None` if there is nothing to report.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         let waiting = self.known.values().filter(|told| !told.waiting.is_empty());
         waiting.map(|told| told.next.saturating_duration_since(now)).min()

@@ -1,9 +1,9 @@
-//! The gate of a device, from the control side: closed by a suspend and for a swap of tables.
+//! The gate of a device, on the control side. A suspend closes it, and so does a swap of tables.
 //!
-//! A gate closes when nothing is in flight, and that can take for ever: a path may be missing, a
-//! leaf may hang. So whoever waits can give up ([`Interrupt`]), a resume ends a suspend that is
-//! under way, and a removal by force fails what is held below. A gate whose closing was given up
-//! opens again: the device runs on.
+//! A gate is closed when nothing is in flight. That can take for ever if a path is missing or a
+//! leaf hangs. So a waiting caller can give up ([`Interrupt`]), a resume ends a suspend that waits,
+//! and a forced removal fails the queued requests below. If a caller gives up, the gate opens again
+//! and the device runs on.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::device::event::What;
 use crate::device::table::Live;
 use crate::sys::latch::{Latch, Waited};
 
-/// After so long the log says what is waited for.
+/// Wait after which the log says what the gate waits for.
 const TELL_AFTER: Duration = Duration::from_secs(5);
-/// Pause between two rounds of failing what is held.
+/// Pause between two rounds of failing queued requests.
 const FORCE_PAUSE: Duration = Duration::from_millis(50);
-/// How long force waits for leaves: what they have cannot be taken from them.
+/// How long a forced swap waits for leaves, which must give requests back themselves.
 const FORCE_TIME: Duration = Duration::from_secs(10);
 
-/// Lets somebody else end a wait: the client who asked for it is gone, or has lost patience.
+/// Lets another thread end a wait, for instance because the client has gone.
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<Mutex<Given>>);
 
@@ -32,7 +32,7 @@ struct Given {
 }
 
 impl Interrupt {
-    /// What waits ends, and so does what would wait from now on.
+    /// Ends the current wait, and any later one.
     pub fn give_up(&self) {
         let mut given = lock(&self.0);
         given.up = true;
@@ -50,43 +50,43 @@ impl Interrupt {
     }
 }
 
-/// Why a gate is closed.
+/// The reason for closing a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// A suspend: a resume ends its wait.
+    /// A suspend. A resume ends its wait.
     Suspend {
-        /// What finds no path is held.
+        /// Whether pieces without a path are queued rather than failed.
         noflush: bool,
     },
-    /// Another table comes in.
+    /// A swap to another table.
     Swap {
-        /// Requests that wait for a path, or at a gate below, fail.
+        /// Whether requests fail that wait for a path or at a gate below.
         force: bool,
     },
 }
 
 impl Device {
-    /// Closes the gate and waits until nothing is in flight. New requests wait at the gate. Suspending
-    /// twice is fine. Requests that a multipath device holds stay held; requests that lose their last
-    /// path meanwhile fail.
+    /// Closes the gate and waits until nothing is in flight. New requests wait at the gate. Does
+    /// nothing if the device is suspended already. Requests that a multipath device has queued stay
+    /// queued. Requests that lose their last path meanwhile fail.
     pub fn suspend(&self) -> Result<(), DeviceError> {
         self.suspend_unless(false, &Interrupt::default())
     }
 
-    /// As [`Device::suspend`], but what finds no path meanwhile is held, whatever the device's
-    /// policy is.
+    /// As [`Device::suspend`], but requests that lose their last path meanwhile are queued,
+    /// whatever the device's policy is.
     pub fn suspend_noflush(&self) -> Result<(), DeviceError> {
         self.suspend_unless(true, &Interrupt::default())
     }
 
-    /// As these two, until it is given up, or somebody resumes the device: then the gate opens
-    /// again.
+    /// As [`Device::suspend`], or with `noflush` as [`Device::suspend_noflush`]. If `interrupt`
+    /// ends the wait, or another thread resumes the device, the gate opens again.
     pub fn suspend_unless(&self, noflush: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
         let _control = lock(&self.control);
         self.close_gate(Reason::Suspend { noflush }, interrupt)
     }
 
-    /// A suspend that waits is given up.
+    /// Ends a suspend that waits.
     pub(super) fn end_suspend(&self) {
         if let Some(suspend) = lock(&self.suspending).clone() {
             suspend.give_up();

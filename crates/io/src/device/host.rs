@@ -1,5 +1,5 @@
-//! What the devices of a pool share: the queues that serve them, who is told of what happens, and
-//! who removes a device whose last user has gone.
+//! The common state of a pool's devices: their queues, the observer, and the thread that removes
+//! devices after their last close.
 
 use std::sync::{Arc, OnceLock, mpsc};
 
@@ -11,75 +11,75 @@ use crate::stats::Counters;
 use crate::sys::latch::Ack;
 use crate::sys::mailbox::Post;
 
-/// What the control side of a device asks of the pipeline of each queue.
+/// An order of a device's control side to the pipeline of each queue.
 pub(crate) enum Order {
-    /// The device exists.
+    /// The device was created.
     Install {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// Where to count, a line per queue.
+        /// The counters of the device, one for each queue.
         counters: Arc<[Counters]>,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
-    /// The device is gone; nobody uses it.
+    /// The device was removed, and has no users.
     Remove {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
-    /// Let no request in.
+    /// Close the gate.
     Close {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// Hold what finds no path of a multipath device.
+        /// Queue pieces that find no path of a multipath device.
         noflush: bool,
-        /// Answered when none is in flight.
+        /// Acknowledged when no request is in flight.
         ack: Ack,
     },
-    /// Let what waits for a path of a multipath device ask again.
+    /// Let queued pieces of a multipath device ask for a path again.
     Release {
-        /// Its id.
+        /// The device's id.
         device: u32,
     },
-    /// Fail what the requests of the device have waiting for a path or at a gate below.
+    /// Fail pieces of the device's requests that wait for a path, or at a gate below.
     FailHeld {
-        /// Its id.
+        /// The device's id.
         device: u32,
     },
-    /// Let requests in.
+    /// Open the gate.
     Open {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// What they meet.
+        /// The live table from now on.
         live: Option<Arc<Live>>,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
-    /// Meet this once the gate opens: it is closed.
+    /// Use another live table from now on. The gate is closed and stays closed.
     Exchange {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// What requests will meet.
+        /// The live table from now on.
         live: Arc<Live>,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
 }
 
-/// What the thread that removes devices is sent.
+/// A message to the thread that removes devices.
 pub(crate) enum Reap {
-    /// The last user of this device has gone.
+    /// Remove this device, because its last user has gone.
     Device(Arc<Device>),
-    /// The pool stops.
+    /// End, because the pool stops.
     Stop,
 }
 
-/// See the module's text.
+/// The common state of a pool's devices.
 pub(crate) struct Host {
     queues: Queues,
-    /// Nothing where nobody reads mail ([`super::Registry::detached`]).
+    /// `None` if no queue reads orders ([`super::Registry::detached`]).
     post: Option<Arc<dyn Post<Order>>>,
     reaper: mpsc::Sender<Reap>,
     observer: OnceLock<Observer>,
@@ -95,12 +95,12 @@ impl Host {
         Host { queues, post, reaper, observer: OnceLock::new() }
     }
 
-    /// The queues that serve the devices; also where nobody reads mail.
+    /// The queues that serve the devices, also if none reads orders.
     pub(crate) fn queues(&self) -> Queues {
         self.queues
     }
 
-    /// How many queues answer an order.
+    /// Number of queues that acknowledge an order.
     pub(crate) fn len(&self) -> usize {
         self.post.as_ref().map_or(0, |post| post.queues())
     }
@@ -112,19 +112,19 @@ impl Host {
         }
     }
 
-    /// Has everything that happens told to `observer`. `false` if somebody else watches already.
+    /// Sets the observer. `false` if there is one already.
     pub(crate) fn observe(&self, observer: Observer) -> bool {
         self.observer.set(observer).is_ok()
     }
 
-    /// Tells who watches.
+    /// Reports an event to the observer.
     pub(crate) fn tell(&self, device: &Device, what: What) {
         if let Some(observer) = self.observer.get() {
             observer(device, what);
         }
     }
 
-    /// Has a device removed whose last user is gone; from any thread, without waiting.
+    /// Lets the reaper thread remove a device after its last close. Never blocks.
     pub(crate) fn deferred_removal(&self, device: &Arc<Device>) {
         let _ = self.reaper.send(Reap::Device(device.clone()));
     }

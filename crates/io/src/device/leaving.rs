@@ -1,10 +1,11 @@
-//! Flushes from the control side: of leaves that leave a table, and of all when the pool stops.
+//! Flushes from the control side: of leaves that leave a table, and of all leaves when the pool
+//! stops.
 //!
-//! A path of a multipath device that cannot be flushed is answered for by another: they lead to one
-//! volume, whose cache is what a flush empties. Not so if its cache is on this side
-//! ([`Engine::forgets_failed_writes`]).
+//! If a path of a multipath device cannot be flushed, another path is flushed instead: both lead to
+//! one volume, and a flush empties the volume's cache. This does not help a path whose cache is on
+//! this machine ([`Engine::forgets_failed_writes`]).
 //!
-//! Contract: blocks; the gate of the device is closed, or nothing runs any more.
+//! Contract: the functions block. The gate of the device is closed, or the queues have ended.
 //!
 //! [`Engine::forgets_failed_writes`]: crate::engine::Engine::forgets_failed_writes
 
@@ -15,7 +16,7 @@ use super::{Device, lock};
 use crate::device::table::{Live, MAX_DEPTH, Table};
 use crate::leaf::Leaf;
 
-/// A leaf, and the multipath table it is a path of.
+/// A leaf, and the multipath table of which it is a path.
 #[derive(Clone)]
 struct Reached {
     leaf: Arc<Leaf>,
@@ -23,7 +24,8 @@ struct Reached {
 }
 
 impl Device {
-    /// Flushes every leaf of the live table. `begins` is told of each before it may hang.
+    /// Flushes every leaf of the live table. Calls `begins` with the name of each first, because
+    /// the flush may hang.
     pub(crate) fn flush_all(&self, begins: &mut dyn FnMut(&str)) {
         let Some(live) = lock(&self.state).live.clone() else { return };
         for (leaf, error) in flush_each(&live, begins) {
@@ -32,7 +34,7 @@ impl Device {
     }
 }
 
-/// Flushes every leaf that a device uses itself. Returns those that cannot be flushed, and why.
+/// Flushes every leaf that a device uses itself. Returns those that failed, with their errors.
 pub(crate) fn flush_live(live: &Live) -> Vec<(Arc<Leaf>, io::Error)> {
     flush_each(live, &mut |_| {})
 }
@@ -50,8 +52,8 @@ fn flush_each(live: &Live, begins: &mut dyn FnMut(&str)) -> Vec<(Arc<Leaf>, io::
     .collect()
 }
 
-/// Leaves that requests reached through `old`, in it or in devices below, that `new` does not reach
-/// and that a last flush could not make clean.
+/// Flushes the leaves that requests reached through `old` or devices below it and that `new` does
+/// not reach. Returns the leaves whose flush failed.
 pub(crate) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]> {
     let (mut reached, mut stays) = (Vec::new(), Vec::new());
     if let Some(old) = old {
@@ -71,7 +73,7 @@ pub(crate) fn departed(old: Option<&Live>, new: &Arc<Table>) -> Box<[Arc<Leaf>]>
     reached.into_iter().map(|reached| reached.leaf).collect()
 }
 
-/// Adds the leaves of a table and of the devices below it, as far as a request can go.
+/// Adds the leaves of a table and of the devices below it, down to `levels`.
 fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut Vec<Reached>) {
     let Some(left) = levels.checked_sub(1) else { return };
     let multipath = table.multipath().map(|_| table.clone());
@@ -81,15 +83,15 @@ fn reach(table: &Arc<Table>, departed: &[Arc<Leaf>], levels: usize, leaves: &mut
             .iter()
             .map(|leaf| Reached { leaf: leaf.clone(), multipath: multipath.clone() }),
     );
-    // They are of earlier tables, so not necessarily of this table's volume.
+    // These are of earlier tables, so not necessarily of this table's volume.
     leaves.extend(departed.iter().map(|leaf| Reached { leaf: leaf.clone(), multipath: None }));
     for live in table.devices().filter_map(|device| device.running()) {
         reach(&live.table, &live.departed, left, leaves);
     }
 }
 
-/// Flushes a leaf, or, if it is a path that is down, the volume over another: a path of its own
-/// multipath, or of the table that takes the place of that.
+/// Flushes a leaf. If it is a path that is down, flushes the volume over another path of its
+/// multipath, or of the new table.
 fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     let Reached { leaf, multipath } = reached;
     let alone = leaf.engine().forgets_failed_writes() || leaf.is_lossy();
@@ -98,15 +100,15 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     };
     let Some(writes) = leaf.dirty().unflushed() else { return leaf.flush_blocking() };
     let mut result = Err(io::ErrorKind::NotConnected.into());
-    // One that is known to be down is not waited for.
+    // A path that is known to be down is not waited for.
     if up_leaves(old).any(|up| Arc::ptr_eq(up, leaf)) {
         result = leaf.flush_blocking();
-        // Its server has said that writes are gone: no other path can make up for that.
+        // Its server says that writes are lost, and no other path can make up for that.
         if leaf.is_lossy() {
             return result;
         }
     }
-    // A new table may be of another volume.
+    // A new table may lead to another volume.
     let identity = leaf.engine().identity();
     let is_same = |other: &&Arc<Leaf>| identity.is_some() && other.engine().identity() == identity;
     let siblings =
@@ -115,7 +117,7 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
         if result.is_ok() {
             break;
         }
-        // A server without flush has nothing to say of what others cache.
+        // A server without flush says nothing about other paths' caches.
         if !Arc::ptr_eq(other, leaf) && other.engine().has_cache() {
             let covers = other.dirty().unflushed().unwrap_or(0);
             let flushed = other.engine().flush_blocking();
@@ -132,7 +134,7 @@ fn flush(reached: &Reached, new: Option<&Arc<Table>>) -> io::Result<()> {
     result
 }
 
-/// The leaves of a multipath table that a path that is up leads to.
+/// The leaves of a multipath table whose path is up.
 fn up_leaves(table: &Table) -> impl Iterator<Item = &Arc<Leaf>> {
     let paths =
         table.multipath().into_iter().flat_map(|(groups, paths)| paths.iter().zip(groups.paths()));

@@ -1,14 +1,14 @@
 //! The control side of a device: its names, its live and inactive table, its gate and its message
 //! lock.
 //!
-//! Contract: every method may be called from any thread and may block (a suspend waits for requests
-//! in flight). Queues know a device by its id and hold their own copy of what is live; control
-//! changes it by messages to all queues, and a swap happens only while every queue has the gate
-//! closed and nothing in flight. So no request ever sees two tables, and the way of a request takes
-//! no lock and no atomic operation for it.
+//! Contract: any thread may call any method, which may block (a suspend waits for requests in
+//! flight). Queues know a device by its id and hold their own copy of the live table. Control
+//! changes it with orders to all queues, and swaps tables only while every queue has the gate
+//! closed and nothing in flight. So no request sees two tables, and a request takes no lock and no
+//! atomic operation to find the table.
 //!
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
-//! time), `state` (short, never held while waiting).
+//! time), `state` (short, never held during a wait).
 
 pub mod event;
 pub(crate) mod failing;
@@ -43,72 +43,72 @@ use gate::Reason;
 use host::{Host, Order};
 pub use registry::Registry;
 
-/// Devices at most: an id stands for the minor number, which has 20 bits in the kernel.
+/// Most devices. An id stands for the minor number, which has 20 bits in the kernel.
 pub const MAX_DEVICES: usize = 1 << 20;
 
-/// Why control of a device failed. The texts of the kernel's log where it has one.
+/// Why an operation on a device failed. The texts are those of the kernel's log where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// No such device.
+    /// There is no device of this name.
     #[error("Device {0} not found")]
     NotFound(String),
-    /// The name, uuid or number is taken.
+    /// Another device has the name, uuid or number.
     #[error("'{0}' is the name, uuid or number of another device")]
     Exists(String),
-    /// No number of a device.
+    /// The number is not below [`MAX_DEVICES`].
     #[error("the number {0} is too large: it must be below {max}", max = MAX_DEVICES)]
     Number(u32),
-    /// All numbers are taken.
+    /// All device numbers are in use.
     #[error("there are {max} devices: no more is possible", max = MAX_DEVICES)]
     TooMany,
-    /// In use.
+    /// The device is open, so it cannot be removed.
     #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]
     Busy {
-        /// Its name.
+        /// The device's name.
         name: String,
-        /// Open count.
+        /// Number of connections and devices that have it open.
         opens: u32,
     },
-    /// Nothing live.
+    /// The device has no live table.
     #[error("The device has no table.")]
     NoTable,
-    /// Beyond the device.
+    /// The sector is beyond the end of the device.
     #[error("Target message sector outside device.")]
     SectorOutside,
-    /// The segment there takes no messages.
+    /// The target at the sector takes no messages.
     #[error("Target type does not support messages")]
     NoMessages,
-    /// Resume of a suspended device that has no table at all.
+    /// A suspended device cannot be resumed, because it has no table.
     #[error("device '{0}' is suspended and has no table to resume with: load one first")]
     NothingToResume(String),
-    /// A uuid can be set once.
+    /// The device has a uuid, which can be set only once.
     #[error("device '{0}' has a uuid already; a uuid can be set only once")]
     UuidSet(String),
-    /// A device may not stand on itself.
+    /// The table would put the device below itself.
     #[error("device '{0}' would stand on itself")]
     Loop(String),
-    /// Too many devices on one another.
+    /// The devices below the table are nested too deeply.
     #[error("devices stand on one another more than {MAX_DEPTH} deep")]
     TooDeep,
-    /// A leaf of the table, or a device below it, is of another pool or driver.
+    /// A leaf of the table, or a device below it, belongs to another pool or driver.
     #[error(
         "'{0}' belongs to another pool or driver: open a leaf with LeafOptions::new(pool.queues()) of \
          the pool that the device is of, and stack only devices of one pool"
     )]
     OtherQueues(String),
-    /// Whoever waited has given up, or the device was resumed meanwhile.
+    /// The caller has given up the wait, or the device was resumed meanwhile.
     #[error("the wait for requests in flight on '{0}' was given up: the device runs on as before")]
     GivenUp(String),
-    /// By force, too, leaves must give back what they have.
+    /// A forced swap failed, because leaves do not give requests back.
     #[error("requests of '{0}' are with leaves that do not answer: the device runs on as before")]
     InFlight(String),
-    /// The pool is going down.
+    /// The pool is stopping, or a queue has failed.
     #[error("the pool is stopping, or one of its queues has failed")]
     Stopping,
 }
 
 impl DeviceError {
-    /// The errno a caller of the kernel would see.
+    /// The errno that the kernel's device mapper would return.
     pub fn errno(&self) -> i32 {
         match self {
             DeviceError::NotFound(_) => libc::ENXIO,
@@ -130,8 +130,8 @@ impl DeviceError {
     }
 }
 
-/// Held while a table is checked for loops: two at once could each find none and make one
-/// together.
+/// Held while a table is checked for loops. Two checks at once could each find none although their
+/// tables form one together.
 static LOADING: Mutex<()> = Mutex::new(());
 
 struct State {
@@ -139,7 +139,7 @@ struct State {
     uuid: String,
     live: Option<Arc<Live>>,
     inactive: Option<Arc<Table>>,
-    /// What is about to become live in place of a table that stands in for it.
+    /// A table that is about to replace a stand-in as the live one.
     coming: Option<Arc<Table>>,
     suspended: bool,
     deferred_remove: bool,
@@ -147,7 +147,7 @@ struct State {
     event_nr: u32,
 }
 
-/// See the module's text.
+/// A device, on the control side.
 pub struct Device {
     id: u32,
     host: Arc<Host>,
@@ -158,36 +158,36 @@ pub struct Device {
     state: Mutex<State>,
     event: Condvar,
     opens: AtomicU32,
-    /// How often another priority group of a multipath took over.
+    /// Number of times that another priority group of a multipath took over.
     group_switches: AtomicU64,
-    /// Per queue, for the device as a whole.
+    /// Counters of the whole device, one for each queue.
     counters: Arc<[Counters]>,
 }
 
-/// What `info` shows.
+/// The state that `info` shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Name.
+    /// The device's name.
     pub name: String,
-    /// Uuid, or empty.
+    /// The uuid; empty if there is none.
     pub uuid: String,
-    /// Its id, which stands for the minor number.
+    /// The device's id, which stands for the minor number.
     pub id: u32,
-    /// Requests wait.
+    /// Whether the device is suspended, so that requests wait.
     pub suspended: bool,
-    /// The live table refuses writes.
+    /// Whether the live table refuses writes.
     pub read_only: bool,
-    /// There is a live table.
+    /// Whether there is a live table.
     pub live: bool,
-    /// There is an inactive table.
+    /// Whether there is an inactive table.
     pub inactive: bool,
-    /// Connections and devices on top.
+    /// Number of connections and devices that have it open.
     pub opens: u32,
-    /// Event number.
+    /// The event number, which `wait` compares.
     pub event_nr: u32,
-    /// Segments of the live table.
+    /// Number of segments of the live table.
     pub targets: u32,
-    /// It goes when it is closed for the last time.
+    /// Whether the device is removed at its last close.
     pub deferred_remove: bool,
 }
 
@@ -218,22 +218,22 @@ impl Device {
         }
     }
 
-    /// The queues that serve it.
+    /// The queues that serve the device.
     pub fn queues(&self) -> Queues {
         self.host.queues()
     }
 
-    /// The number by which queues know it; reused after removal.
+    /// The number by which queues know the device. It is reused after removal.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Its name.
+    /// The device's current name.
     pub fn name(&self) -> String {
         lock(&self.state).name.clone()
     }
 
-    /// What `info` shows.
+    /// The state that `info` shows.
     pub fn info(&self) -> Info {
         let state = lock(&self.state);
         let live = state.live.as_ref().map(|live| &live.table);
@@ -252,22 +252,22 @@ impl Device {
         }
     }
 
-    /// The live table.
+    /// The live table; `None` before the first resume.
     pub fn live(&self) -> Option<Arc<Table>> {
         lock(&self.state).live.as_ref().map(|live| live.table.clone())
     }
 
-    /// What the queues run: the live table and the leaves that earlier tables left behind.
+    /// The live table, with the leaves that earlier tables left behind.
     pub fn running(&self) -> Option<Arc<Live>> {
         lock(&self.state).live.clone()
     }
 
-    /// The inactive table.
+    /// The inactive table; `None` if none is loaded.
     pub fn inactive(&self) -> Option<Arc<Table>> {
         lock(&self.state).inactive.clone()
     }
 
-    /// Limits of the device as something below another: its length and block size.
+    /// The limits of the device for a table above it: its length and block sizes.
     pub fn limits(&self) -> Limits {
         let live = self.live();
         let mut limits = Limits::memory(live.as_ref().map_or(0, |t| t.len() * 512));
@@ -280,11 +280,12 @@ impl Device {
         limits
     }
 
-    /// Puts a table into the inactive slot, in place of an earlier one. Refuses one that would make
-    /// the device stand on itself or the stack too deep, and one with leaves of another pool.
+    /// Loads a table into the inactive slot, and replaces an earlier one. `Err` if the device would
+    /// be below itself, if the devices are nested too deeply, or if the table has leaves of another
+    /// pool.
     pub fn load(&self, mut table: Table) -> Result<(), DeviceError> {
         let loading = lock(&LOADING);
-        // First this: a device of another pool may have the number of one here.
+        // Check this first, because a device of another pool may have the number of a device here.
         table.serve(self.host.queues()).map_err(DeviceError::OtherQueues)?;
         self.check_below(&table, MAX_DEPTH)?;
         let mut state = lock(&self.state);
@@ -297,7 +298,7 @@ impl Device {
         Ok(())
     }
 
-    /// Refuses a table under which this device stands, or more than `levels` levels of tables.
+    /// `Err` if this device is below `table`, or if `table` has more than `levels` levels.
     fn check_below(&self, table: &Table, levels: usize) -> Result<(), DeviceError> {
         let Some(left) = levels.checked_sub(1) else { return Err(DeviceError::TooDeep) };
         for below in table.devices() {
@@ -311,29 +312,29 @@ impl Device {
         Ok(())
     }
 
-    /// All tables that it has or is about to have.
+    /// The live and inactive table, and a table that is about to become live.
     fn tables(&self) -> impl Iterator<Item = Arc<Table>> + use<> {
         let state = lock(&self.state);
         let live = state.live.as_ref().map(|live| live.table.clone());
         [live, state.inactive.clone(), state.coming.clone()].into_iter().flatten()
     }
 
-    /// Drops the inactive table.
+    /// Drops the inactive table, if there is one.
     pub fn clear(&self) {
         let old = lock(&self.state).inactive.take();
         give_up_tables(None, old);
     }
 
-    /// Swaps the inactive table in, if there is one, and opens the gate. For a swap a gate that is
-    /// open is closed as by
-    /// [`Device::suspend_noflush`]: the new table may have the path that a request finds no more.
+    /// Swaps the inactive table in, if there is one, and opens the gate. For a swap, an open gate
+    /// is closed as by [`Device::suspend_noflush`], because the new table may have a path for
+    /// requests that find none.
     pub fn resume(&self) -> Result<(), DeviceError> {
         self.resume_unless(false, &Interrupt::default())
     }
 
     /// As [`Device::resume`], but `interrupt` can end the wait. With `force`, a swap fails requests
-    /// that wait for a path or at a gate below, and waits for leaves for a bounded time only. A
-    /// suspend under way ends first.
+    /// that wait for a path or at a gate below, and waits for leaves only for a limited time. A
+    /// suspend that waits ends first.
     pub fn resume_unless(&self, force: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
         self.end_suspend();
         let _control = lock(&self.control);
@@ -343,8 +344,8 @@ impl Device {
         };
         match (inactive, live) {
             (Some(table), old) => {
-                // A message that is being handled finishes on the table it began with. It may take
-                // its time (its words come from a client), so the gate is open until then.
+                // Wait until a message in progress is finished on the table it began with. A client
+                // sends its words, so it may take long; the gate stays open until then.
                 let _message = lock(&self.message);
                 self.close_gate(Reason::Swap { force }, interrupt)?;
                 let live =
@@ -352,7 +353,7 @@ impl Device {
                 drop(old);
                 self.open_gate(Some(live.clone()))?;
                 let mut state = lock(&self.state);
-                // Not one that was loaded meanwhile: that is for the next resume.
+                // Leave a table that was loaded meanwhile for the next resume.
                 let taken = state.inactive.take_if(|inactive| Arc::ptr_eq(inactive, &live.table));
                 let old = state.live.replace(live);
                 drop(state);
@@ -371,8 +372,8 @@ impl Device {
         }
     }
 
-    /// Begins a message to the segment that holds `sector`, a switch or multipath; one at a time
-    /// per device.
+    /// Begins a message to the switch or multipath segment at `sector`. Blocks while another
+    /// message to the device is in progress.
     pub fn messenger(&self, sector: u64) -> Result<Messenger<'_>, DeviceError> {
         let lock = lock(&self.message);
         let table = self.live().ok_or(DeviceError::NoTable)?;
@@ -384,7 +385,7 @@ impl Device {
         Ok(Messenger { _lock: lock, device: self, table, start })
     }
 
-    /// Counts of the device as a whole since it was made.
+    /// Counters of the whole device since it was created.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         self.counters.iter().for_each(|counters| totals.add(counters));
@@ -395,7 +396,7 @@ impl Device {
         self.counters.clone()
     }
 
-    /// Raises an event: waiters wake.
+    /// Raises the event number and wakes all waiters.
     pub fn raise_event(&self) {
         let mut state = lock(&self.state);
         state.event_nr = state.event_nr.wrapping_add(1);
@@ -403,8 +404,8 @@ impl Device {
         self.event.notify_all();
     }
 
-    /// Waits until the event number differs from `event_nr` or the device is removed; returns the
-    /// number, or nothing when time ran out.
+    /// Waits until the event number differs from `event_nr`, or the device is removed. Returns the
+    /// number; `None` after `at_most`.
     pub fn wait_event(&self, event_nr: u32, at_most: Duration) -> Option<u32> {
         let until = Instant::now() + at_most;
         let mut state = lock(&self.state);
@@ -431,17 +432,17 @@ impl Device {
         Ok(())
     }
 
-    /// Takes back a uuid that was given a moment ago.
+    /// Removes a uuid that was just set.
     pub fn forget_uuid(&self) {
         lock(&self.state).uuid.clear();
     }
 
-    /// Sets whether the device goes with its last close.
+    /// Sets whether the device is removed at its last close.
     pub fn set_deferred_remove(&self, deferred: bool) {
         lock(&self.state).deferred_remove = deferred;
     }
 
-    /// Counts a user. Fails on a removed device.
+    /// Counts a user. `false` if the device is being removed.
     pub(crate) fn open(&self) -> bool {
         let state = lock(&self.state);
         if !state.removed {
@@ -450,13 +451,14 @@ impl Device {
         !state.removed
     }
 
-    /// Takes a user away. True if it was the last and the device is to go with it.
+    /// Uncounts a user. Returns whether it was the last and the device must be removed now.
     pub(crate) fn close(&self) -> bool {
         let state = lock(&self.state);
         self.opens.fetch_sub(1, Ordering::AcqRel) == 1 && state.deferred_remove && !state.removed
     }
 
-    /// Takes the device out of use: nobody has it open, and nobody can open it any more.
+    /// Marks the device as removed, so that it cannot be opened any more. `Err` if it is open or
+    /// removed.
     pub(crate) fn retire(&self) -> Result<(), DeviceError> {
         let mut state = lock(&self.state);
         let opens = self.opens.load(Ordering::Acquire);
@@ -470,18 +472,17 @@ impl Device {
         Ok(())
     }
 
-    /// Takes a retired device into use again.
+    /// Undoes [`Device::retire`].
     pub(crate) fn take_back(&self) {
         lock(&self.state).removed = false;
     }
 
-    /// Ends a retired device: the queues forget it, its leaves are flushed and closed.
+    /// Ends a retired device: the queues forget it, and its leaves are flushed and closed.
     pub(crate) fn dismantle(&self) {
         let _control = lock(&self.control);
         let latch = Latch::new(self.host.len());
         self.host.send_all(|_| Order::Remove { device: self.id, ack: latch.ack() });
-        // A pool that is stopping has no queues left that could answer; there is nothing more to
-        // wait for.
+        // The queues of a stopping pool do not answer, so an error does not matter.
         let _ = latch.wait();
         self.flush_all(&mut |_| {});
         let mut state = lock(&self.state);
@@ -492,7 +493,7 @@ impl Device {
     }
 }
 
-/// Drops tables that a device has no more, and waits a moment for the closing of their leaves.
+/// Drops tables that a device no longer has. Waits a moment until their leaves are closed.
 fn give_up_tables(live: Option<Arc<Live>>, inactive: Option<Arc<Table>>) {
     let of_live = live.iter().flat_map(|live| live.table.leaves().iter().chain(&live.departed));
     let of_inactive = inactive.iter().flat_map(|table| table.leaves());
@@ -500,7 +501,7 @@ fn give_up_tables(live: Option<Arc<Live>>, inactive: Option<Arc<Table>>) {
     closer::give_up((live, inactive), leaves);
 }
 
-/// One message to one segment; the device's message lock is held while it lives.
+/// One message to one segment. Holds the device's message lock.
 pub struct Messenger<'a> {
     _lock: MutexGuard<'a, ()>,
     device: &'a Device,
@@ -509,7 +510,7 @@ pub struct Messenger<'a> {
 }
 
 impl Messenger<'_> {
-    /// The segment.
+    /// The segment to which the message goes.
     pub fn segment(&self) -> &Segment {
         match self.table.segment_at(self.start) {
             Some(segment) => segment,
@@ -517,7 +518,7 @@ impl Messenger<'_> {
         }
     }
 
-    /// The map, if the segment is a switch.
+    /// The region map; `None` if the segment is not a switch.
     pub fn map(&self) -> Option<&RegionMap> {
         match &self.segment().target {
             Target::Switch { map, .. } => Some(map),
@@ -525,34 +526,34 @@ impl Messenger<'_> {
         }
     }
 
-    /// The right to change the map, if the segment is a switch. Messengers come one at a time, so
-    /// this is `None` for a switch only while somebody holds a writer that they have from the map
+    /// The right to change the map; `None` if the segment is not a switch. There is one messenger
+    /// at a time, so a switch returns `None` only while other code holds a writer from the map
     /// itself.
     pub fn writer(&self) -> Option<MapWriter<'_, Slots>> {
         self.map()?.writer()
     }
 
-    /// The groups, if the segment is a multipath.
+    /// The priority groups; `None` if the segment is not a multipath.
     pub fn groups(&self) -> Option<&PathGroups> {
         self.table.multipath().map(|(groups, _)| groups)
     }
 
-    /// The table that the segment is of.
+    /// The table of the segment.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
     }
 }
 
-/// A device that somebody uses: it counts as open until this is dropped.
+/// A user of a device. The device counts as open until this is dropped.
 pub struct OpenDevice(Arc<Device>);
 
 impl OpenDevice {
-    /// Opens it; nothing if it is being removed.
+    /// Opens the device; `None` if it is being removed.
     pub fn new(device: &Arc<Device>) -> Option<OpenDevice> {
         device.open().then(|| OpenDevice(device.clone()))
     }
 
-    /// The device.
+    /// The open device.
     pub fn device(&self) -> &Arc<Device> {
         &self.0
     }

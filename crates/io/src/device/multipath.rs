@@ -1,4 +1,4 @@
-//! A multipath target by builder: what a table line says in words.
+//! A builder for multipath targets, as an alternative to the words of a table line.
 
 use blkswitch_core::multipath::params::MAX_PATHS_PER_GROUP;
 use blkswitch_core::multipath::selector::PathArgs;
@@ -6,7 +6,7 @@ use blkswitch_core::multipath::{Features, Group, Multipath, Path, Selector};
 
 use crate::device::table::{Below, Target, To};
 
-/// The highest throughput of a path, relative to the others.
+/// Highest relative throughput of a path.
 const MAX_THROUGHPUT: u32 = 100;
 
 /// Why a multipath cannot be built. Groups and paths are counted from 0.
@@ -16,35 +16,35 @@ pub enum MultipathError {
     /// A path came before the first group.
     #[error("path {path} comes before the first group: call MultipathBuilder::group first")]
     NoGroup {
-        /// The path.
+        /// The number of the path.
         path: usize,
     },
     /// A group without paths.
     #[error("group {group} has no paths")]
     Empty {
-        /// The group.
+        /// The number of the group.
         group: usize,
     },
     /// A throughput out of range.
     #[error("path {path}: a throughput of {throughput} is not in 0..=100")]
     Throughput {
-        /// The path.
+        /// The number of the path.
         path: usize,
-        /// What was given.
+        /// The throughput that was given.
         throughput: u32,
     },
     /// More groups or paths than a multipath may have.
     #[error("there are {groups} groups and {paths} paths: at most 1024 groups of 1024 paths each")]
     TooMany {
-        /// Groups.
+        /// Number of groups.
         groups: usize,
-        /// Paths of all groups.
+        /// Number of paths of all groups.
         paths: usize,
     },
 }
 
-/// Builds the target of a multipath device: groups in the order of preference, and their paths,
-/// which lead to one volume.
+/// Builds the target of a multipath device. Groups are added in the order of preference, each with
+/// its paths. All paths lead to one volume.
 ///
 /// ```
 /// use blkswitch_io::core::multipath::Selector;
@@ -78,44 +78,45 @@ pub enum MultipathError {
 pub struct MultipathBuilder {
     features: Features,
     initial_group: u32,
-    /// Each with the number of its paths.
+    /// The groups, each with its number of paths.
     groups: Vec<(Selector, u32)>,
     paths: Vec<Path>,
     to: Vec<To>,
-    /// The first thing that is wrong.
+    /// The first error; `build` returns it.
     error: Option<MultipathError>,
 }
 
 impl MultipathBuilder {
-    /// Without groups. Requests fail while no path is up.
+    /// A multipath without groups. Requests fail while no path is up.
     pub fn new() -> MultipathBuilder {
         MultipathBuilder::default()
     }
 
-    /// Whether requests wait while no path is up.
+    /// Sets whether requests are queued while no path is up.
     pub fn queue_if_no_path(mut self, queues: bool) -> MultipathBuilder {
         self.features.queue_if_no_path = queues;
         self
     }
 
-    /// The group to begin with, counted from 0. By default the first.
+    /// Sets the group to begin with, counted from 0. The default is the first.
     pub fn initial_group(mut self, group: u32) -> MultipathBuilder {
         self.initial_group = group.saturating_add(1);
         self
     }
 
-    /// A group, preferred to those that follow; `selector` spreads requests over its paths.
+    /// Adds a group after the others, which are preferred to it. `selector` spreads requests over
+    /// its paths.
     pub fn group(mut self, selector: Selector) -> MultipathBuilder {
         self.groups.push((selector, 0));
         self
     }
 
-    /// A path of the last group: a leaf that was added to the table.
+    /// Adds a path to the last group: a leaf that was added to the table.
     pub fn path(self, leaf: Below) -> MultipathBuilder {
         self.path_with(leaf, PathArgs::default())
     }
 
-    /// A path of the last group, with what its selector wants to know of it.
+    /// As [`MultipathBuilder::path`], with the arguments of the path for its selector.
     pub fn path_with(mut self, leaf: Below, args: PathArgs) -> MultipathBuilder {
         let (path, group) = (self.paths.len(), self.groups.len());
         let throughput = args.relative_throughput;
@@ -133,11 +134,11 @@ impl MultipathBuilder {
         self
     }
 
-    /// The target; the only segment of its table.
+    /// Builds the target. It must be the only segment of its table.
     ///
     /// # Errors
     /// A path came before the first group, a group has no path, a path's throughput is above 100,
-    /// or there are too many of them.
+    /// or there are too many groups or paths.
     pub fn build(self) -> Result<Target, MultipathError> {
         if let Some(error) = self.error {
             return Err(error);
@@ -189,7 +190,7 @@ mod tests {
         }
     }
 
-    /// The kernel has its own words for these; the result is the same.
+    /// The kernel has other words for these, but the result must be the same.
     #[test]
     fn it_is_what_the_words_of_a_line_are() {
         let target = MultipathBuilder::new()

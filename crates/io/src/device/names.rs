@@ -1,11 +1,11 @@
-//! The names of exports. A device's name is kept as libdm writes it, with `\xNN` for a character
-//! that the kernel's names should not have. Clients are offered the name that is meant.
+//! The names of exports. A device's name is stored as libdm writes it, with `\xNN` for a character
+//! that the kernel does not allow in names. Clients see the unescaped name.
 //!
-//! Contract: pure. No two devices have one export name (`Registry` sees to that).
+//! Contract: pure. [`Registry`](super::Registry) ensures that no two devices have one export name.
 
 use std::borrow::Cow;
 
-/// The export name of a device: its name without escapes, if that is text that can be shown.
+/// The export name of a device: its name without escapes, if the result is printable text.
 pub fn export_name(stored: &str) -> Cow<'_, str> {
     if !stored.contains("\\x") {
         return Cow::Borrowed(stored);
@@ -30,18 +30,18 @@ pub fn export_name(stored: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether two names would be one name of an export.
+/// Whether two stored names have one export name.
 pub fn is_same(one: &str, other: &str) -> bool {
     one == other || export_name(one) == export_name(other)
 }
 
-/// Whether a client means this device: by its export name, or by its stored one, as its
+/// Whether a client's name means this device: its export name, or its stored one, as an
 /// administrator may know it.
 pub fn is_called(stored: &str, name: &str) -> bool {
     stored == name || export_name(stored) == name
 }
 
-/// The byte that stands first as `\xNN`.
+/// The byte that `bytes` begins with as `\xNN`; `None` if there is none.
 fn escaped(bytes: &[u8]) -> Option<u8> {
     let [b'\\', b'x', high, low, ..] = bytes else { return None };
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
@@ -59,7 +59,7 @@ mod tests {
             (r"my\x20disk", "my disk"),
             (r"\xc3\xa4/\xf0\x9f\x92\xbe", "ä/💾"),
             (r"a\x5cx20b", r"a\x20b"),
-            // Neither text nor fit to be shown.
+            // Not UTF-8, or control characters: the stored name is kept.
             (r"\xff", r"\xff"),
             (r"a\x1b\x0a", r"a\x1b\x0a"),
             (r"a\x4", r"a\x4"),

@@ -1,5 +1,5 @@
-//! Multipath devices from the control side: messages and the checker change them, and what happens
-//! is told.
+//! Multipath devices on the control side: changes by messages and by the checker, and reports of
+//! events.
 //!
 //! Contract: as [`super`]. Changes are made under the message lock, which [`Messenger`] holds.
 
@@ -15,13 +15,12 @@ use crate::device::failing::Key;
 use crate::device::table::PathGroups;
 
 impl Device {
-    /// Has the queues ask for a path again for what they hold.
+    /// Lets the queues ask for a path again for the pieces that they have queued.
     pub fn release_held(&self) {
         self.host.send_all(|_| Order::Release { device: self.id });
     }
 
-    /// Something has changed on this multipath device: it is counted, logged, and told to who
-    /// watches.
+    /// Counts and logs a change on this multipath device, and reports it to the observer.
     pub(crate) fn happened(&self, event: Event) {
         let path = event.path().and_then(|path| {
             let table = self.live()?;
@@ -42,8 +41,8 @@ impl Device {
         self.host.tell(self, What::Multipath { event, path });
     }
 
-    /// A path of this device, which is no multipath, has answered with errors since this was last
-    /// told: it is logged, and told to who watches.
+    /// Logs errors of a path since the last report, and reports them to the observer. Only for
+    /// devices that are not multipath.
     pub(crate) fn path_failed(&self, key: Key, count: u64) {
         let Key { path: number, errno, address, .. } = key;
         let error = std::io::Error::from_raw_os_error(errno);
@@ -53,7 +52,8 @@ impl Device {
         self.host.tell(self, What::PathErrors { number, path, errno, count });
     }
 
-    /// A path of this multipath device counts as one that flaps from now on, or no longer.
+    /// Logs that a path of this multipath device flaps, or no longer does, and reports it to the
+    /// observer.
     pub fn path_flaps(&self, number: u32, is_marginal: bool) {
         let path = self.live().and_then(|table| {
             Some(table.segments().first()?.words.get(number as usize)?.to_string())
@@ -67,21 +67,21 @@ impl Device {
         self.host.tell(self, What::Flapping { path, is_marginal });
     }
 
-    /// How often another priority group took over since the device was made.
+    /// Number of times that another priority group took over since the device was created.
     pub fn group_switches(&self) -> u64 {
         self.group_switches.load(Ordering::Relaxed)
     }
 
-    /// A message has changed the map of the switch segment that begins at `sector`, by so many
-    /// arguments.
+    /// Reports that a message has changed the map of the switch segment at `sector`, with this
+    /// number of arguments.
     pub fn remapped(&self, sector: u64, arguments: u64) {
         self.host.tell(self, What::Remapped { sector, arguments });
     }
 }
 
 impl Messenger<'_> {
-    /// Changes the multipath; nothing if the segment is none. What happened is told, and held
-    /// requests are released if that is called for.
+    /// Changes the multipath, and reports the events. Releases queued requests if an event allows
+    /// it. `None` if the segment is not a multipath.
     pub fn change<R>(
         &self,
         act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)) -> R,
@@ -96,8 +96,9 @@ impl Messenger<'_> {
         Some(result)
     }
 
-    /// Applies a message to the multipath, unless the device is suspended; nothing if the segment
-    /// is none. `is_meant` says of a path's number whether the path is over the message's device.
+    /// Applies a message to the multipath, unless the device is suspended. `None` if the segment is
+    /// not a multipath. `is_meant` says for a path's number whether the path leads to the message's
+    /// device.
     pub fn apply(
         &self,
         command: &Words<'_>,
@@ -109,7 +110,6 @@ impl Messenger<'_> {
         self.change(|groups, mut on| groups.apply(command, is_meant, &mut on))
     }
 
-    /// Whether the device is suspended.
     pub fn is_suspended(&self) -> bool {
         lock(&self.device.state).suspended
     }

@@ -1,7 +1,7 @@
-//! The devices by name.
+//! The registry of devices.
 //!
-//! Contract: names, uuids and ids are unique. Control and the handshakes of exports look here; a
-//! request never does.
+//! Contract: names, uuids and ids are unique. Control and the handshakes of exports look devices up
+//! here; a request never does.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 #[cfg(feature = "internals")]
@@ -17,7 +17,7 @@ use crate::sys::latch::{Gone, Latch};
 use crate::sys::memory::DEFAULT_BYTES;
 use crate::sys::memory::Memory;
 
-/// The devices by name: what control and the handshake of an export look at, never a request.
+/// The devices of a pool or driver, by name.
 pub struct Registry {
     devices: RwLock<Vec<Arc<Device>>>,
     host: Arc<Host>,
@@ -26,8 +26,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry without queues: its devices know everything but requests. For whoever runs
-    /// pipelines himself, as the simulation does.
+    /// A registry without queues, whose devices serve no requests. For tests that run pipelines
+    /// themselves, like the simulation.
     #[cfg(feature = "internals")]
     #[doc(hidden)]
     pub fn detached(queues: Queues) -> Registry {
@@ -37,12 +37,12 @@ impl Registry {
 
     pub(crate) fn new(host: Arc<Host>, memory_bytes: usize) -> Registry {
         let memory = Arc::new(Memory::new(memory_bytes));
-        // Random keys of the system: no other pool has the number, by chance.
+        // A random key of the system, so in practice no other pool has this number.
         let instance = RandomState::new().build_hasher().finish();
         Registry { devices: RwLock::default(), host, memory, instance }
     }
 
-    /// The budget for clients' data.
+    /// The budget for clients' data, shared by all queues.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
@@ -55,17 +55,17 @@ impl Registry {
         self.devices.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queues that serve its devices: what their leaves are opened for.
+    /// The queues that serve its devices. Open leaves for these.
     pub fn queues(&self) -> Queues {
         self.host.queues()
     }
 
-    /// All devices, oldest first.
+    /// All devices, in the order of creation.
     pub fn list(&self) -> Vec<Arc<Device>> {
         self.read().clone()
     }
 
-    /// The device of this name.
+    /// The device of this stored name.
     pub fn find(&self, name: &str) -> Option<Arc<Device>> {
         self.read().iter().find(|d| d.name() == name).cloned()
     }
@@ -75,7 +75,7 @@ impl Registry {
         self.read().iter().find(|d| d.id() == id).cloned()
     }
 
-    /// Makes a device without a table, with the lowest free id or the one that is asked for.
+    /// Creates a device without a table. Uses `id`, or the lowest free id if that is `None`.
     pub fn create(
         &self,
         name: &str,
@@ -102,9 +102,9 @@ impl Registry {
         };
         let device = Arc::new(Device::new(id, name, uuid, self.host.clone()));
         let latch = Latch::new(self.host.len());
-        // Sent before anybody can find the device, so that it is the first that a queue hears of
-        // it; awaited without the lock, which a queue may want for a handshake before it reads its
-        // mail.
+        // Send this before the device can be found, so that it is the first order about it on each
+        // queue. Wait for it without the lock: a queue may need the lock for a handshake before it
+        // reads its orders.
         self.host.send_all(|_| Order::Install {
             device: id,
             counters: device.counters(),
@@ -117,7 +117,7 @@ impl Registry {
         Ok(device)
     }
 
-    /// Gives a device another name.
+    /// Renames a device. `Err` if another device has the name.
     pub fn rename(&self, device: &Device, name: &str) -> Result<(), DeviceError> {
         let devices = self.write();
         if devices.iter().any(|d| names::is_same(&d.name(), name)) {
@@ -130,7 +130,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives a device its uuid.
+    /// Sets the uuid of a device. `Err` if it has one, or if another device has this one.
     pub fn set_uuid(&self, device: &Device, uuid: &str) -> Result<(), DeviceError> {
         let devices = self.write();
         if devices.iter().any(|d| d.info().uuid == uuid) {
@@ -139,13 +139,13 @@ impl Registry {
         device.set_uuid(uuid)
     }
 
-    /// Removes a device that nobody has open.
+    /// Removes a device. `Err` if it is open.
     pub fn remove(&self, device: &Arc<Device>) -> Result<(), DeviceError> {
         self.remove_if(device, || true)
     }
 
-    /// The same, if `agrees` says so when nobody can open the device any more. Otherwise it stays,
-    /// and that is no error.
+    /// As [`Registry::remove`], but asks `agrees` when the device cannot be opened any more. If
+    /// that returns `false`, the device stays, and the result is `Ok`.
     pub fn remove_if(
         &self,
         device: &Arc<Device>,
@@ -157,19 +157,19 @@ impl Registry {
             return Ok(());
         }
         device.dismantle();
-        // Only now may the name and the id be used again.
+        // Only now may another device take the name and the id.
         self.write().retain(|d| !Arc::ptr_eq(d, device));
         self.host.tell(device, What::Removed);
         Ok(())
     }
 
-    /// The pool is stopped: nothing is served any more, and leaves that nobody else has are closed.
+    /// Drops all devices of a stopped pool, and so closes leaves without other users.
     pub(crate) fn forget_devices(&self) {
         let devices = std::mem::take(&mut *self.write());
         drop(devices);
     }
 
-    /// A random number of this registry; no other one has it, by chance.
+    /// A random number of this registry. In practice no other registry has it.
     pub(crate) fn instance(&self) -> u64 {
         self.instance
     }

@@ -1,6 +1,6 @@
-//! A table takes the place of one that stood in for it, while the device is in use.
+//! Replaces a stand-in table by the real one, while the device is in use.
 //!
-//! Contract: as [`super`]. The inactive slot, which is the user's, has no part in it.
+//! Contract: as [`super`]. The inactive slot belongs to the user and is not touched.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::{
 use crate::device::table::{Live, MAX_DEPTH, Table};
 
 impl Device {
-    /// Makes `table` live in place of `old`, and opens the gate if `open` says so. `false` if
-    /// another table is live by now: then nothing has changed.
+    /// Makes `table` live in place of `old`, and opens the gate if `open` is set. `false` if
+    /// another table is live by now; then nothing has changed.
     ///
     /// # Errors
-    /// As [`Device::load`]; and the pool is going down.
+    /// As [`Device::load`], or the pool is stopping.
     pub fn replace(
         &self,
         mut table: Table,

@@ -1,12 +1,12 @@
-//! A table as the pipeline runs it: segments, what they send requests to, and the leaves all of
-//! them use.
+//! A table, as the pipeline runs it: segments, the places to which they send requests, and all
+//! leaves.
 //!
-//! Contract: a [`Table`] is built and checked by control ([`TableBuilder::build`], the one way to
-//! make one), and then never changed, but for the region slots of its switch maps (atomics, written
-//! under the device's message lock). Building opens nothing; dropping the last reference closes the
-//! leaves and releases the devices below.
+//! Contract: control builds and checks a [`Table`] with [`TableBuilder::build`], the one way to
+//! make one. Afterwards only the region slots of its switch maps change (atomics, written under the
+//! device's message lock). Building opens nothing. Dropping the last reference closes the leaves
+//! and releases the devices below.
 //!
-//! All places and lengths are in sectors of 512 bytes, unless a name says bytes.
+//! Positions and lengths are in sectors of 512 bytes, unless a name says bytes.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::queues::Queues;
 use crate::stats::{Counters, Totals};
 use crate::sys::slots::Slots;
 
-/// How many devices may stand on one another. Bounds the work per request and the size of a part.
+/// Most devices on top of each other. This limits the work for a request and the size of a part.
 pub const MAX_DEPTH: usize = 8;
 
 /// The packed map of a switch segment in this process.
@@ -32,7 +32,7 @@ pub type RegionMap = Map<Slots>;
 /// The priority groups of a multipath device in this process.
 pub type PathGroups = Multipath<Box<[Group]>, Box<[Path]>>;
 
-/// What a path leads to.
+/// The destination of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Below {
     /// A leaf, by its index in the table.
@@ -41,45 +41,46 @@ pub enum Below {
     Device(u32),
 }
 
-/// A path: what it leads to and the sector there that corresponds to the segment's first.
+/// A path: its destination, and the sector there that corresponds to the first of the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct To {
-    /// What it leads to.
+    /// The leaf or device.
     pub below: Below,
-    /// Offset there, in sectors.
+    /// Offset on it, in sectors.
     pub offset: u64,
 }
 
-/// What a segment does with its requests. (A byte of its own: as [`crate::request::Op`].)
+/// What a segment does with its requests. `repr(u8)` keeps the tag in its own byte, as for
+/// [`crate::request::Op`].
 #[repr(u8)]
 pub enum Target {
-    /// Each region to the path its map names.
+    /// Sends each region to the path that the map names.
     Switch {
-        /// The map.
+        /// The map of regions to paths.
         map: RegionMap,
         /// The paths, in the order of the table line.
         paths: Box<[To]>,
     },
-    /// All to one place.
+    /// Sends everything to one place.
     Linear(To),
-    /// Chunks in turn.
+    /// Sends chunks to the stripes in turn.
     Striped {
-        /// Sectors per chunk.
+        /// Length of a chunk in sectors.
         chunk: u64,
-        /// The stripes in order.
+        /// The stripes, in order.
         stripes: Box<[To]>,
     },
-    /// All to one of several paths to one volume. The only segment of its table; its paths are
-    /// leaves, each from its first sector.
+    /// Sends each request to one of several paths to one volume. It is the only segment of its
+    /// table. The paths are leaves, each from its first sector.
     Multipath {
-        /// Which of them, and what their answers mean.
+        /// The priority groups, which select a path and judge its answers.
         groups: PathGroups,
         /// The paths, in the order of the table line.
         paths: Box<[To]>,
     },
     /// Every request fails.
     Error,
-    /// Reads give zeroes, writes vanish.
+    /// Reads return zeroes, and writes are discarded.
     Zero,
 }
 
@@ -96,7 +97,7 @@ impl Target {
         }
     }
 
-    /// The places it sends to, in the order of the table line.
+    /// The target's paths, in the order of the table line.
     pub fn paths(&self) -> &[To] {
         match self {
             Target::Switch { paths, .. } | Target::Multipath { paths, .. } => paths,
@@ -107,25 +108,25 @@ impl Target {
     }
 }
 
-/// A contiguous piece of a device.
+/// A contiguous range of a device.
 pub struct Segment {
-    /// First sector.
+    /// The first sector of the segment.
     pub start: u64,
-    /// Sectors.
+    /// Length in sectors.
     pub len: u64,
-    /// What it does.
+    /// What the segment does with its requests.
     pub target: Target,
-    /// The number of its first path among all paths of the table; set by the builder.
+    /// The number of its first path among all paths of the table. The builder sets it.
     pub first_path: u32,
-    /// The words that its paths were named by, in their order; empty for a device below, which may
-    /// be renamed. One leaf may have several names, and another medium may have one of them later.
+    /// The words of the table line for its paths, in order. Empty for a device below, which may be
+    /// renamed. A leaf may have several names, and one of them may later mean another medium.
     pub words: Box<[Box<str>]>,
 }
 
-/// See the module's text.
+/// A table of segments that fit together and whose paths exist.
 pub struct Table {
     segments: Box<[Segment]>,
-    /// Sectors of all of them.
+    /// Length of all segments in sectors.
     len: u64,
     leaves: Box<[Arc<Leaf>]>,
     devices: Box<[OpenDevice]>,
@@ -134,10 +135,10 @@ pub struct Table {
     physical_block: u32,
     rotational: bool,
     path_count: u32,
-    /// The first path that leads to each leaf, and to each device: where a flush of it is counted.
+    /// The first path that leads to each leaf and to each device. A flush of it is counted there.
     leaf_paths: Box<[u32]>,
     device_paths: Box<[u32]>,
-    /// Per queue, then per path; none before it is known who serves the table.
+    /// By queue, then by path. Empty until the queues of the table are known.
     counters: Box<[Counters]>,
 }
 
@@ -145,24 +146,24 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
-    /// A segment's place, or all of them together: none, no sectors, or too many.
+    /// The extent of a segment, or of all of them, is not valid: it is missing, empty or too large.
     #[error("segment {segment}: {}", .error.explain(None))]
     Extent {
-        /// The segment; 0 if there is none.
+        /// The number of the segment; 0 if there is none.
         segment: usize,
-        /// What is wrong with it.
+        /// Why it is not valid.
         error: Error,
     },
-    /// What a path leads to is too small for the segment, or its blocks do not fit.
+    /// A path's destination is too small for the segment, or its block size does not fit.
     #[error("segment {segment}, path {path}: {}", .error.explain(None))]
     Path {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// The path within the segment.
+        /// The number of the path within the segment.
         path: usize,
-        /// What it leads to.
+        /// The path's destination.
         below: Below,
-        /// What is wrong with it.
+        /// Why the destination does not fit.
         error: Error,
     },
     /// A path leads to a leaf or device that was not added to the builder.
@@ -171,71 +172,71 @@ pub enum TableError {
          TableBuilder::leaf or TableBuilder::device"
     )]
     Unknown {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// The path within the segment.
+        /// The number of the path within the segment.
         path: usize,
-        /// What it leads to.
+        /// The path's destination.
         below: Below,
     },
-    /// A map or a multipath is made for another number of paths than the segment has.
+    /// A map or a multipath is for another number of paths than the segment has.
     #[error("segment {segment}: there are {has} paths, and {needs} are needed")]
     PathCount {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// Paths of the segment.
+        /// Number of paths of the segment.
         has: usize,
-        /// Paths of its map or its groups.
+        /// Number of paths of its map or groups.
         needs: usize,
     },
-    /// A map is made for a target of another length.
+    /// A map is for a target of another length.
     #[error("segment {segment}: its map is for {map} sectors, and its length is {len} sectors")]
     MapLength {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// Sectors of the map's geometry.
+        /// Length of the map's geometry in sectors.
         map: u64,
-        /// Sectors of the segment.
+        /// Length of the segment in sectors.
         len: u64,
     },
-    /// Chunks of stripes that do not fill the segment.
+    /// The chunks of the stripes do not fill the segment.
     #[error(
         "segment {segment}: a chunk of {chunk} sectors must be at least 1, and {len} sectors a \
          multiple of the chunk times the {stripes} stripes"
     )]
     Chunk {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// Sectors in a chunk.
+        /// Length of a chunk in sectors.
         chunk: u64,
-        /// Sectors of the segment.
+        /// Length of the segment in sectors.
         len: u64,
-        /// Stripes.
+        /// Number of stripes.
         stripes: usize,
     },
-    /// A multipath beside other segments.
+    /// A multipath is not the only segment.
     #[error("segment {segment}: a multipath is the only segment of its table: put a device on top")]
     NotAlone {
-        /// The multipath's segment.
+        /// The number of the multipath's segment.
         segment: usize,
     },
-    /// A path of a multipath that is no leaf, or does not begin with the leaf.
+    /// A path of a multipath is not a leaf, or does not begin at sector 0.
     #[error("segment {segment}, path {path}: a multipath's path is a leaf from its sector 0 on")]
     MultipathPath {
-        /// The segment.
+        /// The number of the segment.
         segment: usize,
-        /// The path within the segment.
+        /// The number of the path within the segment.
         path: usize,
     },
 }
 
 impl Table {
-    /// Segments in order.
+    /// The segments, in order.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// The segment that holds `sector`.
+    /// The segment that contains `sector`.
     pub fn segment_at(&self, sector: u64) -> Option<&Segment> {
         let index = match self.segments.len() {
             0 => return None,
@@ -245,7 +246,7 @@ impl Table {
         self.segments.get(index).filter(|s| sector - s.start < s.len)
     }
 
-    /// The groups and paths of a multipath device.
+    /// The priority groups and paths of a multipath table; `None` for other tables.
     pub fn multipath(&self) -> Option<(&PathGroups, &[To])> {
         match &self.segments.first()?.target {
             Target::Multipath { groups, paths } => Some((groups, paths)),
@@ -253,7 +254,7 @@ impl Table {
         }
     }
 
-    /// The leaf of a path.
+    /// The leaf of a path; `None` if the path leads to a device.
     pub fn leaf_of(&self, to: To) -> Option<&Arc<Leaf>> {
         match to.below {
             Below::Leaf(leaf) => self.leaves.get(leaf as usize),
@@ -261,7 +262,7 @@ impl Table {
         }
     }
 
-    /// The name of a path, counted over all segments: that of its leaf or device.
+    /// The name of the leaf or device of a path, by its number over all segments.
     pub(crate) fn path_name(&self, path: u32) -> Arc<str> {
         let paths = self.segments.iter().flat_map(|segment| segment.target.paths());
         match paths.copied().nth(path as usize).map(|to| to.below) {
@@ -286,19 +287,19 @@ impl Table {
         self.segments.is_empty()
     }
 
-    /// All leaves that it uses itself (not those of devices below).
+    /// All leaves that the table uses itself, without those of devices below.
     pub fn leaves(&self) -> &[Arc<Leaf>] {
         &self.leaves
     }
 
-    /// Devices directly below.
+    /// The devices directly below.
     pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
         self.devices.iter().map(OpenDevice::device)
     }
 
-    /// Whether requests whose data is in pages ([`crate::sys::pages`]) cost less with the leaves below:
-    /// all take it so, and one goes past the page cache. (To copy between the page cache and pages
-    /// costs no less than to copy through memory.)
+    /// Whether requests with data in pages ([`crate::sys::pages`]) are faster with the leaves
+    /// below: all take pages, and at least one is under direct I/O. (A copy between the page cache
+    /// and pages is not faster than a copy through memory.)
     pub fn gains_by_pages(&self) -> bool {
         let (mut all, mut any) = (true, false);
         self.each_leaf(&mut |leaf| {
@@ -308,8 +309,8 @@ impl Table {
         all && any
     }
 
-    /// The leaves below, at any depth, go past the page cache where nobody has asked for another
-    /// mode and it serves ([`crate::engine::mode`]).
+    /// Switches the leaves below, at any depth, to direct I/O, unless a user has chosen another
+    /// mode or the leaf does not allow it ([`crate::engine::mode`]).
     pub fn prefer_direct(&self) {
         self.each_leaf(&mut |leaf| {
             if let Err(why) = leaf.prefer_direct() {
@@ -318,7 +319,7 @@ impl Table {
         });
     }
 
-    /// The names of the leaves below, at any depth, that keep what is written in the page cache.
+    /// The names of the leaves below, at any depth, that keep written data in the page cache.
     pub fn cached_leaves(&self) -> Vec<String> {
         let mut names = Vec::new();
         self.each_leaf(&mut |leaf| {
@@ -336,7 +337,8 @@ impl Table {
         }
     }
 
-    /// Whether something below can discard; what has no leaf discards by doing nothing.
+    /// Whether a leaf below can discard, or a target without leaves, for which a discard does
+    /// nothing.
     pub fn can_discard(&self) -> bool {
         let is_simple = |of: &Segment| matches!(of.target, Target::Error | Target::Zero);
         let mut can = self.segments().iter().any(is_simple);
@@ -344,7 +346,7 @@ impl Table {
         can
     }
 
-    /// Writes are refused.
+    /// Whether the table refuses writes.
     pub fn read_only(&self) -> bool {
         self.read_only
     }
@@ -359,29 +361,29 @@ impl Table {
         self.physical_block
     }
 
-    /// Something below is rotational.
+    /// Whether a medium below rotates.
     pub fn rotational(&self) -> bool {
         self.rotational
     }
 
-    /// Paths of all segments together.
+    /// Number of paths of all segments.
     pub fn path_count(&self) -> u32 {
         self.path_count
     }
 
-    /// Leaves with the first path that leads to each.
+    /// The leaves, each with the first path that leads to it.
     pub(crate) fn leaves_with_paths(&self) -> impl Iterator<Item = (&Arc<Leaf>, u32)> {
         self.leaves.iter().zip(self.leaf_paths.iter().copied())
     }
 
-    /// Ids of the devices below with the first path that leads to each.
+    /// The ids of the devices below, each with the first path that leads to it.
     pub(crate) fn devices_with_paths(&self) -> impl Iterator<Item = (u32, u32)> {
         self.devices.iter().map(|d| d.device().id()).zip(self.device_paths.iter().copied())
     }
 
-    /// Makes the table ready to be served by these queues. The name of what is of others is given
-    /// back: a leaf, whose account of writes these queues have no part in, or a device below, whose
-    /// number would be that of another device here.
+    /// Prepares the table for these queues. `Err` with the name of a leaf or device below that
+    /// belongs to other queues. Such a leaf has no account of writes for these queues, and the
+    /// number of such a device would mean another device here.
     pub(crate) fn serve(&mut self, queues: Queues) -> Result<(), String> {
         if let Some(leaf) = self.leaves.iter().find(|leaf| leaf.queues() != queues) {
             return Err(leaf.name().to_owned());
@@ -393,19 +395,19 @@ impl Table {
         Ok(())
     }
 
-    /// As a device's load does it, for pipelines that a test drives itself.
+    /// As a device's load prepares it, for pipelines that a test drives.
     #[cfg(feature = "internals")]
     #[doc(hidden)]
     pub fn served_by(mut self, queues: Queues) -> Result<Table, String> {
         self.serve(queues).map(|()| self)
     }
 
-    /// The counters of a path as `queue` keeps them.
+    /// The counters that `queue` keeps for a path.
     pub(crate) fn counters(&self, queue: usize, path: u32) -> Option<&Counters> {
         self.counters.get(queue * self.path_count as usize + path as usize)
     }
 
-    /// What was counted for a path (numbered over all segments) since the table was loaded.
+    /// The totals of a path, by its number over all segments, since the table was loaded.
     pub fn path_totals(&self, path: u32) -> Totals {
         let mut totals = Totals::default();
         let per_queue = self.path_count.max(1) as usize;
@@ -413,7 +415,7 @@ impl Table {
         totals
     }
 
-    /// Limits of what a path leads to: a leaf's own, or those of the device's live table.
+    /// The limits of a destination: those of a leaf, or of a device's live table.
     pub fn limits_below(&self, below: Below) -> Option<Limits> {
         match below {
             Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
@@ -422,7 +424,7 @@ impl Table {
     }
 }
 
-/// Collects what a table uses, then its segments.
+/// Collects the leaves and devices of a table, then its segments.
 #[derive(Default)]
 pub struct TableBuilder {
     segments: Vec<Segment>,
@@ -433,18 +435,19 @@ pub struct TableBuilder {
 }
 
 impl TableBuilder {
-    /// An empty table.
+    /// Begins an empty table.
     pub fn new(read_only: bool) -> TableBuilder {
         TableBuilder { read_only, ..TableBuilder::default() }
     }
 
-    /// Announces logical blocks of at least this many bytes: the table stands in for another.
+    /// Announces logical blocks of at least this many bytes, for a table that stands in for
+    /// another.
     pub fn least_block(mut self, bytes: u32) -> TableBuilder {
         self.least_block = bytes;
         self
     }
 
-    /// Uses a leaf; the same leaf twice is one.
+    /// Adds a leaf. Adding a leaf again returns the same value.
     pub fn leaf(&mut self, leaf: Arc<Leaf>) -> Below {
         let known = self.leaves.iter().position(|l| Arc::ptr_eq(l, &leaf));
         let index = known.unwrap_or_else(|| {
@@ -454,12 +457,12 @@ impl TableBuilder {
         Below::Leaf(index as u32)
     }
 
-    /// The leaf with this key, if the table uses it already.
+    /// The leaf with this key, if it was added.
     pub fn leaf_by_key(&self, key: &str) -> Option<Below> {
         self.leaves.iter().position(|l| l.key() == key).map(|index| Below::Leaf(index as u32))
     }
 
-    /// Uses a device below; it counts as open until the table is dropped. Nothing if it is being
+    /// Adds a device below. It counts as open until the table is dropped. `None` if it is being
     /// removed.
     pub fn device(&mut self, device: &Arc<Device>) -> Option<Below> {
         if !self.devices.iter().any(|d| Arc::ptr_eq(d.device(), device)) {
@@ -468,7 +471,7 @@ impl TableBuilder {
         Some(Below::Device(device.id()))
     }
 
-    /// The leaf or the device (by its live table) that a path leads to.
+    /// The limits of a destination: those of a leaf, or of a device's live table.
     pub fn limits(&self, below: Below) -> Option<Limits> {
         match below {
             Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
@@ -478,7 +481,7 @@ impl TableBuilder {
         }
     }
 
-    /// Adds a segment of `len` sectors behind the last. Its paths are named as their leaves are.
+    /// Appends a segment of `len` sectors. The names of its paths are those of their leaves.
     pub fn push(&mut self, len: u64, target: Target) {
         let name = |to: &To| match to.below {
             Below::Leaf(leaf) => self.leaves.get(leaf as usize).map_or("", |leaf| leaf.name()),
@@ -488,21 +491,22 @@ impl TableBuilder {
         self.push_named(len, target, words);
     }
 
-    /// The same, with the words that its paths were named by ([`Segment::words`]).
+    /// As [`TableBuilder::push`], with the words of a table line for the paths
+    /// ([`Segment::words`]).
     pub fn push_named(&mut self, len: u64, target: Target, words: Box<[Box<str>]>) {
         let (start, first_path) = self.segments.last().map_or((0, 0), |last| {
             let paths = last.target.paths().len() as u32;
-            // Lengths that are too large are refused by build().
+            // `build()` refuses lengths that are too large.
             (last.start.saturating_add(last.len), last.first_path.saturating_add(paths))
         });
         self.segments.push(Segment { start, len, target, first_path, words });
     }
 
-    /// The table, if every request to it can be routed: the segments fit a device, and all that
-    /// their paths lead to is there, large enough, and of suitable blocks.
+    /// Builds the table, if every request to it can be routed: the segments fit a device, and the
+    /// destinations of their paths exist, are large enough, and have suitable blocks.
     ///
     /// # Errors
-    /// The first of the segments' faults, in their order.
+    /// The first error, in the order of the segments.
     pub fn build(self) -> Result<Table, TableError> {
         let mut layout = Layout::new();
         for (nr, segment) in self.segments.iter().enumerate() {
@@ -518,7 +522,7 @@ impl TableBuilder {
         Ok(self.build_checked())
     }
 
-    /// What a segment says by itself.
+    /// Checks a segment without its destinations.
     fn check_target(&self, segment: usize, of: &Segment) -> Result<(), TableError> {
         let (has, len) = (of.target.paths().len(), of.len);
         let count = |needs| match has {
@@ -556,7 +560,7 @@ impl TableBuilder {
         }
     }
 
-    /// Whether what a segment's paths lead to suits it.
+    /// Checks that the destinations of a segment suit it.
     fn check_paths(&self, segment: usize, of: &Segment) -> Result<(), TableError> {
         let paths = of.target.paths();
         let len = match of.target {
@@ -580,8 +584,8 @@ impl TableBuilder {
         Ok(())
     }
 
-    /// The table, whatever it is: for the simulation, whose tables are also what a table becomes
-    /// when a device below it is given a shorter one.
+    /// Builds the table without checks. For the simulation, whose tables also become invalid when a
+    /// device below gets a shorter table.
     #[cfg(any(test, feature = "internals"))]
     #[doc(hidden)]
     pub fn build_unchecked(self) -> Table {
@@ -599,7 +603,7 @@ impl TableBuilder {
         let mut leaf_paths = vec![0; self.leaves.len()];
         let mut device_paths = vec![0; self.devices.len()];
         let paths = self.segments.iter().flat_map(|s| s.target.paths()).map(|to| to.below);
-        // The last one written is the first path.
+        // In reverse, so that the first path to a destination is written last.
         for (path, below) in paths.enumerate().collect::<Vec<_>>().into_iter().rev() {
             let slot = match below {
                 Below::Leaf(leaf) => leaf_paths.get_mut(leaf as usize),
@@ -632,16 +636,16 @@ impl TableBuilder {
     }
 }
 
-/// Storage for a map, zeroed without being touched: a device of a billion regions appears at once.
-/// Nothing when the machine has not that much address space.
+/// Storage for a map, zeroed without touching it, so that a device of a billion regions appears at
+/// once. `None` if there is not enough address space.
 pub fn region_storage(geometry: &Geometry) -> Option<Slots> {
     Slots::in_memory(geometry.nr_slots())
 }
 
-/// A live table and the leaves that earlier tables left behind with writes no flush has covered.
+/// A live table, and the leaves that earlier tables left behind with unflushed writes.
 pub struct Live {
-    /// The table.
+    /// The live table.
     pub table: Arc<Table>,
-    /// Leaves no longer in the table that a flush must still reach.
+    /// Leaves of earlier tables that a flush must still reach.
     pub departed: Box<[Arc<Leaf>]>,
 }
