@@ -1,7 +1,7 @@
-//! Exports: how a device is offered. A folder each; what they share is here.
+//! Exports: the ways in which a device is offered. Each has a folder; common parts are here.
 //!
-//! An export makes requests with tokens of its own. The top bit of a token says which export made
-//! it, so that a queue carries an answer there without a table: NBD's tokens leave it clear.
+//! An export chooses the tokens of its requests. The top bit of a token says which export made it,
+//! so a queue finds the export of an answer without a table. NBD's tokens leave the bit clear.
 
 pub mod nbd;
 pub mod ublk;
@@ -11,11 +11,11 @@ use std::os::unix::net::UnixListener;
 
 pub use crate::request::UBLK_TOKEN;
 
-/// A listening socket.
+/// A listening socket for NBD clients.
 pub struct Listener {
-    /// The socket.
+    /// The socket, which is bound and listens.
     pub socket: OwnedFd,
-    /// What to call it in the log.
+    /// The name of the socket in the log.
     pub name: String,
 }
 

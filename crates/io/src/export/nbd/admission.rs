@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::sys::memory::Memory;
 
-/// Memory of a connection beside the data of its requests: its input buffer.
+/// Memory of a connection in bytes besides the data of its requests: its input buffer.
 pub(super) const INPUT_BYTES: usize = 128 << 10;
-/// Part of the descriptors that clients never get: a quarter.
+/// Divisor of the descriptors: clients never get this part of them, a quarter.
 const RESERVE_SHARE: usize = 4;
-/// Most descriptors that are kept.
+/// Most descriptors that are reserved.
 const RESERVE_MAX: usize = 4096;
 
-/// See the module's text.
+/// The admission of clients to one pool.
 #[derive(Debug)]
 pub struct Admission {
     open: AtomicUsize,
@@ -33,7 +33,7 @@ pub struct Admission {
     first_reserved: usize,
 }
 
-/// The place of an admitted connection, until it is dropped.
+/// The place of an admitted connection. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Place {
     admission: Arc<Admission>,
@@ -63,7 +63,7 @@ impl Admission {
         })
     }
 
-    /// A place for an accepted connection. `Err` is the reason why there is none.
+    /// Gives an accepted connection a place. `Err` is the reason why there is none.
     pub(crate) fn admit(self: &Arc<Self>, socket: BorrowedFd<'_>) -> Result<Place, String> {
         let number = socket.as_raw_fd() as usize;
         if number >= self.first_reserved {

@@ -1,4 +1,5 @@
-//! What the connections of a queue work with, and what control or another queue asks of them.
+//! The context in which the connections of a queue work, and the orders of control and other
+//! queues.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -13,59 +14,59 @@ use crate::sys::buffer::Buffers;
 use crate::sys::latch::Ack;
 use crate::sys::mailbox::Post;
 
-/// What a queue lends for one call.
+/// The parts of a queue that it lends to its connections for one call.
 pub(crate) struct Context<'a> {
     /// The number of the queue.
     pub(crate) queue: usize,
-    /// The ring.
+    /// The queue's ring, and the links on it.
     pub(crate) turn: &'a mut Turn,
-    /// The pipeline.
+    /// The pipeline for requests to devices.
     pub(crate) pipeline: &'a mut Pipeline,
-    /// The buffers.
+    /// The queue's buffers for request data.
     pub(crate) buffers: &'a mut Buffers,
     /// Names of devices, for handshakes.
     pub(crate) registry: &'a Arc<Registry>,
-    /// The connections of other queues.
+    /// The mailboxes of all queues.
     pub(crate) post: &'a Arc<dyn Post<Order>>,
 }
 
-/// What is asked of the connections.
+/// An order to the connections of a queue.
 pub(crate) enum Order {
     /// Serve a connection.
     Connect {
-        /// Its socket.
+        /// The connection's socket.
         socket: OwnedFd,
-        /// Its place among the connections that are let in.
+        /// The connection's place from [`super::admission`].
         place: Place,
     },
-    /// Tell who is connected.
+    /// Report the clients.
     Clients {
-        /// Where to.
+        /// The list to which each queue adds its clients.
         found: Arc<Mutex<Vec<Client>>>,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
     /// End connections.
     Disconnect {
-        /// Their numbers.
+        /// The numbers of the connections.
         numbers: Arc<[u64]>,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
-    /// A newer connection waits for what its client has under way on older ones.
+    /// A newer connection waits for work of its client's older connections.
     Settle {
-        /// It.
+        /// The newer connection.
         newer: Newer,
-        /// Dropped by all when that has ended.
+        /// Held by older connections until their work has ended.
         barrier: Arc<Barrier>,
     },
-    /// What a connection of this queue waited for has ended.
+    /// The work for which a connection of this queue waited has ended.
     Settled {
-        /// Its index.
+        /// The index of the connection.
         conn: u32,
-        /// Its number.
+        /// The number of the connection.
         number: u64,
     },
-    /// Leaves have told of their allocation, for a connection of this queue.
+    /// The answer to an allocation inquiry of a connection of this queue.
     Described(Box<Described>),
 }

@@ -1,24 +1,24 @@
-//! Metadata contexts: what BLOCK_STATUS can tell about an extent, and how clients ask for it.
+//! Metadata contexts: the kinds of information in BLOCK_STATUS, and how clients select them.
 //!
-//! Contract: a closed set. Each context has a fixed number, so a set of them is one byte and a
+//! Contract: a closed set. Each context has a fixed number, so a set of contexts is one byte, and a
 //! reply needs no table.
 
-/// A metadata context.
+/// A kind of information about extents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum MetaContext {
-    /// `base:allocation`: is the extent allocated, does it read as zeroes? See
+    /// `base:allocation`: whether the extent is allocated, and whether it reads as zeroes. See
     /// [`super::proto::allocation`].
     Allocation = 1,
-    /// `blkswitch:path`: the number of the path that the region table gives the extent.
+    /// `blkswitch:path`: the number of the path to which the region table sends the extent.
     Path = 2,
 }
 
 impl MetaContext {
-    /// All contexts, in the order in which they are listed and answered.
+    /// All contexts, in the order of lists and answers.
     pub const ALL: [MetaContext; 2] = [MetaContext::Allocation, MetaContext::Path];
 
-    /// The name clients use.
+    /// The context's name for clients.
     pub const fn name(self) -> &'static str {
         match self {
             MetaContext::Allocation => "base:allocation",
@@ -26,57 +26,57 @@ impl MetaContext {
         }
     }
 
-    /// The number that stands for it on this wire.
+    /// The context's number on the wire.
     pub const fn id(self) -> u32 {
         self as u32
     }
 
-    /// The context with that number.
+    /// The context with this number; `None` if there is none.
     pub fn from_id(id: u32) -> Option<MetaContext> {
         MetaContext::ALL.into_iter().find(|context| context.id() == id)
     }
 
-    /// Does `query` of a LIST_META_CONTEXT mean this context: by its name, or by its namespace and
-    /// a colon?
+    /// Whether a query of LIST_META_CONTEXT means this context: by its name, or by its namespace
+    /// and a colon.
     pub fn is_listed_by(self, query: &str) -> bool {
         let name = self.name();
         query == name
             || query.strip_suffix(':').is_some_and(|space| name.split(':').next() == Some(space))
     }
 
-    /// Does `query` of a SET_META_CONTEXT select this context? Only its name does: wildcards select
-    /// nothing.
+    /// Whether a query of SET_META_CONTEXT selects this context. Only its name does; wildcards
+    /// select nothing.
     pub fn is_selected_by(self, query: &str) -> bool {
         query == self.name()
     }
 }
 
-/// A set of metadata contexts.
+/// A set of metadata contexts, one bit for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contexts(u8);
 
 impl Contexts {
-    /// No context.
+    /// The empty set.
     pub const NONE: Contexts = Contexts(0);
 
-    /// Adds a context; false if it was there.
+    /// Adds a context. Returns `false` if it was in the set.
     pub fn insert(&mut self, context: MetaContext) -> bool {
         let before = self.0;
         self.0 |= 1 << context.id();
         self.0 != before
     }
 
-    /// Is the context in the set?
+    /// Whether the context is in the set.
     pub fn contains(self, context: MetaContext) -> bool {
         self.0 & (1 << context.id()) != 0
     }
 
-    /// Is there no context in the set?
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// How many contexts are in the set?
+    /// Number of contexts in the set.
     pub fn len(self) -> usize {
         self.0.count_ones() as usize
     }
@@ -86,7 +86,7 @@ impl Contexts {
         MetaContext::ALL.into_iter().filter(move |&context| self.contains(context))
     }
 
-    /// The context whose chunk ends a reply.
+    /// The context whose chunk ends a reply; `None` if the set is empty.
     pub fn last(self) -> Option<MetaContext> {
         self.iter().next_back()
     }
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn queries() {
         use MetaContext::{Allocation, Path};
-        // query, listed by it, selected by it
+        // A query, the contexts that it lists, and those that it selects.
         let table: [(&str, &[MetaContext], &[MetaContext]); 9] = [
             ("base:", &[Allocation], &[]),
             ("base:allocation", &[Allocation], &[Allocation]),

@@ -1,4 +1,4 @@
-//! The devices of a registry, as exports.
+//! The devices of a registry, offered as NBD exports.
 
 use super::{Directory, ExportInfo, names};
 use crate::device::{Device, Registry};
@@ -43,7 +43,8 @@ fn export(device: &Device) -> Option<ExportInfo> {
         can_zero: true,
         can_fast_zero: true,
         can_cache: true,
-        // Writes are counted per leaf, whatever the connection: a flush on one covers all.
+        // Unflushed writes are counted per leaf and not per connection, so a flush on one
+        // connection covers all.
         can_multi_conn: true,
     })
 }

@@ -1,9 +1,9 @@
-//! What leaves are asked for an answer to BLOCK_STATUS, on their helpers' threads: a file system
-//! that looks for holes may take its time, and a queue must not wait for it.
+//! Inquiries to leaves for an answer to BLOCK_STATUS. They run on the threads of the leaves'
+//! helpers, because a file system may take long to find holes, and a queue must not wait for it.
 //!
 //! Contract: an inquiry asks one leaf after the other, each on its own helper's thread, and at most
-//! [`MAX_ASKED`] times in all. It answers exactly once, whatever becomes of it, with the extents from
-//! the start of the range up to the first that nobody was asked for; at least one.
+//! [`MAX_ASKED`] times in all. It answers exactly once, whatever happens. The answer has at least
+//! one extent, and covers the range up to the first place where no leaf was asked.
 
 use std::sync::Arc;
 
@@ -13,30 +13,31 @@ use crate::pipeline::{EXTENTS_PIECES, Found};
 use crate::sys::helper::Work;
 use crate::sys::mailbox::Post;
 
-/// How often leaves are asked for one answer, at most. Twice the extents of the longest answer:
-/// neighbours may turn out to be one.
+/// Most questions to leaves for one answer: twice the extents of the longest answer, because
+/// adjacent extents may turn out to be one.
 const MAX_ASKED: usize = 2 * MAX_EXTENTS;
-/// The same for a client that wants to know one extent.
+/// Most questions for a client that asks for one extent.
 const MAX_ASKED_FOR_ONE: usize = 64;
 
-/// Whose it is: the answer goes there.
+/// The connection that gets the answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) queue: usize,
-    /// The index of the connection, and its number: the index may be another's by then.
+    /// The index and the number of the connection. The index may belong to another connection by
+    /// then.
     pub(super) conn: u32,
     pub(super) conn_number: u64,
-    /// Which of the connection's inquiries.
+    /// The number of the inquiry among those of the connection.
     pub(super) number: u64,
 }
 
-/// What leaves have said, for the connection that asked.
+/// The answer of an inquiry.
 pub(crate) struct Described {
     /// The index of the connection.
     pub(super) conn: u32,
     pub(super) conn_number: u64,
     pub(super) number: u64,
-    /// Bytes and status, in order.
+    /// Length in bytes and status of each extent, in order.
     pub(super) extents: Vec<(u64, u32)>,
 }
 
@@ -49,22 +50,22 @@ struct Piece {
 #[derive(Clone, Copy)]
 enum Known {
     Status(u32),
-    /// Ask this leaf, at this offset.
+    /// Unknown: ask this leaf at this offset.
     Ask {
         leaf: usize,
         offset: u64,
     },
 }
 
-/// Collects the pieces of a range; see the module's text.
+/// Collects the pieces of a range, asks their leaves, and answers.
 pub(super) struct Inquiry {
     asker: Asker,
     post: Arc<dyn Post<Order>>,
     pieces: Vec<Piece>,
     leaves: Vec<Arc<Leaf>>,
-    /// The leaf that is asked next.
+    /// The index of the leaf that is asked next.
     next: usize,
-    /// By the number of the piece: bytes and status.
+    /// Answers of leaves: the piece's number, length in bytes, and status.
     found: Vec<(usize, u64, u32)>,
     max_asked: usize,
 }
@@ -82,7 +83,7 @@ impl Inquiry {
         }
     }
 
-    /// The next piece of the range. False if there are enough.
+    /// Adds the next piece of the range. Returns `false` if there are enough.
     pub(super) fn piece(&mut self, len: u64, found: Found<'_>) -> bool {
         let known = match found {
             Found::Status(status) => Known::Status(status),
@@ -100,22 +101,22 @@ impl Inquiry {
         })
     }
 
-    /// Nobody needs to be asked: the extents.
+    /// The extents, if no leaf needs to be asked. `None` otherwise.
     pub(super) fn answer_now(&mut self) -> Option<Vec<(u64, u32)>> {
         self.leaves.is_empty().then(|| self.extents())
     }
 
-    /// Asks the next leaf, or answers.
+    /// Asks the next leaf. Answers if there is none.
     pub(super) fn go_on(self: Box<Self>) {
         if let Some(leaf) = self.leaves.get(self.next).cloned() {
             leaf.helper().give(leaf.name(), self);
         }
     }
 
-    /// Asks a leaf about all its pieces.
+    /// Asks a leaf about all of its pieces.
     fn ask(&mut self, at: usize) {
         let Some(leaf) = self.leaves.get(at) else { return };
-        // Everyone has a share, so that the first pieces are described whatever comes later.
+        // Give each leaf a share, so that the first pieces are described whatever comes later.
         let mut left = (self.max_asked / self.leaves.len()).max(1);
         for (number, piece) in self.pieces.iter().enumerate() {
             let Known::Ask { leaf: of, offset } = piece.known else { continue };
@@ -129,7 +130,7 @@ impl Inquiry {
         }
     }
 
-    /// The extents from the start as far as everything is known.
+    /// The extents from the start of the range, up to the first unknown place.
     fn extents(&mut self) -> Vec<(u64, u32)> {
         self.found.sort_by_key(|&(piece, ..)| piece);
         let mut found = self.found.iter().peekable();
@@ -146,7 +147,7 @@ impl Inquiry {
             }
             if left > 0 {
                 if extents.is_empty() {
-                    // Nobody could be asked: taken as data, which is always right.
+                    // No leaf could be asked. Treat the range as data, which is always correct.
                     extents.push((left, 0));
                 }
                 break;
@@ -166,7 +167,7 @@ impl Work for Inquiry {
     fn refused(self: Box<Self>) {}
 }
 
-/// Answers if somebody was to be asked: every inquiry ends so.
+/// Answers, if there are leaves to ask. Every such inquiry ends here.
 impl Drop for Inquiry {
     fn drop(&mut self) {
         if self.leaves.is_empty() {

@@ -1,31 +1,31 @@
-//! Who is at the other end of a connection, as the kernel says it: nothing that a client sends
-//! takes part.
+//! The other end of a connection, as the kernel reports it. Nothing that a client sends influences
+//! it.
 //!
-//! A [`Peer`] is what people are shown; [`Peer::is_same_client`] is the one rule by which two
-//! connections count as the same client's.
+//! A [`Peer`] is shown to administrators. [`Peer::is_same_client`] is the one rule that decides
+//! whether two connections belong to one client.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// See the module's text.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A client over TCP.
+    /// A client over TCP, with its address.
     Tcp(SocketAddr),
-    /// A process of this machine, as it was when it connected.
+    /// A process of this machine, with its ids at the time of connecting.
     Unix {
-        /// Its process id; 0 if it is in another namespace.
+        /// The process id; 0 if the process is in another PID namespace.
         pid: i32,
-        /// Its user.
+        /// The user id of the process.
         uid: u32,
     },
-    /// A socket of another kind, or one whose other end the kernel does not name.
+    /// Another kind of socket, or one whose other end the kernel does not report.
     Unknown,
 }
 
 impl Peer {
-    /// The peer of a connected socket.
+    /// Asks the kernel for the peer of a connected socket.
     pub fn of(socket: BorrowedFd<'_>) -> Peer {
         // SAFETY: sockaddr_storage is plain data.
         let mut address: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
@@ -56,8 +56,8 @@ impl Peer {
         }
     }
 
-    /// Whether two connections are of one client: the same host, or the same process. Several
-    /// hosts behind one address count as one.
+    /// Whether two connections belong to one client: the same host, or the same process. Several
+    /// hosts behind one address count as one client.
     pub fn is_same_client(&self, other: &Peer) -> bool {
         match (self, other) {
             (Peer::Tcp(one), Peer::Tcp(other)) => one.ip() == other.ip(),

@@ -1,7 +1,8 @@
-//! The connections of one queue, and the ways between them, the ring and the pipeline.
+//! The connections of one queue, between the ring and the pipeline.
 //!
-//! Contract: one thread. A token is the connection's index and the index of the request within it;
-//! a connection is dropped only when the kernel and the pipeline have given back everything of it.
+//! Contract: one thread uses a [`Server`]. A token consists of the connection's index and the index
+//! of the request within it. A connection is dropped only when the kernel and the pipeline have
+//! returned everything of it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,23 +18,22 @@ use crate::sys::log_limit::LogLimit;
 use crate::sys::ring::{Completion, Tag};
 use crate::sys::slab::Slab;
 
-/// Rounds of connections between two looks at the clock.
+/// Number of connections served between two readings of the clock.
 const ROUNDS_A_LOOK: usize = 8;
 const ROUNDS_A_LOOK_LAST: usize = ROUNDS_A_LOOK - 1;
 
-/// See the module's text.
+/// The NBD connections of one queue.
 #[derive(Default)]
 pub(crate) struct Server {
     conns: Slab<Box<Conn>>,
     /// Connections that need a turn.
     touched: Vec<u32>,
-    /// Connections that wait for memory, longest first.
+    /// Connections that wait for memory, the longest wait first.
     starved: Vec<u32>,
     stopping: bool,
 }
 
 impl Server {
-    /// Carries an order out.
     pub(crate) fn obey(&mut self, order: Order, context: &mut Context<'_>) {
         match order {
             Order::Connect { socket, place } => self.connect(socket, place, context),
@@ -52,7 +52,7 @@ impl Server {
         }
     }
 
-    /// No connections.
+    /// Whether there are no connections.
     pub(crate) fn is_empty(&self) -> bool {
         self.conns.is_empty()
     }
@@ -83,7 +83,7 @@ impl Server {
         self.conns.iter().filter_map(|(_, conn)| conn.client())
     }
 
-    /// Ends the connections of these clients. Their requests at a gate are given up.
+    /// Ends the connections of these clients. Gives up their requests that wait at a gate.
     pub(crate) fn disconnect(
         &mut self,
         is_one: impl Fn(&Client) -> bool,
@@ -99,8 +99,8 @@ impl Server {
         }
     }
 
-    /// A newer connection of a client is about to be answered; its older ones have `barrier` held
-    /// until their work has ended.
+    /// Makes the older connections of a client hold `barrier` until their work has ended. The
+    /// client's newer connection waits for that before it is answered.
     pub(crate) fn settle(
         &mut self,
         newer: &Newer,
@@ -123,7 +123,7 @@ impl Server {
         }
     }
 
-    /// The work that a connection waited for has ended.
+    /// Ends a connection's wait for the work of older connections.
     pub(crate) fn settled(&mut self, id: u32, number: u64) {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.settled(number);
@@ -131,7 +131,7 @@ impl Server {
         }
     }
 
-    /// Leaves have told of their allocation, for a connection that asked.
+    /// Passes the answer of an inquiry to its connection.
     pub(crate) fn described(&mut self, described: &Described, context: &mut Context<'_>) {
         if let Some(conn) = self.conns.get_mut(described.conn) {
             conn.described(described.conn, described, context);
@@ -146,7 +146,7 @@ impl Server {
         self.touch(id);
     }
 
-    /// A receive or send of a connection has completed.
+    /// Processes a completed receive or send of a connection.
     pub(crate) fn complete(&mut self, completion: &Completion, context: &mut Context<'_>) {
         let id = completion.id as u32;
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -157,7 +157,7 @@ impl Server {
         self.touch(id);
     }
 
-    /// A request of a connection was answered.
+    /// Passes the pipeline's answer to the request's connection.
     pub(crate) fn answered(&mut self, done: Done, context: &mut Context<'_>) {
         let (id, slot) = ((done.token >> 32) as u32, done.token as u32);
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -165,8 +165,8 @@ impl Server {
         self.touch(id);
     }
 
-    /// Gives touched connections a round each until the turn has cost enough. Connections that it
-    /// does not reach are the first ones of the next turn. True if it must be called again after
+    /// Serves touched connections until the turn has used up its budget. The connections that are
+    /// left are the first ones of the next turn. Returns `true` if it must be called again after
     /// the answers were passed on.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> bool {
         self.feed(context);
@@ -234,7 +234,8 @@ impl Server {
         }
     }
 
-    /// Reads no new requests. Connections close when requests in flight are answered.
+    /// Stops: no more requests are read. Connections close when their requests in flight are
+    /// answered.
     pub(crate) fn stop(&mut self, now_ns: u64) {
         self.stopping = true;
         for id in self.ids() {
@@ -245,7 +246,7 @@ impl Server {
         }
     }
 
-    /// Ends all connections: their sockets may stay open for as long as the process is there.
+    /// Shuts down all sockets, because they may otherwise stay open until the process ends.
     pub(crate) fn cut_off(&mut self) {
         self.conns.iter().for_each(|(_, conn)| conn.cut_off());
     }
@@ -255,8 +256,8 @@ impl Server {
         !self.conns.is_empty()
     }
 
-    /// Drops connections whose time is up, whose client is gone, or whose client holds memory and
-    /// does nothing. Gives unused memory back.
+    /// Drops connections that have reached a deadline, whose client has gone, or whose client holds
+    /// memory and does nothing. Returns unused memory.
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         for id in self.ids() {
             let Some(conn) = self.conns.get_mut(id) else { continue };

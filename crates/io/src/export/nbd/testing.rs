@@ -1,5 +1,4 @@
-//! What the tests of this protocol share: a directory, and a notation in which conversations can be
-//! read.
+//! Common parts of this protocol's tests: a directory, and a readable notation for conversations.
 
 use super::{Directory, ExportInfo};
 
@@ -26,7 +25,7 @@ impl Directory for Shelf {
     }
 }
 
-/// A writable device of 1 MiB that can do everything, with blocks of 512 and 4096 bytes.
+/// A writable device of 1 MiB with all features, and with blocks of 512 and 4096 bytes.
 pub(super) fn disk(name: &str) -> ExportInfo {
     ExportInfo {
         id: 7,
@@ -45,8 +44,8 @@ pub(super) fn disk(name: &str) -> ExportInfo {
     }
 }
 
-/// Bytes from notation: hex digits, `'text'`, and `[ ... ]` for what is preceded by its length in
-/// 32 bits.
+/// Parses the notation: hex digits, `'text'`, and `[ ... ]` for bytes with their 32-bit length in
+/// front.
 pub(super) fn wire(notation: &str) -> Vec<u8> {
     let mut levels = vec![Vec::new()];
     let mut chars = notation.chars();

@@ -1,5 +1,5 @@
-//! A connection as one of its client's: it is shown, the administrator can end it, and a newer one
-//! waits for it.
+//! A connection as one of its client's connections: it is listed, the administrator can end it, and
+//! a newer one waits for it.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::export::nbd::context::Context;
 const SETTLE_TIMEOUT_NS: u64 = 60_000_000_000;
 
 impl Conn {
-    /// The client, if it has a device open.
+    /// The client; `None` before a device is open.
     pub(in crate::export::nbd) fn client(&self) -> Option<Client> {
         let Phase::Transmission { device, .. } = &self.phase else { return None };
         Some(Client {
@@ -27,19 +27,19 @@ impl Conn {
         })
     }
 
-    /// The name of the connections that this one takes the place of.
+    /// The name of the connections that this one replaces.
     fn replaces(&self) -> Option<&Arc<str>> {
         let Phase::Transmission { session, .. } = &self.phase else { return None };
         session.replaces.as_ref()
     }
 
-    /// Whether `newer` takes the place of this connection.
+    /// Whether `newer` replaces this connection.
     pub(in crate::export::nbd) fn is_replaced_by(&self, newer: &Newer) -> bool {
         let is_older = self.place.number() < newer.number;
         is_older && self.replaces().is_some() && self.replaces() == newer.replaces.as_ref()
     }
 
-    /// Ends the connection and holds the newer one up until its work under way has ended.
+    /// Ends the connection. The newer one waits until the work under way here has ended.
     pub(in crate::export::nbd) fn yield_place(&mut self, barrier: &Arc<Barrier>) {
         self.barriers.push(barrier.clone());
         self.end_now();
@@ -62,7 +62,7 @@ impl Conn {
         post.send_all(|_| Order::Settle { newer: newer.clone(), barrier: barrier.clone() });
     }
 
-    /// The older connections' work has ended.
+    /// Ends the wait for the work of older connections.
     pub(in crate::export::nbd) fn settled(&mut self, number: u64) {
         if self.place.number() == number {
             self.is_settling = false;
@@ -70,8 +70,8 @@ impl Conn {
         }
     }
 
-    /// Holds a newer connection of the same client up until the work under way here has ended. True
-    /// if the client has closed this connection.
+    /// Makes a newer connection of the same client wait until the work under way here has ended.
+    /// Returns whether the client has closed this connection.
     pub(in crate::export::nbd) fn yield_to(&mut self, barrier: &Arc<Barrier>) -> bool {
         let is_gone = is_hung_up(self.socket.as_fd());
         if is_gone || self.ending || self.at_end || is_half_closed(self.socket.as_fd()) {

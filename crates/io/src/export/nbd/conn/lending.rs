@@ -1,5 +1,5 @@
 //! Memory for the data of a connection's requests. It comes from the pool's budget. If the budget
-//! is spent, the connection waits; if the system has none, the request fails.
+//! is spent, the connection waits. If the system has no memory, the request fails.
 
 use super::{Body, Conn, Phase, Reply};
 use crate::export::nbd::context::Context;
@@ -12,8 +12,8 @@ use crate::sys::memory::Short;
 const FIRST_BODY_BYTES: usize = 128 << 10;
 
 impl Conn {
-    /// Memory for `data` bytes of a request; `None` if the request cannot be taken now. A request
-    /// for which the system has no memory is answered here.
+    /// Takes memory for `data` bytes of a request; `None` if it needs none. `Err` if there is no
+    /// memory: the caller waits or refuses the request.
     pub(super) fn lend(
         &mut self,
         request: &Request,
@@ -61,8 +61,8 @@ impl Conn {
         self.skip = still_to_come;
     }
 
-    /// Gives the pending body its missing memory. False if that is not available; then the
-    /// connection waits, or the write was refused.
+    /// Gives the pending body its missing memory. Returns `false` if that is not available; then
+    /// the connection waits, or the write was refused.
     pub(super) fn grow_body(&mut self, context: &mut Context<'_>) -> bool {
         let Some(Body { slot, filled, len }) = self.body else { return false };
         let Some(pending) = self.pending.get_mut(slot) else { return false };

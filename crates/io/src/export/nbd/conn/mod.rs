@@ -42,29 +42,29 @@ use sending::{Reply, Sending};
 use stalling::Watch;
 use status::Status;
 
-/// Requests of a connection between their header and their sent reply. Deeper than any client runs.
+/// Most requests of a connection between header and sent reply. No client needs more.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
-/// Bytes of data lent to those requests: two of the largest, or all of a deep queue of small ones.
+/// Most bytes lent to those requests: two of the largest, or all of a deep queue of small ones.
 pub(super) const MAX_LENT_BYTES: usize = 64 << 20;
-/// The data of a write of at least this length is received in place, and little of it together with
-/// its header. The rest of a smaller write is received together with later requests: a receive of
-/// its own would cost three turns of the loop for each write.
+/// Length in bytes from which the data of a write is received in place, and little of it together
+/// with its header. The rest of a smaller write is received together with later requests, because a
+/// separate receive would cost three turns of the loop for each write.
 const LARGE_WRITE: usize = 64 << 10;
-/// Bytes received along with headers while a client writes large.
+/// Bytes received along with headers while a client sends large writes.
 const SHORT_INPUT: usize = 4 << 10;
 /// Most bytes of a body per receive, so that the progress of a slow client is visible.
 const BODY_RECEIVE: usize = 4 << 20;
-/// Data of requests between two sends. Data that was read is sent while it is still in the
-/// processor's cache, and the client takes it while the next data is read. So neither waits for a
-/// whole batch of the other (docs/performance.md).
+/// Bytes of request data between two sends. Read data is sent while it is still in the processor's
+/// cache, and the client takes it while the next data is read. So neither waits for a whole batch
+/// of the other (docs/performance.md).
 const SEND_BYTES: usize = 256 << 10;
-/// Requests read between two sends, for the same reason: a deep queue of small ones is less than
-/// [`SEND_BYTES`].
+/// Number of requests read between two sends, for the same reason: a deep queue of small ones has
+/// less data than [`SEND_BYTES`].
 const SEND_REQUESTS: usize = 12;
-/// Time limit of the handshake, as in qemu-nbd. A slower peer is not a client, and takes a place
-/// away from one.
+/// Time limit of the handshake in ns, as in qemu-nbd. A slower peer would occupy the place of a
+/// client.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
-/// Time limit for a client to take the last replies when the server stops.
+/// Time limit in ns for a client to take the last replies when the server stops.
 const STOP_TIMEOUT_NS: u64 = 5_000_000_000;
 
 const _: () =
@@ -105,7 +105,7 @@ pub(in crate::export::nbd) fn token(conn: u32, slot: u32) -> u64 {
     (u64::from(conn) << 32) | u64::from(slot)
 }
 
-/// See the module's text.
+/// A connection of a client, on one queue.
 pub(super) struct Conn {
     socket: OwnedFd,
     place: Place,
@@ -126,8 +126,8 @@ pub(super) struct Conn {
     body: Option<Body>,
     /// Bytes of a refused request's payload that are still to arrive and be skipped.
     skip: u64,
-    /// The answer to it, which waits for the payload: libnbd expects no answer before it has sent
-    /// all of a request.
+    /// The answer to that request. It waits for the payload, because libnbd expects no answer
+    /// before it has sent all of a request.
     refusal: Option<Reply>,
     pending: Slab<Pending>,
     /// Unanswered BLOCK_STATUS requests. For the first one, leaves are being asked.
@@ -141,11 +141,12 @@ pub(super) struct Conn {
     text: Vec<u8>,
     replies: VecDeque<Reply>,
     sending: Sending,
-    /// The client sends no more. Its earlier requests are still answered.
+    /// Whether the client sends no more. Its earlier requests are still answered.
     at_end: bool,
-    /// No request is read any more. The connection is over when requests in flight are answered.
+    /// Whether no more requests are read. The connection is over when requests in flight are
+    /// answered.
     ending: bool,
-    /// Nothing more can be sent.
+    /// Whether nothing more can be sent.
     broken: bool,
     /// The time at which it is dropped in any case, on the ring's clock.
     deadline_ns: Option<u64>,
@@ -206,7 +207,7 @@ impl Conn {
         })
     }
 
-    /// A receive has completed.
+    /// Processes a completed receive.
     pub(super) fn received(&mut self, result: i32) {
         let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
         self.watch.has_moved = true;
@@ -219,7 +220,7 @@ impl Conn {
         }
     }
 
-    /// A send has completed.
+    /// Processes a completed send.
     pub(super) fn sent(&mut self, result: i32, context: &mut Context<'_>) {
         self.sending.active = false;
         self.watch.has_moved = true;
@@ -232,7 +233,7 @@ impl Conn {
         }
     }
 
-    /// The pipeline has answered a request.
+    /// Builds the reply to a request that the pipeline has answered.
     pub(super) fn answered(&mut self, slot: u32, errno: i32, context: &mut Context<'_>) {
         let Some(Pending { request, buffer, .. }) = self.pending.remove(slot) else { return };
         let lent = buffer.as_ref().map_or(0, Buffer::size);
@@ -302,7 +303,7 @@ impl Conn {
         }
     }
 
-    /// Requests between their header and their sent reply.
+    /// Number of requests between header and sent reply.
     fn in_flight(&self) -> usize {
         self.pending.len() + self.statuses.len() + self.replies.len() + self.sending.replies()
     }
@@ -341,7 +342,7 @@ impl Conn {
         }
     }
 
-    /// Reads one request. False if there is none, or none may be read now.
+    /// Reads one request. Returns `false` if there is none, or if none may be read now.
     fn read_one(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let available = self.end - self.start;
         if self.refusal.is_some() {
@@ -381,8 +382,8 @@ impl Conn {
         true
     }
 
-    /// Takes a request with a correct header. False if its data would exceed a limit now, or is not
-    /// there yet.
+    /// Takes a request with a correct header. Returns `false` if its data would exceed a limit now,
+    /// or has not arrived yet.
     fn take_request(
         &mut self,
         id: u32,
@@ -485,8 +486,8 @@ impl Conn {
         }
     }
 
-    /// Sends replies, and gives the kernel a place for input. True if the caller must first read
-    /// requests that were held back.
+    /// Sends replies, and starts the next receive. Returns `true` if the caller must first read
+    /// requests that the limits had held back.
     pub(super) fn arm(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         if self.ending
             && self.receiving == Receiving::Nothing
@@ -530,8 +531,8 @@ impl Conn {
     }
 
     /// Sends replies: as many bytes as the socket takes at once, and the rest through the ring,
-    /// which also finds errors. True if some left at once, because requests that the limits held
-    /// back may fit now.
+    /// which also detects errors. Returns whether some were sent at once, because requests that the
+    /// limits held back may fit now.
     fn send(&mut self, id: u32, context: &mut Context<'_>) -> bool {
         let mut has_left = false;
         while !self.sending.active && !self.is_settling {
@@ -600,14 +601,15 @@ impl Conn {
         }
     }
 
-    /// Stops the connection: nothing more is read, and requests in flight are still answered if the
-    /// client takes the replies soon.
+    /// Stops the connection: no more requests are read. Requests in flight are still answered, if
+    /// the client takes the replies soon.
     pub(super) fn stop(&mut self, now_ns: u64) {
         self.ending = true;
         self.deadline_ns = Some(now_ns + STOP_TIMEOUT_NS);
     }
 
-    /// Nothing is answered any more: the client learns that, and does not wait.
+    /// Shuts the socket down, because nothing will be answered any more. So the client does not
+    /// wait.
     pub(super) fn cut_off(&self) {
         shutdown(self.socket.as_fd(), libc::SHUT_RDWR);
     }
@@ -635,7 +637,8 @@ impl Conn {
             && self.text.is_empty()
     }
 
-    /// Whether kernel and pipeline hold nothing of it any more, and nothing is left to send.
+    /// Whether the kernel and the pipeline have nothing of it any more, and nothing is left to
+    /// send.
     pub(super) fn is_over(&self) -> bool {
         self.ending
             && self.receiving == Receiving::Nothing
@@ -644,7 +647,7 @@ impl Conn {
             && self.nothing_to_send()
     }
 
-    /// Gives its buffers back.
+    /// Returns its buffers.
     pub(super) fn release(mut self, context: &mut Context<'_>) {
         self.drop_output(context.buffers);
     }

@@ -17,7 +17,7 @@ pub(super) struct Reply {
     pub(super) header: [u8; MAX_REPLY_HEADER],
     pub(super) header_len: usize,
     pub(super) body: Option<(Buffer, usize)>,
-    /// Bytes that are no longer lent after it is sent.
+    /// Number of lent bytes that are returned after it is sent.
     pub(super) lent: usize,
 }
 
@@ -37,7 +37,7 @@ impl Sending {
         self.batch.len()
     }
 
-    /// Whether all of it was sent.
+    /// Whether all bytes were sent.
     pub(super) fn is_done(&self) -> bool {
         self.gather.is_done()
     }
@@ -63,8 +63,8 @@ impl Sending {
         }
     }
 
-    /// Drops sent replies and those that will never be sent. Returns the bytes that are no longer
-    /// lent.
+    /// Drops replies that were sent or will never be sent. Returns the number of bytes that are no
+    /// longer lent.
     pub(super) fn clear(&mut self, buffers: &mut Buffers) -> usize {
         let mut lent = 0;
         for reply in self.batch.drain(..) {

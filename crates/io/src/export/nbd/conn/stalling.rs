@@ -7,17 +7,17 @@ use crate::export::nbd::context::Context;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::ring::TICK_SECONDS;
 
-/// Time after which a client is dropped that holds memory while others wait for it, and neither
-/// sends announced data nor takes replies.
+/// Time in seconds after which a client is dropped if it holds memory while others wait for it, and
+/// neither sends announced data nor takes replies.
 const STALL_SECONDS: u64 = 10;
-/// Time for which a client counts as present after it has closed its sending side while its
-/// requests wait at a closed gate. It may still want to read their answers.
+/// Time in seconds for which a client counts as present after it has closed its sending side while
+/// its requests wait at a closed gate. It may still want to read their answers.
 const HALF_CLOSED_SECONDS: u64 = 30;
 
 /// The progress of a connection between two checks.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// Whether something was received or sent.
+    /// Whether a receive or send has completed.
     pub(super) has_moved: bool,
     /// The kernel's count of moved bytes at the last check.
     moved: u64,
@@ -26,8 +26,8 @@ pub(super) struct Watch {
 }
 
 impl Conn {
-    /// Checks the connection. True if its requests that wait at a gate or for a path are to be
-    /// given up, because the client is gone.
+    /// Checks the connection. Returns whether its requests at a gate or without a path must be
+    /// given up, because the client has gone.
     pub(in crate::export::nbd) fn look(&mut self, context: &Context<'_>) -> bool {
         let now_ns = context.turn.now_ns();
         if !self.broken && context.buffers.memory().is_awaited(now_ns) && self.is_stalled() {
@@ -104,7 +104,7 @@ pub(super) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     has_happened(socket, libc::POLLHUP | libc::POLLERR)
 }
 
-/// Whether the other side sends nothing more, beyond what may have come already.
+/// Whether the other side sends nothing more, apart from bytes that may have arrived already.
 pub(super) fn is_half_closed(socket: BorrowedFd<'_>) -> bool {
     has_happened(socket, libc::POLLRDHUP)
 }

@@ -1,7 +1,7 @@
-//! BLOCK_STATUS: answered from the maps and the leaves, without a request in the pipeline.
+//! BLOCK_STATUS, answered from the maps and the leaves without a request in the pipeline.
 //!
-//! Paths are looked up in the maps as the answer is written. For the allocation leaves may have to
-//! be asked, which their helpers do (`inquiry.rs`): one request of a connection at a time, so that
+//! Paths are looked up in the maps while the answer is written. For the allocation, the helpers of
+//! leaves may have to be asked (`inquiry.rs`). A connection asks for one request at a time, so that
 //! connections take turns at a leaf.
 
 use super::{Conn, Phase, Reply};
@@ -13,19 +13,20 @@ use crate::pipeline::{Extents, Found};
 use crate::sys::buffer::Buffer;
 use crate::sys::memory::Short;
 
-/// A chunk of the reply for each metadata context that is asked for.
+/// The chunks of the reply, one for each requested metadata context.
 type Chunks = [Option<Buffer>; MetaContext::ALL.len()];
 
-/// A request whose leaves are being asked, or that waits for its turn to ask.
+/// A request whose leaves are being asked, or that waits for its turn.
 pub(super) struct Status {
     request: Request,
     chunks: Chunks,
-    /// Its inquiry, once there is one.
+    /// The number of its inquiry; `None` before its turn.
     asked: Option<u64>,
 }
 
 impl Conn {
-    /// Takes a BLOCK_STATUS. False if its payload, or memory for the answer, is not there yet.
+    /// Takes a BLOCK_STATUS. Returns `false` if its payload has not arrived, or if there is no
+    /// memory for the answer now.
     pub(super) fn block_status(
         &mut self,
         id: u32,
@@ -71,7 +72,7 @@ impl Conn {
         }
     }
 
-    /// Memory for all chunks, or none.
+    /// Takes memory for all chunks. `Err` if there is not enough for all.
     fn lend_chunks(
         &mut self,
         request: &Request,
@@ -98,7 +99,7 @@ impl Conn {
         context.buffers.put(buffer);
     }
 
-    /// Has leaves asked for the request whose turn it is; answers it if none needs to be.
+    /// Starts the inquiry for the first request, or answers it if no leaf needs to be asked.
     fn inquire(&mut self, id: u32, context: &mut Context<'_>) {
         let Some(first) = self.statuses.front_mut().filter(|first| first.asked.is_none()) else {
             return;
@@ -124,7 +125,7 @@ impl Conn {
         self.answer_status(&extents, context);
     }
 
-    /// Leaves have been asked. The request is answered, and the next one has its turn.
+    /// Processes the answer of an inquiry: answers its request and starts the next one.
     pub(in crate::export::nbd) fn described(
         &mut self,
         id: u32,
@@ -133,7 +134,7 @@ impl Conn {
     ) {
         let is_first =
             self.statuses.front().is_some_and(|first| first.asked == Some(described.number));
-        // Otherwise it was given up.
+        // Otherwise the request was given up.
         if self.place.number() == described.conn_number && is_first {
             self.answer_status(&described.extents, context);
             while self.statuses.front().is_some_and(|first| first.asked.is_none()) {
@@ -142,8 +143,8 @@ impl Conn {
         }
     }
 
-    /// Answers the first request that waits. Without an extent (the table has shrunk) the reply is
-    /// an error.
+    /// Answers the first waiting request. If there are no extents, because the table has become
+    /// shorter, the reply is an error.
     fn answer_status(&mut self, allocation: &[(u64, u32)], context: &mut Context<'_>) {
         let Some(Status { request, chunks, .. }) = self.statuses.pop_front() else { return };
         let mut failed = false;
@@ -188,7 +189,8 @@ impl Conn {
         }
     }
 
-    /// Nobody will read the answers: leaves may be asked for as long as they like.
+    /// Gives up all requests, because their answers will not be read. Their inquiries go on without
+    /// effect.
     pub(super) fn give_up_statuses(&mut self, context: &mut Context<'_>) {
         while let Some(Status { chunks, .. }) = self.statuses.pop_front() {
             chunks.into_iter().flatten().for_each(|buffer| self.take_back(buffer, context));

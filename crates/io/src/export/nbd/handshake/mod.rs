@@ -1,14 +1,14 @@
 //! The handshake: fixed-newstyle negotiation, from the greeting to a [`Session`].
 //!
 //! Contract: [`Handshake::input`] consumes whole steps (the client flags, an option header, an
-//! option's data) and leaves the rest to the caller, who keeps at most [`MAX_OPTION_BYTES`] of it.
-//! Options that are longer, unknown, or must not have data are skipped while they stream, and
-//! answered then. The answers do not depend on how the bytes were cut. It never panics, and the
-//! limits in the parent module bound its memory. The caller has the deadlines.
+//! option's data). The caller keeps the rest, at most [`MAX_OPTION_BYTES`]. Options that are
+//! longer, unknown, or must not have data are skipped as they arrive, and then answered. The
+//! answers do not depend on how the bytes were cut. The code never panics, and the limits of the
+//! parent module bound its memory. The caller has the deadlines.
 //!
-//! Options are answered in order and each completely, as the document demands. A client that does
-//! not wait for answers is served, too. TLS and oldstyle are not supported, and refused as the
-//! document demands.
+//! Options are answered in order, and each completely, as the document requires. A client that does
+//! not wait for answers is served, too. TLS and oldstyle are not supported, and are refused as the
+//! document requires.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::{
     MAX_SKIPPED_OPTION_BYTES, MAX_STRING,
 };
 
-/// One connection before transmission.
+/// A connection before the transmission phase.
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
@@ -32,7 +32,7 @@ pub struct Handshake {
     extended: bool,
     /// The contexts of the last successful SET_META_CONTEXT, and its export name.
     selected: Option<(String, Contexts)>,
-    /// The last name that the client gave the place of this connection ([`super::replaces`]).
+    /// The name that the client last gave the place of this connection ([`super::replaces`]).
     replaces: Option<Arc<str>>,
     shutting_down: bool,
     options: u32,
@@ -65,21 +65,21 @@ pub enum CloseReason {
     /// The client sent ABORT.
     #[error("the client ended the negotiation")]
     Abort,
-    /// Flags that were not offered.
+    /// The client set flags that were not offered.
     #[error("client flags {0:#x}, of which the server offered only 0x3")]
     ClientFlags(u32),
-    /// Not an option.
+    /// The bytes are not an option.
     #[error("an option begins with {0:#018x}, not with IHAVEOPT")]
     OptionMagic(u64),
-    /// EXPORT_NAME cannot be refused in any other way.
+    /// EXPORT_NAME failed. It can be refused only by closing the connection.
     #[error("EXPORT_NAME failed: {0}")]
     ExportName(String),
-    /// An option that is too long even to skip.
+    /// The option is too long even to skip.
     #[error("option {option} announces {bytes} bytes, more than {MAX_SKIPPED_OPTION_BYTES}")]
     OptionTooLong {
-        /// The option.
+        /// The number of the option.
         option: u32,
-        /// Its length.
+        /// Its announced length in bytes.
         bytes: u32,
     },
     /// The client sent too many options.
@@ -88,7 +88,7 @@ pub enum CloseReason {
     /// The client asked for too many answers.
     #[error("the answers exceed {MAX_ANSWER_BYTES} bytes")]
     TooMuchAnswered,
-    /// Input after the end.
+    /// There was input after the end of the handshake.
     #[error("the handshake was over already")]
     Over,
 }
@@ -114,7 +114,7 @@ enum Verdict {
 }
 
 enum Step {
-    /// The input does not hold the next step.
+    /// The input is too short for the next step.
     Starved,
     Ate(usize),
     End(usize, Next),
@@ -123,7 +123,7 @@ enum Step {
 const OFFERED_FLAGS: u16 = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
 
 impl Handshake {
-    /// A connection that was just accepted.
+    /// The handshake of a connection that was just accepted.
     pub fn new() -> Self {
         Handshake {
             state: State::ClientFlags,
@@ -138,14 +138,14 @@ impl Handshake {
         }
     }
 
-    /// The bytes the server sends first, without waiting for the client.
+    /// The first bytes of the server, which it sends without waiting for the client.
     pub fn greeting(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&INIT_MAGIC.to_be_bytes());
         out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
         out.extend_from_slice(&OFFERED_FLAGS.to_be_bytes());
     }
 
-    /// The server is going away: from now on every option but ABORT is answered with
+    /// Says that the server shuts down. From then on, every option except ABORT is answered with
     /// `NBD_REP_ERR_SHUTDOWN`.
     pub fn shut_down(&mut self) {
         self.shutting_down = true;
@@ -195,7 +195,7 @@ impl Handshake {
         }
     }
 
-    /// Unknown flags end the connection: the document leaves no other answer.
+    /// Unknown flags end the connection, because the document allows no other answer.
     fn client_flags(&mut self, input: &[u8]) -> Step {
         let Some(flags) = Reader::new(input).u32() else { return Step::Starved };
         if flags & !u32::from(OFFERED_FLAGS) != 0 {
@@ -206,7 +206,7 @@ impl Handshake {
         Step::Ate(CLIENT_FLAGS_LEN)
     }
 
-    /// Decides before its data arrives whether an option is read or skipped.
+    /// Decides whether an option is read or skipped, before its data arrives.
     fn header(&mut self, input: &[u8]) -> Step {
         let mut reader = Reader::new(input);
         let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32())

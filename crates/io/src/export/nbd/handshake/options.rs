@@ -1,8 +1,8 @@
-//! Options: what each of them answers, and what it changes in the negotiation.
+//! The answers to options, and their effects on the negotiation.
 //!
-//! Contract: [`Handshake::option`] gets an option and all of its data, at most `MAX_OPTION_BYTES`
-//! of it, and answers it completely. An option that fails changes nothing, except SET_META_CONTEXT,
-//! which has dropped the old selection by then.
+//! Contract: [`Handshake::option`] gets an option with all of its data, at most `MAX_OPTION_BYTES`,
+//! and answers it completely. An option that fails changes nothing, except SET_META_CONTEXT, which
+//! has dropped the old selection by then.
 
 use super::{CloseReason, Handshake, Next};
 use crate::export::nbd::contexts::{Contexts, MetaContext};
@@ -17,7 +17,7 @@ use crate::export::nbd::{
 };
 use std::borrow::Cow;
 
-/// An option that is answered with an error.
+/// The error that answers an option.
 pub(super) struct Refusal {
     code: u32,
     text: Cow<'static, str>,
@@ -34,7 +34,7 @@ impl Refusal {
 }
 
 impl Handshake {
-    /// Answers an option whose data is there.
+    /// Answers an option, given all of its data.
     pub(super) fn option(
         &mut self,
         option: u32,
@@ -50,7 +50,7 @@ impl Handshake {
             opt::EXTENDED_HEADERS => self.extended_headers(out),
             opt::LIST_META_CONTEXT => self.list_meta_context(data, dir, out),
             opt::SET_META_CONTEXT => self.set_meta_context(data, dir, out),
-            // verdict() lets no other option come here.
+            // verdict() passes no other option to this function.
             _ => Err(Refusal::new(rep::ERR_UNSUP, "this option is not known here")),
         };
         result.unwrap_or_else(|refusal| {
@@ -59,7 +59,7 @@ impl Handshake {
         })
     }
 
-    /// The only option whose answer has no header, and which fails by closing.
+    /// Answers EXPORT_NAME, the only option whose answer has no header, and which fails by closing.
     fn export_name(&self, data: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> Next {
         let found = if self.extended {
             Err(Refusal::invalid("not allowed after EXTENDED_HEADERS"))
@@ -78,7 +78,7 @@ impl Handshake {
         Next::Transmission(session)
     }
 
-    /// INFO tells what GO would tell, because both tell what the session they made is like.
+    /// Answers INFO or GO. Both describe the session that `name` would give, so they say the same.
     fn info_or_go(
         &self,
         option: u32,
@@ -96,7 +96,8 @@ impl Handshake {
             info::EXPORT,
             &[&export.size_bytes.to_be_bytes(), &session.transmission_flags().to_be_bytes()],
         );
-        // Also unasked: whoever does not ask for the limits may still heed them.
+        // Sent also unasked, because a client that does not ask for the limits may still observe
+        // them.
         let (minimum, preferred) = export.block_sizes();
         let sizes = [minimum, preferred, MAX_REQUEST_BYTES].map(u32::to_be_bytes);
         item(info::BLOCK_SIZE, &[sizes.as_flattened()]);
@@ -143,7 +144,7 @@ impl Handshake {
         }
         for context in MetaContext::ALL {
             if queries.is_empty() || queries.iter().any(|query| context.is_listed_by(query)) {
-                // The number is reserved here.
+                // The number is reserved in this answer.
                 let name = context.name().as_bytes();
                 answer(
                     out,
@@ -188,7 +189,8 @@ impl Handshake {
         Ok(Next::More)
     }
 
-    /// Export name and queries of a metadata option that may be answered.
+    /// Parses the export name and the queries of a metadata option, and checks that it may be
+    /// answered.
     fn context_request<'a>(
         &self,
         data: &'a [u8],
@@ -219,10 +221,10 @@ impl Handshake {
         Ok((export, queries))
     }
 
-    /// The session that choosing `name` now makes.
+    /// The session that results from choosing `name` now.
     fn session(&self, name: &str, dir: &dyn Directory) -> Result<Box<Session>, Refusal> {
         let export = find(name, dir)?;
-        // The selection counts only for the name it was made for.
+        // The selection counts only for the export name that it was made with.
         let contexts = match &self.selected {
             Some((selected_for, contexts)) if selected_for == name => *contexts,
             _ => Contexts::NONE,
@@ -233,7 +235,7 @@ impl Handshake {
     }
 }
 
-/// Appends one reply to `option`.
+/// Appends a reply to `option`.
 pub(super) fn answer(out: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) {
     let len: usize = data.iter().map(|part| part.len()).sum();
     out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
@@ -283,7 +285,7 @@ fn find(name: &str, dir: &dyn Directory) -> Result<ExportInfo, Refusal> {
     })
 }
 
-/// The data of INFO and GO: a name and the kinds of information that are wanted.
+/// Parses the data of INFO and GO: a name, and the requested kinds of information.
 fn info_request(data: &[u8]) -> Result<(&str, Vec<u16>), Refusal> {
     let mut reader = Reader::new(data);
     let name = string(&mut reader)?;
@@ -299,7 +301,7 @@ fn info_request(data: &[u8]) -> Result<(&str, Vec<u16>), Refusal> {
     Ok((name, wanted))
 }
 
-/// A string with its length in front.
+/// Parses a string with its length in front.
 fn string<'a>(reader: &mut Reader<'a>) -> Result<&'a str, Refusal> {
     let len = reader.u32().ok_or_else(cut_short)? as usize;
     if len > MAX_STRING {

@@ -1,13 +1,13 @@
-//! Conversations. `C:` is what the client sends, `S:` what it must get for it; see [`wire`] for the
-//! notation.
+//! Conversations. `C:` is sent by the client, and `S:` is the answer that it must get. See [`wire`]
+//! for the notation.
 
 use super::*;
 use crate::export::nbd::testing::{Shelf, disk, hex, wire};
 use crate::export::nbd::{ExportInfo, MAX_LIST_BYTES, MetaContext};
 use proptest::prelude::*;
 
-/// Plays the script behind the greeting; returns how the last line of the client left the
-/// connection.
+/// Plays the script after the greeting. Returns the state of the connection after the last line of
+/// the client.
 fn talk(dir: &Shelf, script: &str) -> Next {
     let mut handshake = Handshake::new();
     talk_on(&mut handshake, dir, script)
@@ -273,7 +273,7 @@ fn unknown_options_are_skipped() {
 
 #[test]
 fn long_options_are_skipped_as_they_stream() {
-    // option, longest announced length, answer
+    // An option, its longest announced length, and the answer.
     for (option, len, answer) in [
         (77u32, MAX_SKIPPED_OPTION_BYTES, "8000 0001 ['option 77 is not known here']"),
         (7, 65537, "8000 0009 ['option 7 with 65537 bytes of data; at most 65536 are read']"),
@@ -398,7 +398,7 @@ fn list_meta_context() {
     );
 }
 
-/// The server confirms the place of a connection with a number of its own; the last one counts.
+/// The server confirms the name of a connection with a number of its own. The last name counts.
 #[test]
 fn the_client_names_the_connections_that_it_replaces() {
     let next = talk(
@@ -596,7 +596,7 @@ fn a_list_is_cut_and_many_lists_end_the_connection() {
     assert!(out.len() < MAX_ANSWER_BYTES + 2 * MAX_LIST_BYTES, "{}", out.len());
 }
 
-/// An option of the kind clients send, and some of the kind they should not.
+/// An option as clients send it, or as they should not.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(vec![&b"disk"[..], b"", b"tape", b"nothing", b"\xff"]);
     let query =
@@ -626,7 +626,7 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Feeds the stream in pieces, keeping what is not eaten, as a connection does.
+/// Feeds the stream in parts and keeps the rest that is not consumed, as a connection does.
 fn in_pieces(stream: &[u8], cuts: &[usize]) -> (Vec<u8>, usize, String) {
     let (mut handshake, mut out, mut kept) = (Handshake::new(), Vec::new(), Vec::new());
     let mut total = 0;

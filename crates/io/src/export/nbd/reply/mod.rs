@@ -1,11 +1,11 @@
-//! Replies: the headers that go in front of data, and the replies that are nothing but a header.
+//! Replies: the headers in front of data, and replies that consist of a header only.
 //!
-//! Contract: written into memory of the caller, no allocation, no panics. A session has one form of
-//! reply for everything: simple; structured chunks as soon as those were negotiated (mandatory for
-//! READ and BLOCK_STATUS, and allowed everywhere, with room for a text in errors); extended chunks
-//! after EXTENDED_HEADERS (mandatory for all). Every chunk of success but those of BLOCK_STATUS is
-//! the last of its reply: the header of a READ is written when all its data is there, so nothing
-//! can go wrong behind it.
+//! Contract: written into the caller's memory, without allocation or panics. A session uses one
+//! form of reply for everything: simple replies; structured chunks, once those were negotiated
+//! (required for READ and BLOCK_STATUS, and allowed for all, with room for an error text); extended
+//! chunks after EXTENDED_HEADERS (required for all). Every chunk of success, except those of
+//! BLOCK_STATUS, is the last of its reply: the header of a READ is written when all of its data is
+//! there, so nothing can fail afterwards.
 
 use super::MAX_EXTENTS;
 use super::contexts::MetaContext;
@@ -14,36 +14,38 @@ use super::proto::{
 };
 use super::session::{Request, Session};
 
-/// Largest header: what [`Session::read_ok`], [`Session::ok`] and [`Session::error`] write at most.
-/// Two cache lines.
+/// Largest header in bytes that [`Session::read_ok`], [`Session::ok`] and [`Session::error`] write:
+/// two cache lines.
 pub const MAX_REPLY_HEADER: usize = 128;
 
-/// Longest text of an error: what is left of [`MAX_REPLY_HEADER`] in an extended chunk.
+/// Longest text of an error in bytes: the rest of [`MAX_REPLY_HEADER`] in an extended chunk.
 pub const MAX_ERROR_TEXT: usize = MAX_REPLY_HEADER - EXTENDED_CHUNK_LEN - ERROR_HEAD;
 
-/// Largest chunk of a BLOCK_STATUS reply, so the most memory a [`StatusWriter`] has a use for.
+/// Largest chunk of a BLOCK_STATUS reply in bytes, and so the most memory that a [`StatusWriter`]
+/// uses.
 pub const MAX_STATUS_CHUNK: usize =
     EXTENDED_CHUNK_LEN + STATUS_EXT_HEAD + MAX_EXTENTS * EXTENT_EXT_LEN;
 
-/// Header of an extended chunk; that of a structured one is 20, a simple reply 16.
+/// Length of the header of an extended chunk in bytes. The next is for a structured one.
 const EXTENDED_CHUNK_LEN: usize = 32;
 const STRUCTURED_CHUNK_LEN: usize = 20;
-/// Offset in front of the data of a READ.
+/// Bytes in front of the data of a READ: the offset.
 const OFFSET_LEN: usize = 8;
-/// Number and length in front of the text of an error.
+/// Bytes in front of the text of an error: its number and length.
 const ERROR_HEAD: usize = 6;
-/// In front of extents: context; context and count.
+/// Bytes in front of extents: the context, and in extended chunks also the count.
 const STATUS_HEAD: usize = 4;
 const STATUS_EXT_HEAD: usize = 8;
-/// An extent: length and status.
+/// Bytes of an extent: its length and status.
 const EXTENT_LEN: usize = 8;
 const EXTENT_EXT_LEN: usize = 16;
 
 impl Session {
-    /// Header of a READ that succeeded as a whole; `len` bytes of data follow it. Returns the
-    /// header's length.
+    /// Writes the header of a READ that succeeded as a whole. `len` bytes of data follow it.
+    /// Returns the length of the header.
     ///
-    /// A READ of no bytes is answered like a command without data: a data chunk must not be empty.
+    /// A READ of no bytes is answered like a command without data, because a data chunk must not be
+    /// empty.
     pub fn read_ok(
         &self,
         cookie: u64,
@@ -67,7 +69,7 @@ impl Session {
         put.at
     }
 
-    /// Success without data. Returns the length.
+    /// Writes a success without data. Returns its length.
     pub fn ok(&self, cookie: u64, offset: u64, out: &mut [u8; MAX_REPLY_HEADER]) -> usize {
         let mut put = Put::new(out);
         match self.structured {
@@ -77,9 +79,8 @@ impl Session {
         put.at
     }
 
-    /// An error, the only or last chunk of its reply; `text` is for humans, may be empty and is cut
-    /// at
-    /// [`MAX_ERROR_TEXT`] (simple replies have no place for it). Returns the length.
+    /// Writes an error, the only or last chunk of its reply. `text` is for humans, may be empty,
+    /// and is cut at [`MAX_ERROR_TEXT`]. Simple replies have no room for it. Returns the length.
     pub fn error(
         &self,
         cookie: u64,
@@ -102,11 +103,11 @@ impl Session {
         put.at
     }
 
-    /// Begins the chunk that answers `context` of a BLOCK_STATUS. A reply is one chunk for each of
-    /// `request.contexts`, in their order; the last says that it is.
+    /// Begins the chunk that answers `context` of a BLOCK_STATUS. A reply has one chunk for each of
+    /// `request.contexts`, in their order. The last one has the flag for that.
     ///
-    /// As many extents as fit into `out` and [`MAX_EXTENTS`] are taken; [`MAX_STATUS_CHUNK`] bytes
-    /// are always enough.
+    /// The writer takes as many extents as fit into `out`, up to [`MAX_EXTENTS`].
+    /// [`MAX_STATUS_CHUNK`] bytes are always enough.
     pub fn block_status<'a>(
         &self,
         request: &Request,
@@ -116,7 +117,7 @@ impl Session {
         let flags = if request.contexts.last() == Some(context) { chunk::FLAG_DONE } else { 0 };
         let kind = if self.extended { chunk::BLOCK_STATUS_EXT } else { chunk::BLOCK_STATUS };
         let mut put = Put::new(out);
-        // The length and the count are known at the end.
+        // finish() writes the length and the count.
         self.chunk(&mut put, flags, kind, request.cookie, request.offset, 0);
         put.u32(context.id());
         if self.extended {
@@ -134,7 +135,7 @@ impl Session {
         }
     }
 
-    /// Header of a chunk with `len` bytes of payload.
+    /// Writes the header of a chunk with `len` bytes of payload.
     fn chunk(&self, put: &mut Put<'_>, flags: u16, kind: u16, cookie: u64, offset: u64, len: u64) {
         put.u32(if self.extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC });
         put.u16(flags);
@@ -155,28 +156,28 @@ fn simple(put: &mut Put<'_>, error: u32, cookie: u64) {
     put.u64(cookie);
 }
 
-/// Takes the extents of one context in their order and makes a chunk of them.
+/// Takes the extents of one context in order, and makes a chunk of them.
 ///
-/// Neighbours of equal status become one extent; nothing beyond the request is told. Where an
-/// extent ends is the caller's matter: the document wants multiples of the minimum block size.
+/// Neighbours of equal status become one extent, and nothing beyond the request is reported. The
+/// caller decides where extents end; the document requires multiples of the minimum block size.
 #[derive(Debug)]
 pub struct StatusWriter<'a> {
     put: Put<'a>,
     extended: bool,
-    /// Most extents.
+    /// Most extents of the chunk.
     limit: usize,
-    /// Extents written, without the pending one.
+    /// Number of extents written, without the pending one.
     count: usize,
-    /// Bytes of the request that no extent covers yet.
+    /// Number of bytes of the request that no extent covers yet.
     left: u64,
-    /// The last extent, which may grow.
+    /// Length and status of the last extent, which may grow.
     pending: Option<(u64, u32)>,
 }
 
 impl StatusWriter<'_> {
-    /// The next `len` bytes have this status. False when no further extent is wanted, because the
-    /// request is covered or the chunk is full; what comes after is ignored, so the answer never
-    /// has a hole.
+    /// Adds an extent of `len` bytes with this status. Returns `false` when no further extent is
+    /// needed, because the request is covered or the chunk is full. Later extents are ignored, so
+    /// the answer never has a gap.
     pub fn extent(&mut self, len: u64, status: u32) -> bool {
         let len = len.min(self.left);
         if len == 0 {
@@ -197,8 +198,8 @@ impl StatusWriter<'_> {
         self.left > 0
     }
 
-    /// Completes the chunk and returns its length; `None` if there was no extent, which is no
-    /// answer: the request has to be answered with an error instead.
+    /// Completes the chunk and returns its length. `None` if there was no extent; then the request
+    /// must be answered with an error.
     pub fn finish(mut self) -> Option<usize> {
         self.write_pending();
         if self.count == 0 {
@@ -223,7 +224,7 @@ impl StatusWriter<'_> {
             self.put.u64(len);
             self.put.u64(u64::from(status));
         } else {
-            // Compact requests, and so what is covered of them, are shorter than 2^32.
+            // Compact requests, and so the covered part of them, are shorter than 2^32.
             self.put.u32(len as u32);
             self.put.u32(status);
         }
@@ -231,8 +232,8 @@ impl StatusWriter<'_> {
     }
 }
 
-/// Writes big-endian numbers one after the other. What does not fit is not written; callers size
-/// `out` so that all does, or ask for the room.
+/// Writes big-endian numbers one after the other. Bytes that do not fit are not written. Callers
+/// provide enough room, or ask for it.
 #[derive(Debug)]
 struct Put<'a> {
     out: &'a mut [u8],

@@ -106,7 +106,7 @@ fn long_texts_are_cut_between_characters() {
     assert_eq!(out[36..38], [0, 89]);
 }
 
-/// The request that `session` makes of a BLOCK_STATUS.
+/// The request that `session` parses from a BLOCK_STATUS.
 fn status_request(session: &Session, offset: u64, len: u64, req_one: bool) -> Request {
     let (magic, len) = match session.extended {
         true => ("21e41c71", format!("{len:016x}")),
@@ -205,7 +205,7 @@ fn block_status_stops_at_the_limit() {
     assert_eq!((taken, writer.finish()), (MAX_EXTENTS, Some(MAX_STATUS_CHUNK)));
 }
 
-/// What a client makes of a status chunk: context, whether it is the last, extents.
+/// The content of a status chunk as a client reads it: context, whether it is the last, extents.
 fn read_status(session: &Session, mut chunk: &[u8]) -> Vec<(u64, u64)> {
     let mut number = |len: usize| {
         let (head, rest) = chunk.split_at(len);
@@ -226,8 +226,7 @@ fn read_status(session: &Session, mut chunk: &[u8]) -> Vec<(u64, u64)> {
 }
 
 proptest! {
-    /// What comes out is a prefix of what went in: every byte has its status, and neighbours
-    /// differ.
+    /// The output is a prefix of the input: every byte has its status, and neighbours differ.
     #[test]
     fn block_status_tells_a_prefix_of_the_truth(
         extents in prop::collection::vec((0u64..64, 0u32..3), 1..200),
@@ -257,12 +256,12 @@ proptest! {
         let blocks: Vec<u32> =
             told.iter().flat_map(|&(len, status)| (0..len / 512).map(move |_| status as u32)).collect();
         prop_assert_eq!(&blocks[..], &truth[..blocks.len()]);
-        // Cut short only where the chunk is full.
+        // The answer is shorter only if the chunk is full.
         prop_assert!(blocks.len() == truth.len() || told.len() == most);
     }
 }
 
-/// A session never mixes forms of reply: the first word says which it is.
+/// A session never mixes forms of reply. The first word of a reply shows its form.
 #[test]
 fn one_form_of_reply_per_session() {
     for (session, magic) in [

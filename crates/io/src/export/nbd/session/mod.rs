@@ -14,13 +14,13 @@ use super::proto::{
 };
 use super::{ExportInfo, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES};
 
-/// Length of the effect length in the payload of a BLOCK_STATUS.
+/// Bytes of the effect length in the payload of a BLOCK_STATUS.
 const STATUS_PAYLOAD_HEAD: u64 = 8;
 
-/// Length of a context number in the payload of a BLOCK_STATUS.
+/// Bytes of a context number in the payload of a BLOCK_STATUS.
 const STATUS_PAYLOAD_ID: u64 = 4;
 
-/// Longest correct payload of a BLOCK_STATUS, which names every context once.
+/// Longest correct payload of a BLOCK_STATUS in bytes, which names every context once.
 pub const MAX_STATUS_PAYLOAD: usize =
     (STATUS_PAYLOAD_HEAD + STATUS_PAYLOAD_ID * MetaContext::ALL.len() as u64) as usize;
 
@@ -29,18 +29,17 @@ pub const MAX_STATUS_PAYLOAD: usize =
 pub struct Session {
     /// The device as it was announced. Its size stays the announced one.
     pub export: ExportInfo,
-    /// Replies are chunks. Also true with extended headers.
+    /// Whether replies are chunks. Also true with extended headers.
     pub structured: bool,
-    /// Headers are extended, in both directions.
+    /// Whether headers are extended, in both directions.
     pub extended: bool,
-    /// The contexts of BLOCK_STATUS.
+    /// The contexts that the client has selected for BLOCK_STATUS.
     pub contexts: Contexts,
-    /// The name of the client's connections that this one takes the place of
-    /// ([`super::replaces`]).
+    /// The name of the client's older connections that this one replaces ([`super::replaces`]).
     pub replaces: Option<Arc<str>>,
-    /// Bits of an address that must be zero.
+    /// The bits of an offset or length that must be zero.
     unaligned: u64,
-    /// Flags each command may have; `None` for commands that are not offered.
+    /// The flags that each command may have; `None` for commands that are not offered.
     allowed: [Option<u16>; Command::SLOTS],
 }
 
@@ -55,56 +54,56 @@ pub enum Parsed {
         cookie: u64,
         /// Offset of the request; extended replies repeat it.
         offset: u64,
-        /// The command, if it is one.
+        /// The command; `None` if its number is unknown.
         command: Option<Command>,
         /// The error to answer.
         error: NbdError,
         /// Bytes that follow on the wire and must be skipped.
         payload: u64,
-        /// The same for people.
+        /// The reason in words, for the client.
         reason: &'static str,
     },
-    /// The client says goodbye: finish what is under way, then close. There is no answer.
+    /// The client ends the session: finish the requests under way, then close. There is no answer.
     Disconnect,
-    /// The stream cannot be followed any further: drop the connection.
+    /// The stream cannot be parsed any further, so drop the connection.
     Broken(&'static str),
 }
 
 /// A request that may be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What to do.
+    /// The command to carry out.
     pub command: Command,
     /// Identifies the request to the client.
     pub cookie: u64,
-    /// First byte.
+    /// Start of the range in bytes.
     pub offset: u64,
-    /// Number of bytes; `offset + len` lies inside the export and does not overflow. At most
-    /// [`MAX_REQUEST_BYTES`] for READ and WRITE, as large as the export for others.
+    /// Length in bytes. `offset + len` lies within the export and does not overflow. At most
+    /// [`MAX_REQUEST_BYTES`] for READ and WRITE, and at most the size of the export for others.
     pub len: u64,
-    /// Bytes that follow on the wire: the data of a WRITE, or the input of
+    /// Number of bytes that follow on the wire: the data of a WRITE, or the input of
     /// [`Session::status_payload`].
     pub payload: u64,
-    /// Answer when the data is on stable storage. Set for commands that write only.
+    /// Whether to answer only when the data is durable. Set only for commands that write.
     pub fua: bool,
-    /// Answer a READ in one piece.
+    /// Whether to answer a READ in one chunk.
     pub df: bool,
-    /// WRITE_ZEROES must allocate.
+    /// Whether WRITE_ZEROES must keep the range allocated.
     pub no_hole: bool,
-    /// WRITE_ZEROES fails with `NBD_ENOTSUP` rather than being as slow as a write.
+    /// Whether WRITE_ZEROES must fail with `NBD_ENOTSUP` rather than be as slow as a write.
     pub fast_zero: bool,
-    /// BLOCK_STATUS answers one extent per context.
+    /// Whether BLOCK_STATUS answers one extent per context.
     pub req_one: bool,
-    /// The length in the header was that of the payload.
+    /// Whether the length in the header was that of the payload.
     pub payload_len_flag: bool,
-    /// Contexts that a BLOCK_STATUS asks for.
+    /// The contexts for which a BLOCK_STATUS asks.
     pub contexts: Contexts,
 }
 
 impl Request {
-    /// Whether it succeeds without doing anything. The protocol lets the server decide about
-    /// requests of no bytes, and here they do nothing. (A FLUSH has no length but a meaning; a
-    /// BLOCK_STATUS with a payload has its length there.)
+    /// Whether the request succeeds without any action. The protocol leaves requests of no bytes to
+    /// the server, and here they do nothing. A FLUSH has no length but an action, and a
+    /// BLOCK_STATUS with a payload has its length there.
     pub fn is_empty(&self) -> bool {
         self.len == 0 && self.payload == 0 && self.command != Command::Flush
     }
@@ -124,7 +123,8 @@ struct Wire {
 type Refusal = (NbdError, &'static str);
 
 impl Session {
-    /// A session with `export`. Metadata contexts need chunks, extended headers bring them along.
+    /// A session with `export`. Contexts are dropped without chunks; extended headers include
+    /// chunks.
     pub fn new(export: ExportInfo, structured: bool, extended: bool, contexts: Contexts) -> Self {
         let structured = structured || extended;
         let contexts = if structured { contexts } else { Contexts::NONE };
@@ -142,8 +142,8 @@ impl Session {
         session
     }
 
-    /// The flags each command may have. FUA is valid on every command; where nothing is written it
-    /// has no effect.
+    /// The flags that each command may have. FUA is valid on every command, but has no effect on
+    /// commands that do not write.
     fn allowed_flags(&self) -> [Option<u16>; Command::SLOTS] {
         use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
         let when = |offered: bool, flag: u16| if offered { flag } else { 0 };
@@ -193,7 +193,7 @@ impl Session {
             .fold(always, |flags, (_, flag)| flags | flag)
     }
 
-    /// Bytes of a request header: 28, or 32 with extended headers.
+    /// Length of a request header in bytes: 28, or 32 with extended headers.
     pub fn header_len(&self) -> usize {
         if self.extended { EXTENDED_REQUEST_LEN } else { REQUEST_LEN }
     }
@@ -231,8 +231,8 @@ impl Session {
         }
     }
 
-    /// Reads the payload of a BLOCK_STATUS with `payload_len_flag`: the length in question and the
-    /// contexts wanted. The request it returns has no payload; a refusal has none to skip.
+    /// Parses the payload of a BLOCK_STATUS with `payload_len_flag`: the length and the requested
+    /// contexts. The resulting request has no payload, and a refusal has none to skip.
     pub fn status_payload(&self, request: &Request, payload: &[u8]) -> Parsed {
         match self.chosen_contexts(request, payload) {
             Ok(request) => Parsed::Request(request),
@@ -260,17 +260,17 @@ impl Session {
         Some((magic, Wire { flags, kind, cookie, offset, len }))
     }
 
-    /// Bytes that follow the header, whatever the result of the request. `Err` if they are too many
-    /// to read.
+    /// Number of bytes that follow the header, whether the request is accepted or not. `Err` if
+    /// they are too many to read.
     fn payload(&self, command: Option<Command>, wire: &Wire) -> Result<u64, &'static str> {
         if self.extended {
-            // The document demands PAYLOAD_LEN on every WRITE. QEMU 10 sends WRITE with FUA
-            // without it, and the data follows all the same; QEMU's own server takes it too.
-            // Read as a header without data, the data would be the next header.
+            // The document requires PAYLOAD_LEN on every WRITE. QEMU 10 sends WRITE with FUA
+            // without it, followed by the data, and QEMU's own server accepts that. Without this
+            // exception, the data would be parsed as the next header.
             let has_payload =
                 wire.flags & command_flag::PAYLOAD_LEN != 0 || command == Some(Command::Write);
             match has_payload {
-                // The document wants the connection dropped at once when the announced maximum is
+                // The document requires to drop the connection at once if the announced maximum is
                 // exceeded.
                 true if wire.len > u64::from(MAX_REQUEST_BYTES) => {
                     Err("a payload above the announced maximum")
@@ -319,19 +319,19 @@ impl Session {
         };
         self.check_len(&request)?;
         if command == Command::BlockStatus && request.payload_len_flag {
-            // The length to check is in the payload.
+            // The payload contains the length to check.
             return Ok(Request { len: 0, ..request });
         }
         self.check_range(&request)?;
         Ok(request)
     }
 
-    /// Rules about the length that only one command has.
+    /// Checks rules about the length that only one command has.
     fn check_len(&self, request: &Request) -> Result<(), Refusal> {
         let too_long = request.len > u64::from(MAX_REQUEST_BYTES);
         match request.command {
-            // A structured reply could come in pieces, so the document has an own error for not
-            // doing that.
+            // A structured reply could have several chunks, so the document has a separate error
+            // for not doing that.
             Command::Read if too_long && self.structured => {
                 Err((NbdError::Overflow, "a READ above the announced maximum"))
             }
@@ -354,8 +354,8 @@ impl Session {
         }
     }
 
-    /// The payload must name at least one context; one that names more than there are names one
-    /// twice or one unknown.
+    /// Checks the length of a payload, which must name at least one context. If it names more than
+    /// there are, one is unknown or named twice.
     fn check_status_payload_len(&self, payload: u64) -> Result<(), Refusal> {
         match payload.checked_sub(STATUS_PAYLOAD_HEAD) {
             Some(ids)

@@ -1,5 +1,5 @@
-//! Request headers and what becomes of them. Cookie and offset are told by their digits: `c0..` and
-//! `0f..`.
+//! Request headers and their meaning. Cookies and offsets are recognised by their digits: `c0..`
+//! and `0f..`.
 
 use super::*;
 use crate::export::nbd::testing::{disk, wire};
@@ -54,7 +54,7 @@ fn plain(command: Command, offset: u64, len: u64) -> Request {
     }
 }
 
-/// Error, payload to skip and reason of a refusal.
+/// The error, the payload to skip, and the reason of a refusal.
 fn refused(parsed: Parsed) -> (NbdError, u64, &'static str) {
     match parsed {
         Parsed::Refused { cookie: COOKIE, error, payload, reason, .. } => (error, payload, reason),
@@ -123,7 +123,7 @@ fn flags_that_commands_have() {
         (&compact, STATUS, REQ_ONE, Request { req_one: true, ..status }),
         (&wide, READ, DF, Request { df: true, ..plain(Command::Read, 512, 1024) }),
         (&wide, STATUS, REQ_ONE, Request { req_one: true, ..status }),
-        // FUA is valid everywhere, and means nothing where nothing is written.
+        // FUA is valid on every command, but has no effect on those that do not write.
         (&compact, READ, FUA, plain(Command::Read, 512, 1024)),
         (&compact, CACHE, FUA, plain(Command::Cache, 512, 1024)),
         (&compact, STATUS, FUA, status),
@@ -160,7 +160,7 @@ fn flags_that_commands_do_not_have() {
         assert_eq!(refused(parsed), (NbdError::Inval, 0, why), "{command} {flags:#x}");
     }
     assert_eq!(refused(parse(&structured(), FLUSH, DF, 0, 0)), (NbdError::Inval, 0, why));
-    // The data of a WRITE follows whatever else is wrong with it.
+    // The data of a WRITE follows, whatever else is wrong with it.
     for flags in [DF, PAYLOAD_LEN, REQ_ONE | FUA] {
         assert_eq!(
             refused(parse(&structured(), WRITE, flags, 512, 1024)),
@@ -178,7 +178,7 @@ fn commands_that_are_not_offered() {
         assert_eq!(refused(parse(&session, command, 0, 512, 1024)), expected, "{command}");
     }
     assert_eq!(session.transmission_flags(), 0b1_1000_1101);
-    // Contexts without chunks to send them in are no contexts.
+    // Contexts need chunks, so without chunks there are none.
     let session = Session::new(disk("disk"), false, false, all_contexts());
     assert!(session.contexts.is_empty());
     assert_eq!(refused(parse(&session, STATUS, 0, 512, 1024)).0, NbdError::Inval);
@@ -220,7 +220,7 @@ fn what_an_export_is_shows_in_its_flags() {
     let nothing = Session::new(ExportInfo::default(), false, false, Contexts::NONE);
     assert_eq!(nothing.transmission_flags(), 0b1101);
     let slow = ExportInfo { rotational: true, can_fast_zero: true, ..ExportInfo::default() };
-    // FAST_ZERO is nothing without WRITE_ZEROES.
+    // FAST_ZERO needs WRITE_ZEROES.
     assert_eq!(Session::new(slow, false, false, Contexts::NONE).transmission_flags(), 0b1_1101);
 }
 
@@ -324,7 +324,7 @@ fn requests_that_are_too_long() {
     let max = u64::from(MAX_REQUEST_BYTES);
     for session in [&simple, &structured, &extended] {
         assert!(matches!(parse(session, READ, 0, 0, max), Parsed::Request(_)));
-        // Nothing but the size of the export bounds what carries no data.
+        // For commands without data, the size of the export is the only limit.
         for command in [TRIM, CACHE, ZEROES] {
             assert!(
                 matches!(parse(session, command, 0, 0, 0xffff_fe00), Parsed::Request(_)),
@@ -376,7 +376,7 @@ fn an_extended_write_without_its_flag_has_its_payload() {
         let expected = Request { payload: 512, fua, ..plain(Command::Write, 0, 512) };
         assert_eq!(parse(&session, WRITE, flags, 0, 512), Parsed::Request(expected));
     }
-    // Refused, its payload is skipped; too long to be skipped, the connection ends.
+    // If it is refused, its payload is skipped. If the payload is too long, the connection ends.
     let flag = (NbdError::Inval, 512, "a flag that this command does not have on this connection");
     assert_eq!(refused(parse(&session, WRITE, NO_HOLE, 0, 512)), flag);
     let max = u64::from(MAX_REQUEST_BYTES);
@@ -480,7 +480,7 @@ fn block_status_payloads_that_are_wrong() {
 }
 
 proptest! {
-    /// Whatever is accepted keeps the promises of [`Request`], whatever is skipped is bounded.
+    /// Accepted requests keep the promises of [`Request`], and skipped payloads are bounded.
     #[test]
     fn accepted_requests_are_sound(
         form in 0..3,
