@@ -1,14 +1,14 @@
 //! The interface of the ublk driver: numbers and structures.
 //!
-//! Source of every fact here: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of
-//! Linux 6.12 (zero copy: 7.3), `_IOWR` from `include/uapi/asm-generic/ioctl.h`. Structures are
-//! passed by address in the layout of C; their sizes are checked below, because the driver checks
-//! them too.
+//! Source of all facts: `include/uapi/linux/ublk_cmd.h` and `Documentation/block/ublk.rst` of Linux
+//! 6.12 (7.3 for zero copy), and `include/uapi/asm-generic/ioctl.h` for `_IOWR`. Structures are
+//! passed by address in the layout of C. Their sizes are checked below, because the driver checks
+//! them, too.
 
-/// The control device.
+/// The path of the control device.
 pub(super) const CONTROL: &str = "/dev/ublk-control";
 
-/// Commands on the control device; all carry a [`ControlCommand`].
+/// Commands on the control device. Each has a [`ControlCommand`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Control {
@@ -25,7 +25,7 @@ pub(super) enum Control {
 }
 
 impl Control {
-    /// The name that the kernel's documents use.
+    /// The command's name in the kernel's documentation.
     pub(super) fn name(self) -> &'static str {
         match self {
             Control::GetDevInfo => "GET_DEV_INFO",
@@ -42,13 +42,13 @@ impl Control {
     }
 }
 
-/// Commands on a device's character device; all carry an [`IoCommand`].
+/// Commands on a device's character device. Each has an [`IoCommand`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Io {
-    /// The first command for a tag: completes when a request has come.
+    /// The first command for a tag. It completes when a request has arrived.
     Fetch = ioc(READ | WRITE, 0x20, IO_SIZE),
-    /// The answer to the tag's request, and the next [`Io::Fetch`].
+    /// Answers the tag's request, and fetches the next one like [`Io::Fetch`].
     CommitAndFetch = ioc(READ | WRITE, 0x21, IO_SIZE),
 }
 
@@ -61,28 +61,28 @@ const fn ioc(direction: u32, number: u32, size: u32) -> u32 {
     (direction << 30) | (size << 16) | ((b'u' as u32) << 8) | number
 }
 
-/// Features, `UBLK_F_*`.
+/// Features of the driver, `UBLK_F_*`.
 pub(super) mod feature {
     /// A request's pages can be in a ring's table of buffers.
     pub(in super::super) const SUPPORT_ZERO_COPY: u64 = 1 << 0;
-    /// The device outlives its server; requests wait for the next one.
+    /// The device outlives its server, and requests wait for the next server.
     pub(in super::super) const USER_RECOVERY: u64 = 1 << 3;
-    /// Requests that the dead server had are sent again to the next one.
+    /// Requests of the dead server are sent again to the next one.
     pub(in super::super) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     /// Commands are numbered as ioctls are.
     pub(in super::super) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
-    /// A request's bytes can be read and written by way of the character device, and are not copied
+    /// A request's bytes are read and written through the character device, and are not copied
     /// otherwise.
     pub(in super::super) const USER_COPY: u64 = 1 << 7;
-    /// A request's pages are put into the table before it comes, and taken out with its answer.
+    /// A request's pages are put into the table before it arrives, and removed with its answer.
     pub(in super::super) const AUTO_BUF_REG: u64 = 1 << 11;
 }
 
 /// State of a device, `UBLK_S_DEV_*`.
 pub(super) mod state {
-    /// There is no disk: it was never started, or it was stopped.
+    /// There is no disk, because it was never started or was stopped.
     pub(in super::super) const DEAD: u16 = 0;
-    /// The disk is there; its server is dead and it waits for another.
+    /// The disk exists without a server, and waits for the next one.
     pub(in super::super) const QUIESCED: u16 = 2;
 }
 
@@ -97,24 +97,23 @@ pub(super) mod op {
 
 /// Flags of a request, `UBLK_IO_F_*`.
 pub(super) mod io_flag {
-    /// Stable before it is answered.
+    /// The write must be durable before it is answered.
     pub(in super::super) const FUA: u32 = 1 << 13;
-    /// WRITE_ZEROES keeps the space allocated.
+    /// WRITE_ZEROES must keep the range allocated.
     pub(in super::super) const NOUNMAP: u32 = 1 << 15;
-    /// The request's pages could not be put into the table.
+    /// The driver could not put the request's pages into the table.
     pub(in super::super) const NEED_REG_BUF: u32 = 1 << 17;
 }
 
-/// What a fetch says of the pages of the request that comes: the slot for them, and that it is to
-/// come without if they cannot be put there (`struct ublk_auto_buf_reg`,
-/// `UBLK_AUTO_BUF_REG_FALLBACK`).
+/// The word of a fetch for the pages of its request (`struct ublk_auto_buf_reg`): their slot, and
+/// the flag that the request may arrive without them (`UBLK_AUTO_BUF_REG_FALLBACK`).
 pub(super) fn auto_buf_reg(slot: u16) -> u64 {
     const FALLBACK: u64 = 1 << 0;
     u64::from(slot) | (FALLBACK << 16)
 }
 
-/// Where the bytes of a tag's request are in the character device (`UBLKSRV_IO_BUF_OFFSET` and what
-/// follows it).
+/// The offset of a tag's bytes in the character device (`UBLKSRV_IO_BUF_OFFSET` and the definitions
+/// after it).
 pub(super) fn bytes_at(queue: u16, tag: u16) -> u64 {
     0x8000_0000 + (u64::from(queue) << 41) + (u64::from(tag) << 25)
 }
@@ -129,15 +128,16 @@ pub(super) mod param {
     pub(in super::super) const TYPE_DISCARD: u32 = 1 << 1;
 }
 
-/// Result of a fetch that brought a request.
+/// The result of a fetch with a request.
 pub(super) const IO_RES_OK: i32 = 0;
-/// Result of a fetch that the driver gave up: the device was stopped (`UBLK_IO_RES_ABORT`).
+/// The result of a fetch that the driver aborted because the device was stopped
+/// (`UBLK_IO_RES_ABORT`).
 pub(super) const IO_RES_ABORT: i32 = -libc::ENODEV;
 
-/// Tags of one hardware queue at most.
+/// Most tags of one hardware queue.
 pub(super) const MAX_QUEUE_DEPTH: u16 = 4096;
 
-/// `struct ublksrv_ctrl_cmd`, in the 80 bytes that a large submission has for commands.
+/// `struct ublksrv_ctrl_cmd`, for the 80 bytes of a large submission's command.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct ControlCommand {
@@ -152,7 +152,7 @@ pub(super) struct ControlCommand {
 }
 
 impl ControlCommand {
-    /// Of a command for the device as a whole, not one of its queues.
+    /// The queue number of a command for the whole device.
     pub(super) const NO_QUEUE: u16 = u16::MAX;
 
     pub(super) fn bytes(&self) -> [u8; 80] {
@@ -181,14 +181,14 @@ pub(super) struct DevInfo {
     pub(super) ublksrv_pid: i32,
     pub(super) pad1: u32,
     pub(super) flags: u64,
-    /// Ours: the driver keeps it and gives it back.
+    /// Defined by the server. The driver keeps it and returns it.
     pub(super) ublksrv_flags: u64,
     pub(super) owner_uid: u32,
     pub(super) owner_gid: u32,
     pub(super) reserved: [u64; 2],
 }
 
-/// The first part of `struct ublk_params`: the driver goes by `len`.
+/// The first part of `struct ublk_params`. The driver uses only `len` bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Params {
@@ -196,12 +196,12 @@ pub(super) struct Params {
     pub(super) types: u32,
     pub(super) basic: BasicParams,
     pub(super) discard: DiscardParams,
-    /// The first word of the parameters that follow, which the driver alone fills in.
+    /// The first word of the next parameters, which only the driver fills in.
     pub(super) pad: u32,
 }
 
 impl Params {
-    /// Bytes of a logical block.
+    /// The logical block size in bytes.
     pub(super) fn logical_block(&self) -> u32 {
         1u32.checked_shl(self.basic.logical_bs_shift.into()).unwrap_or(u32::MAX)
     }
@@ -234,11 +234,11 @@ pub(super) struct DiscardParams {
     pub(super) reserved0: u16,
 }
 
-/// `struct ublksrv_io_desc`: a request, in memory that the driver shares, one per tag.
+/// `struct ublksrv_io_desc`: the request of a tag, in memory shared with the driver.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct IoDesc {
-    /// Kind in the low byte, flags above.
+    /// The kind of request in the low byte, and flags above it.
     pub(super) op_flags: u32,
     pub(super) nr_sectors: u32,
     pub(super) start_sector: u64,
@@ -246,18 +246,18 @@ pub(super) struct IoDesc {
 }
 
 impl IoDesc {
-    /// One of [`op`].
+    /// The kind of request, one of [`op`].
     pub(super) fn op(&self) -> u8 {
         self.op_flags as u8
     }
 
-    /// Bytes it covers.
+    /// Length of the range in bytes.
     pub(super) fn bytes(&self) -> u64 {
         u64::from(self.nr_sectors) * 512
     }
 }
 
-/// `struct ublksrv_io_cmd`, in the 16 bytes that a submission has for commands.
+/// `struct ublksrv_io_cmd`, for the 16 bytes of a submission's command.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct IoCommand {
@@ -269,7 +269,7 @@ pub(super) struct IoCommand {
 
 impl IoCommand {
     pub(super) fn bytes(self) -> [u8; 16] {
-        // Same size, checked below: it cannot panic.
+        // Both sizes are equal (checked below), so this cannot panic.
         bytemuck::cast(self)
     }
 }
@@ -293,7 +293,7 @@ const _: () = {
 mod tests {
     use super::*;
 
-    /// The numbers as a C compiler gives them for the macros of ublk_cmd.h.
+    /// The numbers that a C compiler computes from the macros of ublk_cmd.h.
     #[test]
     fn commands_have_the_numbers_of_the_header() {
         assert_eq!(Control::AddDev as u32, 0xc020_7504);

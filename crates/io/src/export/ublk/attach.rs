@@ -1,7 +1,7 @@
-//! From a device to a disk and back: attaching, detaching, taking over.
+//! Attaches, detaches and takes over disks.
 //!
-//! Contract: the methods block and may be called from any thread but a queue's. A device is one
-//! disk at most; while it is one it counts as open. No lock is held while the driver works.
+//! Contract: the methods block. Any thread except a queue's may call them. A device is at most one
+//! disk, and counts as open while it is one. No lock is held while the driver works.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,14 +20,14 @@ use crate::sys::latch::{Gone, Latch};
 use crate::sys::lock::lock;
 use crate::sys::mailbox::Post;
 
-/// Features without which we do not make a disk.
+/// Features without which no disk is made.
 const FEATURES: u64 =
     feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
 
-/// A disk that we serve.
+/// A disk that this server serves.
 struct Attached {
     node: Node,
-    /// Its hardware queues are over.
+    /// Done when all of its hardware queues have ended.
     over: Arc<Latch>,
     open: OpenDevice,
 }
@@ -35,11 +35,11 @@ struct Attached {
 /// The disks of a pool.
 #[derive(Default)]
 pub(crate) struct Exports {
-    /// By the device's id; nothing while it is being attached or detached.
+    /// By the device's id; `None` while it is being attached or detached.
     slots: Mutex<Vec<(u32, Option<Attached>)>>,
 }
 
-/// Keeps a device's slot, and frees it again unless it is filled.
+/// Reserves a device's slot, and frees it on drop unless it was filled.
 struct Reserved<'a> {
     exports: &'a Exports,
     device: u32,
@@ -53,7 +53,7 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// A device of the driver's that goes again unless it is kept.
+/// A new device of the driver. Deleted on drop unless it is kept.
 struct Added<'a> {
     control: &'a mut Control,
     id: Option<u32>,
@@ -91,19 +91,19 @@ impl Exports {
         node
     }
 
-    /// The disk that a device is.
+    /// The disk of a device; `None` if the device is not attached.
     pub(crate) fn node(&self, device: &Device) -> Option<Node> {
         let slots = self.lock();
         let (_, attached) = slots.iter().find(|(id, _)| *id == device.id())?;
         attached.as_ref().map(|attached| attached.node)
     }
 
-    /// Who uses the disk that a device is, in words; nothing if nobody does, or it is none.
+    /// Describes a user of the device's disk; `None` if there is none, or if it is not attached.
     pub(crate) fn user(&self, device: &Device) -> Option<String> {
         in_use::user(&self.node(device)?)
     }
 
-    /// Makes a disk of a device.
+    /// Attaches `device` as a ublk disk. The device counts as open until the disk is detached.
     pub(crate) fn attach(
         &self,
         device: &Arc<Device>,
@@ -139,7 +139,7 @@ impl Exports {
         Ok(node)
     }
 
-    /// Takes over a disk that a dead server of ours has left: `device` is behind it from now on.
+    /// Takes over a disk that a dead blkswitch server has left. `device` serves it from now on.
     pub(crate) fn recover(
         &self,
         device: &Arc<Device>,
@@ -165,8 +165,8 @@ impl Exports {
         Ok(node)
     }
 
-    /// The device is no disk any more. Refused while the disk is in use, unless by force: then
-    /// whoever uses it gets errors from now on, and what the kernel has not written yet is lost.
+    /// Detaches a device's disk. `Err` if the disk is in use, unless `force` is set. With force,
+    /// its users get errors from now on, and data that the kernel has not written yet is lost.
     pub(crate) fn detach(
         &self,
         device: &Device,
@@ -183,7 +183,7 @@ impl Exports {
             Ok(()) => {
                 drop(Reserved { exports: self, device: device.id() });
                 tracing::info!(device = %device.name(), node = %attached.node.path(), "detached");
-                // The last use may have been what a removal waited for.
+                // A removal may have waited for this last use.
                 drop(attached);
                 Ok(())
             }
@@ -197,12 +197,12 @@ impl Exports {
 
 fn end(attached: &Attached, force: bool, post: &dyn Post<Order>) -> Result<(), UblkError> {
     let (device, node) = (attached.open.device(), &attached.node);
-    // Held until the disk is gone, so that nobody can mount it in between.
+    // Held until the disk has gone, so that it cannot be mounted meanwhile.
     let held = match force {
         true => {
             let latch = Latch::new(post.queues());
             post.send_all(|_| Order::Fail { device: device.id(), ack: latch.ack() });
-            // Queues that are gone have nothing to refuse.
+            // Queues that have ended have no requests to refuse.
             let _ = latch.wait();
             None
         }
@@ -216,7 +216,7 @@ fn end(attached: &Attached, force: bool, post: &dyn Post<Order>) -> Result<(), U
     control.delete(node.id)
 }
 
-/// Opens the disk for nobody else, and has written what its cache still holds.
+/// Opens the disk exclusively, and writes back its cache.
 fn hold(node: &Node) -> Result<File, UblkError> {
     let file = in_use::claim(node)?;
     file.sync_all().map_err(|source| UblkError::System {
@@ -227,7 +227,7 @@ fn hold(node: &Node) -> Result<File, UblkError> {
     Ok(file)
 }
 
-/// The device to ask the driver for.
+/// The parameters of the device to request from the driver.
 fn wanted(options: &Options, pool_queues: usize) -> Result<DevInfo, UblkError> {
     let own = u16::try_from(pool_queues).unwrap_or(MAX_QUEUES);
     let queues = in_range("queues", options.queues.unwrap_or(own), MAX_QUEUES)?;
@@ -236,7 +236,7 @@ fn wanted(options: &Options, pool_queues: usize) -> Result<DevInfo, UblkError> {
         nr_hw_queues: queues,
         queue_depth: depth,
         max_io_buf_bytes: MAX_IO_BYTES,
-        // Any that is free.
+        // Any free number.
         dev_id: u32::MAX,
         flags: FEATURES,
         ublksrv_flags: MARK,
@@ -252,7 +252,7 @@ fn in_range(what: &'static str, given: u16, most: u16) -> Result<u16, UblkError>
     }
 }
 
-/// The driver drops what it does not know without a word.
+/// The driver silently drops features that it does not know.
 fn need(features: u64) -> Result<(), UblkError> {
     if features & FEATURES == FEATURES {
         return Ok(());
@@ -271,7 +271,7 @@ pub(super) fn node(info: &DevInfo, params: &Params) -> Node {
     }
 }
 
-/// Gives each hardware queue to a queue of ours; returns what tells when all are over.
+/// Gives each hardware queue to a queue of the pool. Returns a latch that ends when all have ended.
 fn serve(
     device: &Arc<Device>,
     info: &DevInfo,

@@ -1,9 +1,9 @@
-//! Commands to the driver: one call each, on the thread of whoever controls.
+//! Commands to the driver, one call for each, on the thread of the control side.
 //!
-//! Contract: every method blocks until the driver has answered, which for a start means that the
-//! device's first reads (of a partition table) were served, and for a stop that its last requests
-//! were: never call one on a queue's thread. The ring is this object's own, because control
-//! commands need submissions of 128 bytes.
+//! Contract: every method blocks until the driver has answered. For a start, the device's first
+//! reads (of a partition table) must have been served, and for a stop, its last requests. So never
+//! call a method on a queue's thread. The object has its own ring, because control commands need
+//! submissions of 128 bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -16,28 +16,28 @@ use super::UblkError;
 use super::abi::{self, ControlCommand, DevInfo, Params};
 use crate::sys::process;
 
-/// Commands under way at a time: one, and its cancellation.
+/// Most commands under way: one, and its cancellation.
 const SUBMISSIONS: u32 = 2;
-/// How long a device may take to come up or go away before the command is taken back.
+/// How long a device may take to start or stop before the command is cancelled.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a removal waits for the last user of the device: the driver goes on with it afterwards
-/// by itself.
+/// How long a removal waits for the last user of the device. The driver completes it later by
+/// itself.
 const REMOVAL: Duration = Duration::from_secs(2);
 
-/// Pause after the kernel was short of memory for a call.
+/// Pause after the kernel had no memory for a call.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
 
 const COMMAND: u64 = 1;
 const CANCEL: u64 = 2;
 
-/// See the module's text.
+/// The control device of the driver, with a ring for commands.
 pub(super) struct Control {
     device: File,
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
 }
 
 impl Control {
-    /// Opens the control device. Errors: no driver, no permission, no io_uring.
+    /// Opens the control device. `Err` if there is no driver, permission or io_uring.
     pub(super) fn open() -> Result<Control, UblkError> {
         let device =
             OpenOptions::new().read(true).write(true).open(abi::CONTROL).map_err(|source| {
@@ -57,11 +57,11 @@ impl Control {
         Ok(Control { device, ring })
     }
 
-    /// The features that the driver knows. Errors: it is too old to say.
+    /// The features that the driver knows. `Err` if it is too old to report them.
     pub(super) fn features(&mut self) -> Result<u64, UblkError> {
         let mut features = 0u64;
         let command = ControlCommand {
-            // The driver wants exactly this length.
+            // The driver requires exactly this length.
             len: size_of::<u64>() as u16,
             addr: (&raw mut features).addr() as u64,
             queue_id: ControlCommand::NO_QUEUE,
@@ -71,8 +71,8 @@ impl Control {
         Ok(features)
     }
 
-    /// Makes a device; `info` is what was asked for and becomes what was given. The features
-    /// `welcome` are had all or none, whatever the driver makes of them.
+    /// Creates a device. `info` is the request, and becomes the driver's answer. The features
+    /// `welcome` are used only if the driver accepts all of them.
     pub(super) fn add(&mut self, info: &mut DevInfo, welcome: u64) -> Result<(), UblkError> {
         let plain = *info;
         info.flags |= welcome;
@@ -93,7 +93,7 @@ impl Control {
         self.device_command(abi::Control::AddDev, id, len, addr, 0)
     }
 
-    /// What a device is.
+    /// The driver's information about a device.
     pub(super) fn info(&mut self, id: u32) -> Result<DevInfo, UblkError> {
         let mut info = DevInfo::default();
         let addr = (&raw mut info).addr() as u64;
@@ -101,13 +101,13 @@ impl Control {
         Ok(info)
     }
 
-    /// Sets what the device is to the block layer; before it is started.
+    /// Sets the device's parameters for the block layer. Only before it is started.
     pub(super) fn set_params(&mut self, id: u32, params: &Params) -> Result<(), UblkError> {
         let addr = std::ptr::from_ref(params).addr() as u64;
         self.device_command(abi::Control::SetParams, id, size_of::<Params>() as u16, addr, 0)
     }
 
-    /// What the device is to the block layer.
+    /// The device's parameters for the block layer.
     pub(super) fn params(&mut self, id: u32) -> Result<Params, UblkError> {
         let len = size_of::<Params>() as u16;
         let mut params = Params { len: len.into(), ..Params::default() };
@@ -116,17 +116,18 @@ impl Control {
         Ok(params)
     }
 
-    /// The disk appears. Waits until every tag of every queue was fetched.
+    /// Starts the device, so that the disk appears. Waits until every tag of every queue was
+    /// fetched.
     pub(super) fn start(&mut self, id: u32) -> Result<(), UblkError> {
         self.device_command(abi::Control::StartDev, id, 0, 0, std::process::id().into())
     }
 
-    /// The disk goes away, once its requests have been answered.
+    /// Stops the device, so that the disk disappears after its requests were answered.
     pub(super) fn stop(&mut self, id: u32) -> Result<(), UblkError> {
         self.device_command(abi::Control::StopDev, id, 0, 0, 0)
     }
 
-    /// Forgets the device. One that somebody still has open goes when they close it.
+    /// Deletes the device. If it is still open, the driver deletes it at the last close.
     pub(super) fn delete(&mut self, id: u32) -> Result<(), UblkError> {
         let command = ControlCommand {
             dev_id: id,
@@ -141,12 +142,13 @@ impl Control {
         }
     }
 
-    /// A device whose server has died is to get another one.
+    /// Begins the recovery of a device whose server has died.
     pub(super) fn start_recovery(&mut self, id: u32) -> Result<(), UblkError> {
         self.device_command(abi::Control::StartUserRecovery, id, 0, 0, 0)
     }
 
-    /// The other one is us. Waits until every tag of every queue was fetched.
+    /// Ends the recovery, with this process as the server. Waits until every tag of every queue was
+    /// fetched.
     pub(super) fn end_recovery(&mut self, id: u32) -> Result<(), UblkError> {
         self.device_command(abi::Control::EndUserRecovery, id, 0, 0, std::process::id().into())
     }
@@ -170,7 +172,7 @@ impl Control {
         self.run(what, command, PATIENCE).map_err(|source| UblkError::command(what, source))
     }
 
-    /// Runs a command to its end; one that takes longer than `patience` is asked to end (EINTR).
+    /// Runs a command to its end. A command that takes longer than `patience` is cancelled (EINTR).
     fn run(
         &mut self,
         what: abi::Control,
@@ -182,8 +184,8 @@ impl Control {
             .cmd(command.bytes())
             .build()
             .user_data(COMMAND);
-        // SAFETY: what `command.addr` points to belongs to our caller, and we return only when the
-        // command is over.
+        // SAFETY: `command.addr` points to memory of the caller, and this function returns only
+        // after the command has ended.
         unsafe { self.push(&entry)? };
         if let Some(result) = self.wait(Some(patience))? {
             return result;
@@ -214,17 +216,18 @@ impl Control {
         }
     }
 
-    /// Waits for a completion. Nothing if time ran out, or another than the command's came.
+    /// Waits for the completion of the command. `None` if the time is over, or if another
+    /// completion came.
     fn wait(&mut self, at_most: Option<Duration>) -> io::Result<Option<io::Result<()>>> {
         while let Err(error) = self.enter(at_most) {
             match error.raw_os_error() {
                 Some(libc::ETIME) => return Ok(None),
-                // A signal, or a shortage that passes: the command goes on, and so do we.
+                // A signal, or a shortage that passes. The command goes on, so wait again.
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => {
                     std::thread::sleep(SHORTAGE_PAUSE);
                 }
-                // The driver may still write to our caller's memory.
+                // The driver may still write to the caller's memory.
                 _ => process::fail(&format!("the ring for ublk's commands failed: {error}")),
             }
         }
@@ -236,8 +239,8 @@ impl Control {
     }
 }
 
-/// Why the driver does not say what it knows. One that is too old has no such command, or takes it
-/// for one of a device.
+/// Converts the error of GET_FEATURES. A driver that is too old does not have the command, or
+/// mistakes it for one of a device.
 fn no_features(source: io::Error) -> UblkError {
     match source.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENODEV) => {

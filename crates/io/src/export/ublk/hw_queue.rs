@@ -1,16 +1,16 @@
 //! One hardware queue of one device: its tags, their descriptors and their data.
 //!
-//! Contract: used by one queue thread, from its first fetch until it is over; the driver accepts
-//! the commands of a hardware queue from one thread only. A tag is at any time either with the
-//! driver (a command waits there for a request) or with the pipeline, and its data area is lent
-//! accordingly: the driver copies a write's data in before the command completes, and a read's data
-//! out when the answer is committed. So a request costs one submission and one completion beside
-//! its leaf's, and no memory is taken or given.
+//! Contract: one queue thread uses it, from its first fetch to its end, because the driver accepts
+//! the commands of a hardware queue from one thread only. At any time, either the driver has a tag
+//! (a command waits there for a request) or the pipeline has it. The data area of the tag is lent
+//! with it: the driver copies a write's data in before the command completes, and a read's data out
+//! when the answer is committed. So a request costs one submission and one completion besides those
+//! of its leaf, and no allocation.
 //!
-//! With zero copy the driver copies nothing: it puts the request's pages into the ring's table of
-//! buffers before the command completes, in the tag's slot, and takes them out when the answer is
-//! committed ([`crate::sys::pages`]). Pages that it could not put there (no slot was left, no memory)
-//! are copied through the character device.
+//! With zero copy, the driver copies nothing. It puts the request's pages into the tag's slot of
+//! the ring's table of buffers before the command completes, and removes them when the answer is
+//! committed ([`crate::sys::pages`]). If it could not put them there (no free slot, or no memory),
+//! they are copied through the character device.
 
 use std::fs::File;
 use std::io;
@@ -29,16 +29,16 @@ use crate::sys::latch::Ack;
 use crate::sys::pages::Pages;
 use crate::sys::ring::{Ring, Tag, user_data};
 
-/// A place that no table of buffers has: pages are not put there.
+/// A number that is not a slot of any table, so the driver puts no pages there.
 const NO_SLOT: u16 = u16::MAX;
 
-/// Distance of the queues' descriptors in the character device's address space
-/// (`UBLKSRV_CMD_BUF_OFFSET`, and room for the largest depth).
+/// Offset of a queue's descriptors in the character device (`UBLKSRV_CMD_BUF_OFFSET`, with room for
+/// the largest depth).
 fn descriptors_at(queue: u16) -> usize {
     usize::from(queue) * usize::from(abi::MAX_QUEUE_DEPTH) * size_of::<IoDesc>()
 }
 
-/// Memory of the kernel's making.
+/// A memory mapping, unmapped on drop.
 struct Mapping {
     memory: NonNull<u8>,
     bytes: usize,
@@ -49,7 +49,7 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// The descriptors of a queue: written by the driver, read by us.
+    /// Maps the descriptors of a queue, which the driver writes and this server reads.
     fn descriptors(char_device: &File, queue: u16, depth: u16) -> io::Result<Mapping> {
         // SAFETY: sysconf has no preconditions.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
@@ -58,7 +58,7 @@ impl Mapping {
         Self::map(bytes, libc::PROT_READ, flags, fd, descriptors_at(queue))
     }
 
-    /// Data areas; pages come as they are touched.
+    /// Maps data areas. Their pages are allocated when they are touched.
     fn data(bytes: usize) -> io::Result<Mapping> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
@@ -72,7 +72,7 @@ impl Mapping {
         offset: usize,
     ) -> io::Result<Mapping> {
         let (none, offset) = (std::ptr::null_mut(), offset as libc::off_t);
-        // SAFETY: a new mapping where the kernel finds room: it touches nothing of ours.
+        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
         let memory = unsafe { libc::mmap(none, bytes, protection, flags, fd, offset) };
         match NonNull::new(memory.cast::<u8>()) {
             Some(at) if memory != libc::MAP_FAILED => Ok(Mapping { memory: at, bytes }),
@@ -83,40 +83,40 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in map() with this length; nobody uses it after its owner.
+        // SAFETY: mapped in map() with this length, and nothing uses it after its owner.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
     }
 }
 
-/// See the module's text.
+/// A hardware queue that this server serves.
 pub struct HwQueue {
     char_device: Arc<File>,
-    /// The blkswitch device behind it.
+    /// The id of the blkswitch device.
     device: u32,
-    /// The driver's number of the device, for messages.
+    /// The driver's number of the disk, for messages.
     id: u32,
     number: u16,
     depth: u16,
-    /// Bytes of a tag's data area.
+    /// Size of a tag's data area in bytes.
     max_io_bytes: usize,
     descriptors: Mapping,
     data: ManuallyDrop<Mapping>,
-    /// With zero copy: the tags' places in the ring's table of buffers, for as many tags as have
-    /// one.
+    /// With zero copy: the tags' slots in the ring's table of buffers. It may be shorter than
+    /// `depth`, if there are not enough slots.
     slots: Option<Vec<u16>>,
-    /// Commands that the driver holds.
+    /// Number of commands that the driver has.
     armed: u16,
-    /// Requests that the pipeline holds.
+    /// Number of requests that the pipeline has.
     busy: u16,
-    /// New requests are refused: the device is being torn down by force.
+    /// Whether new requests are refused, because the device is being detached by force.
     failing: bool,
-    /// Answered when it is over.
+    /// Acknowledged when the queue has ended.
     over: Option<Ack>,
 }
 
 impl HwQueue {
-    /// Queue `number` of the device that `info` tells of. `over` is answered when the queue is
-    /// over.
+    /// Creates queue `number` of the device in `info`. `over` is acknowledged when the queue has
+    /// ended.
     pub(super) fn new(
         char_device: Arc<File>,
         info: &DevInfo,
@@ -142,22 +142,22 @@ impl HwQueue {
         })
     }
 
-    /// The blkswitch device behind it.
+    /// The id of the blkswitch device.
     pub(super) fn device(&self) -> u32 {
         self.device
     }
 
-    /// Neither the driver nor the pipeline has anything of it: it was stopped.
+    /// Whether the queue has ended: neither the driver nor the pipeline has anything of it.
     pub(super) fn is_over(&self) -> bool {
         self.armed == 0 && self.busy == 0
     }
 
-    /// From now on requests are refused.
+    /// Refuses requests from now on.
     pub(super) fn fail(&mut self) {
         self.failing = true;
     }
 
-    /// Asks the driver for a request for each tag. `at` is the queue's place in the server.
+    /// Fetches a request for each tag. `at` is the queue's index in the server.
     pub(super) fn fetch_all(&mut self, at: u32, ring: &mut Ring) {
         if let Some(slots) = &mut self.slots {
             *slots = ring.take_slots(self.depth.into());
@@ -167,12 +167,12 @@ impl HwQueue {
         }
     }
 
-    /// It is over: what it had of the ring goes back.
+    /// Returns the slots of a queue that has ended to the ring.
     pub(super) fn leave(&mut self, ring: &mut Ring) {
         ring.give_slots(self.slots.take().unwrap_or_default());
     }
 
-    /// A command has completed: a request has come, or the tag is given up.
+    /// Processes a completed command: a request has arrived, or the tag was aborted.
     #[inline]
     pub(super) fn completed(&mut self, at: u32, tag: u16, result: i32, context: &mut Context<'_>) {
         self.armed = self.armed.saturating_sub(1);
@@ -201,7 +201,7 @@ impl HwQueue {
         }
     }
 
-    /// A request was answered: so is the kernel's.
+    /// Commits the pipeline's answer to the kernel's request.
     pub(super) fn answered(&mut self, at: u32, tag: u16, errno: i32, context: &mut Context<'_>) {
         let Some(desc) = self.desc(tag) else { return };
         self.busy = self.busy.saturating_sub(1);
@@ -211,7 +211,7 @@ impl HwQueue {
     #[inline]
     fn commit(&mut self, at: u32, tag: u16, desc: &IoDesc, errno: i32, ring: &mut Ring) {
         let result = match (errno, desc.op()) {
-            // Not more than `max_io_bytes`, or it would not have been started.
+            // At most `max_io_bytes`, because longer requests are refused.
             (0, op::READ | op::WRITE) => desc.bytes() as i32,
             (0, _) => 0,
             (errno, _) => -errno,
@@ -239,7 +239,7 @@ impl HwQueue {
         unsafe { ring.push(&entry.user_data(user_data(Tag::Ublk, super::server::id(at, tag)))) };
     }
 
-    /// The pages of a tag's request.
+    /// The pages of a tag's request; `None` without zero copy.
     fn pages(&self, desc: &IoDesc, tag: u16, data: Span) -> Option<Pages> {
         let slots = self.slots.as_ref()?;
         let is_there = desc.op_flags & io_flag::NEED_REG_BUF == 0;
@@ -256,22 +256,22 @@ impl HwQueue {
         Span(self.data.memory.as_ptr()).at(u64::from(tag) * self.max_io_bytes as u64)
     }
 
-    /// The descriptor of a tag.
+    /// The descriptor of a tag; `None` if there is no such tag.
     fn desc(&self, tag: u16) -> Option<IoDesc> {
         if tag >= self.depth {
             return None;
         }
         let at = self.descriptors.memory.cast::<IoDesc>();
-        // SAFETY: `depth` descriptors are mapped. Volatile, because the driver writes them: not
-        // while the tag is ours, and any bit pattern is a descriptor.
+        // SAFETY: `depth` descriptors are mapped. The read is volatile because the driver writes
+        // them, though not while this server has the tag. Any bit pattern is a valid descriptor.
         Some(unsafe { at.add(usize::from(tag)).read_volatile() })
     }
 }
 
 impl Drop for HwQueue {
     fn drop(&mut self) {
-        // A queue that ends with the process leaves commands with the driver, which copies to the
-        // data areas until it has noticed: their addresses must not become those of something else.
+        // If a queue ends with the process, the driver still has commands, and copies to the data
+        // areas until it notices. Other memory must not be mapped at their addresses until then.
         if self.armed == 0 {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.data) };
@@ -282,7 +282,7 @@ impl Drop for HwQueue {
     }
 }
 
-/// The request that a descriptor describes, or the errno to refuse it with.
+/// Converts a descriptor to a request. `Err` is the errno with which to refuse it.
 #[inline(always)]
 fn request(
     desc: &IoDesc,
@@ -304,7 +304,8 @@ fn request(
         _ => (desc.start_sector.checked_mul(512).ok_or(libc::EINVAL)?, desc.bytes()),
     };
     let (data, pages) = match op {
-        // The kernel keeps to the limits it was given; a data area must not depend on it.
+        // The kernel observes the limits that it was given, but memory safety must not depend on
+        // that.
         Op::Read | Op::Write if len > max_io_bytes as u64 => return Err(libc::EINVAL),
         Op::Read | Op::Write => (data, pages),
         Op::Flush | Op::Discard | Op::WriteZeroes { .. } => (Span::NONE, None),
@@ -333,7 +334,7 @@ mod tests {
         assert!(!read.data.0.is_null() && read.pages.is_some());
         let write = of(u32::from(op::WRITE) | io_flag::FUA, 1, 1).unwrap();
         assert_eq!((write.op, write.offset, write.len, write.fua), (Op::Write, 512, 512, true));
-        // The kernel leaves whatever was there in the sectors of a flush.
+        // The kernel leaves arbitrary values in the sectors of a flush.
         let flush = of(u32::from(op::FLUSH), u64::MAX, u32::MAX).unwrap();
         assert_eq!((flush.op, flush.offset, flush.len), (Op::Flush, 0, 0));
         assert!(flush.data.0.is_null() && flush.pages.is_none());

@@ -1,7 +1,7 @@
-//! Who uses a disk: what must be known before it, or its server, goes away.
+//! Finds the users of a disk, before the disk or its server goes away.
 //!
-//! Contract: may block (the kernel is asked, other processes are looked at), never for the disk's
-//! own I/O.
+//! Contract: may block, because it asks the kernel and looks at other processes, but never waits
+//! for the disk's own I/O.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{Node, UblkError};
 
-/// Opens the disk for nobody else.
+/// Opens the disk exclusively.
 pub(super) fn claim(node: &Node) -> Result<File, UblkError> {
     let name = node.path();
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&name);
@@ -19,17 +19,17 @@ pub(super) fn claim(node: &Node) -> Result<File, UblkError> {
     })
 }
 
-/// Who uses the disk, in words; nothing if nobody does.
+/// Describes a user of the disk; `None` if there is none.
 pub(super) fn user(node: &Node) -> Option<String> {
     match claim(node) {
         Err(UblkError::InUse { .. }) => Some("it is mounted or another device stands on it".into()),
-        // A process that has it open claims nothing: a virtual machine, say.
+        // A process that only has it open, such as a virtual machine, does not conflict with that.
         _ => process_with(&node.path(), std::process::id()),
     }
 }
 
-/// A process that has a disk or a partition of it open, other than `own`, which a descriptor may
-/// have been left to.
+/// Describes a process, other than `own`, that has the disk or a partition of it open. `own` may
+/// still have a descriptor itself.
 fn process_with(path: &str, own: u32) -> Option<String> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes.filter(|process| has_open(&process.path(), path)).find_map(|process| {
@@ -41,14 +41,14 @@ fn process_with(path: &str, own: u32) -> Option<String> {
 
 fn has_open(process: &Path, path: &str) -> bool {
     let Ok(files) = fs::read_dir(process.join("fd")) else { return false };
-    // By name: to follow the links would ask whatever file systems the files are on.
+    // Compare names, because following the links would access the file systems of the files.
     files.flatten().filter_map(|file| fs::read_link(file.path()).ok()).any(|target| {
         let rest = target.to_str().and_then(|target| target.strip_prefix(path));
         rest.is_some_and(|rest| rest.is_empty() || is_partition(rest))
     })
 }
 
-/// What follows a disk's name in a partition's.
+/// Whether `rest` turns the name of the disk into that of a partition.
 fn is_partition(rest: &str) -> bool {
     let digits = rest.strip_prefix('p').unwrap_or_default();
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())

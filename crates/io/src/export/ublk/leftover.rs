@@ -1,13 +1,13 @@
-//! Disks that a server before this one has made: who serves them now, and letting go of them.
+//! Disks of an earlier server: finds out which process serves them, and removes them.
 //!
-//! The driver's state of a disk decides, not whether the process that made it looks alive. A server
-//! that was killed can stay in the process list for as long as its disk waits: its exit may unmount
-//! a file system that is on that disk. The kernel takes the server's rings down only after that, so
-//! the driver counts on the server for good, and nobody can take the disk over (Linux 6.12). That
-//! must not happen (the daemon keeps such mounts out of its namespace), and where it has happened,
-//! the disk is found all the same, as [`Server::Leaving`], and is not forgotten.
+//! The driver's state of a disk decides, not whether its process looks alive. A killed server can
+//! stay in the process list as long as its disk waits, because its exit may unmount a file system
+//! on that disk. The kernel tears the server's rings down only afterwards. So the driver keeps the
+//! server for good, and no other server can take the disk over (Linux 6.12). The daemon prevents
+//! that by keeping such mounts out of its namespace. If it has happened, the disk is still found,
+//! as [`Server::Leaving`], and is not forgotten.
 //!
-//! Contract: every function may block, [`wait_until_left`] for as long as it says.
+//! Contract: every function may block. [`wait_until_left`] documents how long.
 
 use std::time::{Duration, Instant};
 
@@ -15,46 +15,46 @@ use super::abi::{DevInfo, state};
 use super::control::Control;
 use super::{UblkError, block_node};
 
-/// What the driver keeps for us with each of our disks, to know them again: "blkswtch".
+/// The mark "blkswtch", which the driver stores with each blkswitch disk to identify it.
 pub(super) const MARK: u64 = u64::from_be_bytes(*b"blkswtch");
-/// How long a server that was killed may take to let go of its disk: the kernel takes its ring
-/// down, and first ends what the ring had under way.
+/// How long a killed server may take to release its disk. The kernel tears its ring down, but first
+/// ends the operations that were under way on it.
 const LEAVING: Duration = Duration::from_secs(30);
-/// The same for a server that looks alive: one that was killed a moment ago looks so, too.
+/// As [`LEAVING`], for a server that looks alive. One that was just killed still looks alive.
 const ALIVE: Duration = Duration::from_secs(2);
-/// How often to look whether it has left.
+/// Pause between two checks whether the server has left.
 const LOOK: Duration = Duration::from_millis(10);
-/// Where the driver lists its devices.
+/// The folder in which the driver lists its devices.
 const CLASS: &str = "/sys/class/ublk-char";
 
-/// Who serves a disk.
+/// The state of a disk's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// A process that runs.
+    /// A running process serves the disk.
     Alive,
-    /// A process that ends, or cannot be told from one: the driver still counts on it.
+    /// The process is ending, or may be; the driver still considers it the server.
     Leaving,
-    /// Nobody: its requests wait for the next server.
+    /// There is no server. Requests wait for the next one.
     Gone,
-    /// Nobody, and there is no disk: it was never started, or it was stopped. Only its number is
-    /// left.
+    /// There is neither a server nor a disk: it was never started, or was stopped. Only the number
+    /// is left.
     NoDisk,
 }
 
-/// A disk that a blkswitch has made.
+/// A disk that a blkswitch server has made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The driver's number of the disk.
     pub id: u32,
-    /// The process that serves or served it; -1 if the kernel has forgotten (7.3 does so, 6.12 does
+    /// The process that serves or served it. -1 if the kernel has forgotten it (7.3 does, 6.12 does
     /// not).
     pub pid: i32,
-    /// Whether it still does.
+    /// The state of its server.
     pub server: Server,
 }
 
 impl Found {
-    /// The block device, `/dev/ublkbN`.
+    /// The path of the block device, `/dev/ublkbN`.
     pub fn path(&self) -> String {
         block_node(self.id)
     }
@@ -68,11 +68,11 @@ impl Found {
     }
 }
 
-/// What the process list says of a process.
+/// The state of a process in the process list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
     Runs,
-    /// It ends, was told to, or sleeps where no signal reaches it, as one that ends does.
+    /// It is ending, was told to end, or sleeps uninterruptibly, as an ending process does.
     Ends,
     Gone,
 }
@@ -80,7 +80,7 @@ enum Process {
 fn server(driver: u16, process: Process) -> Server {
     match (driver, process) {
         (state::QUIESCED, _) => Server::Gone,
-        // One that is being made is so, too.
+        // A disk that is being made looks the same.
         (state::DEAD, Process::Runs) => Server::Alive,
         (state::DEAD, _) => Server::NoDisk,
         (_, Process::Runs) => Server::Alive,
@@ -95,11 +95,11 @@ fn process(pid: i32) -> Process {
     }
 }
 
-/// By the text of `/proc/PID/stat`.
+/// The state of a process, from the text of `/proc/PID/stat`.
 fn process_of(stat: &str) -> Process {
     /// `PF_EXITING` of the kernel's `include/linux/sched.h`.
     const EXITING: u32 = 0x4;
-    // The fields follow the name, which is in parentheses and may hold any character.
+    // The fields follow the name, which is in parentheses and may contain any character.
     let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let mut fields = fields.split_ascii_whitespace();
     let (state, flags) = (fields.next(), fields.nth(5));
@@ -112,7 +112,8 @@ fn process_of(stat: &str) -> Process {
     }
 }
 
-/// The disks that blkswitches have made, by their numbers. None if there is no driver.
+/// The disks that blkswitch servers have made, in the order of their numbers. Empty without a
+/// driver.
 pub fn found() -> Result<Vec<Found>, UblkError> {
     let Ok(entries) = std::fs::read_dir(CLASS) else { return Ok(Vec::new()) };
     let mut ids: Vec<u32> = entries
@@ -127,11 +128,11 @@ pub fn found() -> Result<Vec<Found>, UblkError> {
     looked.filter_map(Result::transpose).collect()
 }
 
-/// The disk of this number, if a blkswitch has made it.
+/// The disk with this number; `None` if a blkswitch server has not made it.
 fn look_with(control: &mut Control, id: u32) -> Result<Option<Found>, UblkError> {
     match control.info(id) {
         Ok(info) => Ok(Found::of(&info)),
-        // It goes just now.
+        // The disk is just disappearing.
         Err(UblkError::Command { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
             Ok(None)
         }
@@ -139,8 +140,9 @@ fn look_with(control: &mut Control, id: u32) -> Result<Option<Found>, UblkError>
     }
 }
 
-/// Waits until the server of a disk has let go of it; nothing if there is no such disk. Errors: a
-/// process still serves it after the time that one which was killed may take.
+/// Waits until the server of a disk has released it. `None` if there is no such disk. `Err` if a
+/// process still serves it after the time that a killed one may take: 2 s for one that looks alive,
+/// 30 s for one that is ending.
 pub fn wait_until_left(id: u32) -> Result<Option<Found>, UblkError> {
     wait_with(&mut Control::open()?, id)
 }
@@ -165,7 +167,7 @@ fn not_let_go(pid: i32) -> String {
     format!("process {pid}, its last server, ends, but the driver still counts on it")
 }
 
-/// Waits until the dead server has left, then tells the driver of the next.
+/// Waits until the dead server has released the disk, then begins the recovery.
 pub(super) fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, UblkError> {
     let until = Instant::now() + LEAVING;
     loop {
@@ -177,7 +179,7 @@ pub(super) fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, 
         };
         match control.start_recovery(id) {
             Ok(()) => return control.info(id),
-            // The driver still has the file that the dead server had open.
+            // The driver still has the dead server's open file.
             Err(UblkError::Command { source, .. })
                 if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {}
             Err(UblkError::Command { source, .. })
@@ -191,8 +193,8 @@ pub(super) fn begin_recovery(control: &mut Control, id: u32) -> Result<DevInfo, 
     }
 }
 
-/// Removes a disk that a dead server of ours has left behind: requests that wait for another server
-/// fail. Waits until that server has let go of it. Errors: a process serves it.
+/// Removes a disk that a dead blkswitch server has left. Requests that wait for another server
+/// fail. Waits until the dead server has released the disk. `Err` if a process still serves it.
 pub fn remove_leftover(id: u32) -> Result<(), UblkError> {
     let why = match wait_until_left(id) {
         Ok(Some(_)) => {
@@ -216,7 +218,7 @@ mod tests {
     fn processes_are_told_by_their_line() {
         let own = std::process::id() as i32;
         assert_eq!((process(own), process(-1)), (Process::Runs, Process::Gone));
-        // Flags are the ninth field; 4 says that it exits.
+        // The flags are the ninth field; the bit 4 means that the process is exiting.
         let line = |state: &str, flags: &str| format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 0 0\n");
         for (state, flags, is) in [
             ("S", "4194560", Process::Runs),

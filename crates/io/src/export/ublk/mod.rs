@@ -1,35 +1,35 @@
 //! The ublk export: a device as a disk of this machine, `/dev/ublkbN`.
 //!
 //! The kernel's ublk driver hands each request of the disk to the thread that serves its hardware
-//! queue, as the completion of a command on the same ring that carries the leaves' I/O; the answer
-//! is the next command. So one system call per turn serves both sides, and one thread serves any
-//! number of hardware queues of any number of devices beside its NBD connections.
-//! `Documentation/block/ublk.rst` of the kernel describes the protocol.
+//! queue, as the completion of a command on the ring that also carries the leaves' I/O. The answer
+//! is the next command. So one system call per turn serves both sides. One thread serves any number
+//! of hardware queues of any devices beside its NBD connections. `Documentation/block/ublk.rst` of
+//! the kernel describes the protocol.
 //!
-//! Where the driver can (Linux 6.16) and it pays ([`crate::Table::gains_by_pages`]), data is not
-//! copied on this side at all: the driver puts a request's pages into the table of buffers of the
-//! ring, and leaves read and write these (zero copy, `UBLK_F_SUPPORT_ZERO_COPY` with
-//! `UBLK_F_AUTO_BUF_REG`). That is a property of the disk for good, but its device may get another
-//! table: what a leaf cannot take so is copied by reads and writes of the character device
-//! (`UBLK_F_USER_COPY`; [`crate::sys::pages`]). Linux 6.15 has zero copy, too, at two more commands per
-//! request: not used.
+//! With Linux 6.16 or later, and if it pays ([`crate::Table::gains_by_pages`]), the server does not
+//! copy data at all: the driver puts a request's pages into the ring's table of buffers, and leaves
+//! read and write those (zero copy, `UBLK_F_SUPPORT_ZERO_COPY` with `UBLK_F_AUTO_BUF_REG`). A disk
+//! keeps this property, but its device may get another table. For a leaf that cannot use pages, the
+//! data is copied with reads and writes of the character device (`UBLK_F_USER_COPY`;
+//! [`crate::sys::pages`]). Linux 6.15 also has zero copy, but it needs two more commands per
+//! request, so it is not used.
 //!
-//! Elsewhere data is copied once each way, by the driver, into and out of an area that a tag owns,
-//! as part of the commands that carry the request anyway. User copy would make the same copy with
+//! Otherwise the driver copies data once in each direction, between the request and an area that
+//! its tag owns, as part of the commands for the request. User copy would make the same copy with
 //! one more system call per request, or through the ring with a worker thread, because the
 //! character device has no non-blocking mode (`ublk_ch_fops`, Linux 6.12).
 //!
-//! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`): while there is none its
-//! requests wait, and those that a dead server had are sent again to the next one, so a write may
-//! reach its leaf twice. It is taken over with [`crate::Pool::recover_ublk`]; [`found`] finds
-//! what there is.
+//! A disk outlives its server (`UBLK_F_USER_RECOVERY` with `_REISSUE`). Without a server, its
+//! requests wait. The driver sends the requests of a dead server again to the next one, so a write
+//! may reach its leaf twice. [`crate::Pool::recover_ublk`] takes a disk over, and [`found`] finds
+//! such disks.
 //!
-//! Limits: size, block sizes and boundaries of a disk are those of the table that was live when it
-//! was attached; a reload can change none of them (a request beyond the end of a shorter table
-//! fails). A queue takes up to `depth` × [`MAX_IO_BYTES`] of memory, and keeps what large requests
+//! Limits: the size, block sizes and boundaries of a disk are those of the table that was live when
+//! it was attached. A reload cannot change them; a request beyond the end of a shorter table fails.
+//! A queue uses up to `depth` × [`MAX_IO_BYTES`] of memory, and keeps the pages that large requests
 //! have touched.
 //!
-//! Needs: root (CAP_SYS_ADMIN), the module `ublk_drv`, Linux 6.5.
+//! Needs root (CAP_SYS_ADMIN), the module `ublk_drv`, and Linux 6.5.
 
 mod abi;
 mod attach;
@@ -47,57 +47,57 @@ pub use hw_queue::HwQueue;
 pub use leftover::{Found, Server, found, remove_leftover, wait_until_left};
 pub(crate) use server::{Context, Order};
 
-/// Largest read or write: the size of a tag's data area. The kernel's own loop driver takes no more
-/// at once.
+/// Largest read or write in bytes: the size of a tag's data area. The kernel's own loop driver
+/// takes no more at once.
 pub const MAX_IO_BYTES: u32 = 512 << 10;
-/// Requests of a hardware queue in flight unless told otherwise: what ublk's own tools take.
+/// Default number of requests in flight of a hardware queue, as in ublk's own tools.
 pub const DEFAULT_DEPTH: u16 = 128;
-/// Deepest hardware queue (`UBLK_MAX_QUEUE_DEPTH`).
+/// Largest depth of a hardware queue (`UBLK_MAX_QUEUE_DEPTH`).
 pub const MAX_DEPTH: u16 = abi::MAX_QUEUE_DEPTH;
-/// Most hardware queues; the kernel makes no more than it has processors (`UBLK_MAX_NR_QUEUES`).
+/// Most hardware queues (`UBLK_MAX_NR_QUEUES`). The kernel makes no more than it has processors.
 pub const MAX_QUEUES: u16 = 4096;
 
-/// What zero copy takes of the driver: pages in the ring's table without a command of their own,
-/// and a way to copy what must be copied all the same.
+/// The features of the driver for zero copy: pages in the ring's table without a separate command,
+/// and a way to copy where that is necessary.
 const ZERO_COPY: u64 =
     abi::feature::SUPPORT_ZERO_COPY | abi::feature::AUTO_BUF_REG | abi::feature::USER_COPY;
 
-/// How a device is attached.
+/// Options for attaching a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Hardware queues; as many as the pool has queues if not given.
+    /// Number of hardware queues; `None` for as many as the pool has queues.
     pub queues: Option<u16>,
-    /// Requests per hardware queue; [`DEFAULT_DEPTH`] if not given.
+    /// Requests in flight per hardware queue; `None` for [`DEFAULT_DEPTH`].
     pub depth: Option<u16>,
-    /// Zero copy if the kernel can, or none; where it pays if not given.
+    /// Whether to use zero copy, if the kernel can; `None` to use it where it pays.
     pub zero_copy: Option<bool>,
 }
 
-/// A disk of this machine.
+/// An attached disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The driver's number of it.
+    /// The driver's number of the disk.
     pub id: u32,
-    /// Hardware queues.
+    /// Number of hardware queues.
     pub queues: u16,
-    /// Requests per hardware queue.
+    /// Requests in flight per hardware queue.
     pub depth: u16,
-    /// Data is not copied on its way to leaves that can do without.
+    /// Whether data is moved without a copy to and from leaves that can do so.
     pub zero_copy: bool,
-    /// Its size in sectors, which it keeps.
+    /// Size in sectors, which does not change.
     pub sectors: u64,
-    /// Its logical block size in bytes, which it keeps.
+    /// Logical block size in bytes, which does not change.
     pub logical_block: u32,
 }
 
 impl Node {
-    /// The block device, `/dev/ublkbN`.
+    /// The path of the block device, `/dev/ublkbN`.
     pub fn path(&self) -> String {
         block_node(self.id)
     }
 }
 
-/// Whether the driver leaves the data of the device's requests where it is.
+/// Whether the driver does not copy the data of the device's requests.
 fn is_zero_copy(info: &abi::DevInfo) -> bool {
     info.flags & ZERO_COPY == ZERO_COPY
 }
@@ -113,96 +113,97 @@ fn char_node(id: u32) -> String {
 /// Why a device cannot be attached, detached or taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum UblkError {
-    /// The module is not there.
+    /// The ublk driver is not loaded.
     #[error(
         "no ublk driver: /dev/ublk-control does not exist (kernel {release}). Load it with 'modprobe ublk_drv'; a \
          kernel without that module (Debian 12's 6.1) cannot do it, Debian's 6.12 can"
     )]
     NoDriver {
-        /// The kernel's release.
+        /// The kernel's release, as `uname -r` prints it.
         release: String,
     },
-    /// Not root.
+    /// The process lacks CAP_SYS_ADMIN.
     #[error("ublk needs root (CAP_SYS_ADMIN): {0}")]
     NotPermitted(io::Error),
-    /// The driver lacks what we build on.
+    /// The driver lacks a required feature.
     #[error("the ublk driver of kernel {release} lacks {lacks}: Linux 6.5 or newer is needed")]
     TooOld {
-        /// The kernel's release.
+        /// The kernel's release, as `uname -r` prints it.
         release: String,
-        /// What is missing.
+        /// The missing feature.
         lacks: &'static str,
     },
     /// The driver refused a command.
     #[error("the ublk driver refused {command}: {source}")]
     Command {
-        /// The command.
+        /// The name of the command.
         command: &'static str,
-        /// Its answer.
+        /// The driver's error.
         source: io::Error,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} {name}: {source}")]
     System {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
-        /// With what.
+        /// The object of the action.
         name: String,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// A bad option.
+    /// An option is out of range.
     #[error("ublk {what} {given} is out of range: 1 to {most} is allowed")]
     Range {
-        /// Which.
+        /// The name of the option.
         what: &'static str,
-        /// What was given.
+        /// The value that was given.
         given: u16,
-        /// The largest that is allowed.
+        /// The largest allowed value.
         most: u16,
     },
-    /// Nothing to export, or the driver cannot.
+    /// The device has no live table, or the driver does not support its block size.
     #[error("device '{0}' has no live table with a logical block size of 512 to 4096 bytes")]
     Table(String),
-    /// The first reads of the disk would wait for ever.
+    /// The device is suspended, so the first reads of the disk would wait for ever.
     #[error("device '{0}' is suspended: resume it first")]
     Suspended(String),
-    /// It is one disk already, or becomes or ceases to be one just now.
+    /// The device is attached already, or is being attached or detached.
     #[error("device '{0}' is attached already, or is being attached or detached just now")]
     Attached(String),
-    /// It is none.
+    /// The device is not attached.
     #[error("device '{0}' is not attached to ublk")]
     NotAttached(String),
-    /// Mounted, or below another device.
+    /// The disk is mounted, or below another device.
     #[error("{node} is in use: it is mounted or another device stands on it")]
     InUse {
-        /// The block device.
+        /// The path of the block device.
         node: String,
     },
-    /// Not a disk of a dead server of ours.
+    /// The disk does not belong to a dead blkswitch server.
     #[error("/dev/ublkb{id} cannot be taken over: {why}")]
     NotLeftover {
-        /// The driver's number of it.
+        /// The driver's number of the disk.
         id: u32,
-        /// What it is instead.
+        /// The actual state of the disk.
         why: String,
     },
-    /// The disk's users send requests that the table cannot take.
+    /// The block size of the table is larger than that of the disk, whose users may send smaller
+    /// requests.
     #[error(
         "/dev/ublkb{id} has blocks of {disk} bytes, which a disk keeps, and the table of device \
          '{device}' needs blocks of {table} bytes"
     )]
     Block {
-        /// The driver's number of it.
+        /// The driver's number of the disk.
         id: u32,
-        /// The disk's.
+        /// The disk's logical block size in bytes.
         disk: u32,
-        /// The device.
+        /// The name of the device.
         device: String,
-        /// Those of its table.
+        /// The logical block size of its table in bytes.
         table: u32,
     },
-    /// The device is being removed, or the pool is going down.
+    /// The device is being removed, or the pool is stopping.
     #[error("device '{0}' is being removed, or the pool is stopping")]
     Stopping(String),
 }
@@ -215,7 +216,7 @@ impl UblkError {
         }
     }
 
-    /// The errno a caller of the kernel would see.
+    /// The errno that a kernel interface would return.
     pub fn errno(&self) -> i32 {
         match self {
             UblkError::NoDriver { .. } => libc::ENODEV,

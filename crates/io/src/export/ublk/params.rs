@@ -1,19 +1,19 @@
-//! What a table is to the block layer: sizes, boundaries, abilities. Pure.
+//! The parameters of a table for the block layer: sizes, boundaries, abilities. Pure.
 
 use super::abi::{BasicParams, DiscardParams, Params, param};
 use crate::device::table::{Table, Target};
 
-/// Largest and smallest logical block that the driver takes (a page; a sector).
+/// Logical block sizes in bytes that the driver accepts: from a sector to a page.
 const LOGICAL_BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
-/// Largest discard or write-zeroes in one request: few requests for a large device, and yet a
-/// bounded piece of work.
+/// Largest discard or write-zeroes of one request, in sectors. A large device needs few requests,
+/// and each is still limited work.
 const MAX_DISCARD_SECTORS: u32 = 1 << 21;
-/// Smallest boundary that is announced: the block layer wants to send a page in one piece.
+/// Smallest boundary that is announced, in sectors. The block layer must be able to send a page as
+/// one request.
 const MIN_CHUNK_SECTORS: u64 = 8;
 
-/// The parameters of a device that runs `table`, with requests of at most `max_io_bytes`. Nothing
-/// when the logical block size is none that the driver takes, or nothing of that size fits in the
-/// device.
+/// The parameters of a device with `table`, for requests of at most `max_io_bytes`. `None` if the
+/// driver does not accept the logical block size, or if the device is smaller than one block.
 pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let logical = table.logical_block();
     if !LOGICAL_BLOCK_BYTES.contains(&logical) || !logical.is_power_of_two() {
@@ -25,8 +25,8 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let flags = [
         (table.read_only(), param::ATTR_READ_ONLY),
         (table.rotational(), param::ATTR_ROTATIONAL),
-        // What a table has no need of today it may need after a reload, when this cannot be changed
-        // any more.
+        // Announced always, because a table after a reload may need it, and then it cannot be
+        // changed any more.
         (true, param::ATTR_VOLATILE_CACHE | param::ATTR_FUA),
     ];
     let basic = BasicParams {
@@ -43,7 +43,7 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     let discard = DiscardParams {
         discard_alignment: 0,
         discard_granularity: physical,
-        // Zeroes can always be written out.
+        // Zeroing is always possible, by writing zeroes.
         max_discard_sectors: if table.can_discard() { MAX_DISCARD_SECTORS } else { 0 },
         max_write_zeroes_sectors: MAX_DISCARD_SECTORS,
         max_discard_segments: 1,
@@ -59,8 +59,9 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
     })
 }
 
-/// The distance of the boundaries at which requests are split anyway; 0 if there are none, or none
-/// that the block layer can go by. It need not be a power of two (Linux 5.10 and later).
+/// The distance in sectors of the boundaries at which requests are split anyway. 0 if there are
+/// none, or if the block layer cannot use them. It need not be a power of two (Linux 5.10 and
+/// later).
 fn chunk_sectors(table: &Table, sectors_per_block: u64) -> u32 {
     let [segment] = table.segments() else { return 0 };
     let chunk = match &segment.target {
@@ -99,14 +100,14 @@ mod tests {
         let geometry = Geometry::new(len, 2, region_size).unwrap();
         let map = Map::new(geometry, region_storage(&geometry).unwrap()).unwrap();
         table.push(len, Target::Switch { map, paths: paths.into() });
-        // Unchecked: what is below may be another device, whose blocks have changed since.
+        // Unchecked, because a device below may have changed its block size since.
         table.build_unchecked()
     }
 
     #[test]
     fn a_switch_announces_its_regions() {
-        // Regions of 15 MiB are no power of two; regions below a page are no boundary that the
-        // block layer can keep.
+        // Regions of 15 MiB are not a power of two. Regions below a page are not a boundary that
+        // the block layer can use.
         for (region_size, chunk) in [(8, 8), (24, 24), (30720, 30720), (1, 0), (4, 0)] {
             let params = params(&switch(2048, region_size, false), 512 << 10).unwrap();
             assert_eq!(params.basic.chunk_sectors, chunk, "regions of {region_size} sectors");
@@ -127,7 +128,8 @@ mod tests {
     #[test]
     fn blocks_of_4096_bytes_below_are_blocks_of_the_disk() {
         let below = |len, region_size| over(open("sim:1M,block=4096"), len, region_size, false);
-        // The end that fills no block is left out, and regions that cut blocks are no boundary.
+        // The end that does not fill a block is left out, and regions that cut blocks are not a
+        // boundary.
         for (len, sectors, region_size, chunk) in
             [(2048, 2048, 16, 16), (2047, 2040, 24, 24), (64, 64, 12, 0)]
         {

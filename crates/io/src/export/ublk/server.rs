@@ -1,8 +1,8 @@
-//! The hardware queues that one queue thread serves, of any number of devices.
+//! The hardware queues of any number of devices that one queue thread serves.
 //!
-//! Contract: one thread. A token is the mark of this export, the hardware queue's place here and
-//! the tag; a hardware queue is dropped only when the driver and the pipeline have given back
-//! everything of it, or with the thread.
+//! Contract: one thread uses a [`Server`]. A token consists of this export's mark, the index of the
+//! hardware queue, and the tag. A hardware queue is dropped only when the driver and the pipeline
+//! have returned everything of it, or with the thread.
 
 use super::hw_queue::HwQueue;
 use crate::engine::session::turn::Turn;
@@ -12,45 +12,45 @@ use crate::sys::latch::Ack;
 use crate::sys::ring::{Completion, Ring};
 use crate::sys::slab::Slab;
 
-/// See the module's text.
+/// The hardware queues on one queue thread.
 #[derive(Default)]
 pub(crate) struct Server {
     queues: Slab<Box<HwQueue>>,
     stopping: bool,
 }
 
-/// What a queue lends for one call.
+/// The parts of a queue that it lends to its hardware queues for one call.
 pub(crate) struct Context<'a> {
-    /// Its ring, and the links on it.
+    /// The queue's ring, and the links on it.
     pub(crate) turn: &'a mut Turn,
-    /// The pipeline.
+    /// The pipeline for requests to devices.
     pub(crate) pipeline: &'a mut Pipeline,
 }
 
-/// What control asks of the hardware queues of a queue.
+/// An order of the control side to the hardware queues of a queue.
 pub(crate) enum Order {
     /// Serve a hardware queue.
     Serve {
-        /// It.
+        /// The hardware queue.
         queue: Box<HwQueue>,
-        /// Answered when its first commands are on their way.
+        /// Acknowledged when its first commands are on their way.
         ack: Ack,
     },
-    /// Refuse the requests that ublk has for a device, those that wait at a gate included.
+    /// Refuse the requests of ublk for a device, also those that wait at a gate.
     Fail {
-        /// Its id.
+        /// The device's id.
         device: u32,
-        /// Answered at once.
+        /// Acknowledged at once.
         ack: Ack,
     },
 }
 
-/// What a completion's id says: a place here and a tag.
+/// The id of a completion: the index of a hardware queue, and a tag.
 pub(super) fn id(at: u32, tag: u16) -> u64 {
     (u64::from(at) << 16) | u64::from(tag)
 }
 
-/// The token of the request of a tag.
+/// The token of a tag's request.
 pub(super) fn token(at: u32, tag: u16) -> Token {
     UBLK_TOKEN | id(at, tag)
 }
@@ -65,7 +65,6 @@ impl Server {
         self.queues.is_empty()
     }
 
-    /// Carries an order out.
     pub(crate) fn obey(&mut self, order: Order, context: &mut Context<'_>) {
         match order {
             Order::Serve { queue, ack } => {
@@ -79,7 +78,7 @@ impl Server {
         }
     }
 
-    /// Serves a hardware queue from its first fetch on.
+    /// Serves a hardware queue, beginning with its first fetches.
     pub(crate) fn serve(&mut self, queue: Box<HwQueue>, context: &mut Context<'_>) {
         if self.stopping {
             return;
@@ -90,10 +89,10 @@ impl Server {
         }
     }
 
-    /// A command has completed.
+    /// Processes a completed command of a hardware queue.
     pub(crate) fn complete(&mut self, completion: &Completion, context: &mut Context<'_>) {
         let (at, tag) = place(completion.id);
-        // The thread ends: what comes now stays with the driver, which gives it to the next server.
+        // The thread is ending. The driver keeps requests that arrive now for the next server.
         if self.stopping {
             return;
         }
@@ -104,11 +103,10 @@ impl Server {
         }
     }
 
-    /// A request was answered.
+    /// Passes the pipeline's answer to the hardware queue.
     pub(crate) fn answered(&mut self, token: Token, errno: i32, context: &mut Context<'_>) {
         let (at, tag) = place(token);
-        // An answer that is not committed any more is not given: the kernel asks the next server
-        // again.
+        // After the stop, answers are not committed, and the kernel asks the next server again.
         if self.stopping {
             return;
         }
@@ -119,7 +117,7 @@ impl Server {
         }
     }
 
-    /// Refuses what comes from now on for a device, and what waits for it at a gate.
+    /// Refuses new requests for a device, and those that wait for it at a gate.
     pub(crate) fn fail(&mut self, device: u32, context: &mut Context<'_>) {
         let places: Vec<u32> = self
             .queues
@@ -136,8 +134,8 @@ impl Server {
         }
     }
 
-    /// Starts and answers nothing any more. Devices are left to the driver: they wait for another
-    /// server.
+    /// Stops: starts and answers nothing any more. The driver keeps the devices, which wait for
+    /// another server.
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
     }
