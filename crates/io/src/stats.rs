@@ -1,22 +1,22 @@
 //! Counters: reads, writes, bytes, flushes, discards, errors and latencies.
 //!
-//! Contract: a [`Counters`] is written by one queue thread (plain load, add, store: no locked
-//! instruction) and read by anyone, relaxed. Totals are sums over the queues. Latencies are kept in
-//! buckets of a quarter of a power of two, so a quantile is right to within 25 %.
+//! Contract: one queue thread writes a [`Counters`] (plain load, add and store, without a locked
+//! instruction). Any thread may read it, relaxed. Totals are sums over the queues. Latencies are
+//! counted in buckets of a quarter of a power of two, so a quantile is accurate to 25 %.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::request::Op;
 
-/// Buckets per power of two.
+/// Buckets for each power of two.
 const STEPS: u32 = 4;
-/// Powers of two covered, from 2^SHIFT ns (256 ns) up to above a minute.
+/// Powers of two with buckets, from 2^SHIFT ns (256 ns) up to more than a minute.
 const POWERS: u32 = 28;
 const SHIFT: u32 = 8;
-/// Number of buckets.
+/// Number of buckets of a histogram.
 pub const BUCKETS: usize = (STEPS * POWERS) as usize;
 
-/// What is counted for a device, or for one path of it, by one queue.
+/// The counters of one queue for a device, or for one path of it.
 #[repr(C)]
 pub struct Counters {
     reads: AtomicU64,
@@ -33,7 +33,7 @@ pub struct Counters {
     write_latency: Latencies,
 }
 
-/// How often operations of one kind took how long.
+/// The latencies of operations of one kind.
 #[repr(C)]
 struct Latencies {
     sum_ns: AtomicU64,
@@ -49,26 +49,26 @@ impl Latencies {
     }
 }
 
-// SAFETY: integers only: all zeroes is the value "nothing counted".
+// SAFETY: the fields are integers, and all zeroes mean that nothing was counted.
 unsafe impl bytemuck::Zeroable for Counters {}
 
-/// Kind of a counted operation.
+/// The kind of a counted operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A read.
+    /// `Op::Read`.
     Read,
-    /// A write.
+    /// `Op::Write`.
     Write,
-    /// A flush.
+    /// `Op::Flush`.
     Flush,
-    /// A discard.
+    /// `Op::Discard`.
     Discard,
-    /// A write-zeroes.
+    /// `Op::WriteZeroes`.
     Zeroes,
 }
 
 impl Kind {
-    /// What an operation is counted as.
+    /// The kind as which an operation is counted.
     #[inline]
     pub fn of(op: Op) -> Kind {
         match op {
@@ -85,7 +85,7 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
-/// The bucket of a latency.
+/// The index of a latency's bucket.
 #[inline]
 fn bucket(ns: u64) -> usize {
     let scaled = (ns >> (SHIFT - 2)).max(u64::from(STEPS));
@@ -102,24 +102,25 @@ pub fn bucket_end_ns(bucket: usize) -> u64 {
 }
 
 impl Counters {
-    /// `queues * width` zeroed counters, without touching the memory.
+    /// `count` zeroed counters, allocated without touching the memory.
     pub fn boxed(count: usize) -> Box<[Counters]> {
         bytemuck::zeroed_slice_box(count)
     }
 
-    /// So many pieces wait for a path of the device now. By the owning queue only.
+    /// Sets the number of pieces that wait for a path of the device now. Only the owning queue
+    /// calls this.
     pub fn set_held(&self, held: u64) {
         self.held.store(held, Relaxed);
     }
 
-    /// Counts a discard that a leaf declined. By the owning queue only.
+    /// Counts a discard that a leaf has declined. Only the owning queue calls this.
     pub fn count_ignored(&self) {
         add(&self.ignored_discards, 1);
     }
 
-    /// Counts one operation. By the owning queue only.
+    /// Counts one operation. Only the owning queue calls this.
     ///
-    /// Nobody knows how much of a failed operation was done, so its bytes do not count as moved.
+    /// The bytes of a failed operation do not count, because it is unknown how many were moved.
     #[inline]
     pub fn count(&self, kind: Kind, bytes: u64, failed: bool, ns: u64) {
         let bytes = if failed { 0 } else { bytes };
@@ -144,12 +145,12 @@ impl Counters {
     }
 }
 
-/// A sum of latencies, for reading.
+/// The latencies of all queues, for reading.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    /// All of them together, in ns.
+    /// The sum of all latencies in ns.
     pub sum_ns: u64,
-    /// Operations by bucket; a bucket ends at [`bucket_end_ns`].
+    /// Number of operations by bucket. A bucket ends at [`bucket_end_ns`].
     pub buckets: [u64; BUCKETS],
 }
 
@@ -167,8 +168,8 @@ impl Histogram {
         }
     }
 
-    /// The latency that a fraction (0.5, 0.99, ...) of the operations stayed below, in ns; nothing
-    /// if none ran.
+    /// The latency in ns below which a fraction (0.5, 0.99, ...) of the operations stayed. `None`
+    /// if there were no operations.
     pub fn quantile_ns(&self, fraction: f64) -> Option<u64> {
         let all: u64 = self.buckets.iter().sum();
         let mut left = (all as f64 * fraction).ceil().max(1.0) as u64;
@@ -182,37 +183,37 @@ impl Histogram {
     }
 }
 
-/// A sum of counters, for reading.
+/// The counters of all queues, for reading.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// Reads completed.
+    /// Number of completed reads.
     pub reads: u64,
-    /// Writes completed.
+    /// Number of completed writes.
     pub writes: u64,
     /// Bytes of the reads that succeeded.
     pub read_bytes: u64,
     /// Bytes of the writes that succeeded.
     pub write_bytes: u64,
-    /// Flushes completed.
+    /// Number of completed flushes.
     pub flushes: u64,
-    /// Discards completed.
+    /// Number of completed discards.
     pub discards: u64,
-    /// Parts of them that a leaf declined.
+    /// Number of parts of discards that a leaf has declined.
     pub ignored_discards: u64,
-    /// Write-zeroes completed.
+    /// Number of completed write-zeroes.
     pub zeroes: u64,
-    /// Operations of any kind that failed.
+    /// Number of failed operations of any kind.
     pub errors: u64,
-    /// Pieces of requests that wait for a path of a multipath device now.
+    /// Number of pieces that wait for a path of a multipath device now.
     pub held: u64,
-    /// How long reads took.
+    /// Latencies of reads.
     pub read_latency: Histogram,
-    /// How long writes took.
+    /// Latencies of writes.
     pub write_latency: Histogram,
 }
 
 impl Totals {
-    /// Adds one queue's counters.
+    /// Adds the counters of one queue.
     pub fn add(&mut self, counters: &Counters) {
         for (total, counter) in [
             (&mut self.reads, &counters.reads),

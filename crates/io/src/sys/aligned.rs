@@ -1,5 +1,5 @@
-//! Bytes at an address that direct I/O takes: block devices, and files that are opened past the
-//! page cache, want the memory of a request aligned to their blocks, which a `Vec<u8>` is not.
+//! Aligned memory for direct I/O. Block devices, and files under direct I/O, require that the
+//! memory of a request is aligned to their blocks. A `Vec<u8>` is not.
 
 use std::alloc::{self, Layout};
 use std::fmt;
@@ -7,10 +7,10 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// The alignment of [`AlignedBytes`]: a multiple of every logical block size in use.
+/// Alignment of [`AlignedBytes`] in bytes: a multiple of every logical block size in use.
 pub const ALIGNMENT: usize = 4096;
 
-/// A fixed number of bytes that begin at a multiple of [`ALIGNMENT`].
+/// A fixed number of bytes, aligned to [`ALIGNMENT`].
 ///
 /// ```
 /// use blkswitch_io::AlignedBytes;
@@ -31,10 +31,10 @@ unsafe impl Send for AlignedBytes {}
 unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
-    /// `len` zeroes.
+    /// Allocates `len` zeroes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::OutOfMemory`]: there is not so much memory.
+    /// [`io::ErrorKind::OutOfMemory`] if there is not enough memory.
     pub fn zeroed(len: usize) -> io::Result<AlignedBytes> {
         if len == 0 {
             return Ok(AlignedBytes::default());
@@ -46,7 +46,7 @@ impl AlignedBytes {
         Ok(AlignedBytes { start: NonNull::new(start).ok_or_else(out_of_memory)?, len })
     }
 
-    /// A copy of `bytes`.
+    /// Allocates a copy of `bytes`.
     ///
     /// # Errors
     /// As [`AlignedBytes::zeroed`].
@@ -58,7 +58,7 @@ impl AlignedBytes {
 }
 
 impl Default for AlignedBytes {
-    /// No bytes, and no memory.
+    /// No bytes, without an allocation.
     fn default() -> Self {
         AlignedBytes { start: NonNull::dangling(), len: 0 }
     }
@@ -107,7 +107,7 @@ impl PartialEq for AlignedBytes {
 impl Eq for AlignedBytes {}
 
 impl fmt::Debug for AlignedBytes {
-    /// How many, and not their content: that may be a secret, and long.
+    /// Writes only the length, because the content may be long or secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AlignedBytes({})", self.len)
     }

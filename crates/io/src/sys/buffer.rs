@@ -1,55 +1,56 @@
-//! Page-aligned buffers of a queue, in size classes, recycled without touching the allocator.
+//! Page-aligned buffers of a queue, in size classes, reused without the allocator.
 //!
-//! Contract: one queue owns a [`Buffers`]; a [`Buffer`] is given back with [`Buffers::put`] and
-//! never dropped elsewhere while its request runs. Buffers up to [`KEEP_MAX`] are kept for reuse up
-//! to [`KEEP_BYTES`] per class, and go back to the operating system when they have not been used
-//! for a while ([`Buffers::trim`]); larger ones go back at once, so a burst of 32 MiB requests
-//! leaves nothing behind. All are mapped, not allocated: the allocator would keep them. What is
-//! mapped is charged to the pool's [`Memory`].
+//! Contract: one queue owns a [`Buffers`]. A [`Buffer`] is returned with [`Buffers::put`], and
+//! never dropped elsewhere while its request runs. Buffers up to [`KEEP_MAX`] are kept for reuse,
+//! up to [`KEEP_BYTES`] per class, and are unmapped when they were not used for a while
+//! ([`Buffers::trim`]). Larger ones are unmapped at once, so a burst of 32 MiB requests leaves
+//! nothing behind. All are mapped rather than allocated, because the allocator would keep them.
+//! Mapped bytes are charged to the pool's [`Memory`].
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::sys::memory::{Charge, DEFAULT_BYTES, Memory, SMALL_SHARE, Short};
 
-/// Alignment of every buffer: enough for O_DIRECT on any device.
+/// Alignment of every buffer in bytes: enough for O_DIRECT on any device.
 pub const ALIGN: usize = 4096;
 /// Smallest class in bytes.
 const SMALLEST: usize = 4096;
-/// Largest buffer that is kept for reuse.
+/// Largest buffer in bytes that is kept for reuse.
 pub(crate) const KEEP_MAX: usize = 1 << 20;
-/// Bytes kept idle per class: the depth at which clients of that size run, times a few.
+/// Most bytes that are kept idle per class: a few times what a deep queue of requests of that size
+/// needs.
 const KEEP_BYTES: usize = 8 << 20;
-/// Bytes kept idle per class when they have not been used for a while, and the queue has clients.
+/// Most bytes that are kept idle per class after a while without use, on a queue with clients.
 const KEEP_UNUSED_BYTES: usize = 1 << 20;
-/// Part of the budget that all queues together may keep idle.
+/// Divisor of the budget: all queues together keep at most this part of it idle.
 const KEEP_SHARE: usize = 4;
 /// Classes 4 KiB, 8 KiB, ... KEEP_MAX.
 const CLASSES: usize = (KEEP_MAX / SMALLEST).trailing_zeros() as usize + 1;
-/// Buffers of less than a quarter of this are mapped together, this many bytes at once: a mapping
-/// of its own for each would reach the system's bound on mappings.
+/// Bytes of a mapping for small buffers. Buffers of less than a quarter of it are cut from one
+/// mapping, because one mapping for each would reach the system's limit of mappings.
 const BLOCK: usize = 256 << 10;
 
-/// Memory from the system: one buffer, or as many small ones as fit.
+/// Mapped memory: one buffer, or as many small ones as fit.
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<u8>,
     len: usize,
-    /// What it is charged to, and how.
+    /// The budget to which it is charged, and the charge.
     charged: Option<(Arc<Memory>, Charge)>,
 }
 
-// SAFETY: a Mapping is the only owner of its memory, and only gives it back.
+// SAFETY: a Mapping is the only owner of its memory, and only unmaps it.
 unsafe impl Send for Mapping {}
-// SAFETY: as above: there is nothing to be done through a shared reference.
+// SAFETY: as above. A shared reference gives no access.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `len` bytes of zeroes that are charged already. They cost nothing until they are used.
+    /// Maps `len` zeroes that are charged already. They take no memory until they are used.
     fn new(len: usize, charged: Option<(Arc<Memory>, Charge)>) -> Result<Mapping, Short> {
         let (prot, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a fresh private anonymous mapping touches no memory of ours.
+        // SAFETY: a fresh private anonymous mapping touches no memory of this process.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
         let start = if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) };
         match start {
@@ -61,9 +62,10 @@ impl Mapping {
         }
     }
 
-    /// Makes it longer; it may move. The further bytes are charged already, as `more`.
+    /// Enlarges the mapping, which may move it. `more` is the charge of the added bytes.
     fn grow(&mut self, len: usize, more: Charge) -> Result<(), Short> {
-        // SAFETY: the mapping is ours alone (&mut), and nobody uses its old address any more.
+        // SAFETY: `&mut self` is the only reference to the mapping, and nothing uses its old
+        // address any more.
         let start = unsafe {
             libc::mremap(self.start.as_ptr().cast(), self.len, len, libc::MREMAP_MAYMOVE)
         };
@@ -87,8 +89,8 @@ impl Drop for Mapping {
     }
 }
 
-/// A piece of aligned memory. Its content is whatever the last user left: every user fills what it
-/// shows.
+/// Aligned memory. Its content is what the last user left, so every user must fill what it passes
+/// on.
 #[derive(Debug)]
 pub struct Buffer {
     start: NonNull<u8>,
@@ -100,7 +102,7 @@ pub struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// A buffer outside of every budget, of at least `bytes` bytes of zeroes.
+    /// A buffer without a budget, of at least `bytes` zeroes.
     pub fn alone(bytes: usize) -> Result<Buffer, Short> {
         let mapping = Mapping::new(bytes.max(1).next_multiple_of(ALIGN), None)?;
         Ok(Buffer::whole(mapping))
@@ -110,25 +112,25 @@ impl Buffer {
         Buffer { start: mapping.start, size: mapping.len, mapping: Arc::new(mapping) }
     }
 
-    /// First byte.
+    /// The address of the first byte.
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// Bytes it holds.
+    /// Size in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// The bytes, for reading. Only while no request runs on them.
+    /// The bytes for reading. Do not call it while a request runs on them.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: we own `size` initialised bytes; &self keeps them.
+        // SAFETY: the buffer owns `size` initialised bytes, and &self keeps them.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size) }
     }
 
-    /// The bytes, for writing. Only while no request runs on them.
+    /// The bytes for writing. Do not call it while a request runs on them.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: we own `size` initialised bytes; &mut self is exclusive.
+        // SAFETY: the buffer owns `size` initialised bytes, and &mut self is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size) }
     }
 }
@@ -137,23 +139,23 @@ impl Buffer {
 #[derive(Debug)]
 pub struct Buffers {
     idle: [Vec<Buffer>; CLASSES],
-    /// Fewest that were idle since the last [`Buffers::trim`].
+    /// Smallest number of idle buffers since the last [`Buffers::trim`].
     unused: [usize; CLASSES],
     keep_bytes: usize,
     memory: Arc<Memory>,
-    /// Something was given back to the budget.
+    /// Whether memory was returned to the budget since the last [`Buffers::take_given`].
     has_given: bool,
 }
 
 impl Default for Buffers {
-    /// With a budget of their own.
+    /// Buffers with a budget of their own.
     fn default() -> Self {
         Buffers::new(Arc::new(Memory::new(DEFAULT_BYTES)), 1)
     }
 }
 
 impl Buffers {
-    /// Those of one of `queues` queues with one budget.
+    /// The buffers of one of `queues` queues that share a budget.
     pub fn new(memory: Arc<Memory>, queues: usize) -> Buffers {
         let share = memory.limit() / KEEP_SHARE / queues.max(1) / CLASSES;
         Buffers {
@@ -165,12 +167,12 @@ impl Buffers {
         }
     }
 
-    /// The budget.
+    /// The budget to which mapped bytes are charged.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// A buffer of at least `bytes` bytes for a connection that holds `held` bytes already.
+    /// A buffer of at least `bytes` bytes, for a connection that already holds `held` bytes.
     pub fn take(&mut self, bytes: usize, held: usize) -> Result<Buffer, Short> {
         let size = bytes.max(SMALLEST).next_power_of_two();
         let class = Self::class(size);
@@ -191,13 +193,13 @@ impl Buffers {
         self.cut(size, class, held)
     }
 
-    /// A buffer of `bytes` bytes, not one that was kept: it can grow.
+    /// A newly mapped buffer of `bytes` bytes, which can grow.
     pub fn take_fresh(&mut self, bytes: usize, held: usize) -> Result<Buffer, Short> {
         self.map(bytes.next_multiple_of(ALIGN), held).map(Buffer::whole)
     }
 
-    /// Makes a buffer that was taken fresh longer, for a connection that holds `held` bytes without
-    /// the further ones. What is in it stays; its address changes.
+    /// Enlarges a newly mapped buffer, for a connection that holds `held` bytes without the added
+    /// ones. The content stays, but the address changes.
     pub fn grow(&mut self, buffer: &mut Buffer, bytes: usize, held: usize) -> Result<(), Short> {
         let len = bytes.next_multiple_of(ALIGN);
         let more = len.saturating_sub(buffer.size);
@@ -211,7 +213,7 @@ impl Buffers {
         Ok(())
     }
 
-    /// Gives a buffer back.
+    /// Takes a buffer back, to keep or to unmap it.
     pub fn put(&mut self, buffer: Buffer) {
         let (size, class) = (buffer.size, Self::class(buffer.size));
         if let Some(idle) = self.idle.get_mut(class)
@@ -223,18 +225,18 @@ impl Buffers {
         self.has_given = true;
     }
 
-    /// Whether something was given back since this was last asked.
+    /// Whether memory was returned to the budget since the last call.
     pub(crate) fn take_given(&mut self) -> bool {
         std::mem::take(&mut self.has_given)
     }
 
-    /// Whether anything is kept for reuse.
+    /// Whether any buffer is kept for reuse.
     pub(crate) fn keeps_any(&self) -> bool {
         self.idle.iter().any(|idle| !idle.is_empty())
     }
 
-    /// Gives back what was not used since the last call, but for a little; with `all`, everything
-    /// that is kept.
+    /// Unmaps buffers that were not used since the last call, except a few. With `all`, unmaps all
+    /// that are kept.
     pub fn trim(&mut self, all: bool) {
         for (class, (idle, unused)) in self.idle.iter_mut().zip(&mut self.unused).enumerate() {
             let keep = if all { 0 } else { KEEP_UNUSED_BYTES / (SMALLEST << class) };
@@ -248,7 +250,8 @@ impl Buffers {
         self.has_given = true;
     }
 
-    /// Charges so many bytes; gives up first what is kept if it must be.
+    /// Charges `bytes` bytes. If the budget does not allow it, unmaps all kept buffers and tries
+    /// again.
     fn charge(&mut self, bytes: usize, held: usize) -> Result<Charge, Short> {
         if let Some(charge) = self.memory.charge(held, bytes) {
             return Ok(charge);
@@ -262,9 +265,9 @@ impl Buffers {
         Mapping::new(len, Some((self.memory.clone(), charge)))
     }
 
-    /// Maps a block and cuts it into buffers; one is returned, the others are kept.
+    /// Maps a block and cuts it into buffers. Returns one and keeps the others.
     fn cut(&mut self, size: usize, class: usize, held: usize) -> Result<Buffer, Short> {
-        // The connection gets only one of the buffers, so that only that one counts as its own.
+        // The connection gets one of the buffers, so only that one counts as its own.
         let held = if held + size > SMALL_SHARE { held } else { 0 };
         let mapping = Arc::new(self.map(BLOCK, held)?);
         let piece = |at: usize| {

@@ -5,12 +5,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use io_uring::{opcode, squeue, types};
 
-/// See the module's text.
+/// An eventfd, closed on drop.
 #[derive(Debug)]
 pub(crate) struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// One that nobody has written to.
+    /// Creates an eventfd without signals.
     ///
     /// # Errors
     /// There are no descriptors left.
@@ -18,7 +18,7 @@ impl EventFd {
         EventFd::with(0)
     }
 
-    /// The same, for a thread that looks at it and does not wait ([`EventFd::reset`]).
+    /// As [`EventFd::new`], for a thread that reads it without waiting ([`EventFd::reset`]).
     ///
     /// # Errors
     /// As [`EventFd::new`].
@@ -36,27 +36,27 @@ impl EventFd {
         Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Wakes whoever waits, or waits next. From any thread.
+    /// Wakes the thread that waits, now or when it next waits. Any thread may call this.
     pub(crate) fn signal(&self) {
         let one = 1u64;
-        // SAFETY: writes eight bytes of a live integer to our own descriptor. It fails only when the
+        // SAFETY: writes eight bytes of a live integer to an own descriptor. It fails only when the
         // counter would overflow, and then the other side is awake anyway.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Forgets the signals so far. For one that is [`EventFd::nonblocking`].
+    /// Forgets the signals so far. Only for an eventfd from [`EventFd::nonblocking`].
     pub(crate) fn reset(&self) {
         let mut count = 0u64;
-        // SAFETY: reads eight bytes into a live integer. It fails if nobody has signalled.
+        // SAFETY: reads eight bytes into a live integer. It fails if there are no signals.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
     }
 
-    /// The descriptor that is readable while somebody has signalled.
+    /// The descriptor, which is readable while there are signals.
     pub(crate) fn fd(&self) -> &OwnedFd {
         &self.0
     }
 
-    /// The submission that completes when somebody has signalled. The kernel writes to `count`.
+    /// The submission that completes when there are signals. The kernel writes to `count`.
     pub(crate) fn read_into(&self, count: &mut u64) -> squeue::Entry {
         opcode::Read::new(types::Fd(self.0.as_raw_fd()), (&raw mut *count).cast(), 8).build()
     }

@@ -1,11 +1,11 @@
-//! The helper of a leaf: a thread for system calls that may block and that io_uring has no
-//! operation for (`lseek`, `ioctl`), so that they never run on a queue's thread.
+//! The helper of a leaf: a thread for system calls that may block and for which io_uring has no
+//! operation (`lseek`, `ioctl`). So such calls never run on a queue's thread.
 //!
-//! Every leaf has its own, so that a file or disk that hangs holds up nobody else. The thread
-//! starts with the first work and ends when there was none for a while: idle leaves cost nothing.
+//! Every leaf has its own helper, so a file or disk that hangs delays no other leaf. The thread
+//! starts with the first work and ends after a while without work, so idle leaves cost nothing.
 //!
-//! Contract: work is done in the order in which it came. What it costs is bounded by whoever asks:
-//! one piece of work does a bounded number of calls, and asks again behind the others.
+//! Contract: work is done in the order in which it was given. A piece of work makes a limited
+//! number of calls; for more, the caller gives it again, behind the work of others.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,12 +18,12 @@ use crate::sys::log_limit::LogLimit;
 /// How long a thread without work waits for more.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What is to be done on a helper's thread.
+/// A piece of work for a helper's thread.
 pub(crate) trait Work: Send {
-    /// Does it, on that thread.
+    /// Does the work, on the helper's thread.
     fn work(self: Box<Self>);
 
-    /// There is no thread: answers without having done it, on the thread of whoever asked.
+    /// Answers without doing the work, because there is no thread. Runs on the caller's thread.
     fn refused(self: Box<Self>);
 }
 
@@ -39,14 +39,14 @@ struct Shared {
     has_come: Condvar,
 }
 
-/// See the module's text.
+/// The helper of one leaf.
 #[derive(Default)]
 pub(crate) struct Helper {
     shared: Arc<Shared>,
 }
 
 impl Helper {
-    /// Has `work` done for the leaf of this name. Never blocks.
+    /// Queues `work` for the leaf of this name. Never blocks.
     pub(crate) fn give(&self, leaf: &str, work: Box<dyn Work>) {
         let mut state = self.shared.lock();
         if !state.is_running {
@@ -85,7 +85,7 @@ impl Shared {
                 return;
             };
             drop(state);
-            // Work answers when it is dropped, if it did not before: only this piece is lost.
+            // Work that panics answers when it is dropped, so only this piece is lost.
             if catch_unwind(AssertUnwindSafe(|| work.work())).is_err() {
                 tracing::error!("work for a leaf panicked: it is answered without its result");
             }

@@ -1,14 +1,14 @@
-//! Latches: control waits until every queue has answered.
+//! Latches: a thread waits until every queue has answered.
 //!
-//! Contract: an acknowledgement that is dropped counts as the answer that there will be none, so a
-//! latch ends whatever becomes of a queue.
+//! Contract: an [`Ack`] that is dropped without an answer says that none will come. So a latch ends
+//! whatever happens to a queue.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lock::lock;
 
-/// A queue that was asked is gone.
+/// The error of a wait: a queue is gone and will not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -18,27 +18,27 @@ struct LatchState {
     cancelled: bool,
 }
 
-/// What became of a wait.
+/// The result of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// All answers are in.
+    /// All answers have come.
     Done,
-    /// One of them can never come.
+    /// An answer will never come.
     Gone,
-    /// Somebody has given it up.
+    /// Another thread has cancelled the wait.
     Cancelled,
-    /// Time is up.
+    /// The time is over.
     NotYet,
 }
 
-/// Waits until every queue has answered.
+/// Counts the answers for which a thread waits.
 pub struct Latch {
     state: Mutex<LatchState>,
     changed: Condvar,
 }
 
 impl Latch {
-    /// For `count` answers.
+    /// A latch that waits for `count` answers.
     pub fn new(count: usize) -> Arc<Latch> {
         Arc::new(Latch {
             state: Mutex::new(LatchState { left: count, gone: false, cancelled: false }),
@@ -46,12 +46,12 @@ impl Latch {
         })
     }
 
-    /// One of the answers.
+    /// An [`Ack`] that gives one of the answers.
     pub fn ack(self: &Arc<Self>) -> Ack {
         Ack { latch: Some(self.clone()) }
     }
 
-    /// Blocks until all answers are in, or one can never come.
+    /// Blocks until all answers have come. `Err` if one never will.
     pub fn wait(&self) -> Result<(), Gone> {
         let mut state = lock(&self.state);
         while state.left > 0 {
@@ -60,7 +60,8 @@ impl Latch {
         if state.gone { Err(Gone) } else { Ok(()) }
     }
 
-    /// Blocks until all answers are in, or one can never come, or time is up. Whether all are in.
+    /// Blocks until all answers have come, one never will, or `time` is over. Returns whether all
+    /// have come.
     pub fn wait_at_most(&self, time: Duration) -> bool {
         let (until, mut state) = (Instant::now() + time, lock(&self.state));
         while state.left > 0 {
@@ -71,7 +72,7 @@ impl Latch {
         !state.gone
     }
 
-    /// Blocks for `time` at most.
+    /// Blocks for `time` at most, until all answers have come or the wait is cancelled.
     pub fn wait_for(&self, time: Duration) -> Waited {
         let waits = |state: &mut LatchState| state.left > 0 && !state.cancelled;
         let waited = self.changed.wait_timeout_while(lock(&self.state), time, waits);
@@ -84,13 +85,13 @@ impl Latch {
         }
     }
 
-    /// Whoever waits with [`Latch::wait_for`] is to give up.
+    /// Ends a wait in [`Latch::wait_for`].
     pub fn cancel(&self) {
         lock(&self.state).cancelled = true;
         self.changed.notify_all();
     }
 
-    /// Whether all answers are in.
+    /// Whether all answers have come, or will never come.
     pub fn is_done(&self) -> bool {
         lock(&self.state).left == 0
     }
@@ -110,7 +111,7 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Answers.
+    /// Gives the answer.
     pub fn done(mut self) {
         if let Some(latch) = self.latch.take() {
             latch.count(false);

@@ -1,9 +1,9 @@
-//! Locks that go on after a panic of whoever held them.
+//! Locks that work after a panic of their holder.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex, also after a panic. What is behind these locks has no half-done states: each
-/// critical section is a few assignments.
+/// Locks a mutex, also after a panic of its holder. That is safe for the data behind these locks:
+/// each critical section is a few assignments that leave no half-done state.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

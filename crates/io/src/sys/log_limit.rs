@@ -1,8 +1,8 @@
-//! A bound on log lines that clients can cause. A client that causes a line for each connection
+//! A limit on log lines that clients can cause. A client that causes a line for each connection
 //! could fill a disk.
 //!
-//! A [`LogLimit`] is a static beside the line that it bounds. A few lines pass at once, then one in
-//! each [`PERIOD_NS`]. A line that passes says how many lines were left out before it.
+//! A [`LogLimit`] is a static beside its log line. A few lines pass at once, then one in each
+//! [`PERIOD_NS`]. A line that passes says how many were left out before it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -10,10 +10,10 @@ use crate::sys::ring::clock_ns;
 
 /// Lines that pass at once.
 const BURST: u64 = 10;
-/// Time in which one line passes after the burst.
+/// Time in which one line passes after the burst, in ns.
 const PERIOD_NS: u64 = 10_000_000_000;
 
-/// See the module's text.
+/// The limit of one log line.
 pub(crate) struct LogLimit {
     /// The end of the periods of all lines that have passed.
     used_up_to_ns: AtomicU64,
@@ -21,7 +21,7 @@ pub(crate) struct LogLimit {
 }
 
 impl LogLimit {
-    /// A limit before its first line.
+    /// A limit that no line has used yet.
     pub(crate) const fn new() -> LogLimit {
         LogLimit { used_up_to_ns: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }

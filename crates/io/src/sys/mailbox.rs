@@ -1,9 +1,9 @@
-//! Mail to threads that wait on a ring: a list each, and an eventfd that wakes its reader.
+//! Mailboxes of threads that wait on a ring: each has a list, and an eventfd that wakes the reader.
 //!
-//! A layer that is below the queues knows only the orders that it gives ([`Post`]). The queues have
-//! one mailbox each for the orders of all layers, in the order in which they were given.
+//! A layer below the queues knows only its own orders ([`Post`]). Each queue has one mailbox for
+//! the orders of all layers, in the order in which they were given.
 //!
-//! Contract: mail to a thread that is gone is dropped, and with it its acknowledgement.
+//! Contract: mail to a thread that is gone is dropped, with its acknowledgement.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,9 +14,9 @@ use io_uring::squeue;
 use super::eventfd::EventFd;
 use super::lock::lock;
 
-/// The mail of one thread.
+/// The mailbox of one thread.
 pub(crate) struct Mailbox<M> {
-    /// Nothing once the reader is gone.
+    /// `None` after the reader has gone.
     mail: Mutex<Option<VecDeque<M>>>,
     wake: EventFd,
 }
@@ -31,7 +31,7 @@ impl<M> Mailbox<M> {
         self.wake.read_into(count)
     }
 
-    /// Sends.
+    /// Sends mail and wakes the reader.
     pub(crate) fn send(&self, mail: M) {
         match lock(&self.mail).as_mut() {
             Some(waiting) => waiting.push_back(mail),
@@ -40,17 +40,17 @@ impl<M> Mailbox<M> {
         self.wake();
     }
 
-    /// Has the reader take a turn.
+    /// Wakes the reader for a turn.
     fn wake(&self) {
         self.wake.signal();
     }
 
-    /// Takes what was sent.
+    /// Takes all mail.
     pub(crate) fn take(&self) -> VecDeque<M> {
         lock(&self.mail).as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Nothing more is taken: what is there and what comes is dropped.
+    /// Closes the mailbox: drops its mail, and any later mail.
     pub(crate) fn close(&self) {
         let waiting = lock(&self.mail).take();
         drop(waiting);
@@ -61,7 +61,7 @@ impl<M> Mailbox<M> {
 pub(crate) struct Mailboxes<M>(Vec<Mailbox<M>>);
 
 impl<M> Mailboxes<M> {
-    /// `count` empty ones.
+    /// Creates `count` empty mailboxes.
     ///
     /// # Errors
     /// There are no descriptors left.
@@ -69,36 +69,36 @@ impl<M> Mailboxes<M> {
         (0..count).map(|_| Mailbox::new()).collect::<io::Result<_>>().map(Mailboxes)
     }
 
-    /// How many queues there are.
+    /// Number of queues.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// One queue's.
+    /// The mailbox of one queue.
     pub(crate) fn get(&self, queue: usize) -> Option<&Mailbox<M>> {
         self.0.get(queue)
     }
 
-    /// All, in order.
+    /// All mailboxes, by queue.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Mailbox<M>> {
         self.0.iter()
     }
 
-    /// Sends something to every queue.
+    /// Sends mail to every queue.
     pub(crate) fn send_all(&self, mut mail: impl FnMut(usize) -> M) {
         self.0.iter().enumerate().for_each(|(queue, mailbox)| mailbox.send(mail(queue)));
     }
 }
 
-/// Takes orders of one layer to the queues.
+/// Sends orders of one layer to the queues.
 pub(crate) trait Post<M>: Send + Sync {
-    /// How many queues there are.
+    /// Number of queues.
     fn queues(&self) -> usize;
 
     /// Sends an order to one queue.
     fn send(&self, queue: usize, order: M);
 
-    /// Has every queue take a turn.
+    /// Wakes every queue for a turn.
     fn wake_all(&self);
 }
 

@@ -11,11 +11,11 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// The default budget.
+/// The default budget in bytes.
 pub const DEFAULT_BYTES: usize = 1 << 30;
-/// The smallest budget: two of the largest requests, the reserved quarter, and some room.
+/// The smallest budget in bytes: two of the largest requests, the reserved quarter, and some room.
 pub const MIN_BYTES: usize = 96 << 20;
-/// The small share of a connection, which may come from the whole budget.
+/// The small share of a connection in bytes, which may come from the whole budget.
 pub const SMALL_SHARE: usize = 256 << 10;
 /// A waiting connection tries again at least once a second, so a wait within this time counts as
 /// current.
@@ -26,7 +26,7 @@ const AWAITED_NS: u64 = 2_500_000_000;
 pub enum Short {
     /// The budget is spent until other connections give memory back.
     Spent,
-    /// The system refuses.
+    /// The system refuses to map memory.
     Refused,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    /// The sum of both.
+    /// The sum of both charges.
     pub(crate) fn and(self, other: Charge) -> Charge {
         Charge { bytes: self.bytes + other.bytes, large: self.large + other.large }
     }
@@ -56,7 +56,7 @@ fn is_small(held: usize, more: usize) -> bool {
     held + more <= SMALL_SHARE
 }
 
-/// See the module's text.
+/// The budget of a pool, shared by its queues.
 #[derive(Debug)]
 pub struct Memory {
     limit: usize,

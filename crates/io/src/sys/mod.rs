@@ -1,4 +1,4 @@
-//! What the crate builds on, and knows nothing of block devices: the ring, memory, sockets, threads.
+//! Modules that know nothing of block devices: the ring, memory, sockets, threads.
 
 pub(crate) mod aligned;
 pub mod buffer;

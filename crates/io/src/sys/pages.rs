@@ -1,16 +1,14 @@
-//! The data of a request that lies in pages of the kernel: whoever made the request keeps it, and
-//! we are lent it.
+//! Request data in pages of the kernel. The maker of the request owns the pages and lends them.
 //!
-//! A leaf that takes it so (`Engine::takes_pages`) moves the bytes between its medium and the
-//! pages, and nobody copies: the pages are in the ring's table of buffers, in a slot. For all
-//! others the bytes are copied, by [`Pages::fetch`] and
-//! [`Pages::store`], from and to the memory that the request has besides. Which of the two is
-//! decided for each part when it is submitted, so a request may meet any table, and any leaf after
-//! another.
+//! A leaf that supports pages (`Engine::takes_pages`) moves the bytes between its medium and the
+//! pages without a copy: the pages are in a slot of the ring's table of buffers. For other leaves,
+//! the bytes are copied with [`Pages::fetch`] and [`Pages::store`], through the memory that the
+//! request also has. The pipeline decides between the two for each part when it submits it. So a
+//! request may meet any table, and several leaves in turn.
 //!
-//! Contract: valid from the request's start until it is answered, on the queue that started it. The
-//! parts of a request have disjoint pieces of its memory, and a piece's place in the memory is its
-//! place in the pages.
+//! Contract: valid from the request's start until its answer, on the queue that started it. The
+//! parts of a request have disjoint ranges of its memory. The offset of a range in the memory is
+//! also its offset in the pages.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -18,26 +16,26 @@ use std::ptr::NonNull;
 
 use crate::sys::span::Span;
 
-/// See the module's text.
+/// The pages of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// Where the memory of the request begins that the bytes are copied to and from.
+    /// The start of the request's memory, to and from which bytes can be copied.
     pub memory: NonNull<u8>,
-    /// A file that reads the bytes of a write and takes those of a read.
+    /// A file for copies: reads return the bytes of a write, and writes take the bytes of a read.
     pub file: RawFd,
-    /// Where they begin there.
+    /// The offset of the bytes in `file`.
     pub at: u64,
-    /// The place in the ring's table of buffers, if they have one.
+    /// The slot in the ring's table of buffers; `None` if the pages have none.
     pub slot: Option<u16>,
 }
 
 impl Pages {
-    /// How far into the request a piece of its memory is.
+    /// The offset of `data` within the request's memory.
     pub(crate) fn offset(&self, data: Span) -> u64 {
         (data.0.addr() - self.memory.addr().get()) as u64
     }
 
-    /// Copies the bytes of a write to memory. Errors: a negative errno.
+    /// Copies the bytes of a write to memory. `Err` is a negative errno.
     ///
     /// # Safety
     /// `data` is a piece of the request's memory, `len` bytes long.
@@ -46,7 +44,7 @@ impl Pages {
         unsafe { self.copy(libc::SYS_pread64, data, len) }
     }
 
-    /// Copies the bytes of a read from memory. Errors: a negative errno.
+    /// Copies the bytes of a read from memory. `Err` is a negative errno.
     ///
     /// # Safety
     /// As for [`Pages::fetch`].

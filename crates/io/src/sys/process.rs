@@ -1,13 +1,14 @@
-//! What a server of disks asks of the kernel for its whole process: memory that stays, allocations
-//! that do not wait for its own disks, and a mount namespace without their file systems.
+//! Settings of the whole process for a server of disks: locked memory, allocations that do not wait
+//! for its own disks, and a mount namespace without their file systems.
 //!
-//! A server of disks is below the page cache of its own machine. When memory is short, the kernel
-//! writes pages back to a disk, and the server must be able to do that I/O without waiting for the
-//! very pages that it is to clean ([`io_flusher`]), without page faults on its own code and buffers
-//! ([`lock_memory`]), and it must not be the process that is killed ([`spare_from_oom`]).
+//! A server of disks works below the page cache of its own machine. When memory is short, the
+//! kernel writes pages back to a disk. The server must do that I/O without waiting for the same
+//! pages to be cleaned ([`io_flusher`]) and without page faults on its own code and buffers
+//! ([`lock_memory`]). It must also not be the process that the kernel kills ([`spare_from_oom`]).
 //!
-//! Contract: [`io_flusher`] and [`separate_mounts`] change the calling thread, and the threads that
-//! it starts from then on: call them before there are others. The rest may be called at any time.
+//! Contract: [`io_flusher`] and [`separate_mounts`] change the calling thread and the threads that
+//! it starts afterwards, so call them before there are other threads. The other functions may be
+//! called at any time.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -24,27 +25,26 @@ use crate::sys::lock::lock;
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 /// `MADV_POPULATE_READ` of madvise(2), Linux 5.14.
 const MADV_POPULATE_READ: libc::c_int = 22;
-/// The last process to be killed when memory is out, and yet one that can be: with -1000, the next
-/// value and the last, a daemon that is alone in its memory cgroup would hang there instead.
+/// Makes the process the last to be killed when memory is out, but not immune: with -1000, a daemon
+/// that is alone in its memory cgroup would hang there instead.
 const OOM_SCORE: i32 = -999;
 const OOM_FILE: &str = "/proc/self/oom_score_adj";
 
-/// New memory is locked; what would lock too much gives it back ([`unlock`]).
+/// Whether new memory is locked. Mappings that must not be locked call [`unlock`].
 static LOCKS: AtomicBool = AtomicBool::new(false);
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Ends the process at once, with a message and a status that is not 0 (by SIGABRT): a thread cannot
-/// go on, and neither can what it has been given be answered, for the kernel may still write to its
-/// memory.
+/// Ends the process at once, with a message and by SIGABRT. Called when a thread cannot go on. Its
+/// operations cannot be answered, because the kernel may still write to their memory.
 pub(crate) fn fail(why: &str) -> ! {
     tracing::error!("{why}: the process ends");
     std::process::abort();
 }
 
-/// Dropped by a panic, it ends the process: see [`fail`].
+/// Ends the process with [`fail`] if a panic drops it.
 pub(crate) struct FailOnPanic(pub(crate) &'static str);
 
 impl Drop for FailOnPanic {
@@ -55,17 +55,17 @@ impl Drop for FailOnPanic {
     }
 }
 
-/// The user that files made by this process belong to.
+/// The user id that owns files which this process creates.
 pub fn user() -> u32 {
     // SAFETY: a system call without arguments.
     unsafe { libc::geteuid() }
 }
 
-/// Makes files that are their user's alone from the moment they appear: what `make` makes has no
-/// rights for others, whatever rights it asks for. A socket's file is made by `bind`, which takes
-/// no mode. The mask is the process': files that other threads make meanwhile are private, too.
+/// Runs `make` so that files it creates are private to their user from the start, whatever mode it
+/// asks for. A socket's file is created by `bind`, which takes no mode. The mask applies to the
+/// whole process, so files that other threads create meanwhile are private, too.
 pub fn private_files<T>(make: impl FnOnce() -> T) -> T {
-    // Two at once could each take the other's mask for the old one.
+    // Two calls at once could each restore the other's mask.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = lock(&ONE);
     // SAFETY: a system call with an integer.
@@ -76,17 +76,17 @@ pub fn private_files<T>(make: impl FnOnce() -> T) -> T {
     made
 }
 
-/// Says that this thread, and those that it starts, do I/O for others: their allocations start no
-/// write-back, and they are not held up until pages are clean that only they can clean. Needs
+/// Marks this thread, and those that it starts, as doing I/O for others. Their allocations then
+/// start no write-back, and do not wait for pages that only these threads can clean. Needs
 /// CAP_SYS_RESOURCE.
 pub fn io_flusher() -> io::Result<()> {
     // SAFETY: a system call with integers.
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) })
 }
 
-/// Locks memory: what is mapped now and is in memory stays there, and so does what is touched from
-/// now on, but nothing is filled for it. The program's own code and constants are read in. Needs
-/// CAP_IPC_LOCK, or no limit of locked memory: under a limit every later allocation could fail.
+/// Locks memory. Pages that are mapped and present stay, and so do pages that are touched from now
+/// on. Nothing is filled in advance except the program's own code and constants. Needs
+/// CAP_IPC_LOCK, or no limit on locked memory: under a limit, any later allocation could fail.
 pub fn lock_memory() -> io::Result<()> {
     if !may_lock()? {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
@@ -97,7 +97,7 @@ pub fn lock_memory() -> io::Result<()> {
     populate_program()
 }
 
-/// Whether there is no limit of locked memory for this process.
+/// Whether this process may lock memory without a limit.
 fn may_lock() -> io::Result<bool> {
     /// CAP_IPC_LOCK of capabilities(7).
     const IPC_LOCK: u32 = 14;
@@ -107,7 +107,7 @@ fn may_lock() -> io::Result<bool> {
     Ok(limit.rlim_cur == libc::RLIM_INFINITY || has_capability(IPC_LOCK))
 }
 
-/// Whether this process has a capability, by its number.
+/// Whether this process has the effective capability with this number.
 fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -115,20 +115,20 @@ fn has_capability(number: u32) -> bool {
         .is_some_and(|set| set & (1 << number) != 0)
 }
 
-/// Reads in what is mapped of the program and its libraries.
+/// Reads in the mapped pages of the program and its libraries.
 fn populate_program() -> io::Result<()> {
     for line in fs::read_to_string("/proc/self/maps")?.lines() {
         let Some((start, len)) = program_part(line) else { continue };
         let at = std::ptr::without_provenance_mut(start);
-        // SAFETY: the advice changes no byte, and a range that is gone meanwhile is an error.
-        // A kernel that does not know the advice reads the pages in when they are needed.
+        // SAFETY: the advice changes no byte, and a range that is gone by now is an error. A kernel
+        // without this advice reads the pages in when they are needed.
         unsafe { libc::madvise(at, len, MADV_POPULATE_READ) };
     }
     Ok(())
 }
 
-/// Address and length of a line of `/proc/self/maps` that is a part of a program: readable, from a
-/// file, and not shared, as region maps are.
+/// Address and length of a line of `/proc/self/maps` that belongs to the program: readable, from a
+/// file, and not shared like a region map. `None` for other lines.
 fn program_part(line: &str) -> Option<(usize, usize)> {
     let mut words = line.split_ascii_whitespace();
     let (range, rights, path) = (words.next()?, words.next()?, words.nth(3)?);
@@ -141,27 +141,27 @@ fn program_part(line: &str) -> Option<(usize, usize)> {
     Some((start, end.checked_sub(start)?))
 }
 
-/// Lets the kernel take pages of a mapping away again, if memory is locked: those of a leaf in
-/// memory, say, which may be larger than the machine's memory.
+/// Unlocks a mapping if memory is locked, so that the kernel may take its pages. For example, a
+/// leaf in memory may be larger than the machine's memory.
 ///
 /// # Safety
-/// The range is a mapping of the caller's.
+/// The range is a mapping of the caller.
 pub(crate) unsafe fn unlock(at: *const libc::c_void, len: usize) {
     if LOCKS.load(Ordering::Relaxed) {
-        // SAFETY: the caller's promise. It changes no byte; failing, it changes nothing at all.
+        // SAFETY: the caller's promise. It changes no byte, and a failure changes nothing at all.
         unsafe { libc::munlock(at, len) };
     }
 }
 
-/// Makes this process the last that is killed when memory is out. Needs CAP_SYS_RESOURCE. A score
-/// that is lower already stays.
+/// Makes this process the last to be killed when memory is out. A lower score stays. Needs
+/// CAP_SYS_RESOURCE.
 pub fn spare_from_oom() -> io::Result<()> {
     let now: i32 = fs::read_to_string(OOM_FILE)?.trim().parse().unwrap_or_default();
     if now <= OOM_SCORE { Ok(()) } else { fs::write(OOM_FILE, OOM_SCORE.to_string()) }
 }
 
-/// Gives this thread, and those that it starts, a mount namespace of its own, to which the mounts
-/// of the old one come, but from which none goes back. Needs CAP_SYS_ADMIN.
+/// Gives this thread, and those that it starts, a mount namespace of its own. Mounts of the old
+/// namespace propagate to it, but not back. Needs CAP_SYS_ADMIN.
 pub fn separate_mounts() -> io::Result<()> {
     let flags = libc::MS_SLAVE | libc::MS_REC;
     // SAFETY: system calls with integers, and strings that outlive them.
@@ -172,7 +172,7 @@ pub fn separate_mounts() -> io::Result<()> {
     }
 }
 
-/// Takes a mount out of this process's namespace; its file system stays for whoever uses it.
+/// Detaches a mount from this process's namespace. The file system stays for its other users.
 pub fn detach_mount(point: &Path) -> io::Result<()> {
     let point = CString::new(point.as_os_str().as_bytes())?;
     let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
@@ -180,12 +180,12 @@ pub fn detach_mount(point: &Path) -> io::Result<()> {
     check(unsafe { libc::umount2(point.as_ptr(), flags) })
 }
 
-/// Waits until the mounts that `mountinfo` (an open `/proc/self/mountinfo`) tells of have changed.
+/// Waits for a change of the mounts in `mountinfo`, an open `/proc/self/mountinfo`.
 pub fn wait_for_mounts(mountinfo: &File) -> io::Result<()> {
     let events = libc::POLLPRI | libc::POLLERR;
     let mut poll = libc::pollfd { fd: mountinfo.as_raw_fd(), events, revents: 0 };
     loop {
-        // SAFETY: one structure of ours.
+        // SAFETY: reads and writes one live structure.
         match check(unsafe { libc::poll(&raw mut poll, 1, -1) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             waited => return waited,

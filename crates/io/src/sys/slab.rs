@@ -1,6 +1,6 @@
-//! A slab: values at stable small indices, reused after removal. One owner, no locks.
+//! A slab: values at stable small indices, which are reused after removal. One owner, no locks.
 //!
-//! Grows by doubling up to the load it has seen once, then allocates nothing.
+//! It grows to the highest load so far, and then allocates nothing.
 
 /// Values at stable indices.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// Puts a value in and returns its index.
+    /// Inserts a value and returns its index.
     pub fn insert(&mut self, value: T) -> u32 {
         if let Some(index) = self.free.pop() {
             self.entries[index as usize] = Some(value);
@@ -31,34 +31,34 @@ impl<T> Slab<T> {
         self.free.last().copied().unwrap_or(self.entries.len() as u32)
     }
 
-    /// The value at `index`, if there is one.
+    /// The value at `index`. `None` if there is none.
     pub fn get(&self, index: u32) -> Option<&T> {
         self.entries.get(index as usize).and_then(Option::as_ref)
     }
 
-    /// The value at `index`, if there is one.
+    /// The value at `index`, mutable. `None` if there is none.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         self.entries.get_mut(index as usize).and_then(Option::as_mut)
     }
 
-    /// Takes the value at `index` out.
+    /// Removes and returns the value at `index`.
     pub fn remove(&mut self, index: u32) -> Option<T> {
         let value = self.entries.get_mut(index as usize).and_then(Option::take)?;
         self.free.push(index);
         Some(value)
     }
 
-    /// How many values there are.
+    /// Number of values.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All values with their indices, to be changed.
+    /// All values with their indices, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
         self.entries.iter_mut().enumerate().filter_map(|(i, e)| e.as_mut().map(|v| (i as u32, v)))
     }

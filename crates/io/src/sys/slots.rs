@@ -1,13 +1,13 @@
-//! The words of a region map: in memory of this process, with a note of what was changed, if they
-//! are kept in a file.
+//! The words of a region map, in memory of this process. If they are also kept in a file, changes
+//! are noted.
 //!
-//! A map is kept in a file by whoever owns the device: each message's changes are written there
-//! before it is answered. The words are not a mapping of that file. So a file that somebody makes
-//! shorter is an error of a system call and not SIGBUS, and the file never has half a message that
-//! its checksums do not know of.
+//! The owner of a device may keep its map in a file, and writes the changes of each message there
+//! before it answers the message. The words are not a mapping of that file. So if another process
+//! shortens the file, a system call fails, and there is no SIGBUS. And the file never has half a
+//! message that its checksums do not cover.
 //!
-//! Contract: the words are zero at first and stay where they are. Changes are noted by the map's
-//! one writer, and read and forgotten by whoever holds the same lock.
+//! Contract: the words are zero at first and do not move. The map's one writer notes changes. They
+//! are read and cleared under the same lock.
 
 use std::io;
 use std::path::Path;
@@ -17,22 +17,22 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use blkswitch_core::switch::Storage;
 
-/// Words of a block: that many are written to a file together. With a checksum they are a sector of
-/// 512 bytes, which no medium writes in part.
+/// Words of a block, which is written to a file as a unit. With a checksum it is a sector of 512
+/// bytes, which no medium writes in part.
 pub const BLOCK_WORDS: usize = 63;
-/// Bytes of maps that may be locked in memory, where memory is locked ([`crate::sys::process`]): a look-up
-/// below a disk must not wait for a page. Maps beyond that stay as the kernel likes it.
+/// Most bytes of maps that are locked in memory, if memory is locked ([`crate::sys::process`]). A
+/// look-up below a disk must not wait for a page. Further maps are not locked.
 const LOCKED_MAX: usize = 256 << 20;
 /// Bytes of the maps that count as locked.
 static LOCKED: AtomicUsize = AtomicUsize::new(0);
 
-/// Counts a new map as locked, if there is room for it.
+/// Counts a new map as locked, if the limit allows it.
 fn count_locked(bytes: usize) -> bool {
     let room = |locked: usize| locked.checked_add(bytes).filter(|locked| *locked <= LOCKED_MAX);
     LOCKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
 }
 
-/// The blocks that were changed, a bit each.
+/// The changed blocks, with a bit for each.
 #[derive(Debug)]
 pub struct Changes(Box<[AtomicU64]>);
 
@@ -43,13 +43,13 @@ impl Changes {
         Some(Changes(bits))
     }
 
-    /// Notes the block of a word. Load and store, not one operation: there is only one writer.
+    /// Notes the block of a word. There is only one writer, so a load and a store suffice.
     #[inline]
     fn note(&self, word: usize) {
         self.note_block(word / BLOCK_WORDS);
     }
 
-    /// Notes a block.
+    /// Notes a block as changed.
     #[inline]
     pub fn note_block(&self, block: usize) {
         if let Some(bits) = self.0.get(block / 64) {
@@ -61,7 +61,7 @@ impl Changes {
         }
     }
 
-    /// The first changed block from `block` on.
+    /// The first changed block from `block` on; `None` if there is none.
     pub fn next(&self, block: usize) -> Option<usize> {
         let rest = self.0.get(block / 64)?.load(Ordering::Relaxed) >> (block % 64);
         if rest != 0 {
@@ -74,7 +74,7 @@ impl Changes {
         Some((next + found) * 64 + bits.trailing_zeros() as usize)
     }
 
-    /// Forgets all.
+    /// Clears all notes.
     pub fn clear(&self) {
         for bits in self.0.iter().filter(|bits| bits.load(Ordering::Relaxed) != 0) {
             bits.store(0, Ordering::Relaxed);
@@ -82,51 +82,52 @@ impl Changes {
     }
 }
 
-/// See the module's text.
+/// The words of one region map.
 #[derive(Debug)]
 pub struct Slots {
     memory: NonNull<AtomicU64>,
     len: usize,
-    /// It counts as locked.
+    /// Whether it counts as locked.
     is_locked: bool,
     kept: Option<(Arc<Path>, Changes)>,
 }
 
-// SAFETY: the words are atomics at a fixed address, owned by this alone.
+// SAFETY: the words are atomics at a fixed address, and only this value owns them.
 unsafe impl Send for Slots {}
-// SAFETY: as above; shared access is by their atomic operations only.
+// SAFETY: as above. Shared access is only by atomic operations.
 unsafe impl Sync for Slots {}
 
 impl Slots {
-    /// Words in memory, zeroed without being touched: a device of a billion regions appears at
-    /// once. Nothing when the machine has not that much address space.
+    /// Words in memory, zeroed without touching them, so that a device of a billion regions appears
+    /// at once. `None` if there is not enough address space.
     pub fn in_memory(len: usize) -> Option<Slots> {
         let words: Box<[AtomicU64]> = bytemuck::allocation::try_zeroed_slice_box(len).ok()?;
         let memory: NonNull<AtomicU64> = NonNull::from(Box::leak(words)).cast();
-        // The length was good when the memory was made.
+        // The allocation has checked that the length does not overflow.
         let bytes = len * size_of::<u64>();
         let is_locked = count_locked(bytes);
         if !is_locked {
-            // SAFETY: our own memory.
+            // SAFETY: this memory was allocated above.
             unsafe { crate::sys::process::unlock(memory.as_ptr().cast(), bytes) };
         }
         Some(Slots { memory, len, is_locked, kept: None })
     }
 
-    /// The same, kept in a file: changes are noted, and `file` is in use as long as the words are
-    /// (whoever shares it sees that). Errors: no memory for the notes.
+    /// Keeps the words in a file, so that changes are noted. Holds a reference to `file` as long as
+    /// the words exist, so that other owners can see that it is in use. `Err` if there is no memory
+    /// for the notes.
     pub fn kept_in(mut self, file: Arc<Path>) -> io::Result<Slots> {
         let changes = Changes::new(self.len).ok_or(io::ErrorKind::OutOfMemory)?;
         self.kept = Some((file, changes));
         Ok(self)
     }
 
-    /// The file that the words are kept in.
+    /// The file that keeps the words; `None` if there is none.
     pub fn file(&self) -> Option<&Arc<Path>> {
         self.kept.as_ref().map(|(path, _)| path)
     }
 
-    /// What was changed since it was forgotten, of words that are kept in a file.
+    /// The changes since they were last cleared; `None` for words that are not kept in a file.
     pub fn changes(&self) -> Option<&Changes> {
         self.kept.as_ref().map(|(_, changes)| changes)
     }
@@ -144,13 +145,14 @@ impl Storage for Slots {
 impl AsRef<[AtomicU64]> for Slots {
     #[inline]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: `len` words are allocated there as long as we live; any bits are an AtomicU64.
+        // SAFETY: `len` words are allocated there while `self` lives, and any bits are a valid
+        // AtomicU64.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
 }
 
-/// Where loom tries orders, a map's words are loom's, and those have no place in memory that is
-/// ours: there are none, so that no map can be made of these.
+/// Under loom, the words of a map are loom's, which cannot be at an address of this process. The
+/// slice is empty, so that no map can be made of these.
 #[cfg(loom)]
 impl AsRef<[loom::sync::atomic::AtomicU64]> for Slots {
     fn as_ref(&self) -> &[loom::sync::atomic::AtomicU64] {
@@ -164,7 +166,7 @@ impl Drop for Slots {
             LOCKED.fetch_sub(self.len * size_of::<u64>(), Ordering::Relaxed);
         }
         let words = NonNull::slice_from_raw_parts(self.memory, self.len);
-        // SAFETY: leaked from a box of this length by in_memory().
+        // SAFETY: in_memory() leaked a box of this length.
         drop(unsafe { Box::from_raw(words.as_ptr()) });
     }
 }
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn maps_count_as_locked_up_to_a_limit() {
-        // Nothing of it is touched. Other tests have small maps at the same time.
+        // The words are not touched. Other tests have small maps at the same time.
         let half = LOCKED_MAX / 2 / size_of::<u64>();
         let (one, two) = (Slots::in_memory(half).unwrap(), Slots::in_memory(half + 1).unwrap());
         assert!(one.is_locked && !two.is_locked);

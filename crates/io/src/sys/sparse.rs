@@ -1,12 +1,12 @@
-//! Files with holes: room that is taken in advance, and where data is.
+//! Sparse files: reserves space, and finds data and holes.
 //!
-//! Contract: plain system calls on descriptors of the caller; may block.
+//! Contract: plain system calls on the caller's descriptors. They may block.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Takes room on the medium for the first `bytes` of a file, which is made as long.
+/// Allocates space for the first `bytes` bytes of a file, and extends the file to that length.
 pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     let bytes = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
     // SAFETY: a system call with integers, on the caller's descriptor.
@@ -16,13 +16,14 @@ pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// The first place from `from` on where a file has data; nothing if there is none. A file system
-/// that knows no holes has data everywhere.
+/// The first offset from `from` on with data. `None` if there is no data. A file system without
+/// holes has data everywhere.
 pub fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
     seek(file, from, libc::SEEK_DATA)
 }
 
-/// The first place from `from` on where a file has a hole, or its end.
+/// The first offset from `from` on with a hole; the end of the file counts as one. `None` if `from`
+/// is at the end or beyond it.
 pub fn next_hole(file: &File, from: u64) -> io::Result<Option<u64>> {
     seek(file, from, libc::SEEK_HOLE)
 }

@@ -1,4 +1,4 @@
-//! The numbers of protocols that the server's side and the client's side share.
+//! Numbers of protocols, shared by the server's and the client's side.
 
 pub mod nbd;
 pub mod replaces;

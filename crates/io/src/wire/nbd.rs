@@ -1,16 +1,15 @@
-//! The numbers of the NBD protocol, and the reader that takes them from bytes: for both sides, the
+//! The numbers of the NBD protocol, and a reader of big-endian bytes. Both sides use them: the
 //! export ([`crate::export::nbd`]) and the leaf ([`crate::engine::nbd`]).
 //!
-//! Contract: no behaviour beyond translation. Names are those of the protocol's document without
-//! the prefix that the module already says (`NBD_OPT_GO` is [`opt::GO`]); everything on the wire is
-//! big-endian.
+//! Contract: only translation. Names are those of the specification, without the prefix that the
+//! module gives (`NBD_OPT_GO` is [`opt::GO`]). Everything on the wire is big-endian.
 
-/// Largest READ or WRITE, and the "maximum payload" that `NBD_INFO_BLOCK_SIZE` announces. 2^25 is
-/// the size every client may rely on when nothing was announced, and the largest a payload can be
-/// without counting as an attack.
+/// Largest READ or WRITE in bytes, announced as "maximum payload" with `NBD_INFO_BLOCK_SIZE`. 2^25
+/// is the size that every client may use if nothing was announced, and the largest payload that
+/// does not count as an attack.
 pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
 
-/// Longest string (export name, query, description) in bytes; the document's own limit.
+/// Longest string (export name, query, description) in bytes, a limit of the specification.
 pub const MAX_STRING: usize = 4096;
 
 /// First magic of the greeting, `NBDMAGIC`.
@@ -30,21 +29,21 @@ pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 /// First word of an extended reply chunk.
 pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// Length of a compact request header.
+/// Length of a compact request header in bytes.
 pub const REQUEST_LEN: usize = 28;
-/// Length of a simple reply.
+/// Length of a simple reply in bytes.
 pub const SIMPLE_REPLY_LEN: usize = 16;
-/// Length of the header of a structured reply chunk.
+/// Length of the header of a structured reply chunk in bytes.
 pub const STRUCTURED_REPLY_LEN: usize = 20;
-/// Length of an extended request header.
+/// Length of an extended request header in bytes.
 pub const EXTENDED_REQUEST_LEN: usize = 32;
-/// Length of the client flags.
+/// Length of the client flags in bytes.
 pub const CLIENT_FLAGS_LEN: usize = 4;
-/// Length of an option before its data.
+/// Length of an option before its data, in bytes.
 pub const OPTION_HEADER_LEN: usize = 16;
-/// Length of an option reply before its data.
+/// Length of an option reply before its data, in bytes.
 pub const OPTION_REPLY_LEN: usize = 20;
-/// Zeroes after the answer to EXPORT_NAME, unless `NO_ZEROES` was negotiated.
+/// Number of zero bytes after the answer to EXPORT_NAME, unless `NO_ZEROES` was negotiated.
 pub const EXPORT_NAME_PADDING: usize = 124;
 
 /// Handshake flags, also the client's flags.
@@ -55,79 +54,79 @@ pub mod handshake_flag {
     pub const NO_ZEROES: u16 = 1 << 1;
 }
 
-/// Transmission flags: what an export offers.
+/// Transmission flags: the abilities of an export.
 pub mod transmission_flag {
-    /// Always set.
+    /// Set by every server of the current protocol.
     pub const HAS_FLAGS: u16 = 1 << 0;
-    /// No writes.
+    /// The export refuses writes.
     pub const READ_ONLY: u16 = 1 << 1;
-    /// FLUSH.
+    /// The export has FLUSH.
     pub const SEND_FLUSH: u16 = 1 << 2;
-    /// The FUA flag on commands.
+    /// Commands may have the FUA flag.
     pub const SEND_FUA: u16 = 1 << 3;
-    /// Seeks cost.
+    /// The medium rotates, so seeks are slow.
     pub const ROTATIONAL: u16 = 1 << 4;
-    /// TRIM.
+    /// The export has TRIM.
     pub const SEND_TRIM: u16 = 1 << 5;
-    /// WRITE_ZEROES.
+    /// The export has WRITE_ZEROES.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
-    /// The DF flag on READ.
+    /// READ may have the DF flag.
     pub const SEND_DF: u16 = 1 << 7;
-    /// Several connections see one another's flushed writes.
+    /// A flush on one connection covers the completed writes of all connections.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
-    /// CACHE.
+    /// The export has CACHE.
     pub const SEND_CACHE: u16 = 1 << 10;
-    /// The FAST_ZERO flag on WRITE_ZEROES.
+    /// WRITE_ZEROES may have the FAST_ZERO flag.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
-    /// BLOCK_STATUS with a payload that chooses contexts.
+    /// BLOCK_STATUS may have a payload that selects contexts.
     pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
-/// Options.
+/// Options of the handshake.
 pub mod opt {
-    /// Choose an export and start, without any way to fail politely.
+    /// Choose an export and start. The server can refuse only by closing the connection.
     pub const EXPORT_NAME: u32 = 1;
-    /// End the session.
+    /// End the session during the handshake.
     pub const ABORT: u32 = 2;
-    /// Which exports are there?
+    /// List the exports.
     pub const LIST: u32 = 3;
-    /// Upgrade to TLS.
+    /// Upgrade the connection to TLS.
     pub const STARTTLS: u32 = 5;
-    /// What would GO say?
+    /// Describe an export as GO does, without starting.
     pub const INFO: u32 = 6;
-    /// Choose an export and start.
+    /// Choose an export and start transmission.
     pub const GO: u32 = 7;
-    /// Replies come as chunks.
+    /// Use structured replies, which come as chunks.
     pub const STRUCTURED_REPLY: u32 = 8;
-    /// Which metadata contexts are there?
+    /// List the metadata contexts of an export.
     pub const LIST_META_CONTEXT: u32 = 9;
     /// Select metadata contexts for BLOCK_STATUS.
     pub const SET_META_CONTEXT: u32 = 10;
-    /// Requests and replies have 64-bit lengths.
+    /// Use 64-bit lengths in requests and replies.
     pub const EXTENDED_HEADERS: u32 = 11;
 }
 
-/// Option replies; errors have bit 31 set.
+/// Types of option replies. Errors have bit 31 set.
 pub mod rep {
-    /// Done.
+    /// The option succeeded; the last reply to it.
     pub const ACK: u32 = 1;
-    /// An export.
+    /// An export, in the answer to LIST.
     pub const SERVER: u32 = 2;
     /// A piece of information about an export.
     pub const INFO: u32 = 3;
-    /// A metadata context.
+    /// A metadata context, with its number and name.
     pub const META_CONTEXT: u32 = 4;
-    /// The option is not known here.
+    /// The server does not know the option.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
-    /// TLS must come first.
+    /// The server requires TLS first.
     pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// The bit of every reply that is an error.
     pub const ERROR_BIT: u32 = 1 << 31;
     /// The option is malformed, or not allowed now.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
-    /// No such export.
+    /// There is no export of this name.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
-    /// The server is going away.
+    /// The server is shutting down.
     pub const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
     /// The request or its answer is too large.
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
@@ -137,23 +136,23 @@ pub mod rep {
 
 /// Kinds of information about an export.
 pub mod info {
-    /// Size and transmission flags.
+    /// Size and transmission flags of the export.
     pub const EXPORT: u16 = 0;
-    /// Canonical name.
+    /// The canonical name of the export.
     pub const NAME: u16 = 1;
-    /// A sentence for humans.
+    /// A description for humans.
     pub const DESCRIPTION: u16 = 2;
     /// Minimum and preferred block, maximum payload.
     pub const BLOCK_SIZE: u16 = 3;
 }
 
-/// Command flags.
+/// Flags of a command in a request.
 pub mod command_flag {
     /// Answer when the data is on stable storage.
     pub const FUA: u16 = 1 << 0;
-    /// WRITE_ZEROES must allocate.
+    /// WRITE_ZEROES must keep the range allocated.
     pub const NO_HOLE: u16 = 1 << 1;
-    /// READ answers in one piece.
+    /// READ must be answered in one chunk.
     pub const DF: u16 = 1 << 2;
     /// BLOCK_STATUS answers one extent per context.
     pub const REQ_ONE: u16 = 1 << 3;
@@ -167,7 +166,7 @@ pub mod command_flag {
 pub mod chunk {
     /// Flag: the last chunk of a reply.
     pub const FLAG_DONE: u16 = 1 << 0;
-    /// Nothing: success without data.
+    /// No content: success without data.
     pub const NONE: u16 = 0;
     /// An offset and the data found there.
     pub const OFFSET_DATA: u16 = 1;
@@ -183,41 +182,41 @@ pub mod chunk {
     pub const ERROR: u16 = ERROR_BIT + 1;
 }
 
-/// Bits of an extent of `base:allocation`.
+/// Bits of the status of a `base:allocation` extent.
 pub mod allocation {
-    /// Not allocated.
+    /// The extent is not allocated.
     pub const HOLE: u32 = 1 << 0;
-    /// Reads as zeroes.
+    /// The extent reads as zeroes.
     pub const ZERO: u32 = 1 << 1;
 }
 
-/// Commands that are answered. `NBD_CMD_DISC` is none: it has no reply.
+/// Commands that are answered. `NBD_CMD_DISC` has no reply, so it is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Command {
-    /// `NBD_CMD_READ`.
+    /// `NBD_CMD_READ`: returns data.
     Read = 0,
-    /// `NBD_CMD_WRITE`.
+    /// `NBD_CMD_WRITE`: its payload is the data.
     Write = 1,
-    /// `NBD_CMD_FLUSH`.
+    /// `NBD_CMD_FLUSH`: makes completed writes durable.
     Flush = 3,
-    /// `NBD_CMD_TRIM`.
+    /// `NBD_CMD_TRIM`: a hint that the range is not needed.
     Trim = 4,
-    /// `NBD_CMD_CACHE`.
+    /// `NBD_CMD_CACHE`: a hint that the range will be read.
     Cache = 5,
-    /// `NBD_CMD_WRITE_ZEROES`.
+    /// `NBD_CMD_WRITE_ZEROES`: makes the range read as zeroes.
     WriteZeroes = 6,
-    /// `NBD_CMD_BLOCK_STATUS`.
+    /// `NBD_CMD_BLOCK_STATUS`: returns extents of metadata contexts.
     BlockStatus = 7,
 }
 
 impl Command {
-    /// `NBD_CMD_DISC` on the wire.
+    /// The number of `NBD_CMD_DISC`, which ends the session.
     pub const DISCONNECT: u16 = 2;
-    /// One more than the largest number of a command; for tables indexed by command.
+    /// One more than the largest number of a command, for tables by command.
     pub const SLOTS: usize = 8;
 
-    /// The command of that number, if it is one.
+    /// The command with this number; `None` if there is none.
     pub const fn from_wire(number: u16) -> Option<Command> {
         Some(match number {
             0 => Command::Read,
@@ -231,27 +230,27 @@ impl Command {
         })
     }
 
-    /// May it change data?
+    /// Whether the command may change data.
     pub const fn writes(self) -> bool {
         matches!(self, Command::Write | Command::Trim | Command::WriteZeroes)
     }
 }
 
-/// The errors a reply can carry.
+/// The errors of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum NbdError {
     /// `NBD_EPERM`: not permitted, above all writes to a read-only export.
     Perm = 1,
-    /// `NBD_EIO`: the device failed.
+    /// `NBD_EIO`: an I/O error of the device.
     Io = 5,
-    /// `NBD_ENOMEM`: no memory.
+    /// `NBD_ENOMEM`: the server has no memory.
     NoMem = 12,
-    /// `NBD_EINVAL`: the request makes no sense, or lies beyond the end.
+    /// `NBD_EINVAL`: the request is invalid, or lies beyond the end.
     Inval = 22,
     /// `NBD_ENOSPC`: no space, or a write beyond the end.
     NoSpc = 28,
-    /// `NBD_EOVERFLOW`: longer than can be answered in one piece.
+    /// `NBD_EOVERFLOW`: too long to be answered in one chunk.
     Overflow = 75,
     /// `NBD_ENOTSUP`: zeroing would not be fast.
     NotSup = 95,
@@ -260,16 +259,16 @@ pub enum NbdError {
 }
 
 impl NbdError {
-    /// The number on the wire.
+    /// The error's number on the wire.
     pub const fn code(self) -> u32 {
         self as u32
     }
 
-    /// What a client is told about an errno of this system, as the document maps them. `EOPNOTSUPP`
-    /// becomes `NBD_EINVAL`: `NBD_ENOTSUP` is reserved for FAST_ZERO, whose caller knows that it
-    /// asked for it. Errors that say that a leaf cannot be reached from here become
-    /// `NBD_ESHUTDOWN`, not `NBD_EIO`: the volume is well, and a client with another way to it
-    /// should take that, as it would if this server went away.
+    /// The error for a client, by an errno of this system, as the specification maps them.
+    /// `EOPNOTSUPP` becomes `NBD_EINVAL`, because `NBD_ENOTSUP` is reserved for FAST_ZERO. If a
+    /// leaf cannot be reached from here, the error is `NBD_ESHUTDOWN` and not `NBD_EIO`: the volume
+    /// is well, and a client should use another path to it if it has one, as it would if this
+    /// server went away.
     pub const fn from_errno(errno: i32) -> NbdError {
         match errno {
             libc::EPERM | libc::EACCES | libc::EROFS => NbdError::Perm,
@@ -292,7 +291,7 @@ impl NbdError {
         }
     }
 
-    /// The error of that number, if it is one.
+    /// The error with this number; `None` if there is none.
     pub const fn from_code(code: u32) -> Option<NbdError> {
         Some(match code {
             1 => NbdError::Perm,
@@ -308,7 +307,7 @@ impl NbdError {
     }
 }
 
-/// Takes big-endian numbers and byte strings from the front of a slice; `None` when it is too
+/// Reads big-endian numbers and byte strings from the front of a slice. `None` if the slice is too
 /// short.
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -335,7 +334,7 @@ impl<'a> Reader<'a> {
         Some(bytes)
     }
 
-    /// Bytes that are left.
+    /// Number of bytes that are left.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -347,7 +346,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The longest beginning of a text that has at most `bytes` bytes and ends between two characters.
+/// The longest prefix of `text` that has at most `bytes` bytes and ends at a character boundary.
 #[must_use]
 pub fn at_most(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));

@@ -1,26 +1,26 @@
-//! `blkswitch:replaces=NAME`: a client says that a connection takes the place of its older ones of the
-//! same NAME.
+//! `blkswitch:replaces=NAME`: a client says that a connection replaces its older ones with the same
+//! NAME.
 //!
-//! A client that sends requests again on a new connection must know that the old ones are over. An
-//! address does not tell connections of one client apart, and a connection that the client has given
-//! up may look healthy here. So the client names the place that a connection has, as iSCSI names a
-//! session by its ISID. It asks with LIST_META_CONTEXT, because other servers answer a query of a
-//! namespace that they do not know with nothing.
+//! A client that sends requests again on a new connection must know that the old connections have
+//! ended. An address does not distinguish the connections of one client, and a connection that the
+//! client has given up may look healthy here. So the client names the role of a connection, as
+//! iSCSI names a session by its ISID. It uses LIST_META_CONTEXT, because other servers answer a
+//! query of an unknown namespace with an empty list.
 //!
-//! Contract: pure. The answer is [`confirmation`]. Two connections with the same one are of the same
-//! server, and the later one began when nothing of the earlier one was under way any more.
+//! Contract: pure. The answer is [`confirmation`]. Two connections with equal confirmations reach
+//! the same server. The later one began when the earlier one had nothing under way any more.
 
 use std::sync::Arc;
 
-/// What the query begins with.
+/// The prefix of the query.
 pub const QUERY: &str = "blkswitch:replaces=";
-/// Longest name.
+/// Longest name in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// What is allowed, for people.
+/// The allowed names, for error texts.
 pub const ALLOWED: &str = "1 to 64 letters, digits, dots and hyphens";
 
-/// The name in a query of this kind. `Err` if it is none that is allowed.
+/// The name in such a query; `None` for other queries. `Some(Err)` if the name is not allowed.
 pub fn name_in(query: &str) -> Option<Result<Arc<str>, &str>> {
     let name = query.strip_prefix(QUERY)?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';

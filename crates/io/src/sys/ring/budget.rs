@@ -1,17 +1,17 @@
-//! How much one turn of a queue's loop may cost, so that no client waits for long on another.
+//! The cost limit of one turn of a queue's loop, so that no client waits long for another.
 //!
-//! A turn goes over everything that has happened: each part of it looks whether the turn has cost
-//! enough ([`Budget::is_spent`]), and leaves the rest to the next turn. Two things are counted. Time
-//! covers all that this thread does itself. Bytes cover the copies that the kernel makes while it
-//! takes submissions, after the turn's own work: between the page cache and a request's memory.
+//! A turn handles everything that has happened. Each step checks whether the turn has used up its
+//! budget ([`Budget::is_spent`]), and leaves the rest to the next turn. Two things are counted.
+//! Time covers the work of this thread. Bytes cover the copies that the kernel makes while it takes
+//! submissions, after the turn's own work, between the page cache and the memory of requests.
 
-/// Time of a stage. A client waits for a few turns at most: far below what it takes for a network,
-/// and long enough that the system call between two turns does not count.
+/// Time of a stage in ns. A client waits a few turns at most. That is far less than the latency of
+/// a network, and long enough that the system call between two turns does not matter.
 const STAGE_NS: u64 = 500_000;
-/// Bytes copied in a turn: less than a millisecond on any machine that this is for.
+/// Most bytes copied in a turn. That takes less than a millisecond on any suitable machine.
 const TURN_BYTES: u64 = 4 << 20;
 
-/// See the module's text.
+/// The rest of a turn's budget.
 #[derive(Debug)]
 pub(super) struct Budget {
     until_ns: u64,
@@ -19,19 +19,20 @@ pub(super) struct Budget {
 }
 
 impl Default for Budget {
-    /// Without an end: that of a clock which does not move by itself.
+    /// Without a limit, for a simulated clock, which does not move by itself.
     fn default() -> Self {
         Budget { until_ns: u64::MAX, bytes_left: u64::MAX }
     }
 }
 
 impl Budget {
-    /// A turn begins.
+    /// Begins a turn.
     pub(super) fn begin(&mut self, now_ns: u64) {
         *self = Budget { until_ns: now_ns + STAGE_NS, bytes_left: TURN_BYTES };
     }
 
-    /// The next of a turn's stages has as much time as the one before. Bytes are the turn's.
+    /// Begins the next stage of a turn, with a new time limit. The byte limit is that of the whole
+    /// turn.
     pub(super) fn next_stage(&mut self, now_ns: u64) {
         self.until_ns = now_ns + STAGE_NS;
     }

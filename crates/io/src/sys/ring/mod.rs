@@ -1,10 +1,10 @@
-//! The ring of one queue: io_uring for what the kernel does, a small heap for what only time does.
+//! The ring of one queue: io_uring for the work of the kernel, and a heap of deferred completions.
 //!
 //! Contract: one thread owns a ring and passes it as an argument. Submissions are collected and go
 //! to the kernel with one system call per turn of the queue's loop ([`Ring::wait`]). The clock is
-//! read once per turn ([`Ring::now_ns`]); everything on the way of a request uses that reading. A
+//! read once per turn ([`Ring::now_ns`]), and all code on the way of a request uses that reading. A
 //! ring without a kernel side ([`Ring::simulated`]) has a clock that jumps to the next deferred
-//! completion: the simulation runs on it.
+//! completion. The simulation runs on it.
 
 mod budget;
 mod polling;
@@ -23,30 +23,31 @@ use budget::Budget;
 use polling::Polling;
 use trouble::Trouble;
 
-/// Submissions collected before they must go to the kernel. Twice the deepest batch seen in
-/// practice; a fuller queue only means one more system call.
+/// Most submissions that are collected before they must go to the kernel: twice the deepest batch
+/// seen in practice. More only cost another system call.
 const SUBMISSIONS: u32 = 512;
-/// Completions the kernel can hold without its overflow list: several connections' worth of
-/// requests in flight.
+/// Completions that the kernel holds without its overflow list: the requests in flight of several
+/// connections.
 const COMPLETIONS: u32 = 8192;
 
-/// How often, and with what pause, a ring is tried for again when there is no memory for it.
+/// How often the kernel is asked again for a ring when it has no memory for it, and the pause
+/// between.
 const PAUSES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Threads that the kernel may have at work for this ring's operations on files and disks, where
-/// these cannot be done without waiting. It starts one only when all others wait, so few are ever
-/// there; but one file that hangs must not have them all ([`crate::leaf::MAX_UNDER_WAY`]).
+/// Most worker threads of the kernel for this ring's operations on files and disks. The kernel
+/// starts one only if all others wait, so there are usually few. One file that hangs must not
+/// occupy all of them ([`crate::leaf::MAX_UNDER_WAY`]).
 const MAX_WORKERS: u32 = 2048;
 
-/// Places in the ring's table of buffers, once somebody wants one: the most that the kernel gives
-/// (`IORING_MAX_REG_BUFFERS`), 128 KiB.
+/// Slots of the ring's table of buffers, once it is needed: the most that the kernel allows
+/// (`IORING_MAX_REG_BUFFERS`). The table takes 128 KiB.
 const SLOTS: u16 = 1 << 14;
 
-/// How often a queue looks at deadlines, while it has any: all are a matter of seconds.
+/// Seconds between two checks of deadlines, which are all several seconds long.
 pub const TICK_SECONDS: u64 = 1;
 
-/// What a completion belongs to: the top byte of `user_data`.
+/// The owner of a completion: the top byte of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Tag {
@@ -58,17 +59,17 @@ pub enum Tag {
     Accept = 3,
     /// Bytes from a connection's socket; the id is the connection's index.
     Receive = 4,
-    /// Bytes to a connection's socket.
+    /// Bytes were sent to a connection's socket; the id is the connection's index.
     Send = 5,
     /// A second has passed ([`Ring::tick`]).
     Tick = 6,
     /// A cancellation or another operation whose result nobody awaits.
     Ignored = 7,
-    /// A command of a ublk hardware queue; the id is its place and the tag.
+    /// A command of a ublk hardware queue; the id is the queue's index and the tag.
     Ublk = 8,
-    /// Requests whose turn it is go on.
+    /// Requests whose turn has come go on.
     Window = 9,
-    /// An operation of a leaf's link; the id is the links' matter.
+    /// An operation of a leaf's link; [`crate::engine::links`] defines the id.
     Link = 10,
 }
 
@@ -88,21 +89,22 @@ impl Tag {
     }
 }
 
-/// A completion: what it belongs to and the kernel's result (negative errno or a count).
+/// A completion: its owner, and the result (negative errno or a count).
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// Whose it is.
+    /// The owner of the operation.
     pub tag: Tag,
     /// The id given at submission (56 bits).
     pub id: u64,
-    /// Result as the kernel gives it.
+    /// The result, as the kernel gives it.
     pub result: i32,
-    /// It came from [`Ring::defer`], not from the kernel: the engine has still to act.
+    /// Whether it comes from [`Ring::defer`] and not from the kernel, so that the engine must still
+    /// act.
     pub deferred: bool,
 }
 
 impl Completion {
-    /// Of a part whose result did not come from the ring.
+    /// The completion of a part whose result does not come from the ring.
     pub(crate) fn of_part(part: u32, result: i64) -> Completion {
         // No transfer is longer than a request, which is far below 2^31.
         let result = result.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
@@ -110,7 +112,7 @@ impl Completion {
     }
 }
 
-/// `user_data` of a submission.
+/// Builds the `user_data` of a submission. `id` has at most 56 bits.
 pub fn user_data(tag: Tag, id: u64) -> u64 {
     ((tag as u64) << 56) | (id & ((1 << 56) - 1))
 }
@@ -118,13 +120,13 @@ pub fn user_data(tag: Tag, id: u64) -> u64 {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Deferred {
     at_ns: u64,
-    /// Insertion order, so that equal times keep it.
+    /// Insertion order, which decides between equal times.
     order: u64,
     tag: Tag,
     id: u32,
 }
 
-/// See the module's text.
+/// The io_uring of one thread, with its deferred completions.
 pub struct Ring {
     kernel: Option<IoUring>,
     /// Submissions that the kernel's queue had no room for, oldest first.
@@ -135,34 +137,35 @@ pub struct Ring {
     order: u64,
     now_ns: u64,
     polling: Polling,
-    /// Places in the table of buffers that are free; nothing while there is no table.
+    /// Free slots of the table of buffers; `None` while there is no table.
     slots: Option<Vec<u16>>,
-    /// Requests answered in this turn.
+    /// Number of requests answered in this turn.
     answered: usize,
-    /// Requests under way when it ended.
+    /// Number of requests under way when the turn ended.
     under_way: usize,
 }
 
 impl Ring {
-    /// A ring of this thread. Errors: the kernel has no io_uring, or forbids it
-    /// (`kernel.io_uring_disabled`, a container's seccomp filter).
+    /// Creates a ring, which only this thread may use. `Err` if the kernel has no io_uring, or
+    /// forbids it (`kernel.io_uring_disabled`, a container's seccomp filter).
     pub fn new() -> io::Result<Ring> {
         let kernel = Ring::build()?;
-        // Kernels before 5.15 have no such call: what hangs there may hold up more than its own.
+        // Kernels before 5.15 have no such call. There, a file that hangs may delay other leaves.
         let _ = kernel.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
         Ok(Ring { kernel: Some(kernel), now_ns: clock_ns(), ..Ring::simulated() })
     }
 
-    /// Makes the kernel's side.
+    /// Creates the kernel's side of a ring.
     ///
-    /// The kernel counts the memory of rings (160 KiB each) against what its user may lock
-    /// (`ulimit -l`, often 8 MiB), from Linux 6.14 on, and gives it back some time after a ring has
-    /// ended. So a refusal may pass.
+    /// From Linux 6.14 on, the kernel counts the memory of rings (160 KiB each) against the memory
+    /// that its user may lock (`ulimit -l`, often 8 MiB). It releases that some time after a ring
+    /// has ended, so a refusal may pass.
     fn build() -> io::Result<IoUring> {
         let mut pauses = 0;
         loop {
-            // DEFER_TASKRUN (6.1) runs completions when we wait, not in interrupts of our own work,
-            // and the flag in the ring says that there are some; older kernels take the plain ring.
+            // With DEFER_TASKRUN (6.1), completions run when this thread waits, and do not
+            // interrupt its work. A flag in the ring says that there are some. Older kernels get a
+            // plain ring.
             let made = IoUring::builder()
                 .setup_single_issuer()
                 .setup_defer_taskrun()
@@ -180,7 +183,8 @@ impl Ring {
         }
     }
 
-    /// A ring with no kernel side, whose clock starts at 0 and moves only in [`Ring::wait`].
+    /// Creates a ring without a kernel side. Its clock starts at 0 and moves only in
+    /// [`Ring::wait`].
     pub fn simulated() -> Ring {
         Ring {
             kernel: None,
@@ -197,24 +201,24 @@ impl Ring {
         }
     }
 
-    /// Nanoseconds of the system's monotonic clock (of a simulated ring: since it was made), as
-    /// read at the last turn.
+    /// The system's monotonic clock in ns, as read at the last turn. For a simulated ring, the
+    /// simulated time.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }
 
-    /// Reads the clock now: after a system call that took its time.
+    /// Reads the clock now. For use after a system call that may have taken long.
     pub fn read_clock(&mut self) {
         if self.kernel.is_some() {
             self.now_ns = clock_ns();
         }
     }
 
-    /// Queues one submission; it goes to the kernel with the next [`Ring::wait`].
+    /// Queues one submission. It goes to the kernel with the next [`Ring::wait`].
     ///
     /// # Safety
-    /// What the entry points to (buffers, message headers, descriptors) stays valid until its
-    /// completion is taken.
+    /// Everything that the entry points to (buffers, message headers, descriptors) stays valid
+    /// until its completion is taken.
     pub unsafe fn push(&mut self, entry: &squeue::Entry) {
         let Some(kernel) = self.kernel.as_mut() else {
             debug_assert!(false, "a simulated ring has no kernel side");
@@ -225,20 +229,20 @@ impl Ring {
             if unsafe { kernel.submission().push(entry) }.is_ok() {
                 return;
             }
-            // Full: hand over what is there. An error is not judged here but by the next wait(),
-            // which submits again; until then the entry waits behind those that were refused.
+            // The queue is full, so submit it. The next wait() submits again and judges any error.
+            // Until then, the entry waits behind the refused ones.
             let _ = kernel.submit();
         }
         self.backlog.push_back(entry.clone());
         self.refill();
     }
 
-    /// Moves submissions from the backlog into the kernel's queue, as many as have room.
+    /// Moves submissions from the backlog into the kernel's queue, as many as fit.
     fn refill(&mut self) {
         let Some(kernel) = self.kernel.as_mut() else { return };
         let mut queue = kernel.submission();
         while let Some(entry) = self.backlog.front() {
-            // SAFETY: whoever pushed the entry keeps what it points to alive.
+            // SAFETY: the code that pushed the entry keeps what it points to alive.
             if unsafe { queue.push(entry) }.is_err() {
                 return;
             }
@@ -246,7 +250,7 @@ impl Ring {
         }
     }
 
-    /// Has a [`Tag::Tick`] come after [`TICK_SECONDS`].
+    /// Requests a [`Tag::Tick`] after [`TICK_SECONDS`].
     pub fn tick(&mut self) {
         static TICK: types::Timespec = types::Timespec::new().sec(TICK_SECONDS);
         let entry =
@@ -255,39 +259,41 @@ impl Ring {
         unsafe { self.push(&entry) };
     }
 
-    /// So many bytes are copied on this thread for a request, or will be by the kernel as it takes
-    /// a submission.
+    /// Counts `bytes` bytes as copied in this turn: on this thread for a request, or by the kernel
+    /// while it takes a submission.
     #[inline]
     pub fn spend(&mut self, bytes: u64) {
         self.budget.spend(bytes);
     }
 
-    /// Whether this turn has cost enough, as far as the clock was read: what is left is for the
-    /// next one, so that others have their turn. Never by time on a simulated ring.
+    /// Whether this turn has used up its budget, by the last reading of the clock. The rest of the
+    /// work is left to the next turn, so that other requests get their turn. On a simulated ring,
+    /// time does not count.
     #[inline]
     pub fn is_spent(&self) -> bool {
         self.budget.is_spent(self.now_ns)
     }
 
-    /// As [`Ring::is_spent`], by the clock as it is now.
+    /// As [`Ring::is_spent`], after reading the clock.
     pub fn is_spent_now(&mut self) -> bool {
         self.read_clock();
         self.is_spent()
     }
 
-    /// Another stage of the turn begins: it has as much time as the one before.
+    /// Begins the next stage of the turn, with a new time budget.
     pub fn next_stage(&mut self) {
         if self.kernel.is_some() {
             self.budget.next_stage(self.now_ns);
         }
     }
 
-    /// Completes part `part` at `at_ns` ([`Ring::now_ns`] scale), not before the next turn.
+    /// Completes part `part` at `at_ns` (on the clock of [`Ring::now_ns`]), in the next turn at the
+    /// earliest.
     pub fn defer(&mut self, at_ns: u64, part: u32) {
         self.defer_as(at_ns, Tag::Part, part);
     }
 
-    /// Has a [`Tag::Window`] come with the next turn, after what others wait for.
+    /// Requests a [`Tag::Window`] in the next turn, after the completions that are due.
     pub fn defer_window(&mut self) {
         self.defer_as(self.now_ns, Tag::Window, 0);
     }
@@ -297,8 +303,7 @@ impl Ring {
         self.deferred.push(Reverse(Deferred { at_ns, order: self.order, tag, id }));
     }
 
-    /// Takes up to so many places in the ring's table of buffers; fewer, or none, if there are not
-    /// so many.
+    /// Takes up to `wanted` slots of the ring's table of buffers; fewer if there are not enough.
     pub(crate) fn take_slots(&mut self, wanted: usize) -> Vec<u16> {
         let Some(kernel) = self.kernel.as_ref() else { return Vec::new() };
         let free = self.slots.get_or_insert_with(|| {
@@ -313,24 +318,24 @@ impl Ring {
         free.split_off(free.len() - wanted.min(free.len()))
     }
 
-    /// Gives places back in which there is no buffer any more.
+    /// Returns slots whose buffers were removed.
     pub(crate) fn give_slots(&mut self, slots: Vec<u16>) {
         self.slots.get_or_insert_default().extend(slots);
     }
 
-    /// So many requests were answered in this turn. Where they come in batches a sleep is worth its
-    /// price: the next batch gathers meanwhile.
+    /// Counts requests that were answered in this turn. If they come in batches, sleeping is better
+    /// than polling, because the next batch gathers meanwhile.
     pub fn answered(&mut self, requests: usize) {
         self.answered += requests;
     }
 
-    /// So many requests are under way as the turn ends: with several, a sleep is worth its price,
-    /// too.
+    /// Sets the number of requests under way at the end of the turn. With several, sleeping is
+    /// better than polling, too.
     pub fn under_way(&mut self, requests: usize) {
         self.under_way = requests;
     }
 
-    /// When the next of what is deferred comes.
+    /// The time of the next deferred completion; `None` if there is none.
     pub(crate) fn next_deferred_ns(&self) -> Option<u64> {
         self.deferred.peek().map(|Reverse(next)| next.at_ns)
     }
@@ -341,27 +346,27 @@ impl Ring {
         queued || !self.backlog.is_empty()
     }
 
-    /// Has the kernel write to an eventfd whenever something has completed.
+    /// Lets the kernel signal an eventfd whenever an operation has completed.
     pub(crate) fn announce_to(&self, event: &OwnedFd) -> io::Result<()> {
         let kernel = self.kernel.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         kernel.submitter().register_eventfd(event.as_raw_fd())
     }
 
-    /// Whether something is deferred.
+    /// Whether there are deferred completions.
     pub fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
     }
 
-    /// Submits what was collected, waits for a completion (not at all if `poll`), reads the clock
-    /// and appends what has completed to `out`. A turn begins ([`Ring::is_spent`]).
+    /// Submits all collected entries, waits for a completion (not if `poll`), reads the clock, and
+    /// appends the completions to `out`. A new turn begins ([`Ring::is_spent`]).
     ///
-    /// A refusal that may pass (`EAGAIN`, `ENOMEM`, ...) is tried again, also by the calls that
-    /// follow. Errors: the kernel has refused for so long that nobody can rely on this ring.
+    /// A refusal that may pass (`EAGAIN`, `ENOMEM`, ...) is tried again, also by later calls. `Err`
+    /// if the kernel has refused for so long that the ring cannot be used any more.
     pub fn wait(&mut self, poll: bool, out: &mut Vec<Completion>) -> io::Result<()> {
         self.wait_until(poll, None, out)
     }
 
-    /// As [`Ring::wait`], until a time ([`Ring::now_ns`] scale) at most.
+    /// As [`Ring::wait`], but waits at most until `until_ns` (on the clock of [`Ring::now_ns`]).
     pub(crate) fn wait_until(
         &mut self,
         poll: bool,
@@ -393,7 +398,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether it may have slept, and if so whether a look beforehand found something.
+    /// Waits for the kernel. Returns whether polling before the wait found a completion; `None` if
+    /// it did not wait, or if requests come in batches, so that polling was not in question.
     fn wait_kernel(
         &mut self,
         poll: bool,
@@ -404,14 +410,14 @@ impl Ring {
         let Some(kernel) = self.kernel.as_mut() else { return Ok(None) };
         let ready = !kernel.completion().is_empty();
         let want = usize::from(!poll && !ready);
-        // The last turn's reading of the clock is good enough to begin with: a turn is short beside
-        // what is told apart.
+        // The last turn's reading of the clock is accurate enough as the start, because a turn is
+        // short compared with the times that polling distinguishes.
         let one_by_one = mem::take(&mut self.answered) <= 1 && self.under_way <= 1;
         let look_ns = if want == 1 && one_by_one { self.polling.look_ns() } else { 0 };
         let until_ns = (self.now_ns + look_ns).min(next_ns.unwrap_or(u64::MAX));
         let found = look_ns > 0 && look(kernel, until_ns);
-        // What the look found may be all there already: a receive of bytes that had come completes
-        // as it is submitted.
+        // Polling may have found everything already: a receive of bytes that have arrived completes
+        // during its submission.
         let all_there = found && !kernel.submission().taskrun();
         let result = self.enter(want, next_ns, all_there);
         let Some(kernel) = self.kernel.as_mut() else { return Ok(None) };
@@ -459,14 +465,14 @@ impl Ring {
     }
 }
 
-/// The clock, where somebody needs it.
+/// Reads the clock only if `is_needed`.
 fn clock_ns_if(is_needed: bool) -> u64 {
     if is_needed { clock_ns() } else { 0 }
 }
 
-/// The system's monotonic clock, one for all threads: what one queue measures is compared with what
-/// another did. Read as it is: the standard library's instants take twice the time to be made into
-/// a number.
+/// The system's monotonic clock in ns. All threads share it, so measurements of different queues
+/// can be compared. It is read directly, because converting the standard library's `Instant` to a
+/// number takes twice the time.
 pub(crate) fn clock_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to a live structure. Every Linux has this clock.
@@ -474,15 +480,15 @@ pub(crate) fn clock_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Looks for a completion until `until_ns`, without sleeping. Whether there is one.
+/// Polls for a completion until `until_ns`, without sleeping. Returns whether there is one.
 fn look(kernel: &mut IoUring, until_ns: u64) -> bool {
-    /// Looks between two readings of the clock.
+    /// Number of polls between two readings of the clock.
     const LOOKS: u32 = 32;
     let is_over = || clock_ns() >= until_ns;
     if is_over() {
         return false;
     }
-    // A refusal is judged where everything is submitted.
+    // The submission of all entries judges a refusal.
     if kernel.submit().is_err() {
         return false;
     }
@@ -503,7 +509,7 @@ fn look(kernel: &mut IoUring, until_ns: u64) -> bool {
 mod tests {
     use super::*;
 
-    /// Pushes no-ops until `count` of them have completed, whatever the kernel says meanwhile.
+    /// Pushes no-ops until `count` of them have completed, whatever the kernel refuses meanwhile.
     fn complete(ring: &mut Ring, count: usize) {
         for id in 0..count as u64 {
             let entry = opcode::Nop::new().build().user_data(user_data(Tag::Send, id));
@@ -537,7 +543,7 @@ mod tests {
     fn more_submissions_than_there_is_room_for_wait_in_order() {
         let mut ring = Ring::new().unwrap();
         complete(&mut ring, 5 * SUBMISSIONS as usize);
-        // The kernel has refused what the queue holds: the rest waits beside it.
+        // As if the kernel had refused what the queue holds: the rest waits in the backlog.
         for id in 0..u64::from(SUBMISSIONS) {
             let entry = opcode::Nop::new().build().user_data(user_data(Tag::Send, id));
             ring.backlog.push_back(entry);

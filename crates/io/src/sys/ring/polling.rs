@@ -1,38 +1,39 @@
-//! How long a queue looks for a completion before it sleeps: adaptive polling, as KVM's
-//! `halt_poll_ns` and QEMU's `poll-max-ns` do it.
+//! How long a queue polls for a completion before it sleeps: adaptive polling, like KVM's
+//! `halt_poll_ns` and QEMU's `poll-max-ns`.
 //!
-//! On an idle machine falling asleep and being woken takes longer than a small request, so a client
-//! that sends one request at a time waits mostly for that. Looking pays only where the next
-//! completion comes soon: it starts after a short sleep, stops when it has found nothing, and is
-//! then tried again the more rarely the more often it failed. A queue that has nothing to do
-//! sleeps; one that always has something never gets here.
+//! On an idle machine, sleeping and waking up takes longer than a small request. So a client that
+//! sends one request at a time mostly waits for that. Polling pays only if the next completion
+//! comes soon. So it starts after a short sleep, stops when it has found nothing, and is tried
+//! again more rarely the more often it failed. An idle queue sleeps, and a queue that always has
+//! work never polls.
 
-/// A look takes this long at most, as KVM's by default: the client, too, must wake before it can
-/// send its next request.
+/// Longest poll in ns, KVM's default. The client must also wake up before it sends its next
+/// request.
 const LOOK_NS: u64 = 200_000;
-/// A sleep this short would have been a look that finds something: the rest of it is the wake-up.
+/// Longest sleep in ns that counts as short. Polling would have found its completion, because the
+/// rest of the time is the wake-up.
 const SHORT_SLEEP_NS: u64 = 300_000;
-/// Short sleeps to let pass after the n-th look in vain are 2^n; n is at most this. So looks in
-/// vain cost less than one part in a thousand of the time.
+/// Largest n. After the n-th poll in vain, 2^n short sleeps pass before the next one. So polls in
+/// vain cost less than a thousandth of the time.
 const MAX_FAILURES: u32 = 10;
 
-/// See the module's text.
+/// The state of adaptive polling.
 #[derive(Debug, Default)]
 pub(super) struct Polling {
     active: bool,
     failures: u32,
-    /// Short sleeps before the next try.
+    /// Number of short sleeps before the next try.
     pause: u32,
 }
 
 impl Polling {
-    /// How long to look before this sleep.
+    /// How long to poll before this sleep, in ns.
     pub(super) fn look_ns(&self) -> u64 {
         if self.active { LOOK_NS } else { 0 }
     }
 
-    /// The look before a sleep of the whole duration `waited_ns` found something, or did not, or
-    /// there was none.
+    /// Records a sleep: its whole duration `waited_ns`, and whether polling before it found a
+    /// completion.
     pub(super) fn waited(&mut self, found: bool, waited_ns: u64) {
         match (self.active, found) {
             (true, true) => self.failures = self.failures.saturating_sub(1),
@@ -52,7 +53,8 @@ impl Polling {
 mod tests {
     use super::*;
 
-    /// Waits for completions that come `gap_ns` after the last; returns the looks in vain.
+    /// Waits for completions that come `gap_ns` after the last. Returns the number of polls in
+    /// vain.
     fn run(polling: &mut Polling, gap_ns: u64, times: u32) -> u32 {
         let mut in_vain = 0;
         for _ in 0..times {

@@ -1,26 +1,26 @@
-//! What a refusal of `io_uring_enter` means for the ring.
+//! The meaning of a refusal of `io_uring_enter`.
 //!
-//! The kernel refuses for reasons that pass: it is short of memory (`ENOMEM`, `EAGAIN`), a signal
-//! came (`EINTR`), completions must be taken first (`EBUSY`). Nothing is lost then: what was not
-//! submitted is still in the queue, and goes with the next call. So the caller goes on, after a
-//! pause if there is nothing else to do. Anything else, or a shortage that does not end, is the end
-//! of the ring.
+//! Some refusals pass: the kernel is short of memory (`ENOMEM`, `EAGAIN`), a signal came (`EINTR`),
+//! or completions must be taken first (`EBUSY`). Then nothing is lost: entries that were not
+//! submitted stay in the queue and go with the next call. So the caller goes on, after a pause if
+//! it has nothing else to do. Any other error, or a shortage that does not end, is the end of the
+//! ring.
 
 use std::io;
 use std::time::Duration;
 
-/// How long the kernel may go on refusing. Longer than the shortages of a machine that recovers;
+/// How long the kernel may refuse, in ns: longer than the shortages of a machine that recovers, and
 /// shorter than the time after which clients give up.
 const PATIENCE_NS: u64 = 30_000_000_000;
-/// First pause; each is twice the one before.
+/// First pause. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
-/// See the module's text.
+/// The refusals in a row.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
-    /// When the first of the refusals in a row came.
+    /// The time of the first of the refusals in a row.
     since_ns: Option<u64>,
     pause: Duration,
     #[cfg(test)]
@@ -28,8 +28,8 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// Takes the result of a call. `has_come`: there are completions to be taken, so that the
-    /// caller has something to do. Errors: the ring cannot be used any more.
+    /// Judges the result of a call. `has_come` says that there are completions to take, so the
+    /// caller has something to do. `Err` if the ring cannot be used any more.
     #[inline]
     pub(super) fn judge(
         &mut self,
@@ -50,7 +50,7 @@ impl Trouble {
     #[cold]
     fn refused(&mut self, error: io::Error, now_ns: u64, has_come: bool) -> io::Result<()> {
         match error.raw_os_error() {
-            // Time ran out, a signal came, or completions must be taken first.
+            // The time is over, a signal came, or completions must be taken first.
             Some(libc::ETIME | libc::EINTR) => return Ok(()),
             Some(libc::EBUSY) if has_come => return Ok(()),
             Some(libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => {}
@@ -76,7 +76,7 @@ impl Trouble {
         (self.since_ns, self.pause) = (None, Duration::ZERO);
     }
 
-    /// The next refusal that a test wants.
+    /// The next refusal that a test injects.
     #[cfg(test)]
     pub(super) fn inject(&mut self) -> io::Result<()> {
         self.injected.pop_front().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
