@@ -55,15 +55,15 @@ unsafe impl bytemuck::Zeroable for Counters {}
 /// The kind of a counted operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `Op::Read`.
+    /// A read, [`Op::Read`].
     Read,
-    /// `Op::Write`.
+    /// A write, [`Op::Write`].
     Write,
-    /// `Op::Flush`.
+    /// A flush, [`Op::Flush`].
     Flush,
-    /// `Op::Discard`.
+    /// A discard, [`Op::Discard`].
     Discard,
-    /// `Op::WriteZeroes`.
+    /// A write of zeroes, [`Op::WriteZeroes`].
     Zeroes,
 }
 
@@ -206,9 +206,9 @@ pub struct Totals {
     pub errors: u64,
     /// Number of pieces that wait for a path of a multipath device now.
     pub held: u64,
-    /// Latencies of reads.
+    /// Histogram of the latencies of reads.
     pub read_latency: Histogram,
-    /// Latencies of writes.
+    /// Histogram of the latencies of writes.
     pub write_latency: Histogram,
 }
 

@@ -49,7 +49,7 @@ pub enum What {
     Removed,
     /// The device was renamed.
     Renamed {
-        /// Its earlier name.
+        /// The name before the change.
         from: String,
     },
     /// The device's gate is closed, so requests wait.

@@ -18,7 +18,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// once.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Identifies a failure.
+/// The key by which failures are counted and reported.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     /// The id of the device.

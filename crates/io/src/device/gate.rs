@@ -66,9 +66,9 @@ pub(super) enum Reason {
 }
 
 impl Device {
-    /// Closes the gate and waits until nothing is in flight. New requests wait at the gate. Does
-    /// nothing if the device is suspended already. Requests that a multipath device has queued stay
-    /// queued. Requests that lose their last path meanwhile fail.
+    /// Closes the gate and waits until nothing is in flight. New requests wait at the gate. A
+    /// second suspend has no effect. Requests that a multipath device has queued stay queued.
+    /// Requests that lose their last path meanwhile fail.
     pub fn suspend(&self) -> Result<(), DeviceError> {
         self.suspend_unless(false, &Interrupt::default())
     }

@@ -11,27 +11,25 @@ use crate::stats::Counters;
 use crate::sys::latch::Ack;
 use crate::sys::mailbox::Post;
 
-/// An order of a device's control side to the pipeline of each queue.
+/// An order of a device's control side to the pipeline of each queue. `device` is the device's id,
+/// and the queue acknowledges the order at once, unless its field says otherwise.
 pub(crate) enum Order {
     /// The device was created.
     Install {
-        /// The device's id.
         device: u32,
         /// The counters of the device, one for each queue.
         counters: Arc<[Counters]>,
-        /// Acknowledged at once.
         ack: Ack,
     },
     /// The device was removed, and has no users.
     Remove {
-        /// The device's id.
+        /// The id of the device.
         device: u32,
-        /// Acknowledged at once.
+        /// Acknowledged when the queue has forgotten it.
         ack: Ack,
     },
-    /// Close the gate.
+    /// Close the gate: let no new request in.
     Close {
-        /// The device's id.
         device: u32,
         /// Queue pieces that find no path of a multipath device.
         noflush: bool,
@@ -40,30 +38,26 @@ pub(crate) enum Order {
     },
     /// Let queued pieces of a multipath device ask for a path again.
     Release {
-        /// The device's id.
+        /// The id of the device.
         device: u32,
     },
     /// Fail pieces of the device's requests that wait for a path, or at a gate below.
     FailHeld {
-        /// The device's id.
+        /// The id of the device.
         device: u32,
     },
-    /// Open the gate.
+    /// Open the gate: let requests in.
     Open {
-        /// The device's id.
         device: u32,
         /// The live table from now on.
         live: Option<Arc<Live>>,
-        /// Acknowledged at once.
         ack: Ack,
     },
     /// Use another live table from now on. The gate is closed and stays closed.
     Exchange {
-        /// The device's id.
         device: u32,
         /// The live table from now on.
         live: Arc<Live>,
-        /// Acknowledged at once.
         ack: Ack,
     },
 }

@@ -49,7 +49,7 @@ pub const MAX_DEVICES: usize = 1 << 20;
 /// Why an operation on a device failed. The texts are those of the kernel's log where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// There is no device of this name.
+    /// The device does not exist.
     #[error("Device {0} not found")]
     NotFound(String),
     /// Another device has the name, uuid or number.
@@ -64,7 +64,7 @@ pub enum DeviceError {
     /// The device is open, so it cannot be removed.
     #[error("device '{name}' is in use: open count {opens} (connections and devices on top of it)")]
     Busy {
-        /// The device's name.
+        /// The name of the device.
         name: String,
         /// Number of connections and devices that have it open.
         opens: u32,
@@ -167,7 +167,7 @@ pub struct Device {
 /// The state that `info` shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// The device's name.
+    /// The name as libdm stores it, with escapes.
     pub name: String,
     /// The uuid; empty if there is none.
     pub uuid: String,
@@ -472,7 +472,7 @@ impl Device {
         Ok(())
     }
 
-    /// Undoes [`Device::retire`].
+    /// Undoes [`Device::retire`], so that the device can be opened again.
     pub(crate) fn take_back(&self) {
         lock(&self.state).removed = false;
     }
@@ -553,7 +553,7 @@ impl OpenDevice {
         device.open().then(|| OpenDevice(device.clone()))
     }
 
-    /// The open device.
+    /// The device that is open.
     pub fn device(&self) -> &Arc<Device> {
         &self.0
     }

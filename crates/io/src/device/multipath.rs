@@ -36,7 +36,7 @@ pub enum MultipathError {
     /// More groups or paths than a multipath may have.
     #[error("there are {groups} groups and {paths} paths: at most 1024 groups of 1024 paths each")]
     TooMany {
-        /// Number of groups.
+        /// Number of groups that were added.
         groups: usize,
         /// Number of paths of all groups.
         paths: usize,

@@ -50,8 +50,8 @@ pub struct To {
     pub offset: u64,
 }
 
-/// What a segment does with its requests. `repr(u8)` keeps the tag in its own byte, as for
-/// [`crate::request::Op`].
+/// The rule by which a segment serves its requests. `repr(u8)` keeps the tag in its own byte, as
+/// for [`crate::request::Op`].
 #[repr(u8)]
 pub enum Target {
     /// Sends each region to the path that the map names.
@@ -78,7 +78,7 @@ pub enum Target {
         /// The paths, in the order of the table line.
         paths: Box<[To]>,
     },
-    /// Every request fails.
+    /// Every request fails, as with the kernel's target.
     Error,
     /// Reads return zeroes, and writes are discarded.
     Zero,
@@ -112,9 +112,9 @@ impl Target {
 pub struct Segment {
     /// The first sector of the segment.
     pub start: u64,
-    /// Length in sectors.
+    /// Length of the segment in sectors.
     pub len: u64,
-    /// What the segment does with its requests.
+    /// The rule by which the segment serves its requests.
     pub target: Target,
     /// The number of its first path among all paths of the table. The builder sets it.
     pub first_path: u32,
@@ -161,7 +161,7 @@ pub enum TableError {
         segment: usize,
         /// The number of the path within the segment.
         path: usize,
-        /// The path's destination.
+        /// The destination that does not fit.
         below: Below,
         /// Why the destination does not fit.
         error: Error,
@@ -176,7 +176,7 @@ pub enum TableError {
         segment: usize,
         /// The number of the path within the segment.
         path: usize,
-        /// The path's destination.
+        /// The destination that is not in the table.
         below: Below,
     },
     /// A map or a multipath is for another number of paths than the segment has.
@@ -211,7 +211,7 @@ pub enum TableError {
         chunk: u64,
         /// Length of the segment in sectors.
         len: u64,
-        /// Number of stripes.
+        /// Number of stripes of the segment.
         stripes: usize,
     },
     /// A multipath is not the only segment.
@@ -277,7 +277,7 @@ impl Table {
         .unwrap_or_default()
     }
 
-    /// Length in sectors.
+    /// Length of the table in sectors.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -644,7 +644,7 @@ pub fn region_storage(geometry: &Geometry) -> Option<Slots> {
 
 /// A live table, and the leaves that earlier tables left behind with unflushed writes.
 pub struct Live {
-    /// The live table.
+    /// The table that requests are routed by.
     pub table: Arc<Table>,
     /// Leaves of earlier tables that a flush must still reach.
     pub departed: Box<[Arc<Leaf>]>,

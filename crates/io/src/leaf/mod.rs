@@ -46,7 +46,7 @@ pub enum Address {
     /// Memory of this process, which lasts as long as a table uses it. Named memory is shared by
     /// its name.
     Memory {
-        /// Size in bytes.
+        /// Size of the memory in bytes.
         bytes: u64,
         /// The name. Two addresses with one name are one memory.
         name: Option<String>,
@@ -57,7 +57,7 @@ pub enum Address {
     Iscsi(Box<IscsiAddress>),
     /// No medium: reads return zeroes, and writes are discarded.
     Null {
-        /// Size in bytes.
+        /// Size of the leaf in bytes.
         bytes: u64,
     },
     /// Memory that injects faults from a seed.

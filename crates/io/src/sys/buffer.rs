@@ -117,7 +117,7 @@ impl Buffer {
         self.start.as_ptr()
     }
 
-    /// Size in bytes.
+    /// Size of the buffer in bytes.
     pub fn size(&self) -> usize {
         self.size
     }

@@ -40,7 +40,6 @@ pub(crate) struct Gather {
 }
 
 impl Gather {
-    /// Adds a piece.
     pub(crate) fn push(&mut self, from: *const u8, len: usize) {
         self.iovecs.push(libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len });
     }
@@ -50,7 +49,6 @@ impl Gather {
         self.at >= self.iovecs.len()
     }
 
-    /// Clears the list.
     pub(crate) fn clear(&mut self) {
         self.iovecs.clear();
         self.at = 0;

@@ -111,7 +111,7 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Gives the answer.
+    /// Gives the answer that the latch waits for.
     pub fn done(mut self) {
         if let Some(latch) = self.latch.take() {
             latch.count(false);

@@ -45,7 +45,7 @@ impl<M> Mailbox<M> {
         self.wake.signal();
     }
 
-    /// Takes all mail.
+    /// Takes all mail, oldest first.
     pub(crate) fn take(&self) -> VecDeque<M> {
         lock(&self.mail).as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -69,7 +69,6 @@ impl<M> Mailboxes<M> {
         (0..count).map(|_| Mailbox::new()).collect::<io::Result<_>>().map(Mailboxes)
     }
 
-    /// Number of queues.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -92,7 +91,6 @@ impl<M> Mailboxes<M> {
 
 /// Sends orders of one layer to the queues.
 pub(crate) trait Post<M>: Send + Sync {
-    /// Number of queues.
     fn queues(&self) -> usize;
 
     /// Sends an order to one queue.

@@ -102,7 +102,7 @@ fn may_lock() -> io::Result<bool> {
     /// CAP_IPC_LOCK of capabilities(7).
     const IPC_LOCK: u32 = 14;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: writes one structure of ours.
+    // SAFETY: writes one live structure.
     check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
     Ok(limit.rlim_cur == libc::RLIM_INFINITY || has_capability(IPC_LOCK))
 }

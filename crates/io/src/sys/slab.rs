@@ -48,7 +48,7 @@ impl<T> Slab<T> {
         Some(value)
     }
 
-    /// Number of values.
+    /// Number of values in the slab.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }

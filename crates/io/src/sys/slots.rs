@@ -74,7 +74,7 @@ impl Changes {
         Some((next + found) * 64 + bits.trailing_zeros() as usize)
     }
 
-    /// Clears all notes.
+    /// Clears the notes of all blocks.
     pub fn clear(&self) {
         for bits in self.0.iter().filter(|bits| bits.load(Ordering::Relaxed) != 0) {
             bits.store(0, Ordering::Relaxed);

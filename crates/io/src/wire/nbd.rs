@@ -88,7 +88,7 @@ pub mod opt {
     pub const EXPORT_NAME: u32 = 1;
     /// End the session during the handshake.
     pub const ABORT: u32 = 2;
-    /// List the exports.
+    /// List the exports of the server.
     pub const LIST: u32 = 3;
     /// Upgrade the connection to TLS.
     pub const STARTTLS: u32 = 5;
@@ -124,7 +124,7 @@ pub mod rep {
     pub const ERROR_BIT: u32 = 1 << 31;
     /// The option is malformed, or not allowed now.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
-    /// There is no export of this name.
+    /// The export does not exist.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// The server is shutting down.
     pub const ERR_SHUTDOWN: u32 = (1 << 31) + 7;

@@ -12,7 +12,7 @@ use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, options, write_host,
 };
 
-/// iSCSI's default port.
+/// iSCSI's default TCP port.
 pub(super) const PORT: u16 = 3260;
 /// Longest name of an initiator or target in bytes, a limit of the protocol.
 const MAX_NAME: usize = 223;

@@ -170,17 +170,14 @@ impl IscsiEngine {
         if is_protected.get() { Err(io::Error::from_raw_os_error(libc::EROFS)) } else { Ok(()) }
     }
 
-    /// As [`crate::engine::Engine::trouble`].
     pub(in crate::engine) fn trouble(&self) -> Option<String> {
         self.shared.connector.trouble()
     }
 
-    /// As [`crate::engine::Engine::doubted_writes`].
     pub(in crate::engine) fn doubted_writes(&self) -> u64 {
         self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// As [`crate::engine::Engine::is_reachable`].
     pub(in crate::engine) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()
     }
@@ -223,7 +220,6 @@ impl IscsiEngine {
         self.identity.clone()
     }
 
-    /// As [`crate::engine::Engine::unique_within`].
     pub(in crate::engine) fn unique_within(&self) -> Option<&str> {
         (!self.shared.facts.has_unique_name).then_some(&*self.target)
     }

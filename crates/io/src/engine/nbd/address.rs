@@ -12,7 +12,7 @@ use crate::engine::session::uri::{
     Patience, Query, decode, encode, host_and_port, number, options, write_host,
 };
 
-/// NBD's default port.
+/// NBD's default TCP port.
 const PORT: u16 = 10809;
 /// Longest name of an export in bytes, a limit of the protocol.
 const MAX_NAME: usize = crate::wire::nbd::MAX_STRING;

@@ -211,12 +211,10 @@ impl NbdEngine {
         }
     }
 
-    /// As [`super::Engine::trouble`].
     pub(super) fn trouble(&self) -> Option<String> {
         self.shared.connector.trouble()
     }
 
-    /// As [`super::Engine::doubted_writes`].
     pub(super) fn doubted_writes(&self) -> u64 {
         self.shared.doubted.load(std::sync::atomic::Ordering::Relaxed)
     }
@@ -228,7 +226,6 @@ impl NbdEngine {
         lock(&own.control).is_writable(Instant::now() + timeout)
     }
 
-    /// As [`super::Engine::is_reachable`].
     pub(super) fn is_reachable(&self) -> bool {
         !self.shared.connector.is_cut_off()
     }
@@ -241,7 +238,6 @@ impl NbdEngine {
         }
     }
 
-    /// As [`super::Engine::allocation`].
     pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let Route::Own(own) = &self.route else { return (len, 0) };
         let mut status = lock(&own.status);

@@ -51,7 +51,7 @@ pub struct SimOptions {
     pub cut: Option<PathBuf>,
 }
 
-/// Default of [`SimOptions::timeout_ns`].
+/// Default of [`SimOptions::timeout_ns`]: a second.
 const TIMEOUT_NS: u64 = 1_000_000_000;
 
 impl SimOptions {

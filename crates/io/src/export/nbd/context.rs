@@ -32,30 +32,29 @@ pub(crate) struct Context<'a> {
 
 /// An order to the connections of a queue.
 pub(crate) enum Order {
-    /// Serve a connection.
+    /// Serve an accepted connection.
     Connect {
-        /// The connection's socket.
+        /// The socket of the connection.
         socket: OwnedFd,
         /// The connection's place from [`super::admission`].
         place: Place,
     },
-    /// Report the clients.
+    /// Report the clients that have a device open.
     Clients {
         /// The list to which each queue adds its clients.
         found: Arc<Mutex<Vec<Client>>>,
-        /// Acknowledged at once.
+        /// Acknowledged when they are added.
         ack: Ack,
     },
-    /// End connections.
+    /// End the connections with these numbers.
     Disconnect {
-        /// The numbers of the connections.
+        /// Numbers of connections, [`Client::number`].
         numbers: Arc<[u64]>,
-        /// Acknowledged at once.
+        /// Acknowledged when they can no longer send requests.
         ack: Ack,
     },
     /// A newer connection waits for work of its client's older connections.
     Settle {
-        /// The newer connection.
         newer: Newer,
         /// Held by older connections until their work has ended.
         barrier: Arc<Barrier>,

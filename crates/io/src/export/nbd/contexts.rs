@@ -56,7 +56,7 @@ impl MetaContext {
 pub struct Contexts(u8);
 
 impl Contexts {
-    /// The empty set.
+    /// The set without contexts.
     pub const NONE: Contexts = Contexts(0);
 
     /// Adds a context. Returns `false` if it was in the set.

@@ -73,7 +73,7 @@ pub struct Options {
     pub zero_copy: Option<bool>,
 }
 
-/// An attached disk.
+/// A disk of this machine that is an attached device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
     /// The driver's number of the disk.
@@ -130,7 +130,7 @@ pub enum UblkError {
     TooOld {
         /// The kernel's release, as `uname -r` prints it.
         release: String,
-        /// The missing feature.
+        /// The feature that is missing.
         lacks: &'static str,
     },
     /// The driver refused a command.
@@ -138,7 +138,7 @@ pub enum UblkError {
     Command {
         /// The name of the command.
         command: &'static str,
-        /// The driver's error.
+        /// The error that the driver answered.
         source: io::Error,
     },
     /// A system call failed.

@@ -31,16 +31,15 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Order {
     /// Serve a hardware queue.
     Serve {
-        /// The hardware queue.
         queue: Box<HwQueue>,
         /// Acknowledged when its first commands are on their way.
         ack: Ack,
     },
     /// Refuse the requests of ublk for a device, also those that wait at a gate.
     Fail {
-        /// The device's id.
+        /// The id of the blkswitch device.
         device: u32,
-        /// Acknowledged at once.
+        /// Acknowledged when they are refused.
         ack: Ack,
     },
 }

@@ -26,7 +26,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Begins a turn.
+    /// Begins a turn at `now_ns`, with a full budget.
     pub(super) fn begin(&mut self, now_ns: u64) {
         *self = Budget { until_ns: now_ns + STAGE_NS, bytes_left: TURN_BYTES };
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 const PATIENCE_NS: u64 = 30_000_000_000;
 /// First pause. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
-/// Longest pause.
+/// Longest pause between two calls.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The refusals in a row.

@@ -647,7 +647,7 @@ impl Conn {
             && self.nothing_to_send()
     }
 
-    /// Returns its buffers.
+    /// Returns its buffers to the queue.
     pub(super) fn release(mut self, context: &mut Context<'_>) {
         self.drop_output(context.buffers);
     }

@@ -44,18 +44,18 @@ pub struct Handshake {
 pub struct Progress {
     /// Number of consumed bytes. The caller passes the rest again with more bytes behind it.
     pub consumed: usize,
-    /// The next step.
+    /// The next step of the caller.
     pub next: Next,
 }
 
 /// The next step of a connection, after the answers were sent.
 #[derive(Debug)]
 pub enum Next {
-    /// Read more bytes.
+    /// Read more bytes, and pass them to [`Handshake::input`].
     More,
     /// The handshake is over. The rest of the input are the first requests.
     Transmission(Box<Session>),
-    /// Close the connection.
+    /// Close the connection after the answers were sent.
     Close(CloseReason),
 }
 
