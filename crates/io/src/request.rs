@@ -32,7 +32,8 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether the operation changes what the device holds.
+    /// Whether the operation changes the contents of the device.
+    ///
     pub fn is_write(self) -> bool {
         matches!(self, Op::Write | Op::Discard | Op::WriteZeroes { .. })
     }

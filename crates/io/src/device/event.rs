@@ -61,5 +61,5 @@ pub enum What {
     },
 }
 
-/// A function that is told of every event.
+/// A function that is called for every event.
 pub type Observer = Box<dyn Fn(&Device, What) + Send + Sync>;

@@ -14,7 +14,7 @@ use crate::device::event::What;
 use crate::device::table::Live;
 use crate::sys::latch::{Latch, Waited};
 
-/// Wait after which the log says what the gate waits for.
+/// Time after which the log warns that the gate still waits.
 const TELL_AFTER: Duration = Duration::from_secs(5);
 /// Pause between two rounds of failing queued requests.
 const FORCE_PAUSE: Duration = Duration::from_millis(50);

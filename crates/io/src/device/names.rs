@@ -1,5 +1,5 @@
 //! The names of exports. A device's name is stored as libdm writes it, with `\xNN` for a character
-//! that the kernel does not allow in names. Clients see the unescaped name.
+//! that the kernel's names should not contain. Clients see the unescaped name.
 //!
 //! Contract: pure. [`Registry`](super::Registry) ensures that no two devices have one export name.
 

@@ -110,6 +110,7 @@ impl Messenger<'_> {
         self.change(|groups, mut on| groups.apply(command, is_meant, &mut on))
     }
 
+    /// Whether the device of this message is suspended.
     pub fn is_suspended(&self) -> bool {
         lock(&self.device.state).suspended
     }

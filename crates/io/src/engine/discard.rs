@@ -1,8 +1,8 @@
 //! Discards of block devices. Linux 6.12 and later have an io_uring command for them. Otherwise a
 //! thread of the leaf uses the ioctl.
 //!
-//! `fallocate` with `FALLOC_FL_PUNCH_HOLE` is not used, because the kernel may turn it into a write
-//! of zeroes on a block device. Then every block of a thin disk stays allocated.
+//! `fallocate` with `FALLOC_FL_PUNCH_HOLE` is not used, because the kernel makes it a write of
+//! zeroes on a block device. That would leave every block of a thin disk allocated.
 //!
 //! A device that is open through the page cache always gets the ioctl. The ioctl removes the pages
 //! from the cache. The command fails with `EBUSY` if a page is written meanwhile.
@@ -136,8 +136,8 @@ fn is_able((major, minor): (u32, u32)) -> Option<bool> {
     Some(most.trim() != "0")
 }
 
-/// Major and minor version of the kernel. The system call is used, not `/proc`, so that a test can
-/// simulate an old kernel with `setarch --uname-2.6`.
+/// Major and minor version of the kernel, from the system call. `setarch --uname-2.6` makes its
+/// answer older, so that a test can take the way of old kernels.
 fn release() -> Option<(u32, u32)> {
     // SAFETY: utsname is plain data, filled by the call with a text that ends.
     let text = unsafe {

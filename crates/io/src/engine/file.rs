@@ -1,7 +1,7 @@
 //! The file engine: a regular file or block device, through io_uring.
 //!
 //! The kernel reports a failed write-back once to each open file description. So each reader of
-//! such errors has its own: one for each queue (for its flushes, reads and writes), one for the
+//! such errors has its own: one for each queue (for everything except stable writes), one for the
 //! stable writes of all queues, and one for the flushes of the control side. None can consume an
 //! error that another must see. The first one also holds the lock against other writers.
 //!
@@ -280,7 +280,7 @@ impl FileEngine {
     /// this moves.
     pub(super) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
         let Some(file) = self.files.last() else { return (len, 0) };
-        // SAFETY: seeks on our own descriptor.
+        // SAFETY: seeks on an own descriptor.
         let seek = |whence| unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) };
         let data = seek(libc::SEEK_DATA);
         if data < 0 {
@@ -382,7 +382,7 @@ fn transfer(file: types::Fd, io: &LeafIo, len: u32) -> squeue::Entry {
 #[inline]
 unsafe fn call(fd: RawFd, io: &LeafIo) -> i64 {
     let (offset, len) = (io.offset as i64, io.len.min(COPY_STEP) as usize);
-    // SAFETY: plain system calls on a descriptor we own; the data is lent by the caller.
+    // SAFETY: plain system calls on an own descriptor; the caller lends the data.
     let result = unsafe {
         match io.op {
             LeafOp::Read => libc::syscall(libc::SYS_pread64, fd, io.data.0, len, offset),
@@ -402,7 +402,7 @@ impl FileEngine {
     /// the file through another leaf, whose write lock covers both.
     pub(super) fn set_reader_lock(&self, held: bool) {
         let Some(file) = self.files.first() else { return };
-        // SAFETY: flock is plain data, as below; the descriptor is our own.
+        // SAFETY: flock is plain data, as below; the descriptor is this engine's own.
         unsafe {
             let mut range: libc::flock = std::mem::zeroed();
             range.l_type = if held { libc::F_RDLCK } else { libc::F_UNLCK } as libc::c_short;
@@ -531,7 +531,7 @@ mod tests {
     use super::*;
     use crate::queues::Queues;
 
-    /// The superuser may write whatever the mode says, so for it the file is not read-only.
+    /// The superuser may write files of any mode, so for it the file is not read-only.
     #[test]
     fn a_file_that_cannot_be_written_is_opened_for_reading_only_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();

@@ -193,7 +193,7 @@ impl Engine {
             }
             Engine::File(engine) => Ok(engine.can_be_written()),
             Engine::Nbd(engine) => engine.can_be_written(timeout),
-            // The probe of these engines finds that out, or nothing can.
+            // The probes of these engines find that out, if it can be found out at all.
             Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) => Ok(true),
             Engine::Null(_) | Engine::Sim(_) => Ok(true),
         }
@@ -321,7 +321,7 @@ impl Engine {
     /// Whether the leaf can discard. `None` if only the answer to a discard tells. Never blocks.
     pub fn can_discard(&self) -> Option<bool> {
         match self {
-            // Not known yet. A discard that the leaf refuses does no harm.
+            // Not known yet, so discards are offered.
             Engine::Absent(engine) => engine.found().map_or(Some(true), Engine::can_discard),
             Engine::Custom(_) => None,
             Engine::File(engine) => engine.can_discard(),

@@ -18,8 +18,8 @@ pub const ALIGN: usize = 4096;
 const SMALLEST: usize = 4096;
 /// Largest buffer in bytes that is kept for reuse.
 pub(crate) const KEEP_MAX: usize = 1 << 20;
-/// Most bytes that are kept idle per class: a few times what a deep queue of requests of that size
-/// needs.
+/// Most bytes that are kept idle per class: a few times the need of a deep queue of requests of
+/// that size.
 const KEEP_BYTES: usize = 8 << 20;
 /// Most bytes that are kept idle per class after a while without use, on a queue with clients.
 const KEEP_UNUSED_BYTES: usize = 1 << 20;

@@ -32,7 +32,7 @@ impl EventFd {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made this descriptor for us.
+        // SAFETY: the kernel has just made this descriptor, and no other code knows it.
         Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

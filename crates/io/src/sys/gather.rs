@@ -8,9 +8,9 @@ use io_uring::{opcode, squeue, types};
 /// Size of a socket buffer, so that a batch leaves at once.
 const SOCKET_BUFFER: i32 = 4 << 20;
 
-/// Makes the socket's close a reset, which throws away undelivered bytes and tells the other side.
-/// Without it, a closed TCP socket goes on delivering for minutes, also requests that were given up
-/// long ago and sent again by another path.
+/// Makes the socket's close a reset, which drops undelivered bytes and informs the other side.
+/// Without it, a closed TCP socket goes on delivering for minutes. It would also deliver requests
+/// that were given up long ago and sent again over another path.
 pub(crate) fn reset_on_close(socket: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let len = size_of::<libc::linger>() as libc::socklen_t;

@@ -182,7 +182,7 @@ impl IscsiEngine {
         !self.shared.connector.is_cut_off()
     }
 
-    /// `Some(0)` for a unit that is fully provisioned or does not answer GET LBA STATUS.
+    /// `Some(0)` for a unit that has no thin provisioning, or does not answer GET LBA STATUS.
     pub(in crate::engine) fn known_allocation(&self) -> Option<u32> {
         let knows_holes = self.shared.facts.provisions && !self.knows_no_status.load(Relaxed);
         (!knows_holes).then_some(0)

@@ -36,7 +36,7 @@ const MAX_TEXT: usize = 64 << 10;
 const OTHERS_MAY_READ: u32 = 0o004;
 /// Longest secret in bytes.
 const MAX_SECRET: u64 = 255;
-/// Time limit for the logout when a session is dropped.
+/// Time limit for sending a logout.
 const GOODBYE: Duration = Duration::from_millis(100);
 
 /// The initiator's part of a session identifier; the initiator's name is that of the leaf. A login

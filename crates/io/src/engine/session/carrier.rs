@@ -32,7 +32,7 @@ pub(crate) type Lost = (i32, &'static str);
 
 /// The connection was dropped because the volume behind it may have changed, or because the other
 /// side asked for it. Operations stay queued until the next connection has checked the volume's
-/// identity; if that is unchanged, they are sent again and nobody gets an error.
+/// identity. If the identity is unchanged, they are sent again and no client gets an error.
 pub(crate) const DOUBTED: i32 = libc::ESTALE;
 
 /// The protocol of a connection.
@@ -49,8 +49,8 @@ pub(crate) trait Protocol: Sized + 'static {
     /// The mark of this connection.
     fn mark(&self) -> Self::Mark;
 
-    /// Whether making `connection` is known to have ended all operations that the other side still
-    /// had of the `lost` one.
+    /// Whether the other side is known to have ended all operations of the `lost` connection when
+    /// it accepted `connection`.
     fn ends_doubt(connection: &Self::Connection, lost: &Self::Mark) -> bool;
 
     /// Starts on a connection that is ready for requests; `None` if it is lost already, or if there

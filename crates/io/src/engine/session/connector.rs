@@ -199,8 +199,8 @@ impl<C: Send + 'static> Connector<C> {
         }
     }
 
-    /// Asks for a new connection for a berth that has none and for which nobody has asked. Starts
-    /// the thread again if a connection is wanted but no thread runs.
+    /// Asks for a new connection for a berth that has none, unless its link has asked already.
+    /// Starts the thread again if a connection is wanted but no thread runs.
     pub(crate) fn want_if_idle(self: &Arc<Self>, berth: usize) {
         let Some(at) = self.berths.get(berth) else { return };
         let mut state = lock(&self.state);

@@ -132,8 +132,8 @@ impl Volume {
         self.flushes.remove(&(io.queue, io.part))
     }
 
-    /// Carries out a write. A failed one is carried out up to an arbitrary sector, and the rest of
-    /// its range keeps the old data.
+    /// Carries out a write. A failed one is carried out up to an arbitrary sector, and is not
+    /// durable even with `fua`.
     pub(super) fn write(&mut self, offset: usize, mut data: Vec<u8>, fua: bool, failed: bool) {
         if failed {
             let sectors = self.random.below((data.len() / SECTOR) as u64 + 1);

@@ -2,7 +2,7 @@
 //! administrator.
 //!
 //! A client costs a descriptor and an input buffer. If clients had all descriptors, the control
-//! socket could accept nobody, and no leaf or state file could be opened. So a connection is
+//! socket could accept no connection, and no leaf or state file could be opened. So a connection is
 //! refused if too many are open, or if its descriptor's number shows that the process is close to
 //! its limit.
 //!

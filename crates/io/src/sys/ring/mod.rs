@@ -63,13 +63,13 @@ pub enum Tag {
     Send = 5,
     /// A second has passed ([`Ring::tick`]).
     Tick = 6,
-    /// A cancellation or another operation whose result nobody awaits.
+    /// A cancellation, or another operation whose result does not matter.
     Ignored = 7,
     /// A command of a ublk hardware queue; the id is the queue's index and the tag.
     Ublk = 8,
     /// Requests whose turn has come go on.
     Window = 9,
-    /// An operation of a leaf's link; [`crate::engine::links`] defines the id.
+    /// An operation of a leaf's link; the links define the id.
     Link = 10,
 }
 
