@@ -49,7 +49,7 @@ pub(crate) enum Order {
     /// Open the gate: let requests in.
     Open {
         device: u32,
-        /// The live table from now on.
+        /// The live table from now on; `None` if the device has none.
         live: Option<Arc<Live>>,
         ack: Ack,
     },

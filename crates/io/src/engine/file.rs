@@ -251,7 +251,7 @@ impl FileEngine {
         if self.in_memory { Ok(()) } else { self.mode.prefer_direct(&self.files, block) }
     }
 
-    /// Sets the mode that a user has chosen, see [`super::mode`].
+    /// Sets the mode that a user has chosen ([`super::mode`]).
     pub(super) fn choose_mode(&self, block: u32, direct: bool) -> Result<(), Unfit> {
         if self.in_memory { Ok(()) } else { self.mode.choose(&self.files, block, direct) }
     }

@@ -1,7 +1,7 @@
 //! The memory engine: a leaf in anonymous memory of this process. Its bytes are zero at first.
 //!
 //! If requests on two queues overlap, each byte comes from one of them, as on any disk. Operations
-//! complete at once, so the engine has no volatile cache.
+//! complete at once, and the engine has no volatile cache.
 
 use std::fs::File;
 use std::io;

@@ -30,7 +30,7 @@ const MAX_RANGE: u64 = 1 << 30;
 const MAX_CHUNK: u32 = 4 + 8 * 512;
 /// Most chunks of one answer.
 const MAX_CHUNKS: usize = 16;
-/// Bytes of a simple reply after its magic number. The next is for the header of a chunk.
+/// Bytes of a simple reply, and of the header of a chunk, after their magic numbers.
 const SIMPLE_REST: usize = 12;
 const CHUNK_REST: usize = 16;
 

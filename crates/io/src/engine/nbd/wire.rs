@@ -23,7 +23,7 @@ const ERROR_HEAD: u32 = 6;
 /// order, but the protocol does not require it.
 const MAX_AHEAD: usize = 1024;
 
-/// Encodes the header of a request. All numbers are in bytes.
+/// Encodes the header of a request. `offset` and `len` are in bytes.
 pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
     let mut out = [0; REQUEST_LEN];
     let fields: [&[u8]; 6] = [

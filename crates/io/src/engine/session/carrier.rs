@@ -77,7 +77,7 @@ pub(crate) trait Protocol: Sized + 'static {
         false
     }
 
-    /// Tells the other side about the end, if that is possible at once.
+    /// Tells the other side that the session ends, if that is possible at once.
     fn say_goodbye(&mut self);
 
     /// Ends a lost connection, so that its operations on the ring complete soon.

@@ -12,14 +12,14 @@ use crate::engine::session::links::{Part, Port};
 use crate::sys::buffer::Buffer;
 use crate::sys::gather::{Gather, is_closed, reset_on_close, shutdown};
 
-/// Input buffer: the replies of a deep queue of small reads.
+/// Size of the input buffer in bytes: the replies of a deep queue of small reads.
 const INPUT_BYTES: usize = 128 << 10;
-/// The data of a read of at least this length is received in place, and little of it together with
-/// its header.
+/// Length in bytes from which the data of a read is received in place, and little of it together
+/// with its header.
 const LARGE_READ: u64 = 32 << 10;
 /// Bytes received along with headers while large reads are answered.
 const SHORT_INPUT: usize = 4 << 10;
-/// Requests sent with one system call.
+/// Most requests that are sent with one system call.
 pub(crate) const BATCH: usize = 128;
 
 /// The destination of the receive under way.
@@ -99,7 +99,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         self.input_cap = if data >= LARGE_READ { SHORT_INPUT } else { INPUT_BYTES };
     }
 
-    /// A receive has completed.
+    /// Processes a completed receive.
     pub(crate) fn received(&mut self, result: i32) -> Received {
         let into = std::mem::replace(&mut self.receiving, Receiving::Nothing);
         match (result, into) {
@@ -114,7 +114,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// A send has completed. `Err` if the connection is lost.
+    /// Processes a completed send. `Err` if the connection is lost.
     pub(crate) fn sent(&mut self, result: i32) -> Result<(), i32> {
         self.sending = false;
         if result < 0 && result != -libc::EINTR && result != -libc::EAGAIN {
@@ -230,7 +230,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         }
     }
 
-    /// Sends these bytes as the end of the conversation, if the socket takes them.
+    /// Sends these bytes as the last ones of the connection, if the socket takes them.
     pub(crate) fn say_goodbye(&mut self, bytes: &[u8]) {
         if self.can_fill() {
             self.begin_batch();

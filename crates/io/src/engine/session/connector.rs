@@ -46,7 +46,7 @@ struct State {
     failed: u64,
     /// Why the last attempt failed; `None` after one that succeeded.
     why: Option<String>,
-    /// There was no thread for the wishes there are: said once.
+    /// Whether the last try to start the thread failed. The log says it once.
     lacks_thread: bool,
     /// The time of the next try after a connection that did not last, and the length of that pause.
     not_before: Option<Instant>,

@@ -181,7 +181,7 @@ impl Links {
         self.each(|link, out| link.tick(now_ns, out));
     }
 
-    /// Ends all links, after their operations are answered.
+    /// Ends all links. Their operations under way are answered.
     pub fn close(&mut self, now_ns: u64) {
         self.each(|link, out| link.close(now_ns, out));
     }

@@ -74,14 +74,14 @@ impl Socket {
         Ok(())
     }
 
-    /// The next `N` bytes.
+    /// Reads the next `N` bytes. `Err` as [`Socket::read_exact`].
     pub(crate) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Sends all of `bytes`.
+    /// Sends all of `bytes`. `Err` at the deadline, or if the connection is lost.
     pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {

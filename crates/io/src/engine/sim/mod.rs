@@ -144,7 +144,8 @@ impl SimEngine {
         Some(format!("sim:{name}"))
     }
 
-    /// Returns at once, also for a silent path.
+    /// Never waits, also for a silent path.
+    ///
     pub(crate) fn probe(&self, _: Duration) -> io::Result<()> {
         match self.link() {
             Link::Up => Ok(()),

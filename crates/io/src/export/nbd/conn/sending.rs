@@ -9,7 +9,8 @@ use super::MAX_REPLY_HEADER;
 use crate::sys::buffer::{Buffer, Buffers};
 use crate::sys::gather::Gather;
 
-/// Replies sent with one system call.
+/// Most replies that are sent with one system call.
+///
 const BATCH: usize = 128;
 
 /// A reply: a header and the data behind it.

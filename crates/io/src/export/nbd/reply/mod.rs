@@ -26,17 +26,18 @@ pub const MAX_ERROR_TEXT: usize = MAX_REPLY_HEADER - EXTENDED_CHUNK_LEN - ERROR_
 pub const MAX_STATUS_CHUNK: usize =
     EXTENDED_CHUNK_LEN + STATUS_EXT_HEAD + MAX_EXTENTS * EXTENT_EXT_LEN;
 
-/// Length of the header of an extended chunk in bytes. The next is for a structured one.
+/// Lengths of the headers of an extended and of a structured chunk, in bytes.
 const EXTENDED_CHUNK_LEN: usize = 32;
 const STRUCTURED_CHUNK_LEN: usize = 20;
 /// Bytes in front of the data of a READ: the offset.
 const OFFSET_LEN: usize = 8;
 /// Bytes in front of the text of an error: its number and length.
 const ERROR_HEAD: usize = 6;
-/// Bytes in front of extents: the context, and in extended chunks also the count.
+/// Bytes in front of the extents of a structured chunk (the context), and of an extended one
+/// (context and count).
 const STATUS_HEAD: usize = 4;
 const STATUS_EXT_HEAD: usize = 8;
-/// Bytes of an extent: its length and status.
+/// Bytes of an extent (length and status) in a structured and in an extended chunk.
 const EXTENT_LEN: usize = 8;
 const EXTENT_EXT_LEN: usize = 16;
 
