@@ -279,8 +279,8 @@ fn draw() -> io::Result<[u8; 3]> {
     }
 }
 
-/// Resets the unit, which ends all commands that a lost session may have left there. Only logs a
-/// failure.
+/// Resets the unit, which ends all commands that a lost session may have left there. Logs the
+/// result.
 fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) {
     let leaf = address.to_string();
     match session.reset_unit(deadline) {

@@ -147,7 +147,8 @@ impl Protocol for IscsiLink {
     }
 
     fn ends_doubt(session: &Session, lost: &Nexus) -> bool {
-        // Each berth has its own session identifier, so it is that of the lost session.
+        // Each berth has its own session identifier, so it is that of the lost session. A reset of
+        // the unit also ends the commands.
         session.nexus().is_same(lost) || session.has_reset_unit()
     }
 

@@ -159,7 +159,8 @@ pub fn logout(tag: u32, numbers: Numbers) -> Header {
     header
 }
 
-/// The request to end all commands of a logical unit, whoever has sent them.
+/// Encodes the request to reset a logical unit, which ends all of its commands, also those of other
+/// initiators.
 pub fn reset_unit(lun: [u8; 8], tag: u32, numbers: Numbers) -> Header {
     const LOGICAL_UNIT_RESET: u8 = 5;
     let mut header = [0; HEADER];

@@ -104,14 +104,15 @@ pub(crate) struct Shared<P: Protocol> {
     pub(crate) patience: Patience,
     /// Number of writes in doubt that went on only because their time was over.
     pub(crate) doubted: AtomicU64,
-    /// Of each berth, whether its link has writes in doubt now, for the connector.
+    /// Whether the link of each berth has writes in doubt now. The connector reads it.
     pub(crate) in_doubt: InDoubt,
 }
 
-/// See [`Shared::in_doubt`].
+/// A flag for each berth ([`Shared::in_doubt`]).
 pub(crate) type InDoubt = Arc<[AtomicBool]>;
 
-/// No link of so many berths has writes in doubt.
+/// Flags of `berths` berths without writes in doubt.
+///
 pub(crate) fn no_doubt(berths: usize) -> InDoubt {
     (0..berths).map(|_| AtomicBool::new(false)).collect()
 }
