@@ -204,7 +204,7 @@ fn messages_that_are_refused() {
         (
             &[][..],
             "Invalid multipath message arguments. Expected 2 arguments, got 0.",
-            "there are 0 words",
+            "words found: 0",
         ),
         (&["fail_path", "b"], "", "no path leads over the device 'b'"),
         (

@@ -536,11 +536,11 @@ mod tests {
             &[(0, 0x25), (1, 0x01)],
             &[(0, 0x31), (7, 4)],
             &[(0, 0x01)],
-            &[(0, 0x22)],
             &[(0, 0x24)],
         ] {
             assert!(matches!(parse(bytes), Heard::Broken(_)), "{bytes:?}");
         }
+        assert_eq!(parse(&[(0, 0x22), (2, 5)]), Heard::Managed { response: 5 });
         assert_eq!(parse(&[(0, 0x26), (2, 1)]), Heard::Logout { response: 1 });
         assert_eq!(
             parse(&[(0, 0x32), (36, 1), (43, 9)]),
