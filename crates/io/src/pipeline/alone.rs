@@ -9,7 +9,7 @@ use blkswitch_core::multipath::{Ask, Attempt, Verdict};
 
 use super::split::{self, Piece, PieceTo, Straight};
 use super::state::{ALONE, Hops, LeafAt};
-use super::{Counted, Kind, Pipeline, Submitted, judge, multipath, operation};
+use super::{Counted, Kind, LeafIo, LeafOp, Pipeline, Submitted, judge, leaf_at, multipath};
 use crate::engine::session::turn::Turn;
 use crate::request::{Op, Request};
 
@@ -47,15 +47,23 @@ impl Pipeline {
             }
         };
         let is_read = request.op == Op::Read;
-        let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
         let mut result = None;
         // Data in pages, and writes that need a flush, take several steps.
         if request.pages.is_none()
             && (!request.fua || leaf.engine().has_fua())
             && !leaf.is_full(self.queue)
         {
-            let mut io = operation(request, Some(leaf), &piece, self.queue);
-            io.part = self.parts.next();
+            let io = LeafIo {
+                op: if is_read { LeafOp::Read } else { LeafOp::Write },
+                fua: request.fua,
+                fast: false,
+                offset,
+                len: request.len,
+                data: request.data,
+                pages: None,
+                part: self.parts.next(),
+                queue: self.queue,
+            };
             let began_ns = turn.now_ns();
             // SAFETY: as in drive().
             result = Some(unsafe { leaf.engine().submit(&io, turn) });
@@ -74,14 +82,15 @@ impl Pipeline {
                 }
                 let ns = turn.now_ns().saturating_sub(began_ns);
                 self.count(
-                    &piece.hops,
-                    (0, piece.hops.depth),
+                    &hops,
+                    (0, hops.depth),
                     Counted { kind, len: request.len, failed: false, ns },
                 );
                 turn.answered(1);
                 return Alone::Answered;
             }
         }
+        let piece = Piece { to: PieceTo::Leaf(at), hops, offset, len: request.len, data: 0 };
         let attempt = attempt.map(|(_, attempt)| attempt);
         self.go_on_alone(request, (at, attempt), &piece, result, turn);
         Alone::UnderWay
@@ -97,7 +106,11 @@ impl Pipeline {
         submitted: Option<Submitted>,
         turn: &mut Turn,
     ) {
-        self.devices.enter(piece.hops.all());
+        for hop in piece.hops.all() {
+            if let Some(local) = self.local(hop.device) {
+                local.in_flight += 1;
+            }
+        }
         self.alone += 1;
         let mut part = self.part(ALONE, request, leaf, piece, turn.now_ns());
         part.io.part = self.parts.next();
@@ -109,7 +122,7 @@ impl Pipeline {
             None => self.drive(id, None, turn),
             Some(Submitted::Done(result)) => self.drive(id, Some(result), turn),
             Some(Submitted::Pending) => {
-                if let Some(leaf) = self.devices.leaf(leaf) {
+                if let Some(leaf) = leaf_at(&self.devices, leaf) {
                     leaf.begins(self.queue);
                 }
             }

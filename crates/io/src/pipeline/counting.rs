@@ -29,8 +29,9 @@ impl Pipeline {
             return;
         }
         for hop in hops.all().iter().take(paths) {
-            let Some(table) = self.devices.table(hop.device) else { continue };
-            let address = || table.path_name(hop.path);
+            let local = self.devices.get(hop.device as usize).and_then(Option::as_ref);
+            let Some(live) = local.and_then(|local| local.live.as_deref()) else { continue };
+            let address = || live.table.path_name(hop.path);
             self.failures.count((hop.device, hop.path, errno), address);
         }
     }
@@ -41,7 +42,7 @@ impl Pipeline {
     pub(super) fn count(&self, hops: &Hops, (devices, paths): (usize, usize), what: Counted) {
         let Counted { kind, len, failed, ns } = what;
         for (depth, hop) in hops.all().iter().enumerate() {
-            let Some(local) = self.devices.get(hop.device) else { continue };
+            let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
             if depth < paths
                 && let Some(live) = &local.live
                 && let Some(path) = live.table.counters(self.queue, hop.path)
@@ -60,7 +61,7 @@ impl Pipeline {
     #[cold]
     pub(super) fn count_ignored(&self, hops: &Hops) {
         for hop in hops.all() {
-            let Some(local) = self.devices.get(hop.device) else { continue };
+            let Some(Some(local)) = self.devices.get(hop.device as usize) else { continue };
             let path = local.live.as_ref().and_then(|l| l.table.counters(self.queue, hop.path));
             path.into_iter()
                 .chain(local.counters.get(self.queue))

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::split::Cut;
 use super::split::{self, Piece, PieceTo};
 use super::state::Hops;
-use super::{Pipeline, WINDOW};
+use super::{Pipeline, WINDOW, shared_leaf_at};
 use crate::engine::io::{HOLE, ZERO};
 use crate::leaf::Leaf;
 
@@ -87,7 +87,7 @@ impl Pipeline {
             return each(piece.len, Found::Status(path));
         }
         let leaf = match piece.to {
-            PieceTo::Leaf(at) => self.devices.shared_leaf(at),
+            PieceTo::Leaf(at) => shared_leaf_at(&self.devices, at),
             PieceTo::Nowhere => return each(piece.len, Found::Status(HOLE | ZERO)),
             PieceTo::Multipath { device, .. } => self.leaf_that_is_up(device),
             PieceTo::Gate(_) | PieceTo::Fail(_) => None,

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{LeafOp, Part, Pipeline};
+use super::{LeafOp, Part, Pipeline, leaf_at};
 use crate::engine::session::turn::Turn;
 use crate::leaf::Leaf;
 
@@ -25,7 +25,7 @@ impl Pipeline {
     #[cold]
     pub(super) fn wait_for_leaf(&mut self, id: u32) {
         let Some(part) = self.parts.get(id) else { return };
-        let Some(leaf) = self.devices.leaf(part.leaf) else { return };
+        let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
         let leaf: *const Leaf = leaf;
         match self.full.0.iter_mut().find(|(of, _)| *of == leaf) {
             Some((_, waiting)) => waiting.push_back(id),
@@ -37,7 +37,7 @@ impl Pipeline {
     #[inline]
     pub(super) fn leaf_ended(&mut self, id: u32) -> Option<u32> {
         let part = self.parts.get(id)?;
-        let leaf = self.devices.leaf(part.leaf)?;
+        let leaf = leaf_at(&self.devices, part.leaf)?;
         if !leaf.engine().takes_workers() {
             return None;
         }

@@ -45,14 +45,14 @@ impl Pipeline {
     /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
     /// and fails without, whatever the device's policy is.
     pub fn close(&mut self, device: u32, noflush: bool, ack: Ack, turn: &mut Turn) {
-        let Some(local) = self.devices.get_mut(device) else { return ack.done() };
+        let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
         local.noflush = noflush;
         local.closing = Some(ack);
         // Not acknowledged before the last of it has been looked at: what is parked leaves.
         local.in_flight += 1;
         self.park_waiting(device, turn);
-        if let Some(local) = self.devices.get_mut(device) {
+        if let Some(local) = self.local(device) {
             local.leave();
         }
     }
@@ -60,7 +60,7 @@ impl Pipeline {
     /// As [`Pipeline::close`], while a request is in flight.
     #[cfg(test)]
     pub(crate) fn close_with_one_in_flight(&mut self, device: u32, ack: Ack) {
-        if let Some(local) = self.devices.get_mut(device) {
+        if let Some(local) = self.local(device) {
             local.in_flight += 1;
         }
         self.close(device, false, ack, &mut Turn::simulated());
@@ -76,13 +76,13 @@ impl Pipeline {
     /// Opens a device's gate on what is live now, and lets in what has waited.
     pub fn open(&mut self, device: u32, live: Option<Arc<Live>>, turn: &mut Turn) {
         self.failures.forget(device);
-        let Some(local) = self.devices.get_mut(device) else { return };
+        let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
         // Whoever had the gate closed has given up, or is told already.
         local.closing = None;
         self.release(device, turn);
-        let Some(local) = self.devices.get_mut(device) else { return };
+        let Some(local) = self.local(device) else { return };
         // What parks again (at a device below) goes to another list.
         for parked in mem::take(&mut local.parked) {
             match parked {
@@ -99,7 +99,7 @@ impl Pipeline {
 
     /// Puts what is live now behind a closed gate.
     pub fn exchange(&mut self, device: u32, live: Arc<Live>) {
-        if let Some(local) = self.devices.get_mut(device) {
+        if let Some(local) = self.local(device) {
             local.live = Some(live);
         }
     }
@@ -134,7 +134,7 @@ impl Pipeline {
         let devices: Vec<u32> = self.devices.iter().map(|(device, _)| device).collect();
         for device in devices {
             self.reject_held(device, errno, &is_of, turn);
-            let Some(local) = self.devices.get_mut(device) else { continue };
+            let Some(local) = self.local(device) else { continue };
             for parked in mem::take(&mut local.parked) {
                 let token = match parked {
                     Parked::Request(request) => Some(request.token),
@@ -143,7 +143,7 @@ impl Pipeline {
                     }
                 };
                 if !token.is_none_or(&is_of) {
-                    if let Some(local) = self.devices.get_mut(device) {
+                    if let Some(local) = self.local(device) {
                         local.parked.push_back(parked);
                     }
                     continue;
@@ -153,7 +153,7 @@ impl Pipeline {
                         self.done.push(Done { token: request.token, errno })
                     }
                     Parked::Piece { request, piece } => {
-                        self.devices.leave(piece.hops.below());
+                        self.leave_below(&piece.hops);
                         self.piece_done(request, errno, turn);
                     }
                     Parked::Rest(id) => self.fail_rest(id, errno, turn),

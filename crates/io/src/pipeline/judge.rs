@@ -180,10 +180,7 @@ mod tests {
         };
         let whole = Whole {
             kind,
-            offset: 0,
             len: LEN,
-            data,
-            from: 0,
             done: 0,
             then_flush: false,
             fast: false,

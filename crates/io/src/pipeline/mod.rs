@@ -119,18 +119,23 @@ impl Pipeline {
             closing: None,
             counters,
         };
-        self.devices.insert(device, local);
+        self.devices.insert(device as usize, local);
     }
 
     /// Whether no request to a device is under way or waits.
     pub fn is_idle(&self, device: u32) -> bool {
-        self.devices.is_idle(device)
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        local.is_none_or(|local| {
+            local.in_flight == 0 && local.parked.is_empty() && local.held.is_empty()
+        })
     }
 
     /// Forgets a device that nobody uses any more.
     pub fn remove(&mut self, device: u32) {
         debug_assert!(self.is_idle(device), "somebody uses it");
-        self.devices.remove(device);
+        if let Some(slot) = self.devices.get_mut(device as usize) {
+            *slot = None;
+        }
     }
 
     /// Takes a request. Its answer is what is returned, 0 or a positive errno, or, if that is
@@ -138,7 +143,9 @@ impl Pipeline {
     /// [`Pipeline::take_done`], perhaps at once.
     #[must_use = "this may be the answer"]
     pub fn start(&mut self, device: u32, request: &Request, turn: &mut Turn) -> Option<i32> {
-        let Some(local) = self.devices.get_mut(device) else { return Some(libc::ENXIO) };
+        let Some(Some(local)) = self.devices.get_mut(device as usize) else {
+            return Some(libc::ENXIO);
+        };
         if local.open {
             return self.begin(device, request, turn);
         }
@@ -185,7 +192,7 @@ impl Pipeline {
 
     /// The live table of a device as this queue has it.
     pub fn table(&self, device: u32) -> Option<&Table> {
-        self.devices.table(device)
+        self.devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
     }
 
     /// Takes a completion of a part, or goes on with requests whose turn it is.
@@ -197,7 +204,7 @@ impl Pipeline {
         let mut result = i64::from(completion.result);
         if completion.deferred {
             let Some(part) = self.parts.get(id) else { return };
-            let Some(leaf) = self.devices.leaf(part.leaf) else { return };
+            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { return };
             // SAFETY: the request's data stays lent until the request is answered, which waits for
             // this part.
             result = unsafe { leaf.engine().finish(&part.io) };
@@ -207,11 +214,16 @@ impl Pipeline {
         self.drive_next(next, turn);
     }
 
+    fn local(&mut self, device: u32) -> Option<&mut Local> {
+        self.devices.get_mut(device as usize)?.as_mut()
+    }
+
     /// The gate is open: the request enters. Returns what [`Pipeline::start`] does.
     #[inline]
     fn begin(&mut self, device: u32, request: &Request, turn: &mut Turn) -> Option<i32> {
         debug_assert!(!request.fua || request.op.is_write(), "only writes are made stable");
-        let errno = check(self.devices.live(device), request);
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        let errno = check(local.and_then(|local| local.live.as_deref()), request);
         if errno == 0 && matches!(request.op, Op::Read | Op::Write) && request.len > 0 {
             match self.begin_alone(device, request, turn) {
                 Alone::Answered => return Some(0),
@@ -219,7 +231,7 @@ impl Pipeline {
                 Alone::Not => {}
             }
         }
-        self.devices.get_mut(device)?.in_flight += 1;
+        self.local(device)?.in_flight += 1;
         let (request, started_ns) = (*request, turn.now_ns());
         let owner = self.turns.enter(request.token);
         let running =
@@ -296,7 +308,7 @@ impl Pipeline {
                     Some(errno) => running.errno = worst(running.errno, errno),
                     None => {
                         self.enter_piece(id, &piece.hops);
-                        if let Some(local) = self.devices.get_mut(device) {
+                        if let Some(local) = self.local(device) {
                             local.parked.push_back(Parked::Piece { request: id, piece });
                         }
                     }
@@ -322,31 +334,48 @@ impl Pipeline {
             running.left += 1;
             self.turns.piece_begins(running);
         }
-        self.devices.enter(hops.below());
+        self.enter_below(hops);
     }
 
     #[inline]
     fn part(&self, request: u32, of: &Request, leaf: LeafAt, piece: &Piece, now_ns: u64) -> Part {
-        let io = operation(of, self.devices.leaf(leaf), piece, self.queue);
+        let has_fua = leaf_at(&self.devices, leaf).is_some_and(|leaf| leaf.engine().has_fua());
+        let op = match of.op {
+            Op::Read => LeafOp::Read,
+            Op::Write => LeafOp::Write,
+            Op::Flush => LeafOp::Flush,
+            Op::Discard => LeafOp::Discard,
+            Op::WriteZeroes { no_hole, .. } => LeafOp::Zero { no_hole },
+        };
+        let fua = of.fua && has_fua && of.op == Op::Write;
+        let fast = matches!(of.op, Op::WriteZeroes { fast: true, .. });
         Part {
             request,
             token: of.token,
             hops: piece.hops,
             leaf,
-            whole: Whole {
-                kind: Kind::of(of.op),
+            io: LeafIo {
+                op,
+                fua,
+                fast,
                 offset: piece.offset,
                 len: piece.len,
-                data: io.data,
-                from: piece.data,
+                data: of.data.at(piece.data),
+                pages: of.pages,
+                // Known once it is in the slab: see drive().
+                part: 0,
+                queue: self.queue,
+            },
+            whole: Whole {
+                kind: Kind::of(of.op),
+                len: piece.len,
                 done: 0,
-                then_flush: of.fua && !io.fua && of.op.is_write(),
-                fast: io.fast,
+                then_flush: of.fua && !fua && of.op.is_write(),
+                fast,
                 is_ignored: false,
                 covers: 0,
                 errno: 0,
             },
-            io,
             started_ns: now_ns,
         }
     }
@@ -379,7 +408,7 @@ impl Pipeline {
         match rest.filter(|rest| rest.len > 0) {
             Some(rest) => self.put_off(owner, Work::Piece { request, piece: rest }, turn),
             None => {
-                self.devices.leave(piece.hops.below());
+                self.leave_below(&piece.hops);
                 self.piece_done(request, 0, turn);
             }
         }
@@ -462,12 +491,16 @@ impl Pipeline {
             self.count_ignored(hops);
         }
         if !is_alone {
-            self.devices.leave(hops.below());
+            self.leave_below(hops);
             return self.piece_done(part.request, part.whole.errno, turn);
         }
         self.alone -= 1;
         self.done.push(Done { token: part.token, errno: part.whole.errno });
-        self.devices.leave(hops.all());
+        for hop in hops.all() {
+            if let Some(local) = self.local(hop.device) {
+                local.leave();
+            }
+        }
     }
 
     /// One piece of a request is done; with the last, the request goes on or is answered.
@@ -501,36 +534,28 @@ impl Pipeline {
         let ns = turn.now_ns().saturating_sub(running.started_ns);
         let queue = self.queue;
         self.done.push(Done { token, errno: running.errno });
-        if let Some(local) = self.devices.get_mut(running.device) {
+        if let Some(local) = self.local(running.device) {
             if let Some(counters) = local.counters.get(queue) {
                 counters.count(Kind::of(op), len, running.errno != 0, ns);
             }
             local.leave();
         }
     }
-}
 
-/// What a leaf is asked for a piece of a request. Its place among the parts is not known yet.
-#[inline(always)]
-fn operation(of: &Request, leaf: Option<&Leaf>, piece: &Piece, queue: usize) -> LeafIo {
-    let op = match of.op {
-        Op::Read => LeafOp::Read,
-        Op::Write => LeafOp::Write,
-        Op::Flush => LeafOp::Flush,
-        Op::Discard => LeafOp::Discard,
-        Op::WriteZeroes { no_hole, .. } => LeafOp::Zero { no_hole },
-    };
-    let has_fua = || leaf.is_some_and(|leaf| leaf.engine().has_fua());
-    LeafIo {
-        op,
-        fua: of.fua && of.op == Op::Write && has_fua(),
-        fast: matches!(of.op, Op::WriteZeroes { fast: true, .. }),
-        offset: piece.offset,
-        len: piece.len,
-        data: of.data.at(piece.data),
-        pages: of.pages,
-        part: 0,
-        queue,
+    fn enter_below(&mut self, hops: &Hops) {
+        for hop in hops.below() {
+            if let Some(local) = self.local(hop.device) {
+                local.in_flight += 1;
+            }
+        }
+    }
+
+    fn leave_below(&mut self, hops: &Hops) {
+        for hop in hops.below() {
+            if let Some(local) = self.local(hop.device) {
+                local.leave();
+            }
+        }
     }
 }
 
@@ -562,7 +587,7 @@ unsafe fn advance(
     mut may_flush: bool,
     turn: &mut Turn,
 ) -> Step {
-    let Some(leaf) = devices.leaf(part.leaf) else {
+    let Some(leaf) = leaf_at(devices, part.leaf) else {
         part.whole.errno = libc::EIO;
         return Step::Done;
     };
@@ -641,4 +666,14 @@ fn check(live: Option<&Live>, request: &Request) -> i32 {
         }
         _ => beyond,
     }
+}
+
+fn leaf_at(devices: &Devices, at: LeafAt) -> Option<&Leaf> {
+    shared_leaf_at(devices, at).map(|leaf| &**leaf)
+}
+
+fn shared_leaf_at(devices: &Devices, at: LeafAt) -> Option<&Arc<Leaf>> {
+    let live = devices.get(at.device as usize)?.as_ref()?.live.as_ref()?;
+    let leaves = if at.departed { &live.departed } else { live.table.leaves() };
+    leaves.get(at.index as usize)
 }

@@ -12,11 +12,12 @@
 use blkswitch_core::multipath::outcome::EIO;
 use blkswitch_core::multipath::{Ask, Attempt, Choice, Event, Verdict};
 
+use super::devices::Devices;
 use super::split::{Piece, PieceTo};
 use super::state::{ALONE, Covering, LeafAt, Running, Whole};
-use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table};
+use super::{Below, Kind, Leaf, Part, PathGroups, Pipeline, Table, To, leaf_at};
 use crate::engine::session::turn::Turn;
-use crate::request::{Op, Request, Token};
+use crate::request::{Op, Request, Span, Token};
 
 impl Pipeline {
     /// Sends a piece, which has entered, down a path of the multipath device: the one that is
@@ -29,7 +30,9 @@ impl Pipeline {
         (device, wanted): (u32, Option<u32>),
         turn: &mut Turn,
     ) {
-        let Some((table, groups, _)) = self.devices.multipath(device) else {
+        let table = table_at(&self.devices, device);
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?)))
+        else {
             return self.fail_piece(id, &piece, libc::EIO, turn);
         };
         let ask = Ask { bytes: piece.len, now_ns: turn.now_ns(), cpu: self.queue as u16 };
@@ -75,7 +78,11 @@ impl Pipeline {
         if errno != 0 {
             self.keep_request(id);
         }
-        let Some((table, groups, _)) = self.devices.multipath(device) else { return false };
+        let table = table_at(&self.devices, device);
+        let Some((table, (groups, _))) = table.and_then(|table| Some((table, table.multipath()?)))
+        else {
+            return false;
+        };
         let events = &mut self.events;
         let mut on = |event| events.push((device, event));
         let verdict = if is_write_protection(kind, errno) {
@@ -97,9 +104,7 @@ impl Pipeline {
                 self.end_part(id, true, turn);
             }
             // The one error that fails a path and that the core gives: there is no path.
-            Verdict::Hold | Verdict::Fail(EIO)
-                if self.devices.holds(device, verdict == Verdict::Hold) =>
-            {
+            Verdict::Hold | Verdict::Fail(EIO) if self.holds(device, verdict == Verdict::Hold) => {
                 if let Some((request, piece)) = self.take_back(id) {
                     self.hold(request, piece, device, turn);
                 }
@@ -117,7 +122,7 @@ impl Pipeline {
             return;
         };
         let Some(device) = part.hops.all().first().map(|hop| hop.device) else { return };
-        let Whole { kind, len, data, .. } = part.whole;
+        let Whole { kind, len, done, .. } = part.whole;
         let request = Request {
             op: if kind == Kind::Read { Op::Read } else { Op::Write },
             // What is stable, and data in pages, do not come this way (Pipeline::begin_alone).
@@ -126,7 +131,7 @@ impl Pipeline {
             // It is all split off, so nobody asks where it began.
             offset: 0,
             len,
-            data,
+            data: Span(part.io.data.0.wrapping_sub(done as usize)),
             token: part.token,
         };
         let (started_ns, owner) = (part.started_ns, self.turns.enter(request.token));
@@ -145,8 +150,13 @@ impl Pipeline {
     }
 
     fn count_attempt(&self, part: &Part, attempt: &Attempt, now_ns: u64) {
-        let table = self.devices.table(part.leaf.device);
-        if let Some(counters) = table.and_then(|table| table.counters(self.queue, attempt.path())) {
+        let live = self
+            .devices
+            .get(part.leaf.device as usize)
+            .and_then(|local| local.as_ref()?.live.as_ref());
+        if let Some(counters) =
+            live.and_then(|live| live.table.counters(self.queue, attempt.path()))
+        {
             let ns = now_ns.saturating_sub(attempt.started_ns());
             counters.count(part.whole.kind, part.whole.len, part.whole.errno != 0, ns);
         }
@@ -155,10 +165,17 @@ impl Pipeline {
     /// What a part was at first: its request, and the piece.
     fn piece_of(&self, part: &Part) -> Option<(Request, Piece)> {
         let request = self.running.get(part.request)?.request;
+        let done = part.whole.done;
+        let data = match part.whole.kind {
+            Kind::Read | Kind::Write => {
+                (part.io.data.0 as u64).wrapping_sub(request.data.0 as u64).wrapping_sub(done)
+            }
+            Kind::Flush | Kind::Discard | Kind::Zeroes => 0,
+        };
         // A path begins at the first sector of its leaf, so an offset there is one on the device.
-        let Whole { offset, len, from, .. } = part.whole;
+        let offset = part.io.offset - done;
         let to = PieceTo::Gate(part.leaf.device);
-        Some((request, Piece { to, hops: part.hops, offset, len, data: from }))
+        Some((request, Piece { to, hops: part.hops, offset, len: part.whole.len, data }))
     }
 
     /// The part becomes what it was at first, on another leaf.
@@ -179,6 +196,13 @@ impl Pipeline {
         Some((part.request, self.piece_of(&part)?.1))
     }
 
+    /// Whether what finds no path is held. While a suspend is under way it says so, whatever the
+    /// policy is: one with flush must come to an end, one without must not fail anything.
+    fn holds(&self, device: u32, policy: bool) -> bool {
+        let local = self.devices.get(device as usize).and_then(Option::as_ref);
+        local.is_some_and(|local| if local.open { policy } else { local.noflush })
+    }
+
     fn no_path(
         &mut self,
         id: u32,
@@ -187,14 +211,14 @@ impl Pipeline {
         errno: i32,
         turn: &mut Turn,
     ) {
-        if self.devices.holds(device, policy) {
+        if self.holds(device, policy) {
             return self.hold(id, piece, device, turn);
         }
         self.fail_piece(id, &piece, errno, turn);
     }
 
     fn fail_piece(&mut self, id: u32, piece: &Piece, errno: i32, turn: &mut Turn) {
-        self.devices.leave(piece.hops.below());
+        self.leave_below(&piece.hops);
         self.piece_done(id, errno, turn);
     }
 
@@ -209,7 +233,7 @@ impl Pipeline {
         (piece.to, piece.hops) = (PieceTo::Gate(device), piece.hops.without_last());
         let is_own = piece.hops.depth == 0;
         let is_flush = self.running.get(id).is_some_and(|running| running.request.op == Op::Flush);
-        let Some(local) = self.devices.get_mut(device) else { return };
+        let Some(local) = self.local(device) else { return };
         let is_same = |held: &(u32, Piece)| held.0 == id && held.1.hops.all() == piece.hops.all();
         if is_flush && local.held.iter().any(is_same) {
             // The one that is held will flush the whole device: two would become four, and so on.
@@ -231,7 +255,7 @@ impl Pipeline {
         let device = running.device;
         if running.held > 0
             && running.held == running.left
-            && let Some(local) = self.devices.get_mut(device)
+            && let Some(local) = self.local(device)
         {
             local.leave();
         }
@@ -245,7 +269,7 @@ impl Pipeline {
         }
         let (device, was_uncounted) = (running.device, running.held == running.left);
         running.held -= 1;
-        if was_uncounted && let Some(local) = self.devices.get_mut(device) {
+        if was_uncounted && let Some(local) = self.local(device) {
             local.in_flight += 1;
         }
     }
@@ -253,7 +277,7 @@ impl Pipeline {
     /// What a multipath device holds asks for a path again: one came back, or nothing is to be held
     /// any more. At a closed gate it waits on.
     pub fn release(&mut self, device: u32, turn: &mut Turn) {
-        let Some(local) = self.devices.get_mut(device).filter(|local| local.open) else { return };
+        let Some(local) = self.local(device).filter(|local| local.open) else { return };
         // What is held again goes to another list.
         for (id, piece) in std::mem::take(&mut local.held) {
             self.unhold(id, &piece);
@@ -270,13 +294,13 @@ impl Pipeline {
         is_of: &impl Fn(Token) -> bool,
         turn: &mut Turn,
     ) {
-        let Some(local) = self.devices.get_mut(device) else { return };
+        let Some(local) = self.local(device) else { return };
         for (id, piece) in std::mem::take(&mut local.held) {
             let token = self.running.get(id).map(|running| running.request.token);
             if token.is_none_or(is_of) {
                 self.unhold(id, &piece);
                 self.fail_piece(id, &piece, errno, turn);
-            } else if let Some(local) = self.devices.get_mut(device) {
+            } else if let Some(local) = self.local(device) {
                 local.held.push_back((id, piece));
             }
         }
@@ -285,7 +309,7 @@ impl Pipeline {
 
     fn count_held(&mut self, device: u32) {
         let queue = self.queue;
-        if let Some(local) = self.devices.get_mut(device)
+        if let Some(local) = self.local(device)
             && let Some(counters) = local.counters.get(queue)
         {
             counters.set_held(local.held.len() as u64);
@@ -304,11 +328,12 @@ impl Pipeline {
             return;
         };
         // A server without flush has nothing to say of what others cache.
-        if !self.devices.leaf(part.leaf).is_some_and(|leaf| leaf.engine().has_cache()) {
+        if !leaf_at(&self.devices, part.leaf).is_some_and(|leaf| leaf.engine().has_cache()) {
             return;
         }
         let device = part.leaf.device;
-        let Some((table, groups, paths)) = self.devices.multipath(device) else { return };
+        let Some((groups, paths)) = multipath_at(&self.devices, device) else { return };
+        let Some(table) = table_at(&self.devices, device) else { return };
         for (leaf, index) in table.leaves().iter().zip(0u32..) {
             let mut ways = paths.iter().zip(groups.paths());
             let is_up = ways.any(|(to, path)| to.below == Below::Leaf(index) && path.is_up());
@@ -326,7 +351,7 @@ impl Pipeline {
     fn covered(&mut self, id: u32, device: u32, is_stable: bool) {
         for covering in self.covering.extract_if(.., |covering| covering.part == id) {
             let at = LeafAt { device, index: covering.leaf, departed: false };
-            if is_stable && let Some(leaf) = self.devices.leaf(at) {
+            if is_stable && let Some(leaf) = leaf_at(&self.devices, at) {
                 leaf.dirty().flushed(covering.writes);
             }
         }
@@ -338,6 +363,14 @@ impl Pipeline {
 fn is_write_protection(kind: Kind, errno: i32) -> bool {
     let writes = matches!(kind, Kind::Write | Kind::Discard | Kind::Zeroes);
     writes && matches!(errno, libc::EROFS | libc::EPERM)
+}
+
+fn table_at(devices: &Devices, device: u32) -> Option<&Table> {
+    devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
+}
+
+fn multipath_at(devices: &Devices, device: u32) -> Option<(&PathGroups, &[To])> {
+    table_at(devices, device)?.multipath()
 }
 
 /// The way of a request that is one piece: nothing if there is none for now.

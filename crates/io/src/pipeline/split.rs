@@ -108,7 +108,7 @@ pub(super) fn range(
         let (sector, left) = (range.sector + taken, range.sectors - taken);
         let data = range.data + taken * 512;
         let at = Range { sector, sectors: left, data, ..*range };
-        taken += match devices.table(range.device).and_then(|t| t.segment_at(sector)) {
+        taken += match table(devices, range.device).and_then(|t| t.segment_at(sector)) {
             Some(segment) => step(devices, &at, segment, hops, out, cut),
             None => nowhere(PieceTo::Fail(libc::EIO), &at, left, ended(hops, at.device), out, cut),
         };
@@ -169,7 +169,7 @@ pub(super) fn straight<'a>(
     hops: &mut Hops,
 ) -> Option<(Straight<'a>, u64)> {
     loop {
-        let local = devices.get(device).filter(|local| local.open)?;
+        let local = devices.get(device as usize)?.as_ref().filter(|local| local.open)?;
         let table = &local.live.as_ref()?.table;
         let segment = table.segment_at(sector)?;
         let within = sector - segment.start;
@@ -262,7 +262,7 @@ fn below_device(
     out: &mut Vec<Piece>,
     cut: &mut Cut,
 ) -> u64 {
-    let open = devices.get(at.device).map(|local| local.open);
+    let open = devices.get(at.device as usize).and_then(Option::as_ref).map(|local| local.open);
     match open {
         Some(true) => range(devices, at, hops, out, cut),
         Some(false) => {
@@ -309,7 +309,7 @@ fn push(piece: Piece, out: &mut Vec<Piece>, cut: &Cut) {
 
 /// The pieces of a flush: one for every leaf under the device that holds unflushed writes.
 pub(super) fn flush(devices: &Devices, device: u32, hops: Hops, out: &mut Vec<Piece>) {
-    let Some(local) = devices.get(device) else { return };
+    let Some(Some(local)) = devices.get(device as usize) else { return };
     let Some(live) = &local.live else { return };
     let piece = |to, hops| Piece { to, hops, offset: 0, len: 0, data: 0 };
     // A device that was put below a stack as deep as may be: no request comes through, and a flush
@@ -335,8 +335,8 @@ pub(super) fn flush(devices: &Devices, device: u32, hops: Hops, out: &mut Vec<Pi
             out.push(too_deep());
             continue;
         };
-        match devices.get(below) {
-            Some(local) if !local.open => out.push(piece(PieceTo::Gate(below), hops)),
+        match devices.get(below as usize) {
+            Some(Some(local)) if !local.open => out.push(piece(PieceTo::Gate(below), hops)),
             _ => flush(devices, below, hops, out),
         }
     }
@@ -381,4 +381,8 @@ fn flush_multipath(
     if is_down && !flushed {
         push(PieceTo::Multipath { device, path: None }, 0);
     }
+}
+
+fn table(devices: &Devices, device: u32) -> Option<&Table> {
+    devices.get(device as usize)?.as_ref()?.live.as_ref().map(|live| &*live.table)
 }

@@ -7,7 +7,7 @@ use super::split::Piece;
 use crate::device::table::{Live, MAX_DEPTH};
 use crate::engine::LeafIo;
 use crate::leaf::Leaf;
-use crate::request::{Request, Span, Token};
+use crate::request::{Request, Token};
 use crate::stats::{Counters, Kind};
 use crate::sys::latch::Ack;
 
@@ -135,13 +135,7 @@ pub(super) struct Part {
 #[derive(Clone, Copy)]
 pub(super) struct Whole {
     pub(super) kind: Kind,
-    /// Where it begins on the leaf.
-    pub(super) offset: u64,
     pub(super) len: u64,
-    /// Its data.
-    pub(super) data: Span,
-    /// Where that begins in the request's data.
-    pub(super) from: u64,
     /// Bytes of a read, write or written-out zero that are done.
     pub(super) done: u64,
     /// The request's FUA, if the leaf must be flushed for it afterwards.

@@ -260,7 +260,7 @@ impl Pipeline {
             Work::Piece { request, piece } => {
                 if self.running.get(request).is_some_and(|running| running.errno != 0) {
                     // Nobody needs the rest: the request has failed.
-                    self.devices.leave(piece.hops.below());
+                    self.leave_below(&piece.hops);
                     return self.piece_done(request, 0, turn);
                 }
                 self.unpark(request, piece, turn);
@@ -299,7 +299,10 @@ impl Pipeline {
     /// Whether a gate that is closing waits for this work, which has come through it.
     fn is_awaited(&self, work: Work) -> bool {
         let Work::Piece { piece, .. } = work else { return false };
-        self.devices.is_awaited(piece.hops.all())
+        piece.hops.all().iter().any(|hop| {
+            let local = self.devices.get(hop.device as usize).and_then(Option::as_ref);
+            local.is_some_and(|local| local.closing.is_some())
+        })
     }
 
     /// The device whose gate the work goes through next.
@@ -318,9 +321,7 @@ impl Pipeline {
         let Some(device) = self.gate_of(work).filter(|_| self.refusal.is_none()) else {
             return false;
         };
-        let Some(local) = self.devices.get_mut(device).filter(|local| !local.open) else {
-            return false;
-        };
+        let Some(local) = self.local(device).filter(|local| !local.open) else { return false };
         match work {
             Work::Request(id) => {
                 local.parked.push_back(Parked::Rest(id));
@@ -335,7 +336,7 @@ impl Pipeline {
     /// so that the gate does not wait for it.
     fn park_again(&mut self, request: u32, piece: Piece, device: u32) {
         let is_own = piece.hops.depth == 0;
-        let Some(local) = self.devices.get_mut(device) else { return };
+        let Some(local) = self.local(device) else { return };
         if !is_own {
             return local.parked.push_back(Parked::Piece { request, piece });
         }
@@ -349,7 +350,7 @@ impl Pipeline {
     /// The gate is open again for the rest of a request: it meets the table that is live now.
     pub(super) fn resume_rest(&mut self, id: u32, turn: &mut Turn) {
         let Some(running) = self.running.get_mut(id) else { return };
-        let Some(local) = self.devices.get_mut(running.device) else { return };
+        let Some(Some(local)) = self.devices.get_mut(running.device as usize) else { return };
         local.in_flight += 1;
         running.errno = check(local.live.as_deref(), &running.request);
         let (owner, errno) = (running.owner, running.errno);
@@ -365,7 +366,7 @@ impl Pipeline {
         let Some(running) = self.running.get_mut(id) else { return };
         running.errno = errno;
         let device = running.device;
-        if let Some(local) = self.devices.get_mut(device) {
+        if let Some(local) = self.local(device) {
             local.in_flight += 1;
         }
         self.end_split(id, turn);
@@ -409,7 +410,7 @@ impl Pipeline {
                         self.end_split(id, turn);
                     }
                     Work::Piece { request, piece } => {
-                        self.devices.leave(piece.hops.below());
+                        self.leave_below(&piece.hops);
                         self.piece_done(request, errno, turn);
                     }
                 }

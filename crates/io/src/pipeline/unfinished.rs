@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Pipeline;
+use super::{Pipeline, leaf_at};
 
 /// Operations of one leaf that have not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Pipeline {
     pub(crate) fn unfinished(&self, now_ns: u64) -> Vec<Unfinished> {
         let mut all = Vec::new();
         for (_, part) in self.parts.iter() {
-            let Some(leaf) = self.devices.leaf(part.leaf) else { continue };
+            let Some(leaf) = leaf_at(&self.devices, part.leaf) else { continue };
             let oldest = Duration::from_nanos(now_ns.saturating_sub(part.started_ns));
             merge(&mut all, Unfinished { leaf: leaf.name().to_owned(), operations: 1, oldest });
         }
