@@ -1,5 +1,5 @@
-//! Objects that must be objects. Serde's derive also takes a list for a struct, its fields in order,
-//! which is no part of the protocol: a field more would change what a list means.
+//! Objects that must be objects. Serde's derive also takes a list for a struct, its fields in
+//! order, which is no part of the protocol: a field more would change what a list means.
 
 use std::fmt;
 use std::marker::PhantomData;

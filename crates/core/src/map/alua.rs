@@ -10,8 +10,8 @@ use core::fmt;
 
 use super::scsi::{u8_at, u16_at, u32_at};
 
-/// The command REPORT TARGET PORT GROUPS, with the short form of the header, for an answer of at most
-/// `allocation` bytes.
+/// The command REPORT TARGET PORT GROUPS, with the short form of the header, for an answer of at
+/// most `allocation` bytes.
 #[must_use]
 pub const fn report_target_port_groups(allocation: u32) -> [u8; 12] {
     let [a, b, c, d] = allocation.to_be_bytes();

@@ -136,10 +136,10 @@ impl<'a, A: AsRef<[AtomicU64]>, B: AsRef<[AtomicU64]>> Diff<'a, A, B> {
         Changes { diff: *self, next: from, end }
     }
 
-    /// Writes the arguments of a `set_region_mappings` message that gives the regions from `from` up
-    /// to but not including `to` the paths of the second map. The list is made for the first map: it
-    /// copies regions that did not change. `sink` gets it argument by argument, and each but the
-    /// first begins with a blank. If nothing changes, it gets none.
+    /// Writes the arguments of a `set_region_mappings` message that gives the regions from `from`
+    /// up to but not including `to` the paths of the second map. The list is made for the first
+    /// map: it copies regions that did not change. `sink` gets it argument by argument, and each
+    /// but the first begins with a blank. If nothing changes, it gets none.
     ///
     /// `places` is as for [`compact::write`]. Paths that the first map does not have are written,
     /// too; a message for the first map is then refused at the first of them.

@@ -1,13 +1,14 @@
 //! Carries a map over to a table with other paths.
 //!
 //! Paths are compared by keys that tell what is behind them, such as the identity of a unit. The
-//! caller makes the keys; this code only compares them. [`match_paths`] finds each old path among the
-//! new ones, [`lost`] finds the regions whose path is gone, and [`carry_over`] writes the old map
-//! into the new one.
+//! caller makes the keys; this code only compares them. [`match_paths`] finds each old path among
+//! the new ones, [`lost`] finds the regions whose path is gone, and [`carry_over`] writes the old
+//! map into the new one.
 //!
 //! An entry of the region table is a difference from round robin modulo the number of paths. So the
 //! storage itself can be kept only if the number of paths is the same and each path keeps its place
-//! ([`Kept::Same`]). With one path more, every entry changes, also if it has as many bits as before.
+//! ([`Kept::Same`]). With one path more, every entry changes, also if it has as many bits as
+//! before.
 //!
 //! Contract: no allocation, no panic. The caller holds the message lock of the old map.
 
@@ -38,12 +39,12 @@ pub enum Kept {
     },
 }
 
-/// Finds each old path among the new ones. Afterwards `numbers` has, for each old path, its number in
-/// the new table, or `None` if no new path has its key. It is as long as `old`.
+/// Finds each old path among the new ones. Afterwards `numbers` has, for each old path, its number
+/// in the new table, or `None` if no new path has its key. It is as long as `old`.
 ///
-/// A path that has the same key at its old number keeps that number. Several paths may have one key;
-/// then the remaining old paths get the remaining new ones in ascending order, and none is used
-/// twice. `order` is room for a number for each new path; its contents do not matter.
+/// A path that has the same key at its old number keeps that number. Several paths may have one
+/// key; then the remaining old paths get the remaining new ones in ascending order, and none is
+/// used twice. `order` is room for a number for each new path; its contents do not matter.
 ///
 /// ```
 /// use blkswitch_core::map::keep::{Kept, match_paths};
@@ -201,8 +202,8 @@ pub fn check_sizes(old: &Geometry, new: &Geometry) -> Result<(), KeepError> {
 /// Writes the old map into the new one: each old region goes to the new number of its path. Regions
 /// that only the new map has stay as they are. It converts between slots of different widths.
 ///
-/// It calls `go_on` after every 2^20 regions, and ends if that returns `false`. Messages that change
-/// the old map meanwhile must be applied to both maps, with [`translate`] for the new one.
+/// It calls `go_on` after every 2^20 regions, and ends if that returns `false`. Messages that
+/// change the old map meanwhile must be applied to both maps, with [`translate`] for the new one.
 ///
 /// # Errors
 /// Those of [`check_sizes`], [`KeepError::Lost`] for the first region of a path that is gone, and

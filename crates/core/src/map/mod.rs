@@ -1,5 +1,5 @@
-//! The life of a map outside of messages: its difference from another map, its way into a new table,
-//! plans that move regions, and the maps that arrays report.
+//! The life of a map outside of messages: its difference from another map, its way into a new
+//! table, plans that move regions, and the maps that arrays report.
 //!
 //! | module | does |
 //! |---|---|

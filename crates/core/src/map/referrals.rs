@@ -2,10 +2,10 @@
 //!
 //! An array with referrals says so in VPD page 86h ([`has_referrals`]). Its VPD page B3h has the
 //! [`Pattern`]: with a multiplier, the segments repeat over the whole unit, and the answer describes
-//! one period; without one, the answer lists every segment. REPORT REFERRALS has a length of 16 bits,
-//! so a long list comes in pages. A [`Reader`] makes the commands and checks the answers: segments
-//! must begin where the one before has ended, and each page must get further. So an answer that
-//! overlaps, leaves a gap or never ends is refused, and bytes that came before do not matter.
+//! one period; without one, the answer lists every segment. REPORT REFERRALS has a length of 16
+//! bits, so a long list comes in pages. A [`Reader`] makes the commands and checks the answers:
+//! segments must begin where the one before has ended, and each page must get further. So an answer
+//! that overlaps, leaves a gap or never ends is refused, and bytes that came before do not matter.
 //!
 //! ```
 //! use blkswitch_core::map::alua::AccessState;
@@ -309,8 +309,8 @@ impl Reader {
     /// earlier pages are skipped, because some units always send the list from its beginning.
     ///
     /// # Errors
-    /// The first thing that is wrong. The reader is at its end then, and segments that were passed to
-    /// `each` must be forgotten.
+    /// The first thing that is wrong. The reader is at its end then, and segments that were passed
+    /// to `each` must be forgotten.
     pub fn page<'a>(
         &mut self,
         answer: &'a [u8],
@@ -395,7 +395,8 @@ impl Boundaries {
         self.divisor = a;
     }
 
-    /// The greatest region size in blocks; `None` if there is no boundary, so that any size will do.
+    /// The greatest region size in blocks; `None` if there is no boundary, so that any size will
+    /// do.
     #[must_use]
     pub const fn region_blocks(&self) -> Option<u64> {
         if self.divisor == 0 { None } else { Some(self.divisor) }
@@ -412,13 +413,13 @@ pub struct Placement<'a> {
 }
 
 impl<'a> Placement<'a> {
-    /// For the segments of `reader`'s unit, which has blocks of `block_size` bytes, on a map of this
-    /// geometry.
+    /// For the segments of `reader`'s unit, which has blocks of `block_size` bytes, on a map of
+    /// this geometry.
     ///
     /// # Errors
-    /// [`ReferralsError::Blocks`] if the block size is not a power of two of at least 512 bytes that
-    /// divides the region size. [`ReferralsError::Boundary`] if regions do not divide the segments of
-    /// a repeated pattern.
+    /// [`ReferralsError::Blocks`] if the block size is not a power of two of at least 512 bytes
+    /// that divides the region size. [`ReferralsError::Boundary`] if regions do not divide the
+    /// segments of a repeated pattern.
     pub fn new(
         geometry: &'a Geometry,
         reader: &Reader,
@@ -445,12 +446,12 @@ impl<'a> Placement<'a> {
         Ok(Self { geometry, region_blocks, period, blocks: reader.blocks })
     }
 
-    /// Sends the regions of a segment to a path, in all periods. Regions past the end of the map are
-    /// left out.
+    /// Sends the regions of a segment to a path, in all periods. Regions past the end of the map
+    /// are left out.
     ///
     /// # Errors
-    /// [`ReferralsError::Boundary`] if the segment begins or ends inside a region, except at the end
-    /// of the unit; and [`ReferralsError::NoPath`] if the map does not have this path.
+    /// [`ReferralsError::Boundary`] if the segment begins or ends inside a region, except at the
+    /// end of the unit; and [`ReferralsError::NoPath`] if the map does not have this path.
     pub fn place<S: Storage>(
         &self,
         segment: &Segment<'_>,
@@ -502,8 +503,8 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// The notice of an additional sense code and its qualifier. The codes of [`Notice::Refused`] are
-    /// about referrals only if the group's state is [`AccessState::LbaDependent`].
+    /// The notice of an additional sense code and its qualifier. The codes of [`Notice::Refused`]
+    /// are about referrals only if the group's state is [`AccessState::LbaDependent`].
     #[must_use]
     pub const fn of(asc: u8, ascq: u8) -> Option<Self> {
         match (asc, ascq) {

@@ -1,8 +1,8 @@
 //! Finds the regions of one path, and counts the regions of every path.
 //!
 //! To find a path, the code makes the word that a slot would hold if all of its regions had this
-//! path, and compares it with the slot's word. So a slot of 16 entries takes a few instructions, and
-//! a few regions of a path are found quickly among 10^9.
+//! path, and compares it with the slot's word. So a slot of 16 entries takes a few instructions,
+//! and a few regions of a path are found quickly among 10^9.
 //!
 //! Contract: no allocation, no panic. If the map changes meanwhile, the answers may show different
 //! moments.
@@ -70,8 +70,8 @@ impl<S: AsRef<[AtomicU64]>> Iterator for RegionsOf<'_, S> {
 /// Calls `each` with every region from `from` up to but not including `to` (or to the last region),
 /// and its path. `each` ends the walk by returning an error.
 ///
-/// This is faster than [`Map::path`] for each region, because it reads each word once and computes no
-/// remainder.
+/// This is faster than [`Map::path`] for each region, because it reads each word once and computes
+/// no remainder.
 ///
 /// # Errors
 /// The error of `each`.

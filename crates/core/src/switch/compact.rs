@@ -118,8 +118,8 @@ pub fn write_changes<S: AsRef<[AtomicU64]>, E>(
     write_where(map, from, to, places, |region, to| map.next_changed(region, to), sink)
 }
 
-/// Writes arguments for the regions that `next` finds, from `from` up to `to`. The list is applied to
-/// a map that has the same paths as this one in all other regions of that range.
+/// Writes arguments for the regions that `next` finds, from `from` up to `to`. The list is applied
+/// to a map that has the same paths as this one in all other regions of that range.
 pub(in super::super) fn write_where<S: AsRef<[AtomicU64]>, E>(
     map: &Map<S>,
     from: u64,

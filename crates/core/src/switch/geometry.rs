@@ -3,8 +3,8 @@
 //! All of it is fixed when a table is loaded.
 //!
 //! Contract: plain numbers, `Copy`; no function panics for any argument. A device has less than
-//! 2^54 sectors ([`MAX_DEVICE_SECTORS`] is 2^54 - 1). For a larger sector number, a function returns
-//! a meaningless value that is within the documented range.
+//! 2^54 sectors ([`MAX_DEVICE_SECTORS`] is 2^54 - 1). For a larger sector number, a function
+//! returns a meaningless value that is within the documented range.
 
 use core::num::NonZeroU64;
 
@@ -23,8 +23,8 @@ const TO_TOP: u32 = u64::BITS - NUMBER_BITS;
 /// log2 of the number of bits in a slot.
 const SLOT_BITS_LOG2: u32 = u64::BITS.trailing_zeros();
 
-/// Divides numbers below 2^54 by a constant: one multiplication, of which it keeps the high half, and
-/// one shift.
+/// Divides numbers below 2^54 by a constant: one multiplication, of which it keeps the high half,
+/// and one shift.
 ///
 /// The result is exact. Let d be the divisor, L the smallest with 2^L >= d, and m = ceil(2^(54+L) /
 /// d). Then
@@ -66,8 +66,9 @@ impl Quotient {
 
 /// Computes remainders by a constant with two multiplications.
 ///
-/// The result is exact for numbers n with n d <= 2^64. Let m = ceil(2^64 / d), so that m d = 2^64 + e with 0 <= e
-/// < d, and let n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m r, and
+/// The result is exact for numbers n with n d <= 2^64. Let m = ceil(2^64 / d), so that m d = 2^64 +
+/// e with 0 <= e < d, and let n = q d + r with r < d. Modulo 2^64, m n = m d q + m r is f = e q + m
+/// r, and
 ///
 /// ```text
 /// f d = e q d + (2^64 + e) r = 2^64 r + e n
@@ -126,8 +127,9 @@ impl Geometry {
     ///
     /// # Errors
     /// [`Error::NumPaths`] if `num_paths` is not in 1..=[`MAX_PATHS`], [`Error::RegionSize`] if
-    /// `region_size` is 0, [`Error::ZeroLength`] and [`Error::TooLarge`] for a length that no device
-    /// has, and [`Error::RegionTableTooLarge`] if the region table would not fit the address space.
+    /// `region_size` is 0, [`Error::ZeroLength`] and [`Error::TooLarge`] for a length that no
+    /// device has, and [`Error::RegionTableTooLarge`] if the region table would not fit the address
+    /// space.
     ///
     /// ```
     /// use blkswitch_core::switch::Geometry;
@@ -222,8 +224,8 @@ impl Geometry {
     }
 
     /// The region of a sector, and the number of sectors before it in that region. If the region
-    /// size is a power of two, a shift takes the place of the multiplication. `new` decides that, so
-    /// the branch always goes the same way and costs less than the multiplication.
+    /// size is a power of two, a shift takes the place of the multiplication. `new` decides that,
+    /// so the branch always goes the same way and costs less than the multiplication.
     #[inline(always)]
     pub(super) const fn place_of(&self, sector: u64) -> (u64, u64) {
         let size = self.region_size as u64;
@@ -266,7 +268,8 @@ impl Geometry {
         }
         let path = entry.wrapping_add(self.round_robin.of(region) as u64);
         let less = path.wrapping_sub(self.round_robin.divisor as u64);
-        // If `path` is valid, `less` has wrapped to a number near 2^64. So the smaller one is right.
+        // If `path` is valid, `less` has wrapped to a number near 2^64. So the smaller one is
+        // right.
         if path < less { path as u32 } else { less as u32 }
     }
 

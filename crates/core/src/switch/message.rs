@@ -7,9 +7,9 @@
 //! alone, never on the map's contents. So a message that was checked whole is then applied without
 //! an error.
 //!
-//! Contract: a [`Message`] belongs to one map. Arguments before a bad one stay applied, and an error
-//! ends the message. Only the holder of the map's [`MapWriter`] applies messages. No allocation, no
-//! panic, any bytes.
+//! Contract: a [`Message`] belongs to one map. Arguments before a bad one stay applied, and an
+//! error ends the message. Only the holder of the map's [`MapWriter`] applies messages. No
+//! allocation, no panic, any bytes.
 
 use core::fmt;
 
@@ -28,8 +28,8 @@ pub const EMPTY_MESSAGE: &str = "Empty message received.";
 /// The device-mapper core's answer to a message for a sector outside of all targets.
 pub const SECTOR_OUTSIDE_DEVICE: &str = "Target message sector outside device.";
 
-/// Longest word of a message text in bytes, backslashes included. The kernel has no such limit. It is
-/// needed here because a chunk must hold a whole word; a number of more than sixteen digits says
+/// Longest word of a message text in bytes, backslashes included. The kernel has no such limit. It
+/// is needed here because a chunk must hold a whole word; a number of more than sixteen digits says
 /// nothing that a shorter one does not.
 pub const MAX_WORD_LEN: usize = 4096;
 
@@ -37,8 +37,8 @@ pub const MAX_WORD_LEN: usize = 4096;
 /// millisecond at most, and the cost of the calls is negligible.
 pub(super) const TURN_REGIONS: u64 = 1 << 20;
 
-/// The request that the first word of a message makes. (A new one must be a decision of every caller,
-/// so this is exhaustive.)
+/// The request that the first word of a message makes. (A new one must be a decision of every
+/// caller, so this is exhaustive.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Change the map. The arguments are for a [`Message`].
@@ -47,8 +47,8 @@ pub enum Command {
     GetRegionMappings,
 }
 
-/// The command of a message's first word, in upper or lower case. To `None`, the caller answers with
-/// [`UNRECOGNISED_MESSAGE`].
+/// The command of a message's first word, in upper or lower case. To `None`, the caller answers
+/// with [`UNRECOGNISED_MESSAGE`].
 #[must_use]
 pub fn command(word: &[u8]) -> Option<Command> {
     if is_word(word, b"set_region_mappings") {
@@ -311,8 +311,8 @@ impl Message {
         text::run(self, &**map, text, last)
     }
 
-    /// As [`Message::apply_text`], but changes no map. If a whole message passes, applying it cannot
-    /// fail; so it can be applied as a whole or not at all.
+    /// As [`Message::apply_text`], but changes no map. If a whole message passes, applying it
+    /// cannot fail; so it can be applied as a whole or not at all.
     ///
     /// # Errors
     /// The error that [`Message::apply_text`] would return.
@@ -328,8 +328,8 @@ impl Message {
     /// Applies arguments from text that the kernel has split in place: `text` begins with the byte
     /// before an argument, and a NUL ends each argument, the last one at the end. It stops without
     /// an error at the first argument of another form (more than one separator, the rest of a
-    /// removed backslash, bad syntax). That is the argument after [`Message::arguments`]; the caller
-    /// passes it to [`Message::apply_word`].
+    /// removed backslash, bad syntax). That is the argument after [`Message::arguments`]; the
+    /// caller passes it to [`Message::apply_word`].
     ///
     /// # Errors
     /// The first refused argument. The arguments before it stay applied, and the message is over.

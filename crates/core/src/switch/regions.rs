@@ -1,16 +1,16 @@
 //! The region table: the path of every region.
 //!
 //! An entry holds the difference of its path from round robin, `(path - region mod n) mod n`, in a
-//! power-of-two number of bits. Zeroed storage is round robin. So the storage can be memory that the
-//! kernel zeroes when it is first touched: a map of any size is made at once, and takes memory only
-//! where it differs from round robin.
+//! power-of-two number of bits. Zeroed storage is round robin. So the storage can be memory that
+//! the kernel zeroes when it is first touched: a map of any size is made at once, and takes memory
+//! only where it differs from round robin.
 //!
 //! Contract: the storage belongs to one map. It is zeroed, or holds what a map of the same geometry
 //! left in it. Any number of threads may read at any time, each with one relaxed load, because an
-//! entry does not depend on other entries. A word holds the entries of many regions, and a change is
-//! a load and a store. So two writers at once would lose each other's changes, also of different
-//! regions. Therefore only a [`MapWriter`] can write, and a map gives out one at a time. No function
-//! panics; a region past the end reads as round robin and cannot be written.
+//! entry does not depend on other entries. A word holds the entries of many regions, and a change
+//! is a load and a store. So two writers at once would lose each other's changes, also of different
+//! regions. Therefore only a [`MapWriter`] can write, and a map gives out one at a time. No
+//! function panics; a region past the end reads as round robin and cannot be written.
 
 use core::fmt;
 use core::ops::{Deref, Range};
@@ -30,8 +30,8 @@ pub struct Route {
     pub left: u64,
 }
 
-/// Storage that a [`MapWriter`] can change. Every type that dereferences to a slice of words is such
-/// storage. Another type implements this trait to learn which of its words change.
+/// Storage that a [`MapWriter`] can change. Every type that dereferences to a slice of words is
+/// such storage. Another type implements this trait to learn which of its words change.
 pub trait Storage: AsRef<[AtomicU64]> {
     /// The map's writer calls this before every store to a word, so it must be cheap.
     #[inline]
@@ -100,8 +100,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         }
     }
 
-    /// A map over storage that is not trusted. It checks every entry. It cannot notice an entry that
-    /// was changed to another valid path; only a checksum can.
+    /// A map over storage that is not trusted. It checks every entry. It cannot notice an entry
+    /// that was changed to another valid path; only a checksum can.
     ///
     /// # Errors
     /// [`StorageError::TooShort`], and [`StorageError::Invalid`] if an entry leads to no path.
@@ -140,8 +140,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         })
     }
 
-    /// The right to change the map; `None` while another [`MapWriter`] of the map exists. The holder
-    /// of the message lock takes it for the time of a message. Look-ups continue meanwhile.
+    /// The right to change the map; `None` while another [`MapWriter`] of the map exists. The
+    /// holder of the message lock takes it for the time of a message. Look-ups continue meanwhile.
     #[must_use]
     pub fn writer(&self) -> Option<MapWriter<'_, S>> {
         // Acquire: this writer must see all stores of the writers before it.
@@ -165,7 +165,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     }
 
     /// The path of a sector, which counts from the target's start. The caller makes sure that the
-    /// target has this sector; otherwise the answer is meaningless, but within the documented range.
+    /// target has this sector; otherwise the answer is meaningless, but within the documented
+    /// range.
     #[inline]
     pub fn route(&self, sector: u64) -> Route {
         let (region, into_region) = self.geometry.place_of(sector);
@@ -180,15 +181,15 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
     }
 
     /// The runs of neighbouring regions with the same path, from region `from` up to but not
-    /// including `to` (or to the last region). If the map changes meanwhile, runs may show different
-    /// moments; a caller that needs one moment holds the message lock.
+    /// including `to` (or to the last region). If the map changes meanwhile, runs may show
+    /// different moments; a caller that needs one moment holds the message lock.
     pub fn runs(&self, from: u64, to: u64) -> Runs<'_, S> {
         Runs { map: self, next: from, end: to.min(self.geometry.nr_regions()) }
     }
 
     /// The first region from `from` on, below `to`, that differs from round robin; `None` if there
-    /// is none. It skips words of zeroes as a whole, so it quickly finds the few changed regions of a
-    /// large map.
+    /// is none. It skips words of zeroes as a whole, so it quickly finds the few changed regions of
+    /// a large map.
     pub fn next_changed(&self, from: u64, to: u64) -> Option<u64> {
         let end = to.min(self.geometry.nr_regions());
         let mut region = from;
@@ -206,8 +207,8 @@ impl<S: AsRef<[AtomicU64]>> Map<S> {
         None
     }
 
-    /// The first region from `from` on, below `to`, with another path than in `other`, which has the
-    /// same regions.
+    /// The first region from `from` on, below `to`, with another path than in `other`, which has
+    /// the same regions.
     #[cfg(feature = "map")]
     pub(in super::super) fn next_different<T: AsRef<[AtomicU64]>>(
         &self,
@@ -291,7 +292,8 @@ impl<S: Storage> Map<S> {
         }
     }
 
-    /// Replaces the bits of `mask`. A load and a store are enough, because there is only one writer.
+    /// Replaces the bits of `mask`. A load and a store are enough, because there is only one
+    /// writer.
     #[inline]
     pub(super) fn merge_slot(&self, index: u64, word: u64, mask: u64) {
         if let Some(slot) = self.slot_to_store(index) {
@@ -308,8 +310,8 @@ impl<S: Storage> Map<S> {
     }
 }
 
-/// The right to change a [`Map`]. A map gives out one at a time ([`Map::writer`]), and takes it back
-/// when this value is dropped. It dereferences to the map, for reading.
+/// The right to change a [`Map`]. A map gives out one at a time ([`Map::writer`]), and takes it
+/// back when this value is dropped. It dereferences to the map, for reading.
 #[derive(Debug)]
 #[must_use]
 pub struct MapWriter<'a, S> {

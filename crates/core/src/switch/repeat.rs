@@ -70,8 +70,8 @@ impl<S: Storage> Map<S> {
         }
     }
 
-    /// Copies each region from `region`, the first of a slot, up to `end` from the region `distance`
-    /// before it.
+    /// Copies each region from `region`, the first of a slot, up to `end` from the region
+    /// `distance` before it.
     fn repeat_words(&self, region: u64, end: u64, distance: u64) {
         let geometry = self.geometry();
         let slot_entries = geometry.slot_entries();

@@ -98,8 +98,9 @@ const WORDS: usize = 64;
 
 /// Slot after slot, the word that it would have if all of its regions had one path.
 ///
-/// From slot to slot, every entry changes by the same number modulo the number of paths. So the words
-/// repeat after as many slots as there are paths, at most. If these are few, they are computed once.
+/// From slot to slot, every entry changes by the same number modulo the number of paths. So the
+/// words repeat after as many slots as there are paths, at most. If these are few, they are
+/// computed once.
 #[derive(Clone, Debug)]
 struct Wanted {
     words: [u64; WORDS],

@@ -1,8 +1,8 @@
 //! The devices of a driver: their tables, and how one takes the place of another.
 //!
-//! Contract: as [`super`]. A table is replaced as a pool does it: the gate closes, what is under way
-//! ends on the old table, leaves that leave are flushed, and what has come meanwhile meets the new
-//! one.
+//! Contract: as [`super`]. A table is replaced as a pool does it: the gate closes, what is under
+//! way ends on the old table, leaves that leave are flushed, and what has come meanwhile meets the
+//! new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Data that lies in pages of the kernel ([`crate::sys::pages`]), and a leaf that does not take it so:
-//! the copies.
+//! Data that lies in pages of the kernel ([`crate::sys::pages`]), and a leaf that does not take it
+//! so: the copies.
 //!
 //! Contract: a part whose pages have a slot goes to its leaf without a copy, one whose pages have
 //! none is copied; the slot is taken away here, before the leaf sees the part, and stays away until

@@ -41,9 +41,9 @@ impl Pipeline {
         }
     }
 
-    /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a path
-    /// do not count as in flight. A request that finds no path from now on waits with `noflush`,
-    /// and fails without, whatever the device's policy is.
+    /// Closes a device's gate; acknowledged when nothing is in flight. Requests that wait for a
+    /// path do not count as in flight. A request that finds no path from now on waits with
+    /// `noflush`, and fails without, whatever the device's policy is.
     pub fn close(&mut self, device: u32, noflush: bool, ack: Ack, turn: &mut Turn) {
         let Some(local) = self.local(device) else { return ack.done() };
         local.open = false;
@@ -120,8 +120,8 @@ impl Pipeline {
         self.reject_parked(errno, is_of, turn);
     }
 
-    /// Fails the requests under way of a device, as far as they wait: for a path, at a gate below, or
-    /// for their turn.
+    /// Fails the requests under way of a device, as far as they wait: for a path, at a gate below,
+    /// or for their turn.
     pub fn fail_held(&mut self, device: u32, errno: i32, turn: &mut Turn) {
         let of_device = self.running.iter().filter(|(_, running)| running.device == device);
         let tokens: HashSet<Token> = of_device.map(|(_, running)| running.request.token).collect();

@@ -274,8 +274,8 @@ impl Pipeline {
         self.end_split(id, turn);
     }
 
-    /// Sends pieces to their leaves, or parks them. Empties the list. Pieces with data stop when the
-    /// turn has cost enough: returns where, as an offset in the request's data. The rest is not
+    /// Sends pieces to their leaves, or parks them. Empties the list. Pieces with data stop when
+    /// the turn has cost enough: returns where, as an offset in the request's data. The rest is not
     /// sent.
     fn send_pieces(&mut self, id: u32, pieces: &mut Vec<Piece>, turn: &mut Turn) -> Option<u64> {
         for (number, piece) in pieces.drain(..).enumerate() {

@@ -29,8 +29,8 @@ const OWNER_WEIGHT: u32 = WINDOW as u32;
 const HEAVY: u32 = 16;
 /// Pieces that all owners of a queue together have at their leaves before those who have more wait.
 const QUEUE_PIECES: usize = 4096;
-/// Bytes that are discarded or zeroed in one go: what a leaf has begun cannot be stopped. As much as
-/// an NBD server is asked for in one request.
+/// Bytes that are discarded or zeroed in one go: what a leaf has begun cannot be stopped. As much
+/// as an NBD server is asked for in one request.
 const HEAVY_BYTES: u64 = 1 << 30;
 /// Windows in a turn of the queue's loop, if none of them costs much.
 const WINDOWS: usize = 16;
@@ -277,8 +277,8 @@ impl Pipeline {
         }
     }
 
-    /// The gate of a device closes: what waits for its turn there waits at the gate from now on, and
-    /// what has come through it goes on.
+    /// The gate of a device closes: what waits for its turn there waits at the gate from now on,
+    /// and what has come through it goes on.
     pub(super) fn park_waiting(&mut self, device: u32, turn: &mut Turn) {
         for at in 0..self.turns.owners.len() {
             let Some(owner) = self.turns.owners.get_mut(at) else { return };

@@ -1,8 +1,8 @@
 //! Threads of a pool that fail: noticed, logged, and nobody waits for them.
 //!
-//! Contract: a queue that fails closes its mailbox, and every acknowledgement that it owes says that
-//! it is gone. Its memory is never given back: the kernel may still write there. The pool counts as
-//! failed from then on, and whoever runs it ends it.
+//! Contract: a queue that fails closes its mailbox, and every acknowledgement that it owes says
+//! that it is gone. Its memory is never given back: the kernel may still write there. The pool
+//! counts as failed from then on, and whoever runs it ends it.
 
 use std::any::Any;
 use std::mem::ManuallyDrop;
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::queue::{Ended, Queue};
 
-/// Runs a queue to its end. One that fails or is given up is not dropped: the kernel may still write
-/// to the memory of its connections and requests.
+/// Runs a queue to its end. One that fails or is given up is not dropped: the kernel may still
+/// write to the memory of its connections and requests.
 pub(super) fn run_queue(queue: Queue, number: usize, failed: &AtomicBool) {
     let mut queue = ManuallyDrop::new(queue);
     let why = match catch_unwind(AssertUnwindSafe(|| queue.run())) {

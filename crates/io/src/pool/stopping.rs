@@ -36,8 +36,8 @@ impl Pool {
     }
 
     /// As [`Pool::stop`], but waits for `time` at most until what is in flight has ended, and as
-    /// long for the last flushes. Returns what it did not wait for, a sentence each, which is logged
-    /// as well.
+    /// long for the last flushes. Returns what it did not wait for, a sentence each, which is
+    /// logged as well.
     ///
     /// Queues that still have something under way are then given up: their connections end without
     /// answers, and their memory is leaked, because the kernel may still write to it. The kernel
@@ -66,7 +66,8 @@ impl Pool {
         left
     }
 
-    /// Has the queues let go of what does not end. Returns the leaves, and sentences about all of it.
+    /// Has the queues let go of what does not end. Returns the leaves, and sentences about all of
+    /// it.
     fn give_up(&self) -> (Vec<Unfinished>, Vec<String>) {
         let found = Arc::new(Mutex::new(Vec::<Vec<Unfinished>>::new()));
         let latch = Latch::new(self.shared.mailboxes.len());

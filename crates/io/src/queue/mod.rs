@@ -151,8 +151,8 @@ impl Queue {
         result
     }
 
-    /// Drops it, after it has ended with [`Ended::Finished`]. If it serves hardware queues, the ring
-    /// stays open until the process ends.
+    /// Drops it, after it has ended with [`Ended::Finished`]. If it serves hardware queues, the
+    /// ring stays open until the process ends.
     ///
     /// A ring that a running thread closes takes the driver's commands back on another thread. If
     /// the driver hands this thread a request at that moment, Linux 6.12 ends one command twice:
@@ -166,8 +166,8 @@ impl Queue {
         }
     }
 
-    /// It has failed or was given up, and nothing of it is ever touched again: whoever waits for an answer to a
-    /// command is told that there will be none.
+    /// It has failed or was given up, and nothing of it is ever touched again: whoever waits for an
+    /// answer to a command is told that there will be none.
     pub(crate) fn give_up(&mut self) {
         if let Some(mailbox) = self.shared.mailboxes.get(self.number) {
             mailbox.close();
@@ -218,9 +218,9 @@ impl Queue {
     }
 
     /// Carries answers to those who asked until no more come, then lets the connections send and
-    /// receive, those of links last: what the others have asked for leaves in one batch. True if the
-    /// turn has cost enough before everything was done: the rest is for the next turn, which must
-    /// not wait.
+    /// receive, those of links last: what the others have asked for leaves in one batch. True if
+    /// the turn has cost enough before everything was done: the rest is for the next turn, which
+    /// must not wait.
     fn carry_answers(&mut self) -> bool {
         loop {
             while let Some((part, result)) = self.turn.links.take_finished() {

@@ -123,7 +123,8 @@ impl World {
                 if still_waits(flight, &wait) {
                     stay.push(wait);
                 } else {
-                    // The pipeline has no such wait, so the request can only have ended at that gate.
+                    // The pipeline has no such wait, so the request can only have ended at that
+                    // gate.
                     flight.must_fail = true;
                 }
             }

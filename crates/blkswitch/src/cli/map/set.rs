@@ -1,8 +1,8 @@
 //! `map set`: puts ranges of regions on paths. All numbers are decimal.
 //!
 //! Contract: all words are read and checked, also against the device, before anything is sent. So a
-//! typing error changes nothing. They are sent as a `set_region_mappings` message, whose numbers are
-//! hexadecimal.
+//! typing error changes nothing. They are sent as a `set_region_mappings` message, whose numbers
+//! are hexadecimal.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, stdin};

@@ -10,15 +10,15 @@ use super::apportion::apportion;
 use super::evacuate::count;
 use super::{Move, Moves, PlanError, Planned, Share, Turns, check_shares};
 
-/// Bands of heat that are looked at one after the other, the warmest first. The last one has all that
-/// is cooler.
+/// Bands of heat that are looked at one after the other, the warmest first. The last one has all
+/// that is cooler.
 const BANDS: u32 = 8;
 
 /// Plans moves after which each path has its share of the regions, in proportion to the weights.
 ///
 /// Every path ends with its ideal share rounded down or up. Only paths that have more give regions,
-/// so no plan with this result moves fewer. The regions that a path gives are spread evenly over all
-/// that it has, and go in turn to the paths that have too few. A path of weight 0 gives all.
+/// so no plan with this result moves fewer. The regions that a path gives are spread evenly over
+/// all that it has, and go in turn to the paths that have too few. A path of weight 0 gives all.
 ///
 /// # Errors
 /// [`PlanError::Shares`], [`PlanError::Weights`], [`PlanError::NoWeight`], and the error of `sink`.
@@ -86,9 +86,9 @@ pub fn balance<S: AsRef<[AtomicU64]>, E>(
 /// `heat` gives the heat of a region, for example its requests per second. The plan is greedy: it
 /// looks at the warmest regions first, and moves a region from a path that stays at its ideal or
 /// above without it, to a path that is below its ideal. So each region moves at most once, no path
-/// that was below its ideal gives a region before it is above, and **no path ends above its ideal by
-/// the heat of the warmest region or more**. The sum of what other paths lack is then less than that
-/// heat for each path that is above. Regions without heat stay where they are.
+/// that was below its ideal gives a region before it is above, and **no path ends above its ideal
+/// by the heat of the warmest region or more**. The sum of what other paths lack is then less than
+/// that heat for each path that is above. Regions without heat stay where they are.
 ///
 /// The shares before and after are heat. The moves come in up to 8 walks over the map, so they are
 /// not in ascending order.

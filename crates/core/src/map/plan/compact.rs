@@ -1,9 +1,9 @@
 //! Moves regions so that the map has longer runs.
 //!
 //! The map is cut into windows of one size. Within a window, the regions of each path are put
-//! together. So each path keeps its number of regions, in every window and in the whole map. A larger
-//! window makes longer runs and moves more regions. [`compact()`] tries some sizes, from the whole
-//! map down, and takes the one that leaves the fewest runs for the moves it may make.
+//! together. So each path keeps its number of regions, in every window and in the whole map. A
+//! larger window makes longer runs and moves more regions. [`compact()`] tries some sizes, from the
+//! whole map down, and takes the one that leaves the fewest runs for the moves it may make.
 //!
 //! Contract: as [`super`].
 
@@ -19,8 +19,8 @@ const SIZES: u32 = 6;
 /// No path.
 const NONE: u32 = u32::MAX;
 
-/// Plans at most `max_moves` moves of regions that leave the map with fewer, longer runs. Every path
-/// keeps its number of regions.
+/// Plans at most `max_moves` moves of regions that leave the map with fewer, longer runs. Every
+/// path keeps its number of regions.
 ///
 /// A window is left as it is if the plan would not save a run in it, or if its moves would exceed
 /// what is left of `max_moves`. In a window, paths follow in the order of their first regions, but

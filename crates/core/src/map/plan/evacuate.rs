@@ -10,9 +10,10 @@ use super::{Move, Moves, PlanError, Planned, Share, Turns, check_shares};
 
 /// Plans the move of every region of path `path` to the paths `onto`; all others, if that is empty.
 ///
-/// The caller has counted the regions of each path into `before` of its share ([`count`]). The paths
-/// that have the fewest get the most, so that they end as level as they can without further moves.
-/// With `before` 0 of all of them, each gets the same number. The regions go to them in turn.
+/// The caller has counted the regions of each path into `before` of its share ([`count`]). The
+/// paths that have the fewest get the most, so that they end as level as they can without further
+/// moves. With `before` 0 of all of them, each gets the same number. The regions go to them in
+/// turn.
 ///
 /// If `before` of `path` is wrong, as it may be for a map that changes, the regions that were not
 /// counted go to `onto` in turn, too.
@@ -110,8 +111,8 @@ pub fn count<S: AsRef<[AtomicU64]>>(map: &Map<S>, shares: &mut [Share]) {
     });
 }
 
-/// Sets `left` of the paths that get regions, so that `total` regions make them as level as they can
-/// be.
+/// Sets `left` of the paths that get regions, so that `total` regions make them as level as they
+/// can be.
 fn level(shares: &mut [Share], total: u64) {
     let needed = |shares: &[Share], level: u64| {
         shares

@@ -1,8 +1,8 @@
 //! Plans that move regions: off a path, to given shares, to longer runs.
 //!
-//! A plan is a list of [`Move`]s in the order of a walk over the map. It changes nothing; the caller
-//! sends it as a message, with the generation that it was made for, or applies it to a copy of the
-//! map and takes the difference ([`super::diff`]).
+//! A plan is a list of [`Move`]s in the order of a walk over the map. It changes nothing; the
+//! caller sends it as a message, with the generation that it was made for, or applies it to a copy
+//! of the map and takes the difference ([`super::diff`]).
 //!
 //! | plan | moves | promise |
 //! |---|---|---|
@@ -11,7 +11,8 @@
 //! | [`balance_heat`] | warm regions from paths that are too warm | no path ends warmer than its ideal by the heat of one region or more |
 //! | [`compact()`] | regions within windows of the map | every path keeps its number of regions, and the map has no more runs than before |
 //!
-//! The caller lends a [`Share`] for each path. Afterwards each has the path's share before and after.
+//! The caller lends a [`Share`] for each path. Afterwards each has the path's share before and
+//! after.
 //!
 //! Contract: no allocation, no panic; the same input gives the same plan.
 

@@ -359,8 +359,8 @@ impl Session {
         self.call(&scsi::read(0, 1), &mut vec![0; volume.block_bytes as usize], deadline)
     }
 
-    /// Resets the unit, which ends all of its commands, also those of other hosts. `Err` if the target
-    /// has not reset it.
+    /// Resets the unit, which ends all of its commands, also those of other hosts. `Err` if the
+    /// target has not reset it.
     pub(super) fn reset_unit(&mut self, deadline: Instant) -> io::Result<()> {
         match &mut self.socket {
             Some(socket) => socket.set_deadline(deadline),
