@@ -79,8 +79,10 @@ impl Latch {
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         match *state {
             LatchState { left: 0, gone: true, .. } => Waited::Gone,
-            LatchState { left: 0, .. } => Waited::Done,
+            // Also if the last answer came after the cancellation, before this thread ran: nobody
+            // wants the result any more.
             LatchState { cancelled: true, .. } => Waited::Cancelled,
+            LatchState { left: 0, .. } => Waited::Done,
             _ => Waited::NotYet,
         }
     }
@@ -124,5 +126,24 @@ impl Drop for Ack {
         if let Some(latch) = self.latch.take() {
             latch.count(true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancelled_wait_stays_cancelled_when_the_last_answer_comes() {
+        let latch = Latch::new(2);
+        latch.ack().done();
+        assert_eq!(latch.wait_for(Duration::ZERO), Waited::NotYet);
+        latch.cancel();
+        latch.ack().done();
+        assert_eq!(latch.wait_for(Duration::ZERO), Waited::Cancelled);
+        let gone = Latch::new(1);
+        gone.cancel();
+        drop(gone.ack());
+        assert_eq!(gone.wait_for(Duration::ZERO), Waited::Gone);
     }
 }
