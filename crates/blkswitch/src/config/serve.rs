@@ -9,6 +9,7 @@ use std::time::Duration;
 use blkswitch_core::multipath::checker::{
     FIRST_INTERVAL_NS, Failback, MAX_MARGINAL_FAILURES, Marginal, NoPathRetry,
 };
+use blkswitch_io::pool::MAX_QUEUES;
 use clap::{Args, ValueEnum};
 
 /// Run the daemon in the foreground
@@ -245,9 +246,6 @@ fn parse_no_path_retry(text: &str) -> Result<NoPathRetry, String> {
     }
 }
 
-/// Most queue threads: more than any machine has cores, few enough to start.
-pub(crate) const QUEUES_MAX: usize = 1024;
-
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -329,8 +327,8 @@ impl fmt::Display for NbdAddress {
 
 fn parse_queues(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(queues) if (1..=QUEUES_MAX).contains(&queues) => Ok(queues),
-        _ => Err(format!("'{text}' is not a number of threads from 1 to {QUEUES_MAX}")),
+        Ok(queues) if (1..=MAX_QUEUES).contains(&queues) => Ok(queues),
+        _ => Err(format!("'{text}' is not a number of threads from 1 to {MAX_QUEUES}")),
     }
 }
 

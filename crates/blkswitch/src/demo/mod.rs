@@ -51,7 +51,8 @@ fn run_switch(keep_serving: bool) -> anyhow::Result<()> {
         made.with_context(|| format!("cannot make '{}'", file.display()))?;
     }
     say(&format!(
-        "Three files of 1 MiB stand for three paths to one volume: {}/switch0..2",
+        "Three paths to three files of 1 MiB, {}/switch0..2. (The paths of a storage group lead to \
+         one volume. Here they differ, so that the files show which path each region took.)",
         folder.0.display()
     ))?;
     let daemon = Running::start(&socket, None)?;

@@ -391,21 +391,20 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
 
     /// Marks a path as failed. Returns `false` if the path does not exist or had failed already.
     pub fn fail_path(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
-        if !self.path(path).is_some_and(Path::mark_failed) {
-            return false;
-        }
-        let left = self.live.fetch_sub(1, SeqCst).wrapping_sub(1);
-        on(Event::PathFailed { path, left });
-        true
+        let marked = self.path(path).is_some_and(Path::mark_failed);
+        marked && self.went_down(path, on)
     }
 
     /// Sets a path aside: it is used again when no other path is up. Events and status show it as
     /// failed, but this is not counted as a failure. Returns whether the path was up. A path that
     /// had failed is set aside, too, and may be used from now on.
     pub fn set_aside(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
-        if !self.path(path).is_some_and(Path::mark_aside) {
-            return false;
-        }
+        let marked = self.path(path).is_some_and(Path::mark_aside);
+        marked && self.went_down(path, on)
+    }
+
+    /// Counts a path that was up and is not any more. Returns `true`.
+    fn went_down(&self, path: u32, on: &mut impl FnMut(Event)) -> bool {
         let left = self.live.fetch_sub(1, SeqCst).wrapping_sub(1);
         on(Event::PathFailed { path, left });
         true

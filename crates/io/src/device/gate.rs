@@ -147,7 +147,7 @@ impl Device {
                     let device = self.name();
                     tracing::warn!(
                         device,
-                        "still waiting for requests in flight: held for want of a path, or with a leaf that does not answer"
+                        "still waiting for requests in flight: no path takes them, or a leaf does not answer"
                     );
                 }
                 Waited::NotYet => {}

@@ -201,7 +201,7 @@ const COLUMNS: &[Column] = &[
         id: "devs_used",
         heading: "DevNamesUsed",
         width: 16,
-        about: "The devices of ours it stands on.",
+        about: "The devices of this daemon that it stands on.",
         value: |row| {
             joined(row.deps().iter().filter(|dep| dep.is_device).map(|dep| dep.name.clone()))
         },

@@ -154,7 +154,10 @@ impl<'a> Builder<'a> {
     /// result has its address.
     pub(crate) fn path(&mut self, word: &[u8]) -> Result<PathLeaf, LookupError> {
         let Found::Leaf(address) = find(word, self.site.registry)? else {
-            let reason = format!("'{}' is a device of ours: paths are leaves", Printable(word));
+            let reason = format!(
+                "'{}' is a device of this daemon: the paths of a multipath are files, disks and servers",
+                Printable(word)
+            );
             return Err(Failure::new(Errno::Einval, reason));
         };
         match self.open(&address) {

@@ -290,16 +290,8 @@ mod tests {
 
     #[test]
     fn only_flushed_and_fua_writes_survive_for_certain() {
-        let engine = SimEngine::new(&SimOptions::new(4096, 1)).unwrap();
-        let mut volume = engine.volume_lock();
-        volume.write(0, vec![1; 512], false, false);
-        let order = volume.order;
-        volume.settle(order);
-        volume.write(512, vec![2; 512], true, false);
-        volume.write(1024, vec![3; 512], false, false);
-        drop(volume);
-        let mut lost = 0;
-        for seed in 0..32 {
+        // A flushed write, a write with FUA, and a plain one.
+        let written = || {
             let engine = SimEngine::new(&SimOptions::new(4096, 1)).unwrap();
             let mut volume = engine.volume_lock();
             volume.write(0, vec![1; 512], false, false);
@@ -308,6 +300,11 @@ mod tests {
             volume.write(512, vec![2; 512], true, false);
             volume.write(1024, vec![3; 512], false, false);
             drop(volume);
+            engine
+        };
+        let mut lost = 0;
+        for seed in 0..32 {
+            let engine = written();
             let image = engine.power_cut(seed);
             assert_eq!((image[0], image[512]), (1, 2));
             lost += usize::from(image[1024] == 0);
