@@ -1,5 +1,5 @@
-//! Tests of the whole system: the program as a user runs it, driven through its sockets and its
-//! command line.
+//! Tests of the daemon: the program as a user runs it, driven through its sockets and its command
+//! line. The tests with third-party programs and other kernels are the scripts in `tests/system`.
 //!
 //! They are one test program, so that they share one build of the fixture. They need only the Rust
 //! toolchain: backing devices are files in a temporary folder. Every test has a daemon of its own.

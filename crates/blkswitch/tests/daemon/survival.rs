@@ -375,7 +375,7 @@ impl Drop for World {
 #[track_caller]
 fn survive(scenario: &Scenario, mut act: impl FnMut(&mut World, u32)) -> Report {
     let name = scenario.name;
-    let run = Run::new("cargo test -p blkswitch --test system survival", name);
+    let run = Run::new("cargo test -p blkswitch --test daemon survival", name);
     let seed = run.seed;
     let mut world = World::new(seed, scenario);
     let load = world.load(seed, scenario.errors.clone());

@@ -201,7 +201,7 @@ fn survive(
     mut act: impl FnMut(&mut World, u32),
 ) -> Survived {
     let name = scenario.name;
-    let run = Run::new("cargo test -p blkswitch --test system -- --ignored survival::iscsi", name);
+    let run = Run::new("cargo test -p blkswitch --test daemon -- --ignored survival::iscsi", name);
     let seed = run.seed;
     let mut world = World::new(seed, scenario);
     let load = start(&world, seed);
