@@ -235,6 +235,46 @@ impl Engine {
         }
     }
 
+    /// Sends a query to the SCSI unit behind the leaf: a command without outgoing data that changes
+    /// nothing. Returns the number of bytes that came into `answer`. Blocks until the answer, or
+    /// until `timeout` is over.
+    ///
+    /// # Errors
+    /// `Unsupported` if the leaf is no SCSI unit that this library talks to itself. Otherwise the
+    /// errno that the unit's sense data means, or the loss of the connection.
+    pub fn scsi_query(
+        &self,
+        cdb: &[u8],
+        answer: &mut [u8],
+        timeout: Duration,
+    ) -> std::io::Result<usize> {
+        match self {
+            Engine::Absent(engine) => match engine.found() {
+                Some(engine) => engine.scsi_query(cdb, answer, timeout),
+                None => Err(std::io::Error::from_raw_os_error(libc::ENOTCONN)),
+            },
+            Engine::Iscsi(engine) => engine.query(cdb, answer, timeout),
+            Engine::Custom(_) | Engine::File(_) | Engine::Memory(_) => {
+                Err(std::io::ErrorKind::Unsupported.into())
+            }
+            Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => {
+                Err(std::io::ErrorKind::Unsupported.into())
+            }
+        }
+    }
+
+    /// How often the SCSI unit has told on this path that its map of blocks to port groups may have
+    /// changed (3F/15, 2A/06), or has refused a command because the path's group does not serve its
+    /// blocks now (04/0A to 04/0C). Never blocks.
+    pub fn map_notices(&self) -> u64 {
+        match self {
+            Engine::Absent(engine) => engine.found().map_or(0, Engine::map_notices),
+            Engine::Iscsi(engine) => engine.map_notices(),
+            Engine::Custom(_) | Engine::File(_) | Engine::Memory(_) => 0,
+            Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => 0,
+        }
+    }
+
     /// The identity of the volume behind the leaf, such as a disk's world wide name. It is the same
     /// over every path to the volume. `None` if it is not known. Two leaves with different
     /// identities are two volumes.

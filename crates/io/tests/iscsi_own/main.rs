@@ -9,6 +9,7 @@ mod events;
 mod hostile;
 mod own;
 mod promises;
+mod queries;
 
 /// The error that blkswitch's own NBD export returns for a leaf that is out of reach.
 const ESHUTDOWN: u32 = 108;

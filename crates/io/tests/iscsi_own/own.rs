@@ -26,6 +26,9 @@ pub(crate) type Pdu = Vec<u8>;
 /// Gets the header of a request, and changes the answers to it.
 pub(crate) type Manner = Box<dyn Fn(&[u8], &mut Vec<Pdu>) + Send + Sync>;
 
+/// Gets a command, and gives the data of its answer; `None` for a command that it does not know.
+pub(crate) type Pages = Box<dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync>;
+
 pub(crate) struct Own {
     pub(crate) address: SocketAddr,
     pub(crate) shared: Arc<Shared>,
@@ -41,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) resets: AtomicUsize,
     /// Changes the answers to commands.
     pub(crate) manner: Mutex<Arc<Manner>>,
+    /// Answers queries before the target's own answers do.
+    pub(crate) pages: Mutex<Option<Pages>>,
     /// If set, logins are redirected to this address.
     pub(crate) elsewhere: Mutex<Option<String>>,
     /// If set, the target reads requests and answers nothing.
@@ -129,6 +134,7 @@ impl Own {
             logouts: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             manner: Mutex::new(Arc::new(honest)),
+            pages: Mutex::new(None),
             elsewhere: Mutex::new(None),
             silent: AtomicBool::new(false),
             writes: AtomicU8::new(0x10),
@@ -153,6 +159,13 @@ impl Own {
 
     pub(crate) fn behave(&self, manner: impl Fn(&[u8], &mut Vec<Pdu>) + Send + Sync + 'static) {
         *self.shared.manner.lock().unwrap() = Arc::new(Box::new(manner));
+    }
+
+    pub(crate) fn answer_queries(
+        &self,
+        pages: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) {
+        *self.shared.pages.lock().unwrap() = Some(Box::new(pages));
     }
 
     /// Sends an event on every connection.
@@ -321,6 +334,10 @@ impl Connection {
 
     fn command(&mut self, header: &[u8], data: &[u8]) -> Result<Vec<Pdu>> {
         let cdb = &header[32..48];
+        let page = self.shared.pages.lock().unwrap().as_ref().and_then(|pages| pages(cdb));
+        if let Some(page) = page {
+            return Ok(self.data_in(header, &page));
+        }
         let block = u64::from_be_bytes(cdb[2..10].try_into().unwrap()) as usize;
         let blocks = get(cdb, 10) as usize;
         let range = block.saturating_mul(BLOCK)..block.saturating_add(blocks).saturating_mul(BLOCK);

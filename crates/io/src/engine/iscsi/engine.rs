@@ -2,7 +2,7 @@
 //!
 //! Contract: as the parent module's.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::IscsiAddress;
-use super::link::IscsiLink;
-use super::scsi::Volume;
+use super::link::{Facts, IscsiLink};
+use super::scsi::{self, Volume};
 use super::session::{Isid, Nexus, Session};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
@@ -103,7 +103,7 @@ impl IscsiEngine {
         });
         let shared = Arc::new(Shared {
             connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
-            facts: volume,
+            facts: Facts { volume, map_notices: AtomicU64::new(0) },
             patience: address.patience,
             doubted: AtomicU64::new(0),
             in_doubt,
@@ -117,7 +117,7 @@ impl IscsiEngine {
     /// # Safety
     /// As [`crate::engine::Engine::submit`].
     pub(in crate::engine) unsafe fn submit(&self, io: &LeafIo, turn: &mut Turn) -> Submitted {
-        let volume = &self.shared.facts;
+        let volume = &self.shared.facts.volume;
         let refusal = match io.op {
             LeafOp::Write | LeafOp::Discard | LeafOp::Zero { .. } if self.read_only => libc::EPERM,
             LeafOp::Discard if volume.unmap_blocks == 0 => libc::EOPNOTSUPP,
@@ -184,15 +184,16 @@ impl IscsiEngine {
 
     /// `Some(0)` for a unit that has no thin provisioning, or does not answer GET LBA STATUS.
     pub(in crate::engine) fn known_allocation(&self) -> Option<u32> {
-        let knows_holes = self.shared.facts.provisions && !self.knows_no_status.load(Relaxed);
+        let knows_holes =
+            self.shared.facts.volume.provisions && !self.knows_no_status.load(Relaxed);
         (!knows_holes).then_some(0)
     }
 
     /// As [`crate::engine::Engine::allocation`]. Uses the control side's session, so other callers
     /// may wait for up to [`STATUS_TIMEOUT`].
     pub(in crate::engine) fn allocation(&self, offset: u64, len: u64) -> (u64, u32) {
-        let (facts, deadline) = (&self.shared.facts, Instant::now() + STATUS_TIMEOUT);
-        let block_bytes = u64::from(facts.block_bytes);
+        let (volume, deadline) = (&self.shared.facts.volume, Instant::now() + STATUS_TIMEOUT);
+        let block_bytes = u64::from(volume.block_bytes);
         if self.known_allocation().is_some() || !offset.is_multiple_of(block_bytes) {
             return (len, 0);
         }
@@ -207,12 +208,37 @@ impl IscsiEngine {
             return (len, 0);
         }
         let (blocks, is_provisioned) = found.get();
-        let status = match (is_provisioned, facts.holes_are_zeroes) {
+        let status = match (is_provisioned, volume.holes_are_zeroes) {
             (true, _) => 0,
             (false, true) => HOLE | ZERO,
             (false, false) => HOLE,
         };
         (blocks.saturating_mul(block_bytes).min(len), status)
+    }
+
+    /// As [`crate::engine::Engine::scsi_query`].
+    pub(in crate::engine) fn query(
+        &self,
+        cdb: &[u8],
+        answer: &mut [u8],
+        timeout: Duration,
+    ) -> io::Result<usize> {
+        let Some(query) = scsi::query(cdb) else {
+            let reason =
+                format!("a command has 1 to {} bytes, and this one has {}", scsi::CDB, cdb.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        };
+        let deadline = Instant::now() + timeout;
+        let (came, answer) = (Cell::new(0), RefCell::new(answer));
+        self.control().call(deadline, |session, _| {
+            came.set(session.query(&query, &mut answer.borrow_mut(), deadline)?);
+            Ok(())
+        })?;
+        Ok(came.get())
+    }
+
+    pub(in crate::engine) fn map_notices(&self) -> u64 {
+        self.shared.facts.map_notices.load(Relaxed)
     }
 
     /// The identity of the volume, the same over every path.
@@ -221,19 +247,19 @@ impl IscsiEngine {
     }
 
     pub(in crate::engine) fn unique_within(&self) -> Option<&str> {
-        (!self.shared.facts.has_unique_name).then_some(&*self.target)
+        (!self.shared.facts.volume.has_unique_name).then_some(&*self.target)
     }
 
     pub(in crate::engine) fn has_fua(&self) -> bool {
-        self.shared.facts.fua
+        self.shared.facts.volume.fua
     }
 
     pub(in crate::engine) fn can_discard(&self) -> bool {
-        self.shared.facts.unmap_blocks != 0
+        self.shared.facts.volume.unmap_blocks != 0
     }
 
     pub(in crate::engine) fn has_cache(&self) -> bool {
-        self.shared.facts.cache
+        self.shared.facts.volume.cache
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {

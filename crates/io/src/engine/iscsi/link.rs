@@ -7,6 +7,7 @@
 //! state nothing is allocated. This module handles no secrets. [`super::send`] sends.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Status, Transfer};
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
@@ -33,6 +34,22 @@ const TASK_MASK: u32 = MAX_TASKS as u32 - 1;
 const LEAVING_NS: u64 = 2_000_000_000;
 
 pub(super) type Work<'a> = carrier::Work<'a, IscsiLink>;
+
+/// What the sessions of a leaf share beside their connections.
+pub(super) struct Facts {
+    /// The properties of the unit when the leaf was opened.
+    pub(super) volume: Volume,
+    /// How often the unit has told that its map of blocks to port groups may have changed.
+    pub(super) map_notices: AtomicU64,
+}
+
+impl Facts {
+    fn hear(&self, ascq: u16) {
+        if scsi::tells_of_map(ascq) {
+            self.map_notices.fetch_add(1, Relaxed);
+        }
+    }
+}
 
 /// The protocol's state of an operation.
 #[derive(Default)]
@@ -138,7 +155,7 @@ pub(super) struct IscsiLink {
 
 impl Protocol for IscsiLink {
     type Connection = Session;
-    type Facts = Volume;
+    type Facts = Facts;
     type Request = Request;
     type Mark = Nexus;
 
@@ -445,6 +462,7 @@ impl IscsiLink {
         match code {
             SCSI => {
                 let (key, ascq) = scsi::sense(&self.segment);
+                work.shared.facts.hear(ascq);
                 match scsi::judge(scsi::status::CHECK_CONDITION, key, ascq) {
                     Outcome::Changed => Err((DOUBTED, "the logical unit may have changed")),
                     _ => Ok(()),
@@ -491,6 +509,7 @@ impl IscsiLink {
         let Volume { fua: has_fua, cache: has_cache, .. } = self.volume;
         let Some(task) = self.task(number) else { return Ok(()) };
         let (slot, piece, transfer, unsent) = (task.slot, task.piece, task.transfer, task.bursts);
+        work.shared.facts.hear(ascq);
         let Some(op) = work.ops.get_mut(slot) else { return Ok(()) };
         let judged = end.status.map(|status| scsi::judge(i32::from(status), key, ascq));
         let outcome = match judged.unwrap_or(Outcome::Failed(libc::EREMOTEIO)) {

@@ -116,6 +116,20 @@ pub fn lba_status(answer: &[u8], block: u64) -> Option<(u64, bool)> {
     (len >= 20 && first <= block && blocks > 0).then_some((blocks, status & 0x0f != 1))
 }
 
+/// A query in the words of the caller: a command of at most [`CDB`] bytes whose data comes in. `None`
+/// if it is empty or longer.
+pub fn query(cdb: &[u8]) -> Option<Command> {
+    let is_good = (1..=CDB).contains(&cdb.len());
+    is_good.then(|| command(cdb.len(), Way::In, &[(0, cdb)]))
+}
+
+/// Whether sense data says that the unit's map of blocks to port groups may have changed: "inspect
+/// referrals indications", "asymmetric access state changed", or a refusal because this port group
+/// does not serve the blocks now (in transition, in standby, unavailable).
+pub fn tells_of_map(ascq: u16) -> bool {
+    matches!(ascq, 0x3f15 | 0x2a06 | 0x040a..=0x040c)
+}
+
 /// INQUIRY of a page of vital product data.
 pub fn inquiry(page: u8) -> Command {
     command(6, Way::In, &[(0, &[0x12, 1, page]), (3, &(ANSWER as u16).to_be_bytes())])
@@ -440,6 +454,16 @@ fn judge_sense(key: u8, ascq: u16) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_has_at_most_sixteen_bytes() {
+        let query = query(&[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]).unwrap();
+        assert_eq!(
+            (query.len, query.way, query.cdb[..2].to_vec()),
+            (12, Way::In, vec![0xa3, 0x0a])
+        );
+        assert_eq!((super::query(&[]), super::query(&[0; 17])), (None, None));
+    }
 
     #[test]
     fn commands_are_what_the_standard_says() {

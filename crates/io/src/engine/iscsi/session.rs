@@ -134,8 +134,8 @@ enum Login {
 struct Ended {
     status: Option<u8>,
     sense: (u8, u16),
-    /// Whether all of its data has arrived.
-    is_whole: bool,
+    /// Number of bytes of its data that have arrived.
+    moved: u32,
 }
 
 /// An error for an invalid answer. The session cannot be used any more.
@@ -381,7 +381,7 @@ impl Session {
         }
         self.has_reset = true;
         // The unit reports the reset to all sessions, also to this one.
-        self.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true)
+        self.carry_out(&scsi::test_unit_ready(), &mut [], deadline, true).map(drop)
     }
 
     /// Whether this session has reset the unit.
@@ -413,30 +413,42 @@ impl Session {
     /// Sends a query and returns its answer.
     fn ask(&mut self, question: &Command, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; ANSWER];
-        self.carry_out(question, &mut answer, deadline, true).map(|()| answer)
+        self.carry_out(question, &mut answer, deadline, true).map(|_| answer)
+    }
+
+    /// Sends a query. Returns the number of bytes of its answer.
+    pub(super) fn query(
+        &mut self,
+        query: &Command,
+        answer: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<usize> {
+        self.carry_out(query, answer, deadline, true)
     }
 
     /// Carries out a command. Repeats it after a unit attention. If the unit may be another one
     /// now, or is gone, the session ends, and the next one queries the unit.
     fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
-        self.carry_out(command, data, deadline, false)
+        self.carry_out(command, data, deadline, false).map(drop)
     }
 
-    /// As [`Session::call`]. A command that only `asks` does not end the session.
+    /// As [`Session::call`]. A command that only `asks` does not end the session. Returns the
+    /// number of bytes that have arrived.
     fn carry_out(
         &mut self,
         command: &Command,
         data: &mut [u8],
         deadline: Instant,
         asks: bool,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         for _ in 0..TRIES {
             let ended = self.call_once(command, data, deadline)?;
-            let Ended { status, sense: (key, ascq), is_whole } = ended;
+            let Ended { status, sense: (key, ascq), moved } = ended;
+            let moved = moved as usize;
             let judged = status.map(|status| scsi::judge(i32::from(status), key, ascq));
             match judged.unwrap_or(Outcome::Failed(libc::EREMOTEIO)) {
                 // An answer to a query may be shorter than requested.
-                Outcome::Good if asks || is_whole => return Ok(()),
+                Outcome::Good if asks || moved == data.len() => return Ok(moved),
                 Outcome::Good => return Err(io::Error::from_raw_os_error(libc::EREMOTEIO)),
                 Outcome::Again => {}
                 Outcome::Changed if asks => self.told = true,
@@ -505,8 +517,7 @@ impl Session {
                 }
             };
             if let Some(end) = end {
-                let is_whole = transfer.moved == transfer.bytes;
-                return Ok(Ended { status: end.status, sense, is_whole });
+                return Ok(Ended { status: end.status, sense, moved: transfer.moved });
             }
         }
     }
