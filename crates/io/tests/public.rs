@@ -9,7 +9,7 @@ fn the_engine_room_is_public_only_with_a_feature() {
     let rooms = [
         (lib, "pub mod pipeline;"),
         (lib, "pub use sys::{buffer, pages, ring, slab};"),
-        (engine, "pub use session::links;"),
+        (engine, "pub use session::sessions;"),
     ];
     for (source, public) in rooms {
         let hidden = format!("#[cfg(feature = \"internals\")]\n#[doc(hidden)]\n{public}");

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::session::links::{Finished, Link, Part, Port, Seat};
+use super::session::sessions::{Finished, Link, Part, Port, Seat};
 use super::{LeafIo, LeafOp, Submitted};
 use crate::engine::session::turn::Turn;
 use crate::request::Span;

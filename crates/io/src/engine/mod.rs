@@ -29,7 +29,7 @@ pub use custom::{CustomEngine, CustomKind, CustomOp};
 pub use io::{HOLE, LeafIo, LeafOp, Limits, Submitted, ZERO};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use session::links;
+pub use session::sessions;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::turn::Turn;

@@ -6,7 +6,7 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The types of the connector. Its loom test replaces this whole module (`tests/loom_links.rs`),
+/// The types of the connector. Its loom test replaces this whole module (`tests/loom_reconnector.rs`),
 /// because loom has no clock and no waits with a time limit.
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard, atomic::AtomicBool},

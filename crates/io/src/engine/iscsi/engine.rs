@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::IscsiAddress;
-use super::link::{Facts, IscsiLink};
+use super::protocol::{Facts, IscsiLink};
 use super::scsi::{self, Volume};
 use super::session::{Isid, Nexus, Session};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::io::{HOLE, ZERO};
 use crate::engine::options::LeafOptions;
-use crate::engine::session::carrier::{self, Carrier, no_doubt};
-use crate::engine::session::connector::Connector;
-use crate::engine::session::links::Link;
+use crate::engine::session::reconnecting::{self, Carrier, no_doubt};
+use crate::engine::session::reconnector::Connector;
+use crate::engine::session::sessions::Link;
 use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
 use crate::sys::lock::lock;
 
-type Shared = carrier::Shared<IscsiLink>;
+type Shared = reconnecting::Shared<IscsiLink>;
 
 /// A leaf that is a logical unit of an iSCSI target.
 pub struct IscsiEngine {

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! open    session.rs: login (CHAP, redirections), inquiry  control thread, with a deadline
-//! I/O     session/carrier.rs -> link.rs, send.rs           a queue's thread and ring
+//! I/O     session/reconnecting.rs -> protocol.rs, send.rs           a queue's thread and ring
 //!         pdu.rs: headers to bytes, bytes to headers       pure
 //!         login.rs: negotiation, CHAP                      pure
 //!         scsi.rs: commands to bytes, sense to outcomes    pure
-//! lost    session/connector.rs: another session            from the address's portal on
+//! lost    session/reconnector.rs: another session            from the address's portal on
 //! control its own session: probe, flush                    control thread, with a deadline
 //! ```
 //!
@@ -21,9 +21,9 @@
 
 pub mod address;
 mod engine;
-mod link;
 mod login;
 pub mod pdu;
+mod protocol;
 pub mod scsi;
 mod send;
 mod session;

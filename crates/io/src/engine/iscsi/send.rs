@@ -1,13 +1,13 @@
 //! The sending side of a link: commands, requested data, and answers to pings.
 //!
-//! Contract: as [`super::link`]. Data is sent from the memory that operations lend, so a task
+//! Contract: as [`super::protocol`]. Data is sent from the memory that operations lend, so a task
 //! remembers the last batch that contains some of its data.
 
-use super::link::{Burst, IscsiLink, Leaving, MAX_TASKS, Task, Work, sealed};
 use super::pdu::{self, DIGEST, DataOut, HEADER, Header, Numbers, Transfer};
+use super::protocol::{Burst, IscsiLink, Leaving, MAX_TASKS, Task, Work, sealed};
 use super::scsi::{self, Command, UNMAP_LIST, Volume, Way};
-use crate::engine::session::carrier::Lost;
-use crate::engine::session::links::Port;
+use crate::engine::session::reconnecting::Lost;
+use crate::engine::session::sessions::Port;
 use crate::engine::{LeafIo, LeafOp};
 use crate::sys::span::ZEROES;
 

@@ -1,9 +1,9 @@
 //! A session with a target: login, and single blocking commands for the control side. When it is
-//! ready, a session is handed to a queue, whose [`super::link`] uses it from then on.
+//! ready, a session is handed to a queue, whose [`super::protocol`] uses it from then on.
 //!
 //! Contract: one thread at a time uses a session. Every call ends at its deadline. A call that
 //! fails on the way ends the session. Everything a target sends is checked against its request,
-//! with [`super::pdu`] as in [`super::link`].
+//! with [`super::pdu`] as in [`super::protocol`].
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands, shake_hands_in_place};
-use super::link::Connection;
+use super::protocol::Connection;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::io::answered;
 use crate::engine::session::socket::Socket;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! open    session/socket.rs -> handshake.rs -> Offer    control thread, blocking, with a deadline
-//! I/O     session/carrier.rs -> link.rs -> session/conn.rs   a queue's thread and ring
+//! I/O     session/reconnecting.rs -> protocol.rs -> session/conn.rs   a queue's thread and ring
 //!         wire.rs: requests to bytes, bytes to replies       pure
-//! lost    session/connector.rs: another connection      own thread, while one is missing
+//! lost    session/reconnector.rs: another connection      own thread, while one is missing
 //! control control.rs: probe, flush                      control thread, blocking, with a deadline
 //! holes   status.rs: allocation                         helper thread, blocking, with a deadline
 //! ```
@@ -19,7 +19,7 @@
 pub mod address;
 mod control;
 mod handshake;
-mod link;
+mod protocol;
 mod relay;
 mod status;
 pub mod wire;
@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
 
-use super::session::carrier::{self, Carrier, no_doubt};
-use super::session::connector::Connector;
-use super::session::links::Link;
+use super::session::reconnecting::{self, Carrier, no_doubt};
+use super::session::reconnector::Connector;
+use super::session::sessions::Link;
 use super::{LeafIo, LeafOp, Limits, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
@@ -44,11 +44,11 @@ use crate::sys::lock::lock;
 use crate::wire::nbd::transmission_flag as flag;
 use control::{Control, dial_for_berth, dial_for_berth_again};
 use handshake::Offer;
-use link::{Connection, NbdLink};
+use protocol::{Connection, NbdLink};
 use relay::Relay;
 use status::Status;
 
-type Shared = carrier::Shared<NbdLink>;
+type Shared = reconnecting::Shared<NbdLink>;
 
 /// Time limit of a further connection while the leaf is opened, in addition to [`FURTHER_FACTOR`]
 /// times the time of the first. A server that limits the number of connections lets further ones

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use super::Shared;
-use crate::engine::session::carrier::Carrier;
-use crate::engine::session::links::{Bell, Finished, Link, Part, Port, Seat};
+use crate::engine::session::reconnecting::Carrier;
+use crate::engine::session::sessions::{Bell, Finished, Link, Part, Port, Seat};
 use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
-use crate::engine::session::links::{Part, Port};
+use crate::engine::session::sessions::{Part, Port};
 use crate::sys::buffer::Buffer;
 use crate::sys::gather::{Gather, is_closed, reset_on_close, shutdown};
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 
-use super::links::Links;
+use super::sessions::Links;
 use crate::sys::ring::Ring;
 
 /// A ring and the links on it.

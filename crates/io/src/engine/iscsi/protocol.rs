@@ -13,9 +13,9 @@ use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Statu
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
 use super::session::{Nexus, Session, TRIES, Wire};
 use crate::engine::LeafOp;
-use crate::engine::session::carrier::{self, DOUBTED, Lost, Protocol};
 use crate::engine::session::conn::{Conn, Received};
-use crate::engine::session::links::{Part, Port};
+use crate::engine::session::reconnecting::{self, DOUBTED, Lost, Protocol};
+use crate::engine::session::sessions::{Part, Port};
 
 /// Most commands of a session that are under way. No known target accepts more.
 pub(super) const MAX_TASKS: usize = 256;
@@ -33,7 +33,7 @@ const TASK_MASK: u32 = MAX_TASKS as u32 - 1;
 /// How long operations under way may take after the target has asked to end the session.
 const LEAVING_NS: u64 = 2_000_000_000;
 
-pub(super) type Work<'a> = carrier::Work<'a, IscsiLink>;
+pub(super) type Work<'a> = reconnecting::Work<'a, IscsiLink>;
 
 /// What the sessions of a leaf share beside their connections.
 pub(super) struct Facts {

@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 
 use super::handshake::Offer;
 use super::wire::{self, Covered, Parsed, Reply, What};
-use crate::engine::session::carrier::{self, Lost, Protocol};
 use crate::engine::session::conn::{BATCH, Conn, Received};
-use crate::engine::session::links::{Part, Port};
+use crate::engine::session::reconnecting::{self, Lost, Protocol};
+use crate::engine::session::sessions::{Part, Port};
 use crate::engine::session::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
 use crate::wire::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
@@ -21,7 +21,7 @@ const MAX_RANGE: u64 = 1 << 30;
 /// Data of a read from this length on is received directly into the memory of the operation.
 const IN_PLACE: u64 = 16 << 10;
 
-type Work<'a> = carrier::Work<'a, NbdLink>;
+type Work<'a> = reconnecting::Work<'a, NbdLink>;
 
 /// A connection that is ready for requests, with the server's abilities on it. The abilities may be
 /// less than when the leaf was opened; this link compensates.
@@ -140,7 +140,7 @@ impl Protocol for NbdLink {
     }
 
     fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
-        let has_sent = |(_, op): (u32, &carrier::Op<Request>)| op.request.serial != 0;
+        let has_sent = |(_, op): (u32, &reconnecting::Op<Request>)| op.request.serial != 0;
         if self.leaving && self.held.is_empty() && !work.ops.iter().any(has_sent) {
             return Err((libc::ESHUTDOWN, "the server is going away"));
         }
@@ -236,7 +236,7 @@ impl NbdLink {
 
     /// Answers an operation, or holds the answer until the kernel has sent all of its data.
     fn answer_sent(&mut self, slot: u32, result: i64, work: &mut Work<'_>) {
-        let is_held = |op: &carrier::Op<Request>| {
+        let is_held = |op: &reconnecting::Op<Request>| {
             op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch)
         };
         if work.ops.get(slot).is_some_and(is_held) {
@@ -329,7 +329,7 @@ impl NbdLink {
         let broken = |why| Err((libc::EPROTO, why));
         let (slot, serial) = (reply.cookie as u32, (reply.cookie >> 32) as u32);
         let op = work.ops.get_mut(slot).filter(|op| op.request.serial == serial && serial != 0);
-        let Some(carrier::Op { io, request, .. }) = op else {
+        let Some(reconnecting::Op { io, request, .. }) = op else {
             return broken("a reply to no request");
         };
         let (is_read, last) = (io.op == LeafOp::Read, reply.last);

@@ -1,5 +1,5 @@
 //! The connector and the links it serves, in every order that loom finds:
-//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_links`.
+//! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_reconnector`.
 //! Empty without `--cfg loom`.
 //!
 //! The promises:
@@ -21,10 +21,10 @@ use std::time::Duration;
 use loom::thread;
 
 #[allow(dead_code, unreachable_pub)]
-#[path = "../src/engine/session/connector.rs"]
-mod connector;
+#[path = "../src/engine/session/reconnector.rs"]
+mod reconnector;
 
-use connector::Connector;
+use reconnector::Connector;
 use sync::Instant;
 
 mod sys {
@@ -102,7 +102,7 @@ mod sync {
 }
 
 /// Stands in for the engine's `links`, from which the connector imports.
-mod links {
+mod sessions {
     use std::io;
 
     use loom::sync::{Condvar, Mutex};

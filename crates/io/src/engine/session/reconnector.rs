@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::links::Seat;
+use super::sessions::Seat;
 use crate::sys::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first failed attempt. Each pause is twice the one before.

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use io_uring::{opcode, types};
 
-use super::connector::Connector;
-use super::links::{Finished, Link, Part, Port};
+use super::reconnector::Connector;
+use super::sessions::{Finished, Link, Part, Port};
 use super::uri::Patience;
 use crate::engine::io::{LeafIo, LeafOp};
 use crate::sys::slab::Slab;
