@@ -1,16 +1,16 @@
-//! The connector and the links it serves, in every order that loom finds:
+//! The reconnector and the sessions it serves, in every order that loom finds:
 //! `RUSTFLAGS="--cfg loom" cargo test -p blkswitch-io --release --test loom_reconnector`.
 //! Empty without `--cfg loom`.
 //!
 //! The promises:
-//! * A link that asks for a connection gets exactly one.
-//! * The link is woken, also when an attempt fails and when the leaf is closed. A missed wake-up
+//! * A session that asks for a connection gets exactly one.
+//! * The session is woken, also when an attempt fails and when the leaf is closed. A missed wake-up
 //!   would be a deadlock here.
 //! * A thread that waits for all connections gets no error but that of a failed attempt.
-//! * The connector's thread ends.
+//! * The reconnector's thread ends.
 //!
-//! The test compiles the connector's source with loom's locks, with a clock that stands still, and
-//! with a bell without a kernel. A pause ends only when a thread cuts it short.
+//! The test compiles the reconnector's source with loom's locks, with a clock that stands still,
+//! and with a waker without a kernel. A pause ends only when a thread cuts it short.
 #![cfg(loom)]
 
 use std::io;
@@ -24,14 +24,14 @@ use loom::thread;
 #[path = "../src/engine/session/reconnector.rs"]
 mod reconnector;
 
-use reconnector::Connector;
+use reconnector::Reconnector;
 use sync::Instant;
 
 mod sys {
     pub(crate) use super::sync;
 }
 
-/// Stands in for the crate's `sys::sync`, from which the connector imports.
+/// Stands in for the crate's `sys::sync`, from which the reconnector imports.
 mod sync {
     use std::ops::Add;
     use std::sync::LockResult;
@@ -101,52 +101,52 @@ mod sync {
     }
 }
 
-/// Stands in for the engine's `links`, from which the connector imports.
+/// Stands in for the engine's `sessions`, from which the reconnector imports.
 mod sessions {
     use std::io;
 
     use loom::sync::{Condvar, Mutex};
 
-    pub(crate) struct Seat(Bell);
+    pub(crate) struct SessionSlot(SessionWaker);
 
-    impl Seat {
-        pub(crate) fn new() -> io::Result<Seat> {
-            Ok(Seat(Bell { rung: Mutex::new(false), changed: Condvar::new() }))
+    impl SessionSlot {
+        pub(crate) fn new() -> io::Result<SessionSlot> {
+            Ok(SessionSlot(SessionWaker { woken: Mutex::new(false), changed: Condvar::new() }))
         }
 
-        pub(crate) fn bell(&self) -> &Bell {
+        pub(crate) fn waker(&self) -> &SessionWaker {
             &self.0
         }
     }
 
     /// Behaves like an eventfd with one reader: a ring before the wait ends the wait.
-    pub(crate) struct Bell {
-        rung: Mutex<bool>,
+    pub(crate) struct SessionWaker {
+        woken: Mutex<bool>,
         changed: Condvar,
     }
 
-    impl Bell {
-        pub(crate) fn ring(&self) {
-            *self.rung.lock().unwrap() = true;
+    impl SessionWaker {
+        pub(crate) fn wake(&self) {
+            *self.woken.lock().unwrap() = true;
             self.changed.notify_one();
         }
 
         pub(crate) fn wait(&self) {
-            let mut rung = self.rung.lock().unwrap();
-            while !*rung {
-                rung = self.changed.wait(rung).unwrap();
+            let mut woken = self.woken.lock().unwrap();
+            while !*woken {
+                woken = self.changed.wait(woken).unwrap();
             }
-            *rung = false;
+            *woken = false;
         }
     }
 }
 
-/// A connector whose connections are numbers.
-type Numbers = Arc<Connector<u32>>;
+/// A reconnector whose connections are numbers.
+type Numbers = Arc<Reconnector<u32>>;
 
-/// Makes a connector with empty berths, and a server that refuses the first `failing` attempts.
-/// Also returns the count of attempts.
-fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
+/// Makes a reconnector for sessions without connections, and a server that refuses the first
+/// `failing` attempts. Also returns the count of attempts.
+fn reconnector(sessions: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
     // A plain atomic: the counter orders nothing, so loom need not try its accesses.
     let dialled = Arc::new(AtomicU32::new(0));
     let count = dialled.clone();
@@ -154,27 +154,27 @@ fn connector(berths: usize, failing: u32) -> (Numbers, Arc<AtomicU32>) {
         attempt if attempt < failing => Err(io::ErrorKind::ConnectionRefused.into()),
         attempt => Ok(attempt),
     };
-    (Connector::new("leaf".into(), berths, Vec::new(), Box::new(dial)).unwrap(), dialled)
+    (Reconnector::new("leaf".into(), sessions, Vec::new(), Box::new(dial)).unwrap(), dialled)
 }
 
-/// A link's turn without a connection: takes one, or asks for one.
-fn turn(connector: &Numbers, berth: usize) -> Option<u32> {
-    let connection = connector.take(berth);
+/// A session's turn without a connection: takes one, or asks for one.
+fn turn(reconnector: &Numbers, number: usize) -> Option<u32> {
+    let connection = reconnector.take(number);
     if connection.is_none() {
-        connector.want_if_idle(berth);
+        reconnector.want_if_idle(number);
     }
     connection
 }
 
-/// A link that has lost its connection turns until it has another. Its queue may also turn for
-/// other reasons than the bell.
-fn reconnect(connector: &Numbers, berth: usize) -> u32 {
-    connector.want(berth);
+/// A session that has lost its connection turns until it has another. Its queue may also turn for
+/// other reasons than the waker.
+fn reconnect(reconnector: &Numbers, number: usize) -> u32 {
+    reconnector.want(number);
     loop {
-        if let Some(connection) = turn(connector, berth) {
+        if let Some(connection) = turn(reconnector, number) {
             return connection;
         }
-        connector.seat(berth).unwrap().bell().wait();
+        reconnector.slot(number).unwrap().waker().wait();
     }
 }
 
@@ -189,109 +189,109 @@ fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn a_link_gets_one_connection() {
+fn a_session_gets_one_connection() {
     check(4, || {
-        let (connector, dialled) = connector(1, 0);
-        assert_eq!(reconnect(&connector, 0), 0);
-        connector.wait_connected(soon()).unwrap();
+        let (reconnector, dialled) = reconnector(1, 0);
+        assert_eq!(reconnect(&reconnector, 0), 0);
+        reconnector.wait_connected(soon()).unwrap();
         assert_eq!(dialled.load(Ordering::Relaxed), 1, "nobody asked for a second one");
-        assert_eq!(connector.take(0), None);
+        assert_eq!(reconnector.take(0), None);
     });
 }
 
-/// A link loses its new connection at once and asks again. The connector must not miss this while
-/// it finishes the first wish.
+/// A session loses its new connection at once and asks again. The reconnector must not miss this
+/// while it finishes the first wish.
 #[test]
-fn a_link_that_loses_its_connection_at_once_gets_another() {
+fn a_session_that_loses_its_connection_at_once_gets_another() {
     check(3, || {
-        let (connector, dialled) = connector(1, 0);
+        let (reconnector, dialled) = reconnector(1, 0);
         let prober = {
-            let connector = connector.clone();
-            reconnect(&connector, 0);
-            connector.want(0);
+            let reconnector = reconnector.clone();
+            reconnect(&reconnector, 0);
+            reconnector.want(0);
             // The pause that follows ends only because this thread waits.
-            thread::spawn(move || connector.wait_connected(soon()).unwrap())
+            thread::spawn(move || reconnector.wait_connected(soon()).unwrap())
         };
         prober.join().unwrap();
-        assert_eq!(connector.take(0), Some(1));
+        assert_eq!(reconnector.take(0), Some(1));
         assert_eq!(dialled.load(Ordering::Relaxed), 2);
     });
 }
 
 #[test]
-fn two_links_get_one_connection_each() {
+fn two_sessions_get_one_connection_each() {
     check(2, || {
-        let (connector, dialled) = connector(2, 0);
+        let (reconnector, dialled) = reconnector(2, 0);
         let other = {
-            let connector = connector.clone();
-            thread::spawn(move || reconnect(&connector, 1))
+            let reconnector = reconnector.clone();
+            thread::spawn(move || reconnect(&reconnector, 1))
         };
-        let mine = reconnect(&connector, 0);
+        let mine = reconnect(&reconnector, 0);
         assert_eq!(mine + other.join().unwrap(), 1, "one got connection 0, the other connection 1");
-        connector.wait_connected(soon()).unwrap();
+        reconnector.wait_connected(soon()).unwrap();
         assert_eq!(dialled.load(Ordering::Relaxed), 2);
     });
 }
 
-/// A thread waits for all connections while a link asks for one.
+/// A thread waits for all connections while a session asks for one.
 #[test]
 fn waiting_fails_only_with_an_attempt() {
     check(3, || {
-        let (connector, _) = connector(1, 0);
-        let link = {
-            let connector = connector.clone();
-            thread::spawn(move || reconnect(&connector, 0))
+        let (reconnector, _) = reconnector(1, 0);
+        let session = {
+            let reconnector = reconnector.clone();
+            thread::spawn(move || reconnect(&reconnector, 0))
         };
-        connector.wait_connected(soon()).expect("no attempt has failed");
-        link.join().unwrap();
+        reconnector.wait_connected(soon()).expect("no attempt has failed");
+        session.join().unwrap();
     });
 }
 
-/// The first attempt fails. The link is woken, the waiting thread gets the error, and its next wait
-/// cuts the pause short.
+/// The first attempt fails. The session is woken, the waiting thread gets the error, and its next
+/// wait cuts the pause short.
 #[test]
 fn an_attempt_that_fails_is_told() {
     check(2, || {
-        let (connector, dialled) = connector(1, 1);
-        connector.want(0);
+        let (reconnector, dialled) = reconnector(1, 1);
+        reconnector.want(0);
         let prober = {
-            let connector = connector.clone();
+            let reconnector = reconnector.clone();
             thread::spawn(move || {
-                if connector.wait_connected(soon()).is_err() {
-                    connector.wait_connected(soon()).expect("only one attempt fails");
+                if reconnector.wait_connected(soon()).is_err() {
+                    reconnector.wait_connected(soon()).expect("only one attempt fails");
                 }
             })
         };
-        let bell = connector.seat(0).unwrap().bell();
-        bell.wait();
+        let waker = reconnector.slot(0).unwrap().waker();
+        waker.wait();
         let connection = loop {
-            match connector.take(0) {
+            match reconnector.take(0) {
                 Some(connection) => break connection,
-                None => assert!(connector.has_failed(0), "the bell was rung for nothing"),
+                None => assert!(reconnector.has_failed(0), "the session was woken for nothing"),
             }
-            bell.wait();
+            waker.wait();
         };
         prober.join().unwrap();
         assert_eq!((connection, dialled.load(Ordering::Relaxed)), (1, 2));
     });
 }
 
-/// The leaf is closed while its link waits for a server that never comes back.
+/// The leaf is closed while its session waits for a server that never comes back.
 #[test]
-fn closing_ends_the_thread_and_wakes_the_link() {
+fn closing_ends_the_thread_and_wakes_the_session() {
     check(3, || {
-        let (connector, _) = connector(1, u32::MAX);
-        let link = {
-            let connector = connector.clone();
+        let (reconnector, _) = reconnector(1, u32::MAX);
+        let session = {
+            let reconnector = reconnector.clone();
             thread::spawn(move || {
-                connector.want(0);
-                while !connector.is_closed() {
-                    assert_eq!(turn(&connector, 0), None);
-                    connector.seat(0).unwrap().bell().wait();
+                reconnector.want(0);
+                while !reconnector.is_closed() {
+                    assert_eq!(turn(&reconnector, 0), None);
+                    reconnector.slot(0).unwrap().waker().wait();
                 }
             })
         };
-        connector.close();
-        link.join().unwrap();
+        reconnector.close();
+        session.join().unwrap();
     });
 }

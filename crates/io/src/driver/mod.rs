@@ -240,11 +240,11 @@ impl Driver {
         if let Some(Some(completed)) = self.completed.get() {
             completed.reset();
         }
-        // A link without a connection may have answered at once.
+        // A session without a connection may have answered at once.
         self.carry();
         self.listen();
         let Driver { pipeline, turn, completions, ticking, .. } = self;
-        if !*ticking && turn.links.is_timed() {
+        if !*ticking && turn.sessions.is_timed() {
             *ticking = true;
             turn.tick();
         }
@@ -259,10 +259,10 @@ impl Driver {
         for completion in completions.drain(..) {
             match completion.tag {
                 Tag::Part | Tag::Window => pipeline.complete(&completion, turn),
-                Tag::Link => turn.links.complete(&completion),
+                Tag::Session => turn.sessions.complete(&completion),
                 Tag::Tick => {
                     *ticking = false;
-                    turn.links.tick(turn.now_ns());
+                    turn.sessions.tick(turn.now_ns());
                 }
                 Tag::Wake => {
                     self.is_listening = false;
@@ -290,7 +290,7 @@ impl Driver {
     /// `Some(Duration::ZERO)` hands the request over.
     pub fn next_wait(&mut self) -> Option<Duration> {
         let has_answers = self.pipeline.has_done() || !self.answers.is_empty();
-        if has_answers || self.turn.links.has_finished() || self.turn.has_unsubmitted() {
+        if has_answers || self.turn.sessions.has_finished() || self.turn.has_unsubmitted() {
             return Some(Duration::ZERO);
         }
         let next_ns = self.turn.next_deferred_ns()?;
@@ -316,14 +316,14 @@ impl Driver {
         }
     }
 
-    /// Lets links send and receive, and gives the pipeline what they have answered.
+    /// Lets sessions send and receive, and gives the pipeline what they have answered.
     fn carry(&mut self) {
         loop {
-            while let Some((part, result)) = self.turn.links.take_finished() {
+            while let Some((part, result)) = self.turn.sessions.take_finished() {
                 self.pipeline.complete(&Completion::of_part(part, result), &mut self.turn);
             }
-            self.turn.run_links();
-            if !self.turn.links.has_finished() {
+            self.turn.run_sessions();
+            if !self.turn.sessions.has_finished() {
                 return;
             }
         }
@@ -339,17 +339,17 @@ impl Driver {
         self.end(answers, None).map(drop)
     }
 
-    /// Ends what is under way and then the links, until a time if one is given. Whether it has.
+    /// Ends what is under way and then the sessions, until a time if one is given. Whether it has.
     fn end(&mut self, answers: &mut Vec<Answer>, until: Option<Instant>) -> io::Result<bool> {
         self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
         let mut is_closed = false;
         loop {
             if self.pipeline.in_flight() == 0 && !is_closed {
-                self.turn.links.close(self.turn.now_ns());
+                self.turn.sessions.close(self.turn.now_ns());
                 self.carry();
                 is_closed = true;
             }
-            let is_over = is_closed && self.turn.links.is_empty();
+            let is_over = is_closed && self.turn.sessions.is_empty();
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if is_over || left.is_some_and(|left| left.is_zero()) {
                 // What was refused is answered by now.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::session::sessions::{Finished, Link, Part, Port, Seat};
+use super::session::sessions::{Finished, Session, SessionOp, SessionRing, SessionSlot};
 use super::{LeafIo, LeafOp, Submitted};
 use crate::engine::session::turn::Turn;
 use crate::request::Span;
@@ -253,19 +253,19 @@ impl Answer {
         let is_seen = self.shared.is_submitting.load(Ordering::Relaxed)
             && self.shared.thread.get() == Some(&thread::current().id());
         if !is_seen {
-            self.shared.seat.bell().ring();
+            self.shared.slot.waker().wake();
         }
     }
 }
 
-/// The state that a queue's link shares with the operations at the engine.
+/// The state that a queue's session shares with the operations at the engine.
 struct Shared {
-    seat: Seat,
+    slot: SessionSlot,
     done: Mutex<Vec<(u32, i64)>>,
     /// The thread of the queue.
     thread: OnceLock<ThreadId>,
     is_submitting: AtomicBool,
-    /// Whether the leaf is closed. Then the link ends.
+    /// Whether the leaf is closed. Then the session ends.
     is_gone: AtomicBool,
 }
 
@@ -285,7 +285,7 @@ impl Custom {
     pub(crate) fn new(engine: Box<dyn CustomEngine>, queues: usize) -> io::Result<Custom> {
         let shared = || {
             Ok(Arc::new(Shared {
-                seat: Seat::new()?,
+                slot: SessionSlot::new()?,
                 done: Mutex::default(),
                 thread: OnceLock::new(),
                 is_submitting: AtomicBool::new(false),
@@ -306,9 +306,9 @@ impl Custom {
         let Some(shared) = self.queues.get(io.queue) else {
             return Submitted::Done(-i64::from(libc::EIO));
         };
-        shared.seat.submit(io, turn, || {
+        shared.slot.submit(io, turn, || {
             let _ = shared.thread.set(thread::current().id());
-            Box::new(CustomLink {
+            Box::new(CustomSession {
                 engine: self.engine.clone(),
                 shared: shared.clone(),
                 under_way: Slab::default(),
@@ -324,7 +324,7 @@ impl Drop for Custom {
     fn drop(&mut self) {
         for shared in &self.queues {
             shared.is_gone.store(true, Ordering::Release);
-            shared.seat.bell().ring();
+            shared.slot.waker().wake();
         }
     }
 }
@@ -336,8 +336,8 @@ struct UnderWay {
     lent: Arc<Lent>,
 }
 
-/// The link of a custom leaf on one queue.
-struct CustomLink {
+/// The session of a custom leaf on one queue.
+struct CustomSession {
     engine: Arc<dyn CustomEngine>,
     shared: Arc<Shared>,
     under_way: Slab<UnderWay>,
@@ -348,7 +348,7 @@ struct CustomLink {
     is_closing: bool,
 }
 
-impl CustomLink {
+impl CustomSession {
     fn take_answers(&mut self, out: &mut Finished) {
         for (id, result) in mem::take(&mut *self.shared.done()) {
             if let Some(op) = self.under_way.remove(id) {
@@ -358,7 +358,7 @@ impl CustomLink {
     }
 }
 
-impl Link for CustomLink {
+impl Session for CustomSession {
     fn submit(&mut self, io: &LeafIo, now_ns: u64, _: &mut Finished) {
         let kind = match io.op {
             LeafOp::Read => CustomKind::Read,
@@ -380,18 +380,19 @@ impl Link for CustomLink {
         self.shared.is_submitting.store(false, Ordering::Relaxed);
     }
 
-    fn completed(&mut self, _: Part, _: i32, _: &mut Finished) {
+    fn completed(&mut self, _: SessionOp, _: i32, _: &mut Finished) {
         self.is_listening = false;
         self.is_closing |= self.shared.is_gone.load(Ordering::Acquire);
     }
 
-    fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished) {
+    fn turn(&mut self, ring: &mut SessionRing<'_>, out: &mut Finished) {
         self.take_answers(out);
         if !self.is_listening && !self.is_closing {
             self.is_listening = true;
-            let entry = self.shared.seat.bell().entry(&mut self.rung);
-            // SAFETY: the count is boxed, and the link is over only after this read has completed.
-            unsafe { port.push(Part::Bell, entry) };
+            let entry = self.shared.slot.waker().entry(&mut self.rung);
+            // SAFETY: the count is boxed, and the session is over only after this read has
+            // completed.
+            unsafe { ring.push(SessionOp::Wake, entry) };
         }
     }
 
@@ -421,8 +422,8 @@ impl Link for CustomLink {
 
     fn close(&mut self, _: u64, _: &mut Finished) {
         self.is_closing = true;
-        self.shared.seat.leave();
-        self.shared.seat.bell().ring();
+        self.shared.slot.leave();
+        self.shared.slot.waker().wake();
     }
 
     fn is_over(&self) -> bool {

@@ -185,11 +185,11 @@ mod tests {
         }
         let (mut answers, mut completions) = (Vec::new(), Vec::new());
         while answers.len() < 3 {
-            turn.run_links();
-            answers.extend(std::iter::from_fn(|| turn.links.take_finished()));
+            turn.run_sessions();
+            answers.extend(std::iter::from_fn(|| turn.sessions.take_finished()));
             if answers.len() < 3 {
                 turn.wait(false, &mut completions).unwrap();
-                completions.drain(..).for_each(|completion| turn.links.complete(&completion));
+                completions.drain(..).for_each(|completion| turn.sessions.complete(&completion));
             }
         }
         answers.sort_unstable();

@@ -102,7 +102,7 @@ pub enum Submitted {
     /// fewer bytes than were asked for, but more than none, the caller submits the rest. So it does
     /// for a discard or zeroing, whose count may also be 0 for all of the range.
     Done(i64),
-    /// The ring or a link will deliver the completion.
+    /// The ring or a session will deliver the completion.
     Pending,
 }
 

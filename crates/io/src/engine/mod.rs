@@ -2,9 +2,9 @@
 //! have the same entry points.
 //!
 //! `submit` starts one operation; it answers at once, or leaves the operation with the ring or a
-//! link. The queue calls `finish` when the time of a deferred operation has come. `flush_blocking`,
-//! `probe` and `identity` serve the control side. A new engine is a file here, a variant of
-//! [`Engine`], and an arm in each of its methods.
+//! session. The queue calls `finish` when the time of a deferred operation has come.
+//! `flush_blocking`, `probe` and `identity` serve the control side. A new engine is a file here, a
+//! variant of [`Engine`], and an arm in each of its methods.
 
 pub mod absent;
 pub(crate) mod custom;

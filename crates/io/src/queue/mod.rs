@@ -132,9 +132,9 @@ impl Queue {
             }
             if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
                 // What the kernel still has of their connections it gives back in a moment.
-                self.turn.links.close(self.turn.now_ns());
+                self.turn.sessions.close(self.turn.now_ns());
                 self.carry_answers();
-                if self.turn.links.is_empty() {
+                if self.turn.sessions.is_empty() {
                     break Ok(Ended::Finished);
                 }
             }
@@ -178,7 +178,7 @@ impl Queue {
 
     /// There is nothing to be carried: what came was answered where it came from.
     fn is_quiet(&self) -> bool {
-        !self.pipeline.has_done() && self.server.is_quiet() && self.turn.links.is_quiet()
+        !self.pipeline.has_done() && self.server.is_quiet() && self.turn.sessions.is_quiet()
     }
 
     #[inline]
@@ -198,7 +198,7 @@ impl Queue {
                 let (server, mut context) = self.nbd();
                 server.complete(completion, &mut context);
             }
-            Tag::Link => self.turn.links.complete(completion),
+            Tag::Session => self.turn.sessions.complete(completion),
             Tag::Ublk => {
                 let (ublk, mut context) = self.ublk();
                 ublk.complete(completion, &mut context);
@@ -207,7 +207,7 @@ impl Queue {
                 self.ticking = false;
                 let (server, mut context) = self.nbd();
                 server.tick(&mut context);
-                self.turn.links.tick(self.turn.now_ns());
+                self.turn.sessions.tick(self.turn.now_ns());
                 std::mem::take(&mut self.refused)
                     .into_iter()
                     .for_each(|listener| self.arm_accept(listener));
@@ -218,12 +218,12 @@ impl Queue {
     }
 
     /// Carries answers to those who asked until no more come, then lets the connections send and
-    /// receive, those of links last: what the others have asked for leaves in one batch. True if
+    /// receive, those of sessions last: what the others have asked for leaves in one batch. True if
     /// the turn has cost enough before everything was done: the rest is for the next turn, which
     /// must not wait.
     fn carry_answers(&mut self) -> bool {
         loop {
-            while let Some((part, result)) = self.turn.links.take_finished() {
+            while let Some((part, result)) = self.turn.sessions.take_finished() {
                 let completion = Completion::of_part(part, result);
                 self.pipeline.complete(&completion, &mut self.turn);
             }
@@ -250,8 +250,8 @@ impl Queue {
             if self.pipeline.has_done() || (has_more && !self.turn.is_spent()) {
                 continue;
             }
-            self.turn.run_links();
-            if !self.turn.links.has_finished() {
+            self.turn.run_sessions();
+            if !self.turn.sessions.has_finished() {
                 self.keep_ticking();
                 return has_more;
             }
@@ -327,7 +327,7 @@ impl Queue {
         if !self.ticking
             && (self.server.is_timed()
                 || self.buffers.keeps_any()
-                || self.turn.links.is_timed()
+                || self.turn.sessions.is_timed()
                 || !self.refused.is_empty())
         {
             self.ticking = true;

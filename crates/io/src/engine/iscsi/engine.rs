@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 use blkswitch_core::multipath::outcome::is_path_error;
 
 use super::address::IscsiAddress;
-use super::protocol::{Facts, IscsiLink};
+use super::protocol::{Facts, IscsiProtocol};
 use super::scsi::{self, Volume};
-use super::session::{Isid, Nexus, Session};
+use super::session::{IscsiSession, Isid, Nexus};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::io::{HOLE, ZERO};
 use crate::engine::options::LeafOptions;
-use crate::engine::session::reconnecting::{self, Carrier, no_doubt};
-use crate::engine::session::reconnector::Connector;
-use crate::engine::session::sessions::Link;
+use crate::engine::session::reconnecting::{self, Reconnecting, no_doubt};
+use crate::engine::session::reconnector::Reconnector;
+use crate::engine::session::sessions::Session;
 use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
 use crate::sys::lock::lock;
 
-type Shared = reconnecting::Shared<IscsiLink>;
+type Shared = reconnecting::Shared<IscsiProtocol>;
 
 /// A leaf that is a logical unit of an iSCSI target.
 pub struct IscsiEngine {
@@ -48,7 +48,7 @@ struct Control {
     address: IscsiAddress,
     volume: Volume,
     isid: Isid,
-    session: Option<Session>,
+    session: Option<IscsiSession>,
 }
 
 impl IscsiEngine {
@@ -68,7 +68,7 @@ impl IscsiEngine {
         let again = |volume: &Volume, isid| {
             login_again(address, volume, isid, Instant::now() + address.patience.timeout)
         };
-        let mut first = Session::login(address, Isid::new(drawn, 0), deadline)?;
+        let mut first = IscsiSession::login(address, Isid::new(drawn, 0), deadline)?;
         let volume = first.volume(deadline)?;
         first.can(volume.clone());
         let mut sessions = vec![first];
@@ -85,24 +85,25 @@ impl IscsiEngine {
         let doubts = in_doubt.clone();
         let places = sessions.iter().map(|session| session.nexus().clone()).collect();
         let places: Mutex<Vec<Nexus>> = Mutex::new(places);
-        let dial = Box::new(move |berth: usize| {
+        let dial = Box::new(move |number: usize| {
             let (address, volume) = &of;
             let deadline = Instant::now() + address.patience.timeout;
-            let mut session = Session::login(address, Isid::new(drawn, berth as u16), deadline)?;
-            let is_doubted = doubts.get(berth).is_some_and(|doubt| doubt.load(Acquire));
+            let mut session =
+                IscsiSession::login(address, Isid::new(drawn, number as u16), deadline)?;
+            let is_doubted = doubts.get(number).is_some_and(|doubt| doubt.load(Acquire));
             let is_elsewhere =
-                lock(&places).get(berth).is_none_or(|before| !session.nexus().is_same(before));
+                lock(&places).get(number).is_none_or(|before| !session.nexus().is_same(before));
             if address.resets_unit && is_doubted && is_elsewhere {
                 reset_unit(&mut session, address, deadline);
             }
             let session = confirm(session, volume, deadline)?;
-            if let Some(before) = lock(&places).get_mut(berth) {
+            if let Some(before) = lock(&places).get_mut(number) {
                 before.clone_from(session.nexus());
             }
             Ok(session)
         });
         let shared = Arc::new(Shared {
-            connector: Connector::new(address.to_string(), sessions.len(), sessions, dial)?,
+            reconnector: Reconnector::new(address.to_string(), sessions.len(), sessions, dial)?,
             facts: Facts { volume, map_notices: AtomicU64::new(0) },
             patience: address.patience,
             doubted: AtomicU64::new(0),
@@ -135,9 +136,10 @@ impl IscsiEngine {
         if refusal != 0 {
             return Submitted::Done(-i64::from(refusal));
         }
-        let make = || Box::new(Carrier::new(self.shared.clone(), io.queue)) as Box<dyn Link>;
-        match self.shared.connector.seat(io.queue) {
-            Some(seat) => seat.submit(io, turn, make),
+        let make =
+            || Box::new(Reconnecting::new(self.shared.clone(), io.queue)) as Box<dyn Session>;
+        match self.shared.reconnector.slot(io.queue) {
+            Some(slot) => slot.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }
@@ -166,12 +168,12 @@ impl IscsiEngine {
             now.read_only = volume.read_only;
             same(&now, volume)
         })?;
-        self.shared.connector.wait_connected(deadline)?;
+        self.shared.reconnector.wait_connected(deadline)?;
         if is_protected.get() { Err(io::Error::from_raw_os_error(libc::EROFS)) } else { Ok(()) }
     }
 
     pub(in crate::engine) fn trouble(&self) -> Option<String> {
-        self.shared.connector.trouble()
+        self.shared.reconnector.trouble()
     }
 
     pub(in crate::engine) fn doubted_writes(&self) -> u64 {
@@ -179,7 +181,7 @@ impl IscsiEngine {
     }
 
     pub(in crate::engine) fn is_reachable(&self) -> bool {
-        !self.shared.connector.is_cut_off()
+        !self.shared.reconnector.is_cut_off()
     }
 
     /// `Some(0)` for a unit that has no thin provisioning, or does not answer GET LBA STATUS.
@@ -269,7 +271,7 @@ impl IscsiEngine {
 
 impl Drop for IscsiEngine {
     fn drop(&mut self) {
-        self.shared.connector.close();
+        self.shared.reconnector.close();
     }
 }
 
@@ -278,7 +280,7 @@ impl Control {
     fn call(
         &mut self,
         deadline: Instant,
-        call: impl Fn(&mut Session, &Volume) -> io::Result<()>,
+        call: impl Fn(&mut IscsiSession, &Volume) -> io::Result<()>,
     ) -> io::Result<()> {
         if let Some(session) = &mut self.session {
             let result = call(session, &self.volume);
@@ -289,7 +291,7 @@ impl Control {
         self.session = None;
         let mut session = login_again(&self.address, &self.volume, self.isid, deadline)?;
         let result = call(&mut session, &self.volume);
-        self.session = Some(session).filter(Session::is_there);
+        self.session = Some(session).filter(IscsiSession::is_there);
         result
     }
 }
@@ -307,7 +309,7 @@ fn draw() -> io::Result<[u8; 3]> {
 
 /// Resets the unit, which ends all commands that a lost session may have left there. Logs the
 /// result.
-fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) {
+fn reset_unit(session: &mut IscsiSession, address: &IscsiAddress, deadline: Instant) {
     let leaf = address.to_string();
     match session.reset_unit(deadline) {
         Ok(()) => {
@@ -320,7 +322,11 @@ fn reset_unit(session: &mut Session, address: &IscsiAddress, deadline: Instant) 
 }
 
 /// Checks that the unit is what it was, and returns the session. `Err` if it is not.
-fn confirm(mut session: Session, volume: &Volume, deadline: Instant) -> io::Result<Session> {
+fn confirm(
+    mut session: IscsiSession,
+    volume: &Volume,
+    deadline: Instant,
+) -> io::Result<IscsiSession> {
     let now = session.volume(deadline)?;
     same(&now, volume)?;
     session.can(now);
@@ -333,8 +339,8 @@ fn login_again(
     volume: &Volume,
     isid: Isid,
     deadline: Instant,
-) -> io::Result<Session> {
-    confirm(Session::login(address, isid, deadline)?, volume, deadline)
+) -> io::Result<IscsiSession> {
+    confirm(IscsiSession::login(address, isid, deadline)?, volume, deadline)
 }
 
 fn same(now: &Volume, volume: &Volume) -> io::Result<()> {

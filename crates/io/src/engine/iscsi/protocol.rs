@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::pdu::{self, DataOut, HEADER, Header, Heard, Incoming, Residual, Status, Transfer};
 use super::scsi::{self, Outcome, UNMAP_LIST, Volume, Way};
-use super::session::{Nexus, Session, TRIES, Wire};
+use super::session::{IscsiSession, Nexus, TRIES, Wire};
 use crate::engine::LeafOp;
 use crate::engine::session::conn::{Conn, Received};
 use crate::engine::session::reconnecting::{self, DOUBTED, Lost, Protocol};
-use crate::engine::session::sessions::{Part, Port};
+use crate::engine::session::sessions::{SessionOp, SessionRing};
 
 /// Most commands of a session that are under way. No known target accepts more.
 pub(super) const MAX_TASKS: usize = 256;
@@ -33,7 +33,7 @@ const TASK_MASK: u32 = MAX_TASKS as u32 - 1;
 /// How long operations under way may take after the target has asked to end the session.
 const LEAVING_NS: u64 = 2_000_000_000;
 
-pub(super) type Work<'a> = reconnecting::Work<'a, IscsiLink>;
+pub(super) type Work<'a> = reconnecting::Work<'a, IscsiProtocol>;
 
 /// What the sessions of a leaf share beside their connections.
 pub(super) struct Facts {
@@ -53,7 +53,7 @@ impl Facts {
 
 /// The protocol's state of an operation.
 #[derive(Default)]
-pub(super) struct Request {
+pub(super) struct IscsiOpState {
     tries: u32,
     /// `Some` for the flush after a write that must be durable, on a unit without FUA: the number
     /// of bytes of that write.
@@ -125,7 +125,7 @@ pub(super) enum Leaving {
 }
 
 /// The protocol's state of one session.
-pub(super) struct IscsiLink {
+pub(super) struct IscsiProtocol {
     pub(super) conn: Conn<{ HEADER + pdu::DIGEST }>,
     pub(super) wire: Wire,
     /// The properties of the unit on this session, which may offer less than when the leaf was
@@ -153,27 +153,27 @@ pub(super) struct IscsiLink {
     pub(super) leaving: Leaving,
 }
 
-impl Protocol for IscsiLink {
-    type Connection = Session;
+impl Protocol for IscsiProtocol {
+    type Connection = IscsiSession;
     type Facts = Facts;
-    type Request = Request;
+    type OpState = IscsiOpState;
     type Mark = Nexus;
 
     fn mark(&self) -> Nexus {
         self.nexus.clone()
     }
 
-    fn ends_doubt(session: &Session, lost: &Nexus) -> bool {
-        // Each berth has its own session identifier, so it is that of the lost session. A reset of
-        // the unit also ends the commands.
+    fn ends_doubt(session: &IscsiSession, lost: &Nexus) -> bool {
+        // Each session has its own session identifier, so it is that of the lost session. A reset
+        // of the unit also ends the commands.
         session.nexus().is_same(lost) || session.has_reset_unit()
     }
 
-    fn new(session: Session) -> Option<IscsiLink> {
+    fn new(session: IscsiSession) -> Option<IscsiProtocol> {
         let nexus = session.nexus().clone();
         let (socket, wire, volume) = session.into_parts();
         let heard = Incoming::parse(&[0; HEADER]);
-        Some(IscsiLink {
+        Some(IscsiProtocol {
             conn: Conn::new(socket?)?,
             wire,
             volume,
@@ -196,18 +196,18 @@ impl Protocol for IscsiLink {
         self.conn.is_stale()
     }
 
-    fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
+    fn turn(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) -> Result<(), Lost> {
         if self.under_way() == 0 {
             work.ready.extend(self.busy.drain(..));
         }
-        self.leave(port.now_ns());
-        self.send(work, port);
-        self.receive(work, port);
+        self.leave(ring.now_ns());
+        self.send(work, ring);
+        self.receive(work, ring);
         Ok(())
     }
 
-    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
-        if part == Part::Send {
+    fn completed(&mut self, part: SessionOp, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
+        if part == SessionOp::Send {
             self.conn.sent(result).map_err(|errno| (errno, "sending failed"))?;
             self.release_held(work);
             return Ok(());
@@ -254,9 +254,9 @@ impl Protocol for IscsiLink {
         self.conn.shut_down();
     }
 
-    fn completed_after_end(&mut self, part: Part, result: i32) {
+    fn completed_after_end(&mut self, part: SessionOp, result: i32) {
         // The connection is lost, so the received data does not matter.
-        if part == Part::Send {
+        if part == SessionOp::Send {
             let _ = self.conn.sent(result);
         } else {
             let _ = self.conn.received(result);
@@ -290,7 +290,7 @@ pub(super) fn sealed(
     wire.header_len()
 }
 
-impl IscsiLink {
+impl IscsiProtocol {
     /// Number of commands that have not ended.
     fn under_way(&self) -> usize {
         MAX_TASKS - self.free.len() - self.held.len()
@@ -311,7 +311,7 @@ impl IscsiLink {
     }
 
     /// Starts to receive the next bytes.
-    fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+    fn receive(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
         if let Step::Data { task, at, left } = self.step
             && left >= IN_PLACE
             && let Some(op) = self.task(task).map(|task| task.slot).and_then(|op| work.ops.get(op))
@@ -319,9 +319,9 @@ impl IscsiLink {
             // SAFETY: take_header() checked that the data lies within the memory that the operation
             // lends. The operation is answered only after all of this data has arrived, or when the
             // connection is quiet.
-            unsafe { self.conn.receive_at(op.io.data.at(at).0, u64::from(left), port) };
+            unsafe { self.conn.receive_at(op.io.data.at(at).0, u64::from(left), ring) };
         } else {
-            self.conn.receive(port);
+            self.conn.receive(ring);
         }
     }
 
@@ -457,7 +457,7 @@ impl IscsiLink {
         const DROPS_CONNECTION: u8 = 2;
         const DROPS_SESSION: u8 = 3;
         const RENEGOTIATE: u8 = 4;
-        let leaf = work.shared.connector.name();
+        let leaf = work.shared.reconnector.name();
         tracing::info!(leaf, code, seconds, "the target tells of an event");
         match code {
             SCSI => {
@@ -525,10 +525,10 @@ impl IscsiLink {
             },
             outcome => outcome,
         };
-        let wants_flush = op.io.op == LeafOp::Write && op.io.fua && op.request.flushes.is_none();
+        let wants_flush = op.io.op == LeafOp::Write && op.io.fua && op.state.flushes.is_none();
         let answer = match outcome {
             Outcome::Good if wants_flush && !has_fua && has_cache => {
-                op.request.flushes = Some(piece);
+                op.state.flushes = Some(piece);
                 None
             }
             Outcome::Good => match op.io.op {
@@ -539,9 +539,9 @@ impl IscsiLink {
                     (op.done >= op.io.len).then_some(0)
                 }
             },
-            Outcome::Again if op.request.tries < TRIES => {
-                op.request.tries += 1;
-                let leaf = work.shared.connector.name();
+            Outcome::Again if op.state.tries < TRIES => {
+                op.state.tries += 1;
+                let leaf = work.shared.reconnector.name();
                 tracing::debug!(leaf, key, ascq, "command sent again");
                 None
             }

@@ -1,13 +1,13 @@
-//! The sending side of a link: commands, requested data, and answers to pings.
+//! The sending side of a session: commands, requested data, and answers to pings.
 //!
 //! Contract: as [`super::protocol`]. Data is sent from the memory that operations lend, so a task
 //! remembers the last batch that contains some of its data.
 
 use super::pdu::{self, DIGEST, DataOut, HEADER, Header, Numbers, Transfer};
-use super::protocol::{Burst, IscsiLink, Leaving, MAX_TASKS, Task, Work, sealed};
+use super::protocol::{Burst, IscsiProtocol, Leaving, MAX_TASKS, Task, Work, sealed};
 use super::scsi::{self, Command, UNMAP_LIST, Volume, Way};
 use crate::engine::session::reconnecting::Lost;
-use crate::engine::session::sessions::Port;
+use crate::engine::session::sessions::SessionRing;
 use crate::engine::{LeafIo, LeafOp};
 use crate::sys::span::ZEROES;
 
@@ -28,11 +28,11 @@ struct Next {
     unmap: [u8; UNMAP_LIST],
 }
 
-impl IscsiLink {
+impl IscsiProtocol {
     /// Sends everything that may be sent now.
-    pub(super) fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+    pub(super) fn send(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
         loop {
-            self.conn.send(port);
+            self.conn.send(ring);
             if !self.conn.can_fill() || !self.has_work(work) {
                 break;
             }
@@ -89,7 +89,7 @@ impl IscsiLink {
             return work.answer(slot, -i64::from(libc::EOPNOTSUPP));
         }
         let Some(number) = self.free.pop() else { return };
-        let Next { command, piece, bytes, unmap } = match op.request.flushes {
+        let Next { command, piece, bytes, unmap } = match op.state.flushes {
             Some(written) => flush(written),
             None => next_command(&op.io, op.done, &self.volume),
         };

@@ -110,7 +110,7 @@ impl Wire {
 }
 
 /// A session with one logical unit.
-pub(super) struct Session {
+pub(super) struct IscsiSession {
     /// `None` after the session has ended.
     socket: Option<Socket>,
     wire: Wire,
@@ -125,7 +125,7 @@ pub(super) struct Session {
 
 /// The result of a login at one portal.
 enum Login {
-    Done(Session),
+    Done(IscsiSession),
     /// The target redirects to another portal.
     Elsewhere(String),
 }
@@ -146,17 +146,17 @@ fn broken(why: impl Into<String>) -> io::Error {
     )
 }
 
-impl Session {
+impl IscsiSession {
     /// Connects, logs in, follows redirections, and checks that the unit is there.
     pub(super) fn login(
         address: &IscsiAddress,
         isid: Isid,
         deadline: Instant,
-    ) -> io::Result<Session> {
+    ) -> io::Result<IscsiSession> {
         let mut place = Place::Tcp { host: address.host.clone(), port: address.port };
         let mut last = String::new();
         for _ in 0..=MAX_REDIRECTIONS {
-            match Session::login_at(address, &place, isid, deadline)? {
+            match IscsiSession::login_at(address, &place, isid, deadline)? {
                 Login::Done(mut session) => {
                     // Unit attentions at the start of a session do not matter, because the
                     // properties of the unit are queried after this.
@@ -193,7 +193,7 @@ impl Session {
         let wire = Wire { lun: pdu::lun(address.lun), numbers, most: 1, agreed: Agreed::default() };
         let nexus = Nexus { place: place.clone(), group: None };
         let volume = Volume::default();
-        let mut session = Session {
+        let mut session = IscsiSession {
             socket: Some(socket),
             wire,
             nexus,
@@ -399,7 +399,7 @@ impl Session {
         &self.nexus
     }
 
-    /// The parts that a link needs.
+    /// The parts that a session needs.
     pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Wire, Volume) {
         let volume = std::mem::take(&mut self.volume);
         (self.socket.take().map(OwnedFd::from), self.wire, volume)
@@ -432,7 +432,7 @@ impl Session {
         self.carry_out(command, data, deadline, false).map(drop)
     }
 
-    /// As [`Session::call`]. A command that only `asks` does not end the session. Returns the
+    /// As [`IscsiSession::call`]. A command that only `asks` does not end the session. Returns the
     /// number of bytes that have arrived.
     fn carry_out(
         &mut self,
@@ -597,7 +597,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for IscsiSession {
     fn drop(&mut self) {
         self.say_goodbye();
     }

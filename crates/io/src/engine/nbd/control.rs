@@ -32,28 +32,28 @@ pub(super) fn dial_again(
     Ok(socket)
 }
 
-/// Connects for a berth. The new connection replaces the ones that the berth had before.
-pub(super) fn dial_for_berth(
+/// Connects for a session. The new connection replaces the ones that the session had before.
+pub(super) fn dial_session(
     address: &NbdAddress,
     leaf: &str,
-    berth: usize,
+    number: usize,
     deadline: Instant,
 ) -> io::Result<(Connection, Offer)> {
     let mut socket = Socket::connect(&address.place, address.patience.timeout, deadline)?;
-    let name = format!("{leaf}.{berth}");
+    let name = format!("{leaf}.{number}");
     let (offer, confirmed) = shake_hands_in_place(&mut socket, &address.export, &name)?;
     Ok((Connection::new(socket, &offer, confirmed), offer))
 }
 
-/// As [`dial_for_berth`], again. `Err` if the export does not keep what it offered first.
-pub(super) fn dial_for_berth_again(
+/// As [`dial_session`], again. `Err` if the export does not keep what it offered first.
+pub(super) fn dial_session_again(
     address: &NbdAddress,
     leaf: &str,
-    berth: usize,
+    number: usize,
     offer: &Offer,
     deadline: Instant,
 ) -> io::Result<Connection> {
-    let (connection, now) = dial_for_berth(address, leaf, berth, deadline)?;
+    let (connection, now) = dial_session(address, leaf, number, deadline)?;
     keeps(offer, &now)?;
     Ok(connection)
 }

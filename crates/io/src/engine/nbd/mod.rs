@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 
 pub use address::NbdAddress;
 
-use super::session::reconnecting::{self, Carrier, no_doubt};
-use super::session::reconnector::Connector;
-use super::session::sessions::Link;
+use super::session::reconnecting::{self, Reconnecting, no_doubt};
+use super::session::reconnector::Reconnector;
+use super::session::sessions::Session;
 use super::{LeafIo, LeafOp, Limits, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
@@ -42,13 +42,13 @@ use crate::engine::options::LeafOptions;
 use crate::engine::session::turn::Turn;
 use crate::sys::lock::lock;
 use crate::wire::nbd::transmission_flag as flag;
-use control::{Control, dial_for_berth, dial_for_berth_again};
+use control::{Control, dial_session, dial_session_again};
 use handshake::Offer;
-use protocol::{Connection, NbdLink};
+use protocol::{Connection, NbdProtocol};
 use relay::Relay;
 use status::Status;
 
-type Shared = reconnecting::Shared<NbdLink>;
+type Shared = reconnecting::Shared<NbdProtocol>;
 
 /// Time limit of a further connection while the leaf is opened, in addition to [`FURTHER_FACTOR`]
 /// times the time of the first. A server that limits the number of connections lets further ones
@@ -100,7 +100,7 @@ impl NbdEngine {
     fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Limits)> {
         let start = Instant::now();
         let leaf = draw_name();
-        let (first, offer) = dial_for_berth(address, &leaf, 0, start + address.patience.timeout)?;
+        let (first, offer) = dial_session(address, &leaf, 0, start + address.patience.timeout)?;
         let took = start.elapsed();
         let limits = limits(&offer, options.read_only);
         if limits.sectors == 0 {
@@ -113,20 +113,20 @@ impl NbdEngine {
             let count = queues * address.connections;
             own = further((address, &leaf), &offer, took, count, &mut connections);
         }
-        let berths = if own.is_some() { connections.len() } else { 1 };
-        connections.truncate(berths);
+        let slots = if own.is_some() { connections.len() } else { 1 };
+        connections.truncate(slots);
         let again = (address.clone(), offer.clone());
-        let dial = Box::new(move |berth| {
+        let dial = Box::new(move |number| {
             let (address, offer) = &again;
             let deadline = Instant::now() + address.patience.timeout;
-            dial_for_berth_again(address, &leaf, berth, offer, deadline)
+            dial_session_again(address, &leaf, number, offer, deadline)
         });
         let shared = Arc::new(Shared {
-            connector: Connector::new(address.to_string(), berths, connections, dial)?,
+            reconnector: Reconnector::new(address.to_string(), slots, connections, dial)?,
             facts: offer,
             patience: address.patience,
             doubted: AtomicU64::new(0),
-            in_doubt: no_doubt(berths),
+            in_doubt: no_doubt(slots),
         });
         let route = match own {
             Some(control) => Route::Own(Box::new(Own {
@@ -166,17 +166,17 @@ impl NbdEngine {
             Route::Own(own) => &**own,
             Route::Relay(relay) => return relay.submit(io, turn),
         };
-        let mut berth = io.queue * per_queue;
+        let mut number = io.queue * per_queue;
         if *per_queue > 1
             && let Some(NextConnection(last)) = turns.get(io.queue)
         {
             let next = (last.load(Ordering::Relaxed) + 1) % per_queue;
             last.store(next, Ordering::Relaxed);
-            berth += next;
+            number += next;
         }
-        let make = || Box::new(Carrier::new(self.shared.clone(), berth)) as Box<dyn Link>;
-        match self.shared.connector.seat(berth) {
-            Some(seat) => seat.submit(io, turn, make),
+        let make = || Box::new(Reconnecting::new(self.shared.clone(), number)) as Box<dyn Session>;
+        match self.shared.reconnector.slot(number) {
+            Some(slot) => slot.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }
@@ -202,17 +202,17 @@ impl NbdEngine {
         match &self.route {
             Route::Own(own) => {
                 lock(&own.control).probe(&mut vec![0; block], deadline)?;
-                self.shared.connector.wait_connected(deadline)
+                self.shared.reconnector.wait_connected(deadline)
             }
             Route::Relay(relay) => {
-                self.shared.connector.wait_connected(deadline)?;
+                self.shared.reconnector.wait_connected(deadline)?;
                 answered(relay.call(LeafOp::Read, block, deadline))
             }
         }
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.shared.connector.trouble()
+        self.shared.reconnector.trouble()
     }
 
     pub(super) fn doubted_writes(&self) -> u64 {
@@ -227,7 +227,7 @@ impl NbdEngine {
     }
 
     pub(super) fn is_reachable(&self) -> bool {
-        !self.shared.connector.is_cut_off()
+        !self.shared.reconnector.is_cut_off()
     }
 
     /// `Some(0)` for a server with a single connection, which leaves none for allocation queries.
@@ -266,7 +266,7 @@ impl NbdEngine {
 
 impl Drop for NbdEngine {
     fn drop(&mut self) {
-        self.shared.connector.close();
+        self.shared.reconnector.close();
         if let Route::Relay(relay) = &self.route {
             relay.close();
         }
@@ -285,8 +285,8 @@ fn further(
     let timeout = address.patience.timeout.min(FURTHER_TIMEOUT + first_took * FURTHER_FACTOR);
     let mut all = || {
         while connections.len() < count {
-            let (berth, deadline) = (connections.len(), Instant::now() + timeout);
-            connections.push(dial_for_berth_again(address, leaf, berth, offer, deadline)?);
+            let (number, deadline) = (connections.len(), Instant::now() + timeout);
+            connections.push(dial_session_again(address, leaf, number, offer, deadline)?);
         }
         let socket = control::dial_again(address, offer, Instant::now() + timeout)?;
         Ok::<_, io::Error>(Control::new(address.clone(), offer.clone(), socket))

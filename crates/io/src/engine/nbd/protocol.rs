@@ -10,7 +10,7 @@ use super::handshake::Offer;
 use super::wire::{self, Covered, Parsed, Reply, What};
 use crate::engine::session::conn::{BATCH, Conn, Received};
 use crate::engine::session::reconnecting::{self, Lost, Protocol};
-use crate::engine::session::sessions::{Part, Port};
+use crate::engine::session::sessions::{SessionOp, SessionRing};
 use crate::engine::session::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
 use crate::wire::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
@@ -21,10 +21,10 @@ const MAX_RANGE: u64 = 1 << 30;
 /// Data of a read from this length on is received directly into the memory of the operation.
 const IN_PLACE: u64 = 16 << 10;
 
-type Work<'a> = reconnecting::Work<'a, NbdLink>;
+type Work<'a> = reconnecting::Work<'a, NbdProtocol>;
 
 /// A connection that is ready for requests, with the server's abilities on it. The abilities may be
-/// less than when the leaf was opened; this link compensates.
+/// less than when the leaf was opened; this session compensates.
 pub(super) struct Connection {
     socket: OwnedFd,
     can: Can,
@@ -65,7 +65,7 @@ impl Connection {
 
 /// The protocol's state of an operation.
 #[derive(Default)]
-pub(super) struct Request {
+pub(super) struct NbdOpState {
     /// Whether this is the flush after a write that must be durable, for a server without FUA.
     flushes: bool,
     /// Bytes of the operation that the current request covers.
@@ -100,7 +100,7 @@ enum Step {
 }
 
 /// The protocol's state of one connection.
-pub(super) struct NbdLink {
+pub(super) struct NbdProtocol {
     can: Can,
     confirmed: Option<Box<str>>,
     conn: Conn<REQUEST_LEN>,
@@ -113,10 +113,10 @@ pub(super) struct NbdLink {
     leaving: bool,
 }
 
-impl Protocol for NbdLink {
+impl Protocol for NbdProtocol {
     type Connection = Connection;
     type Facts = Offer;
-    type Request = Request;
+    type OpState = NbdOpState;
     type Mark = Option<Box<str>>;
 
     fn mark(&self) -> Option<Box<str>> {
@@ -129,28 +129,36 @@ impl Protocol for NbdLink {
         lost.is_some() && connection.confirmed == *lost
     }
 
-    fn new(Connection { socket, can, confirmed }: Connection) -> Option<NbdLink> {
+    fn new(Connection { socket, can, confirmed }: Connection) -> Option<NbdProtocol> {
         let conn = Conn::new(socket)?;
         let held = Vec::new();
-        Some(NbdLink { conn, can, confirmed, step: Step::Header, held, serial: 0, leaving: false })
+        Some(NbdProtocol {
+            conn,
+            can,
+            confirmed,
+            step: Step::Header,
+            held,
+            serial: 0,
+            leaving: false,
+        })
     }
 
     fn is_stale(&self) -> bool {
         self.conn.is_stale()
     }
 
-    fn turn(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) -> Result<(), Lost> {
-        let has_sent = |(_, op): (u32, &reconnecting::Op<Request>)| op.request.serial != 0;
+    fn turn(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) -> Result<(), Lost> {
+        let has_sent = |(_, op): (u32, &reconnecting::PendingOp<NbdOpState>)| op.state.serial != 0;
         if self.leaving && self.held.is_empty() && !work.ops.iter().any(has_sent) {
             return Err((libc::ESHUTDOWN, "the server is going away"));
         }
-        self.send(work, port);
-        self.receive(work, port);
+        self.send(work, ring);
+        self.receive(work, ring);
         Ok(())
     }
 
-    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
-        if part == Part::Send {
+    fn completed(&mut self, part: SessionOp, result: i32, work: &mut Work<'_>) -> Result<(), Lost> {
+        if part == SessionOp::Send {
             self.conn.sent(result).map_err(|errno| (errno, "sending failed"))?;
             self.release_held(work);
             return Ok(());
@@ -173,9 +181,9 @@ impl Protocol for NbdLink {
         self.conn.shut_down();
     }
 
-    fn completed_after_end(&mut self, part: Part, result: i32) {
+    fn completed_after_end(&mut self, part: SessionOp, result: i32) {
         // The connection is lost, so the received data does not matter.
-        if part == Part::Send {
+        if part == SessionOp::Send {
             let _ = self.conn.sent(result);
         } else {
             let _ = self.conn.received(result);
@@ -195,11 +203,11 @@ impl Protocol for NbdLink {
     }
 }
 
-impl NbdLink {
+impl NbdProtocol {
     /// Sends the operations that are ready.
-    fn send(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+    fn send(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
         loop {
-            self.conn.send(port);
+            self.conn.send(ring);
             if !self.conn.can_fill() || work.ready.is_empty() || self.leaving {
                 break;
             }
@@ -213,8 +221,8 @@ impl NbdLink {
                     continue;
                 }
                 self.serial = self.serial.wrapping_add(1).max(1);
-                (op.request.serial, op.request.batch) = (self.serial, batch);
-                let (header, data) = op.request.fill(slot, &op.io, op.done, self.can);
+                (op.state.serial, op.state.batch) = (self.serial, batch);
+                let (header, data) = op.state.fill(slot, &op.io, op.done, self.can);
                 // SAFETY: the operation lends its memory until it is answered. answer_sent() waits
                 // for may_send().
                 unsafe { self.conn.add(&header, data) };
@@ -236,8 +244,8 @@ impl NbdLink {
 
     /// Answers an operation, or holds the answer until the kernel has sent all of its data.
     fn answer_sent(&mut self, slot: u32, result: i64, work: &mut Work<'_>) {
-        let is_held = |op: &reconnecting::Op<Request>| {
-            op.io.op == LeafOp::Write && self.conn.may_send(op.request.batch)
+        let is_held = |op: &reconnecting::PendingOp<NbdOpState>| {
+            op.io.op == LeafOp::Write && self.conn.may_send(op.state.batch)
         };
         if work.ops.get(slot).is_some_and(is_held) {
             self.held.insert(0, (slot, result));
@@ -247,16 +255,16 @@ impl NbdLink {
     }
 
     /// Starts to receive the next bytes.
-    fn receive(&mut self, work: &mut Work<'_>, port: &mut Port<'_>) {
+    fn receive(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
         match self.step {
             Step::Data { slot, at, left, .. } if left >= IN_PLACE => {
                 let Some(op) = work.ops.get(slot) else { return };
                 // SAFETY: take_reply() checked that the data lies within the memory that the
                 // operation lends. The operation is answered only after all of this data has
                 // arrived, or when the connection is quiet.
-                unsafe { self.conn.receive_at(op.io.data.at(at).0, left, port) };
+                unsafe { self.conn.receive_at(op.io.data.at(at).0, left, ring) };
             }
-            _ => self.conn.receive(port),
+            _ => self.conn.receive(ring),
         }
     }
 
@@ -328,31 +336,30 @@ impl NbdLink {
     fn take_reply(&mut self, reply: &Reply, work: &mut Work<'_>) -> Result<(), Lost> {
         let broken = |why| Err((libc::EPROTO, why));
         let (slot, serial) = (reply.cookie as u32, (reply.cookie >> 32) as u32);
-        let op = work.ops.get_mut(slot).filter(|op| op.request.serial == serial && serial != 0);
-        let Some(reconnecting::Op { io, request, .. }) = op else {
+        let op = work.ops.get_mut(slot).filter(|op| op.state.serial == serial && serial != 0);
+        let Some(reconnecting::PendingOp { io, state, .. }) = op else {
             return broken("a reply to no request");
         };
         let (is_read, last) = (io.op == LeafOp::Read, reply.last);
-        self.conn.expect(if is_read { request.piece } else { 0 });
+        self.conn.expect(if is_read { state.piece } else { 0 });
         match reply.what {
             What::Error { code, skip } => {
-                if request.errno == 0 {
-                    request.errno = wire::errno(code);
+                if state.errno == 0 {
+                    state.errno = wire::errno(code);
                 }
                 self.step = Step::Skip { slot, left: u64::from(skip), last };
                 return Ok(());
             }
             What::Simple if is_read => {
-                request.covered.clear();
-                request.covered.add(0, request.piece);
-                self.step = Step::Data { slot, at: 0, left: request.piece, last };
+                state.covered.clear();
+                state.covered.add(0, state.piece);
+                self.step = Step::Data { slot, at: 0, left: state.piece, last };
                 return Ok(());
             }
             What::Data { offset, len } | What::Hole { offset, len } if is_read => {
                 let (at, len) = (offset.checked_sub(io.offset), u64::from(len));
-                let at =
-                    at.filter(|at| at.checked_add(len).is_some_and(|end| end <= request.piece));
-                let Some(at) = at.filter(|at| request.covered.add(*at, len)) else {
+                let at = at.filter(|at| at.checked_add(len).is_some_and(|end| end <= state.piece));
+                let Some(at) = at.filter(|at| state.covered.add(*at, len)) else {
                     return broken("data that was not asked for, or twice");
                 };
                 if matches!(reply.what, What::Data { .. }) {
@@ -374,34 +381,34 @@ impl NbdLink {
     fn piece_of_reply(&mut self, slot: u32, last: bool, work: &mut Work<'_>) -> Result<(), Lost> {
         let reconnects = work.reconnects();
         let Some(op) = work.ops.get_mut(slot).filter(|_| last) else { return Ok(()) };
-        op.request.serial = 0;
-        if op.request.errno == libc::ESHUTDOWN {
+        op.state.serial = 0;
+        if op.state.errno == libc::ESHUTDOWN {
             // A server that waits for its clients to leave (nbdkit after SIGTERM) would answer
             // every request like this. The other requests keep the connection until they are
             // answered, because without it they would be in doubt.
             self.leaving = true;
             if reconnects {
                 // The server refused the request, so it can be sent again on the next connection.
-                op.request = Request::default();
+                op.state = NbdOpState::default();
                 work.ready.push_back(slot);
                 return Ok(());
             }
         }
-        let is_write = op.io.op == LeafOp::Write && op.request.errno == 0;
-        if is_write && op.io.fua && !self.can.has(flag::SEND_FUA) && !op.request.flushes {
-            op.request.flushes = true;
+        let is_write = op.io.op == LeafOp::Write && op.state.errno == 0;
+        if is_write && op.io.fua && !self.can.has(flag::SEND_FUA) && !op.state.flushes {
+            op.state.flushes = true;
             op.again();
             work.ready.push_back(slot);
             return Ok(());
         }
-        let result = match (op.request.errno, op.io.op) {
-            (0, LeafOp::Read) if !op.request.covered.is(op.request.piece) => {
+        let result = match (op.state.errno, op.io.op) {
+            (0, LeafOp::Read) if !op.state.covered.is(op.state.piece) => {
                 return Err((libc::EPROTO, "a read was answered in part"));
             }
-            (0, LeafOp::Read | LeafOp::Write) => op.request.piece as i64,
+            (0, LeafOp::Read | LeafOp::Write) => op.state.piece as i64,
             (0, LeafOp::Flush) => 0,
             (0, LeafOp::Discard | LeafOp::Zero { .. }) => {
-                op.done += op.request.piece;
+                op.done += op.state.piece;
                 if op.done < op.io.len {
                     op.again();
                     work.ready.push_back(slot);
@@ -416,7 +423,7 @@ impl NbdLink {
     }
 }
 
-impl Request {
+impl NbdOpState {
     /// Builds the request for the rest of an operation: its header, and the data of a write.
     fn fill(
         &mut self,

@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use super::Shared;
-use crate::engine::session::reconnecting::Carrier;
-use crate::engine::session::sessions::{Bell, Finished, Link, Part, Port, Seat};
+use crate::engine::session::reconnecting::Reconnecting;
+use crate::engine::session::sessions::{
+    Finished, Session, SessionOp, SessionRing, SessionSlot, SessionWaker,
+};
 use crate::engine::session::turn::Turn;
 use crate::engine::{LeafIo, LeafOp, Submitted};
 use crate::request::Span;
@@ -48,7 +50,7 @@ enum From {
 
 /// The state of one queue's end.
 struct End {
-    seat: Seat,
+    slot: SessionSlot,
     /// Finished parts, with their results.
     answers: Mutex<Vec<(u32, i64)>>,
 }
@@ -57,18 +59,20 @@ struct End {
 pub(super) struct Relay {
     shared: Arc<Shared>,
     orders: Mutex<Vec<Order>>,
-    bell: Bell,
+    waker: SessionWaker,
     ends: Box<[End]>,
     closed: AtomicBool,
 }
 
 impl Relay {
-    /// Starts the thread for this number of queues. The connector's first berth has the connection.
+    /// Starts the thread for this number of queues. The connection is ready for the first
+    /// session of the reconnector.
     pub(super) fn start(shared: Arc<Shared>, queues: usize) -> io::Result<Arc<Relay>> {
-        let end = |_| Ok(End { seat: Seat::new()?, answers: Mutex::default() });
+        let end = |_| Ok(End { slot: SessionSlot::new()?, answers: Mutex::default() });
         let ends = (0..queues).map(end).collect::<io::Result<_>>()?;
-        let (orders, bell, closed) = (Mutex::default(), Bell::new()?, AtomicBool::new(false));
-        let relay = Arc::new(Relay { shared, orders, bell, ends, closed });
+        let (orders, waker, closed) =
+            (Mutex::default(), SessionWaker::new()?, AtomicBool::new(false));
+        let relay = Arc::new(Relay { shared, orders, waker, ends, closed });
         let (started, starts) = mpsc::channel();
         let worker = relay.clone();
         std::thread::Builder::new().name("nbd-relay".into()).spawn(move || {
@@ -94,9 +98,9 @@ impl Relay {
 
     /// Takes an operation from a queue.
     pub(super) fn submit(self: &Arc<Self>, io: &LeafIo, turn: &mut Turn) -> Submitted {
-        let make = || Box::new(RelayEnd::new(self.clone(), io.queue)) as Box<dyn Link>;
+        let make = || Box::new(RelayEnd::new(self.clone(), io.queue)) as Box<dyn Session>;
         match self.ends.get(io.queue) {
-            Some(end) => end.seat.submit(io, turn, make),
+            Some(end) => end.slot.submit(io, turn, make),
             None => Submitted::Done(-i64::from(libc::ENOTCONN)),
         }
     }
@@ -128,13 +132,13 @@ impl Relay {
     /// Closes the leaf: the thread ends.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.bell.ring();
-        self.ends.iter().for_each(|end| end.seat.bell().ring());
+        self.waker.wake();
+        self.ends.iter().for_each(|end| end.slot.waker().wake());
     }
 
     fn send(&self, orders: impl IntoIterator<Item = Order>) {
         lock(&self.orders).extend(orders);
-        self.bell.ring();
+        self.waker.wake();
     }
 }
 
@@ -157,7 +161,7 @@ impl Worker {
         self.listen();
         loop {
             if let Err(error) = self.turn.wait(false, &mut completions) {
-                let leaf = self.relay.shared.connector.name();
+                let leaf = self.relay.shared.reconnector.name();
                 process::fail(&format!("the relay to '{leaf}': its turn failed: {error}"));
             }
             for completion in completions.drain(..) {
@@ -167,33 +171,33 @@ impl Worker {
                         orders.drain(..).for_each(|order| self.take(order));
                         self.listen();
                     }
-                    Tag::Link => self.turn.links.complete(&completion),
+                    Tag::Session => self.turn.sessions.complete(&completion),
                     Tag::Tick => {
                         self.ticking = false;
                         let now_ns = self.turn.now_ns();
-                        self.turn.links.tick(now_ns);
+                        self.turn.sessions.tick(now_ns);
                     }
                     _ => {}
                 }
             }
             if self.relay.closed.load(Ordering::Acquire) {
                 let now_ns = self.turn.now_ns();
-                self.turn.links.close(now_ns);
+                self.turn.sessions.close(now_ns);
             }
-            self.turn.run_links();
-            while let Some((part, result)) = self.turn.links.take_finished() {
+            self.turn.run_sessions();
+            while let Some((part, result)) = self.turn.sessions.take_finished() {
                 self.answer(part, result, &mut answers);
             }
             for (end, answers) in
                 self.relay.ends.iter().zip(&mut answers).filter(|(_, a)| !a.is_empty())
             {
                 lock(&end.answers).append(answers);
-                end.seat.bell().ring();
+                end.slot.waker().wake();
             }
-            if self.relay.closed.load(Ordering::Acquire) && self.turn.links.is_empty() {
+            if self.relay.closed.load(Ordering::Acquire) && self.turn.sessions.is_empty() {
                 return;
             }
-            if !self.ticking && self.turn.links.is_timed() {
+            if !self.ticking && self.turn.sessions.is_timed() {
                 self.ticking = true;
                 self.turn.tick();
             }
@@ -201,8 +205,8 @@ impl Worker {
     }
 
     fn listen(&mut self) {
-        let entry = self.relay.bell.entry(&mut self.count).user_data(user_data(Tag::Wake, 0));
-        // SAFETY: the count and the bell live as long as this thread, which outlives its ring's
+        let entry = self.relay.waker.entry(&mut self.count).user_data(user_data(Tag::Wake, 0));
+        // SAFETY: the count and the waker live as long as this thread, which outlives its ring's
         // operations.
         unsafe { self.turn.push(&entry) };
     }
@@ -211,9 +215,9 @@ impl Worker {
         let part = self.asked.insert((order.from, order.io.part));
         let io = LeafIo { part, queue: 0, ..order.io };
         let shared = &self.relay.shared;
-        let make = || Box::new(Carrier::new(shared.clone(), 0)) as Box<dyn Link>;
-        if let Some(seat) = shared.connector.seat(0) {
-            seat.submit(&io, &mut self.turn, make);
+        let make = || Box::new(Reconnecting::new(shared.clone(), 0)) as Box<dyn Session>;
+        if let Some(slot) = shared.reconnector.slot(0) {
+            slot.submit(&io, &mut self.turn, make);
         }
     }
 
@@ -233,7 +237,7 @@ impl Worker {
     }
 }
 
-/// A queue's end, as a link on that queue.
+/// A queue's end, as a session on that queue.
 struct RelayEnd {
     relay: Arc<Relay>,
     queue: usize,
@@ -252,13 +256,13 @@ impl RelayEnd {
     }
 }
 
-impl Link for RelayEnd {
+impl Session for RelayEnd {
     fn submit(&mut self, io: &LeafIo, _now_ns: u64, _out: &mut Finished) {
         self.left += 1;
         self.orders.push(Order { io: *io, from: From::Queue(self.queue) });
     }
 
-    fn completed(&mut self, _part: Part, _result: i32, out: &mut Finished) {
+    fn completed(&mut self, _part: SessionOp, _result: i32, out: &mut Finished) {
         self.armed = false;
         let Some(end) = self.relay.ends.get(self.queue) else { return };
         for (part, result) in lock(&end.answers).drain(..) {
@@ -267,7 +271,7 @@ impl Link for RelayEnd {
         }
     }
 
-    fn turn(&mut self, port: &mut Port<'_>, _out: &mut Finished) {
+    fn turn(&mut self, ring: &mut SessionRing<'_>, _out: &mut Finished) {
         self.closing |= self.relay.closed.load(Ordering::Acquire);
         if !self.orders.is_empty() {
             self.relay.send(self.orders.drain(..));
@@ -276,27 +280,27 @@ impl Link for RelayEnd {
         let has_ended = self.closing && self.left == 0;
         if !self.armed && !has_ended {
             self.armed = true;
-            let entry = end.seat.bell().entry(&mut self.count);
+            let entry = end.slot.waker().entry(&mut self.count);
             // SAFETY: the count and the descriptor live until is_over(), which waits for the
             // completion.
-            unsafe { port.push(Part::Bell, entry) };
+            unsafe { ring.push(SessionOp::Wake, entry) };
         }
         if self.is_over() {
-            end.seat.leave();
+            end.slot.leave();
         }
     }
 
     fn tick(&mut self, _now_ns: u64, _out: &mut Finished) {}
 
     fn is_timed(&self) -> bool {
-        // The relay's own link has the deadlines.
+        // The relay's own session has the deadlines.
         false
     }
 
     fn close(&mut self, _now_ns: u64, _out: &mut Finished) {
         self.closing = true;
         if let Some(end) = self.relay.ends.get(self.queue) {
-            end.seat.bell().ring();
+            end.slot.waker().wake();
         }
     }
 

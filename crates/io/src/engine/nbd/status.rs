@@ -38,11 +38,11 @@ const CHUNK_REST: usize = 16;
 pub(super) struct Status {
     address: NbdAddress,
     offer: Offer,
-    session: Option<Session>,
+    session: Option<Inquiry>,
     not_before: Option<Instant>,
 }
 
-struct Session {
+struct Inquiry {
     socket: Socket,
     /// The number that the server has given to `base:allocation`.
     context: u32,
@@ -107,7 +107,7 @@ impl Status {
         Ok(answer)
     }
 
-    fn connect(&self, deadline: Instant) -> io::Result<Option<Session>> {
+    fn connect(&self, deadline: Instant) -> io::Result<Option<Inquiry>> {
         let mut socket =
             Socket::connect(&self.address.place, self.address.patience.timeout, deadline)?;
         let Some((now, context)) = shake_hands_for_status(&mut socket, &self.address.export)?
@@ -115,13 +115,13 @@ impl Status {
             return Ok(None);
         };
         match self.offer.changed(&now) {
-            None => Ok(Some(Session { socket, context, cookie: 0 })),
+            None => Ok(Some(Inquiry { socket, context, cookie: 0 })),
             Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
         }
     }
 }
 
-impl Session {
+impl Inquiry {
     /// Sends a query and reads its answer. `None` if the server answers with an error.
     fn ask(&mut self, offset: u64, len: u64) -> io::Result<Option<(u64, u32)>> {
         self.cookie += 1;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 
-use crate::engine::session::sessions::{Part, Port};
+use crate::engine::session::sessions::{SessionOp, SessionRing};
 use crate::sys::buffer::Buffer;
 use crate::sys::gather::{Gather, is_closed, reset_on_close, shutdown};
 
@@ -173,7 +173,7 @@ impl<const HEADER: usize> Conn<HEADER> {
     }
 
     /// Sends the batch: as much as the socket takes at once, and the rest through the ring.
-    pub(crate) fn send(&mut self, port: &mut Port<'_>) {
+    pub(crate) fn send(&mut self, ring: &mut SessionRing<'_>) {
         if self.sending || self.gather.is_done() {
             return;
         }
@@ -184,12 +184,12 @@ impl<const HEADER: usize> Conn<HEADER> {
             self.sending = true;
             // SAFETY: headers, list and the memory of the requests do not change until the
             // completion, because is_quiet() and may_send() wait for it.
-            unsafe { port.push(Part::Send, entry) };
+            unsafe { ring.push(SessionOp::Send, entry) };
         }
     }
 
     /// Receives more into the input, unless a receive is under way.
-    pub(crate) fn receive(&mut self, port: &mut Port<'_>) {
+    pub(crate) fn receive(&mut self, ring: &mut SessionRing<'_>) {
         if self.receiving != Receiving::Nothing {
             return;
         }
@@ -200,14 +200,19 @@ impl<const HEADER: usize> Conn<HEADER> {
             opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), place, len as u32).build();
         self.receiving = Receiving::Input;
         // SAFETY: the input stays in place until the completion, because is_quiet() waits for it.
-        unsafe { port.push(Part::Receive, entry) };
+        unsafe { ring.push(SessionOp::Receive, entry) };
     }
 
     /// Receives `len` bytes of data at `place`, unless a receive is under way.
     ///
     /// # Safety
     /// `place` is valid for `len` bytes until the completion.
-    pub(crate) unsafe fn receive_at(&mut self, place: *mut u8, len: u64, port: &mut Port<'_>) {
+    pub(crate) unsafe fn receive_at(
+        &mut self,
+        place: *mut u8,
+        len: u64,
+        ring: &mut SessionRing<'_>,
+    ) {
         if self.receiving != Receiving::Nothing {
             return;
         }
@@ -215,7 +220,7 @@ impl<const HEADER: usize> Conn<HEADER> {
         let entry = opcode::Recv::new(socket, place, len as u32).flags(libc::MSG_WAITALL).build();
         self.receiving = Receiving::Place;
         // SAFETY: the caller guarantees it.
-        unsafe { port.push(Part::Receive, entry) };
+        unsafe { ring.push(SessionOp::Receive, entry) };
     }
 
     /// Moves unread bytes to the front when the rest of the buffer gets short. They are less than a

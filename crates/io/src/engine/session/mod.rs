@@ -1,4 +1,4 @@
-//! Common code of the engines that reach their leaf over a socket: links on a queue's ring,
+//! Common code of the engines that reach their leaf over a socket: sessions on a queue's ring,
 //! reconnecting connections, and the addresses of servers.
 
 pub(crate) mod conn;

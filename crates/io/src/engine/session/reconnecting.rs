@@ -1,12 +1,12 @@
-//! A carrier: the link of a leaf that is reached over connections, for any protocol.
+//! [`Reconnecting`]: the session of a leaf that is reached over connections, for any protocol.
 //!
 //! An operation is `ready` until its protocol has sent it, then under way, then answered. A
 //! connection is lost after an error, its end, silence for longer than the timeout, or a wrong
-//! answer. The carrier then ends it and waits until nothing refers to the operations' memory any
-//! more. Then it answers them with the reason, or makes them ready for the next connection if the
-//! leaf's `reconnect` time is not over.
+//! answer. The session then ends the connection and waits until nothing refers to the operations'
+//! memory any more. Then it answers them with the reason, or makes them ready for the next
+//! connection if the leaf's `reconnect` time is not over.
 //!
-//! Contract: as [`Link`]. The [`Protocol`] decides what goes over the wire; this module decides
+//! Contract: as [`Session`]. The [`Protocol`] decides what goes over the wire; this module decides
 //! about operations without a connection. It repeats reads, writes, discards, zeroes and flushes,
 //! and only as wholes.
 
@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use io_uring::{opcode, types};
 
-use super::reconnector::Connector;
-use super::sessions::{Finished, Link, Part, Port};
+use super::reconnector::Reconnector;
+use super::sessions::{Finished, Session, SessionOp, SessionRing};
 use super::uri::Patience;
 use crate::engine::io::{LeafIo, LeafOp};
 use crate::sys::slab::Slab;
 
-/// Longest time of a timer, so that a link that ends waits only briefly for it.
+/// Longest time of a timer, so that a session that ends waits only briefly for it.
 const SLICE_NS: u64 = 250_000_000;
 /// Longest wait of operations in doubt when the leaf is closed.
 const CLOSING_NS: u64 = 100_000_000;
@@ -37,12 +37,12 @@ pub(crate) const DOUBTED: i32 = libc::ESTALE;
 
 /// The protocol of a connection.
 pub(crate) trait Protocol: Sized + 'static {
-    /// The connections that the leaf's connector makes.
+    /// The connections that the leaf's reconnector makes.
     type Connection: Send + 'static;
     /// The facts found when the leaf was opened, which are the same on every connection.
     type Facts: Send + Sync + 'static;
     /// The protocol's state of an operation; reset whenever the operation becomes ready.
-    type Request: Default;
+    type OpState: Default;
     /// Identifies a connection for [`Protocol::ends_doubt`].
     type Mark;
 
@@ -61,11 +61,15 @@ pub(crate) trait Protocol: Sized + 'static {
     fn is_stale(&self) -> bool;
 
     /// Sends the ready operations and has the ring wait for answers.
-    fn turn(&mut self, work: &mut Work<'_, Self>, port: &mut Port<'_>) -> Result<(), Lost>;
+    fn turn(&mut self, work: &mut Work<'_, Self>, ring: &mut SessionRing<'_>) -> Result<(), Lost>;
 
     /// One of its operations on the ring has completed.
-    fn completed(&mut self, part: Part, result: i32, work: &mut Work<'_, Self>)
-    -> Result<(), Lost>;
+    fn completed(
+        &mut self,
+        part: SessionOp,
+        result: i32,
+        work: &mut Work<'_, Self>,
+    ) -> Result<(), Lost>;
 
     /// About a second has passed, while [`Protocol::is_timed`] or while there are operations.
     fn tick(&mut self, _now_ns: u64) -> Result<(), Lost> {
@@ -84,7 +88,7 @@ pub(crate) trait Protocol: Sized + 'static {
     fn end(&mut self);
 
     /// One of its operations on the ring has completed after its end.
-    fn completed_after_end(&mut self, part: Part, result: i32);
+    fn completed_after_end(&mut self, part: SessionOp, result: i32);
 
     /// Whether the ring has nothing of it.
     fn is_quiet(&self) -> bool;
@@ -94,35 +98,34 @@ pub(crate) trait Protocol: Sized + 'static {
     fn bury(self, work: &mut Work<'_, Self>);
 }
 
-/// The common state of a leaf's carriers.
+/// The common state of a leaf's sessions.
 pub(crate) struct Shared<P: Protocol> {
     /// Makes the connections of the leaf.
-    pub(crate) connector: Arc<Connector<P::Connection>>,
+    pub(crate) reconnector: Arc<Reconnector<P::Connection>>,
     /// The facts of [`Protocol::Facts`].
     pub(crate) facts: P::Facts,
     /// Time limits of connections and answers.
     pub(crate) patience: Patience,
     /// Number of writes in doubt that went on only because their time was over.
     pub(crate) doubted: AtomicU64,
-    /// Whether the link of each berth has writes in doubt now. The connector reads it.
+    /// Whether each session has writes in doubt now. The reconnector reads it.
     pub(crate) in_doubt: InDoubt,
 }
 
-/// A flag for each berth ([`Shared::in_doubt`]).
+/// A flag for each session ([`Shared::in_doubt`]).
 pub(crate) type InDoubt = Arc<[AtomicBool]>;
 
-/// Flags of `berths` berths without writes in doubt.
-///
-pub(crate) fn no_doubt(berths: usize) -> InDoubt {
-    (0..berths).map(|_| AtomicBool::new(false)).collect()
+/// Flags of `sessions` sessions without writes in doubt.
+pub(crate) fn no_doubt(sessions: usize) -> InDoubt {
+    (0..sessions).map(|_| AtomicBool::new(false)).collect()
 }
 
 /// An operation without an answer.
-pub(crate) struct Op<R> {
+pub(crate) struct PendingOp<R> {
     pub(crate) io: LeafIo,
     /// Bytes of a discard or zeroing that were answered by earlier requests.
     pub(crate) done: u64,
-    pub(crate) request: R,
+    pub(crate) state: R,
     /// Start of its time limit: when it came, when a part of it was answered, or when a connection
     /// was there again. [`NOW`] until the next turn.
     since_ns: u64,
@@ -135,18 +138,18 @@ pub(crate) struct Op<R> {
 /// A time that is filled in at the next turn.
 const NOW: u64 = u64::MAX;
 
-impl<R> Op<R> {
+impl<R> PendingOp<R> {
     /// Restarts the time limit, after a request for a part of it was answered.
     pub(crate) fn again(&mut self) {
         self.since_ns = NOW;
     }
 }
 
-/// The operations of a carrier, as its protocol sees them.
+/// The operations of a session, as its protocol sees them.
 pub(crate) struct Work<'a, P: Protocol> {
     pub(crate) shared: &'a Shared<P>,
     /// All operations without an answer.
-    pub(crate) ops: &'a mut Slab<Op<P::Request>>,
+    pub(crate) ops: &'a mut Slab<PendingOp<P::OpState>>,
     /// The operations to send, in order.
     pub(crate) ready: &'a mut VecDeque<u32>,
     out: &'a mut Finished,
@@ -168,7 +171,7 @@ impl<P: Protocol> Work<'_, P> {
     }
 }
 
-enum State<P> {
+enum Phase<P> {
     /// There is no connection, and no attempt has failed yet.
     Connecting,
     Up(Box<P>),
@@ -179,16 +182,16 @@ enum State<P> {
     },
 }
 
-/// The link of a leaf on one queue.
-pub(crate) struct Carrier<P: Protocol> {
+/// The session of a leaf on one queue.
+pub(crate) struct Reconnecting<P: Protocol> {
     shared: Arc<Shared<P>>,
-    berth: usize,
-    state: State<P>,
-    ops: Slab<Op<P::Request>>,
+    number: usize,
+    phase: Phase<P>,
+    ops: Slab<PendingOp<P::OpState>>,
     ready: VecDeque<u32>,
-    /// The kernel writes the bell's count here.
-    bell_count: Box<u64>,
-    bell_armed: bool,
+    /// The kernel writes the number of wake-ups here.
+    wake_count: Box<u64>,
+    wake_armed: bool,
     settling: Option<Settling<P::Mark>>,
     /// The kernel reads the timer's length here.
     timer: Box<types::Timespec>,
@@ -225,17 +228,17 @@ macro_rules! work {
     };
 }
 
-impl<P: Protocol> Carrier<P> {
-    /// A carrier that takes its connections from `berth`.
-    pub(crate) fn new(shared: Arc<Shared<P>>, berth: usize) -> Carrier<P> {
-        Carrier {
+impl<P: Protocol> Reconnecting<P> {
+    /// Session `number` of the leaf.
+    pub(crate) fn new(shared: Arc<Shared<P>>, number: usize) -> Reconnecting<P> {
+        Reconnecting {
             shared,
-            berth,
-            state: State::Connecting,
+            number,
+            phase: Phase::Connecting,
             ops: Slab::default(),
             ready: VecDeque::new(),
-            bell_count: Box::new(0),
-            bell_armed: false,
+            wake_count: Box::new(0),
+            wake_armed: false,
             settling: None,
             timer: Box::default(),
             timer_armed: false,
@@ -249,11 +252,11 @@ impl<P: Protocol> Carrier<P> {
         if self.settling.is_some() {
             return;
         }
-        let connector = &self.shared.connector;
-        let made = connector.take(self.berth);
+        let reconnector = &self.shared.reconnector;
+        let made = reconnector.take(self.number);
         match made.map(|made| P::new(made).filter(|protocol| !protocol.is_stale())) {
             Some(Some(protocol)) => {
-                self.state = State::Up(Box::new(protocol));
+                self.phase = Phase::Up(Box::new(protocol));
                 for &slot in &self.ready {
                     if let Some(op) = self.ops.get_mut(slot) {
                         op.since_ns = now_ns;
@@ -261,30 +264,30 @@ impl<P: Protocol> Carrier<P> {
                     }
                 }
             }
-            // It was lost while it waited in the berth, or cannot be used. One that did not last is
-            // followed by a pause.
-            Some(None) => connector.want(self.berth),
-            None => connector.want_if_idle(self.berth),
+            // It was lost while it waited, or cannot be used. A pause follows a connection that did
+            // not last.
+            Some(None) => reconnector.want(self.number),
+            None => reconnector.want_if_idle(self.number),
         }
     }
 
     /// Gives the connection up. Its operations are answered when the ring has nothing of it any
     /// more.
     fn lose(&mut self, (errno, why): Lost) {
-        match std::mem::replace(&mut self.state, State::Connecting) {
-            State::Up(mut protocol) => {
+        match std::mem::replace(&mut self.phase, Phase::Connecting) {
+            Phase::Up(mut protocol) => {
                 if !self.closing {
                     tracing::warn!(
-                        leaf = self.shared.connector.name(),
+                        leaf = self.shared.reconnector.name(),
                         why,
                         errno,
                         "connection lost"
                     );
                 }
                 protocol.end();
-                self.state = State::Ending(protocol, errno);
+                self.phase = Phase::Ending(protocol, errno);
             }
-            other => self.state = other,
+            other => self.phase = other,
         }
     }
 
@@ -295,10 +298,10 @@ impl<P: Protocol> Carrier<P> {
             DOUBTED => (!self.closing, libc::ENOTCONN),
             errno => (false, errno),
         };
-        let next = if is_doubted { State::Connecting } else { State::Down { since_ns: now_ns } };
-        let before = std::mem::replace(&mut self.state, next);
+        let next = if is_doubted { Phase::Connecting } else { Phase::Down { since_ns: now_ns } };
+        let before = std::mem::replace(&mut self.phase, next);
         let mut lost = None;
-        if let State::Up(protocol) | State::Ending(protocol, _) = before {
+        if let Phase::Up(protocol) | Phase::Ending(protocol, _) = before {
             lost = Some(protocol.mark());
             protocol.bury(&mut work!(self, out));
         }
@@ -311,7 +314,7 @@ impl<P: Protocol> Carrier<P> {
             if !is_doubted {
                 op.lost_ns.get_or_insert(now_ns);
             }
-            op.request = P::Request::default();
+            op.state = P::OpState::default();
             let changes = !matches!(op.io.op, LeafOp::Read | LeafOp::Flush);
             if changes && !unsent.contains(&slot) {
                 op.in_doubt = true;
@@ -328,7 +331,7 @@ impl<P: Protocol> Carrier<P> {
         }
         let has_answered = std::mem::take(&mut self.has_answered);
         if !self.closing {
-            self.shared.connector.want_after(self.berth, has_answered);
+            self.shared.reconnector.want_after(self.number, has_answered);
         }
     }
 
@@ -348,7 +351,7 @@ impl<P: Protocol> Carrier<P> {
         &mut self,
         errno: i32,
         out: &mut Finished,
-        is_one: impl Fn(&Op<P::Request>) -> bool,
+        is_one: impl Fn(&PendingOp<P::OpState>) -> bool,
     ) {
         for _ in 0..self.ready.len() {
             let Some(slot) = self.ready.pop_front() else { return };
@@ -365,7 +368,7 @@ impl<P: Protocol> Carrier<P> {
     }
 
     fn tell_doubt(&self, is_doubted: bool) {
-        if let Some(doubt) = self.shared.in_doubt.get(self.berth) {
+        if let Some(doubt) = self.shared.in_doubt.get(self.number) {
             doubt.store(is_doubted, Ordering::Release);
         }
     }
@@ -373,9 +376,9 @@ impl<P: Protocol> Carrier<P> {
     /// Ends the doubt if the other side has ended the operations, or if their time is over.
     fn settle(&mut self, now_ns: u64, out: &mut Finished) {
         let Some(Settling { until_ns, lost, .. }) = &self.settling else { return };
-        let connector = &self.shared.connector;
+        let reconnector = &self.shared.reconnector;
         let is_over = now_ns >= *until_ns;
-        let has_ended = |lost| connector.peek(self.berth, |made| P::ends_doubt(made, lost));
+        let has_ended = |lost| reconnector.peek(self.number, |made| P::ends_doubt(made, lost));
         let is_ended = lost.as_ref().and_then(has_ended) == Some(true);
         if !is_over && !is_ended {
             return;
@@ -388,7 +391,7 @@ impl<P: Protocol> Carrier<P> {
                 (op.in_doubt, count) = (false, count + 1);
             }
         }
-        let leaf = connector.name();
+        let leaf = reconnector.name();
         if is_ended {
             tracing::info!(leaf, count, "writes in doubt: the other side has ended them");
         } else {
@@ -399,23 +402,23 @@ impl<P: Protocol> Carrier<P> {
     }
 
     /// Sets a timer for operations in doubt.
-    fn time(&mut self, port: &mut Port<'_>) {
+    fn time(&mut self, ring: &mut SessionRing<'_>) {
         let Some(Settling { until_ns, .. }) = self.settling.as_ref().filter(|_| !self.timer_armed)
         else {
             return;
         };
-        let left_ns = until_ns.saturating_sub(port.now_ns()).clamp(1, SLICE_NS);
+        let left_ns = until_ns.saturating_sub(ring.now_ns()).clamp(1, SLICE_NS);
         self.timer_armed = true;
         *self.timer = types::Timespec::new().nsec(left_ns as u32);
         let entry = opcode::Timeout::new(&raw const *self.timer).build();
         // SAFETY: the time it points to stays where it is until is_over(), which waits for the
         // completion.
-        unsafe { port.push(Part::Timer, entry) };
+        unsafe { ring.push(SessionOp::Timer, entry) };
     }
 
     /// The first attempt to connect has failed.
     fn fall(&mut self, now_ns: u64, out: &mut Finished) {
-        self.state = State::Down { since_ns: now_ns };
+        self.phase = Phase::Down { since_ns: now_ns };
         for &slot in &self.ready {
             if let Some(op) = self.ops.get_mut(slot) {
                 op.lost_ns.get_or_insert(now_ns);
@@ -424,27 +427,28 @@ impl<P: Protocol> Carrier<P> {
         self.give_up(now_ns, libc::ENOTCONN, out);
     }
 
-    /// Has the ring wait for the bell.
-    fn listen(&mut self, port: &mut Port<'_>) {
-        let Some(seat) = self.shared.connector.seat(self.berth).filter(|_| !self.bell_armed) else {
+    /// Has the ring wait for a wake-up.
+    fn listen(&mut self, ring: &mut SessionRing<'_>) {
+        let Some(slot) = self.shared.reconnector.slot(self.number).filter(|_| !self.wake_armed)
+        else {
             return;
         };
-        self.bell_armed = true;
-        let entry = seat.bell().entry(&mut self.bell_count);
+        self.wake_armed = true;
+        let entry = slot.waker().entry(&mut self.wake_count);
         // SAFETY: the count and the descriptor live until is_over(), which waits for the
         // completion.
-        unsafe { port.push(Part::Bell, entry) };
+        unsafe { ring.push(SessionOp::Wake, entry) };
     }
 }
 
-impl<P: Protocol> Link for Carrier<P> {
+impl<P: Protocol> Session for Reconnecting<P> {
     fn submit(&mut self, io: &LeafIo, now_ns: u64, out: &mut Finished) {
         let mut lost_ns = None;
-        if let State::Down { since_ns } = self.state {
+        if let Phase::Down { since_ns } = self.phase {
             self.adopt(now_ns);
-            if let State::Down { .. } = self.state {
+            if let Phase::Down { .. } = self.phase {
                 // A connection is there, but waits for older operations in doubt.
-                let is_made = self.shared.connector.peek(self.berth, |_| ()).is_some();
+                let is_made = self.shared.reconnector.peek(self.number, |_| ()).is_some();
                 if self.closing
                     || !is_made && now_ns.saturating_sub(since_ns) >= self.reconnect_ns()
                 {
@@ -453,38 +457,38 @@ impl<P: Protocol> Link for Carrier<P> {
                 lost_ns = Some(since_ns).filter(|_| !is_made);
             }
         }
-        let request = P::Request::default();
-        let op = Op { io: *io, done: 0, request, since_ns: now_ns, lost_ns, in_doubt: false };
+        let state = P::OpState::default();
+        let op = PendingOp { io: *io, done: 0, state, since_ns: now_ns, lost_ns, in_doubt: false };
         let slot = self.ops.insert(op);
         self.ready.push_back(slot);
     }
 
-    fn completed(&mut self, part: Part, result: i32, out: &mut Finished) {
-        match &mut self.state {
-            _ if part == Part::Bell => self.bell_armed = false,
-            _ if part == Part::Timer => self.timer_armed = false,
-            State::Up(protocol) => {
+    fn completed(&mut self, part: SessionOp, result: i32, out: &mut Finished) {
+        match &mut self.phase {
+            _ if part == SessionOp::Wake => self.wake_armed = false,
+            _ if part == SessionOp::Timer => self.timer_armed = false,
+            Phase::Up(protocol) => {
                 if let Err(lost) = protocol.completed(part, result, &mut work!(self, out)) {
                     self.lose(lost);
                 }
             }
-            State::Ending(protocol, _) => protocol.completed_after_end(part, result),
-            State::Connecting | State::Down { .. } => {}
+            Phase::Ending(protocol, _) => protocol.completed_after_end(part, result),
+            Phase::Connecting | Phase::Down { .. } => {}
         }
     }
 
-    fn turn(&mut self, port: &mut Port<'_>, out: &mut Finished) {
-        let now_ns = port.now_ns();
+    fn turn(&mut self, ring: &mut SessionRing<'_>, out: &mut Finished) {
+        let now_ns = ring.now_ns();
         self.settle(now_ns, out);
-        if self.shared.connector.is_closed() && !self.closing {
+        if self.shared.reconnector.is_closed() && !self.closing {
             self.close(now_ns, out);
         }
-        if let State::Connecting = self.state
-            && self.shared.connector.has_failed(self.berth)
+        if let Phase::Connecting = self.phase
+            && self.shared.reconnector.has_failed(self.number)
         {
             self.fall(now_ns, out);
         }
-        if let State::Connecting | State::Down { .. } = self.state
+        if let Phase::Connecting | Phase::Down { .. } = self.phase
             && !self.closing
         {
             self.adopt(now_ns);
@@ -494,52 +498,52 @@ impl<P: Protocol> Link for Carrier<P> {
                 op.since_ns = now_ns;
             }
         }
-        if let State::Up(protocol) = &mut self.state
-            && let Err(lost) = protocol.turn(&mut work!(self, out), port)
+        if let Phase::Up(protocol) = &mut self.phase
+            && let Err(lost) = protocol.turn(&mut work!(self, out), ring)
         {
             self.lose(lost);
         }
-        if let State::Ending(protocol, errno) = &self.state
+        if let Phase::Ending(protocol, errno) = &self.phase
             && protocol.is_quiet()
         {
             let errno = *errno;
             self.bury(errno, now_ns, out);
         }
         if !self.closing {
-            self.listen(port);
+            self.listen(ring);
         }
-        self.time(port);
+        self.time(ring);
         if self.is_over()
-            && let Some(seat) = self.shared.connector.seat(self.berth)
+            && let Some(slot) = self.shared.reconnector.slot(self.number)
         {
-            seat.leave();
+            slot.leave();
         }
     }
 
     fn tick(&mut self, now_ns: u64, out: &mut Finished) {
-        if let State::Up(protocol) = &mut self.state
+        if let Phase::Up(protocol) = &mut self.phase
             && let Err(lost) = protocol.tick(now_ns)
         {
             return self.lose(lost);
         }
         let timeout_ns = self.shared.patience.timeout.as_nanos() as u64;
-        let is_late = |op: &Op<_>| now_ns.saturating_sub(op.since_ns) >= timeout_ns;
-        match self.state {
-            State::Up(_) if self.ops.iter().any(|(_, op)| is_late(op)) => {
+        let is_late = |op: &PendingOp<_>| now_ns.saturating_sub(op.since_ns) >= timeout_ns;
+        match self.phase {
+            Phase::Up(_) if self.ops.iter().any(|(_, op)| is_late(op)) => {
                 self.lose((libc::ETIMEDOUT, "no answer in time"));
             }
-            State::Connecting => {
+            Phase::Connecting => {
                 let settling = self.settling.is_some();
-                let is_one = |op: &Op<_>| is_late(op) && !(settling && op.in_doubt);
+                let is_one = |op: &PendingOp<_>| is_late(op) && !(settling && op.in_doubt);
                 self.answer_ready(libc::ETIMEDOUT, out, is_one);
             }
-            State::Down { .. } => self.give_up(now_ns, libc::ENOTCONN, out),
-            State::Up(_) | State::Ending(..) => {}
+            Phase::Down { .. } => self.give_up(now_ns, libc::ENOTCONN, out),
+            Phase::Up(_) | Phase::Ending(..) => {}
         }
     }
 
     fn is_timed(&self) -> bool {
-        let is_timed = matches!(&self.state, State::Up(protocol) if protocol.is_timed());
+        let is_timed = matches!(&self.phase, Phase::Up(protocol) if protocol.is_timed());
         is_timed || !self.ops.is_empty()
     }
 
@@ -548,26 +552,26 @@ impl<P: Protocol> Link for Carrier<P> {
         if let Some(settling) = &mut self.settling {
             settling.until_ns = settling.until_ns.min(now_ns.saturating_add(CLOSING_NS));
         }
-        if let Some(seat) = self.shared.connector.seat(self.berth) {
-            seat.bell().ring();
+        if let Some(slot) = self.shared.reconnector.slot(self.number) {
+            slot.waker().wake();
         }
-        if let State::Up(protocol) = &mut self.state {
+        if let Phase::Up(protocol) = &mut self.phase {
             if self.ops.is_empty() {
                 protocol.say_goodbye();
             }
             self.lose((libc::ENOTCONN, "the leaf is closed"));
         }
-        if let State::Connecting | State::Down { .. } = self.state {
+        if let Phase::Connecting | Phase::Down { .. } = self.phase {
             self.bury(libc::ENOTCONN, now_ns, out);
         }
     }
 
     fn is_over(&self) -> bool {
         self.closing
-            && !self.bell_armed
+            && !self.wake_armed
             && !self.timer_armed
             && self.settling.is_none()
             && self.ops.is_empty()
-            && matches!(self.state, State::Down { .. })
+            && matches!(self.phase, Phase::Down { .. })
     }
 }

@@ -1,20 +1,20 @@
-//! The connector of a leaf: makes new connections on a thread of its own, because queues must not
+//! The reconnector of a leaf makes new connections on a thread of its own, because queues must not
 //! wait.
 //!
-//! A leaf has a berth for each of its links. A link whose connection is lost asks for another
-//! ([`Connector::want`]); the connector's thread makes it, puts it into the berth and rings the
-//! link's bell. It tries again with growing pauses until it succeeds or the leaf is closed. The
-//! thread ends when no link wants a connection.
+//! A leaf has a session for each queue, or several for each queue. A session whose connection is
+//! lost asks for another ([`Reconnector::want`]). The reconnector's thread makes it, leaves it in
+//! the session's entry and wakes the session. It tries again with growing pauses until it succeeds
+//! or the leaf is closed. The thread ends when no session wants a connection.
 //!
-//! Contract: the locks are taken when connections come and go, never by an operation on a connected
-//! link. No other code uses a connection in a berth.
+//! Contract: the locks are taken when connections come and go, never by an operation of a connected
+//! session. No other code uses a connection that waits in an entry.
 
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::sessions::Seat;
+use super::sessions::SessionSlot;
 use crate::sys::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first failed attempt. Each pause is twice the one before.
@@ -25,19 +25,20 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// servers accept every client and then close.
 const LASTING: Duration = Duration::from_secs(1);
 
-/// The place where a link finds its connections.
-struct Berth<C> {
-    seat: Seat,
+/// The reconnector's record of one session.
+struct Entry<C> {
+    slot: SessionSlot,
     wanted: AtomicBool,
     /// Whether the last attempt for it failed.
     failed: AtomicBool,
     ready: Mutex<Option<C>>,
-    /// When the connection that the link is using now was established; `None` before the first one.
+    /// When the connection that the session is using now was established; `None` before the first
+    /// one.
     made: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
-struct State {
+struct Progress {
     running: bool,
     /// Whether to try at once, without the pause.
     hurry: bool,
@@ -53,7 +54,7 @@ struct State {
     pause: Duration,
 }
 
-impl State {
+impl Progress {
     /// Counts a lost connection that had lasted for `lasted`.
     fn lost_after(&mut self, lasted: Duration) {
         let now = Instant::now();
@@ -67,17 +68,17 @@ impl State {
     }
 }
 
-/// The engine's function that makes a connection for a berth.
+/// The engine's function that makes a connection for a session.
 type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
 /// Makes the connections of one leaf.
-pub(crate) struct Connector<C> {
+pub(crate) struct Reconnector<C> {
     /// The server's name for the log.
     name: String,
     dial: Dial<C>,
-    berths: Box<[Berth<C>]>,
+    entries: Box<[Entry<C>]>,
     closed: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<Progress>,
     changed: Condvar,
 }
 
@@ -85,60 +86,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<C: Send + 'static> Connector<C> {
-    /// A connector with `berths` berths. The first ones hold `connections`.
+impl<C: Send + 'static> Reconnector<C> {
+    /// A reconnector for `sessions` sessions. `connections` are ready for the first ones.
     pub(crate) fn new(
         name: String,
-        berths: usize,
+        sessions: usize,
         connections: Vec<C>,
         dial: Dial<C>,
-    ) -> io::Result<Arc<Connector<C>>> {
+    ) -> io::Result<Arc<Reconnector<C>>> {
         let mut connections = connections.into_iter();
-        let mut berth = |_| {
-            Ok(Berth {
-                seat: Seat::new()?,
+        let mut entry = |_| {
+            Ok(Entry {
+                slot: SessionSlot::new()?,
                 wanted: AtomicBool::new(false),
                 failed: AtomicBool::new(false),
                 ready: Mutex::new(connections.next()),
                 made: Mutex::new(None),
             })
         };
-        let berths = (0..berths).map(&mut berth).collect::<io::Result<_>>()?;
+        let entries = (0..sessions).map(&mut entry).collect::<io::Result<_>>()?;
         let (closed, state, changed) =
-            (AtomicBool::new(false), Mutex::new(State::default()), Condvar::new());
-        Ok(Arc::new(Connector { name, dial, berths, closed, state, changed }))
+            (AtomicBool::new(false), Mutex::new(Progress::default()), Condvar::new());
+        Ok(Arc::new(Reconnector { name, dial, entries, closed, state, changed }))
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The seat of a berth's link.
-    pub(crate) fn seat(&self, berth: usize) -> Option<&Seat> {
-        self.berths.get(berth).map(|berth| &berth.seat)
+    /// The slot where the engine finds session `number` of the leaf.
+    pub(crate) fn slot(&self, number: usize) -> Option<&SessionSlot> {
+        self.entries.get(number).map(|entry| &entry.slot)
     }
 
-    /// The connection that is ready for a berth.
-    pub(crate) fn take(&self, berth: usize) -> Option<C> {
-        lock(&self.berths.get(berth)?.ready).take()
+    /// The connection that is ready for a session.
+    pub(crate) fn take(&self, number: usize) -> Option<C> {
+        lock(&self.entries.get(number)?.ready).take()
     }
 
-    /// Looks at the connection that is ready for a berth, if there is one.
-    pub(crate) fn peek<T>(&self, berth: usize, look: impl FnOnce(&C) -> T) -> Option<T> {
-        lock(&self.berths.get(berth)?.ready).as_ref().map(look)
+    /// Looks at the connection that is ready for a session, if there is one.
+    pub(crate) fn peek<T>(&self, number: usize, look: impl FnOnce(&C) -> T) -> Option<T> {
+        lock(&self.entries.get(number)?.ready).as_ref().map(look)
     }
 
-    /// Whether the last attempt to connect for a berth failed.
-    pub(crate) fn has_failed(&self, berth: usize) -> bool {
-        self.berths.get(berth).is_some_and(|berth| berth.failed.load(Ordering::Acquire))
+    /// Whether the last attempt to connect for a session failed.
+    pub(crate) fn has_failed(&self, number: usize) -> bool {
+        self.entries.get(number).is_some_and(|entry| entry.failed.load(Ordering::Acquire))
     }
 
     /// Whether a connection is missing, and the last attempt to make it has failed.
     pub(crate) fn is_cut_off(&self) -> bool {
-        let is_cut_off = |berth: &Berth<C>| {
-            berth.wanted.load(Ordering::Acquire) && berth.failed.load(Ordering::Acquire)
+        let is_cut_off = |entry: &Entry<C>| {
+            entry.wanted.load(Ordering::Acquire) && entry.failed.load(Ordering::Acquire)
         };
-        self.berths.iter().any(is_cut_off)
+        self.entries.iter().any(is_cut_off)
     }
 
     /// Why a connection that is missing cannot be made, as far as was tried.
@@ -146,15 +147,15 @@ impl<C: Send + 'static> Connector<C> {
         if self.is_cut_off() { lock(&self.state).why.clone() } else { None }
     }
 
-    /// Asks for a new connection for a berth, after one without answers.
-    pub(crate) fn want(self: &Arc<Self>, berth: usize) {
-        self.want_after(berth, false);
+    /// Asks for a new connection for a session, after one without answers.
+    pub(crate) fn want(self: &Arc<Self>, number: usize) {
+        self.want_after(number, false);
     }
 
-    /// Asks for a new connection for a berth. A connection that `has_answered` something counts as
-    /// one that lasted, so that a flapping server is used as much as possible.
-    pub(crate) fn want_after(self: &Arc<Self>, berth: usize, has_answered: bool) {
-        let Some(at) = self.berths.get(berth) else { return };
+    /// Asks for a new connection for a session. A connection that `has_answered` something counts
+    /// as one that lasted, so that a flapping server is used as much as possible.
+    pub(crate) fn want_after(self: &Arc<Self>, number: usize, has_answered: bool) {
+        let Some(at) = self.entries.get(number) else { return };
         // Lock first: wait_connected() gives up if it sees a wish without a thread.
         let mut state = lock(&self.state);
         at.failed.store(false, Ordering::Release);
@@ -167,7 +168,7 @@ impl<C: Send + 'static> Connector<C> {
 
     /// Starts the thread, if none runs. If the thread cannot start, every wish counts as a failed
     /// attempt, and the next wish tries to start the thread again.
-    fn start(self: &Arc<Self>, state: &mut State) {
+    fn start(self: &Arc<Self>, state: &mut Progress) {
         if state.running || self.is_closed() {
             return;
         }
@@ -187,22 +188,22 @@ impl<C: Send + 'static> Connector<C> {
     fn spawn(self: &Arc<Self>) -> io::Result<()> {
         #[cfg(all(test, not(loom)))]
         tests::refuse_thread(&self.name)?;
-        let connector = self.clone();
-        thread::Builder::new().name("connector".into()).spawn(move || connector.run()).map(drop)
+        let reconnector = self.clone();
+        thread::Builder::new().name("reconnector".into()).spawn(move || reconnector.run()).map(drop)
     }
 
-    /// Tells the links without a connection that an attempt has failed.
+    /// Tells the sessions without a connection that an attempt has failed.
     fn tell_failure(&self) {
-        for berth in self.berths.iter().filter(|berth| berth.wanted.load(Ordering::Acquire)) {
-            berth.failed.store(true, Ordering::Release);
-            berth.seat.bell().ring();
+        for entry in self.entries.iter().filter(|entry| entry.wanted.load(Ordering::Acquire)) {
+            entry.failed.store(true, Ordering::Release);
+            entry.slot.waker().wake();
         }
     }
 
-    /// Asks for a new connection for a berth that has none, unless its link has asked already.
+    /// Asks for a new connection for a session that has none, unless it has asked already.
     /// Starts the thread again if a connection is wanted but no thread runs.
-    pub(crate) fn want_if_idle(self: &Arc<Self>, berth: usize) {
-        let Some(at) = self.berths.get(berth) else { return };
+    pub(crate) fn want_if_idle(self: &Arc<Self>, number: usize) {
+        let Some(at) = self.entries.get(number) else { return };
         let mut state = lock(&self.state);
         // A wish ends when its connection arrives, under the lock that is held here.
         if at.wanted.load(Ordering::Acquire) {
@@ -211,7 +212,7 @@ impl<C: Send + 'static> Connector<C> {
         let is_idle = lock(&at.ready).is_none();
         drop(state);
         if is_idle {
-            self.want(berth);
+            self.want(number);
         }
     }
 
@@ -219,13 +220,13 @@ impl<C: Send + 'static> Connector<C> {
     /// or takes too long.
     pub(crate) fn wait_connected(self: &Arc<Self>, deadline: Instant) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
+        if self.entries.iter().any(|entry| entry.wanted.load(Ordering::Acquire)) {
             self.start(&mut state);
         }
         state.hurry = true;
         let before = state.begun;
         self.changed.notify_all();
-        while self.berths.iter().any(|berth| berth.wanted.load(Ordering::Acquire)) {
+        while self.entries.iter().any(|entry| entry.wanted.load(Ordering::Acquire)) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || state.failed > before || !state.running {
                 return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
@@ -237,12 +238,12 @@ impl<C: Send + 'static> Connector<C> {
         Ok(())
     }
 
-    /// Closes the leaf: links and thread end.
+    /// Closes the leaf: sessions and thread end.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(lock(&self.state));
         self.changed.notify_all();
-        self.berths.iter().for_each(|berth| berth.seat.bell().ring());
+        self.entries.iter().for_each(|entry| entry.slot.waker().wake());
     }
 
     /// Whether the leaf is closed.
@@ -256,16 +257,16 @@ impl<C: Send + 'static> Connector<C> {
         let mut pause = FIRST_PAUSE;
         loop {
             let mut state = lock(&self.state);
-            let mut berths = self.berths.iter().enumerate();
-            let wanted = berths.find(|(_, berth)| berth.wanted.load(Ordering::Acquire));
-            let Some((number, berth)) = wanted.filter(|_| !self.is_closed()) else {
+            let mut entries = self.entries.iter().enumerate();
+            let wanted = entries.find(|(_, entry)| entry.wanted.load(Ordering::Acquire));
+            let Some((number, entry)) = wanted.filter(|_| !self.is_closed()) else {
                 state.running = false;
                 drop(state);
                 return self.changed.notify_all();
             };
             if let Some(time) = state.not_before {
                 let left = time.saturating_duration_since(Instant::now());
-                let idle = |state: &mut State| !state.hurry && !self.is_closed();
+                let idle = |state: &mut Progress| !state.hurry && !self.is_closed();
                 let waited = self.changed.wait_timeout_while(state, left, idle);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if self.is_closed() {
@@ -279,14 +280,14 @@ impl<C: Send + 'static> Connector<C> {
                 Ok(connection) => {
                     tracing::info!(leaf = self.name, "connected again");
                     pause = FIRST_PAUSE;
-                    // Lock first, so that a link that takes the connection and loses it at once
+                    // Lock first, so that a session that takes the connection and loses it at once
                     // asks again only after the end of this wish.
                     let mut state = lock(&self.state);
                     state.why = None;
-                    *lock(&berth.made) = Some(Instant::now());
-                    *lock(&berth.ready) = Some(connection);
-                    berth.wanted.store(false, Ordering::Release);
-                    berth.seat.bell().ring();
+                    *lock(&entry.made) = Some(Instant::now());
+                    *lock(&entry.ready) = Some(connection);
+                    entry.wanted.store(false, Ordering::Release);
+                    entry.slot.waker().wake();
                     self.changed.notify_all();
                 }
                 Err(error) => {
@@ -304,7 +305,7 @@ impl<C: Send + 'static> Connector<C> {
                     self.tell_failure();
                     state.failed = state.begun;
                     self.changed.notify_all();
-                    let idle = |state: &mut State| !state.hurry && !self.is_closed();
+                    let idle = |state: &mut Progress| !state.hurry && !self.is_closed();
                     drop(self.changed.wait_timeout_while(state, pause, idle));
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
@@ -315,7 +316,7 @@ impl<C: Send + 'static> Connector<C> {
 
 /// Marks the thread as running. A panic of the thread drops it; then the next wish starts another
 /// thread.
-struct Running<'a, C: Send + 'static>(&'a Connector<C>);
+struct Running<'a, C: Send + 'static>(&'a Reconnector<C>);
 
 impl<C: Send + 'static> Drop for Running<'_, C> {
     fn drop(&mut self) {
@@ -334,7 +335,7 @@ mod tests {
 
     use super::*;
 
-    /// Number of threads that the test's connector must still fail to start.
+    /// Number of threads that the test's reconnector must still fail to start.
     static REFUSED: AtomicU32 = AtomicU32::new(0);
 
     pub(crate) fn refuse_thread(name: &str) -> io::Result<()> {
@@ -347,16 +348,17 @@ mod tests {
     #[test]
     fn a_thread_that_could_not_be_started_is_started_by_the_next_wish() {
         let dial = |_| Ok(7);
-        let connector = Connector::new("refused".into(), 1, Vec::new(), Box::new(dial)).unwrap();
+        let reconnector =
+            Reconnector::new("refused".into(), 1, Vec::new(), Box::new(dial)).unwrap();
         let deadline = || Instant::now() + Duration::from_secs(60);
         REFUSED.store(3, Ordering::Release);
-        connector.want(0);
-        assert!(connector.has_failed(0), "the link is told");
-        connector.want_if_idle(0);
-        connector.wait_connected(deadline()).unwrap_err();
-        connector.want_if_idle(0);
-        connector.wait_connected(deadline()).unwrap();
-        assert_eq!(connector.take(0), Some(7));
+        reconnector.want(0);
+        assert!(reconnector.has_failed(0), "the session is told");
+        reconnector.want_if_idle(0);
+        reconnector.wait_connected(deadline()).unwrap_err();
+        reconnector.want_if_idle(0);
+        reconnector.wait_connected(deadline()).unwrap();
+        assert_eq!(reconnector.take(0), Some(7));
     }
 
     #[test]
@@ -366,12 +368,12 @@ mod tests {
             assert_ne!(dialled.fetch_add(1, Ordering::AcqRel), 0, "the first attempt panics");
             Ok(7)
         };
-        let connector = Connector::new("panics".into(), 1, Vec::new(), Box::new(dial)).unwrap();
-        connector.want(0);
+        let reconnector = Reconnector::new("panics".into(), 1, Vec::new(), Box::new(dial)).unwrap();
+        reconnector.want(0);
         let until = Instant::now() + Duration::from_secs(60);
-        while connector.take(0).is_none() {
+        while reconnector.take(0).is_none() {
             assert!(Instant::now() < until, "nobody connects any more");
-            connector.want_if_idle(0);
+            reconnector.want_if_idle(0);
             std::thread::yield_now();
         }
     }

@@ -1,21 +1,21 @@
-//! The ring of a queue and the links on it. The queue lends both to all code that works for it in a
-//! turn of its loop.
+//! The ring of a queue and the sessions on it. The queue lends both to all code that works for it
+//! in a turn of its loop.
 //!
 //! Contract: one thread owns a [`Turn`] and passes it as an argument. A `Turn` can be used as its
-//! ring. Only engines and the owner of the loop use the links.
+//! ring. Only engines and the owner of the loop use the sessions.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
 
-use super::sessions::Links;
+use super::sessions::Sessions;
 use crate::sys::ring::Ring;
 
-/// A ring and the links on it.
+/// A ring and the sessions on it.
 pub struct Turn {
     /// The io_uring, with the timers for deferred operations.
     pub ring: Ring,
-    /// The links that engines have on the ring.
-    pub links: Links,
+    /// The sessions that engines have on the ring.
+    pub sessions: Sessions,
 }
 
 impl Turn {
@@ -24,17 +24,17 @@ impl Turn {
     /// # Errors
     /// As [`Ring::new`].
     pub fn new() -> io::Result<Turn> {
-        Ok(Turn { ring: Ring::new()?, links: Links::default() })
+        Ok(Turn { ring: Ring::new()?, sessions: Sessions::default() })
     }
 
     /// Creates a turn with a ring without a kernel side ([`Ring::simulated`]).
     pub fn simulated() -> Turn {
-        Turn { ring: Ring::simulated(), links: Links::default() }
+        Turn { ring: Ring::simulated(), sessions: Sessions::default() }
     }
 
-    /// Gives every link that needs a turn its turn.
-    pub fn run_links(&mut self) {
-        self.links.turn(&mut self.ring);
+    /// Gives every session that needs a turn its turn.
+    pub fn run_sessions(&mut self) {
+        self.sessions.turn(&mut self.ring);
     }
 }
 

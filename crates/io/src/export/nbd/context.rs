@@ -18,7 +18,7 @@ use crate::sys::mailbox::Post;
 pub(crate) struct Context<'a> {
     /// The number of the queue.
     pub(crate) queue: usize,
-    /// The queue's ring, and the links on it.
+    /// The queue's ring, and the sessions on it.
     pub(crate) turn: &'a mut Turn,
     /// The pipeline for requests to devices.
     pub(crate) pipeline: &'a mut Pipeline,

@@ -21,7 +21,7 @@ pub(crate) struct Server {
 
 /// The parts of a queue that it lends to its hardware queues for one call.
 pub(crate) struct Context<'a> {
-    /// The queue's ring, and the links on it.
+    /// The queue's ring, and the sessions on it.
     pub(crate) turn: &'a mut Turn,
     /// The pipeline for requests to devices.
     pub(crate) pipeline: &'a mut Pipeline,

@@ -69,8 +69,8 @@ pub enum Tag {
     Ublk = 8,
     /// Requests whose turn has come go on.
     Window = 9,
-    /// An operation of a leaf's link; the links define the id.
-    Link = 10,
+    /// An operation of a leaf's session; the sessions define the id.
+    Session = 10,
 }
 
 impl Tag {
@@ -83,7 +83,7 @@ impl Tag {
             5 => Tag::Send,
             6 => Tag::Tick,
             8 => Tag::Ublk,
-            10 => Tag::Link,
+            10 => Tag::Session,
             _ => Tag::Ignored,
         }
     }
