@@ -15,3 +15,4 @@ pub mod nearest;
 pub mod picture;
 pub mod printable;
 pub mod protocol;
+pub mod raw;

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use crate::raw;
+
 /// The text on one line, with every control character written as in Rust (`\n`, `\u{1b}`).
 pub fn on_one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
@@ -19,6 +21,12 @@ pub fn on_one_line(text: &str) -> Cow<'_, str> {
 
 fn push(out: &mut String, one: char) {
     if one.is_control() { out.extend(one.escape_debug()) } else { out.push(one) }
+}
+
+/// Returns whether a line of the log must be escaped. Bytes that are not UTF-8 ([`raw`]) appear as
+/// `\xNN` in a log.
+fn needs_escapes(line: &str) -> bool {
+    line.contains(char::is_control) || raw::has_bytes(line)
 }
 
 /// The output of a log. Each write is one event. Its last line break stays, and so do colour
@@ -35,7 +43,7 @@ impl<W: Write> Write for Log<W> {
         let text = String::from_utf8_lossy(event);
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let end = &text[line.len()..];
-        if line.contains(char::is_control) {
+        if needs_escapes(line) {
             self.to.write_all(escaped(line, self.has_colours).as_bytes())?;
             self.to.write_all(end.as_bytes())?;
         } else {
@@ -59,11 +67,11 @@ fn escaped(line: &str, has_colours: bool) -> String {
             rest = &rest[len..];
             continue;
         }
-        // A tab is harmless.
-        if one == '\t' {
-            out.push(one)
-        } else {
-            push(&mut out, one)
+        match raw::byte(one) {
+            Some(byte) => out.push_str(&format!("\\x{byte:02x}")),
+            // A tab is harmless.
+            None if one == '\t' => out.push(one),
+            None => push(&mut out, one),
         }
         rest = &rest[one.len_utf8()..];
     }
@@ -95,6 +103,7 @@ mod tests {
             String::from_utf8(log.to).unwrap()
         };
         assert_eq!(logged("name=x\n", false), "name=x\n");
+        assert_eq!(logged("path=/a\u{10fe80}\n", false), "path=/a\\x80\n");
         assert_eq!(
             logged("name=x\nERROR forged\x1b[2J\n", false),
             "name=x\\nERROR forged\\u{1b}[2J\n"

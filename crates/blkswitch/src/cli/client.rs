@@ -107,7 +107,7 @@ impl Client {
         let response = self.request(Method::POST, path, "text/plain", body).await?;
         if let Some(note) = note(&response).filter(|_| !quiet) {
             // Indented like everything that is added to dmsetup's own output.
-            eprintln!("  {note}");
+            super::terminal::complain(&format!("  {note}\n"));
         }
         self.decode(path, response).await
     }

@@ -2,7 +2,12 @@
 //!
 //! Contract: pure; the same definition serves parsing, help, completions and manual pages.
 
-use clap::{Command, CommandFactory, Parser, Subcommand};
+use std::any::TypeId;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::{Arg, Command, CommandFactory, Parser, Subcommand};
 
 use super::context::Context;
 use super::failure::Failure;
@@ -13,6 +18,7 @@ use super::{
     targets, udev, version, wait, wipe_table,
 };
 use crate::config::{DemoOptions, ServeOptions};
+use crate::raw;
 
 pub(super) const PROGRAM: &str = "blkswitch";
 
@@ -113,7 +119,34 @@ pub(super) fn command() -> Command {
     let define = |command: Command, (verb, ids): &(&str, &[&str])| {
         command.mut_subcommand(verb, |command| shown(command, ids))
     };
-    SHOWN_SWITCHES.iter().fold(Cli::command(), define)
+    with_decoded_paths(SHOWN_SWITCHES.iter().fold(Cli::command(), define))
+}
+
+/// Decodes all words that are paths ([`raw`]).
+fn with_decoded_paths(command: Command) -> Command {
+    let is_path = |arg: &Arg| arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    let decode = |arg: Arg| if is_path(&arg) { arg.value_parser(DecodedPath) } else { arg };
+    command.mut_args(decode).mut_subcommands(with_decoded_paths)
+}
+
+/// Parses a path as clap does, after decoding it.
+#[derive(Debug, Clone)]
+struct DecodedPath;
+
+impl TypedValueParser for DecodedPath {
+    type Value = PathBuf;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<PathBuf, clap::Error> {
+        // Only the environment has words that are not UTF-8 here.
+        let path = value.to_str().map(raw::path);
+        let path = path.as_deref().map_or(value, Path::as_os_str);
+        PathBufValueParser::new().parse_ref(command, arg, path)
+    }
 }
 
 /// The usage line of a verb or of the program.

@@ -18,6 +18,7 @@ use super::context::Context;
 use super::failure::Failure;
 use super::names::unmangle;
 use crate::protocol::{Device, Segment};
+use crate::raw;
 
 /// Tells the shell to complete file names.
 const FILES: &str = ":files";
@@ -179,11 +180,11 @@ impl Complete {
             None => ("", [].as_slice()),
         };
         let line = Line::read(&root, before);
-        let socket = line.socket.map(PathBuf::from).or(named);
+        let socket = line.socket.map(raw::path).or(named);
         let mut candidates = offered(&line, current, socket);
         candidates.retain(|(word, _)| word.starts_with(current) || word.starts_with(':'));
         for (word, description) in candidates {
-            writeln!(out, "{word}\t{description}")?;
+            out.write_all(&raw::decode(&format!("{word}\t{description}\n")))?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::names::Selector;
 use super::options::Options;
 use crate::nearest::did_you_mean;
 use crate::protocol::{Device, DeviceList, Errno, device_path, route};
+use crate::raw;
 
 /// The daemon and the output of one verb.
 pub(super) struct Context {
@@ -28,8 +29,9 @@ impl Context {
         Self { client, out: BufWriter::new(std::io::stdout()) }
     }
 
+    /// Prints a text. Its bytes that are not UTF-8 appear as they are.
     pub(super) fn print(&mut self, text: &str) -> Result<(), Failure> {
-        Ok(self.out.write_all(text.as_bytes())?)
+        Ok(self.out.write_all(&raw::decode(text))?)
     }
 
     /// Prints a value as JSON, with a newline.
@@ -56,13 +58,13 @@ impl Context {
             .map_err(|error| error.about(subject))
     }
 
-    /// Prints the lines of a reply as they arrive, each converted by `line`, and flushes after
-    /// each.
+    /// Prints the lines of a reply as they arrive, each converted to bytes by `line`, and flushes
+    /// after each.
     pub(super) async fn print_lines(
         &mut self,
         path: &str,
         subject: Subject,
-        line: impl Fn(&str) -> Option<String>,
+        line: impl Fn(&str) -> Option<Vec<u8>>,
     ) -> Result<(), Failure> {
         let (out, mut rest) = (&mut self.out, Vec::new());
         let sink = |data: &[u8]| {
@@ -70,7 +72,8 @@ impl Context {
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let text: Vec<u8> = rest.drain(..=end).collect();
                 if let Some(text) = line(String::from_utf8_lossy(&text).trim_end()) {
-                    writeln!(out, "{text}")?;
+                    out.write_all(&text)?;
+                    out.write_all(b"\n")?;
                 }
             }
             out.flush()
@@ -132,7 +135,7 @@ impl Context {
         let sent = self.client.send(method, &path, body).await;
         let note = sent.map_err(|error: ClientError| error.about(selector.subject()))?;
         if let Some(note) = note {
-            eprintln!("blkswitch: {note}");
+            super::terminal::complain(&format!("blkswitch: {note}\n"));
         }
         Ok(())
     }

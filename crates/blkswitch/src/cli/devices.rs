@@ -7,6 +7,7 @@ use super::format::slot;
 use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{Device, DeviceList};
+use crate::raw;
 
 /// The devices of one run of a reporting verb.
 pub(super) struct Devices {
@@ -90,11 +91,12 @@ fn does_not_exist(failure: Failure, ioctl: &str) -> Failure {
 /// Runs `--exec`'s command with the device's path as its last word and waits for it. Ignores its
 /// exit status, as dmsetup does.
 pub(super) fn exec(command: &str, device: &Device) -> Result<(), Failure> {
-    let mut words = command.split_whitespace();
+    let mut words = command.split_whitespace().map(raw::path);
     let Some(program) = words.next() else {
         return Err(Failure::message("--exec has no command to run."));
     };
     let path = format!("{}{}", super::names::DEVICE_FOLDERS[0], device.name);
-    let ran = std::process::Command::new(program).args(words).arg(path).status();
-    ran.map(drop).map_err(|error| Failure::Message(format!("Cannot run {program}: {error}.")))
+    let ran = std::process::Command::new(&program).args(words).arg(path).status();
+    ran.map(drop)
+        .map_err(|error| Failure::Message(format!("Cannot run {}: {error}.", program.display())))
 }

@@ -4,9 +4,7 @@
 //! Contract: the words are sent unchanged, joined by single spaces. Standard input is streamed in
 //! pieces, so memory does not grow with it.
 
-use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
 use clap::Args;
@@ -14,10 +12,11 @@ use http_body_util::Full;
 
 use super::context::Context;
 use super::failure::Failure;
-use super::names::{Selector, escape_bytes, named_by_switch};
+use super::names::{Selector, named_by_switch};
 use super::options::Options;
 use super::upload::{self, Source};
 use crate::protocol::{MessageReply, device_path, route};
+use crate::raw;
 
 /// Send a message to a target
 ///
@@ -33,7 +32,7 @@ use crate::protocol::{MessageReply, device_path, route};
 pub(super) struct Message {
     /// The device, a sector of it, and the words
     #[arg(value_names = ["DEVICE", "SECTOR", "WORD"], num_args = 0.., required = true)]
-    args: Vec<OsString>,
+    args: Vec<String>,
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
@@ -79,11 +78,11 @@ impl Message {
         let (device, rest) = match self.args.as_slice() {
             [] | [_] => return Err(Failure::WrongNumberOfArguments("message")),
             rest if named_by_switch(&self.options) => (None, rest),
-            [device, rest @ ..] => (Some(escape_bytes(device)), rest),
+            [device, rest @ ..] => (Some(device.as_str()), rest),
         };
-        let selector = Selector::of(device.as_deref(), &self.options)?;
+        let selector = Selector::of(device, &self.options)?;
         let (sector, words) = match rest {
-            [sector, words @ ..] => (parse_sector(&sector.to_string_lossy())?, words),
+            [sector, words @ ..] => (parse_sector(sector)?, words),
             [] => return Err(Failure::WrongNumberOfArguments("message")),
         };
         if words.is_empty() {
@@ -98,7 +97,7 @@ impl Message {
         &self,
         selector: &Selector,
         sector: u64,
-        words: &[OsString],
+        words: &[String],
         context: &Context,
     ) -> Result<MessageReply, Failure> {
         let name = context.name_of(selector, "message").await?;
@@ -134,8 +133,8 @@ impl Message {
 }
 
 /// Joins the words with spaces. Their bytes need not be UTF-8.
-fn joined(words: &[OsString]) -> Vec<u8> {
-    words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ')
+fn joined(words: &[String]) -> Vec<u8> {
+    raw::decode(&words.join(" ")).into_owned()
 }
 
 /// Parses a decimal number like `strtoull`.

@@ -61,17 +61,16 @@ use self::command::{Cli, ClientVerb, PROGRAM, Verb, command, usage};
 use self::context::Context;
 use self::failure::Failure;
 use self::options::options_behind_verb;
+use self::terminal::complain;
 use crate::config::ServeOptions;
+use crate::raw;
 
 /// Runs a command line, and returns the exit status for `main`.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut args = options_behind_verb(args);
+    // Any word may have bytes that are not UTF-8: a path, a word of a table or of a message.
+    let args = args.into_iter().map(|word| raw::encode_os(&word).into_owned().into());
+    let args = options_behind_verb(args);
     let as_json = args.iter().take_while(|word| *word != "--").any(is_json);
-    // The words of a message are bytes. In other verbs, bytes that are not UTF-8 can only be in a
-    // name, which libdm writes in this form, or in a path that no table can have.
-    if !args.iter().any(|word| word == "message") {
-        args = args.iter().map(|word| names::escape_bytes(word).into()).collect();
-    }
     let parsed =
         command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
@@ -82,7 +81,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 exit(Err(Failure::CommandLine(text.trim_end().to_owned())), true)
             }
             Some(text) => {
-                eprint!("{text}");
+                complain(&text);
                 ExitCode::FAILURE
             }
         },
@@ -146,7 +145,7 @@ fn exit(done: Result<(), Failure>, as_json: bool) -> ExitCode {
         Err(failure) => {
             match failure.json(usage).filter(|_| as_json) {
                 Some(json) => eprintln!("{json}"),
-                None => eprint!("{}", failure.text(usage)),
+                None => complain(&failure.text(usage)),
             }
             ExitCode::FAILURE
         }

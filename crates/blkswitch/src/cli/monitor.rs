@@ -7,6 +7,7 @@ use super::failure::Failure;
 use super::names::Selector;
 use super::options::Options;
 use crate::protocol::{MonitorEvent, percent_encode, route};
+use crate::raw;
 
 /// Show what happens to devices: failing paths, groups that take over, remaps, changed tables
 ///
@@ -36,11 +37,10 @@ impl Monitor {
         let subject = selectors.first().map(Selector::subject).unwrap_or_default();
         let is_json = self.options.json;
         context
-            .print_lines(
-                &path,
-                subject,
-                |line| if is_json { Some(line.to_owned()) } else { text(line) },
-            )
+            .print_lines(&path, subject, |line| match text(line) {
+                _ if is_json => Some(line.into()),
+                text => Some(raw::decode(&text?).into_owned()),
+            })
             .await
     }
 }

@@ -3,11 +3,9 @@
 //! Contract: pure. Names are returned in their stored form, with `\xNN` for characters that the
 //! kernel's names should not contain.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-
 use super::failure::{Failure, Subject};
 use super::options::{Mangling, Options};
+use crate::raw;
 
 /// Folders of device nodes. A name may have either as its prefix.
 pub(super) const DEVICE_FOLDERS: [&str; 2] = ["/dev/blkswitch/", "/dev/mapper/"];
@@ -92,13 +90,13 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
     if mode == Mangling::None {
         return Ok(text.to_owned());
     }
-    let bytes = text.as_bytes();
+    let bytes = &*raw::decode(text);
     let (mut out, mut mangled, mut plain) = (String::with_capacity(text.len()), false, false);
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         if mode == Mangling::Auto && is_escape(&bytes[at..]) {
             mangled = true;
-            out.push_str(&text[at..at + 4]);
+            out.extend(bytes[at..at + 4].iter().copied().map(char::from));
             at += 4;
             continue;
         }
@@ -119,16 +117,6 @@ pub(super) fn mangle(what: &str, text: &str, mode: Mangling) -> Result<String, F
     Ok(out)
 }
 
-/// The word as text. Bytes that are not UTF-8 are written as libdm writes them.
-pub(super) fn escape_bytes(word: &OsStr) -> String {
-    let mut out = String::new();
-    for chunk in word.as_bytes().utf8_chunks() {
-        out.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
-    }
-    out
-}
-
 /// Decodes a stored form.
 pub(super) fn unmangle(stored: &str) -> String {
     let bytes = stored.as_bytes();
@@ -143,7 +131,7 @@ pub(super) fn unmangle(stored: &str) -> String {
             at += 1;
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    raw::encode(&out).into_owned()
 }
 
 fn is_escape(bytes: &[u8]) -> bool {
@@ -160,6 +148,7 @@ mod tests {
         assert_eq!(auto("vg-lv_0.1:a=@#+").as_deref(), Some("vg-lv_0.1:a=@#+"));
         assert_eq!(auto("a b").as_deref(), Some("a\\x20b"));
         assert_eq!(auto("ä").as_deref(), Some("\\xc3\\xa4"));
+        assert_eq!(auto("a\u{10fe80}").as_deref(), Some("a\\x80"));
         assert_eq!(auto("a\\x20b").as_deref(), Some("a\\x20b"));
         assert_eq!(auto("a\\x20b c"), None);
         assert_eq!(auto("a\\xg0").as_deref(), Some("a\\x5cxg0"));
@@ -169,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_name_comes_back() {
-        for name in ["plain", "a b", "tab\there", "ä/ö", "back\\slash", "\\x20"] {
+        for name in ["plain", "a b", "tab\there", "ä/ö", "back\\slash", "\\x20", "a\u{10fe80}"] {
             assert_eq!(unmangle(&mangle("name", name, Mangling::Hex).unwrap()), name);
         }
         assert_eq!(unmangle("a\\x5"), "a\\x5");

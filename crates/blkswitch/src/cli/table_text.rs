@@ -2,13 +2,15 @@
 //! concise form.
 //!
 //! Contract: input and error texts are dmsetup's. It returns canonical lines `START LENGTH TYPE
-//! PARAMETERS` for the daemon, which checks everything else.
+//! PARAMETERS` for the daemon, which checks everything else. Bytes that are not UTF-8 are encoded
+//! ([`raw`]).
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 
 use super::failure::Failure;
+use crate::raw;
 
 /// Reads the table from `--table`, else from a file, else from standard input. `None` if it has no
 /// lines.
@@ -32,7 +34,7 @@ pub(super) fn read(table: Option<&str>, file: Option<&str>) -> Result<Option<Str
 fn read_file(path: &str) -> Result<String, Failure> {
     let couldnt =
         |error| Failure::Message(format!("Couldn't open '{path}' for reading.\n  {error}"));
-    Ok(String::from_utf8_lossy(&fs::read(path).map_err(couldnt)?).into_owned())
+    Ok(raw::encode(&fs::read(raw::path(path)).map_err(couldnt)?).into_owned())
 }
 
 /// Reads all of standard input.
@@ -40,7 +42,7 @@ pub(super) fn read_stdin() -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let aborted = |error| Failure::Message(format!("Read from stdin aborted: {error}"));
     io::stdin().lock().read_to_end(&mut bytes).map_err(aborted)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(raw::encode(&bytes).into_owned())
 }
 
 /// Most letters that are shown of a wrong line.
@@ -50,7 +52,7 @@ const SHOWN_LETTERS: usize = 80;
 pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Failure> {
     let mut out = String::new();
     for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
+        let line = line.trim_matches(is_space);
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
@@ -63,24 +65,29 @@ pub(super) fn canonical(text: &str, source: &str) -> Result<Option<String>, Fail
                  as in: 0 2048 zero"
             )));
         };
-        let params = params.split('#').next().unwrap_or_default().trim();
+        let params = params.split('#').next().unwrap_or_default().trim_matches(is_space);
         let _ = writeln!(out, "{}", format!("{start} {length} {kind} {params}").trim_end());
     }
     Ok((!out.is_empty()).then_some(out))
 }
 
+/// White space in the C locale. Other white space of Unicode may be part of a path.
+fn is_space(one: char) -> bool {
+    one.is_ascii_whitespace() || one == '\x0b'
+}
+
 fn split_line(line: &str) -> Option<(u64, u64, &str, &str)> {
     let (start, rest) = number(line)?;
     let (length, rest) = number(rest)?;
-    let rest = rest.trim_start();
-    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+    let rest = rest.trim_start_matches(is_space);
+    let end = rest.find(is_space).unwrap_or(rest.len());
     (end > 0).then(|| (start, length, &rest[..end], &rest[end..]))
 }
 
 /// Parses a decimal number at the start of `text`. A number that is too large becomes `u64::MAX`,
 /// which the daemon refuses.
 fn number(text: &str) -> Option<(u64, &str)> {
-    let text = text.trim_start();
+    let text = text.trim_start_matches(is_space);
     let digits = text.strip_prefix('+').unwrap_or(text);
     let end = digits.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(digits.len());
     (end > 0).then(|| (digits[..end].parse().unwrap_or(u64::MAX), &digits[end..]))

@@ -1,9 +1,11 @@
-//! The terminal: its size, and whether it shows colours.
+//! The terminal: its size, whether it shows colours, and complaints on it.
 
 use std::env;
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 
 use terminal_size::{Height, Width, terminal_size_of};
+
+use crate::raw;
 
 /// Least number of columns that `COLUMNS` may give; a smaller number is a mistake.
 const COLUMNS_MIN: usize = 20;
@@ -32,6 +34,12 @@ pub(super) fn colours() -> bool {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
     stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+/// Writes a text to standard error. Its bytes that are not UTF-8 appear as they are.
+pub(super) fn complain(text: &str) {
+    // There is no place left for an error of standard error.
+    let _ = stderr().write_all(&raw::decode(text));
 }
 
 #[cfg(test)]

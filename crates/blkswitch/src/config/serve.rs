@@ -12,6 +12,8 @@ use blkswitch_core::multipath::checker::{
 use blkswitch_io::pool::MAX_QUEUES;
 use clap::{Args, ValueEnum};
 
+use crate::raw;
+
 /// Run the daemon in the foreground
 ///
 /// The other verbs make and change devices through its control socket, and it offers them over NBD.
@@ -303,7 +305,7 @@ impl FromStr for NbdAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-            return Ok(Self::Unix(path.into()));
+            return Ok(Self::Unix(raw::path(path)));
         }
         let complaint = |why: String| {
             format!(

@@ -34,7 +34,9 @@
 //!
 //! Contract: a reply outside 2xx carries an [`ErrorBody`]. Sectors are 512 bytes everywhere. Names
 //! travel in their stored form, in which a character outside `0-9A-Za-z#+-.:=@_` is written `\xNN`
-//! (the client does that); in a path they are percent-encoded once more. Unknown fields in a
+//! (the client does that); in a path they are percent-encoded once more. In tables, and wherever a
+//! word of one appears, a byte `B` that is not UTF-8 is the character U+10FE00 + `B`
+//! ([`crate::raw`]). Unknown fields in a
 //! request are refused, unknown fields in a reply are ignored, so an older client understands a
 //! newer daemon. Pure data: no I/O, no panics.
 
@@ -255,7 +257,8 @@ pub struct Segment {
     /// Target type.
     pub target: String,
     /// The target's parameters as `table` prints them. A path stands as the address its leaf was
-    /// opened by, or as `/dev/blkswitch/NAME`, so that a printed table can be loaded again.
+    /// opened by, or as `/dev/blkswitch/NAME`, so that a printed table can be loaded again. Bytes
+    /// that are not UTF-8 stand as in a loaded table.
     pub params: String,
     /// What `status` prints behind the type: empty for `switch`.
     pub status: String,
@@ -323,7 +326,8 @@ pub struct CreateDevice {
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
-    /// Table text, a line per segment. `None` makes a device without a table (`--notable`), and
+    /// Table text, a line per segment, in which U+10FE80 to U+10FEFF stand for the bytes 0x80 to
+    /// 0xff where these are not UTF-8. `None` makes a device without a table (`--notable`), and
     /// nothing is resumed.
     #[serde(default)]
     pub table: Option<String>,
@@ -346,7 +350,8 @@ pub struct CreateDevice {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadTable {
-    /// Table text, a line per segment.
+    /// Table text, a line per segment, in which U+10FE80 to U+10FEFF stand for the bytes 0x80 to
+    /// 0xff where these are not UTF-8.
     pub table: String,
     /// Whether the device refuses writes once this table is live.
     #[serde(default)]

@@ -318,7 +318,7 @@ fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
     for (table, errno, reason) in [
         (group("sim:1M,name=x,path=a sim:2M,name=x,path=b"), "EINVAL", "one size"),
         (group("sim:1M,name=x,path=a sim:1M,name=y,path=b"), "EINVAL", "not to one"),
-        (group("null:1M /dev/blkswitch/below"), "EINVAL", "paths are leaves"),
+        (group("null:1M /dev/blkswitch/below"), "EINVAL", "are files, disks and servers"),
         (group("null:1M /nonexistent"), "ENOENT", "/nonexistent"),
         (group("null:512K null:512K"), "EINVAL", "1024"),
         (format!("{}\n2048 8 zero", group("null:1M null:1M")), "EINVAL", "the only line"),

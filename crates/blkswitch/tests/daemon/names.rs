@@ -9,6 +9,7 @@ use blkswitch::protocol::{Errno, route};
 use serde_json::json;
 
 use crate::fixture::{Daemon, SECTOR};
+use crate::state::Kept;
 
 #[test]
 fn an_export_has_the_name_that_is_meant() {
@@ -48,6 +49,96 @@ fn words_that_are_no_utf_8_pass_as_bytes() {
     let missing = daemon.client().arg("info").arg(OsStr::from_bytes(b"\xff")).output().unwrap();
     let error = String::from_utf8(missing.stderr).unwrap();
     assert!(error.starts_with("Device does not exist.\n  there is no device '\\xff': "), "{error}");
+}
+
+/// A command line with words of any bytes.
+fn run_bytes(daemon: &Daemon, words: &[&[u8]]) -> std::process::Output {
+    daemon.client().args(words.iter().map(|word| OsStr::from_bytes(word))).output().unwrap()
+}
+
+/// The words of a table are bytes: they pass from a file, from standard input and from `--table`,
+/// over a restart, and back to standard output.
+#[test]
+fn a_path_that_is_no_utf_8_is_a_path() {
+    let kept = Kept::new();
+    let mut daemon = kept.start();
+    let folder = kept.folder.path().as_os_str().as_bytes();
+    // The second character would be taken for a byte if it passed unchanged.
+    let names: [&[u8]; 2] = [b"disk\x80\xff", "\u{10fe80}".as_bytes()];
+    let paths: Vec<Vec<u8>> = names.iter().map(|name| [folder, b"/", name].concat()).collect();
+    for path in &paths {
+        std::fs::write(OsStr::from_bytes(path), [7; 16 * SECTOR]).unwrap();
+    }
+    let table = [b"0 16 switch 2 8 0 ", &*paths[0], b" 0 ", &paths[1], b" 0\n"].concat();
+    let file = [folder, b"/table\x80"].concat();
+    std::fs::write(OsStr::from_bytes(&file), &table).unwrap();
+    for words in [
+        &[b"create".as_slice(), b"one", b"--table", &table] as &[&[u8]],
+        &[b"create", b"two", &file],
+        &[b"load", b"one", &file],
+    ] {
+        let made = run_bytes(&daemon, words);
+        assert!(made.status.success(), "{words:?}: {made:?}");
+    }
+    let mut typed = daemon.client();
+    typed.args(["create", "three"]).stdin(std::fs::File::open(OsStr::from_bytes(&file)).unwrap());
+    assert!(typed.status().unwrap().success());
+    let concise = daemon.run(&["table", "--concise", "three"]).stdout;
+    assert!(daemon.run(&["remove", "three"]).status.success());
+    assert!(run_bytes(&daemon, &[b"create", b"--concise", &concise]).status.success());
+    for end in ["as made", "after a restart", "with its paths away", "with its paths back"] {
+        for name in ["one", "two", "three"] {
+            let shown = daemon.run(&["table", name]).stdout;
+            assert_eq!(shown.trim_ascii_end(), table.trim_ascii_end(), "{name}, {end}: {shown:?}");
+        }
+        let deps = daemon.run(&["ls", "--tree", "-o", "blkdevname"]).stdout;
+        if end != "with its paths away" {
+            assert!(deps.windows(6).any(|part| part == b"disk\x80\xff"), "{deps:?}");
+            assert_eq!(daemon.nbd("one").read(0, SECTOR).unwrap(), [7; SECTOR], "{end}");
+            daemon.kill();
+        }
+        match end {
+            "after a restart" => paths.iter().for_each(|path| {
+                let away = [path.as_slice(), b"-away"].concat();
+                std::fs::rename(OsStr::from_bytes(path), OsStr::from_bytes(&away)).unwrap();
+            }),
+            "with its paths away" => {
+                daemon.kill();
+                paths.iter().for_each(|path| {
+                    let away = [path.as_slice(), b"-away"].concat();
+                    std::fs::rename(OsStr::from_bytes(&away), OsStr::from_bytes(path)).unwrap();
+                });
+            }
+            "with its paths back" => break,
+            _ => {}
+        }
+        drop(daemon);
+        daemon = kept.start();
+    }
+}
+
+#[test]
+fn bytes_that_are_no_utf_8_are_refused_where_they_cannot_be() {
+    let kept = Kept::new();
+    let daemon = kept.start();
+    let text = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
+    let missing = run_bytes(&daemon, &[b"create", b"x", b"--table", b"0 8 linear /no\x80 0"]);
+    let shown = missing.stderr;
+    assert!(shown.windows(4).any(|part| part == b"/no\x80"), "{}", shown.escape_ascii());
+    let server = b"0 8 linear nbd://h/\x80 0";
+    let refused = text(run_bytes(&daemon, &[b"create", b"x", b"--table", server]));
+    assert!(refused.contains(r"'nbd://h/\x80' has bytes that are not UTF-8"), "{refused}");
+    // As libdm does, the command line writes such a byte of a name as \xNN. The daemon has no
+    // other names.
+    let made = run_bytes(&daemon, &[b"create", b"n\x80", b"--table", b"0 8 zero"]);
+    assert!(made.status.success(), "{}", text(made));
+    assert_eq!(daemon.run(&["ls"]).stdout, b"n\\x80\t(0:0)\n");
+    daemon.nbd(r"n\x80").read(0, SECTOR).unwrap();
+    for (name, uuid) in [("\u{10fe80}", ""), ("y", "\u{10fe80}")] {
+        let body = json!({"name": name, "uuid": uuid, "table": "0 8 zero"});
+        let refused = daemon.request("POST", route::DEVICES, body).error();
+        assert!(refused.reason.contains("is not UTF-8: write such a byte as \\xNN"), "{refused:?}");
+    }
 }
 
 /// Escape sequences and line breaks reach neither a terminal nor the log.

@@ -12,6 +12,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr;
@@ -81,6 +82,17 @@ pub struct FileEngine {
     mode: Mode,
 }
 
+/// A path as text. Bytes that are not UTF-8 are written as `\xNN`, so that two paths stay two
+/// texts.
+pub(crate) fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 impl FileEngine {
     /// Identifies the file or device behind `path`. Two paths with one key are one leaf. `None` if
     /// the path cannot be examined.
@@ -99,7 +111,7 @@ impl FileEngine {
         path: &Path,
         options: &LeafOptions,
     ) -> Result<(FileEngine, Limits), LeafError> {
-        let name = path.display().to_string();
+        let name = shown(path);
         let system = |what| {
             let name = name.clone();
             move |source| LeafError::System { what, name, source }

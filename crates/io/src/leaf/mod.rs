@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::engine::absent::AbsentEngine;
 use crate::engine::custom::{Custom, CustomEngine};
-use crate::engine::file::FileEngine;
+use crate::engine::file::{self, FileEngine};
 use crate::engine::iscsi::IscsiAddress;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::mode::Unfit;
@@ -83,10 +83,11 @@ impl Address {
 }
 
 impl fmt::Display for Address {
-    /// Writes the address in the form of a table line.
+    /// Writes the address in the form of a table line. Bytes of a path that are not UTF-8 are written
+    /// as `\xNN`, which no table takes for bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Path(path) => write!(f, "{}", path.display()),
+            Address::Path(path) => f.write_str(&file::shown(path)),
             Address::Memory { bytes, name: None } => write!(f, "mem:{bytes}"),
             Address::Memory { bytes, name: Some(name) } => write!(f, "mem:{bytes}:{name}"),
             Address::Nbd(address) => address.fmt(f),
@@ -228,7 +229,7 @@ pub(crate) fn open_engine(
     Ok(match address {
         Address::Path(path) => {
             let (engine, limits) = FileEngine::open(path, options)?;
-            (Engine::File(engine), limits, path.display().to_string())
+            (Engine::File(engine), limits, file::shown(path))
         }
         Address::Memory { bytes, name } => {
             let engine = MemoryEngine::new(*bytes).map_err(|source| LeafError::System {

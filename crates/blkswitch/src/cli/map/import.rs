@@ -12,6 +12,7 @@ use crate::cli::names::Selector;
 use crate::cli::options::Options;
 use crate::cli::upload::{self, Source};
 use crate::protocol::{MessageReply, device_path, route};
+use crate::raw;
 
 /// Send an exported region map to a device
 #[derive(Debug, Args)]
@@ -55,7 +56,7 @@ impl Import {
             let couldnt = |error| {
                 Failure::Message(format!("Couldn't open '{}' for reading: {error}.", self.file))
             };
-            let file = File::open(&self.file).map_err(couldnt)?;
+            let file = File::open(raw::path(&self.file)).map_err(couldnt)?;
             let length = file.metadata().ok().map(|file| file.len());
             context
                 .client

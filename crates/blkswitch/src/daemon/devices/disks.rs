@@ -24,6 +24,7 @@ use crate::daemon::tables::describe;
 use crate::daemon::tables::lines::Lines;
 use crate::daemon::tables::lookup::{Found, find};
 use crate::protocol::{self, AttachUblk, Disk, Errno};
+use crate::raw;
 
 /// Folder of the links that give each disk the name of its device.
 const LINKS: &str = "/dev/blkswitch";
@@ -107,7 +108,7 @@ impl Devices {
                     let reason = format!(
                         "'{}' is on a disk that this daemon serves: its requests would wait for \
                          one another",
-                        path.display()
+                        raw::encode_os(path.as_os_str())
                     );
                     return Err(Failure::new(Errno::Eloop, reason));
                 }

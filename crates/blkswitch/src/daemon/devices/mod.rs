@@ -39,6 +39,7 @@ use crate::protocol::{
     self, AttachUblk, CreateDevice, Errno, ErrorBody, LeafCache, LoadTable, NAME_MAX_BYTES,
     RemoveAll, RemoveQuery, Removed, Rename, UUID_MAX_BYTES,
 };
+use crate::raw;
 
 /// All devices of a daemon, with the queues and files that they need.
 pub struct Devices {
@@ -199,7 +200,8 @@ impl Devices {
     /// second load is refused, because the first may wait forever.
     pub fn load(&self, device: &Arc<Device>, load: &LoadTable) -> Result<(), Failure> {
         let begun = self.openings.begin(device.id(), &device.name())?;
-        let lines = Lines::parse(load.table.as_bytes());
+        let text = raw::decode(&load.table);
+        let lines = Lines::parse(&text);
         self.refuse_own_disks(&lines)?;
         let table = build(&self.site(device, &begun.opening), load, &lines)?;
         device.load(table)?;
@@ -357,16 +359,17 @@ fn logged_if_taken(error: DeviceError, line: String) -> Failure {
     }
 }
 
-/// Refuses control characters. They would break a line apart or command a terminal: names come over
+/// Refuses control characters and bytes that are not UTF-8. The former would break a line apart or command a terminal: names come over
 /// HTTP unchecked, and go to logs, to `ls` and to NBD clients.
 fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
-    if !text.chars().any(char::is_control) {
+    let fault = if text.chars().any(char::is_control) {
+        "has a control character in it: write it as \\xNN"
+    } else if raw::has_bytes(text) {
+        "is not UTF-8: write such a byte as \\xNN"
+    } else {
         return Ok(());
-    }
-    let reason = format!(
-        "the {what} '{}' has a control character in it: write it as \\xNN",
-        text.escape_debug()
-    );
+    };
+    let reason = format!("the {what} '{}' {fault}", text.escape_debug());
     Err(Failure::new(Errno::Einval, reason))
 }
 

@@ -30,6 +30,7 @@ use crate::daemon::tables::opening::Opening;
 use crate::daemon::tables::words::device_word;
 use crate::printable::on_one_line;
 use crate::protocol::{self, Errno, LeafOptions, LoadTable, RemoveQuery};
+use crate::raw;
 
 /// Pause before the second attempt. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -115,7 +116,8 @@ impl Devices {
     pub(crate) fn stand_in(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
         let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
         self.remember_cache(&device, saved.cache);
-        let lines = Lines::parse(saved.table.as_bytes());
+        let text = raw::decode(&saved.table);
+        let lines = Lines::parse(&text);
         let mut error = TableBuilder::new(saved.read_only).least_block(saved.block);
         error.push(lines.sectors(), Target::Error);
         device.load(error.build()?)?;
@@ -185,7 +187,8 @@ impl Devices {
 
     /// The devices that a table's text names.
     pub(crate) fn named_in(&self, text: &str) -> Vec<Arc<Device>> {
-        let lines = Lines::parse(text.as_bytes());
+        let text = raw::decode(text);
+        let lines = Lines::parse(&text);
         let found = lines.iter().flat_map(|line| &line.words).filter_map(|word| {
             match find(word, self.pool().registry()) {
                 Ok(Found::Device(device)) => Some(device),
@@ -223,7 +226,8 @@ impl Devices {
         let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
         let maps = Maps::saved(&self.folder, &saved.maps);
         let site = Site { maps, restores: true, ..self.site(device, opening) };
-        let lines = Lines::parse(load.table.as_bytes());
+        let text = raw::decode(&load.table);
+        let lines = Lines::parse(&text);
         loop {
             match build(&site, &load, &lines) {
                 Err(failure) if failure.errno == Errno::Ebusy && Instant::now() < until => {
@@ -328,11 +332,12 @@ impl Devices {
         let segment = |line: &Line<'_>| protocol::Segment {
             start: line.start,
             length: line.len,
-            target: String::from_utf8_lossy(line.kind).into_owned(),
-            params: String::from_utf8_lossy(line.params).into_owned(),
+            target: raw::encode(line.kind).into_owned(),
+            params: raw::encode(line.params).into_owned(),
             status: format!("away: {reason}"),
         };
-        let segments = Lines::parse(saved.table.as_bytes()).iter().map(segment).collect();
+        let lines = raw::decode(&saved.table);
+        let segments = Lines::parse(&lines).iter().map(segment).collect();
         text.live = Some(protocol::Table { segments, deps: Vec::new() });
         text.away = Some(reason);
     }

@@ -21,6 +21,7 @@ use crate::daemon::state::{Folder, Owner, SavedMap};
 use crate::daemon::tables::lookup::{Found, Leaves, find};
 use crate::daemon::tables::missing;
 use crate::daemon::tables::opening::Opening;
+use crate::daemon::tables::words::word_of;
 use crate::protocol::{self, Errno, LeafCache, LoadTable};
 
 /// Everything but the text that a table is built from.
@@ -183,7 +184,7 @@ impl<'a> Builder<'a> {
 
     fn open(&self, address: &Address) -> Result<Arc<Leaf>, LeafError> {
         let open = || self.site.leaves.open(address, &self.options);
-        self.site.opening.at(&address.to_string(), open)
+        self.site.opening.at(&word_of(address), open)
     }
 
     /// Opens a path for reading that was writable when the table was served before. Writes to it
@@ -206,7 +207,7 @@ impl<'a> Builder<'a> {
     /// Makes `leaf` the next path of the target. The path keeps the word of this table. Another
     /// table may name the same leaf by another word, which may lead elsewhere one day.
     pub(crate) fn adopt(&mut self, address: &Address, leaf: Arc<Leaf>) -> Below {
-        let word = address.to_string();
+        let word = word_of(address);
         let below = self.table.leaf(leaf);
         self.words.push(word.as_str().into());
         // The table numbers its leaves in the order of their first use, so a new number means a new

@@ -7,8 +7,10 @@
 //!
 //! Contract: reads only; takes the short locks of [`Device`]. Any thread.
 
+use std::sync::Arc;
+
 use blkswitch_io::stats::{Histogram, Totals};
-use blkswitch_io::{Below, Device, Segment, Table};
+use blkswitch_io::{Below, Device, Leaf, Segment, Table};
 
 use crate::daemon::failure::MAJOR;
 use crate::daemon::tables::targets;
@@ -71,8 +73,11 @@ pub fn path_word(table: &Table, leaf: u32) -> Option<String> {
 
 /// The leaves of a writable table that are read-only.
 fn read_only_paths(table: &Table) -> Vec<String> {
-    let leaves = table.leaves().iter().filter(|leaf| leaf.limits().read_only);
-    leaves.filter(|_| !table.read_only()).map(|leaf| leaf.name().to_owned()).collect()
+    let leaves = table.leaves().iter().zip(0u32..).filter(|(leaf, _)| leaf.limits().read_only);
+    let word = |(leaf, index): (&Arc<Leaf>, u32)| {
+        path_word(table, index).unwrap_or_else(|| leaf.name().to_owned())
+    };
+    leaves.filter(|_| !table.read_only()).map(word).collect()
 }
 
 /// The text that makes this table when it is loaded.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use blkswitch_core::args::Printable;
 use blkswitch_io::export::nbd::names::export_name;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::{Address, Device, Leaf, LeafError, LeafOptions};
@@ -62,12 +63,19 @@ pub fn find(word: &[u8], registry: &Registry) -> Result<Found, Failure> {
     if word.starts_with(b"/") {
         return Ok(Found::Leaf(Address::Path(PathBuf::from(OsStr::from_bytes(word)))));
     }
-    let text = String::from_utf8_lossy(word);
+    let Ok(text) = std::str::from_utf8(word) else {
+        let reason = format!(
+            "'{}' has bytes that are not UTF-8: only a path may have them; in nbd:// and iscsi:// \
+             addresses %NN stands for a byte",
+            Printable(word)
+        );
+        return Err(Failure::new(Errno::Enoent, reason));
+    };
     match text.parse::<Address>() {
         Ok(address) => Ok(Found::Leaf(address)),
         // The kernel would look the word up as a path relative to its working directory.
         Err(error @ LeafError::Address(_)) => {
-            Err(Failure::new(Errno::Enoent, missing::no_address(&text, &error, registry)))
+            Err(Failure::new(Errno::Enoent, missing::no_address(text, &error, registry)))
         }
         Err(error) => Err(error.into()),
     }

@@ -14,6 +14,7 @@ use blkswitch_io::{Address, LeafError};
 use crate::daemon::failure::Failure;
 use crate::daemon::tables::words::device_word;
 use crate::nearest::did_you_mean;
+use crate::raw;
 
 /// The sentence for a device that does not exist.
 pub(crate) fn device(name: &str, registry: &Registry) -> String {
@@ -52,7 +53,7 @@ pub(crate) fn leaf(address: &Address, error: LeafError, registry: &Registry) -> 
 /// The sentence for a file that cannot be opened or created; `None` if the system's error says
 /// enough.
 fn why(path: &Path, error: &std::io::Error, registry: &Registry) -> Option<String> {
-    let shown = path.display();
+    let shown = raw::encode_os(path.as_os_str());
     match error.kind() {
         ErrorKind::NotFound => {}
         ErrorKind::PermissionDenied => {
@@ -81,8 +82,8 @@ pub(crate) fn folder(path: &Path) -> Option<String> {
     let missing = path.ancestors().skip(1).take_while(|folder| !folder.exists()).last()?;
     Some(format!(
         "cannot open '{}': there is no folder '{}'; make it first (mkdir -p)",
-        path.display(),
-        missing.display()
+        raw::encode_os(path.as_os_str()),
+        raw::encode_os(missing.as_os_str())
     ))
 }
 

@@ -33,6 +33,7 @@ use self::lookup::{Found, find};
 use self::words::short_name;
 use crate::daemon::failure::{Failure, errno_of};
 use crate::protocol::{Errno, LoadTable};
+use crate::raw;
 
 /// Builds the table of `load`; `lines` are its parsed lines.
 pub(crate) fn build(
@@ -164,7 +165,8 @@ impl MadeFiles {
         /// Only the daemon's user may read data that is written to a device.
         const MODE: u32 = 0o600;
         let failed = |path: &PathBuf, error: std::io::Error| {
-            let failure = Failure::io(&error, format!("cannot make '{}'", path.display()));
+            let shown = raw::encode_os(path.as_os_str());
+            let failure = Failure::io(&error, format!("cannot make '{shown}'"));
             match missing::folder(path).filter(|_| error.kind() == ErrorKind::NotFound) {
                 Some(reason) => Failure { reason, ..failure },
                 None => failure,

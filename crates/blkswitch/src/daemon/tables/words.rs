@@ -2,7 +2,11 @@
 //!
 //! Contract: reads only; any thread.
 
-use blkswitch_io::{Below, Segment, Table};
+use std::os::unix::ffi::OsStrExt;
+
+use blkswitch_io::{Address, Below, Segment, Table};
+
+use crate::raw;
 
 /// The word of a path, as a table text can have it.
 pub(crate) fn address(table: &Table, segment: &Segment, path: usize) -> String {
@@ -15,6 +19,15 @@ pub(crate) fn address(table: &Table, segment: &Segment, path: usize) -> String {
         None => None,
     }
     .unwrap_or_default()
+}
+
+/// The word by which a table names the leaf at an address. Bytes of a path that are not UTF-8 are
+/// encoded ([`raw`]).
+pub(super) fn word_of(address: &Address) -> String {
+    match address {
+        Address::Path(path) => raw::encode(path.as_os_str().as_bytes()).into_owned(),
+        address => address.to_string(),
+    }
 }
 
 /// `head`, followed by each path of a segment with its offset.
