@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod disk;
 pub mod service;

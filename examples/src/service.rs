@@ -81,8 +81,8 @@ impl Service {
         orders.send(Order { op, offset, data, reply }).map_err(|_| gone())?;
         // Send the order before waking the driver: its thread looks for orders after it wakes.
         self.waker.wake();
-        let Answer { errno, data, .. } = answers.recv().map_err(|_| gone())?;
-        if errno == 0 { Ok(data) } else { Err(io::Error::from_raw_os_error(errno)) }
+        let Answer { result, data, .. } = answers.recv().map_err(|_| gone())?;
+        result.map(|()| data)
     }
 }
 

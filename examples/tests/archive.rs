@@ -37,7 +37,7 @@ fn requests_of_a_driver_reach_it_and_come_back() {
         while answers.len() < 64 {
             driver.wait(&mut answers, Some(Duration::from_secs(20))).unwrap();
         }
-        assert!(answers.iter().all(|answer| answer.errno == 0), "{answers:?}");
+        assert!(answers.iter().all(|answer| answer.result.is_ok()), "{answers:?}");
         answers
     };
     all(Op::Write);

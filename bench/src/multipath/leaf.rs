@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use blkswitch_io::driver::{Ask, Driver};
-use blkswitch_io::request::Op;
 use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 
 use super::servers::BYTES;
@@ -30,15 +29,12 @@ pub(super) fn per_second(address: &str, seconds: f64) -> Result<f64> {
     while start.elapsed() < time {
         for data in free.drain(..) {
             let offset = random.below(BYTES / BLOCK as u64) * BLOCK as u64;
-            driver.start(
-                device,
-                Ask { op: Op::Read, fua: false, offset, len: BLOCK as u64, data, token: 0 },
-            );
+            driver.start(device, Ask::read(offset, data, 0));
             under_way += 1;
         }
         driver.wait(&mut answers, None)?;
         for answer in answers.drain(..) {
-            ensure!(answer.errno == 0, "a read failed with errno {}", answer.errno);
+            answer.result.context("a read failed")?;
             answered += 1;
             under_way -= 1;
             free.push(answer.data);

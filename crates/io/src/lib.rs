@@ -84,9 +84,10 @@ mod pipeline;
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use sys::{buffer, pages, ring, slab};
+pub use sys::{buffer, handoff, pages, ring, slab};
 
 pub use device::{event, multipath, table};
+pub use export::client;
 pub use leaf::closer;
 pub use sys::{memory, process, slots, sparse};
 pub use wire::nbd;

@@ -5,6 +5,9 @@
 //! are in bytes and multiples of the 512-byte sector. The export checks them against the size that
 //! it announced, and the pipeline checks them against the live table, which may be shorter by then.
 
+use std::io;
+
+use crate::sys::aligned::AlignedBytes;
 use crate::sys::pages::Pages;
 pub use crate::sys::span::Span;
 
@@ -33,7 +36,6 @@ pub enum Op {
 
 impl Op {
     /// Whether the operation changes the contents of the device.
-    ///
     pub fn is_write(self) -> bool {
         matches!(self, Op::Write | Op::Discard | Op::WriteZeroes { .. })
     }
@@ -49,6 +51,15 @@ pub type Token = u64;
 
 /// The bit of tokens from the ublk export.
 pub const UBLK_TOKEN: Token = 1 << 63;
+
+/// The bit of tokens from clients of this process. Tokens of ublk may have it as well, those of NBD
+/// do not.
+pub(crate) const CLIENT_TOKEN: Token = 1 << 62;
+
+/// Whether a client of this process made the token.
+pub(crate) fn is_client(token: Token) -> bool {
+    token & (UBLK_TOKEN | CLIENT_TOKEN) == CLIENT_TOKEN
+}
 
 /// The owner of a request, as far as its token tells: the connection or hardware queue.
 pub(crate) fn owner_of(token: Token) -> u64 {
@@ -84,4 +95,75 @@ pub struct Done {
     pub token: Token,
     /// 0, or a positive errno: the worst of the request's parts.
     pub errno: i32,
+}
+
+/// A request of the embedding program to a device of a [`Driver`](crate::driver::Driver), or to that
+/// of a [`Client`](crate::client::Client).
+#[derive(Debug)]
+pub struct Ask {
+    /// What to do.
+    pub op: Op,
+    /// Whether the write must be durable before its answer (force unit access). Only for writes.
+    pub fua: bool,
+    /// Start of the range on the device in bytes, a multiple of the device's logical block.
+    pub offset: u64,
+    /// Length of the range in bytes, a multiple of the device's logical block. 0 for a flush.
+    pub len: u64,
+    /// The data to write, or memory for the data to read, at least `len` bytes. Empty for other
+    /// operations (`Default::default()`).
+    pub data: AlignedBytes,
+    /// A number of the caller's choice, which comes back with the answer.
+    pub token: u64,
+}
+
+impl Ask {
+    /// A read into all of `memory`, from `offset` on.
+    #[must_use]
+    pub fn read(offset: u64, memory: AlignedBytes, token: u64) -> Ask {
+        Ask { op: Op::Read, fua: false, offset, len: memory.len() as u64, data: memory, token }
+    }
+
+    /// A write of all of `data` at `offset`.
+    #[must_use]
+    pub fn write(offset: u64, data: AlignedBytes, token: u64) -> Ask {
+        Ask { op: Op::Write, fua: false, offset, len: data.len() as u64, data, token }
+    }
+
+    /// A flush: all writes that are answered by now become durable.
+    #[must_use]
+    pub fn flush(token: u64) -> Ask {
+        let data = AlignedBytes::default();
+        Ask { op: Op::Flush, fua: false, offset: 0, len: 0, data, token }
+    }
+
+    /// Whether it is in whole blocks, has enough memory, and asks for nothing that does not exist:
+    /// else `EINVAL`.
+    pub(crate) fn check(&self, logical_block: u64) -> Result<(), i32> {
+        let block = logical_block.max(512);
+        let is_whole = self.offset.is_multiple_of(block) && self.len.is_multiple_of(block);
+        let is_enough = !self.op.has_data() || self.data.len() as u64 >= self.len;
+        let is_sane = self.op != Op::Flush || (self.offset, self.len) == (0, 0);
+        let is_write = self.op.is_write() || !self.fua;
+        if is_whole && is_enough && is_sane && is_write { Ok(()) } else { Err(libc::EINVAL) }
+    }
+}
+
+/// The answer to an [`Ask`].
+#[derive(Debug)]
+pub struct Answer {
+    /// The token of the request.
+    pub token: u64,
+    /// Whether the request succeeded. An error has an errno ([`io::Error::raw_os_error`]). A write
+    /// that failed may have been carried out, or a part of it.
+    pub result: io::Result<()>,
+    /// The memory of the request, after a read with the bytes.
+    pub data: AlignedBytes,
+}
+
+impl Answer {
+    /// An answer of the pipeline: 0, or a positive errno.
+    pub(crate) fn new(token: u64, errno: i32, data: AlignedBytes) -> Answer {
+        let error = || Err(io::Error::from_raw_os_error(errno));
+        Answer { token, result: if errno == 0 { Ok(()) } else { error() }, data }
+    }
 }

@@ -8,7 +8,7 @@ fn the_engine_room_is_public_only_with_a_feature() {
     let (lib, engine) = (include_str!("../src/lib.rs"), include_str!("../src/engine/mod.rs"));
     let rooms = [
         (lib, "pub mod pipeline;"),
-        (lib, "pub use sys::{buffer, pages, ring, slab};"),
+        (lib, "pub use sys::{buffer, handoff, pages, ring, slab};"),
         (engine, "pub use session::sessions;"),
     ];
     for (source, public) in rooms {

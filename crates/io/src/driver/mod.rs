@@ -8,7 +8,6 @@
 //! the driver's until it is answered.
 
 mod device;
-mod waker;
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -22,47 +21,19 @@ use io_uring::{opcode, types};
 use crate::engine::session::turn::Turn;
 use crate::pipeline::Pipeline;
 use crate::queues::Queues;
-use crate::request::{Done, Op, Request, Span};
+pub use crate::request::{Answer, Ask};
+use crate::request::{Done, Request, Span};
 use crate::sys::aligned::AlignedBytes;
 use crate::sys::ring::{Completion, Tag, user_data};
 use crate::sys::slab::Slab;
+pub use crate::sys::waker::Waker;
 
 pub use device::DriverEvent;
 use device::{Events, Local};
-pub use waker::Waker;
 
 /// How long a driver that is dropped may wait for its leaves' idle connections to end: the kernel
 /// gives back their memory in a moment, and keeps it for ever if nobody waits.
 const GOODBYE: Duration = Duration::from_millis(200);
-
-/// A request to a device of a [`Driver`].
-#[derive(Debug)]
-pub struct Ask {
-    /// What to do.
-    pub op: Op,
-    /// Stable before it is answered (force unit access). Only with writes.
-    pub fua: bool,
-    /// Byte offset on the device, in whole sectors.
-    pub offset: u64,
-    /// Length in bytes, in whole sectors; 0 for a flush.
-    pub len: u64,
-    /// What is written, or memory for what is read: at least `len` bytes. Nothing for other
-    /// operations (`Default::default()`).
-    pub data: AlignedBytes,
-    /// Comes back with the answer.
-    pub token: u64,
-}
-
-/// The answer to an [`Ask`].
-#[derive(Debug)]
-pub struct Answer {
-    /// Of the request.
-    pub token: u64,
-    /// 0, or why it failed. A write that failed may have been done, or a part of it.
-    pub errno: i32,
-    /// The request's memory; of a read, with what was read.
-    pub data: AlignedBytes,
-}
 
 /// Why a driver refuses to change a device.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +77,6 @@ pub enum DriverError {
 /// ```
 /// use blkswitch_io::core::switch::{Geometry, Map};
 /// use blkswitch_io::driver::{Ask, Driver};
-/// use blkswitch_io::request::Op;
 /// use blkswitch_io::table::region_storage;
 /// use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 ///
@@ -130,11 +100,11 @@ pub enum DriverError {
 ///     map.writer().ok_or("somebody else changes the map")?.set(1, 0);
 /// }
 /// let (data, mut answers) = (AlignedBytes::copy_of(&[7; 4096])?, Vec::new());
-/// driver.start(device, Ask { op: Op::Write, fua: false, offset: 65536, len: 4096, data, token: 1 });
+/// driver.start(device, Ask::write(65536, data, 1));
 /// while answers.is_empty() {
 ///     driver.wait(&mut answers, None)?;
 /// }
-/// assert_eq!((answers[0].token, answers[0].errno), (1, 0));
+/// assert!(answers[0].token == 1 && answers[0].result.is_ok());
 /// assert_eq!([table.path_totals(0).writes, table.path_totals(1).writes], [1, 0]);
 /// driver.close(&mut answers)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -206,7 +176,7 @@ impl Driver {
     /// to be stable and no write. `ENXIO`: there is no such device.
     pub fn start(&mut self, device: u32, ask: Ask) {
         if let Err(errno) = self.check(device, &ask) {
-            return self.answers.push(Answer { token: ask.token, errno, data: ask.data });
+            return self.answers.push(Answer::new(ask.token, errno, ask.data));
         }
         let Ask { op, fua, offset, len, mut data, token } = ask;
         // The owner may not have waited for long, and limits count from here.
@@ -222,12 +192,7 @@ impl Driver {
 
     fn check(&self, device: u32, ask: &Ask) -> Result<(), i32> {
         let table = self.table(device).ok_or(libc::ENXIO)?;
-        let block = u64::from(table.logical_block().max(512));
-        let is_whole = ask.offset.is_multiple_of(block) && ask.len.is_multiple_of(block);
-        let is_enough = !ask.op.has_data() || ask.data.len() as u64 >= ask.len;
-        let is_sane = ask.op != Op::Flush || (ask.offset, ask.len) == (0, 0);
-        let is_write = ask.op.is_write() || !ask.fua;
-        if is_whole && is_enough && is_sane && is_write { Ok(()) } else { Err(libc::EINVAL) }
+        ask.check(u64::from(table.logical_block()))
     }
 
     /// Waits until something happens, at most so long (`None`: for ever), unless there are answers
@@ -268,7 +233,8 @@ impl Driver {
                     self.is_listening = false;
                     self.waker.reset();
                 }
-                Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Ignored => {}
+                Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Client | Tag::Ignored => {
+                }
             }
         }
         self.carry();
@@ -312,7 +278,7 @@ impl Driver {
 
     fn answer(&mut self, done: Done) {
         if let Some((token, data)) = self.under_way.remove(done.token as u32) {
-            self.answers.push(Answer { token, errno: done.errno, data });
+            self.answers.push(Answer::new(token, done.errno, data));
         }
     }
 

@@ -1,8 +1,10 @@
 //! Exports: the ways in which a device is offered. Each has a folder; common parts are here.
 //!
-//! An export chooses the tokens of its requests. The top bit of a token says which export made it,
-//! so a queue finds the export of an answer without a table. NBD's tokens leave the bit clear.
+//! An export chooses the tokens of its requests. The top bits of a token say which export made it,
+//! so a queue finds the export of an answer without a table. NBD's tokens leave the two top bits
+//! clear, and clients of this process set the second.
 
+pub mod client;
 pub mod nbd;
 pub mod ublk;
 

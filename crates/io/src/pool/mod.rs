@@ -8,7 +8,7 @@ mod failing;
 mod stopping;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,6 +20,7 @@ use crate::device::event::Observer;
 use crate::device::failing::Telling;
 use crate::device::host::{Host, Reap};
 use crate::device::{Device, DeviceError};
+use crate::export::client::{self, ClientError, ClientOptions};
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
 use crate::export::ublk::{self, UblkError};
@@ -66,6 +67,8 @@ pub struct Pool {
     reaper: mpsc::Sender<Reap>,
     failed: Arc<AtomicBool>,
     ublk: ublk::Exports,
+    /// Number of clients of this process so far, which decides on the next one's queue.
+    served: AtomicUsize,
 }
 
 impl Pool {
@@ -88,6 +91,7 @@ impl Pool {
             reaper,
             failed,
             ublk: ublk::Exports::default(),
+            served: AtomicUsize::new(0),
         };
         for number in 0..queues {
             if let Err(error) = pool.start_queue(number) {
@@ -163,6 +167,38 @@ impl Pool {
             mailbox.send(Command::Listen { listener, ack: latch.ack() });
         }
         latch.wait().map_err(|Gone| DeviceError::Stopping)
+    }
+
+    /// Opens a device for a thread of this program, which then starts requests and takes answers
+    /// without a socket.
+    ///
+    /// # Errors
+    /// The device is being removed, or is of another pool; there is no such queue; the number of
+    /// requests in flight is out of range; there is no descriptor left; or the pool stops.
+    pub fn client(
+        &self,
+        device: &Arc<Device>,
+        options: ClientOptions,
+    ) -> Result<client::Client, ClientError> {
+        let queues = self.shared.mailboxes.len();
+        let queue = match options.queue {
+            Some(queue) if queue >= queues => return Err(ClientError::NoQueue { queue, queues }),
+            Some(queue) => queue,
+            None => self.served.fetch_add(1, Ordering::Relaxed) % queues,
+        };
+        // A number is a device of one pool only.
+        let is_own =
+            self.registry().by_id(device.id()).is_some_and(|own| Arc::ptr_eq(&own, device));
+        if !is_own {
+            return Err(DeviceError::NotFound(device.name()).into());
+        }
+        let (client, seat) = client::pair(device, options.in_flight, queue)?;
+        let latch = Latch::new(1);
+        if let Some(mailbox) = self.shared.mailboxes.get(queue) {
+            mailbox.send(client::server::Order::Serve { seat, ack: latch.ack() }.into());
+        }
+        latch.wait().map_err(|Gone| DeviceError::Stopping)?;
+        Ok(client)
     }
 
     /// The connections that have a device open over NBD. A queue that does not answer soon is left

@@ -16,6 +16,8 @@ pub(crate) enum Command {
     Device(device::host::Order),
     /// For the connections.
     Nbd(export::nbd::Order),
+    /// For the clients of this process.
+    Client(export::client::server::Order),
     /// For the hardware queues of disks.
     Ublk(export::ublk::Order),
     /// Accept connections.
@@ -51,6 +53,12 @@ impl From<device::host::Order> for Command {
 impl From<export::nbd::Order> for Command {
     fn from(order: export::nbd::Order) -> Command {
         Command::Nbd(order)
+    }
+}
+
+impl From<export::client::server::Order> for Command {
+    fn from(order: export::client::server::Order) -> Command {
+        Command::Client(order)
     }
 }
 

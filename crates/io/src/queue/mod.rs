@@ -1,4 +1,5 @@
-//! A queue: one thread, one ring, one pipeline, any number of connections and ublk hardware queues.
+//! A queue: one thread, one ring, one pipeline, any number of connections, ublk hardware queues and
+//! clients of this process.
 //!
 //! One turn of its loop: wait for completions (this also hands the last turn's submissions to the
 //! kernel), give each to its owner, carry the answers that became ready to their connections, let
@@ -18,9 +19,9 @@ use crate::engine::session::turn::Turn;
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::server::Server;
 use crate::export::nbd::{self, Peer};
-use crate::export::{Listener, UBLK_TOKEN, ublk};
+use crate::export::{Listener, UBLK_TOKEN, client, ublk};
 use crate::pipeline::Pipeline;
-use crate::request::Done;
+use crate::request::{Done, is_client};
 use crate::sys::buffer::Buffers;
 use crate::sys::gather::shutdown;
 use crate::sys::latch::Ack;
@@ -61,6 +62,7 @@ pub(crate) struct Queue {
     buffers: Buffers,
     server: Server,
     ublk: ublk::server::Server,
+    clients: client::server::Server,
     listeners: Vec<Listener>,
     /// The queue that the next connection goes to.
     next_queue: usize,
@@ -90,6 +92,7 @@ impl Queue {
             buffers,
             server: Server::default(),
             ublk: ublk::server::Server::default(),
+            clients: client::server::Server::default(),
             listeners: Vec::new(),
             next_queue: 0,
             wake_count: Box::new(0),
@@ -173,12 +176,16 @@ impl Queue {
             mailbox.close();
         }
         self.stopping = None;
+        self.clients.give_up();
         self.pipeline.forget_commands();
     }
 
     /// There is nothing to be carried: what came was answered where it came from.
     fn is_quiet(&self) -> bool {
-        !self.pipeline.has_done() && self.server.is_quiet() && self.turn.sessions.is_quiet()
+        !self.pipeline.has_done()
+            && self.server.is_quiet()
+            && self.clients.is_quiet()
+            && self.turn.sessions.is_quiet()
     }
 
     #[inline]
@@ -199,6 +206,7 @@ impl Queue {
                 server.complete(completion, &mut context);
             }
             Tag::Session => self.turn.sessions.complete(completion),
+            Tag::Client => self.clients.rung(completion),
             Tag::Ublk => {
                 let (ublk, mut context) = self.ublk();
                 ublk.complete(completion, &mut context);
@@ -233,6 +241,7 @@ impl Queue {
                 self.turn.answered(done.len());
                 for done in done.drain(..) {
                     match done.token & UBLK_TOKEN {
+                        0 if is_client(done.token) => self.clients.answered(done),
                         0 => {
                             let (server, mut context) = self.nbd();
                             server.answered(done, &mut context);
@@ -246,12 +255,15 @@ impl Queue {
                 self.done = done;
             }
             let (server, mut context) = self.nbd();
-            let has_more = server.turn(&mut context);
+            let mut has_more = server.turn(&mut context);
+            let (clients, mut context) = self.clients();
+            has_more |= clients.turn(&mut context);
             if self.pipeline.has_done() || (has_more && !self.turn.is_spent()) {
                 continue;
             }
             self.turn.run_sessions();
             if !self.turn.sessions.has_finished() {
+                self.clients.tell();
                 self.keep_ticking();
                 return has_more;
             }
@@ -279,6 +291,13 @@ impl Queue {
         (&mut self.ublk, context)
     }
 
+    /// The clients of this process, and what they work with.
+    fn clients(&mut self) -> (&mut client::server::Server, client::server::Context<'_>) {
+        let context =
+            client::server::Context { turn: &mut self.turn, pipeline: &mut self.pipeline };
+        (&mut self.clients, context)
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Device(order) => self.pipeline.obey(order, &mut self.turn),
@@ -296,6 +315,10 @@ impl Queue {
                 let (ublk, mut context) = self.ublk();
                 ublk.obey(order, &mut context);
             }
+            Command::Client(order) => {
+                let (clients, mut context) = self.clients();
+                clients.obey(order, &mut context);
+            }
             #[cfg(test)]
             Command::Panic => panic!("a test wants it"),
             Command::Stop { ack } => {
@@ -309,6 +332,7 @@ impl Queue {
                 self.ublk.stop();
                 self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
                 self.server.stop(self.turn.now_ns());
+                self.clients.stop();
                 self.keep_ticking();
             }
             Command::GiveUp { found, ack } => {

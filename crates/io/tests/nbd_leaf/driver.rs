@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blkswitch_io::driver::{Ask, Driver};
+use blkswitch_io::driver::{Answer, Ask, Driver};
 use blkswitch_io::request::Op;
 use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, TableBuilder, Target, To};
 
@@ -43,12 +43,17 @@ fn all(driver: &mut Driver, asks: impl Iterator<Item = (Op, u64, Vec<u8>)>) -> V
     while results.contains(&None) {
         driver.wait(&mut answers, None).unwrap();
         for answer in answers.drain(..) {
-            let before =
-                results[answer.token as usize].replace((answer.errno, answer.data.to_vec()));
+            let result = (errno(&answer), answer.data.to_vec());
+            let before = results[answer.token as usize].replace(result);
             assert_eq!(before, None, "answered twice");
         }
     }
     results.into_iter().flatten().collect()
+}
+
+/// The errno of an answer, 0 if it succeeded.
+fn errno(answer: &Answer) -> i32 {
+    answer.result.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap())
 }
 
 /// Read requests for the first blocks.
@@ -98,7 +103,7 @@ fn an_answer_that_is_there_is_not_waited_for() {
         driver.start(DEVICE, ask);
         let mut answers = Vec::new();
         driver.wait(&mut answers, None).unwrap();
-        assert_eq!((answers.len(), answers[0].token, answers[0].errno), (1, 7, libc::EINVAL));
+        assert_eq!((answers.len(), answers[0].token, errno(&answers[0])), (1, 7, libc::EINVAL));
         // A request that is longer than a window is carried out piece by piece.
         let results = all(&mut driver, std::iter::once((Op::Read, 0, vec![0; 1 << 20])));
         assert_eq!(errnos(&results), [0]);

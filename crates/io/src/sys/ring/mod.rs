@@ -71,6 +71,8 @@ pub enum Tag {
     Window = 9,
     /// An operation of a leaf's session; the sessions define the id.
     Session = 10,
+    /// A client of this process has rung; the id is the index of its seat.
+    Client = 11,
 }
 
 impl Tag {
@@ -84,6 +86,7 @@ impl Tag {
             6 => Tag::Tick,
             8 => Tag::Ublk,
             10 => Tag::Session,
+            11 => Tag::Client,
             _ => Tag::Ignored,
         }
     }
