@@ -27,17 +27,18 @@ const PACKAGES: &[&str] = &[
     "nbd-client",
     "fio",
 ];
-/// The programs of the tests, all in `/usr/bin`.
+/// The programs of the tests, below `/usr`.
 const PROGRAMS: &[&str] = &[
-    "qemu-img",
-    "qemu-io",
-    "qemu-nbd",
-    "qemu-storage-daemon",
-    "nbdkit",
-    "nbdcopy",
-    "nbdinfo",
-    "nbdsh",
-    "fio",
+    "bin/qemu-img",
+    "bin/qemu-io",
+    "bin/qemu-nbd",
+    "bin/qemu-storage-daemon",
+    "bin/nbdkit",
+    "bin/nbdcopy",
+    "bin/nbdinfo",
+    "bin/nbdsh",
+    "bin/fio",
+    "sbin/nbd-client",
 ];
 
 /// Returns the folder of the scripts. Downloads and unpacks the packages if they are missing.
@@ -45,14 +46,32 @@ pub(crate) fn prepare() -> Result<PathBuf> {
     let folder = cache_folder()?.join("trixie");
     made_once(&folder, |new| {
         eprintln!("xtask: unpacking Debian 13's client programs to {}", folder.display());
-        unpack(new, &folder)
+        unpack(new)
     })?;
-    Ok(folder.join("programs"))
+    let programs = folder.join("programs");
+    fs::create_dir_all(&programs)?;
+    for program in PROGRAMS {
+        let name = program.rsplit('/').next().unwrap_or(program);
+        // An older version may have unpacked the packages and not have known this program.
+        write_script(&programs.join(name), &script(program, &folder.join("root")))?;
+    }
+    Ok(programs)
 }
 
-/// Fills the folder `new`, which will be renamed to `folder`.
-fn unpack(new: &Path, folder: &Path) -> Result<()> {
-    let (root, programs) = (new.join("root"), new.join("programs"));
+/// Writes a script, unless it is there. Other runs may execute it meanwhile.
+fn write_script(path: &Path, script: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == script) {
+        return Ok(());
+    }
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    fs::write(&new, script).with_context(|| format!("write {}", new.display()))?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    Ok(fs::rename(new, path)?)
+}
+
+/// Fills the folder `new`.
+fn unpack(new: &Path) -> Result<()> {
+    let root = new.join("root");
     let apt = Apt::new(&["trixie"], false, &new.join("apt"))?;
     for package in apt.download_all(PACKAGES)? {
         apt::unpack(&package, &root)?;
@@ -64,29 +83,22 @@ fn unpack(new: &Path, folder: &Path) -> Result<()> {
             std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
         }
     }
-    fs::create_dir(&programs)?;
-    for name in PROGRAMS {
-        let path = programs.join(name);
-        fs::write(&path, script(name, &folder.join("root")))
-            .with_context(|| format!("write {}", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    }
     Ok(())
 }
 
-/// The script that executes the program `name` of the folder `root`.
-fn script(name: &str, root: &Path) -> String {
+/// The script that executes `program` of the folder `root`.
+fn script(program: &str, root: &Path) -> String {
     let root = root.display();
     format!(
         r#"#!/bin/sh
-# {name} of Debian 13. A user who is not root becomes root of a namespace: only root may mount.
+# {program} of Debian 13. A user who is not root becomes root of a namespace: only root may mount.
 [ "$(id -u)" = 0 ] || as_root=--map-root-user
 exec unshare --mount $as_root -- /bin/sh -euc '
     for folder in /dev /proc /sys /tmp "$PWD" ${{REPOSITORY-}}; do
         mkdir -p "{root}$folder"
         mount --rbind "$folder" "{root}$folder"
     done
-    exec chroot "{root}" /usr/bin/env -C "$PWD" "/usr/bin/$0" "$@"' {name} "$@"
+    exec chroot "{root}" /usr/bin/env -C "$PWD" "/usr/$0" "$@"' {program} "$@"
 "#
     )
 }

@@ -2,7 +2,7 @@
 # In the guest: /dev/nbd0 is a switch device of ours. Bytes in, bytes out, discards, flushes, remaps, a file system's
 # worth of small I/O through the page cache, and a clean end.
 set -euo pipefail
-blkswitch=$1
+blkswitch=$1 client=$2
 cd "$(mktemp -d)"
 export BLKSWITCH_SOCKET=$PWD/control.sock
 fail() { echo "FAILED: $*"; tail -n 20 daemon.log; dmesg | tail -n 20; exit 1; }
@@ -17,7 +17,8 @@ for _ in $(seq 600); do
 done
 "$blkswitch" create disk --make-files --table "0 32768 switch 3 128 0 $PWD/a 0 $PWD/b 0 $PWD/c 0"
 
-nbd-client -unix "$PWD/nbd.sock" /dev/nbd0 -name disk -block-size 512 -connections 2
+"$client" -V 2>&1 | head -n 1
+"$client" -unix "$PWD/nbd.sock" /dev/nbd0 -name disk -block-size 512 -connections 2
 # holds COUNT_MIB SKIP_MIB: the device has at SKIP_MIB what the image has at its beginning.
 holds() {
     dd if=/dev/nbd0 of=out bs=1M count="$1" skip="$2" iflag=direct status=none
@@ -54,7 +55,7 @@ done
 dd if=image of=/dev/nbd0 bs=4k count=512 seek=512 conv=fsync status=none
 holds 2 2
 
-nbd-client -d /dev/nbd0
+"$client" -d /dev/nbd0
 for _ in $(seq 600); do
     "$blkswitch" remove disk 2>/dev/null && break
     sleep 0.1
