@@ -126,6 +126,20 @@ bs remove mp
 # A probe may still have them open.
 dmsetup remove --retry first
 dmsetup remove --retry second
+
+# A disk that becomes write-protected, which the kernel does not notice: writes go the other way until it can be written.
+truncate -s 8M other-way
+bs create mp --ublk --table "$(paths "$c" "$PWD/other-way")"
+echo 1 >/sys/module/scsi_debug/parameters/wp
+dd if=data of=/dev/blkswitch/mp bs=64k oflag=direct status=none
+cmp data other-way
+has "$(bs status -v mp)" "$c: it has become read-only"
+# Several probes find that it can be read, and still not written.
+sleep 12
+has "$(bs status mp)" "$c F"
+echo 0 >/sys/module/scsi_debug/parameters/wp
+status_becomes mp "$c A"
+bs remove mp
 rmmod scsi_debug
 
 # A thin unit that can only unmap, not write zeroes fast: what is discarded there is free, on a disk and over NBD.

@@ -22,7 +22,8 @@ use io_uring::{opcode, squeue, types};
 
 use super::discard::Discards;
 use super::mode::{Mode, Unfit};
-use super::{LeafIo, LeafOp, Limits, Submitted};
+use super::scsi_disk;
+use super::{LeafIo, LeafOp, Limits, Submitted, is_read_only};
 use crate::engine::error::LeafError;
 use crate::engine::io::COPY_STEP;
 use crate::engine::io::{HOLE, ZERO};
@@ -316,11 +317,18 @@ impl FileEngine {
     }
 
     /// Whether the file, which has refused a write, can be opened for writing. That fails for a
-    /// read-only file system, a write-protected disk and an immutable file.
+    /// read-only file system, a write-protected disk and an immutable file. The kernel does not
+    /// always know that a SCSI disk is write-protected, so the disk is asked, too.
     pub(super) fn can_be_written(&self) -> bool {
         let Some(control) = self.files.last() else { return true };
         let path = format!("/proc/self/fd/{}", control.as_raw_fd());
-        OpenOptions::new().write(true).open(path).is_ok()
+        let is_protected = self.is_block && scsi_disk::is_write_protected(control);
+        !is_protected && OpenOptions::new().write(true).open(path).is_ok()
+    }
+
+    /// As [`crate::engine::Engine::refuses_writes_with`].
+    pub(super) fn refuses_writes_with(&self, errno: i32) -> bool {
+        is_read_only(errno) || self.is_block && errno == libc::EREMOTEIO
     }
 
     /// Reads the first block. Bypasses the page cache if the file system can, because cached data

@@ -18,6 +18,7 @@ pub mod mode;
 pub mod nbd;
 pub mod null;
 pub(crate) mod options;
+mod scsi_disk;
 #[cfg_attr(
     not(feature = "internals"),
     allow(dead_code, unreachable_pub, reason = "public with `internals`")
@@ -60,6 +61,11 @@ pub enum Engine {
     Null(null::NullEngine),
     /// Memory that injects faults and delays, for tests.
     Sim(Box<sim::SimEngine>),
+}
+
+/// Whether an errno to a write says that a file system, disk, export or unit is read-only.
+fn is_read_only(errno: i32) -> bool {
+    matches!(errno, libc::EROFS | libc::EPERM)
 }
 
 impl Engine {
@@ -196,6 +202,20 @@ impl Engine {
             // The probes of these engines find that out, if it can be found out at all.
             Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) => Ok(true),
             Engine::Null(_) | Engine::Sim(_) => Ok(true),
+        }
+    }
+
+    /// Whether an errno to a write means that the leaf has become read-only. A disk may answer so
+    /// for another reason, too: then [`Engine::can_be_written`] says that it can be written.
+    #[cold]
+    pub fn refuses_writes_with(&self, errno: i32) -> bool {
+        match self {
+            Engine::File(engine) => engine.refuses_writes_with(errno),
+            Engine::Absent(engine) => {
+                engine.found().is_some_and(|found| found.refuses_writes_with(errno))
+            }
+            Engine::Custom(_) | Engine::Iscsi(_) | Engine::Memory(_) => is_read_only(errno),
+            Engine::Nbd(_) | Engine::Null(_) | Engine::Sim(_) => is_read_only(errno),
         }
     }
 

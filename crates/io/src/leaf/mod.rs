@@ -490,7 +490,9 @@ impl Leaf {
     /// [`Leaf::is_protected`].
     pub fn probe(&self, timeout: Duration) -> io::Result<()> {
         match self.engine.probe(timeout) {
-            Err(error) if error.raw_os_error() == Some(libc::EROFS) => self.is_found_protected(),
+            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
+                self.has_refused_write(libc::EROFS);
+            }
             Ok(()) if self.is_protected() && self.engine.can_be_written(timeout)? => {
                 self.is_protected.store(false, Ordering::Release);
                 tracing::info!(leaf = self.name, "can be written again");
@@ -506,10 +508,13 @@ impl Leaf {
         self.is_protected.load(Ordering::Acquire)
     }
 
+    /// Notes that the leaf is read-only: it has answered a write, or a probe, with this errno.
     #[cold]
-    pub(crate) fn is_found_protected(&self) {
+    pub(crate) fn has_refused_write(&self, errno: i32) {
         if !self.is_protected.swap(true, Ordering::AcqRel) {
-            tracing::warn!(leaf = self.name, "has become read-only: other paths are written to");
+            let error = io::Error::from_raw_os_error(errno);
+            tracing::warn!(leaf = self.name, %error,
+                "refuses writes as something read-only does: other paths are written to");
         }
     }
 

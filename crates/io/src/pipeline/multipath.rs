@@ -85,10 +85,11 @@ impl Pipeline {
         };
         let events = &mut self.events;
         let mut on = |event| events.push((device, event));
-        let verdict = if is_write_protection(kind, errno) {
-            if let Some((_, leaf)) = leaf_of(device, table, &attempt) {
-                leaf.is_found_protected();
-            }
+        let verdict = if errno != 0
+            && let Some((_, leaf)) = leaf_of(device, table, &attempt)
+            && is_write_protection(leaf, kind, errno)
+        {
+            leaf.has_refused_write(errno);
             groups.judge_protected(attempt, errno, now_ns, &mut on)
         } else {
             groups.judge(attempt, errno, now_ns, &mut on)
@@ -360,9 +361,13 @@ impl Pipeline {
 
 /// Whether a path says that it cannot be written: a file system, disk, export or unit that has
 /// become read-only. Another path may be one that can.
-fn is_write_protection(kind: Kind, errno: i32) -> bool {
-    let writes = matches!(kind, Kind::Write | Kind::Discard | Kind::Zeroes);
-    writes && matches!(errno, libc::EROFS | libc::EPERM)
+fn is_write_protection(leaf: &Leaf, kind: Kind, errno: i32) -> bool {
+    match kind {
+        Kind::Write => leaf.engine().refuses_writes_with(errno),
+        // A disk may answer a discard with EREMOTEIO because it has none.
+        Kind::Discard | Kind::Zeroes => matches!(errno, libc::EROFS | libc::EPERM),
+        Kind::Read | Kind::Flush => false,
+    }
 }
 
 fn table_at(devices: &Devices, device: u32) -> Option<&Table> {

@@ -359,8 +359,9 @@ fn logged_if_taken(error: DeviceError, line: String) -> Failure {
     }
 }
 
-/// Refuses control characters and bytes that are not UTF-8. The former would break a line apart or command a terminal: names come over
-/// HTTP unchecked, and go to logs, to `ls` and to NBD clients.
+/// Refuses control characters and bytes that are not UTF-8. Control characters would break a line
+/// apart or command a terminal: names come over HTTP unchecked, and go to logs, to `ls` and to NBD
+/// clients.
 fn check_printable(what: &str, text: &str) -> Result<(), Failure> {
     let fault = if text.chars().any(char::is_control) {
         "has a control character in it: write it as \\xNN"
