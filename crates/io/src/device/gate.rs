@@ -41,7 +41,7 @@ impl Interrupt {
         }
     }
 
-    fn waits_for(&self, latch: &Arc<Latch>) {
+    pub(super) fn waits_for(&self, latch: &Arc<Latch>) {
         let mut given = lock(&self.0);
         given.latch = Some(latch.clone());
         if given.up {

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock, mpsc};
 
 use super::Device;
+use super::drain::Changed;
 use super::event::{Observer, What};
 use super::table::Live;
 use crate::queues::Queues;
@@ -52,6 +53,20 @@ pub(crate) enum Order {
         /// The live table from now on; `None` if the device has none.
         live: Option<Arc<Live>>,
         ack: Ack,
+    },
+    /// Tell when nothing is under way that was routed before a message changed the map.
+    Drain {
+        device: u32,
+        /// The drain, for [`Order::EndDrain`].
+        number: u64,
+        changed: Arc<Changed>,
+        /// Acknowledged when no such request is under way.
+        ack: Ack,
+    },
+    /// Forget a drain: nobody waits any more.
+    EndDrain {
+        /// The number of the drain.
+        number: u64,
     },
     /// Use another live table from now on. The gate is closed and stays closed.
     Exchange {

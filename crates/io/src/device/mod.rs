@@ -10,6 +10,7 @@
 //! Locks, in order: `control` (one suspend, resume or swap at a time), `message` (one message at a
 //! time), `state` (short, never held during a wait).
 
+pub mod drain;
 pub mod event;
 pub(crate) mod failing;
 mod gate;
@@ -99,6 +100,12 @@ pub enum DeviceError {
     /// The caller has given up the wait, or the device was resumed meanwhile.
     #[error("the wait for requests in flight on '{0}' was given up: the device runs on as before")]
     GivenUp(String),
+    /// The time to wait for requests that the old map had routed is over.
+    #[error(
+        "requests that the old map of '{0}' had routed are still under way; the map is changed, and \
+         the device runs on"
+    )]
+    NotDrained(String),
     /// A forced swap failed, because leaves do not give requests back.
     #[error("requests of '{0}' are with leaves that do not answer: the device runs on as before")]
     InFlight(String),
@@ -114,6 +121,7 @@ impl DeviceError {
             DeviceError::NotFound(_) => libc::ENXIO,
             DeviceError::Exists(_) | DeviceError::Busy { .. } => libc::EBUSY,
             DeviceError::GivenUp(_) => libc::EINTR,
+            DeviceError::NotDrained(_) => libc::ETIMEDOUT,
             DeviceError::InFlight(_) => libc::EBUSY,
             DeviceError::Stopping => libc::ESHUTDOWN,
             DeviceError::TooMany => libc::ENOSPC,

@@ -83,7 +83,7 @@ impl Pipeline {
                 let ns = turn.now_ns().saturating_sub(began_ns);
                 self.count(
                     &hops,
-                    (0, hops.depth),
+                    (0, hops.depth as usize),
                     Counted { kind, len: request.len, failed: false, ns },
                 );
                 turn.answered(1);

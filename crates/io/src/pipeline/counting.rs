@@ -72,7 +72,7 @@ impl Pipeline {
     /// Counts a piece that no leaf was asked for, on its way below the request's own device.
     pub(super) fn count_ended(&self, op: Op, piece: &Piece, failed: bool) {
         let what = Counted { kind: Kind::of(op), len: piece.len, failed, ns: 0 };
-        self.count(&piece.hops, (1, piece.hops.depth), what);
+        self.count(&piece.hops, (1, piece.hops.depth as usize), what);
     }
 }
 

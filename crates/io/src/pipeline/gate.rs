@@ -34,6 +34,10 @@ impl Pipeline {
                 self.open(device, live, turn);
                 ack.done();
             }
+            Order::Drain { device, number, changed, ack } => {
+                self.drain(number, (device, &changed), ack);
+            }
+            Order::EndDrain { number } => self.end_drain(number),
             Order::Exchange { device, live, ack } => {
                 self.exchange(device, live);
                 ack.done();
@@ -71,6 +75,7 @@ impl Pipeline {
         for local in self.devices.iter_mut() {
             local.closing = None;
         }
+        self.drains.forget();
     }
 
     /// Opens a device's gate on what is live now, and lets in what has waited.

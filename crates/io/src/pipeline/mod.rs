@@ -31,12 +31,14 @@ mod alone;
 mod copy;
 mod counting;
 mod devices;
+mod drain;
 mod extents;
 mod flush;
 mod full;
 mod gate;
 mod judge;
 mod multipath;
+mod origin;
 mod split;
 mod state;
 mod turns;
@@ -47,6 +49,7 @@ mod unrouted;
 use alone::Alone;
 use counting::Counted;
 use devices::Devices;
+use drain::Drains;
 pub(crate) use extents::EXTENTS_PIECES;
 pub use extents::{Extents, Found};
 use full::Full;
@@ -79,6 +82,7 @@ pub struct Pipeline {
     flushing: Vec<Flushing>,
     full: Full,
     done: Vec<Done>,
+    drains: Drains,
     pieces: Vec<Piece>,
     turns: Turns,
     /// What comes to a closed gate gets this errno and does not wait.
@@ -101,6 +105,7 @@ impl Pipeline {
             flushing: Vec::new(),
             full: Full::default(),
             done: Vec::new(),
+            drains: Drains::default(),
             pieces: Vec::new(),
             turns: Turns::default(),
             refusal: None,
@@ -482,7 +487,8 @@ impl Pipeline {
     fn end_part(&mut self, id: u32, attempted: bool, turn: &mut Turn) {
         let Some(part) = self.parts.remove(id) else { return };
         let (is_alone, hops) = (part.request == ALONE, &part.hops);
-        let (devices, paths) = (usize::from(!is_alone), hops.depth - usize::from(attempted));
+        let (devices, paths) =
+            (usize::from(!is_alone), hops.depth as usize - usize::from(attempted));
         self.count(hops, (devices, paths), Counted::of(&part, turn.now_ns()));
         if part.whole.errno != 0 {
             self.count_failure(&part.hops, paths, part.whole.errno);
@@ -495,6 +501,7 @@ impl Pipeline {
             return self.piece_done(part.request, part.whole.errno, turn);
         }
         self.alone -= 1;
+        self.drains.ends(hops);
         self.done.push(Done { token: part.token, errno: part.whole.errno });
         for hop in hops.all() {
             if let Some(local) = self.local(hop.device) {
@@ -551,6 +558,7 @@ impl Pipeline {
     }
 
     fn leave_below(&mut self, hops: &Hops) {
+        self.drains.ends(hops);
         for hop in hops.below() {
             if let Some(local) = self.local(hop.device) {
                 local.leave();

@@ -14,7 +14,9 @@ use crate::sys::latch::Ack;
 /// The devices and paths that a piece has come through, the request's own device first.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hops {
-    pub(super) depth: usize,
+    pub(super) depth: u32,
+    /// Which drains wait for the piece ([`super::drain`]), a bit each.
+    pub(super) noted: u32,
     pub(super) hops: [Hop; MAX_DEPTH],
 }
 
@@ -30,7 +32,7 @@ pub(super) struct Hop {
 
 impl Hops {
     pub(super) fn all(&self) -> &[Hop] {
-        self.hops.get(..self.depth).unwrap_or(&[])
+        self.hops.get(..self.depth as usize).unwrap_or(&[])
     }
 
     /// The devices below the request's own: their gates were entered by the piece.
@@ -40,7 +42,9 @@ impl Hops {
 
     /// The path taken at the last device is another.
     pub(super) fn set_last_path(&mut self, path: u32) {
-        if let Some(hop) = self.depth.checked_sub(1).and_then(|last| self.hops.get_mut(last)) {
+        if let Some(hop) =
+            self.depth.checked_sub(1).and_then(|last| self.hops.get_mut(last as usize))
+        {
             hop.path = path;
         }
     }
@@ -53,7 +57,7 @@ impl Hops {
 
     /// One more; false when the stack is too deep.
     pub(super) fn push(&mut self, device: u32, path: u32) -> bool {
-        let Some(hop) = self.hops.get_mut(self.depth) else { return false };
+        let Some(hop) = self.hops.get_mut(self.depth as usize) else { return false };
         *hop = Hop { device, path };
         self.depth += 1;
         true
@@ -88,6 +92,16 @@ pub(super) enum Parked {
     Piece { request: u32, piece: Piece },
     /// The rest of a request, whose earlier pieces are done. It does not count as in flight.
     Rest(u32),
+}
+
+impl Parked {
+    /// The piece, if it is one.
+    pub(super) fn piece_mut(&mut self) -> Option<&mut Piece> {
+        match self {
+            Parked::Piece { piece, .. } => Some(piece),
+            Parked::Request(_) | Parked::Rest(_) => None,
+        }
+    }
 }
 
 /// A request under way.

@@ -50,6 +50,16 @@ pub(super) enum Work {
     Piece { request: u32, piece: Piece },
 }
 
+impl Work {
+    /// The piece, if it is the rest of one.
+    pub(super) fn piece_mut(&mut self) -> Option<&mut Piece> {
+        match self {
+            Work::Piece { piece, .. } => Some(piece),
+            Work::Request(_) => None,
+        }
+    }
+}
+
 /// One that makes requests.
 #[derive(Default)]
 struct Owner {
@@ -162,6 +172,11 @@ impl Turns {
     }
 
     /// All work in the lists.
+    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Work> {
+        self.owners.iter_mut().flat_map(|owner| &mut owner.waiting)
+    }
+
+    /// As [`Turns::waiting_mut`], for reading.
     #[cfg(feature = "internals")]
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Work> {
         self.owners.iter().flat_map(|owner| &owner.waiting)

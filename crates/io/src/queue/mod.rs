@@ -123,6 +123,7 @@ impl Queue {
             }
             self.turn.next_stage();
             has_more = !self.is_quiet() && self.carry_answers();
+            self.pipeline.answer_drains();
             if self.pipeline.has_events() {
                 for (device, event) in self.pipeline.take_events() {
                     let _ = self.shared.watcher.send(Watch::Event(device, event));

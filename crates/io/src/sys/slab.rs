@@ -53,6 +53,11 @@ impl<T> Slab<T> {
         self.entries.len() - self.free.len()
     }
 
+    /// Number of places for values: all indices are below it.
+    pub fn slots(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

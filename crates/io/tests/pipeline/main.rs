@@ -3,6 +3,7 @@
 //! devices.
 
 mod bench;
+mod drain;
 mod flush;
 mod judge;
 mod multipath;
