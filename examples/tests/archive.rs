@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blkswitch_examples::archive::Archive;
 use blkswitch_io::driver::{Ask, Driver};
-use blkswitch_io::engine::Limits;
+use blkswitch_io::engine::Properties;
 use blkswitch_io::request::Op;
 use blkswitch_io::{AlignedBytes, Leaf, Pool, PoolOptions, Queues, TableBuilder, Target, To};
 
@@ -14,7 +14,7 @@ const BLOCK: usize = 4096;
 
 fn archive(queues: Queues) -> Arc<Leaf> {
     let engine = Box::new(Archive::new(BYTES));
-    Leaf::custom("archive", engine, Limits::memory(BYTES as u64), queues).unwrap()
+    Leaf::custom("archive", engine, Properties::memory(BYTES as u64), queues).unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@
 #![no_main]
 
 use blkswitch_io::core::multipath::outcome::is_path_error;
-use blkswitch_io::engine::nbd::wire::{Covered, Parsed, What, errno, parse};
+use blkswitch_io::engine::nbd::wire::{Covered, Parsed, ReplyKind, errno, parse};
 use blkswitch_io::nbd::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
 use libfuzzer_sys::fuzz_target;
 
@@ -43,15 +43,15 @@ fuzz_target!(|data: &[u8]| {
         // A cut header gives `More`, and bytes after a header are not read.
         assert!((0..reply.header).all(|cut| parse(&bytes[..cut]) == Parsed::More));
         assert_eq!(parse(&bytes[..reply.header]), Parsed::Reply(reply));
-        match reply.what {
-            What::Simple => assert!(reply.last),
-            What::Nothing => assert!(reply.last),
-            What::Error { code, skip } => {
+        match reply.kind {
+            ReplyKind::Simple => assert!(reply.last),
+            ReplyKind::Nothing => assert!(reply.last),
+            ReplyKind::Error { code, skip } => {
                 assert!(code != 0 && skip <= MAX_SKIPPED);
                 let errno = errno(code);
                 assert!(errno > 0 && is_path_error(errno) == (code == ESHUTDOWN), "{code}");
             }
-            What::Data { offset, len } | What::Hole { offset, len } => {
+            ReplyKind::Data { offset, len } | ReplyKind::Hole { offset, len } => {
                 assert!(len > 0);
                 // Small offsets and lengths, so that chunks overlap.
                 let (offset, len) = (offset % LEN, 1 + u64::from(len - 1) % 256);

@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use blkswitch::protocol::{
-    Cell, Dependency, Device, DeviceList, Disk, Errno, ErrorBody, Events, MapPicture, MessageReply,
-    Segment, Table,
+    Cell, Dependency, Device, DeviceList, Disk, Errno, ErrorBody, Events, LoadedTable, MapPicture,
+    MessageReply, Segment,
 };
 use fake::{Answer, Asked, Fake, Ran, client};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn switch() -> Device {
     Device {
         name: "switch".into(),
         major: 253,
-        live: Some(Table { segments: vec![segment], deps: vec![ram(2), ram(1), ram(0)] }),
+        live: Some(LoadedTable { segments: vec![segment], deps: vec![ram(2), ram(1), ram(0)] }),
         ..Device::default()
     }
 }
@@ -500,7 +500,7 @@ fn json_is_the_protocol() {
 
 #[test]
 fn json_of_one_target_is_of_those_devices_only() {
-    let linear = |table: &mut Table| table.segments[0].target = "linear".into();
+    let linear = |table: &mut LoadedTable| table.segments[0].target = "linear".into();
     let mut other = named("b", "", 1);
     other.live.as_mut().map(linear).unwrap();
     other.inactive = switch().live;
@@ -602,7 +602,7 @@ fn without_a_runtime_folder_everything_but_a_daemon_works() {
 fn completions_offer_devices_and_messages() {
     let device = |name: &str, target: &str| Device {
         name: name.into(),
-        live: Some(Table {
+        live: Some(LoadedTable {
             segments: vec![Segment { length: 8, target: target.into(), ..Segment::default() }],
             deps: Vec::new(),
         }),

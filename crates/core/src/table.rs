@@ -28,7 +28,7 @@ pub const MAX_TYPE_LEN: usize = 15;
 
 /// One line of a table: a target with its place on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target<'a> {
+pub struct TableLine<'a> {
     /// Number of the line, counted from 1.
     pub line: usize,
     /// First sector on the device.
@@ -120,7 +120,7 @@ pub struct Lines<'a> {
 }
 
 impl<'a> Iterator for Lines<'a> {
-    type Item = Result<Target<'a>, LineError<'a>>;
+    type Item = Result<TableLine<'a>, LineError<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -137,7 +137,7 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-fn parse_line(text: &[u8], line: usize) -> Result<Target<'_>, LineError<'_>> {
+fn parse_line(text: &[u8], line: usize) -> Result<TableLine<'_>, LineError<'_>> {
     let format = LineError::Format { line };
     let (start, rest) = scan_u64(text).ok_or(format)?;
     let (len, rest) = scan_u64(rest).ok_or(format)?;
@@ -153,7 +153,7 @@ fn parse_line(text: &[u8], line: usize) -> Result<Target<'_>, LineError<'_>> {
     let params = trim_start(params);
     let comment = params.iter().position(|&byte| byte == b'#').unwrap_or(params.len());
     let params = params.split_at_checked(comment).map_or(params, |(params, _)| params);
-    Ok(Target { line, start, len, kind, params })
+    Ok(TableLine { line, start, len, kind, params })
 }
 
 /// White space of `dmsetup`: that of the C library, not the kernel's.

@@ -10,7 +10,7 @@ use blkswitch_core::args::{Word, split_in_place};
 use blkswitch_core::error::{Errno, Error};
 use blkswitch_core::switch::message::{EMPTY_MESSAGE, SECTOR_OUTSIDE_DEVICE, UNRECOGNISED_MESSAGE};
 use blkswitch_core::switch::{Command, Geometry, Map, Message, Params, command};
-use blkswitch_core::table::{self, Layout, Target, check_area, check_region_size};
+use blkswitch_core::table::{self, Layout, TableLine, check_area, check_region_size};
 use common::{check_suite, differs, text};
 use serde_json::Value;
 
@@ -117,7 +117,11 @@ fn refuse(kind: &str, error: Error) -> Refused {
     Refused { errno: error.errno(), log }
 }
 
-fn load_target(case: &Value, layout: &mut Layout, target: &Target<'_>) -> Result<Loaded, Refused> {
+fn load_target(
+    case: &Value,
+    layout: &mut Layout,
+    target: &TableLine<'_>,
+) -> Result<Loaded, Refused> {
     let kind = std::str::from_utf8(target.kind).unwrap();
     let refuse = |error| refuse(kind, error);
     Layout::extent(target.start, target.len).map_err(refuse)?;

@@ -4,7 +4,7 @@ use blkswitch_core::args::{Printable, Word, Words, is_space, parse_u32, parse_u6
 use blkswitch_core::error::{Errno, Error};
 use blkswitch_core::switch::{Geometry, MAX_PATHS, MessageError, MessageErrorKind, Params};
 use blkswitch_core::table::{
-    Layout, LineError, MAX_DEVICE_SECTORS, Target, check_area, check_region_size, lines,
+    Layout, LineError, MAX_DEVICE_SECTORS, TableLine, check_area, check_region_size, lines,
 };
 
 fn line(text: &str) -> Result<(u64, u64, &str, &str), String> {
@@ -45,7 +45,7 @@ fn table_lines() {
     );
     assert!(lines(b"").next().is_none());
     let starts: Vec<_> = lines(b"0 1 a\n1 1 b\n")
-        .map(|target| target.map(|Target { line, start, .. }| (line, start)))
+        .map(|target| target.map(|TableLine { line, start, .. }| (line, start)))
         .collect();
     assert_eq!(starts, [Ok((1, 0)), Ok((2, 1))]);
 }

@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut len = u64::MAX;
     for address in &addresses {
         let leaf = Leaf::open(&address.parse()?, &options)?;
-        len = len.min(leaf.limits().sectors);
+        len = len.min(leaf.properties().sectors);
         paths.push(To { below: table.leaf(leaf), offset: 0 });
     }
     if region_size == "linear" {

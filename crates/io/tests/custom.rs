@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blkswitch_io::driver::{Answer, Ask, Driver};
-use blkswitch_io::engine::{CustomEngine, CustomKind, CustomOp, Limits};
+use blkswitch_io::engine::{CustomEngine, CustomKind, CustomOp, Properties};
 use blkswitch_io::request::Op;
 use blkswitch_io::{AlignedBytes, Leaf, LeafError, TableBuilder, Target, To};
 
@@ -85,8 +85,8 @@ impl CustomEngine for Liar {
 fn driver_over(lie: Lie) -> (Driver, u32, Arc<Kept>) {
     let (mut driver, kept) = (Driver::new().unwrap(), Arc::<Kept>::default());
     let engine = Box::new(Liar { lie, kept: kept.clone() });
-    let limits = Limits::memory(1 << 20);
-    let leaf = Leaf::custom("liar", engine, limits, driver.queues()).unwrap();
+    let properties = Properties::memory(1 << 20);
+    let leaf = Leaf::custom("liar", engine, properties, driver.queues()).unwrap();
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(2048, Target::Linear(To { below, offset: 0 }));
@@ -187,18 +187,18 @@ fn an_engine_goes_with_its_leaf() {
 
 #[test]
 fn limits_that_make_no_sense_are_refused() {
-    for limits in [
-        Limits { logical_block: 0, ..Limits::memory(4096) },
-        Limits { logical_block: 513, ..Limits::memory(4096) },
-        Limits { logical_block: 1 << 20, ..Limits::memory(1 << 30) },
-        Limits { physical_block: 0, ..Limits::memory(4096) },
-        Limits::memory(511),
-        Limits { sectors: u64::MAX, ..Limits::memory(4096) },
+    for properties in [
+        Properties { logical_block: 0, ..Properties::memory(4096) },
+        Properties { logical_block: 513, ..Properties::memory(4096) },
+        Properties { logical_block: 1 << 20, ..Properties::memory(1 << 30) },
+        Properties { physical_block: 0, ..Properties::memory(4096) },
+        Properties::memory(511),
+        Properties { sectors: u64::MAX, ..Properties::memory(4096) },
     ] {
         let driver = Driver::new().unwrap();
         let engine = Box::new(Liar { lie: Lie::Nothing, kept: Arc::default() });
-        let error = Leaf::custom("mine", engine, limits, driver.queues()).unwrap_err();
-        assert!(matches!(error, LeafError::Limits { .. }), "{error}");
+        let error = Leaf::custom("mine", engine, properties, driver.queues()).unwrap_err();
+        assert!(matches!(error, LeafError::Properties { .. }), "{error}");
         assert!(error.to_string().contains("'mine'"), "{error}");
     }
 }

@@ -26,7 +26,7 @@ fn leaf(driver: &Driver, address: &str) -> std::sync::Arc<Leaf> {
 
 fn linear(driver: &Driver, address: &str) -> Table {
     let leaf = leaf(driver, address);
-    let sectors = leaf.limits().sectors;
+    let sectors = leaf.properties().sectors;
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(sectors, Target::Linear(To { below, offset: 0 }));

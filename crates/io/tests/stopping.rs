@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkswitch_io::engine::{CustomEngine, CustomOp, Limits};
+use blkswitch_io::engine::{CustomEngine, CustomOp, Properties};
 use blkswitch_io::{Leaf, STOP_TIME};
 use support::{HANG, TRIM, WRITE, World, eventually, in_time, options, request};
 
@@ -35,7 +35,8 @@ fn a_leaf_that_never_answers_is_named_and_not_waited_for() {
     world.device("quick", world.linear(&world.leaf(file.to_str().unwrap())));
     let kept = Arc::<Mutex<Vec<CustomOp>>>::default();
     let engine = Box::new(Stuck(kept.clone()));
-    let leaf = Leaf::custom("stuck", engine, Limits::memory(1 << 20), world.pool.queues()).unwrap();
+    let leaf =
+        Leaf::custom("stuck", engine, Properties::memory(1 << 20), world.pool.queues()).unwrap();
     world.device("stuck", world.linear(&leaf));
     drop(leaf);
     world.connect("quick").write(0, &[1; 4096]).unwrap();

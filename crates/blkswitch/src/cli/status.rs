@@ -5,7 +5,7 @@ use clap::Args;
 use super::context::Context;
 use super::devices::{Devices, exec};
 use super::failure::Failure;
-use super::format::lines::{What, segments};
+use super::format::lines::{Column, segments};
 use super::format::{info, slot};
 use super::options::Options;
 
@@ -29,7 +29,7 @@ impl Status {
         if devices.printed(&self.options, context)? {
             return Ok(());
         }
-        print_segments(&devices, What::Status, &self.options, context)
+        print_segments(&devices, Column::Status, &self.options, context)
     }
 }
 
@@ -38,7 +38,7 @@ impl Status {
 /// runs instead.
 pub(super) fn print_segments(
     devices: &Devices,
-    what: What,
+    column: Column,
     options: &Options,
     context: &mut Context,
 ) -> Result<(), Failure> {
@@ -55,7 +55,7 @@ pub(super) fn print_segments(
             } else {
                 String::new()
             };
-            context.print(&segments(table, what, target, &prefix))?;
+            context.print(&segments(table, column, target, &prefix))?;
             if verbose && devices.prefixed {
                 context.print("\n")?;
             }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::context::Context;
 use super::devices::Devices;
 use super::failure::Failure;
-use super::format::lines::{What, concise};
+use super::format::lines::{Column, concise};
 use super::format::slot;
 use super::options::Options;
 use super::status::print_segments;
@@ -34,7 +34,7 @@ impl Table {
         if options.concise {
             return context.print(&concise_line(&devices, options));
         }
-        print_segments(&devices, What::Table, options, context)
+        print_segments(&devices, Column::Table, options, context)
     }
 }
 

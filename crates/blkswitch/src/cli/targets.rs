@@ -7,7 +7,7 @@ use clap::Args;
 use super::context::Context;
 use super::failure::Failure;
 use super::options::Options;
-use crate::protocol::{Target, TargetList, route};
+use crate::protocol::{TargetList, TargetVersion, route};
 
 /// Show the target types and their versions
 #[derive(Debug, Args)]
@@ -28,9 +28,9 @@ impl Targets {
     }
 }
 
-fn lines(targets: &[Target]) -> String {
+fn lines(targets: &[TargetVersion]) -> String {
     let mut text = String::new();
-    for Target { name, version: [major, minor, patch] } in targets {
+    for TargetVersion { name, version: [major, minor, patch] } in targets {
         let _ = writeln!(text, "{name:<16} v{major}.{minor}.{patch}");
     }
     text
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn as_dmsetup_prints_them() {
-        let target = |name: &str, version| Target { name: name.to_owned(), version };
+        let target = |name: &str, version| TargetVersion { name: name.to_owned(), version };
         let list = [target("error", [1, 7, 0]), target("switch", [1, 1, 0])];
         assert_eq!(lines(&list), "error            v1.7.0\nswitch           v1.1.0\n");
     }

@@ -161,12 +161,13 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetList {
     /// One entry per type a table line may name.
-    pub targets: Vec<Target>,
+    pub targets: Vec<TargetVersion>,
 }
 
 /// A target type and the version of the kernel's target whose behaviour it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Target {
+#[schema(as = Target)]
+pub struct TargetVersion {
     /// The word in the table line.
     pub name: String,
     /// major, minor, patch.
@@ -205,9 +206,9 @@ pub struct Device {
     /// Raised by target events and renames, as in the kernel.
     pub event_nr: u32,
     /// The table that routes I/O.
-    pub live: Option<Table>,
+    pub live: Option<LoadedTable>,
     /// The table that the next resume makes live.
-    pub inactive: Option<Table>,
+    pub inactive: Option<LoadedTable>,
     /// The disk of this machine that the device is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
@@ -232,7 +233,8 @@ pub struct Device {
 
 /// One slot: the segments of a loaded table and what they stand on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Table {
+#[schema(as = Table)]
+pub struct LoadedTable {
     /// In order of their first sector, without gaps.
     pub segments: Vec<Segment>,
     /// Every leaf or device the segments use, once each, the one added last first (the kernel's
@@ -240,7 +242,7 @@ pub struct Table {
     pub deps: Vec<Dependency>,
 }
 
-impl Table {
+impl LoadedTable {
     /// Length in sectors: where the last segment ends.
     pub fn sectors(&self) -> u64 {
         self.segments.last().map_or(0, |segment| segment.start.saturating_add(segment.length))

@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blkswitch::load::{Errors, Load, LoadOptions, Random, Report};
+use blkswitch::workload::{Errors, Load, LoadOptions, Random, Report};
 
 use blkswitch::protocol::route;
 use serde_json::json;

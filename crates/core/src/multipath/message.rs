@@ -1,9 +1,9 @@
 //! Messages: `fail_path`, `reinstate_path`, `switch_group`, `disable_group`, `enable_group`,
 //! `queue_if_no_path` and `fail_if_no_path`.
 //!
-//! [`Command::parse`] reads a message, and [`Multipath::apply`] applies it. In between, the caller
-//! looks up the device that a message about a path names, because only the caller knows which paths
-//! lead over it.
+//! [`MultipathCommand::parse`] reads a message, and [`Multipath::apply`] applies it. In between,
+//! the caller looks up the device that a message about a path names, because only the caller knows
+//! which paths lead over it.
 //!
 //! Contract: the caller holds the message lock, so messages are applied one at a time. Requests
 //! keep running meanwhile.
@@ -19,7 +19,7 @@ use super::path::Path;
 
 /// A message to a multipath target, parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command<'a> {
+pub enum MultipathCommand<'a> {
     /// Fail every path over this device.
     FailPath {
         /// The device's name or number.
@@ -51,7 +51,7 @@ pub enum Command<'a> {
     FailIfNoPath,
 }
 
-impl<'a> Command<'a> {
+impl<'a> MultipathCommand<'a> {
     /// Reads the words of a message. For a suspended device, the caller answers
     /// [`MessageError::Suspended`] instead.
     ///
@@ -60,10 +60,10 @@ impl<'a> Command<'a> {
     /// a group that is not a number.
     ///
     /// ```
-    /// use blkswitch_core::multipath::Command;
-    /// let command = Command::parse(&[b"Fail_Path", b"8:0"]);
-    /// assert_eq!(command, Ok(Command::FailPath { device: b"8:0" }));
-    /// let error = Command::parse(&[b"fail_path"]).unwrap_err();
+    /// use blkswitch_core::multipath::MultipathCommand;
+    /// let command = MultipathCommand::parse(&[b"Fail_Path", b"8:0"]);
+    /// assert_eq!(command, Ok(MultipathCommand::FailPath { device: b"8:0" }));
+    /// let error = MultipathCommand::parse(&[b"fail_path"]).unwrap_err();
     /// let text = "Invalid multipath message arguments. Expected 2 arguments, got 1.";
     /// assert_eq!(error.of_word(b"fail_path").to_string(), text);
     /// ```
@@ -255,24 +255,24 @@ impl<G: AsRef<[Group]>, P: AsRef<[Path]>> Multipath<G, P> {
     /// The multipath has not changed then.
     pub fn apply(
         &self,
-        command: &Command<'_>,
+        command: &MultipathCommand<'_>,
         mut is_meant: impl FnMut(u32) -> bool,
         on: &mut impl FnMut(Event),
     ) -> Result<(), MessageError> {
         match *command {
-            Command::QueueIfNoPath => self.set_queueing(true, on),
-            Command::FailIfNoPath => self.set_queueing(false, on),
-            Command::SwitchGroup { group } => {
+            MultipathCommand::QueueIfNoPath => self.set_queueing(true, on),
+            MultipathCommand::FailIfNoPath => self.set_queueing(false, on),
+            MultipathCommand::SwitchGroup { group } => {
                 let groups = self.num_groups();
                 let group = self.group_number(group).ok_or(MessageError::SwitchGroup { groups })?;
                 self.switch_group(group, on);
             }
-            Command::DisableGroup { group } => self.bypass_group(group, true, on)?,
-            Command::EnableGroup { group } => self.bypass_group(group, false, on)?,
-            Command::FailPath { .. } => {
+            MultipathCommand::DisableGroup { group } => self.bypass_group(group, true, on)?,
+            MultipathCommand::EnableGroup { group } => self.bypass_group(group, false, on)?,
+            MultipathCommand::FailPath { .. } => {
                 self.each_path(&mut is_meant, |path| self.fail_path(path, on))?
             }
-            Command::ReinstatePath { .. } => {
+            MultipathCommand::ReinstatePath { .. } => {
                 self.each_path(&mut is_meant, |path| self.reinstate_path(path, on))?;
             }
         }

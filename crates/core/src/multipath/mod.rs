@@ -82,7 +82,7 @@ mod sync;
 pub use error::{ExplainParams, ParamsError, ParamsErrorKind};
 pub use event::Event;
 pub use group::Group;
-pub use message::{Command, MessageError};
+pub use message::{MessageError, MultipathCommand};
 pub use params::{Features, Item, Params, PathArg};
 pub use path::Path;
 pub use selector::io_affinity::CpuMask;

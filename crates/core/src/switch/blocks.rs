@@ -12,7 +12,7 @@
 
 use super::geometry::Geometry;
 use super::hex::{self, ONES, TOPS};
-use super::message::{Message, Table};
+use super::message::{EditSink, Message};
 
 /// Arguments in a block.
 const BLOCK: u64 = 8;
@@ -32,7 +32,7 @@ const fn pattern(separator: u8) -> [u64; 3] {
 
 /// Applies the blocks at the start of `text` and returns the rest.
 #[inline]
-pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
+pub(super) fn run<'a, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
@@ -54,7 +54,7 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
     }
 }
 
-fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
+fn blocks<'a, const BITS: u32, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
@@ -166,7 +166,7 @@ pub(super) struct Writer<'a, T> {
     fill: u32,
 }
 
-impl<'a, T: Table> Writer<'a, T> {
+impl<'a, T: EditSink> Writer<'a, T> {
     #[inline]
     pub(super) fn new(table: &'a T, first: u64) -> Self {
         let (slot, fill) = (table.geometry().slot_of(first), table.geometry().bit_of(first));

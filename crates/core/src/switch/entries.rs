@@ -11,7 +11,7 @@
 //! errors and the last arguments of a text to slower code. No allocation, no panic.
 
 use super::hex::{self, NO_VALUE};
-use super::message::{Message, Table};
+use super::message::{EditSink, Message};
 use super::paths::MAX_PATHS;
 
 /// Most paths with numbers of one digit.
@@ -27,7 +27,7 @@ const WINDOW: usize = MAX_DIGITS + MAX_PATH_DIGITS + 3;
 /// Applies the arguments at the start of `text`, each with one separator before and after it, and
 /// returns the rest.
 #[inline]
-pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
+pub(super) fn run<'a, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
@@ -44,7 +44,7 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
 
 /// As [`run`], for paths of up to `PATH` digits.
 #[inline(always)]
-fn run_for<'a, const PATH: usize, const SEPARATOR: u8, T: Table>(
+fn run_for<'a, const PATH: usize, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
@@ -92,7 +92,7 @@ fn run_of<
     const FEWER: usize,
     const PATH: usize,
     const SEPARATOR: u8,
-    T: Table,
+    T: EditSink,
 >(
     message: &mut Message,
     table: &T,
@@ -119,7 +119,7 @@ fn run_of<
 /// Applies the next argument if its region has `DIGITS` digits. Returns its region, and the text
 /// from the separator after it on.
 #[inline(always)]
-fn next<'a, const DIGITS: usize, const PATH: usize, const SEPARATOR: u8, T: Table>(
+fn next<'a, const DIGITS: usize, const PATH: usize, const SEPARATOR: u8, T: EditSink>(
     table: &T,
     text: &'a [u8],
 ) -> Option<(u64, &'a [u8])> {

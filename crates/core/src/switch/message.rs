@@ -378,7 +378,7 @@ impl Message {
     }
 
     #[inline]
-    pub(super) fn word<T: Table>(&mut self, table: &T, word: &[u8]) -> Result<(), MessageError> {
+    pub(super) fn word<T: EditSink>(&mut self, table: &T, word: &[u8]) -> Result<(), MessageError> {
         match Argument::parse(word) {
             Some((argument, [])) => self.execute(table, argument),
             _ => Err(self.refuse_word()),
@@ -394,7 +394,7 @@ impl Message {
 
     /// Counts an argument, checks its numbers and applies it.
     #[inline(always)]
-    pub(super) fn execute<T: Table>(
+    pub(super) fn execute<T: EditSink>(
         &mut self,
         table: &T,
         argument: Argument,
@@ -409,7 +409,12 @@ impl Message {
     }
 
     #[inline]
-    fn map<T: Table>(&mut self, table: &T, region: u64, path: u64) -> Result<(), MessageErrorKind> {
+    fn map<T: EditSink>(
+        &mut self,
+        table: &T,
+        region: u64,
+        path: u64,
+    ) -> Result<(), MessageErrorKind> {
         let (regions, paths) = (table.geometry().nr_regions(), table.geometry().num_paths());
         if region >= regions {
             return Err(MessageErrorKind::Region { region, regions });
@@ -423,7 +428,7 @@ impl Message {
     }
 
     #[inline(never)]
-    fn repeat<T: Table>(
+    fn repeat<T: EditSink>(
         &mut self,
         table: &T,
         cycle: u64,
@@ -495,7 +500,7 @@ impl Argument {
 }
 
 /// The object that arguments act on: a map, or only its geometry for a check.
-pub(super) trait Table {
+pub(super) trait EditSink {
     fn geometry(&self) -> &Geometry;
     /// Sends a region to a path; the caller has checked both. `false` if the storage is too short
     /// for the region.
@@ -509,7 +514,7 @@ pub(super) trait Table {
     fn store_slot(&self, slot: u64, word: u64);
 }
 
-impl<S: Storage> Table for Map<S> {
+impl<S: Storage> EditSink for Map<S> {
     #[inline]
     fn geometry(&self) -> &Geometry {
         self.geometry()
@@ -542,7 +547,7 @@ struct InTurns<'a, S, G> {
     go_on: &'a G,
 }
 
-impl<S: Storage, G: Fn() -> bool> Table for InTurns<'_, S, G> {
+impl<S: Storage, G: Fn() -> bool> EditSink for InTurns<'_, S, G> {
     #[inline]
     fn geometry(&self) -> &Geometry {
         self.map.geometry()
@@ -576,7 +581,7 @@ impl<S: Storage, G: Fn() -> bool> Table for InTurns<'_, S, G> {
     }
 }
 
-impl Table for Geometry {
+impl EditSink for Geometry {
     fn geometry(&self) -> &Geometry {
         self
     }

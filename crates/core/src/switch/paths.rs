@@ -11,7 +11,7 @@
 
 use super::blocks::Writer;
 use super::hex::{self, ONES};
-use super::message::{Message, Table};
+use super::message::{EditSink, Message};
 
 /// Fewest paths. Up to 16 paths have one digit, and [`super::blocks`] reads them.
 const MIN_PATHS: u32 = 17;
@@ -23,7 +23,7 @@ const SEARCHED: usize = 64;
 /// Applies the arguments at the start of `text`, each with one separator before and after it, and
 /// returns the rest.
 #[inline]
-pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
+pub(super) fn run<'a, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],
@@ -41,7 +41,7 @@ pub(super) fn run<'a, const SEPARATOR: u8, T: Table>(
 
 /// As [`run`], for entries of `BITS` bits.
 #[inline(never)]
-fn windows<'a, const BITS: u32, const SEPARATOR: u8, T: Table>(
+fn windows<'a, const BITS: u32, const SEPARATOR: u8, T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &'a [u8],

@@ -9,11 +9,11 @@
 //! Contract: as [`super::message`]. The cuts between chunks do not change the result.
 
 use super::super::args::{Word, Words, is_space, skip_space};
-use super::message::{Argument, MAX_WORD_LEN, Message, MessageError, Table, TextError};
+use super::message::{Argument, EditSink, MAX_WORD_LEN, Message, MessageError, TextError};
 use super::{blocks, entries, paths};
 
 /// See [`Message::apply_text`].
-pub(super) fn run<T: Table>(
+pub(super) fn run<T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &[u8],
@@ -42,7 +42,7 @@ pub(super) fn run<T: Table>(
 }
 
 /// See [`Message::apply_split`].
-pub(super) fn run_split<T: Table>(
+pub(super) fn run_split<T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &[u8],
@@ -75,7 +75,7 @@ fn in_place(text: &[u8], last: bool) -> Option<(Argument, &[u8])> {
 /// Splits off the first word and applies it. Returns its length, or 0 if the chunk does not have
 /// all of it.
 #[cold]
-fn split_off<T: Table>(
+fn split_off<T: EditSink>(
     message: &mut Message,
     table: &T,
     text: &[u8],

@@ -158,6 +158,6 @@ pub fn probe_mpath_message(
     is_meant: fn(u32) -> bool,
     on: fn(Event),
 ) -> Result<(), MpathMessageError> {
-    let command = blkswitch::multipath::Command::parse(words)?;
+    let command = blkswitch::multipath::MultipathCommand::parse(words)?;
     mpath.apply(&command, is_meant, &mut |event| on(event))
 }

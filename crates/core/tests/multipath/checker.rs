@@ -67,7 +67,7 @@ fn a_better_group() {
     let multipath = new("0 0 3 1 round-robin 0 1 0 a round-robin 0 1 0 b round-robin 0 1 0 c");
     let select = || drop(multipath.select(Default::default(), &mut |_| {}));
     let disable = |word: &[u8], group: &[u8]| {
-        let command = blkswitch_core::multipath::Command::parse(&[word, group]).unwrap();
+        let command = blkswitch_core::multipath::MultipathCommand::parse(&[word, group]).unwrap();
         multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
     };
     assert_eq!(multipath.better_group(), None, "nothing is in use yet");

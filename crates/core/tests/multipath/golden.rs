@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use blkswitch_core::args::{Words, split_in_place};
 use blkswitch_core::error::Errno;
 use blkswitch_core::multipath::outcome::EIO;
-use blkswitch_core::multipath::{Ask, Choice, Command, MessageError, Multipath, Verdict};
+use blkswitch_core::multipath::{Ask, Choice, MessageError, Multipath, MultipathCommand, Verdict};
 use blkswitch_core::switch::{Geometry, Map, Message};
 use blkswitch_core::table::{self, check_area};
 use serde_json::Value;
@@ -115,7 +115,7 @@ impl World {
     fn message(&mut self, message: &str) -> &'static str {
         let mut bytes = message.as_bytes().to_vec();
         let words: Vec<&[u8]> = split_in_place(&mut bytes).collect();
-        let result = Command::parse(&words).and_then(|command| {
+        let result = MultipathCommand::parse(&words).and_then(|command| {
             let device = command.device().map(|name| look_up(std::str::from_utf8(name).unwrap()));
             let device = device.transpose().map_err(|errno| MessageError::Device { errno })?;
             let devices = self.loaded.devices.clone();

@@ -2,14 +2,16 @@
 
 use blkswitch_core::model::multipath::{self as model, Spread};
 use blkswitch_core::multipath::outcome::{EIO, is_path_error};
-use blkswitch_core::multipath::{Ask, Attempt, Choice, Command, Event, SENDS_PER_PATH, Verdict};
+use blkswitch_core::multipath::{
+    Ask, Attempt, Choice, Event, MultipathCommand, SENDS_PER_PATH, Verdict,
+};
 use proptest::prelude::*;
 
 use super::loading::{Owned, new, send};
 
 fn message(multipath: &Owned, words: &str, on: &mut impl FnMut(Event)) {
     let words: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
-    multipath.apply(&Command::parse(&words).unwrap(), |_| false, on).unwrap();
+    multipath.apply(&MultipathCommand::parse(&words).unwrap(), |_| false, on).unwrap();
 }
 
 // ---- Against the model ----

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use blkswitch_core::error::Errno;
-use blkswitch_core::multipath::{Ask, Command, CpuMask, Event, MessageError, ParamsError};
+use blkswitch_core::multipath::{Ask, CpuMask, Event, MessageError, MultipathCommand, ParamsError};
 
 use super::loading::{Loaded, load, send};
 
@@ -195,7 +195,7 @@ fn messages_that_are_refused() {
     let loaded = load("0 0 2 1 round-robin 0 1 0 a round-robin 0 1 0 a", open).unwrap();
     let apply = |words: &[&str]| {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
-        let command = Command::parse(&words)?;
+        let command = MultipathCommand::parse(&words)?;
         let is_meant =
             |path: u32| command.device() == Some(loaded.devices[path as usize].as_bytes());
         loaded.multipath.apply(&command, is_meant, &mut |_| {})

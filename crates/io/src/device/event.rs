@@ -10,7 +10,7 @@ use crate::device::Device;
 
 /// A kind of event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum DeviceEvent {
     /// A change on a multipath device.
     Multipath {
         /// The kind of the change.
@@ -62,4 +62,4 @@ pub enum What {
 }
 
 /// A function that is called for every event.
-pub type Observer = Box<dyn Fn(&Device, What) + Send + Sync>;
+pub type Observer = Box<dyn Fn(&Device, DeviceEvent) + Send + Sync>;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::host::Order;
 use super::{Device, DeviceError, lock};
-use crate::device::event::What;
+use crate::device::event::DeviceEvent;
 use crate::device::table::Live;
 use crate::sys::latch::{Latch, Waited};
 
@@ -116,7 +116,7 @@ impl Device {
         match closed {
             Ok(()) => {
                 lock(&self.state).suspended = true;
-                self.host.tell(self, What::Suspended);
+                self.host.tell(self, DeviceEvent::Suspended);
                 Ok(())
             }
             Err(DeviceError::Stopping) => Err(DeviceError::Stopping),

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 
 use super::Device;
 use super::drain::Changed;
-use super::event::{Observer, What};
+use super::event::{DeviceEvent, Observer};
 use super::table::Live;
 use crate::queues::Queues;
 use crate::stats::Counters;
@@ -127,9 +127,9 @@ impl Host {
     }
 
     /// Reports an event to the observer.
-    pub(crate) fn tell(&self, device: &Device, what: What) {
+    pub(crate) fn tell(&self, device: &Device, event: DeviceEvent) {
         if let Some(observer) = self.observer.get() {
-            observer(device, what);
+            observer(device, event);
         }
     }
 

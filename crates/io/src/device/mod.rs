@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 
 use blkswitch_core::switch::MapWriter;
 
-use crate::device::event::What;
+use crate::device::event::DeviceEvent;
 use crate::device::table::{Live, MAX_DEPTH, PathGroups, RegionMap, Segment, Table, Target};
-use crate::engine::Limits;
+use crate::engine::Properties;
 use crate::leaf::closer;
 use crate::queues::Queues;
 use crate::stats::{Counters, Totals};
@@ -142,7 +142,7 @@ impl DeviceError {
 /// tables form one together.
 static LOADING: Mutex<()> = Mutex::new(());
 
-struct State {
+struct DeviceState {
     name: String,
     uuid: String,
     live: Option<Arc<Live>>,
@@ -163,7 +163,7 @@ pub struct Device {
     /// The suspend that waits for requests in flight.
     suspending: Mutex<Option<Interrupt>>,
     message: Mutex<()>,
-    state: Mutex<State>,
+    state: Mutex<DeviceState>,
     event: Condvar,
     opens: AtomicU32,
     /// Number of times that another priority group of a multipath took over.
@@ -208,7 +208,7 @@ impl Device {
             control: Mutex::new(()),
             suspending: Mutex::default(),
             message: Mutex::new(()),
-            state: Mutex::new(State {
+            state: Mutex::new(DeviceState {
                 name: name.to_string(),
                 uuid: uuid.to_string(),
                 live: None,
@@ -275,17 +275,17 @@ impl Device {
         lock(&self.state).inactive.clone()
     }
 
-    /// The limits of the device for a table above it: its length and block sizes.
-    pub fn limits(&self) -> Limits {
+    /// The properties of the device for a table above it: its length and block sizes.
+    pub fn properties(&self) -> Properties {
         let live = self.live();
-        let mut limits = Limits::memory(live.as_ref().map_or(0, |t| t.len() * 512));
+        let mut properties = Properties::memory(live.as_ref().map_or(0, |t| t.len() * 512));
         if let Some(table) = live {
-            limits.logical_block = table.logical_block();
-            limits.physical_block = table.physical_block();
-            limits.read_only = table.read_only();
-            limits.rotational = table.rotational();
+            properties.logical_block = table.logical_block();
+            properties.physical_block = table.physical_block();
+            properties.read_only = table.read_only();
+            properties.rotational = table.rotational();
         }
-        limits
+        properties
     }
 
     /// Loads a table into the inactive slot, and replaces an earlier one. `Err` if the device would
@@ -367,12 +367,12 @@ impl Device {
                 drop(state);
                 drop(taken);
                 give_up_tables(old, None);
-                self.host.tell(self, What::Resumed { swapped: true });
+                self.host.tell(self, DeviceEvent::Resumed { swapped: true });
                 Ok(())
             }
             (None, Some(live)) if suspended => {
                 self.open_gate(Some(live))?;
-                self.host.tell(self, What::Resumed { swapped: false });
+                self.host.tell(self, DeviceEvent::Resumed { swapped: false });
                 Ok(())
             }
             (None, None) if suspended => Err(DeviceError::NothingToResume(self.name())),

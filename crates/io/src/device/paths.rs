@@ -6,11 +6,11 @@
 use std::sync::atomic::Ordering;
 
 use blkswitch_core::multipath::Event;
-use blkswitch_core::multipath::message::{Command as Words, MessageError};
+use blkswitch_core::multipath::message::{MessageError, MultipathCommand as Words};
 
 use super::host::Order;
 use super::{Device, Messenger, lock};
-use crate::device::event::What;
+use crate::device::event::DeviceEvent;
 use crate::device::failing::Key;
 use crate::device::table::PathGroups;
 
@@ -38,7 +38,7 @@ impl Device {
             Event::PathFailed { .. } | Event::QueueingOff => tracing::warn!("{line}"),
             _ => tracing::info!("{line}"),
         }
-        self.host.tell(self, What::Multipath { event, path });
+        self.host.tell(self, DeviceEvent::Multipath { event, path });
     }
 
     /// Logs errors of a path since the last report, and reports them to the observer. Only for
@@ -49,7 +49,7 @@ impl Device {
         let device = self.name();
         tracing::warn!(device, path = %address, errno, count, "requests to a path failed: {error}");
         let path = address.to_string();
-        self.host.tell(self, What::PathErrors { number, path, errno, count });
+        self.host.tell(self, DeviceEvent::PathErrors { number, path, errno, count });
     }
 
     /// Logs that a path of this multipath device flaps, or no longer does, and reports it to the
@@ -64,7 +64,7 @@ impl Device {
         } else {
             tracing::info!(device, path, "a path no longer flaps");
         }
-        self.host.tell(self, What::Flapping { path, is_marginal });
+        self.host.tell(self, DeviceEvent::Flapping { path, is_marginal });
     }
 
     /// Number of times that another priority group took over since the device was created.
@@ -75,7 +75,7 @@ impl Device {
     /// Reports that a message has changed the map of the switch segment at `sector`, with this
     /// number of arguments.
     pub fn remapped(&self, sector: u64, arguments: u64) {
-        self.host.tell(self, What::Remapped { sector, arguments });
+        self.host.tell(self, DeviceEvent::Remapped { sector, arguments });
     }
 }
 

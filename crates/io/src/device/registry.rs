@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::event::What;
+use super::event::DeviceEvent;
 use super::host::{Host, Order};
 use super::{Device, DeviceError, MAX_DEVICES, names};
 use crate::queues::Queues;
@@ -113,7 +113,7 @@ impl Registry {
         devices.push(device.clone());
         drop(devices);
         latch.wait().map_err(|Gone| DeviceError::Stopping)?;
-        self.host.tell(&device, What::Created);
+        self.host.tell(&device, DeviceEvent::Created);
         Ok(device)
     }
 
@@ -126,7 +126,7 @@ impl Registry {
         let from = device.name();
         device.set_name(name);
         drop(devices);
-        self.host.tell(device, What::Renamed { from });
+        self.host.tell(device, DeviceEvent::Renamed { from });
         Ok(())
     }
 
@@ -159,7 +159,7 @@ impl Registry {
         device.dismantle();
         // Only now may another device take the name and the id.
         self.write().retain(|d| !Arc::ptr_eq(d, device));
-        self.host.tell(device, What::Removed);
+        self.host.tell(device, DeviceEvent::Removed);
         Ok(())
     }
 

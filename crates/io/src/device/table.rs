@@ -17,7 +17,7 @@ use blkswitch_core::switch::regions::Map;
 use blkswitch_core::table::{Layout, check_area, check_region_size};
 
 use crate::device::{Device, OpenDevice};
-use crate::engine::Limits;
+use crate::engine::Properties;
 use crate::leaf::Leaf;
 use crate::queues::Queues;
 use crate::stats::{Counters, Totals};
@@ -415,11 +415,13 @@ impl Table {
         totals
     }
 
-    /// The limits of a destination: those of a leaf, or of a device's live table.
-    pub fn limits_below(&self, below: Below) -> Option<Limits> {
+    /// The properties of a destination: those of a leaf, or of a device's live table.
+    pub fn limits_below(&self, below: Below) -> Option<Properties> {
         match below {
-            Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
-            Below::Device(id) => self.devices().find(|d| d.id() == id).map(|d| d.limits()),
+            Below::Leaf(leaf) => {
+                self.leaves.get(leaf as usize).map(|leaf| leaf.properties().clone())
+            }
+            Below::Device(id) => self.devices().find(|d| d.id() == id).map(|d| d.properties()),
         }
     }
 }
@@ -471,12 +473,14 @@ impl TableBuilder {
         Some(Below::Device(device.id()))
     }
 
-    /// The limits of a destination: those of a leaf, or of a device's live table.
-    pub fn limits(&self, below: Below) -> Option<Limits> {
+    /// The properties of a destination: those of a leaf, or of a device's live table.
+    pub fn properties(&self, below: Below) -> Option<Properties> {
         match below {
-            Below::Leaf(leaf) => self.leaves.get(leaf as usize).map(|leaf| leaf.limits().clone()),
+            Below::Leaf(leaf) => {
+                self.leaves.get(leaf as usize).map(|leaf| leaf.properties().clone())
+            }
             Below::Device(id) => {
-                self.devices.iter().find(|d| d.device().id() == id).map(|d| d.device().limits())
+                self.devices.iter().find(|d| d.device().id() == id).map(|d| d.device().properties())
             }
         }
     }
@@ -569,9 +573,9 @@ impl TableBuilder {
         };
         for (path, &To { below, offset }) in paths.iter().enumerate() {
             let unknown = TableError::Unknown { segment, path, below };
-            let limits = self.limits(below).ok_or(unknown)?;
-            let block = limits.logical_block;
-            let area = check_area(offset, len, limits.sectors, block);
+            let properties = self.properties(below).ok_or(unknown)?;
+            let block = properties.logical_block;
+            let area = check_area(offset, len, properties.sectors, block);
             let checked = area.and_then(|()| match &of.target {
                 Target::Switch { map, .. } => {
                     let geometry = map.geometry();
@@ -593,11 +597,11 @@ impl TableBuilder {
     }
 
     fn build_checked(self) -> Table {
-        let limits: Vec<Limits> = self
+        let properties: Vec<Properties> = self
             .segments
             .iter()
             .flat_map(|s| s.target.paths())
-            .filter_map(|to| self.limits(to.below))
+            .filter_map(|to| self.properties(to.below))
             .collect();
         let path_count: u32 = self.segments.iter().map(|s| s.target.paths().len() as u32).sum();
         let mut leaf_paths = vec![0; self.leaves.len()];
@@ -622,9 +626,9 @@ impl TableBuilder {
         Table {
             leaf_paths: leaf_paths.into(),
             device_paths: device_paths.into(),
-            logical_block: largest(&mut limits.iter().map(|l| l.logical_block)),
-            physical_block: largest(&mut limits.iter().map(|l| l.physical_block)),
-            rotational: limits.iter().any(|l| l.rotational),
+            logical_block: largest(&mut properties.iter().map(|l| l.logical_block)),
+            physical_block: largest(&mut properties.iter().map(|l| l.physical_block)),
+            rotational: properties.iter().any(|l| l.rotational),
             read_only: self.read_only,
             len: self.segments.last().map_or(0, |s| s.start + s.len),
             segments: self.segments.into(),

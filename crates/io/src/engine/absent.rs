@@ -1,5 +1,5 @@
 //! A placeholder for a path that cannot be reached when its table is loaded. (A member of a group
-//! may be down while the host starts.) It has the limits of the other paths and fails every
+//! may be down while the host starts.) It has the properties of the other paths and fails every
 //! operation. Once a probe reaches the path and finds the same volume, it passes operations to the
 //! real engine.
 //!
@@ -9,28 +9,29 @@ use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::{Engine, LeafIo, Limits, Submitted};
+use super::{Engine, LeafIo, Properties, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::session::turn::Turn;
 
-/// Tries to open the real engine. Returns the engine, its limits and its name. The leaf supplies
-/// this function ([`crate::leaf::open_engine`]).
-pub(crate) type Open = Box<dyn Fn() -> Result<(Engine, Limits, String), LeafError> + Send + Sync>;
+/// Tries to open the real engine. Returns the engine, its properties and its name. The leaf
+/// supplies this function ([`crate::leaf::open_engine`]).
+pub(crate) type Open =
+    Box<dyn Fn() -> Result<(Engine, Properties, String), LeafError> + Send + Sync>;
 
 /// The engine of a leaf that could not be reached when it was opened.
 pub struct AbsentEngine {
     open: Open,
-    /// The limits of the other paths. The real engine must match them.
-    limits: Limits,
+    /// The properties of the other paths. The real engine must match them.
+    properties: Properties,
     identity: Option<String>,
     found: OnceLock<Engine>,
 }
 
 impl AbsentEngine {
     /// Creates a placeholder for a leaf that cannot be reached yet. When it appears, it must have
-    /// `limits` and `identity`; otherwise it is rejected.
-    pub(crate) fn new(open: Open, limits: &Limits, identity: Option<String>) -> Self {
-        AbsentEngine { open, limits: limits.clone(), identity, found: OnceLock::new() }
+    /// `properties` and `identity`; otherwise it is rejected.
+    pub(crate) fn new(open: Open, properties: &Properties, identity: Option<String>) -> Self {
+        AbsentEngine { open, properties: properties.clone(), identity, found: OnceLock::new() }
     }
 
     /// The real engine, once a probe has found it.
@@ -67,12 +68,12 @@ impl AbsentEngine {
         if let Some(engine) = self.found() {
             return engine.probe(timeout);
         }
-        let (engine, limits, name) = (self.open)().map_err(|error| match error {
+        let (engine, properties, name) = (self.open)().map_err(|error| match error {
             LeafError::System { source, .. } => source,
             error => io::Error::other(error),
         })?;
         let identity = engine.identity();
-        if let Some(why) = self.differs(identity.as_deref(), &limits) {
+        if let Some(why) = self.differs(identity.as_deref(), &properties) {
             tracing::error!(
                 path = name,
                 why,
@@ -87,22 +88,22 @@ impl AbsentEngine {
 
     /// Describes how the engine that was found differs from the other paths. `None` if it matches
     /// them.
-    fn differs(&self, identity: Option<&str>, limits: &Limits) -> Option<String> {
-        let expected = &self.limits;
+    fn differs(&self, identity: Option<&str>, properties: &Properties) -> Option<String> {
+        let expected = &self.properties;
         Some(match (self.identity.as_deref(), identity) {
             (Some(wanted), Some(found)) if found != wanted => {
                 format!("it is {found}, and the other paths lead to {wanted}")
             }
-            _ if limits.sectors != expected.sectors => {
-                let (found, wanted) = (limits.sectors, expected.sectors);
+            _ if properties.sectors != expected.sectors => {
+                let (found, wanted) = (properties.sectors, expected.sectors);
                 format!("it has {found} sectors, and the other paths {wanted}")
             }
-            _ if limits.logical_block > expected.logical_block => {
-                let (found, wanted) = (limits.logical_block, expected.logical_block);
+            _ if properties.logical_block > expected.logical_block => {
+                let (found, wanted) = (properties.logical_block, expected.logical_block);
                 format!("its smallest block is {found}, and that of the other paths {wanted}")
             }
-            _ if limits.read_only && !expected.read_only => "it is read-only".to_owned(),
-            _ if limits.read_only != expected.read_only => "it can be written".to_owned(),
+            _ if properties.read_only && !expected.read_only => "it is read-only".to_owned(),
+            _ if properties.read_only != expected.read_only => "it can be written".to_owned(),
             _ => return None,
         })
     }

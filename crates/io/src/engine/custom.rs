@@ -59,8 +59,8 @@ use crate::sys::slab::Slab;
 /// ```
 pub trait CustomEngine: Send + Sync {
     /// Starts an operation: carries it out at once, or keeps it and answers later from any thread.
-    /// The operation lies within the leaf's [`Limits`](super::Limits). Must not block, because it
-    /// runs on the thread of a queue, which also serves other requests.
+    /// The operation lies within the leaf's [`Properties`](super::Properties). Must not block,
+    /// because it runs on the thread of a queue, which also serves other requests.
     fn submit(&self, op: CustomOp);
 
     /// Whether completed writes can be lost without a flush. A leaf without such a cache is never

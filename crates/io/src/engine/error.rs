@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::engine::io::Limits;
+use crate::engine::io::Properties;
 use crate::engine::mode::Unfit;
 
 /// Why a leaf cannot be used. Each text is a sentence that quotes the address.
@@ -74,16 +74,16 @@ pub enum LeafError {
         /// Why that mode cannot change.
         why: Unfit,
     },
-    /// A custom leaf has invalid limits.
+    /// A custom leaf has invalid properties.
     #[error(
-        "'{name}' has limits that make no sense: {limits:?}; it needs at least one sector, and blocks of 512 bytes or more, \
+        "'{name}' has properties that make no sense: {properties:?}; it needs at least one sector, and blocks of 512 bytes or more, \
          the logical one a power of two of at most 64 KiB"
     )]
-    Limits {
+    Properties {
         /// The name of the custom leaf.
         name: String,
-        /// The limits that it gave.
-        limits: Limits,
+        /// The properties that it gave.
+        properties: Properties,
     },
     /// The file is smaller than one sector.
     #[error(
@@ -124,7 +124,9 @@ impl LeafError {
             LeafError::NotBlock(_) => libc::ENOTBLK,
             LeafError::ReadOnly(_) => libc::EACCES,
             LeafError::Mode { .. } => libc::EBUSY,
-            LeafError::Empty(_) | LeafError::Zoned(_) | LeafError::Limits { .. } => libc::EINVAL,
+            LeafError::Empty(_) | LeafError::Zoned(_) | LeafError::Properties { .. } => {
+                libc::EINVAL
+            }
         }
     }
 }

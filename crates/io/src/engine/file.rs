@@ -23,7 +23,7 @@ use io_uring::{opcode, squeue, types};
 use super::discard::Discards;
 use super::mode::{Mode, Unfit};
 use super::scsi_disk;
-use super::{LeafIo, LeafOp, Limits, Submitted, is_read_only};
+use super::{LeafIo, LeafOp, Properties, Submitted, is_read_only};
 use crate::engine::error::LeafError;
 use crate::engine::io::COPY_STEP;
 use crate::engine::io::{HOLE, ZERO};
@@ -107,11 +107,11 @@ impl FileEngine {
         &self.key
     }
 
-    /// Opens and locks the file, and reads its limits.
+    /// Opens and locks the file, and reads its properties.
     pub(crate) fn open(
         path: &Path,
         options: &LeafOptions,
-    ) -> Result<(FileEngine, Limits), LeafError> {
+    ) -> Result<(FileEngine, Properties), LeafError> {
         let name = shown(path);
         let system = |what| {
             let name = name.clone();
@@ -140,7 +140,7 @@ impl FileEngine {
         path: &Path,
         options: &LeafOptions,
         name: &str,
-    ) -> Result<(FileEngine, Limits), LeafError> {
+    ) -> Result<(FileEngine, Properties), LeafError> {
         let system =
             |what| move |source| LeafError::System { what, name: name.to_string(), source };
         let kind = std::fs::metadata(path).map_err(system("open"))?.file_type();
@@ -161,14 +161,17 @@ impl FileEngine {
         })?;
         lock(&file, read_only, name)?;
         let key = key_of(&file.metadata().map_err(system("open"))?);
-        let mut limits =
-            if kind.is_block_device() { block_limits(&file) } else { file_limits(&file, direct) }
-                .map_err(system("read the size of"))?;
+        let mut properties = if kind.is_block_device() {
+            block_properties(&file)
+        } else {
+            file_properties(&file, direct)
+        }
+        .map_err(system("read the size of"))?;
         if kind.is_block_device() && is_zoned(&file) {
             return Err(LeafError::Zoned(name.to_string()));
         }
-        limits.read_only |= read_only;
-        if limits.sectors == 0 {
+        properties.read_only |= read_only;
+        if properties.sectors == 0 {
             return Err(LeafError::Empty(name.to_string()));
         }
         let in_memory = !kind.is_block_device() && is_in_memory(&file);
@@ -181,8 +184,8 @@ impl FileEngine {
         .map_err(system("open again"))?;
         let is_block = kind.is_block_device();
         let mode = Mode::new(direct, options.direct.is_some(), is_block);
-        let discards = limits.device_numbers.map(Discards::new);
-        Ok((FileEngine { files, key, in_memory, discards, is_block, mode }, limits))
+        let discards = properties.device_numbers.map(Discards::new);
+        Ok((FileEngine { files, key, in_memory, discards, is_block, mode }, properties))
     }
 
     /// The descriptor of a queue. A queue for which the leaf was not opened gets -1, so its
@@ -475,13 +478,13 @@ fn reopen(first: File, count: usize, read_only: bool, flags: i32) -> io::Result<
     Ok(files.into())
 }
 
-fn file_limits(file: &File, direct: bool) -> io::Result<Limits> {
+fn file_properties(file: &File, direct: bool) -> io::Result<Properties> {
     let meta = file.metadata()?;
     let logical_block = if direct { direct_alignment(file).unwrap_or(4096) } else { 512 };
-    Ok(Limits {
+    Ok(Properties {
         logical_block,
         physical_block: (meta.blksize() as u32).max(logical_block),
-        ..Limits::memory(meta.len())
+        ..Properties::memory(meta.len())
     })
 }
 
@@ -500,7 +503,7 @@ fn direct_alignment(file: &File) -> Option<u32> {
     }
 }
 
-fn block_limits(file: &File) -> io::Result<Limits> {
+fn block_properties(file: &File) -> io::Result<Properties> {
     let fd = file.as_raw_fd();
     let (mut bytes, mut logical, mut physical, mut read_only) = (0u64, 0i32, 0u32, 0i32);
     // SAFETY: each ioctl writes one integer of the size given to it.
@@ -517,13 +520,13 @@ fn block_limits(file: &File) -> io::Result<Limits> {
     let (major, minor) = (libc::major(rdev), libc::minor(rdev));
     let rotational =
         std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/rotational"));
-    Ok(Limits {
+    Ok(Properties {
         logical_block: logical.max(512) as u32,
         physical_block: physical,
         read_only: read_only != 0,
         rotational: rotational.is_ok_and(|text| text.trim() == "1"),
         device_numbers: Some((major, minor)),
-        ..Limits::memory(bytes)
+        ..Properties::memory(bytes)
     })
 }
 
@@ -560,7 +563,8 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
         let may_write = OpenOptions::new().write(true).open(&path).is_ok();
         let options = LeafOptions::new(Queues::of_new_owner(1));
-        let writable = FileEngine::open(&path, &options).map(|(_, limits)| limits.read_only);
+        let writable =
+            FileEngine::open(&path, &options).map(|(_, properties)| properties.read_only);
         match writable {
             Ok(read_only) => assert!(may_write && !read_only),
             Err(error) => assert!(!may_write && error.is_read_only(), "{error}"),

@@ -1,4 +1,5 @@
-//! Types that all engines share: an operation on a leaf, its result, and the limits of the leaf.
+//! Types that all engines share: an operation on a leaf, its result, and the properties of the
+//! leaf.
 
 use std::io;
 
@@ -14,7 +15,7 @@ pub const ZERO: u32 = 2;
 
 /// Size, block size and abilities of a leaf, read when it is opened.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct Properties {
     /// Size in sectors of 512 bytes. A last partial sector is not counted.
     pub sectors: u64,
     /// Smallest I/O in bytes. Offsets and lengths must be multiples of it.
@@ -29,10 +30,10 @@ pub struct Limits {
     pub device_numbers: Option<(u32, u32)>,
 }
 
-impl Limits {
-    /// The limits of a leaf of `bytes` bytes in memory.
-    pub fn memory(bytes: u64) -> Limits {
-        Limits {
+impl Properties {
+    /// The properties of a leaf of `bytes` bytes in memory.
+    pub fn memory(bytes: u64) -> Properties {
+        Properties {
             sectors: bytes / 512,
             logical_block: 512,
             physical_block: 4096,

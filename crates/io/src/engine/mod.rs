@@ -27,7 +27,7 @@ pub(crate) mod session;
 pub mod sim;
 
 pub use custom::{CustomEngine, CustomKind, CustomOp};
-pub use io::{HOLE, LeafIo, LeafOp, Limits, Submitted, ZERO};
+pub use io::{HOLE, LeafIo, LeafOp, Properties, Submitted, ZERO};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::sessions;

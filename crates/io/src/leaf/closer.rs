@@ -36,7 +36,7 @@ pub(crate) fn open() -> Progress {
     Arc::new(AtomicU8::new(OPEN))
 }
 
-struct State {
+struct Closers {
     waiting: VecDeque<(Engine, Progress)>,
     threads: usize,
     idle: usize,
@@ -44,14 +44,14 @@ struct State {
     unfinished: usize,
 }
 
-static STATE: Mutex<State> =
-    Mutex::new(State { waiting: VecDeque::new(), threads: 0, idle: 0, unfinished: 0 });
+static STATE: Mutex<Closers> =
+    Mutex::new(Closers { waiting: VecDeque::new(), threads: 0, idle: 0, unfinished: 0 });
 /// Signals that there is work.
 static WORK: Condvar = Condvar::new();
 /// Signals that an engine was closed.
 static DONE: Condvar = Condvar::new();
 
-fn state() -> MutexGuard<'static, State> {
+fn state() -> MutexGuard<'static, Closers> {
     lock(&STATE)
 }
 

@@ -24,7 +24,7 @@ use crate::engine::mode::Unfit;
 use crate::engine::nbd::{NbdAddress, NbdEngine};
 use crate::engine::null::NullEngine;
 use crate::engine::sim::{SimEngine, SimOptions};
-use crate::engine::{Engine, Limits};
+use crate::engine::{Engine, Properties};
 use crate::queues::Queues;
 use crate::sys::helper::Helper;
 use crate::sys::sync::{AtomicU64, Ordering};
@@ -83,8 +83,8 @@ impl Address {
 }
 
 impl fmt::Display for Address {
-    /// Writes the address in the form of a table line. Bytes of a path that are not UTF-8 are written
-    /// as `\xNN`, which no table takes for bytes.
+    /// Writes the address in the form of a table line. Bytes of a path that are not UTF-8 are
+    /// written as `\xNN`, which no table takes for bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Path(path) => f.write_str(&file::shown(path)),
@@ -198,7 +198,7 @@ pub struct Leaf {
     engine: ManuallyDrop<Engine>,
     /// The progress of closing the leaf, for threads that wait for it.
     progress: Progress,
-    limits: Limits,
+    properties: Properties,
     dirty: Dirty,
     under_way: Box<[Line]>,
     helper: Helper,
@@ -216,20 +216,20 @@ impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leaf")
             .field("name", &self.name)
-            .field("limits", &self.limits)
+            .field("properties", &self.properties)
             .finish_non_exhaustive()
     }
 }
 
-/// Opens the engine of an address. Also returns its limits and its name in a table line.
+/// Opens the engine of an address. Also returns its properties and its name in a table line.
 pub(crate) fn open_engine(
     address: &Address,
     options: &LeafOptions,
-) -> Result<(Engine, Limits, String), LeafError> {
+) -> Result<(Engine, Properties, String), LeafError> {
     Ok(match address {
         Address::Path(path) => {
-            let (engine, limits) = FileEngine::open(path, options)?;
-            (Engine::File(engine), limits, file::shown(path))
+            let (engine, properties) = FileEngine::open(path, options)?;
+            (Engine::File(engine), properties, file::shown(path))
         }
         Address::Memory { bytes, name } => {
             let engine = MemoryEngine::new(*bytes).map_err(|source| LeafError::System {
@@ -239,18 +239,18 @@ pub(crate) fn open_engine(
             })?;
             let shown =
                 name.as_ref().map_or(format!("mem:{bytes}"), |name| format!("mem:{bytes}:{name}"));
-            (Engine::Memory(engine), Limits::memory(*bytes), shown)
+            (Engine::Memory(engine), Properties::memory(*bytes), shown)
         }
         Address::Nbd(address) => {
-            let (engine, limits) = NbdEngine::open(address, options)?;
-            (Engine::Nbd(Box::new(engine)), limits, address.to_string())
+            let (engine, properties) = NbdEngine::open(address, options)?;
+            (Engine::Nbd(Box::new(engine)), properties, address.to_string())
         }
         Address::Iscsi(address) => {
-            let (engine, limits) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
-            (Engine::Iscsi(Box::new(engine)), limits, address.to_string())
+            let (engine, properties) = crate::engine::iscsi::IscsiEngine::open(address, options)?;
+            (Engine::Iscsi(Box::new(engine)), properties, address.to_string())
         }
         Address::Null { bytes } => {
-            (Engine::Null(NullEngine), Limits::memory(*bytes), format!("null:{bytes}"))
+            (Engine::Null(NullEngine), Properties::memory(*bytes), format!("null:{bytes}"))
         }
         Address::Sim(sim) => {
             let failed = |what| {
@@ -259,8 +259,9 @@ pub(crate) fn open_engine(
             };
             let engine = SimEngine::new(sim).map_err(failed("make"))?;
             engine.probe(Duration::ZERO).map_err(failed("reach"))?;
-            let limits = Limits { logical_block: sim.block, ..Limits::memory(sim.bytes) };
-            (Engine::Sim(Box::new(engine)), limits, sim.to_string())
+            let properties =
+                Properties { logical_block: sim.block, ..Properties::memory(sim.bytes) };
+            (Engine::Sim(Box::new(engine)), properties, sim.to_string())
         }
     })
 }
@@ -268,74 +269,74 @@ pub(crate) fn open_engine(
 impl Leaf {
     /// Opens a leaf. If that fails, nothing stays open, and a file that was created is removed.
     pub fn open(address: &Address, options: &LeafOptions) -> Result<Arc<Leaf>, LeafError> {
-        let (engine, limits, name) = open_engine(address, options)?;
+        let (engine, properties, name) = open_engine(address, options)?;
         // If a write found this out later, a request in the middle would fail with an error of the
         // volume.
-        if limits.read_only && !options.read_only {
+        if properties.read_only && !options.read_only {
             return Err(LeafError::ReadOnly(name));
         }
-        Ok(Leaf::new(address, options, engine, limits, name))
+        Ok(Leaf::new(address, options, engine, properties, name))
     }
 
     /// A placeholder for a leaf that cannot be reached: a path to the same volume as `other`. It
     /// becomes the real leaf when a probe reaches it.
     pub fn absent(address: &Address, options: &LeafOptions, other: &Leaf) -> Arc<Leaf> {
-        let (limits, identity) = (other.limits.clone(), other.engine.identity());
+        let (properties, identity) = (other.properties.clone(), other.engine.identity());
         let (to_open, how) = (address.clone(), *options);
         let open = Box::new(move || open_engine(&to_open, &how));
-        let engine = Engine::Absent(Box::new(AbsentEngine::new(open, &limits, identity)));
-        Leaf::new(address, options, engine, limits, address.to_string())
+        let engine = Engine::Absent(Box::new(AbsentEngine::new(open, &properties, identity)));
+        Leaf::new(address, options, engine, properties, address.to_string())
     }
 
     /// Makes a leaf of a custom engine, for the queues of a pool or driver. Each call makes a new
     /// leaf, also for an existing name.
     ///
     /// # Errors
-    /// [`LeafError::Limits`] if the limits are not valid. [`LeafError::System`] if there are no
-    /// descriptors left; the leaf needs one for each queue.
+    /// [`LeafError::Properties`] if the properties are not valid. [`LeafError::System`] if there
+    /// are no descriptors left; the leaf needs one for each queue.
     pub fn custom(
         name: &str,
         engine: Box<dyn CustomEngine>,
-        limits: Limits,
+        properties: Properties,
         queues: Queues,
     ) -> Result<Arc<Leaf>, LeafError> {
         let is_block = |block: u32| block.is_power_of_two() && (512..=1 << 16).contains(&block);
-        let is_size = (1..=i64::MAX as u64 / 512).contains(&limits.sectors);
-        if !is_block(limits.logical_block) || limits.physical_block < 512 || !is_size {
-            return Err(LeafError::Limits { name: name.to_owned(), limits });
+        let is_size = (1..=i64::MAX as u64 / 512).contains(&properties.sectors);
+        if !is_block(properties.logical_block) || properties.physical_block < 512 || !is_size {
+            return Err(LeafError::Properties { name: name.to_owned(), properties });
         }
         let system = |source| LeafError::System { what: "make", name: name.to_owned(), source };
         let engine = Custom::new(engine, queues.count()).map_err(system)?;
         let engine = Engine::Custom(Box::new(engine));
-        Ok(Leaf::of(None, queues, engine, limits, name.to_owned()))
+        Ok(Leaf::of(None, queues, engine, properties, name.to_owned()))
     }
 
     pub(crate) fn new(
         address: &Address,
         options: &LeafOptions,
         engine: Engine,
-        limits: Limits,
+        properties: Properties,
         name: String,
     ) -> Arc<Leaf> {
         let key = match &engine {
             Engine::File(file) => Some(file.key().to_owned()),
             _ => Self::key_of(address),
         };
-        Leaf::of(key, options.queues, engine, limits, name)
+        Leaf::of(key, options.queues, engine, properties, name)
     }
 
     fn of(
         key: Option<String>,
         queues: Queues,
         engine: Engine,
-        limits: Limits,
+        properties: Properties,
         name: String,
     ) -> Arc<Leaf> {
         static ANONYMOUS: atomic::AtomicU64 = atomic::AtomicU64::new(0);
         let key = key.unwrap_or_else(|| format!("#{}", ANONYMOUS.fetch_add(1, Ordering::Relaxed)));
         let dirty = Dirty::new(queues.count());
         let under_way = (0..queues.count()).map(|_| Line::default()).collect();
-        if engine.has_cache() && !limits.read_only {
+        if engine.has_cache() && !properties.read_only {
             // An earlier process may have answered writes and left them in the cache when it was
             // killed. They count like writes of this process.
             dirty.wrote(0);
@@ -349,7 +350,7 @@ impl Leaf {
             key,
             engine,
             progress,
-            limits,
+            properties,
             dirty,
             under_way,
             helper,
@@ -387,8 +388,8 @@ impl Leaf {
     }
 
     /// Size, block sizes and properties, as found when the leaf was opened.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn properties(&self) -> &Properties {
+        &self.properties
     }
 
     /// The queues for which it was opened. Only their pool or driver accepts it in a table.
@@ -406,18 +407,20 @@ impl Leaf {
     }
 
     /// Switches to direct I/O, unless a user has chosen another mode. `Err` with the reason if
-    /// direct I/O does not work with the announced [`Leaf::limits`]; then the leaf stays in the
+    /// direct I/O does not work with the announced [`Leaf::properties`]; then the leaf stays in the
     /// page cache.
     pub fn prefer_direct(&self) -> Result<(), Unfit> {
-        self.engine.prefer_direct(self.limits.logical_block)
+        self.engine.prefer_direct(self.properties.logical_block)
     }
 
     /// Sets the mode that a user has chosen: direct I/O, or the page cache. The last choice counts.
     pub fn choose_mode(&self, direct: bool) -> Result<(), LeafError> {
-        self.engine.choose_mode(self.limits.logical_block, direct).map_err(|why| LeafError::Mode {
-            name: self.name.clone(),
-            now: if direct { "through the page cache" } else { "past the page cache" },
-            why,
+        self.engine.choose_mode(self.properties.logical_block, direct).map_err(|why| {
+            LeafError::Mode {
+                name: self.name.clone(),
+                now: if direct { "through the page cache" } else { "past the page cache" },
+                why,
+            }
         })
     }
 

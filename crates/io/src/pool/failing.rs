@@ -57,14 +57,14 @@ mod tests {
 
     use crate::device::DeviceError;
     use crate::pool::{Gone, Latch, Pool, PoolOptions};
-    use crate::queue::Command;
+    use crate::queue::QueueOrder;
 
     #[test]
     fn a_queue_that_panics_is_noticed_and_keeps_nobody_waiting() {
         let pool = Pool::start(PoolOptions { queues: 2, ..PoolOptions::default() }).unwrap();
         let device = pool.registry().create("disk", "", None).unwrap();
         assert!(!pool.failed());
-        pool.shared.mailboxes.get(1).unwrap().send(Command::Panic);
+        pool.shared.mailboxes.get(1).unwrap().send(QueueOrder::Panic);
         let until = Instant::now() + Duration::from_secs(60);
         while !pool.failed() {
             assert!(Instant::now() < until, "nobody notices");

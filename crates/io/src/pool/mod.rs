@@ -25,7 +25,7 @@ use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
 use crate::export::ublk::{self, UblkError};
 use crate::export::{Listener, nbd};
-use crate::queue::{Command, Queue, Shared, Watch};
+use crate::queue::{Queue, QueueOrder, Shared, Watch};
 use crate::queues::Queues;
 pub use crate::sys::latch::{Ack, Gone, Latch, Waited};
 use crate::sys::lock::lock;
@@ -164,7 +164,7 @@ impl Pool {
     pub fn listen(&self, listener: Listener) -> Result<(), DeviceError> {
         let latch = Latch::new(1);
         if let Some(mailbox) = self.shared.mailboxes.get(0) {
-            mailbox.send(Command::Listen { listener, ack: latch.ack() });
+            mailbox.send(QueueOrder::Listen { listener, ack: latch.ack() });
         }
         latch.wait().map_err(|Gone| DeviceError::Stopping)
     }

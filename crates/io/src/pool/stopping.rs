@@ -14,7 +14,7 @@ use super::{Pool, Reap, Watch};
 use crate::device::Device;
 use crate::leaf::Leaf;
 use crate::pipeline::{Unfinished, merge};
-use crate::queue::Command;
+use crate::queue::QueueOrder;
 use crate::sys::latch::Latch;
 use crate::sys::lock::lock;
 
@@ -44,7 +44,7 @@ impl Pool {
     /// keeps a process with such operations until they end, also one that is killed.
     pub fn stop_within(&self, time: Duration) -> Vec<String> {
         let latch = Latch::new(self.shared.mailboxes.len());
-        self.shared.mailboxes.send_all(|_| Command::Stop { ack: latch.ack() });
+        self.shared.mailboxes.send_all(|_| QueueOrder::Stop { ack: latch.ack() });
         latch.wait_at_most(time);
         let is_done = latch.is_done();
         let (stuck, mut left) = if is_done { Default::default() } else { self.give_up() };
@@ -73,7 +73,7 @@ impl Pool {
         let latch = Latch::new(self.shared.mailboxes.len());
         self.shared
             .mailboxes
-            .send_all(|_| Command::GiveUp { found: found.clone(), ack: latch.ack() });
+            .send_all(|_| QueueOrder::GiveUp { found: found.clone(), ack: latch.ack() });
         latch.wait_at_most(GIVE_UP_TIME);
         // Empty if all have ended meanwhile.
         let queues = std::mem::take(&mut *lock(&found));

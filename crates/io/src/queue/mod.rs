@@ -6,7 +6,7 @@
 //! every touched connection send and receive. So a batch of requests costs one system call, however
 //! many leaves it touches, and a send per connection.
 
-mod command;
+mod order;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -29,7 +29,7 @@ use crate::sys::lock::lock;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::mailbox::{Mailboxes, Post};
 use crate::sys::ring::{Completion, Tag, user_data};
-pub(crate) use command::{Command, Watch};
+pub(crate) use order::{QueueOrder, Watch};
 
 /// How a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(crate) enum Ended {
 /// What the queues of a pool share.
 #[derive(Clone)]
 pub(crate) struct Shared {
-    pub(crate) mailboxes: Arc<Mailboxes<Command>>,
+    pub(crate) mailboxes: Arc<Mailboxes<QueueOrder>>,
     /// Where to report.
     pub(crate) watcher: mpsc::Sender<Watch>,
     pub(crate) registry: Arc<Registry>,
@@ -299,30 +299,30 @@ impl Queue {
         (&mut self.clients, context)
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: QueueOrder) {
         match command {
-            Command::Device(order) => self.pipeline.obey(order, &mut self.turn),
-            Command::Listen { listener, ack } => {
+            QueueOrder::Device(order) => self.pipeline.obey(order, &mut self.turn),
+            QueueOrder::Listen { listener, ack } => {
                 self.listeners.push(listener);
                 self.arm_accept(self.listeners.len() - 1);
                 ack.done();
             }
-            Command::Nbd(order) => {
+            QueueOrder::Nbd(order) => {
                 let (server, mut context) = self.nbd();
                 server.obey(order, &mut context);
                 self.keep_ticking();
             }
-            Command::Ublk(order) => {
+            QueueOrder::Ublk(order) => {
                 let (ublk, mut context) = self.ublk();
                 ublk.obey(order, &mut context);
             }
-            Command::Client(order) => {
+            QueueOrder::Client(order) => {
                 let (clients, mut context) = self.clients();
                 clients.obey(order, &mut context);
             }
             #[cfg(test)]
-            Command::Panic => panic!("a test wants it"),
-            Command::Stop { ack } => {
+            QueueOrder::Panic => panic!("a test wants it"),
+            QueueOrder::Stop { ack } => {
                 // The accept under way has a hold on the socket beyond its close: the next daemon
                 // could not listen there until this one's ring is gone.
                 for listener in self.listeners.drain(..) {
@@ -336,7 +336,7 @@ impl Queue {
                 self.clients.stop();
                 self.keep_ticking();
             }
-            Command::GiveUp { found, ack } => {
+            QueueOrder::GiveUp { found, ack } => {
                 let unfinished = self.pipeline.unfinished(crate::sys::ring::clock_ns());
                 lock(&found).push(unfinished);
                 self.server.cut_off();

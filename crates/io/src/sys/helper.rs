@@ -28,14 +28,14 @@ pub(crate) trait Work: Send {
 }
 
 #[derive(Default)]
-struct State {
+struct HelperState {
     waiting: VecDeque<Box<dyn Work>>,
     is_running: bool,
 }
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<HelperState>,
     has_come: Condvar,
 }
 
@@ -71,13 +71,13 @@ impl Helper {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HelperState> {
         lock(&self.state)
     }
 
     fn run(&self) {
         loop {
-            let idle = |state: &mut State| state.waiting.is_empty();
+            let idle = |state: &mut HelperState| state.waiting.is_empty();
             let waited = self.has_come.wait_timeout_while(self.lock(), IDLE, idle);
             let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
             let Some(work) = state.waiting.pop_front() else {

@@ -193,7 +193,7 @@ pub mod allocation {
 /// Commands that are answered. `NBD_CMD_DISC` has no reply, so it is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Command {
+pub enum NbdCommand {
     /// `NBD_CMD_READ`: returns data.
     Read = 0,
     /// `NBD_CMD_WRITE`: its payload is the data.
@@ -210,29 +210,29 @@ pub enum Command {
     BlockStatus = 7,
 }
 
-impl Command {
+impl NbdCommand {
     /// The number of `NBD_CMD_DISC`, which ends the session.
     pub const DISCONNECT: u16 = 2;
     /// One more than the largest number of a command, for tables by command.
     pub const SLOTS: usize = 8;
 
     /// The command with this number; `None` if there is none.
-    pub const fn from_wire(number: u16) -> Option<Command> {
+    pub const fn from_wire(number: u16) -> Option<NbdCommand> {
         Some(match number {
-            0 => Command::Read,
-            1 => Command::Write,
-            3 => Command::Flush,
-            4 => Command::Trim,
-            5 => Command::Cache,
-            6 => Command::WriteZeroes,
-            7 => Command::BlockStatus,
+            0 => NbdCommand::Read,
+            1 => NbdCommand::Write,
+            3 => NbdCommand::Flush,
+            4 => NbdCommand::Trim,
+            5 => NbdCommand::Cache,
+            6 => NbdCommand::WriteZeroes,
+            7 => NbdCommand::BlockStatus,
             _ => return None,
         })
     }
 
     /// Whether the command may change data.
     pub const fn writes(self) -> bool {
-        matches!(self, Command::Write | Command::Trim | Command::WriteZeroes)
+        matches!(self, NbdCommand::Write | NbdCommand::Trim | NbdCommand::WriteZeroes)
     }
 }
 
@@ -366,12 +366,12 @@ mod tests {
     #[test]
     fn commands_keep_their_numbers() {
         for number in 0..=u16::MAX {
-            match Command::from_wire(number) {
+            match NbdCommand::from_wire(number) {
                 Some(command) => {
                     assert_eq!(command as u16, number);
-                    assert!((command as usize) < Command::SLOTS);
+                    assert!((command as usize) < NbdCommand::SLOTS);
                 }
-                None => assert!(number == Command::DISCONNECT || number > 7, "{number}"),
+                None => assert!(number == NbdCommand::DISCONNECT || number > 7, "{number}"),
             }
         }
     }

@@ -32,7 +32,7 @@ fn data_is_read_as_it_was_written() {
     let target = Target::start(16 * MIB, &Login::Open);
     let world = World::new(2);
     let leaf = world.leaf(&target.address("", ""));
-    assert_eq!((leaf.limits().sectors, leaf.limits().logical_block), (16 * 2048, 512));
+    assert_eq!((leaf.properties().sectors, leaf.properties().logical_block), (16 * 2048, 512));
     assert!(leaf.engine().has_cache(), "tgt caches writes");
     assert!(
         leaf.engine().identity().is_some_and(|name| name.starts_with("naa.")),

@@ -75,9 +75,9 @@ fn units_of_other_blocks_and_sizes() {
         target.unit(lun, bytes, block);
         let name = format!("unit {lun} of {bytes} bytes in blocks of {block}");
         let leaf = world.leaf(&target.address_of(lun, "", ""));
-        let limits = leaf.limits();
+        let properties = leaf.properties();
         let whole = bytes / u64::from(block) * u64::from(block);
-        assert_eq!((limits.sectors, limits.logical_block), (whole / 512, block), "{name}");
+        assert_eq!((properties.sectors, properties.logical_block), (whole / 512, block), "{name}");
         world.device(&name, world.linear(&leaf));
         let mut client = world.connect(&name);
         let last = whole - u64::from(block);

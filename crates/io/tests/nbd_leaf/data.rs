@@ -209,9 +209,12 @@ fn limits_come_from_the_server() {
     assert!(refused.is_read_only(), "{refused}");
     options.read_only = true;
     let leaf = Leaf::open(&address, &options).unwrap();
-    let limits = leaf.limits();
-    assert_eq!((limits.sectors, limits.logical_block, limits.physical_block), (2048, 4096, 16384));
-    assert!(limits.read_only);
+    let properties = leaf.properties();
+    assert_eq!(
+        (properties.sectors, properties.logical_block, properties.physical_block),
+        (2048, 4096, 16384)
+    );
+    assert!(properties.read_only);
     assert_eq!(leaf.name(), server.address(""));
     assert!(leaf.engine().identity().unwrap().contains("'disk' of 1049088 bytes"));
     assert!(leaf.engine().probe(Duration::from_secs(5)).is_ok());

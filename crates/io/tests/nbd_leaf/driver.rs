@@ -22,7 +22,7 @@ fn aligned(data: &[u8]) -> AlignedBytes {
 fn driver_over(address: &str) -> Driver {
     let mut driver = Driver::new().unwrap();
     let leaf = Leaf::open(&address.parse().unwrap(), &LeafOptions::new(driver.queues())).unwrap();
-    let sectors = leaf.limits().sectors;
+    let sectors = leaf.properties().sectors;
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     table.push(sectors, Target::Linear(To { below, offset: 0 }));

@@ -33,13 +33,13 @@ fn a_server_that_keeps_its_promises_is_used_whatever_else_it_can_do() {
         // The queue may notice the lost connection later than the probe does.
         let leaf = world.leaf(&server.address("&reconnect=30"));
         world.device("disk", world.linear(&leaf));
-        let sectors = leaf.limits().sectors;
+        let sectors = leaf.properties().sectors;
         let mut client = world.connect("disk");
         client.write(0, &[1; 65536]).unwrap();
         server.kill();
         let server = Server::start(&path, after, |_| Action::Do);
         eventually("it is used", || leaf.engine().probe(Duration::from_secs(5)).is_ok());
-        assert_eq!(leaf.limits().sectors, sectors, "a device does not grow by itself");
+        assert_eq!(leaf.properties().sectors, sectors, "a device does not grow by itself");
         client.call(FUA, WRITE, 0, 65536, &[2; 65536]).unwrap();
         client.call(0, WRITE_ZEROES, 4096, 4096, &[]).unwrap();
         // The export offers trims when the client connects, and does not change that later.

@@ -70,7 +70,7 @@ impl Bench {
     pub(crate) fn linear(&self, leaf: &Arc<Leaf>) -> Table {
         let mut table = TableBuilder::new(false);
         let below = table.leaf(leaf.clone());
-        table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
+        table.push(leaf.properties().sectors, Target::Linear(To { below, offset: 0 }));
         table.build().unwrap()
     }
 
@@ -93,7 +93,7 @@ impl Bench {
         }
         let (features, initial) = (*params.features(), params.initial_group());
         let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
-        let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap_or(128);
+        let sectors = leaves.iter().map(|leaf| leaf.properties().sectors).min().unwrap_or(128);
         table.push(sectors, Target::Multipath { groups, paths: tos.into() });
         table.build().unwrap()
     }

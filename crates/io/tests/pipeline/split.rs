@@ -257,7 +257,7 @@ fn a_later_window_does_not_wait_at_a_gate_after_a_stop() {
 fn a_huge_request_is_split_a_little_at_a_time() {
     let mut bench = Bench::new(1);
     let leaf = bench.leaf("null:1T");
-    let sectors = leaf.limits().sectors;
+    let sectors = leaf.properties().sectors;
     let mut table = TableBuilder::new(false);
     let below = table.leaf(leaf);
     let geometry = blkswitch_io::core::switch::geometry::Geometry::new(sectors, 1, 1).unwrap();
@@ -311,7 +311,7 @@ fn holes_of_a_file_are_for_others_to_find() {
 fn a_long_request_lets_others_pass() {
     let mut bench = Bench::new(1);
     let (leaf, other) = (bench.leaf("null:1G"), bench.leaf("null:1M"));
-    let sectors = leaf.limits().sectors;
+    let sectors = leaf.properties().sectors;
     let mut table = TableBuilder::new(false);
     let stripe = table.leaf(leaf);
     // More stripes than a piece looks back, so that no two chunks are joined.

@@ -67,9 +67,9 @@ impl World {
 
     /// A table with one segment that covers a whole leaf.
     pub fn linear(&self, leaf: &Arc<Leaf>) -> Table {
-        let mut table = TableBuilder::new(leaf.limits().read_only);
+        let mut table = TableBuilder::new(leaf.properties().read_only);
         let below = table.leaf(leaf.clone());
-        table.push(leaf.limits().sectors, Target::Linear(To { below, offset: 0 }));
+        table.push(leaf.properties().sectors, Target::Linear(To { below, offset: 0 }));
         table.build().unwrap()
     }
 
@@ -83,7 +83,7 @@ impl World {
 
     /// A switch over these leaves, as long as the shortest one.
     pub fn switch(&self, leaves: &[Arc<Leaf>], region_size: u32) -> Table {
-        let sectors = leaves.iter().map(|leaf| leaf.limits().sectors).min().unwrap();
+        let sectors = leaves.iter().map(|leaf| leaf.properties().sectors).min().unwrap();
         let mut table = TableBuilder::new(false);
         let below: Vec<Below> = leaves.iter().map(|leaf| table.leaf(leaf.clone())).collect();
         table.push(sectors, switch(sectors, region_size, &below));
@@ -109,7 +109,7 @@ impl World {
         }
         let (features, initial) = (*params.features(), params.initial_group());
         let groups = Multipath::new(features, initial, groups.into(), paths.into()).unwrap();
-        table.push(leaves[0].limits().sectors, Target::Multipath { groups, paths: tos.into() });
+        table.push(leaves[0].properties().sectors, Target::Multipath { groups, paths: tos.into() });
         table.build().unwrap()
     }
 

@@ -6,10 +6,10 @@
 
 use serde_json::Value;
 
-use super::lines::{DeviceName, What};
+use super::lines::{Column, DeviceName};
 use super::report::Style;
 use super::{info, lines, report, slot, tree};
-use crate::protocol::{Dependency, Device, Segment, Table};
+use crate::protocol::{Dependency, Device, LoadedTable, Segment};
 
 /// Standard output of the `nth` time that transcript `id` runs `command`.
 fn recorded(id: &str, command: &str, nth: usize) -> String {
@@ -57,7 +57,7 @@ fn device(minor: u32, name: &str, target: &str, params: &str, deps: Vec<Dependen
         name: name.into(),
         major: 253,
         minor,
-        live: Some(Table { segments: vec![segment], deps }),
+        live: Some(LoadedTable { segments: vec![segment], deps }),
         ..Device::default()
     }
 }
@@ -77,7 +77,7 @@ fn stacked() -> Vec<Device> {
 
 fn table_lines(devices: &[Device], inactive: bool) -> String {
     let line = |device: &Device| {
-        lines::segments(slot(device, inactive), What::Table, None, &format!("{}: ", device.name))
+        lines::segments(slot(device, inactive), Column::Table, None, &format!("{}: ", device.name))
     };
     devices.iter().map(line).collect()
 }
@@ -108,15 +108,15 @@ fn columns(
 fn table_and_status() {
     let live = switch().live;
     let alone = |what| lines::segments(live.as_ref(), what, None, "");
-    assert_eq!(alone(What::Table), recorded("tools-005", "dmsetup table switch", 0));
-    assert_eq!(alone(What::Status), recorded("tools-006", "dmsetup status switch", 0));
+    assert_eq!(alone(Column::Table), recorded("tools-005", "dmsetup table switch", 0));
+    assert_eq!(alone(Column::Status), recorded("tools-006", "dmsetup status switch", 0));
     assert_eq!(table_lines(&[switch()], false), recorded("tools-005", "dmsetup table", 0));
     assert_eq!(
         table_lines(&[switch()], true),
         recorded("tools-021", "dmsetup table --inactive", 0)
     );
     assert_eq!(table_lines(&stacked(), false), recorded("tools-040", "dmsetup table", 0));
-    let linear = lines::segments(live.as_ref(), What::Table, Some("linear"), "switch: ");
+    let linear = lines::segments(live.as_ref(), Column::Table, Some("linear"), "switch: ");
     assert_eq!(linear, recorded("tools-005", "dmsetup table --target linear", 0));
     let wiped = device(0, "switch", "error", "", vec![]);
     assert_eq!(table_lines(&[wiped], false), recorded("tools-032", "dmsetup table", 0));
@@ -130,7 +130,7 @@ fn table_and_status() {
 fn status_with_the_block_of_info() {
     let device = switch();
     let text = info::block(&device, false)
-        + &lines::segments(device.live.as_ref(), What::Status, None, "");
+        + &lines::segments(device.live.as_ref(), Column::Status, None, "");
     assert_eq!(text, recorded("tools-006", "dmsetup status -v switch", 0));
 }
 

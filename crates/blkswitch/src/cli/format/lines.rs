@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 
 use super::{block_name, block_name_of, numbers_or_address};
 use crate::cli::table_text::quote_concise;
-use crate::protocol::{Dependency, Device, Segment, Table};
+use crate::protocol::{Dependency, Device, LoadedTable, Segment};
 
 /// The text of a segment that is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum Column {
     /// The parameters of the table line.
     Table,
     /// The status of the target.
@@ -49,15 +49,15 @@ impl DeviceName {
 /// One line for each segment of type `target` in a table, with `prefix` before it. A device without
 /// a table has one empty line, unless `target` is given.
 pub(crate) fn segments(
-    table: Option<&Table>,
-    what: What,
+    table: Option<&LoadedTable>,
+    column: Column,
     target: Option<&str>,
     prefix: &str,
 ) -> String {
     let mut text = String::new();
     let all = table.map(|table| table.segments.as_slice()).unwrap_or_default();
     for segment in matching(all, target) {
-        let _ = writeln!(text, "{prefix}{}", segment_line(segment, what));
+        let _ = writeln!(text, "{prefix}{}", segment_line(segment, column));
     }
     if all.is_empty() && target.is_none() {
         let _ = writeln!(text, "{prefix}");
@@ -73,17 +73,21 @@ pub(crate) fn matching<'a>(
     all.iter().filter(move |segment| target.is_none_or(|target| segment.target == target))
 }
 
-fn segment_line(segment: &Segment, what: What) -> String {
+fn segment_line(segment: &Segment, column: Column) -> String {
     let Segment { start, length, target, params, status } = segment;
-    let params = match what {
-        What::Table => params,
-        What::Status => status,
+    let params = match column {
+        Column::Table => params,
+        Column::Status => status,
     };
     format!("{start} {length} {target} {params}")
 }
 
 /// The device in the form that `create --concise` reads.
-pub(crate) fn concise(device: &Device, table: Option<&Table>, target: Option<&str>) -> String {
+pub(crate) fn concise(
+    device: &Device,
+    table: Option<&LoadedTable>,
+    target: Option<&str>,
+) -> String {
     let (name, uuid) = (quote_concise(&device.name), quote_concise(&device.uuid));
     let mut text =
         format!("{name},{uuid},{},{}", device.minor, if device.read_only { "ro" } else { "rw" });
@@ -115,7 +119,7 @@ pub(crate) fn ls_target(device: &Device) -> String {
 }
 
 /// The line that `deps` prints for a device.
-pub(crate) fn deps(table: Option<&Table>, by: DeviceName, prefix: &str) -> String {
+pub(crate) fn deps(table: Option<&LoadedTable>, by: DeviceName, prefix: &str) -> String {
     let deps = table.map(|table| table.deps.as_slice()).unwrap_or_default();
     let mut text = format!("{prefix}{} dependencies\t:", deps.len());
     for dep in deps {

@@ -12,14 +12,14 @@ pub(super) mod tree;
 #[cfg(test)]
 mod golden;
 
-use crate::protocol::{Dependency, Device, Table};
+use crate::protocol::{Dependency, Device, LoadedTable};
 
 /// `Read Ahead` of a device with a table. It is the kernel's default for a new disk, which applies
 /// to a client that attaches the export. The device itself does not read ahead.
 pub(super) const READ_AHEAD_SECTORS: u32 = 256;
 
 /// The table that `--inactive` chooses.
-pub(super) fn slot(device: &Device, inactive: bool) -> Option<&Table> {
+pub(super) fn slot(device: &Device, inactive: bool) -> Option<&LoadedTable> {
     if inactive { device.inactive.as_ref() } else { device.live.as_ref() }
 }
 

@@ -19,7 +19,7 @@ use blkswitch_io::{Device, Pool, Target};
 use crate::daemon::devices::Devices;
 use crate::daemon::state::Folder;
 use crate::daemon::state::files::Files;
-use crate::daemon::state::journal::{Contents, FOLDER, Journal, Note, What};
+use crate::daemon::state::journal::{Contents, FOLDER, Journal, Note, NotedStep};
 use crate::daemon::tables::describe;
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
@@ -91,21 +91,21 @@ struct Medium {
 
 impl Medium {
     fn step(&mut self, note: &Note) {
-        match &note.what {
-            What::MadeFolder(path) => self.make(path, Node::Folder),
+        match &note.step {
+            NotedStep::MadeFolder(path) => self.make(path, Node::Folder),
             // A file of a known name keeps its node: until the file is forced, its old content may
             // come back.
-            What::Made(path) if !self.now.contains_key(path) => {
+            NotedStep::Made(path) if !self.now.contains_key(path) => {
                 self.make(path, Node::File(Vec::new()))
             }
-            What::Renamed(from, to) => {
+            NotedStep::Renamed(from, to) => {
                 let id = self.now[from];
                 self.name(Naming::Renamed(from.clone(), to.clone(), id));
             }
             // The name may be unknown: the history did not make the file of a map that has got a
             // new one.
-            What::Removed(path) => self.name(Naming::Removed(path.clone())),
-            What::Forced(path) => match self.now.get(path).map(|id| &mut self.nodes[*id]) {
+            NotedStep::Removed(path) => self.name(Naming::Removed(path.clone())),
+            NotedStep::Forced(path) => match self.now.get(path).map(|id| &mut self.nodes[*id]) {
                 Some(Node::File(content)) => content.clone_from(&note.contents[path]),
                 // A folder. The one that was there before the history has no node.
                 _ => {
@@ -115,7 +115,7 @@ impl Medium {
                     done.iter().for_each(|naming| naming.apply(&mut self.forced));
                 }
             },
-            What::Made(_) | What::Written | What::Answered(_) => {}
+            NotedStep::Made(_) | NotedStep::Written | NotedStep::Answered(_) => {}
         }
     }
 
@@ -265,7 +265,7 @@ impl History {
         let devices = Self::start(&journal);
         let files = tempfile::tempdir().unwrap();
         let history = History { journal, files, devices, states: vec![Vec::new()] };
-        history.journal.push(What::Answered(0));
+        history.journal.push(NotedStep::Answered(0));
         history
     }
 
@@ -278,7 +278,7 @@ impl History {
     fn change(&mut self, change: impl FnOnce(&Devices)) {
         change(&self.devices);
         self.states.push(known(&self.devices));
-        self.journal.push(What::Answered(self.states.len() - 1));
+        self.journal.push(NotedStep::Answered(self.states.len() - 1));
     }
 
     /// Kills the daemon, and starts the next one.
@@ -387,7 +387,7 @@ fn everything(history: &mut History) {
     history.create("again", history.table(3, 0));
     history.message("again", "set_region_mappings 0:2 R1,9c3f", false);
     history.devices.leave_disks();
-    history.journal.push(What::Answered(history.states.len() - 1));
+    history.journal.push(NotedStep::Answered(history.states.len() - 1));
 }
 
 /// A folder that a power cut may leave, and the two states that may be found in it: the last
@@ -418,13 +418,13 @@ fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
     let (mut seen, mut cuts) = (HashSet::new(), 0);
     for (at, note) in notes.iter().enumerate() {
         medium.step(note);
-        if let What::Answered(state) = note.what {
+        if let NotedStep::Answered(state) = note.step {
             answered = state;
         }
         // Until the next step takes effect, maps may change and a file may be partly written.
         let under_way = (answered + 1).min(states.len() - 1);
         let next = (at + 1).min(notes.len() - 1);
-        let is_answer = matches!(note.what, What::Answered(_));
+        let is_answer = matches!(note.step, NotedStep::Answered(_));
         for (contents, between) in [
             (&contents[at], [answered, if is_answer { answered } else { under_way }]),
             (&contents[next], [answered, under_way]),
@@ -438,7 +438,7 @@ fn what_was_answered_is_there_after_a_power_cut_at_any_step() {
                     }
                     let files = medium.left(&names, contents, data);
                     check(&files, &states, between).unwrap_or_else(|why| {
-                        let steps: Vec<_> = notes[..=at].iter().map(|note| &note.what).collect();
+                        let steps: Vec<_> = notes[..=at].iter().map(|note| &note.step).collect();
                         panic!("after {steps:?}\nwith {names:?}, data not forced {data:?}:\n{why}")
                     });
                 }

@@ -20,7 +20,7 @@ use blkswitch_io::{Device, Table, Target};
 use crate::daemon::devices::Devices;
 use crate::daemon::devices::disks::link;
 use crate::daemon::failure::Failure;
-use crate::daemon::state::{Owner, SavedDevice, State};
+use crate::daemon::state::{Description, Owner, SavedDevice};
 use crate::daemon::tables::describe;
 
 /// A change that is about to happen to a device and is described already. A daemon that is killed
@@ -242,7 +242,7 @@ impl Devices {
     /// ([`crate::daemon::devices::standing`]), and takes over the disks that `is_left` names.
     pub(crate) fn restore_all(
         self: &Arc<Self>,
-        state: &State,
+        state: &Description,
         is_left: impl Fn(Option<u32>) -> bool,
     ) -> anyhow::Result<()> {
         self.recovering.store(true, Ordering::Release);

@@ -338,7 +338,7 @@ impl Devices {
         };
         let lines = raw::decode(&saved.table);
         let segments = Lines::parse(&lines).iter().map(segment).collect();
-        text.live = Some(protocol::Table { segments, deps: Vec::new() });
+        text.live = Some(protocol::LoadedTable { segments, deps: Vec::new() });
         text.away = Some(reason);
     }
 }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use blkswitch_core::multipath::Event;
 use blkswitch_io::Device;
-use blkswitch_io::event::{Observer, What};
+use blkswitch_io::event::{DeviceEvent, Observer};
 use tokio::sync::{Notify, broadcast};
 
 use crate::protocol::MonitorEvent;
@@ -45,13 +45,13 @@ impl Monitor {
     /// The callback through which the pool reports events.
     pub fn observer(&self) -> Observer {
         let monitor = self.clone();
-        Box::new(move |device, what| {
-            if matches!(what, What::Multipath { .. }) {
+        Box::new(move |device, change| {
+            if matches!(change, DeviceEvent::Multipath { .. }) {
                 monitor.paths_changed.notify_one();
             }
             if monitor.events.receiver_count() > 0 {
                 // Sending fails if the last watcher has just left.
-                let _ = monitor.events.send(event(device, what));
+                let _ = monitor.events.send(event(device, change));
             }
         })
     }
@@ -87,16 +87,16 @@ fn about(device: &Device) -> MonitorEvent {
     }
 }
 
-fn event(device: &Device, what: What) -> MonitorEvent {
+fn event(device: &Device, change: DeviceEvent) -> MonitorEvent {
     let told = about(device);
-    match what {
-        What::Remapped { sector, arguments } => MonitorEvent {
+    match change {
+        DeviceEvent::Remapped { sector, arguments } => MonitorEvent {
             event: REMAPPED.to_owned(),
             sector: Some(sector),
             arguments: Some(arguments),
             ..told
         },
-        What::Multipath { event, path } => {
+        DeviceEvent::Multipath { event, path } => {
             let (group, paths_up) = match event {
                 Event::PathFailed { left, .. } | Event::PathReinstated { left, .. } => {
                     (None, Some(left))
@@ -109,25 +109,25 @@ fn event(device: &Device, what: What) -> MonitorEvent {
             };
             MonitorEvent { event: event.name().to_owned(), path, group, paths_up, ..told }
         }
-        What::PathErrors { path, errno, count, .. } => MonitorEvent {
+        DeviceEvent::PathErrors { path, errno, count, .. } => MonitorEvent {
             event: "PATH_ERRORS".to_owned(),
             path: Some(path),
             errno: Some(errno),
             count: Some(count),
             ..told
         },
-        What::Flapping { path, is_marginal } => {
+        DeviceEvent::Flapping { path, is_marginal } => {
             let name = if is_marginal { "PATH_MARGINAL" } else { "PATH_QUIET" };
             MonitorEvent { path: Some(path), ..named(name, told) }
         }
-        What::Renamed { from } => {
+        DeviceEvent::Renamed { from } => {
             MonitorEvent { event: "RENAMED".to_owned(), from: Some(from), ..told }
         }
-        What::Created => named("CREATED", told),
-        What::Removed => named("REMOVED", told),
-        What::Suspended => named("SUSPENDED", told),
-        What::Resumed { swapped: false } => named("RESUMED", told),
-        What::Resumed { swapped: true } => named("TABLE_SWAPPED", told),
+        DeviceEvent::Created => named("CREATED", told),
+        DeviceEvent::Removed => named("REMOVED", told),
+        DeviceEvent::Suspended => named("SUSPENDED", told),
+        DeviceEvent::Resumed { swapped: false } => named("RESUMED", told),
+        DeviceEvent::Resumed { swapped: true } => named("TABLE_SWAPPED", told),
     }
 }
 

@@ -142,14 +142,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 /// The query parameters of a request.
-pub struct Params<T>(pub T);
+pub struct QueryParams<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryParams<T> {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
         let query = Query::<T>::try_from_uri(&parts.uri);
-        query.map(|Query(query)| Params(query)).map_err(|error| {
+        query.map(|Query(query)| QueryParams(query)).map_err(|error| {
             let query = parts.uri.query().unwrap_or_default();
             Refused::malformed(Errno::Einval, format!("the query '{query}': {}", error.body_text()))
         })

@@ -14,7 +14,7 @@ use blkswitch_core::switch::{Geometry, Params};
 use blkswitch_core::table;
 use blkswitch_io::slots::Slots;
 
-use super::description::{SavedDevice, SavedMap, State};
+use super::description::{Description, SavedDevice, SavedMap};
 use super::files::{Files, NO_FOLLOW};
 use super::map_file::FoundMap;
 use super::{DISKS_FILE, FILE, Folder, LOCK};
@@ -74,14 +74,14 @@ pub fn check(path: &Path) -> io::Result<Report> {
 }
 
 /// Reads the description; `None` if the folder was never used.
-fn read_description(folder: &Folder, maps: &[PathBuf]) -> io::Result<Option<State>> {
+fn read_description(folder: &Folder, maps: &[PathBuf]) -> io::Result<Option<Description>> {
     match Files::read(&folder.path.join(folder.file)) {
         Err(error) if error.kind() == ErrorKind::NotFound && maps.is_empty() => Ok(None),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let text = format!("it is missing, but {} region maps are there", maps.len());
             Err(io::Error::new(ErrorKind::NotFound, text))
         }
-        text => State::from_text(&text?).map(Some),
+        text => Description::from_text(&text?).map(Some),
     }
 }
 
@@ -165,7 +165,7 @@ fn check_unnamed(report: &mut Report, path: &Path, name: &Path) {
 /// The geometries of the table's switches, as far as the text can be parsed.
 fn geometries(text: &str) -> Vec<Geometry> {
     let lines = table::lines(text.as_bytes()).flatten().filter(|line| line.kind == b"switch");
-    let geometry = |line: table::Target<'_>| {
+    let geometry = |line: table::TableLine<'_>| {
         let words: Vec<&[u8]> =
             line.params.split(|byte| is_space(*byte)).filter(|word| !word.is_empty()).collect();
         let params = Params::parse(words.iter().copied()).ok()?;

@@ -30,7 +30,7 @@ const FIELD: &[u8] = b"\"checksum\": \"";
 /// The kept devices. A device below another comes first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct Description {
     version: u32,
     #[serde(default)]
     checksum: String,
@@ -134,11 +134,11 @@ impl SavedMap {
     }
 }
 
-impl State {
+impl Description {
     /// A description of `devices` in the current boot.
-    pub fn new(devices: Vec<SavedDevice>) -> State {
+    pub fn new(devices: Vec<SavedDevice>) -> Description {
         let checksum = NO_CHECKSUM.into();
-        State { version: VERSION, checksum, boot: boot(), devices, unused: Vec::new() }
+        Description { version: VERSION, checksum, boot: boot(), devices, unused: Vec::new() }
     }
 
     /// The maps of all devices.
@@ -153,8 +153,8 @@ impl State {
 
     /// Returns whether the devices are the same, apart from the generations of their maps. The boot
     /// matters only to disks.
-    pub fn is_as_good_as(&self, other: &State) -> bool {
-        let without = |state: &State| {
+    pub fn is_as_good_as(&self, other: &Description) -> bool {
+        let without = |state: &Description| {
             let mut devices = state.devices.clone();
             devices
                 .iter_mut()
@@ -167,7 +167,7 @@ impl State {
     }
 
     /// Drops the disks if the machine has been booted since: their numbers are not valid any more.
-    pub fn without_gone_disks(mut self) -> State {
+    pub fn without_gone_disks(mut self) -> Description {
         if self.boot != boot() {
             self.devices.iter_mut().for_each(|device| device.disk = None);
         }
@@ -181,7 +181,7 @@ impl State {
 
     /// The text of the description, with its checksum.
     pub fn to_text(&self) -> io::Result<Vec<u8>> {
-        let state = State { version: VERSION, checksum: NO_CHECKSUM.into(), ..self.clone() };
+        let state = Description { version: VERSION, checksum: NO_CHECKSUM.into(), ..self.clone() };
         let mut text = serde_json::to_vec_pretty(&state)?;
         text.push(b'\n');
         let sum = checksum::of(&text);
@@ -194,7 +194,7 @@ impl State {
     /// Parses a description.
     ///
     /// Errors: it is damaged, or of another version.
-    pub fn from_text(text: &[u8]) -> io::Result<State> {
+    pub fn from_text(text: &[u8]) -> io::Result<Description> {
         /// The field that every version has.
         #[derive(Deserialize)]
         struct Any {
@@ -208,7 +208,7 @@ impl State {
             );
             return Err(damaged(text));
         }
-        let state: State = serde_json::from_slice(text)?;
+        let state: Description = serde_json::from_slice(text)?;
         if state.version == OLD && state.checksum.is_empty() {
             return Ok(state);
         }
@@ -249,9 +249,9 @@ fn damaged(text: String) -> io::Error {
 mod tests {
     use super::*;
 
-    fn state() -> State {
+    fn state() -> Description {
         let map = SavedMap { file: "map-0".into(), id: Some("00ff".into()), generation: 3 };
-        State::new(vec![SavedDevice {
+        Description::new(vec![SavedDevice {
             name: "a".into(),
             uuid: String::new(),
             minor: 3,
@@ -268,14 +268,14 @@ mod tests {
     #[test]
     fn any_changed_bit_is_noticed() {
         let text = state().to_text().unwrap();
-        assert_eq!(State::from_text(&text).unwrap().devices, state().devices);
+        assert_eq!(Description::from_text(&text).unwrap().devices, state().devices);
         for bit in 0..text.len() * 8 {
             let mut other = text.clone();
             other[bit / 8] ^= 1 << (bit % 8);
-            assert!(State::from_text(&other).is_err(), "{}", String::from_utf8_lossy(&other));
+            assert!(Description::from_text(&other).is_err(), "{}", String::from_utf8_lossy(&other));
         }
         for len in 0..text.len() - 1 {
-            assert!(State::from_text(&text[..len]).is_err(), "{len} bytes");
+            assert!(Description::from_text(&text[..len]).is_err(), "{len} bytes");
         }
     }
 
@@ -283,10 +283,10 @@ mod tests {
     fn the_checksum_of_what_was_changed_on_purpose_is_said() {
         let text = String::from_utf8(state().to_text().unwrap()).unwrap();
         let text = text.replace("0 1 error", "0 1 zero");
-        let refusal = State::from_text(text.as_bytes()).unwrap_err().to_string();
+        let refusal = Description::from_text(text.as_bytes()).unwrap_err().to_string();
         let sum = |nth| refusal.split('\'').nth(nth).unwrap();
         let mended = text.replace(sum(1), sum(3));
-        let read = State::from_text(mended.as_bytes()).unwrap();
+        let read = Description::from_text(mended.as_bytes()).unwrap();
         assert_eq!(read.devices[0].table, "0 1 zero\n");
     }
 
@@ -295,13 +295,13 @@ mod tests {
         let old = r#"{"version": 1, "boot": "b", "devices": [{"name": "a", "uuid": "", "minor": 0,
             "read_only": false, "suspended": false, "cache": "auto", "table": "0 1 error",
             "maps": ["map-3"], "disk": 2}]}"#;
-        let state = State::from_text(old.as_bytes()).unwrap();
+        let state = Description::from_text(old.as_bytes()).unwrap();
         assert!(state.is_old());
         let device = &state.without_gone_disks().devices[0];
         assert_eq!((device.maps[0].file.to_str(), device.disk), (Some("map-3"), None));
         assert_eq!(device.maps[0].id, None);
         let newer = old.replace("\"version\": 1", "\"version\": 3");
-        let refusal = State::from_text(newer.as_bytes()).unwrap_err().to_string();
+        let refusal = Description::from_text(newer.as_bytes()).unwrap_err().to_string();
         assert!(refusal.contains("version 3 where 1 and 2"), "{refusal}");
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct Files {
 /// A step that was taken.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "nobody is told but a test"))]
-pub(crate) enum Step<'a> {
+pub(crate) enum FileStep<'a> {
     MadeFolder(&'a Path),
     Made(&'a Path),
     Written,
@@ -66,7 +66,7 @@ impl Files {
         Files { journal: Some(journal), ..Files::new(true) }
     }
 
-    fn done(&self, _step: Step<'_>) {
+    fn done(&self, _step: FileStep<'_>) {
         #[cfg(test)]
         if let Some(journal) = &self.journal {
             journal.note(_step);
@@ -86,7 +86,7 @@ impl Files {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
                 made => made?,
             }
-            self.done(Step::MadeFolder(path));
+            self.done(FileStep::MadeFolder(path));
         }
         match self.force(above) {
             // A user who may not read the folder above has not made this one, and a read-only
@@ -108,7 +108,7 @@ impl Files {
     pub(super) fn make_new(&self, path: &Path) -> io::Result<File> {
         let mut open = OpenOptions::new();
         let file = open.read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
-        self.done(Step::Made(path));
+        self.done(FileStep::Made(path));
         Ok(file)
     }
 
@@ -149,14 +149,14 @@ impl Files {
 
     /// Notes that something was written to a file.
     pub(super) fn wrote(&self) {
-        self.done(Step::Written);
+        self.done(FileStep::Written);
     }
 
     /// Forces the data and the length of a file.
     pub(super) fn force_file(&self, file: &File, path: &Path) -> io::Result<()> {
         if self.forces {
             file.sync_data()?;
-            self.done(Step::Forced(path));
+            self.done(FileStep::Forced(path));
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Files {
     /// Renames a file, and replaces the file that has the new name.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)?;
-        self.done(Step::Renamed(from, to));
+        self.done(FileStep::Renamed(from, to));
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Files {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             removed => removed?,
         }
-        self.done(Step::Removed(path));
+        self.done(FileStep::Removed(path));
         Ok(())
     }
 
@@ -182,7 +182,7 @@ impl Files {
     pub(super) fn force(&self, folder: &Path) -> io::Result<()> {
         if self.forces {
             File::open(folder)?.sync_all()?;
-            self.done(Step::Forced(folder));
+            self.done(FileStep::Forced(folder));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::files::Step;
+use super::files::FileStep;
 
 /// Path of the folder below `base`. Only `base` exists before the test, so the folders in between
 /// must be created.
@@ -23,12 +23,12 @@ pub(crate) struct Journal {
 
 #[derive(Debug)]
 pub(crate) struct Note {
-    pub(crate) what: What,
+    pub(crate) step: NotedStep,
     pub(crate) contents: Contents,
 }
 
 #[derive(Debug, PartialEq)]
-pub(crate) enum What {
+pub(crate) enum NotedStep {
     MadeFolder(PathBuf),
     Made(PathBuf),
     Written,
@@ -44,28 +44,28 @@ impl Journal {
         Arc::new(Journal { base: base.to_owned(), notes: Mutex::default() })
     }
 
-    pub(crate) fn note(&self, step: Step<'_>) {
+    pub(crate) fn note(&self, step: FileStep<'_>) {
         // `make_folder` may also force the folder above `base`, which is not part of the test.
-        if matches!(step, Step::Forced(path) if path.strip_prefix(&self.base).is_err()) {
+        if matches!(step, FileStep::Forced(path) if path.strip_prefix(&self.base).is_err()) {
             return;
         }
         let name = |path: &Path| path.strip_prefix(&self.base).unwrap().to_owned();
         self.push(match step {
-            Step::MadeFolder(path) => What::MadeFolder(name(path)),
-            Step::Made(path) => What::Made(name(path)),
-            Step::Written => What::Written,
-            Step::Renamed(from, to) => What::Renamed(name(from), name(to)),
-            Step::Removed(path) => What::Removed(name(path)),
-            Step::Forced(path) => What::Forced(name(path)),
+            FileStep::MadeFolder(path) => NotedStep::MadeFolder(name(path)),
+            FileStep::Made(path) => NotedStep::Made(name(path)),
+            FileStep::Written => NotedStep::Written,
+            FileStep::Renamed(from, to) => NotedStep::Renamed(name(from), name(to)),
+            FileStep::Removed(path) => NotedStep::Removed(name(path)),
+            FileStep::Forced(path) => NotedStep::Forced(name(path)),
         });
     }
 
-    pub(crate) fn push(&self, what: What) {
+    pub(crate) fn push(&self, step: NotedStep) {
         let mut contents = Contents::new();
         for entry in std::fs::read_dir(self.base.join(FOLDER)).into_iter().flatten() {
             let name = Path::new(FOLDER).join(entry.unwrap().file_name());
             contents.insert(name.clone(), std::fs::read(self.base.join(name)).unwrap());
         }
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Note { what, contents });
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Note { step, contents });
     }
 }

@@ -41,7 +41,7 @@ use blkswitch_core::switch::Geometry;
 use blkswitch_io::slots::Slots;
 
 pub use self::check::{Report, check};
-pub use self::description::{SavedDevice, SavedMap, State};
+pub use self::description::{Description, SavedDevice, SavedMap};
 use self::files::Files;
 use self::header::Shape;
 pub use self::map_file::Owner;
@@ -72,7 +72,7 @@ pub struct Folder {
 #[derive(Debug, Default)]
 struct Inner {
     /// The description on the medium; `None` if that is uncertain.
-    saved: Option<State>,
+    saved: Option<Description>,
     /// The maps that the description on the medium names, or may name.
     named: HashSet<PathBuf>,
     /// Maps that this daemon created or found in a description, and has not removed yet.
@@ -147,15 +147,15 @@ impl Folder {
     ///
     /// Errors: the description cannot be read, is damaged, belongs to another user, or is missing
     /// while maps exist.
-    pub fn load(&self) -> io::Result<State> {
+    pub fn load(&self) -> io::Result<Description> {
         let text = match Files::read(&self.path.join(self.file)) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.check_never_used()?;
-                return Ok(State::new(Vec::new()));
+                return Ok(Description::new(Vec::new()));
             }
             text => text?,
         };
-        let state = State::from_text(&text)
+        let state = Description::from_text(&text)
             .map_err(|error| io::Error::new(error.kind(), format!("'{}': {error}", self.file)))?;
         let mut inner = self.inner();
         inner.named = state.files();
@@ -191,7 +191,7 @@ impl Folder {
     /// more.
     pub fn save(&self, devices: Vec<SavedDevice>) -> io::Result<()> {
         let mut inner = self.inner();
-        let mut state = State::new(devices);
+        let mut state = Description::new(devices);
         state.unused = inner.unused(&state);
         if !inner.saved.as_ref().is_some_and(|saved| saved.is_as_good_as(&state)) {
             self.describe(&mut inner, state)?;
@@ -200,7 +200,7 @@ impl Folder {
         Ok(())
     }
 
-    fn describe(&self, inner: &mut Inner, state: State) -> io::Result<()> {
+    fn describe(&self, inner: &mut Inner, state: Description) -> io::Result<()> {
         let file = self.path.join(self.file);
         let names = state.files();
         if state.devices.is_empty() && !self.keeps_all() {
@@ -229,7 +229,7 @@ impl Folder {
         if self.keeps_all() && inner.saved.is_none() && inner.named.is_empty() {
             // Write a description first: a folder with maps but no description counts as one that
             // has lost it.
-            self.describe(&mut inner, State::new(Vec::new()))?;
+            self.describe(&mut inner, Description::new(Vec::new()))?;
         }
         let (name, file) = self.new_file(&mut inner, geometry, owner)?;
         let slots = self.words(geometry, &name)?;
@@ -459,7 +459,7 @@ impl Folder {
 
 impl Inner {
     /// Maps that tables still use, and that a description of `state` does not name.
-    fn unused(&self, state: &State) -> Vec<SavedMap> {
+    fn unused(&self, state: &Description) -> Vec<SavedMap> {
         let names = state.files();
         let before = self.saved.iter().flat_map(|saved| saved.maps().chain(&saved.unused));
         let left = before.filter(|map| !names.contains(&map.file));

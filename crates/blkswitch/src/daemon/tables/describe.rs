@@ -73,7 +73,7 @@ pub fn path_word(table: &Table, leaf: u32) -> Option<String> {
 
 /// The leaves of a writable table that are read-only.
 fn read_only_paths(table: &Table) -> Vec<String> {
-    let leaves = table.leaves().iter().zip(0u32..).filter(|(leaf, _)| leaf.limits().read_only);
+    let leaves = table.leaves().iter().zip(0u32..).filter(|(leaf, _)| leaf.properties().read_only);
     let word = |(leaf, index): (&Arc<Leaf>, u32)| {
         path_word(table, index).unwrap_or_else(|| leaf.name().to_owned())
     };
@@ -89,8 +89,8 @@ pub fn text(table: &Table) -> String {
     table.segments().iter().map(line).collect()
 }
 
-fn table(table: &Table) -> protocol::Table {
-    protocol::Table {
+fn table(table: &Table) -> protocol::LoadedTable {
+    protocol::LoadedTable {
         segments: table.segments().iter().map(|one| segment(table, one)).collect(),
         deps: dependencies(table),
     }
@@ -126,7 +126,7 @@ fn dependency(table: &Table, below: Below, address: String) -> Dependency {
         Below::Device(id) => (MAJOR, id, true),
         Below::Leaf(leaf) => {
             let numbers =
-                table.leaves().get(leaf as usize).and_then(|leaf| leaf.limits().device_numbers);
+                table.leaves().get(leaf as usize).and_then(|leaf| leaf.properties().device_numbers);
             let (major, minor) = numbers.unwrap_or_default();
             (major, minor, false)
         }

@@ -209,12 +209,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Returns whether an open leaf is sufficient for `options`.
 fn suits(leaf: &Leaf, options: &LeafOptions) -> bool {
-    options.read_only || !leaf.limits().read_only
+    options.read_only || !leaf.properties().read_only
 }
 
 /// Returns whether `leaf` can do everything that `other` can.
 fn is_as_able(leaf: &Leaf, other: &Leaf) -> bool {
-    other.limits().read_only || !leaf.limits().read_only
+    other.properties().read_only || !leaf.properties().read_only
 }
 
 /// Returns an open leaf, in the page cache mode that `options` asks for.
@@ -265,7 +265,7 @@ mod tests {
         let read_only = LeafOptions { read_only: true, ..writable };
         let reader = leaves.open(&address, &read_only).unwrap();
         let writer = leaves.open(&address, &writable).unwrap();
-        assert!(reader.limits().read_only && !writer.limits().read_only);
+        assert!(reader.properties().read_only && !writer.properties().read_only);
         for options in [read_only, writable] {
             assert!(Arc::ptr_eq(&leaves.open(&address, &options).unwrap(), &writer));
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::load::Random;
+use crate::workload::Random;
 
 /// The owner of each region.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 //! regions under load. Cables ([`cable`]) between the servers can be pulled out. The host is a
 //! daemon with the two tiers: a switch device over one multipath device per member. Each multipath
 //! has the straight way to its member as the preferred group, and the ways through the others as
-//! the second. A load ([`crate::load`]) writes and verifies on the host's device all the time.
+//! the second. A load ([`crate::workload`]) writes and verifies on the host's device all the time.
 //!
 //! Contract: as in [`super`]: one folder, which is removed, and an error for anything unexpected.
 
@@ -29,14 +29,14 @@ use anyhow::{Context, bail};
 use self::cable::{Cable, Cables, Place};
 use self::layout::{Layout, Move};
 use self::member::Member;
-use self::target::{IQN, LUN, Programs, Target};
+use self::target::{IQN, IscsiTarget, LUN, Programs};
 use self::watch::{Sample, Watch};
 use super::stage::{Folder, Running, quiet, say, verb};
 use crate::config::{GroupOptions, Transport};
 use crate::daemon::process::runtime::runtime;
 use crate::daemon::process::stop::Signals;
-use crate::load::{Errors, Load, LoadOptions};
 use crate::nbd_client::NbdClient;
+use crate::workload::{Errors, Load, LoadOptions};
 
 /// Sectors of the volume: 64 MiB.
 const SECTORS: u64 = 131_072;
@@ -141,7 +141,7 @@ fn interruption() -> anyhow::Result<Arc<AtomicBool>> {
 /// The members, and the cables to them.
 struct Group {
     /// The targets in front of the members, in their order, if the host uses iSCSI.
-    targets: Vec<Target>,
+    targets: Vec<IscsiTarget>,
     members: Vec<Member>,
     /// Cables from the host to each member.
     front: Vec<Cable>,
@@ -164,8 +164,9 @@ impl Group {
         for member in &members {
             member.make_volume(&stores, reconnect, &layout.words())?;
         }
-        let target =
-            |programs, member: &Member| Target::start(programs, member.folder(), &member.socket());
+        let target = |programs, member: &Member| {
+            IscsiTarget::start(programs, member.folder(), &member.socket())
+        };
         let targets = programs
             .into_iter()
             .flat_map(|programs| members.iter().map(move |member| target(programs, member)));

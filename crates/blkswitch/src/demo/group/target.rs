@@ -75,16 +75,20 @@ fn find(name: &str) -> Option<PathBuf> {
 
 /// A target in front of a member. Fields are dropped in order: nbdfuse first, so that tgt cannot
 /// hang in its file.
-pub(super) struct Target {
+pub(super) struct IscsiTarget {
     _nbdfuse: Program,
     tgtd: Program,
     port: u16,
 }
 
-impl Target {
+impl IscsiTarget {
     /// Starts a target in front of the member with the NBD socket `nbd`, with its files in
     /// `folder`.
-    pub(super) fn start(programs: &Programs, folder: &Path, nbd: &Path) -> anyhow::Result<Target> {
+    pub(super) fn start(
+        programs: &Programs,
+        folder: &Path,
+        nbd: &Path,
+    ) -> anyhow::Result<IscsiTarget> {
         let mount = folder.join("mount");
         fs::create_dir(&mount).with_context(|| format!("cannot make '{}'", mount.display()))?;
         let file = mount.join(VOLUME);
@@ -96,7 +100,7 @@ impl Target {
         let file = PathBuf::from(format!("/proc/{}/root{}", nbdfuse.child.id(), file.display()));
         nbdfuse.until(|| fs::metadata(&file).is_ok_and(|file| file.len() == SECTORS * 512))?;
         let (tgtd, port) = serve(programs, folder)?;
-        let target = Target { _nbdfuse: nbdfuse, tgtd, port };
+        let target = IscsiTarget { _nbdfuse: nbdfuse, tgtd, port };
         target.make_volume(programs, folder, &file)?;
         Ok(target)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use super::member::Member;
-use crate::load::Load;
+use crate::workload::Load;
 
 /// Time between two samples.
 pub(super) const INTERVAL: Duration = Duration::from_millis(250);

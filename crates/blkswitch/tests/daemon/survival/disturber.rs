@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use blkswitch::load::Random;
+use blkswitch::workload::Random;
 
 use super::witness::Witness;
 use crate::fixture::Daemon;

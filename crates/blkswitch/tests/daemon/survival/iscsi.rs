@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use blkswitch::load::{Errors, Load, LoadOptions, Random};
+use blkswitch::workload::{Errors, Load, LoadOptions, Random};
 
 use self::target::{Login, Target};
 use super::disturber::{Disturbed, Disturber};

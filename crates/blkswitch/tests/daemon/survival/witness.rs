@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkswitch::load::{Load, UnderWay};
+use blkswitch::workload::{Load, UnderWay};
 
 /// Bytes of the client's answer to a greeting: its flags.
 const FLAGS_LEN: usize = 4;

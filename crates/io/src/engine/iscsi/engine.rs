@@ -22,7 +22,7 @@ use crate::engine::session::reconnecting::{self, Reconnecting, no_doubt};
 use crate::engine::session::reconnector::Reconnector;
 use crate::engine::session::sessions::Session;
 use crate::engine::session::turn::Turn;
-use crate::engine::{LeafIo, LeafOp, Limits, Submitted};
+use crate::engine::{LeafIo, LeafOp, Properties, Submitted};
 use crate::sys::lock::lock;
 
 type Shared = reconnecting::Shared<IscsiProtocol>;
@@ -56,13 +56,16 @@ impl IscsiEngine {
     pub(crate) fn open(
         address: &IscsiAddress,
         options: &LeafOptions,
-    ) -> Result<(IscsiEngine, Limits), LeafError> {
+    ) -> Result<(IscsiEngine, Properties), LeafError> {
         let system =
             |source| LeafError::System { what: "reach", name: address.to_string(), source };
         Self::connect(address, options).map_err(system)
     }
 
-    fn connect(address: &IscsiAddress, options: &LeafOptions) -> io::Result<(IscsiEngine, Limits)> {
+    fn connect(
+        address: &IscsiAddress,
+        options: &LeafOptions,
+    ) -> io::Result<(IscsiEngine, Properties)> {
         let deadline = Instant::now() + address.patience.timeout;
         let drawn = draw()?;
         let again = |volume: &Volume, isid| {
@@ -79,7 +82,7 @@ impl IscsiEngine {
         let session = Some(again(&volume, isid)?);
         let control = Control { address: address.clone(), volume: volume.clone(), isid, session };
         let identity = identity(address, &volume);
-        let limits = limits(&volume, options.read_only);
+        let properties = properties(&volume, options.read_only);
         let of = (address.clone(), volume.clone());
         let in_doubt = no_doubt(sessions.len());
         let doubts = in_doubt.clone();
@@ -109,10 +112,13 @@ impl IscsiEngine {
             doubted: AtomicU64::new(0),
             in_doubt,
         });
-        let read_only = limits.read_only;
+        let read_only = properties.read_only;
         let (target, control) = (address.target.clone(), Mutex::new(control));
         let knows_no_status = AtomicBool::new(false);
-        Ok((IscsiEngine { shared, identity, target, knows_no_status, read_only, control }, limits))
+        Ok((
+            IscsiEngine { shared, identity, target, knows_no_status, read_only, control },
+            properties,
+        ))
     }
 
     /// # Safety
@@ -357,13 +363,13 @@ fn identity(IscsiAddress { target, lun, .. }: &IscsiAddress, volume: &Volume) ->
     volume.identity.clone().unwrap_or_else(nameless)
 }
 
-fn limits(volume: &Volume, read_only: bool) -> Limits {
-    Limits {
+fn properties(volume: &Volume, read_only: bool) -> Properties {
+    Properties {
         logical_block: volume.block_bytes,
         physical_block: volume.physical_bytes,
         read_only: read_only || volume.read_only,
         rotational: volume.rotational,
-        ..Limits::memory(volume.blocks * u64::from(volume.block_bytes))
+        ..Properties::memory(volume.blocks * u64::from(volume.block_bytes))
     }
 }
 

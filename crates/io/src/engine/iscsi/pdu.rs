@@ -4,7 +4,7 @@
 //! that was not negotiated becomes [`Heard::Broken`]. Layouts and field names are those of RFC
 //! 7143, section 11.
 
-use super::scsi::{Command, Way};
+use super::scsi::{ScsiCommand, Way};
 
 /// Length of a basic header in bytes.
 pub const HEADER: usize = 48;
@@ -77,7 +77,7 @@ pub struct Numbers {
 /// Encodes the PDU of a command. `bytes` is the length of all of its data, `immediate` that of the
 /// data in this PDU. `more` says whether further data follows unasked.
 pub fn command(
-    command: &Command,
+    command: &ScsiCommand,
     lun: [u8; 8],
     tag: u32,
     numbers: Numbers,

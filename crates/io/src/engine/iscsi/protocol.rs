@@ -89,7 +89,7 @@ pub(super) struct Burst {
 
 /// The meaning of the next bytes from the target.
 #[derive(Clone, Copy)]
-enum Step {
+enum Expecting {
     Header,
     /// Data of a read, at `at` in the operation's memory.
     Data {
@@ -132,7 +132,7 @@ pub(super) struct IscsiProtocol {
     /// opened.
     pub(super) volume: Volume,
     nexus: Nexus,
-    step: Step,
+    expecting: Expecting,
     /// The PDU whose data segment is being received.
     heard: Incoming,
     /// The beginning of its data segment, unless it is data of a read.
@@ -178,7 +178,7 @@ impl Protocol for IscsiProtocol {
             wire,
             volume,
             nexus,
-            step: Step::Header,
+            expecting: Expecting::Header,
             heard,
             segment: Vec::with_capacity(MAX_SENSE),
             tasks: (0..MAX_TASKS).map(|_| None).collect(),
@@ -212,15 +212,16 @@ impl Protocol for IscsiProtocol {
             self.release_held(work);
             return Ok(());
         }
-        match (self.conn.received(result), self.step) {
+        match (self.conn.received(result), self.expecting) {
             (Received::End(_), _) if self.leaving != Leaving::No => {
                 Err((DOUBTED, "the target has ended the session, as it said"))
             }
             (Received::End(errno), _) => Err((errno, "the target has closed it")),
             (Received::Input, _) => self.read(work),
-            (Received::Place(come), Step::Data { task, at, left }) => {
+            (Received::Place(come), Expecting::Data { task, at, left }) => {
                 let come = (come as u32).min(left);
-                self.step = Step::Data { task, at: at + u64::from(come), left: left - come };
+                self.expecting =
+                    Expecting::Data { task, at: at + u64::from(come), left: left - come };
                 self.read(work)
             }
             (Received::Place(_), _) => Err((libc::EPROTO, "data without a place")),
@@ -312,7 +313,7 @@ impl IscsiProtocol {
 
     /// Starts to receive the next bytes.
     fn receive(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
-        if let Step::Data { task, at, left } = self.step
+        if let Expecting::Data { task, at, left } = self.expecting
             && left >= IN_PLACE
             && let Some(op) = self.task(task).map(|task| task.slot).and_then(|op| work.ops.get(op))
         {
@@ -331,8 +332,8 @@ impl IscsiProtocol {
         loop {
             let unread = self.conn.unread();
             let come = unread.len();
-            match self.step {
-                Step::Header => {
+            match self.expecting {
+                Expecting::Header => {
                     let (Some(header), Some(whole)) =
                         (unread.first_chunk::<HEADER>(), unread.get(..self.wire.header_len()))
                     else {
@@ -346,15 +347,15 @@ impl IscsiProtocol {
                     self.conn.consume(len);
                     self.take_header(incoming)?;
                 }
-                Step::Data { left: 0, .. } | Step::Segment { left: 0 } => {
-                    self.step = Step::Padding { left: pdu::padding(self.heard.data) };
+                Expecting::Data { left: 0, .. } | Expecting::Segment { left: 0 } => {
+                    self.expecting = Expecting::Padding { left: pdu::padding(self.heard.data) };
                 }
-                Step::Padding { left: 0 } => {
-                    self.step = Step::Header;
+                Expecting::Padding { left: 0 } => {
+                    self.expecting = Expecting::Header;
                     self.take_pdu(work)?;
                 }
                 _ if come == 0 => return Ok(()),
-                Step::Data { task, at, left } => {
+                Expecting::Data { task, at, left } => {
                     let bytes = come.min(left as usize);
                     let slot = self.tasks.get(task as usize).and_then(Option::as_ref);
                     if let Some(op) = slot.and_then(|task| work.ops.get(task.slot)) {
@@ -366,20 +367,20 @@ impl IscsiProtocol {
                         }
                     }
                     self.conn.consume(bytes);
-                    self.step =
-                        Step::Data { task, at: at + bytes as u64, left: left - bytes as u32 };
+                    self.expecting =
+                        Expecting::Data { task, at: at + bytes as u64, left: left - bytes as u32 };
                 }
-                Step::Segment { left } => {
+                Expecting::Segment { left } => {
                     let bytes = come.min(left as usize);
                     let kept = bytes.min(MAX_SENSE - self.segment.len());
                     self.segment.extend_from_slice(unread.get(..kept).unwrap_or_default());
                     self.conn.consume(bytes);
-                    self.step = Step::Segment { left: left - bytes as u32 };
+                    self.expecting = Expecting::Segment { left: left - bytes as u32 };
                 }
-                Step::Padding { left } => {
+                Expecting::Padding { left } => {
                     let bytes = come.min(left as usize);
                     self.conn.consume(bytes);
-                    self.step = Step::Padding { left: left - bytes as u32 };
+                    self.expecting = Expecting::Padding { left: left - bytes as u32 };
                 }
             }
         }
@@ -393,14 +394,15 @@ impl IscsiProtocol {
         self.wire.count(&incoming.counters);
         self.heard = incoming;
         self.segment.clear();
-        self.step = Step::Segment { left: incoming.data };
+        self.expecting = Expecting::Segment { left: incoming.data };
         if let Heard::DataIn { offset, .. } = incoming.heard {
             let number = self.tagged(incoming.tag)?;
             let Some(task) = self.task(number) else { return Ok(()) };
             task.transfer.came(offset, incoming.data).map_err(|why| (libc::EPROTO, why))?;
             let bytes = u64::from(task.transfer.bytes);
             self.conn.expect(bytes);
-            self.step = Step::Data { task: number, at: u64::from(offset), left: incoming.data };
+            self.expecting =
+                Expecting::Data { task: number, at: u64::from(offset), left: incoming.data };
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ pub const UNMAP_LIST: usize = 24;
 
 /// A command and the direction of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Command {
+pub struct ScsiCommand {
     /// The command descriptor block.
     pub cdb: [u8; CDB],
     /// Number of bytes of `cdb` that the command uses.
@@ -35,17 +35,17 @@ pub enum Way {
     Out,
 }
 
-fn command(len: usize, way: Way, bytes: &[(usize, &[u8])]) -> Command {
+fn command(len: usize, way: Way, bytes: &[(usize, &[u8])]) -> ScsiCommand {
     let mut cdb = [0; CDB];
     for (at, bytes) in bytes {
         if let Some(place) = cdb.get_mut(*at..*at + bytes.len()) {
             place.copy_from_slice(bytes);
         }
     }
-    Command { cdb, len, way }
+    ScsiCommand { cdb, len, way }
 }
 
-fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> Command {
+fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> ScsiCommand {
     command(
         16,
         way,
@@ -54,28 +54,28 @@ fn with_range(opcode: u8, flags: u8, way: Way, block: u64, blocks: u32) -> Comma
 }
 
 /// READ(16) of `blocks` from `block` on.
-pub fn read(block: u64, blocks: u32) -> Command {
+pub fn read(block: u64, blocks: u32) -> ScsiCommand {
     with_range(0x88, 0, Way::In, block, blocks)
 }
 
 /// WRITE(16) of `blocks` from `block` on.
-pub fn write(block: u64, blocks: u32, fua: bool) -> Command {
+pub fn write(block: u64, blocks: u32, fua: bool) -> ScsiCommand {
     with_range(0x8a, if fua { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
 
 /// WRITE SAME(16). With a block of zeroes it zeroes the range, and with `unmap` it may deallocate
 /// it.
-pub fn write_same(block: u64, blocks: u32, unmap: bool) -> Command {
+pub fn write_same(block: u64, blocks: u32, unmap: bool) -> ScsiCommand {
     with_range(0x93, if unmap { 0x08 } else { 0 }, Way::Out, block, blocks)
 }
 
 /// SYNCHRONIZE CACHE(16) of all blocks.
-pub fn synchronize_cache() -> Command {
+pub fn synchronize_cache() -> ScsiCommand {
     with_range(0x91, 0, Way::None, 0, 0)
 }
 
 /// UNMAP of one range, and its parameter list.
-pub fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
+pub fn unmap(block: u64, blocks: u32) -> (ScsiCommand, [u8; UNMAP_LIST]) {
     let mut list = [0; UNMAP_LIST];
     let fields: [(usize, &[u8]); 4] = [
         (0, &(UNMAP_LIST as u16 - 2).to_be_bytes()),
@@ -92,12 +92,12 @@ pub fn unmap(block: u64, blocks: u32) -> (Command, [u8; UNMAP_LIST]) {
 }
 
 /// READ CAPACITY(16): size and block sizes.
-pub fn read_capacity() -> Command {
+pub fn read_capacity() -> ScsiCommand {
     command(16, Way::In, &[(0, &[0x9e, 0x10]), (10, &(ANSWER as u32).to_be_bytes())])
 }
 
 /// GET LBA STATUS(16) from a block on.
-pub fn get_lba_status(block: u64) -> Command {
+pub fn get_lba_status(block: u64) -> ScsiCommand {
     let length = (ANSWER as u32).to_be_bytes();
     command(16, Way::In, &[(0, &[0x9e, 0x12]), (2, &block.to_be_bytes()), (10, &length)])
 }
@@ -116,9 +116,9 @@ pub fn lba_status(answer: &[u8], block: u64) -> Option<(u64, bool)> {
     (len >= 20 && first <= block && blocks > 0).then_some((blocks, status & 0x0f != 1))
 }
 
-/// A query in the words of the caller: a command of at most [`CDB`] bytes whose data comes in. `None`
-/// if it is empty or longer.
-pub fn query(cdb: &[u8]) -> Option<Command> {
+/// A query in the words of the caller: a command of at most [`CDB`] bytes whose data comes in.
+/// `None` if it is empty or longer.
+pub fn query(cdb: &[u8]) -> Option<ScsiCommand> {
     let is_good = (1..=CDB).contains(&cdb.len());
     is_good.then(|| command(cdb.len(), Way::In, &[(0, cdb)]))
 }
@@ -131,17 +131,17 @@ pub fn tells_of_map(ascq: u16) -> bool {
 }
 
 /// INQUIRY of a page of vital product data.
-pub fn inquiry(page: u8) -> Command {
+pub fn inquiry(page: u8) -> ScsiCommand {
     command(6, Way::In, &[(0, &[0x12, 1, page]), (3, &(ANSWER as u16).to_be_bytes())])
 }
 
 /// TEST UNIT READY: checks that the unit answers.
-pub fn test_unit_ready() -> Command {
+pub fn test_unit_ready() -> ScsiCommand {
     command(6, Way::None, &[])
 }
 
 /// MODE SENSE(6) of the caching page.
-pub fn mode_sense_caching() -> Command {
+pub fn mode_sense_caching() -> ScsiCommand {
     command(6, Way::In, &[(0, &[0x1a, 0x08, 0x08, 0, ANSWER as u8])])
 }
 

@@ -5,7 +5,7 @@
 
 use super::pdu::{self, DIGEST, DataOut, HEADER, Header, Numbers, Transfer};
 use super::protocol::{Burst, IscsiProtocol, Leaving, MAX_TASKS, Task, Work, sealed};
-use super::scsi::{self, Command, UNMAP_LIST, Volume, Way};
+use super::scsi::{self, ScsiCommand, UNMAP_LIST, Volume, Way};
 use crate::engine::session::reconnecting::Lost;
 use crate::engine::session::sessions::SessionRing;
 use crate::engine::{LeafIo, LeafOp};
@@ -20,7 +20,7 @@ const MAX_BURSTS: u8 = 2;
 
 /// A command for an operation, or for the rest of it.
 struct Next {
-    command: Command,
+    command: ScsiCommand,
     /// Bytes of the operation that the command covers.
     piece: u64,
     /// Bytes of the command's data.

@@ -15,7 +15,7 @@ use blkswitch_core::multipath::outcome::is_path_error;
 use super::address::{IscsiAddress, SecretAt};
 use super::login::{self, Agreed};
 use super::pdu::{self, Counters, HEADER, Header, Heard, Incoming, Numbers, Stage, Transfer};
-use super::scsi::{self, ANSWER, Command, Outcome, Volume};
+use super::scsi::{self, ANSWER, Outcome, ScsiCommand, Volume};
 use crate::engine::session::socket::Socket;
 use crate::engine::session::uri::{Place, host_and_port};
 
@@ -320,7 +320,7 @@ impl IscsiSession {
             io::Error::new(io::ErrorKind::InvalidData, reason)
         })?;
         type Take = fn(&mut Volume, &[u8]);
-        let questions: [(Command, Take); 6] = [
+        let questions: [(ScsiCommand, Take); 6] = [
             (scsi::inquiry(0xb0), Volume::take_limits),
             (scsi::inquiry(0xb1), Volume::take_characteristics),
             (scsi::inquiry(0xb2), Volume::take_provisioning),
@@ -411,7 +411,7 @@ impl IscsiSession {
     }
 
     /// Sends a query and returns its answer.
-    fn ask(&mut self, question: &Command, deadline: Instant) -> io::Result<Vec<u8>> {
+    fn ask(&mut self, question: &ScsiCommand, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; ANSWER];
         self.carry_out(question, &mut answer, deadline, true).map(|_| answer)
     }
@@ -419,7 +419,7 @@ impl IscsiSession {
     /// Sends a query. Returns the number of bytes of its answer.
     pub(super) fn query(
         &mut self,
-        query: &Command,
+        query: &ScsiCommand,
         answer: &mut [u8],
         deadline: Instant,
     ) -> io::Result<usize> {
@@ -428,7 +428,12 @@ impl IscsiSession {
 
     /// Carries out a command. Repeats it after a unit attention. If the unit may be another one
     /// now, or is gone, the session ends, and the next one queries the unit.
-    fn call(&mut self, command: &Command, data: &mut [u8], deadline: Instant) -> io::Result<()> {
+    fn call(
+        &mut self,
+        command: &ScsiCommand,
+        data: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<()> {
         self.carry_out(command, data, deadline, false).map(drop)
     }
 
@@ -436,7 +441,7 @@ impl IscsiSession {
     /// number of bytes that have arrived.
     fn carry_out(
         &mut self,
-        command: &Command,
+        command: &ScsiCommand,
         data: &mut [u8],
         deadline: Instant,
         asks: bool,
@@ -470,7 +475,7 @@ impl IscsiSession {
 
     fn call_once(
         &mut self,
-        command: &Command,
+        command: &ScsiCommand,
         data: &mut [u8],
         deadline: Instant,
     ) -> io::Result<Ended> {
@@ -486,7 +491,7 @@ impl IscsiSession {
     }
 
     /// Sends a command without outgoing data and waits for its end.
-    fn exchange(&mut self, command: &Command, data: &mut [u8]) -> io::Result<Ended> {
+    fn exchange(&mut self, command: &ScsiCommand, data: &mut [u8]) -> io::Result<Ended> {
         while !self.wire.is_open() {
             let (incoming, segment) = self.receive()?;
             self.hear(&incoming, &segment)?;

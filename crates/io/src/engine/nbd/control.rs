@@ -9,10 +9,10 @@ use std::time::Instant;
 use super::address::NbdAddress;
 use super::handshake::{Offer, shake_hands, shake_hands_in_place};
 use super::protocol::Connection;
-use super::wire::{self, Covered, Parsed, Reply, What};
+use super::wire::{self, Covered, Parsed, Reply, ReplyKind};
 use crate::engine::io::answered;
 use crate::engine::session::socket::Socket;
-use crate::wire::nbd::{Command, SIMPLE_REPLY_LEN};
+use crate::wire::nbd::{NbdCommand, SIMPLE_REPLY_LEN};
 
 /// Connects to the export of an address and negotiates its use.
 pub(super) fn dial(address: &NbdAddress, deadline: Instant) -> io::Result<(Socket, Offer)> {
@@ -96,12 +96,12 @@ impl Control {
 
     /// Makes completed writes durable.
     pub(super) fn flush(&mut self, deadline: Instant) -> io::Result<()> {
-        self.call(Command::Flush, &mut [], deadline)?
+        self.call(NbdCommand::Flush, &mut [], deadline)?
     }
 
     /// Reads from the start of the export, to check whether the server answers.
     pub(super) fn probe(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
-        answered(self.call(Command::Read, into, deadline)?)
+        answered(self.call(NbdCommand::Read, into, deadline)?)
     }
 
     /// Whether the server offers the export as writable on a new connection.
@@ -114,7 +114,7 @@ impl Control {
     /// meanwhile, tries once more on a new one.
     fn call(
         &mut self,
-        command: Command,
+        command: NbdCommand,
         data: &mut [u8],
         deadline: Instant,
     ) -> io::Result<io::Result<()>> {
@@ -136,7 +136,7 @@ impl Control {
 
     fn call_once(
         &mut self,
-        command: Command,
+        command: NbdCommand,
         data: &mut [u8],
         deadline: Instant,
     ) -> Result<(), Failed> {
@@ -153,28 +153,28 @@ impl Control {
             if reply.cookie != self.cookie {
                 return Err(broken("a reply to no request"));
             }
-            match reply.what {
-                What::Error { code, skip } => {
+            match reply.kind {
+                ReplyKind::Error { code, skip } => {
                     errno = wire::errno(code);
                     socket.read_exact(&mut vec![0; skip as usize])?;
                 }
-                What::Simple if command == Command::Read => {
+                ReplyKind::Simple if command == NbdCommand::Read => {
                     socket.read_exact(data)?;
                     covered.add(0, data.len() as u64);
                 }
-                What::Data { offset, len } | What::Hole { offset, len } => {
+                ReplyKind::Data { offset, len } | ReplyKind::Hole { offset, len } => {
                     let end =
                         offset.checked_add(u64::from(len)).filter(|end| *end <= data.len() as u64);
                     let end = end.filter(|_| covered.add(offset, u64::from(len)));
                     let place = end.and_then(|end| data.get_mut(offset as usize..end as usize));
                     let place =
                         place.ok_or_else(|| broken("data that was not asked for, or twice"))?;
-                    match reply.what {
-                        What::Data { .. } => socket.read_exact(place)?,
+                    match reply.kind {
+                        ReplyKind::Data { .. } => socket.read_exact(place)?,
                         _ => place.fill(0),
                     }
                 }
-                What::Simple | What::Nothing => {}
+                ReplyKind::Simple | ReplyKind::Nothing => {}
             }
             match (reply.last, errno) {
                 (false, _) => {}

@@ -35,7 +35,7 @@ pub use address::NbdAddress;
 use super::session::reconnecting::{self, Reconnecting, no_doubt};
 use super::session::reconnector::Reconnector;
 use super::session::sessions::Session;
-use super::{LeafIo, LeafOp, Limits, Submitted};
+use super::{LeafIo, LeafOp, Properties, Submitted};
 use crate::engine::error::LeafError;
 use crate::engine::io::answered;
 use crate::engine::options::LeafOptions;
@@ -91,19 +91,19 @@ impl NbdEngine {
     pub(crate) fn open(
         address: &NbdAddress,
         options: &LeafOptions,
-    ) -> Result<(NbdEngine, Limits), LeafError> {
+    ) -> Result<(NbdEngine, Properties), LeafError> {
         let system =
             |source| LeafError::System { what: "reach", name: address.to_string(), source };
         Self::connect(address, options).map_err(system)
     }
 
-    fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Limits)> {
+    fn connect(address: &NbdAddress, options: &LeafOptions) -> io::Result<(NbdEngine, Properties)> {
         let start = Instant::now();
         let leaf = draw_name();
         let (first, offer) = dial_session(address, &leaf, 0, start + address.patience.timeout)?;
         let took = start.elapsed();
-        let limits = limits(&offer, options.read_only);
-        if limits.sectors == 0 {
+        let properties = properties(&offer, options.read_only);
+        if properties.sectors == 0 {
             let reason = format!("the export has {} bytes: less than a block", offer.size);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
@@ -137,8 +137,8 @@ impl NbdEngine {
             })),
             None => Route::Relay(Relay::start(shared.clone(), queues)?),
         };
-        let read_only = limits.read_only;
-        Ok((NbdEngine { shared, read_only, route }, limits))
+        let read_only = properties.read_only;
+        Ok((NbdEngine { shared, read_only, route }, properties))
     }
 
     /// # Safety
@@ -305,13 +305,13 @@ fn draw_name() -> String {
     format!("{:016x}{:016x}", draw(), draw())
 }
 
-fn limits(offer: &Offer, read_only: bool) -> Limits {
+fn properties(offer: &Offer, read_only: bool) -> Properties {
     let logical_block = offer.min_block.max(512);
-    Limits {
+    Properties {
         logical_block,
         physical_block: offer.preferred_block.max(logical_block).next_power_of_two().min(64 << 10),
         read_only: read_only || offer.has(flag::READ_ONLY),
         rotational: offer.has(flag::ROTATIONAL),
-        ..Limits::memory(offer.size / u64::from(logical_block) * u64::from(logical_block))
+        ..Properties::memory(offer.size / u64::from(logical_block) * u64::from(logical_block))
     }
 }

@@ -7,13 +7,13 @@
 use std::os::fd::OwnedFd;
 
 use super::handshake::Offer;
-use super::wire::{self, Covered, Parsed, Reply, What};
+use super::wire::{self, Covered, Parsed, Reply, ReplyKind};
 use crate::engine::session::conn::{BATCH, Conn, Received};
 use crate::engine::session::reconnecting::{self, Lost, Protocol};
 use crate::engine::session::sessions::{SessionOp, SessionRing};
 use crate::engine::session::socket::Socket;
 use crate::engine::{LeafIo, LeafOp};
-use crate::wire::nbd::{Command, REQUEST_LEN, command_flag, transmission_flag as flag};
+use crate::wire::nbd::{NbdCommand, REQUEST_LEN, command_flag, transmission_flag as flag};
 
 /// Longest trim or zeroing in one request, in bytes. Every server accepts this length and answers
 /// it in time.
@@ -81,7 +81,7 @@ pub(super) struct NbdOpState {
 
 /// The meaning of the next bytes from the server.
 #[derive(Clone, Copy)]
-enum Step {
+enum Expecting {
     Header,
     /// Data of a read.
     Data {
@@ -104,7 +104,7 @@ pub(super) struct NbdProtocol {
     can: Can,
     confirmed: Option<Box<str>>,
     conn: Conn<REQUEST_LEN>,
-    step: Step,
+    expecting: Expecting,
     /// Answered writes of a batch that the kernel may still be sending, with their results.
     held: Vec<(u32, i64)>,
     serial: u32,
@@ -136,7 +136,7 @@ impl Protocol for NbdProtocol {
             conn,
             can,
             confirmed,
-            step: Step::Header,
+            expecting: Expecting::Header,
             held,
             serial: 0,
             leaving: false,
@@ -163,10 +163,10 @@ impl Protocol for NbdProtocol {
             self.release_held(work);
             return Ok(());
         }
-        match (self.conn.received(result), self.step) {
+        match (self.conn.received(result), self.expecting) {
             (Received::End(errno), _) => Err((errno, "the server has closed it")),
             (Received::Input, _) => self.read(work),
-            (Received::Place(come), Step::Data { slot, at, left, last }) => {
+            (Received::Place(come), Expecting::Data { slot, at, left, last }) => {
                 self.data_came(slot, at, left, last, come.min(left), work).map(drop)
             }
             (Received::Place(_), _) => Err((libc::EPROTO, "data without a place")),
@@ -174,7 +174,7 @@ impl Protocol for NbdProtocol {
     }
 
     fn say_goodbye(&mut self) {
-        self.conn.say_goodbye(&wire::request(0, Command::DISCONNECT, 0, 0, 0));
+        self.conn.say_goodbye(&wire::request(0, NbdCommand::DISCONNECT, 0, 0, 0));
     }
 
     fn end(&mut self) {
@@ -256,8 +256,8 @@ impl NbdProtocol {
 
     /// Starts to receive the next bytes.
     fn receive(&mut self, work: &mut Work<'_>, ring: &mut SessionRing<'_>) {
-        match self.step {
-            Step::Data { slot, at, left, .. } if left >= IN_PLACE => {
+        match self.expecting {
+            Expecting::Data { slot, at, left, .. } if left >= IN_PLACE => {
                 let Some(op) = work.ops.get(slot) else { return };
                 // SAFETY: take_reply() checked that the data lies within the memory that the
                 // operation lends. The operation is answered only after all of this data has
@@ -271,8 +271,8 @@ impl NbdProtocol {
     /// Processes the received bytes. `Err` if the server violates the protocol, or is going away.
     fn read(&mut self, work: &mut Work<'_>) -> Result<(), Lost> {
         loop {
-            match self.step {
-                Step::Header => match wire::parse(self.conn.unread()) {
+            match self.expecting {
+                Expecting::Header => match wire::parse(self.conn.unread()) {
                     Parsed::More => return Ok(()),
                     Parsed::Broken(why) => return Err((libc::EPROTO, why)),
                     Parsed::Reply(reply) => {
@@ -280,7 +280,7 @@ impl NbdProtocol {
                         self.take_reply(&reply, work)?;
                     }
                 },
-                Step::Data { slot, at, left, last } => {
+                Expecting::Data { slot, at, left, last } => {
                     let unread = self.conn.unread();
                     let come = left.min(unread.len() as u64);
                     if let Some(op) = work.ops.get(slot) {
@@ -299,14 +299,14 @@ impl NbdProtocol {
                         return Ok(());
                     }
                 }
-                Step::Skip { slot, left, last } => {
+                Expecting::Skip { slot, left, last } => {
                     let come = left.min(self.conn.unread().len() as u64);
                     self.conn.consume(come as usize);
                     if come < left {
-                        self.step = Step::Skip { slot, left: left - come, last };
+                        self.expecting = Expecting::Skip { slot, left: left - come, last };
                         return Ok(());
                     }
-                    self.step = Step::Header;
+                    self.expecting = Expecting::Header;
                     self.piece_of_reply(slot, last, work)?;
                 }
             }
@@ -324,10 +324,10 @@ impl NbdProtocol {
         work: &mut Work<'_>,
     ) -> Result<bool, Lost> {
         if come < left {
-            self.step = Step::Data { slot, at: at + come, left: left - come, last };
+            self.expecting = Expecting::Data { slot, at: at + come, left: left - come, last };
             return Ok(false);
         }
-        self.step = Step::Header;
+        self.expecting = Expecting::Header;
         self.piece_of_reply(slot, last, work)?;
         Ok(true)
     }
@@ -342,37 +342,37 @@ impl NbdProtocol {
         };
         let (is_read, last) = (io.op == LeafOp::Read, reply.last);
         self.conn.expect(if is_read { state.piece } else { 0 });
-        match reply.what {
-            What::Error { code, skip } => {
+        match reply.kind {
+            ReplyKind::Error { code, skip } => {
                 if state.errno == 0 {
                     state.errno = wire::errno(code);
                 }
-                self.step = Step::Skip { slot, left: u64::from(skip), last };
+                self.expecting = Expecting::Skip { slot, left: u64::from(skip), last };
                 return Ok(());
             }
-            What::Simple if is_read => {
+            ReplyKind::Simple if is_read => {
                 state.covered.clear();
                 state.covered.add(0, state.piece);
-                self.step = Step::Data { slot, at: 0, left: state.piece, last };
+                self.expecting = Expecting::Data { slot, at: 0, left: state.piece, last };
                 return Ok(());
             }
-            What::Data { offset, len } | What::Hole { offset, len } if is_read => {
+            ReplyKind::Data { offset, len } | ReplyKind::Hole { offset, len } if is_read => {
                 let (at, len) = (offset.checked_sub(io.offset), u64::from(len));
                 let at = at.filter(|at| at.checked_add(len).is_some_and(|end| end <= state.piece));
                 let Some(at) = at.filter(|at| state.covered.add(*at, len)) else {
                     return broken("data that was not asked for, or twice");
                 };
-                if matches!(reply.what, What::Data { .. }) {
-                    self.step = Step::Data { slot, at, left: len, last };
+                if matches!(reply.kind, ReplyKind::Data { .. }) {
+                    self.expecting = Expecting::Data { slot, at, left: len, last };
                     return Ok(());
                 }
                 // SAFETY: checked to lie within the request, whose memory the operation lends.
                 unsafe { io.data.at(at).0.write_bytes(0, len as usize) };
             }
-            What::Data { .. } | What::Hole { .. } => {
+            ReplyKind::Data { .. } | ReplyKind::Hole { .. } => {
                 return broken("data to a request that is no read");
             }
-            What::Simple | What::Nothing => {}
+            ReplyKind::Simple | ReplyKind::Nothing => {}
         }
         self.piece_of_reply(slot, last, work)
     }
@@ -433,12 +433,12 @@ impl NbdOpState {
         can: Can,
     ) -> ([u8; REQUEST_LEN], Option<(*const u8, usize)>) {
         let (command, most) = match io.op {
-            LeafOp::Write if self.flushes => (Command::Flush, 0),
-            LeafOp::Read => (Command::Read, u64::from(can.max_block)),
-            LeafOp::Write => (Command::Write, u64::from(can.max_block)),
-            LeafOp::Flush => (Command::Flush, 0),
-            LeafOp::Discard => (Command::Trim, MAX_RANGE),
-            LeafOp::Zero { .. } => (Command::WriteZeroes, MAX_RANGE),
+            LeafOp::Write if self.flushes => (NbdCommand::Flush, 0),
+            LeafOp::Read => (NbdCommand::Read, u64::from(can.max_block)),
+            LeafOp::Write => (NbdCommand::Write, u64::from(can.max_block)),
+            LeafOp::Flush => (NbdCommand::Flush, 0),
+            LeafOp::Discard => (NbdCommand::Trim, MAX_RANGE),
+            LeafOp::Zero { .. } => (NbdCommand::WriteZeroes, MAX_RANGE),
         };
         let has_fua = io.fua && can.has(flag::SEND_FUA);
         let mut flags = if has_fua { command_flag::FUA } else { 0 };
@@ -453,11 +453,11 @@ impl NbdOpState {
             self.piece = len;
         }
         // The specification requires that a flush has no offset.
-        let offset = if command == Command::Flush { 0 } else { io.offset + done };
+        let offset = if command == NbdCommand::Flush { 0 } else { io.offset + done };
         let cookie = u64::from(self.serial) << 32 | u64::from(slot);
         let header = wire::request(flags, command as u16, cookie, offset, len as u32);
         let data =
-            (command == Command::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
+            (command == NbdCommand::Write).then(|| (io.data.0.cast_const(), self.piece as usize));
         (header, data)
     }
 }

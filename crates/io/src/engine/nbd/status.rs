@@ -16,7 +16,7 @@ use super::handshake::{Offer, shake_hands_for_status};
 use super::wire;
 use crate::engine::session::socket::Socket;
 use crate::wire::nbd::{
-    Command, REQUEST_LEN, Reader, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, allocation, chunk,
+    NbdCommand, REQUEST_LEN, Reader, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, allocation, chunk,
     command_flag,
 };
 
@@ -127,7 +127,7 @@ impl Inquiry {
         self.cookie += 1;
         let flags = command_flag::REQ_ONE;
         let request: [u8; REQUEST_LEN] =
-            wire::request(flags, Command::BlockStatus as u16, self.cookie, offset, len as u32);
+            wire::request(flags, NbdCommand::BlockStatus as u16, self.cookie, offset, len as u32);
         self.socket.write_all(&request)?;
         let mut found = None;
         for _ in 0..MAX_CHUNKS {

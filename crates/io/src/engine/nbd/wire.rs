@@ -64,12 +64,12 @@ pub struct Reply {
     /// Whether no further chunk follows.
     pub last: bool,
     /// The content of the reply.
-    pub what: What,
+    pub kind: ReplyKind,
 }
 
 /// The content of a reply or chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum ReplyKind {
     /// A simple reply of success. For a read, all of its data follows.
     Simple,
     /// An empty chunk, which only ends a structured reply.
@@ -105,8 +105,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
             let (Some(code), Some(cookie)) = (reader.u32(), reader.u64()) else {
                 return Parsed::More;
             };
-            let what = if code == 0 { What::Simple } else { What::Error { code, skip: 0 } };
-            Parsed::Reply(Reply { header: SIMPLE_REPLY_LEN, cookie, last: true, what })
+            let kind =
+                if code == 0 { ReplyKind::Simple } else { ReplyKind::Error { code, skip: 0 } };
+            Parsed::Reply(Reply { header: SIMPLE_REPLY_LEN, cookie, last: true, kind })
         }
         Some(STRUCTURED_REPLY_MAGIC) => structured(&mut reader),
         Some(_) => Parsed::Broken("a reply does not begin with a magic number of its own"),
@@ -121,25 +122,25 @@ fn structured(reader: &mut Reader<'_>) -> Parsed {
         return Parsed::More;
     };
     let last = flags & chunk::FLAG_DONE != 0;
-    let reply = |head: u32, what| {
-        Parsed::Reply(Reply { header: STRUCTURED_REPLY_LEN + head as usize, cookie, last, what })
+    let reply = |head: u32, kind| {
+        Parsed::Reply(Reply { header: STRUCTURED_REPLY_LEN + head as usize, cookie, last, kind })
     };
     match kind {
-        chunk::NONE if len == 0 && last => reply(0, What::Nothing),
+        chunk::NONE if len == 0 && last => reply(0, ReplyKind::Nothing),
         chunk::OFFSET_DATA if len > OFFSET_LEN => match reader.u64() {
-            Some(offset) => reply(OFFSET_LEN, What::Data { offset, len: len - OFFSET_LEN }),
+            Some(offset) => reply(OFFSET_LEN, ReplyKind::Data { offset, len: len - OFFSET_LEN }),
             None => Parsed::More,
         },
         chunk::OFFSET_HOLE if len == HOLE_LEN => match (reader.u64(), reader.u32()) {
             (Some(_), Some(0)) => Parsed::Broken("a hole of no bytes"),
-            (Some(offset), Some(len)) => reply(HOLE_LEN, What::Hole { offset, len }),
+            (Some(offset), Some(len)) => reply(HOLE_LEN, ReplyKind::Hole { offset, len }),
             _ => Parsed::More,
         },
         kind if kind & chunk::ERROR_BIT != 0 && (ERROR_HEAD..=MAX_ERROR_PAYLOAD).contains(&len) => {
             match (reader.u32(), reader.u16()) {
                 (Some(0), Some(_)) => Parsed::Broken("an error without a number"),
                 (Some(code), Some(_)) => {
-                    reply(ERROR_HEAD, What::Error { code, skip: len - ERROR_HEAD })
+                    reply(ERROR_HEAD, ReplyKind::Error { code, skip: len - ERROR_HEAD })
                 }
                 _ => Parsed::More,
             }
@@ -252,29 +253,29 @@ mod tests {
         let offset = 4096u64.to_be_bytes();
         let hole = [&offset[..], &512u32.to_be_bytes()].concat();
         let error = [&5u32.to_be_bytes()[..], &2u16.to_be_bytes(), b"no"].concat();
-        for (bytes, header, last, what) in [
-            (simple(0, 7), 16, true, What::Simple),
-            (simple(28, 7), 16, true, What::Error { code: 28, skip: 0 }),
-            (piece(1, 0, 7, &[]), 20, true, What::Nothing),
+        for (bytes, header, last, kind) in [
+            (simple(0, 7), 16, true, ReplyKind::Simple),
+            (simple(28, 7), 16, true, ReplyKind::Error { code: 28, skip: 0 }),
+            (piece(1, 0, 7, &[]), 20, true, ReplyKind::Nothing),
             (
                 piece(0, 1, 7, &[&offset[..], b"abcd"].concat()),
                 28,
                 false,
-                What::Data { offset: 4096, len: 4 },
+                ReplyKind::Data { offset: 4096, len: 4 },
             ),
-            (piece(1, 2, 7, &hole), 32, true, What::Hole { offset: 4096, len: 512 }),
-            (piece(1, 0x8001, 7, &error), 26, true, What::Error { code: 5, skip: 2 }),
+            (piece(1, 2, 7, &hole), 32, true, ReplyKind::Hole { offset: 4096, len: 512 }),
+            (piece(1, 0x8001, 7, &error), 26, true, ReplyKind::Error { code: 5, skip: 2 }),
             (
                 piece(0, 0x8002, 7, &[&error[..], &offset].concat()),
                 26,
                 false,
-                What::Error { code: 5, skip: 10 },
+                ReplyKind::Error { code: 5, skip: 10 },
             ),
         ] {
             for cut in 0..header {
-                assert_eq!(parse(&bytes[..cut]), Parsed::More, "{what:?} cut at {cut}");
+                assert_eq!(parse(&bytes[..cut]), Parsed::More, "{kind:?} cut at {cut}");
             }
-            assert_eq!(parse(&bytes), Parsed::Reply(Reply { header, cookie: 7, last, what }));
+            assert_eq!(parse(&bytes), Parsed::Reply(Reply { header, cookie: 7, last, kind }));
         }
     }
 
@@ -316,7 +317,7 @@ mod tests {
             }
             if let Parsed::Reply(reply) = parse(&bytes) {
                 assert!(reply.header <= bytes.len());
-                if let What::Error { skip, .. } = reply.what {
+                if let ReplyKind::Error { skip, .. } = reply.kind {
                     assert!(skip <= MAX_ERROR_PAYLOAD);
                 }
             }

@@ -50,7 +50,7 @@ pub enum Link {
 
 /// The state of one path.
 #[derive(Default)]
-struct State {
+struct SimState {
     link: Link,
     /// Operations that were sent while the path was silent: (queue, part).
     lost: HashSet<(usize, u32)>,
@@ -61,7 +61,7 @@ struct State {
 /// A leaf in memory with injected faults.
 pub struct SimEngine {
     volume: Arc<Mutex<Volume>>,
-    state: Mutex<State>,
+    state: Mutex<SimState>,
     /// The options at opening. `state` has the current chances of errors.
     options: SimOptions,
 }
@@ -69,10 +69,10 @@ pub struct SimEngine {
 impl SimEngine {
     /// Creates a disk of zeroes, or another path to an existing one.
     pub fn new(options: &SimOptions) -> io::Result<SimEngine> {
-        let state = State {
+        let state = SimState {
             errors: options.errors,
             flush_errors: options.flush_errors,
-            ..State::default()
+            ..SimState::default()
         };
         Ok(SimEngine {
             volume: volume::open(options)?,
@@ -81,7 +81,7 @@ impl SimEngine {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SimState> {
         lock(&self.state)
     }
 

@@ -2,16 +2,16 @@
 //!
 //! Contract: a codec, which turns bytes of the client into bytes for the client. It never waits,
 //! and knows no socket, ring, thread or clock, so every rule of the protocol can be tested as a
-//! transcript. [`Handshake`] carries a connection from the greeting to a [`Session`], the result of
-//! the negotiation. The `Session` parses request headers and writes reply headers without
+//! transcript. [`Handshake`] carries a connection from the greeting to a [`Negotiated`], the result
+//! of the negotiation. The `Negotiated` parses request headers and writes reply headers without
 //! allocation or panics. Hostile bytes lead to an answer or to a reason to close, and never take
 //! memory beyond the limits below.
 //!
 //! ```text
 //! accept -> Handshake::greeting -> out                          (handshake.rs, contexts.rs)
 //!           Handshake::input(bytes, directory) -> out ... until Next::Transmission(session)
-//!           Session::parse(header) -> Request | Refused | ...   (session.rs)
-//!           Session::{read_ok, ok, error, block_status} -> out  (reply.rs)
+//!           Negotiated::parse(header) -> WireRequest | Refused | ...   (negotiated.rs)
+//!           Negotiated::{read_ok, ok, error, block_status} -> out  (reply.rs)
 //! ```
 //!
 //! Source of all facts: `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd> (branch
@@ -27,23 +27,23 @@ pub mod contexts;
 mod directory;
 pub mod handshake;
 pub(crate) mod inquiry;
+pub mod negotiated;
 mod peer;
 pub mod reply;
 pub(crate) mod server;
-pub mod session;
 #[cfg(test)]
 mod testing;
 
 pub use crate::device::names;
 pub use crate::wire::nbd as proto;
-pub use crate::wire::nbd::{Command, MAX_REQUEST_BYTES, MAX_STRING, NbdError};
+pub use crate::wire::nbd::{MAX_REQUEST_BYTES, MAX_STRING, NbdCommand, NbdError};
 pub use crate::wire::replaces;
 pub(crate) use context::{Context, Order};
 pub use contexts::{Contexts, MetaContext};
 pub use handshake::{CloseReason, Handshake, Next, Progress};
+pub use negotiated::{Negotiated, Parsed, WireRequest};
 pub use peer::Peer;
 pub use reply::{MAX_REPLY_HEADER, StatusWriter};
-pub use session::{Parsed, Request, Session};
 
 /// Largest payload in bytes of a compact WRITE that is skipped to answer with an error. It is twice
 /// the maximum, for clients that never asked for the limits and exceed them a little. A longer

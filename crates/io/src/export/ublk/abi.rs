@@ -191,7 +191,7 @@ pub(super) struct DevInfo {
 /// The first part of `struct ublk_params`. The driver uses only `len` bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(super) struct Params {
+pub(super) struct UblkParams {
     pub(super) len: u32,
     pub(super) types: u32,
     pub(super) basic: BasicParams,
@@ -200,7 +200,7 @@ pub(super) struct Params {
     pub(super) pad: u32,
 }
 
-impl Params {
+impl UblkParams {
     /// The logical block size in bytes.
     pub(super) fn logical_block(&self) -> u32 {
         1u32.checked_shl(self.basic.logical_bs_shift.into()).unwrap_or(u32::MAX)
@@ -285,7 +285,7 @@ const _: () = {
     assert!(size_of::<DevInfo>() == 64);
     assert!(size_of::<BasicParams>() == 32);
     assert!(size_of::<DiscardParams>() == 20);
-    assert!(size_of::<Params>() == 64);
+    assert!(size_of::<UblkParams>() == 64);
     assert!(size_of::<IoDesc>() == 24);
 };
 

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::abi::{DevInfo, Params, feature};
+use super::abi::{DevInfo, UblkParams, feature};
 use super::control::{Control, kernel_release};
 use super::leftover::{MARK, begin_recovery};
 use super::server::Order;
@@ -260,7 +260,7 @@ fn need(features: u64) -> Result<(), UblkError> {
     Err(UblkError::TooOld { release: kernel_release(), lacks: "user recovery" })
 }
 
-pub(super) fn node(info: &DevInfo, params: &Params) -> Node {
+pub(super) fn node(info: &DevInfo, params: &UblkParams) -> Node {
     Node {
         id: info.dev_id,
         queues: info.nr_hw_queues,

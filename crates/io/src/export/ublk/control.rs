@@ -13,7 +13,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::UblkError;
-use super::abi::{self, ControlCommand, DevInfo, Params};
+use super::abi::{self, ControlCommand, DevInfo, UblkParams};
 use crate::sys::process;
 
 /// Most commands under way: one, and its cancellation.
@@ -102,15 +102,15 @@ impl Control {
     }
 
     /// Sets the device's parameters for the block layer. Only before it is started.
-    pub(super) fn set_params(&mut self, id: u32, params: &Params) -> Result<(), UblkError> {
+    pub(super) fn set_params(&mut self, id: u32, params: &UblkParams) -> Result<(), UblkError> {
         let addr = std::ptr::from_ref(params).addr() as u64;
-        self.device_command(abi::Control::SetParams, id, size_of::<Params>() as u16, addr, 0)
+        self.device_command(abi::Control::SetParams, id, size_of::<UblkParams>() as u16, addr, 0)
     }
 
     /// The device's parameters for the block layer.
-    pub(super) fn params(&mut self, id: u32) -> Result<Params, UblkError> {
-        let len = size_of::<Params>() as u16;
-        let mut params = Params { len: len.into(), ..Params::default() };
+    pub(super) fn params(&mut self, id: u32) -> Result<UblkParams, UblkError> {
+        let len = size_of::<UblkParams>() as u16;
+        let mut params = UblkParams { len: len.into(), ..UblkParams::default() };
         let addr = (&raw mut params).addr() as u64;
         self.device_command(abi::Control::GetParams, id, len, addr, 0)?;
         Ok(params)

@@ -1,6 +1,6 @@
 //! The parameters of a table for the block layer: sizes, boundaries, abilities. Pure.
 
-use super::abi::{BasicParams, DiscardParams, Params, param};
+use super::abi::{BasicParams, DiscardParams, UblkParams, param};
 use crate::device::table::{Table, Target};
 
 /// Logical block sizes in bytes that the driver accepts: from a sector to a page.
@@ -14,7 +14,7 @@ const MIN_CHUNK_SECTORS: u64 = 8;
 
 /// The parameters of a device with `table`, for requests of at most `max_io_bytes`. `None` if the
 /// driver does not accept the logical block size, or if the device is smaller than one block.
-pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
+pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<UblkParams> {
     let logical = table.logical_block();
     if !LOGICAL_BLOCK_BYTES.contains(&logical) || !logical.is_power_of_two() {
         return None;
@@ -50,8 +50,8 @@ pub(super) fn params(table: &Table, max_io_bytes: u32) -> Option<Params> {
         reserved0: 0,
     };
     let types = param::TYPE_BASIC | param::TYPE_DISCARD;
-    (dev_sectors > 0).then_some(Params {
-        len: size_of::<Params>() as u32,
+    (dev_sectors > 0).then_some(UblkParams {
+        len: size_of::<UblkParams>() as u32,
         types,
         basic,
         discard,
@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::device::table::{TableBuilder, To, region_storage};
-    use crate::engine::Limits;
+    use crate::engine::Properties;
     use crate::leaf::open_engine;
     use crate::leaf::{Leaf, LeafOptions};
     use crate::queues::Queues;
@@ -150,13 +150,13 @@ mod tests {
     #[test]
     fn a_disk_over_what_turns_is_rotational() {
         let address = "mem:1M".parse().unwrap();
-        let (engine, limits, name) =
+        let (engine, properties, name) =
             open_engine(&address, &LeafOptions::new(Queues::of_new_owner(1))).unwrap();
         let leaf = Leaf::new(
             &address,
             &LeafOptions::new(Queues::of_new_owner(1)),
             engine,
-            Limits { rotational: true, ..limits },
+            Properties { rotational: true, ..properties },
             name,
         );
         let attrs = params(&over(leaf, 64, 8, false), 4096).unwrap().basic.attrs;
@@ -167,7 +167,7 @@ mod tests {
     fn zeroes_are_announced_whatever_the_leaf_can_and_discards_if_something_can() {
         for (leaf, max_discard) in [("mem:1M", MAX_DISCARD_SECTORS), ("sim:1M,nodiscard,nozero", 0)]
         {
-            let Params { types, discard, .. } =
+            let UblkParams { types, discard, .. } =
                 params(&over(open(leaf), 64, 8, false), 4096).unwrap();
             assert_eq!(types, param::TYPE_BASIC | param::TYPE_DISCARD, "{leaf}");
             let most = (discard.max_discard_sectors, discard.max_write_zeroes_sectors);

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{Name, NoBody, Params, Refused, blocking, refuse};
+use crate::daemon::server::reply::{Name, NoBody, QueryParams, Refused, blocking, refuse};
 use crate::protocol::{DisconnectQuery, Disconnected, route};
 
 /// End connections to a device.
@@ -17,7 +17,7 @@ use crate::protocol::{DisconnectQuery, Disconnected, route};
 pub async fn disconnect(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<DisconnectQuery>,
+    QueryParams(query): QueryParams<DisconnectQuery>,
     _: NoBody,
 ) -> Result<Json<Disconnected>, Refused> {
     blocking(move || {

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 
 use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{
-    self, Name, NoBody, Params, Refused, blocking, interruptible, opening, refuse,
+    self, Name, NoBody, QueryParams, Refused, blocking, interruptible, opening, refuse,
 };
 use crate::protocol::{
     CreateDevice, Device, DeviceList, RemoveAll, RemoveQuery, Removed, Rename, route,
@@ -83,7 +83,7 @@ pub async fn rename(
 pub async fn remove(
     State(app): State<App>,
     Name(name): Name,
-    Params(how): Params<RemoveQuery>,
+    QueryParams(how): QueryParams<RemoveQuery>,
     _: NoBody,
 ) -> Result<StatusCode, Refused> {
     interruptible(move |interrupt| {

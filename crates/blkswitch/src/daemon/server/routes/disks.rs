@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{self, Name, NoBody, Params, Refused, blocking, refuse};
+use crate::daemon::server::reply::{self, Name, NoBody, QueryParams, Refused, blocking, refuse};
 use crate::protocol::{AttachUblk, DetachQuery, Disk, route};
 
 /// Make a disk of a device.
@@ -38,7 +38,7 @@ pub async fn attach(
 pub async fn detach(
     State(app): State<App>,
     Name(name): Name,
-    Params(how): Params<DetachQuery>,
+    QueryParams(how): QueryParams<DetachQuery>,
     _: NoBody,
 ) -> Result<StatusCode, Refused> {
     blocking(move || {

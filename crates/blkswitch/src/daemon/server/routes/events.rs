@@ -7,7 +7,7 @@ use axum::extract::State;
 
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::{App, EVENT_POLLS_MAX};
-use crate::daemon::server::reply::{Name, Params, Refused, blocking, refuse};
+use crate::daemon::server::reply::{Name, QueryParams, Refused, blocking, refuse};
 use crate::protocol::{EVENTS_POLL_SECONDS, Errno, Events, EventsQuery, route};
 
 /// Interval at which a poll checks whether the daemon is to stop.
@@ -23,7 +23,7 @@ const SLICE: Duration = Duration::from_millis(200);
 pub async fn events(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<EventsQuery>,
+    QueryParams(query): QueryParams<EventsQuery>,
 ) -> Result<Json<Events>, Refused> {
     const IOCTL: &str = "waitevent";
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;

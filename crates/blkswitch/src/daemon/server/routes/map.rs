@@ -23,7 +23,7 @@ use crate::compact::Compact;
 use crate::daemon::devices::switch::Switch;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{self, Name, Params, Refused, blocking, refuse};
+use crate::daemon::server::reply::{self, Name, QueryParams, Refused, blocking, refuse};
 use crate::daemon::tables::words::address;
 use crate::picture;
 use crate::protocol::{
@@ -68,7 +68,7 @@ fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), 
 pub async fn runs(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<MapQuery>,
+    QueryParams(query): QueryParams<MapQuery>,
 ) -> Result<Response, Refused> {
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<RunsText, Failure> {
@@ -181,7 +181,7 @@ impl Pieces for RunsText {
 pub async fn picture(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<PictureQuery>,
+    QueryParams(query): QueryParams<PictureQuery>,
 ) -> Result<Json<MapPicture>, Refused> {
     blocking(move || {
         let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
@@ -262,7 +262,7 @@ fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Ru
 pub async fn export(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<SegmentQuery>,
+    QueryParams(query): QueryParams<SegmentQuery>,
 ) -> Result<Response, Refused> {
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<MessageText, Failure> {

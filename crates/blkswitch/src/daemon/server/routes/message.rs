@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{Name, Params, Refused, blocking, note_header, refuse};
+use crate::daemon::server::reply::{Name, QueryParams, Refused, blocking, note_header, refuse};
 use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
@@ -81,7 +81,7 @@ impl From<Cut> for Failure {
 pub async fn message(
     State(app): State<App>,
     Name(name): Name,
-    Params(query): Params<MessageQuery>,
+    QueryParams(query): QueryParams<MessageQuery>,
     body: Body,
 ) -> Result<(HeaderMap, Json<MessageReply>), Refused> {
     let mut incoming = Incoming { body, left: None };

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::daemon::server::app::App;
 use crate::daemon::server::monitor::{ends, lost};
-use crate::daemon::server::reply::{self, Params, Refused, refuse};
+use crate::daemon::server::reply::{self, QueryParams, Refused, refuse};
 use crate::protocol::{MonitorEvent, MonitorQuery, route};
 
 /// Watch what happens to all devices, or to some: a JSON object per line, until the daemon stops.
@@ -25,7 +25,7 @@ use crate::protocol::{MonitorEvent, MonitorQuery, route};
 )]
 pub async fn monitor(
     State(app): State<App>,
-    Params(query): Params<MonitorQuery>,
+    QueryParams(query): QueryParams<MonitorQuery>,
 ) -> Result<Response, Refused> {
     let names = query.devices.split(',').filter(|name| !name.is_empty());
     let mut devices = Vec::new();

@@ -8,7 +8,9 @@
 use blkswitch_core::args::Words;
 use blkswitch_core::error::Errno as CoreErrno;
 use blkswitch_core::multipath::selector::RepeatCountDeprecated;
-use blkswitch_core::multipath::{Command, Item, MessageError, Multipath, Params, ParamsError};
+use blkswitch_core::multipath::{
+    Item, MessageError, Multipath, MultipathCommand, Params, ParamsError,
+};
 use blkswitch_io::device::Messenger;
 use blkswitch_io::pool::Registry;
 use blkswitch_io::{Address, Leaf, Segment, Table, Target, To};
@@ -132,8 +134,8 @@ impl Volume {
     /// Refuses a path that leads to another volume than the paths before it, or that goes through
     /// the page cache although it must not.
     fn check(&mut self, leaf: &Leaf, name: &str) -> Result<(), Failure> {
-        let sectors = leaf.limits().sectors;
-        if leaf.limits().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
+        let sectors = leaf.properties().sectors;
+        if leaf.properties().device_numbers.is_some() && leaf.engine().forgets_failed_writes() {
             let reason = format!(
                 "'{name}' goes through the page cache, where no other path sees what is written: load the \
                  table without --buffered"
@@ -228,7 +230,7 @@ fn apply(
     words: &[&[u8]],
     registry: &Registry,
 ) -> Result<(), MessageError> {
-    let command = Command::parse(words)?;
+    let command = MultipathCommand::parse(words)?;
     let table = messenger.table();
     let Some((_, paths)) = table.multipath() else { return Err(MessageError::Unrecognised) };
     let meant = match command.device() {

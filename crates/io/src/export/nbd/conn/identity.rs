@@ -29,8 +29,8 @@ impl Conn {
 
     /// The name of the connections that this one replaces.
     fn replaces(&self) -> Option<&Arc<str>> {
-        let Phase::Transmission { session, .. } = &self.phase else { return None };
-        session.replaces.as_ref()
+        let Phase::Transmission { negotiated, .. } = &self.phase else { return None };
+        negotiated.replaces.as_ref()
     }
 
     /// Whether `newer` replaces this connection.

@@ -3,7 +3,7 @@
 
 use super::{Body, Conn, Phase, Reply};
 use crate::export::nbd::context::Context;
-use crate::export::nbd::{Command, MAX_REPLY_HEADER, NbdError, Request};
+use crate::export::nbd::{MAX_REPLY_HEADER, NbdCommand, NbdError, WireRequest};
 use crate::sys::buffer::{Buffer, KEEP_MAX};
 use crate::sys::memory::Short;
 
@@ -16,7 +16,7 @@ impl Conn {
     /// memory: the caller waits or refuses the request.
     pub(super) fn lend(
         &mut self,
-        request: &Request,
+        request: &WireRequest,
         data: usize,
         context: &mut Context<'_>,
     ) -> Result<Option<Buffer>, Short> {
@@ -25,7 +25,7 @@ impl Conn {
         }
         let (buffers, held) = (&mut *context.buffers, self.lent_bytes);
         let scarce =
-            request.command == Command::Write && data > KEEP_MAX && buffers.memory().is_scarce();
+            request.command == NbdCommand::Write && data > KEEP_MAX && buffers.memory().is_scarce();
         let taken = match scarce {
             true => buffers.take_fresh(FIRST_BODY_BYTES, held),
             false => buffers.take(data, held),
@@ -51,12 +51,12 @@ impl Conn {
     }
 
     /// Answers a request for which the system has no memory, after its payload has arrived.
-    pub(super) fn refuse_for_memory(&mut self, request: &Request, still_to_come: u64) {
-        let Phase::Transmission { session, .. } = &self.phase else { return };
+    pub(super) fn refuse_for_memory(&mut self, request: &WireRequest, still_to_come: u64) {
+        let Phase::Transmission { negotiated, .. } = &self.phase else { return };
         let mut header = [0; MAX_REPLY_HEADER];
         let (cookie, offset) = (request.cookie, request.offset);
         let why = "the server has no memory for it now";
-        let header_len = session.error(cookie, offset, NbdError::NoMem, why, &mut header);
+        let header_len = negotiated.error(cookie, offset, NbdError::NoMem, why, &mut header);
         self.refusal = Some(Reply { header, header_len, body: None, lent: 0 });
         self.skip = still_to_come;
     }

@@ -26,8 +26,8 @@ use super::admission::{INPUT_BYTES, Place};
 use super::clients::Barrier;
 use super::names::export_name;
 use super::{
-    CloseReason, Command, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdError,
-    Next, Parsed, Peer, Request, Session, reply::MAX_STATUS_CHUNK,
+    CloseReason, Handshake, MAX_OPTION_BYTES, MAX_REPLY_HEADER, MetaContext, NbdCommand, NbdError,
+    Negotiated, Next, Parsed, Peer, WireRequest, reply::MAX_STATUS_CHUNK,
 };
 use crate::device::OpenDevice;
 use crate::export::nbd::context::Context;
@@ -72,12 +72,12 @@ const _: () =
 
 enum Phase {
     Handshake(Handshake),
-    Transmission { session: Box<Session>, device: OpenDevice },
+    Transmission { negotiated: Box<Negotiated>, device: OpenDevice },
 }
 
 /// A request between header and reply.
 struct Pending {
-    request: Request,
+    request: WireRequest,
     buffer: Option<Buffer>,
     /// Newer connections that wait for the end of this write.
     barriers: Vec<Arc<Barrier>>,
@@ -238,20 +238,20 @@ impl Conn {
         let Some(Pending { request, buffer, .. }) = self.pending.remove(slot) else { return };
         let lent = buffer.as_ref().map_or(0, Buffer::size);
         let (keep, give) = match request.command {
-            Command::Read if errno == 0 => (buffer, None),
+            NbdCommand::Read if errno == 0 => (buffer, None),
             _ => (None, buffer),
         };
         if let Some(buffer) = give {
             self.lent_bytes -= lent;
             context.buffers.put(buffer);
         }
-        let Phase::Transmission { session, .. } = &self.phase else { return };
+        let Phase::Transmission { negotiated, .. } = &self.phase else { return };
         let mut header = [0; MAX_REPLY_HEADER];
-        let Request { cookie, offset, len, fast_zero, .. } = request;
+        let WireRequest { cookie, offset, len, fast_zero, .. } = request;
         let header_len = match (errno, request.command) {
-            (0, Command::Read) => session.read_ok(cookie, offset, len, &mut header),
-            (0, _) => session.ok(cookie, offset, &mut header),
-            (libc::EOPNOTSUPP, Command::WriteZeroes) if fast_zero => session.error(
+            (0, NbdCommand::Read) => negotiated.read_ok(cookie, offset, len, &mut header),
+            (0, _) => negotiated.ok(cookie, offset, &mut header),
+            (libc::EOPNOTSUPP, NbdCommand::WriteZeroes) if fast_zero => negotiated.error(
                 cookie,
                 offset,
                 NbdError::NotSup,
@@ -259,7 +259,7 @@ impl Conn {
                 &mut header,
             ),
             (errno, _) => {
-                session.error(cookie, offset, NbdError::from_errno(errno), "", &mut header)
+                negotiated.error(cookie, offset, NbdError::from_errno(errno), "", &mut header)
             }
         };
         let body = keep.map(|buffer| (buffer, len as usize));
@@ -324,16 +324,17 @@ impl Conn {
                     reason => self.complain(&reason.to_string(), &[], "its handshake is closed"),
                 }
             }
-            Next::Transmission(session) => {
+            Next::Transmission(negotiated) => {
                 let device =
-                    context.registry.by_id(session.export.id).as_ref().and_then(OpenDevice::new);
+                    context.registry.by_id(negotiated.export.id).as_ref().and_then(OpenDevice::new);
                 // Since the answer, the device may have been removed and another one may have its
                 // id.
-                let is_it =
-                    |open: &OpenDevice| export_name(&open.device().name()) == session.export.name;
+                let is_it = |open: &OpenDevice| {
+                    export_name(&open.device().name()) == negotiated.export.name
+                };
                 match device.filter(is_it) {
                     Some(device) => {
-                        self.phase = Phase::Transmission { session, device };
+                        self.phase = Phase::Transmission { negotiated, device };
                         self.settle(id, context);
                     }
                     None => self.ending = true,
@@ -355,19 +356,19 @@ impl Conn {
             return self.skip == 0;
         }
         let full = self.in_flight() >= MAX_IN_FLIGHT;
-        let Phase::Transmission { session, .. } = &self.phase else { return false };
-        let header_len = session.header_len();
+        let Phase::Transmission { negotiated, .. } = &self.phase else { return false };
+        let header_len = negotiated.header_len();
         if full || available < header_len {
             return false;
         }
         let Some(header) = self.input.bytes().get(self.start..self.start + header_len) else {
             return false;
         };
-        match session.parse(header) {
+        match negotiated.parse(header) {
             Parsed::Request(request) => return self.take_request(id, request, header_len, context),
             Parsed::Refused { cookie, offset, error, payload, reason, .. } => {
                 let mut answer = [0; MAX_REPLY_HEADER];
-                let len = session.error(cookie, offset, error, reason, &mut answer);
+                let len = negotiated.error(cookie, offset, error, reason, &mut answer);
                 self.refusal = Some(Reply { header: answer, header_len: len, body: None, lent: 0 });
                 self.complain_of_request(reason, header_len, "the request is refused");
                 self.start += header_len;
@@ -387,21 +388,21 @@ impl Conn {
     fn take_request(
         &mut self,
         id: u32,
-        request: Request,
+        request: WireRequest,
         header_len: usize,
         context: &mut Context<'_>,
     ) -> bool {
         let data = match request.command {
-            Command::Read | Command::Write | Command::Cache if request.len > 0 => {
+            NbdCommand::Read | NbdCommand::Write | NbdCommand::Cache if request.len > 0 => {
                 request.len.min(u64::from(super::MAX_REQUEST_BYTES)) as usize
             }
-            Command::BlockStatus => MAX_STATUS_CHUNK * MetaContext::ALL.len(),
+            NbdCommand::BlockStatus => MAX_STATUS_CHUNK * MetaContext::ALL.len(),
             _ => 0,
         };
         if self.lent_bytes > 0 && self.lent_bytes + data > MAX_LENT_BYTES {
             return false;
         }
-        if request.command == Command::BlockStatus {
+        if request.command == NbdCommand::BlockStatus {
             return self.block_status(id, request, header_len, context);
         }
         let buffer = match self.lend(&request, data, context) {
@@ -414,7 +415,7 @@ impl Conn {
             }
         };
         self.start += header_len;
-        let write = request.command == Command::Write;
+        let write = request.command == NbdCommand::Write;
         let slot = self.pending.insert(Pending { request, buffer, barriers: Vec::new() });
         if write && data > 0 {
             self.input_cap = if data >= LARGE_WRITE { SHORT_INPUT } else { INPUT_BYTES };
@@ -462,17 +463,17 @@ impl Conn {
         else {
             return self.answered(slot, libc::ESHUTDOWN, context);
         };
-        let Request { command, offset, len, fua, no_hole, fast_zero, .. } = pending.request;
+        let WireRequest { command, offset, len, fua, no_hole, fast_zero, .. } = pending.request;
         let op = match command {
-            Command::Read => Op::Read,
+            NbdCommand::Read => Op::Read,
             // Read the data and drop it, so that it is in the cache. This is not worth it for more
             // than one read.
-            Command::Cache if len <= u64::from(super::MAX_REQUEST_BYTES) => Op::Read,
-            Command::Write => Op::Write,
-            Command::Flush => Op::Flush,
-            Command::Trim => Op::Discard,
-            Command::WriteZeroes => Op::WriteZeroes { no_hole, fast: fast_zero },
-            Command::Cache | Command::BlockStatus => return self.answered(slot, 0, context),
+            NbdCommand::Cache if len <= u64::from(super::MAX_REQUEST_BYTES) => Op::Read,
+            NbdCommand::Write => Op::Write,
+            NbdCommand::Flush => Op::Flush,
+            NbdCommand::Trim => Op::Discard,
+            NbdCommand::WriteZeroes => Op::WriteZeroes { no_hole, fast: fast_zero },
+            NbdCommand::Cache | NbdCommand::BlockStatus => return self.answered(slot, 0, context),
         };
         if len == 0 && op != Op::Flush {
             return self.answered(slot, 0, context);

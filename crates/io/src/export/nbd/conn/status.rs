@@ -8,7 +8,7 @@ use super::{Conn, Phase, Reply};
 use crate::export::nbd::context::Context;
 use crate::export::nbd::inquiry::{Asker, Described, Inquiry};
 use crate::export::nbd::reply::MAX_STATUS_CHUNK;
-use crate::export::nbd::{MAX_REPLY_HEADER, MetaContext, NbdError, Parsed, Request};
+use crate::export::nbd::{MAX_REPLY_HEADER, MetaContext, NbdError, Parsed, WireRequest};
 use crate::pipeline::{Extents, Found};
 use crate::sys::buffer::Buffer;
 use crate::sys::memory::Short;
@@ -18,7 +18,7 @@ type Chunks = [Option<Buffer>; MetaContext::ALL.len()];
 
 /// A request whose leaves are being asked, or that waits for its turn.
 pub(super) struct Status {
-    request: Request,
+    request: WireRequest,
     chunks: Chunks,
     /// The number of its inquiry; `None` before its turn.
     asked: Option<u64>,
@@ -30,7 +30,7 @@ impl Conn {
     pub(super) fn block_status(
         &mut self,
         id: u32,
-        request: Request,
+        request: WireRequest,
         header_len: usize,
         context: &mut Context<'_>,
     ) -> bool {
@@ -38,17 +38,17 @@ impl Conn {
         if self.end - self.start < whole {
             return false;
         }
-        let Phase::Transmission { session, .. } = &self.phase else { return false };
+        let Phase::Transmission { negotiated, .. } = &self.phase else { return false };
         let payload = self.input.bytes().get(self.start + header_len..self.start + whole);
         let parsed = match payload {
-            Some(bytes) if request.payload_len_flag => session.status_payload(&request, bytes),
+            Some(bytes) if request.payload_len_flag => negotiated.status_payload(&request, bytes),
             _ => Parsed::Request(request),
         };
         let request = match parsed {
             Parsed::Request(request) => request,
             Parsed::Refused { cookie, offset, error, reason, .. } => {
                 let mut header = [0; MAX_REPLY_HEADER];
-                let header_len = session.error(cookie, offset, error, reason, &mut header);
+                let header_len = negotiated.error(cookie, offset, error, reason, &mut header);
                 self.replies.push_back(Reply { header, header_len, body: None, lent: 0 });
                 self.start += whole;
                 return true;
@@ -75,7 +75,7 @@ impl Conn {
     /// Takes memory for all chunks. `Err` if there is not enough for all.
     fn lend_chunks(
         &mut self,
-        request: &Request,
+        request: &WireRequest,
         context: &mut Context<'_>,
     ) -> Result<Chunks, Short> {
         let mut chunks = Chunks::default();
@@ -114,7 +114,7 @@ impl Conn {
             let (conn, conn_number) = (id, self.place.number());
             let asker = Asker { queue: context.queue, conn, conn_number, number };
             let mut inquiry = Box::new(Inquiry::new(asker, context.post, request.req_one));
-            let (device, Request { offset, len, .. }) = (device.device().id(), request);
+            let (device, WireRequest { offset, len, .. }) = (device.device().id(), request);
             let each = &mut |len, found: Found<'_>| inquiry.piece(len, found);
             context.pipeline.extents(device, offset, len, Extents::Allocation, each);
             match inquiry.answer_now() {
@@ -150,12 +150,12 @@ impl Conn {
         let mut failed = false;
         for (what, chunk) in MetaContext::ALL.into_iter().zip(chunks) {
             let Some(mut buffer) = chunk else { continue };
-            let Phase::Transmission { session, device } = &self.phase else { return };
+            let Phase::Transmission { negotiated, device } = &self.phase else { return };
             if failed {
                 self.take_back(buffer, context);
                 continue;
             }
-            let mut writer = session.block_status(&request, what, buffer.bytes_mut());
+            let mut writer = negotiated.block_status(&request, what, buffer.bytes_mut());
             let (id, offset, len) = (device.device().id(), request.offset, request.len);
             match what {
                 MetaContext::Path => {
@@ -179,7 +179,7 @@ impl Conn {
                 None => {
                     let (error, why) = (NbdError::Inval, "no extents there");
                     let cookie = request.cookie;
-                    let header_len = session.error(cookie, offset, error, why, &mut header);
+                    let header_len = negotiated.error(cookie, offset, error, why, &mut header);
                     self.take_back(buffer, context);
                     failed = true;
                     Reply { header, header_len, body: None, lent: 0 }

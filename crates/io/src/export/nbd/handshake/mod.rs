@@ -1,4 +1,4 @@
-//! The handshake: fixed-newstyle negotiation, from the greeting to a [`Session`].
+//! The handshake: fixed-newstyle negotiation, from the greeting to a [`Negotiated`].
 //!
 //! Contract: [`Handshake::input`] consumes whole steps (the client flags, an option header, an
 //! option's data). The caller keeps the rest, at most [`MAX_OPTION_BYTES`]. Options that are
@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use self::options::{Refusal, answer, refuse};
 use super::contexts::Contexts;
+use super::negotiated::Negotiated;
 use super::proto::{
     CLIENT_FLAGS_LEN, INIT_MAGIC, OPTION_HEADER_LEN, OPTION_MAGIC, Reader, handshake_flag, opt, rep,
 };
-use super::session::Session;
 use super::{
     Directory, MAX_ANSWER_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS_PER_CONNECTION,
     MAX_SKIPPED_OPTION_BYTES, MAX_STRING,
@@ -26,7 +26,7 @@ use super::{
 /// A connection before the transmission phase.
 #[derive(Debug)]
 pub struct Handshake {
-    state: State,
+    state: HandshakeState,
     no_zeroes: bool,
     structured: bool,
     extended: bool,
@@ -54,7 +54,7 @@ pub enum Next {
     /// Read more bytes, and pass them to [`Handshake::input`].
     More,
     /// The handshake is over. The rest of the input are the first requests.
-    Transmission(Box<Session>),
+    Transmission(Box<Negotiated>),
     /// Close the connection after the answers were sent.
     Close(CloseReason),
 }
@@ -94,7 +94,7 @@ pub enum CloseReason {
 }
 
 #[derive(Debug)]
-enum State {
+enum HandshakeState {
     ClientFlags,
     Header,
     Data { option: u32, len: usize },
@@ -113,7 +113,7 @@ enum Verdict {
     Shutdown,
 }
 
-enum Step {
+enum HandshakeStep {
     /// The input is too short for the next step.
     Starved,
     Ate(usize),
@@ -126,7 +126,7 @@ impl Handshake {
     /// The handshake of a connection that was just accepted.
     pub fn new() -> Self {
         Handshake {
-            state: State::ClientFlags,
+            state: HandshakeState::ClientFlags,
             no_zeroes: false,
             structured: false,
             extended: false,
@@ -158,62 +158,67 @@ impl Handshake {
         loop {
             let before = out.len();
             let (ate, end) = match self.step(rest, dir, out) {
-                Step::Starved => return Progress { consumed, next: Next::More },
-                Step::Ate(ate) => (ate, None),
-                Step::End(ate, next) => (ate, Some(next)),
+                HandshakeStep::Starved => return Progress { consumed, next: Next::More },
+                HandshakeStep::Ate(ate) => (ate, None),
+                HandshakeStep::End(ate, next) => (ate, Some(next)),
             };
             consumed += ate;
             rest = rest.get(ate..).unwrap_or_default();
             self.answered += out.len() - before;
             if let Some(next) = end {
-                self.state = State::Over;
+                self.state = HandshakeState::Over;
                 return Progress { consumed, next };
             }
             if self.answered > MAX_ANSWER_BYTES {
-                self.state = State::Over;
+                self.state = HandshakeState::Over;
                 return Progress { consumed, next: Next::Close(CloseReason::TooMuchAnswered) };
             }
         }
     }
 
-    fn step(&mut self, input: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> Step {
+    fn step(&mut self, input: &[u8], dir: &dyn Directory, out: &mut Vec<u8>) -> HandshakeStep {
         match self.state {
-            State::ClientFlags => self.client_flags(input),
-            State::Header => self.header(input),
-            State::Data { option, len } => match input.get(..len) {
-                None => Step::Starved,
+            HandshakeState::ClientFlags => self.client_flags(input),
+            HandshakeState::Header => self.header(input),
+            HandshakeState::Data { option, len } => match input.get(..len) {
+                None => HandshakeStep::Starved,
                 Some(data) => {
-                    self.state = State::Header;
+                    self.state = HandshakeState::Header;
                     match self.option(option, data, dir, out) {
-                        Next::More => Step::Ate(len),
-                        end => Step::End(len, end),
+                        Next::More => HandshakeStep::Ate(len),
+                        end => HandshakeStep::End(len, end),
                     }
                 }
             },
-            State::Skip { option, left, verdict } => self.skip(option, left, verdict, input, out),
-            State::Over => Step::End(0, Next::Close(CloseReason::Over)),
+            HandshakeState::Skip { option, left, verdict } => {
+                self.skip(option, left, verdict, input, out)
+            }
+            HandshakeState::Over => HandshakeStep::End(0, Next::Close(CloseReason::Over)),
         }
     }
 
     /// Unknown flags end the connection, because the document allows no other answer.
-    fn client_flags(&mut self, input: &[u8]) -> Step {
-        let Some(flags) = Reader::new(input).u32() else { return Step::Starved };
+    fn client_flags(&mut self, input: &[u8]) -> HandshakeStep {
+        let Some(flags) = Reader::new(input).u32() else { return HandshakeStep::Starved };
         if flags & !u32::from(OFFERED_FLAGS) != 0 {
-            return Step::End(CLIENT_FLAGS_LEN, Next::Close(CloseReason::ClientFlags(flags)));
+            return HandshakeStep::End(
+                CLIENT_FLAGS_LEN,
+                Next::Close(CloseReason::ClientFlags(flags)),
+            );
         }
         self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
-        self.state = State::Header;
-        Step::Ate(CLIENT_FLAGS_LEN)
+        self.state = HandshakeState::Header;
+        HandshakeStep::Ate(CLIENT_FLAGS_LEN)
     }
 
     /// Decides whether an option is read or skipped, before its data arrives.
-    fn header(&mut self, input: &[u8]) -> Step {
+    fn header(&mut self, input: &[u8]) -> HandshakeStep {
         let mut reader = Reader::new(input);
         let (Some(magic), Some(option), Some(len)) = (reader.u64(), reader.u32(), reader.u32())
         else {
-            return Step::Starved;
+            return HandshakeStep::Starved;
         };
-        let close = |reason| Step::End(OPTION_HEADER_LEN, Next::Close(reason));
+        let close = |reason| HandshakeStep::End(OPTION_HEADER_LEN, Next::Close(reason));
         if magic != OPTION_MAGIC {
             return close(CloseReason::OptionMagic(magic));
         }
@@ -239,10 +244,10 @@ impl Handshake {
             self.selected = None;
         }
         self.state = match self.verdict(option, len) {
-            Some(verdict) => State::Skip { option, left: len, verdict },
-            None => State::Data { option, len: len as usize },
+            Some(verdict) => HandshakeState::Skip { option, left: len, verdict },
+            None => HandshakeState::Data { option, len: len as usize },
         };
-        Step::Ate(OPTION_HEADER_LEN)
+        HandshakeStep::Ate(OPTION_HEADER_LEN)
     }
 
     /// The answer to an option, if it does not depend on the option's data.
@@ -278,18 +283,18 @@ impl Handshake {
         verdict: Verdict,
         input: &[u8],
         out: &mut Vec<u8>,
-    ) -> Step {
+    ) -> HandshakeStep {
         let ate = input.len().min(left as usize);
         let left = left - ate as u32;
         if left > 0 {
-            self.state = State::Skip { option, left, verdict };
-            return if ate == 0 { Step::Starved } else { Step::Ate(ate) };
+            self.state = HandshakeState::Skip { option, left, verdict };
+            return if ate == 0 { HandshakeStep::Starved } else { HandshakeStep::Ate(ate) };
         }
-        self.state = State::Header;
+        self.state = HandshakeState::Header;
         let refusal = match verdict {
             Verdict::Abort => {
                 answer(out, option, rep::ACK, &[]);
-                return Step::End(ate, Next::Close(CloseReason::Abort));
+                return HandshakeStep::End(ate, Next::Close(CloseReason::Abort));
             }
             Verdict::Unknown => {
                 Refusal::new(rep::ERR_UNSUP, format!("option {option} is not known here"))
@@ -305,7 +310,7 @@ impl Handshake {
             Verdict::Shutdown => Refusal::new(rep::ERR_SHUTDOWN, "the server is shutting down"),
         };
         refuse(out, option, &refusal);
-        Step::Ate(ate)
+        HandshakeStep::Ate(ate)
     }
 }
 

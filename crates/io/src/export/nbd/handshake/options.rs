@@ -6,11 +6,11 @@
 
 use super::{CloseReason, Handshake, Next};
 use crate::export::nbd::contexts::{Contexts, MetaContext};
+use crate::export::nbd::negotiated::Negotiated;
 use crate::export::nbd::proto::{
     self, EXPORT_NAME_PADDING, OPTION_REPLY_MAGIC, Reader, info, opt, rep,
 };
 use crate::export::nbd::replaces;
-use crate::export::nbd::session::Session;
 use crate::export::nbd::{
     Directory, ExportInfo, MAX_CONTEXT_QUERIES, MAX_LIST_BYTES, MAX_REFUSAL_TEXT,
     MAX_REQUEST_BYTES, MAX_STRING,
@@ -64,18 +64,18 @@ impl Handshake {
         let found = if self.extended {
             Err(Refusal::invalid("not allowed after EXTENDED_HEADERS"))
         } else {
-            text(data).and_then(|name| self.session(name, dir))
+            text(data).and_then(|name| self.negotiated(name, dir))
         };
-        let session = match found {
-            Ok(session) => session,
+        let negotiated = match found {
+            Ok(negotiated) => negotiated,
             Err(refusal) => return Next::Close(CloseReason::ExportName(refusal.text.into_owned())),
         };
-        out.extend_from_slice(&session.export.size_bytes.to_be_bytes());
-        out.extend_from_slice(&session.transmission_flags().to_be_bytes());
+        out.extend_from_slice(&negotiated.export.size_bytes.to_be_bytes());
+        out.extend_from_slice(&negotiated.transmission_flags().to_be_bytes());
         if !self.no_zeroes {
             out.extend_from_slice(&[0; EXPORT_NAME_PADDING]);
         }
-        Next::Transmission(session)
+        Next::Transmission(negotiated)
     }
 
     /// Answers INFO or GO. Both describe the session that `name` would give, so they say the same.
@@ -87,14 +87,14 @@ impl Handshake {
         out: &mut Vec<u8>,
     ) -> Result<Next, Refusal> {
         let (name, wanted) = info_request(data)?;
-        let session = self.session(name, dir)?;
+        let negotiated = self.negotiated(name, dir)?;
         let mut item = |kind: u16, parts: &[&[u8]]| {
             answer(out, option, rep::INFO, &[&[&kind.to_be_bytes()[..]], parts].concat());
         };
-        let export = &session.export;
+        let export = &negotiated.export;
         item(
             info::EXPORT,
-            &[&export.size_bytes.to_be_bytes(), &session.transmission_flags().to_be_bytes()],
+            &[&export.size_bytes.to_be_bytes(), &negotiated.transmission_flags().to_be_bytes()],
         );
         // Sent also unasked, because a client that does not ask for the limits may still observe
         // them.
@@ -108,7 +108,7 @@ impl Handshake {
             item(info::DESCRIPTION, &[export.description.as_bytes()]);
         }
         answer(out, option, rep::ACK, &[]);
-        Ok(if option == opt::GO { Next::Transmission(session) } else { Next::More })
+        Ok(if option == opt::GO { Next::Transmission(negotiated) } else { Next::More })
     }
 
     fn structured_reply(&mut self, out: &mut Vec<u8>) -> Result<Next, Refusal> {
@@ -222,16 +222,16 @@ impl Handshake {
     }
 
     /// The session that results from choosing `name` now.
-    fn session(&self, name: &str, dir: &dyn Directory) -> Result<Box<Session>, Refusal> {
+    fn negotiated(&self, name: &str, dir: &dyn Directory) -> Result<Box<Negotiated>, Refusal> {
         let export = find(name, dir)?;
         // The selection counts only for the export name that it was made with.
         let contexts = match &self.selected {
             Some((selected_for, contexts)) if selected_for == name => *contexts,
             _ => Contexts::NONE,
         };
-        let mut session = Session::new(export, self.structured, self.extended, contexts);
-        session.replaces = self.replaces.clone();
-        Ok(Box::new(session))
+        let mut negotiated = Negotiated::new(export, self.structured, self.extended, contexts);
+        negotiated.replaces = self.replaces.clone();
+        Ok(Box::new(negotiated))
     }
 }
 

@@ -37,9 +37,9 @@ fn talk_on(handshake: &mut Handshake, dir: &Shelf, script: &str) -> Next {
     next
 }
 
-fn session(next: Next) -> Session {
+fn negotiated(next: Next) -> Negotiated {
     match next {
-        Next::Transmission(session) => *session,
+        Next::Transmission(negotiated) => *negotiated,
         other => panic!("no session but {other:?}"),
     }
 }
@@ -74,15 +74,15 @@ fn client_flags_that_were_not_offered_end_the_connection() {
 
 #[test]
 fn export_name_without_padding() {
-    let session = session(talk(
+    let negotiated = negotiated(talk(
         &two(),
         "C: 00000003
          C: 'IHAVEOPT' 00000001 ['disk']
          S: 0000000000100000 0d6d",
     ));
-    assert_eq!(session.export, disk("disk"));
+    assert_eq!(negotiated.export, disk("disk"));
     assert_eq!(
-        (session.structured, session.extended, session.contexts),
+        (negotiated.structured, negotiated.extended, negotiated.contexts),
         (false, false, Contexts::NONE)
     );
 }
@@ -95,7 +95,7 @@ fn export_name_with_padding_for_a_client_of_the_first_newstyle() {
          S: 0000000000100000 0d6d {}",
         "00".repeat(124)
     );
-    assert_eq!(session(talk(&one(), &script)).export.name, "disk");
+    assert_eq!(negotiated(talk(&one(), &script)).export.name, "disk");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn export_name_is_not_allowed_with_extended_headers() {
 
 #[test]
 fn go_tells_everything_that_was_asked_for() {
-    let session = session(talk(
+    let negotiated = negotiated(talk(
         &two(),
         "C: 00000003
          C: 'IHAVEOPT' 00000007 [['disk'] 0004 0000 0001 0002 0003]
@@ -142,7 +142,7 @@ fn go_tells_everything_that_was_asked_for() {
          S: 0003e889045565a9 00000007 00000003 [0002 'a disk']
          S: 0003e889045565a9 00000007 00000001 []",
     ));
-    assert_eq!(session.export, disk("disk"));
+    assert_eq!(negotiated.export, disk("disk"));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn info_tells_the_same_as_go_and_stays_in_the_negotiation() {
          S: 0003e889045565a9 00000007 00000003 [0003 00000200 00001000 02000000]
          S: 0003e889045565a9 00000007 00000001 []",
     );
-    assert_eq!(session(next).export.name, "disk");
+    assert_eq!(negotiated(next).export.name, "disk");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn an_unknown_export_can_be_followed_by_a_known_one() {
          C: 'IHAVEOPT' 00000001 ['tape']
          S: 0000000000100000 0d6d",
     );
-    assert_eq!(session(next).export.name, "tape");
+    assert_eq!(negotiated(next).export.name, "tape");
 }
 
 #[test]
@@ -336,8 +336,8 @@ fn structured_replies_make_a_difference_to_the_flags() {
          C: 'IHAVEOPT' 00000001 ['disk']
          S: 0000000000100000 0ded",
     );
-    let session = session(next);
-    assert_eq!((session.structured, session.extended), (true, false));
+    let negotiated = negotiated(next);
+    assert_eq!((negotiated.structured, negotiated.extended), (true, false));
 }
 
 #[test]
@@ -358,8 +358,8 @@ fn extended_headers_take_precedence() {
          S: 0003e889045565a9 00000007 00000003 [0003 00000200 00001000 02000000]
          S: 0003e889045565a9 00000007 00000001 []",
     );
-    let session = session(next);
-    assert_eq!((session.structured, session.extended), (true, true));
+    let negotiated = negotiated(next);
+    assert_eq!((negotiated.structured, negotiated.extended), (true, true));
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn the_client_names_the_connections_that_it_replaces() {
          C: 'IHAVEOPT' 00000001 ['disk']
          S: 0000000000100000 0ded",
     );
-    assert_eq!(session(next).replaces.as_deref(), Some("a.1"));
+    assert_eq!(negotiated(next).replaces.as_deref(), Some("a.1"));
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn set_meta_context_selects_by_name_only() {
          C: 'IHAVEOPT' 00000001 ['disk']
          S: 0000000000100000 0ded",
     );
-    assert_eq!(session(next).contexts.iter().collect::<Vec<_>>(), [MetaContext::Path]);
+    assert_eq!(negotiated(next).contexts.iter().collect::<Vec<_>>(), [MetaContext::Path]);
 }
 
 /// The flags of the export say that BLOCK_STATUS may choose among contexts.
@@ -448,7 +448,7 @@ fn set_meta_context_with_extended_headers() {
          S: 0003e889045565a9 00000007 00000003 [0003 00000200 00001000 02000000]
          S: 0003e889045565a9 00000007 00000001 []",
     );
-    assert_eq!(session(next).contexts, MetaContext::ALL.into_iter().collect());
+    assert_eq!(negotiated(next).contexts, MetaContext::ALL.into_iter().collect());
 }
 
 const SELECT: &str = "
@@ -489,16 +489,19 @@ fn a_selection_is_replaced_also_by_one_that_fails() {
         ),
     ] {
         let next = talk(&one(), &format!("{SELECT}\n{replacement}\n{GO}"));
-        assert_eq!(session(next).contexts, expected, "{replacement}");
+        assert_eq!(negotiated(next).contexts, expected, "{replacement}");
     }
 }
 
 #[test]
 fn a_selection_counts_for_the_name_it_was_made_for() {
     let go_tape = "C: 'IHAVEOPT' 00000001 ['tape']\nS: 0000000000100000 0ded";
-    assert_eq!(session(talk(&two(), &format!("{SELECT}\n{go_tape}"))).contexts, Contexts::NONE);
+    assert_eq!(negotiated(talk(&two(), &format!("{SELECT}\n{go_tape}"))).contexts, Contexts::NONE);
     let go_default = "C: 'IHAVEOPT' 00000001 []\nS: 0000000000100000 0ded";
-    assert_eq!(session(talk(&one(), &format!("{SELECT}\n{go_default}"))).contexts, Contexts::NONE);
+    assert_eq!(
+        negotiated(talk(&one(), &format!("{SELECT}\n{go_default}"))).contexts,
+        Contexts::NONE
+    );
 }
 
 #[test]
@@ -560,7 +563,7 @@ fn what_follows_the_handshake_is_left_alone() {
     let input = wire("00000003 'IHAVEOPT' 00000001 ['disk'] 25609513");
     let progress = handshake.input(&input, &one(), &mut out);
     assert_eq!(progress.consumed, input.len() - 4);
-    session(progress.next);
+    negotiated(progress.next);
     let progress = handshake.input(&input, &one(), &mut out);
     assert_eq!((progress.consumed, close_reason(progress.next)), (0, CloseReason::Over));
 }

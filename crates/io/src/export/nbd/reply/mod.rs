@@ -9,13 +9,13 @@
 
 use super::MAX_EXTENTS;
 use super::contexts::MetaContext;
+use super::negotiated::{Negotiated, WireRequest};
 use super::proto::{
     self, EXTENDED_REPLY_MAGIC, NbdError, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
 };
-use super::session::{Request, Session};
 
-/// Largest header in bytes that [`Session::read_ok`], [`Session::ok`] and [`Session::error`] write:
-/// two cache lines.
+/// Largest header in bytes that [`Negotiated::read_ok`], [`Negotiated::ok`] and
+/// [`Negotiated::error`] write: two cache lines.
 pub const MAX_REPLY_HEADER: usize = 128;
 
 /// Longest text of an error in bytes: the rest of [`MAX_REPLY_HEADER`] in an extended chunk.
@@ -41,7 +41,7 @@ const STATUS_EXT_HEAD: usize = 8;
 const EXTENT_LEN: usize = 8;
 const EXTENT_EXT_LEN: usize = 16;
 
-impl Session {
+impl Negotiated {
     /// Writes the header of a READ that succeeded as a whole. `len` bytes of data follow it.
     /// Returns the length of the header.
     ///
@@ -111,7 +111,7 @@ impl Session {
     /// [`MAX_STATUS_CHUNK`] bytes are always enough.
     pub fn block_status<'a>(
         &self,
-        request: &Request,
+        request: &WireRequest,
         context: MetaContext,
         out: &'a mut [u8],
     ) -> StatusWriter<'a> {

@@ -1,15 +1,15 @@
-//! A session: the result of the handshake, and the parser of request headers.
+//! The result of the handshake, and the parser of request headers.
 //!
-//! Contract: [`Session::parse`] is on the way of every request: no allocation, no panics, no state.
-//! It accepts only requests that the session offers and that lie inside the announced size. For
-//! others it returns the error to answer, with the payload to skip first, or a reason to drop the
-//! connection.
+//! Contract: [`Negotiated::parse`] is on the way of every request: no allocation, no panics, no
+//! state. It accepts only requests that the session offers and that lie inside the announced size.
+//! For others it returns the error to answer, with the payload to skip first, or a reason to drop
+//! the connection.
 
 use std::sync::Arc;
 
 use super::contexts::{Contexts, MetaContext};
 use super::proto::{
-    Command, EXTENDED_REQUEST_LEN, EXTENDED_REQUEST_MAGIC, NbdError, REQUEST_LEN, REQUEST_MAGIC,
+    EXTENDED_REQUEST_LEN, EXTENDED_REQUEST_MAGIC, NbdCommand, NbdError, REQUEST_LEN, REQUEST_MAGIC,
     Reader, command_flag, transmission_flag,
 };
 use super::{ExportInfo, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES};
@@ -26,7 +26,7 @@ pub const MAX_STATUS_PAYLOAD: usize =
 
 /// The result of the negotiation on a connection.
 #[derive(Clone, Debug)]
-pub struct Session {
+pub struct Negotiated {
     /// The device as it was announced. Its size stays the announced one.
     pub export: ExportInfo,
     /// Whether replies are chunks. Also true with extended headers.
@@ -40,14 +40,14 @@ pub struct Session {
     /// The bits of an offset or length that must be zero.
     unaligned: u64,
     /// The flags that each command may have; `None` for commands that are not offered.
-    allowed: [Option<u16>; Command::SLOTS],
+    allowed: [Option<u16>; NbdCommand::SLOTS],
 }
 
 /// The meaning of a request header.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// A request to carry out.
-    Request(Request),
+    Request(WireRequest),
     /// A request to answer with an error after `payload` bytes were skipped.
     Refused {
         /// Identifies the request to the client.
@@ -55,7 +55,7 @@ pub enum Parsed {
         /// Offset of the request; extended replies repeat it.
         offset: u64,
         /// The command; `None` if its number is unknown.
-        command: Option<Command>,
+        command: Option<NbdCommand>,
         /// The error to answer.
         error: NbdError,
         /// Bytes that follow on the wire and must be skipped.
@@ -71,9 +71,9 @@ pub enum Parsed {
 
 /// A request that may be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct WireRequest {
     /// The command to carry out.
-    pub command: Command,
+    pub command: NbdCommand,
     /// Identifies the request to the client.
     pub cookie: u64,
     /// Start of the range in bytes.
@@ -82,7 +82,7 @@ pub struct Request {
     /// [`MAX_REQUEST_BYTES`] for READ and WRITE, and at most the size of the export for others.
     pub len: u64,
     /// Number of bytes that follow on the wire: the data of a WRITE, or the input of
-    /// [`Session::status_payload`].
+    /// [`Negotiated::status_payload`].
     pub payload: u64,
     /// Whether to answer only when the data is durable. Set only for commands that write.
     pub fua: bool,
@@ -100,12 +100,12 @@ pub struct Request {
     pub contexts: Contexts,
 }
 
-impl Request {
+impl WireRequest {
     /// Whether the request succeeds without any action. The protocol leaves requests of no bytes to
     /// the server, and here they do nothing. A FLUSH has no length but an action, and a
     /// BLOCK_STATUS with a payload has its length there.
     pub fn is_empty(&self) -> bool {
-        self.len == 0 && self.payload == 0 && self.command != Command::Flush
+        self.len == 0 && self.payload == 0 && self.command != NbdCommand::Flush
     }
 }
 
@@ -122,48 +122,48 @@ struct Wire {
 /// An error and its reason.
 type Refusal = (NbdError, &'static str);
 
-impl Session {
-    /// A session with `export`. Contexts are dropped without chunks; extended headers include
+impl Negotiated {
+    /// The result for `export`. Contexts are dropped without chunks; extended headers include
     /// chunks.
     pub fn new(export: ExportInfo, structured: bool, extended: bool, contexts: Contexts) -> Self {
         let structured = structured || extended;
         let contexts = if structured { contexts } else { Contexts::NONE };
         let (minimum, _) = export.block_sizes();
-        let mut session = Session {
+        let mut negotiated = Negotiated {
             export,
             structured,
             extended,
             contexts,
             replaces: None,
             unaligned: u64::from(minimum) - 1,
-            allowed: [None; Command::SLOTS],
+            allowed: [None; NbdCommand::SLOTS],
         };
-        session.allowed = session.allowed_flags();
-        session
+        negotiated.allowed = negotiated.allowed_flags();
+        negotiated
     }
 
     /// The flags that each command may have. FUA is valid on every command, but has no effect on
     /// commands that do not write.
-    fn allowed_flags(&self) -> [Option<u16>; Command::SLOTS] {
+    fn allowed_flags(&self) -> [Option<u16>; NbdCommand::SLOTS] {
         use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
         let when = |offered: bool, flag: u16| if offered { flag } else { 0 };
         let export = &self.export;
-        let mut allowed = [None; Command::SLOTS];
-        let mut allow = |command: Command, offered: bool, flags: u16| {
+        let mut allowed = [None; NbdCommand::SLOTS];
+        let mut allow = |command: NbdCommand, offered: bool, flags: u16| {
             allowed[command as usize] = offered.then_some(FUA | flags);
         };
-        allow(Command::Read, true, when(self.structured, DF));
-        allow(Command::Write, true, when(self.extended, PAYLOAD_LEN));
-        allow(Command::Flush, true, 0);
-        allow(Command::Trim, export.can_discard, 0);
-        allow(Command::Cache, export.can_cache, 0);
+        allow(NbdCommand::Read, true, when(self.structured, DF));
+        allow(NbdCommand::Write, true, when(self.extended, PAYLOAD_LEN));
+        allow(NbdCommand::Flush, true, 0);
+        allow(NbdCommand::Trim, export.can_discard, 0);
+        allow(NbdCommand::Cache, export.can_cache, 0);
         allow(
-            Command::WriteZeroes,
+            NbdCommand::WriteZeroes,
             export.can_zero,
             NO_HOLE | when(export.can_fast_zero, FAST_ZERO),
         );
         allow(
-            Command::BlockStatus,
+            NbdCommand::BlockStatus,
             !self.contexts.is_empty(),
             REQ_ONE | when(self.extended, PAYLOAD_LEN),
         );
@@ -198,7 +198,7 @@ impl Session {
         if self.extended { EXTENDED_REQUEST_LEN } else { REQUEST_LEN }
     }
 
-    /// Parses a header of exactly [`Session::header_len`] bytes.
+    /// Parses a header of exactly [`Negotiated::header_len`] bytes.
     pub fn parse(&self, header: &[u8]) -> Parsed {
         let Some((magic, wire)) = self.read(header) else {
             return Parsed::Broken("a request header of the wrong length");
@@ -206,10 +206,10 @@ impl Session {
         if magic != if self.extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC } {
             return Parsed::Broken("a request does not begin with the magic number of its form");
         }
-        if wire.kind == Command::DISCONNECT {
+        if wire.kind == NbdCommand::DISCONNECT {
             return Parsed::Disconnect;
         }
-        let command = Command::from_wire(wire.kind);
+        let command = NbdCommand::from_wire(wire.kind);
         let payload = match self.payload(command, &wire) {
             Ok(payload) => payload,
             Err(broken) => return Parsed::Broken(broken),
@@ -233,7 +233,7 @@ impl Session {
 
     /// Parses the payload of a BLOCK_STATUS with `payload_len_flag`: the length and the requested
     /// contexts. The resulting request has no payload, and a refusal has none to skip.
-    pub fn status_payload(&self, request: &Request, payload: &[u8]) -> Parsed {
+    pub fn status_payload(&self, request: &WireRequest, payload: &[u8]) -> Parsed {
         match self.chosen_contexts(request, payload) {
             Ok(request) => Parsed::Request(request),
             Err((error, reason)) => Parsed::Refused {
@@ -262,13 +262,13 @@ impl Session {
 
     /// Number of bytes that follow the header, whether the request is accepted or not. `Err` if
     /// they are too many to read.
-    fn payload(&self, command: Option<Command>, wire: &Wire) -> Result<u64, &'static str> {
+    fn payload(&self, command: Option<NbdCommand>, wire: &Wire) -> Result<u64, &'static str> {
         if self.extended {
             // The document requires PAYLOAD_LEN on every WRITE. QEMU 10 sends WRITE with FUA
             // without it, followed by the data, and QEMU's own server accepts that. Without this
             // exception, the data would be parsed as the next header.
             let has_payload =
-                wire.flags & command_flag::PAYLOAD_LEN != 0 || command == Some(Command::Write);
+                wire.flags & command_flag::PAYLOAD_LEN != 0 || command == Some(NbdCommand::Write);
             match has_payload {
                 // The document requires to drop the connection at once if the announced maximum is
                 // exceeded.
@@ -280,16 +280,21 @@ impl Session {
             }
         } else {
             match command {
-                Some(Command::Write) if wire.len > u64::from(MAX_SKIPPED_PAYLOAD_BYTES) => {
+                Some(NbdCommand::Write) if wire.len > u64::from(MAX_SKIPPED_PAYLOAD_BYTES) => {
                     Err("a WRITE of more than twice the announced maximum")
                 }
-                Some(Command::Write) => Ok(wire.len),
+                Some(NbdCommand::Write) => Ok(wire.len),
                 _ => Ok(0),
             }
         }
     }
 
-    fn check(&self, command: Command, wire: &Wire, payload: u64) -> Result<Request, Refusal> {
+    fn check(
+        &self,
+        command: NbdCommand,
+        wire: &Wire,
+        payload: u64,
+    ) -> Result<WireRequest, Refusal> {
         if command.writes() && self.export.read_only {
             return Err((NbdError::Perm, "the export is read-only"));
         }
@@ -303,7 +308,7 @@ impl Session {
             ));
         }
         let has = |flag: u16| wire.flags & flag != 0;
-        let request = Request {
+        let request = WireRequest {
             command,
             cookie: wire.cookie,
             offset: wire.offset,
@@ -315,39 +320,43 @@ impl Session {
             fast_zero: has(command_flag::FAST_ZERO),
             req_one: has(command_flag::REQ_ONE),
             payload_len_flag: has(command_flag::PAYLOAD_LEN),
-            contexts: if command == Command::BlockStatus { self.contexts } else { Contexts::NONE },
+            contexts: if command == NbdCommand::BlockStatus {
+                self.contexts
+            } else {
+                Contexts::NONE
+            },
         };
         self.check_len(&request)?;
-        if command == Command::BlockStatus && request.payload_len_flag {
+        if command == NbdCommand::BlockStatus && request.payload_len_flag {
             // The payload contains the length to check.
-            return Ok(Request { len: 0, ..request });
+            return Ok(WireRequest { len: 0, ..request });
         }
         self.check_range(&request)?;
         Ok(request)
     }
 
     /// Checks rules about the length that only one command has.
-    fn check_len(&self, request: &Request) -> Result<(), Refusal> {
+    fn check_len(&self, request: &WireRequest) -> Result<(), Refusal> {
         let too_long = request.len > u64::from(MAX_REQUEST_BYTES);
         match request.command {
             // A structured reply could have several chunks, so the document has a separate error
             // for not doing that.
-            Command::Read if too_long && self.structured => {
+            NbdCommand::Read if too_long && self.structured => {
                 Err((NbdError::Overflow, "a READ above the announced maximum"))
             }
-            Command::Read if too_long => {
+            NbdCommand::Read if too_long => {
                 Err((NbdError::Inval, "a READ above the announced maximum"))
             }
-            Command::Write if too_long => {
+            NbdCommand::Write if too_long => {
                 Err((NbdError::Inval, "a WRITE above the announced maximum"))
             }
-            Command::Flush if request.offset != 0 || request.len != 0 => {
+            NbdCommand::Flush if request.offset != 0 || request.len != 0 => {
                 Err((NbdError::Inval, "a FLUSH with offset or length"))
             }
-            Command::BlockStatus if request.payload_len_flag => {
+            NbdCommand::BlockStatus if request.payload_len_flag => {
                 self.check_status_payload_len(request.payload)
             }
-            Command::BlockStatus if request.len == 0 => {
+            NbdCommand::BlockStatus if request.len == 0 => {
                 Err((NbdError::Inval, "a BLOCK_STATUS of no bytes"))
             }
             _ => Ok(()),
@@ -369,14 +378,14 @@ impl Session {
         }
     }
 
-    fn check_range(&self, request: &Request) -> Result<(), Refusal> {
+    fn check_range(&self, request: &WireRequest) -> Result<(), Refusal> {
         let inside = request
             .offset
             .checked_add(request.len)
             .is_some_and(|end| end <= self.export.size_bytes);
         if !inside {
             let error = match request.command {
-                Command::Write | Command::WriteZeroes => NbdError::NoSpc,
+                NbdCommand::Write | NbdCommand::WriteZeroes => NbdError::NoSpc,
                 _ => NbdError::Inval,
             };
             return Err((error, "beyond the end of the export"));
@@ -387,7 +396,11 @@ impl Session {
         Ok(())
     }
 
-    fn chosen_contexts(&self, request: &Request, payload: &[u8]) -> Result<Request, Refusal> {
+    fn chosen_contexts(
+        &self,
+        request: &WireRequest,
+        payload: &[u8],
+    ) -> Result<WireRequest, Refusal> {
         const MALFORMED: Refusal = (NbdError::Inval, "a BLOCK_STATUS payload of the wrong length");
         self.check_status_payload_len(payload.len() as u64)?;
         let mut reader = Reader::new(payload);
@@ -408,7 +421,7 @@ impl Session {
         if len == 0 {
             return Err((NbdError::Inval, "a BLOCK_STATUS of no bytes"));
         }
-        let chosen = Request { len, payload: 0, contexts, ..*request };
+        let chosen = WireRequest { len, payload: 0, contexts, ..*request };
         self.check_range(&chosen)?;
         Ok(chosen)
     }

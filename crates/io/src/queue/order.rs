@@ -11,7 +11,7 @@ use crate::pipeline::Unfinished;
 use crate::sys::latch::Ack;
 
 /// What control asks of a queue: an order of one of the layers below, or of the loop itself.
-pub(crate) enum Command {
+pub(crate) enum QueueOrder {
     /// For the pipeline, about a device.
     Device(device::host::Order),
     /// For the connections.
@@ -44,27 +44,27 @@ pub(crate) enum Command {
     },
 }
 
-impl From<device::host::Order> for Command {
-    fn from(order: device::host::Order) -> Command {
-        Command::Device(order)
+impl From<device::host::Order> for QueueOrder {
+    fn from(order: device::host::Order) -> QueueOrder {
+        QueueOrder::Device(order)
     }
 }
 
-impl From<export::nbd::Order> for Command {
-    fn from(order: export::nbd::Order) -> Command {
-        Command::Nbd(order)
+impl From<export::nbd::Order> for QueueOrder {
+    fn from(order: export::nbd::Order) -> QueueOrder {
+        QueueOrder::Nbd(order)
     }
 }
 
-impl From<export::client::server::Order> for Command {
-    fn from(order: export::client::server::Order) -> Command {
-        Command::Client(order)
+impl From<export::client::server::Order> for QueueOrder {
+    fn from(order: export::client::server::Order) -> QueueOrder {
+        QueueOrder::Client(order)
     }
 }
 
-impl From<export::ublk::Order> for Command {
-    fn from(order: export::ublk::Order) -> Command {
-        Command::Ublk(order)
+impl From<export::ublk::Order> for QueueOrder {
+    fn from(order: export::ublk::Order) -> QueueOrder {
+        QueueOrder::Ublk(order)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Request headers and their meaning. Cookies and offsets are recognised by their digits: `c0..`
-//! and `0f..`.
+//! Request headers and their meaning. Cookies and offsets are recognised by their digits:
+//! `c0..` and `0f..`.
 
 use super::*;
 use crate::export::nbd::testing::{disk, wire};
@@ -7,38 +7,38 @@ use proptest::prelude::*;
 
 const COOKIE: u64 = 0xc0c1_c2c3_c4c5_c6c7;
 
-fn simple() -> Session {
-    Session::new(disk("disk"), false, false, Contexts::NONE)
+fn simple() -> Negotiated {
+    Negotiated::new(disk("disk"), false, false, Contexts::NONE)
 }
 
 fn all_contexts() -> Contexts {
     MetaContext::ALL.into_iter().collect()
 }
 
-fn structured() -> Session {
-    Session::new(disk("disk"), true, false, all_contexts())
+fn structured() -> Negotiated {
+    Negotiated::new(disk("disk"), true, false, all_contexts())
 }
 
-fn extended() -> Session {
-    Session::new(disk("disk"), false, true, all_contexts())
+fn extended() -> Negotiated {
+    Negotiated::new(disk("disk"), false, true, all_contexts())
 }
 
 /// A header with this command, these flags, and this range, in the form of the session.
-fn header(session: &Session, command: u16, flags: u16, offset: u64, len: u64) -> Vec<u8> {
-    let (magic, len) = match session.extended {
+fn header(negotiated: &Negotiated, command: u16, flags: u16, offset: u64, len: u64) -> Vec<u8> {
+    let (magic, len) = match negotiated.extended {
         true => ("21e41c71", format!("{len:016x}")),
         false => ("25609513", format!("{len:08x}")),
     };
     wire(&format!("{magic} {flags:04x} {command:04x} {COOKIE:016x} {offset:016x} {len}"))
 }
 
-fn parse(session: &Session, command: u16, flags: u16, offset: u64, len: u64) -> Parsed {
-    session.parse(&header(session, command, flags, offset, len))
+fn parse(negotiated: &Negotiated, command: u16, flags: u16, offset: u64, len: u64) -> Parsed {
+    negotiated.parse(&header(negotiated, command, flags, offset, len))
 }
 
 /// The request without any flag.
-fn plain(command: Command, offset: u64, len: u64) -> Request {
-    Request {
+fn plain(command: NbdCommand, offset: u64, len: u64) -> WireRequest {
+    WireRequest {
         command,
         cookie: COOKIE,
         offset,
@@ -82,67 +82,68 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn a_compact_header_byte_by_byte() {
-    let session = simple();
-    assert_eq!(session.header_len(), 28);
+    let negotiated = simple();
+    assert_eq!(negotiated.header_len(), 28);
     let bytes = wire("25609513 0001 0001 c0c1c2c3c4c5c6c7 0000000000000e00 00000200");
-    let expected = Request { payload: 512, fua: true, ..plain(Command::Write, 0xe00, 512) };
-    assert_eq!(session.parse(&bytes), Parsed::Request(expected));
+    let expected = WireRequest { payload: 512, fua: true, ..plain(NbdCommand::Write, 0xe00, 512) };
+    assert_eq!(negotiated.parse(&bytes), Parsed::Request(expected));
 }
 
 #[test]
 fn an_extended_header_byte_by_byte() {
-    let session = extended();
-    assert_eq!(session.header_len(), 32);
+    let negotiated = extended();
+    assert_eq!(negotiated.header_len(), 32);
     let bytes = wire("21e41c71 0021 0001 c0c1c2c3c4c5c6c7 0000000000000e00 0000000000000200");
-    let expected = Request {
+    let expected = WireRequest {
         payload: 512,
         fua: true,
         payload_len_flag: true,
-        ..plain(Command::Write, 0xe00, 512)
+        ..plain(NbdCommand::Write, 0xe00, 512)
     };
-    assert_eq!(session.parse(&bytes), Parsed::Request(expected));
+    assert_eq!(negotiated.parse(&bytes), Parsed::Request(expected));
 }
 
 #[test]
 fn flags_that_commands_have() {
     let (compact, wide) = (structured(), extended());
-    let status = Request { contexts: all_contexts(), ..plain(Command::BlockStatus, 512, 1024) };
-    let zeroes = plain(Command::WriteZeroes, 512, 1024);
-    for (session, command, flags, expected) in [
-        (&compact, READ, DF, Request { df: true, ..plain(Command::Read, 512, 1024) }),
-        (&compact, TRIM, FUA, Request { fua: true, ..plain(Command::Trim, 512, 1024) }),
+    let status =
+        WireRequest { contexts: all_contexts(), ..plain(NbdCommand::BlockStatus, 512, 1024) };
+    let zeroes = plain(NbdCommand::WriteZeroes, 512, 1024);
+    for (negotiated, command, flags, expected) in [
+        (&compact, READ, DF, WireRequest { df: true, ..plain(NbdCommand::Read, 512, 1024) }),
+        (&compact, TRIM, FUA, WireRequest { fua: true, ..plain(NbdCommand::Trim, 512, 1024) }),
         (&compact, ZEROES, 0, zeroes),
         (
             &compact,
             ZEROES,
             FUA | NO_HOLE | FAST_ZERO,
-            Request { fua: true, no_hole: true, fast_zero: true, ..zeroes },
+            WireRequest { fua: true, no_hole: true, fast_zero: true, ..zeroes },
         ),
-        (&compact, CACHE, 0, plain(Command::Cache, 512, 1024)),
+        (&compact, CACHE, 0, plain(NbdCommand::Cache, 512, 1024)),
         (&compact, STATUS, 0, status),
-        (&compact, STATUS, REQ_ONE, Request { req_one: true, ..status }),
-        (&wide, READ, DF, Request { df: true, ..plain(Command::Read, 512, 1024) }),
-        (&wide, STATUS, REQ_ONE, Request { req_one: true, ..status }),
+        (&compact, STATUS, REQ_ONE, WireRequest { req_one: true, ..status }),
+        (&wide, READ, DF, WireRequest { df: true, ..plain(NbdCommand::Read, 512, 1024) }),
+        (&wide, STATUS, REQ_ONE, WireRequest { req_one: true, ..status }),
         // FUA is valid on every command, but has no effect on those that do not write.
-        (&compact, READ, FUA, plain(Command::Read, 512, 1024)),
-        (&compact, CACHE, FUA, plain(Command::Cache, 512, 1024)),
+        (&compact, READ, FUA, plain(NbdCommand::Read, 512, 1024)),
+        (&compact, CACHE, FUA, plain(NbdCommand::Cache, 512, 1024)),
         (&compact, STATUS, FUA, status),
     ] {
         assert_eq!(
-            parse(session, command, flags, 512, 1024),
+            parse(negotiated, command, flags, 512, 1024),
             Parsed::Request(expected),
             "{command} {flags:#x}"
         );
     }
-    assert_eq!(parse(&compact, FLUSH, FUA, 0, 0), Parsed::Request(plain(Command::Flush, 0, 0)));
+    assert_eq!(parse(&compact, FLUSH, FUA, 0, 0), Parsed::Request(plain(NbdCommand::Flush, 0, 0)));
 }
 
 #[test]
 fn flags_that_commands_do_not_have() {
     let no_fast_zero = ExportInfo { can_fast_zero: false, ..disk("disk") };
-    let slow = Session::new(no_fast_zero, true, false, Contexts::NONE);
+    let slow = Negotiated::new(no_fast_zero, true, false, Contexts::NONE);
     let why = "a flag that this command does not have on this connection";
-    for (session, command, flags) in [
+    for (negotiated, command, flags) in [
         (&simple(), READ, DF), // announced with structured replies only
         (&structured(), READ, NO_HOLE),
         (&structured(), READ, PAYLOAD_LEN),
@@ -156,7 +157,7 @@ fn flags_that_commands_do_not_have() {
         (&structured(), READ, 1 << 6),
         (&structured(), ZEROES, 1 << 15),
     ] {
-        let parsed = parse(session, command, flags, 512, 1024);
+        let parsed = parse(negotiated, command, flags, 512, 1024);
         assert_eq!(refused(parsed), (NbdError::Inval, 0, why), "{command} {flags:#x}");
     }
     assert_eq!(refused(parse(&structured(), FLUSH, DF, 0, 0)), (NbdError::Inval, 0, why));
@@ -172,16 +173,16 @@ fn flags_that_commands_do_not_have() {
 #[test]
 fn commands_that_are_not_offered() {
     let poor = ExportInfo { can_discard: false, can_zero: false, can_cache: false, ..disk("disk") };
-    let session = Session::new(poor, true, false, Contexts::NONE);
+    let negotiated = Negotiated::new(poor, true, false, Contexts::NONE);
     for command in [TRIM, CACHE, ZEROES, STATUS] {
         let expected = (NbdError::Inval, 0, "the export did not offer this command");
-        assert_eq!(refused(parse(&session, command, 0, 512, 1024)), expected, "{command}");
+        assert_eq!(refused(parse(&negotiated, command, 0, 512, 1024)), expected, "{command}");
     }
-    assert_eq!(session.transmission_flags(), 0b1_1000_1101);
+    assert_eq!(negotiated.transmission_flags(), 0b1_1000_1101);
     // Contexts need chunks, so without chunks there are none.
-    let session = Session::new(disk("disk"), false, false, all_contexts());
-    assert!(session.contexts.is_empty());
-    assert_eq!(refused(parse(&session, STATUS, 0, 512, 1024)).0, NbdError::Inval);
+    let negotiated = Negotiated::new(disk("disk"), false, false, all_contexts());
+    assert!(negotiated.contexts.is_empty());
+    assert_eq!(refused(parse(&negotiated, STATUS, 0, 512, 1024)).0, NbdError::Inval);
 }
 
 #[test]
@@ -199,17 +200,17 @@ fn unknown_commands() {
 #[test]
 fn read_only_refuses_what_writes() {
     let export = ExportInfo { read_only: true, ..disk("disk") };
-    let session = Session::new(export, true, false, all_contexts());
+    let negotiated = Negotiated::new(export, true, false, all_contexts());
     for (command, payload) in [(WRITE, 512), (TRIM, 0), (ZEROES, 0)] {
         let expected = (NbdError::Perm, payload, "the export is read-only");
-        assert_eq!(refused(parse(&session, command, 0, 0, 512)), expected, "{command}");
+        assert_eq!(refused(parse(&negotiated, command, 0, 0, 512)), expected, "{command}");
     }
     for command in [READ, CACHE, STATUS] {
-        assert!(matches!(parse(&session, command, 0, 0, 512), Parsed::Request(_)), "{command}");
+        assert!(matches!(parse(&negotiated, command, 0, 0, 512), Parsed::Request(_)), "{command}");
     }
-    assert!(matches!(parse(&session, FLUSH, 0, 0, 0), Parsed::Request(_)));
+    assert!(matches!(parse(&negotiated, FLUSH, 0, 0, 0), Parsed::Request(_)));
     // HAS_FLAGS READ_ONLY SEND_FLUSH SEND_FUA SEND_DF CAN_MULTI_CONN SEND_CACHE
-    assert_eq!(session.transmission_flags(), 0b101_1000_1111);
+    assert_eq!(negotiated.transmission_flags(), 0b101_1000_1111);
 }
 
 #[test]
@@ -217,19 +218,19 @@ fn what_an_export_is_shows_in_its_flags() {
     assert_eq!(simple().transmission_flags(), 0b1101_0110_1101);
     assert_eq!(structured().transmission_flags(), 0b1101_1110_1101);
     assert_eq!(extended().transmission_flags(), 0b1_1101_1110_1101);
-    let nothing = Session::new(ExportInfo::default(), false, false, Contexts::NONE);
+    let nothing = Negotiated::new(ExportInfo::default(), false, false, Contexts::NONE);
     assert_eq!(nothing.transmission_flags(), 0b1101);
     let slow = ExportInfo { rotational: true, can_fast_zero: true, ..ExportInfo::default() };
     // FAST_ZERO needs WRITE_ZEROES.
-    assert_eq!(Session::new(slow, false, false, Contexts::NONE).transmission_flags(), 0b1_1101);
+    assert_eq!(Negotiated::new(slow, false, false, Contexts::NONE).transmission_flags(), 0b1_1101);
 }
 
 #[test]
 fn the_end_of_the_export() {
-    let session = structured();
+    let negotiated = structured();
     for command in [READ, WRITE, TRIM, CACHE, ZEROES, STATUS] {
         assert!(
-            matches!(parse(&session, command, 0, MIB - 512, 512), Parsed::Request(_)),
+            matches!(parse(&negotiated, command, 0, MIB - 512, 512), Parsed::Request(_)),
             "{command}"
         );
         let error =
@@ -240,7 +241,7 @@ fn the_end_of_the_export() {
             let payload = if command == WRITE { len } else { 0 };
             let expected = (error, payload, "beyond the end of the export");
             assert_eq!(
-                refused(parse(&session, command, 0, offset, len)),
+                refused(parse(&negotiated, command, 0, offset, len)),
                 expected,
                 "{command} {offset:#x}+{len}"
             );
@@ -255,21 +256,21 @@ fn the_end_of_the_export() {
 
 #[test]
 fn alignment() {
-    let session = structured();
+    let negotiated = structured();
     for command in [READ, WRITE, TRIM, CACHE, ZEROES, STATUS] {
         for (offset, len) in [(1, 512), (512, 511), (256, 256)] {
             let payload = if command == WRITE { len } else { 0 };
             let expected = (NbdError::Inval, payload, "not aligned to the minimum block size");
             assert_eq!(
-                refused(parse(&session, command, 0, offset, len)),
+                refused(parse(&negotiated, command, 0, offset, len)),
                 expected,
                 "{command} {offset}+{len}"
             );
         }
     }
     let bytes =
-        Session::new(ExportInfo { min_block: 1, ..disk("disk") }, false, false, Contexts::NONE);
-    assert_eq!(parse(&bytes, READ, 0, 3, 5), Parsed::Request(plain(Command::Read, 3, 5)));
+        Negotiated::new(ExportInfo { min_block: 1, ..disk("disk") }, false, false, Contexts::NONE);
+    assert_eq!(parse(&bytes, READ, 0, 3, 5), Parsed::Request(plain(NbdCommand::Read, 3, 5)));
 }
 
 #[test]
@@ -289,28 +290,28 @@ fn block_sizes_are_what_the_document_allows() {
 
 #[test]
 fn requests_of_no_bytes() {
-    let session = structured();
+    let negotiated = structured();
     for command in [READ, WRITE, TRIM, CACHE, ZEROES] {
         for offset in [0, MIB] {
-            match parse(&session, command, 0, offset, 0) {
+            match parse(&negotiated, command, 0, offset, 0) {
                 Parsed::Request(request) => assert!(request.is_empty()),
                 other => panic!("{command}: {other:?}"),
             }
         }
         assert_eq!(
-            refused(parse(&session, command, 0, MIB + 512, 0)).2,
+            refused(parse(&negotiated, command, 0, MIB + 512, 0)).2,
             "beyond the end of the export"
         );
     }
     assert_eq!(
-        refused(parse(&session, STATUS, 0, 0, 0)),
+        refused(parse(&negotiated, STATUS, 0, 0, 0)),
         (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes")
     );
-    let Parsed::Request(flush) = parse(&session, FLUSH, 0, 0, 0) else { panic!() };
+    let Parsed::Request(flush) = parse(&negotiated, FLUSH, 0, 0, 0) else { panic!() };
     assert!(!flush.is_empty());
     for (offset, len) in [(0, 1), (512, 0)] {
         let expected = (NbdError::Inval, 0, "a FLUSH with offset or length");
-        assert_eq!(refused(parse(&session, FLUSH, 0, offset, len)), expected);
+        assert_eq!(refused(parse(&negotiated, FLUSH, 0, offset, len)), expected);
     }
 }
 
@@ -318,16 +319,16 @@ fn requests_of_no_bytes() {
 fn requests_that_are_too_long() {
     let big = |structured, extended| {
         let export = ExportInfo { size_bytes: 1 << 40, ..disk("disk") };
-        Session::new(export, structured, extended, all_contexts())
+        Negotiated::new(export, structured, extended, all_contexts())
     };
     let (simple, structured, extended) = (big(false, false), big(true, false), big(false, true));
     let max = u64::from(MAX_REQUEST_BYTES);
-    for session in [&simple, &structured, &extended] {
-        assert!(matches!(parse(session, READ, 0, 0, max), Parsed::Request(_)));
+    for negotiated in [&simple, &structured, &extended] {
+        assert!(matches!(parse(negotiated, READ, 0, 0, max), Parsed::Request(_)));
         // For commands without data, the size of the export is the only limit.
         for command in [TRIM, CACHE, ZEROES] {
             assert!(
-                matches!(parse(session, command, 0, 0, 0xffff_fe00), Parsed::Request(_)),
+                matches!(parse(negotiated, command, 0, 0, 0xffff_fe00), Parsed::Request(_)),
                 "{command}"
             );
         }
@@ -360,35 +361,39 @@ fn requests_that_are_too_long() {
 
 #[test]
 fn payloads_in_the_wrong_place() {
-    let session = extended();
+    let negotiated = extended();
     for command in [READ, FLUSH, TRIM, CACHE, ZEROES] {
         let expected =
             (NbdError::Inval, 512, "a flag that this command does not have on this connection");
-        assert_eq!(refused(parse(&session, command, PAYLOAD_LEN, 0, 512)), expected, "{command}");
+        assert_eq!(
+            refused(parse(&negotiated, command, PAYLOAD_LEN, 0, 512)),
+            expected,
+            "{command}"
+        );
     }
 }
 
 /// QEMU 10 sends WRITE with FUA without PAYLOAD_LEN, and its data follows.
 #[test]
 fn an_extended_write_without_its_flag_has_its_payload() {
-    let session = extended();
+    let negotiated = extended();
     for (flags, fua) in [(0, false), (FUA, true)] {
-        let expected = Request { payload: 512, fua, ..plain(Command::Write, 0, 512) };
-        assert_eq!(parse(&session, WRITE, flags, 0, 512), Parsed::Request(expected));
+        let expected = WireRequest { payload: 512, fua, ..plain(NbdCommand::Write, 0, 512) };
+        assert_eq!(parse(&negotiated, WRITE, flags, 0, 512), Parsed::Request(expected));
     }
     // If it is refused, its payload is skipped. If the payload is too long, the connection ends.
     let flag = (NbdError::Inval, 512, "a flag that this command does not have on this connection");
-    assert_eq!(refused(parse(&session, WRITE, NO_HOLE, 0, 512)), flag);
+    assert_eq!(refused(parse(&negotiated, WRITE, NO_HOLE, 0, 512)), flag);
     let max = u64::from(MAX_REQUEST_BYTES);
     let broken = Parsed::Broken("a payload above the announced maximum");
-    assert_eq!(parse(&session, WRITE, FUA, 0, max + 512), broken);
+    assert_eq!(parse(&negotiated, WRITE, FUA, 0, max + 512), broken);
 }
 
 #[test]
 fn goodbye() {
-    for session in [simple(), structured(), extended()] {
-        assert_eq!(parse(&session, DISC, 0, 0, 0), Parsed::Disconnect);
-        assert_eq!(parse(&session, DISC, 0xffff, 1, 1), Parsed::Disconnect);
+    for negotiated in [simple(), structured(), extended()] {
+        assert_eq!(parse(&negotiated, DISC, 0, 0, 0), Parsed::Disconnect);
+        assert_eq!(parse(&negotiated, DISC, 0xffff, 1, 1), Parsed::Disconnect);
     }
 }
 
@@ -410,9 +415,9 @@ fn headers_that_are_none() {
 }
 
 /// A BLOCK_STATUS with a payload in the notation of [`wire`].
-fn status_payload(session: &Session, offset: u64, flags: u16, payload: &str) -> Parsed {
+fn status_payload(negotiated: &Negotiated, offset: u64, flags: u16, payload: &str) -> Parsed {
     let payload = wire(payload);
-    match parse(session, STATUS, PAYLOAD_LEN | flags, offset, payload.len() as u64) {
+    match parse(negotiated, STATUS, PAYLOAD_LEN | flags, offset, payload.len() as u64) {
         Parsed::Request(request) => {
             assert_eq!((request.payload, request.len), (payload.len() as u64, 0));
             assert!(
@@ -420,7 +425,7 @@ fn status_payload(session: &Session, offset: u64, flags: u16, payload: &str) -> 
                     && payload.len() <= MAX_STATUS_PAYLOAD
                     && !request.is_empty()
             );
-            session.status_payload(&request, &payload)
+            negotiated.status_payload(&request, &payload)
         }
         other => other,
     }
@@ -428,17 +433,17 @@ fn status_payload(session: &Session, offset: u64, flags: u16, payload: &str) -> 
 
 #[test]
 fn block_status_chooses_contexts_by_payload() {
-    let session = extended();
-    let expected = Request {
+    let negotiated = extended();
+    let expected = WireRequest {
         contexts: [MetaContext::Path].into_iter().collect(),
         req_one: true,
         payload_len_flag: true,
-        ..plain(Command::BlockStatus, 512, 1024)
+        ..plain(NbdCommand::BlockStatus, 512, 1024)
     };
-    let parsed = status_payload(&session, 512, REQ_ONE, "0000000000000400 00000002");
+    let parsed = status_payload(&negotiated, 512, REQ_ONE, "0000000000000400 00000002");
     assert_eq!(parsed, Parsed::Request(expected));
     let Parsed::Request(both) =
-        status_payload(&session, 0, 0, "0000000000000400 00000002 00000001")
+        status_payload(&negotiated, 0, 0, "0000000000000400 00000002 00000001")
     else {
         panic!()
     };
@@ -447,40 +452,44 @@ fn block_status_chooses_contexts_by_payload() {
 
 #[test]
 fn block_status_payloads_that_are_wrong() {
-    let session = extended();
+    let negotiated = extended();
     let allocation_only =
-        Session::new(disk("disk"), false, true, [MetaContext::Allocation].into_iter().collect());
+        Negotiated::new(disk("disk"), false, true, [MetaContext::Allocation].into_iter().collect());
     let (length, context) = (
         "a BLOCK_STATUS payload of the wrong length",
         "a metadata context that is unknown or named twice",
     );
-    for (session, payload, expected) in [
-        (&session, "", (NbdError::Inval, 0, length)),
-        (&session, "0000000000000400", (NbdError::Inval, 8, length)),
-        (&session, "0000000000000400 000000", (NbdError::Inval, 11, length)),
-        (&session, "0000000000000400 00000001 00000002 00000001", (NbdError::Inval, 20, length)),
+    for (negotiated, payload, expected) in [
+        (&negotiated, "", (NbdError::Inval, 0, length)),
+        (&negotiated, "0000000000000400", (NbdError::Inval, 8, length)),
+        (&negotiated, "0000000000000400 000000", (NbdError::Inval, 11, length)),
+        (&negotiated, "0000000000000400 00000001 00000002 00000001", (NbdError::Inval, 20, length)),
         (&allocation_only, "0000000000000400 00000001 00000002", (NbdError::Inval, 16, length)),
         (&allocation_only, "0000000000000400 00000002", (NbdError::Inval, 0, context)),
-        (&session, "0000000000000400 00000001 00000001", (NbdError::Inval, 0, context)),
-        (&session, "0000000000000400 00000003", (NbdError::Inval, 0, context)),
-        (&session, "0000000000000000 00000001", (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes")),
+        (&negotiated, "0000000000000400 00000001 00000001", (NbdError::Inval, 0, context)),
+        (&negotiated, "0000000000000400 00000003", (NbdError::Inval, 0, context)),
         (
-            &session,
+            &negotiated,
+            "0000000000000000 00000001",
+            (NbdError::Inval, 0, "a BLOCK_STATUS of no bytes"),
+        ),
+        (
+            &negotiated,
             "0000000000100000 00000001",
             (NbdError::Inval, 0, "beyond the end of the export"),
         ),
         (
-            &session,
+            &negotiated,
             "0000000000000401 00000001",
             (NbdError::Inval, 0, "not aligned to the minimum block size"),
         ),
     ] {
-        assert_eq!(refused(status_payload(session, 512, 0, payload)), expected, "{payload}");
+        assert_eq!(refused(status_payload(negotiated, 512, 0, payload)), expected, "{payload}");
     }
 }
 
 proptest! {
-    /// Accepted requests keep the promises of [`Request`], and skipped payloads are bounded.
+    /// Accepted requests keep the promises of [`WireRequest`], and skipped payloads are bounded.
     #[test]
     fn accepted_requests_are_sound(
         form in 0..3,
@@ -492,26 +501,26 @@ proptest! {
         noise in prop::option::weighted(0.1, (0usize..32, any::<u8>())),
     ) {
         let export = ExportInfo { read_only, min_block: 1 << min_shift, ..disk("disk") };
-        let session = Session::new(export, form == 1, form == 2, all_contexts());
-        let len = if session.extended { len } else { len & 0xffff_ffff };
-        let mut bytes = header(&session, command, flags, offset, len);
+        let negotiated = Negotiated::new(export, form == 1, form == 2, all_contexts());
+        let len = if negotiated.extended { len } else { len & 0xffff_ffff };
+        let mut bytes = header(&negotiated, command, flags, offset, len);
         if let Some((at, byte)) = noise
             && let Some(place) = bytes.get_mut(at)
         {
             *place = byte;
         }
-        match session.parse(&bytes) {
+        match negotiated.parse(&bytes) {
             Parsed::Request(request) => {
                 prop_assert!(request.offset.checked_add(request.len).unwrap() <= MIB || request.payload_len_flag);
                 let unit = 1 << min_shift;
-                if !(request.command == Command::BlockStatus && request.payload_len_flag) {
+                if !(request.command == NbdCommand::BlockStatus && request.payload_len_flag) {
                     prop_assert!(request.offset % unit == 0 && request.len % unit == 0);
                 }
                 prop_assert!(!read_only || !request.command.writes());
                 prop_assert!(!request.fua || request.command.writes());
                 match request.command {
-                    Command::Write => prop_assert_eq!(request.payload, request.len),
-                    Command::BlockStatus => prop_assert!(request.payload <= MAX_STATUS_PAYLOAD as u64),
+                    NbdCommand::Write => prop_assert_eq!(request.payload, request.len),
+                    NbdCommand::BlockStatus => prop_assert!(request.payload <= MAX_STATUS_PAYLOAD as u64),
                     _ => prop_assert_eq!(request.payload, 0),
                 }
             }
