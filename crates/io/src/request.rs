@@ -61,10 +61,20 @@ pub(crate) fn is_client(token: Token) -> bool {
     token & (UBLK_TOKEN | CLIENT_TOKEN) == CLIENT_TOKEN
 }
 
+/// The highest bit of tokens from the vhost-user export.
+pub const VHOST_USER_TOKEN: Token = 1 << 61;
+
+/// Whether a token is from the vhost-user export.
+#[inline]
+pub(crate) fn is_vhost_user(token: Token) -> bool {
+    token & (UBLK_TOKEN | CLIENT_TOKEN | VHOST_USER_TOKEN) == VHOST_USER_TOKEN
+}
+
 /// The owner of a request, as far as its token tells: the connection or hardware queue.
 pub(crate) fn owner_of(token: Token) -> u64 {
-    // The request's part of a token has 16 bits for a hardware queue, and 32 for a connection.
-    let shift = if token & UBLK_TOKEN == 0 { 32 } else { 16 };
+    // The request's part of a token has 16 bits for a hardware queue or ring, and 32 for a
+    // connection.
+    let shift = if token & UBLK_TOKEN == 0 && !is_vhost_user(token) { 32 } else { 16 };
     token >> shift << shift
 }
 

@@ -233,8 +233,13 @@ impl Driver {
                     self.is_listening = false;
                     self.waker.reset();
                 }
-                Tag::Accept | Tag::Receive | Tag::Send | Tag::Ublk | Tag::Client | Tag::Ignored => {
-                }
+                Tag::Accept
+                | Tag::Receive
+                | Tag::Send
+                | Tag::Ublk
+                | Tag::Client
+                | Tag::VhostUser
+                | Tag::Ignored => {}
             }
         }
         self.carry();

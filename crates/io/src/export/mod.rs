@@ -1,17 +1,18 @@
 //! Exports: the ways in which a device is offered. Each has a folder; common parts are here.
 //!
 //! An export chooses the tokens of its requests. The top bits of a token say which export made it,
-//! so a queue finds the export of an answer without a table. NBD's tokens leave the two top bits
-//! clear, and clients of this process set the second.
+//! so a queue finds the export of an answer without a table. NBD's tokens leave the three top bits
+//! clear, clients of this process set the second, and vhost-user sets the third.
 
 pub mod client;
 pub mod nbd;
 pub mod ublk;
+pub mod vhost_user;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-pub use crate::request::UBLK_TOKEN;
+pub use crate::request::{UBLK_TOKEN, VHOST_USER_TOKEN};
 
 /// A listening socket for NBD clients.
 pub struct Listener {

@@ -8,6 +8,7 @@ mod failing;
 mod stopping;
 
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ use crate::export::client::{self, ClientError, ClientOptions};
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::clients::Client;
 use crate::export::ublk::{self, UblkError};
+use crate::export::vhost_user::{self, VhostUserError};
 use crate::export::{Listener, nbd};
 use crate::queue::{Queue, QueueOrder, Shared, Watch};
 use crate::queues::Queues;
@@ -69,6 +71,7 @@ pub struct Pool {
     ublk: ublk::Exports,
     /// Number of clients of this process so far, which decides on the next one's queue.
     served: AtomicUsize,
+    vhost_user: vhost_user::Exports,
 }
 
 impl Pool {
@@ -92,6 +95,7 @@ impl Pool {
             failed,
             ublk: ublk::Exports::default(),
             served: AtomicUsize::new(0),
+            vhost_user: vhost_user::Exports::default(),
         };
         for number in 0..queues {
             if let Err(error) = pool.start_queue(number) {
@@ -255,6 +259,34 @@ impl Pool {
     /// go on.
     pub fn recover_ublk(&self, device: &Arc<Device>, id: u32) -> Result<ublk::Node, UblkError> {
         self.ublk.recover(device, id, &*self.shared.mailboxes)
+    }
+
+    /// Offers a device to vhost-user front ends at a socket that listens. The device counts as open
+    /// until it is detached.
+    pub fn attach_vhost_user(
+        &self,
+        device: &Arc<Device>,
+        listener: UnixListener,
+        options: &vhost_user::Options,
+    ) -> Result<vhost_user::Socket, VhostUserError> {
+        self.vhost_user.attach(device, listener, options, self.shared.mailboxes.clone())
+    }
+
+    /// Offers the device to front ends no more. Refused while one is connected, unless by force:
+    /// then its guest gets no more answers.
+    pub fn detach_vhost_user(&self, device: &Device, force: bool) -> Result<(), VhostUserError> {
+        self.vhost_user.detach(device, force)
+    }
+
+    /// The socket of a device for vhost-user front ends.
+    pub fn vhost_user_socket(&self, device: &Device) -> Option<vhost_user::Socket> {
+        self.vhost_user.socket(device)
+    }
+
+    /// Tells the vhost-user front end of a device if its size or limits have changed. Call it after
+    /// another table went live.
+    pub fn tell_vhost_user(&self, device: &Device) {
+        self.vhost_user.changed(device);
     }
 
     /// Whether a queue, or another of the pool's threads, has failed: nothing that it had is

@@ -48,6 +48,8 @@ impl Pool {
         latch.wait_at_most(time);
         let is_done = latch.is_done();
         let (stuck, mut left) = if is_done { Default::default() } else { self.give_up() };
+        // Their front ends see the end of the connection after their last answers.
+        self.vhost_user.stop();
         let _ = self.reaper.send(Reap::Stop);
         let _ = self.shared.watcher.send(Watch::Stop);
         let threads = std::mem::take(&mut *lock(&self.threads));

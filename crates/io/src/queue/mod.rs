@@ -1,5 +1,5 @@
 //! A queue: one thread, one ring, one pipeline, any number of connections, ublk hardware queues and
-//! clients of this process.
+//! clients of this process, and rings of vhost-user front ends.
 //!
 //! One turn of its loop: wait for completions (this also hands the last turn's submissions to the
 //! kernel), give each to its owner, carry the answers that became ready to their connections, let
@@ -19,7 +19,7 @@ use crate::engine::session::turn::Turn;
 use crate::export::nbd::admission::Admission;
 use crate::export::nbd::server::Server;
 use crate::export::nbd::{self, Peer};
-use crate::export::{Listener, UBLK_TOKEN, client, ublk};
+use crate::export::{Listener, UBLK_TOKEN, VHOST_USER_TOKEN, client, ublk, vhost_user};
 use crate::pipeline::Pipeline;
 use crate::request::{Done, is_client};
 use crate::sys::buffer::Buffers;
@@ -63,6 +63,7 @@ pub(crate) struct Queue {
     server: Server,
     ublk: ublk::server::Server,
     clients: client::server::Server,
+    vhost_user: vhost_user::server::Server,
     listeners: Vec<Listener>,
     /// The queue that the next connection goes to.
     next_queue: usize,
@@ -93,6 +94,7 @@ impl Queue {
             server: Server::default(),
             ublk: ublk::server::Server::default(),
             clients: client::server::Server::default(),
+            vhost_user: vhost_user::server::Server::default(),
             listeners: Vec::new(),
             next_queue: 0,
             wake_count: Box::new(0),
@@ -134,7 +136,11 @@ impl Queue {
                     let _ = self.shared.watcher.send(Watch::Failure(failure));
                 }
             }
-            if self.stopping.is_some() && self.server.is_empty() && self.pipeline.in_flight() == 0 {
+            if self.stopping.is_some()
+                && self.server.is_empty()
+                && self.vhost_user.is_empty()
+                && self.pipeline.in_flight() == 0
+            {
                 // What the kernel still has of their connections it gives back in a moment.
                 self.turn.sessions.close(self.turn.now_ns());
                 self.carry_answers();
@@ -186,6 +192,7 @@ impl Queue {
         !self.pipeline.has_done()
             && self.server.is_quiet()
             && self.clients.is_quiet()
+            && self.vhost_user.is_quiet()
             && self.turn.sessions.is_quiet()
     }
 
@@ -212,8 +219,13 @@ impl Queue {
                 let (ublk, mut context) = self.ublk();
                 ublk.complete(completion, &mut context);
             }
+            Tag::VhostUser => {
+                let (vhost_user, mut context) = self.vhost_user();
+                vhost_user.complete(completion, &mut context);
+            }
             Tag::Tick => {
                 self.ticking = false;
+                self.vhost_user.tick();
                 let (server, mut context) = self.nbd();
                 server.tick(&mut context);
                 self.turn.sessions.tick(self.turn.now_ns());
@@ -241,11 +253,15 @@ impl Queue {
                 self.pipeline.take_done(&mut done);
                 self.turn.answered(done.len());
                 for done in done.drain(..) {
-                    match done.token & UBLK_TOKEN {
+                    match done.token & (UBLK_TOKEN | VHOST_USER_TOKEN) {
                         0 if is_client(done.token) => self.clients.answered(done),
                         0 => {
                             let (server, mut context) = self.nbd();
                             server.answered(done, &mut context);
+                        }
+                        VHOST_USER_TOKEN => {
+                            let (vhost_user, mut context) = self.vhost_user();
+                            vhost_user.answered(done.token, done.errno, &mut context);
                         }
                         _ => {
                             let (ublk, mut context) = self.ublk();
@@ -259,6 +275,10 @@ impl Queue {
             let mut has_more = server.turn(&mut context);
             let (clients, mut context) = self.clients();
             has_more |= clients.turn(&mut context);
+            if !self.vhost_user.is_quiet() {
+                let (vhost_user, mut context) = self.vhost_user();
+                has_more |= vhost_user.turn(&mut context);
+            }
             if self.pipeline.has_done() || (has_more && !self.turn.is_spent()) {
                 continue;
             }
@@ -299,6 +319,17 @@ impl Queue {
         (&mut self.clients, context)
     }
 
+    /// The rings of front ends, and what they work with.
+    #[inline]
+    fn vhost_user(&mut self) -> (&mut vhost_user::server::Server, vhost_user::Context<'_>) {
+        let context = vhost_user::Context {
+            turn: &mut self.turn,
+            pipeline: &mut self.pipeline,
+            buffers: &mut self.buffers,
+        };
+        (&mut self.vhost_user, context)
+    }
+
     fn obey(&mut self, command: QueueOrder) {
         match command {
             QueueOrder::Device(order) => self.pipeline.obey(order, &mut self.turn),
@@ -320,6 +351,10 @@ impl Queue {
                 let (clients, mut context) = self.clients();
                 clients.obey(order, &mut context);
             }
+            QueueOrder::VhostUser(order) => {
+                let (vhost_user, mut context) = self.vhost_user();
+                vhost_user.obey(order, &mut context);
+            }
             #[cfg(test)]
             QueueOrder::Panic => panic!("a test wants it"),
             QueueOrder::Stop { ack } => {
@@ -331,6 +366,8 @@ impl Queue {
                 self.stopping = Some(ack);
                 // First: what waits at a gate is not to be refused but left to the next server.
                 self.ublk.stop();
+                let (vhost_user, mut context) = self.vhost_user();
+                vhost_user.stop(&mut context);
                 self.pipeline.refuse(libc::ESHUTDOWN, &mut self.turn);
                 self.server.stop(self.turn.now_ns());
                 self.clients.stop();
@@ -351,6 +388,7 @@ impl Queue {
     fn keep_ticking(&mut self) {
         if !self.ticking
             && (self.server.is_timed()
+                || self.vhost_user.is_timed()
                 || self.buffers.keeps_any()
                 || self.turn.sessions.is_timed()
                 || !self.refused.is_empty())

@@ -20,6 +20,8 @@ pub(crate) enum QueueOrder {
     Client(export::client::server::Order),
     /// For the hardware queues of disks.
     Ublk(export::ublk::Order),
+    /// For the rings of front ends.
+    VhostUser(export::vhost_user::Order),
     /// Accept connections.
     Listen {
         /// Where.
@@ -65,6 +67,12 @@ impl From<export::client::server::Order> for QueueOrder {
 impl From<export::ublk::Order> for QueueOrder {
     fn from(order: export::ublk::Order) -> QueueOrder {
         QueueOrder::Ublk(order)
+    }
+}
+
+impl From<export::vhost_user::Order> for QueueOrder {
+    fn from(order: export::vhost_user::Order) -> QueueOrder {
+        QueueOrder::VhostUser(order)
     }
 }
 

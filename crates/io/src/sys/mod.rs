@@ -3,7 +3,9 @@
 pub(crate) mod aligned;
 pub mod buffer;
 pub(crate) mod eventfd;
+pub(crate) mod fds;
 pub(crate) mod gather;
+pub(crate) mod guarded;
 pub mod handoff;
 pub(crate) mod helper;
 pub(crate) mod latch;

@@ -2,3 +2,4 @@
 
 pub mod nbd;
 pub mod replaces;
+pub(crate) mod vhost_user;

@@ -73,6 +73,8 @@ pub enum Tag {
     Session = 10,
     /// A client of this process has rung; the id is the index of its seat.
     Client = 11,
+    /// An eventfd of a vhost-user ring; the id is the ring's index and which of its eventfds.
+    VhostUser = 12,
 }
 
 impl Tag {
@@ -87,6 +89,7 @@ impl Tag {
             8 => Tag::Ublk,
             10 => Tag::Session,
             11 => Tag::Client,
+            12 => Tag::VhostUser,
             _ => Tag::Ignored,
         }
     }
