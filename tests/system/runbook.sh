@@ -64,4 +64,4 @@ blkswitch map export large >exported
 blkswitch message large 0 set_region_mappings 0:0 R1,3ffff
 shown=$(script -qec "bash -c '$slowly'" /dev/null)
 has "$shown" "MiB/s"
-equal "$(blkswitch map export large)" "$(cat exported)"
+equal "$(blkswitch map export large --plain)" "$(grep -v ^# exported)"

@@ -82,6 +82,7 @@ fn refusal(errno: Errno, ioctl: &str, kernel: &str, reason: &str) -> ErrorBody {
         kernel: vec![kernel.into()],
         reason: reason.into(),
         device: None,
+        generation: None,
     }
 }
 
@@ -145,7 +146,7 @@ fn transcripts_of_messages_that_fail() {
 #[test]
 fn words_are_joined_by_single_spaces_and_sent_as_they_are() {
     let fake = Fake::start(|_| {
-        Answer::json(&MessageReply { text: Some("0: 0+2048".into()), arguments: 2 })
+        Answer::json(&MessageReply { text: Some("0: 0+2048".into()), arguments: 2, generation: 1 })
     });
     for line in [
         "message /dev/mapper/switch 2047 'a  b' c\\\\d",
@@ -188,6 +189,7 @@ fn a_message_from_standard_input_is_streamed_in_bounded_memory() {
         Answer::json(&MessageReply {
             text: None,
             arguments: asked.body.matches(':').count() as u64,
+            generation: 0,
         })
     });
     let mut command = fake.command();

@@ -212,6 +212,35 @@ fn a_slow_message_holds_up_a_resume_and_no_request() {
     client.read(0, 512).unwrap();
 }
 
+/// Each writer and each swap with a switch raises the generation. A reader sees whether a message
+/// is under way.
+#[test]
+fn the_generation_of_maps() {
+    let world = World::new(1);
+    let leaves = [world.leaf("mem:1M"), world.leaf("mem:1M")];
+    let device = world.device("disk", world.switch(&leaves, 8));
+    assert_eq!((device.generation(), device.generation_at_rest()), (0, Some(0)));
+    let messenger = device.messenger(0).unwrap();
+    assert_eq!((device.generation_at_rest(), messenger.next_generation()), (None, 1));
+    assert!(messenger.writer().unwrap().set(1, 0));
+    assert_eq!((device.generation(), device.info().generation), (1, 1));
+    drop(messenger);
+    for (table, before, after) in [
+        (world.switch(&leaves, 8), 1, 2),
+        (world.linear(&leaves[0]), 2, 3),
+        (world.linear(&leaves[1]), 3, 3),
+        (world.switch(&leaves, 8), 3, 4),
+    ] {
+        device.load(table).unwrap();
+        assert_eq!((device.generation(), device.generation_after_swap()), (before, after));
+        device.resume().unwrap();
+        assert_eq!(device.generation_at_rest(), Some(after));
+    }
+    device.restore_generation(9);
+    device.restore_generation(7);
+    assert_eq!(device.generation(), 9);
+}
+
 /// A table that is loaded during a resume is kept for the next resume.
 #[test]
 fn a_table_loaded_during_a_resume_is_kept_for_the_next() {

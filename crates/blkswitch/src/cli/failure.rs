@@ -45,6 +45,8 @@ struct Failed<'a> {
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<[u32; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u64>,
 }
 
 /// A failed ioctl, by libdm's name for it, and the device as the user named it.
@@ -84,8 +86,14 @@ impl Failure {
 
     /// A refusal by the client itself.
     pub(super) fn refused(ioctl: &str, errno: Errno, reason: String, subject: Subject) -> Self {
-        let body =
-            ErrorBody { errno, ioctl: ioctl.to_owned(), kernel: Vec::new(), reason, device: None };
+        let body = ErrorBody {
+            errno,
+            ioctl: ioctl.to_owned(),
+            kernel: Vec::new(),
+            reason,
+            device: None,
+            generation: None,
+        };
         Self::Refused(Box::new(Refusal { body, subject }))
     }
 
@@ -107,12 +115,13 @@ impl Failure {
         let mut failed = Failed { error: first, ..Failed::default() };
         match self {
             Self::Refused(refusal) => {
-                let ErrorBody { errno, ioctl, kernel, reason, device } = &refusal.body;
+                let ErrorBody { errno, ioctl, kernel, reason, device, generation } = &refusal.body;
                 failed.errno = Some(*errno);
                 failed.ioctl = Some(ioctl);
                 failed.kernel = kernel;
                 failed.reason = reason.clone();
                 failed.device = *device;
+                failed.generation = *generation;
             }
             _ => failed.reason = lines.map(str::trim).collect::<Vec<_>>().join(" "),
         }
@@ -164,7 +173,7 @@ fn no_connection(socket: &Path, error: &io::Error) -> String {
 
 impl Refusal {
     fn text(&self) -> String {
-        let ErrorBody { errno, ioctl, kernel, reason, device } = &self.body;
+        let ErrorBody { errno, ioctl, kernel, reason, device, generation } = &self.body;
         let Subject { name, uuid, devno } = &self.subject;
         // Libdm's reload and resume inside a create know the number of the device, but no longer
         // its UUID.
@@ -179,6 +188,9 @@ impl Refusal {
         };
         for line in kernel.iter().chain((!reason.is_empty()).then_some(reason)) {
             let _ = writeln!(text, "  {line}");
+        }
+        if let Some(generation) = generation {
+            let _ = writeln!(text, "  the map's generation is {generation} now");
         }
         text
     }
@@ -237,6 +249,7 @@ mod tests {
             ],
             reason: "`0:9` names path 9; the device has paths 0 to 2.".into(),
             device: None,
+            generation: Some(7),
         };
         let subject = Subject { name: "switch".into(), ..Subject::default() };
         let text = Failure::Refused(Box::new(Refusal { body, subject })).plain();
@@ -244,7 +257,8 @@ mod tests {
             text,
             "device-mapper: message ioctl on switch  failed: Invalid argument\n  \
              device-mapper: switch: invalid set_region_mappings device: 9 >= 3\n  \
-             `0:9` names path 9; the device has paths 0 to 2.\nCommand failed.\n"
+             `0:9` names path 9; the device has paths 0 to 2.\n  the map's generation is 7 now\n\
+             Command failed.\n"
         );
     }
 

@@ -71,6 +71,7 @@ fn text(line: &str) -> Option<String> {
     more("group", event.group.map(u64::from));
     more("sector", event.sector);
     more("arguments", event.arguments);
+    more("generation", event.generation);
     more("count", event.count);
     more("lost", event.lost);
     if let Some(reason) = &event.reason {

@@ -25,12 +25,14 @@ pub struct Failure {
     pub kernel: Vec<String>,
     /// A sentence for the user.
     pub reason: String,
+    /// The generation of the device's maps, if a message has raised it or expected another one.
+    pub generation: Option<u64>,
 }
 
 impl Failure {
     /// Creates a refusal that the kernel would not have logged.
     pub fn new(errno: Errno, reason: impl Into<String>) -> Failure {
-        Failure { errno, kernel: Vec::new(), reason: reason.into() }
+        Failure { errno, kernel: Vec::new(), reason: reason.into(), generation: None }
     }
 
     /// Describes a system call that failed; `what` says what could not be done.
@@ -50,6 +52,11 @@ impl Failure {
         self
     }
 
+    /// Adds the number that the generation of the device's maps has now.
+    pub fn with_generation(self, generation: u64) -> Failure {
+        Failure { generation: Some(generation), ..self }
+    }
+
     /// Adds a line that the ioctl layer of the device-mapper core logs.
     pub fn logged(mut self, line: impl fmt::Display) -> Failure {
         self.kernel.push(format!("device-mapper: ioctl: {line}"));
@@ -60,7 +67,7 @@ impl Failure {
     /// number.
     pub fn target(errno: Errno, text: impl fmt::Display, reason: impl Into<String>) -> Failure {
         let line = format!("device-mapper: table: {DEV}: {text}");
-        Failure { errno, kernel: vec![line], reason: reason.into() }
+        Failure { kernel: vec![line], ..Failure::new(errno, reason) }
             .logged("error adding target to table")
     }
 
@@ -71,7 +78,7 @@ impl Failure {
             "device-mapper: core: Cannot calculate initial queue limits".to_owned(),
             "device-mapper: ioctl: unable to set up device queue for new table.".to_owned(),
         ];
-        Failure { errno: errno_of(error), kernel, reason: reason.into() }
+        Failure { kernel, ..Failure::new(errno_of(error), reason) }
     }
 
     /// The body of the HTTP answer. `ioctl` is libdm's name of the ioctl, `minor` the device's
@@ -87,6 +94,7 @@ impl Failure {
             kernel: kernel.collect(),
             reason: shown(self.reason),
             device: None,
+            generation: self.generation,
         }
     }
 }

@@ -6,16 +6,22 @@ use utoipa::{IntoParams, ToSchema};
 #[cfg(doc)]
 use super::PICTURE_CELLS_MAX;
 
-/// Chooses the segment of the live table whose map is meant.
+/// Query of `GET /v1/devices/{name}/map/message`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub struct SegmentQuery {
-    /// A sector of the segment; absent: the device's only switch segment, EINVAL when there are
-    /// several or none.
+pub struct ExportQuery {
+    /// A sector of the segment whose map is meant; absent: the device's only switch segment, EINVAL
+    /// when there are several or none.
     #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
+    /// End with a line `# generation N`, if no message changed the map meanwhile.
+    #[serde(default)]
+    pub generation: bool,
 }
+
+/// The comment before the number in the last line of an export.
+pub const GENERATION_COMMENT: &str = "# generation ";
 
 /// Query of `GET /v1/devices/{name}/map`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
@@ -28,7 +34,7 @@ pub struct MapQuery {
     /// Last region, included; absent: the last there is.
     #[param(maximum = 18446744073709551615u64)]
     pub to: Option<u64>,
-    /// As in [`SegmentQuery`].
+    /// As in [`ExportQuery`].
     #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
     /// How the runs are written.
@@ -73,6 +79,10 @@ pub struct MapHead {
     pub from: u64,
     /// Last region that is listed.
     pub to: u64,
+    /// The generation of the map. In lines, as it was before the first of them; absent if a message
+    /// was under way. In a [`CompactMap`] as in a [`RegionMap`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
 }
 
 /// Query of `GET /v1/devices/{name}/map/picture`.
@@ -90,7 +100,7 @@ pub struct PictureQuery {
     /// Last region, included; absent: the last there is.
     #[param(maximum = 18446744073709551615u64)]
     pub to: Option<u64>,
-    /// As in [`SegmentQuery`].
+    /// As in [`ExportQuery`].
     #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
 }
@@ -107,6 +117,9 @@ pub struct RegionMap {
     pub region_size: u32,
     /// Neighbouring regions on one path are one run; runs are in order and without gaps.
     pub runs: Vec<Run>,
+    /// The generation of the map; absent if a message or a swap changed it while it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
 }
 
 /// Neighbouring regions on the same path.

@@ -26,7 +26,7 @@
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
 //! | `GET /v1/devices/{name}/map?from&to&sector&form` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json` |
 //! | `GET /v1/devices/{name}/map/picture?cells&from&to&sector` | [`PictureQuery`] -> [`MapPicture`] | `map show` |
-//! | `GET /v1/devices/{name}/map/message?sector` | [`SegmentQuery`] -> `text/plain` as a stream | `map export` |
+//! | `GET /v1/devices/{name}/map/message?sector&generation` | [`ExportQuery`] -> `text/plain` as a stream | `map export` |
 //! | `GET /v1/devices/{name}/stats` | -> [`DeviceStats`] | `stats` |
 //! | `POST /v1/remove_all` | [`RemoveAll`] -> [`Removed`] | `remove_all` |
 //! | `GET /v1/openapi.json` | -> the OpenAPI document of this table | |
@@ -54,8 +54,8 @@ use utoipa::{IntoParams, ToSchema};
 pub use self::errno::Errno;
 pub use self::kept::{KeptDevice, KeptList};
 pub use self::maps::{
-    Cell, CompactMap, MapForm, MapHead, MapPicture, MapQuery, PictureQuery, RegionMap, Run,
-    SegmentQuery,
+    Cell, CompactMap, ExportQuery, GENERATION_COMMENT, MapForm, MapHead, MapPicture, MapQuery,
+    PictureQuery, RegionMap, Run,
 };
 pub use self::object::{object, optional_object};
 pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
@@ -205,6 +205,11 @@ pub struct Device {
     pub open_count: u32,
     /// Raised by target events and renames, as in the kernel.
     pub event_nr: u32,
+    /// The generation of the device's region maps: one number for all its switch segments. It rises
+    /// before a message, or a swap of the table, changes where regions go; a message that fails may
+    /// have raised it, too. 0: nothing has changed since the device got its first table.
+    #[serde(default)]
+    pub generation: u64,
     /// The table that routes I/O.
     pub live: Option<LoadedTable>,
     /// The table that the next resume makes live.
@@ -422,8 +427,8 @@ pub struct Removed {
 }
 
 /// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white
-/// space with the kernel's backslash rule, read as it arrives: it may be of any length. When a word
-/// is refused the daemon still reads the rest and drops it before it answers, so that the client
+/// space with the kernel's backslash rule, read as it arrives: it may be of any length. A
+/// word that begins with `#` begins a comment, to the end of the line. When a word is refused the daemon still reads the rest and drops it before it answers, so that the client
 /// always gets the reason instead of a broken pipe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -445,6 +450,9 @@ pub struct MessageReply {
     pub text: Option<String>,
     /// How many arguments were applied (`R2,10` is one).
     pub arguments: u64,
+    /// The generation of the device's maps after the message.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// Query of `GET /v1/devices/{name}/events`.
@@ -532,6 +540,9 @@ pub struct MonitorEvent {
     /// Arguments of its message that were applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<u64>,
+    /// The generation of the device's maps after a `REMAPPED` or `TABLE_SWAPPED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// The errno of a path's errors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,
@@ -629,6 +640,9 @@ pub struct ErrorBody {
     /// major and minor, where libdm prints them although the caller named none: in the `reload` and
     /// `resume` of a create.
     pub device: Option<[u32; 2]>,
+    /// The generation of the device's maps now, if the message has raised it although it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
 }
 
 /// What the daemon takes as a name. A schema counts characters and not bytes: names in the stored

@@ -9,6 +9,7 @@ mod demo;
 mod errors;
 mod events;
 mod fixture;
+mod generation;
 mod golden;
 mod golden_io;
 mod golden_multipath;

@@ -24,6 +24,8 @@ pub enum DeviceEvent {
         sector: u64,
         /// Arguments of the message that were applied.
         arguments: u64,
+        /// The device's generation after the message.
+        generation: u64,
     },
     /// A path has answered with errors. Only for devices that are not multipath.
     PathErrors {

@@ -23,8 +23,8 @@ pub(crate) mod registry;
 mod replace;
 pub mod table;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use blkswitch_core::switch::MapWriter;
@@ -166,6 +166,8 @@ pub struct Device {
     state: Mutex<DeviceState>,
     event: Condvar,
     opens: AtomicU32,
+    /// Changed under `message` only, or before the device has a table with a switch.
+    generation: AtomicU64,
     /// Number of times that another priority group of a multipath took over.
     group_switches: AtomicU64,
     /// Counters of the whole device, one for each queue.
@@ -197,6 +199,8 @@ pub struct Info {
     pub targets: u32,
     /// Whether the device is removed at its last close.
     pub deferred_remove: bool,
+    /// The number of [`Device::generation`].
+    pub generation: u64,
 }
 
 impl Device {
@@ -221,6 +225,7 @@ impl Device {
             }),
             event: Condvar::new(),
             opens: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
             group_switches: AtomicU64::new(0),
             counters: Counters::boxed(queues).into(),
         }
@@ -257,6 +262,7 @@ impl Device {
             event_nr: state.event_nr,
             targets: live.map_or(0, |t| t.segments().len() as u32),
             deferred_remove: state.deferred_remove,
+            generation: self.generation(),
         }
     }
 
@@ -356,6 +362,9 @@ impl Device {
                 // sends its words, so it may take long; the gate stays open until then.
                 let _message = lock(&self.message);
                 self.close_gate(Reason::Swap { force }, interrupt)?;
+                if moves_regions(old.as_deref(), &table) {
+                    self.raise_generation();
+                }
                 let live =
                     Arc::new(Live { departed: leaving::departed(old.as_deref(), &table), table });
                 drop(old);
@@ -391,6 +400,47 @@ impl Device {
         };
         let start = segment.start;
         Ok(Messenger { _lock: lock, device: self, table, start })
+    }
+
+    /// The generation of the device's region maps: a number for all its switch segments. It rises
+    /// before a message or a swap of the table changes where regions go ([`Messenger::writer`],
+    /// [`Device::resume`]). So two equal numbers mean equal maps, if no message is under way.
+    pub fn generation(&self) -> u64 {
+        // Pairs with the fence of `raise_generation`: who has seen a store of a message sees the
+        // number of this message, too.
+        fence(Ordering::Acquire);
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// The generation, if no message is under way. If [`Device::generation`] returns it again later,
+    /// the maps did not change in between.
+    pub fn generation_at_rest(&self) -> Option<u64> {
+        let _message = match self.message.try_lock() {
+            Ok(lock) => lock,
+            Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.generation())
+    }
+
+    /// The generation that a swap to the inactive table leads to.
+    pub fn generation_after_swap(&self) -> u64 {
+        let state = lock(&self.state);
+        let moves =
+            state.inactive.as_ref().is_some_and(|t| moves_regions(state.live.as_deref(), t));
+        self.generation() + u64::from(moves)
+    }
+
+    /// Sets the generation of a device that an earlier process has had, if that is higher.
+    pub fn restore_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    /// The caller holds the message lock.
+    fn raise_generation(&self) -> u64 {
+        let raised = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        fence(Ordering::Release);
+        raised
     }
 
     /// Counters of the whole device since it was created.
@@ -501,6 +551,14 @@ impl Device {
     }
 }
 
+/// Whether a swap may change where regions go. A device without a table has no regions yet.
+fn moves_regions(old: Option<&Live>, new: &Table) -> bool {
+    let has_switch = |table: &Table| {
+        table.segments().iter().any(|one| matches!(one.target, Target::Switch { .. }))
+    };
+    old.is_some_and(|old| has_switch(&old.table) || has_switch(new))
+}
+
 /// Drops tables that a device no longer has. Waits a moment until their leaves are closed.
 fn give_up_tables(live: Option<Arc<Live>>, inactive: Option<Arc<Table>>) {
     let of_live = live.iter().flat_map(|live| live.table.leaves().iter().chain(&live.departed));
@@ -536,9 +594,17 @@ impl Messenger<'_> {
 
     /// The right to change the map; `None` if the segment is not a switch. There is one messenger
     /// at a time, so a switch returns `None` only while other code holds a writer from the map
-    /// itself.
+    /// itself. Each writer raises [`Device::generation`] before its first store.
     pub fn writer(&self) -> Option<MapWriter<'_, Slots>> {
-        self.map()?.writer()
+        let writer = self.map()?.writer()?;
+        self.device.raise_generation();
+        Some(writer)
+    }
+
+    /// The generation that the next call of [`Messenger::writer`] leads to. While the messenger
+    /// lives, nobody else changes the generation.
+    pub fn next_generation(&self) -> u64 {
+        self.device.generation() + 1
     }
 
     /// The priority groups; `None` if the segment is not a multipath.

@@ -73,9 +73,10 @@ impl Device {
     }
 
     /// Reports that a message has changed the map of the switch segment at `sector`, with this
-    /// number of arguments.
+    /// number of arguments. The caller has the [`Messenger`].
     pub fn remapped(&self, sector: u64, arguments: u64) {
-        self.host.tell(self, DeviceEvent::Remapped { sector, arguments });
+        let generation = self.generation();
+        self.host.tell(self, DeviceEvent::Remapped { sector, arguments, generation });
     }
 }
 

@@ -184,6 +184,13 @@ const COLUMNS: &[Column] = &[
         },
     },
     Column {
+        id: "generation",
+        heading: "MapGen",
+        width: 6,
+        about: "Generation of its region maps: rises before a message or a swap changes them.",
+        value: |row| Value::Number(row.device.generation),
+    },
+    Column {
         id: "events",
         heading: "Event",
         width: 6,

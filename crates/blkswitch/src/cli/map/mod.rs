@@ -40,11 +40,6 @@ impl Map {
     }
 }
 
-/// The query `?sector=N`; empty without a sector.
-fn sector_query(sector: Option<u64>) -> String {
-    sector.map(|sector| format!("?sector={sector}")).unwrap_or_default()
-}
-
 /// A sector of the segment to use: the given one, or the start of the only switch segment.
 async fn segment_of(
     sector: Option<u64>,

@@ -27,7 +27,7 @@ struct Keeping<'a> {
 
 impl Keeper for Keeping<'_> {
     fn begin(&self, map: &RegionMap) -> Result<(), Failure> {
-        self.devices.begin_change(self.device, map)
+        self.devices.begin_change(self.device, map, self.messenger.next_generation())
     }
 
     fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure> {
@@ -67,7 +67,14 @@ impl Devices {
         };
         let registry = self.pool().registry();
         let keeper = Keeping { devices: self, device, messenger: &messenger };
-        take(Call { messenger: &messenger, registry, text, atomic, keeper: &keeper })
+        let before = device.generation();
+        let taken = take(Call { messenger: &messenger, registry, text, atomic, keeper: &keeper });
+        let generation = device.generation();
+        match taken {
+            Ok(reply) => Ok(MessageReply { generation, ..reply }),
+            Err(failure) if generation != before => Err(failure.with_generation(generation)),
+            refused => refused,
+        }
     }
 
     /// Applies a complete message, for tests without a client.

@@ -200,6 +200,7 @@ struct Known {
     suspended: bool,
     table: String,
     maps: Vec<Vec<u32>>,
+    generation: u64,
 }
 
 fn known(devices: &Devices) -> Vec<Known> {
@@ -218,19 +219,25 @@ fn known(devices: &Devices) -> Vec<Known> {
             suspended: info.suspended,
             table: describe::text(&table),
             maps: maps.collect(),
+            generation: info.generation,
         })
     };
     devices.list().into_iter().filter_map(kept).collect()
 }
 
 /// Returns whether `found` is the state before or after a change. During a message, each region of
-/// a map may be in either state.
+/// a map may be in either state, but if one has changed, the generation has risen.
 fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
     if found == before || found == after {
         return true;
     }
     let without_maps = |all: &[Known]| -> Vec<Known> {
-        all.iter().map(|known| Known { maps: Vec::new(), ..known.clone() }).collect()
+        let without = |known: &Known| Known { maps: Vec::new(), generation: 0, ..known.clone() };
+        all.iter().map(without).collect()
+    };
+    let is_numbered = |(found, (before, after)): (&Known, (&Known, &Known))| {
+        found.generation == after.generation
+            || (found.generation == before.generation && found.maps == before.maps)
     };
     let maps = |all: &[Known]| -> Vec<u32> {
         all.iter().flat_map(|known| known.maps.iter().flatten()).copied().collect()
@@ -239,6 +246,7 @@ fn is_between(found: &[Known], before: &[Known], after: &[Known]) -> bool {
     let is_one = |(found, (before, after)): (&u32, (&u32, &u32))| found == before || found == after;
     without_maps(found) == without_maps(before)
         && without_maps(found) == without_maps(after)
+        && found.iter().zip(before.iter().zip(after)).all(is_numbered)
         && found_maps.len() == before_maps.len()
         && found_maps.iter().zip(before_maps.iter().zip(&after_maps)).all(is_one)
 }

@@ -213,6 +213,7 @@ impl Devices {
             maps: maps(&table).filter_map(|map| self.folder.saved_as(map)).collect(),
             disk: self.pool().ublk_node(device).map(|node| node.id),
             block: table.logical_block(),
+            generation: if swaps { device.generation_after_swap() } else { device.generation() },
         });
         true
     }
@@ -277,13 +278,18 @@ impl Devices {
         self.recovering.load(Ordering::Acquire)
     }
 
-    /// Called before a message makes its first change to a map.
+    /// Called before a message makes its first change to a map, which leads to `generation`.
     ///
     /// Errors: the change could not be announced in the map's file; the message must store nothing.
-    pub fn begin_change(&self, device: &Device, map: &RegionMap) -> Result<(), Failure> {
+    pub fn begin_change(
+        &self,
+        device: &Device,
+        map: &RegionMap,
+        generation: u64,
+    ) -> Result<(), Failure> {
         let info = device.info();
         let owner = Owner { name: info.name, uuid: info.uuid };
-        self.folder.begin_change(map.storage(), &owner).map_err(|error| {
+        self.folder.begin_change(map.storage(), &owner, generation).map_err(|error| {
             let what = format!("the map cannot be saved in '{}'", self.folder.path().display());
             let mut failure = Failure::io(&error, what);
             failure.reason.push_str(". Nothing was changed");
@@ -317,7 +323,7 @@ fn survives_alone(table: &Table) -> bool {
 }
 
 /// The slots of a table's maps, in the order of its segments.
-fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
+pub(crate) fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
     table.segments().iter().filter_map(|segment| match &segment.target {
         Target::Switch { map, .. } => Some(map.storage()),
         Target::Linear(_)

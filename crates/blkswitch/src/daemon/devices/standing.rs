@@ -19,7 +19,7 @@ use blkswitch_io::device::Interrupt;
 use blkswitch_io::{Device, Table, TableBuilder, Target};
 use tokio::sync::Semaphore;
 
-use crate::daemon::devices::Devices;
+use crate::daemon::devices::{Devices, save};
 use crate::daemon::failure::Failure;
 use crate::daemon::state::SavedDevice;
 use crate::daemon::tables::build;
@@ -116,6 +116,11 @@ impl Devices {
     pub(crate) fn stand_in(&self, saved: &SavedDevice, is_left: bool) -> anyhow::Result<()> {
         let device = self.pool().registry().create(&saved.name, &saved.uuid, Some(saved.minor))?;
         self.remember_cache(&device, saved.cache);
+        device.restore_generation(saved.known_generation());
+        for map in &saved.maps {
+            // A map that is away has its number in the description, perhaps an older one.
+            device.restore_generation(self.folder.generation_in(map).unwrap_or(0));
+        }
         let text = raw::decode(&saved.table);
         let lines = Lines::parse(&text);
         let mut error = TableBuilder::new(saved.read_only).least_block(saved.block);
@@ -257,6 +262,8 @@ impl Devices {
         if saved.disk.is_some() {
             table.prefer_direct();
         }
+        let maps = save::maps(&table).filter_map(|map| self.folder.saved_as(map));
+        maps.for_each(|map| device.restore_generation(map.generation));
         if !device.replace(table, stand_in, !saved.suspended)? {
             return Ok(());
         }

@@ -11,6 +11,7 @@
 //! | `blkswitch_path_up` (of paths that are leaves), `blkswitch_path_failures_total` (of multipath devices) | device, segment, path, address |
 //! | `blkswitch_group_switches_total`, `blkswitch_held_requests` | device |
 //! | `blkswitch_opens`, `blkswitch_suspended`, `blkswitch_size_bytes`, `blkswitch_regions` | device |
+//! | `blkswitch_map_generation` | device |
 //!
 //! Contract: reads relaxed counters and takes the short locks of a device; nothing is kept between
 //! two calls.
@@ -288,7 +289,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
 
 fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
     type Read = fn(&Seen) -> u64;
-    let gauges: [(&str, &str, Read); 5] = [
+    let gauges: [(&str, &str, Read); 6] = [
         ("opens", "Connections, devices above, and the disk", |seen| {
             seen.device.info().opens.into()
         }),
@@ -308,6 +309,9 @@ fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Res
                 _ => 0,
             });
             regions.sum()
+        }),
+        ("map_generation", "Rises before a message or a swap changes where regions go", |seen| {
+            seen.device.generation()
         }),
     ];
     for (name, help, read) in gauges {

@@ -90,10 +90,11 @@ fn about(device: &Device) -> MonitorEvent {
 fn event(device: &Device, change: DeviceEvent) -> MonitorEvent {
     let told = about(device);
     match change {
-        DeviceEvent::Remapped { sector, arguments } => MonitorEvent {
+        DeviceEvent::Remapped { sector, arguments, generation } => MonitorEvent {
             event: REMAPPED.to_owned(),
             sector: Some(sector),
             arguments: Some(arguments),
+            generation: Some(generation),
             ..told
         },
         DeviceEvent::Multipath { event, path } => {
@@ -127,7 +128,11 @@ fn event(device: &Device, change: DeviceEvent) -> MonitorEvent {
         DeviceEvent::Removed => named("REMOVED", told),
         DeviceEvent::Suspended => named("SUSPENDED", told),
         DeviceEvent::Resumed { swapped: false } => named("RESUMED", told),
-        DeviceEvent::Resumed { swapped: true } => named("TABLE_SWAPPED", told),
+        DeviceEvent::Resumed { swapped: true } => {
+            // A device without a switch has no number.
+            let generation = Some(device.generation()).filter(|number| *number > 0);
+            named("TABLE_SWAPPED", MonitorEvent { generation, ..told })
+        }
     }
 }
 

@@ -70,6 +70,22 @@ pub struct SavedDevice {
     /// Logical block size in bytes that users were told; 0 if it was not saved.
     #[serde(default)]
     pub block: u32,
+    /// The generation of the device's maps when the description was written, or after the change
+    /// that it was written for. The headers of the maps may have a higher one. Daemons that do not
+    /// know the field read a device that never needed it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl SavedDevice {
+    /// The generation of the device's maps, as far as this description knows it.
+    pub fn known_generation(&self) -> u64 {
+        self.maps.iter().map(|map| map.generation).fold(self.generation, u64::max)
+    }
 }
 
 /// A map in the description.
@@ -151,19 +167,27 @@ impl Description {
         self.maps().map(|map| map.file.clone()).collect()
     }
 
-    /// Returns whether the devices are the same, apart from the generations of their maps. The boot
-    /// matters only to disks.
+    /// Returns whether the devices are the same, and their generations can be found. The generation
+    /// that `other` has of a map is on the medium, in the map's header. So only a higher one of the
+    /// device itself must be described. The boot matters only to disks.
     pub fn is_as_good_as(&self, other: &Description) -> bool {
         let without = |state: &Description| {
             let mut devices = state.devices.clone();
-            devices
-                .iter_mut()
-                .flat_map(|device| &mut device.maps)
-                .for_each(|map| map.generation = 0);
+            for device in &mut devices {
+                device.generation = 0;
+                device.maps.iter_mut().for_each(|map| map.generation = 0);
+            }
             devices
         };
+        let mut pairs = self.devices.iter().zip(&other.devices);
+        let has_generations = pairs.all(|(saved, now)| {
+            let in_headers = now.maps.iter().map(|map| map.generation).max().unwrap_or(0);
+            now.generation <= saved.generation.max(in_headers)
+        });
         let has_disks = self.devices.iter().any(|device| device.disk.is_some());
-        without(self) == without(other) && (self.boot == other.boot || !has_disks)
+        has_generations
+            && without(self) == without(other)
+            && (self.boot == other.boot || !has_disks)
     }
 
     /// Drops the disks if the machine has been booted since: their numbers are not valid any more.
@@ -262,6 +286,7 @@ mod tests {
             maps: vec![map],
             disk: Some(7),
             block: 512,
+            generation: 9,
         }])
     }
 

@@ -57,7 +57,7 @@ pub(super) struct Header {
     /// Random identifier of the map. It enters the blocks' checksums, so a block of another map is
     /// detected.
     pub(super) id: u64,
-    /// Number of messages that have changed the map.
+    /// The device's generation when the map was changed last.
     pub(super) generation: u64,
     /// Set while a message is under way. If the daemon or the machine ends then, it stays set.
     pub(super) is_open: bool,

@@ -11,7 +11,7 @@
 //!
 //! **A message** changes the file in four steps:
 //!
-//! 1. The header is written with the next generation, marked *open*, and forced.
+//! 1. The header is written with the device's next generation, marked *open*, and forced.
 //! 2. The words are stored in memory, where requests see them.
 //! 3. The changed blocks are written and forced.
 //! 4. The header is written, *closed*, with the number of written blocks and the sum of their
@@ -110,16 +110,25 @@ impl MapFile {
     /// Called before the first store of a message. Marks the file as open until
     /// [`MapFile::finish`].
     ///
+    /// `generation` is the device's from now on. The number of one map may skip some, because the
+    /// device can have several maps.
+    ///
     /// Errors: the message must store nothing.
-    pub(super) fn begin(&mut self, files: &Files, owner: &Owner) -> io::Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        files: &Files,
+        owner: &Owner,
+        generation: u64,
+    ) -> io::Result<()> {
         self.check_place()?;
         let Owner { name, uuid } = owner.clone();
-        let next = self.header.generation + 1;
-        let header = Header { generation: next, is_open: true, name, uuid, ..self.header.clone() };
+        // The newer copy of the header is the one with the higher number.
+        let generation = generation.max(self.header.generation);
+        let header = Header { generation, is_open: true, name, uuid, ..self.header.clone() };
         self.put_header(header, files)?;
         self.force(files)?;
         // Only after forcing, so that a description never names a generation that may be lost.
-        self.generation.store(next, Ordering::Relaxed);
+        self.generation.store(generation, Ordering::Relaxed);
         Ok(())
     }
 

@@ -341,14 +341,22 @@ impl Folder {
         Some(held.saved_as(file))
     }
 
-    /// Called before the first store of a message.
+    /// The generation in the file of a saved map; `None` if the file is damaged or away.
+    pub fn generation_in(&self, saved: &SavedMap) -> Option<u64> {
+        saved.check_name().ok()?;
+        let found = FoundMap::open(&self.path.join(&saved.file)).ok()?;
+        found.check_identity(saved).ok()?;
+        found.header.map(|(header, _)| header.generation)
+    }
+
+    /// Called before the first store of a message, which leads to the device's `generation`.
     ///
     /// Errors: the message must store nothing.
-    pub fn begin_change(&self, map: &Slots, owner: &Owner) -> io::Result<()> {
+    pub fn begin_change(&self, map: &Slots, owner: &Owner, generation: u64) -> io::Result<()> {
         let Some(file) = self.file_of(map) else { return Ok(()) };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *file {
-            Keeping::File(file) => file.begin(&self.files, owner),
+            Keeping::File(file) => file.begin(&self.files, owner, generation),
             Keeping::ReadOnly(error) => Err(again(error)),
         }
     }
@@ -518,6 +526,7 @@ mod tests {
             maps: vec![SavedMap { file: map.into(), id: None, generation: 0 }],
             disk: Some(7),
             block: 512,
+            generation: 0,
         }
     }
 
@@ -535,7 +544,8 @@ mod tests {
     }
 
     fn set(folder: &Folder, map: &Map<Slots>, region: u64, path: u32) {
-        folder.begin_change(map.storage(), &Owner::default()).unwrap();
+        let generation = folder.saved_as(map.storage()).unwrap().generation + 1;
+        folder.begin_change(map.storage(), &Owner::default(), generation).unwrap();
         map.writer().unwrap().set(region, path);
         folder.end_change(map.storage()).unwrap();
     }

@@ -27,8 +27,8 @@ use crate::daemon::server::reply::{self, Name, QueryParams, Refused, blocking, r
 use crate::daemon::tables::words::address;
 use crate::picture;
 use crate::protocol::{
-    CompactMap, Errno, MapForm, MapPicture, MapQuery, PICTURE_CELLS_MAX, PictureQuery, RegionMap,
-    Run, SegmentQuery, route,
+    CompactMap, Errno, ExportQuery, GENERATION_COMMENT, MapForm, MapPicture, MapQuery,
+    PICTURE_CELLS_MAX, PictureQuery, RegionMap, Run, route,
 };
 
 /// The ioctl in refusals. Libdm has none for this; `status` is the nearest.
@@ -74,7 +74,9 @@ pub async fn runs(
     let begin = || -> Result<RunsText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
         let (from, to) = range(switch.map()?, query.from, query.to)?;
-        Ok(RunsText { switch, form: query.form, from, next: from, to, begun: false })
+        let (device, generation) = (device.clone(), device.generation_at_rest());
+        let (form, next, stage) = (query.form, from, Stage::Head);
+        Ok(RunsText { device, generation, switch, form, from, next, to, stage })
     };
     let content_type = match query.form {
         MapForm::Lines => "application/x-ndjson",
@@ -104,14 +106,25 @@ fn in_pieces(text: impl Pieces) -> Body {
     }))
 }
 
+/// The part of the text that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Head,
+    Runs,
+    Over,
+}
+
 /// The text of the runs, in one of its forms.
 struct RunsText {
+    device: Arc<Device>,
+    /// The generation before the text was begun; `None` if a message was under way.
+    generation: Option<u64>,
     switch: Switch,
     form: MapForm,
     from: u64,
     next: u64,
     to: u64,
-    begun: bool,
+    stage: Stage,
 }
 
 impl RunsText {
@@ -129,7 +142,21 @@ impl RunsText {
         let _ = match self.form {
             MapForm::Runs => write!(out, r#","runs":["#),
             MapForm::Compact => write!(out, r#","from":{from},"to":{to},"runs":["#),
-            MapForm::Lines => writeln!(out, r#","from":{from},"to":{to}}}"#),
+            MapForm::Lines => {
+                let generation = self.generation.map(|number| format!(r#","generation":{number}"#));
+                let generation = generation.unwrap_or_default();
+                writeln!(out, r#","from":{from},"to":{to}{generation}}}"#)
+            }
+        };
+    }
+
+    /// Writes the text after the runs.
+    fn tail(&self, out: &mut Vec<u8>) {
+        let generation = self.generation.filter(|before| *before == self.device.generation());
+        let _ = match (self.form, generation) {
+            (MapForm::Lines, _) => Ok(()),
+            (_, Some(generation)) => write!(out, r#"],"generation":{generation}}}"#),
+            (_, None) => write!(out, "]}}"),
         };
     }
 
@@ -149,11 +176,10 @@ impl Pieces for RunsText {
     fn next_piece(&mut self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
         let Ok(map) = self.switch.map() else { return out };
-        if self.begun && self.next > self.to {
-            return out;
-        }
-        if !self.begun {
-            self.head(map, &mut out);
+        match self.stage {
+            Stage::Head => self.head(map, &mut out),
+            Stage::Runs => {}
+            Stage::Over => return out,
         }
         let mut next = self.next;
         for run in map.runs(self.next, self.to + 1) {
@@ -163,9 +189,10 @@ impl Pieces for RunsText {
                 break;
             }
         }
-        (self.begun, self.next) = (true, next);
-        if self.next > self.to && self.form != MapForm::Lines {
-            out.extend_from_slice(b"]}");
+        (self.stage, self.next) = (Stage::Runs, next);
+        if self.next > self.to {
+            self.tail(&mut out);
+            self.stage = Stage::Over;
         }
         out
     }
@@ -253,7 +280,7 @@ fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Ru
 #[utoipa::path(
     get,
     path = route::MAP_MESSAGE,
-    params(("name" = String, Path, description = "The device"), SegmentQuery),
+    params(("name" = String, Path, description = "The device"), ExportQuery),
     responses(
         (status = 200, description = "Words of a message", body = String, content_type = "text/plain"),
         Refused
@@ -262,12 +289,21 @@ fn shares(map: &IoMap, from: u64, to: u64, cell: u64) -> impl Iterator<Item = Ru
 pub async fn export(
     State(app): State<App>,
     Name(name): Name,
-    QueryParams(query): QueryParams<SegmentQuery>,
+    QueryParams(query): QueryParams<ExportQuery>,
 ) -> Result<Response, Refused> {
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<MessageText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
-        Ok(MessageText { device: device.clone(), switch, compact: Some(Compact::in_lines()) })
+        let (device, compact) = (device.clone(), Some(Compact::in_lines()));
+        let (begun, generation) = (false, None);
+        Ok(MessageText {
+            device,
+            switch,
+            compact,
+            with_generation: query.generation,
+            begun,
+            generation,
+        })
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
     Ok(reply::text("text/plain; charset=utf-8", in_pieces(text)))
@@ -279,6 +315,10 @@ struct MessageText {
     switch: Switch,
     /// `None` when everything is written.
     compact: Option<Compact>,
+    with_generation: bool,
+    begun: bool,
+    /// The generation when the first piece was written; `None` if the map has no messages.
+    generation: Option<u64>,
 }
 
 impl Pieces for MessageText {
@@ -290,9 +330,19 @@ impl Pieces for MessageText {
         // Keeps messages from changing the map while a piece is written. If there is no messenger,
         // the device was removed or has another kind of table, and nobody writes to this map any
         // more.
-        let _messenger = self.device.messenger(self.switch.start);
+        let messenger = self.device.messenger(self.switch.start);
+        let is_live =
+            messenger.as_ref().is_ok_and(|one| Arc::ptr_eq(one.table(), &self.switch.table));
+        let now = is_live.then(|| self.device.generation());
+        if !self.begun {
+            (self.begun, self.generation) = (true, now);
+        }
         if !compact.write(map, PIECE_BYTES, &mut out) {
             self.compact = None;
+            let unchanged = now.filter(|now| self.generation == Some(*now) && self.with_generation);
+            if let Some(generation) = unchanged {
+                let _ = writeln!(out, "{GENERATION_COMMENT}{generation}");
+            }
         }
         out
     }

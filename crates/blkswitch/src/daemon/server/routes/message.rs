@@ -5,6 +5,9 @@
 //! before the lock is taken. A longer message holds the lock while the rest arrives. So each
 //! further block must arrive within [`BLOCK_TIME`]: a client that stalls cannot lock others out.
 //!
+//! A word that begins with `#` begins a comment, to the end of the line, as in the last line of an
+//! exported map. Comments are dropped as the body arrives.
+//!
 //! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message
 //! by [`ATOMIC_MAX_BYTES`]. After a refusal, the rest of the body is read and dropped before the
 //! answer, so the client always gets the reason.
@@ -84,7 +87,7 @@ pub async fn message(
     QueryParams(query): QueryParams<MessageQuery>,
     body: Body,
 ) -> Result<(HeaderMap, Json<MessageReply>), Refused> {
-    let mut incoming = Incoming { body, left: None };
+    let mut incoming = Incoming { body, left: None, comments: Comments::default() };
     let device = match app.devices.find(&name) {
         Ok(device) => device,
         Err(failure) => {
@@ -139,7 +142,7 @@ async fn receive(
     Ok(match (sent, applied?) {
         // If the message was refused, that is the answer, whatever happened to the rest of the
         // body.
-        (Err(cut), Ok(_)) => Err(cut.into()),
+        (Err(cut), Ok((reply, _))) => Err(Failure::from(cut).with_generation(reply.generation)),
         (_, applied) => applied,
     })
 }
@@ -149,6 +152,7 @@ struct Incoming {
     body: Body,
     /// Bytes of the last frame that did not fit the block.
     left: Option<Bytes>,
+    comments: Comments,
 }
 
 impl Incoming {
@@ -188,7 +192,7 @@ impl Incoming {
                 Some(data) => data,
                 None => match self.body.frame().await {
                     None => return Ok(true),
-                    Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                    Some(Ok(frame)) => self.comments.strip(frame.into_data().unwrap_or_default()),
                     Some(Err(error)) => return Err(Cut::Broken(error.to_string())),
                 },
             };
@@ -220,6 +224,40 @@ impl Incoming {
     }
 }
 
+/// Drops comments from a text that arrives in parts: from a word that begins with `#` to the end of
+/// the line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Comments {
+    #[default]
+    WordBegins,
+    InWord,
+    InComment,
+}
+
+impl Comments {
+    /// The part of `data` that is no comment. The line break after a comment stays.
+    fn strip(&mut self, data: Bytes) -> Bytes {
+        let Some(last) = data.last() else { return data };
+        if *self != Comments::InComment && !data.contains(&b'#') {
+            *self = if is_space(*last) { Comments::WordBegins } else { Comments::InWord };
+            return data;
+        }
+        let mut left = Vec::with_capacity(data.len());
+        for byte in data {
+            *self = match (*self, byte) {
+                (Comments::InComment, b'\n') => Comments::WordBegins,
+                (Comments::InComment, _) | (Comments::WordBegins, b'#') => Comments::InComment,
+                (_, byte) if is_space(byte) => Comments::WordBegins,
+                _ => Comments::InWord,
+            };
+            if *self != Comments::InComment {
+                left.push(byte);
+            }
+        }
+        left.into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +265,8 @@ mod tests {
     fn incoming(parts: &[&'static [u8]]) -> Incoming {
         let parts: Vec<Result<Bytes, std::io::Error>> =
             parts.iter().map(|part| Ok(Bytes::from_static(part))).collect();
-        Incoming { body: Body::from_stream(futures_util::stream::iter(parts)), left: None }
+        let body = Body::from_stream(futures_util::stream::iter(parts));
+        Incoming { body, left: None, comments: Comments::default() }
     }
 
     fn run<T>(work: impl Future<Output = T>) -> T {
@@ -265,10 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn comments_are_dropped_however_they_arrive() {
+        for (text, left) in [
+            ("a b\n# generation 7\n", "a b\n\n"),
+            ("a b # generation 7 ", "a b "),
+            ("#\n##\nset 1 #2\n3 #", "\n\nset 1 \n3 "),
+            ("a#b\n\t#c\nd\n", "a#b\n\t\nd\n"),
+            ("# x", ""),
+        ] {
+            for size in 1..=text.len() {
+                let (mut comments, mut got) = (Comments::default(), Vec::new());
+                for part in text.as_bytes().chunks(size) {
+                    got.extend(comments.strip(Bytes::from_static(part)));
+                }
+                assert_eq!(String::from_utf8(got).unwrap(), left, "{text:?} in parts of {size}");
+            }
+        }
+    }
+
+    #[test]
     fn a_client_that_stalls_is_given_up() {
         run(async {
             let stalled = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
-            let mut body = Incoming { body: Body::from_stream(stalled), left: None };
+            let body = Body::from_stream(stalled);
+            let mut body = Incoming { body, left: None, comments: Comments::default() };
             assert!(matches!(body.block(10).await, Err(Cut::Late)));
         });
     }

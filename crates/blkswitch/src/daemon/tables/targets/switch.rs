@@ -86,17 +86,19 @@ fn message(mut call: Call<'_, '_>) -> Result<MessageReply, Failure> {
     match command(&first) {
         Some(Command::SetRegionMappings) => {
             let begin = call.text.head.len() - words.rest().len();
-            let writer = call.messenger.writer().ok_or_else(|| {
-                Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
-            })?;
             call.text.head.drain(..begin);
             if call.atomic {
                 let mut check = Message::new();
                 let head = &call.text.head;
-                let checked = check.check_text(writer.geometry(), head, true);
+                let checked = check.check_text(map.geometry(), head, true);
                 checked.map_err(|refused| bad_argument(head, refused))?;
             }
             call.keeper.begin(map)?;
+            // The generation rises here: after its number is in the map's file, and before the
+            // first store.
+            let writer = call.messenger.writer().ok_or_else(|| {
+                Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
+            })?;
             let reply = set_region_mappings(writer, call.text);
             let applied =
                 reply.as_ref().map_or_else(|(_, arguments)| *arguments, |reply| reply.arguments);
