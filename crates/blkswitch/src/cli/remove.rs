@@ -13,8 +13,8 @@ use crate::protocol::{Errno, device_path, route};
 
 /// Remove devices
 ///
-/// An open device is refused. With --deferred it goes with its last user; with --force its I/O
-/// fails first.
+/// An open device is refused. With --deferred it goes with its last user. With --force its I/O
+/// fails, its NBD clients are disconnected, and it goes, unless another device stands on it.
 #[derive(Debug, Args)]
 pub(super) struct Remove {
     /// The devices

@@ -398,6 +398,7 @@ pub enum Rename {
 #[serde(deny_unknown_fields)]
 pub struct RemoveQuery {
     /// Swap in an `error` table first, so that I/O under way fails instead of holding the device.
+    /// Without `deferred`, then disconnect its NBD clients, unless it has other users.
     #[serde(default)]
     pub force: bool,
     /// When it is open, remove it with its last user instead of answering EBUSY.
@@ -409,7 +410,7 @@ pub struct RemoveQuery {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveAll {
-    /// As in [`RemoveQuery`].
+    /// Swap in `error` tables first. Clients stay connected, and devices that are open stay.
     #[serde(default)]
     pub force: bool,
     /// As in [`RemoveQuery`].

@@ -84,7 +84,25 @@ fn a_resume_ends_a_suspend_that_waits() {
 }
 
 #[test]
-fn a_removal_by_force_fails_what_is_held() {
+fn a_removal_by_force_ends_its_clients_and_removes() {
+    let (daemon, write) = held();
+    assert!(ends(&mut start(&daemon, &["remove", "--force", "sw"])));
+    assert_eq!(write.join().unwrap(), Some(5), "the client gets the error before it is cut off");
+    assert!(!daemon.run(&["table", "sw"]).status.success(), "it is gone");
+    // A device on top is another user: nobody is disconnected.
+    daemon.create("upper", "0 8192 linear /dev/blkswitch/member 0").expect_ok();
+    let mut client = daemon.nbd("member");
+    assert!(!ends(&mut start(&daemon, &["remove", "--force", "member"])));
+    for _ in 0..2 {
+        assert_eq!(client.read(0, SECTOR).unwrap_err().raw_os_error(), Some(5));
+    }
+    daemon.remove("upper");
+    assert!(ends(&mut start(&daemon, &["remove", "--force", "member"])));
+    assert!(client.read(0, SECTOR).is_err());
+}
+
+#[test]
+fn a_deferred_removal_by_force_fails_what_is_held() {
     let (daemon, write) = held();
     let mut suspend = start(&daemon, &["suspend", "sw"]);
     is_waiting(&mut suspend);

@@ -4,6 +4,7 @@
 //! to block.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use blkswitch_io::Device;
@@ -17,6 +18,11 @@ use crate::protocol::{self, Errno};
 /// How long to wait until disconnected connections are gone. A connection stays until its leaves
 /// have answered its requests in flight.
 const GONE_TIME: Duration = Duration::from_secs(10);
+/// How long clients of a device that is removed by force have for the errors of what they had under
+/// way. A client that sends without a pause always has something under way.
+const ANSWERED_TIME: Duration = Duration::from_secs(1);
+/// How often a removal by force disconnects clients. Some connect again at once.
+const DISMISSALS_MAX: u32 = 20;
 /// Pause between two checks.
 const GONE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -63,6 +69,34 @@ impl Devices {
         protocol::Device {
             clients: clients.iter().map(describe).collect(),
             ..self.describe(device)
+        }
+    }
+
+    /// Removes a device whose requests all fail. Disconnects its NBD clients, unless it has other
+    /// users: devices on top of it stay its users, as a mounted disk does.
+    pub(crate) fn remove_from_clients(&self, device: &Arc<Device>) -> Result<(), Failure> {
+        let until = Instant::now() + ANSWERED_TIME;
+        while self.clients_of(device).iter().any(|client| client.in_flight > 0)
+            && Instant::now() < until
+        {
+            std::thread::sleep(GONE_PAUSE);
+        }
+        let mut dismissals = 0;
+        loop {
+            let busy = match self.remove_saved(device) {
+                Err(failure) if failure.errno == Errno::Ebusy => failure,
+                removed => return removed,
+            };
+            let clients = self.clients_of(device);
+            let others = device.info().opens as usize > clients.len();
+            if others || dismissals == DISMISSALS_MAX {
+                return Err(busy);
+            }
+            dismissals += 1;
+            for client in self.disconnect(device, None)? {
+                tracing::warn!(device = %device.name(), client = %client.peer,
+                    "disconnected, because the device is removed by force");
+            }
         }
     }
 

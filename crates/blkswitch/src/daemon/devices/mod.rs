@@ -282,6 +282,20 @@ impl Devices {
         how: RemoveQuery,
         interrupt: &Interrupt,
     ) -> Result<(), Failure> {
+        self.prepare_removal(device, how, interrupt)?;
+        if how.force && !how.deferred {
+            return self.remove_from_clients(device);
+        }
+        self.remove_prepared(device, how)
+    }
+
+    /// Makes a device fail its requests, marks it, and detaches its disk, as `how` says.
+    fn prepare_removal(
+        &self,
+        device: &Arc<Device>,
+        how: RemoveQuery,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
         if how.force && device.live().is_some() {
             self.wipe(device, true, interrupt)?;
         }
@@ -299,6 +313,11 @@ impl Devices {
                 detached => detached?,
             }
         }
+        Ok(())
+    }
+
+    /// Removes a device, unless it is open.
+    fn remove_prepared(&self, device: &Arc<Device>, how: RemoveQuery) -> Result<(), Failure> {
         match self.remove_saved(device) {
             Err(failure)
                 if how.deferred && [Errno::Ebusy, Errno::Enxio].contains(&failure.errno) =>
@@ -311,7 +330,7 @@ impl Devices {
 
     /// Removes a device after a description without it is saved. Nobody can open the device
     /// meanwhile, so the description never lacks a device in use.
-    fn remove_saved(&self, device: &Arc<Device>) -> Result<(), Failure> {
+    pub(crate) fn remove_saved(&self, device: &Arc<Device>) -> Result<(), Failure> {
         let mut failure = None;
         let removed = self.registry().remove_if(device, || {
             let saved = self.save_without(device);
@@ -327,8 +346,8 @@ impl Devices {
         }
     }
 
-    /// Removes every device that nobody has open. Devices on top of others must go first, so it
-    /// repeats until a round removes none.
+    /// Removes every device that nobody has open, with `force` also. Devices on top of others must
+    /// go first, so it repeats until a round removes none.
     pub fn remove_all(&self, how: RemoveAll, interrupt: &Interrupt) -> Removed {
         let how = RemoveQuery { force: how.force, deferred: how.deferred };
         let mut removed = Vec::new();
@@ -336,7 +355,8 @@ impl Devices {
             let before = removed.len();
             for device in self.list() {
                 let name = device.name();
-                match self.remove(&device, how, interrupt) {
+                let prepared = self.prepare_removal(&device, how, interrupt);
+                match prepared.and_then(|()| self.remove_prepared(&device, how)) {
                     Ok(()) if self.registry().by_id(device.id()).is_none() => removed.push(name),
                     Ok(()) => {}
                     Err(failure) => {
