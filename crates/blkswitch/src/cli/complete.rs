@@ -119,8 +119,12 @@ impl<'a> Line<'a> {
             ("state forget", 0) => Operand::Devices(|device| device.away.is_some()),
             ("load" | "rename" | "wait", 0) => Operand::Devices(is_any),
             ("disconnect", 0) => Operand::Devices(|device| !device.clients.is_empty()),
-            ("attach", _) => Operand::Devices(|device| device.disk.is_none()),
-            ("detach", _) => Operand::Devices(|device| device.disk.is_some()),
+            ("attach", _) => {
+                Operand::Devices(|device| device.disk.is_none() || device.vhost_user.is_none())
+            }
+            ("detach", _) => {
+                Operand::Devices(|device| device.disk.is_some() || device.vhost_user.is_some())
+            }
             ("clear", _) => Operand::Devices(|device| device.inactive.is_some()),
             ("suspend", _) => Operand::Devices(|device| !device.suspended),
             ("resume", _) => {

@@ -10,7 +10,7 @@ use super::load::LeafSwitches;
 use super::names::{mangle, stored_name};
 use super::options::Options;
 use super::{format, table_text};
-use crate::protocol::{AttachUblk, CreateDevice, Device, route};
+use crate::protocol::{AttachUblk, AttachVhostUser, CreateDevice, Device, route};
 
 /// Make a device
 ///
@@ -31,6 +31,13 @@ pub(super) struct Create {
     /// Attach it as a ublk disk, /dev/blkswitch/NAME, as attach does
     #[arg(long)]
     ublk: bool,
+    /// Offer it to vhost-user front ends at the socket NAME.vhost, as attach does
+    #[arg(long)]
+    vhost_user: bool,
+    /// Most virtqueues of a vhost-user front end [default: 64]
+    #[arg(long, value_name = "N", requires = "vhost_user",
+        value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: Option<u16>,
     #[command(flatten)]
     options: Options,
 }
@@ -98,7 +105,12 @@ impl Create {
             table,
             leaves: self.leaves.options(),
             ublk: self.ublk.then(AttachUblk::default),
+            vhost_user: self.vhost_user(),
         }])
+    }
+
+    fn vhost_user(&self) -> Option<AttachVhostUser> {
+        self.vhost_user.then_some(AttachVhostUser { queues: self.queues })
     }
 
     fn concise_requests(&self) -> Result<Vec<CreateDevice>, Failure> {
@@ -129,6 +141,7 @@ impl Create {
                 table: table_text::canonical(&device.table, "")?,
                 leaves: self.leaves.options(),
                 ublk: self.ublk.then(AttachUblk::default),
+                vhost_user: self.vhost_user(),
             })
         };
         devices.map(request).collect()

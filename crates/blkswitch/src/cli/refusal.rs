@@ -25,7 +25,8 @@ fn refusal(error: &Error) -> String {
         }
         // The usage line shows missing words, but no missing switches.
         ErrorKind::MissingRequiredArgument => {
-            let switches = invalid.iter().filter(|word| word.starts_with('-'));
+            // One of several switches is `<--this|--that>`.
+            let switches = invalid.iter().filter(|word| word.contains("--"));
             let why: String = switches.map(|word| format!("  missing: {word}\n")).collect();
             wrong_number(error, &why)
         }

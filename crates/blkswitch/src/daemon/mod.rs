@@ -43,6 +43,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 use self::devices::Devices;
+use self::devices::vhost_user::Sockets;
 use self::process::privileges::Privileges;
 use self::process::runtime::{keep_a_thread, runtime};
 use self::process::sockets::Kept;
@@ -147,7 +148,10 @@ impl Daemon {
         let monitor = Monitor::default();
         pool.observe(monitor.observer());
         let has_own_mounts = privileges.has_own_mounts;
-        let devices = Devices::new(pool, folder, default_disk).with_privileges(privileges);
+        let sockets_folder = options.socket.parent().unwrap_or(Path::new(""));
+        let devices = Devices::new(pool, folder, default_disk)
+            .with_privileges(privileges)
+            .with_sockets(Sockets::new(sockets_folder.to_owned()));
         let devices = Arc::new(devices);
         devices.recover(options.abandon_disks)?;
         if has_own_mounts {

@@ -20,6 +20,8 @@
 //! | `POST /v1/devices/{name}/wipe` | [`Suspend`] -> 204 | `wipe_table` |
 //! | `PUT /v1/devices/{name}/ublk` | [`AttachUblk`] -> [`Disk`] | `attach` |
 //! | `DELETE /v1/devices/{name}/ublk?force` | [`DetachQuery`] -> 204 | `detach` |
+//! | `PUT /v1/devices/{name}/vhost-user` | [`AttachVhostUser`] -> [`VhostUser`] | `attach` |
+//! | `DELETE /v1/devices/{name}/vhost-user?force` | [`DetachQuery`] -> 204 | `detach` |
 //! | `DELETE /v1/devices/{name}/clients?client` | [`DisconnectQuery`] -> [`Disconnected`] | `disconnect` |
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
@@ -58,7 +60,10 @@ pub use self::maps::{
     PictureQuery, RegionMap, Run,
 };
 pub use self::object::{object, optional_object};
-pub use self::users::{AttachUblk, Client, DetachQuery, DisconnectQuery, Disconnected, Disk};
+pub use self::users::{
+    AttachUblk, AttachVhostUser, Client, DetachQuery, DisconnectQuery, Disconnected, Disk,
+    VhostUser,
+};
 
 /// Longest device name in bytes: what the kernel's 128-byte field holds with its closing zero.
 pub const NAME_MAX_BYTES: usize = 127;
@@ -97,6 +102,8 @@ pub mod route {
     pub const WIPE: &str = "/v1/devices/{name}/wipe";
     /// `PUT` makes a disk of a device, `DELETE` ends that.
     pub const UBLK: &str = "/v1/devices/{name}/ublk";
+    /// `PUT` offers a device to vhost-user front ends, `DELETE` ends that.
+    pub const VHOST_USER: &str = "/v1/devices/{name}/vhost-user";
     /// `DELETE`: end connections of NBD clients.
     pub const CLIENTS: &str = "/v1/devices/{name}/clients";
     /// `POST`: the words of a message, streamed.
@@ -201,7 +208,7 @@ pub struct Device {
     /// Whether the device goes away with its last user.
     pub deferred_remove: bool,
     /// NBD connections that have the device open, plus devices whose live or inactive table names
-    /// it, plus the disk that it is.
+    /// it, plus the disk that it is, plus its socket for vhost-user front ends.
     pub open_count: u32,
     /// Raised by target events and renames, as in the kernel.
     pub event_nr: u32,
@@ -217,6 +224,9 @@ pub struct Device {
     /// The disk of this machine that the device is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
+    /// The socket for vhost-user front ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost_user: Option<VhostUser>,
     /// Who has it open over NBD, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<Client>,
@@ -349,6 +359,14 @@ pub struct CreateDevice {
         deserialize_with = "optional_object"
     )]
     pub ublk: Option<AttachUblk>,
+    /// Offer it to vhost-user front ends too. When that fails the device stays, and the answer is
+    /// the failure of `attach`.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_object"
+    )]
+    pub vhost_user: Option<AttachVhostUser>,
 }
 
 /// Body of `PUT /v1/devices/{name}/table`. The words of a table are literal: libdm doubles every

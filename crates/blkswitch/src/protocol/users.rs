@@ -1,4 +1,4 @@
-//! Who uses a device: NBD clients, and this machine, for which it is a disk.
+//! Who uses a device: NBD clients, virtual machines, and this machine, for which it is a disk.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -78,7 +78,7 @@ pub struct AttachUblk {
     pub zero_copy: Option<bool>,
 }
 
-/// Query of `DELETE /v1/devices/{name}/ublk`.
+/// Query of `DELETE /v1/devices/{name}/ublk` and `DELETE /v1/devices/{name}/vhost-user`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -87,4 +87,25 @@ pub struct DetachQuery {
     /// written is lost.
     #[serde(default)]
     pub force: bool,
+}
+
+/// The socket of a device for vhost-user front ends, for which it is a disk of a virtual machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhostUser {
+    /// The path of the socket.
+    pub socket: String,
+    /// Most virtqueues that a front end may use.
+    pub queues: u16,
+    /// Whether a front end is connected.
+    pub connected: bool,
+}
+
+/// Body of `PUT /v1/devices/{name}/vhost-user`: how a device is offered to vhost-user front ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachVhostUser {
+    /// Most virtqueues that a front end may use, 1 to 256; absent: 64.
+    #[schema(minimum = 1, maximum = 256)]
+    #[serde(default)]
+    pub queues: Option<u16>,
 }

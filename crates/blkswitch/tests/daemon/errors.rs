@@ -55,7 +55,7 @@ const WRONG: &[(&[&str], &[&str])] = &[
     (&["state", "chek"], &["'chek': did you mean 'check'?"]),
     (&["help", "mesage"], &["no verb 'mesage': did you mean 'message'?"]),
     (&["ls", "extra"], &["Incorrect number", "'extra' is one word too many"]),
-    (&["attach", "low"], &["missing: --ublk"]),
+    (&["attach", "low"], &["missing: <--ublk|--vhost-user>"]),
     (&["map", "show", "mp"], &["the device is multipath, and only switch has a region map"]),
     (&["map", "export", "low"], &["the device is zero, and only switch has a region map"]),
     (&["map", "show", "low", "--sector", "3"], &["the segment at sector 3 is zero"]),

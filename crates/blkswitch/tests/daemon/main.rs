@@ -25,4 +25,5 @@ mod remap;
 mod state;
 mod state_damage;
 mod survival;
+mod vhost_user;
 mod waiting;

@@ -43,6 +43,14 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
             let _ = writeln!(text, "If memory is short: {risk}");
         }
     }
+    if let Some(vhost_user) = &device.vhost_user {
+        let front_end = if vhost_user.connected { "connected" } else { "no front end" };
+        let _ = writeln!(
+            text,
+            "Vhost-user:        {} ({} queues, {front_end})",
+            vhost_user.socket, vhost_user.queues
+        );
+    }
     if let Some(reason) = &device.away {
         let io = if device.suspended { "waits" } else { "fails" };
         let _ = writeln!(text, "Away:              {reason}; I/O {io} until it is back");

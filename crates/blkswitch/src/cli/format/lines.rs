@@ -105,8 +105,12 @@ pub(crate) fn ls(device: &Device, by: DeviceName) -> String {
             // The additional text appears only for a device that dmsetup could not have shown.
             let disk =
                 device.disk.as_ref().map_or_else(String::new, |disk| format!("\t{}", disk.node));
+            let socket = device
+                .vhost_user
+                .as_ref()
+                .map_or_else(String::new, |vhost_user| format!("\t{}", vhost_user.socket));
             let away = if device.away.is_some() { "\taway" } else { "" };
-            format!("{}\t({}:{}){disk}{away}\n", device.name, device.major, device.minor)
+            format!("{}\t({}:{}){disk}{socket}{away}\n", device.name, device.major, device.minor)
         }
         DeviceName::Block => format!("{}\t({})\n", device.name, block_name(device)),
         DeviceName::Mapped => format!("{0}\t({0})\n", device.name),

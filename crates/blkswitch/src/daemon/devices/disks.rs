@@ -40,7 +40,9 @@ impl Devices {
     pub fn describe(&self, device: &Device) -> protocol::Device {
         let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
         let waits = self.openings.waits_for(device.id());
-        let mut described = protocol::Device { disk, waits, ..describe::device(device) };
+        let vhost_user = self.vhost_user(device);
+        let mut described =
+            protocol::Device { disk, vhost_user, waits, ..describe::device(device) };
         self.describe_away(device, &mut described);
         described
     }
@@ -129,6 +131,7 @@ impl Devices {
         if let Some(note) = self.size_note(device, device.live()) {
             tracing::warn!(device = %device.name(), "{note}");
         }
+        self.pool().tell_vhost_user(device);
         // Files below other disks are not touched: one that hangs would hold up every resume.
         for disk in self.list() {
             if let Some(table) = disk.live()

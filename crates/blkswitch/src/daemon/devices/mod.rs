@@ -12,6 +12,7 @@ mod power;
 pub mod save;
 pub mod standing;
 pub mod switch;
+pub mod vhost_user;
 pub(crate) mod volumes;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
 use crate::daemon::devices::disks::{link, unlink};
 use crate::daemon::devices::save::Intent;
 use crate::daemon::devices::standing::Standing;
+use crate::daemon::devices::vhost_user::Sockets;
 use crate::daemon::devices::volumes::Noted;
 use crate::daemon::failure::{Failure, MAJOR};
 use crate::daemon::process::privileges::Privileges;
@@ -65,6 +67,8 @@ pub struct Devices {
     pub(crate) privileges: Privileges,
     /// How a device is attached as a disk when it first gets a table; `None` if it is not.
     pub(crate) default_disk: Option<AttachUblk>,
+    /// The sockets for vhost-user front ends.
+    pub(crate) sockets: Sockets,
 }
 
 impl Devices {
@@ -84,12 +88,18 @@ impl Devices {
             noted: Noted::default(),
             privileges: Privileges::default(),
             default_disk,
+            sockets: Sockets::default(),
         }
     }
 
     /// Sets the privileges that the process has got.
     pub fn with_privileges(self, privileges: Privileges) -> Devices {
         Devices { privileges, ..self }
+    }
+
+    /// Sets where the sockets for vhost-user front ends are made.
+    pub fn with_sockets(self, sockets: Sockets) -> Devices {
+        Devices { sockets, ..self }
     }
 
     /// The page cache mode in which the leaves of a device were opened last.
@@ -135,7 +145,8 @@ impl Devices {
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
         let uuid = request.uuid.unwrap_or_default();
         let checked = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
-            if request.table.is_some() || request.ublk.is_none() {
+            let is_disk = request.ublk.is_some() || request.vhost_user.is_some();
+            if request.table.is_some() || !is_disk {
                 return Ok(());
             }
             let reason = format!(
@@ -160,7 +171,12 @@ impl Devices {
             Ok(()) => {
                 self.warn_if_lost(&device);
                 let how = request.ublk.or(self.default_disk);
-                if let Some(Err(mut failure)) = how.map(|how| self.attach(&device, how)) {
+                let disk = how.map_or(Ok(()), |how| self.attach(&device, how).map(|_| ()));
+                let attached = disk.and_then(|()| match request.vhost_user {
+                    Some(how) => self.attach_vhost_user(&device, how).map(|_| ()),
+                    None => Ok(()),
+                });
+                if let Err(mut failure) = attached {
                     // The device is useful without being a disk, so it stays.
                     failure.reason = format!(
                         "device '{}' is made and served over NBD, but is no disk: {}",
@@ -309,6 +325,12 @@ impl Devices {
         // in use.
         if self.pool.ublk_node(device).is_some() {
             match self.detach(device, how.force) {
+                Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
+                detached => detached?,
+            }
+        }
+        if self.pool.vhost_user_socket(device).is_some() {
+            match self.detach_vhost_user(device, how.force) {
                 Err(failure) if failure.errno == Errno::Ebusy && how.deferred => {}
                 detached => detached?,
             }

@@ -212,6 +212,7 @@ impl Devices {
             table: describe::text(&table),
             maps: maps(&table).filter_map(|map| self.folder.saved_as(map)).collect(),
             disk: self.pool().ublk_node(device).map(|node| node.id),
+            vhost_user: self.saved_vhost_user(device),
             block: table.logical_block(),
             generation: if swaps { device.generation_after_swap() } else { device.generation() },
         });
@@ -229,7 +230,8 @@ impl Devices {
         let at = out.len();
         let below = self.named_in(&saved.table);
         let disk = self.pool().ublk_node(device).map(|node| node.id);
-        out.push(SavedDevice { disk: disk.or(saved.disk), ..saved });
+        let vhost_user = self.saved_vhost_user(device);
+        out.push(SavedDevice { disk: disk.or(saved.disk), vhost_user, ..saved });
         for below in below {
             // In an edited description, tables may refer to one another in a circle.
             if out.iter().all(|other| other.minor != below.id()) {
@@ -248,10 +250,17 @@ impl Devices {
     ) -> anyhow::Result<()> {
         self.recovering.store(true, Ordering::Release);
         for saved in &state.devices {
-            let made = self.stand_in(saved, is_left(saved.disk));
+            // The guests of front ends wait as the users of a disk do.
+            let made = self.stand_in(saved, is_left(saved.disk) || saved.vhost_user.is_some());
             made.with_context(|| format!("cannot make device '{}' again", saved.name))?;
         }
         self.revive_all();
+        for saved in &state.devices {
+            let device = self.pool().registry().by_id(saved.minor);
+            if let (Some(device), Some(vhost_user)) = (device, &saved.vhost_user) {
+                self.restore_vhost_user(&device, vhost_user);
+            }
+        }
         self.recovering.store(false, Ordering::Release);
         for saved in &state.devices {
             let device = self.pool().registry().by_id(saved.minor);

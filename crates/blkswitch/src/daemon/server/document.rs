@@ -41,6 +41,8 @@ use crate::protocol::{self, route};
         tables::wipe,
         disks::attach,
         disks::detach,
+        disks::attach_vhost_user,
+        disks::detach_vhost_user,
         clients::disconnect,
         message::message,
         events::events,

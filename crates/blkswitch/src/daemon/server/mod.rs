@@ -42,6 +42,7 @@ pub fn router(app: App) -> Router {
         .route(route::RESUME, post(tables::resume))
         .route(route::WIPE, post(tables::wipe))
         .route(route::UBLK, put(disks::attach).delete(disks::detach))
+        .route(route::VHOST_USER, put(disks::attach_vhost_user).delete(disks::detach_vhost_user))
         .route(route::CLIENTS, delete(clients::disconnect))
         .route(route::MESSAGE, post(message::message))
         .route(route::EVENTS, get(events::events))

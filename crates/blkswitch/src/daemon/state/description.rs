@@ -67,6 +67,9 @@ pub struct SavedDevice {
     pub maps: Vec<SavedMap>,
     /// The ublk driver's number of the disk; `None` if the device is not attached as a disk.
     pub disk: Option<u32>,
+    /// The socket for vhost-user front ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost_user: Option<SavedVhostUser>,
     /// Logical block size in bytes that users were told; 0 if it was not saved.
     #[serde(default)]
     pub block: u32,
@@ -86,6 +89,16 @@ impl SavedDevice {
     pub fn known_generation(&self) -> u64 {
         self.maps.iter().map(|map| map.generation).fold(self.generation, u64::max)
     }
+}
+
+/// The socket of a device for vhost-user front ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedVhostUser {
+    /// Its path, where front ends connect again.
+    pub socket: PathBuf,
+    /// Most virtqueues that a front end may use.
+    pub queues: u16,
 }
 
 /// A map in the description.
@@ -285,6 +298,7 @@ mod tests {
             table: "0 1 error\n".into(),
             maps: vec![map],
             disk: Some(7),
+            vhost_user: Some(SavedVhostUser { socket: "/run/a.vhost".into(), queues: 2 }),
             block: 512,
             generation: 9,
         }])

@@ -41,7 +41,7 @@ use blkswitch_core::switch::Geometry;
 use blkswitch_io::slots::Slots;
 
 pub use self::check::{Report, check};
-pub use self::description::{Description, SavedDevice, SavedMap};
+pub use self::description::{Description, SavedDevice, SavedMap, SavedVhostUser};
 use self::files::Files;
 use self::header::Shape;
 pub use self::map_file::Owner;
@@ -525,6 +525,7 @@ mod tests {
             table: "0 1 error\n".into(),
             maps: vec![SavedMap { file: map.into(), id: None, generation: 0 }],
             disk: Some(7),
+            vhost_user: None,
             block: 512,
             generation: 0,
         }

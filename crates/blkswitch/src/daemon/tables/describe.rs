@@ -18,7 +18,7 @@ use crate::daemon::tables::words::{address, short_name};
 use crate::protocol::{self, Dependency, DeviceStats, IoStats, Latency, PathStats, TroubledPath};
 
 /// Everything that `info`, `ls`, `table`, `status` and `deps` print about a device, except its
-/// disk.
+/// disk and its socket for front ends.
 pub fn device(device: &Device) -> protocol::Device {
     let info = device.info();
     protocol::Device {
@@ -35,6 +35,7 @@ pub fn device(device: &Device) -> protocol::Device {
         live: device.live().as_deref().map(table),
         inactive: device.inactive().as_deref().map(table),
         disk: None,
+        vhost_user: None,
         clients: Vec::new(),
         waits: None,
         away: None,
