@@ -56,6 +56,7 @@ with its status (124: time ran out, 125: the guest's kernel crashed).
   --cpus N            processors (2)
   --memory MIB        memory (1024)
   --disk MIB          an empty disk, /dev/vda, for what must not be in memory (none)
+  --vhost-user SOCKET a vhost-user-blk device at this socket, a queue for each processor; connects again
   --timeout SECONDS   end the guest after that (600)
   --user-space        what is tested is no kernel: a guest whose kernel is stuck is booted once more
   --append WORDS      more words for the kernel's command line
@@ -71,6 +72,8 @@ pub(crate) struct Vm {
     pub(crate) memory_mib: u32,
     /// Size of an empty disk in MiB; 0 for none.
     pub(crate) disk_mib: u32,
+    /// The socket of a vhost-user-blk device.
+    pub(crate) vhost_user: Option<PathBuf>,
     /// How long the guest may run.
     pub(crate) timeout: Duration,
     /// Whether the test is about a program, so that a stuck kernel is not its failure.
@@ -87,6 +90,7 @@ impl Default for Vm {
             cpus: 2,
             memory_mib: DEFAULT_MEMORY_MIB,
             disk_mib: 0,
+            vhost_user: None,
             timeout: Duration::from_secs(DEFAULT_TIMEOUT_SECONDS),
             user_space: false,
             append: String::new(),
@@ -106,6 +110,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
             "--cpus" => vm.cpus = number("--cpus", next("--cpus")?)?,
             "--memory" => vm.memory_mib = number("--memory", next("--memory")?)?,
             "--disk" => vm.disk_mib = number("--disk", next("--disk")?)?,
+            "--vhost-user" => vm.vhost_user = Some(next("--vhost-user")?.into()),
             "--timeout" => {
                 vm.timeout = Duration::from_secs(number("--timeout", next("--timeout")?)?)
             }
@@ -246,6 +251,15 @@ impl Vm {
         if self.disk_mib > 0 {
             let disk = scratch.join(DISK);
             qemu.arg("-drive").arg(format!("if=virtio,format=raw,file={}", disk.display()));
+        }
+        if let Some(socket) = &self.vhost_user {
+            // The export uses the guest's memory in place, so it must be a file that can be shared.
+            let memory =
+                format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
+            qemu.args(["-object", &memory, "-machine", "memory-backend=memory"]);
+            let chardev = format!("socket,id=vhost,reconnect=1,path={}", socket.display());
+            qemu.args(["-chardev", &chardev, "-device"]);
+            qemu.arg(format!("vhost-user-blk-pci,chardev=vhost,num-queues={}", self.cpus));
         }
         for (port, chardev) in [
             "stdio,id=port0,signal=on".to_owned(),
