@@ -1,7 +1,10 @@
 //! Measures a vhost-user-blk export with a client of its own: requests per second, and the server's
 //! processor time for each.
 //!
+//!     cargo run --release -p blkswitch-io --example vhost_user -- serve FILE SOCKET   # beside it
 //!     cargo run --release -p blkswitch-io --example vhost_user -- SOCKET [SECONDS]
+//!
+//! The first line serves a file with one queue. Any other export of 64 MiB or more will do.
 
 #![allow(dead_code, reason = "a part of the test's front end")]
 
@@ -15,9 +18,12 @@ mod support {
 }
 
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use blkswitch_io::export::vhost_user;
+use blkswitch_io::{Leaf, LeafOptions, Pool, PoolOptions, TableBuilder, Target, To};
 use front::{DATA, EVENT_IDX, Front, IN, INDIRECT, OK, OUT};
 
 /// Features of the protocol that every export has: several rings, replies, configuration.
@@ -27,7 +33,12 @@ const SECTORS: u64 = 64 << 11;
 
 fn main() {
     let mut words = std::env::args().skip(1);
-    let path = PathBuf::from(words.next().expect("the path of a socket"));
+    let path = words.next().expect("the path of a socket");
+    if path == "serve" {
+        let mut next = || words.next().expect("a file and a socket");
+        return serve(&next(), &next());
+    }
+    let path = PathBuf::from(path);
     let seconds = words.next().map_or(2.0, |word| word.parse().expect("seconds"));
     let time = Duration::from_secs_f64(seconds);
     let mut front = Front::connect_as(&path, EVENT_IDX | INDIRECT, PROTOCOL);
@@ -50,6 +61,26 @@ fn main() {
                 f64::from(front.kicks - kicks) / done as f64
             );
         }
+    }
+}
+
+/// Serves a file at a socket, until the process is killed.
+fn serve(file: &str, socket: &str) {
+    let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() }).expect("a pool");
+    let options = LeafOptions::new(pool.queues());
+    let leaf = Leaf::open(&file.parse().expect("an address"), &options).expect("a leaf");
+    let sectors = leaf.properties().sectors;
+    let mut table = TableBuilder::new(false);
+    let below = table.leaf(leaf);
+    table.push(sectors, Target::Linear(To { below, offset: 0 }));
+    let device = pool.registry().create("disk", "", None).expect("a device");
+    device.load(table.build().expect("a table")).expect("a table");
+    device.resume().expect("a live table");
+    let listener = UnixListener::bind(socket).expect("a socket");
+    let options = vhost_user::Options::default();
+    pool.attach_vhost_user(&device, listener, &options).expect("an export");
+    loop {
+        std::thread::park();
     }
 }
 
