@@ -1,7 +1,8 @@
-//! A limit on log lines that clients can cause. A client that causes a line for each connection
-//! could fill a disk.
+//! A limit on log lines that clients or servers can cause. One that causes a line for each
+//! connection could fill a disk.
 //!
-//! A [`LogLimit`] is a static beside its log line. A few lines pass at once, then one in each
+//! A [`LogLimit`] is a static beside its log line, or a field of the object that has lines of its
+//! own. A few lines pass at once, then one in each
 //! [`PERIOD_NS`]. A line that passes says how many were left out before it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -257,3 +257,66 @@ fn pings_are_answered() {
     eventually("the ping is answered", || answered.load(Ordering::SeqCst));
     let _ = own::BLOCK;
 }
+
+/// A target that asks to be left instead of answering, every time, holds a read for the timeout and
+/// not for ever; a write of the same kind ends as well, and so does the pool.
+#[test]
+fn a_target_that_always_asks_to_be_left_holds_no_request_for_ever() {
+    let drop_it: Lie = |request, answers| {
+        let mut event = pdu(0x32, 0x80, &[]);
+        event[16..20].fill(0xff);
+        event[24..36].copy_from_slice(&answers[0][24..36]);
+        event[36] = 2;
+        assert_eq!(request[0] & 0x3f, 1);
+        *answers = vec![event];
+    };
+    let attention: Lie = |request, answers| {
+        let mut end = own::sense(6, 0x29);
+        end[16..20].copy_from_slice(&request[16..20]);
+        *answers = vec![end];
+    };
+    let cases = [
+        ("drops, reads", drop_it, READ16),
+        ("drops, writes", drop_it, WRITE16),
+        ("resets, reads", attention, READ16),
+        ("resets, writes", attention, WRITE16),
+    ];
+    // Each takes seconds, all of them waits.
+    std::thread::scope(|scope| {
+        for (name, lie, to) in cases {
+            scope.spawn(move || is_given_up(name, lie, to));
+        }
+    });
+}
+
+fn is_given_up(name: &str, lie: Lie, to: u8) {
+    let target = Own::start(MIB, "");
+    let world = World::new(1);
+    let leaf = world.leaf(&target.address("?timeout=4"));
+    world.device("hostile", world.linear(&leaf));
+    let lied = Arc::new(AtomicUsize::new(0));
+    let count = lied.clone();
+    target.behave(move |request, answers| {
+        if request[0] & 0x3f == 1 && operation(request) == to && !answers.is_empty() {
+            count.fetch_add(1, Ordering::SeqCst);
+            lie(request, answers);
+        }
+    });
+    let mut client = world.connect("hostile");
+    let start = Instant::now();
+    let ended = match to {
+        READ16 => client.read(0, LEN).map(drop),
+        _ => client.write(0, &[1; LEN as usize]),
+    };
+    let took = start.elapsed();
+    assert!(ended.is_err(), "{name}: it never answers");
+    assert!(took < Duration::from_secs(20), "{name}: {took:?}");
+    let lied = lied.load(Ordering::SeqCst);
+    assert!(lied > 1, "{name}: it was asked {lied} times");
+    target.behave(|_, _| ());
+    eventually("the device is well again", || {
+        let _ = leaf.engine().probe(Duration::from_secs(2));
+        client.read(0, 512).is_ok()
+    });
+    in_time("stopping", move || world.pool.stop());
+}

@@ -459,8 +459,11 @@ impl IscsiProtocol {
         const DROPS_CONNECTION: u8 = 2;
         const DROPS_SESSION: u8 = 3;
         const RENEGOTIATE: u8 = 4;
-        let leaf = work.shared.reconnector.name();
-        tracing::info!(leaf, code, seconds, "the target tells of an event");
+        let reconnector = &work.shared.reconnector;
+        if let Some(suppressed) = reconnector.log.event.pass() {
+            let leaf = reconnector.name();
+            tracing::info!(leaf, code, seconds, suppressed, "the target tells of an event");
+        }
         match code {
             SCSI => {
                 let (key, ascq) = scsi::sense(&self.segment);

@@ -32,7 +32,9 @@ pub(crate) type Lost = (i32, &'static str);
 
 /// The connection was dropped because the volume behind it may have changed, or because the other
 /// side asked for it. Operations stay queued until the next connection has checked the volume's
-/// identity. If the identity is unchanged, they are sent again and no client gets an error.
+/// identity. If the identity is unchanged, they are sent again and no client gets an error. An
+/// operation under which connections are dropped for longer than the timeout counts as lost: a
+/// server that never answers it and always asks to be left must not hold it for ever.
 pub(crate) const DOUBTED: i32 = libc::ESTALE;
 
 /// The protocol of a connection.
@@ -131,6 +133,9 @@ pub(crate) struct PendingOp<R> {
     since_ns: u64,
     /// When the first connection that it was to use was lost.
     lost_ns: Option<u64>,
+    /// When a connection was first dropped under it because the other side wanted that
+    /// ([`DOUBTED`]).
+    dropped_ns: Option<u64>,
     /// Whether it changes the volume and was sent on a lost connection.
     in_doubt: bool,
 }
@@ -142,6 +147,7 @@ impl<R> PendingOp<R> {
     /// Restarts the time limit, after a request for a part of it was answered.
     pub(crate) fn again(&mut self) {
         self.since_ns = NOW;
+        self.dropped_ns = None;
     }
 }
 
@@ -276,13 +282,12 @@ impl<P: Protocol> Reconnecting<P> {
     fn lose(&mut self, (errno, why): Lost) {
         match std::mem::replace(&mut self.phase, Phase::Connecting) {
             Phase::Up(mut protocol) => {
-                if !self.closing {
-                    tracing::warn!(
-                        leaf = self.shared.reconnector.name(),
-                        why,
-                        errno,
-                        "connection lost"
-                    );
+                let reconnector = &self.shared.reconnector;
+                if !self.closing
+                    && let Some(suppressed) = reconnector.log.lost.pass()
+                {
+                    let leaf = reconnector.name();
+                    tracing::warn!(leaf, why, errno, suppressed, "connection lost");
                 }
                 protocol.end();
                 self.phase = Phase::Ending(protocol, errno);
@@ -309,9 +314,11 @@ impl<P: Protocol> Reconnecting<P> {
         let until_ns = now_ns.saturating_add(settle.as_nanos() as u64);
         let unsent: BTreeSet<u32> = self.ready.drain(..).collect();
         let slots: Vec<u32> = self.ops.iter().map(|(slot, _)| slot).collect();
+        let timeout_ns = self.shared.patience.timeout.as_nanos() as u64;
         for slot in slots {
             let Some(op) = self.ops.get_mut(slot) else { continue };
-            if !is_doubted {
+            let dropped_ns = *op.dropped_ns.get_or_insert(now_ns);
+            if !is_doubted || now_ns.saturating_sub(dropped_ns) >= timeout_ns {
                 op.lost_ns.get_or_insert(now_ns);
             }
             op.state = P::OpState::default();
@@ -323,9 +330,7 @@ impl<P: Protocol> Reconnecting<P> {
             }
             self.ready.push_back(slot);
         }
-        if !is_doubted {
-            self.give_up(now_ns, errno, out);
-        }
+        self.give_up(now_ns, errno, out);
         if self.settling.is_some() {
             self.tell_doubt(true);
         }
@@ -392,11 +397,16 @@ impl<P: Protocol> Reconnecting<P> {
             }
         }
         let leaf = reconnector.name();
-        if is_ended {
-            tracing::info!(leaf, count, "writes in doubt: the other side has ended them");
-        } else {
+        let suppressed = reconnector.log.settled.pass();
+        if !is_ended {
             let all = self.shared.doubted.fetch_add(count, Ordering::Relaxed) + count;
-            tracing::warn!(leaf, count, all, "writes in doubt: going on after the time to settle");
+            if suppressed.is_some() {
+                let text = "writes in doubt: going on after the time to settle";
+                tracing::warn!(leaf, count, all, suppressed, "{text}");
+            }
+        } else if suppressed.is_some() {
+            let text = "writes in doubt: the other side has ended them";
+            tracing::info!(leaf, count, suppressed, "{text}");
         }
         self.give_up(now_ns, errno, out);
     }
@@ -458,7 +468,15 @@ impl<P: Protocol> Session for Reconnecting<P> {
             }
         }
         let state = P::OpState::default();
-        let op = PendingOp { io: *io, done: 0, state, since_ns: now_ns, lost_ns, in_doubt: false };
+        let op = PendingOp {
+            io: *io,
+            done: 0,
+            state,
+            since_ns: now_ns,
+            lost_ns,
+            dropped_ns: None,
+            in_doubt: false,
+        };
         let slot = self.ops.insert(op);
         self.ready.push_back(slot);
     }

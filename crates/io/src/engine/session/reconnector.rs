@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::sessions::SessionSlot;
+use crate::sys::log_limit::LogLimit;
 use crate::sys::sync::{AtomicBool, Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// Pause after the first failed attempt. Each pause is twice the one before.
@@ -71,8 +72,21 @@ impl Progress {
 /// The engine's function that makes a connection for a session.
 type Dial<C> = Box<dyn Fn(usize) -> io::Result<C> + Send + Sync>;
 
+/// The limits of a leaf's log lines, each leaf's own: the server decides how often connections end,
+/// and one that flaps must neither fill a disk nor hide the losses of others.
+#[derive(Default)]
+pub(crate) struct LogLimits {
+    pub(crate) lost: LogLimit,
+    pub(crate) connected: LogLimit,
+    pub(crate) refused: LogLimit,
+    pub(crate) settled: LogLimit,
+    pub(crate) event: LogLimit,
+}
+
 /// Makes the connections of one leaf.
 pub(crate) struct Reconnector<C> {
+    /// The limits of the leaf's log lines.
+    pub(crate) log: LogLimits,
     /// The server's name for the log.
     name: String,
     dial: Dial<C>,
@@ -107,7 +121,8 @@ impl<C: Send + 'static> Reconnector<C> {
         let entries = (0..sessions).map(&mut entry).collect::<io::Result<_>>()?;
         let (closed, state, changed) =
             (AtomicBool::new(false), Mutex::new(Progress::default()), Condvar::new());
-        Ok(Arc::new(Reconnector { name, dial, entries, closed, state, changed }))
+        let log = LogLimits::default();
+        Ok(Arc::new(Reconnector { log, name, dial, entries, closed, state, changed }))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -278,7 +293,9 @@ impl<C: Send + 'static> Reconnector<C> {
             drop(state);
             match (self.dial)(number) {
                 Ok(connection) => {
-                    tracing::info!(leaf = self.name, "connected again");
+                    if let Some(suppressed) = self.log.connected.pass() {
+                        tracing::info!(leaf = self.name, suppressed, "connected again");
+                    }
                     pause = FIRST_PAUSE;
                     // Lock first, so that a session that takes the connection and loses it at once
                     // asks again only after the end of this wish.
@@ -295,11 +312,10 @@ impl<C: Send + 'static> Reconnector<C> {
                     let why = error.to_string();
                     let mut state = lock(&self.state);
                     if state.why.as_ref() != Some(&why) {
-                        tracing::warn!(
-                            leaf = self.name,
-                            error = why,
-                            "cannot connect again; trying on"
-                        );
+                        if let Some(suppressed) = self.log.refused.pass() {
+                            let text = "cannot connect again; trying on";
+                            tracing::warn!(leaf = self.name, error = why, suppressed, "{text}");
+                        }
                         state.why = Some(why);
                     }
                     self.tell_failure();
