@@ -35,17 +35,23 @@ pub(super) enum Attack {
     BlockStatusFine,
     Trim,
     WriteZeroes,
+    SmallReads,
+    LargeReads,
+    Writes,
     UnreadReads,
     Bodyless,
     Idle,
 }
 
 impl Attack {
-    pub(super) const ALL: [Attack; 7] = [
+    pub(super) const ALL: [Attack; 10] = [
         Attack::BlockStatus,
         Attack::BlockStatusFine,
         Attack::Trim,
         Attack::WriteZeroes,
+        Attack::SmallReads,
+        Attack::LargeReads,
+        Attack::Writes,
         Attack::UnreadReads,
         Attack::Bodyless,
         Attack::Idle,
@@ -57,6 +63,9 @@ impl Attack {
             Attack::BlockStatusFine => "BLOCK_STATUS of regions",
             Attack::Trim => "TRIM flood",
             Attack::WriteZeroes => "WRITE_ZEROES of memory",
+            Attack::SmallReads => "small READs",
+            Attack::LargeReads => "large READs",
+            Attack::Writes => "large WRITEs",
             Attack::UnreadReads => "unread READs",
             Attack::Bodyless => "WRITEs without bodies",
             Attack::Idle => "idle connections",
@@ -73,6 +82,9 @@ impl Attack {
             }
             Attack::Trim => "1,024 requests of 1 GiB at a time, over regions of one sector",
             Attack::WriteZeroes => "16 requests of 4 GiB at a time on `mem:4G`, without holes",
+            Attack::SmallReads => "1,024 reads of 512 B at a time, whose answers are read",
+            Attack::LargeReads => "64 reads of 1 MiB at a time, whose answers are read",
+            Attack::Writes => "16 writes of 1 MiB at a time, with their bodies",
             Attack::UnreadReads => "8 reads of 32 MiB, whose answers are never read",
             Attack::Bodyless => "16 connections with the header of a write of 32 MiB each",
             Attack::Idle => "a connection that does nothing",
@@ -84,7 +96,12 @@ impl Attack {
             Attack::BlockStatus => "sparse",
             Attack::BlockStatusFine | Attack::Trim => "fine",
             Attack::WriteZeroes => "memory",
-            Attack::UnreadReads | Attack::Bodyless | Attack::Idle => "disk",
+            Attack::SmallReads
+            | Attack::LargeReads
+            | Attack::Writes
+            | Attack::UnreadReads
+            | Attack::Bodyless
+            | Attack::Idle => "disk",
         }
     }
 
@@ -105,6 +122,14 @@ impl Attack {
             Attack::BlockStatus | Attack::BlockStatusFine => many(4600, CMD_BLOCK_STATUS, 0, GIB),
             Attack::Trim => many(1024, CMD_TRIM, 0, GIB),
             Attack::WriteZeroes => many(16, CMD_WRITE_ZEROES, NO_HOLE, 4 * GIB - 4096),
+            Attack::SmallReads => many(1024, CMD_READ, 0, 512),
+            Attack::LargeReads => many(64, CMD_READ, 0, MIB),
+            Attack::Writes => {
+                let body = vec![0; MIB as usize];
+                (0..16)
+                    .flat_map(|cookie| [request(CMD_WRITE, 0, cookie, MIB), body.clone()].concat())
+                    .collect()
+            }
             Attack::UnreadReads => many(8, CMD_READ, 0, 32 * MIB),
             Attack::Bodyless => many(1, CMD_WRITE, 0, 32 * MIB),
             Attack::Idle => Vec::new(),

@@ -653,3 +653,45 @@ fn a_read_only_table_and_a_shrunken_one_refuse_writes() {
     device.resume().unwrap();
     assert_eq!(after.read(0, 512), Err(EIO));
 }
+
+/// A client of small requests does not wait until each of many others has had its megabyte. What is
+/// counted are bytes and not seconds, so that a busy machine changes nothing.
+#[test]
+fn small_requests_go_before_large_ones() {
+    const OTHERS: usize = 48;
+    let world = memory(1);
+    let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let others: Vec<_> = (0..OTHERS)
+        .map(|_| {
+            let mut client = world.connect("disk");
+            let (stop, moved) = (stop.clone(), moved.clone());
+            std::thread::spawn(move || {
+                let requests: Vec<u8> =
+                    (0..32).flat_map(|n| request(0, READ, n, 0, MIB as u32)).collect();
+                let mut data = vec![0; 16 + MIB];
+                while !stop.load(Ordering::SeqCst) {
+                    client.socket.write_all(&requests).unwrap();
+                    for _ in 0..32 {
+                        client.socket.read_exact(&mut data).unwrap();
+                        moved.fetch_add(MIB as u64, Ordering::SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut client = world.connect("disk");
+    eventually("all others are served", || moved.load(Ordering::SeqCst) > (64 * MIB) as u64);
+    let mut waits: Vec<u64> = (0..201)
+        .map(|_| {
+            let before = moved.load(Ordering::SeqCst);
+            client.read(0, 4096).unwrap();
+            moved.load(Ordering::SeqCst) - before
+        })
+        .collect();
+    stop.store(true, Ordering::SeqCst);
+    others.into_iter().for_each(|other| other.join().unwrap());
+    waits.sort_unstable();
+    let (half, most) = (waits[100] / MIB as u64, waits[190] / MIB as u64);
+    println!("{half} MiB, mostly less than {most} MiB");
+    assert!(half < OTHERS as u64 / 4, "{half} MiB went before a read of 4 KiB");
+}

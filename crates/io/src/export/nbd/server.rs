@@ -26,8 +26,11 @@ const ROUNDS_A_LOOK_LAST: usize = ROUNDS_A_LOOK - 1;
 #[derive(Default)]
 pub(crate) struct Server {
     conns: Slab<Box<Conn>>,
-    /// Connections that need a turn.
-    touched: Vec<u32>,
+    /// Connections that need a turn. They go before the heavy ones.
+    light: Vec<u32>,
+    /// The same of connections that moved much data in their last round ([`Conn::is_heavy`]). A
+    /// client of small requests does not wait until a hundred others have had their megabyte.
+    heavy: Vec<u32>,
     /// Connections that wait for memory, the longest wait first.
     starved: Vec<u32>,
     stopping: bool,
@@ -59,7 +62,7 @@ impl Server {
 
     /// Whether no connection needs a turn.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.touched.is_empty() && self.starved.is_empty()
+        self.light.is_empty() && self.heavy.is_empty() && self.starved.is_empty()
     }
 
     /// Serves a connection from its greeting on.
@@ -165,52 +168,26 @@ impl Server {
         self.touch(id);
     }
 
-    /// Serves touched connections until the turn has used up its budget. The connections that are
-    /// left are the first ones of the next turn. Returns `true` if it must be called again after
-    /// the answers were passed on.
+    /// Serves touched connections until the turn has used up its budget: the light ones, then the
+    /// heavy ones, and at least one of each. The connections that are left are the first ones of
+    /// the next turn. Returns `true` if it must be called again after the answers were passed on.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> bool {
         self.feed(context);
-        let (mut more, mut reached) = (false, 0);
-        for &id in &self.touched {
-            // Read the clock only sometimes, because most rounds are short.
-            let is_spent = match reached % ROUNDS_A_LOOK {
-                ROUNDS_A_LOOK_LAST => context.turn.is_spent_now(),
-                _ => context.turn.is_spent(),
-            };
-            if is_spent && reached > 0 {
-                more = true;
-                break;
-            }
-            reached += 1;
-            let Some(conn) = self.conns.get_mut(id) else { continue };
-            conn.read_requests(id, context);
-            more |= conn.has_more || context.pipeline.has_done();
-        }
-        if more && !context.turn.is_spent_now() {
+        let Server { conns, light, heavy, starved, .. } = self;
+        let (light_reached, has_light) = read_round(light, conns, context);
+        let (heavy_reached, has_heavy) = read_round(heavy, conns, context);
+        if (has_light || has_heavy) && !context.turn.is_spent_now() {
             return true;
         }
-        let Server { conns, touched, starved, .. } = self;
-        touched.rotate_left(reached);
-        let mut unread = touched.len() - reached;
-        touched.retain(|&id| {
-            if unread > 0 {
-                unread -= 1;
-                return true;
+        arm_round(light, light_reached, conns, starved, context);
+        light.retain(|&id| {
+            let is_heavy = conns.get(id).is_some_and(|conn| conn.is_heavy);
+            if is_heavy {
+                heavy.push(id);
             }
-            let Some(conn) = conns.get_mut(id) else { return false };
-            conn.touched = conn.arm(id, context) || conn.has_more;
-            let again = conn.touched;
-            if conn.starved.is_some() && !starved.contains(&id) {
-                starved.push(id);
-            }
-            if conn.is_over()
-                && let Some(conn) = conns.remove(id)
-            {
-                conn.release(context);
-                return false;
-            }
-            again
+            !is_heavy
         });
+        arm_round(heavy, heavy_reached, conns, starved, context);
         if context.buffers.memory().is_awaited(context.turn.now_ns())
             && context.buffers.take_given()
         {
@@ -219,7 +196,7 @@ impl Server {
             context.buffers.take_given();
             context.post.wake_all();
         }
-        !self.touched.is_empty()
+        !self.light.is_empty() || !self.heavy.is_empty()
     }
 
     /// Lets connections go on if the memory that they wait for is available.
@@ -284,7 +261,64 @@ impl Server {
             && !conn.touched
         {
             conn.touched = true;
-            self.touched.push(id);
+            if conn.is_heavy { self.heavy.push(id) } else { self.light.push(id) }
         }
     }
+}
+
+/// Lets connections read requests until the turn has used up its budget, but at least the first
+/// one. Returns how many had their round, and whether there is more to do at once.
+fn read_round(
+    ids: &[u32],
+    conns: &mut Slab<Box<Conn>>,
+    context: &mut Context<'_>,
+) -> (usize, bool) {
+    let (mut more, mut reached) = (false, 0);
+    for &id in ids {
+        // Read the clock only sometimes, because most rounds are short.
+        let is_spent = match reached % ROUNDS_A_LOOK {
+            ROUNDS_A_LOOK_LAST => context.turn.is_spent_now(),
+            _ => context.turn.is_spent(),
+        };
+        if is_spent && reached > 0 {
+            return (reached, true);
+        }
+        reached += 1;
+        let Some(conn) = conns.get_mut(id) else { continue };
+        conn.read_requests(id, context);
+        more |= conn.has_more || context.pipeline.has_done();
+    }
+    (reached, more)
+}
+
+/// Lets the first `reached` connections send and receive. Afterwards, those that were not reached
+/// come first, then those that go on.
+fn arm_round(
+    ids: &mut Vec<u32>,
+    reached: usize,
+    conns: &mut Slab<Box<Conn>>,
+    starved: &mut Vec<u32>,
+    context: &mut Context<'_>,
+) {
+    ids.rotate_left(reached);
+    let mut unread = ids.len() - reached;
+    ids.retain(|&id| {
+        if unread > 0 {
+            unread -= 1;
+            return true;
+        }
+        let Some(conn) = conns.get_mut(id) else { return false };
+        conn.touched = conn.arm(id, context) || conn.has_more;
+        let again = conn.touched;
+        if conn.starved.is_some() && !starved.contains(&id) {
+            starved.push(id);
+        }
+        if conn.is_over()
+            && let Some(conn) = conns.remove(id)
+        {
+            conn.release(context);
+            return false;
+        }
+        again
+    });
 }

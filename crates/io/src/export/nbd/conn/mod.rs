@@ -61,6 +61,9 @@ const SEND_BYTES: usize = 256 << 10;
 /// Number of requests read between two sends, for the same reason: a deep queue of small ones has
 /// less data than [`SEND_BYTES`].
 const SEND_REQUESTS: usize = 12;
+/// Bytes of one round from which a connection is served after those of smaller requests. A full
+/// round of requests of 4 KiB has less.
+const HEAVY_ROUND: usize = 64 << 10;
 /// Time limit of the handshake in ns, as in qemu-nbd. A slower peer would occupy the place of a
 /// client.
 const HANDSHAKE_TIMEOUT_NS: u64 = 10_000_000_000;
@@ -157,6 +160,8 @@ pub(super) struct Conn {
     pub(super) has_more: bool,
     /// Whether the last request was costly, which ends the round.
     was_costly: bool,
+    /// Whether its last round that moved data moved [`HEAVY_ROUND`] bytes or more.
+    pub(super) is_heavy: bool,
 }
 
 impl Conn {
@@ -204,6 +209,7 @@ impl Conn {
             touched: false,
             has_more: false,
             was_costly: false,
+            is_heavy: false,
         })
     }
 
@@ -285,6 +291,7 @@ impl Conn {
         {
             self.send(id, context);
         }
+        let before = self.lent_bytes;
         self.fill_body(id, context);
         let (enough, mut left) = (self.lent_bytes + SEND_BYTES, SEND_REQUESTS);
         while !self.ending && self.body.is_none() && self.lent_bytes < enough && left > 0 {
@@ -297,6 +304,9 @@ impl Conn {
             }
         }
         self.has_more = self.lent_bytes >= enough || left == 0;
+        if self.lent_bytes > before {
+            self.is_heavy = self.lent_bytes - before >= HEAVY_ROUND;
+        }
         // With nothing in flight, no limit holds requests back, so the rest is not a whole request.
         if self.at_end && (self.body.is_some() || self.in_flight() == 0) {
             self.ending = true;
