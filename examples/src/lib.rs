@@ -5,4 +5,5 @@
 
 pub mod archive;
 pub mod disk;
+pub mod latency;
 pub mod service;

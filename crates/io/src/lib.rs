@@ -11,10 +11,15 @@
 //!
 //! | to | see |
 //! |---|---|
-//! | serve a device over NBD, and remap it while it is in use | the example below |
-//! | reach one volume over several paths | [`multipath::MultipathBuilder`] |
-//! | route requests on your own thread, without queues or exports | [`driver::Driver`] |
-//! | use your own leaf | [`engine::CustomEngine`], [`Leaf::custom`] |
+//! | serve a device over NBD, and remap it while it is in use | the program below; `examples/serve.rs` |
+//! | remap under the load of your own threads | [`client::Client`]; `examples/remap.rs` |
+//! | reach one volume over several paths | [`multipath::MultipathBuilder`]; `examples/multipath.rs` |
+//! | route requests on your own thread, without queues or exports | [`driver::Driver`]; `examples/driver.rs` |
+//! | bring your own leaf | [`engine::CustomEngine`], [`Leaf::custom`] |
+//! | bring your own export | [`Pool::client`] |
+//! | bring your own path selector | [`core::multipath::selector::CustomSelector`] |
+//!
+//! The examples run with `cargo run --release -p blkswitch-io --example NAME`.
 //!
 //! ```
 //! use std::os::unix::net::UnixListener;

@@ -29,16 +29,17 @@ pub struct Path {
     health: AtomicU64,
     /// Order of use within the group: of equally good paths, the one with the lowest turn is next.
     turn: AtomicU64,
-    /// Bytes sent and not yet judged (service-time only).
+    /// Bytes sent and not yet judged (service-time and custom selectors only).
     bytes: AtomicU64,
     /// Average service time in ns; 0 before the first measurement. This field and the next two are
-    /// for historical-service-time only.
+    /// for historical-service-time only. A custom selector has its note here.
     average_ns: AtomicU64,
     /// The time of the path's last answer.
     last_end_ns: AtomicU64,
     /// The time from which on the average is too old.
     stale_after_ns: AtomicU64,
-    /// Requests sent and not yet judged (queue-length and historical-service-time only).
+    /// Requests sent and not yet judged (queue-length, historical-service-time and custom selectors
+    /// only).
     in_flight: AtomicU32,
     group: u32,
     args: PathArgs,
@@ -135,6 +136,20 @@ impl Path {
     #[must_use]
     pub fn average_ns(&self) -> u64 {
         self.average_ns.load(Relaxed)
+    }
+
+    /// The number that a custom selector has noted here; 0 at first.
+    #[inline]
+    #[must_use]
+    pub fn note(&self) -> u64 {
+        self.average_ns.load(Relaxed)
+    }
+
+    /// Notes a number for a custom selector. Other selectors measure with this word, so only a
+    /// custom selector of the path's own group may write it.
+    #[inline]
+    pub fn set_note(&self, note: u64) {
+        self.average_ns.store(note, Relaxed);
     }
 
     /// The time from which on the average is too old (historical-service-time only).

@@ -11,10 +11,12 @@
 //! | `service-time` | least (bytes in flight + the request's) / throughput | a choice may miss simultaneous ones |
 //! | `historical-service-time` | least average service time x (requests in flight + 1) | a choice may miss simultaneous ones |
 //! | `io-affinity` | the path of the request's CPU | exact |
+//! | [`CustomSelector`] | what the program that uses this crate decides | as it decides |
 //!
 //! Contract: choosing allocates nothing, takes no lock, and is bounded in time: it scans the
 //! group's paths at most [`turn::MAX_SCANS`] times.
 
+mod custom;
 pub mod historical;
 pub mod io_affinity;
 mod queue_length;
@@ -27,6 +29,7 @@ use core::fmt;
 use super::super::args::parse_u32;
 use super::group::Group;
 use super::path::Path;
+pub use custom::{Custom, CustomSelector};
 use historical::Weights;
 use io_affinity::CpuMask;
 
@@ -43,6 +46,7 @@ pub struct Ask {
 
 /// A selector with its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Selector {
     /// Each path in turn.
     RoundRobin,
@@ -54,6 +58,8 @@ pub enum Selector {
     HistoricalServiceTime(Weights),
     /// The path that lists the request's CPU.
     IoAffinity,
+    /// A selector of the program that uses this crate; from [`Selector::custom`].
+    Custom(Custom),
 }
 
 /// A path's arguments. Those that its selector does not use have their defaults.
@@ -113,6 +119,12 @@ impl PathArgsError {
 }
 
 impl Selector {
+    /// A selector of one's own. The words of a table cannot name it.
+    #[must_use]
+    pub const fn custom(selector: &'static dyn CustomSelector) -> Self {
+        Self::Custom(Custom::new(selector))
+    }
+
     /// Parses a selector's name and its arguments.
     ///
     /// # Errors
@@ -134,13 +146,14 @@ impl Selector {
 
     /// The word for it in a table.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",
             Self::QueueLength => "queue-length",
             Self::ServiceTime => "service-time",
             Self::HistoricalServiceTime(_) => "historical-service-time",
             Self::IoAffinity => "io-affinity",
+            Self::Custom(custom) => custom.name(),
         }
     }
 
@@ -182,6 +195,7 @@ impl Selector {
             Self::ServiceTime => turn::pick(paths, |a, b| service_time::better(a, b, ask.bytes)),
             Self::HistoricalServiceTime(weights) => weights.pick(paths, ask.now_ns),
             Self::IoAffinity => io_affinity::pick(group, paths, ask.cpu),
+            Self::Custom(custom) => custom.pick(paths, ask),
         }
     }
 
@@ -192,6 +206,10 @@ impl Selector {
             Self::RoundRobin | Self::IoAffinity => {}
             Self::QueueLength | Self::HistoricalServiceTime(_) => path.count_request(),
             Self::ServiceTime => path.count_bytes(bytes),
+            Self::Custom(_) => {
+                path.count_request();
+                path.count_bytes(bytes);
+            }
         }
     }
 
@@ -202,14 +220,20 @@ impl Selector {
             Self::RoundRobin | Self::IoAffinity => {}
             Self::QueueLength | Self::HistoricalServiceTime(_) => path.uncount_request(),
             Self::ServiceTime => path.uncount_bytes(bytes),
+            Self::Custom(_) => {
+                path.uncount_request();
+                path.uncount_bytes(bytes);
+            }
         }
     }
 
     /// Measures an answer of the path.
     #[inline]
     pub(super) fn answered(&self, path: &Path, started_ns: u64, now_ns: u64) {
-        if let Self::HistoricalServiceTime(weights) = self {
-            weights.measured(path, started_ns, now_ns);
+        match self {
+            Self::HistoricalServiceTime(weights) => weights.measured(path, started_ns, now_ns),
+            Self::Custom(custom) => custom.answered(path, started_ns, now_ns),
+            _ => {}
         }
     }
 
@@ -225,7 +249,7 @@ impl Selector {
     #[must_use]
     pub const fn info_args(&self) -> u32 {
         match self {
-            Self::RoundRobin => 0,
+            Self::RoundRobin | Self::Custom(_) => 0,
             Self::QueueLength | Self::IoAffinity => 1,
             Self::ServiceTime => 2,
             Self::HistoricalServiceTime(_) => 3,
@@ -267,7 +291,7 @@ impl Selector {
         path: &Path,
     ) -> fmt::Result {
         match self {
-            Self::RoundRobin => Ok(()),
+            Self::RoundRobin | Self::Custom(_) => Ok(()),
             Self::QueueLength => write!(f, "{} ", path.in_flight()),
             Self::ServiceTime => {
                 write!(f, "{} {} ", path.bytes_in_flight(), path.args().relative_throughput)
