@@ -151,6 +151,7 @@ impl Daemon {
         let sockets_folder = options.socket.parent().unwrap_or(Path::new(""));
         let devices = Devices::new(pool, folder, default_disk)
             .with_privileges(privileges)
+            .with_paths(options.paths.clone())
             .with_sockets(Sockets::new(sockets_folder.to_owned()));
         let devices = Arc::new(devices);
         devices.recover(options.abandon_disks)?;

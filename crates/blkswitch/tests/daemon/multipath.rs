@@ -310,6 +310,24 @@ fn a_path_that_is_down_when_the_table_is_loaded_begins_as_failed_and_comes_when_
     assert_eq!(daemon.create("none", &table).error().errno.name(), "EIO");
 }
 
+/// Regression: the checker applied the option up to a second after the table had gone live, and
+/// requests failed until then.
+#[test]
+fn a_device_without_a_path_holds_requests_from_its_first_moment() {
+    let daemon = Daemon::start_with(&["--path-checker-interval", "0", "--no-path-retry", "queue"]);
+    let path = address(&daemon, "early", "a");
+    let table = format!("0 2048 multipath 0 0 1 1 round-robin 0 1 1 {path} 1");
+    daemon.create("early", &table).expect_ok();
+    daemon.message("early", 0, format!("fail_path {path}").as_bytes()).expect_ok();
+    let mut client = daemon.nbd("early");
+    client.send_write(0, &[6; SECTOR]).unwrap();
+    client.set_patience(BLOCKED).unwrap();
+    assert!(client.receive(0).is_err(), "held");
+    daemon.message("early", 0, format!("reinstate_path {path}").as_bytes()).expect_ok();
+    client.set_patience(PATIENCE).unwrap();
+    client.receive(0).unwrap();
+}
+
 #[test]
 fn what_cannot_be_a_multipath_is_refused_with_the_reason() {
     let daemon = Daemon::start();

@@ -19,10 +19,12 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blkswitch_core::multipath::checker::NoPathRetry;
 use blkswitch_io::device::Interrupt;
 use blkswitch_io::pool::Registry;
-use blkswitch_io::{Device, DeviceError, Pool, TableBuilder, Target};
+use blkswitch_io::{Device, DeviceError, Pool, Table, TableBuilder, Target};
 
+use crate::config::PathOptions;
 use crate::daemon::devices::disks::{link, unlink};
 use crate::daemon::devices::save::Intent;
 use crate::daemon::devices::standing::Standing;
@@ -65,6 +67,8 @@ pub struct Devices {
     pub(crate) noted: Noted,
     /// The privileges that the process has got.
     pub(crate) privileges: Privileges,
+    /// What the path checker does, if there is one.
+    paths: Option<PathOptions>,
     /// How a device is attached as a disk when it first gets a table; `None` if it is not.
     pub(crate) default_disk: Option<AttachUblk>,
     /// The sockets for vhost-user front ends.
@@ -87,6 +91,7 @@ impl Devices {
             intents: Mutex::default(),
             noted: Noted::default(),
             privileges: Privileges::default(),
+            paths: None,
             default_disk,
             sockets: Sockets::default(),
         }
@@ -100,6 +105,24 @@ impl Devices {
     /// Sets where the sockets for vhost-user front ends are made.
     pub fn with_sockets(self, sockets: Sockets) -> Devices {
         Devices { sockets, ..self }
+    }
+
+    /// Sets what the path checker does.
+    pub fn with_paths(self, paths: PathOptions) -> Devices {
+        Devices { paths: Some(paths), ..self }
+    }
+
+    /// What happens to requests of a device that has no path; `None` means as its table says.
+    pub(crate) fn no_path_retry_of(&self, name: &str) -> Option<NoPathRetry> {
+        self.paths.as_ref()?.no_path_retry_of(name)
+    }
+
+    /// Applies the option about devices without a path to a new table. The path checker does so,
+    /// too, but only after the table has gone live: until then, requests would fail.
+    pub(crate) fn apply_no_path_retry(&self, name: &str, table: &Table) {
+        if let (Some((groups, _)), Some(retry)) = (table.multipath(), self.no_path_retry_of(name)) {
+            groups.set_queueing(retry.queues_first(), &mut |_| {});
+        }
     }
 
     /// The page cache mode in which the leaves of a device were opened last.
@@ -220,6 +243,7 @@ impl Devices {
         let lines = Lines::parse(&text);
         self.refuse_own_disks(&lines)?;
         let table = build(&self.site(device, &begun.opening), load, &lines)?;
+        self.apply_no_path_retry(&device.name(), &table);
         device.load(table)?;
         self.remember_cache(device, load.leaves.cache);
         self.folder.sweep();

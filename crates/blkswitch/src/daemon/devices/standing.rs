@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use blkswitch_core::multipath::checker::NoPathRetry;
 use blkswitch_io::device::Interrupt;
 use blkswitch_io::{Device, Table, TableBuilder, Target};
 use tokio::sync::Semaphore;
@@ -127,7 +128,8 @@ impl Devices {
         error.push(lines.sectors(), Target::Error);
         device.load(error.build()?)?;
         device.resume()?;
-        if is_left || saved.suspended || queues_without_path(&lines) {
+        let waits = queues_without_path(&lines, self.no_path_retry_of(&saved.name));
+        if is_left || saved.suspended || waits {
             device.suspend_noflush()?;
         }
         let Some(table) = device.live() else { return Ok(()) };
@@ -214,7 +216,8 @@ impl Devices {
         let Some((device, saved, stand_in)) = begun else { return };
         let _over = Over { devices: self, number };
         let built = self.build_saved(&device, &saved, &opening, until);
-        match built.and_then(|table| self.exchange(&device, table, &stand_in)) {
+        let ready = built.inspect(|table| self.apply_no_path_retry(&saved.name, table));
+        match ready.and_then(|table| self.exchange(&device, table, &stand_in)) {
             Ok(()) => {}
             Err(failure) => self.still_away(&device, failure.reason),
         }
@@ -390,9 +393,16 @@ pub async fn retry(devices: Arc<Devices>) {
     }
 }
 
-/// Returns whether I/O to the table waits while no path is up.
-fn queues_without_path(lines: &Lines<'_>) -> bool {
-    lines.iter().any(|line| {
-        line.kind == b"multipath" && line.words.contains(&b"queue_if_no_path".as_slice())
-    })
+/// Returns whether I/O to the table waits while no path is up. The option of `serve` comes before
+/// the word of the table. A number of rounds counts as the table's word: the rounds of the checker
+/// begin when there is a table.
+fn queues_without_path(lines: &Lines<'_>, retry: Option<NoPathRetry>) -> bool {
+    let mut multipaths = lines.iter().filter(|line| line.kind == b"multipath");
+    match retry {
+        Some(NoPathRetry::Queue) => multipaths.next().is_some(),
+        Some(NoPathRetry::Fail | NoPathRetry::Rounds(0)) => false,
+        Some(NoPathRetry::Rounds(_)) | None => {
+            multipaths.any(|line| line.words.contains(&b"queue_if_no_path".as_slice()))
+        }
+    }
 }
