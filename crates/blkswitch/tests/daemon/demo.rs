@@ -47,7 +47,7 @@ fn keep_serves_until_it_is_interrupted() {
             .unwrap()
     };
     assert!(client(&words).status.success());
-    let exported = client(&["map", "export", "switch"]);
+    let exported = client(&["map", "export", "switch", "--plain"]);
     assert_eq!(String::from_utf8_lossy(&exported.stdout), "set_region_mappings 0:2 R1,f\n");
     signal(child.id(), "INT");
     let rest: Vec<String> = lines.collect();
