@@ -1,4 +1,5 @@
-//! Writes a region map as a `set_region_mappings` message, in pieces of bounded size.
+//! Writes a region map, or the difference of two, as a `set_region_mappings` message, in pieces of
+//! bounded size.
 //!
 //! Contract: the core decides about the text ([`compact`]); this module cuts it into pieces. The
 //! caller holds the message lock for each piece. A message is one line, or many lines of bounded
@@ -7,6 +8,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use blkswitch_core::map::diff::Diff;
 use blkswitch_core::switch::Map;
 use blkswitch_core::switch::compact::{self, WriteError};
 
@@ -20,10 +22,51 @@ const LINE_ENDS: u32 = 8;
 /// Length of the writer's table of places. The table has 128 KiB.
 const PLACES: usize = 1 << 14;
 
+/// What a message lists.
+pub trait Listing {
+    /// Passes the arguments from `from` on to `sink`; 0 is the beginning. `places` is as for
+    /// [`compact::write()`].
+    ///
+    /// # Errors
+    /// If `sink` wants no more, the place at which another list can continue. It is above 0 after
+    /// the first argument.
+    fn list(
+        &self,
+        from: u64,
+        places: &mut [u64],
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ()>,
+    ) -> Result<(), u64>;
+}
+
+impl<S: AsRef<[AtomicU64]>> Listing for Map<S> {
+    fn list(
+        &self,
+        from: u64,
+        places: &mut [u64],
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ()>,
+    ) -> Result<(), u64> {
+        let written = compact::write(self, from, u64::MAX, places, sink);
+        written.map_err(|WriteError { region, error: () }| region)
+    }
+}
+
+/// A message for the first map that turns it into the second.
+impl<A: AsRef<[AtomicU64]>, B: AsRef<[AtomicU64]>> Listing for Diff<'_, A, B> {
+    fn list(
+        &self,
+        from: u64,
+        places: &mut [u64],
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ()>,
+    ) -> Result<(), u64> {
+        let written = self.write(from, u64::MAX, places, sink);
+        written.map_err(|WriteError { region, error: () }| region)
+    }
+}
+
 /// A message that is being written.
 #[derive(Debug)]
 pub struct Compact {
-    /// The next region to write.
+    /// Where the list continues: for a map, at this region.
     next: u64,
     places: Vec<u64>,
     /// `None` if the message is one line.
@@ -69,12 +112,7 @@ impl Compact {
     }
 
     /// Appends about `bytes` of the message to `out`. Returns `false` when it is complete.
-    pub fn write<S: AsRef<[AtomicU64]>>(
-        &mut self,
-        map: &Map<S>,
-        bytes: usize,
-        out: &mut Vec<u8>,
-    ) -> bool {
+    pub fn write(&mut self, of: &impl Listing, bytes: usize, out: &mut Vec<u8>) -> bool {
         let end = out.len() + bytes;
         if self.next == 0 {
             out.extend_from_slice(COMMAND);
@@ -82,7 +120,7 @@ impl Compact {
         }
         let first = out.len() + 1;
         let lines = &mut self.lines;
-        let written = compact::write(map, self.next, u64::MAX, &mut self.places, |argument| {
+        let written = of.list(self.next, &mut self.places, &mut |argument| {
             if out.len() >= end && out.len() > first {
                 return Err(());
             }
@@ -93,7 +131,7 @@ impl Compact {
             Ok(())
         });
         match written {
-            Err(WriteError { region, error: () }) => self.next = region,
+            Err(next) => self.next = next,
             Ok(()) => out.push(b'\n'),
         }
         written.is_err()

@@ -116,9 +116,44 @@ impl Client {
     pub(super) async fn download(
         &self,
         path: &str,
-        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ClientError> {
         let response = self.request(Method::GET, path, JSON, Full::new(Bytes::new())).await?;
+        self.copy(path, response, sink).await
+    }
+
+    /// Sends `POST path` with a JSON body and passes the reply to `sink` as it arrives.
+    pub(super) async fn download_of(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let response = self.request(Method::POST, path, JSON, Full::new(encode(body)?)).await?;
+        self.copy(path, response, sink).await
+    }
+
+    /// Sends `POST path` with streamed text and passes the reply to `sink` as it arrives.
+    pub(super) async fn download_of_text<B>(
+        &self,
+        path: &str,
+        body: B,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let response = self.request(Method::POST, path, "text/plain", body).await?;
+        self.copy(path, response, sink).await
+    }
+
+    async fn copy(
+        &self,
+        path: &str,
+        response: Response<Incoming>,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.broken(path, &error))?;

@@ -58,6 +58,8 @@ enum Operand {
     Folders,
     /// The devices for which this returns `true`.
     Devices(fn(&Device) -> bool),
+    /// As [`Operand::Devices`], and files.
+    DevicesOrFiles(fn(&Device) -> bool),
     /// The first sectors of the segments that take messages.
     Sector,
     /// The first word of a message.
@@ -113,7 +115,14 @@ impl<'a> Line<'a> {
             ("message", 0) => Operand::Devices(|device| segments(device).any(takes_messages)),
             ("message", 1) => Operand::Sector,
             ("message", 2) => Operand::Message,
-            ("map show" | "map export" | "map import" | "map set", 0) => Operand::Devices(has_map),
+            ("map where", 0) => Operand::Devices(is_any),
+            ("map plan", 1) => Operand::Nothing,
+            ("map diff", 1) => Operand::DevicesOrFiles(has_map),
+            (
+                "map show" | "map export" | "map import" | "map set" | "map regions" | "map diff"
+                | "map plan",
+                0,
+            ) => Operand::Devices(has_map),
             ("load" | "create" | "map import", 1) => Operand::Files,
             ("man" | "state check", 0) => Operand::Folders,
             ("state forget", 0) => Operand::Devices(|device| device.away.is_some()),
@@ -209,11 +218,8 @@ fn offered(line: &Line<'_>, current: &str, socket: Option<PathBuf>) -> Vec<Candi
         Operand::Nothing => line.command.get_positionals().flat_map(possible).collect(),
         Operand::Files => plain(FILES),
         Operand::Folders => plain(FOLDERS),
-        Operand::Devices(suits) => {
-            let devices = devices(socket).into_iter().filter(suits);
-            let names = devices.map(|device| (unmangle(&device.name), described(&device)));
-            names.filter(|(name, _)| !line.operands.contains(&name.as_str())).collect()
-        }
+        Operand::Devices(suits) => suitable(line, suits, socket),
+        Operand::DevicesOrFiles(suits) => [suitable(line, suits, socket), plain(FILES)].concat(),
         Operand::Sector => {
             let device = named(line, socket);
             let starts = device.iter().flat_map(segments).filter(|one| takes_messages(one));
@@ -235,6 +241,17 @@ fn offered(line: &Line<'_>, current: &str, socket: Option<PathBuf>) -> Vec<Candi
             named.map(verbs).unwrap_or_default()
         }
     }
+}
+
+/// The devices that suit, without those that the line has already.
+fn suitable(
+    line: &Line<'_>,
+    suits: fn(&Device) -> bool,
+    socket: Option<PathBuf>,
+) -> Vec<Candidate> {
+    let devices = devices(socket).into_iter().filter(suits);
+    let names = devices.map(|device| (unmangle(&device.name), described(&device)));
+    names.filter(|(name, _)| !line.operands.contains(&name.as_str())).collect()
 }
 
 /// The device that the first operand names.

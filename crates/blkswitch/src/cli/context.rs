@@ -66,19 +66,23 @@ impl Context {
         subject: Subject,
         line: impl Fn(&str) -> Option<Vec<u8>>,
     ) -> Result<(), Failure> {
-        let (out, mut rest) = (&mut self.out, Vec::new());
+        let (out, mut lines) = (&mut self.out, Lines::default());
         let sink = |data: &[u8]| {
-            rest.extend_from_slice(data);
-            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let text: Vec<u8> = rest.drain(..=end).collect();
-                if let Some(text) = line(String::from_utf8_lossy(&text).trim_end()) {
+            lines.each(data, |text| match line(&String::from_utf8_lossy(text)) {
+                Some(text) => {
                     out.write_all(&text)?;
-                    out.write_all(b"\n")?;
+                    out.write_all(b"\n")
                 }
-            }
+                None => Ok(()),
+            })?;
             out.flush()
         };
         self.client.download(path, sink).await.map_err(|error| error.about(subject))
+    }
+
+    /// Standard output, for a reply that is copied to it.
+    pub(super) fn out(&mut self) -> &mut impl Write {
+        &mut self.out
     }
 
     /// All devices, sorted by name.
@@ -137,6 +141,30 @@ impl Context {
         if let Some(note) = note {
             super::terminal::complain(&format!("blkswitch: {note}\n"));
         }
+        Ok(())
+    }
+}
+
+/// Cuts a reply into its lines.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// The beginning of a line that is not complete.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Passes the lines that `data` completes to `each`, without their line breaks.
+    pub(super) fn each(
+        &mut self,
+        data: &[u8],
+        mut each: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        self.rest.extend_from_slice(data);
+        let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        for line in self.rest[..end].split_inclusive(|byte| *byte == b'\n') {
+            each(line.trim_ascii_end())?;
+        }
+        self.rest.drain(..end);
         Ok(())
     }
 }

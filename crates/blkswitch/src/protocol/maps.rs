@@ -40,6 +40,8 @@ pub struct MapQuery {
     /// How the runs are written.
     #[serde(default)]
     pub form: MapForm,
+    /// Only the runs of this path; not with `compact`.
+    pub path: Option<u32>,
 }
 
 /// How runs are written. Of a map without long runs, `compact` is a small part of `runs`.

@@ -26,9 +26,13 @@
 //! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
-//! | `GET /v1/devices/{name}/map?from&to&sector&form` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json` |
+//! | `GET /v1/devices/{name}/map?from&to&sector&form&path` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json`, `map regions` |
 //! | `GET /v1/devices/{name}/map/picture?cells&from&to&sector` | [`PictureQuery`] -> [`MapPicture`] | `map show` |
 //! | `GET /v1/devices/{name}/map/message?sector&generation` | [`ExportQuery`] -> `text/plain` as a stream | `map export` |
+//! | `POST /v1/devices/{name}/map/where` | [`Where`] -> [`Places`] | `map where` |
+//! | `GET /v1/devices/{name}/map/diff?with&sector&with_sector&form` | [`DiffQuery`] -> [`MapDiff`] as a stream, or another [`DiffForm`] | `map diff` |
+//! | `POST /v1/devices/{name}/map/diff?sector&form` | [`DiffQuery`], a message as a stream of `text/plain` -> the same | `map diff` with a file |
+//! | `POST /v1/devices/{name}/map/plan?sector&form` | [`PlanQuery`], [`PlanMap`] -> [`MapPlan`] as a stream, or another [`PlanForm`] | `map plan` |
 //! | `GET /v1/devices/{name}/stats` | -> [`DeviceStats`] | `stats` |
 //! | `POST /v1/remove_all` | [`RemoveAll`] -> [`Removed`] | `remove_all` |
 //! | `GET /v1/openapi.json` | -> the OpenAPI document of this table | |
@@ -46,6 +50,8 @@ mod errno;
 mod kept;
 mod maps;
 mod object;
+mod places;
+mod plans;
 mod users;
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +66,11 @@ pub use self::maps::{
     PictureQuery, RegionMap, Run,
 };
 pub use self::object::{object, optional_object};
+pub use self::places::{Place, Places, Tier, Unit, WHERE_NUMBERS_MAX, Where};
+pub use self::plans::{
+    Balance, BalanceBy, CompactRuns, DiffForm, DiffQuery, Evacuate, MapChange, MapDiff, MapPlan,
+    PathShare, PlanForm, PlanMap, PlanQuery,
+};
 pub use self::users::{
     AttachUblk, AttachVhostUser, Client, DetachQuery, DisconnectQuery, Disconnected, Disk,
     VhostUser,
@@ -116,6 +127,12 @@ pub mod route {
     pub const MAP_PICTURE: &str = "/v1/devices/{name}/map/picture";
     /// `GET`: the region map as a message that makes it again, streamed.
     pub const MAP_MESSAGE: &str = "/v1/devices/{name}/map/message";
+    /// `POST`: where sectors lie.
+    pub const MAP_WHERE: &str = "/v1/devices/{name}/map/where";
+    /// `GET`: the difference from another device's map, `POST`: from the map that a message makes.
+    pub const MAP_DIFF: &str = "/v1/devices/{name}/map/diff";
+    /// `POST`: a plan that moves regions.
+    pub const MAP_PLAN: &str = "/v1/devices/{name}/map/plan";
     /// `GET`: counters and latencies.
     pub const STATS: &str = "/v1/devices/{name}/stats";
     /// What is kept for the next daemon.

@@ -21,6 +21,7 @@ mod lifecycle;
 mod multipath;
 mod names;
 mod nbd_clients;
+mod plans;
 mod remap;
 mod state;
 mod state_damage;

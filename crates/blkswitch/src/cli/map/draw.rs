@@ -302,7 +302,7 @@ fn ink(colour: u8) -> u8 {
 
 /// Formats a size with a binary unit, and with a decimal if it is no whole number: `64 KiB`,
 /// `25.5 KiB`.
-fn bytes(size: u64) -> String {
+pub(super) fn bytes(size: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (size.max(1).ilog2() / 10) as usize;
     let scaled = size as f64 / (1_u64 << (10 * unit)) as f64;

@@ -1,9 +1,13 @@
 //! `map`: reads the region map, which the kernel's target does not allow: as a picture, as runs, or
-//! as a message. It also sets the map.
+//! as a message. It also sets the map, tells where sectors lie, compares maps, and plans moves.
 
+mod diff;
 mod draw;
 mod export;
 mod import;
+mod places;
+mod plan;
+mod regions;
 mod set;
 mod show;
 
@@ -14,7 +18,7 @@ use super::failure::Failure;
 use super::names::Selector;
 use crate::protocol::{Device, Errno};
 
-/// Show, set, save and restore region maps
+/// Show, set, save, restore, compare and plan region maps
 #[derive(Debug, Args)]
 pub(super) struct Map {
     #[command(subcommand)]
@@ -27,6 +31,10 @@ enum MapVerb {
     Export(export::Export),
     Import(import::Import),
     Set(set::Set),
+    Where(places::Where),
+    Regions(regions::Regions),
+    Diff(diff::Diff),
+    Plan(plan::Plan),
 }
 
 impl Map {
@@ -36,8 +44,22 @@ impl Map {
             MapVerb::Export(verb) => verb.run(context).await,
             MapVerb::Import(verb) => verb.run(context).await,
             MapVerb::Set(verb) => verb.run(context).await,
+            MapVerb::Where(verb) => verb.run(context).await,
+            MapVerb::Regions(verb) => verb.run(context).await,
+            MapVerb::Diff(verb) => verb.run(context).await,
+            MapVerb::Plan(verb) => verb.run(context).await,
         }
     }
+}
+
+/// The query `?sector=N`; empty without a sector.
+fn sector_query(sector: Option<u64>) -> String {
+    sector.map(|sector| format!("?sector={sector}")).unwrap_or_default()
+}
+
+/// Regions in the form that `map set` takes: `7`, or `0-99` with the last one included.
+fn range_text(start: u64, count: u64) -> String {
+    if count == 1 { start.to_string() } else { format!("{start}-{}", start + count - 1) }
 }
 
 /// A sector of the segment to use: the given one, or the start of the only switch segment.

@@ -4,9 +4,12 @@
 //! server calls them on threads that may block. Nothing here knows HTTP.
 
 pub mod clients;
+pub(crate) mod difference;
 pub mod disks;
 mod leftovers;
 pub mod message;
+pub(crate) mod places;
+pub(crate) mod plan;
 #[cfg(test)]
 mod power;
 pub mod save;

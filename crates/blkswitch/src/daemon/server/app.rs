@@ -18,6 +18,9 @@ pub const EVENT_POLLS_MAX: usize = 256;
 /// all other requests.
 pub const OPENS_MAX: usize = 128;
 
+/// Most plans that are made at a time. Each occupies a thread, and memory for copies of a map.
+pub const PLANS_MAX: usize = 4;
+
 /// The state that every handler gets.
 #[derive(Clone)]
 pub struct App {
@@ -33,6 +36,8 @@ pub struct App {
     pub event_polls: Arc<Semaphore>,
     /// One permit for each table under construction.
     pub opens: Arc<Semaphore>,
+    /// One permit for each plan that is being made.
+    pub plans: Arc<Semaphore>,
 }
 
 impl App {
@@ -45,6 +50,7 @@ impl App {
     ) -> App {
         let event_polls = Arc::new(Semaphore::new(EVENT_POLLS_MAX));
         let opens = Arc::new(Semaphore::new(OPENS_MAX));
-        App { devices, nbd: nbd.into(), stopping, monitor, event_polls, opens }
+        let plans = Arc::new(Semaphore::new(PLANS_MAX));
+        App { devices, nbd: nbd.into(), stopping, monitor, event_polls, opens, plans }
     }
 }

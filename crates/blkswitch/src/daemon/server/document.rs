@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use crate::daemon::server::routes::{
-    clients, devices, disks, events, map, message, meta, monitor, state, stats, tables,
+    clients, devices, diff, disks, events, map, message, meta, monitor, places, plan, state, stats,
+    tables,
 };
 use crate::protocol::{self, route};
 
@@ -50,11 +51,21 @@ use crate::protocol::{self, route};
         map::runs,
         map::picture,
         map::export,
+        places::places,
+        diff::devices,
+        diff::message,
+        plan::plan,
         stats::stats,
         state::list,
         state::forget,
     ),
-    components(schemas(protocol::ErrorBody, protocol::Errno, protocol::MapForm))
+    components(schemas(
+        protocol::ErrorBody,
+        protocol::Errno,
+        protocol::MapForm,
+        protocol::DiffForm,
+        protocol::PlanForm
+    ))
 )]
 struct Derived;
 

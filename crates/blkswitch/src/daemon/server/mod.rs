@@ -12,6 +12,7 @@ pub mod app;
 pub mod document;
 pub mod metrics;
 pub mod monitor;
+pub mod pieces;
 pub mod reply;
 pub mod routes;
 pub mod troubles;
@@ -22,7 +23,7 @@ use axum::routing::{delete, get, post, put};
 use crate::daemon::server::app::App;
 use crate::daemon::server::reply::{no_such_method, no_such_route};
 use crate::daemon::server::routes::{
-    clients, devices, disks, events, map, message, meta, state, stats, tables,
+    clients, devices, diff, disks, events, map, message, meta, places, plan, state, stats, tables,
 };
 use crate::protocol::route;
 
@@ -50,6 +51,9 @@ pub fn router(app: App) -> Router {
         .route(route::MAP, get(map::runs))
         .route(route::MAP_PICTURE, get(map::picture))
         .route(route::MAP_MESSAGE, get(map::export))
+        .route(route::MAP_WHERE, post(places::places))
+        .route(route::MAP_DIFF, get(diff::devices).post(diff::message))
+        .route(route::MAP_PLAN, post(plan::plan))
         .route(route::STATS, get(stats::stats))
         .route(route::STATE, get(state::list))
         .route(route::STATE_DEVICE, delete(state::forget))

@@ -116,11 +116,20 @@ pub async fn opening<T: Send + 'static>(
     places: &Arc<Semaphore>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
+    let busy = "too many tables wait for their files or servers already: see info";
+    permitted(places, busy, work).await
+}
+
+/// Runs `work` on a thread that may block, with one of the permits of `places`.
+///
+/// Errors: no permit was free within [`PLACE_TIME`]; `busy` is the reason.
+pub async fn permitted<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    busy: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
     let place = tokio::time::timeout(PLACE_TIME, places.clone().acquire_owned()).await;
-    let Ok(Ok(place)) = place else {
-        let reason = "too many tables wait for their files or servers already: see info";
-        return Err(Refused::malformed(Errno::Ebusy, reason));
-    };
+    let Ok(Ok(place)) = place else { return Err(Refused::malformed(Errno::Ebusy, busy)) };
     blocking(move || {
         let _place = place;
         work()

@@ -1,28 +1,26 @@
 //! Reads a region map: as runs, as a picture, or as a message.
 //!
-//! Contract: maps may have a billion regions. A piece of the text is computed only after the client
-//! has taken the one before, on a thread that may block. So a slow client occupies neither a thread
-//! nor memory. The table stays in memory while its map is read, even if the device is loaded again
-//! or removed meanwhile.
+//! Contract: maps may have a billion regions, so answers are produced in pieces ([`in_pieces`]). The
+//! table stays in memory while its map is read, even if the device is loaded again or removed
+//! meanwhile.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io::Write as _;
 use std::iter;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::Response;
+use blkswitch_core::map::search;
 use blkswitch_io::Device;
 use blkswitch_io::table::RegionMap as IoMap;
-use futures_util::stream;
 
 use crate::compact::Compact;
 use crate::daemon::devices::switch::Switch;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
+use crate::daemon::server::pieces::{PIECE_BYTES, Pieces, in_pieces};
 use crate::daemon::server::reply::{self, Name, QueryParams, Refused, blocking, refuse};
 use crate::daemon::tables::words::address;
 use crate::picture;
@@ -35,8 +33,8 @@ use crate::protocol::{
 const IOCTL: &str = "status";
 /// Media type of a [`CompactMap`]. It tells a client that the body is no [`RegionMap`].
 const COMPACT: &str = "application/vnd.blkswitch.compact+json";
-/// Bytes of text per piece: a few milliseconds of work, and a few writes to the socket.
-const PIECE_BYTES: usize = 64 << 10;
+/// Regions that are searched for those of one path at a time: some milliseconds of work.
+const STEP_REGIONS: u64 = 1 << 22;
 
 /// Checks a range of regions, and returns its first and last region.
 fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), Failure> {
@@ -49,6 +47,21 @@ fn range(map: &IoMap, from: Option<u64>, to: Option<u64>) -> Result<(u64, u64), 
         "the regions {from} to {to}: the first must not be above the last, nor the last above {last}"
     );
     Err(Failure::new(Errno::Einval, reason))
+}
+
+/// Checks the path whose regions are to be listed.
+fn check_path(map: &IoMap, query: &MapQuery) -> Result<(), Failure> {
+    let Some(path) = query.path else { return Ok(()) };
+    let paths = map.geometry().num_paths();
+    if path >= paths {
+        let reason = format!("path {path}: it must be from 0 to {}", paths - 1);
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    if query.form == MapForm::Compact {
+        let reason = "form=compact lists all runs, so it does not go with path: use runs or lines";
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    Ok(())
 }
 
 /// The region map as runs.
@@ -73,10 +86,23 @@ pub async fn runs(
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let begin = || -> Result<RunsText, Failure> {
         let switch = Switch::of(&device, query.sector)?;
-        let (from, to) = range(switch.map()?, query.from, query.to)?;
-        let (device, generation) = (device.clone(), device.generation_at_rest());
-        let (form, next, stage) = (query.form, from, Stage::Head);
-        Ok(RunsText { device, generation, switch, form, from, next, to, stage })
+        let map = switch.map()?;
+        let (from, to) = range(map, query.from, query.to)?;
+        check_path(map, &query)?;
+        let generation = device.generation_at_rest();
+        Ok(RunsText {
+            device: device.clone(),
+            generation,
+            switch,
+            form: query.form,
+            path: query.path,
+            from,
+            to,
+            next: from,
+            joined: None,
+            stage: Stage::Head,
+            listed: false,
+        })
     };
     let content_type = match query.form {
         MapForm::Lines => "application/x-ndjson",
@@ -85,25 +111,6 @@ pub async fn runs(
     };
     let text = begin().map_err(refuse(IOCTL, Some(device.id())))?;
     Ok(reply::text(content_type, in_pieces(text)))
-}
-
-/// A text that is produced in pieces.
-trait Pieces: Send + 'static {
-    /// The next piece; empty at the end of the text.
-    fn next_piece(&mut self) -> Vec<u8>;
-}
-
-/// A body of pieces. Each is produced after the client has taken the one before.
-fn in_pieces(text: impl Pieces) -> Body {
-    Body::from_stream(stream::unfold(text, |mut text| async {
-        let made = blocking(move || {
-            let piece = text.next_piece();
-            (piece, text)
-        });
-        // If a piece fails, the body ends early, and the client sees that it is incomplete.
-        let (piece, text) = made.await.ok()?;
-        (!piece.is_empty()).then(|| (Ok::<Bytes, Infallible>(Bytes::from(piece)), text))
-    }))
 }
 
 /// The part of the text that comes next.
@@ -121,10 +128,17 @@ struct RunsText {
     generation: Option<u64>,
     switch: Switch,
     form: MapForm,
+    /// The only path whose runs are listed.
+    path: Option<u32>,
     from: u64,
-    next: u64,
     to: u64,
+    /// The next region to look at.
+    next: u64,
+    /// A run of `path` that the next step may continue.
+    joined: Option<Run>,
     stage: Stage,
+    /// Whether a run was written.
+    listed: bool,
 }
 
 impl RunsText {
@@ -160,41 +174,76 @@ impl RunsText {
         };
     }
 
-    fn run(&self, start: u64, count: u64, path: u32, out: &mut Vec<u8>) {
-        let separator = if start > self.from && self.form != MapForm::Lines { "," } else { "" };
+    fn run(&mut self, run: Run, out: &mut Vec<u8>) {
+        let Run { start, count, path } = run;
+        let is_lines = self.form == MapForm::Lines;
+        let separator = if self.listed && !is_lines { "," } else { "" };
         let _ = match self.form {
             MapForm::Compact => write!(out, "{separator}[{count},{path}]"),
             _ => write!(out, r#"{separator}{{"start":{start},"count":{count},"path":{path}}}"#),
         };
-        if self.form == MapForm::Lines {
+        if is_lines {
             out.push(b'\n');
+        }
+        self.listed = true;
+    }
+
+    /// Writes the runs of one path, as far as a step goes.
+    fn search(&mut self, map: &IoMap, path: u32, out: &mut Vec<u8>) {
+        let end = self.next.saturating_add(STEP_REGIONS).min(self.to + 1);
+        for found in search::regions_of(map, path, self.next, end) {
+            self.next = found.start + found.count;
+            let whole = match &mut self.joined {
+                Some(joined) if joined.start + joined.count == found.start => {
+                    joined.count += found.count;
+                    None
+                }
+                joined => joined.replace(Run { start: found.start, count: found.count, path }),
+            };
+            if let Some(run) = whole {
+                self.run(run, out);
+                if out.len() >= PIECE_BYTES {
+                    return;
+                }
+            }
+        }
+        self.next = end;
+        if end > self.to
+            && let Some(run) = self.joined.take()
+        {
+            self.run(run, out);
         }
     }
 }
 
 impl Pieces for RunsText {
-    fn next_piece(&mut self) -> Vec<u8> {
+    fn next_piece(&mut self) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
-        let Ok(map) = self.switch.map() else { return out };
+        let switch = self.switch.clone();
+        let map = switch.map().ok()?;
         match self.stage {
             Stage::Head => self.head(map, &mut out),
             Stage::Runs => {}
-            Stage::Over => return out,
+            Stage::Over => return None,
         }
-        let mut next = self.next;
-        for run in map.runs(self.next, self.to + 1) {
-            self.run(run.start, run.count, run.path, &mut out);
-            next = run.start + run.count;
-            if out.len() >= PIECE_BYTES {
-                break;
+        match self.path {
+            Some(path) => self.search(map, path, &mut out),
+            None => {
+                for run in map.runs(self.next, self.to + 1) {
+                    self.next = run.start + run.count;
+                    self.run(Run { start: run.start, count: run.count, path: run.path }, &mut out);
+                    if out.len() >= PIECE_BYTES {
+                        break;
+                    }
+                }
             }
         }
-        (self.stage, self.next) = (Stage::Runs, next);
-        if self.next > self.to {
+        self.stage = Stage::Runs;
+        if self.next > self.to && self.joined.is_none() {
             self.tail(&mut out);
             self.stage = Stage::Over;
         }
-        out
+        Some(out)
     }
 }
 
@@ -322,11 +371,9 @@ struct MessageText {
 }
 
 impl Pieces for MessageText {
-    fn next_piece(&mut self) -> Vec<u8> {
+    fn next_piece(&mut self) -> Option<Vec<u8>> {
+        let (map, compact) = (self.switch.map().ok()?, self.compact.as_mut()?);
         let mut out = Vec::with_capacity(PIECE_BYTES + 128);
-        let (Ok(map), Some(compact)) = (self.switch.map(), self.compact.as_mut()) else {
-            return out;
-        };
         // Keeps messages from changing the map while a piece is written. If there is no messenger,
         // the device was removed or has another kind of table, and nobody writes to this map any
         // more.
@@ -344,7 +391,7 @@ impl Pieces for MessageText {
                 let _ = writeln!(out, "{GENERATION_COMMENT}{generation}");
             }
         }
-        out
+        Some(out)
     }
 }
 

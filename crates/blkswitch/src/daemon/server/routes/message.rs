@@ -33,7 +33,7 @@ use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
 const IOCTL: &str = "message";
 /// Size of a block: large enough that passing it on costs nothing compared with parsing it.
-const BLOCK_BYTES: usize = 256 << 10;
+pub(super) const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks in the channel: the next one is read while one is applied.
 const BLOCKS_AHEAD: usize = 2;
 /// Time limit for a block. It allows 25 KiB/s, and every client that does not stall is faster.
@@ -51,7 +51,7 @@ enum Piece {
 }
 
 /// Why the body ended early.
-enum Cut {
+pub(super) enum Cut {
     Late,
     Broken(String),
 }
@@ -87,7 +87,7 @@ pub async fn message(
     QueryParams(query): QueryParams<MessageQuery>,
     body: Body,
 ) -> Result<(HeaderMap, Json<MessageReply>), Refused> {
-    let mut incoming = Incoming { body, left: None, comments: Comments::default() };
+    let mut incoming = Incoming::new(body);
     let device = match app.devices.find(&name) {
         Ok(device) => device,
         Err(failure) => {
@@ -120,20 +120,38 @@ async fn receive(
         let reason = format!("an atomic message may have at most {ATOMIC_MAX_BYTES} bytes");
         return Ok(Err(Failure::new(Errno::E2big, reason)));
     }
-    let (sender, mut pieces) = mpsc::channel(BLOCKS_AHEAD);
     let devices = app.devices.clone();
+    let work = move |text: Text<'_>| {
+        let reply = devices.message(&device, query.sector, query.atomic, text)?;
+        // Only a remap counts its arguments.
+        let is_remap = reply.arguments > 0;
+        let note = is_remap.then(|| devices.noted.of_remap(&device, query.sector)).flatten();
+        Ok((reply, note))
+    };
+    let cut_off = |cut: Cut, (reply, _): &(MessageReply, Option<String>)| {
+        Failure::from(cut).with_generation(reply.generation)
+    };
+    feed(incoming, head, complete, work, cut_off).await
+}
+
+/// Runs `work` on a thread that may block, and passes it the text that begins with `head`. The rest
+/// is read while `work` runs. If it was cut off and `work` has not refused it, `cut_off` makes the
+/// failure.
+pub(super) async fn feed<T: Send + 'static>(
+    incoming: &mut Incoming,
+    head: Vec<u8>,
+    complete: bool,
+    work: impl FnOnce(Text<'_>) -> Result<T, Failure> + Send + 'static,
+    cut_off: impl FnOnce(Cut, &T) -> Failure,
+) -> Result<Result<T, Failure>, Refused> {
+    let (sender, mut pieces) = mpsc::channel(BLOCKS_AHEAD);
     let applied = blocking(move || {
         let next = &mut || match pieces.blocking_recv() {
             Some(Piece::Block(block)) => More::Bytes(block),
             Some(Piece::End) => More::End,
             None => More::Cut,
         };
-        let text = Text { head, complete, next };
-        let reply = devices.message(&device, query.sector, query.atomic, text)?;
-        // Only a remap counts its arguments.
-        let is_remap = reply.arguments > 0;
-        let note = is_remap.then(|| devices.noted.of_remap(&device, query.sector)).flatten();
-        Ok((reply, note))
+        work(Text { head, complete, next })
     });
     if complete {
         return applied.await;
@@ -142,13 +160,13 @@ async fn receive(
     Ok(match (sent, applied?) {
         // If the message was refused, that is the answer, whatever happened to the rest of the
         // body.
-        (Err(cut), Ok((reply, _))) => Err(Failure::from(cut).with_generation(reply.generation)),
+        (Err(cut), Ok(done)) => Err(cut_off(cut, &done)),
         (_, applied) => applied,
     })
 }
 
 /// The body of a message.
-struct Incoming {
+pub(super) struct Incoming {
     body: Body,
     /// Bytes of the last frame that did not fit the block.
     left: Option<Bytes>,
@@ -156,9 +174,14 @@ struct Incoming {
 }
 
 impl Incoming {
+    /// A body of which nothing was read.
+    pub(super) fn new(body: Body) -> Incoming {
+        Incoming { body, left: None, comments: Comments::default() }
+    }
+
     /// Reads the first `most` bytes, without leading white space. The flag tells whether that is
     /// everything.
-    async fn head(&mut self, most: usize) -> Result<(Vec<u8>, bool), Cut> {
+    pub(super) async fn head(&mut self, most: usize) -> Result<(Vec<u8>, bool), Cut> {
         loop {
             let (mut head, complete) = self.block(most).await?;
             let blank = head.iter().take_while(|byte| is_space(**byte)).count();
@@ -219,7 +242,7 @@ impl Incoming {
     }
 
     /// Reads the rest and drops it.
-    async fn drain(&mut self) {
+    pub(super) async fn drain(&mut self) {
         while let Ok((_, false)) = self.block(BLOCK_BYTES).await {}
     }
 }

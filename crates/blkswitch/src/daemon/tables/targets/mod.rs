@@ -18,6 +18,7 @@ use blkswitch_io::pool::Registry;
 use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Segment, Table, Target};
 
+pub(crate) use self::switch::apply_to;
 use crate::daemon::failure::Failure;
 use crate::daemon::tables::builder::Builder;
 use crate::daemon::tables::lines::Line;

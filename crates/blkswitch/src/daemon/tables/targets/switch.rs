@@ -110,6 +110,25 @@ fn message(mut call: Call<'_, '_>) -> Result<MessageReply, Failure> {
     }
 }
 
+/// Applies a message to a map that no device uses.
+pub(crate) fn apply_to(map: &RegionMap, mut text: Text<'_>) -> Result<(), Failure> {
+    let mut words = Words::new(&text.head);
+    let first: Vec<u8> = words.next().map(|word| word.bytes().collect()).unwrap_or_default();
+    if command(&first) != Some(Command::SetRegionMappings) {
+        let word: String = String::from_utf8_lossy(&first).chars().take(64).collect();
+        let reason = format!(
+            "'{word}' begins no map: the text must be a set_region_mappings message, as map export \
+             writes it"
+        );
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    let begin = text.head.len() - words.rest().len();
+    text.head.drain(..begin);
+    let in_use = || Failure::new(Errno::Ebusy, "the map is being changed by something else");
+    let writer = map.writer().ok_or_else(in_use)?;
+    set_region_mappings(writer, text).map(drop).map_err(|(failure, _)| failure)
+}
+
 fn unknown(first: &[u8]) -> Failure {
     let word = String::from_utf8_lossy(first).chars().take(64).collect::<String>();
     let near = did_you_mean(&word, MESSAGES);
