@@ -36,6 +36,9 @@ pub(super) struct Message {
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
+    /// Change nothing unless the map has this generation (see info); implies --atomic
+    #[arg(long, value_name = "N")]
+    if_generation: Option<u64>,
     /// Do not say that the paths lead to different storage
     #[arg(short, long)]
     quiet: bool,
@@ -101,9 +104,7 @@ impl Message {
         context: &Context,
     ) -> Result<MessageReply, Failure> {
         let name = context.name_of(selector, "message").await?;
-        let atomic = self.atomic;
-        let path =
-            format!("{}?sector={sector}&atomic={atomic}", device_path(route::MESSAGE, &name));
+        let path = message_path(&name, sector, self.atomic, self.if_generation);
         let (client, quiet) = (&context.client, self.quiet);
         let sent = match words {
             [first @ .., last] if last == STDIN => {
@@ -130,6 +131,18 @@ impl Message {
             None => Ok(()),
         }
     }
+}
+
+/// The route of a message, with its query.
+pub(super) fn message_path(
+    name: &str,
+    sector: u64,
+    atomic: bool,
+    if_generation: Option<u64>,
+) -> String {
+    let route = device_path(route::MESSAGE, name);
+    let only = if_generation.map(|number| format!("&if_generation={number}")).unwrap_or_default();
+    format!("{route}?sector={sector}&atomic={atomic}{only}")
 }
 
 /// Joins the words with spaces. Their bytes need not be UTF-8.

@@ -75,6 +75,7 @@ errnos! {
     Eoverflow = 75, "EOVERFLOW", "Value too large for defined data type", 400;
     Eopnotsupp = 95, "EOPNOTSUPP", "Operation not supported", 400;
     Etimedout = 110, "ETIMEDOUT", "Connection timed out", 504;
+    Estale = 116, "ESTALE", "Stale file handle", 412;
     Ecanceled = 125, "ECANCELED", "Operation canceled", 503;
 }
 

@@ -23,7 +23,7 @@
 //! | `PUT /v1/devices/{name}/vhost-user` | [`AttachVhostUser`] -> [`VhostUser`] | `attach` |
 //! | `DELETE /v1/devices/{name}/vhost-user?force` | [`DetachQuery`] -> 204 | `detach` |
 //! | `DELETE /v1/devices/{name}/clients?client` | [`DisconnectQuery`] -> [`Disconnected`] | `disconnect` |
-//! | `POST /v1/devices/{name}/message?sector&atomic` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
+//! | `POST /v1/devices/{name}/message?sector&atomic&if_generation` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
 //! | `GET /v1/devices/{name}/map?from&to&sector&form&path` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json`, `map regions` |
@@ -477,6 +477,11 @@ pub struct MessageQuery {
     /// All or nothing, instead of the kernel's "applied as far as it was understood".
     #[serde(default)]
     pub atomic: bool,
+    /// Refuse the message with ESTALE, and change nothing, unless the map has this generation. It
+    /// implies `atomic`. Such a message may have any length: a long one is applied to a copy of the
+    /// map first, and others are not held up while it arrives.
+    #[param(maximum = 18446744073709551615u64)]
+    pub if_generation: Option<u64>,
 }
 
 /// Reply of a message.
@@ -676,7 +681,8 @@ pub struct ErrorBody {
     /// major and minor, where libdm prints them although the caller named none: in the `reload` and
     /// `resume` of a create.
     pub device: Option<[u32; 2]>,
-    /// The generation of the device's maps now, if the message has raised it although it failed.
+    /// The generation of the device's maps now, if the message has raised it although it failed, or
+    /// has expected another one (ESTALE).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
 }

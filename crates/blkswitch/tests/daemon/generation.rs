@@ -4,6 +4,7 @@ use blkswitch::protocol::{ErrorBody, MessageReply, RegionMap, route};
 use serde_json::{Value, json};
 
 use crate::fixture::Daemon;
+use crate::http;
 use crate::state::Kept;
 
 const TWO_SEGMENTS: &str = "0 64 switch 2 8 0 mem:1M:v 0 mem:1M:v 0\n\
@@ -107,4 +108,78 @@ fn it_survives_restarts() {
         daemon = kept.start();
         assert_eq!(daemon.describe("vol").generation, wanted, "round {round}: after a swap");
     }
+}
+
+/// A message that expects an older generation changes nothing, however long it is.
+#[test]
+fn a_message_for_another_generation_is_refused() {
+    let daemon = Daemon::start();
+    let regions = 1 << 18;
+    let table = format!("0 {regions} switch 3 1 0 mem:128M:v 0 mem:128M:v 0 mem:128M:v 0");
+    daemon.create("vol", &table).expect_ok();
+    let send = |query: &str, words: &str| {
+        let path = format!("/v1/devices/vol/message?{query}");
+        http::send(&daemon.socket(), "POST", &path, words.as_bytes())
+    };
+    let long = |path: u32| -> String {
+        let edits: String = (0..regions).step_by(3).map(|at| format!(" {at:x}:{path}")).collect();
+        format!("set_region_mappings{edits}")
+    };
+    assert!(long(1).len() > 512 << 10);
+    let mut generation = 0;
+    for words in ["set_region_mappings 5:1 :2", &long(1), &long(2)] {
+        let reply: MessageReply = send(&format!("if_generation={generation}"), words).json();
+        assert_eq!(reply.generation, generation + 1);
+        let map = daemon.map("vol", 0);
+        let error = send(&format!("if_generation={generation}"), &long(0)).error();
+        assert_eq!((error.errno.name(), error.generation), ("ESTALE", Some(generation + 1)));
+        // It implies `atomic`, and a refusal of the words raises nothing.
+        generation += 1;
+        for wrong in ["set_region_mappings 0:0 R1,20 0:3", &format!("{} 0:3", long(0))] {
+            let error = send(&format!("if_generation={generation}"), wrong).error();
+            assert_eq!((error.errno.name(), error.generation), ("EINVAL", None), "{error:?}");
+        }
+        assert_eq!(daemon.map("vol", 0), map);
+        assert_eq!(daemon.describe("vol").generation, generation);
+    }
+    assert_eq!(daemon.map("vol", 0)[..7], [2, 1, 2, 2, 1, 2, 2]);
+    let error = send("if_generation=x", "set_region_mappings 0:0").error();
+    assert!(error.reason.contains("if_generation=x"), "{}", error.reason);
+    let ran =
+        daemon.run(&["message", "vol", "0", "--if-generation", "1", "set_region_mappings", "0:0"]);
+    let text = String::from_utf8(ran.stderr).unwrap();
+    assert!(text.contains("no longer of generation 1") && text.contains("is 3 now"), "{text}");
+    assert!(!ran.status.success());
+    out(&daemon, &["map", "set", "vol", "0", "0", "--if-generation", "3"]);
+    let file = daemon.path("map");
+    std::fs::write(&file, long(1)).unwrap();
+    let file = file.to_str().unwrap();
+    assert!(!daemon.run(&["map", "import", "vol", file, "--if-generation", "3"]).status.success());
+    out(&daemon, &["map", "import", "vol", file, "--if-generation", "4"]);
+    assert_eq!(daemon.describe("vol").generation, 5);
+}
+
+/// While a long message arrives, others are not held up. It is refused at its end if one of them
+/// has changed the map.
+#[test]
+fn a_long_message_with_a_generation_holds_nobody_up() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::start();
+    let table = "0 1048576 switch 2 8 0 mem:1G:v 0 mem:1G:v 0";
+    daemon.create("vol", table).expect_ok();
+    let words = "0:1 ".repeat(1 << 18);
+    let mut slow = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    let length = "set_region_mappings ".len() + words.len();
+    let head = format!(
+        "POST /v1/devices/vol/message?if_generation=0 HTTP/1.1\r\nhost: x\r\n\
+         connection: close\r\ncontent-length: {length}\r\n\r\nset_region_mappings "
+    );
+    slow.write_all(head.as_bytes()).unwrap();
+    slow.write_all(&words.as_bytes()[..words.len() / 2]).unwrap();
+    daemon.message("vol", 0, b"set_region_mappings 7:0").expect_ok();
+    slow.write_all(&words.as_bytes()[words.len() / 2..]).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 412") && answer.contains("ESTALE"), "{answer}");
+    assert_eq!(daemon.map("vol", 0)[..2], [0, 1]);
 }

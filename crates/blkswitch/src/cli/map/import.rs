@@ -8,10 +8,11 @@ use clap::Args;
 use super::segment_of;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
+use crate::cli::message::message_path;
 use crate::cli::names::Selector;
 use crate::cli::options::Options;
 use crate::cli::upload::{self, Source};
-use crate::protocol::{MessageReply, device_path, route};
+use crate::protocol::MessageReply;
 use crate::raw;
 
 /// Send an exported region map to a device
@@ -24,6 +25,9 @@ pub(super) struct Import {
     /// All or nothing: change no region when any of the words is refused
     #[arg(long)]
     atomic: bool,
+    /// Change nothing unless the map has this generation (see info); implies --atomic
+    #[arg(long, value_name = "N")]
+    if_generation: Option<u64>,
     /// Do not say that the paths lead to different storage
     #[arg(short, long)]
     quiet: bool,
@@ -40,11 +44,7 @@ impl Import {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let sector = segment_of(self.sector, &selector, context).await?;
         let name = context.name_of(&selector, "message").await?;
-        let path = format!(
-            "{}?sector={sector}&atomic={}",
-            device_path(route::MESSAGE, &name),
-            self.atomic
-        );
+        let path = message_path(&name, sector, self.atomic, self.if_generation);
         let sent = if self.file == "-" {
             let source = Source {
                 reader: stdin(),

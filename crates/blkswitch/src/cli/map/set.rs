@@ -14,6 +14,7 @@ use http_body_util::Full;
 use super::segment_of;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
+use crate::cli::message::message_path;
 use crate::cli::names::Selector;
 use crate::cli::options::Options;
 use crate::protocol::{MessageReply, RegionMap, device_path, route};
@@ -41,6 +42,9 @@ pub(super) struct Set {
     /// All or nothing: change no region when any range or path does not exist
     #[arg(long)]
     atomic: bool,
+    /// Change nothing unless the map has this generation (see info); implies --atomic
+    #[arg(long, value_name = "N")]
+    if_generation: Option<u64>,
     /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
@@ -68,11 +72,7 @@ impl Set {
         let head: RegionMap =
             context.client.get(&head).await.map_err(|error| error.about(selector.subject()))?;
         let message = message(&text, Some((head.regions, head.paths)))?;
-        let path = format!(
-            "{}?sector={sector}&atomic={}",
-            device_path(route::MESSAGE, &name),
-            self.atomic
-        );
+        let path = message_path(&name, sector, self.atomic, self.if_generation);
         let body = Full::new(Bytes::from(message));
         let reply: MessageReply = context
             .client

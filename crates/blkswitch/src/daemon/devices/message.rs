@@ -1,4 +1,5 @@
-//! The verb `message`: applies words to a target of a device.
+//! The verb `message`: applies words to a target of a device. Everything else that changes a region
+//! map goes the same way.
 //!
 //! Contract: as [`super`]. The device's message lock is held from the first word to the last, also
 //! while a long message is still arriving. The caller that supplies the text makes sure that it
@@ -18,11 +19,41 @@ use crate::protocol::{Errno, MessageReply};
 /// Longest message to the device-mapper core. Such a message has only a few words.
 const CORE_MAX_BYTES: usize = 256 << 10;
 
+/// A process at the other end of the control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its user.
+    pub uid: u32,
+    /// Its number; `None` if it belongs to another namespace.
+    pub pid: Option<u32>,
+}
+
+/// Who asked for a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// The process; `None` if it was the daemon itself, or the kernel does not tell.
+    pub peer: Option<Peer>,
+    /// The verb or the source of the change.
+    pub source: String,
+}
+
+/// How a message is applied.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct How {
+    /// The message is checked whole before any of it is applied.
+    pub(crate) atomic: bool,
+    /// The generation that the map must have. It implies `atomic`.
+    pub(crate) if_generation: Option<u64>,
+    /// Who asked.
+    pub(crate) who: Who,
+}
+
 /// Saves the changes of one message to the state folder.
-struct Keeping<'a> {
-    devices: &'a Devices,
-    device: &'a Device,
-    messenger: &'a Messenger<'a>,
+pub(super) struct Keeping<'a> {
+    pub(super) devices: &'a Devices,
+    pub(super) device: &'a Device,
+    pub(super) messenger: &'a Messenger<'a>,
+    pub(super) who: &'a Who,
 }
 
 impl Keeper for Keeping<'_> {
@@ -32,6 +63,7 @@ impl Keeper for Keeping<'_> {
 
     fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure> {
         if applied > 0 {
+            tracing::debug!(device = %self.device.name(), who = ?self.who, "a map was changed");
             self.device.remapped(self.messenger.segment().start, applied);
         }
         self.devices.end_change(map)
@@ -44,7 +76,7 @@ impl Devices {
         &self,
         device: &Device,
         sector: u64,
-        atomic: bool,
+        how: How,
         text: Text<'_>,
     ) -> Result<MessageReply, Failure> {
         let Some(first) = Words::new(&text.head).next() else {
@@ -58,7 +90,15 @@ impl Devices {
             return Ok(reply);
         }
         self.check_there(device)?;
+        let How { atomic, if_generation, who } = how;
+        if let Some(expected) = if_generation.filter(|_| !text.complete) {
+            return self.message_staged(device, sector, expected, &who, text);
+        }
         let messenger = device.messenger(sector)?;
+        if let Some(expected) = if_generation {
+            check_generation(&messenger, device, expected)?;
+        }
+        let atomic = atomic || if_generation.is_some();
         let kind = messenger.segment().target.name();
         let takes = targets::by_name(kind.as_bytes()).and_then(|kind| kind.message);
         let Some(take) = takes else {
@@ -66,7 +106,7 @@ impl Devices {
             return Err(Failure::new(Errno::Einval, reason));
         };
         let registry = self.pool().registry();
-        let keeper = Keeping { devices: self, device, messenger: &messenger };
+        let keeper = Keeping { devices: self, device, messenger: &messenger, who: &who };
         let before = device.generation();
         let taken = take(Call { messenger: &messenger, registry, text, atomic, keeper: &keeper });
         let generation = device.generation();
@@ -86,8 +126,28 @@ impl Devices {
         atomic: bool,
     ) -> Result<MessageReply, Failure> {
         let next = &mut || targets::More::End;
-        self.message(device, 0, atomic, Text { head: text.into(), complete: true, next })
+        let how = How { atomic, ..How::default() };
+        self.message(device, 0, how, Text { head: text.into(), complete: true, next })
     }
+}
+
+/// Refuses a message that expects another generation of the map.
+pub(super) fn check_generation(
+    messenger: &Messenger<'_>,
+    device: &Device,
+    expected: u64,
+) -> Result<(), Failure> {
+    if messenger.map().is_none() {
+        let kind = messenger.segment().target.name();
+        let reason = format!("{kind} has no generation: only the map of a switch has one");
+        return Err(Failure::new(Errno::Einval, reason));
+    }
+    let generation = device.generation();
+    if generation == expected {
+        return Ok(());
+    }
+    let reason = format!("the map is no longer of generation {expected}: nothing was changed");
+    Err(Failure::new(Errno::Estale, reason).with_generation(generation))
 }
 
 /// Handles a message to the device-mapper core itself.

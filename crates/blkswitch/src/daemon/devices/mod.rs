@@ -13,6 +13,7 @@ pub(crate) mod plan;
 #[cfg(test)]
 mod power;
 pub mod save;
+mod staged;
 pub mod standing;
 pub mod switch;
 pub mod vhost_user;
@@ -30,6 +31,7 @@ use blkswitch_io::{Device, DeviceError, Pool, Table, TableBuilder, Target};
 use crate::config::PathOptions;
 use crate::daemon::devices::disks::{link, unlink};
 use crate::daemon::devices::save::Intent;
+use crate::daemon::devices::staged::Staging;
 use crate::daemon::devices::standing::Standing;
 use crate::daemon::devices::vhost_user::Sockets;
 use crate::daemon::devices::volumes::Noted;
@@ -68,6 +70,8 @@ pub struct Devices {
     pub(crate) intents: Mutex<HashMap<u32, Intent>>,
     /// Devices whose users have been warned that a remap shows other data.
     pub(crate) noted: Noted,
+    /// Long messages that are arriving.
+    staging: Staging,
     /// The privileges that the process has got.
     pub(crate) privileges: Privileges,
     /// What the path checker does, if there is one.
@@ -93,6 +97,7 @@ impl Devices {
             saving: Mutex::default(),
             intents: Mutex::default(),
             noted: Noted::default(),
+            staging: Staging::default(),
             privileges: Privileges::default(),
             paths: None,
             default_disk,

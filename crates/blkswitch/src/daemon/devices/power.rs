@@ -17,10 +17,12 @@ use blkswitch_io::pool::PoolOptions;
 use blkswitch_io::{Device, Pool, Target};
 
 use crate::daemon::devices::Devices;
+use crate::daemon::devices::message::How;
 use crate::daemon::state::Folder;
 use crate::daemon::state::files::Files;
 use crate::daemon::state::journal::{Contents, FOLDER, Journal, Note, NotedStep};
 use crate::daemon::tables::describe;
+use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{CreateDevice, LeafOptions, LoadTable, RemoveQuery, Rename};
 
 /// Enough for a map to fill several blocks of a medium.
@@ -325,6 +327,18 @@ impl History {
         });
     }
 
+    /// A long message that expects the present generation, in two parts.
+    fn message_staged(&mut self, name: &str, head: &str, rest: &str) {
+        self.change(|devices| {
+            let device = devices.find(name).unwrap();
+            let if_generation = Some(device.generation());
+            let mut parts = vec![More::End, More::Bytes(rest.into())];
+            let next = &mut || parts.pop().unwrap();
+            let text = Text { head: head.into(), complete: false, next };
+            devices.message(&device, 0, How { if_generation, ..How::default() }, text).unwrap();
+        });
+    }
+
     fn swap(&mut self, name: &str, table: String) {
         let load = LoadTable { table, ..LoadTable::default() };
         self.change(|devices| {
@@ -354,6 +368,7 @@ fn everything(history: &mut History) {
     history.create("disk", history.table(3, 0));
     history.message("disk", "set_region_mappings 0:1 R1,9c3f", false);
     history.message("disk", "set_region_mappings 5:0 :2 9c3f:2", true);
+    history.message_staged("disk", "set_region_mappings 9:1 R1,", "ff 8000:2 :1");
     // The edits before the mistake are applied.
     history.message("disk", "set_region_mappings 7:0 9000:0 8:9", false);
     history.create("upper", format!("0 80 linear {}/disk 8", "/dev/blkswitch"));

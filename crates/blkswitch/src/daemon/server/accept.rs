@@ -27,6 +27,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::daemon::devices::message::Peer;
+
 /// Time limit for a request's header. A client has it ready when it connects.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Most connections. Long polls and the verbs of all users need fewer.
@@ -114,7 +116,12 @@ async fn connection(
     has_asked: Arc<AtomicBool>,
     stopping: watch::Receiver<bool>,
 ) {
-    let service = tower_of(router, has_asked);
+    // Without a number, the log of changes says that nobody knows who asked.
+    let peer = stream.peer_cred().ok().map(|peer| Peer {
+        uid: peer.uid(),
+        pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()),
+    });
+    let service = tower_of(router, has_asked, peer);
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
@@ -145,10 +152,12 @@ fn is_of_the_system(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| cause.raw_os_error().is_some() && !left.contains(&cause.kind()))
 }
 
-/// The routes as a service. It notes in `has_asked` that a request has arrived.
+/// The routes as a service. It notes in `has_asked` that a request has arrived, and tells the
+/// handler who has sent it.
 fn tower_of(
     router: Router,
     has_asked: Arc<AtomicBool>,
+    peer: Option<Peer>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = axum::response::Response,
@@ -156,8 +165,11 @@ fn tower_of(
     Future: Send,
 > {
     let router = TowerToHyperService::new(router);
-    hyper::service::service_fn(move |request| {
+    hyper::service::service_fn(move |mut request: Request<Incoming>| {
         has_asked.store(true, Relaxed);
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         hyper::service::Service::call(&router, request)
     })
 }

@@ -4,6 +4,7 @@
 //! Contract: reads bodies up to a size and a time limit; no input of a client makes it panic.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 use utoipa::IntoResponses;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
+use crate::daemon::devices::message::Peer;
 use crate::daemon::failure::Failure;
 use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES, object};
 
@@ -162,6 +164,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryParams<T>
             let query = parts.uri.query().unwrap_or_default();
             Refused::malformed(Errno::Einval, format!("the query '{query}': {}", error.body_text()))
         })
+    }
+}
+
+/// The process that has sent the request; `None` if the kernel does not tell.
+pub struct Asker(pub Option<Peer>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Asker(parts.extensions.get().copied()))
     }
 }
 

@@ -8,8 +8,8 @@
 //! A word that begins with `#` begins a comment, to the end of the line, as in the last line of an
 //! exported map. Comments are dropped as the body arrives.
 //!
-//! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], and for an atomic message
-//! by [`ATOMIC_MAX_BYTES`]. After a refusal, the rest of the body is read and dropped before the
+//! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], for an atomic message by
+//! [`ATOMIC_MAX_BYTES`], and for a long one with a generation by the size of the map. After a refusal, the rest of the body is read and dropped before the
 //! answer, so the client always gets the reason.
 
 use std::sync::Arc;
@@ -25,9 +25,10 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::daemon::devices::message::{How, Who};
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{Name, QueryParams, Refused, blocking, note_header, refuse};
+use crate::daemon::server::reply::{Asker, Name, QueryParams, Refused, blocking, note_header, refuse};
 use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
@@ -85,6 +86,7 @@ pub async fn message(
     State(app): State<App>,
     Name(name): Name,
     QueryParams(query): QueryParams<MessageQuery>,
+    Asker(peer): Asker,
     body: Body,
 ) -> Result<(HeaderMap, Json<MessageReply>), Refused> {
     let mut incoming = Incoming::new(body);
@@ -96,7 +98,10 @@ pub async fn message(
         }
     };
     let number = device.id();
-    let reply = receive(&app, device, query, &mut incoming).await?;
+    let MessageQuery { sector, atomic, if_generation } = query;
+    let who = Who { peer, source: "message".to_owned() };
+    let how = How { atomic, if_generation, who };
+    let reply = receive(&app, device, sector, how, &mut incoming).await?;
     if reply.is_err() {
         incoming.drain().await;
     }
@@ -108,24 +113,29 @@ pub async fn message(
 async fn receive(
     app: &App,
     device: Arc<Device>,
-    query: MessageQuery,
+    sector: u64,
+    how: How,
     incoming: &mut Incoming,
 ) -> Result<Result<(MessageReply, Option<String>), Failure>, Refused> {
-    let most = if query.atomic { ATOMIC_MAX_BYTES } else { BLOCK_BYTES };
+    let is_whole = how.atomic && how.if_generation.is_none();
+    let most = if is_whole { ATOMIC_MAX_BYTES } else { BLOCK_BYTES };
     let (head, complete) = match incoming.head(most).await {
         Ok(head) => head,
         Err(cut) => return Ok(Err(cut.into())),
     };
-    if query.atomic && !complete {
-        let reason = format!("an atomic message may have at most {ATOMIC_MAX_BYTES} bytes");
+    if is_whole && !complete {
+        let reason = format!(
+            "an atomic message may have at most {ATOMIC_MAX_BYTES} bytes: a longer one needs \
+             --if-generation"
+        );
         return Ok(Err(Failure::new(Errno::E2big, reason)));
     }
     let devices = app.devices.clone();
     let work = move |text: Text<'_>| {
-        let reply = devices.message(&device, query.sector, query.atomic, text)?;
+        let reply = devices.message(&device, sector, how, text)?;
         // Only a remap counts its arguments.
         let is_remap = reply.arguments > 0;
-        let note = is_remap.then(|| devices.noted.of_remap(&device, query.sector)).flatten();
+        let note = is_remap.then(|| devices.noted.of_remap(&device, sector)).flatten();
         Ok((reply, note))
     };
     let cut_off = |cut: Cut, (reply, _): &(MessageReply, Option<String>)| {

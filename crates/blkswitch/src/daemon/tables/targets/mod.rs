@@ -9,7 +9,7 @@
 mod linear;
 mod multipath;
 mod striped;
-mod switch;
+pub(crate) mod switch;
 mod trivial;
 
 use blkswitch_core::args::{Printable, parse_u64};

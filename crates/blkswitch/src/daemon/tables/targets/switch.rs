@@ -186,7 +186,7 @@ fn set_region_mappings(
 }
 
 /// The refusal of the argument that begins at `at`.
-fn bad_argument(text: &[u8], TextError { at, error }: TextError) -> Failure {
+pub(crate) fn bad_argument(text: &[u8], TextError { at, error }: TextError) -> Failure {
     let rest = text.get(at..).unwrap_or_default();
     let word = Words::new(rest.get(..MAX_WORD_LEN).unwrap_or(rest)).next();
     let word = word.unwrap_or(Word::literal(b""));
