@@ -1,12 +1,14 @@
 //! `create`: makes a device, loads its table and resumes it, in one request that leaves nothing
 //! behind if it fails.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use hyper::Method;
 
 use super::context::Context;
 use super::failure::{Failure, Subject};
-use super::load::LeafSwitches;
+use super::load::{LeafSwitches, read_map};
 use super::names::{mangle, stored_name};
 use super::options::Options;
 use super::{format, table_text};
@@ -26,6 +28,9 @@ pub(super) struct Create {
     /// Name of the device and file with its table
     #[arg(value_names = ["NAME", "TABLE_FILE"], num_args = 0..=2)]
     args: Vec<String>,
+    /// The map of the table, from a file in the format of map export
+    #[arg(long, value_name = "FILE", conflicts_with = "concise")]
+    map: Option<PathBuf>,
     #[command(flatten)]
     leaves: LeafSwitches,
     /// Attach it as a ublk disk, /dev/blkswitch/NAME, as attach does
@@ -103,6 +108,7 @@ impl Create {
             minor: self.options.minor,
             read_only: self.options.readonly,
             table,
+            map: self.map.as_deref().map(read_map).transpose()?,
             leaves: self.leaves.options(),
             ublk: self.ublk.then(AttachUblk::default),
             vhost_user: self.vhost_user(),
@@ -139,6 +145,7 @@ impl Create {
                 minor: device.minor,
                 read_only: options.readonly || device.read_only,
                 table: table_text::canonical(&device.table, "")?,
+                map: None,
                 leaves: self.leaves.options(),
                 ublk: self.ublk.then(AttachUblk::default),
                 vhost_user: self.vhost_user(),

@@ -1,5 +1,8 @@
 //! `load` and `reload`: put a table into the inactive slot for the next resume.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use hyper::Method;
 
@@ -36,6 +39,13 @@ impl LeafSwitches {
     }
 }
 
+/// Reads a file with a map.
+pub(super) fn read_map(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|error| {
+        Failure::Message(format!("Couldn't open '{}' for reading: {error}.", file.display()))
+    })
+}
+
 /// Load a table into the inactive slot of a device
 ///
 /// The table comes from --table, from a file, or from standard input. It becomes live with the next
@@ -46,13 +56,20 @@ pub(super) struct Load {
     /// The device and file with its table
     #[arg(value_names = ["DEVICE", "TABLE_FILE"], num_args = 0..=2)]
     args: Vec<String>,
+    /// Keep the map: the new table goes live with it. Paths are compared by what they lead to;
+    /// --force allows another order of them
+    #[arg(long, conflicts_with = "map")]
+    keep_map: bool,
+    /// The map of the new table, from a file in the format of map export
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
     #[command(flatten)]
     leaves: LeafSwitches,
     #[command(flatten)]
     options: Options,
 }
 
-pub(super) const SHOWN: &[&str] = &["table", "readonly", "uuid", "major", "minor"];
+pub(super) const SHOWN: &[&str] = &["table", "force", "readonly", "uuid", "major", "minor"];
 
 impl Load {
     pub(super) async fn run(self, context: &mut Context) -> Result<(), Failure> {
@@ -72,6 +89,9 @@ impl Load {
             table: table.unwrap_or_default(),
             read_only: self.options.readonly,
             leaves: self.leaves.options(),
+            keep_map: self.keep_map,
+            force: self.options.force,
+            map: self.map.as_deref().map(read_map).transpose()?,
         };
         context.command(Method::PUT, route::TABLE, &selector, "reload", &request).await?;
         context.show_if_verbose(&selector, &self.options).await

@@ -72,6 +72,8 @@ fn text(line: &str) -> Option<String> {
     more("sector", event.sector);
     more("arguments", event.arguments);
     more("generation", event.generation);
+    more("uid", event.uid.map(u64::from));
+    more("pid", event.pid.map(u64::from));
     more("count", event.count);
     more("lost", event.lost);
     if let Some(reason) = &event.reason {

@@ -49,6 +49,7 @@
 mod errno;
 mod kept;
 mod maps;
+mod messages;
 mod object;
 mod places;
 mod plans;
@@ -65,6 +66,7 @@ pub use self::maps::{
     Cell, CompactMap, ExportQuery, GENERATION_COMMENT, MapForm, MapHead, MapPicture, MapQuery,
     PictureQuery, RegionMap, Run,
 };
+pub use self::messages::{MessageQuery, MessageReply};
 pub use self::object::{object, optional_object};
 pub use self::places::{Place, Places, Tier, Unit, WHERE_NUMBERS_MAX, Where};
 pub use self::plans::{
@@ -365,6 +367,9 @@ pub struct CreateDevice {
     /// nothing is resumed.
     #[serde(default)]
     pub table: Option<String>,
+    /// The map of the only switch segment, as in [`LoadTable`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
     /// How leaves are opened.
     #[serde(default, deserialize_with = "object")]
     pub leaves: LeafOptions,
@@ -401,6 +406,17 @@ pub struct LoadTable {
     /// How leaves are opened.
     #[serde(default, deserialize_with = "object")]
     pub leaves: LeafOptions,
+    /// Keep the maps of the live table: the table goes live with them. Refused if the region size
+    /// differs, if a region is gone or would have no path, or if paths have another order.
+    #[serde(default)]
+    pub keep_map: bool,
+    /// With `keep_map`: paths may have another order. Regions stay on their paths.
+    #[serde(default)]
+    pub force: bool,
+    /// The map of the only switch segment, as a `set_region_mappings` message (`map export`). A
+    /// resume is refused with ESTALE if the map of the device has changed since the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
 }
 
 /// Body of `suspend` and `wipe`.
@@ -460,40 +476,6 @@ pub struct Removed {
     pub removed: Vec<String>,
     /// Names of the devices that stay because they are in use.
     pub busy: Vec<String>,
-}
-
-/// Query of `POST /v1/devices/{name}/message`. The body is the message, words separated by white
-/// space with the kernel's backslash rule, read as it arrives: it may be of any length. A
-/// word that begins with `#` begins a comment, to the end of the line. When a word is refused the daemon still reads the rest and drops it before it answers, so that the client
-/// always gets the reason instead of a broken pipe.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct MessageQuery {
-    /// An absolute sector of the device; its segment gets the message.
-    #[param(maximum = 18446744073709551615u64)]
-    #[serde(default)]
-    pub sector: u64,
-    /// All or nothing, instead of the kernel's "applied as far as it was understood".
-    #[serde(default)]
-    pub atomic: bool,
-    /// Refuse the message with ESTALE, and change nothing, unless the map has this generation. It
-    /// implies `atomic`. Such a message may have any length: a long one is applied to a copy of the
-    /// map first, and others are not held up while it arrives.
-    #[param(maximum = 18446744073709551615u64)]
-    pub if_generation: Option<u64>,
-}
-
-/// Reply of a message.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MessageReply {
-    /// Text for the caller, for the few messages that answer (`@stats_create`).
-    pub text: Option<String>,
-    /// How many arguments were applied (`R2,10` is one).
-    pub arguments: u64,
-    /// The generation of the device's maps after the message.
-    #[serde(default)]
-    pub generation: u64,
 }
 
 /// Query of `GET /v1/devices/{name}/events`.
@@ -584,6 +566,15 @@ pub struct MonitorEvent {
     /// The generation of the device's maps after a `REMAPPED` or `TABLE_SWAPPED`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// The user of the process that sent the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The number of that process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// What asked for the remap: `message`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The errno of a path's errors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,

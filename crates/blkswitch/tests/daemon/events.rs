@@ -1,11 +1,12 @@
 //! Events: the output of `monitor`, and what the log and `/metrics` say about failing paths.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use blkswitch::protocol::route;
+use blkswitch::protocol::{MonitorEvent, route};
 use serde_json::Value;
 
 use crate::fixture::{Daemon, PATIENCE, SECTOR, eventually};
@@ -123,6 +124,25 @@ fn what_control_does_to_devices_is_told() {
     }
     daemon.terminate();
     watcher.until(&["DAEMON_ENDS"]);
+}
+
+#[test]
+fn a_remap_is_told_with_who_asked() {
+    let daemon = Daemon::start();
+    let watcher = Watcher::new(&daemon, &["--json"]);
+    daemon.create("vol", "0 64 switch 2 8 0 mem:1M 0 mem:1M 0").expect_ok();
+    daemon.message("vol", 0, b"set_region_mappings 0:1 :0").expect_ok();
+    let event: MonitorEvent = loop {
+        let line = watcher.lines.recv_timeout(PATIENCE).unwrap();
+        let event: MonitorEvent = serde_json::from_str(&line).unwrap();
+        if event.device == "vol" && event.event == "REMAPPED" {
+            break event;
+        }
+    };
+    let me = std::fs::metadata("/proc/self").unwrap().uid();
+    assert_eq!((event.uid, event.pid), (Some(me), Some(std::process::id())));
+    assert_eq!((event.generation, event.arguments), (Some(1), Some(2)));
+    assert_eq!(event.source.as_deref(), Some("message"));
 }
 
 /// An export of another daemon comes back smaller than before, and the leaf does not use it.

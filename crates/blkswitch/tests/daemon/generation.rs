@@ -142,7 +142,7 @@ fn a_message_for_another_generation_is_refused() {
         assert_eq!(daemon.map("vol", 0), map);
         assert_eq!(daemon.describe("vol").generation, generation);
     }
-    assert_eq!(daemon.map("vol", 0)[..7], [2, 1, 2, 2, 1, 2, 2]);
+    assert_eq!(daemon.map("vol", 0)[..7], [2, 1, 2, 2, 1, 1, 2]);
     let error = send("if_generation=x", "set_region_mappings 0:0").error();
     assert!(error.reason.contains("if_generation=x"), "{}", error.reason);
     let ran =

@@ -17,6 +17,7 @@ mod golden_tables;
 mod golden_tools;
 mod held;
 mod http;
+mod keep;
 mod lifecycle;
 mod multipath;
 mod names;

@@ -26,6 +26,8 @@ pub enum DeviceEvent {
         arguments: u64,
         /// The device's generation after the message.
         generation: u64,
+        /// Who asked for it.
+        who: Who,
     },
     /// A path has answered with errors. Only for devices that are not multipath.
     PathErrors {
@@ -61,6 +63,17 @@ pub enum DeviceEvent {
         /// Whether the resume swapped in another table.
         swapped: bool,
     },
+}
+
+/// Who asked for a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// The user of the process that asked; `None` if it was this process itself.
+    pub uid: Option<u32>,
+    /// The number of the process; `None` if it is not known.
+    pub pid: Option<u32>,
+    /// What asked, in a word.
+    pub source: String,
 }
 
 /// A function that is called for every event.

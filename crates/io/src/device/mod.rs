@@ -109,6 +109,9 @@ pub enum DeviceError {
     /// A forced swap failed, because leaves do not give requests back.
     #[error("requests of '{0}' are with leaves that do not answer: the device runs on as before")]
     InFlight(String),
+    /// The preparation of a swap has failed ([`Device::resume_prepared`]).
+    #[error("the swap of '{0}' was not prepared: the device runs on as before")]
+    Unprepared(String),
     /// The pool is stopping, or a queue has failed.
     #[error("the pool is stopping, or one of its queues has failed")]
     Stopping,
@@ -133,6 +136,7 @@ impl DeviceError {
             | DeviceError::UuidSet(_)
             | DeviceError::Loop(_)
             | DeviceError::OtherQueues(_)
+            | DeviceError::Unprepared(_)
             | DeviceError::TooDeep => libc::EINVAL,
         }
     }
@@ -350,6 +354,18 @@ impl Device {
     /// that wait for a path or at a gate below, and waits for leaves only for a limited time. A
     /// suspend that waits ends first.
     pub fn resume_unless(&self, force: bool, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        self.resume_prepared(force, interrupt, |_| Ok(()))
+    }
+
+    /// As [`Device::resume_unless`]. For a swap, it calls `prepare` with the new table before the
+    /// gate closes: requests go on, and messages wait until the swap is over. If `prepare` fails,
+    /// nothing happens.
+    pub fn resume_prepared(
+        &self,
+        force: bool,
+        interrupt: &Interrupt,
+        prepare: impl FnOnce(&Arc<Table>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         self.end_suspend();
         let _control = lock(&self.control);
         let (suspended, live, inactive) = {
@@ -361,6 +377,7 @@ impl Device {
                 // Wait until a message in progress is finished on the table it began with. A client
                 // sends its words, so it may take long; the gate stays open until then.
                 let _message = lock(&self.message);
+                prepare(&table)?;
                 self.close_gate(Reason::Swap { force }, interrupt)?;
                 if moves_regions(old.as_deref(), &table) {
                     self.raise_generation();
@@ -551,12 +568,19 @@ impl Device {
     }
 }
 
-/// Whether a swap may change where regions go. A device without a table has no regions yet.
+/// Whether a swap may change where regions go. A device without a table has no regions yet. Maps
+/// with the same words are the same map: who shares them sees to it that the paths are the same.
 fn moves_regions(old: Option<&Live>, new: &Table) -> bool {
-    let has_switch = |table: &Table| {
-        table.segments().iter().any(|one| matches!(one.target, Target::Switch { .. }))
-    };
-    old.is_some_and(|old| has_switch(&old.table) || has_switch(new))
+    let Some(old) = old else { return false };
+    let (mut before, mut after) = (old.table.maps(), new.maps());
+    loop {
+        match (before.next(), after.next()) {
+            (None, None) => return false,
+            (Some((start, map)), Some((same, kept)))
+                if start == same && map.storage().is_shared_with(kept.storage()) => {}
+            _ => return true,
+        }
+    }
 }
 
 /// Drops tables that a device no longer has. Waits a moment until their leaves are closed.

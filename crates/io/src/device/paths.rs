@@ -10,7 +10,7 @@ use blkswitch_core::multipath::message::{MessageError, MultipathCommand as Words
 
 use super::host::Order;
 use super::{Device, Messenger, lock};
-use crate::device::event::DeviceEvent;
+use crate::device::event::{DeviceEvent, Who};
 use crate::device::failing::Key;
 use crate::device::table::PathGroups;
 
@@ -74,9 +74,9 @@ impl Device {
 
     /// Reports that a message has changed the map of the switch segment at `sector`, with this
     /// number of arguments. The caller has the [`Messenger`].
-    pub fn remapped(&self, sector: u64, arguments: u64) {
+    pub fn remapped(&self, sector: u64, arguments: u64, who: Who) {
         let generation = self.generation();
-        self.host.tell(self, DeviceEvent::Remapped { sector, arguments, generation });
+        self.host.tell(self, DeviceEvent::Remapped { sector, arguments, generation, who });
     }
 }
 

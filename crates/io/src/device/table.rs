@@ -246,6 +246,31 @@ impl Table {
         self.segments.get(index).filter(|s| sector - s.start < s.len)
     }
 
+    /// Gives the switch segment at `start` the words of `map`, which another table of the device has.
+    /// `false`, and no change, if there is no such segment or if its geometry differs.
+    pub fn share_map(&mut self, start: u64, map: &RegionMap) -> bool {
+        let segment = self.segments.iter_mut().find(|segment| segment.start == start);
+        let Some(Target::Switch { map: own, .. }) = segment.map(|one| &mut one.target) else {
+            return false;
+        };
+        if own.geometry() != map.geometry() {
+            return false;
+        }
+        match RegionMap::new(*map.geometry(), map.storage().share()) {
+            Ok(shared) => *own = shared,
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// The maps of the switch segments, each with the first sector of its segment.
+    pub fn maps(&self) -> impl Iterator<Item = (u64, &RegionMap)> {
+        self.segments.iter().filter_map(|segment| match &segment.target {
+            Target::Switch { map, .. } => Some((segment.start, map)),
+            _ => None,
+        })
+    }
+
     /// The priority groups and paths of a multipath table; `None` for other tables.
     pub fn multipath(&self) -> Option<(&PathGroups, &[To])> {
         match &self.segments.first()?.target {

@@ -85,16 +85,29 @@ impl Changes {
 /// The words of one region map.
 #[derive(Debug)]
 pub struct Slots {
+    /// The words of `owner`, so that a look-up needs no second access.
+    memory: NonNull<AtomicU64>,
+    len: usize,
+    owner: Arc<Owner>,
+    kept: Option<Arc<(Arc<Path>, Changes)>>,
+}
+
+/// The memory of words.
+#[derive(Debug)]
+struct Owner {
     memory: NonNull<AtomicU64>,
     len: usize,
     /// Whether it counts as locked.
     is_locked: bool,
-    kept: Option<(Arc<Path>, Changes)>,
 }
 
 // SAFETY: the words are atomics at a fixed address, and only this value owns them.
-unsafe impl Send for Slots {}
+unsafe impl Send for Owner {}
 // SAFETY: as above. Shared access is only by atomic operations.
+unsafe impl Sync for Owner {}
+// SAFETY: the words live as long as `owner`, and are accessed only by atomic operations.
+unsafe impl Send for Slots {}
+// SAFETY: as above.
 unsafe impl Sync for Slots {}
 
 impl Slots {
@@ -110,7 +123,7 @@ impl Slots {
             // SAFETY: this memory was allocated above.
             unsafe { crate::sys::process::unlock(memory.as_ptr().cast(), bytes) };
         }
-        Some(Slots { memory, len, is_locked, kept: None })
+        Some(Slots { memory, len, owner: Arc::new(Owner { memory, len, is_locked }), kept: None })
     }
 
     /// Keeps the words in a file, so that changes are noted. Holds a reference to `file` as long as
@@ -118,26 +131,38 @@ impl Slots {
     /// for the notes.
     pub fn kept_in(mut self, file: Arc<Path>) -> io::Result<Slots> {
         let changes = Changes::new(self.len).ok_or(io::ErrorKind::OutOfMemory)?;
-        self.kept = Some((file, changes));
+        self.kept = Some(Arc::new((file, changes)));
         Ok(self)
+    }
+
+    /// The same words, with the same notes of changes, for another map. A store through one is seen
+    /// through the other, so the owner of both maps lets one writer at a time in.
+    pub fn share(&self) -> Slots {
+        let (owner, kept) = (self.owner.clone(), self.kept.clone());
+        Slots { memory: self.memory, len: self.len, owner, kept }
+    }
+
+    /// Whether two values have the same words.
+    pub fn is_shared_with(&self, other: &Slots) -> bool {
+        Arc::ptr_eq(&self.owner, &other.owner)
     }
 
     /// The file that keeps the words; `None` if there is none.
     pub fn file(&self) -> Option<&Arc<Path>> {
-        self.kept.as_ref().map(|(path, _)| path)
+        self.kept.as_ref().map(|kept| &kept.0)
     }
 
     /// The changes since they were last cleared; `None` for words that are not kept in a file.
     pub fn changes(&self) -> Option<&Changes> {
-        self.kept.as_ref().map(|(_, changes)| changes)
+        self.kept.as_ref().map(|kept| &kept.1)
     }
 }
 
 impl Storage for Slots {
     #[inline]
     fn before_store(&self, slot: usize) {
-        if let Some((_, changes)) = &self.kept {
-            changes.note(slot);
+        if let Some(kept) = &self.kept {
+            kept.1.note(slot);
         }
     }
 }
@@ -145,7 +170,7 @@ impl Storage for Slots {
 impl AsRef<[AtomicU64]> for Slots {
     #[inline]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: `len` words are allocated there while `self` lives, and any bits are a valid
+        // SAFETY: `len` words are allocated there while `owner` lives, and any bits are a valid
         // AtomicU64.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
@@ -160,7 +185,7 @@ impl AsRef<[loom::sync::atomic::AtomicU64]> for Slots {
     }
 }
 
-impl Drop for Slots {
+impl Drop for Owner {
     fn drop(&mut self) {
         if self.is_locked {
             LOCKED.fetch_sub(self.len * size_of::<u64>(), Ordering::Relaxed);
@@ -191,9 +216,26 @@ mod tests {
         // The words are not touched. Other tests have small maps at the same time.
         let half = LOCKED_MAX / 2 / size_of::<u64>();
         let (one, two) = (Slots::in_memory(half).unwrap(), Slots::in_memory(half + 1).unwrap());
-        assert!(one.is_locked && !two.is_locked);
+        assert!(one.owner.is_locked && !two.owner.is_locked);
         drop(one);
-        assert!(Slots::in_memory(half).unwrap().is_locked);
+        assert!(Slots::in_memory(half).unwrap().owner.is_locked);
+    }
+
+    #[test]
+    fn shared_words_live_as_long_as_their_last_user() {
+        let file: Arc<Path> = Path::new("/a/map").into();
+        let one = Slots::in_memory(100).unwrap().kept_in(file.clone()).unwrap();
+        let other = one.share();
+        one.before_store(70);
+        one.as_ref()[70].store(9, Ordering::Relaxed);
+        assert!(one.is_shared_with(&other));
+        assert!(!one.is_shared_with(&Slots::in_memory(100).unwrap()));
+        drop(one);
+        assert_eq!(other.as_ref()[70].load(Ordering::Relaxed), 9);
+        assert_eq!(other.changes().unwrap().next(0), Some(1));
+        assert_eq!((other.file(), Arc::strong_count(&file)), (Some(&file), 2));
+        drop(other);
+        assert_eq!(Arc::strong_count(&file), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use blkswitch_core::args::Words;
 use blkswitch_core::switch::message::EMPTY_MESSAGE;
 use blkswitch_io::Device;
 use blkswitch_io::device::Messenger;
+use blkswitch_io::event::Who;
 use blkswitch_io::table::RegionMap;
 
 use crate::daemon::devices::Devices;
@@ -18,24 +19,6 @@ use crate::protocol::{Errno, MessageReply};
 
 /// Longest message to the device-mapper core. Such a message has only a few words.
 const CORE_MAX_BYTES: usize = 256 << 10;
-
-/// A process at the other end of the control socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its user.
-    pub uid: u32,
-    /// Its number; `None` if it belongs to another namespace.
-    pub pid: Option<u32>,
-}
-
-/// Who asked for a change.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Who {
-    /// The process; `None` if it was the daemon itself, or the kernel does not tell.
-    pub peer: Option<Peer>,
-    /// The verb or the source of the change.
-    pub source: String,
-}
 
 /// How a message is applied.
 #[derive(Clone, Debug, Default)]
@@ -63,8 +46,8 @@ impl Keeper for Keeping<'_> {
 
     fn end(&self, map: &RegionMap, applied: u64) -> Result<(), Failure> {
         if applied > 0 {
-            tracing::debug!(device = %self.device.name(), who = ?self.who, "a map was changed");
-            self.device.remapped(self.messenger.segment().start, applied);
+            let (sector, who) = (self.messenger.segment().start, self.who.clone());
+            self.device.remapped(sector, applied, who);
         }
         self.devices.end_change(map)
     }

@@ -6,6 +6,7 @@
 pub mod clients;
 pub(crate) mod difference;
 pub mod disks;
+mod keep;
 mod leftovers;
 pub mod message;
 pub(crate) mod places;
@@ -30,6 +31,7 @@ use blkswitch_io::{Device, DeviceError, Pool, Table, TableBuilder, Target};
 
 use crate::config::PathOptions;
 use crate::daemon::devices::disks::{link, unlink};
+use crate::daemon::devices::keep::Takeovers;
 use crate::daemon::devices::save::Intent;
 use crate::daemon::devices::staged::Staging;
 use crate::daemon::devices::standing::Standing;
@@ -70,6 +72,8 @@ pub struct Devices {
     pub(crate) intents: Mutex<HashMap<u32, Intent>>,
     /// Devices whose users have been warned that a remap shows other data.
     pub(crate) noted: Noted,
+    /// Inactive tables that take over a map.
+    takeovers: Takeovers,
     /// Long messages that are arriving.
     staging: Staging,
     /// The privileges that the process has got.
@@ -97,6 +101,7 @@ impl Devices {
             saving: Mutex::default(),
             intents: Mutex::default(),
             noted: Noted::default(),
+            takeovers: Takeovers::default(),
             staging: Staging::default(),
             privileges: Privileges::default(),
             paths: None,
@@ -176,6 +181,10 @@ impl Devices {
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
         let uuid = request.uuid.unwrap_or_default();
         let checked = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
+            if request.table.is_none() && request.map.is_some() {
+                let reason = format!("'{}' has no table that a map could be of", request.name);
+                return Err(Failure::new(Errno::Einval, reason));
+            }
             let is_disk = request.ublk.is_some() || request.vhost_user.is_some();
             if request.table.is_some() || !is_disk {
                 return Ok(());
@@ -192,7 +201,13 @@ impl Devices {
         });
         let device = made.map_err(|failure| failure.of("create", None))?;
         let Some(table) = request.table else { return Ok(self.describe(&device)) };
-        let load = LoadTable { table, read_only: request.read_only, leaves: request.leaves };
+        let load = LoadTable {
+            table,
+            read_only: request.read_only,
+            leaves: request.leaves,
+            map: request.map,
+            ..LoadTable::default()
+        };
         let step = |ioctl: &'static str| move |failure: Failure| (ioctl, failure);
         let loaded = self.load(&device, &load).map_err(step("reload"));
         let done = loaded.and_then(|()| {
@@ -250,9 +265,19 @@ impl Devices {
         let text = raw::decode(&load.table);
         let lines = Lines::parse(&text);
         self.refuse_own_disks(&lines)?;
-        let table = build(&self.site(device, &begun.opening), load, &lines)?;
+        let mut table = build(&self.site(device, &begun.opening), load, &lines)?;
+        let kept = match self.keep(device, &mut table, load) {
+            Ok(kept) => kept,
+            Err(failure) => {
+                // The file of its map goes with it.
+                drop(table);
+                self.folder.sweep();
+                return Err(failure);
+            }
+        };
         self.apply_no_path_retry(&device.name(), &table);
         device.load(table)?;
+        self.takeovers.note(device, kept);
         self.remember_cache(device, load.leaves.cache);
         self.folder.sweep();
         Ok(())

@@ -339,6 +339,29 @@ impl History {
         });
     }
 
+    fn load(&mut self, name: &str, load: LoadTable) {
+        self.change(|devices| devices.load(&devices.find(name).unwrap(), &load).unwrap());
+    }
+
+    fn resume(&mut self, name: &str) {
+        self.change(|devices| {
+            devices.resume(&devices.find(name).unwrap(), &Interrupt::default()).unwrap()
+        });
+    }
+
+    /// A load that keeps the map, and messages before the resume.
+    fn swap_kept(&mut self, name: &str, table: String, messages: &[&str]) {
+        self.load(name, LoadTable { table, keep_map: true, ..LoadTable::default() });
+        messages.iter().for_each(|text| self.message(name, text, false));
+        let wanted = |states: &[Vec<Known>]| {
+            let known = states.last().unwrap().iter().find(|known| known.name == name).unwrap();
+            known.maps.clone()
+        };
+        let before = wanted(&self.states);
+        self.resume(name);
+        assert_eq!(wanted(&self.states), before, "the map is kept");
+    }
+
     fn swap(&mut self, name: &str, table: String) {
         let load = LoadTable { table, ..LoadTable::default() };
         self.change(|devices| {
@@ -359,7 +382,7 @@ impl History {
 /// Makes every kind of change that is kept.
 fn everything(history: &mut History) {
     // The files have room for every table, whatever its offset.
-    for nr in 0..4 {
+    for nr in 0..5 {
         std::fs::File::create(history.path(nr))
             .unwrap()
             .set_len(u64::from(REGIONS + 64) * 8 * 512)
@@ -409,6 +432,20 @@ fn everything(history: &mut History) {
     history.remove("disk");
     history.create("again", history.table(3, 0));
     history.message("again", "set_region_mappings 0:2 R1,9c3f", false);
+    // The same words; a path more; a path less, of which no region is left; and a map of its own.
+    history.swap_kept("again", history.table(3, 0), &["set_region_mappings 7:1"]);
+    history.swap_kept("again", history.table(4, 0), &["set_region_mappings 8:1 9000:0"]);
+    history.killed();
+    history.message("again", "set_region_mappings 9:3", false);
+    history.swap_kept(
+        "again",
+        history.table(5, 0),
+        &["set_region_mappings 9:2", "set_region_mappings :2"],
+    );
+    let map = Some("set_region_mappings 0:1 R1,9c3e\n# generation 5\n".to_owned());
+    history.load("again", LoadTable { table: history.table(2, 0), map, ..LoadTable::default() });
+    history.resume("again");
+    history.killed();
     history.devices.leave_disks();
     history.journal.push(NotedStep::Answered(history.states.len() - 1));
 }

@@ -15,7 +15,7 @@ use anyhow::Context;
 use blkswitch_io::device::Interrupt;
 use blkswitch_io::slots::Slots;
 use blkswitch_io::table::RegionMap;
-use blkswitch_io::{Device, Table, Target};
+use blkswitch_io::{Device, DeviceError, Table};
 
 use crate::daemon::devices::Devices;
 use crate::daemon::devices::disks::link;
@@ -74,16 +74,34 @@ impl Devices {
         force: bool,
         interrupt: &Interrupt,
     ) -> Result<(), Failure> {
-        let swaps = device.inactive().is_some();
-        let intent = if swaps { Intent::Swap } else { Intent::Open };
-        self.with_intent(device, intent, || {
-            device.resume_unless(force, interrupt)?;
+        if device.inactive().is_none() {
+            return self.with_intent(device, Intent::Open, || {
+                device.resume_unless(force, interrupt)?;
+                self.standing.set_suspended(device, false);
+                Ok(())
+            });
+        }
+        self.intents().insert(device.id(), Intent::Swap);
+        let mut refused = None;
+        // Under the message lock: a message after this goes to the new table, so neither a map that
+        // is kept nor the generation in the description can be too old.
+        let resumed = device.resume_prepared(force, interrupt, |table| {
+            let prepared = self.keep_again(device, table).and_then(|()| self.save());
+            prepared.map_err(|failure| {
+                refused = Some(failure);
+                DeviceError::Unprepared(device.name())
+            })
+        });
+        let changed = match refused {
+            Some(failure) => Err(failure),
+            None => resumed.map_err(Failure::from),
+        };
+        if changed.is_ok() {
+            self.takeovers.forget(device);
             self.standing.set_suspended(device, false);
-            if swaps {
-                self.table_went_live(device);
-            }
-            Ok(())
-        })
+            self.table_went_live(device);
+        }
+        self.end_intent(device, changed)
     }
 
     /// Saves the state that `change` leads to, then makes the change.
@@ -98,6 +116,11 @@ impl Devices {
     ) -> Result<(), Failure> {
         self.intents().insert(device.id(), intent);
         let changed = self.save().and_then(|()| change());
+        self.end_intent(device, changed)
+    }
+
+    /// Saves the state after a change that was described before, or was not made.
+    fn end_intent(&self, device: &Device, changed: Result<(), Failure>) -> Result<(), Failure> {
         self.intents().remove(&device.id());
         // If the change succeeded, the description is unchanged, and saving it again writes
         // nothing.
@@ -333,12 +356,5 @@ fn survives_alone(table: &Table) -> bool {
 
 /// The slots of a table's maps, in the order of its segments.
 pub(crate) fn maps(table: &Table) -> impl Iterator<Item = &Slots> {
-    table.segments().iter().filter_map(|segment| match &segment.target {
-        Target::Switch { map, .. } => Some(map.storage()),
-        Target::Linear(_)
-        | Target::Striped { .. }
-        | Target::Multipath { .. }
-        | Target::Error
-        | Target::Zero => None,
-    })
+    table.maps().map(|(_, map)| map.storage())
 }

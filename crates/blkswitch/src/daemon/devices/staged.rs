@@ -16,11 +16,12 @@ use blkswitch_core::args::Words;
 use blkswitch_core::map::diff::Diff;
 use blkswitch_core::switch::{Command, Map, Message, command};
 use blkswitch_io::Device;
+use blkswitch_io::event::Who;
 use blkswitch_io::slots::Slots;
 use blkswitch_io::table::RegionMap;
 
 use crate::daemon::devices::Devices;
-use crate::daemon::devices::message::{Keeping, Who, check_generation};
+use crate::daemon::devices::message::{Keeping, check_generation};
 use crate::daemon::failure::Failure;
 use crate::daemon::tables::targets::switch::bad_argument;
 use crate::daemon::tables::targets::{Keeper as _, More, Text};

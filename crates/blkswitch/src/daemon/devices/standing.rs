@@ -231,7 +231,12 @@ impl Devices {
         until: Instant,
     ) -> Result<Table, Failure> {
         let leaves = LeafOptions { make_files: false, cache: saved.cache };
-        let load = LoadTable { table: saved.table.clone(), read_only: saved.read_only, leaves };
+        let load = LoadTable {
+            table: saved.table.clone(),
+            read_only: saved.read_only,
+            leaves,
+            ..LoadTable::default()
+        };
         let maps = Maps::saved(&self.folder, &saved.maps);
         let site = Site { maps, restores: true, ..self.site(device, opening) };
         let text = raw::decode(&load.table);

@@ -27,8 +27,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::daemon::devices::message::Peer;
-
 /// Time limit for a request's header. A client has it ready when it connects.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Most connections. Long polls and the verbs of all users need fewer.
@@ -50,6 +48,15 @@ impl Limits {
     pub fn of(descriptors: usize) -> Limits {
         Limits { connections: (descriptors / DESCRIPTOR_SHARE).clamp(8, CONNECTIONS_MAX) }
     }
+}
+
+/// The process at the other end of a connection. Its requests carry it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its user.
+    pub uid: u32,
+    /// Its number; `None` if it is in another namespace.
+    pub pid: Option<u32>,
 }
 
 /// An open connection, as the accepting task sees it.
@@ -116,7 +123,6 @@ async fn connection(
     has_asked: Arc<AtomicBool>,
     stopping: watch::Receiver<bool>,
 ) {
-    // Without a number, the log of changes says that nobody knows who asked.
     let peer = stream.peer_cred().ok().map(|peer| Peer {
         uid: peer.uid(),
         pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()),

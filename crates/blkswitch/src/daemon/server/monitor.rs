@@ -90,11 +90,14 @@ fn about(device: &Device) -> MonitorEvent {
 fn event(device: &Device, change: DeviceEvent) -> MonitorEvent {
     let told = about(device);
     match change {
-        DeviceEvent::Remapped { sector, arguments, generation } => MonitorEvent {
+        DeviceEvent::Remapped { sector, arguments, generation, who } => MonitorEvent {
             event: REMAPPED.to_owned(),
             sector: Some(sector),
             arguments: Some(arguments),
             generation: Some(generation),
+            uid: who.uid,
+            pid: who.pid,
+            source: Some(who.source).filter(|source| !source.is_empty()),
             ..told
         },
         DeviceEvent::Multipath { event, path } => {

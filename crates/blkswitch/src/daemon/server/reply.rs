@@ -22,8 +22,8 @@ use tokio::sync::Semaphore;
 use utoipa::IntoResponses;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
-use crate::daemon::devices::message::Peer;
 use crate::daemon::failure::Failure;
+use crate::daemon::server::accept::Peer;
 use crate::protocol::{Errno, ErrorBody, NOTE_HEADER, TABLE_MAX_BYTES, object};
 
 /// Longest JSON body: a table of which JSON escapes every second byte, and the other fields.

@@ -21,14 +21,17 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use blkswitch_core::args::is_space;
 use blkswitch_io::Device;
+use blkswitch_io::event::Who;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::daemon::devices::message::{How, Who};
+use crate::daemon::devices::message::How;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
-use crate::daemon::server::reply::{Asker, Name, QueryParams, Refused, blocking, note_header, refuse};
+use crate::daemon::server::reply::{
+    Asker, Name, QueryParams, Refused, blocking, note_header, refuse,
+};
 use crate::daemon::tables::targets::{More, Text};
 use crate::protocol::{Errno, MessageQuery, MessageReply, route};
 
@@ -99,7 +102,8 @@ pub async fn message(
     };
     let number = device.id();
     let MessageQuery { sector, atomic, if_generation } = query;
-    let who = Who { peer, source: "message".to_owned() };
+    let (uid, pid) = (peer.map(|peer| peer.uid), peer.and_then(|peer| peer.pid));
+    let who = Who { uid, pid, source: "message".to_owned() };
     let how = How { atomic, if_generation, who };
     let reply = receive(&app, device, sector, how, &mut incoming).await?;
     if reply.is_err() {
