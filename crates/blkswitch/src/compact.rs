@@ -8,9 +8,11 @@
 
 use std::sync::atomic::AtomicU64;
 
+use blkswitch_core::args::is_space;
 use blkswitch_core::map::diff::Diff;
 use blkswitch_core::switch::Map;
 use blkswitch_core::switch::compact::{self, WriteError};
+use bytes::Bytes;
 
 const COMMAND: &[u8] = b"set_region_mappings";
 /// Least length of a line before its words may end it.
@@ -138,6 +140,40 @@ impl Compact {
     }
 }
 
+/// Drops comments from a text that arrives in parts: from a word that begins with `#` to the end of
+/// the line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Comments {
+    #[default]
+    WordBegins,
+    InWord,
+    InComment,
+}
+
+impl Comments {
+    /// The part of `data` that is no comment. The line break after a comment stays.
+    pub(crate) fn strip(&mut self, data: Bytes) -> Bytes {
+        let Some(last) = data.last() else { return data };
+        if *self != Comments::InComment && !data.contains(&b'#') {
+            *self = if is_space(*last) { Comments::WordBegins } else { Comments::InWord };
+            return data;
+        }
+        let mut left = Vec::with_capacity(data.len());
+        for byte in data {
+            *self = match (*self, byte) {
+                (Comments::InComment, b'\n') => Comments::WordBegins,
+                (Comments::InComment, _) | (Comments::WordBegins, b'#') => Comments::InComment,
+                (_, byte) if is_space(byte) => Comments::WordBegins,
+                _ => Comments::InWord,
+            };
+            if *self != Comments::InComment {
+                left.push(byte);
+            }
+        }
+        left.into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use blkswitch_core::switch::{Geometry, Message, message::Command};
@@ -247,6 +283,25 @@ mod tests {
             }
             round_trip(&random, 100);
             round_trip(&random, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn comments_are_dropped_however_they_arrive() {
+        for (text, left) in [
+            ("a b\n# generation 7\n", "a b\n\n"),
+            ("a b # generation 7 ", "a b "),
+            ("#\n##\nset 1 #2\n3 #", "\n\nset 1 \n3 "),
+            ("a#b\n\t#c\nd\n", "a#b\n\t\nd\n"),
+            ("# x", ""),
+        ] {
+            for size in 1..=text.len() {
+                let (mut comments, mut got) = (Comments::default(), Vec::new());
+                for part in text.as_bytes().chunks(size) {
+                    got.extend(comments.strip(Bytes::from_static(part)));
+                }
+                assert_eq!(String::from_utf8(got).unwrap(), left, "{text:?} in parts of {size}");
+            }
         }
     }
 }

@@ -33,6 +33,9 @@ pub(super) struct Create {
     map: Option<PathBuf>,
     #[command(flatten)]
     leaves: LeafSwitches,
+    /// Take the region map from file:PATH or from the array (referrals), now and whenever it changes
+    #[arg(long, value_name = "SOURCE")]
+    map_from: Option<String>,
     /// Attach it as a ublk disk, /dev/blkswitch/NAME, as attach does
     #[arg(long)]
     ublk: bool,
@@ -110,6 +113,7 @@ impl Create {
             table,
             map: self.map.as_deref().map(read_map).transpose()?,
             leaves: self.leaves.options(),
+            map_from: self.map_from.clone(),
             ublk: self.ublk.then(AttachUblk::default),
             vhost_user: self.vhost_user(),
         }])
@@ -147,6 +151,7 @@ impl Create {
                 table: table_text::canonical(&device.table, "")?,
                 map: None,
                 leaves: self.leaves.options(),
+                map_from: self.map_from.clone(),
                 ublk: self.ublk.then(AttachUblk::default),
                 vhost_user: self.vhost_user(),
             })

@@ -71,7 +71,7 @@ Examples:
 
 The last two put regions 0 to 255 on path 2.";
 
-pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor"];
+pub(super) const SHOWN: &[&str] = &["uuid", "major", "minor", "force"];
 
 /// The word that means standard input.
 const STDIN: &str = "-";
@@ -104,7 +104,7 @@ impl Message {
         context: &Context,
     ) -> Result<MessageReply, Failure> {
         let name = context.name_of(selector, "message").await?;
-        let path = message_path(&name, sector, self.atomic, self.if_generation);
+        let path = message_path(&name, sector, self.atomic, self.if_generation, self.options.force);
         let (client, quiet) = (&context.client, self.quiet);
         let sent = match words {
             [first @ .., last] if last == STDIN => {
@@ -139,10 +139,12 @@ pub(super) fn message_path(
     sector: u64,
     atomic: bool,
     if_generation: Option<u64>,
+    force: bool,
 ) -> String {
     let route = device_path(route::MESSAGE, name);
     let only = if_generation.map(|number| format!("&if_generation={number}")).unwrap_or_default();
-    format!("{route}?sector={sector}&atomic={atomic}{only}")
+    let force = if force { "&force=true" } else { "" };
+    format!("{route}?sector={sector}&atomic={atomic}{force}{only}")
 }
 
 /// Joins the words with spaces. Their bytes need not be UTF-8.

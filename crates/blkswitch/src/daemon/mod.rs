@@ -6,6 +6,7 @@
 //! | [`server`] | the control protocol over HTTP: routes and their document, connections, events, metrics |
 //! | [`checker`] | probes the paths of multipath devices |
 //! | [`devices`] | the operations on devices and disks; saves what the next daemon needs |
+//! | [`sources`] | maps that files and arrays supply |
 //! | [`tables`] | from the text of a table to a table that runs, and back |
 //! | [`state`] | the files of `serve --state` |
 //! | [`process`] | sockets, signals, limits, privileges, mounts |
@@ -23,6 +24,7 @@ pub mod devices;
 pub mod failure;
 pub mod process;
 pub mod server;
+pub mod sources;
 pub mod state;
 pub mod tables;
 
@@ -202,6 +204,7 @@ impl Daemon {
         let changed = self.monitor.paths_changed.clone();
         let checker = tokio::spawn(checker::run(self.devices.clone(), self.paths, changed));
         let retry = tokio::spawn(devices::standing::retry(self.devices.clone()));
+        let sources = tokio::spawn(devices::following::follow(self.devices.clone()));
         let troubles =
             tokio::spawn(server::troubles::run(self.devices.clone(), self.monitor.clone()));
         tokio::spawn(keep_a_thread());
@@ -234,6 +237,7 @@ impl Daemon {
         tracing::info!("stopping: finishing what is under way");
         checker.abort();
         retry.abort();
+        sources.abort();
         troubles.abort();
         match tokio::time::timeout(CONTROL_GRACE, served).await {
             Ok(Ok(())) => {}

@@ -170,3 +170,20 @@ pub struct Cell {
     /// How many of them are on that path: equal to `count` when the cell is not mixed.
     pub majority: u64,
 }
+
+/// The source that supplies a device's map.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MapSource {
+    /// `file:PATH` or `referrals`.
+    pub source: String,
+    /// Unix time in seconds of the last reading that succeeded; `None` before the first.
+    pub read_at: Option<u64>,
+    /// The generation of the map after that reading.
+    pub generation: Option<u64>,
+    /// Number of readings that failed since the daemon started.
+    pub failures: u64,
+    /// Why the last reading failed; `None` if it succeeded. The map in use goes on.
+    pub error: Option<String>,
+    /// What people should know about the last map, such as a target port group without a path.
+    pub remarks: Vec<String>,
+}

@@ -24,6 +24,9 @@ pub struct MessageQuery {
     /// map first, and others are not held up while it arrives.
     #[param(maximum = 18446744073709551615u64)]
     pub if_generation: Option<u64>,
+    /// Change the map although a source supplies it; the source's next reading may undo that.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Reply of a message.

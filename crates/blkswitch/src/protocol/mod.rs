@@ -23,7 +23,7 @@
 //! | `PUT /v1/devices/{name}/vhost-user` | [`AttachVhostUser`] -> [`VhostUser`] | `attach` |
 //! | `DELETE /v1/devices/{name}/vhost-user?force` | [`DetachQuery`] -> 204 | `detach` |
 //! | `DELETE /v1/devices/{name}/clients?client` | [`DisconnectQuery`] -> [`Disconnected`] | `disconnect` |
-//! | `POST /v1/devices/{name}/message?sector&atomic&if_generation` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
+//! | `POST /v1/devices/{name}/message?sector&atomic&if_generation&force` | [`MessageQuery`], words as a stream of `text/plain` -> [`MessageReply`] | `message`, `map import` |
 //! | `GET /v1/devices/{name}/events?after` | [`EventsQuery`] -> [`Events`], a long poll | `wait` |
 //! | `GET /v1/monitor?devices` | [`MonitorQuery`] -> lines of [`MonitorEvent`], until the daemon stops | `monitor` |
 //! | `GET /v1/devices/{name}/map?from&to&sector&form&path` | [`MapQuery`] -> [`RegionMap`] as a stream, or another [`MapForm`] | `map show --json`, `map regions` |
@@ -64,7 +64,7 @@ pub use self::errno::Errno;
 pub use self::kept::{KeptDevice, KeptList};
 pub use self::maps::{
     Cell, CompactMap, ExportQuery, GENERATION_COMMENT, MapForm, MapHead, MapPicture, MapQuery,
-    PictureQuery, RegionMap, Run,
+    MapSource, PictureQuery, RegionMap, Run,
 };
 pub use self::messages::{MessageQuery, MessageReply};
 pub use self::object::{object, optional_object};
@@ -263,6 +263,9 @@ pub struct Device {
     /// may have carried out a write late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubled_paths: Vec<TroubledPath>,
+    /// The source of the map; `None` if only messages change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_source: Option<MapSource>,
 }
 
 /// One slot: the segments of a loaded table and what they stand on.
@@ -373,6 +376,10 @@ pub struct CreateDevice {
     /// How leaves are opened.
     #[serde(default, deserialize_with = "object")]
     pub leaves: LeafOptions,
+    /// The source that supplies the map of the device's one switch segment, now and later:
+    /// `file:PATH` or `referrals`. `None`: messages change the map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_from: Option<String>,
     /// Make a disk of it too. When that fails the device stays, and the answer is the failure of
     /// `attach`.
     #[serde(
@@ -408,10 +415,10 @@ pub struct LoadTable {
     pub leaves: LeafOptions,
     /// Keep the maps of the live table: the table goes live with them. Refused if the region size
     /// differs, if a region is gone or would have no path, or if paths have another order.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_map: bool,
     /// With `keep_map`: paths may have another order. Regions stay on their paths.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
     /// The map of the only switch segment, as a `set_region_mappings` message (`map export`). A
     /// resume is refused with ESTALE if the map of the device has changed since the load.

@@ -24,6 +24,7 @@ mod names;
 mod nbd_clients;
 mod plans;
 mod remap;
+mod sources;
 mod state;
 mod state_damage;
 mod survival;

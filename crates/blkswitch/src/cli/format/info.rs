@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{READ_AHEAD_SECTORS, slot};
-use crate::protocol::{Client, Device, TroubledPath};
+use crate::protocol::{Client, Device, MapSource, TroubledPath};
 
 /// The block, with the empty line at its end. `Number of targets` counts the table that
 /// `--inactive` chooses.
@@ -31,6 +31,9 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
     let _ = writeln!(text, "Number of targets: {targets}");
     if !device.uuid.is_empty() {
         let _ = writeln!(text, "UUID: {}", device.uuid);
+    }
+    if let Some(source) = &device.map_source {
+        map_source(&mut text, source);
     }
     if let Some(disk) = &device.disk {
         let zero_copy = if disk.zero_copy { ", zero copy" } else { "" };
@@ -78,6 +81,23 @@ pub(crate) fn block(device: &Device, inactive: bool) -> String {
     }
     text.push('\n');
     text
+}
+
+fn map_source(text: &mut String, source: &MapSource) {
+    let MapSource { source, read_at, generation, failures, error, remarks } = source;
+    let read = match (read_at, generation) {
+        (Some(at), Some(generation)) => {
+            format!("read {}, generation {generation}", time(*at))
+        }
+        _ => "not read yet".to_owned(),
+    };
+    let _ = writeln!(text, "Map from:          {source} ({read}, {failures} failed readings)");
+    if let Some(error) = error {
+        let _ = writeln!(text, "Map not read:      {error}");
+    }
+    for remark in remarks {
+        let _ = writeln!(text, "About the map:     {remark}");
+    }
 }
 
 /// Describes a client, on one line.

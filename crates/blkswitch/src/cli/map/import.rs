@@ -28,6 +28,9 @@ pub(super) struct Import {
     /// Change nothing unless the map has this generation (see info); implies --atomic
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
+    /// Change the map although a source supplies it (create --map-from)
+    #[arg(long)]
+    force: bool,
     /// Do not say that the paths lead to different storage
     #[arg(short, long)]
     quiet: bool,
@@ -44,7 +47,7 @@ impl Import {
         let selector = Selector::of(Some(&self.device), &Options::default())?;
         let sector = segment_of(self.sector, &selector, context).await?;
         let name = context.name_of(&selector, "message").await?;
-        let path = message_path(&name, sector, self.atomic, self.if_generation);
+        let path = message_path(&name, sector, self.atomic, self.if_generation, self.force);
         let sent = if self.file == "-" {
             let source = Source {
                 reader: stdin(),

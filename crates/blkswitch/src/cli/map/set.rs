@@ -45,6 +45,9 @@ pub(super) struct Set {
     /// Change nothing unless the map has this generation (see info); implies --atomic
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
+    /// Change the map although a source supplies it (create --map-from)
+    #[arg(long)]
+    force: bool,
     /// A sector of the segment, if the device has several
     #[arg(long)]
     sector: Option<u64>,
@@ -72,7 +75,7 @@ impl Set {
         let head: RegionMap =
             context.client.get(&head).await.map_err(|error| error.about(selector.subject()))?;
         let message = message(&text, Some((head.regions, head.paths)))?;
-        let path = message_path(&name, sector, self.atomic, self.if_generation);
+        let path = message_path(&name, sector, self.atomic, self.if_generation, self.force);
         let body = Full::new(Bytes::from(message));
         let reply: MessageReply = context
             .client

@@ -41,8 +41,9 @@ impl Devices {
         let disk = self.pool().ublk_node(device).map(|node| self.disk(device, node));
         let waits = self.openings.waits_for(device.id());
         let vhost_user = self.vhost_user(device);
-        let mut described =
-            protocol::Device { disk, vhost_user, waits, ..describe::device(device) };
+        let map_source = self.followings.of(device).map(|following| following.describe());
+        let described = describe::device(device);
+        let mut described = protocol::Device { disk, vhost_user, waits, map_source, ..described };
         self.describe_away(device, &mut described);
         described
     }

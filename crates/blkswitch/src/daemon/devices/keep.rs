@@ -264,7 +264,7 @@ impl Devices {
     }
 
     /// Writes a map that is not live yet to its file, and forces it.
-    fn save_new(&self, map: &RegionMap) -> Result<(), Failure> {
+    pub(super) fn save_new(&self, map: &RegionMap) -> Result<(), Failure> {
         self.folder.end_change(map.storage()).map_err(|error| {
             let folder = self.folder.path().display();
             Failure::io(&error, format!("the new map cannot be saved in '{folder}'"))

@@ -7,6 +7,7 @@
 
 use blkswitch_core::args::Words;
 use blkswitch_core::switch::message::EMPTY_MESSAGE;
+use blkswitch_core::switch::{Command, command};
 use blkswitch_io::Device;
 use blkswitch_io::device::Messenger;
 use blkswitch_io::event::Who;
@@ -27,6 +28,8 @@ pub(crate) struct How {
     pub(crate) atomic: bool,
     /// The generation that the map must have. It implies `atomic`.
     pub(crate) if_generation: Option<u64>,
+    /// A map that a source supplies is changed, too.
+    pub(crate) force: bool,
     /// Who asked.
     pub(crate) who: Who,
 }
@@ -73,7 +76,11 @@ impl Devices {
             return Ok(reply);
         }
         self.check_there(device)?;
-        let How { atomic, if_generation, who } = how;
+        let How { atomic, if_generation, force, who } = how;
+        let first: Vec<u8> = first.bytes().collect();
+        if !force && command(&first) == Some(Command::SetRegionMappings) {
+            self.check_not_supplied(device)?;
+        }
         if let Some(expected) = if_generation.filter(|_| !text.complete) {
             return self.message_staged(device, sector, expected, &who, text);
         }

@@ -6,6 +6,7 @@
 pub mod clients;
 pub(crate) mod difference;
 pub mod disks;
+pub(crate) mod following;
 mod keep;
 mod leftovers;
 pub mod message;
@@ -31,6 +32,7 @@ use blkswitch_io::{Device, DeviceError, Pool, Table, TableBuilder, Target};
 
 use crate::config::PathOptions;
 use crate::daemon::devices::disks::{link, unlink};
+use crate::daemon::devices::following::Followings;
 use crate::daemon::devices::keep::Takeovers;
 use crate::daemon::devices::save::Intent;
 use crate::daemon::devices::staged::Staging;
@@ -76,6 +78,8 @@ pub struct Devices {
     takeovers: Takeovers,
     /// Long messages that are arriving.
     staging: Staging,
+    /// The devices whose map comes from a source.
+    pub(crate) followings: Followings,
     /// The privileges that the process has got.
     pub(crate) privileges: Privileges,
     /// What the path checker does, if there is one.
@@ -103,6 +107,7 @@ impl Devices {
             noted: Noted::default(),
             takeovers: Takeovers::default(),
             staging: Staging::default(),
+            followings: Followings::default(),
             privileges: Privileges::default(),
             paths: None,
             default_disk,
@@ -179,7 +184,7 @@ impl Devices {
 
     /// Creates a device, loads its table and resumes it. If a step fails, no device is left.
     pub fn create(&self, request: CreateDevice) -> Result<protocol::Device, ErrorBody> {
-        let uuid = request.uuid.unwrap_or_default();
+        let uuid = request.uuid.clone().unwrap_or_default();
         let checked = check_name(&request.name).and_then(|()| check_uuid(&uuid)).and_then(|()| {
             if request.table.is_none() && request.map.is_some() {
                 let reason = format!("'{}' has no table that a map could be of", request.name);
@@ -195,9 +200,14 @@ impl Devices {
             );
             Err(Failure::new(Errno::Einval, reason))
         });
-        let made = checked.and_then(|()| {
+        let source = checked.and_then(|()| following::source_of(&request));
+        let made = source.and_then(|source| {
             let made = self.registry().create(&request.name, &uuid, request.minor);
-            made.map_err(|error| self.taken(error, &request.name))
+            let device = made.map_err(|error| self.taken(error, &request.name))?;
+            if let Some(source) = source {
+                self.followings.set(&device, source);
+            }
+            Ok(device)
         });
         let device = made.map_err(|failure| failure.of("create", None))?;
         let Some(table) = request.table else { return Ok(self.describe(&device)) };
@@ -266,7 +276,8 @@ impl Devices {
         let lines = Lines::parse(&text);
         self.refuse_own_disks(&lines)?;
         let mut table = build(&self.site(device, &begun.opening), load, &lines)?;
-        let kept = match self.keep(device, &mut table, load) {
+        let kept = self.keep(device, &mut table, load);
+        let kept = match kept.and_then(|kept| self.supply(device, &table).map(|()| kept)) {
             Ok(kept) => kept,
             Err(failure) => {
                 // The file of its map goes with it.

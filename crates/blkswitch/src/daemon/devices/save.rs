@@ -237,6 +237,7 @@ impl Devices {
             disk: self.pool().ublk_node(device).map(|node| node.id),
             vhost_user: self.saved_vhost_user(device),
             block: table.logical_block(),
+            map_from: self.followings.of(device).map(|following| following.source().to_string()),
             generation: if swaps { device.generation_after_swap() } else { device.generation() },
         });
         true

@@ -124,6 +124,7 @@ impl Devices {
         }
         let text = raw::decode(&saved.table);
         let lines = Lines::parse(&text);
+        self.restore_source(&device, saved.map_from.as_deref());
         let mut error = TableBuilder::new(saved.read_only).least_block(saved.block);
         error.push(lines.sectors(), Target::Error);
         device.load(error.build()?)?;

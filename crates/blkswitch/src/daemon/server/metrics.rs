@@ -29,6 +29,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::daemon::devices::Devices;
 use crate::daemon::tables::words::address;
+use crate::protocol::MapSource;
 
 /// The text format of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,8 @@ struct Seen {
     device: Arc<Device>,
     totals: Totals,
     live: Option<Arc<Table>>,
+    /// The source of the device's map.
+    source: Option<MapSource>,
 }
 
 /// A path with its labels.
@@ -151,7 +154,8 @@ struct SeenPath {
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let seen: Vec<Seen> = self.devices.list().into_iter().map(see).collect();
+        let devices = self.devices.list().into_iter();
+        let seen: Vec<Seen> = devices.map(|device| see(device, &self.devices)).collect();
         device_counters(&mut encoder, &seen)?;
         device_latencies(&mut encoder, &seen)?;
         device_gauges(&mut encoder, &seen)?;
@@ -160,8 +164,9 @@ impl Collector for Scrape {
     }
 }
 
-fn see(device: Arc<Device>) -> Seen {
-    Seen { name: device.name(), totals: device.totals(), live: device.live(), device }
+fn see(device: Arc<Device>, devices: &Devices) -> Seen {
+    let source = devices.followings.of(&device).map(|following| following.describe());
+    Seen { name: device.name(), totals: device.totals(), live: device.live(), source, device }
 }
 
 fn see_paths(seen: &Seen) -> Vec<SeenPath> {
@@ -289,7 +294,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, latency: &Histogram) -> fmt::Result
 
 fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Result {
     type Read = fn(&Seen) -> u64;
-    let gauges: [(&str, &str, Read); 6] = [
+    let gauges: [(&str, &str, Read); 8] = [
         ("opens", "Connections, devices above, and the disk", |seen| {
             seen.device.info().opens.into()
         }),
@@ -309,6 +314,12 @@ fn device_gauges(encoder: &mut DescriptorEncoder<'_>, seen: &[Seen]) -> fmt::Res
                 _ => 0,
             });
             regions.sum()
+        }),
+        ("map_source_read_seconds", "Unix time of the last reading of the map's source", |seen| {
+            seen.source.as_ref().and_then(|source| source.read_at).unwrap_or(0)
+        }),
+        ("map_source_failing", "1 while the map's source cannot be read", |seen| {
+            seen.source.as_ref().is_some_and(|source| source.error.is_some()).into()
         }),
         ("map_generation", "Rises before a message or a swap changes where regions go", |seen| {
             seen.device.generation()

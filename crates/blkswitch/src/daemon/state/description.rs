@@ -78,6 +78,9 @@ pub struct SavedDevice {
     /// know the field read a device that never needed it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation: u64,
+    /// The source of the map; `None` if only messages change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_from: Option<String>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -301,6 +304,7 @@ mod tests {
             vhost_user: Some(SavedVhostUser { socket: "/run/a.vhost".into(), queues: 2 }),
             block: 512,
             generation: 9,
+            map_from: Some("file:/run/map".into()),
         }])
     }
 

@@ -516,6 +516,7 @@ mod tests {
 
     fn device(name: &str, map: &str) -> SavedDevice {
         SavedDevice {
+            map_from: None,
             name: name.into(),
             uuid: String::new(),
             minor: 3,

@@ -31,6 +31,7 @@ pub fn device(device: &Device) -> protocol::Device {
         deferred_remove: info.deferred_remove,
         open_count: info.opens,
         event_nr: info.event_nr,
+        map_source: None,
         generation: info.generation,
         live: device.live().as_deref().map(table),
         inactive: device.inactive().as_deref().map(table),

@@ -26,6 +26,7 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::compact::Comments;
 use crate::daemon::devices::message::How;
 use crate::daemon::failure::Failure;
 use crate::daemon::server::app::App;
@@ -101,10 +102,10 @@ pub async fn message(
         }
     };
     let number = device.id();
-    let MessageQuery { sector, atomic, if_generation } = query;
+    let MessageQuery { sector, atomic, if_generation, force } = query;
     let (uid, pid) = (peer.map(|peer| peer.uid), peer.and_then(|peer| peer.pid));
     let who = Who { uid, pid, source: "message".to_owned() };
-    let how = How { atomic, if_generation, who };
+    let how = How { atomic, if_generation, force, who };
     let reply = receive(&app, device, sector, how, &mut incoming).await?;
     if reply.is_err() {
         incoming.drain().await;
@@ -261,40 +262,6 @@ impl Incoming {
     }
 }
 
-/// Drops comments from a text that arrives in parts: from a word that begins with `#` to the end of
-/// the line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Comments {
-    #[default]
-    WordBegins,
-    InWord,
-    InComment,
-}
-
-impl Comments {
-    /// The part of `data` that is no comment. The line break after a comment stays.
-    fn strip(&mut self, data: Bytes) -> Bytes {
-        let Some(last) = data.last() else { return data };
-        if *self != Comments::InComment && !data.contains(&b'#') {
-            *self = if is_space(*last) { Comments::WordBegins } else { Comments::InWord };
-            return data;
-        }
-        let mut left = Vec::with_capacity(data.len());
-        for byte in data {
-            *self = match (*self, byte) {
-                (Comments::InComment, b'\n') => Comments::WordBegins,
-                (Comments::InComment, _) | (Comments::WordBegins, b'#') => Comments::InComment,
-                (_, byte) if is_space(byte) => Comments::WordBegins,
-                _ => Comments::InWord,
-            };
-            if *self != Comments::InComment {
-                left.push(byte);
-            }
-        }
-        left.into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,25 +305,6 @@ mod tests {
             let Ok((head, complete)) = body.head(4).await else { panic!("the body is whole") };
             assert_eq!((head.as_slice(), complete), (b"set".as_slice(), false));
         });
-    }
-
-    #[test]
-    fn comments_are_dropped_however_they_arrive() {
-        for (text, left) in [
-            ("a b\n# generation 7\n", "a b\n\n"),
-            ("a b # generation 7 ", "a b "),
-            ("#\n##\nset 1 #2\n3 #", "\n\nset 1 \n3 "),
-            ("a#b\n\t#c\nd\n", "a#b\n\t\nd\n"),
-            ("# x", ""),
-        ] {
-            for size in 1..=text.len() {
-                let (mut comments, mut got) = (Comments::default(), Vec::new());
-                for part in text.as_bytes().chunks(size) {
-                    got.extend(comments.strip(Bytes::from_static(part)));
-                }
-                assert_eq!(String::from_utf8(got).unwrap(), left, "{text:?} in parts of {size}");
-            }
-        }
     }
 
     #[test]
