@@ -110,6 +110,25 @@ bs attach disk --ublk
 text=$(bs resume disk 2>&1)
 [ -z "$text" ] || fail "resume says: $text"
 bs remove_all
+
+echo "files on the daemon's own disk"
+bs create disk --ublk --make-files --table "0 65536 linear $PWD/a 0"
+mkfs.ext4 -q /dev/blkswitch/disk
+mount /dev/blkswitch/disk mnt
+dd if=/dev/zero of=mnt/leaf bs=64k count=4 conv=fsync status=none
+for leaf in "$PWD/mnt/leaf" /dev/ublkb0 "$(readlink -f /dev/blkswitch/disk)"; do
+    text=$(bs create upon --table "0 8 linear $leaf 0" 2>&1) && fail "made a device upon its own disk: $leaf"
+    has "$text" "'$leaf' is on a disk that this daemon serves"
+done
+bs info upon >/dev/null 2>&1 && fail "a refused device stays"
+# The disk waits for a daemon, and the state folder or the log on it would wait for the disk.
+kill -9 $daemon
+wait $daemon || true
+text=$(timeout 60 "$blkswitch" serve --state "$PWD/mnt/state" 2>&1) && fail "started with a state folder on its own disk"
+has "$text" "the state folder '$PWD/mnt/state' is on a disk that no daemon serves"
+serve
+umount mnt
+bs remove_all
 kill $daemon
 wait $daemon
 echo "what daemons leave behind: ok"
