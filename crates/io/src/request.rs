@@ -111,7 +111,7 @@ pub struct Done {
 /// of a [`Client`](crate::client::Client).
 #[derive(Debug)]
 pub struct Ask {
-    /// What to do.
+    /// The operation.
     pub op: Op,
     /// Whether the write must be durable before its answer (force unit access). Only for writes.
     pub fua: bool,

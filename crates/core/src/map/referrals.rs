@@ -490,7 +490,7 @@ impl<'a> Placement<'a> {
     }
 }
 
-/// What sense data says about the referrals of a unit.
+/// The meaning of sense data for the referrals of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {

@@ -26,7 +26,7 @@ pub enum DeviceEvent {
         arguments: u64,
         /// The device's generation after the message.
         generation: u64,
-        /// Who asked for it.
+        /// The caller that asked for it.
         who: Who,
     },
     /// A path has answered with errors. Only for devices that are not multipath.
@@ -65,14 +65,14 @@ pub enum DeviceEvent {
     },
 }
 
-/// Who asked for a change.
+/// The caller that asked for a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Who {
     /// The user of the process that asked; `None` if it was this process itself.
     pub uid: Option<u32>,
     /// The number of the process; `None` if it is not known.
     pub pid: Option<u32>,
-    /// What asked, in a word.
+    /// The kind of the caller, in a word.
     pub source: String,
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Local {
     next: Option<(Arc<Table>, Arc<Latch>)>,
 }
 
-/// What has changed on a multipath of a driver.
+/// A change of a multipath of a driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverEvent {
     /// The device.
@@ -128,7 +128,7 @@ impl Driver {
         self.local(device).map(|local| &local.live.table)
     }
 
-    /// What was counted for a device as a whole since it was added.
+    /// The counters of a whole device since it was added.
     pub fn totals(&self, device: u32) -> Option<Totals> {
         let mut totals = Totals::default();
         self.local(device)?.counters.iter().for_each(|counters| totals.add(counters));
@@ -140,9 +140,9 @@ impl Driver {
         self.pipeline.release(device, &mut self.turn);
     }
 
-    /// Changes a multipath: reinstates a path that is back, fails one, changes what becomes of
-    /// requests without a path. What `act` reports is told by [`Driver::events`], and requests that
-    /// wait for a path ask again if that is called for. Nothing if the device is none.
+    /// Changes a multipath: `act` reinstates a path, fails one, or changes what happens to requests
+    /// without a path. [`Driver::events`] reports the changes. Requests that wait for a path ask again
+    /// if that may help. `None` if the device is not a multipath.
     pub fn change_paths<R>(
         &mut self,
         device: u32,
@@ -159,9 +159,9 @@ impl Driver {
         Some(result)
     }
 
-    /// What has changed on multipaths since this was last called, oldest first: paths that failed
-    /// in a [`Driver::wait`], and what [`Driver::change_paths`] was told. Of what nobody takes the
-    /// latest 4,096 are kept.
+    /// Takes the changes of multipaths since the last call, oldest first: paths that failed in a
+    /// [`Driver::wait`], and the changes of [`Driver::change_paths`]. The driver keeps the latest 4,096
+    /// that nobody has taken.
     pub fn events(&mut self) -> impl Iterator<Item = DriverEvent> + '_ {
         self.events.drain()
     }

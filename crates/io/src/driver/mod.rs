@@ -165,7 +165,7 @@ impl Driver {
         self.queues
     }
 
-    /// What another thread wakes it with.
+    /// The waker for other threads.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -323,7 +323,7 @@ impl Driver {
             let is_over = is_closed && self.turn.sessions.is_empty();
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if is_over || left.is_some_and(|left| left.is_zero()) {
-                // What was refused is answered by now.
+                // Refused requests have their answers by now.
                 self.wait(answers, Some(Duration::ZERO))?;
                 return Ok(is_over);
             }
@@ -340,7 +340,7 @@ impl AsFd for Driver {
         // completions that the kernel leaves to this thread (`IORING_SETUP_DEFER_TASKRUN`).
         let event = self.completed.get_or_init(|| {
             let event = Waker::new().ok().filter(|event| self.turn.announce_to(event.fd()).is_ok());
-            // What was there before nobody has announced.
+            // Nothing has announced the completions that were there before.
             event.inspect(Waker::wake)
         });
         event.as_ref().unwrap_or(&self.waker).fd().as_fd()

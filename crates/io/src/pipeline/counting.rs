@@ -76,7 +76,7 @@ impl Pipeline {
     }
 }
 
-/// What an operation counts as.
+/// The counters that an operation belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct Counted {
     pub(super) kind: Kind,

@@ -1,8 +1,8 @@
-//! What is known of a range of a device: which path it takes, and what is allocated. For NBD's
-//! block status.
+//! Describes a range of a device for NBD's block status: which path it takes, and whether it is
+//! allocated.
 //!
-//! Contract: reads only; bounded in time, as a queue does it between requests. Whatever may block
-//! (a file system that looks for holes) is not asked here but named ([`Found::Ask`]).
+//! Contract: reads only. The time is bounded, because a queue does this between requests. A look-up
+//! that may block, as of a file system for holes, is not done here: [`Found::Ask`] names it.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use super::{Pipeline, WINDOW, shared_leaf_at};
 use crate::engine::io::{HOLE, ZERO};
 use crate::leaf::Leaf;
 
-/// Pieces of a device described at a time, at most: each may cost system calls. What was not
-/// described is asked for again.
+/// Most pieces of a device that are described at a time, because each may cost system calls. The
+/// client asks again for the rest.
 pub(crate) const EXTENTS_PIECES: usize = 4096;
 
-/// What [`Pipeline::extents`] tells.
+/// The property that [`Pipeline::extents`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extents {
     /// The number of the path, over all segments.
@@ -26,7 +26,7 @@ pub enum Extents {
     Allocation,
 }
 
-/// What is found out about an extent.
+/// The result for one extent.
 #[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
     /// The number of the path, or what is known of the allocation.

@@ -1,7 +1,7 @@
 //! A device's gate: control closes and opens it, requests and pieces wait at it.
 //!
-//! Contract: as [`super`]. What waits is not in flight at its own device, so a closed gate does not
-//! wait for it; it meets the table that is live when the gate opens again.
+//! Contract: as [`super`]. A request that waits is not in flight at its own device. So a closing gate
+//! does not wait for it, and it meets the table that is live when the gate opens again.
 
 use std::collections::HashSet;
 use std::mem;
@@ -84,11 +84,11 @@ impl Pipeline {
         let Some(local) = self.local(device) else { return };
         local.live = live;
         local.open = true;
-        // Whoever had the gate closed has given up, or is told already.
+        // The caller that closed the gate has given up, or has its answer.
         local.closing = None;
         self.release(device, turn);
         let Some(local) = self.local(device) else { return };
-        // What parks again (at a device below) goes to another list.
+        // Requests that park again (at a device below) go to another list.
         for parked in mem::take(&mut local.parked) {
             match parked {
                 Parked::Request(request) => {
@@ -117,9 +117,9 @@ impl Pipeline {
         self.abandon(errno, |_| true, turn);
     }
 
-    /// Whoever asked for the requests that `is_of` names is gone, or will not wait: what waits at a
-    /// closed gate, for a path or for its turn is answered with an error, and requests of more
-    /// pieces than are under way end with what is.
+    /// Gives up the requests that `is_of` names, because their client is gone or will not wait.
+    /// Requests that wait at a closed gate, for a path or for their turn fail with `errno`. Of
+    /// requests with more pieces than are under way, the rest does not begin.
     pub fn abandon(&mut self, errno: i32, is_of: impl Fn(Token) -> bool, turn: &mut Turn) {
         self.end_waiting(errno, &is_of, turn);
         self.reject_parked(errno, is_of, turn);

@@ -7,7 +7,7 @@ use crate::request::Span;
 use crate::sys::log_limit::LogLimit;
 use crate::sys::span::ZEROES;
 
-/// What happens to the part next.
+/// The next step for the part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is done; `whole.errno` says how.

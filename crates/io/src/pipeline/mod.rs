@@ -76,7 +76,7 @@ pub struct Pipeline {
     /// By part: where a multipath device has sent it.
     attempts: Vec<Option<Attempt>>,
     covering: Vec<Covering>,
-    /// What has changed on multipath devices, by their ids.
+    /// Changes of multipath devices, each with the device's id.
     events: Vec<(u32, Event)>,
     failures: Failures,
     flushing: Vec<Flushing>,
@@ -85,7 +85,7 @@ pub struct Pipeline {
     drains: Drains,
     pieces: Vec<Piece>,
     turns: Turns,
-    /// What comes to a closed gate gets this errno and does not wait.
+    /// Requests that come to a closed gate fail with this errno and do not wait.
     refusal: Option<i32>,
 }
 
@@ -169,8 +169,7 @@ impl Pipeline {
         }
     }
 
-    /// What has changed on multipath devices since this was last called: the device's id, and the
-    /// change.
+    /// Takes the changes of multipath devices since the last call, each with the device's id.
     pub fn take_events(&mut self) -> impl Iterator<Item = (u32, Event)> + '_ {
         self.events.drain(..)
     }
@@ -567,7 +566,7 @@ impl Pipeline {
     }
 }
 
-/// What is to be done with a part.
+/// The next step for a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// Nothing: its leaf will answer.
@@ -606,7 +605,7 @@ unsafe fn advance(
             if judge::judge(part, leaf, result) == Verdict::Done {
                 return Step::Done;
             }
-            // What a leaf does at once is done on this thread.
+            // Operations that a leaf does at once are done on this thread.
             if part.io.op != LeafOp::Flush && turn.is_spent_now() {
                 return Step::Later;
             }

@@ -126,7 +126,7 @@ impl Pipeline {
         let Whole { kind, len, done, .. } = part.whole;
         let request = Request {
             op: if kind == Kind::Read { Op::Read } else { Op::Write },
-            // What is stable, and data in pages, do not come this way (Pipeline::begin_alone).
+            // `Pipeline::begin_alone` takes no stable writes and no data in pages.
             fua: false,
             pages: None,
             // It is all split off, so nobody asks where it began.
@@ -163,7 +163,7 @@ impl Pipeline {
         }
     }
 
-    /// What a part was at first: its request, and the piece.
+    /// The request of a part, and the piece that the part was made from.
     fn piece_of(&self, part: &Part) -> Option<(Request, Piece)> {
         let request = self.running.get(part.request)?.request;
         let done = part.whole.done;
@@ -275,11 +275,11 @@ impl Pipeline {
         }
     }
 
-    /// What a multipath device holds asks for a path again: one came back, or nothing is to be held
-    /// any more. At a closed gate it waits on.
+    /// Pieces that a multipath device holds ask for a path again, because a path came back or nothing
+    /// is to be held any more. At a closed gate they wait on.
     pub fn release(&mut self, device: u32, turn: &mut Turn) {
         let Some(local) = self.local(device).filter(|local| local.open) else { return };
-        // What is held again goes to another list.
+        // Pieces that are held again go to another list.
         for (id, piece) in std::mem::take(&mut local.held) {
             self.unhold(id, &piece);
             self.unpark(id, piece, turn);

@@ -342,9 +342,9 @@ pub(super) fn flush(devices: &Devices, device: u32, hops: Hops, out: &mut Vec<Pi
     }
 }
 
-/// The pieces of a flush of a multipath device. It is one volume, but its paths may lead to servers
-/// with a cache each: so every path that is up and holds unflushed writes is flushed. What went
-/// over paths that are down is covered by a flush over another ([`super::multipath`]).
+/// The pieces of a flush of a multipath device. The device is one volume, but its paths may lead to
+/// servers with a cache each. So every path that is up and has unflushed writes is flushed. A flush
+/// over another path covers the writes over paths that are down ([`super::multipath`]).
 fn flush_multipath(
     table: &Table,
     (groups, paths): (&PathGroups, &[To]),

@@ -1,4 +1,5 @@
-//! What a pipeline keeps: devices as its queue knows them, requests under way, their parts.
+//! The state of a pipeline: the devices as its queue knows them, the requests under way, and their
+//! parts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ impl Hops {
     }
 }
 
-/// What this queue knows of a device.
+/// A device as this queue knows it.
 pub(super) struct Local {
     pub(super) live: Option<Arc<Live>>,
     pub(super) open: bool,
@@ -83,7 +84,7 @@ pub(super) struct Local {
     pub(super) counters: Arc<[Counters]>,
 }
 
-/// What waits at a closed gate.
+/// A request or piece that waits at a closed gate.
 #[derive(Clone, Copy)]
 pub(super) enum Parked {
     /// A request to the device itself.
@@ -141,7 +142,7 @@ pub(super) struct Part {
     pub(super) hops: Hops,
     pub(super) leaf: LeafAt,
     pub(super) io: LeafIo,
-    /// What it was before short transfers and fallbacks changed `io`.
+    /// The whole operation, before short transfers and fallbacks changed `io`.
     pub(super) whole: Whole,
     pub(super) started_ns: u64,
 }

@@ -41,7 +41,7 @@ const NOBODY: u64 = u64::MAX;
 /// Pieces between two looks at the clock: each may be a read of some KiB in memory.
 const PIECES_A_LOOK: usize = 32;
 
-/// What waits for its turn.
+/// A piece of work that waits for its turn.
 #[derive(Clone, Copy)]
 pub(super) enum Work {
     /// A request goes on with its next window.

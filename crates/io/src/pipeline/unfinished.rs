@@ -1,4 +1,4 @@
-//! What a pipeline has under way when its queue is given up: which leaves do not answer.
+//! Lists the leaves that do not answer when a queue is given up.
 
 use std::time::Duration;
 

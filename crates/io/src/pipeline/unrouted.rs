@@ -1,4 +1,5 @@
-//! What is not routed yet, for tests that know where every sector must go and when.
+//! Lists the sectors that are not routed yet, for tests that know where every sector must go and
+//! when.
 //!
 //! Contract: reads only. Sectors that are not listed are routed: at a leaf, held by a multipath
 //! device, or done.

@@ -20,7 +20,7 @@ pub(super) fn run_queue(queue: Queue, number: usize, failed: &AtomicBool) {
         Ok(Ok(Ended::Finished)) => {
             return ManuallyDrop::into_inner(queue).end();
         }
-        // Whoever stops the pool has been told.
+        // The caller that stops the pool knows.
         Ok(Ok(Ended::GivenUp)) => return queue.give_up(),
         Ok(Err(error)) => format!("its ring failed: {error}"),
         Err(panic) => format!("it panicked: {}", message_of(&*panic)),
@@ -30,7 +30,7 @@ pub(super) fn run_queue(queue: Queue, number: usize, failed: &AtomicBool) {
     queue.give_up();
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")

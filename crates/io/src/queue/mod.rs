@@ -34,13 +34,13 @@ pub(crate) use order::{QueueOrder, Watch};
 /// How a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// Everything is answered, and nobody has anything of it.
+    /// Everything is answered, and nothing else refers to the queue's memory.
     Finished,
-    /// What the kernel has does not come back.
+    /// The kernel does not give back some of the queue's memory.
     GivenUp,
 }
 
-/// What the queues of a pool share.
+/// Shared by the queues of a pool.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) mailboxes: Arc<Mailboxes<QueueOrder>>,
@@ -141,7 +141,7 @@ impl Queue {
                 && self.vhost_user.is_empty()
                 && self.pipeline.in_flight() == 0
             {
-                // What the kernel still has of their connections it gives back in a moment.
+                // The kernel gives back the memory of their connections in a moment.
                 self.turn.sessions.close(self.turn.now_ns());
                 self.carry_answers();
                 if self.turn.sessions.is_empty() {

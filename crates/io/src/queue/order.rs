@@ -1,4 +1,4 @@
-//! What control asks of a queue, and what a queue reports.
+//! The orders of control to a queue, and the reports of a queue.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use crate::export::{self, Listener};
 use crate::pipeline::Unfinished;
 use crate::sys::latch::Ack;
 
-/// What control asks of a queue: an order of one of the layers below, or of the loop itself.
+/// An order of control to a queue: for one of the layers below, or for the loop itself.
 pub(crate) enum QueueOrder {
     /// For the pipeline, about a device.
     Device(device::host::Order),
@@ -39,7 +39,7 @@ pub(crate) enum QueueOrder {
     },
     /// The time for that is over: end without what does not.
     GiveUp {
-        /// What each queue that has not ended has not finished.
+        /// The unfinished work of each queue that has not ended.
         found: Arc<Mutex<Vec<Vec<Unfinished>>>>,
         /// Answered at once.
         ack: Ack,
@@ -76,7 +76,7 @@ impl From<export::vhost_user::Order> for QueueOrder {
     }
 }
 
-/// What a queue has found out, for the thread that tells people.
+/// A report of a queue, for the thread that logs and counts it.
 pub(crate) enum Watch {
     /// Something has changed on the multipath device of this id.
     Event(u32, Event),

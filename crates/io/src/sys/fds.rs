@@ -62,7 +62,7 @@ pub(crate) fn receive(
 /// Sends all of a short message, perhaps with a descriptor, without waiting.
 ///
 /// # Errors
-/// What the kernel says; `WriteZero` if the socket takes only a part.
+/// The kernel's error; `WriteZero` if the socket takes only a part.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -99,7 +99,7 @@ pub(crate) fn send(
 /// Waits until one of the descriptors is readable or its other side is gone. Returns which are.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub(crate) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
     let mut polled =
         fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });

@@ -1,8 +1,8 @@
 //! A bounded line from one thread to another: values go in at one end and come out at the other, in
 //! order, without locks, allocations or waits.
 //!
-//! Contract: one sender and one receiver; neither can be cloned. What is in the line when both are
-//! gone is dropped. The line does not wake anybody; its users have a bell of their own.
+//! Contract: one sender and one receiver; neither can be cloned. Values that are in the line when
+//! both are gone are dropped. The line does not wake anybody; its users have a bell of their own.
 
 use std::fmt;
 use std::mem::MaybeUninit;

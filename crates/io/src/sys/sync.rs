@@ -21,7 +21,7 @@ impl<T> UnsafeCell<T> {
         UnsafeCell(std::cell::UnsafeCell::new(value))
     }
 
-    /// Calls `use_it` with the address of the value. Who uses that upholds the rules.
+    /// Calls `use_it` with the address of the value. The caller keeps the rules of its use.
     pub(crate) fn with_mut<R>(&self, use_it: impl FnOnce(*mut T) -> R) -> R {
         use_it(self.0.get())
     }

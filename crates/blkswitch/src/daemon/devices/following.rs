@@ -57,7 +57,7 @@ struct State {
     generation: u64,
     /// Why the last reading failed; `None` after one that succeeded.
     error: Option<String>,
-    /// What people should know about the last map.
+    /// Remarks about the last map, for people.
     remarks: Vec<String>,
 }
 
@@ -107,7 +107,7 @@ impl Following {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `info` shows.
+    /// The description for `info`.
     pub(crate) fn describe(&self) -> MapSource {
         let state = self.state();
         let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
@@ -174,7 +174,7 @@ impl Following {
     }
 }
 
-/// What remains of a map that was applied.
+/// The result of a reading, after its map was applied.
 struct Noted {
     seen: Seen,
     remarks: Vec<String>,

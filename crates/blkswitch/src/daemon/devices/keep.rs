@@ -29,7 +29,7 @@ use crate::protocol::{Errno, LoadTable};
 /// Most ranges of regions that a refusal lists.
 const LISTED_MAX: usize = 16;
 
-/// What a table takes over.
+/// The origin of a map that a table takes over.
 #[derive(Debug)]
 enum Source {
     /// The maps of the table that was live at the load.
@@ -46,7 +46,7 @@ enum Source {
 /// For each old path, its number in the new table; `None` if the words are shared.
 type Numbers = Option<Vec<Option<u32>>>;
 
-/// What is known of an inactive table.
+/// An inactive table that takes over a map.
 #[derive(Debug)]
 pub(super) struct Pending {
     source: Source,

@@ -30,7 +30,7 @@ pub(crate) struct How {
     pub(crate) if_generation: Option<u64>,
     /// A map that a source supplies is changed, too.
     pub(crate) force: bool,
-    /// Who asked.
+    /// The caller that asked.
     pub(crate) who: Who,
 }
 

@@ -82,7 +82,7 @@ pub struct Devices {
     pub(crate) followings: Followings,
     /// The privileges that the process has got.
     pub(crate) privileges: Privileges,
-    /// What the path checker does, if there is one.
+    /// The settings of the path checker, if there is one.
     paths: Option<PathOptions>,
     /// How a device is attached as a disk when it first gets a table; `None` if it is not.
     pub(crate) default_disk: Option<AttachUblk>,
@@ -130,7 +130,7 @@ impl Devices {
         Devices { paths: Some(paths), ..self }
     }
 
-    /// What happens to requests of a device that has no path; `None` means as its table says.
+    /// The policy for requests of a device that has no path; `None` means as its table says.
     pub(crate) fn no_path_retry_of(&self, name: &str) -> Option<NoPathRetry> {
         self.paths.as_ref()?.no_path_retry_of(name)
     }

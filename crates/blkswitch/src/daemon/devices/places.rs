@@ -113,7 +113,7 @@ fn place(device: &Arc<Device>, number: u64, sector: u64, most: u64, unit: Unit) 
     place
 }
 
-/// What a path leads to.
+/// The destination of a path.
 enum End {
     Leaf(String),
     Device(Arc<Device>),

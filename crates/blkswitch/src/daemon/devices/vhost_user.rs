@@ -97,7 +97,7 @@ impl Devices {
         self.save().map_err(Failure::but_done)
     }
 
-    /// What the next daemon needs to know of a device's socket.
+    /// The description of a device's socket for the next daemon.
     pub(crate) fn saved_vhost_user(&self, device: &Device) -> Option<SavedVhostUser> {
         let socket = self.pool().vhost_user_socket(device)?;
         Some(SavedVhostUser { socket: socket.path.into(), queues: socket.queues })

@@ -67,7 +67,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// What a source had told when it was read last. A source whose sign has not changed need not be
+/// The signs of a source when it was read last. A source whose signs have not changed need not be
 /// read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -83,7 +83,7 @@ pub(crate) struct Seen {
 pub(crate) struct Supplied {
     pub(crate) map: StagedMap,
     pub(crate) seen: Seen,
-    /// What people should know, such as a group without a path.
+    /// Remarks for people, such as a group without a path.
     pub(crate) remarks: Vec<String>,
 }
 

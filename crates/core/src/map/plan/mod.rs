@@ -52,7 +52,7 @@ pub struct Share {
     pub before: u64,
     /// The share after the plan.
     pub after: u64,
-    /// What is still to be given or taken.
+    /// The number of regions that are still to be given or taken.
     left: u64,
     /// The sum that spreads the regions that a path gives over all that it has; or the remainder of
     /// its ideal share.

@@ -35,7 +35,7 @@ const LEAVING_NS: u64 = 2_000_000_000;
 
 pub(super) type Work<'a> = reconnecting::Work<'a, IscsiProtocol>;
 
-/// What the sessions of a leaf share beside their connections.
+/// Shared by the sessions of a leaf, beside their connections.
 pub(super) struct Facts {
     /// The properties of the unit when the leaf was opened.
     pub(super) volume: Volume,

@@ -76,7 +76,7 @@ pub enum ClientError {
     },
 }
 
-/// What a client and its seat on the queue share beside the two lines.
+/// Shared by a client and its seat on the queue, beside the two lines.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// Rung by the client: there are requests, or it is gone.

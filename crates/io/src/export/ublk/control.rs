@@ -201,7 +201,7 @@ impl Control {
     }
 
     /// # Safety
-    /// What the entry points to stays valid until its completion is taken.
+    /// The memory that the entry points to stays valid until its completion is taken.
     unsafe fn push(&mut self, entry: &squeue::Entry128) -> io::Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock.into())

@@ -1,4 +1,4 @@
-//! What a chain of descriptors asks for.
+//! Decodes the request in a chain of descriptors.
 //!
 //! Contract: reads the memory of the chain, and changes only where its parts begin and end: the
 //! header and the status are taken away, and what is left is the data.
@@ -13,7 +13,7 @@ use crate::wire::vhost_user::{RANGE_LEN, REQUEST_LEN, UNMAP, kind, u32_at, u64_a
 pub(super) struct Asked {
     /// Where its status goes: one byte.
     pub(super) status: Segment,
-    /// What it is; or the errno with which it is refused.
+    /// The request, or the errno with which it is refused.
     pub(super) what: Result<What, i32>,
 }
 

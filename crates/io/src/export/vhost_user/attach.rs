@@ -138,7 +138,7 @@ impl Exports {
     }
 }
 
-/// What a socket's thread works with.
+/// The state of a socket's thread.
 struct Serving {
     listener: UnixListener,
     device: Arc<Device>,

@@ -1,4 +1,4 @@
-//! What a front end learns of a device: its features and its configuration space. Pure.
+//! The features and the configuration space that a front end reads. Pure.
 
 use super::{MAX_SEGMENTS, RING_SIZE_MAX};
 use crate::device::table::Table;

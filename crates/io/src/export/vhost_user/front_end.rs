@@ -544,7 +544,7 @@ fn because(what: &'static str) -> impl Fn(io::Error) -> Ended + Copy {
     move |error| Ended::Refused(format!("cannot use {what}: {error}"))
 }
 
-/// What GET_ID says: the uuid, or the name.
+/// The answer to GET_ID: the uuid, or the name.
 fn serial(device: &Device) -> [u8; ID_LEN] {
     let info = device.info();
     let text = if info.uuid.is_empty() { info.name } else { info.uuid };

@@ -4,7 +4,8 @@
 //! no request: those that it has taken and not answered are carried out again.
 //!
 //! Contract: the layout and the order of writes are those of the specification ("Inflight I/O
-//! tracking", split virtqueue). One thread uses a ring's part. What is in it is not believed.
+//! tracking", split virtqueue). One thread uses a ring's part, and checks what it
+//! reads there.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

@@ -25,7 +25,7 @@ impl Log {
         Ok(Log { mapping: Guarded::map(file.as_fd(), offset, len)?, len })
     }
 
-    /// Marks the pages of a range. What is beyond the log is left out.
+    /// Marks the pages of a range. Pages beyond the log are left out.
     pub(super) fn mark(&self, guest: u64, len: u64) {
         let Some(last) = len.checked_sub(1).and_then(|len| guest.checked_add(len)) else { return };
         for page in guest / PAGE..=last / PAGE {

@@ -1,7 +1,7 @@
 //! The guest's memory: regions that a front end shares, and the ways to an address in them.
 //!
 //! Contract: an address is checked against one region, whose mapping lives as long as the
-//! [`Memory`]. What is there may change at any time ([`crate::sys::guarded`]).
+//! [`Memory`]. The content may change at any time ([`crate::sys::guarded`]).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -17,7 +17,7 @@ const REGION_LEN: usize = 32;
 /// The header of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What is asked ([`request`]).
+    /// The number of the request ([`request`]).
     pub request: u32,
     /// Version and flags.
     pub flags: u32,
@@ -111,7 +111,7 @@ pub struct RingEvent {
     pub has_fd: bool,
 }
 
-/// What a front end says.
+/// A message of a front end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the specification")]
 pub enum Message {

@@ -76,7 +76,7 @@ pub(crate) enum Order {
     End {
         /// The number of the ring.
         id: u64,
-        /// Whether answers are not shown any more. What waits at a gate is refused then.
+        /// Whether the front end gets no answers any more. Requests that wait at a gate fail then.
         mute: bool,
         /// Acknowledged when it is over; at once if it is over already.
         ack: Ack,
@@ -89,7 +89,7 @@ pub(crate) enum Order {
     },
 }
 
-/// What a completion is of.
+/// The owner of a completion.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Kind {

@@ -26,7 +26,7 @@ use crate::sys::latch::Ack;
 use crate::sys::ring::{Ring, Tag, user_data};
 use crate::wire::vhost_user::{ID_LEN, status};
 
-/// What is written to an eventfd: one more event.
+/// The value that is written to an eventfd for one more event.
 static ONE: u64 = 1;
 
 /// A request that the pipeline has.
