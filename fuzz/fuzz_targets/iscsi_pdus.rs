@@ -94,7 +94,8 @@ fuzz_target!(|input: &[u8]| {
             for answer in answers.drain(..) {
                 left -= 1;
                 let shown = answer.result.is_ok() && answer.token != 1;
-                let has_secret = answer.data.chunks(512).any(|one| one.iter().all(|b| *b == SECRET));
+                let has_secret =
+                    answer.data.chunks(512).any(|one| one.iter().all(|b| *b == SECRET));
                 assert!(!(shown && has_secret), "a buffer is shown that nobody has filled");
             }
         }

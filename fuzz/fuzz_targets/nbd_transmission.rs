@@ -8,7 +8,8 @@
 
 use blkswitch_io::export::nbd::negotiated::MAX_STATUS_PAYLOAD;
 use blkswitch_io::export::nbd::{
-    NbdCommand, Contexts, ExportInfo, MAX_REPLY_HEADER, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES,
+    Contexts, ExportInfo, MAX_REPLY_HEADER, MAX_REQUEST_BYTES, MAX_SKIPPED_PAYLOAD_BYTES,
+    NbdCommand,
     MetaContext, Parsed, WireRequest, Negotiated,
 };
 use libfuzzer_sys::fuzz_target;

@@ -28,7 +28,13 @@ unsafe extern "C" {
     fn glue_dev_size(ti: *const Device, path: u32) -> u64;
     fn glue_dev_block_size(ti: *const Device, path: u32) -> u32;
     fn glue_alloc_table(ti: *mut Device, size: usize) -> *mut AtomicU64;
-    fn glue_set_limits(ti: *mut Device, region_size: u32, flushes: u32, discards: u32, write_zeroes: u32);
+    fn glue_set_limits(
+        ti: *mut Device,
+        region_size: u32,
+        flushes: u32,
+        discards: u32,
+        write_zeroes: u32,
+    );
     fn glue_set_error(ti: *mut Device, text: *const c_char);
     fn glue_free(ti: *mut Device);
     fn glue_warn(head: *const c_char, middle: *const c_char, tail: *const c_char);
@@ -217,7 +223,13 @@ impl Builder {
 
     /// Sets the longest read or write, and the number of bios that a flush, a discard, and a
     /// write-zeroes or secure erase become.
-    pub(crate) fn set_limits(&self, region_size: u32, flushes: u32, discards: u32, write_zeroes: u32) {
+    pub(crate) fn set_limits(
+        &self,
+        region_size: u32,
+        flushes: u32,
+        discards: u32,
+        write_zeroes: u32,
+    ) {
         // SAFETY: `device` is under construction.
         unsafe { glue_set_limits(self.device, region_size, flushes, discards, write_zeroes) }
     }
@@ -258,6 +270,11 @@ impl Counts {
     /// The requests and sectors of one kind that a path was sent.
     pub(crate) fn get(&self, path: u32, kind: u32) -> (u64, u64) {
         // SAFETY: called for counted targets only, with their paths and the kernel's four kinds.
-        unsafe { (glue_count(self.target, path, kind, false), glue_count(self.target, path, kind, true)) }
+        unsafe {
+            (
+                glue_count(self.target, path, kind, false),
+                glue_count(self.target, path, kind, true),
+            )
+        }
     }
 }

@@ -37,7 +37,8 @@ const MAX_NAME_LEN: usize = 16;
 pub unsafe extern "C" fn blkswitch_name_is_valid(name: *const c_char) -> c_int {
     // SAFETY: the caller guarantees it.
     let name = unsafe { glue::bytes(name) };
-    let valid = !name.is_empty() && name.len() < MAX_NAME_LEN && name.iter().all(u8::is_ascii_graphic);
+    let valid =
+        !name.is_empty() && name.len() < MAX_NAME_LEN && name.iter().all(u8::is_ascii_graphic);
     c_int::from(valid)
 }
 

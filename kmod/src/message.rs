@@ -16,7 +16,9 @@
 use core::ffi::c_int;
 
 use super::blkswitch_core::error::Errno;
-use super::blkswitch_core::switch::{self, Command, Message, MessageError, MessageErrorKind, compact};
+use super::blkswitch_core::switch::{
+    self, Command, Message, MessageError, MessageErrorKind, compact,
+};
 use super::glue::{self, Counts, Words};
 use super::target::{MAX_COUNTED_PATHS, Target};
 use super::text::{Line, MAX_LINE, Reply};

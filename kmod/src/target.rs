@@ -127,7 +127,12 @@ fn open(builder: &Builder, path: &PathArg<'_>, words: Words<'_>) -> Result<(), R
 
 /// Checks when the table is loaded what the kernel checks only when the table goes live, or not
 /// before I/O fails.
-fn check_area(builder: &Builder, path: &PathArg<'_>, len: u64, region_size: u32) -> Result<(), Refusal> {
+fn check_area(
+    builder: &Builder,
+    path: &PathArg<'_>,
+    len: u64,
+    region_size: u32) -> Result<(,
+), Refusal> {
     let (start, dev_size) = (path.offset()?, builder.dev_size(path.number));
     let block_size = builder.dev_block_size(path.number);
     // A size of 0 means that the device does not know its size yet.

@@ -1,7 +1,7 @@
 //! Bytes that are not UTF-8 within text.
 //!
-//! Paths, and so the words of tables, are bytes. JSON strings and Rust strings are UTF-8. In them, a
-//! byte `B` that is not part of valid UTF-8 is the private-use character U+10FE00 + `B`. The
+//! Paths, and so the words of tables, are bytes. JSON strings and Rust strings are UTF-8. In them,
+//! a byte `B` that is not part of valid UTF-8 is the private-use character U+10FE00 + `B`. The
 //! protocol, the description of the kept devices and the command line have such text. The bytes
 //! appear where a file is opened, where the daemon parses a table, and where the command line reads
 //! or prints.

@@ -177,7 +177,10 @@ proptest! {
             prop_assert_eq!(&apply(&chunked, text, &cuts), &expected);
             prop_assert_eq!(&apply_words(&words, text), &expected);
             prop_assert_eq!(&apply_split(&split, text), &expected);
-            prop_assert_eq!(check(whole.geometry(), text), expected.map_err(|(position, _)| position));
+            prop_assert_eq!(
+                check(whole.geometry(), text),
+                expected.map_err(|(position, _)| position),
+            );
             prop_assert_eq!(&paths(&whole), &model.paths);
             prop_assert_eq!(&paths(&chunked), &model.paths);
             prop_assert_eq!(&paths(&words), &model.paths);
@@ -209,7 +212,10 @@ proptest! {
             text[at] = byte;
         }
         let expected = model.message(&text);
-        prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
+        prop_assert_eq!(
+            check(map.geometry(), &text),
+            expected.clone().map_err(|(position, _)| position),
+        );
         prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
         prop_assert_eq!(&paths(&map), &model.paths);
         // A kernel's string contains no NUL.
@@ -223,7 +229,8 @@ proptest! {
     #[test]
     fn runs_of_regions_do_what_the_model_does(
         num_paths in num_paths(), len in prop_oneof![1u64..300, 4000u64..4200, 65_500u64..70_000],
-        entries in prop::collection::vec((any::<u64>(), any::<u32>()), 1..80), capital in any::<bool>(),
+        entries in prop::collection::vec((any::<u64>(), any::<u32>()), 1..80),
+        capital in any::<bool>(),
         wrong in prop::option::weighted(0.7, (any::<usize>(), prop_oneof![
             any::<u8>(), prop::sample::select(b" :0123456789abcdefABCDEFgG@/`\\\tRr,".to_vec())])),
         cuts in prop::collection::vec(any::<usize>(), 0..3),
@@ -241,7 +248,10 @@ proptest! {
             text[at] = byte;
         }
         let expected = model.message(&text);
-        prop_assert_eq!(check(map.geometry(), &text), expected.clone().map_err(|(position, _)| position));
+        prop_assert_eq!(
+            check(map.geometry(), &text),
+            expected.clone().map_err(|(position, _)| position),
+        );
         prop_assert_eq!(&apply(&map, &text, &cuts), &expected);
         prop_assert_eq!(&paths(&map), &model.paths);
         if !text.contains(&0) {
@@ -287,7 +297,8 @@ proptest! {
         for (seed, back, count) in pieces {
             for step in 0..count as u64 {
                 let copied = region.checked_sub(back as u64).and_then(|source| map.path(source));
-                let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { seed.rotate_left(step as u32) % few };
+                let other = seed.rotate_left(step as u32) % few;
+                let path = if seed % 3 == 0 { copied.unwrap_or(0) } else { other };
                 set(&map, region, path % num_paths);
                 region += 1;
             }
@@ -305,7 +316,13 @@ proptest! {
         };
         let copy = new_map(len, num_paths, region_size);
         for region in 0..regions {
-            prop_assert!(set(&copy, region, (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32));
+            prop_assert!(
+                set(
+                    &copy,
+                    region,
+                    (garbage.rotate_left(region as u32) % u64::from(num_paths)) as u32,
+                )
+            );
         }
         let before = paths(&copy);
         prop_assert_eq!(apply(&copy, &write(false).unwrap(), &[]), Ok(()));
@@ -334,7 +351,8 @@ proptest! {
 
     #[test]
     fn runs_cover_the_map(
-        (len, num_paths, region_size) in shape(), edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
+        (len, num_paths, region_size) in shape(),
+        edits in prop::collection::vec(any::<(u64, u32)>(), 0..50),
         same in prop::option::of((0u64..700, 0u64..700)), from in 0u64..800, to in 0u64..800,
     ) {
         let map = new_map(len, num_paths, region_size);
@@ -351,22 +369,30 @@ proptest! {
         for run in map.runs(from, to) {
             prop_assert_eq!(run.start, next);
             prop_assert!(run.count > 0 && Some(run.path) != before);
-            prop_assert!((run.start..run.start + run.count).all(|region| map.path(region) == Some(run.path)));
+            prop_assert!(
+                (run.start..run.start + run.count).all(|region| map.path(region) == Some(run.path))
+            );
             next += run.count;
             before = Some(run.path);
         }
         prop_assert_eq!(next.max(from), to.min(regions).max(from));
-        let is_changed = |&region: &u64| map.path(region) != Some((region % u64::from(num_paths)) as u32);
+        let is_changed =
+            |&region: &u64| map.path(region) != Some((region % u64::from(num_paths)) as u32);
         let changed = (from..to.min(regions)).find(is_changed);
         prop_assert_eq!(map.next_changed(from, to), changed);
     }
 
     #[test]
     fn divisions_are_exact(
-        size in interesting_u32(), num_paths in 1u32..=262_141, sector in interesting_sector(), near in any::<u64>(),
+        size in interesting_u32(),
+        num_paths in 1u32..=262_141,
+        sector in interesting_sector(),
+        near in any::<u64>(),
     ) {
         let Ok(geometry) = Geometry::new(MAX_DEVICE_SECTORS, num_paths, size) else {
-            prop_assert!(u128::from(MAX_DEVICE_SECTORS / u64::from(size)) * u128::from(num_paths) >= 1 << 63);
+            prop_assert!(
+                u128::from(MAX_DEVICE_SECTORS / u64::from(size)) * u128::from(num_paths) >= 1 << 63
+            );
             return Ok(());
         };
         let size = u64::from(size);
@@ -385,7 +411,9 @@ proptest! {
     #[test]
     fn any_sector_has_a_route((len, num_paths, region_size) in shape(), sector in any::<u64>()) {
         let route = new_map(len, num_paths, region_size).route(sector);
-        prop_assert!(route.path < num_paths && route.left >= 1 && route.left <= u64::from(region_size));
+        prop_assert!(
+            route.path < num_paths && route.left >= 1 && route.left <= u64::from(region_size)
+        );
     }
 }
 

@@ -5,8 +5,8 @@
 //! wrote; one that two pools share would have two writers in one account. Neither can be noticed
 //! when it happens: a FLUSH would just be answered too early.
 //!
-//! Contract: only a pool or a driver makes a [`Queues`], for its own number of queues. A leaf or table
-//! is compared with the [`Queues`] of the pool or driver before it sees the first request.
+//! Contract: only a pool or a driver makes a [`Queues`], for its own number of queues. A leaf or
+//! table is compared with the [`Queues`] of the pool or driver before it sees the first request.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};

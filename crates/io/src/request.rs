@@ -107,8 +107,8 @@ pub struct Done {
     pub errno: i32,
 }
 
-/// A request of the embedding program to a device of a [`Driver`](crate::driver::Driver), or to that
-/// of a [`Client`](crate::client::Client).
+/// A request of the embedding program to a device of a [`Driver`](crate::driver::Driver), or to
+/// that of a [`Client`](crate::client::Client).
 #[derive(Debug)]
 pub struct Ask {
     /// The operation.

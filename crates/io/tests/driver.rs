@@ -280,7 +280,8 @@ fn requests_wait_for_a_path_and_go_on_when_one_is_back() {
     assert_eq!(write(&mut driver, device, 0, 3), 0, "both have been tried by now");
     let failed: Vec<DriverEvent> = driver.events().collect();
     assert!(
-        matches!(&failed[..], [DriverEvent { event: Event::PathFailed { path: 0, left: 1 }, path: Some(path), .. }]
+        matches!(&failed[..],
+            [DriverEvent { event: Event::PathFailed { path: 0, left: 1 }, path: Some(path), .. }]
             if path.contains("s0")),
         "{failed:?}"
     );

@@ -14,6 +14,10 @@ use anyhow::{Context, ensure};
 /// Longest source file in lines. A longer file has more than one concept. Tests may be longer.
 const MAX_LINES: usize = 700;
 
+/// Longest line of Rust in columns, as in `rustfmt.toml`. rustfmt checks neither comments nor the
+/// bodies of macros.
+const MAX_COLUMNS: usize = 100;
+
 /// Words that mark unfinished code. A test may be ignored if it states the reason: `.ci/run` runs
 /// those that need root. The words are written in two halves because this file is checked, too.
 const UNFINISHED: [&str; 5] = [
@@ -82,6 +86,11 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
     if own > MAX_LINES && !is_test {
         breaches.push(format!("{file}: {own} lines, more than {MAX_LINES}: split it by concept"));
     }
+    breaches.extend(
+        long_lines(text)
+            .into_iter()
+            .map(|nr| format!("{file}:{nr}: longer than {MAX_COLUMNS} columns")),
+    );
     let may_be_unsafe = UNSAFE_HOMES.iter().any(|home| file.starts_with(home)) || is_test;
     for (nr, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap_or("");
@@ -96,6 +105,26 @@ fn rust_file(file: &str, text: &str, breaches: &mut Vec<String>) {
             ));
         }
     }
+}
+
+/// The numbers of the lines that are too long. A line may be longer if it has a text in quotes, an
+/// address on the web, or a row of a table: to cut these would make them harder to read or to find.
+fn long_lines(text: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    let mut in_text = false;
+    for (nr, line) in text.lines().enumerate() {
+        let code = line.trim_start();
+        let comment = code.strip_prefix("//").map(|rest| rest.trim_start_matches(['/', '!', ' ']));
+        let was_in_text = in_text;
+        let quotes = line.replace("\\\"", "").replace("'\"'", "").matches('"').count();
+        in_text ^= comment.is_none() && quotes % 2 == 1;
+        let is_row = comment.is_some_and(|rest| rest.starts_with('|'));
+        let may_be_long = was_in_text || is_row || line.contains('"') || line.contains("://");
+        if line.chars().count() > MAX_COLUMNS && !may_be_long {
+            found.push(nr + 1);
+        }
+    }
+    found
 }
 
 /// Checks that files named in backticks, and the targets of relative links, exist.
@@ -130,6 +159,21 @@ fn unfinished(file: &str, text: &str, breaches: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_short_except_texts_addresses_and_tables() {
+        let words = "word ".repeat(30);
+        let fine = [
+            format!("let text = \"{words}\";"),
+            format!("let text = \"a\n{words}\n\";\nlet b = 1;"),
+            format!("/// | {words} |"),
+            format!("// https://example.org/{words}"),
+        ];
+        fine.iter().for_each(|text| assert_eq!(long_lines(text), Vec::<usize>::new(), "{text}"));
+        for text in [format!("// {words}"), format!("f({words});"), format!("\"a\"\n{words}")] {
+            assert_eq!(long_lines(&text), [text.lines().count()], "{text}");
+        }
+    }
 
     #[test]
     fn a_module_with_a_folder_has_its_file_there() {

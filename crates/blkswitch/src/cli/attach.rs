@@ -1,4 +1,5 @@
-//! `attach` and `detach`: begin and end a device's ublk disk, or its socket for vhost-user front ends.
+//! `attach` and `detach`: begin and end a device's ublk disk, or its socket for vhost-user front
+//! ends.
 
 use clap::Args;
 use hyper::Method;
@@ -29,8 +30,9 @@ pub(super) struct Attach {
     /// Offer it to vhost-user front ends, each with one socket
     #[arg(long)]
     vhost_user: bool,
-    /// Hardware queues of a ublk disk [default: the number of the daemon's queues; the kernel allows
-    /// one per processor]; or most virtqueues of a vhost-user front end, at most 256 [default: 64]
+    /// Hardware queues of a ublk disk [default: the number of the daemon's queues; the kernel
+    /// allows one per processor]; or most virtqueues of a vhost-user front end, at most 256
+    /// [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
     /// Requests per hardware queue of a ublk disk [default: 128]

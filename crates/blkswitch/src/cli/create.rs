@@ -33,7 +33,8 @@ pub(super) struct Create {
     map: Option<PathBuf>,
     #[command(flatten)]
     leaves: LeafSwitches,
-    /// Take the region map from file:PATH or from the array (referrals), now and whenever it changes
+    /// Take the region map from file:PATH or from the array (referrals), now and whenever it
+    /// changes
     #[arg(long, value_name = "SOURCE")]
     map_from: Option<String>,
     /// Attach it as a ublk disk, /dev/blkswitch/NAME, as attach does

@@ -135,7 +135,8 @@ pub(super) fn unmangle(stored: &str) -> String {
 }
 
 fn is_escape(bytes: &[u8]) -> bool {
-    matches!(bytes, [b'\\', b'x', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
+    matches!(bytes, [b'\\', b'x', high, low, ..]
+        if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Decodes the map that a SCSI unit reports: which target port group serves which blocks.
 //!
 //! An array with referrals says so in VPD page 86h ([`has_referrals`]). Its VPD page B3h has the
-//! [`Pattern`]: with a multiplier, the segments repeat over the whole unit, and the answer describes
-//! one period; without one, the answer lists every segment. REPORT REFERRALS has a length of 16
-//! bits, so a long list comes in pages. A [`Reader`] makes the commands and checks the answers:
-//! segments must begin where the one before has ended, and each page must get further. So an answer
-//! that overlaps, leaves a gap or never ends is refused, and bytes that came before do not matter.
+//! [`Pattern`]: with a multiplier, the segments repeat over the whole unit, and the answer
+//! describes one period; without one, the answer lists every segment. REPORT REFERRALS has a length
+//! of 16 bits, so a long list comes in pages. A [`Reader`] makes the commands and checks the
+//! answers: segments must begin where the one before has ended, and each page must get further. So
+//! an answer that overlaps, leaves a gap or never ends is refused, and bytes that came before do
+//! not matter.
 //!
 //! ```
 //! use blkswitch_core::map::alua::AccessState;

@@ -9,11 +9,11 @@ mod blkswitch;
 use core::sync::atomic::AtomicU64;
 
 use blkswitch::error::Error;
+use blkswitch::switch::compact::WriteError;
 use blkswitch::switch::{
     Command, Geometry, Map, MapWriter, Message, MessageError, Params, Route, Run, StorageError,
     TextError, command, compact,
 };
-use blkswitch::switch::compact::WriteError;
 use blkswitch::table::{Layout, check_area, check_region_size};
 
 type Slots<'a> = &'a [AtomicU64];
@@ -29,7 +29,10 @@ pub fn probe_geometry(len: u64, num_paths: u32, region_size: u32) -> Result<Geom
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_map<'a>(geometry: Geometry, slots: Slots<'a>) -> Result<Map<Slots<'a>>, StorageError<Slots<'a>>> {
+pub fn probe_map<'a>(
+    geometry: Geometry,
+    slots: Slots<'a>,
+) -> Result<Map<Slots<'a>>, StorageError<Slots<'a>>> {
     Map::new(geometry, slots)
 }
 
@@ -56,7 +59,13 @@ pub fn probe_params(
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_checks(layout: &mut Layout, geometry: &Geometry, start: u64, size: u64, block: u32) -> Result<(), Error> {
+pub fn probe_checks(
+    layout: &mut Layout,
+    geometry: &Geometry,
+    start: u64,
+    size: u64,
+    block: u32,
+) -> Result<(), Error> {
     Layout::extent(start, size)?;
     layout.append(start, size)?;
     check_area(start, geometry.len_sectors(), size, block)?;
@@ -79,22 +88,38 @@ pub fn probe_command(word: &[u8]) -> Option<Command> {
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_word(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, word: &[u8]) -> Result<(), MessageError> {
+pub fn probe_word(
+    message: &mut Message,
+    map: &mut MapWriter<'_, Slots<'_>>,
+    word: &[u8],
+) -> Result<(), MessageError> {
     message.apply_word(map, word)
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_check(message: &mut Message, geometry: &Geometry, word: &[u8]) -> Result<(), MessageError> {
+pub fn probe_check(
+    message: &mut Message,
+    geometry: &Geometry,
+    word: &[u8],
+) -> Result<(), MessageError> {
     message.check_word(geometry, word)
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_text(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<usize, TextError> {
+pub fn probe_text(
+    message: &mut Message,
+    map: &mut MapWriter<'_, Slots<'_>>,
+    text: &[u8],
+) -> Result<usize, TextError> {
     message.apply_text(map, text, true)
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_split(message: &mut Message, map: &mut MapWriter<'_, Slots<'_>>, text: &[u8]) -> Result<(), MessageError> {
+pub fn probe_split(
+    message: &mut Message,
+    map: &mut MapWriter<'_, Slots<'_>>,
+    text: &[u8],
+) -> Result<(), MessageError> {
     message.apply_split(map, text)?;
     message.check_split(map.geometry(), text)
 }
@@ -117,8 +142,8 @@ pub fn probe_compact(
 
 // The kernel module leaves the multipath target out, but the target keeps the same promise.
 use blkswitch::multipath::{
-    Ask, Attempt, Choice, Event, Group, Item, MessageError as MpathMessageError, Multipath, Params as MpathParams,
-    ParamsError, Path, Verdict,
+    Ask, Attempt, Choice, Event, Group, Item, MessageError as MpathMessageError, Multipath,
+    Params as MpathParams, ParamsError, Path, Verdict,
 };
 
 type Mpath<'a> = Multipath<&'a [Group], &'a [Path]>;
@@ -147,7 +172,13 @@ pub fn probe_mpath_select(mpath: &Mpath<'_>, ask: Ask, on: fn(Event)) -> Choice 
 }
 
 #[unsafe(no_mangle)]
-pub fn probe_mpath_judge(mpath: &Mpath<'_>, attempt: Attempt, errno: i32, now_ns: u64, on: fn(Event)) -> Verdict {
+pub fn probe_mpath_judge(
+    mpath: &Mpath<'_>,
+    attempt: Attempt,
+    errno: i32,
+    now_ns: u64,
+    on: fn(Event),
+) -> Verdict {
     mpath.judge(attempt, errno, now_ns, &mut |event| on(event))
 }
 

@@ -61,7 +61,10 @@ proptest! {
         let expected: Vec<u32> = (0u64..).zip(before.iter().zip(&after))
             .map(|(region, (b, a))| if (from..to).contains(&region) { *a } else { *b }).collect();
         prop_assert_eq!(paths_of(&old), expected);
-        prop_assert_eq!(text.is_empty(), changes(&before, &after, from as usize..to as usize).is_empty());
+        prop_assert_eq!(
+            text.is_empty(),
+            changes(&before, &after, from as usize..to as usize).is_empty(),
+        );
     }
 
     #[test]
@@ -70,7 +73,8 @@ proptest! {
         from in 0u64..100, to in prop_oneof![Just(u64::MAX), 0u64..400], wanted in any::<u32>(),
     ) {
         let map = map_of(&all, n, 1);
-        let wanted = if wanted % 3 == 0 { all[wanted as usize % all.len()] } else { wanted % (n + 1) };
+        let wanted =
+            if wanted % 3 == 0 { all[wanted as usize % all.len()] } else { wanted % (n + 1) };
         let found: Vec<u64> = search::regions_of(&map, wanted, from, to)
             .inspect(|run| assert!(run.count > 0 && run.path == wanted))
             .flat_map(|run| run.start..run.start + run.count).collect();

@@ -51,8 +51,10 @@ proptest! {
     ) {
         let old = map_of(&all, n, 3);
         let new_paths = n + more_paths;
-        let mut numbers: Vec<Option<u32>> = (0..n).map(|path| Some((path + shift) % new_paths)).collect();
-        let round_robin = |regions: usize| (0..regions as u32).map(|r| r % new_paths).collect::<Vec<u32>>();
+        let mut numbers: Vec<Option<u32>> =
+            (0..n).map(|path| Some((path + shift) % new_paths)).collect();
+        let round_robin =
+            |regions: usize| (0..regions as u32).map(|r| r % new_paths).collect::<Vec<u32>>();
         let new = map_of(&round_robin(all.len() + more_regions), new_paths, 3);
         carry_over(&old, &mut new.writer().unwrap(), &numbers, || true).unwrap();
         let mut expected: Vec<u32> = all.iter().map(|path| (path + shift) % new_paths).collect();
@@ -62,8 +64,10 @@ proptest! {
         // Without one of the paths, exactly its regions are lost.
         let gone = gone % n;
         numbers[gone as usize] = None;
-        let found: Vec<u64> = lost(&old, &numbers).flat_map(|run| run.start..run.start + run.count).collect();
-        let expected: Vec<u64> = (0u64..).zip(&all).filter(|(_, path)| **path == gone).map(|(r, _)| r).collect();
+        let found: Vec<u64> =
+            lost(&old, &numbers).flat_map(|run| run.start..run.start + run.count).collect();
+        let expected: Vec<u64> =
+            (0u64..).zip(&all).filter(|(_, path)| **path == gone).map(|(r, _)| r).collect();
         prop_assert_eq!(&found, &expected);
         let carried = carry_over(&old, &mut new.writer().unwrap(), &numbers, || true);
         match expected.first() {

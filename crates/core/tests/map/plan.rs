@@ -80,18 +80,22 @@ proptest! {
         }
         // As many paths as possible that are above their rounded-down ideal keep one region more.
         let extra = before.len() as u64
-            - weights.iter().map(|&w| (before.len() as u128 * u128::from(w) / total) as u64).sum::<u64>();
+            - weights.iter().map(|&w| (before.len() as u128 * u128::from(w) / total) as u64)
+            .sum::<u64>();
         prop_assert_eq!(planned.regions, surplus - extra.min(room));
     }
 
     #[test]
     fn an_evacuated_path_has_no_region_and_the_others_are_level(
-        (n, before, _) in case(), path in any::<u32>(), chosen in prop::collection::vec(any::<u32>(), 0..4),
+        (n, before, _) in case(),
+        path in any::<u32>(),
+        chosen in prop::collection::vec(any::<u32>(), 0..4),
         counted in any::<bool>(),
     ) {
         prop_assume!(n > 1);
         let path = path % n;
-        let onto: Vec<u32> = chosen.iter().map(|other| other % n).filter(|other| *other != path).collect();
+        let onto: Vec<u32> =
+            chosen.iter().map(|other| other % n).filter(|other| *other != path).collect();
         let map = map_of(&before, n, 2);
         let mut shares = vec![Share::default(); n as usize];
         if counted {
@@ -103,7 +107,9 @@ proptest! {
         prop_assert_eq!(new[path as usize], 0);
         prop_assert_eq!(planned.regions, old[path as usize]);
         let takers: Vec<u32> =
-            (0..n).filter(|other| *other != path && (onto.is_empty() || onto.contains(other))).collect();
+            (0..n)
+            .filter(|other| *other != path && (onto.is_empty() || onto.contains(other)))
+            .collect();
         for other in (0..n).filter(|other| *other != path && !takers.contains(other)) {
             prop_assert_eq!(new[other as usize], old[other as usize]);
         }
@@ -145,7 +151,8 @@ proptest! {
             carry_out(&map, &before, |sink| balance_heat(&map, &weights, heat, &mut shares, sink));
         let warmth = |paths: &[u32]| {
             let mut warmth = vec![0u64; n as usize];
-            (0u64..).zip(paths).for_each(|(region, &path)| warmth[path as usize] += u64::from(heat(region)));
+            (0u64..).zip(paths)
+            .for_each(|(region, &path)| warmth[path as usize] += u64::from(heat(region)));
             warmth
         };
         let (old, new) = (warmth(&before), warmth(&after));

@@ -354,7 +354,8 @@ proptest! {
             4 => Just(0u8), 1 => 0u8..4, 1 => any::<u8>()], 0..120), 1..6),
         blocks in 1u64..40, size in 0u32..6, count in 0u32..4,
     ) {
-        let pattern = if size > 0 && count > 0 { Pattern::Repeated { size, count } } else { Pattern::List };
+        let pattern =
+            if size > 0 && count > 0 { Pattern::Repeated { size, count } } else { Pattern::List };
         let mut reader = Reader::new(blocks, pattern);
         let mut next = 0;
         for page in &pages {

@@ -8,9 +8,14 @@ use super::loading::{Owned, new, send};
 
 proptest! {
     #[test]
-    fn round_robin_uses_every_path_as_often(paths in 1usize..9, down in any::<u8>(), choices in 1usize..200) {
+    fn round_robin_uses_every_path_as_often(
+        paths in 1usize..9,
+        down in any::<u8>(),
+        choices in 1usize..200,
+    ) {
         let multipath = new(&format!("0 0 1 1 round-robin 0 {paths} 0{}", " dev".repeat(paths)));
-        let up: Vec<u32> = (0..paths as u32).filter(|path| *path == 0 || down >> path & 1 == 0).collect();
+        let up: Vec<u32> =
+            (0..paths as u32).filter(|path| *path == 0 || down >> path & 1 == 0).collect();
         (0..paths as u32).filter(|path| !up.contains(path)).for_each(|path| {
             multipath.fail_path(path, &mut |_| {});
         });
@@ -28,7 +33,10 @@ proptest! {
     }
 
     #[test]
-    fn queue_length_keeps_lengths_even(paths in 2usize..6, ends in prop::collection::vec(any::<u8>(), 1..200)) {
+    fn queue_length_keeps_lengths_even(
+        paths in 2usize..6,
+        ends in prop::collection::vec(any::<u8>(), 1..200),
+    ) {
         let multipath = new(&format!("0 0 1 1 queue-length 0 {paths} 0{}", " dev".repeat(paths)));
         let mut in_flight = Vec::new();
         for end in ends {
@@ -54,7 +62,8 @@ proptest! {
     ) {
         let service_ns: Vec<u64> = service.iter().map(|time| time * 1000).collect();
         let slowest = *service_ns.iter().max().unwrap();
-        let depth = service_ns.iter().map(|time| 2 * slowest.div_ceil(*time) as usize).sum::<usize>() + more;
+        let depth = more
+            + service_ns.iter().map(|time| 2 * slowest.div_ceil(*time) as usize).sum::<usize>();
         let list = " dev".repeat(service.len());
         let multipath = new(&format!("0 0 1 1 historical-service-time 0 {} 0{list}", service.len()));
         let served = serve_and(&multipath, &service_ns, depth, requests, |expected, chosen| {
@@ -69,20 +78,26 @@ proptest! {
     }
 
     #[test]
-    fn service_time_keeps_times_even(speeds in prop::collection::vec(0u32..=100, 2..6), ends in prop::collection::vec(any::<u8>(), 1..200)) {
+    fn service_time_keeps_times_even(
+        speeds in prop::collection::vec(0u32..=100, 2..6),
+        ends in prop::collection::vec(any::<u8>(), 1..200),
+    ) {
         let list: String = speeds.iter().map(|speed| format!(" dev 1 {speed}")).collect();
         let multipath = new(&format!("0 0 1 1 service-time 0 {} 2{list}", speeds.len()));
         let mut in_flight = Vec::new();
         for end in ends {
             let bytes = 512 * u64::from(end % 64 + 1);
-            let load: Vec<u64> = multipath.paths().iter().map(|path| path.bytes_in_flight() + bytes).collect();
-            let attempt = send(multipath.select(Ask { bytes, ..Ask::default() }, &mut |_| {})).unwrap();
+            let load: Vec<u64> =
+                multipath.paths().iter().map(|path| path.bytes_in_flight() + bytes).collect();
+            let attempt =
+                send(multipath.select(Ask { bytes, ..Ask::default() }, &mut |_| {})).unwrap();
             let chosen = attempt.path() as usize;
             in_flight.push(attempt);
             for other in (0..speeds.len()).filter(|other| speeds[*other] > 0) {
                 prop_assert!(speeds[chosen] > 0, "a path without speed was used");
                 prop_assert!(
-                    load[chosen] * u64::from(speeds[other]) <= load[other] * u64::from(speeds[chosen]),
+                    load[chosen] * u64::from(speeds[other])
+                    <= load[other] * u64::from(speeds[chosen]),
                     "path {chosen} was used, but {other} would have been done sooner"
                 );
             }

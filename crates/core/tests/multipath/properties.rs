@@ -88,7 +88,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => which().prop_map(Step::Fail),
         2 => which().prop_map(Step::Reinstate),
         1 => which().prop_map(Step::SwitchGroup),
-        1 => (which(), any::<bool>()).prop_map(|(which, disable)| Step::DisableGroup(which, disable)),
+        1 => (which(), any::<bool>())
+            .prop_map(|(which, disable)| Step::DisableGroup(which, disable)),
         1 => any::<bool>().prop_map(Step::Queueing),
     ]
 }
@@ -269,7 +270,12 @@ proptest! {
             both.judge(0, 0)?;
         }
         both.compare()?;
-        prop_assert!(both.real.paths().iter().all(|path| path.in_flight() == 0 && path.bytes_in_flight() == 0));
+        prop_assert!(
+            both.real
+                .paths()
+                .iter()
+                .all(|path| path.in_flight() == 0 && path.bytes_in_flight() == 0)
+        );
     }
 
     /// A request ends, and is never sent to a path that is down, whatever paths come back and fail

@@ -429,8 +429,8 @@ impl Device {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// The generation, if no message is under way. If [`Device::generation`] returns it again later,
-    /// the maps did not change in between.
+    /// The generation, if no message is under way. If [`Device::generation`] returns it again
+    /// later, the maps did not change in between.
     pub fn generation_at_rest(&self) -> Option<u64> {
         let _message = match self.message.try_lock() {
             Ok(lock) => lock,

@@ -246,8 +246,8 @@ impl Table {
         self.segments.get(index).filter(|s| sector - s.start < s.len)
     }
 
-    /// Gives the switch segment at `start` the words of `map`, which another table of the device has.
-    /// `false`, and no change, if there is no such segment or if its geometry differs.
+    /// Gives the switch segment at `start` the words of `map`, which another table of the device
+    /// has. `false`, and no change, if there is no such segment or if its geometry differs.
     pub fn share_map(&mut self, start: u64, map: &RegionMap) -> bool {
         let segment = self.segments.iter_mut().find(|segment| segment.start == start);
         let Some(Target::Switch { map: own, .. }) = segment.map(|one| &mut one.target) else {
@@ -439,16 +439,6 @@ impl Table {
         self.counters.iter().skip(path as usize).step_by(per_queue).for_each(|c| totals.add(c));
         totals
     }
-
-    /// The properties of a destination: those of a leaf, or of a device's live table.
-    pub fn limits_below(&self, below: Below) -> Option<Properties> {
-        match below {
-            Below::Leaf(leaf) => {
-                self.leaves.get(leaf as usize).map(|leaf| leaf.properties().clone())
-            }
-            Below::Device(id) => self.devices().find(|d| d.id() == id).map(|d| d.properties()),
-        }
-    }
 }
 
 /// Collects the leaves and devices of a table, then its segments.
@@ -482,11 +472,6 @@ impl TableBuilder {
             self.leaves.len() - 1
         });
         Below::Leaf(index as u32)
-    }
-
-    /// The leaf with this key, if it was added.
-    pub fn leaf_by_key(&self, key: &str) -> Option<Below> {
-        self.leaves.iter().position(|l| l.key() == key).map(|index| Below::Leaf(index as u32))
     }
 
     /// Adds a device below. It counts as open until the table is dropped. `None` if it is being

@@ -141,8 +141,8 @@ impl Driver {
     }
 
     /// Changes a multipath: `act` reinstates a path, fails one, or changes what happens to requests
-    /// without a path. [`Driver::events`] reports the changes. Requests that wait for a path ask again
-    /// if that may help. `None` if the device is not a multipath.
+    /// without a path. [`Driver::events`] reports the changes. Requests that wait for a path ask
+    /// again if that may help. `None` if the device is not a multipath.
     pub fn change_paths<R>(
         &mut self,
         device: u32,
@@ -160,8 +160,8 @@ impl Driver {
     }
 
     /// Takes the changes of multipaths since the last call, oldest first: paths that failed in a
-    /// [`Driver::wait`], and the changes of [`Driver::change_paths`]. The driver keeps the latest 4,096
-    /// that nobody has taken.
+    /// [`Driver::wait`], and the changes of [`Driver::change_paths`]. The driver keeps the latest
+    /// 4,096 that nobody has taken.
     pub fn events(&mut self) -> impl Iterator<Item = DriverEvent> + '_ {
         self.events.drain()
     }

@@ -1,7 +1,7 @@
 //! A device's gate: control closes and opens it, requests and pieces wait at it.
 //!
-//! Contract: as [`super`]. A request that waits is not in flight at its own device. So a closing gate
-//! does not wait for it, and it meets the table that is live when the gate opens again.
+//! Contract: as [`super`]. A request that waits is not in flight at its own device. So a closing
+//! gate does not wait for it, and it meets the table that is live when the gate opens again.
 
 use std::collections::HashSet;
 use std::mem;

@@ -275,8 +275,8 @@ impl Pipeline {
         }
     }
 
-    /// Pieces that a multipath device holds ask for a path again, because a path came back or nothing
-    /// is to be held any more. At a closed gate they wait on.
+    /// Pieces that a multipath device holds ask for a path again, because a path came back or
+    /// nothing is to be held any more. At a closed gate they wait on.
     pub fn release(&mut self, device: u32, turn: &mut Turn) {
         let Some(local) = self.local(device).filter(|local| local.open) else { return };
         // Pieces that are held again go to another list.

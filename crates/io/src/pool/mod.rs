@@ -249,8 +249,8 @@ impl Pool {
         self.ublk.node(device)
     }
 
-    /// Describes the user of a device's disk in words for people. `None` if the device is not a disk,
-    /// or nobody uses it. May block.
+    /// Describes the user of a device's disk in words for people. `None` if the device is not a
+    /// disk, or nobody uses it. May block.
     pub fn ublk_user(&self, device: &Device) -> Option<String> {
         self.ublk.user(device)
     }
@@ -289,8 +289,8 @@ impl Pool {
         self.vhost_user.changed(device);
     }
 
-    /// Whether a queue, or another of the pool's threads, has failed. Its requests get no answer any
-    /// more. Calls that need a failed queue fail with [`DeviceError::Stopping`].
+    /// Whether a queue, or another of the pool's threads, has failed. Its requests get no answer
+    /// any more. Calls that need a failed queue fail with [`DeviceError::Stopping`].
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }

@@ -1,14 +1,16 @@
 //! Memory that another process shares with this one, and may take away.
 //!
 //! A file that shrinks takes its pages out of every mapping. An access of this process would then
-//! end it with SIGBUS, and an export serves many clients. So a handler of that signal puts zeroes in
-//! place of a mapping that has lost its pages: the access goes on, and its owner learns that the
-//! mapping is broken ([`Guarded::is_broken`]). System calls on such memory fail with EFAULT and need
-//! no handler. Seals (`F_SEAL_SHRINK`) would prevent all that, but not every front end sets them.
+//! end it with SIGBUS, and an export serves many clients. So a handler of that signal puts zeroes
+//! in place of a mapping that has lost its pages: the access goes on, and its owner learns that the
+//! mapping is broken ([`Guarded::is_broken`]). System calls on such memory fail with EFAULT and
+//! need no handler. Seals (`F_SEAL_SHRINK`) would prevent all that, but not every front end sets
+//! them.
 //!
-//! Contract: what is in the memory may change at any time. Code reads it once, by copies or atomics,
-//! and never makes a Rust reference to it. The handler is installed with the first mapping and stays.
-//! It handles addresses of such mappings only, and leaves others to the handler before it.
+//! Contract: what is in the memory may change at any time. Code reads it once, by copies or
+//! atomics, and never makes a Rust reference to it. The handler is installed with the first mapping
+//! and stays. It handles addresses of such mappings only, and leaves others to the handler before
+//! it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

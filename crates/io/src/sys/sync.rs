@@ -27,8 +27,8 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// The types of the connector. Its loom test replaces this whole module (`tests/loom_reconnector.rs`),
-/// because loom has no clock and no waits with a time limit.
+/// The types of the connector. Its loom test replaces this whole module
+/// (`tests/loom_reconnector.rs`), because loom has no clock and no waits with a time limit.
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard, atomic::AtomicBool},
     thread,

@@ -196,7 +196,11 @@ fn a_filesystem_lives_on_it() {
             (0..3).all(|path| discards(path) > before[path as usize]),
             "a trim reaches every leaf"
         );
-        assert!((0..3).all(|path| table.path_totals(path).writes > 0 && table.path_totals(path).reads > 0));
+        assert!(
+            (0..3)
+                .map(|path| table.path_totals(path))
+                .all(|totals| totals.writes > 0 && totals.reads > 0)
+        );
         run("umount", &[mount]);
         run("fsck.ext4", &["-f", "-n", &node.path()]);
         run("blkdiscard", &[&node.path()]);

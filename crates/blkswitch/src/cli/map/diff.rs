@@ -27,7 +27,8 @@ pub(super) struct Diff {
     /// The device with the second map, or a file; - for standard input
     #[arg(value_name = "DEVICE|FILE")]
     other: String,
-    /// Print {"regions", "region_size", "paths", "changes": [{"start", "count", "from", "to"}, ...]}
+    /// Print {"regions", "region_size", "paths", "changes": [{"start", "count", "from", "to"},
+    /// ...]}
     #[arg(long)]
     json: bool,
     /// Print the message that turns the first map into the second

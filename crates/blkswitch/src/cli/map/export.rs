@@ -19,7 +19,8 @@ use crate::protocol::{GENERATION_COMMENT, device_path, route};
 ///
 /// One set_region_mappings message that names every region, with R where patterns repeat, in lines
 /// of at most 100 bytes, and a comment with the map's generation (without it, the map changed
-/// meanwhile). map import and message - read it; the kernel's own switch target reads it with --plain.
+/// meanwhile). map import and message - read it; the kernel's own switch target reads it with
+/// --plain.
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The device

@@ -18,6 +18,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use blkswitch_core::multipath::Event;
 use blkswitch_core::multipath::checker::{
     Failback, FailbackTimer, Flapping, Intervals, Marginal, NoPathRetry, NoPathTimer, Probe,
 };
@@ -318,7 +319,7 @@ fn end_round(device: &Arc<Device>, table: &Arc<Table>, watched: &mut Watched, gr
 fn change(
     device: &Arc<Device>,
     table: &Arc<Table>,
-    act: impl FnOnce(&PathGroups, &mut dyn FnMut(blkswitch_core::multipath::Event)) + Send + 'static,
+    act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)) + Send + 'static,
 ) {
     let (device, table) = (device.clone(), table.clone());
     tokio::task::spawn_blocking(move || change_now(&device, &table, act));
@@ -327,7 +328,7 @@ fn change(
 fn change_now(
     device: &Device,
     table: &Arc<Table>,
-    act: impl FnOnce(&PathGroups, &mut dyn FnMut(blkswitch_core::multipath::Event)),
+    act: impl FnOnce(&PathGroups, &mut dyn FnMut(Event)),
 ) {
     if let Ok(messenger) = device.messenger(0)
         && Arc::ptr_eq(messenger.table(), table)

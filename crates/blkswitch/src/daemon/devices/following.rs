@@ -1,12 +1,12 @@
 //! Devices whose map comes from a source: `create --map-from`.
 //!
 //! Each such device has a thread that looks at its source. It reads the source when that shows a
-//! change, when the device has got another table, and after an interval. It applies the difference to
-//! the map in use as one edit, under the device's message lock.
+//! change, when the device has got another table, and after an interval. It applies the difference
+//! to the map in use as one edit, under the device's message lock.
 //!
-//! Contract: as [`super`]. A source that cannot be read, or makes no sense, changes nothing: the map
-//! in use goes on. The log says it once for each new reason. A source that hangs holds up its own
-//! device only.
+//! Contract: as [`super`]. A source that cannot be read, or makes no sense, changes nothing: the
+//! map in use goes on. The log says it once for each new reason. A source that hangs holds up its
+//! own device only.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

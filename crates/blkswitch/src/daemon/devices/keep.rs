@@ -3,9 +3,9 @@
 //!
 //! The work is done at the load, while messages and requests go on. If the paths and the regions
 //! are the same, both tables have the same words, and nothing more is to be done. Otherwise the map
-//! is carried over into the new table's. If messages have changed it since, a resume carries it over
-//! once more: under the message lock, before the gate closes. So the gate is closed only for the
-//! exchange of the tables, and no request is routed by a map that lacks a message.
+//! is carried over into the new table's. If messages have changed it since, a resume carries it
+//! over once more: under the message lock, before the gate closes. So the gate is closed only for
+//! the exchange of the tables, and no request is routed by a map that lacks a message.
 //!
 //! Contract: as [`super`]. With `serve --state`, the file of the new map is complete and forced
 //! before a description names it.

@@ -3,8 +3,8 @@
 //! A source is read onto a map of its own ([`staged`]). Whoever reads it compares that map with the
 //! one in use and applies the difference. So what makes no sense changes nothing.
 //!
-//! Contract: reading may block; it changes nothing. No source trusts what it reads: every answer has
-//! a bound.
+//! Contract: reading may block; it changes nothing. No source trusts what it reads: every answer
+//! has a bound.
 
 mod file;
 mod referrals;

@@ -7,9 +7,9 @@
 //! 3. It then tells the segments, page by page. Each goes to the path of the best group that serves
 //!    it.
 //!
-//! The core decodes the answers and checks them ([`blkswitch_core::map`]). The segments are placed on
-//! a map of their own. Only a complete and valid answer is compared with the map in use, so an answer
-//! that makes no sense changes nothing.
+//! The core decodes the answers and checks them ([`blkswitch_core::map`]). The segments are placed
+//! on a map of their own. Only a complete and valid answer is compared with the map in use, so an
+//! answer that makes no sense changes nothing.
 //!
 //! Contract: may block for [`READ_TIME`]. The memory is that of one map; the number of pages is
 //! bounded, because every segment covers at least one region.

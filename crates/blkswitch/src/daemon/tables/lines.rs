@@ -1,7 +1,8 @@
 //! The lines of a table, parsed once. Every later step uses this result.
 //!
 //! Contract: the first fault comes after the lines before it, so that errors are found in the
-//! kernel's order. Any thread, any bytes: the caller decodes the text of a request ([`crate::raw`]).
+//! kernel's order. Any thread, any bytes: the caller decodes the text of a request
+//! ([`crate::raw`]).
 
 use blkswitch_core::args::is_space;
 use blkswitch_core::table::{self, LineError};

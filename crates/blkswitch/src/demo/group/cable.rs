@@ -165,7 +165,9 @@ async fn carry(mut client: Box<dyn Stream>, server: Place, mut plugged: watch::R
     };
     tokio::select! {
         // Either side may reset its connection, which is not an error of the cable.
-        carried = carried => if let Err(error) = carried && error.kind() != ErrorKind::ConnectionReset {
+        carried = carried => if let Err(error) = carried
+            && error.kind() != ErrorKind::ConnectionReset
+        {
             tracing::debug!(%error, "a connection through a cable ended");
         },
         _ = plugged.wait_for(|plugged| !plugged) => {}

@@ -9,7 +9,8 @@ use core::fmt;
 use super::super::path::Path;
 use super::{Ask, round_robin, turn};
 
-/// A way to spread requests over the paths of a group, beside those of [`Selector`](super::Selector).
+/// A way to spread requests over the paths of a group, beside those of
+/// [`Selector`](super::Selector).
 ///
 /// The requests and the bytes in flight on each path are counted for it. A path also has a note, a
 /// number that belongs to the selector ([`Path::note`]), so the selector itself needs no state and
@@ -53,8 +54,8 @@ pub trait CustomSelector: Send + Sync {
     /// Picks the path for a request: its index in `paths`, which are all paths of the group. If the
     /// path is not up, or with `None`, the path whose turn it is is used.
     ///
-    /// It runs on the way of each request: it must not block, and should not allocate. If it panics,
-    /// so does the thread that asked.
+    /// It runs on the way of each request: it must not block, and should not allocate. If it
+    /// panics, so does the thread that asked.
     fn pick(&self, paths: &[Path], ask: &Ask) -> Option<usize>;
 
     /// Called when the path has answered a request that was sent at `started_ns`. Both times are of

@@ -56,8 +56,8 @@ impl Offer {
     /// the leaf can go on.
     ///
     /// The server may offer more, or a larger export, of which the leaf uses the old size. It may
-    /// offer less where [`super::protocol`] compensates: that writes zeroes out, flushes after a write
-    /// that must be durable, and sends shorter requests.
+    /// offer less where [`super::protocol`] compensates: that writes zeroes out, flushes after a
+    /// write that must be durable, and sends shorter requests.
     pub(super) fn changed(&self, now: &Offer) -> Option<String> {
         let lost = |flag| self.has(flag) && !now.has(flag);
         let broken = if now.name != self.name {

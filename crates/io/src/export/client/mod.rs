@@ -101,7 +101,8 @@ pub(crate) struct Shared {
 ///
 /// ```
 /// use blkswitch_io::client::{Ask, ClientOptions};
-/// use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, Pool, PoolOptions, TableBuilder, Target, To};
+/// use blkswitch_io::{AlignedBytes, Leaf, LeafOptions, Pool, PoolOptions};
+/// use blkswitch_io::{TableBuilder, Target, To};
 ///
 /// let pool = Pool::start(PoolOptions { queues: 1, ..PoolOptions::default() })?;
 /// let leaf = Leaf::open(&"mem:1M".parse()?, &LeafOptions::new(pool.queues()))?;
@@ -188,8 +189,8 @@ impl Client {
     }
 
     /// Submits, then waits until there are answers, at most so long (`None`: for ever), and appends
-    /// them to `answers`. Also returns when a [`Waker`] wakes it. With nothing in flight it does not
-    /// wait for ever: then it returns at once.
+    /// them to `answers`. Also returns when a [`Waker`] wakes it. With nothing in flight it does
+    /// not wait for ever: then it returns at once.
     ///
     /// # Errors
     /// [`ClientError::Ended`] when the queue is gone and its last answers are taken, or
@@ -274,8 +275,8 @@ impl Client {
 
 impl AsFd for Client {
     /// A descriptor that is readable when there are answers, for programs that wait for several
-    /// descriptors by `poll` or `epoll`. Call [`Client::submit`] before, and [`Client::wait`] with a
-    /// time of zero when it is readable.
+    /// descriptors by `poll` or `epoll`. Call [`Client::submit`] before, and [`Client::wait`] with
+    /// a time of zero when it is readable.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.answered.fd().as_fd()
     }

@@ -117,7 +117,8 @@ impl Seat {
         if mem::replace(&mut self.is_listening, true) {
             return;
         }
-        // It is polled, not read: whatever becomes of the ring, the kernel writes to no memory here.
+        // It is polled, not read: whatever becomes of the ring, the kernel writes to no memory
+        // here.
         let fd = types::Fd(self.shared.bell.fd().as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
         // SAFETY: nothing is pointed to. The seat, and so the descriptor, stays until the poll has

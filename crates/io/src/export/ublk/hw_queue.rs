@@ -181,7 +181,8 @@ impl HwQueue {
             abi::IO_RES_ABORT => return,
             errno => {
                 let error = io::Error::from_raw_os_error(-errno);
-                tracing::error!(node = %super::block_node(self.id), queue = self.number, tag, %error,
+                let node = super::block_node(self.id);
+                tracing::error!(%node, queue = self.number, tag, %error,
                     "the ublk driver refused a command: the tag is lost");
                 return;
             }

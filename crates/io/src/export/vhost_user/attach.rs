@@ -57,8 +57,8 @@ impl Exports {
         found.map(Attached::socket)
     }
 
-    /// Serves front ends of a device at a socket that listens. The device counts as open until it is
-    /// detached.
+    /// Serves front ends of a device at a socket that listens. The device counts as open until it
+    /// is detached.
     pub(crate) fn attach(
         &self,
         device: &Arc<Device>,

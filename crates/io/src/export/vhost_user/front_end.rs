@@ -1,8 +1,8 @@
 //! A connection of a front end: its messages, and what they change.
 //!
 //! Contract: one thread uses a [`FrontEnd`], and may block. A ring is with a queue only while all
-//! that it consists of stays as it is: each change ends the ring first, which waits for its requests,
-//! and begins it anew. Everything that a front end says is checked.
+//! that it consists of stays as it is: each change ends the ring first, which waits for its
+//! requests, and begins it anew. Everything that a front end says is checked.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -478,8 +478,8 @@ impl<'a> FrontEnd<'a> {
         (0..self.rings.len()).try_for_each(|ring| self.end_ring(ring))
     }
 
-    /// Ends a ring: what it has taken is answered. If the front end goes meanwhile, the rest is left
-    /// to the next back end.
+    /// Ends a ring: what it has taken is answered. If the front end goes meanwhile, the rest is
+    /// left to the next back end.
     fn end_ring(&mut self, number: usize) -> Result<(), Ended> {
         let queue = self.queue_of(number);
         let Some(ring) = self.rings.get_mut(number) else { return Ok(()) };
@@ -524,8 +524,8 @@ impl<'a> FrontEnd<'a> {
         }
         let mut until = None;
         while latch.wait_for(LOOK) == Waited::NotYet {
-            // A guest must not get the rings to another back end while leaves may still write to its
-            // memory. At the end of the process, or of the export, nobody waits for that.
+            // A guest must not get the rings to another back end while leaves may still write to
+            // its memory. At the end of the process, or of the export, nobody waits for that.
             if self.trouble.is_stopping()
                 && Instant::now() > *until.get_or_insert_with(|| Instant::now() + END_TIME)
             {

@@ -60,7 +60,8 @@ pub fn read_chains(bytes: &[u8]) -> usize {
     })
 }
 
-/// Whether a segment is memory that is shared: its first and last byte are where the guest has them.
+/// Whether a segment is memory that is shared: its first and last byte are where the guest has
+/// them.
 fn check(memory: &Memory, segment: &Segment) {
     let last = segment.len - 1;
     for (at, guest) in [(0, segment.guest), (last, segment.guest + last)] {

@@ -1,7 +1,7 @@
 //! The area in which the requests under way are noted, for the back end that comes after this one.
 //!
-//! The front end keeps the area, and hands it to the next back end. So a daemon that is killed loses
-//! no request: those that it has taken and not answered are carried out again.
+//! The front end keeps the area, and hands it to the next back end. So a daemon that is killed
+//! loses no request: those that it has taken and not answered are carried out again.
 //!
 //! Contract: the layout and the order of writes are those of the specification ("Inflight I/O
 //! tracking", split virtqueue). One thread uses a ring's part, and checks what it
@@ -128,8 +128,8 @@ impl Part {
         self.word(14)
     }
 
-    /// Begins with a ring. Returns the heads that an earlier back end has taken and not answered, in
-    /// the order in which it took them.
+    /// Begins with a ring. Returns the heads that an earlier back end has taken and not answered,
+    /// in the order in which it took them.
     pub(super) fn begin(&mut self, rings: &Rings) -> Vec<u16> {
         let used = rings.used_index();
         if self.word(8).load(Relaxed) != VERSION {

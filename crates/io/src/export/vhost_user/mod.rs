@@ -1,9 +1,10 @@
 //! The vhost-user export: a device as a disk of virtual machines, without a network protocol.
 //!
 //! A front end (QEMU, Cloud Hypervisor, libblkio) connects to the device's socket, and shares the
-//! memory of its guest and the rings of a virtio-blk device in it. A queue takes requests out of the
-//! rings, and leaves read and write the guest's own memory: no data is copied. Notifications are
-//! eventfds on the queue's io_uring, so one system call per turn serves the guest and the leaves.
+//! memory of its guest and the rings of a virtio-blk device in it. A queue takes requests out of
+//! the rings, and leaves read and write the guest's own memory: no data is copied. Notifications
+//! are eventfds on the queue's io_uring, so one system call per turn serves the guest and the
+//! leaves.
 //!
 //! A thread of its own speaks the protocol with the front end ([`front_end`]). It hands a ring to a
 //! queue when everything about it is known, and takes it back before anything of it changes. So the
@@ -19,8 +20,8 @@
 //! parser would be left: some 200 lines, which are fuzzed here.
 //!
 //! Limits: [`MAX_RINGS`] rings of [`RING_SIZE_MAX`] entries, [`MAX_DESCRIPTORS`] descriptors of a
-//! chain, [`MAX_IO_BYTES`] of a request, [`MAX_UNDER_WAY`] parts of requests under way for each ring,
-//! [`MAX_REGIONS`] regions of memory. One front end at a time; the next one waits.
+//! chain, [`MAX_IO_BYTES`] of a request, [`MAX_UNDER_WAY`] parts of requests under way for each
+//! ring, [`MAX_REGIONS`] regions of memory. One front end at a time; the next one waits.
 
 mod asked;
 mod attach;

@@ -190,8 +190,8 @@ impl Vring {
         self.called_at = None;
     }
 
-    /// Waits for the next kick. An eventfd of a front end does not block, so the read is linked to a
-    /// poll.
+    /// Waits for the next kick. An eventfd of a front end does not block, so the read is linked to
+    /// a poll.
     pub(super) fn arm(&mut self, at: u32, ring: &mut Ring) {
         if self.is_ending {
             return;
@@ -327,7 +327,8 @@ impl Vring {
         true
     }
 
-    /// Gives the parts of a request to the pipeline. `Err` is the errno of one that is refused here.
+    /// Gives the parts of a request to the pipeline. `Err` is the errno of one that is refused
+    /// here.
     #[inline]
     fn start(
         &mut self,
@@ -379,8 +380,8 @@ impl Vring {
         Ok(())
     }
 
-    /// Gives a part to the pipeline. Its memory stays mapped, and is the guest's or the slot's, until
-    /// the answer (contract of [`Span`]).
+    /// Gives a part to the pipeline. Its memory stays mapped, and is the guest's or the slot's,
+    /// until the answer (contract of [`Span`]).
     #[inline]
     fn part(&mut self, head: u16, request: &Request, context: &mut Context<'_>) {
         if let Some(slot) = self.slots.get_mut(usize::from(head)) {

@@ -1,7 +1,7 @@
 //! Reads a region map: as runs, as a picture, or as a message.
 //!
-//! Contract: maps may have a billion regions, so answers are produced in pieces ([`in_pieces`]). The
-//! table stays in memory while its map is read, even if the device is loaded again or removed
+//! Contract: maps may have a billion regions, so answers are produced in pieces ([`in_pieces`]).
+//! The table stays in memory while its map is read, even if the device is loaded again or removed
 //! meanwhile.
 
 use std::collections::VecDeque;

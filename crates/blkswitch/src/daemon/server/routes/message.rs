@@ -9,8 +9,9 @@
 //! exported map. Comments are dropped as the body arrives.
 //!
 //! Contract: memory is bounded by [`BLOCK_BYTES`] times [`BLOCKS_AHEAD`], for an atomic message by
-//! [`ATOMIC_MAX_BYTES`], and for a long one with a generation by the size of the map. After a refusal, the rest of the body is read and dropped before the
-//! answer, so the client always gets the reason.
+//! [`ATOMIC_MAX_BYTES`], and for a long one with a generation by the size of the map. After a
+//! refusal, the rest of the body is read and dropped before the answer, so the client always gets
+//! the reason.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -621,7 +621,14 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         1 => (Just(opt::EXPORT_NAME), name.prop_map(<[u8]>::to_vec)),
         6 => (prop_oneof![9 => Just(opt::INFO), 1 => Just(opt::GO)], info),
         6 => (prop_oneof![Just(opt::LIST_META_CONTEXT), Just(opt::SET_META_CONTEXT)], contexts),
-        6 => (prop_oneof![Just(opt::LIST), Just(opt::STRUCTURED_REPLY), Just(opt::EXTENDED_HEADERS)], Just(Vec::new())),
+        6 => (
+            prop_oneof![
+                Just(opt::LIST),
+                Just(opt::STRUCTURED_REPLY),
+                Just(opt::EXTENDED_HEADERS)
+            ],
+            Just(Vec::new()),
+        ),
         4 => (0u32..14, noise),
     ];
     option.prop_map(|(option, data)| {

@@ -511,7 +511,10 @@ proptest! {
         }
         match negotiated.parse(&bytes) {
             Parsed::Request(request) => {
-                prop_assert!(request.offset.checked_add(request.len).unwrap() <= MIB || request.payload_len_flag);
+                prop_assert!(
+                    request.offset.checked_add(request.len).unwrap() <= MIB
+                        || request.payload_len_flag
+                );
                 let unit = 1 << min_shift;
                 if !(request.command == NbdCommand::BlockStatus && request.payload_len_flag) {
                     prop_assert!(request.offset % unit == 0 && request.len % unit == 0);
@@ -520,11 +523,15 @@ proptest! {
                 prop_assert!(!request.fua || request.command.writes());
                 match request.command {
                     NbdCommand::Write => prop_assert_eq!(request.payload, request.len),
-                    NbdCommand::BlockStatus => prop_assert!(request.payload <= MAX_STATUS_PAYLOAD as u64),
+                    NbdCommand::BlockStatus => prop_assert!(
+                        request.payload <= MAX_STATUS_PAYLOAD as u64
+                    ),
                     _ => prop_assert_eq!(request.payload, 0),
                 }
             }
-            Parsed::Refused { payload, .. } => prop_assert!(payload <= u64::from(MAX_SKIPPED_PAYLOAD_BYTES)),
+            Parsed::Refused { payload, .. } => prop_assert!(
+                payload <= u64::from(MAX_SKIPPED_PAYLOAD_BYTES)
+            ),
             Parsed::Disconnect | Parsed::Broken(_) => {}
         }
     }

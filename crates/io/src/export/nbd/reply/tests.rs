@@ -243,7 +243,11 @@ proptest! {
             writer.extent(blocks * 512, status);
         }
         let truth: Vec<u32> =
-            extents.iter().flat_map(|&(blocks, status)| (0..blocks).map(move |_| status)).take(len as usize).collect();
+            extents
+            .iter()
+            .flat_map(|&(blocks, status)| (0..blocks).map(move |_| status))
+            .take(len as usize)
+            .collect();
         let (head, unit) = if wide { (40, 16) } else { (24, 8) };
         let most = if req_one { 1 } else { room.saturating_sub(head) / unit };
         let Some(written) = writer.finish() else {
@@ -254,7 +258,10 @@ proptest! {
         prop_assert!(!told.is_empty() && (!req_one || told.len() == 1));
         prop_assert!(told.windows(2).all(|pair| pair[0].1 != pair[1].1));
         let blocks: Vec<u32> =
-            told.iter().flat_map(|&(len, status)| (0..len / 512).map(move |_| status as u32)).collect();
+            told
+            .iter()
+            .flat_map(|&(len, status)| (0..len / 512).map(move |_| status as u32))
+            .collect();
         prop_assert_eq!(&blocks[..], &truth[..blocks.len()]);
         // The answer is shorter only if the chunk is full.
         prop_assert!(blocks.len() == truth.len() || told.len() == most);
