@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Output, Stdio};
 
 use blkswitch::protocol::{MapDiff, MapPlan, Place, Places, RegionMap, device_path, route};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, SECTOR, sector_of};
 
@@ -158,7 +158,7 @@ fn the_regions_of_a_path_are_ranges_that_map_set_takes() {
     let said = refused(&daemon, &["map", "regions", "vol", "--path", "3"]);
     assert!(said.contains("path 3: it must be from 0 to 2"), "{said}");
     let path = format!("{}?path=1&form=compact", device_path(route::MAP, "vol"));
-    let reply = daemon.request("GET", &path, json!({}));
+    let reply = daemon.request("GET", &path, Value::Null);
     assert!(reply.error().reason.contains("form=compact"), "{reply}");
 }
 
