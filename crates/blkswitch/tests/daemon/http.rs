@@ -67,8 +67,13 @@ pub(crate) fn send(socket: &Path, method: &str, path: &str, body: &[u8]) -> Repl
 
 /// Writes a request. It is the only one of its connection.
 pub(crate) fn write_request(stream: &mut UnixStream, method: &str, path: &str, body: &[u8]) {
-    stream.write_all(&head(method, path, body.len())).unwrap();
-    stream.write_all(body).unwrap();
+    let request = [head(method, path, body.len()), body.to_vec()].concat();
+    // The daemon may refuse a request after its head, and close the connection before it has read
+    // the body. The reply is there all the same.
+    match stream.write_all(&request) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written.unwrap(),
+    }
 }
 
 /// The head of a request with a body of `length` bytes.
