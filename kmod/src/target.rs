@@ -131,8 +131,8 @@ fn check_area(
     builder: &Builder,
     path: &PathArg<'_>,
     len: u64,
-    region_size: u32) -> Result<(,
-), Refusal> {
+    region_size: u32,
+) -> Result<(), Refusal> {
     let (start, dev_size) = (path.offset()?, builder.dev_size(path.number));
     let block_size = builder.dev_block_size(path.number);
     // A size of 0 means that the device does not know its size yet.

@@ -9,7 +9,7 @@
 
 use blkswitch_core::multipath::outcome::EIO;
 use blkswitch_core::multipath::{
-    Attempt, Choice, Command, Event, Group, Item, Multipath, Params, Path, Verdict,
+    Attempt, Choice, Event, Group, Item, Multipath, MultipathCommand, Params, Path, Verdict,
 };
 use loom::sync::Arc;
 use loom::thread;
@@ -54,7 +54,7 @@ fn finds_the_path_that_is_up() {
         multipath.fail_path(0, &mut |_| {});
         // No group is named or in use, so the search looks at every path just once. A single miss
         // then gives a wrong answer.
-        let command = Command::parse(&[b"enable_group", b"1"]).unwrap();
+        let command = MultipathCommand::parse(&[b"enable_group", b"1"]).unwrap();
         multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
         let queue = {
             let multipath = multipath.clone();
@@ -142,7 +142,7 @@ fn a_message_wins_over_a_change_of_groups() {
                 multipath.withdraw(attempt);
             })
         };
-        let command = Command::parse(&[b"switch_group", b"3"]).unwrap();
+        let command = MultipathCommand::parse(&[b"switch_group", b"3"]).unwrap();
         multipath.apply(&command, |_| false, &mut |_| {}).unwrap();
         queue.join().unwrap();
         assert_eq!(sent(multipath.select(Default::default(), &mut |_| {})).path(), 2);
