@@ -31,7 +31,7 @@
 //! | `GET /v1/devices/{name}/map/message?sector&generation` | [`ExportQuery`] -> `text/plain` as a stream | `map export` |
 //! | `POST /v1/devices/{name}/map/where` | [`Where`] -> [`Places`] | `map where` |
 //! | `GET /v1/devices/{name}/map/diff?with&sector&with_sector&form` | [`DiffQuery`] -> [`MapDiff`] as a stream, or another [`DiffForm`] | `map diff` |
-//! | `POST /v1/devices/{name}/map/diff?sector&form` | [`DiffQuery`], a message as a stream of `text/plain` -> the same | `map diff` with a file |
+//! | `POST /v1/devices/{name}/map/diff?sector&form` | [`DiffTextQuery`], a message as a stream of `text/plain` -> the same | `map diff` with a file |
 //! | `POST /v1/devices/{name}/map/plan?sector&form` | [`PlanQuery`], [`PlanMap`] -> [`MapPlan`] as a stream, or another [`PlanForm`] | `map plan` |
 //! | `GET /v1/devices/{name}/stats` | -> [`DeviceStats`] | `stats` |
 //! | `POST /v1/remove_all` | [`RemoveAll`] -> [`Removed`] | `remove_all` |
@@ -70,8 +70,8 @@ pub use self::messages::{MessageQuery, MessageReply};
 pub use self::object::{object, optional_object};
 pub use self::places::{Place, Places, Tier, Unit, WHERE_NUMBERS_MAX, Where};
 pub use self::plans::{
-    Balance, BalanceBy, CompactRuns, DiffForm, DiffQuery, Evacuate, MapChange, MapDiff, MapPlan,
-    PathShare, PlanForm, PlanMap, PlanQuery,
+    Balance, BalanceBy, CompactRuns, DiffForm, DiffQuery, DiffTextQuery, Evacuate, MapChange,
+    MapDiff, MapPlan, PathShare, PlanForm, PlanMap, PlanQuery,
 };
 pub use self::users::{
     AttachUblk, AttachVhostUser, Client, DetachQuery, DisconnectQuery, Disconnected, Disk,

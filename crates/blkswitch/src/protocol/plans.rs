@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// Query of `GET` and `POST /v1/devices/{name}/map/diff`.
+/// Query of `GET /v1/devices/{name}/map/diff`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -11,11 +11,24 @@ pub struct DiffQuery {
     /// As in [`MapQuery`](super::MapQuery).
     #[param(maximum = 18446744073709551615u64)]
     pub sector: Option<u64>,
-    /// `GET` only: the device with the other map.
-    pub with: Option<String>,
-    /// `GET` only: a sector of the other device's segment; absent: its only switch segment.
+    /// The device with the other map.
+    pub with: String,
+    /// A sector of the other device's segment; absent: its only switch segment.
     #[param(maximum = 18446744073709551615u64)]
     pub with_sector: Option<u64>,
+    /// How the difference is written.
+    #[serde(default)]
+    pub form: DiffForm,
+}
+
+/// Query of `POST /v1/devices/{name}/map/diff`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct DiffTextQuery {
+    /// As in [`MapQuery`](super::MapQuery).
+    #[param(maximum = 18446744073709551615u64)]
+    pub sector: Option<u64>,
     /// How the difference is written.
     #[serde(default)]
     pub form: DiffForm,

@@ -14,7 +14,7 @@ use crate::daemon::server::app::App;
 use crate::daemon::server::pieces::{PIECE_BYTES, Pieces, in_pieces};
 use crate::daemon::server::reply::{self, Name, QueryParams, Refused, refuse};
 use crate::daemon::server::routes::message::{BLOCK_BYTES, Incoming, feed};
-use crate::protocol::{DiffForm, DiffQuery, Errno, MapChange, MapDiff, route};
+use crate::protocol::{DiffForm, DiffQuery, DiffTextQuery, MapChange, MapDiff, route};
 
 /// The ioctl in refusals, as for maps.
 const IOCTL: &str = "status";
@@ -41,11 +41,7 @@ pub async fn devices(
     let device = app.devices.find(&name).map_err(refuse(IOCTL, None))?;
     let form = query.form;
     let compare = || -> Result<Difference, Failure> {
-        let Some(with) = &query.with else {
-            let reason = "with=NAME must name the device whose map is compared; a map in a text is \
-                          sent with POST";
-            return Err(Failure::new(Errno::Einval, reason));
-        };
+        let with = &query.with;
         let other = app.devices.find(with)?;
         let before = Switch::of(&device, query.sector)?;
         let other = Switch::of(&other, query.with_sector).map_err(|mut failure| {
@@ -62,7 +58,7 @@ pub async fn devices(
 #[utoipa::path(
     post,
     path = route::MAP_DIFF,
-    params(("name" = String, Path, description = "The device"), DiffQuery),
+    params(("name" = String, Path, description = "The device"), DiffTextQuery),
     request_body(
         content = String,
         description = "A set_region_mappings message, as a stream",
@@ -80,7 +76,7 @@ pub async fn devices(
 pub async fn message(
     State(app): State<App>,
     Name(name): Name,
-    QueryParams(query): QueryParams<DiffQuery>,
+    QueryParams(query): QueryParams<DiffTextQuery>,
     body: Body,
 ) -> Result<Response, Refused> {
     let mut incoming = Incoming::new(body);
@@ -98,14 +94,10 @@ pub async fn message(
 async fn compare(
     app: &App,
     name: &str,
-    query: DiffQuery,
+    query: DiffTextQuery,
     incoming: &mut Incoming,
 ) -> Result<Result<Difference, Failure>, Refused> {
     let found = || -> Result<_, Failure> {
-        if let Some(with) = query.with {
-            let reason = format!("with={with}: a message is compared with one device only");
-            return Err(Failure::new(Errno::Einval, reason));
-        }
         let device = app.devices.find(name)?;
         let switch = Switch::of(&device, query.sector)?;
         Ok((device, switch))
