@@ -88,6 +88,19 @@ fn a_file_supplies_the_map_before_the_first_request_and_whenever_it_is_replaced(
     assert!(error.reason.contains("No such file"), "{error:?}");
     until("it is reported", || source(&daemon).error.is_some());
     assert_eq!(paths(&daemon), [1; 8]);
+    // A kept map needs no source. Nothing changes it before the table is live: not its paths, and
+    // not its generation, although both tables have the same memory.
+    put(&file, ALL_ONE);
+    until("it is read again", || source(&daemon).error.is_none());
+    let generation = daemon.describe("vol").generation;
+    std::fs::remove_file(&file).unwrap();
+    let body = json!({"table": TABLE, "keep_map": true});
+    daemon.on("PUT", route::TABLE, "vol", body).expect_ok();
+    daemon.on("POST", route::RESUME, "vol", Value::Null).expect_ok();
+    assert_eq!((paths(&daemon), daemon.describe("vol").generation), (vec![1; 8], generation));
+    let body = json!({"table": TABLE, "map": ALL_ZERO});
+    let error: ErrorBody = daemon.on("PUT", route::TABLE, "vol", body).error();
+    assert!(error.reason.contains("either --map FILE or that of file:"), "{error:?}");
 }
 
 #[test]

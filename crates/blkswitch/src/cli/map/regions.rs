@@ -39,7 +39,7 @@ impl Regions {
             context.print_download(&path, selector.subject()).await?;
             return context.print("\n");
         }
-        // The first line is the head, which is no run.
+        // The first line is the head and does not parse as a run.
         let range = |line: &str| {
             let run: Run = serde_json::from_str(line).ok()?;
             Some(range_text(run.start, run.count).into_bytes())

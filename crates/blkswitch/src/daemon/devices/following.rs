@@ -17,15 +17,15 @@ use blkswitch_core::map::diff::{Change, Diff};
 use blkswitch_core::switch::MapWriter;
 use blkswitch_io::event::Who;
 use blkswitch_io::slots::Slots;
-use blkswitch_io::table::RegionMap;
 use blkswitch_io::{Device, Segment, Table, Target};
 
 use crate::daemon::devices::Devices;
+use crate::daemon::devices::keep::in_use;
 use crate::daemon::devices::message::Keeping;
 use crate::daemon::failure::Failure;
 use crate::daemon::sources::{Seen, Source, StagedMap, Supplied};
 use crate::daemon::tables::targets::Keeper as _;
-use crate::protocol::{CreateDevice, Errno, MapSource};
+use crate::protocol::{CreateDevice, Errno, LoadTable, MapSource};
 
 /// Interval between two looks at the sources.
 const LOOK: Duration = Duration::from_millis(200);
@@ -235,12 +235,29 @@ impl Devices {
     }
 
     /// Fills the map of a table that is not live yet from the device's source, if it has one.
-    pub(crate) fn supply(&self, device: &Arc<Device>, table: &Table) -> Result<(), Failure> {
+    pub(crate) fn supply(
+        &self,
+        device: &Arc<Device>,
+        table: &Table,
+        load: &LoadTable,
+    ) -> Result<(), Failure> {
         let Some(following) = self.followings.of(device) else { return Ok(()) };
+        if load.map.is_some() {
+            let reason =
+                format!("a table has one map: either --map FILE or that of {}", following.source);
+            return Err(Failure::new(Errno::Einval, reason));
+        }
+        if load.keep_map {
+            // The kept map is that of the source already, and may be the live table's own memory,
+            // which only a message may change. The source is read again when the table is live.
+            return Ok(());
+        }
         let segment = only_switch(table)?;
         let Supplied { map: wanted, .. } = following.read(table, segment)?;
         let Target::Switch { map, .. } = &segment.target else { return Ok(()) };
-        set_all(map.writer().ok_or_else(in_use)?, map, &wanted)?;
+        let diff = Diff::new(map, &wanted);
+        let diff = diff.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?;
+        set_all(map.writer().ok_or_else(in_use)?, &diff);
         self.save_new(map)
     }
 
@@ -266,7 +283,7 @@ impl Devices {
         let who = Who { uid: None, pid: None, source: source.to_string() };
         let keeper = Keeping { devices: self, device, messenger: &messenger, who: &who };
         keeper.begin(map)?;
-        let changed = set_all(messenger.writer().ok_or_else(in_use)?, map, wanted)?;
+        let changed = set_all(messenger.writer().ok_or_else(in_use)?, &diff);
         keeper.end(map, changed)?;
         Ok(changed)
     }
@@ -284,19 +301,9 @@ impl Devices {
     }
 }
 
-fn in_use() -> Failure {
-    Failure::new(Errno::Ebusy, "the map is being changed by something else")
-}
-
-/// Gives the regions of `map` the paths of `wanted`. Returns the number of regions that have
-/// changed.
-fn set_all(
-    mut writer: MapWriter<'_, Slots>,
-    map: &RegionMap,
-    wanted: &StagedMap,
-) -> Result<u64, Failure> {
-    let diff = Diff::new(map, wanted);
-    let diff = diff.map_err(|error| Failure::new(Errno::Einval, error.to_string()))?;
+/// Gives the regions that differ the paths of the second map. `writer` is that of the first.
+/// Returns the number of these regions.
+pub(super) fn set_all(mut writer: MapWriter<'_, Slots>, diff: &Diff<'_, Slots, Slots>) -> u64 {
     let mut changed = 0;
     for Change { first, count, to, .. } in diff.changes(0, u64::MAX) {
         changed += count;
@@ -304,7 +311,7 @@ fn set_all(
             writer.set(region, to);
         });
     }
-    Ok(changed)
+    changed
 }
 
 /// Starts a thread for each source that has none, for as long as the future is polled.

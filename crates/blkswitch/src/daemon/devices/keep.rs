@@ -283,7 +283,7 @@ fn refused(error: KeepError) -> Failure {
     Failure::new(Errno::Einval, error.to_string())
 }
 
-fn in_use() -> Failure {
+pub(super) fn in_use() -> Failure {
     Failure::new(Errno::Ebusy, "the map is being changed by something else: try again")
 }
 

@@ -277,7 +277,7 @@ impl Devices {
         self.refuse_own_disks(&lines)?;
         let mut table = build(&self.site(device, &begun.opening), load, &lines)?;
         let kept = self.keep(device, &mut table, load);
-        let kept = match kept.and_then(|kept| self.supply(device, &table).map(|()| kept)) {
+        let kept = match kept.and_then(|kept| self.supply(device, &table, load).map(|()| kept)) {
             Ok(kept) => kept,
             Err(failure) => {
                 // The file of its map goes with it.

@@ -9,7 +9,6 @@
 //! message at a time.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use blkswitch_core::args::Words;
@@ -18,10 +17,11 @@ use blkswitch_core::switch::{Command, Map, Message, command};
 use blkswitch_io::Device;
 use blkswitch_io::event::Who;
 use blkswitch_io::slots::Slots;
-use blkswitch_io::table::RegionMap;
 
 use crate::daemon::devices::Devices;
+use crate::daemon::devices::following::set_all;
 use crate::daemon::devices::message::{Keeping, check_generation};
+use crate::daemon::devices::plan::copy_of;
 use crate::daemon::failure::Failure;
 use crate::daemon::tables::targets::switch::bad_argument;
 use crate::daemon::tables::targets::{Keeper as _, More, Text};
@@ -93,13 +93,7 @@ impl Devices {
         })?;
         let keeper = Keeping { devices: self, device, messenger: &messenger, who };
         keeper.begin(map)?;
-        let mut writer = messenger.writer().ok_or_else(no_map)?;
-        for change in diff.changes(0, u64::MAX) {
-            for region in change.first..change.first + change.count {
-                writer.set(region, change.to);
-            }
-        }
-        drop(writer);
+        set_all(messenger.writer().ok_or_else(no_map)?, &diff);
         let generation = device.generation();
         keeper.end(map, arguments).map_err(|failure| failure.with_generation(generation))?;
         Ok(MessageReply { text: None, arguments, generation })
@@ -108,20 +102,6 @@ impl Devices {
 
 fn no_map() -> Failure {
     Failure::new(Errno::Eio, "the segment has no map")
-}
-
-/// A copy of a map, in memory. The caller holds the message lock.
-fn copy_of(map: &RegionMap) -> Result<Map<Slots>, Failure> {
-    let no_memory = || Failure::new(Errno::Enomem, "there is no memory for a copy of the map");
-    let words = Slots::in_memory(map.geometry().nr_slots()).ok_or_else(no_memory)?;
-    // Words of regions that are round robin are zero, and stay without memory.
-    for (to, from) in words.as_ref().iter().zip(map.storage().as_ref()) {
-        match from.load(Ordering::Relaxed) {
-            0 => {}
-            word => to.store(word, Ordering::Relaxed),
-        }
-    }
-    Map::new(*map.geometry(), words).map_err(|_| no_memory())
 }
 
 /// Applies the text to the copy. Returns the number of arguments; `None` if the text was cut off.

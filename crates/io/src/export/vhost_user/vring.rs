@@ -3,7 +3,8 @@
 //! Contract: one queue thread uses it, from its first turn to its end. A head is either with the
 //! driver or with the pipeline, never with both. The memory of a request is the guest's own, and
 //! stays mapped until the ring is dropped, which waits for the last answer. A segment that is not
-//! aligned as disks need it goes through a buffer of ours. In steady state nothing is allocated.
+//! aligned as disks need it goes through a buffer of this ring. In steady state, nothing is
+//! allocated.
 
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
